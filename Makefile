@@ -1,0 +1,43 @@
+# make demo | test | lint | format | clean. Needs Python 3.11 or newer and make; everything else goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEMO := runs/demo
+# Workers of the test run; each uses one thread.
+JOBS ?= 2
+
+.PHONY: demo test lint format clean install
+.DEFAULT_GOAL := test
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"lambdanets needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
+	@echo "Installing into .venv (PyTorch is large: some minutes the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
+	@touch $@
+
+install: $(INSTALLED)
+
+demo: $(INSTALLED)
+	@rm -rf $(DEMO)
+	@$(BIN)/lambdanets train digits --out $(DEMO)
+	@$(BIN)/lambdanets eval $(DEMO)
+	@$(BIN)/lambdanets predict $(DEMO) --samples 24 --out $(DEMO)/predictions.png
+	@echo "Look at $(DEMO): curves.png, confusion.png, predictions.png, summary.txt"
+
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf .venv build dist runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,136 @@
+"""The command `lambdanets`: finds the verb and runs it, and turns what goes wrong into a sentence."""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import torch
+
+from lambdanets.cli.errors import EXIT_OF_SIGNAL, FAILURE, USAGE, UsageError, check_name, missing_extra
+
+# Verb -> its module and its line of help. A module is imported only when its verb is asked for:
+# `list` must not wait for Lightning.
+VERBS = {
+    "train": ("training", "train a recipe, on its own data or on a folder of photos; continue a run"),
+    "eval": ("evaluating", "measure a run on its validation set or on another one"),
+    "predict": ("predicting", "label photos with a run and draw them on a contact sheet"),
+    "list": ("listing", "models, recipes and data sources"),
+    "show": ("showing", "one model: stages, parameters, MACs, the kernel of every lambda layer"),
+    "plan": ("planning", "which kernel serves a problem, and why not the others"),
+}
+
+EXAMPLES = """\
+examples
+  lambdanets train digits
+  lambdanets train folder --data folder:/data/birds --model lambda_resnet50 --set optimizer.lr=0.1
+  lambdanets train --resume runs/2026-11-22-143000-digits
+  lambdanets eval runs/2026-11-22-143000-digits
+  lambdanets predict runs/2026-11-22-143000-digits photo.jpg holidays/
+  lambdanets list 'lambda*'
+  lambdanets show lambda_resnet152 --size 256
+  lambdanets plan --grid 64x64 --heads 4 --dim-k 16 --dim-v 64 --batch 8 --train
+"""
+
+_received: list[int] = []
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code.
+
+    Args:
+        argv: The words after `lambdanets`; those of the process when not given.
+
+    Returns:
+        0 done, 1 failed, 2 the command is wrong, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    with_traceback = words[:1] == ["--traceback"]
+    if with_traceback:
+        words.pop(0)
+    _received.clear()
+    previous = {number: signal.signal(number, _stop) for number in EXIT_OF_SIGNAL}
+    try:
+        return _run(words)
+    except (SystemExit, KeyboardInterrupt) as stop:
+        return _exit_code(stop)
+    except BrokenPipeError:
+        # `lambdanets list | head` is no failure. The reader is gone: nothing may be flushed to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        sentence = None if with_traceback else _sentence(error)
+        if sentence is None:
+            raise
+        print(f"lambdanets: {sentence}", file=sys.stderr)
+        # Training that was asked to stop brings its own code.
+        return USAGE if isinstance(error, UsageError) else getattr(error, "exit_code", FAILURE)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] in ("--version", "-V"):
+        import lambdanets
+
+        print(f"lambdanets {lambdanets.__version__}, torch {torch.__version__}")
+        return 0
+    verb, *options = words
+    check_name("verb", verb, VERBS)
+    module = importlib.import_module(f"lambdanets.cli.{VERBS[verb][0]}")
+    from lambdanets.cli.options import parse
+
+    return parse(module.run, prog=f"lambdanets {verb}", words=options)()
+
+
+def _help() -> str:
+    import lambdanets
+
+    verbs = "\n".join(f"  {verb:<9}{line}" for verb, (_, line) in VERBS.items())
+    return (
+        f"lambdanets {lambdanets.__version__}: lambda layers and LambdaResNets on PyTorch\n\n"
+        f"usage: lambdanets VERB [options]      lambdanets VERB --help says what a verb takes\n\n"
+        f"verbs\n{verbs}\n\n{EXAMPLES}\n"
+        f"lambdanets --traceback VERB ... shows where an error came from."
+    )
+
+
+def _sentence(error: Exception) -> str | None:
+    """Return what to tell the person, or None when the error is ours and deserves its traceback."""
+    if isinstance(error, ModuleNotFoundError):
+        ours = error.name is None or error.name.startswith("lambdanets")
+        return None if ours else missing_extra(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "out of memory; try a smaller --batch-size, a smaller image, or more --set engine.accumulate."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    # Every mistake that this package foresees is a ValueError or an error class of its own.
+    if isinstance(error, ValueError | OSError) or type(error).__module__.startswith("lambdanets."):
+        return str(error)
+    return None
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    if multiprocessing.parent_process() is not None:
+        # A forked data-loading worker has inherited this handler and has nothing to tidy up.
+        os._exit(EXIT_OF_SIGNAL[number])
+    _received.append(number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(EXIT_OF_SIGNAL[number])
+
+
+def _exit_code(stop: SystemExit | KeyboardInterrupt) -> int:
+    # The signal decides: Lightning turns Ctrl-C into a plain exit(1).
+    if _received:
+        return EXIT_OF_SIGNAL[_received[0]]
+    if isinstance(stop, KeyboardInterrupt):
+        return EXIT_OF_SIGNAL[signal.SIGINT]
+    return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

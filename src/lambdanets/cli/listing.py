@@ -1,0 +1,72 @@
+"""`lambdanets list`: what there is to train, and on what."""
+
+from fnmatch import fnmatch
+from typing import Annotated
+
+from rich.table import Table
+from tyro import conf
+
+from lambdanets.cli.catalogue import models
+from lambdanets.cli.console import draw, grid, stdout, table
+from lambdanets.cli.errors import UsageError, suggestion
+from lambdanets.cli.options import shown
+from lambdanets.models import list_models
+from lambdanets.recipes import get_recipe, list_recipes
+
+SOURCES = {
+    "digits": "scikit-learn's 1,797 scanned handwritten digits, 8x8 pixels; part of the installation",
+    "folder:PATH": "your photos: train/ and val/ with a folder per class, or class folders, to be split",
+    "torch/NAME:PATH": "a data set of torchvision, downloaded when absent: torch/cifar10, ...",
+    "hfds/NAME": "an image data set of the Hugging Face hub (pip install datasets)",
+    "wds/NAME:PATH": "shards of WebDataset (pip install webdataset)",
+    "tfds/NAME:PATH": "a data set of TensorFlow (pip install tensorflow-datasets)",
+}
+
+
+def run(pattern: Annotated[str, conf.Positional, shown("PATTERN")] = "*") -> int:
+    """List models, recipes and data sources.
+
+    Args:
+        pattern: Names to list, with wildcards in quotes: 'lambda*'. All of them when not given.
+    """
+    tables = {
+        "models": _models(pattern),
+        "recipes": _recipes(pattern),
+        "data sources (--data)": _sources(pattern),
+    }
+    tables = {title: made for title, made in tables.items() if made.row_count}
+    if not tables:
+        near = suggestion(pattern.replace("*", ""), [*list_models(), *list_recipes(), *SOURCES])
+        raise UsageError(f"nothing is named {pattern!r}{near}")
+    console = stdout()
+    for title, made in tables.items():
+        draw(console, title, made)
+    return 0
+
+
+def _models(pattern: str) -> Table:
+    made = table(name="left", parameters_M="right", image="right", description="wrap")
+    for each in models(pattern):
+        channels, *sizes = each.image
+        colour = "grey" if channels == 1 else "RGB"
+        millions = f"{each.parameters / 1e6:.2f}"
+        made.add_row(each.name, millions, f"{grid(tuple(sizes))} {colour}", each.description)
+    return made
+
+
+def _recipes(pattern: str) -> Table:
+    made = table(name="left", model="left", data="left", epochs="right", batch="right")
+    for name in list_recipes():
+        if fnmatch(name, pattern):
+            config = get_recipe(name)
+            data, epochs = config.data, config.engine.epochs
+            made.add_row(name, config.model.name, data.source, str(epochs), str(data.batch_size))
+    return made
+
+
+def _sources(pattern: str) -> Table:
+    made = table(name="left", description="wrap")
+    for name, description in SOURCES.items():
+        if fnmatch(name, pattern):
+            made.add_row(name, description)
+    return made

@@ -1,0 +1,94 @@
+"""Options of a verb, read by tyro from the signature of its function."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from functools import wraps
+from inspect import signature
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro import conf
+
+from lambdanets.cli.errors import UsageError, suggestion
+
+DtypeName = Literal["float32", "float64", "bfloat16", "float16"]
+Device = Annotated[str, conf.arg(metavar="cpu | cuda")]
+
+
+def shown(metavar: str, default: str | None = None) -> Any:
+    """Return how an option looks in the help: its value, and its default where "None" would say nothing."""
+    return conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "")
+
+
+def read_sizes(option: str, text: str) -> tuple[int, ...]:
+    """Return the sizes that a word such as 64x64 names.
+
+    Raises:
+        UsageError: The word is something else, or a size is zero.
+    """
+    words = text.lower().split("x")
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise UsageError(f"{option} takes sizes such as 64 or 64x64, not {text!r}.")
+    return tuple(map(int, words))
+
+
+def parse(verb: Callable[..., int], *, prog: str, words: Sequence[str]) -> Callable[[], int]:
+    """Read the options of a verb and return the call, not yet made.
+
+    Parsing and running are apart so that only a mistake in the words counts as wrong usage.
+
+    Args:
+        verb: A function whose typed signature and docstring describe its options.
+        prog: The words before the options, for help and errors.
+        words: The words after the verb.
+
+    Returns:
+        The verb with its arguments bound.
+
+    Raises:
+        UsageError: An unknown option, a missing or impossible value; one sentence.
+        SystemExit: With 0, after `--help` was answered.
+    """
+
+    @wraps(verb)
+    def bind(*args: object, **options: object) -> Callable[[], int]:
+        return lambda: verb(*args, **options)
+
+    _check_flags(words, verb, prog)
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            call, unknown = tyro.cli(
+                bind, prog=prog, args=words, return_unknown_args=True, config=(conf.FlagCreatePairsOff,)
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise UsageError(f"{_sentence(complaint.getvalue())}; see {prog} --help") from None
+        raise
+    if unknown:
+        raise UsageError(f"unexpected argument {unknown[0]!r}; see {prog} --help")
+    return call
+
+
+def _check_flags(words: Sequence[str], verb: Callable[..., int], prog: str) -> None:
+    """A misspelt option comes first: the complaint that the right one is missing would mislead."""
+    names = [name.replace("_", "-") for name in signature(verb).parameters]
+    known = ["--help", *(f"--{name}" for name in names)]
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag.replace("--no-", "--") not in known:
+            hint = suggestion(flag, known) or f"; see {prog} --help"
+            raise UsageError(f"there is no option {flag!r}{hint}")
+
+
+def _sentence(box: str) -> str:
+    """Return what tyro's drawn error box says above its rule, as one clause."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not re.match("[╭╰]", line)]
+    rule = next((index for index, line in enumerate(lines) if re.fullmatch("─+", line)), len(lines))
+    if lines[0].startswith("Missing from"):
+        missing = [line.split()[0] for line in lines[1:rule] if re.match("--|[A-Z]", line)]
+        return f"{' and '.join(missing[:1])} is missing"
+    text = " ".join(lines[:rule]).rstrip(".")
+    return text[:1].lower() + text[1:]

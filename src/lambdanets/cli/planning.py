@@ -1,0 +1,112 @@
+"""`lambdanets plan`: which kernel serves a problem, what each would cost, and why not the others."""
+
+from typing import Annotated
+
+import torch
+
+from lambdanets.cli.console import draw, milliseconds, stdout, table
+from lambdanets.cli.errors import usage
+from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
+from lambdanets.ops import Plan, Problem, plan
+
+Sizes = Annotated[str, shown("N | NxN | NxNxN")]
+OptionalSizes = Annotated[str | None, shown("N | NxN | NxNxN")]
+
+
+def run(
+    *,
+    grid: Sizes,
+    scope: OptionalSizes = None,
+    dilation: OptionalSizes = None,
+    context_grid: OptionalSizes = None,
+    heads: int = 4,
+    dim_k: int = 16,
+    dim_v: int = 64,
+    dim_u: int = 1,
+    batch: int = 1,
+    train: bool = False,
+    causal: bool = False,
+    dense: bool = False,
+    content: bool = True,
+    position: bool = True,
+    dtype: DtypeName = "float32",
+    device: Device = "cpu",
+) -> int:
+    """Show which kernel serves a problem, what each would cost, and why the others are not taken.
+
+    Nothing is run and no memory is taken: the plan is made from the sizes.
+
+    Args:
+        grid: Sizes of the query grid, for example 64x64.
+        scope: Position table entries per axis (23 or 7x7); global positions when not given.
+        dilation: Distance between neighbouring table entries.
+        context_grid: Sizes of the context's grid where it is not the query grid.
+        heads: Queries per position, h.
+        dim_k: Query and key depth, k.
+        dim_v: Value depth per head, v.
+        dim_u: Intra-depth, u.
+        batch: Batch size, b.
+        train: A backward pass follows.
+        causal: Every query sees only what comes before it (one axis).
+        dense: The embeddings are given for every pair (n m k u), not as a table of offsets.
+        content: Content lambdas are computed.
+        position: Position lambdas are computed.
+        dtype: Element type.
+        device: Device type; it need not be present.
+    """
+    with usage():
+        sizes = read_sizes("--grid", grid)
+        problem = Problem(
+            grid=sizes,
+            context_grid=_optional("--context-grid", context_grid),
+            scope=_optional("--scope", scope, len(sizes)),
+            dilation=_optional("--dilation", dilation, len(sizes)),
+            num_heads=heads,
+            dim_k=dim_k,
+            dim_v=dim_v,
+            dim_u=dim_u,
+            batch=batch,
+            content=content,
+            position=position,
+            causal=causal,
+            dense=dense,
+            dtype=getattr(torch, dtype),
+            device=device,
+            train=train,
+        )
+    _draw(plan(problem))
+    return 0
+
+
+def _optional(option: str, text: str | None, rank: int = 1) -> tuple[int, ...] | None:
+    """The sizes of an option that may be absent; one number stands for all axes."""
+    if text is None:
+        return None
+    sizes = read_sizes(option, text)
+    return sizes * rank if len(sizes) == 1 else sizes
+
+
+def _draw(made: Plan) -> None:
+    rows = table(
+        kernel="left",
+        GFLOP="right",
+        MiB_moved="right",
+        MiB_peak="right",
+        est_ms="right",
+        why="wrap",
+    )
+    for row in made.rows:
+        numbers = ["-"] * 4
+        if row.cost is not None and row.seconds is not None:
+            numbers = [
+                f"{row.cost.flops / 1e9:,.3f}",
+                f"{row.cost.bytes / 2**20:,.1f}",
+                f"{row.cost.peak_bytes / 2**20:,.1f}",
+                milliseconds(row.seconds),
+            ]
+        style = {"chosen": "bold green", "cannot serve": "dim"}.get(row.verdict)
+        rows.add_row(row.kernel, *numbers, f"{row.verdict}: {row.reason}", style=style)
+    console = stdout()
+    draw(console, str(made.problem), rows)
+    if made.paper_kernel is not None:
+        console.print(f"The paper's rule (appendix E.1) would take {made.paper_kernel}.", style="dim")

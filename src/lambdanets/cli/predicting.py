@@ -1,0 +1,116 @@
+"""`lambdanets predict`: labels for photos, in the terminal, on a contact sheet, and as JSON."""
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.markup import escape
+from tyro import conf
+
+from lambdanets.cli.console import draw, stderr, stdout, table
+from lambdanets.cli.errors import FAILURE, UsageError
+from lambdanets.cli.options import shown
+from lambdanets.train import Run, load_run
+from lambdanets.train.prediction import Prediction, predict, predict_samples
+
+
+def run(
+    run: Annotated[Path, conf.Positional, shown("RUN")],
+    paths: Annotated[tuple[Path, ...], conf.Positional, shown("IMAGE | FOLDER")] = (),
+    *,
+    samples: Annotated[int | None, shown("N")] = None,
+    top: int = 5,
+    out: Annotated[Path | None, shown("SHEET.png", "predictions.png in the run")] = None,
+    json: Annotated[Path | None, shown("FILE.json")] = None,
+    weights: Literal["best", "last"] = "best",
+    batch_size: int = 32,
+    strict: bool = False,
+) -> int:
+    """Label photos with a run and draw them on a contact sheet.
+
+    A file that is no readable image is named and skipped; the command fails when none could be read.
+
+    Args:
+        run: The folder of a run.
+        paths: Image files, and folders, which are searched with everything inside.
+        samples: Instead of files, take this many samples of the run's own validation set and show the truth.
+        top: Classes to show for each image.
+        out: Where to draw the contact sheet; further pages get a number.
+        json: Where to write the predictions for other programs.
+        weights: The best weights by validation, or those of the last epoch.
+        batch_size: Images that go through the network at once.
+        strict: Fail when any image could not be read.
+    """
+    if bool(paths) == (samples is not None):
+        raise UsageError(
+            "name images or folders, or take --samples 20 of the run's validation set; one of both."
+        )
+    opened = load_run(run)
+    sheet = out or run / "predictions.png"
+    if sheet.suffix.lower() != ".png":
+        raise UsageError(f"--out is a PNG image, so its name ends in .png; got {str(sheet)!r}.")
+    if samples is not None:
+        predictions = predict_samples(opened, samples, top=top, batch_size=batch_size, weights=weights)
+    else:
+        predictions = predict(opened, paths, top=top, batch_size=batch_size, weights=weights)
+    _print(predictions, opened)
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_text(to_json(predictions), encoding="utf-8")
+    unread = [each for each in predictions if each.error is not None]
+    written = _draw(predictions, sheet, opened)
+    for label, files in (("contact sheet", written), ("predictions", [json] if json else [])):
+        for file in files:
+            stdout().print(f"{label}: {escape(str(file))}", soft_wrap=True)
+    for each in unread:
+        stderr().print(f"skipped {escape(each.path)}: {escape(each.error or '')}.")
+    failed = len(unread) == len(predictions) or (strict and bool(unread))
+    if failed:
+        stderr().print(f"lambdanets: {len(unread)} of {len(predictions)} images could not be read.")
+    return FAILURE if failed else 0
+
+
+def to_json(predictions: list[Prediction]) -> str:
+    """Return predictions as a JSON list: a path each, and labels with probabilities or an error."""
+    entries = []
+    for each in predictions:
+        entry: dict[str, object] = {"path": each.path}
+        if each.error is not None:
+            entry["error"] = each.error
+        else:
+            entry |= {
+                "labels": each.labels,
+                "probabilities": [round(value, 6) for value in each.probabilities],
+            }
+        if each.truth is not None:
+            entry["truth"] = each.truth
+        entries.append(entry)
+    return json_format.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+
+
+def _print(predictions: list[Prediction], run: Run) -> None:
+    readable = [each for each in predictions if each.error is None]
+    if not readable:
+        return
+    ranks = max(len(each.labels) for each in readable)
+    truths = any(each.truth is not None for each in readable)
+    headings = {"image": "wrap"} | ({"true": "wrap"} if truths else {})
+    headings |= {f"{rank}._guess" if rank == 1 else f"{rank}.": "wrap" for rank in range(1, ranks + 1)}
+    title = f"{run.config.model.name} from {run.directory}"
+    right = sum(bool(each.right) for each in readable)
+    rows = table(**headings)
+    for each in readable:
+        colour = {None: "bold", True: "bold green", False: "bold red"}[each.right]
+        guesses = [
+            f"{escape(label)} [dim]{probability:.1%}[/]"
+            for label, probability in zip(each.labels, each.probabilities, strict=True)
+        ]
+        truth = [escape(each.truth or "")] if truths else []
+        rows.add_row(escape(each.path), *truth, f"[{colour}]{guesses[0]}[/]", *guesses[1:])
+    draw(stdout(), f"{title}: {right} of {len(readable)} right" if truths else title, rows)
+
+
+def _draw(predictions: list[Prediction], sheet: Path, run: Run) -> list[Path]:
+    from lambdanets.train.sheet import draw_sheets
+
+    return draw_sheets(predictions, sheet, title=f"{run.config.model.name}  ·  {run.directory}")

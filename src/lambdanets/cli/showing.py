@@ -1,0 +1,161 @@
+"""`lambdanets show`: the stages of a model, what they cost, and the kernel of every lambda layer."""
+
+from collections import defaultdict
+from typing import Annotated
+
+import torch
+from rich.console import Console
+from tyro import conf
+
+from lambdanets.cli.console import draw, grid, milliseconds, stdout, table
+from lambdanets.cli.errors import UsageError, usage
+from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
+from lambdanets.cli.summary import Summary, summarise
+from lambdanets.models import create_model
+from lambdanets.ops import Plan
+from lambdanets.ops.planner import Row
+
+
+def run(
+    model: Annotated[str, conf.Positional, conf.arg(metavar="MODEL")],
+    *,
+    size: Annotated[str | None, shown("N | NxN", "the model's own")] = None,
+    num_classes: Annotated[int | None, shown("N", "the model's own")] = None,
+    batch: int = 1,
+    train: bool = False,
+    dtype: DtypeName = "float32",
+    device: Device = "cpu",
+) -> int:
+    """Show a model: stages, parameters, multiply-adds, and the kernel of every lambda layer.
+
+    The model is built without memory and nothing is computed, so the largest takes a second or two.
+
+    Args:
+        model: Name of a model; `lambdanets list` has them all.
+        size: Image size, for example 256 or 224x320.
+        num_classes: Classes of the head.
+        batch: Batch size the kernels are planned for.
+        train: The kernels are planned for training, not for inference.
+        dtype: Element type they are planned for.
+        device: Device type they are planned for; it need not be present.
+    """
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    with usage():
+        sizes = None if size is None else _square(read_sizes("--size", size))
+        with torch.device("meta"):
+            built = create_model(model, **options)
+        summary = summarise(
+            built, sizes, batch=batch, train=train, dtype=getattr(torch, dtype), device=device
+        )
+    console = stdout()
+    _draw_parts(model, summary, console)
+    _draw_plans(summary, console)
+    return 0
+
+
+def _square(sizes: tuple[int, ...]) -> tuple[int, int]:
+    if not 1 <= len(sizes) <= 2:
+        raise UsageError(f"--size takes a height and a width, not {grid(sizes)}.")
+    return sizes[0], sizes[-1]
+
+
+def _draw_parts(name: str, summary: Summary, console: Console) -> None:
+    rows = table(
+        part="left",
+        resolution="right",
+        channels="right",
+        blocks="right",
+        lambda_blocks="wrap",
+        parameters_M="right",
+        GMAC="right",
+    )
+    for part in summary.parts:
+        count, which = len(part.lambda_blocks), ", ".join(map(str, part.lambda_blocks))
+        if not part.num_blocks:
+            lambdas = ""
+        elif not count:
+            lambdas = "none"
+        else:
+            lambdas = "all" if count == part.num_blocks else f"{count} of {part.num_blocks}: {which}"
+        rows.add_row(
+            part.name,
+            grid(part.resolution),
+            str(part.channels or ""),
+            str(part.num_blocks or ""),
+            lambdas,
+            f"{part.parameters / 1e6:.2f}",
+            f"{part.macs / 1e9:.3f}",
+        )
+    rows.add_section()
+    rows.add_row(
+        "total",
+        "",
+        "",
+        "",
+        f"{len(summary.plans)} lambda layers",
+        f"{summary.parameters / 1e6:.2f}",
+        f"{summary.macs / 1e9:.3f}",
+        style="bold",
+    )
+    draw(console, f"{name} at {grid(summary.image[1:])}, {summary.image[0]} channels", rows)
+    console.print(
+        f"{summary.parameters:,} parameters. Multiply-adds for one image, as the kernels below do them; "
+        "blocks are counted from 0.",
+        style="dim",
+    )
+
+
+def _draw_plans(summary: Summary, console: Console) -> None:
+    if not summary.plans:
+        return
+    groups: dict[Plan, list[str]] = defaultdict(list)
+    for name, made in summary.plans.items():
+        groups[made].append(name)
+    first = next(iter(groups)).problem
+    use = "training" if first.train else "inference"
+    dtype = str(first.dtype).removeprefix("torch.")
+    rows = table(
+        layers="wrap",
+        grid="right",
+        scope="right",
+        h="right",
+        k="right",
+        v="right",
+        u="right",
+        kernel="left",
+        est_ms="right",
+        others="wrap",
+    )
+    for made, names in groups.items():
+        problem = made.problem
+        chosen = next(row for row in made.rows if row.kernel == made.kernel)
+        others = [_ratio(row, chosen) for row in made.rows if row is not chosen]
+        rows.add_row(
+            _together(names),
+            grid(problem.grid),
+            grid(problem.scope or ()),
+            str(problem.num_heads),
+            str(problem.dim_k),
+            str(problem.dim_v),
+            str(problem.dim_u),
+            made.kernel,
+            milliseconds(chosen.seconds or 0.0),
+            ", ".join(others),
+        )
+    console.print()
+    draw(console, f"lambda layers, batch {first.batch}, {dtype} on {first.device}, {use}", rows)
+
+
+def _ratio(row: Row, chosen: Row) -> str:
+    if row.seconds is None or chosen.seconds is None:
+        return f"{row.kernel}: {row.reason}"
+    return f"{row.kernel} {row.seconds / chosen.seconds:.1f}x"
+
+
+def _together(names: list[str]) -> str:
+    """Layers of one stage in one phrase: layer3.5.conv2 and layer3.10.conv2 become layer3: 5, 10."""
+    stages: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        stage, _, rest = name.partition(".")
+        stages[stage].append(rest.partition(".")[0])
+    return "; ".join(f"{stage}: {', '.join(blocks)}" for stage, blocks in stages.items())

@@ -1,0 +1,168 @@
+"""What a network is made of, measured on tensors without memory: any model in a second or two."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from lambdanets.nn.lambda_layer import LambdaLayer
+from lambdanets.ops import Plan, Problem, plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One row: the stem, a stage, or the head.
+
+    Attributes:
+        name: What the network calls it.
+        resolution: Height and width of its output, empty when it has none.
+        channels: Channels of its output.
+        num_blocks: Blocks of a stage, 0 elsewhere.
+        lambda_blocks: Those that hold a lambda layer, counted from 0 as in their names.
+        parameters: Number of parameters.
+        macs: Multiply-adds for one image.
+    """
+
+    name: str
+    resolution: tuple[int, ...]
+    channels: int
+    num_blocks: int
+    lambda_blocks: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A network at one image (channels, height, width), and the plan of each lambda layer by its name."""
+
+    image: tuple[int, ...]
+    parts: tuple[Part, ...]
+    parameters: int
+    macs: int
+    plans: dict[str, Plan]
+
+
+def summarise(
+    model: nn.Module,
+    size: tuple[int, int] | None = None,
+    *,
+    batch: int = 1,
+    train: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Summary:
+    """Summarise an image network that was built on the meta device: no memory, no arithmetic.
+
+    Multiply-adds are those of the kernels that the plans choose, half of what `torch.utils.flop_counter`
+    counts. The lambda layers of the network are set to these kernels.
+
+    Args:
+        model: The network, on the meta device.
+        size: Height and width of the images; those of its `pretrained_cfg` by default.
+        batch: Batch size the kernels are planned for.
+        train: Whether they are planned for training.
+        dtype: Element type they are planned for.
+        device: Device type they are planned for.
+
+    Returns:
+        Its parts, totals, and plans.
+    """
+    published: Any = model.pretrained_cfg
+    channels, *own = published["input_size"]
+    image = (channels, *(size or own))
+    model.eval()
+    plans: dict[str, Plan] = {}
+    counter = FlopCounterMode(display=False)
+    ends: dict[str, torch.Size] = {}
+
+    def choose_kernel(name: str, layer: Any, args: tuple[Tensor, ...]) -> None:
+        plans[name] = plan(_problem(layer, args[0], batch=batch, train=train, dtype=dtype, device=device))
+        layer.kernel = plans[name].kernel
+
+    def note_output(name: str, _: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+        if isinstance(output, Tensor):
+            ends[name] = output.shape
+
+    for name, module in model.named_modules():
+        if isinstance(module, LambdaLayer):
+            module.register_forward_pre_hook(partial(choose_kernel, name))
+    for name, module in model.named_children():
+        module.register_forward_hook(partial(note_output, name))
+    # Not on the meta device itself: what asks for a tensor's device must be told a real one.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model.to_empty(device="cpu")
+        with counter:
+            model(torch.empty(1, *image))
+
+    counts = counter.get_flop_counts()  # by "Global" and "Class.path.of.module"
+    flops = {name.partition(".")[2]: sum(each.values()) for name, each in counts.items()}
+    parts = tuple(_part(name, members, ends, flops) for name, members in _sections(model))
+    return Summary(
+        image=image,
+        parts=parts,
+        parameters=sum(part.parameters for part in parts),
+        macs=sum(counts["Global"].values()) // 2,
+        plans=plans,
+    )
+
+
+Members = dict[str, nn.Module]
+
+
+def _sections(model: nn.Module) -> list[tuple[str, Members]]:
+    """The children of a network as stem, stages and head; a stage is what `feature_info` taps as a whole."""
+    taps = {str(each["module"]) for each in getattr(model, "feature_info", [])}
+    children = dict(model.named_children())
+    stages = [name for name, child in children.items() if name in taps and isinstance(child, nn.Sequential)]
+    if not stages:
+        return [(name, {name: child}) for name, child in children.items()]
+    names = list(children)
+    first, last = names.index(stages[0]), names.index(stages[-1])
+    sections: list[tuple[str, Members]] = [("stem", {name: children[name] for name in names[:first]})]
+    sections += [(name, {name: children[name]}) for name in stages]
+    return [*sections, ("head", {name: children[name] for name in names[last + 1 :]})]
+
+
+def _part(name: str, members: Members, ends: dict[str, torch.Size], flops: dict[str, int]) -> Part:
+    shape = next((ends[member] for member in reversed(members) if member in ends), torch.Size())
+    blocks = list(members[name].children()) if name in members else []
+    return Part(
+        name=name,
+        resolution=tuple(shape[2:]),
+        channels=shape[1] if len(shape) > 1 else 0,
+        num_blocks=len(blocks),
+        lambda_blocks=tuple(
+            number
+            for number, block in enumerate(blocks)
+            if any(isinstance(inner, LambdaLayer) for inner in block.modules())
+        ),
+        parameters=sum(each.numel() for member in members.values() for each in member.parameters()),
+        macs=sum(flops.get(member, 0) for member in members) // 2,
+    )
+
+
+def _problem(
+    layer: LambdaLayer, x: Tensor, *, batch: int, train: bool, dtype: torch.dtype, device: str
+) -> Problem:
+    position = layer.positions is not None
+    return Problem(
+        grid=tuple(x.shape[2:]),
+        scope=tuple(layer.positions.shape[:-2]) if layer.positions is not None else None,
+        dilation=layer.dilation if position else None,
+        num_heads=layer.num_heads,
+        dim_k=layer.dim_k,
+        dim_v=layer.dim_v,
+        dim_u=layer.dim_u,
+        batch=batch,
+        content=layer.content,
+        position=position,
+        causal=layer.causal,
+        dtype=dtype,
+        device=device,
+        train=train,
+    )

@@ -1,0 +1,29 @@
+"""The data room: everything that turns a source of images into tensors, reproducibly."""
+
+from .config import AugmentConfig, DataConfig
+from .errors import DataError, DataWarning
+from .folder import IMAGE_SUFFIXES
+from .image_set import ImageSet
+from .images import read_image
+from .loader import eval_loader, train_loader
+from .splits import Splits, describe, open_split, open_splits
+from .stream import StreamSet
+from .transforms import eval_transform
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "AugmentConfig",
+    "DataConfig",
+    "DataError",
+    "DataWarning",
+    "ImageSet",
+    "Splits",
+    "StreamSet",
+    "describe",
+    "eval_loader",
+    "eval_transform",
+    "open_split",
+    "open_splits",
+    "read_image",
+    "train_loader",
+]

@@ -1,0 +1,93 @@
+"""Opening and decoding every image before training starts, and keeping the decoded ones where they fit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .errors import DataError
+from .image_set import ImageSet
+from .images import check_image
+from .pictures import FilePictures
+
+Progress = Callable[[int, int], None]  # called with (images done, images in all)
+MEMORY_LIMIT = 2**30
+CHUNK = 64
+MANY = 2000
+
+
+def check_set(image_set: ImageSet, progress: Callable[[int], None]) -> dict[int, str]:
+    """Decode every file of a set and return what is wrong with the bad ones, by index."""
+    pictures = image_set.pictures
+    if not isinstance(pictures, FilePictures):
+        return {}
+    return _for_all(lambda index: check_image(pictures.path(index)), len(pictures), progress)
+
+
+def keep_in_memory(image_set: ImageSet, progress: Callable[[int], None]) -> dict[int, str]:
+    """Decode a whole set into memory, and return what is wrong with the bad images, by index."""
+    pipeline, number = image_set.pipeline, len(image_set)
+    if pipeline.uniform:
+        shape = (number, pipeline.image_size, pipeline.image_size, pipeline.in_chans)
+        kept: Any = np.empty(shape, np.uint8)
+    else:
+        kept = [None] * number
+
+    def keep(index: int) -> None:
+        kept[index] = image_set.prepared(index)
+
+    bad = _for_all(keep, number, progress)
+    image_set.kept = kept
+    return bad
+
+
+def memory_needed(image_set: ImageSet) -> int:
+    """Return the bytes `keep_in_memory` would take, from a sample of the sizes where they differ."""
+    pipeline, number = image_set.pipeline, len(image_set)
+    if pipeline.uniform:
+        return number * pipeline.in_chans * pipeline.image_size**2
+    sizes = []
+    for index in range(0, number, max(1, number // CHUNK)):
+        try:
+            sizes.append(image_set.prepared(index).nbytes)
+        except DataError:
+            continue  # told by the check, which sees every image
+    return number * int(np.mean(sizes)) if sizes else 0
+
+
+def _for_all(work: Callable[[int], None], number: int, progress: Callable[[int], None]) -> dict[int, str]:
+    def chunk(start: int) -> dict[int, str]:
+        bad = {}
+        for index in range(start, min(start + CHUNK, number)):
+            try:
+                work(index)
+            except DataError as error:
+                bad[index] = str(error)
+        return bad
+
+    bad: dict[int, str] = {}
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        for count, found in enumerate(pool.map(chunk, range(0, number, CHUNK)), start=1):
+            bad |= found
+            progress(min(count * CHUNK, number))
+    return bad
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Progress]:
+    """Show a bar while many images are read, if somebody is watching."""
+    if total < MANY or not sys.stderr.isatty():
+        yield lambda done, number: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Reading images", total=total)
+        yield lambda done, number: bar.update(task, completed=done)

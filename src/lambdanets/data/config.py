@@ -1,0 +1,162 @@
+"""What to train on: the source, the size and form of the images, and how they are varied."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+GREY = ((0.449,), (0.226,))  # ImageNet's channels averaged
+DIGITS = ((0.305,), (0.376,))  # over all 1797 digits, 0 = paper and 1 = ink
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+SOURCES = "'digits', 'folder:PATH', or a name of timm's create_dataset: torch/, hfds/, hfids/, wds/, tfds/"
+_RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|t\w+))*")
+
+
+def _check(passed: bool, name: str, expected: str, got: object) -> None:
+    if not passed:
+        raise ValueError(f"{name} must be {expected}, got {got!r}.")
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def _is_range(value: tuple[float, ...]) -> bool:
+    return len(value) == 2 and 0 < value[0] <= value[1] < math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How training images are varied; everything is off unless asked for.
+
+    The steps run in this order: crop, flip, RandAugment, colour jitter, normalisation, erasing.
+
+    Args:
+        crop: "none" (as in evaluation), "pad" (pad by `pad` black pixels, then cut out a random square: for
+            small images), or "random_resized" (a random part of the image, resized: for photographs).
+        pad: pixels added to each side by "pad".
+        scale: smallest and largest part of the area that "random_resized" keeps.
+        ratio: narrowest and widest width / height that "random_resized" cuts out.
+        flip: probability of a left-right flip.
+        rand_augment: timm's RandAugment in words, for example "rand-m9-n2-mstd0.5".
+        color_jitter: strength of the change of brightness, contrast and saturation.
+        random_erasing: probability that a random rectangle is set to the mean colour.
+    """
+
+    crop: Literal["none", "pad", "random_resized"] = "none"
+    pad: int = 4
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+    rand_augment: str | None = None
+    color_jitter: float | None = None
+    random_erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "ratio"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            _check(_is_range(value), f"augment.{name}", "two numbers, 0 < smallest <= largest", value)
+        _check(self.scale[1] <= 1, "augment.scale", "parts of the area, at most 1", self.scale)
+        crops = ("none", "pad", "random_resized")
+        _check(self.crop in crops, "augment.crop", f"one of {', '.join(crops)}", self.crop)
+        _check(isinstance(self.pad, int) and self.pad >= 0, "augment.pad", "pixels, 0 or more", self.pad)
+        for name in ("flip", "random_erasing"):
+            value = getattr(self, name)
+            _check(_is_fraction(value), f"augment.{name}", "a probability from 0 to 1", value)
+        jitter = self.color_jitter
+        known = jitter is None or _is_fraction(jitter)
+        _check(known, "augment.color_jitter", "a strength from 0 to 1, or None", jitter)
+        words = self.rand_augment
+        known = words is None or _RAND_AUGMENT.fullmatch(words) is not None
+        _check(known, "augment.rand_augment", "like 'rand-m9-n2-mstd0.5' (see timm), or None", words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images come from and the form in which a model gets them.
+
+    Args:
+        source: "digits" (scikit-learn's 1797 scanned digits), "folder:PATH" (train/ and val/ with one folder
+            per class, or one folder of class folders, which is split), or a name that timm's
+            `create_dataset` reads, with its folder after a colon: "torch/cifar10:PATH", "hfds/NAME",
+            "wds/NAME:PATH", "tfds/NAME:PATH".
+        image_size: height and width of what the model gets, in pixels.
+        in_chans: 3 for RGB, 1 for grey.
+        mean: of each channel, on a scale from 0 to 1; None takes the digits' own or ImageNet's.
+        std: of each channel, on the same scale.
+        batch_size: images in a step of one process.
+        workers: processes that read images; 0 reads in the training process.
+        augment: how training images are varied.
+        val_fraction: part that is held out when a source is not split already; 1.0 holds out everything,
+            to evaluate on a folder that is not split.
+        crop_pct: part of the resized image's side that evaluation keeps, in the middle.
+        interpolation: nearest, bilinear, bicubic or lanczos.
+        on_bad_image: "refuse" to start when an image cannot be decoded, or "skip" it with a warning.
+        check: decode every image of a folder before training starts. Without it (for millions of images) a
+            bad one is met on the way: it is replaced by its neighbour under "skip", else it ends the run.
+        cache: keep the decoded images in memory; "auto" does when they need less than 1 GiB.
+        train_split, val_split: names of the splits of a timm source; an empty `val_split` splits the
+            training images by `val_fraction`.
+        num_classes: needed only for a streamed source (wds/) that does not name its classes.
+        download: let a torch/ source download itself when it is not in its folder.
+    """
+
+    source: str = "digits"
+    image_size: int = 224
+    in_chans: int = 3
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    batch_size: int = 128
+    workers: int = 2
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    val_fraction: float = 0.1
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+    on_bad_image: Literal["refuse", "skip"] = "refuse"
+    check: bool = True
+    cache: bool | Literal["auto"] = "auto"
+    train_split: str = "train"
+    val_split: str = "validation"
+    num_classes: int | None = None
+    download: bool = True
+
+    def __post_init__(self) -> None:
+        _check(isinstance(self.source, str) and bool(self.source), "data.source", SOURCES, self.source)
+        for name, least in (("image_size", 1), ("batch_size", 1), ("workers", 0)):
+            value = getattr(self, name)
+            _check(isinstance(value, int) and value >= least, f"data.{name}", f"{least} or more", value)
+        _check(self.in_chans in (1, 3), "data.in_chans", "1 (grey) or 3 (RGB)", self.in_chans)
+        known = self.num_classes is None or self.num_classes >= 1
+        _check(known, "data.num_classes", "1 or more, or None", self.num_classes)
+        for name in ("val_fraction", "crop_pct"):
+            value = getattr(self, name)
+            _check(_is_fraction(value) and value > 0, f"data.{name}", "above 0 and at most 1", value)
+        choices = {
+            "interpolation": INTERPOLATIONS,
+            "on_bad_image": ("refuse", "skip"),
+            "cache": (True, False, "auto"),
+        }
+        for name, allowed in choices.items():
+            expected = f"one of {', '.join(map(str, allowed))}"
+            _check(getattr(self, name) in allowed, f"data.{name}", expected, getattr(self, name))
+        for name in ("mean", "std"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(value))
+                expected = f"{self.in_chans} numbers (in_chans), on a scale from 0 to 1"
+                _check(len(value) == self.in_chans, f"data.{name}", expected, value)
+        _check(self.std is None or min(self.std) > 0, "data.std", "above 0", self.std)
+
+    def resolved(self) -> DataConfig:
+        """Return the same configuration with `mean` and `std` written out.
+
+        A run keeps this form, so that evaluating it on another source does not change the normalisation.
+        """
+        if self.source == "digits":
+            mean, std = (value * self.in_chans for value in DIGITS)
+        else:
+            mean, std = IMAGENET if self.in_chans == 3 else GREY
+        return replace(self, mean=self.mean or mean, std=self.std or std)

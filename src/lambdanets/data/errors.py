@@ -1,0 +1,21 @@
+"""What the data room raises and warns about."""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """A source that cannot be used as it stands, told in one clear message.
+
+    Torch carries an exception out of a loader's worker by raising the same type again around the worker's
+    whole traceback; this class takes its own message back out of that text, so that `str(error)` is the same
+    clear message wherever the error began.
+    """
+
+    def __init__(self, message: str):
+        if message.startswith("Caught ") and "Original Traceback" in message:
+            message = message.rpartition("DataError: ")[2].strip()
+        super().__init__(message)
+
+
+class DataWarning(UserWarning):
+    """Images were left out or replaced, or a promise of the room does not hold for this source."""

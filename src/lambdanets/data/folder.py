@@ -1,0 +1,169 @@
+"""Folders of images: train/ and val/ with a folder for each class, or one folder of classes that is split."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+from .errors import DataError
+
+TRAIN_NAMES = ("train", "training")
+VAL_NAMES = ("val", "validation", "valid", "test")
+IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".jfif")
+SHOWN = 5
+Sample = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder holds: (path, class) pairs and the classes' names."""
+
+    train: list[Sample]
+    val: list[Sample]
+    classes: tuple[str, ...]
+
+
+def read_folder(root: str, *, val_fraction: float, seed: int, classes: Sequence[str] | None = None) -> Folder:
+    """Find the images of a folder and their split.
+
+    Args:
+        root: holds train/ and val/ (or validation/, valid/, test/) with one folder per class, or the class
+            folders themselves, which are then split.
+        val_fraction: part of each class that is held out where the folder is not split; 1.0 takes all.
+        seed: of the split. An image's side depends on the seed and on names alone.
+        classes: number the classes in this order; None takes the sorted folder names.
+
+    Raises:
+        DataError: there is no such folder, no class in it, or the two sides do not agree.
+    """
+    path = _existing(root)
+    train, val = (_first_folder(path, names) for names in (TRAIN_NAMES, VAL_NAMES))
+    if train is None and val is not None and classes is None:
+        raise DataError(f"{path} holds {val.name}/ but no train/: there is nothing to train on.")
+    if val is not None:
+        names = tuple(classes) if classes else _classes(train or val)
+        if train is not None and classes is None:
+            _same_classes(train, val)
+        return Folder(_samples(train, names) if train else [], _samples(val, names), names)
+    top = train or path
+    names = tuple(classes) if classes else _classes(top)
+    held_out = split(_samples(top, names), names, top, val_fraction=val_fraction, seed=seed)
+    return Folder(*held_out, names)
+
+
+def split(
+    samples: list[Sample], classes: Sequence[str], top: Path, *, val_fraction: float, seed: int
+) -> tuple[list[Sample], list[Sample]]:
+    """Divide samples class by class; a file stays on its side while others come and go around it."""
+    if val_fraction == 1:
+        return [], samples
+    by_class: dict[int, list[Sample]] = {}
+    for sample in samples:
+        by_class.setdefault(sample[1], []).append(sample)
+    train: list[Sample] = []
+    val: list[Sample] = []
+    for index, members in by_class.items():
+        if len(members) < 2:
+            raise DataError(
+                f"class {classes[index]!r} in {top} holds one image; at least two are needed to train on one "
+                "and validate on another. Add images, or make train/ and val/ folders."
+            )
+        held_out = stratum(
+            [Path(os.path.relpath(name, top)).as_posix() for name, _ in members], val_fraction, seed
+        )
+        for place, member in enumerate(members):
+            (val if place in held_out else train).append(member)
+    return train, val
+
+
+def stratum(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:
+    """Return which of the names of one class are held out: at least one, and never all."""
+    digests = [blake2b(f"{seed}/{name}".encode(errors="surrogateescape")).digest() for name in names]
+    number = min(max(round(val_fraction * len(names)), 1), len(names) - 1)
+    return set(sorted(range(len(names)), key=digests.__getitem__)[:number])
+
+
+def _existing(root: str) -> Path:
+    path = Path(root).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise DataError(
+            f"{path} is a file; folder:PATH wants the folder that holds train/ and val/ or the classes."
+        )
+    parent = next(parent for parent in path.absolute().parents if parent.is_dir())
+    inside = ", ".join(_shown(_subfolders(parent))) or "no folders"
+    raise DataError(f"there is no folder {path}. The nearest that exists is {parent}, which holds {inside}.")
+
+
+def _subfolders(path: Path) -> list[str]:
+    return sorted(
+        entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+def _first_folder(path: Path, names: Sequence[str]) -> Path | None:
+    return next((path / name for name in names if (path / name).is_dir()), None)
+
+
+def _classes(path: Path) -> tuple[str, ...]:
+    names = _subfolders(path)
+    if not names:
+        files = sum(entry.is_file() for entry in os.scandir(path))
+        held = f"{files} files but no folders" if files else "nothing"
+        raise DataError(f"{path} holds {held}; put the images of each class in a folder of its own in it.")
+    return tuple(names)
+
+
+def _same_classes(train: Path, val: Path) -> None:
+    of_train, of_val = _classes(train), _classes(val)
+    for there, path, names in (
+        (train, val, set(of_train) - set(of_val)),
+        (val, train, set(of_val) - set(of_train)),
+    ):
+        if names:
+            what = "class" if len(names) == 1 else "classes"
+            raise DataError(
+                f"{path} lacks the {what} {', '.join(_shown(sorted(names)))} of {there}; "
+                "both must hold the same class folders."
+            )
+
+
+def _samples(path: Path, classes: Sequence[str]) -> list[Sample]:
+    present = set(_subfolders(path))
+    if unknown := sorted(present - set(classes)):
+        raise DataError(
+            f"{path} holds classes that are not known: {', '.join(_shown(unknown))}. "
+            f"Known are {', '.join(_shown(classes))}."
+        )
+    index = {name: number for number, name in enumerate(classes) if name in present}
+    if not index:
+        raise DataError(f"{path} holds none of the class folders {', '.join(_shown(classes))}.")
+    found = make_dataset(str(path), index, extensions=IMAGE_SUFFIXES, allow_empty=True)
+    samples = [(name, number) for name, number in found if not os.path.basename(name).startswith(".")]
+    filled = {number for _, number in samples}
+    for name, number in index.items():
+        if number not in filled:
+            raise DataError(f"class folder {path / name} holds no images; {_instead(path / name)}.")
+    return samples
+
+
+def _instead(path: Path) -> str:
+    suffixes = Counter(
+        Path(name).suffix.lower() or "no suffix" for _, _, files in os.walk(path) for name in files
+    )
+    known = "known are " + " ".join(IMAGE_SUFFIXES)
+    if not suffixes:
+        return f"it is empty ({known})"
+    return "it holds files of other kinds (" + ", ".join(_shown(list(suffixes))) + f"); {known}"
+
+
+def _shown(names: Sequence[str]) -> list[str]:
+    more = len(names) - SHOWN
+    return [repr(name) for name in names[:SHOWN]] + ([f"and {more} more"] if more > 0 else [])

@@ -1,0 +1,137 @@
+"""Any image file as one upright RGB (or grey) picture."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from os import SEEK_END, PathLike
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from .errors import DataError
+
+# What PIL's decoders let through when a file is damaged; anything else is a fault of ours and propagates.
+UNREADABLE = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+ORIENTATION = 0x0112
+SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def read_image(source: str | PathLike[str] | IO[bytes], *, in_chans: int = 3) -> Image.Image:
+    """Read an image file whole, upright, as RGB or grey.
+
+    The EXIF orientation is applied. 16-bit images are scaled to 8 bits, not clipped. What is transparent is
+    laid on white, as on a page. Of an animation the first frame is taken. A file that ends too early is never
+    read in part; flipped bits inside a JPEG cannot be told from a picture, as the format has no checksum.
+
+    Args:
+        source: a path or an open binary file.
+        in_chans: 3 for RGB, 1 for grey.
+
+    Returns:
+        The picture, of mode RGB or L, in memory (the file is closed).
+
+    Raises:
+        DataError: the file cannot be read, is no image, or ends too early; the message names it.
+    """
+    with _naming(source), _opened(source) as file:
+        return as_mode(upright(_decoded(file)), in_chans)
+
+
+def check_image(source: str | PathLike[str]) -> None:
+    """Find out what `read_image` would say; JPEGs are decoded at an eighth of the size, which is as strict.
+
+    Raises:
+        DataError: as from `read_image`.
+    """
+    with _naming(source), _opened(source) as file:
+        as_mode(_decoded(file, small=True), 3)
+
+
+def _opened(source: str | PathLike[str] | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+    return open(source, "rb") if isinstance(source, str | PathLike) else nullcontext(source)
+
+
+@contextmanager
+def _naming(source: str | PathLike[str] | IO[bytes]) -> Iterator[None]:
+    try:
+        yield
+    except UNREADABLE as error:
+        name = source if isinstance(source, str | PathLike) else getattr(source, "name", "an image")
+        raise DataError(f"cannot read {name}: {reason(error)}.") from error
+
+
+def _decoded(file: IO[bytes], *, small: bool = False) -> Image.Image:
+    # Another library may have allowed half-read images; a grey lower half must never be trained on.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    image = Image.open(file)
+    if small:
+        image.draft("RGB", (1, 1))
+    image.load()
+    if image.format in ("JPEG", "MPO"):
+        _check_end(file)
+    return image
+
+
+def _check_end(file: IO[bytes]) -> None:
+    """Refuse a JPEG whose tail is zeros, as an interrupted copy leaves it: zeros decode, to grey."""
+    file.seek(-1, SEEK_END)
+    if file.read(1) == b"\0":
+        file.seek(0)
+        if not file.read().rstrip(b"\0").endswith(b"\xff\xd9"):
+            raise OSError("image file is truncated and filled up with zeros")
+
+
+def reason(error: BaseException) -> str:
+    """Return why a file could not be read, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or an unknown or damaged format"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn and mirror an image as its EXIF orientation asks."""
+    try:
+        turned = image.getexif().get(ORIENTATION, 1) in range(2, 9)
+    except UNREADABLE:
+        return image  # the pixels are whole; a broken EXIF block says nothing about them
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def as_mode(image: Image.Image, in_chans: int) -> Image.Image:
+    """Bring an image of any mode to RGB (`in_chans` 3) or L (1).
+
+    Raises:
+        ValueError: the image holds floating-point values, or integers beyond 16 bits: they have no agreed
+            white.
+    """
+    wanted = "RGB" if in_chans == 3 else "L"
+    if image.mode == wanted and "transparency" not in image.info:
+        return image
+    if image.mode in SIXTEEN_BIT:
+        image = from_sixteen_bits(image)
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed white; save the image with 8 or 16 bits")
+    elif image.mode[-1] in "Aa" or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert(wanted)
+
+
+def from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """Scale a 16-bit grey image to 8 bits: 0 stays 0 and 65535 becomes 255."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise ValueError("integer pixels beyond 16 bits have no agreed white; save it with 8 or 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

@@ -1,0 +1,114 @@
+"""Where decoded pictures come from, one random-access collection for each kind of source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from .errors import DataError
+from .images import UNREADABLE, as_mode, read_image, reason
+
+
+class Pictures(Protocol):
+    """Pictures with a class each. `read` raises DataError where a picture cannot be decoded."""
+
+    targets: np.ndarray
+
+    def __len__(self) -> int: ...
+    def read(self, index: int) -> Image.Image: ...
+    def path(self, index: int) -> str: ...
+    def subset(self, indices: np.ndarray) -> Pictures: ...
+
+
+class ArrayPictures:
+    """Pictures that are an array already.
+
+    Args:
+        arrays: uint8 of shape (n, height, width), grey.
+        targets: classes of shape (n,).
+        names: one for each picture, shown instead of a path.
+    """
+
+    def __init__(self, arrays: np.ndarray, targets: np.ndarray, names: Sequence[str], in_chans: int):
+        self.arrays, self.targets, self.names, self.in_chans = arrays, targets, list(names), in_chans
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def read(self, index: int) -> Image.Image:
+        return as_mode(Image.fromarray(self.arrays[index]), self.in_chans)
+
+    def path(self, index: int) -> str:
+        return self.names[index]
+
+    def subset(self, indices: np.ndarray) -> ArrayPictures:
+        names = [self.names[index] for index in indices]
+        return ArrayPictures(self.arrays[indices], self.targets[indices], names, self.in_chans)
+
+
+class FilePictures:
+    """Image files with a class each."""
+
+    def __init__(self, paths: Sequence[str], targets: Sequence[int], in_chans: int):
+        # One array of bytes instead of a million strings: forked workers share it without copying, as no
+        # reference is counted when it is read.
+        self.names = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+        self.targets = np.asarray(targets, dtype=np.int64)
+        self.in_chans = in_chans
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> Image.Image:
+        return read_image(self.path(index), in_chans=self.in_chans)
+
+    def path(self, index: int) -> str:
+        return os.fsdecode(self.names[index])
+
+    def subset(self, indices: np.ndarray) -> FilePictures:
+        return FilePictures([self.path(i) for i in indices], self.targets[indices].tolist(), self.in_chans)
+
+
+class DatasetPictures:
+    """A random-access data set of torchvision or of timm.
+
+    Args:
+        data_set: gives (image, target) pairs; a timm ImageDataset is read past its own decoding, which would
+            replace damaged images silently.
+        indices: the part of it that is used.
+        targets: classes of shape (n,), one for each index.
+    """
+
+    def __init__(self, data_set: Any, indices: np.ndarray, targets: np.ndarray, in_chans: int, name: str):
+        self.data_set, self.indices, self.targets = data_set, indices, targets
+        self.in_chans, self.name = in_chans, name
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Image.Image:
+        place = int(self.indices[index])
+        try:
+            image = getattr(self.data_set, "reader", self.data_set)[place][0]
+            if isinstance(image, Image.Image):
+                return as_mode(image, self.in_chans)
+            with image:
+                return read_image(image, in_chans=self.in_chans)
+        except DataError as error:
+            raise DataError(f"cannot read {self.path(index)}: {str(error).rpartition(': ')[2]}") from error
+        except UNREADABLE as error:
+            raise DataError(f"cannot read {self.path(index)}: {reason(error)}.") from error
+
+    def path(self, index: int) -> str:
+        place = int(self.indices[index])
+        if hasattr(self.data_set, "filename") and (name := self.data_set.filename(place)):
+            return str(name)
+        return f"{self.name}#{place}"
+
+    def subset(self, indices: np.ndarray) -> DatasetPictures:
+        rest, targets = self.indices[indices], self.targets[indices]
+        return DatasetPictures(self.data_set, rest, targets, self.in_chans, self.name)

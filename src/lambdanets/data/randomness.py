@@ -1,0 +1,77 @@
+"""Randomness as a function of (seed, epoch, index), so that nothing depends on workers or on resuming."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+ORDER, PAD_TOP, PAD_LEFT, FLIP, CUT, RECOLOR, ERASE = range(
+    1, 8
+)  # one independent stream of draws for each use
+NUMPY = np.random.mtrand._rand  # the generator behind np.random's functions, which timm draws from
+GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: every bit of the input reaches every bit of the output."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+    """Return one 64-bit key for each sample.
+
+    A hash rather than a generator: any sample's key is had without drawing those before it, whole batches at
+    once, and it stays the same on every machine and in every version of NumPy.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        indices: of shape (b,).
+
+    Returns:
+        Unsigned 64-bit keys of shape (b,).
+    """
+    key = np.zeros(1, np.uint64)
+    for part in (np.array([seed]), np.array([epoch]), np.asarray(indices)):
+        key = _mix(key + np.uint64(GOLDEN) + _mix(part.astype(np.int64).astype(np.uint64)))
+    return key
+
+
+def _draw(sample_keys: np.ndarray, stream: int) -> np.ndarray:
+    return _mix(sample_keys + np.uint64(stream * GOLDEN % 2**64))
+
+
+def uniform(sample_keys: np.ndarray, stream: int) -> np.ndarray:
+    """Return one number in [0, 1) for each key; streams are independent of one another."""
+    return (_draw(sample_keys, stream) >> np.uint64(11)) * 2.0**-53
+
+
+def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    """Return the order in which an epoch visits `size` samples."""
+    return np.argsort(_draw(keys(seed, epoch, np.arange(size)), ORDER), kind="stable")
+
+
+def reseed(key: np.uint64, stream: int) -> None:
+    """Seed the generators that timm's and torchvision's transforms draw from; use it inside `preserved`."""
+    number = int(_draw(np.array([key]), stream)[0])
+    random.seed(number)
+    NUMPY.seed(number % 2**32)
+    torch.default_generator.manual_seed(number % 2**63)  # the CPU's alone
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Leave the three generators as they were: with no workers, the model draws from them too."""
+    states = random.getstate(), NUMPY.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        NUMPY.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,141 @@
+"""Names of sources turned into pictures with classes, split in two."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .config import SOURCES, DataConfig
+from .errors import DataError
+from .folder import read_folder, stratum
+from .pictures import ArrayPictures, DatasetPictures, FilePictures, Pictures
+
+STREAMED = ("hfids/", "tfds/", "wds/")
+PACKAGES = {
+    "digits": ("sklearn", "scikit-learn"),
+    "hfds/": ("datasets", "datasets"),
+    "hfids/": ("datasets", "datasets"),
+    "tfds/": ("tensorflow_datasets", "tensorflow-datasets"),
+    "wds/": ("webdataset", "webdataset"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures of the two sides, and the names of their classes."""
+
+    train: Pictures
+    val: Pictures
+    classes: tuple[str, ...]
+
+
+def open_source(config: DataConfig, *, seed: int, classes: Sequence[str] | None = None) -> Source:
+    """Find what `config.source` names, without decoding anything yet."""
+    require_package(config.source)
+    if config.source == "digits":
+        return _digits(config, seed)
+    kind, _, root = config.source.partition(":")
+    if kind == "folder":
+        if not root:
+            raise DataError(f"data.source {config.source!r} lacks a path: write folder:PATH.")
+        found = read_folder(root, val_fraction=config.val_fraction, seed=seed, classes=classes)
+        train, val = (
+            FilePictures([path for path, _ in side], [target for _, target in side], config.in_chans)
+            for side in (found.train, found.val)
+        )
+        return Source(train, val, found.classes)
+    if config.source.startswith(("torch/", "hfds/")):
+        return _named(config, seed)
+    hint = f" Did you mean 'folder:{config.source}'?" if os.path.isdir(config.source) else ""
+    raise DataError(f"data.source must be {SOURCES}; got {config.source!r}.{hint}")
+
+
+def require_package(source: str) -> None:
+    """Say in one sentence what to install for a source, where it is missing."""
+    for start, (module, package) in PACKAGES.items():
+        if source.startswith(start) and importlib.util.find_spec(module) is None:
+            raise DataError(f"the source {source!r} needs the package {package}: pip install {package}")
+
+
+def create_timm(config: DataConfig, split: str, **options: Any) -> Any:
+    """Open a split with timm's `create_dataset`, and say in one sentence what went wrong if it does."""
+    from timm.data.dataset_factory import create_dataset
+
+    name, _, root = config.source.partition(":")
+    if name.startswith("torch/"):
+        options["download"] = config.download
+        root = root or os.path.join(os.path.expanduser("~"), ".cache", "lambdanets", name)
+    root = os.path.expanduser(root) or None
+    try:
+        with redirect_stdout(io.StringIO()):  # torchvision and timm print on the way
+            return create_dataset(name, root=root, split=split, **options)
+    except (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        place = f" in {root}" if root else ""
+        raise DataError(f"timm cannot open the split {split!r} of {name!r}{place}: {why}.") from error
+
+
+def class_names(data_set: Any, number: int) -> tuple[str, ...]:
+    """Return the names a data set gives its classes, or their numbers."""
+    by_name = getattr(getattr(data_set, "reader", data_set), "class_to_idx", None) or {}
+    names = {index: name for name, index in reversed(by_name.items())}
+    return tuple(str(names.get(index, index)) for index in range(max(number, len(names))))
+
+
+def _digits(config: DataConfig, seed: int) -> Source:
+    from sklearn.datasets import load_digits
+
+    pixels, targets = (np.asarray(array) for array in load_digits(return_X_y=True))
+    arrays = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    names = [f"digits#{index:04d}" for index in range(len(arrays))]
+    train, val = (
+        ArrayPictures(arrays[side], targets[side], [names[index] for index in side], config.in_chans)
+        for side in _split(targets, names, config.val_fraction, seed)
+    )
+    return Source(train, val, tuple("0123456789"))
+
+
+def _named(config: DataConfig, seed: int) -> Source:
+    data_set = create_timm(config, config.train_split)
+    targets = _targets(config, data_set)
+    if config.val_split:
+        other = create_timm(config, config.val_split)
+        other_targets = _targets(config, other)
+        parts = np.arange(len(targets)), np.arange(len(other_targets))
+    else:
+        other, other_targets = data_set, targets
+        names = [f"{config.source}#{index}" for index in range(len(targets))]
+        parts = _split(targets, names, config.val_fraction, seed)
+    train = DatasetPictures(data_set, parts[0], targets[parts[0]], config.in_chans, config.source)
+    val = DatasetPictures(other, parts[1], other_targets[parts[1]], config.in_chans, config.source)
+    number = 1 + max(targets.max(initial=-1), other_targets.max(initial=-1))
+    return Source(train, val, class_names(data_set, int(number)))
+
+
+def _targets(config: DataConfig, data_set: Any) -> np.ndarray:
+    if config.source.startswith("hfds/"):
+        found = data_set.reader.dataset[data_set.reader.label_key]
+    else:
+        found = getattr(data_set, "targets", None)
+    targets = np.asarray([] if found is None else list(found))
+    if targets.ndim != 1 or targets.dtype.kind not in "iu" or targets.size != len(data_set):
+        raise DataError(f"{config.source!r} does not give one class number for each image.")
+    return targets.astype(np.int64)
+
+
+def _split(
+    targets: np.ndarray, names: Sequence[str], val_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    held_out = np.full(len(targets), val_fraction == 1)
+    for target in np.unique(targets) if val_fraction < 1 else ():
+        members = np.flatnonzero(targets == target)
+        chosen = stratum([names[int(index)] for index in members], val_fraction, seed)
+        held_out[members[sorted(chosen)]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -1,0 +1,163 @@
+"""From a configuration to the two sides of a source, checked and ready to load."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from .check import MEMORY_LIMIT, Progress, check_set, keep_in_memory, memory_needed, progress_bar
+from .config import DataConfig
+from .errors import DataError, DataWarning
+from .image_set import ImageSet
+from .sources import STREAMED, open_source, require_package
+from .stream import StreamSet, open_stream
+from .transforms import Pipeline
+
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The two sides of a source.
+
+    Attributes:
+        train: varied as `config.augment` says.
+        val: as evaluation sees it.
+        classes: names, in the order of the targets.
+    """
+
+    train: ImageSet | StreamSet
+    val: ImageSet | StreamSet
+    classes: tuple[str, ...]
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """What was left out, one sentence for each image."""
+        return (*self.train.skipped, *self.val.skipped)
+
+
+def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None = None) -> Splits:
+    """Open a source for training.
+
+    Args:
+        config: the source, and what is made of it.
+        seed: of the split, where the source is not split already.
+        progress: called with (images done, images in all) while files are decoded; None shows a bar in a
+            terminal when there are many.
+
+    Returns:
+        Both sides and the names of the classes.
+
+    Raises:
+        DataError: there is no such source, it is empty, its sides do not agree, or images in it are damaged
+            and `on_bad_image` is "refuse".
+    """
+    if config.source.startswith(STREAMED):
+        require_package(config.source)
+        train, val = (open_stream(config, train=side, seed=seed) for side in (True, False))
+        return Splits(train, val, train.classes)
+    source = open_source(config, seed=seed)
+    skip = config.on_bad_image == "skip"
+    train, val = (
+        ImageSet(pictures, Pipeline(config, train=side), source.classes, skip_bad=skip)
+        for pictures, side in ((source.train, True), (source.val, False))
+    )
+    for name, side in (("training", train), ("validation", val)):
+        if not len(side):
+            raise DataError(f"no images are left for {name}: val_fraction is {config.val_fraction}.")
+    _read([train, val], config, progress)
+    return Splits(train, val, source.classes)
+
+
+def open_split(
+    config: DataConfig,
+    split: Literal["train", "val"] = "val",
+    *,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> tuple[ImageSet | StreamSet, tuple[str, ...]]:
+    """Open one side of a source for evaluation: nothing in it is varied.
+
+    Args:
+        config: the source; with `val_fraction=1.0` all of a folder that is not split is its "val" side.
+        split: "train" or "val".
+        seed: of the split.
+        classes: those of the run that is evaluated; a folder may hold some of them but no others.
+        progress: as in `open_splits`.
+
+    Returns:
+        The images and the names of the classes.
+    """
+    if split not in ("train", "val"):
+        raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
+    if config.source.startswith(STREAMED):
+        require_package(config.source)
+        stream = open_stream(config, train=False, seed=seed, split=split)
+        return stream, stream.classes
+    source = open_source(config, seed=seed, classes=classes)
+    if classes is not None and tuple(classes) != source.classes:
+        raise DataError(
+            f"{config.source!r} has {len(source.classes)} classes ({', '.join(source.classes[:NAMED])} ...), "
+            f"the run was trained on {len(classes)} ({', '.join(classes[:NAMED])} ...)."
+        )
+    image_set = ImageSet(
+        source.train if split == "train" else source.val,
+        Pipeline(config, train=False),
+        source.classes,
+        skip_bad=config.on_bad_image == "skip",
+    )
+    if not len(image_set):
+        raise DataError(f"the {split} side of {config.source!r} holds no images.")
+    _read([image_set], config, progress)
+    return image_set, source.classes
+
+
+def _read(sides: list[ImageSet], config: DataConfig, progress: Progress | None) -> None:
+    """Check or keep the images of all sides, then refuse or leave out the bad ones."""
+    keep = config.cache
+    if keep == "auto":
+        keep = config.check and sum(memory_needed(side) for side in sides) < MEMORY_LIMIT
+    if not keep and not config.check:
+        return
+    total = sum(len(side) for side in sides)
+    bad: list[dict[int, str]] = []
+    with nullcontext(progress) if progress else progress_bar(total) as report:
+        for side, before in zip(sides, (0, len(sides[0])), strict=False):
+            read = keep_in_memory if keep else check_set
+            bad.append(read(side, lambda done, before=before: report(before + done, total)))
+    sentences = [found[index] for found in bad for index in sorted(found)]
+    if not sentences:
+        return
+    what = f"{len(sentences)} of {total} images cannot be read:\n  " + "\n  ".join(sentences[:NAMED])
+    if len(sentences) > NAMED:
+        what += f"\n  and {len(sentences) - NAMED} more"
+    if config.on_bad_image == "refuse":
+        raise DataError(f"{what}\nRepair or remove them, or leave them out with data.on_bad_image=skip.")
+    for side, found in zip(sides, bad, strict=True):
+        side.leave_out(found)
+    warnings.warn(f"{what}\nThey are left out.", DataWarning, stacklevel=3)
+
+
+def describe(splits: Splits) -> dict[str, int | str]:
+    """Return short facts about a source, to print or to write into a run's folder."""
+    facts: dict[str, int | str] = {"classes": len(splits.classes)}
+    for name, side in (("train", splits.train), ("val", splits.val)):
+        if isinstance(side, StreamSet):
+            facts[name] = f"{len(side)} images, streamed"
+            continue
+        counts = np.bincount(side.targets, minlength=len(splits.classes))
+        least, most = int(counts.argmin()), int(counts.argmax())
+        facts[name] = len(side)
+        facts[f"{name} images per class"] = (
+            str(counts[least])
+            if counts[least] == counts[most]
+            else f"{counts[least]} ({splits.classes[least]}) to {counts[most]} ({splits.classes[most]})"
+        )
+    facts["skipped"] = len(splits.skipped)
+    return facts

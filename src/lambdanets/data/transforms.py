@@ -1,0 +1,183 @@
+"""From a picture to the tensor a model gets: a fixed geometry, random changes, normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode, str_to_pil_interp
+from torch import Tensor
+from torchvision.transforms import v2
+
+from .config import DataConfig
+from .images import as_mode, upright
+from .randomness import CUT, ERASE, FLIP, PAD_LEFT, PAD_TOP, RECOLOR, preserved, reseed, uniform
+
+Step = Callable[[Image.Image], Any]  # returns an image; the libraries' annotations are wider
+IN_CACHE = (
+    2**18
+)  # values that are normalised in one go: they should not leave the processor's cache in between
+
+
+class Pipeline:
+    """The steps of one split; each sample's changes are drawn from its own key.
+
+    Args:
+        config: sizes, normalisation and augmentation.
+        train: vary the pictures; else only resize, crop the middle and normalise.
+    """
+
+    def __init__(self, config: DataConfig, *, train: bool):
+        config = config.resolved()
+        augment = config.augment
+        self.in_chans = config.in_chans
+        self.image_size = config.image_size
+        self.flip = augment.flip if train else 0.0
+        self.pad = augment.pad if train and augment.crop == "pad" else 0
+        self.mean = torch.tensor(config.mean).mul_(255).view(-1, 1, 1)
+        self.std = torch.tensor(config.std).mul_(255).view(-1, 1, 1)
+        self.cut: Step | None = None
+        self.recolor: list[Step] = []
+        self.erase: RandomErasing | None = None
+        self._geometry: Step | None = None
+        self._unchanged: tuple[int, int] | None = None
+        if train:
+            self._add_random_steps(config)
+        if self.cut is None:
+            side = int(config.image_size / (1.0 if self.pad else config.crop_pct))
+            mode = str_to_interp_mode(config.interpolation)
+            self._geometry = v2.Compose([v2.Resize(side, mode), v2.CenterCrop(config.image_size)])
+            self._unchanged = (side, side) if side == config.image_size else None
+
+    def _add_random_steps(self, config: DataConfig) -> None:
+        augment = config.augment
+        if augment.crop == "random_resized":
+            self.cut = RandomResizedCropAndInterpolation(
+                config.image_size, augment.scale, augment.ratio, config.interpolation
+            )
+        if augment.rand_augment is not None:
+            fill = tuple(round(255 * value) for value in config.mean or ())
+            options = {
+                "translate_const": int(config.image_size * 0.45),
+                "img_mean": fill if config.in_chans == 3 else fill[0],
+                "interpolation": str_to_pil_interp(config.interpolation),
+            }
+            self.recolor.append(rand_augment_transform(augment.rand_augment, options))
+        if augment.color_jitter:
+            self.recolor.append(v2.ColorJitter(*[augment.color_jitter] * 3))
+        if augment.random_erasing:
+            self.erase = RandomErasing(augment.random_erasing, device="cpu")
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all prepared pictures have one size."""
+        return self.cut is None
+
+    @property
+    def light(self) -> bool:
+        """Whether what is left to do for a prepared picture takes microseconds."""
+        return self.cut is None and not self.recolor and self.erase is None
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Do what does not change from epoch to epoch, and may therefore be kept in memory.
+
+        Returns:
+            uint8 of shape (height, width, channels): `image_size` squared, or the whole picture where the
+            random cut comes first.
+        """
+        image = as_mode(image, self.in_chans)
+        if self._geometry is not None and image.size != self._unchanged:
+            image = self._geometry(image)
+        return np.asarray(image).reshape(image.height, image.width, self.in_chans)
+
+    def finish(self, pictures: Sequence[np.ndarray] | np.ndarray, sample_keys: np.ndarray) -> Tensor:
+        """Vary and normalise prepared pictures.
+
+        Args:
+            pictures: b arrays from `prepare`.
+            sample_keys: of shape (b,), one key for each (seed, epoch, index).
+
+        Returns:
+            float32 of shape (b, channels, image_size, image_size).
+        """
+        if self.light:
+            return self._normalise(self._moved(pictures, sample_keys))
+        with preserved():
+            if self.cut is not None:
+                pictures = [
+                    self._through(picture, [self.cut], key, CUT)
+                    for picture, key in zip(pictures, sample_keys, strict=True)
+                ]
+            moved = self._moved(pictures, sample_keys)
+            if self.recolor:
+                for index, key in enumerate(sample_keys):
+                    moved[index] = self._through(moved[index], self.recolor, key, RECOLOR)
+            images = self._normalise(moved)
+            if self.erase is not None:
+                for index, key in enumerate(sample_keys):
+                    reseed(key, ERASE)
+                    self.erase(images[index])
+            return images
+
+    def _through(
+        self,
+        picture: np.ndarray,
+        steps: Sequence[Step],
+        key: np.uint64,
+        stream: int,
+    ) -> np.ndarray:
+        reseed(key, stream)
+        image = Image.fromarray(picture if self.in_chans == 3 else picture[..., 0])
+        for step in steps:
+            image = step(image)
+        return np.asarray(image).reshape(image.height, image.width, self.in_chans)
+
+    def _moved(self, pictures: Sequence[np.ndarray] | np.ndarray, sample_keys: np.ndarray) -> np.ndarray:
+        """Pad and cut, then flip, each picture by its own draws. Slices are quicker here than one gather."""
+        pad, side = self.pad, self.image_size
+        top, left = (
+            (uniform(sample_keys, stream) * (2 * pad + 1)).astype(int) for stream in (PAD_TOP, PAD_LEFT)
+        )
+        flipped = uniform(sample_keys, FLIP) < self.flip
+        moved = np.empty((len(pictures), side, side, self.in_chans), np.uint8)
+        padded = np.zeros((side + 2 * pad, side + 2 * pad, self.in_chans), np.uint8)
+        for index, picture in enumerate(pictures):
+            if pad:
+                padded[pad : pad + side, pad : pad + side] = picture
+                rows, columns = (slice(start, start + side) for start in (top[index], left[index]))
+                picture = padded[rows, columns]
+            moved[index] = picture[:, ::-1] if flipped[index] else picture
+        return moved
+
+    def _normalise(self, pictures: np.ndarray) -> Tensor:
+        number, height, width, channels = pictures.shape
+        images = torch.empty(number, channels, height, width)
+        step = max(1, IN_CACHE // (height * width * channels))
+        for start in range(0, number, step):
+            part = images[start : start + step]
+            part.copy_(torch.from_numpy(pictures[start : start + step]).permute(0, 3, 1, 2))
+            part.sub_(self.mean).div_(self.std)
+        return images
+
+
+def eval_transform(config: DataConfig) -> Callable[[Image.Image], Tensor]:
+    """Return the function that makes of any PIL image what a model is evaluated on.
+
+    The shorter side is resized to `image_size / crop_pct` unless it has that size already, the middle is
+    cut out, and the channels are normalised.
+
+    Returns:
+        A function from an image to float32 of shape (channels, image_size, image_size).
+    """
+    pipeline = Pipeline(config, train=False)
+    none = np.zeros(1, np.uint64)
+
+    def transform(image: Image.Image) -> Tensor:
+        return pipeline.finish(pipeline.prepare(upright(image))[None], none)[0]
+
+    return transform

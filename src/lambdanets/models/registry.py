@@ -1,0 +1,114 @@
+"""Creating models by name, and the bridge to timm's registry."""
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import timm
+from timm.models import build_model_with_cfg, is_model, is_model_pretrained, model_entrypoint, register_model
+from torch import nn
+
+from .config import ResNetConfig
+from .resnet import ResNet
+
+_names: set[str] = set()
+_ARCHITECTURE = frozenset(field.name for field in fields(ResNetConfig))
+_FACTORY = frozenset(
+    {"features_only", "out_indices", "feature_cls"}
+    | inspect.signature(build_model_with_cfg).parameters.keys()
+    | inspect.signature(ResNet).parameters.keys()
+) - {"model_cls", "variant", "model_cfg", "feature_cfg", "config", "kwargs"}
+
+
+def create_model(name: str, **options: Any) -> nn.Module:
+    """Creates a model of this package, or any other of timm.
+
+    Args:
+        name: Name of the model; `list_models()` has them all.
+        **options: What `timm.create_model` takes (`num_classes`, `in_chans`, `features_only`, `out_indices`,
+            `drop_rate`, `drop_path_rate`, `global_pool`, `output_stride`, ...) and, for the models of this
+            package, the fields of their config, such as `scope=7` or `dim_k=8`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If there is no such model or option, or no trained weights although `pretrained` is set.
+
+    Example:
+        >>> model = create_model("lambda_resnet_cifar", num_classes=100, drop_path_rate=0.1)
+    """
+    if ":" not in name:
+        if not is_model(name):
+            raise ValueError(
+                f"there is no model named {name!r}{_nearest(name, list_models(), timm.list_models())}"
+            )
+        if name in _names and options.get("pretrained") and not is_model_pretrained(name):
+            raise ValueError(f"pretrained=True: no trained weights of {name} are published; leave it out")
+    return timm.create_model(name, **options)
+
+
+def list_models(filter: str = "") -> list[str]:
+    """Lists the models of this package.
+
+    Args:
+        filter: Shell-style pattern, such as "lambda*" or "*_c4".
+
+    Returns:
+        The names in natural order.
+    """
+    return [name for name in timm.list_models(filter) if name in _names]
+
+
+def register(configs: dict[str, ResNetConfig], module: str) -> None:
+    """Registers models in timm under their names.
+
+    Args:
+        configs: The architectures by name.
+        module: Name of the module that owns them and holds timm's `default_cfgs` of the same names.
+
+    Raises:
+        ValueError: If a name belongs to a model of another package. Nothing is registered then.
+    """
+    for name in configs:
+        if is_model(name) and model_entrypoint(name).__module__ != module:
+            owner = model_entrypoint(name).__module__
+            raise ValueError(
+                f"the model name {name!r} is taken in timm's registry by {owner}; rename one of them"
+            )
+    for name, config in configs.items():
+        entrypoint = _entrypoint(name, config, module)
+        setattr(sys.modules[module], name, entrypoint)
+        register_model(entrypoint)
+        _names.add(name)
+
+
+def _entrypoint(name: str, config: ResNetConfig, module: str) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **options: Any) -> nn.Module:
+        for option in options.keys() - _ARCHITECTURE - _FACTORY:
+            known = sorted(_ARCHITECTURE | _FACTORY)
+            raise ValueError(f"{name} has no option {option!r}{_nearest(option, known)}")
+        chosen = replace(config, **{key: options.pop(key) for key in _ARCHITECTURE & options.keys()})
+        return build_model_with_cfg(
+            ResNet,
+            name,
+            pretrained,
+            config=chosen,
+            feature_cfg={"out_indices": tuple(range(chosen.num_feature_maps))},
+            **options,
+        )
+
+    create.__name__ = create.__qualname__ = name
+    create.__module__ = module
+    create.__doc__ = f"Creates {name}; see `lambdanets.models.create_model` for the options."
+    return create
+
+
+def _nearest(name: str, *catalogues: list[str]) -> str:
+    for known in catalogues:
+        if matches := difflib.get_close_matches(name, known, n=3):
+            return f"; did you mean {' or '.join(matches)}?"
+    return ""

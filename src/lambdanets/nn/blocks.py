@@ -1,0 +1,80 @@
+"""The residual block that every network of the family is made of."""
+
+import torch
+from torch import nn
+
+
+class Bottleneck(nn.Module):
+    """A bottleneck residual block around any operator on its inner width.
+
+    y = relu(shortcut(x) + drop_path(gate(bn3(conv3(relu(bn2(pool(operator(relu(bn1(conv1(x)))))))))))
+
+    conv1 and conv3 are 1x1 convolutions; the operator takes the place of the 3x3 convolution. The parameters
+    carry the names that timm and torchvision give them (the operator is `conv2` whatever it is), so the trunk
+    of a published ResNet loads as it is.
+
+    Args:
+        dim: Channels of the input.
+        width: Channels inside the block, which the operator receives and returns.
+        dim_out: Channels of the output.
+        operator: Module on images of shape (b width h w) that returns the same number of channels.
+        pool: Module after the operator, for operators that cannot stride by themselves.
+        shortcut: Module on the identity branch, where the shape changes.
+        gate: Channel gate on the residual branch, such as squeeze-and-excitation.
+        drop_path: Stochastic depth on the residual branch.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        width: int,
+        dim_out: int,
+        operator: nn.Module,
+        *,
+        pool: nn.Module | None = None,
+        shortcut: nn.Module | None = None,
+        gate: nn.Module | None = None,
+        drop_path: nn.Module | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, width, 1, bias=False, device=device, dtype=dtype)
+        self.bn1 = nn.BatchNorm2d(width, device=device, dtype=dtype)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = operator
+        self.pool = pool
+        self.bn2 = nn.BatchNorm2d(width, device=device, dtype=dtype)
+        self.act2 = nn.ReLU(inplace=True)
+        self.conv3 = nn.Conv2d(width, dim_out, 1, bias=False, device=device, dtype=dtype)
+        self.bn3 = nn.BatchNorm2d(dim_out, device=device, dtype=dtype)
+        self.se = gate
+        self.drop_path = drop_path
+        self.downsample = shortcut
+        self.act3 = nn.ReLU(inplace=True)
+
+    def zero_init_last(self) -> None:
+        """Makes the block the identity at the start of training, which the paper found important."""
+        nn.init.zeros_(self.bn3.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Applies the block.
+
+        Args:
+            x: Images of shape (b dim height width).
+
+        Returns:
+            Images of shape (b dim_out height' width').
+        """
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.conv2(x)
+        if self.pool is not None:
+            x = self.pool(x)
+        x = self.act2(self.bn2(x))
+        x = self.bn3(self.conv3(x))
+        if self.se is not None:
+            x = self.se(x)
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        return self.act3(x + shortcut)

@@ -1,0 +1,11 @@
+"""The lambda operator: its definition, its kernels, and the planner that chooses between them. Torch alone."""
+
+from .context import Context as Context
+from .context import GlobalContext as GlobalContext
+from .context import LocalContext as LocalContext
+from .context import MaskedContext as MaskedContext
+from .functional import lambda_layer as lambda_layer
+from .kernels import KERNELS as KERNELS
+from .planner import Plan as Plan
+from .planner import plan as plan
+from .problem import Problem as Problem

@@ -1,0 +1,114 @@
+"""Argument checks whose messages teach: what was expected in letters, what came, and a hint."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import torch
+
+from .context import Context, GlobalContext, MaskedContext, RelativeContext
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that is not in `known`, with the nearest names that are."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
+    return ValueError(f"unknown {kind} {name!r}; {hint}")
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "(" + ", ".join(map(str, tensor.shape)) + ")"
+
+
+def _expect(tensor: torch.Tensor, name: str, letters: str, sizes: dict[str, int]) -> None:
+    """Match a tensor's shape against letters, filling `sizes` with those not met before."""
+    axes = letters.split()
+    if tensor.ndim != len(axes):
+        raise ValueError(f"{name} must have the axes '{letters}', got {tensor.ndim} of shape {_shape(tensor)}")
+    for letter, size in zip(axes, tensor.shape, strict=True):
+        if sizes.setdefault(letter, size) != size:
+            raise ValueError(
+                f"{name} must have the axes '{letters}' with {letter}={sizes[letter]}, got shape {_shape(tensor)}"
+            )
+
+
+def check_arguments(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    e: torch.Tensor | None,
+    context: Context,
+    mask: torch.Tensor | None,
+    content: bool,
+) -> None:
+    """Raise `ValueError` where the tensors and the context do not fit together."""
+    if not isinstance(context, Context):
+        raise ValueError(
+            f"context must be a GlobalContext, LocalContext or MaskedContext, got {type(context).__name__}"
+        )
+    sizes: dict[str, int] = {}
+    _expect(q, "q", "b h n k", sizes)
+    _expect(k, "k", "b m k u", sizes)
+    _expect(v, "v", "b m v u", sizes)
+    if not content and e is None:
+        raise ValueError("content=False needs e: without content and positions nothing is left to compute")
+    tensors = {"q": q, "k": k, "v": v} | ({} if e is None else {"e": e})
+    for name, tensor in tensors.items():
+        if tensor.dtype != q.dtype or tensor.device != q.device:
+            raise ValueError(
+                f"q, k, v and e must share dtype and device: q is {q.dtype} on {q.device}, "
+                f"{name} is {tensor.dtype} on {tensor.device}"
+            )
+    if not q.is_floating_point():
+        raise ValueError(f"q, k, v and e must be real floating-point tensors, got {q.dtype}")
+    if context.num_queries != sizes["n"]:
+        raise ValueError(f"q has n={sizes['n']} queries, but the context describes {context.num_queries}")
+    if mask is not None:
+        if mask.dtype != torch.bool or mask.device != q.device:
+            raise ValueError(f"mask must be a bool tensor on {q.device}, got {mask.dtype} on {mask.device}")
+        _expect(mask, "mask", "b m", sizes)
+    if isinstance(context, MaskedContext):
+        _check_masked(context, e, sizes, q.device)
+    elif isinstance(context, RelativeContext):
+        _check_relative(context, e, sizes)
+
+
+def _check_masked(
+    context: MaskedContext, e: torch.Tensor | None, sizes: dict[str, int], device: torch.device
+) -> None:
+    if context.mask.device != device:
+        raise ValueError(f"the context's mask is on {context.mask.device}, the tensors on {device}")
+    if context.mask.shape[1] != sizes["m"]:
+        raise ValueError(f"the context's mask is of shape {_shape(context.mask)}, but k has m={sizes['m']}")
+    if e is not None:
+        _expect(e, "e", "n m k u", sizes)
+
+
+def _check_relative(context: RelativeContext, e: torch.Tensor | None, sizes: dict[str, int]) -> None:
+    if e is None:
+        if context.causal and context.num_context != sizes["m"]:
+            raise ValueError(
+                f"k has m={sizes['m']} elements, but the causal context describes {context.num_context}; "
+                "give context_grid"
+            )
+        return
+    expected = (*context.table_shape, sizes["k"], sizes["u"])
+    if tuple(e.shape) == expected:
+        if context.num_context != sizes["m"]:
+            raise ValueError(
+                f"k has m={sizes['m']} elements, but relative positions need one for each of the "
+                f"{context.num_context} places of the context grid {context.context_grid}"
+            )
+        return
+    if isinstance(context, GlobalContext) and not context.causal and e.ndim == 4:
+        dense = (sizes["n"], sizes["m"], sizes["k"], sizes["u"])
+        if tuple(e.shape) == dense:
+            return
+        raise ValueError(
+            f"e must be a table '*offsets k u' of shape {expected} or dense 'n m k u' of shape {dense}, "
+            f"got shape {_shape(e)}"
+        )
+    raise ValueError(f"e must be a table '*offsets k u' of shape {expected}, got shape {_shape(e)}")
+

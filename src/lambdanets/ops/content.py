@@ -1,0 +1,102 @@
+"""The content part of the operator in time and memory linear in the input: what the fast kernels share.
+
+One content lambda serves all queries unless a mask or an order gives each query its own. Keys are normalised
+in float32 at least: the weights of a context of tens of thousands of elements are below what half precision holds.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .context import Context, MaskedContext, RelativeContext
+
+CHUNK = 64  # queries per chunk of the causal form: the n*chunk*k weights stay small beside the n*chunk products
+MASKED_BLOCK = 2**24  # elements of the weights b*n*m*k*u formed at once under an n x m mask
+
+
+def content_output(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None) -> Tensor:
+    """The content part of shape b h n v; `v` is already zero where `mask` hides."""
+    if isinstance(context, MaskedContext):
+        part = masked_content
+    elif isinstance(context, RelativeContext) and context.causal:
+        part = causal_content
+    else:
+        part = shared_content
+    with torch.autocast(q.device.type, enabled=False):
+        wide = torch.promote_types(q.dtype, torch.float32)
+        return part(q, k.to(wide), v.to(wide), context, mask)
+
+
+def shared_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None) -> Tensor:
+    """One content lambda for all queries: sum over m and u of softmax(k) v, then applied to q."""
+    if mask is None:
+        kbar = k.softmax(1)
+    else:
+        hidden = ~mask[:, :, None, None]
+        kbar = k.masked_fill(hidden, torch.finfo(k.dtype).min).softmax(1).masked_fill(hidden, 0)
+    content_lambda = torch.einsum("bmku,bmvu->bkv", kbar, v)
+    return torch.einsum("bhnk,bkv->bhnv", q, content_lambda.to(q.dtype))
+
+
+def masked_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None) -> Tensor:
+    """Each query its own normalisation over what it sees, some queries at a time."""
+    assert isinstance(context, MaskedContext)
+    b, m, dim_k, u = k.shape
+    parts = []
+    block = max(1, MASKED_BLOCK // (b * m * dim_k * u))
+    for rows, queries in zip(context.mask.split(block), q.split(block, dim=2), strict=True):
+        visible = rows if mask is None else rows & mask[:, None, :]
+        visible = visible.expand(b, *visible.shape[-2:])[..., None, None]
+        weights = k[:, None].masked_fill(~visible, torch.finfo(k.dtype).min).softmax(2).masked_fill(~visible, 0)
+        pairs = torch.einsum("bhnk,bnmku->bhnmu", queries.to(k.dtype), weights)
+        parts.append(torch.einsum("bhnmu,bmvu->bhnv", pairs, v))
+    return torch.cat(parts, dim=2).to(q.dtype)
+
+
+def causal_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None) -> Tensor:
+    """Query n normalises over m <= n: exact pairs inside a chunk, one running sum between chunks.
+
+    All weights are exp(key - running maximum), at most 1, so nothing overflows however long the sequence; the
+    maximum is a constant of the calculation (it cancels), so no gradient flows through it.
+    """
+    b, h, n, dim_k = q.shape
+    u, dim_v = k.shape[3], v.shape[2]
+    hidden = torch.zeros(b, k.shape[1], dtype=torch.bool, device=k.device) if mask is None else ~mask
+    chunk = min(CHUNK, n)
+    chunks = -(-n // chunk)
+    length = chunks * chunk
+
+    def cut(x: Tensor, fill: float | bool) -> Tensor:  # b m ... -> b chunks chunk ...; elements after the last
+        x = x[:, :n]  # query are seen by none
+        spare = x.new_full((b, length - x.shape[1], *x.shape[2:]), fill)
+        return torch.cat([x, spare], dim=1).unflatten(1, (chunks, chunk))
+
+    hidden = cut(hidden, True)[..., None, None]
+    keys = cut(k, 0.0).masked_fill(hidden, -torch.inf)
+    values = cut(v, 0.0)
+    queries = cut(q.transpose(1, 2).to(k.dtype), 0.0)  # b c n h k
+
+    top = keys.detach().flatten(1, 2).cummax(1).values.clamp_min(torch.finfo(k.dtype).min)
+    top = top.unflatten(1, (chunks, chunk))
+    before = torch.cat([torch.full_like(top[:, :1, 0], torch.finfo(k.dtype).min), top[:, :-1, -1]], dim=1)
+    order = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).tril()[..., None, None]
+    distance = (keys[:, :, None] - top[:, :, :, None]).masked_fill(~order, -torch.inf)
+    inside = distance.exp()  # b c n m k u
+
+    # What a chunk adds, and what all chunks before chunk c add up to, both relative to the maximum at hand.
+    weights = (keys - top[:, :, -1:]).exp()
+    added_value = torch.einsum("bcmku,bcmvu->bcukv", weights, values)
+    added_sum = weights.sum(2)
+    earlier = torch.ones(chunks, chunks, dtype=torch.bool, device=k.device).tril(-1)[..., None, None]
+    fade = (top[:, None, :, -1] - before[:, :, None]).masked_fill(~earlier, -torch.inf).exp()  # b c c' k u
+    past_value = torch.einsum("bcjku,bjukv->bcukv", fade, added_value)
+    past_sum = torch.einsum("bcjku,bjku->bcku", fade, added_sum)
+
+    carry = (before[:, :, None] - top).exp()  # b c n k u
+    total = inside.sum(3) + carry * past_sum[:, :, None]
+    scaled = queries[..., None] / torch.where(total > 0, total, 1)[:, :, :, None]  # b c n h k u
+    pairs = torch.einsum("bcnhku,bcnmku->bcnhmu", scaled, inside)
+    y = torch.einsum("bcnhmu,bcmvu->bcnhv", pairs, values)
+    y = y + torch.einsum("bcnhku,bcnku,bcukv->bcnhv", scaled, carry, past_value)
+    return y.flatten(1, 2)[:, :n].transpose(1, 2).to(q.dtype)

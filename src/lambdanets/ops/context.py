@@ -1,0 +1,188 @@
+"""Contexts: who sees whom, and what one entry of the position embeddings stands for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+Grid = int | tuple[int, ...]
+
+
+def as_grid(value: Grid, name: str, rank: int | None = None) -> tuple[int, ...]:
+    """An int or a tuple as a tuple of sizes, one per axis; an int is repeated over `rank` axes.
+
+    Raises:
+        ValueError: If a size is not a positive integer or the number of axes is not `rank`.
+    """
+    sizes = (value,) * (rank or 1) if isinstance(value, int) else tuple(value)
+    if not sizes or any(isinstance(s, bool) or not isinstance(s, (int, torch.SymInt)) for s in sizes):
+        raise ValueError(f"{name} must be an int or a tuple of ints, got {value!r}")
+    if any(s < 1 for s in sizes):
+        raise ValueError(f"{name} must hold positive sizes, got {value!r}")
+    if rank is not None and len(sizes) != rank:
+        raise ValueError(f"{name} must have {rank} axes, got {value!r}")
+    return sizes
+
+
+class Context:
+    """What every context answers: how many queries there are."""
+
+    num_queries: int
+
+
+@dataclass(frozen=True)
+class RelativeContext(Context):
+    """A grid of queries, a grid of context elements, and a table with one entry per offset.
+
+    An offset is o = position(m) - position(n), per axis. Entry j of the table's axis stands for the offset
+    `dilation * (j - centre)`; offsets without an entry have no position embedding.
+    """
+
+    grid: tuple[int, ...]
+    context_grid: tuple[int, ...] | None = field(default=None, kw_only=True)
+    causal: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        grid = as_grid(self.grid, "grid")
+        object.__setattr__(self, "grid", grid)
+        context_grid = grid if self.context_grid is None else as_grid(self.context_grid, "context_grid", len(grid))
+        object.__setattr__(self, "context_grid", context_grid)
+        if self.causal and len(grid) != 1:
+            raise ValueError(f"a causal context needs a grid of one axis (an order), got {grid}")
+
+    @property
+    def key_grid(self) -> tuple[int, ...]:
+        """The grid of the context elements."""
+        return self.context_grid or self.grid
+
+    @property
+    def num_queries(self) -> int:  # type: ignore[override]
+        return math.prod(self.grid)
+
+    @property
+    def num_context(self) -> int:
+        return math.prod(self.key_grid)
+
+    @property
+    def table_shape(self) -> tuple[int, ...]:
+        """Entries of the table on each axis."""
+        raise NotImplementedError
+
+    @property
+    def centre(self) -> tuple[int, ...]:
+        """The entry that stands for offset 0, on each axis."""
+        raise NotImplementedError
+
+    @property
+    def step(self) -> tuple[int, ...]:
+        """How far apart neighbouring entries of the table are on the grid, on each axis."""
+        return (1,) * len(self.grid)
+
+    def reach(self) -> tuple[slice, ...]:
+        """The part of the table, on each axis, that some pair of query and context element can meet."""
+        parts = []
+        for queries, keys, length, centre, step in zip(
+            self.grid, self.key_grid, self.table_shape, self.centre, self.step, strict=True
+        ):
+            first = max(0, centre - (queries - 1) // step)
+            last = min(length - 1, centre if self.causal else centre + (keys - 1) // step)
+            parts.append(slice(first, last + 1))
+        return tuple(parts)
+
+    @property
+    def covers_grid(self) -> bool:
+        """Whether every pair of query and visible context element has a position embedding."""
+        return all(
+            step == 1 and centre >= queries - 1 and (self.causal or length - 1 - centre >= keys - 1)
+            for queries, keys, length, centre, step in zip(
+                self.grid, self.key_grid, self.table_shape, self.centre, self.step, strict=True
+            )
+        )
+
+
+@dataclass(frozen=True)
+class GlobalContext(RelativeContext):
+    """Every query sees every context element.
+
+    Args:
+        grid: Sizes of the query grid; n is their product, positions are row-major.
+        context_grid: Sizes of the context's grid, where it is another one; the two share their origin.
+        causal: On one axis, query n sees the elements m <= n only, in content and in positions.
+
+    The table has `grid + context_grid - 1` entries per axis (`2 * grid - 1` for one grid); offset o stands at
+    index `o + grid - 1`. Without a table, `m` is free unless causal.
+    """
+
+    @property
+    def table_shape(self) -> tuple[int, ...]:
+        return tuple(queries + keys - 1 for queries, keys in zip(self.grid, self.key_grid, strict=True))
+
+    @property
+    def centre(self) -> tuple[int, ...]:
+        return tuple(queries - 1 for queries in self.grid)
+
+
+@dataclass(frozen=True)
+class LocalContext(RelativeContext):
+    """Position lambdas reach `scope` elements per axis; the content lambda stays global.
+
+    Args:
+        grid: Sizes of the query grid; n is their product, positions are row-major.
+        scope: Entries of the table per axis (an int for all), even or odd, also larger than the grid.
+        dilation: Distance on the grid between neighbouring entries, per axis (an int for all).
+        context_grid: Sizes of the context's grid, where it is another one; the two share their origin.
+        causal: On one axis, query n sees the elements m <= n only, in content and in positions.
+
+    The offset `dilation * j` stands at index `j + scope // 2`. Outside the grid there is nothing: sums run
+    over fewer elements, and nothing is renormalised.
+    """
+
+    scope: tuple[int, ...] = field()
+    dilation: tuple[int, ...] = field(default=(1,), kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rank = len(self.grid)
+        object.__setattr__(self, "scope", as_grid(self.scope, "scope", rank))
+        dilation = self.dilation[0] if self.dilation == (1,) else self.dilation
+        object.__setattr__(self, "dilation", as_grid(dilation, "dilation", rank))
+
+    @property
+    def table_shape(self) -> tuple[int, ...]:
+        return self.scope
+
+    @property
+    def centre(self) -> tuple[int, ...]:
+        return tuple(scope // 2 for scope in self.scope)
+
+    @property
+    def step(self) -> tuple[int, ...]:
+        return self.dilation
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedContext(Context):
+    """Query n sees context element m where `mask[n, m]` is True, in content and in positions.
+
+    Args:
+        mask: Boolean tensor of shape (n, m), shared by the batch.
+
+    Positions, if any, are dense embeddings of shape (n, m, k, u).
+    """
+
+    mask: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mask, torch.Tensor) or self.mask.dtype != torch.bool or self.mask.ndim != 2:
+            found = (
+                f"{self.mask.dtype} of shape {tuple(self.mask.shape)}"
+                if isinstance(self.mask, torch.Tensor)
+                else type(self.mask).__name__
+            )
+            raise ValueError(f"mask must be a bool tensor of shape (n, m), True where visible; got {found}")
+
+    @property
+    def num_queries(self) -> int:  # type: ignore[override]
+        return self.mask.shape[0]

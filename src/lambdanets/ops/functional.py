@@ -1,0 +1,67 @@
+"""The operator: a pure function of tensors and a context."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import check_arguments
+from .context import Context
+from .kernels import KERNELS
+from .planner import choose
+from .problem import Problem
+
+
+def lambda_layer(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    e: Tensor | None = None,
+    *,
+    context: Context,
+    mask: Tensor | None = None,
+    content: bool = True,
+    kernel: str = "auto",
+) -> Tensor:
+    """Apply to each query a linear function, the lambda, that summarises its context by content and position.
+
+    `y[b,h,n,v] = sum_k q[b,h,n,k] * sum_{m,u} (kbar[b,m,k,u] + E[n,m,k,u]) v[b,m,v,u]`, where kbar is the
+    softmax of the keys over the context elements m that the query may see, for each of the k*u columns.
+
+    Args:
+        q: Queries of shape (b, h, n, k); h queries share each position's lambda.
+        k: Keys of shape (b, m, k, u), not yet normalised.
+        v: Values of shape (b, m, v, u).
+        e: Position embeddings: a table of shape (*offsets, k, u) with one entry per relative offset
+            position(m) - position(n), as the context describes; or dense, of shape (n, m, k, u), with a
+            `GlobalContext` or `MaskedContext`; or None for no position part. They never enter the softmax.
+        context: Who sees whom, and the geometry.
+        mask: Boolean tensor of shape (b, m), True where a context element may be seen (padding is False).
+        content: Whether the content part is computed.
+        kernel: "auto" (the planner chooses), or the name of one implementation.
+
+    Returns:
+        Tensor of shape (b, h, n, v). A query that sees nothing gives zeros.
+
+    Raises:
+        ValueError: If shapes, dtypes or devices do not fit together, the kernel is unknown, or it cannot serve
+            the problem.
+
+    Differences from the paper:
+        A local scope limits position lambdas only and outside the grid there is nothing, as there; keys under
+        a mask or a causal order are normalised over what each query sees, which the paper leaves open.
+
+    References:
+        LambdaNetworks (Bello, 2021), equations 1-3, sections 3.1-3.4, appendices B.2 and B.4.
+
+    Example:
+        >>> q, k, v = torch.randn(2, 4, 35, 16), torch.randn(2, 35, 16, 1), torch.randn(2, 35, 8, 1)
+        >>> e = torch.randn(9, 13, 16, 1)
+        >>> lambda_layer(q, k, v, e, context=GlobalContext((5, 7))).shape
+        torch.Size([2, 4, 35, 8])
+    """
+    check_arguments(q, k, v, e, context, mask, content)
+    train = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, e))
+    problem = Problem.of(q, k, v, e, context, content, train)
+    chosen = KERNELS[choose(kernel, problem)]
+    return chosen.apply(q, k, v, e, context=context, mask=mask, content=content)

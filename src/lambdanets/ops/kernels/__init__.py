@@ -1,0 +1,40 @@
+"""The kernels: independent implementations of one function, each a module of this folder.
+
+A kernel module has a `NAME`, `apply` (the operator), `unsupported` (sentences, empty if it can serve a problem)
+and `cost`. Adding one is a new file and its line here.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ..context import Context
+from ..problem import Cost, Problem
+from . import attention, conv, reference
+
+
+class Kernel(Protocol):
+    """What the planner and the operator need of a kernel."""
+
+    NAME: str
+
+    def apply(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        e: Tensor | None,
+        *,
+        context: Context,
+        mask: Tensor | None,
+        content: bool,
+    ) -> Tensor: ...
+
+    def unsupported(self, problem: Problem) -> list[str]: ...
+
+    def cost(self, problem: Problem) -> Cost: ...
+
+
+KERNELS: dict[str, Kernel] = {kernel.NAME: kernel for kernel in (reference, conv, attention)}

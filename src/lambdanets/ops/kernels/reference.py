@@ -1,0 +1,128 @@
+"""THE DEFINITION of the lambda layer, in the paper's letters. Every other kernel is an optimisation of this page.
+
+    y[b,h,n,v] = sum_k q[b,h,n,k] * sum_{m,u} (kbar[b,m,k,u] + E[n,m,k,u]) v[b,m,v,u]
+
+kbar are the keys after a softmax over the context elements m that the query may see, for each of the k*u
+columns; E are the position embeddings, which never enter the softmax. Source: LambdaNetworks (Bello, 2021),
+sections 3.1-3.3, appendices B.2 (masks) and B.4 (intra-depth u).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..context import Context, MaskedContext, RelativeContext
+from ..problem import Cost, Problem
+
+NAME = "reference"
+
+
+def apply(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    e: Tensor | None,
+    *,
+    context: Context,
+    mask: Tensor | None,
+    content: bool,
+) -> Tensor:
+    """The operator of shape b h n v, by its definition."""
+    hidden = None if mask is None else ~mask
+    if hidden is not None:
+        v = v.masked_fill(hidden[:, :, None, None], 0)
+    y = q.new_zeros(*q.shape[:-1], v.shape[2])
+    if content:
+        visible = visible_pairs(context, k.shape[1], k.device)
+        if visible is None:
+            content_lambda = torch.einsum("bmku,bmvu->bkv", softmax_over_context(k, hidden, 1), v)
+            y = y + torch.einsum("bhnk,bkv->bhnv", q, content_lambda)
+        else:
+            unseen = ~visible if hidden is None else ~visible | hidden[:, None, :]
+            kbar = softmax_over_context(k[:, None].expand(-1, q.shape[2], -1, -1, -1), unseen, 2)
+            content_lambdas = torch.einsum("bnmku,bmvu->bnkv", kbar, v)
+            y = y + torch.einsum("bhnk,bnkv->bhnv", q, content_lambdas)
+    if e is not None:
+        position_lambdas = torch.einsum("nmku,bmvu->bnkv", position_embeddings(e, context), v)
+        y = y + torch.einsum("bhnk,bnkv->bhnv", q, position_lambdas)
+    return y
+
+
+def softmax_over_context(keys: Tensor, unseen: Tensor | None, axis: int) -> Tensor:
+    """Keys of shape b ... m k u that sum to 1 over the visible m; zeros where nothing is visible."""
+    if unseen is None:
+        return keys.softmax(axis)
+    unseen = unseen[..., None, None]
+    kbar = keys.masked_fill(unseen, torch.finfo(keys.dtype).min).softmax(axis)
+    return kbar.masked_fill(unseen, 0)
+
+
+def visible_pairs(context: Context, num_context: int, device: torch.device) -> Tensor | None:
+    """Who sees whom, as booleans of shape n m; None where everybody sees everything."""
+    if isinstance(context, MaskedContext):
+        return context.mask
+    if isinstance(context, RelativeContext) and context.causal:
+        n = torch.arange(context.num_queries, device=device)
+        m = torch.arange(num_context, device=device)
+        return m[None, :] <= n[:, None]
+    return None
+
+
+def position_embeddings(e: Tensor, context: Context) -> Tensor:
+    """E of shape n m k u: the table's entry for each offset position(m) - position(n), zero where there is none."""
+    if isinstance(context, MaskedContext):
+        return e * context.mask[:, :, None, None]
+    assert isinstance(context, RelativeContext)
+    if tuple(e.shape[:-2]) != context.table_shape:
+        return e  # dense already
+    index = torch.zeros((), dtype=torch.long, device=e.device)
+    found = torch.ones((), dtype=torch.bool, device=e.device)
+    axes = zip(
+        positions(context.grid, e.device),
+        positions(context.key_grid, e.device),
+        context.table_shape,
+        context.centre,
+        context.step,
+        strict=True,
+    )
+    for position_n, position_m, length, centre, step in axes:
+        offset = position_m[None, :] - position_n[:, None]
+        entry = offset.div(step, rounding_mode="floor") + centre
+        found = found & (offset % step == 0) & (entry >= 0) & (entry < length)
+        if context.causal:
+            found = found & (offset <= 0)
+        index = index * length + entry
+    flat = e.flatten(0, -3)
+    return flat[index.clamp(0, len(flat) - 1)] * found[:, :, None, None]
+
+
+def positions(grid: tuple[int, ...], device: torch.device) -> list[Tensor]:
+    """The coordinate of every element of a row-major grid, axis by axis."""
+    axes = [torch.arange(size, device=device) for size in grid]
+    return [axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]
+
+
+def unsupported(problem: Problem) -> list[str]:
+    """The definition serves every problem."""
+    return []
+
+
+def cost(problem: Problem) -> Cost:
+    """Lambdas first: E and the position lambdas are stored whole."""
+    p = problem
+    n, m = p.num_queries, p.num_context
+    per_lambda = p.dim_k * p.dim_v
+    flops = bytes_ = 0
+    if p.content:
+        seen_apart = p.causal or p.masked
+        flops += 2 * p.batch * m * per_lambda * p.dim_u * (n if seen_apart else 1)
+        flops += 2 * p.batch * p.num_heads * n * per_lambda
+        bytes_ += p.itemsize * p.batch * m * p.dim_k * p.dim_u * 3 * (n if seen_apart else 1)
+    if p.position:
+        flops += 2 * p.batch * n * m * per_lambda * p.dim_u + 2 * p.batch * p.num_heads * n * per_lambda
+        embeddings = n * m * p.dim_k * p.dim_u
+        bytes_ += p.itemsize * (5 * embeddings + 4 * p.batch * n * per_lambda)
+    return Cost(flops=flops, bytes=bytes_ + p.io_bytes, peak_bytes=math.ceil(bytes_ * (2 if p.train else 1)))

@@ -1,0 +1,199 @@
+"""The sizes of one lambda operator, and what an order of contraction costs on them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .content import CHUNK
+from .context import Context, GlobalContext, LocalContext, MaskedContext, RelativeContext, as_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a kernel spends on a problem's forward pass.
+
+    Args:
+        flops: Floating-point operations, a multiply-add counted as two.
+        bytes: Bytes read and written, inputs and output included.
+        peak_bytes: Bytes of temporaries alive at once, those kept for the backward pass included.
+    """
+
+    flops: int
+    bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Everything a planner may know about a call: sizes, geometry, dtype, device; never the values.
+
+    Args:
+        grid: Sizes of the query grid; n is their product.
+        context_grid: Sizes of the context's grid where it is another one (a bare length where there are no
+            relative positions).
+        scope: Table entries per axis for local positions, None for global ones.
+        dilation: Distance between neighbouring table entries on the grid.
+        num_heads: Queries per position, h.
+        dim_k: Query and key depth.
+        dim_v: Value depth per head.
+        dim_u: Intra-depth.
+        batch: Batch size.
+        content: Whether the content lambda is computed.
+        position: Whether position lambdas are computed.
+        causal: Whether query n sees m <= n only.
+        masked: Whether an n x m mask says who sees whom.
+        dense: Whether the embeddings are given dense (n m k u) rather than as a table.
+        dtype: Element type of q, k, v and e.
+        device: Device type, such as "cpu" or "cuda".
+        train: Whether a backward pass follows.
+
+    Raises:
+        ValueError: If a size is not positive, or the parts contradict one another.
+    """
+
+    grid: tuple[int, ...]
+    context_grid: tuple[int, ...] | None = None
+    scope: tuple[int, ...] | None = None
+    dilation: tuple[int, ...] | None = None
+    num_heads: int = 4
+    dim_k: int = 16
+    dim_v: int = 64
+    dim_u: int = 1
+    batch: int = 1
+    content: bool = True
+    position: bool = True
+    causal: bool = False
+    masked: bool = False
+    dense: bool = False
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    train: bool = False
+
+    def __post_init__(self) -> None:
+        grid = as_grid(self.grid, "grid")
+        object.__setattr__(self, "grid", grid)
+        rank = len(grid)
+        if self.context_grid is not None:
+            object.__setattr__(self, "context_grid", as_grid(self.context_grid, "context_grid"))
+        for name in ("scope", "dilation"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, as_grid(value, name, rank))
+        for name in ("num_heads", "dim_k", "dim_v", "dim_u", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.content and not self.position:
+            raise ValueError("a problem needs content or position, got neither")
+        if self.causal and rank != 1:
+            raise ValueError(f"a causal problem needs a grid of one axis, got {grid}")
+        if self.scope is None and self.dilation is not None:
+            raise ValueError("dilation needs a scope: only local positions are dilated")
+        if (self.masked or self.dense) and self.scope is not None:
+            raise ValueError("masked or dense positions have no scope")
+
+    @classmethod
+    def of(
+        cls, q: Tensor, k: Tensor, v: Tensor, e: Tensor | None, context: Context, content: bool, train: bool
+    ) -> Problem:
+        """The problem that these tensors and this context pose."""
+        batch, num_heads, n, dim_k = q.shape
+        m, dim_v, dim_u = v.shape[1:]
+        relative = isinstance(context, RelativeContext)
+        dense = e is not None and not (relative and tuple(e.shape[:-2]) == context.table_shape)
+        local = isinstance(context, LocalContext) and e is not None
+        return cls(
+            grid=context.grid if relative else (n,),
+            context_grid=context.key_grid if relative and context.num_context == m else (m,),
+            scope=context.scope if local else None,
+            dilation=context.dilation if local else None,
+            num_heads=num_heads,
+            dim_k=dim_k,
+            dim_v=dim_v,
+            dim_u=dim_u,
+            batch=batch,
+            content=content,
+            position=e is not None,
+            causal=relative and context.causal,
+            masked=isinstance(context, MaskedContext),
+            dense=dense,
+            dtype=q.dtype,
+            device=q.device.type,
+            train=train,
+        )
+
+    @property
+    def num_queries(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def num_context(self) -> int:
+        return math.prod(self.context_grid or self.grid)
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def relative(self) -> bool:
+        """Whether positions come from a table of offsets."""
+        return self.position and not self.dense and not self.masked
+
+    @property
+    def context(self) -> RelativeContext:
+        """The geometry of a problem with relative positions."""
+        if self.scope is None:
+            return GlobalContext(self.grid, context_grid=self.context_grid, causal=self.causal)
+        return LocalContext(
+            self.grid,
+            self.scope,
+            dilation=self.dilation or (1,) * len(self.grid),
+            context_grid=self.context_grid,
+            causal=self.causal,
+        )
+
+    @property
+    def io_bytes(self) -> int:
+        """Bytes of q, k, v and y."""
+        per_query = self.num_heads * self.num_queries * (self.dim_k + self.dim_v)
+        return self.itemsize * self.batch * (per_query + self.num_context * self.dim_u * (self.dim_k + self.dim_v))
+
+    @property
+    def content_flops(self) -> int:
+        """Operations of the content part in its linear form (under an n x m mask: one pass per query)."""
+        if not self.content:
+            return 0
+        per_head = 2 * self.batch * self.num_heads * self.num_queries
+        pairs = self.dim_u * (self.dim_k + self.dim_v)
+        if self.masked:
+            return per_head * self.num_context * pairs
+        once = 2 * self.batch * self.num_context * self.dim_k * self.dim_v * self.dim_u
+        apply = per_head * self.dim_k * self.dim_v
+        return once + apply + (per_head * CHUNK * pairs if self.causal else 0)
+
+    def __str__(self) -> str:
+        parts = ["x".join(map(str, self.grid))]
+        if self.context_grid not in (None, self.grid):
+            parts.append("context " + "x".join(map(str, self.context_grid or ())))
+        if self.masked:
+            parts.append("masked")
+        elif not self.position:
+            parts.append("content only")
+        elif self.dense:
+            parts.append("dense positions")
+        else:
+            parts.append("global" if self.scope is None else "scope " + "x".join(map(str, self.scope)))
+        if self.dilation and any(d > 1 for d in self.dilation):
+            parts.append("dilation " + "x".join(map(str, self.dilation)))
+        if self.causal:
+            parts.append("causal")
+        if not self.content:
+            parts.append("position only")
+        parts.append(f"b={self.batch} h={self.num_heads} k={self.dim_k} v={self.dim_v} u={self.dim_u}")
+        parts.append(f"{str(self.dtype).removeprefix('torch.')} on {self.device}")
+        parts.append("training" if self.train else "inference")
+        return ", ".join(parts)
+

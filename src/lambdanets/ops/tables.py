@@ -1,0 +1,55 @@
+"""The position table in the forms that kernels work with. Each is a view or a small copy; all are differentiable."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .context import RelativeContext
+
+
+def trimmed(e: Tensor, context: RelativeContext) -> tuple[Tensor, tuple[int, ...]]:
+    """The part of a table of shape (*offsets, k, u) that the grid can meet, and its entry of offset 0 per axis."""
+    reach = context.reach()
+    centre = tuple(c - part.start for c, part in zip(context.centre, reach, strict=True))
+    return e[reach], centre
+
+
+def full(e: Tensor, context: RelativeContext) -> Tensor:
+    """The table with an entry for every offset of the grid, of shape (*(grid + context_grid - 1), k, u).
+
+    Zero stands where nothing is seen: beyond the scope, between dilated entries, in the future.
+    """
+    table, centre = trimmed(e, context)
+    for axis, step in enumerate(context.step):
+        if step > 1:
+            length = table.shape[axis]
+            spread = table.new_zeros(*table.shape[: axis + 1], step, *table.shape[axis + 1 :])
+            spread.select(axis + 1, 0).copy_(table)
+            table = spread.flatten(axis, axis + 1).narrow(axis, 0, (length - 1) * step + 1)
+    pads: list[int] = []
+    axes = zip(context.grid, context.key_grid, centre, context.step, strict=True)
+    for axis, (queries, keys, middle, step) in enumerate(axes):
+        left = queries - 1 - middle * step
+        pads[:0] = [left, queries + keys - 1 - left - table.shape[axis]]
+    return F.pad(table, [0, 0, 0, 0, *pads])
+
+
+def dense(e: Tensor, context: RelativeContext) -> Tensor:
+    """Position embeddings of shape (n, k, m, u): entry (n, m) is the table's entry for position(m) - position(n).
+
+    Along an axis the entries met by one query are a window of the full table, and the next query's window
+    starts one entry earlier, so the embeddings are the table's windows in reverse order.
+    """
+    table = full(e, context)
+    rank = len(context.grid)
+    for axis, keys in enumerate(context.key_grid):
+        table = table.unfold(axis, keys, 1)  # *n k u *m
+    windows = table.flip(tuple(range(rank))).movedim(rank + 1, -1)  # *n k *m u
+    return windows.reshape(context.num_queries, e.shape[-2], context.num_context, e.shape[-1])
+
+
+def is_table(e: Tensor, context: RelativeContext) -> bool:
+    """Whether embeddings are a table of offsets (rather than dense, of shape n m k u)."""
+    return tuple(e.shape[:-2]) == context.table_shape
+

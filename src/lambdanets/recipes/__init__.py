@@ -1,0 +1,8 @@
+"""Recipes: functions that return one complete training configuration each."""
+
+from lambdanets.recipes.cifar import cifar as cifar
+from lambdanets.recipes.digits import digits as digits
+from lambdanets.recipes.folder import folder as folder
+from lambdanets.recipes.registry import get_recipe as get_recipe
+from lambdanets.recipes.registry import list_recipes as list_recipes
+from lambdanets.recipes.registry import miniature as miniature

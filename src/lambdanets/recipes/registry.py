@@ -1,0 +1,49 @@
+"""Recipes by name, and their miniatures."""
+
+from collections.abc import Callable
+
+from lambdanets.recipes.cifar import cifar
+from lambdanets.recipes.digits import digits
+from lambdanets.recipes.folder import folder
+from lambdanets.train import RunConfig, override
+from lambdanets.train.typed import nearest
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {"digits": digits, "cifar": cifar, "folder": folder}
+
+
+def list_recipes() -> list[str]:
+    """Names of all recipes."""
+    return list(RECIPES)
+
+
+def get_recipe(name: str) -> RunConfig:
+    """The complete configuration of a recipe.
+
+    Raises:
+        ValueError: there is no such recipe; the nearest name is suggested.
+
+    Example:
+        >>> get_recipe("digits").engine.epochs
+        20
+    """
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}{nearest(name, RECIPES)}")
+    return RECIPES[name]()
+
+
+def miniature(config: RunConfig) -> RunConfig:
+    """The same run in a few steps on one core: every part is used, nothing is learnt.
+
+    Images stay as they are up to 32 pixels and shrink to that beyond; the data may still have to be named.
+    """
+    return override(
+        config,
+        f"data.image_size={min(config.data.image_size, 32)}",
+        "data.batch_size=8",
+        "data.workers=0",
+        "schedule.warmup_epochs=1",
+        "engine.epochs=2",
+        "engine.threads=1",
+        "engine.max_batches=2",
+        "engine.max_val_batches=2",
+    )

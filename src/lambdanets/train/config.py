@@ -1,0 +1,105 @@
+"""The complete, typed description of one run; a recipe is a function that returns one."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lambdanets.data import DataConfig
+from lambdanets.train.optim import OptimizerConfig
+from lambdanets.train.schedule import ScheduleConfig
+from lambdanets.train.typed import from_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A registered model and its options (`num_classes` and `in_chans` come from the data)."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Cross entropy; `label_smoothing` is the mass spread over all classes."""
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing is from 0 to below 1; got {self.label_smoothing}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How long, on what, and how often to save.
+
+    Args:
+        epochs: passes over the training images.
+        precision: Lightning's name for it.
+        devices, num_nodes, accelerator, strategy: passed to Lightning; torchrun's own numbers win.
+        accumulate: batches per optimiser step.
+        clip_grad: largest gradient norm, None for no clipping.
+        compile: run the network through torch.compile.
+        channels_last: keep images and weights in channels-last memory.
+        deterministic: refuse operators that are not deterministic (the CPU is anyway).
+        sync_batchnorm: batch statistics over all devices.
+        threads: CPU threads of torch, None for its own choice.
+        save_minutes: save inside an epoch when the last save is this old, None for never.
+        save_steps: save inside an epoch every so many optimiser steps, None for never.
+        max_batches, max_val_batches: shorten every epoch, for trials and tests.
+    """
+
+    epochs: int = 10
+    precision: Literal["32", "bf16-mixed", "16-mixed", "64"] = "32"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    accelerator: str = "auto"
+    strategy: str = "auto"
+    accumulate: int = 1
+    clip_grad: float | None = None
+    compile: bool = False
+    channels_last: bool = False
+    deterministic: bool = False
+    sync_batchnorm: bool = False
+    threads: int | None = None
+    save_minutes: float | None = 10.0
+    save_steps: int | None = None
+    max_batches: int | None = None
+    max_val_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "epochs",
+            "num_nodes",
+            "accumulate",
+            "threads",
+            "save_steps",
+            "max_batches",
+            "max_val_batches",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"engine.{name} is 1 or more; got {value}")
+        for name in ("clip_grad", "save_minutes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"engine.{name} is greater than 0, or None; got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run is a function of."""
+
+    recipe: str
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    seed: int = 0
+
+
+def load_config(path: Path) -> RunConfig:
+    """The configuration stored in a `config.json`."""
+    return from_json(RunConfig, path.read_text(encoding="utf-8"))

@@ -1,0 +1,154 @@
+"""`train`: from a configuration to a finished run folder, or from an unfinished one to a finished one."""
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lambdanets.data import open_splits
+from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
+from lambdanets.train.config import EngineConfig, RunConfig
+from lambdanets.train.layout import RunFiles
+from lambdanets.train.loaders import Loaders
+from lambdanets.train.module import Classifier
+from lambdanets.train.progress import LiveProgress
+from lambdanets.train.recorder import Recorder
+from lambdanets.train.resume import Start, check_classes, find_start, settle
+from lambdanets.train.run import build_network
+from lambdanets.train.saving import Saving
+from lambdanets.train.state import RunState
+from lambdanets.train.summary import RunResult, finish
+from lambdanets.train.typed import to_json
+
+
+def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool = False) -> RunResult:
+    """Train one network and leave one folder.
+
+    Args:
+        config: what to train; None, when resuming, takes the folder's own.
+        run_dir: the run folder; it is made, and must hold no run unless `resume`.
+        resume: continue the run in `run_dir` from its newest intact checkpoint. The result equals that of a
+            run which was never interrupted: on the CPU, with the same number of threads, to the last bit.
+
+    Returns:
+        What came out, and where it is.
+
+    Raises:
+        RunError: the folder holds a run already, or none to resume, or one with another configuration.
+        DataError: the images cannot be used.
+        NonFiniteLossError: the loss became NaN or infinite.
+        TrainingInterrupted: Ctrl-C or SIGTERM; the run can be resumed.
+        CheckpointError: the disk is full, or no checkpoint is intact.
+
+    Example:
+        >>> train(get_recipe("digits"), run_dir="runs/digits")
+    """
+    files = RunFiles(Path(run_dir))
+    config = settle(config, files, resume=resume)
+    start = find_start(files, config) if resume else None
+    if config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    splits = open_splits(config.data, seed=config.seed)
+    check_classes(files, splits.classes)
+    if rank_zero_only.rank == 0:
+        write_text(files.config, to_json(config))
+        write_text(files.classes, json.dumps(splits.classes, indent=1, ensure_ascii=False) + "\n")
+
+    module = build_module(config, len(splits.classes))
+    if start and start.state.position[0] >= config.engine.epochs:
+        module.on_load_checkpoint(start.content)
+        return finish(module, files, splits, already_complete=True)
+    with quiet():
+        trainer = build_trainer(config.engine, files, module, splits.classes, start)
+        module.last_checkpoint = start.path if start else None
+        resumed = {"ckpt_path": start.path, "weights_only": True} if start else {}
+        trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
+    return finish(module, files, splits, write=trainer.is_global_zero)
+
+
+def build_module(config: RunConfig, num_classes: int) -> Classifier:
+    """The module of a run before its first step: a function of the configuration."""
+    torch.manual_seed(config.seed)
+    network = build_network(config, num_classes)
+    if config.engine.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if config.engine.compile:
+        network.compile()  # in place, so that the names of the weights stay
+    return Classifier(network, config, num_classes=num_classes, state=RunState())
+
+
+def build_trainer(
+    engine: EngineConfig, files: RunFiles, module: Classifier, classes: tuple[str, ...], start: Start | None
+) -> pl.Trainer:
+    """Lightning's trainer for a run, with our callbacks and nothing that speaks unasked."""
+    metadata = {
+        "recipe": module.config.recipe,
+        "model": module.config.model.name,
+        "in_chans": str(module.config.data.in_chans),
+        "num_classes": str(len(classes)),
+        "classes": json.dumps(classes, ensure_ascii=False),
+    }
+    # Points that a killed run logged after the checkpoint are logged again.
+    purge = start.content["global_step"] + 1 if start else None
+    return pl.Trainer(
+        **placement(engine),
+        max_epochs=engine.epochs,
+        accumulate_grad_batches=engine.accumulate,
+        gradient_clip_val=engine.clip_grad,
+        sync_batchnorm=engine.sync_batchnorm,
+        limit_train_batches=engine.max_batches,
+        limit_val_batches=engine.max_val_batches,
+        logger=TensorBoardLogger(files.directory, name="", version="tensorboard", purge_step=purge),
+        callbacks=[Recorder(files, module), LiveProgress(module), Saving(files, module, metadata)],
+        plugins=[AtomicCheckpointIO((start.path, start.content) if start else None)],
+        default_root_dir=files.directory,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def placement(engine: EngineConfig) -> dict[str, Any]:
+    """Where and in which precision to run, as Lightning's Trainer takes it; torchrun's own numbers win."""
+    devices: int | str = engine.devices
+    num_nodes = engine.num_nodes
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    exact = {"32": "32-true", "64": "64-true"}
+    return {
+        "accelerator": engine.accelerator,
+        "devices": devices,
+        "num_nodes": num_nodes,
+        "strategy": engine.strategy,
+        "precision": exact.get(engine.precision, engine.precision),
+        "deterministic": engine.deterministic,
+        "benchmark": not engine.deterministic,
+    }
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Lightning's announcements, and its advice on choices that are ours."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

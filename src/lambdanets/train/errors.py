@@ -1,0 +1,53 @@
+"""What can go wrong in a run, each with one sentence a person can act on."""
+
+import signal
+from pathlib import Path
+
+
+class RunError(ValueError):
+    """A folder is not a run, or what it holds does not fit together."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The training loss, or a weight, became NaN or infinite; nothing was saved after it did.
+
+    Args:
+        what: "the training loss became nan", for example.
+        step: optimiser steps done before the bad one.
+        epoch: epoch of the bad step, counted from 1.
+        learning_rate: learning rate at that step.
+        checkpoint: the last good checkpoint, None when there is none yet.
+    """
+
+    def __init__(
+        self, what: str, step: int, epoch: int, learning_rate: float, checkpoint: Path | None
+    ) -> None:
+        self.step, self.epoch = step, epoch
+        self.learning_rate, self.checkpoint = learning_rate, checkpoint
+        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+        super().__init__(
+            f"{what} at step {step} (epoch {epoch}, learning rate {learning_rate:.3g}); "
+            f"{kept}. Try a smaller optimizer.lr, a longer schedule.warmup_epochs or engine.clip_grad=1."
+        )
+
+
+class TrainingInterrupted(RuntimeError):
+    """Training was asked to stop by a signal and stopped cleanly.
+
+    Args:
+        number: the signal, SIGINT or SIGTERM.
+        directory: the run folder.
+        saved: whether a checkpoint of the very last step was written.
+    """
+
+    def __init__(self, number: int, directory: Path, *, saved: bool) -> None:
+        self.number, self.directory, self.saved = number, directory, saved
+        self.exit_code = 128 + number
+        where = "saved at the current step" if saved else "stopped; the newest checkpoint stands"
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}: {where}. Continue with --resume {directory}"
+        )

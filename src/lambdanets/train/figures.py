@@ -1,0 +1,111 @@
+"""The two pictures of a run: its curves and its confusion matrix."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lambdanets.train.checkpoint import replacing
+
+TRAIN, VAL, QUIET, INK = "#7f8fa6", "#c8472f", "#d9dde3", "#2b2f36"
+FEW_CLASSES = 20  # up to here the confusion matrix has names and numbers
+
+
+def draw_curves(history: Sequence[dict[str, float]], path: Path, title: str = "") -> None:
+    """Draw loss, accuracy and learning rate over the epochs.
+
+    Args:
+        history: rows of `metrics.csv`.
+        path: the PNG.
+        title: above the panels.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(11, 4.4), dpi=150, layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(5, 5, 3))
+    epochs = [row["epoch"] for row in history]
+    marker = "o" if len(epochs) < 25 else ""
+    style: dict[str, Any] = {"marker": marker, "markersize": 3.5, "linewidth": 1.8, "clip_on": False}
+    for axes, name, scale in ((loss, "loss", 1), (accuracy, "top1", 100)):
+        for part, colour, label in (("train", TRAIN, "training"), ("val", VAL, "validation")):
+            values = [scale * row[f"{part}_{name}"] for row in history]
+            axes.plot(epochs, values, color=colour, label=label, **style)
+    rate.plot(epochs, [row["lr"] for row in history], color=INK, **(style | {"marker": ""}))
+    loss.legend(frameon=False, loc="upper right", labelcolor="linecolor")
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy (%)"), (rate, "learning rate")):
+        _plain(axes, name)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    rate.set_ylim(bottom=0)
+    best = max(history, key=lambda row: row["val_top1"])
+    _mark_best(accuracy, best["epoch"], 100 * best["val_top1"])
+    accuracy.set_ylim(top=100)
+    if title:
+        figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=INK)
+    _save(figure, path)
+
+
+def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str = "") -> None:
+    """Draw which class is taken for which.
+
+    Args:
+        matrix: counts of shape (classes, classes), truth by prediction.
+        classes: their names.
+        path: the PNG.
+        note: after the title.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    count, few = len(classes), len(classes) <= FEW_CLASSES
+    side = min(max(4.2, 0.55 * count + 1.8), 11) if few else 9
+    figure = Figure(figsize=(side + 0.6, side), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    colours = LinearSegmentedColormap.from_list("house", ["#ffffff", "#f0c9bd", VAL, "#5c1a0e"])
+    image = axes.imshow(100 * share.numpy(), cmap=colours, vmin=0, vmax=100)
+    if few:
+        names = [name if len(name) <= 18 else name[:17] + "…" for name in classes]
+        axes.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(count), names)
+        for truth in range(count):
+            for guess in range(count):
+                if number := int(matrix[truth, guess]):
+                    ink = "white" if share[truth, guess] > 0.5 else INK
+                    axes.text(guess, truth, f"{number}", ha="center", va="center", fontsize=8, color=ink)
+    axes.set_xlabel("predicted", color=INK)
+    axes.set_ylabel("true", color=INK)
+    axes.tick_params(length=0, colors=INK, labelsize=9)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=8, colors=INK)
+    bar.set_label("% of the true class", fontsize=9, color=INK)
+    top1 = 100 * float(matrix.diagonal().sum() / matrix.sum().clamp(min=1))
+    title = f"{top1:.2f} % of {int(matrix.sum()):,} validation images right"
+    axes.set_title(title + (f", {note}" if note else ""), fontsize=11, loc="left", color=INK)
+    _save(figure, path)
+
+
+def _plain(axes: Any, name: str) -> None:
+    axes.set_title(name, loc="left", fontsize=10, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(QUIET)
+    axes.grid(axis="y", color=QUIET, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, colors=INK, labelsize=9)
+    axes.xaxis.label.set_color(INK)
+
+
+def _mark_best(axes: Any, epoch: float, value: float) -> None:
+    axes.plot([epoch], [value], "o", markersize=8, markerfacecolor="none", markeredgecolor=VAL, clip_on=False)
+    # The lower right corner is free: accuracy rises.
+    place = {"ha": "right", "va": "bottom", "transform": axes.transAxes}
+    axes.text(0.99, 0.04, f"best {value:.2f} %, epoch {epoch:.0f}", color=VAL, fontweight="bold", **place)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", facecolor="white")

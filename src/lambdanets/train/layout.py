@@ -1,0 +1,60 @@
+"""Names of the files of a run folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The paths inside a run folder; nothing stored in it depends on where it lies."""
+
+    directory: Path
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "config.json"
+
+    @property
+    def classes(self) -> Path:
+        return self.directory / "classes.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.directory / "metrics.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.directory / "tensorboard"
+
+    @property
+    def curves(self) -> Path:
+        return self.directory / "curves.png"
+
+    @property
+    def confusion(self) -> Path:
+        return self.directory / "confusion.png"
+
+    @property
+    def weights(self) -> Path:
+        return self.directory / "weights.safetensors"
+
+    @property
+    def summary(self) -> Path:
+        return self.directory / "summary.txt"
+
+    @property
+    def last(self) -> Path:
+        return self.directory / "checkpoints" / "last.ckpt"
+
+    @property
+    def previous(self) -> Path:
+        return self.directory / "checkpoints" / "previous.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.directory / "checkpoints" / "best.ckpt"
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Where to continue from, the newest first."""
+        return [self.last, self.previous, self.best]

@@ -1,0 +1,188 @@
+"""The Lightning module: loss, step, metrics, and randomness as a function of the step."""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from lambdanets.train.config import RunConfig
+from lambdanets.train.errors import NonFiniteLossError
+from lambdanets.train.optim import create_optimizer
+from lambdanets.train.schedule import lr_factor
+from lambdanets.train.state import RunState
+
+CONFUSION_LIMIT = 1000  # classes; beyond it the matrix is larger than many networks
+CHECK_EVERY = 50  # steps between looks at the loss where a look stops the accelerator
+
+
+class Classifier(pl.LightningModule):
+    """Trains a network on labelled images.
+
+    The generators of torch are seeded anew for every batch from (seed, batch, rank): dropout and drop path
+    are a function of the step, so that a run continued from a checkpoint equals one that never stopped.
+
+    Args:
+        network: images of shape (b, c, height, width) to logits of shape (b, classes).
+        config: the run.
+        num_classes: length of the logits.
+        state: progress of the run, shared with the callbacks.
+    """
+
+    def __init__(self, network: nn.Module, config: RunConfig, *, num_classes: int, state: RunState) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.state = state
+        self.memory_format = torch.channels_last if config.engine.channels_last else torch.contiguous_format
+        self.last_checkpoint: Path | None = None
+        self.sums: Tensor | None = None  # loss, right answers and images of this epoch, on this device
+        self.nonfinite: Tensor | None = None  # loss and step: of the first bad loss, else of the newest
+        self.rate = 0.0  # learning rate of the newest step
+        metrics: dict[str, Any] = {
+            "loss": MeanMetric(),
+            "top1": MulticlassAccuracy(num_classes, average="micro"),
+            "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes)),
+        }
+        if num_classes <= CONFUSION_LIMIT:
+            metrics["confusion"] = MulticlassConfusionMatrix(num_classes)
+        self.metrics = MetricCollection(metrics, compute_groups=False)
+        self.validation: dict[str, float] = {}
+        self.confusion: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of shape (b, classes) for images of shape (b, c, height, width)."""
+        return self.network(images.to(memory_format=self.memory_format))
+
+    # Training
+
+    def on_train_start(self) -> None:
+        if self.sums is None:
+            # Sums of a continued epoch come over all devices; they go on on one of them.
+            state = self.state
+            start = [state.loss_sum, state.correct, state.images] if self.global_rank == 0 else [0.0] * 3
+            wide = torch.float32 if self.device.type == "mps" else torch.float64
+            self.sums = torch.tensor(start, dtype=wide, device=self.device)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, targets = batch
+        torch.manual_seed(step_seed(self.config.seed, self.state.batches_done, self.global_rank))
+        self.rate = self.learning_rate()
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.rate * group.get("lr_scale", 1.0)
+        logits = self(images)
+        loss = cross_entropy(logits, targets, label_smoothing=self.config.loss.label_smoothing)
+        self._watch(loss.detach())
+        self._count(loss.detach(), logits.detach(), targets)
+        self.state.batches_done += 1
+        return loss
+
+    def learning_rate(self) -> float:
+        """The peak learning rate times the schedule's factor at the current optimiser step."""
+        steps = self.steps_per_epoch
+        total = steps * self.config.engine.epochs
+        factor = lr_factor(self.global_step, self.config.schedule, total_steps=total, steps_per_epoch=steps)
+        return self.config.optimizer.lr * factor
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch; the last one may be of fewer batches."""
+        return -(-self.state.batches_per_epoch // self.config.engine.accumulate)
+
+    def _count(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        if self.sums is None:
+            raise RuntimeError("training_step runs inside Trainer.fit")
+        right = (logits.argmax(1) == targets).sum()
+        images = torch.tensor(float(len(targets)), device=loss.device)
+        self.sums += torch.stack([loss * len(targets), right.to(loss.dtype), images]).to(self.sums.dtype)
+
+    def _watch(self, loss: Tensor) -> None:
+        # Looking at a number makes an accelerator wait: there the first bad one is kept and seen in its turn.
+        step = torch.tensor(float(self.global_step), device=loss.device, dtype=torch.float64)
+        seen = torch.stack([loss.double(), step])
+        if self.nonfinite is None:
+            self.nonfinite = seen
+        else:
+            self.nonfinite = torch.where(torch.isfinite(self.nonfinite[0]), seen, self.nonfinite)
+        if self.device.type == "cpu" or self.global_step % CHECK_EVERY == 0:
+            self.check_finite()
+
+    def check_finite(self, *, weights: bool = False) -> None:
+        """Raise NonFiniteLossError, on all devices together, when a loss so far was NaN or infinite.
+
+        Args:
+            weights: look at the weights too, as before they are saved: the step after a finite loss may have
+                spoilt them.
+        """
+        loss, step = self.nonfinite.tolist() if self.nonfinite is not None else (0.0, 0)
+        what = "" if math.isfinite(loss) else f"the training loss became {loss}"
+        if weights and not what:
+            tensors = [t for t in self.network.state_dict().values() if t.is_floating_point()]
+            if not torch.stack([t.isfinite().all() for t in tensors]).all():
+                what = "the weights became NaN or infinite"
+        if self.trainer.strategy.reduce_boolean_decision(bool(what), all=False):
+            what = what or "the training loss on another device became NaN or infinite"
+            epoch = int(step) // self.steps_per_epoch + 1
+            raise NonFiniteLossError(what, int(step), epoch, self.rate, self.last_checkpoint)
+
+    def running(self) -> tuple[float, float, float]:
+        """Mean loss, accuracy and images of the epoch so far, on this device."""
+        if self.sums is None:
+            return 0.0, 0.0, 0.0
+        loss, right, images = self.sums.tolist()
+        return loss / max(images, 1), right / max(images, 1), images
+
+    def gather_sums(self) -> None:
+        """Bring the sums of all devices into the state."""
+        if self.sums is not None:
+            total = self.trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
+            self.state.loss_sum, self.state.correct, self.state.images = total.tolist()
+
+    def start_epoch(self) -> None:
+        """Clear the running sums."""
+        self.state.start_epoch()
+        if self.sums is not None:
+            self.sums.zero_()
+
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        self.metrics.reset()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, targets = batch
+        logits = self(images).float()
+        metrics = self.metrics
+        metrics["loss"].update(cross_entropy(logits, targets), weight=len(targets))
+        for name in ("top1", "top5", "confusion"):
+            if name in metrics:
+                metrics[name].update(logits, targets)
+
+    def on_validation_epoch_end(self) -> None:
+        values = self.metrics.compute()
+        self.confusion = values.pop("confusion").cpu() if "confusion" in values else None
+        self.validation = {f"val_{name}": float(value) for name, value in values.items()}
+
+    # What Lightning asks for
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return create_optimizer(self.network, self.config.optimizer)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.gather_sums()
+        checkpoint["run_state"] = self.state.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.state.__dict__.update(RunState.from_dict(checkpoint["run_state"]).__dict__)
+
+
+def step_seed(seed: int, batch: int, rank: int) -> int:
+    """A 63-bit seed that is a function of the run's seed, the batch since its start, and the device."""
+    digest = hashlib.blake2b(f"{seed}/{batch}/{rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

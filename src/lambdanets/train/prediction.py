@@ -1,0 +1,203 @@
+"""Labels for photos, by a trained run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lambdanets.data import DataError, StreamSet, eval_transform, open_split, read_image
+from lambdanets.train.run import Run
+
+Item = TypeVar("Item")
+
+# What a folder is searched for; a file that is named itself is tried whatever its name.
+EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a run says about one image, or why it could say nothing.
+
+    Attributes:
+        path: The file, or the name of the sample.
+        labels: Class names, the likeliest first; empty when the image could not be read.
+        probabilities: Their probabilities, in the same order.
+        truth: The true class where it is known.
+        error: One sentence on what is wrong with the image, None when it was read.
+        image: The picture where there is no file to read it from.
+    """
+
+    path: str
+    labels: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    truth: str | None = None
+    error: str | None = None
+    image: Image.Image | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def right(self) -> bool | None:
+        """Whether the likeliest class is the true one; None where either is unknown."""
+        return None if self.truth is None or not self.labels else self.labels[0] == self.truth
+
+
+def predict(
+    run: Run,
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    weights: Literal["best", "last"] = "best",
+) -> list[Prediction]:
+    """Classify image files, and the images inside folders, with a trained run.
+
+    Images are turned upright by their EXIF tag, made RGB, and prepared as in the run's own validation. A file
+    that cannot be read does not stop the others: its prediction carries the reason.
+
+    Args:
+        run: A run opened by `load_run`.
+        paths: Files and folders; folders are searched recursively, in the order of their names.
+        top: How many classes to keep for each image; all of them when the run has fewer.
+        batch_size: Images that go through the network at once.
+        weights: The best weights by validation, or those of the last epoch.
+
+    Returns:
+        One prediction for each image, in the order of the paths.
+
+    Raises:
+        ValueError: `top` or `batch_size` is not positive.
+
+    Example:
+        >>> for each in predict(load_run("runs/birds"), ["photo.jpg", "holidays/"]):
+        ...     print(each.path, each.labels[0], f"{each.probabilities[0]:.1%}")
+    """
+    _check_positive(top=top, batch_size=batch_size)
+    transform = eval_transform(run.config.data)
+    model, device = _ready(run, weights)
+
+    def load(path: Path) -> Tensor | str:
+        if path.is_dir():
+            return "there are no images in this folder"
+        try:
+            return transform(read_image(path))
+        except (DataError, OSError) as error:
+            return _reason(error, path)
+
+    results: list[Prediction] = []
+    # Decoding photos takes longer than a small network; Pillow decodes outside the interpreter's lock.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for batch in _batches(_files(paths), batch_size):
+            loaded = list(pool.map(load, batch))
+            images = [each for each in loaded if isinstance(each, Tensor)]
+            answers = iter(_classify(model, images, device, run.classes, top))
+            for path, each in zip(batch, loaded, strict=True):
+                if isinstance(each, str):
+                    results.append(Prediction(path=str(path), error=each))
+                else:
+                    labels, probabilities = next(answers)
+                    results.append(Prediction(path=str(path), labels=labels, probabilities=probabilities))
+    return results
+
+
+def predict_samples(
+    run: Run,
+    count: int,
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    weights: Literal["best", "last"] = "best",
+) -> list[Prediction]:
+    """Classify samples of the run's own validation set, with the truth beside the answer.
+
+    The samples are spread evenly over the set, so that all classes of a sorted set are seen.
+
+    Args:
+        run: A run opened by `load_run`.
+        count: How many samples; the whole set when it holds fewer.
+        top: How many classes to keep for each image.
+        batch_size: Images that go through the network at once.
+        weights: The best weights by validation, or those of the last epoch.
+
+    Returns:
+        One prediction for each sample, with its `truth` and its `image`.
+
+    Raises:
+        ValueError: `count`, `top` or `batch_size` is not positive, or the source is a stream.
+    """
+    _check_positive(count=count, top=top, batch_size=batch_size)
+    image_set, classes = open_split(run.config.data, "val", seed=run.config.seed, classes=run.classes)
+    if isinstance(image_set, StreamSet):
+        raise ValueError(f"samples cannot be picked from a stream such as {run.config.data.source!r}")
+    count = min(count, len(image_set))
+    chosen = [(index * len(image_set)) // count for index in range(count)]
+    model, device = _ready(run, weights)
+    results: list[Prediction] = []
+    for batch in _batches(chosen, batch_size):
+        items = [image_set.item(index, 0, run.config.seed) for index in batch]
+        answers = _classify(model, [image for image, _ in items], device, run.classes, top)
+        for index, (_, target), (labels, probabilities) in zip(batch, items, answers, strict=True):
+            results.append(
+                Prediction(
+                    path=image_set.path(index),
+                    labels=labels,
+                    probabilities=probabilities,
+                    truth=classes[int(target)],
+                    image=image_set.pictures.read(index),
+                )
+            )
+    return results
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _ready(run: Run, weights: Literal["best", "last"]) -> tuple[nn.Module, torch.device]:
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = device or torch.device("cpu")
+    return run.model(weights).to(device).eval(), device
+
+
+def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """The files meant by the paths; a folder without any image stands for itself, to be reported."""
+    for path in map(Path, paths):
+        if not path.is_dir():
+            yield path
+            continue
+        inside = (each for each in path.rglob("*") if each.suffix.lower() in EXTENSIONS and each.is_file())
+        yield from sorted(inside) or [path]
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """The reader's message without the file's name, which stands beside it anyway."""
+    return str(error).removeprefix(f"cannot read {path}: ").rstrip(".")
+
+
+@torch.inference_mode()
+def _classify(
+    model: nn.Module, images: Sequence[Tensor], device: torch.device, classes: Sequence[str], top: int
+) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
+    if not images:
+        return []
+    scores = model(torch.stack(tuple(images)).to(device)).float()
+    probabilities, indices = scores.softmax(-1).cpu().topk(min(top, scores.shape[-1]))
+    return [
+        (tuple(str(classes[index]) for index in row), tuple(values))
+        for row, values in zip(indices.tolist(), probabilities.tolist(), strict=True)
+    ]

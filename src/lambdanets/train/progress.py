@@ -1,0 +1,121 @@
+"""What a person sees while a run goes on: a live line in a terminal, one line per epoch elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from lambdanets.train.module import Classifier
+
+REFRESH = 0.25  # seconds between looks at the running sums, which stop an accelerator
+
+
+class LiveProgress(Callback):
+    """Progress of the epoch with loss, accuracy, images/s and the time left in the whole run."""
+
+    def __init__(self, module: Classifier, console: Console | None = None) -> None:
+        self.module = module
+        self.console = console or Console(file=sys.stdout)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._started = self._looked = time.monotonic()
+        self._batches_before = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = time.monotonic()
+        self._batches_before = self.module.state.batches_done
+        if not trainer.is_global_zero or not self.console.is_terminal:
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24, style="grey30", complete_style="red", finished_style="red"),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("[grey62]{task.fields[detail]}"),
+        )
+        self._progress = Progress(*columns, console=self.console, refresh_per_second=4, transient=True)
+        self._task = self._progress.add_task("", total=self.module.state.batches_per_epoch, detail="")
+        self._progress.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._progress is None or self._task is None or time.monotonic() - self._looked < REFRESH:
+            return
+        self._looked = time.monotonic()
+        state = self.module.state
+        loss, accuracy, _ = self.module.running()
+        seconds = state.train_seconds or 1.0
+        epochs = self.module.config.engine.epochs
+        speed = (batch_idx + 1) * len(batch[1]) * trainer.world_size / seconds
+        self._progress.update(
+            self._task,
+            description=f"epoch {state.position[0] + 1:>{len(str(epochs))}}/{epochs}",
+            completed=batch_idx + 1,
+            detail=f"loss {loss:.3f}  accuracy {100 * accuracy:.1f} %  {speed:,.0f} images/s  "
+            f"{clock(self._left())} left",
+        )
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._progress is None or self._task is None:
+            return
+        total = trainer.num_val_batches[0] if trainer.num_val_batches else None
+        self._progress.update(
+            self._task, description="validation", completed=batch_idx + 1, total=total, detail=""
+        )
+        if total == batch_idx + 1:
+            self._progress.update(self._task, total=self.module.state.batches_per_epoch, completed=0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            left = f"  {clock(self._left())} left"
+            line = epoch_line(self.module.state.history[-1], self.module.config.engine.epochs)
+            self.console.print(line + left, highlight=False, markup=False, soft_wrap=True)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._stop()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _left(self) -> float:
+        """Seconds left, from this session's pace, validations included."""
+        state = self.module.state
+        done = state.batches_done - self._batches_before
+        total = state.batches_per_epoch * self.module.config.engine.epochs
+        return (time.monotonic() - self._started) / max(done, 1) * (total - state.batches_done)
+
+
+def epoch_line(row: dict[str, float], epochs: int) -> str:
+    """One finished epoch as a line of text."""
+    return (
+        f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  "
+        f"loss {row['train_loss']:.3f}  accuracy {100 * row['train_top1']:5.1f} %  |  "
+        f"validation loss {row['val_loss']:.3f}  accuracy {100 * row['val_top1']:5.2f} %  |  "
+        f"{row['images_per_second']:,.0f} images/s"
+    )
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

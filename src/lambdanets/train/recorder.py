@@ -1,0 +1,98 @@
+"""Measures the epochs: one row each in `metrics.csv`, in TensorBoard and in the curves."""
+
+import csv
+import io
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from lambdanets.train.checkpoint import write_text
+from lambdanets.train.figures import draw_curves
+from lambdanets.train.layout import RunFiles
+from lambdanets.train.module import Classifier
+
+COLUMNS = (
+    "epoch", "step", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5",
+    "images_per_second", "data_wait", "seconds",
+)  # fmt: skip
+CURVES_EVERY = 20.0  # seconds between drawings of the curves: a drawing takes about one
+LOG_EVERY = 50  # steps between points of the training loss in TensorBoard
+
+
+def to_csv(history: list[dict[str, float]]) -> str:
+    """The text of `metrics.csv`: accuracies as fractions, `data_wait` as a fraction of the training time."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in history:
+        writer.writerow({name: f"{row[name]:.6g}" for name in COLUMNS})
+    return text.getvalue()
+
+
+class Recorder(Callback):
+    """Times the batches and closes every epoch with its row.
+
+    The rows live in the run's state, and so in every checkpoint; the files are written from them as a whole,
+    which is why a resumed run continues its tables instead of repeating lines.
+    """
+
+    def __init__(self, files: RunFiles, module: Classifier) -> None:
+        self.files = files
+        self.module = module
+        self._batch_end = self._counted = time.perf_counter()
+        self._drawn = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._batch_end = self._counted = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.module.state.wait_seconds += time.perf_counter() - self._batch_end
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self.module.state.train_seconds += now - self._batch_end
+        self._batch_end = now
+        self._count_time()
+        if trainer.global_step % LOG_EVERY == 0:
+            self._log(trainer, {"step/train_loss": float(outputs["loss"]), "step/lr": self.module.rate})
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module, state = self.module, self.module.state
+        module.gather_sums()
+        self._count_time()
+        row = {
+            "epoch": state.position[0],
+            "step": trainer.global_step,
+            "lr": module.rate,
+            "train_loss": state.loss_sum / state.images,
+            "train_top1": state.correct / state.images,
+            **module.validation,
+            "images_per_second": state.images / state.train_seconds,
+            "data_wait": state.wait_seconds / state.train_seconds,
+            "seconds": state.epoch_seconds,
+        }
+        state.history.append(row)
+        module.start_epoch()
+        self._batch_end = time.perf_counter()
+        self._log(trainer, {name: value for name, value in row.items() if name != "step"})
+        if trainer.is_global_zero:
+            write_text(self.files.metrics, to_csv(state.history))
+            if time.monotonic() - self._drawn > CURVES_EVERY:
+                draw_curves(state.history, self.files.curves)
+                self._drawn = time.monotonic()
+
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self.module.state.epoch_seconds += now - self._counted
+        self._counted = now
+
+    @staticmethod
+    def _log(trainer: pl.Trainer, values: dict[str, float]) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)

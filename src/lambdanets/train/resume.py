@@ -1,0 +1,106 @@
+"""Before the first step: is the folder fit for the run, and where does the run continue?"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from lambdanets.train.checkpoint import newest_intact, sweep
+from lambdanets.train.config import RunConfig, load_config
+from lambdanets.train.errors import RunError
+from lambdanets.train.layout import RunFiles
+from lambdanets.train.state import RunState
+from lambdanets.train.typed import paths
+
+# What may differ when a run is continued: where and how fast it runs, nothing that its result depends on.
+MAY_DIFFER = {
+    "data.source", "data.workers", "data.check", "data.cache", "data.download",
+    "engine.save_minutes", "engine.save_steps", "engine.threads",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run continues: a checkpoint that is known to be whole, and its content."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def state(self) -> RunState:
+        return RunState.from_dict(self.content["run_state"])
+
+
+def settle(config: RunConfig | None, files: RunFiles, *, resume: bool) -> RunConfig:
+    """The configuration to run, once the folder is known to be fit for it.
+
+    Raises:
+        RunError: the folder holds a run already, or none to resume, or one with another configuration.
+    """
+    if config is not None:
+        config = replace(config, data=config.data.resolved())
+    if not resume:
+        if config is None:
+            raise RunError("train needs a config unless it resumes a run")
+        if files.config.exists() and rank_zero_only.rank == 0:
+            raise RunError(f"{files.directory} holds a run already; resume it, or choose another folder")
+        return config
+    if not files.config.is_file():
+        raise RunError(f"{files.directory} is no run to resume: it has no config.json")
+    stored = load_config(files.config)
+    if config is None:
+        return stored
+    was, now = paths(stored), paths(config)
+    changed = [name for name in was if was[name] != now[name] and name not in MAY_DIFFER]
+    if changed:
+        listing = ", ".join(f"{name} (was {was[name]!r}, now {now[name]!r})" for name in changed)
+        raise RunError(
+            f"a resumed run keeps its configuration, and this one changes {listing}; start a new run"
+        )
+    return config
+
+
+def find_start(files: RunFiles, config: RunConfig) -> Start | None:
+    """The newest intact checkpoint of a run that is resumed, None when it has none yet.
+
+    Raises:
+        CheckpointError: there are checkpoints and all are damaged.
+    """
+    first = rank_zero_only.rank == 0
+    if first:
+        sweep(files.directory)
+        sweep(files.last.parent)
+    found = newest_intact(files.checkpoints, set_aside=first)
+    if found is None:
+        say(f"{files.directory} has no checkpoint yet: starting from the beginning")
+        return None
+    path, content, complaints = found
+    for complaint in complaints:
+        say(f"{complaint}; it is set aside, and the run continues from {path.name}")
+    start = Start(path, content)
+    epoch, batch = start.state.position
+    if epoch >= config.engine.epochs:
+        say(f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume")
+    else:
+        say(f"resuming {files.directory} from {path.name}: epoch {epoch + 1}, batch {batch + 1}")
+    return start
+
+
+def check_classes(files: RunFiles, classes: tuple[str, ...]) -> None:
+    """Raise RunError when the images of a resumed run have other classes than the run."""
+    if files.classes.is_file():
+        stored = tuple(json.loads(files.classes.read_text(encoding="utf-8")))
+        if stored != classes:
+            other = sorted(set(classes) ^ set(stored)) or "another order"
+            raise RunError(
+                f"the run in {files.directory} has {len(stored)} classes, the images have {len(classes)}; "
+                f"they differ in {other}"
+            )
+
+
+def say(sentence: str) -> None:
+    """Print a sentence, once for all processes."""
+    if rank_zero_only.rank == 0:
+        print(sentence, flush=True)

@@ -1,0 +1,129 @@
+"""A run folder, opened: its configuration, its classes, its weights."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+
+from lambdanets.models import create_model
+from lambdanets.train.config import RunConfig, load_config
+from lambdanets.train.errors import RunError
+from lambdanets.train.layout import RunFiles
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or unfinished run.
+
+    Attributes:
+        config: what the run is a function of.
+        classes: names of the classes, in the order of the logits.
+        directory: the run folder.
+    """
+
+    config: RunConfig
+    classes: tuple[str, ...]
+    directory: Path
+
+    @property
+    def files(self) -> RunFiles:
+        """The paths inside the folder."""
+        return RunFiles(self.directory)
+
+    def history(self) -> list[dict[str, float]]:
+        """The rows of `metrics.csv`; empty before the first epoch has ended."""
+        if not self.files.metrics.exists():
+            return []
+        with self.files.metrics.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [{name: float(value) for name, value in row.items() if value} for row in rows]
+
+    def model(self, which: Literal["best", "last"] = "best") -> nn.Module:
+        """The network in evaluation mode, with the weights of the best or of the last epoch.
+
+        Raises:
+            RunError: there are no such weights yet, or they are of another model or number of classes.
+            CheckpointError: the checkpoint is damaged.
+        """
+        if which not in ("best", "last"):
+            raise RunError(f"which is 'best' or 'last'; got {which!r}")
+        weights = self._weights(which)
+        network = build_network(self.config, len(self.classes))
+        fit_weights(network, weights, self)
+        return network.eval()
+
+    def _weights(self, which: str) -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        from lambdanets.train.checkpoint import load_checkpoint
+
+        if which == "best" and self.files.weights.exists():
+            return load_file(self.files.weights)
+        path = self.files.best if which == "best" else self.files.last
+        if not path.exists():
+            raise RunError(f"{self.directory} has no {which} weights yet: no epoch has ended")
+        states = load_checkpoint(path)["state_dict"]
+        return {name.removeprefix("network."): value for name, value in states.items() if "network." in name}
+
+
+def build_network(config: RunConfig, num_classes: int) -> nn.Module:
+    """The untrained network of a run."""
+    options = {"in_chans": config.data.in_chans, **config.model.options, "num_classes": num_classes}
+    return create_model(config.model.name, **options)
+
+
+def fit_weights(network: nn.Module, weights: dict[str, Tensor], run: Run) -> None:
+    """Load weights into a network, or say in one sentence why they do not fit.
+
+    Raises:
+        RunError: they are of another number of classes or of another model.
+    """
+    mine = network.state_dict()
+    shared = [name for name in mine if name in weights]
+    if set(mine) != set(weights):
+        raise RunError(
+            f"the weights in {run.directory} are not of {run.config.model.name!r}: "
+            f"{len(set(mine) - set(weights))} of its {len(mine)} tensors are missing and "
+            f"{len(set(weights) - set(mine))} are unknown; config.json names another model than was trained"
+        )
+    wrong = [name for name in shared if mine[name].shape != weights[name].shape]
+    if wrong:
+        name = wrong[0]
+        have, need = tuple(weights[name].shape), tuple(mine[name].shape)
+        if len(have) == len(need) and have[1:] == need[1:] and need[0] == len(run.classes):
+            raise RunError(
+                f"the weights in {run.directory} are for {have[0]} classes, classes.json names {need[0]}; "
+                "the folder mixes two runs"
+            )
+        raise RunError(
+            f"the weights in {run.directory} are not of {run.config.model.name!r} with its options: "
+            f"{name} has the shape {have}, the model needs {need}"
+        )
+    network.load_state_dict(weights)
+
+
+def load_run(path: str | Path) -> Run:
+    """Open a run folder.
+
+    Args:
+        path: the folder that `train` wrote, wherever it lies now.
+
+    Raises:
+        RunError: the folder is no run.
+        ValueError: its configuration cannot be read.
+    """
+    directory = Path(path)
+    files = RunFiles(directory)
+    if not directory.is_dir():
+        raise RunError(f"{directory} is no run: there is no such folder")
+    missing = [file.name for file in (files.config, files.classes) if not file.is_file()]
+    if missing:
+        raise RunError(f"{directory} is no run: it has no {' and no '.join(missing)}")
+    try:
+        classes = tuple(json.loads(files.classes.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise RunError(f"{files.classes} is not valid JSON: {error}") from None
+    return Run(load_config(files.config), classes, directory)

@@ -1,0 +1,126 @@
+"""When a run saves, what it keeps, and how it stops when it is asked to."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint
+
+from lambdanets.train.checkpoint import save_weights
+from lambdanets.train.errors import TrainingInterrupted
+from lambdanets.train.layout import RunFiles
+from lambdanets.train.module import Classifier
+
+AGREE_EVERY = 10  # steps between votes of several devices on whether to save or stop
+
+
+class Saving(Checkpoint):
+    """Saves last, previous and best, inside long epochs too, and stops cleanly on Ctrl-C and SIGTERM.
+
+    Inside an epoch a checkpoint is only ever taken after an optimiser step, and never after the epoch's last:
+    from there, and from the end of the epoch, Lightning continues exactly. What is asked for elsewhere (during
+    the validation) is done at the next such place.
+
+    Args:
+        files: the run folder.
+        module: the module that is trained.
+        metadata: for the header of the safetensors file.
+    """
+
+    def __init__(self, files: RunFiles, module: Classifier, metadata: dict[str, str]) -> None:
+        self.files = files
+        self.module = module
+        self.metadata = metadata
+        self.received: int | None = None
+        self._saved_at = time.monotonic()
+        self._handlers: dict[int, Any] = {}
+        self._owner = os.getpid()
+
+    # Signals
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning installs a handler of its own before this; it would stop between two checkpoints.
+        self._saved_at = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._receive)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._restore_handlers()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        while self._handlers:
+            number, handler = self._handlers.popitem()
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
+            # A forked loader worker: Ctrl-C reaches it too and is its parent's business.
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if self.received is not None:
+            raise TrainingInterrupted(number, self.files.directory, saved=False)
+        self.received = number
+        sys.stderr.write("\nstopping at the next step that can be resumed; once more to stop at once\n")
+
+    # Saving
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        engine, done = self.module.config.engine, batch_idx + 1
+        if done % engine.accumulate or done >= self.module.state.batches_per_epoch:
+            return
+        if trainer.world_size > 1 and trainer.global_step % AGREE_EVERY:
+            return
+        age = (time.monotonic() - self._saved_at) / 60
+        due = engine.save_minutes is not None and age >= engine.save_minutes
+        due |= engine.save_steps is not None and trainer.global_step % engine.save_steps == 0
+        stop = _agree(trainer, self.received is not None)
+        if _agree(trainer, due) or stop:
+            self._save_last(trainer)
+        if stop:
+            raise self._interruption()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module, state = self.module, self.module.state
+        module.check_finite(weights=True)
+        row = state.history[-1]
+        if row["val_top1"] > state.best_top1:
+            state.best_epoch, state.best_top1 = int(row["epoch"]), row["val_top1"]
+            state.best_confusion = module.confusion
+            # The best before the last: a run killed between the two files does this epoch again.
+            trainer.save_checkpoint(self.files.best, weights_only=False)
+            if trainer.is_global_zero:
+                metadata = self.metadata | {"epoch": str(state.best_epoch), "val_top1": str(state.best_top1)}
+                save_weights(module.network, self.files.weights, metadata)
+        self._save_last(trainer)
+        unfinished = state.position[0] < module.config.engine.epochs
+        if unfinished and _agree(trainer, self.received is not None):
+            raise self._interruption()
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        self.module.check_finite(weights=True)
+        keep = {"previous": self.files.previous}
+        trainer.save_checkpoint(self.files.last, weights_only=False, storage_options=keep)
+        self.module.last_checkpoint = self.files.last
+        self._saved_at = time.monotonic()
+
+    def _interruption(self) -> TrainingInterrupted:
+        return TrainingInterrupted(self.received or signal.SIGTERM, self.files.directory, saved=True)
+
+
+def _agree(trainer: pl.Trainer, flag: bool) -> bool:
+    """Whether any device says so: all must save and stop together."""
+    return trainer.strategy.reduce_boolean_decision(flag, all=False)

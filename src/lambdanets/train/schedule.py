@@ -1,0 +1,56 @@
+"""The learning rate as a closed form of the step: nothing to save, nothing to restore."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Warm-up, then a decay.
+
+    Args:
+        name: "cosine" (half a period down to `final`), "linear", or "constant" after the warm-up.
+        warmup_epochs: epochs of linear rise from `start` times the learning rate; may be a fraction.
+        start: first learning rate of the warm-up, as a fraction of the peak.
+        final: last learning rate, as a fraction of the peak.
+    """
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_epochs: float = 0.0
+    start: float = 0.0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs < 0:
+            raise ValueError(f"schedule.warmup_epochs is 0 or more; got {self.warmup_epochs}")
+        for name in ("start", "final"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"schedule.{name} is a fraction of the peak, 0 to 1; got {getattr(self, name)}"
+                )
+
+
+def lr_factor(step: int, config: ScheduleConfig, *, total_steps: int, steps_per_epoch: int) -> float:
+    """The factor on the peak learning rate at an optimiser step.
+
+    With w warm-up steps of T in all: start + (1 - start) (t + 1) / w while t < w, then, at
+    p = (t - w) / (T - w), final + (1 - final) (1 + cos(pi p)) / 2 for the cosine.
+
+    Args:
+        step: optimiser steps done so far, t, from 0.
+        config: the schedule.
+        total_steps: optimiser steps of the whole run, T.
+        steps_per_epoch: optimiser steps of one epoch.
+
+    Returns:
+        A number from 0 to 1.
+    """
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), total_steps)
+    if step < warmup:
+        return config.start + (1 - config.start) * (step + 1) / warmup
+    if config.name == "constant":
+        return 1.0
+    progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
+    falling = 1 - progress if config.name == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return config.final + (1 - config.final) * falling

@@ -1,0 +1,58 @@
+"""Where a run is: the little that must survive a kill besides weights and optimiser."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """Progress of a run, in plain numbers; stored inside every checkpoint.
+
+    Attributes:
+        batches_done: batches trained on since the start of the run, on one device.
+        batches_per_epoch: of the training loader.
+        loss_sum, correct, images: of the epoch so far, over all devices.
+        train_seconds, wait_seconds, epoch_seconds: of the epoch so far, over all sessions.
+        history: one finished epoch each: the rows of `metrics.csv`.
+        best_epoch, best_top1: the best validation accuracy so far; epoch 0 is none yet.
+        best_confusion: its confusion matrix of shape (classes, classes), truth by prediction.
+    """
+
+    batches_done: int = 0
+    batches_per_epoch: int = 0
+    loss_sum: float = 0.0
+    correct: float = 0.0
+    images: float = 0.0
+    train_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_top1: float = -1.0
+    best_confusion: Tensor | None = None
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The epoch, from 0, and the batches already done in it: where the training data continues."""
+        return divmod(self.batches_done, max(self.batches_per_epoch, 1))
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on finished epochs and the current one."""
+        return sum(row["seconds"] for row in self.history) + self.epoch_seconds
+
+    def start_epoch(self) -> None:
+        """Clear the running sums."""
+        self.loss_sum = self.correct = self.images = 0.0
+        self.train_seconds = self.wait_seconds = self.epoch_seconds = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types and tensors, as a checkpoint that loads with `weights_only=True` needs."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "RunState":
+        """The state that `to_dict` gave."""
+        return cls(**plain)

@@ -1,0 +1,79 @@
+"""The end of a run: its pictures, its short summary, and what `train` returns."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lambdanets.data import Splits
+from lambdanets.train.checkpoint import write_text
+from lambdanets.train.figures import draw_confusion, draw_curves
+from lambdanets.train.layout import RunFiles
+from lambdanets.train.module import Classifier
+from lambdanets.train.progress import clock
+from lambdanets.train.recorder import to_csv
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What came out of a run.
+
+    Attributes:
+        directory: the run folder.
+        model, parameters: the network's name and number of parameters.
+        history: one finished epoch each, the rows of `metrics.csv`.
+        best_epoch, best_top1: the best validation accuracy, as a fraction.
+        images_per_second: in training, over the whole run.
+        seconds: of all epochs, over all sessions.
+        already_complete: whether there was nothing left to do.
+        summary: the text of `summary.txt`.
+    """
+
+    directory: Path
+    model: str
+    parameters: int
+    history: tuple[dict[str, float], ...]
+    best_epoch: int
+    best_top1: float
+    images_per_second: float
+    seconds: float
+    already_complete: bool
+    summary: str
+
+
+def finish(
+    module: Classifier, files: RunFiles, splits: Splits, *, already_complete: bool = False, write: bool = True
+) -> RunResult:
+    """Write the last files of a run and say what came out."""
+    state, config = module.state, module.config
+    last = state.history[-1]
+    # The harmonic mean: every epoch has the same number of images.
+    images = len(state.history) / sum(1 / row["images_per_second"] for row in state.history)
+    parameters = sum(p.numel() for p in module.network.parameters())
+    sizes = f"{len(splits.train):,} training and {len(splits.val):,} validation images"
+    epoch = f"epoch {state.best_epoch} of {config.engine.epochs}"
+    lines = {
+        "model": f"{config.model.name}, {parameters:,} parameters",
+        "data": f"{config.data.source}: {sizes}, {len(splits.classes)} classes",
+        "best": f"{100 * state.best_top1:.2f} % validation accuracy, {epoch}",
+        "last": f"{100 * last['val_top1']:.2f} % validation accuracy, training loss {last['train_loss']:.3f}",
+        "speed": f"{images:,.0f} images/s in training, {clock(state.seconds)} in all",
+        "folder": str(files.directory),
+    }
+    summary = "".join(f"{name:<8}{text}\n" for name, text in lines.items())
+    if write:
+        write_text(files.metrics, to_csv(state.history))
+        write_text(files.summary, summary)
+        draw_curves(state.history, files.curves, title=f"{config.model.name} on {config.data.source}")
+        if state.best_confusion is not None:
+            draw_confusion(state.best_confusion, splits.classes, files.confusion, f"epoch {state.best_epoch}")
+    return RunResult(
+        directory=files.directory,
+        model=config.model.name,
+        parameters=parameters,
+        history=tuple(state.history),
+        best_epoch=state.best_epoch,
+        best_top1=state.best_top1,
+        images_per_second=images,
+        seconds=state.seconds,
+        already_complete=already_complete,
+        summary=summary,
+    )

@@ -1,0 +1,65 @@
+"""What every test gets: fixed seeds, repeatable hypothesis, and an honest line about the tests that were left out."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=25)
+settings.register_profile("search", deadline=None, max_examples=500)  # pytest --hypothesis-profile search
+settings.load_profile("repeatable")
+
+
+def _what_is_missing(mark: str) -> str | None:
+    if mark == "triton" and find_spec("triton") is None:
+        return "Triton is not installed"
+    return None if torch.cuda.is_available() else "there is no CUDA device"
+
+
+NEEDS_HARDWARE = ("gpu", "triton")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for mark in NEEDS_HARDWARE:
+        missing = _what_is_missing(mark)
+        if missing is None:
+            continue
+        for item in items:
+            if item.get_closest_marker(mark) is not None:
+                item.add_marker(pytest.mark.skip(reason=missing))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which hardware tests this run says nothing about; a green run without a GPU must not read as more."""
+    for mark in NEEDS_HARDWARE:
+        skipped = sum(mark in report.keywords for report in terminalreporter.stats.get("skipped", []))
+        deselected = sum(mark in item.keywords for item in terminalreporter.stats.get("deselected", []))
+        if skipped:
+            reason = _what_is_missing(mark) or "each for its own reason"
+            terminalreporter.write_line(f"left out: {skipped} tests marked {mark}, because {reason}")
+        if deselected:
+            terminalreporter.write_line(
+                f"left out: {deselected} tests marked {mark}, because they were deselected"
+            )
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fill memory from torch.empty and its like with NaN, so that an output that is never written cannot look right."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    torch.utils.deterministic.fill_uninitialized_memory = filled

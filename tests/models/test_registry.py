@@ -1,0 +1,92 @@
+"""Creating by name: what a mistyped name or option says, and who owns a name in timm."""
+
+import types
+
+import pytest
+import timm
+from timm.models import model_entrypoint
+
+from lambdanets.models import create_model, list_models
+from lambdanets.models.registry import register
+from lambdanets.models.zoo import CONFIGS
+
+
+def test_timm_creates_the_same_class_with_the_same_parameters():
+    ours = create_model("lambda_resnet_digits", num_classes=3)
+    theirs = timm.create_model("lambda_resnet_digits", num_classes=3)
+    assert type(ours) is type(theirs)
+    theirs.load_state_dict(ours.state_dict())
+
+
+def test_models_of_timm_can_be_created_too():
+    model = create_model("test_resnet", num_classes=3)
+    assert model.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"), [("lambda_resnet15", "lambda_resnet152"), ("resnet50_lamda", "resnet50_lambda")]
+)
+def test_a_mistyped_name_names_the_nearest(typo, meant):
+    with pytest.raises(ValueError, match=f"no model named '{typo}'; did you mean .*{meant}"):
+        create_model(typo)
+
+
+def test_a_name_near_to_nothing_of_ours_is_looked_for_in_timm():
+    with pytest.raises(ValueError, match="mobilevit"):
+        create_model("mobilevit_ss")
+
+
+def test_a_name_near_to_nothing_suggests_nothing():
+    with pytest.raises(ValueError, match=r"no model named 'qqqqqqqq'$"):
+        create_model("qqqqqqqq")
+
+
+def test_a_mistyped_option_names_the_nearest():
+    with pytest.raises(ValueError, match=r"has no option 'drop_pth_rate'; did you mean drop_path_rate"):
+        create_model("lambda_resnet_digits", drop_pth_rate=0.1)
+
+
+def test_trained_weights_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="no trained weights of lambda_resnet50"):
+        create_model("lambda_resnet50", pretrained=True, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
+        ({"operator": "lamda"}, "operator must be one of conv, lambda, got 'lamda'"),
+        ({"scope": 0}, "scope"),
+        ({"num_heads": 5}, "num_heads"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        create_model("lambda_resnet_digits", **options)
+
+
+def test_list_models_is_filtered_and_in_natural_order():
+    assert list_models("lambda_resnet[0-9]??") == [
+        f"lambda_resnet{depth}" for depth in (101, 152, 200, 270, 350, 420)
+    ]
+    assert list_models("lambda_resnet*")[:2] == ["lambda_resnet50", "lambda_resnet50_c4"]
+    assert "lambda_resnet26t" in timm.list_models("lambda*")
+    assert "lambda_resnet26t" not in list_models()
+    assert list_models("no such model") == []
+
+
+def test_a_name_of_timm_is_refused_and_nothing_is_registered():
+    theirs = model_entrypoint("resnet50")
+    config = CONFIGS["lambda_resnet_digits"]
+    with pytest.raises(ValueError, match=r"'resnet50' is taken in timm's registry by timm\.models\.resnet"):
+        register({"a_name_of_ours": config, "resnet50": config}, __name__)
+    assert model_entrypoint("resnet50") is theirs
+    assert "a_name_of_ours" not in timm.list_models()
+    assert "resnet50" not in list_models()
+
+
+def test_the_entry_points_can_be_imported_as_in_timm():
+    from lambdanets.models import zoo
+
+    assert isinstance(zoo.lambda_resnet152, types.FunctionType)
+    assert zoo.lambda_resnet_digits(num_classes=7, device="meta").num_classes == 7

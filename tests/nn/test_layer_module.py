@@ -1,0 +1,360 @@
+"""The layer as a module: parameters, initialisation, precision, memory formats, compilation, saving, errors."""
+
+import copy
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from closeness import assert_close
+from lambdanets.nn import LambdaLayer1d, LambdaLayer2d, LambdaLayer3d
+from oracles import lambda_layer_einsum
+
+LAYERS = {1: LambdaLayer1d, 2: LambdaLayer2d, 3: LambdaLayer3d}
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    layer = LambdaLayer2d(256, scope=23)
+    assert layer.to_queries.weight.shape == (4 * 16, 256, 1, 1)
+    assert layer.to_keys.weight.shape == (16, 256, 1, 1)
+    assert layer.to_values.weight.shape == (64, 256, 1, 1)
+    assert layer.norm_queries.weight.shape == (4 * 16,)
+    assert layer.norm_values.weight.shape == (64,)
+    assert layer.positions.shape == (23, 23, 16, 1)
+    assert all(projection.bias is None for projection in (layer.to_queries, layer.to_keys, layer.to_values))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("dim_u", [1, 3])
+@pytest.mark.parametrize(
+    ("options", "entries"),
+    [
+        ({"scope": 3}, lambda rank: 3**rank),
+        ({"scope": 4, "dilation": 2}, lambda rank: 4**rank),
+        ({"grid": 4}, lambda rank: 7**rank),
+        ({"position": False}, lambda rank: 0),
+    ],
+    ids=["local", "dilated", "global", "content-only"],
+)
+def test_parameter_count(rank: int, dim_u: int, options: dict[str, Any], entries: Any) -> None:
+    dim, dim_out, h, k, u = 10, 14, 2, 5, dim_u
+    v = dim_out // h
+    layer = LAYERS[rank](dim, dim_out, dim_k=k, num_heads=h, dim_u=u, **options)
+    expected = dim * h * k + dim * k * u + dim * v * u + 2 * h * k + 2 * v * u + entries(rank) * k * u
+    assert sum(p.numel() for p in layer.parameters()) == expected
+    if options.get("position", True):
+        assert layer.positions.shape[-2:] == (k, u)
+        assert layer.positions.ndim == rank + 2
+
+
+def test_scopes_and_grids_may_differ_by_axis() -> None:
+    assert LambdaLayer2d(8, scope=(3, 4)).positions.shape == (3, 4, 16, 1)
+    assert LambdaLayer2d(8, grid=(3, 4)).positions.shape == (5, 7, 16, 1)
+    assert LambdaLayer3d(8, grid=(1, 2, 3)).positions.shape == (1, 3, 5, 16, 1)
+
+
+def deviations(layer: nn.Module, dim: int) -> None:
+    """The paper's initialisation (appendix E.1), within five standard errors of a sample's deviation."""
+    wanted = {
+        "to_queries.weight": (16 * dim) ** -0.5,
+        "to_keys.weight": dim**-0.5,
+        "to_values.weight": dim**-0.5,
+        "positions": 1.0,
+    }
+    parameters = dict(layer.named_parameters())
+    for name, std in wanted.items():
+        x = parameters[name].detach().double()
+        slack = 5 / math.sqrt(2 * x.numel())
+        assert abs(x.std().item() / std - 1) < slack, name
+        assert abs(x.mean().item()) / std < 2 * slack, name
+        # a normal distribution has 4.55 % beyond two deviations; a uniform or truncated one has none
+        assert 0.03 < (x.abs() > 2 * std).double().mean() < 0.06, name
+    for norm in (layer.norm_queries, layer.norm_values):
+        assert (norm.weight == 1).all()
+        assert (norm.bias == 0).all()
+        assert (norm.running_mean == 0).all()
+        assert (norm.running_var == 1).all()
+
+
+@pytest.mark.parametrize("options", [{"scope": 23}, {"grid": 12}], ids=["local", "global"])
+def test_initialisation(options: dict[str, Any]) -> None:
+    deviations(LambdaLayer2d(256, **options), 256)
+
+
+def test_meta_device_then_reset_parameters() -> None:
+    layer = LambdaLayer2d(256, scope=23, device="meta")
+    assert all(x.is_meta for x in [*layer.parameters(), *layer.buffers()])
+    layer = layer.to_empty(device="cpu")
+    assert layer.positions.isnan().all(), "the memory is poisoned, so a parameter that is not reset shows"
+    layer.reset_parameters()
+    deviations(layer, 256)
+    assert layer(torch.randn(2, 256, 5, 7)).isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{"scope": 3}, {"grid": 5}, {"position": False}], ids=str)
+def test_runs_on_the_meta_device(options: dict[str, Any]) -> None:
+    layer = LambdaLayer2d(8, 12, device="meta", **options)
+    assert layer(torch.randn(2, 8, 5, 7, device="meta")).shape == (2, 12, 5, 7)
+
+
+def test_dtype_reaches_every_parameter() -> None:
+    layer = LambdaLayer2d(8, scope=3, dtype=torch.float64)
+    assert {p.dtype for p in layer.parameters()} == {torch.float64}
+    assert layer(torch.randn(2, 8, 3, 5, dtype=torch.float64)).dtype == torch.float64
+
+
+OPTIONS = [
+    {"scope": 3},
+    {"scope": 4, "dim_u": 2},
+    {"grid": (5, 7)},
+    {"position": False},
+    {"scope": 3, "content": False},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_is_as_exact_as_the_plain_einsum_under_autocast(
+    options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    layer = LambdaLayer2d(16, num_heads=2, dim_k=8, **options).eval()
+    x = torch.randn(2, 16, 5, 7)
+    dim_u = options.get("dim_u", 1)
+
+    def plain(layer: nn.Module, x: Tensor) -> Tensor:
+        q = layer.norm_queries(layer.to_queries(x)).flatten(2).unflatten(1, (2, 8)).mT
+        k = layer.to_keys(x).flatten(2).unflatten(1, (8, dim_u)).permute(0, 3, 1, 2)
+        v = layer.norm_values(layer.to_values(x)).flatten(2).unflatten(1, (8, dim_u)).permute(0, 3, 1, 2)
+        scope = None if "scope" not in options else (options["scope"],) * 2
+        e = None if layer.positions is None else layer.positions.to(q.dtype)
+        y = lambda_layer_einsum(q, k, v, e, grid=(5, 7), scope=scope, content=options.get("content", True))
+        return y.mT.flatten(1, 2).unflatten(2, (5, 7))
+
+    exact = copy.deepcopy(layer).double()
+    truth = plain(exact, x.double())
+    assert_close(exact(x.double()), truth)
+    with torch.autocast("cpu", dtype):
+        assert_close(layer(x).to(dtype), truth, plain=plain(layer, x).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("size", [1e-4, 1.0, 300.0])
+def test_autocast_trains_without_nan(options: dict[str, Any], dtype: torch.dtype, size: float) -> None:
+    layer = LambdaLayer2d(16, num_heads=2, **options)
+    x = (size * torch.randn(2, 16, 5, 7)).requires_grad_()
+    with torch.autocast("cpu", dtype):
+        y = layer(x)
+    assert y.isfinite().all()
+    y.float().mean().backward()
+    for name, parameter in [("x", x), *layer.named_parameters()]:
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize(
+    ("rank", "memory_format"), [(2, torch.channels_last), (3, torch.channels_last_3d)], ids=["2d", "3d"]
+)
+@pytest.mark.parametrize("options", [{"scope": 3}, {"grid": 5}, {"position": False}], ids=str)
+def test_channels_last_is_kept(
+    rank: int, memory_format: torch.memory_format, options: dict[str, Any]
+) -> None:
+    layer = LAYERS[rank](8, num_heads=2, dtype=torch.float64, **options).eval()
+    x = torch.randn(2, 8, *(3, 5, 4)[:rank], dtype=torch.float64)
+    expected = layer(x)
+    assert expected.is_contiguous()
+    if rank == 2:
+        layer = layer.to(memory_format=memory_format)
+    y = layer(x.to(memory_format=memory_format))
+    assert y.is_contiguous(memory_format=memory_format)
+    assert_close(y, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "backend"),
+    [({"scope": 3}, "eager"), ({"scope": 3}, "aot_eager"), ({"grid": (5, 7)}, "eager")],
+    ids=str,
+)
+def test_compiles_to_one_graph(options: dict[str, Any], backend: str) -> None:
+    torch._dynamo.reset()
+    layer = LambdaLayer2d(8, num_heads=2, dtype=torch.float64, **options)
+    twin = copy.deepcopy(layer)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    if backend == "eager":
+        other_size = torch.randn(2, 8, 4, 6, dtype=torch.float64)
+        assert_close(compiled(other_size), twin(other_size))
+    x = torch.randn(2, 8, 5, 7, dtype=torch.float64)
+    upstream = torch.randn_like(x)
+    compiled(x).backward(upstream)
+    twin(x).backward(upstream)
+    for (name, parameter), other in zip(layer.named_parameters(), twin.parameters(), strict=True):
+        assert_close(parameter.grad, other.grad, name=name)
+
+
+def test_compiles_once_for_all_sizes() -> None:
+    torch._dynamo.reset()
+    layer = LambdaLayer2d(8, num_heads=2, scope=3, dtype=torch.float64).eval()
+    compiled = torch.compile(layer, fullgraph=True, backend="eager", dynamic=True)
+    for grid in [(5, 7), (4, 6), (9, 3)]:
+        x = torch.randn(2, 8, *grid, dtype=torch.float64)
+        assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (LambdaLayer1d(8, num_heads=2, scope=3, causal=True), (2, 8, 11)),
+        (LambdaLayer2d(8, num_heads=2, scope=4, dim_u=2, dilation=2), (2, 8, 5, 7)),
+        (LambdaLayer2d(8, num_heads=2, position=False), (2, 8, 5, 7)),
+        (LambdaLayer3d(8, num_heads=2, scope=3), (2, 8, 2, 3, 4)),
+    ],
+    ids=["causal", "u", "content-only", "3d"],
+)
+def test_dynamo_finds_no_break(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    torch._dynamo.reset()
+    explanation = torch._dynamo.explain(layer)(torch.randn(shape))
+    assert explanation.graph_break_count == 0, explanation.break_reasons
+    assert explanation.graph_count == 1
+
+
+def test_compiles_with_a_context_and_a_mask() -> None:
+    torch._dynamo.reset()
+    layer = LambdaLayer2d(8, num_heads=2, scope=3, dtype=torch.float64).eval()
+    x, context = torch.randn(2, 8, 3, 5, dtype=torch.float64), torch.randn(2, 8, 4, 4, dtype=torch.float64)
+    mask = torch.rand(2, 4, 4) < 0.7
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    assert_close(compiled(x, context, mask), layer(x, context, mask))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_state_dict_round_trip(options: dict[str, Any]) -> None:
+    layer = LambdaLayer2d(8, num_heads=2, **options)
+    x = torch.randn(2, 8, 5, 7)
+    layer(x)  # moves the running statistics
+    other = LambdaLayer2d(8, num_heads=2, **options)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.eval()(x), layer.eval()(x))
+
+
+def test_state_dict_names() -> None:
+    norm = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+    names = {f"to_{x}.weight" for x in ("queries", "keys", "values")} | {"positions"}
+    names |= {f"norm_{x}.{y}" for x in ("queries", "values") for y in norm}
+    assert set(LambdaLayer2d(8, scope=3).state_dict()) == names
+    assert set(LambdaLayer2d(8, position=False).state_dict()) == names - {"positions"}
+
+
+def test_deepcopy_is_independent() -> None:
+    layer = LambdaLayer2d(8, num_heads=2, scope=3).eval()
+    twin = copy.deepcopy(layer)
+    x = torch.randn(2, 8, 5, 7)
+    before = layer(x)
+    assert torch.equal(twin(x), before)
+    nn.init.zeros_(twin.positions)
+    assert torch.equal(layer(x), before)
+    assert not torch.equal(twin(x), before)
+
+
+def test_resize_positions_interpolates() -> None:
+    """Twice the reach: every old entry stands where it belongs, and a table of one value stays so."""
+    layer = LambdaLayer2d(8, num_heads=2, grid=(3, 4), dtype=torch.float64).eval()
+    table = layer.positions.detach().clone()
+    assert table.shape == (5, 7, 16, 1)
+    layer.resize_positions((5, 7))
+    assert layer.positions.shape == (9, 13, 16, 1)
+    assert isinstance(layer.positions, nn.Parameter)
+    assert layer.positions.requires_grad
+    assert_close(layer.positions[::2, ::2], table)
+    assert layer(torch.randn(2, 8, 5, 7, dtype=torch.float64)).isfinite().all()
+    nn.init.constant_(layer.positions, 3.0)
+    layer.resize_positions((2, 6))
+    assert layer.positions.shape == (3, 11, 16, 1)
+    assert_close(layer.positions, torch.full_like(layer.positions, 3.0))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_resize_positions_keeps_the_centre_and_the_corners(rank: int) -> None:
+    layer = LAYERS[rank](8, num_heads=2, grid=3, dim_u=2)
+    table = layer.positions.detach().clone()
+    layer.resize_positions(3)
+    assert torch.equal(layer.positions, table)
+    layer.resize_positions((6, 5, 4)[:rank])
+    assert layer.positions.shape == (11, 9, 7)[:rank] + (16, 2)
+    torch.testing.assert_close(layer.positions[(0,) * rank], table[(0,) * rank])
+    torch.testing.assert_close(layer.positions[(-1,) * rank], table[(-1,) * rank])
+    torch.testing.assert_close(layer.positions[(5, 4, 3)[:rank]], table[(2,) * rank])
+
+
+@pytest.mark.parametrize("options", [{"scope": 3}, {"position": False}], ids=str)
+def test_resize_positions_needs_a_global_table(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="resize_positions"):
+        LambdaLayer2d(8, num_heads=2, **options).resize_positions(5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dim_out": 10}, ["dim_out", "num_heads", "10", "4"]),
+        ({"scope": None}, ["scope", "grid"]),
+        ({"scope": (3, 3, 3)}, ["scope"]),
+        ({"scope": 0}, ["scope"]),
+        ({"scope": 2.5}, ["scope"]),
+        ({"scope": None, "grid": (3,)}, ["grid"]),
+        ({"scope": None, "grid": (3, 0)}, ["grid"]),
+        ({"dilation": 0}, ["dilation"]),
+        ({"dim": 0}, ["dim"]),
+        ({"dim_k": 0}, ["dim_k"]),
+        ({"dim_u": 0}, ["dim_u"]),
+        ({"num_heads": 0}, ["num_heads"]),
+        ({"content": False, "position": False}, ["content", "position"]),
+        ({"causal": True}, ["causal"]),
+        ({"kernel": "convolution"}, ["kernel", "convolution", "conv"]),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_named(options: dict[str, Any], words: list[str]) -> None:
+    options = {"dim": 8, "scope": 3} | options
+    with pytest.raises(ValueError) as refused:
+        LambdaLayer2d(**options)(torch.randn(2, 8, 5, 7))
+    for word in words:
+        assert re.search(rf"\b{word}\b", str(refused.value)), f"{word} is not in: {refused.value}"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ({"x": (2, 7, 5, 7)}, ["x", "8", "7"]),
+        ({"x": (2, 8, 5)}, ["x", "2, 8, 5"]),
+        ({"x": (2, 8, 5, 7, 3)}, ["x"]),
+        ({"context": (2, 7, 5, 7)}, ["context"]),
+        ({"context": (3, 8, 5, 7)}, ["context"]),
+        ({"context": (2, 8, 5)}, ["context"]),
+        ({"mask": (2, 5, 6)}, ["mask", "2, 5, 6"]),
+        ({"mask": (5, 7)}, ["mask"]),
+        ({"context": (2, 8, 3, 4), "mask": (2, 5, 7)}, ["mask"]),
+    ],
+    ids=str,
+)
+def test_wrong_inputs_are_named(shapes: dict[str, tuple[int, ...]], words: list[str]) -> None:
+    layer = LambdaLayer2d(8, scope=3).eval()
+    given = {
+        name: torch.ones(shape, dtype=torch.bool if name == "mask" else None)
+        for name, shape in shapes.items()
+    }
+    with pytest.raises(ValueError) as refused:
+        layer(**({"x": torch.ones(2, 8, 5, 7)} | given))
+    for word in words:
+        assert re.search(rf"\b{word}\b", str(refused.value)), f"{word} is not in: {refused.value}"
+
+
+def test_a_mask_of_numbers_is_refused() -> None:
+    with pytest.raises(ValueError, match="mask"):
+        LambdaLayer1d(8, scope=3)(torch.ones(2, 8, 5), mask=torch.ones(2, 5))
+
+
+def test_repr_says_what_the_layer_is() -> None:
+    text = repr(LambdaLayer2d(256, 128, dim_k=32, num_heads=8, scope=23))
+    for word in ("LambdaLayer2d", "256", "128", "32", "8", "23"):
+        assert word in text

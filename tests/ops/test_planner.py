@@ -1,0 +1,163 @@
+"""The plan: one kernel that can serve, a line and a reason for every kernel, and problems that are checked."""
+
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+import torch
+
+from cases import BY_NAME, CASES, Case
+from lambdanets.ops import KERNELS, Plan, Problem, lambda_layer, plan
+
+PROBLEMS = {
+    "global": {"grid": (64, 64)},
+    "global-train": {"grid": (14, 14), "batch": 8, "train": True},
+    "local": {"grid": (56, 56), "scope": (23, 23)},
+    "local-u": {"grid": (28, 28), "scope": (7, 7), "dim_u": 4},
+    "local-dilated": {"grid": (28, 28), "scope": (7, 7), "dilation": (2, 2)},
+    "sequence": {"grid": (4096,), "scope": (64,), "causal": True},
+    "volume": {"grid": (8, 16, 16), "scope": (3, 5, 5), "dtype": torch.bfloat16},
+    "cross": {"grid": (16, 16), "context_grid": (8, 4)},
+    "content-only": {"grid": (32, 32), "position": False},
+    "position-only": {"grid": (32, 32), "content": False},
+    "dense": {"grid": (32, 32), "dense": True},
+    "gpu": {"grid": (64, 64), "scope": (23, 23), "device": "cuda", "dtype": torch.bfloat16, "train": True},
+}
+problems = pytest.mark.parametrize("options", PROBLEMS.values(), ids=PROBLEMS)
+
+
+@problems
+def test_every_kernel_has_a_line_and_a_reason(options: dict[str, Any]) -> None:
+    problem = Problem(**options)
+    result = plan(problem)
+    assert isinstance(result, Plan)
+    assert [row.kernel for row in result.rows] == list(KERNELS)
+    assert all(row.reason.strip() for row in result.rows)
+    assert not KERNELS[result.kernel].unsupported(problem)
+    for row in result.rows:
+        reasons = KERNELS[row.kernel].unsupported(problem)
+        assert (row.seconds is None) == bool(reasons), row.kernel
+        assert all(reason in row.reason for reason in reasons)
+
+
+@problems
+def test_the_chosen_kernel_is_the_one_of_the_least_estimate(options: dict[str, Any]) -> None:
+    result = plan(Problem(**options))
+    seconds = {row.kernel: row.seconds for row in result.rows if row.seconds is not None}
+    assert all(s > 0 for s in seconds.values())
+    assert seconds[result.kernel] == min(seconds.values())
+
+
+@problems
+def test_printing_shows_every_kernel_with_its_reason(options: dict[str, Any]) -> None:
+    result = plan(Problem(**options))
+    text = str(result)
+    for row in result.rows:
+        (line,) = [line for line in text.splitlines() if line.startswith(row.kernel)]
+        assert row.reason in line
+    assert "x".join(map(str, options["grid"])) in text or str(options["grid"]) in text
+    assert "chosen" in text
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_auto_is_the_planned_kernel(case: Case) -> None:
+    inputs = case.inputs()
+    problem = Problem.of(
+        inputs["q"], inputs["k"], inputs["v"], inputs.get("e"), case.context(), case.content, False
+    )
+    chosen = plan(problem).kernel
+    assert torch.equal(case.call(lambda_layer, inputs), case.call(lambda_layer, inputs, kernel=chosen))
+
+
+@pytest.mark.parametrize(
+    "name", ["global-cross-2d", "local-dilated-2d", "causal-local-u4", "masked-padded", "global-dense-2d"]
+)
+def test_a_call_poses_the_problem_it_is(name: str) -> None:
+    case = BY_NAME[name]
+    inputs = case.inputs()
+    problem = Problem.of(
+        inputs["q"], inputs["k"], inputs["v"], inputs["e"], case.context(), case.content, True
+    )
+    assert problem.num_queries == case.n
+    assert problem.num_context == case.m
+    sizes = (problem.batch, problem.num_heads, problem.dim_k, problem.dim_v, problem.dim_u)
+    assert sizes == (case.batch, case.num_heads, case.dim_k, case.dim_v, case.dim_u)
+    assert (problem.causal, problem.masked, problem.content) == (case.causal, case.masked, case.content)
+    assert problem.dense == case.dense
+    assert problem.scope == case.scope
+    assert problem.train
+    assert problem.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", list(KERNELS))
+def test_costs_grow_with_the_work(name: str) -> None:
+    problem = Problem(grid=(8, 8), scope=(5, 5), batch=2)
+    cost = KERNELS[name].cost(problem)
+    assert cost.flops > 0
+    assert cost.bytes > 0
+    for more in ({"batch": 8}, {"dim_v": 256}, {"grid": (16, 16)}, {"dim_k": 64}):
+        larger = KERNELS[name].cost(replace(problem, **more))
+        assert larger.flops > 1.9 * cost.flops, more
+        assert larger.bytes > cost.bytes, more
+    halved = KERNELS[name].cost(replace(problem, dtype=torch.bfloat16))
+    assert halved.flops == cost.flops
+    assert halved.bytes < cost.bytes
+
+
+@pytest.mark.parametrize("name", list(KERNELS))
+@pytest.mark.parametrize(
+    "case_name", ["global-2d", "local-2d", "global-u4", "global-cross-2d", "global-position-only"]
+)
+def test_flops_are_those_torch_counts(name: str, case_name: str) -> None:
+    """An independent count: within a factor of two, for torch counts products alone, not sums or softmaxes."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    case = replace(BY_NAME[case_name], dim_k=16, dim_v=32)
+    inputs = case.inputs()
+    problem = Problem.of(
+        inputs["q"], inputs["k"], inputs["v"], inputs["e"], case.context(), case.content, False
+    )
+    if KERNELS[name].unsupported(problem):
+        return
+    with FlopCounterMode(display=False) as counter:
+        case.call(lambda_layer, inputs, kernel=name)
+    counted = counter.get_total_flops()
+    assert 0.5 < KERNELS[name].cost(problem).flops / counted < 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"grid": (0, 4)}, "grid"),
+        ({"grid": ()}, "grid"),
+        ({"grid": (2.5, 4)}, "grid"),
+        ({"context_grid": (3, 0)}, "context_grid"),
+        ({"context_grid": (3,)}, "context_grid"),
+        ({"scope": (3,)}, "scope"),
+        ({"scope": (0, 3)}, "scope"),
+        ({"scope": (3, 3), "dilation": (0, 1)}, "dilation"),
+        ({"scope": (3, 3), "dilation": (1, 1, 1)}, "dilation"),
+        ({"num_heads": 0}, "num_heads"),
+        ({"dim_k": 0}, "dim_k"),
+        ({"dim_v": -1}, "dim_v"),
+        ({"dim_u": 0}, "dim_u"),
+        ({"batch": 0}, "batch"),
+        ({"content": False, "position": False}, "content"),
+        ({"causal": True}, "causal"),
+        ({"dense": True, "scope": (3, 3)}, "scope"),
+    ],
+    ids=str,
+)
+def test_wrong_problems_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Problem(**({"grid": (4, 4)} | options))
+
+
+def test_a_problem_is_frozen_and_takes_ints_for_grids() -> None:
+    problem = Problem(grid=7, scope=3, dilation=2)
+    assert (problem.grid, problem.scope, problem.dilation) == ((7,), (3,), (2,))
+    assert Problem(grid=(4, 4), scope=3) == Problem(grid=(4, 4), scope=(3, 3))
+    with pytest.raises(FrozenInstanceError):
+        problem.batch = 2
+    with pytest.raises(TypeError):
+        Problem((4, 4))

@@ -1,0 +1,180 @@
+"""Two ways of writing the operator that share no code with the package.
+
+`lambda_layer_loops` is literal: nested Python loops over numbers, one statement per sentence of the definition.
+It knows values only, and is what the package's definition is checked against.
+`lambda_layer_einsum` is the formula as one would type it at a prompt, in whatever precision the tensors have: it
+is differentiable, and its error in low precision is the yardstick of `closeness.py`.
+"""
+
+import math
+from itertools import product
+
+import torch
+from torch import Tensor
+
+Grid = tuple[int, ...]
+
+
+def cell(index: int, grid: Grid) -> Grid:
+    """The coordinates of the element at a row-major index."""
+    coordinates = []
+    for size in reversed(grid):
+        coordinates.append(index % size)
+        index //= size
+    return tuple(reversed(coordinates))
+
+
+def global_entry(from_cell: Grid, to_cell: Grid, grid: Grid) -> Grid:
+    """Where a global table keeps the embedding of the offset between two cells: at offset + grid - 1."""
+    return tuple(t - f + g - 1 for f, t, g in zip(from_cell, to_cell, grid, strict=True))
+
+
+def local_entry(from_cell: Grid, to_cell: Grid, scope: Grid, dilation: Grid) -> Grid | None:
+    """Where a local table keeps it: at offset / dilation + scope // 2; None outside the scope or between its taps."""
+    entry = []
+    for f, t, r, d in zip(from_cell, to_cell, scope, dilation, strict=True):
+        taps, between = divmod(t - f, d)
+        if between or not 0 <= taps + r // 2 < r:
+            return None
+        entry.append(taps + r // 2)
+    return tuple(entry)
+
+
+def lambda_layer_loops(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    e: Tensor | None = None,
+    *,
+    grid: Grid | None = None,
+    context_grid: Grid | None = None,
+    scope: Grid | None = None,
+    dilation: Grid | None = None,
+    dense: bool = False,
+    causal: bool = False,
+    visible: Tensor | None = None,
+    mask: Tensor | None = None,
+    content: bool = True,
+) -> Tensor:
+    """y[b,h,n,v] = sum_k q[b,h,n,k] sum_{m,u} (kbar[b,m,k,u] + E[n,m,k,u]) v[b,m,v,u], number by number.
+
+    `visible` (n, m) is the mask of a masked context, `mask` (b, m) marks padding; True may be seen.
+    """
+    num_batch, num_heads, num_inputs, dim_k = q.shape
+    num_context, dim_v, dim_u = v.shape[1:]
+    q, k, v = q.double().tolist(), k.double().tolist(), v.double().tolist()
+    table = e.double().tolist() if e is not None else None
+    visible = visible.tolist() if visible is not None else None
+    mask = mask.tolist() if mask is not None else None
+
+    def sees(b: int, n: int, m: int) -> bool:
+        if causal and m > n:
+            return False
+        if visible is not None and not visible[n][m]:
+            return False
+        return mask is None or mask[b][m]
+
+    def embedding(n: int, m: int) -> list[list[float]] | None:
+        if table is None:
+            return None
+        if dense:
+            return table[n][m]
+        from_cell, to_cell = cell(n, grid), cell(m, context_grid or grid)
+        if scope is None:
+            entry = global_entry(from_cell, to_cell, grid)
+        else:
+            entry = local_entry(from_cell, to_cell, scope, dilation or (1,) * len(scope))
+        if entry is None:
+            return None
+        found = table
+        for index in entry:
+            found = found[index]
+        return found
+
+    y = torch.zeros(num_batch, num_heads, num_inputs, dim_v, dtype=torch.float64)
+    for b, n in product(range(num_batch), range(num_inputs)):
+        seen = [m for m in range(num_context) if sees(b, n, m)]
+        lambda_n = [[0.0] * dim_v for _ in range(dim_k)]
+        for i, j in product(range(dim_k), range(dim_u)):
+            if content and seen:
+                largest = max(k[b][m][i][j] for m in seen)
+                exponential = {m: math.exp(k[b][m][i][j] - largest) for m in seen}
+                total = sum(exponential.values())
+            for m in seen:
+                weight = 0.0
+                if content:
+                    weight += exponential[m] / total
+                position = embedding(n, m)
+                if position is not None:
+                    weight += position[i][j]
+                for c in range(dim_v):
+                    lambda_n[i][c] += weight * v[b][m][c][j]
+        for h, c in product(range(num_heads), range(dim_v)):
+            y[b, h, n, c] = sum(q[b][h][n][i] * lambda_n[i][c] for i in range(dim_k))
+    return y
+
+
+def dense_embeddings(
+    e: Tensor,
+    *,
+    grid: Grid,
+    context_grid: Grid | None = None,
+    scope: Grid | None = None,
+    dilation: Grid | None = None,
+) -> Tensor:
+    """The relative table `e` written out as E (n, m, k, u), zero outside the scope; differentiable in `e`."""
+    context_grid = context_grid or grid
+    rows, beyond = [], e.new_zeros(e.shape[-2:])
+    for n in range(math.prod(grid)):
+        row = []
+        for m in range(math.prod(context_grid)):
+            from_cell, to_cell = cell(n, grid), cell(m, context_grid)
+            if scope is None:
+                entry = global_entry(from_cell, to_cell, grid)
+            else:
+                entry = local_entry(from_cell, to_cell, scope, dilation or (1,) * len(scope))
+            row.append(beyond if entry is None else e[entry])
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def lambda_layer_einsum(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    e: Tensor | None = None,
+    *,
+    grid: Grid | None = None,
+    context_grid: Grid | None = None,
+    scope: Grid | None = None,
+    dilation: Grid | None = None,
+    dense: bool = False,
+    causal: bool = False,
+    visible: Tensor | None = None,
+    mask: Tensor | None = None,
+    content: bool = True,
+) -> Tensor:
+    """The same operator as the plain einsum formula, every intermediate in the precision of the inputs."""
+    n, m = q.shape[2], k.shape[1]
+    seen = torch.ones(k.shape[0], n, m, dtype=torch.bool, device=q.device)
+    if causal:
+        seen = seen & (torch.arange(m, device=q.device) <= torch.arange(n, device=q.device)[:, None])
+    if visible is not None:
+        seen = seen & visible
+    if mask is not None:
+        seen = seen & mask[:, None, :]
+    lambdas = q.new_zeros(())
+    if content:
+        # exp and division written out: a row that sees nothing must give 0, where softmax gives NaN
+        scores = torch.where(seen[..., None, None], k[:, None], -torch.inf)
+        largest = scores.amax(2, keepdim=True).detach().clamp(min=torch.finfo(k.dtype).min)
+        exponential = (scores - largest).exp()
+        total = exponential.sum(2, keepdim=True)
+        normalised = exponential / torch.where(total > 0, total, 1)
+        lambdas = lambdas + torch.einsum("bnmku,bmvu->bnkv", normalised, v)
+    if e is not None:
+        if not dense:
+            e = dense_embeddings(e, grid=grid, context_grid=context_grid, scope=scope, dilation=dilation)
+        hidden = torch.where(seen[..., None, None], e, 0)
+        lambdas = lambdas + torch.einsum("bnmku,bmvu->bnkv", hidden, v)
+    return torch.einsum("bhnk,bnkv->bhnv", q, lambdas.expand(q.shape[0], n, q.shape[3], v.shape[2]))
