@@ -1,4 +1,4 @@
-"""One table of operator problems: ugly sizes, every context, every option. Each test takes the ones it can use.
+"""One table of operator problems: ugly sizes, every context, every option. A test takes those it can use.
 
 Sizes are different primes where they can be, so that two axes swapped by mistake cannot pass.
 """
@@ -18,7 +18,7 @@ Grid = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """An operator problem by its sizes. `masked` means a `MaskedContext`, `padded` a padding mask on the context."""
+    """An operator problem by its sizes; `masked` is by a `MaskedContext`, `padded` by a padding mask."""
 
     name: str
     grid: Grid
@@ -88,7 +88,7 @@ class Case:
         return visible.to(device)
 
     def mask(self, device: str = "cpu") -> Tensor | None:
-        """A padding mask (b, m): the first element of the first example is hidden, and all of the last example."""
+        """A padding mask (b, m) that hides the first element of the first example and all of the last."""
         if not self.padded:
             return None
         mask = torch.rand(self.batch, self.m, generator=torch.Generator().manual_seed(3)) < 0.7

@@ -1,8 +1,8 @@
 """When two results are equal: one rule with a meaning, no numbers per test.
 
-float64 must agree to 1e-10. In a lower precision a result may be at most twice as far from the float64 truth as the
-plain einsum in that same precision is, and one unit in the last place more. Errors are root mean squares over a
-whole tensor, relative to the truth's: the largest error of a small tensor is too much a matter of luck to be compared.
+float64 must agree to 1e-10. In a lower precision a result may be at most twice as far from the float64 truth
+as the plain einsum in that same precision is, a unit in the last place added to the latter. Errors are root
+mean squares over a tensor, relative to the truth's: the largest error of a small tensor is a matter of luck.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ FACTOR = 2.0
 
 
 def error(actual: Tensor, exact: Tensor) -> float:
-    """The root mean square of the difference, as a fraction of that of the truth (or as it is, if that is zero)."""
+    """The root mean square of the difference, as a fraction of that of the truth (as it is if that is 0)."""
     if actual.shape != exact.shape:
         raise AssertionError(f"shape {tuple(actual.shape)} where {tuple(exact.shape)} was expected")
     if exact.numel() == 0:
@@ -50,7 +50,7 @@ def assert_close(actual: Tensor, exact: Tensor, *, plain: Tensor | None = None, 
             )
         else:
             # the unit is for the einsum that is exact by luck, on a tensor of few entries
-            allowed = FACTOR * error(plain, exact) + torch.finfo(actual.dtype).eps
+            allowed = FACTOR * (error(plain, exact) + torch.finfo(actual.dtype).eps)
     except AssertionError as problem:
         raise AssertionError(f"{name}: {problem}") from None
     if found > allowed:
@@ -60,7 +60,7 @@ def assert_close(actual: Tensor, exact: Tensor, *, plain: Tensor | None = None, 
 def assert_close_by_name(
     actual: Mapping[str, Tensor], exact: Mapping[str, Tensor], plain: Mapping[str, Tensor] | None = None
 ) -> None:
-    """`assert_close` for every name; the names on both sides must be the same, and all failures are reported."""
+    """`assert_close` for every name; both sides must have the same names. All failures are reported."""
     if not exact or set(actual) != set(exact):
         raise AssertionError(f"got {sorted(actual)} where {sorted(exact)} were expected")
     failures = []

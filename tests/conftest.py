@@ -1,4 +1,4 @@
-"""What every test gets: fixed seeds, repeatable hypothesis, and an honest line about the tests that were left out."""
+"""What every test gets: fixed seeds, repeatable hypothesis, an honest line about the tests left out."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which hardware tests this run says nothing about; a green run without a GPU must not read as more."""
+    """Say which hardware tests did not run; a green run without a GPU must not read as more."""
     for mark in NEEDS_HARDWARE:
         skipped = sum(mark in report.keywords for report in terminalreporter.stats.get("skipped", []))
         deselected = sum(mark in item.keywords for item in terminalreporter.stats.get("deselected", []))
@@ -52,7 +52,7 @@ def _seeded() -> None:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Fill memory from torch.empty and its like with NaN, so that an output that is never written cannot look right."""
+    """Fill memory from torch.empty and its like with NaN: an output never written cannot look right."""
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

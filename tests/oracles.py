@@ -1,9 +1,9 @@
 """Two ways of writing the operator that share no code with the package.
 
-`lambda_layer_loops` is literal: nested Python loops over numbers, one statement per sentence of the definition.
-It knows values only, and is what the package's definition is checked against.
-`lambda_layer_einsum` is the formula as one would type it at a prompt, in whatever precision the tensors have: it
-is differentiable, and its error in low precision is the yardstick of `closeness.py`.
+`lambda_layer_loops` is literal: nested Python loops over numbers, one statement per sentence of the
+definition. It knows values only, and is what the package's definition is checked against.
+`lambda_layer_einsum` is the formula as one would type it at a prompt, in whatever precision the tensors have:
+it is differentiable, and its error in low precision is the yardstick of `closeness.py`.
 """
 
 import math
@@ -30,7 +30,7 @@ def global_entry(from_cell: Grid, to_cell: Grid, grid: Grid) -> Grid:
 
 
 def local_entry(from_cell: Grid, to_cell: Grid, scope: Grid, dilation: Grid) -> Grid | None:
-    """Where a local table keeps it: at offset / dilation + scope // 2; None outside the scope or between its taps."""
+    """Where a local table keeps it: at offset / dilation + scope // 2; None where it has no entry."""
     entry = []
     for f, t, r, d in zip(from_cell, to_cell, scope, dilation, strict=True):
         taps, between = divmod(t - f, d)

@@ -23,23 +23,25 @@ def test_float64_is_close_within_the_rule_and_not_beyond() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_may_be_twice_as_wrong_as_the_einsum_and_a_unit_and_no_more(dtype: torch.dtype) -> None:
+def test_low_precision_may_be_twice_as_wrong_as_the_einsum(
+    dtype: torch.dtype,
+) -> None:
     unit = torch.finfo(dtype).eps
     plain = off_by(EXACT, 8 * unit).to(dtype)
     wrong = error(plain, EXACT)
     assert 7 * unit < wrong < 9 * unit
     assert_close(off_by(EXACT, 1.9 * wrong).to(dtype), EXACT, plain=plain)
     with pytest.raises(AssertionError, match="logits: error"):
-        assert_close(off_by(EXACT, 2.2 * wrong + unit).to(dtype), EXACT, plain=plain, name="logits")
+        assert_close(off_by(EXACT, 2.2 * wrong + 2 * unit).to(dtype), EXACT, plain=plain, name="logits")
 
 
-def test_low_precision_grants_one_unit_when_the_einsum_is_exact() -> None:
+def test_low_precision_grants_two_units_when_the_einsum_is_exact() -> None:
     exact = torch.ones(1, dtype=torch.float64)
     plain = exact.float()
     unit = torch.finfo(torch.float32).eps
-    assert_close(plain + unit, exact, plain=plain)
+    assert_close(plain + 2 * unit, exact, plain=plain)
     with pytest.raises(AssertionError, match="allowed"):
-        assert_close(plain + 2 * unit, exact, plain=plain)
+        assert_close(plain + 3 * unit, exact, plain=plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -57,7 +59,7 @@ def test_one_wrong_entry_or_two_swapped_ones_fail(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("plain", [None, EXACT])
 def test_low_precision_needs_the_einsum_of_the_same_precision(plain: torch.Tensor | None) -> None:
-    with pytest.raises(AssertionError, match="needs the plain einsum in torch.float32"):
+    with pytest.raises(AssertionError, match=r"needs the plain einsum in torch\.float32"):
         assert_close(EXACT.float(), EXACT, plain=plain)
 
 
@@ -132,7 +134,7 @@ def test_loops_on_numbers_one_can_check_by_hand() -> None:
     k = torch.zeros(1, 2, 1, 1)
     v = torch.tensor([10.0, 20.0]).view(1, 2, 1, 1)
     e = torch.tensor([100.0, 200.0, 300.0]).view(3, 1, 1)
-    # content 15; query 0 sees itself at offset 0 and the other at +1; query 1 sees the other at -1 and itself at 0
+    # content 15; query 0 sees itself at offset 0, the other at 1; query 1 the other at -1, itself at 0
     first = 15 + 200 * 10 + 300 * 20
     second = 15 + 100 * 10 + 200 * 20
     y = lambda_layer_loops(q, k, v, e, grid=(2,))

@@ -55,7 +55,7 @@ def test_augment_config_teaches(values: dict[str, Any], says: str) -> None:
 
 
 def test_sequences_from_json_become_tuples() -> None:
-    config = DataConfig(mean=[0.1, 0.2, 0.3], augment=AugmentConfig(scale=[0.1, 0.9]))  # pyright: ignore
+    config = DataConfig(mean=[0.1, 0.2, 0.3], augment=AugmentConfig(scale=[0.1, 0.9]))
     assert config.mean == (0.1, 0.2, 0.3)
     assert config.augment.scale == (0.1, 0.9)
     assert hash(config) == hash(dataclasses.replace(config))

@@ -42,7 +42,7 @@ def test_shapes_and_gradients_of_every_model(name):
     side = -(-x.shape[-1] // model.feature_info[-1]["reduction"])
     assert features.shape == (2, model.num_features, side, side)
     assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
-    logits = model(x)
+    logits = model.forward_head(features)
     assert logits.shape == (2, model.num_classes)
     logits.sum().backward()
     assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
@@ -262,3 +262,11 @@ def test_autocast_trains_without_nan(dtype):
     loss.backward()
     assert loss.isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.slow
+def test_a_model_compiles_to_one_graph():
+    model = wake(create_model("lambda_resnet_digits")).eval()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    x = images(model)
+    torch.testing.assert_close(compiled(x), model(x))

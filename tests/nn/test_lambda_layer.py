@@ -1,4 +1,4 @@
-"""The layer's values: against projections, norms and the loop oracle composed by hand, for every option and any grid."""
+"""The layer's values, against projections, norms and the loop oracle composed by hand."""
 
 import math
 from itertools import product

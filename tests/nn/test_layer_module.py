@@ -1,4 +1,4 @@
-"""The layer as a module: parameters, initialisation, precision, memory formats, compilation, saving, errors."""
+"""The layer as a module: parameters, initialisation, precision, memory formats, compiling, saving, errors."""
 
 import copy
 import math
@@ -157,19 +157,31 @@ def test_autocast_trains_without_nan(options: dict[str, Any], dtype: torch.dtype
 @pytest.mark.parametrize(
     ("rank", "memory_format"), [(2, torch.channels_last), (3, torch.channels_last_3d)], ids=["2d", "3d"]
 )
-@pytest.mark.parametrize("options", [{"scope": 3}, {"grid": 5}, {"position": False}], ids=str)
-def test_channels_last_is_kept(
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scope": 3},
+        {"grid": 5},
+        {"position": False},
+        {"scope": 3, "num_heads": 1},
+        {"scope": 3, "kernel": "conv"},
+        {"scope": 3, "kernel": "attention"},
+        {"scope": 3, "kernel": "reference"},
+    ],
+    ids=str,
+)
+def test_the_memory_format_is_kept(
     rank: int, memory_format: torch.memory_format, options: dict[str, Any]
 ) -> None:
-    layer = LAYERS[rank](8, num_heads=2, dtype=torch.float64, **options).eval()
+    layer = LAYERS[rank](8, dtype=torch.float64, **({"num_heads": 2} | options)).eval()
     x = torch.randn(2, 8, *(3, 5, 4)[:rank], dtype=torch.float64)
     expected = layer(x)
-    assert expected.is_contiguous()
     if rank == 2:
         layer = layer.to(memory_format=memory_format)
     y = layer(x.to(memory_format=memory_format))
-    assert y.is_contiguous(memory_format=memory_format)
     assert_close(y, expected)
+    assert y.is_contiguous(memory_format=memory_format)
+    assert expected.is_contiguous()
 
 
 @pytest.mark.parametrize(
@@ -281,7 +293,7 @@ def test_resize_positions_keeps_the_centre_and_the_corners(rank: int) -> None:
     layer.resize_positions(3)
     assert torch.equal(layer.positions, table)
     layer.resize_positions((6, 5, 4)[:rank])
-    assert layer.positions.shape == (11, 9, 7)[:rank] + (16, 2)
+    assert layer.positions.shape == (*(11, 9, 7)[:rank], 16, 2)
     torch.testing.assert_close(layer.positions[(0,) * rank], table[(0,) * rank])
     torch.testing.assert_close(layer.positions[(-1,) * rank], table[(-1,) * rank])
     torch.testing.assert_close(layer.positions[(5, 4, 3)[:rank]], table[(2,) * rank])

@@ -1,4 +1,4 @@
-"""The plan: one kernel that can serve, a line and a reason for every kernel, and problems that are checked."""
+"""The plan: one kernel that can serve, a line and a reason for every kernel; problems that are checked."""
 
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
@@ -109,7 +109,7 @@ def test_costs_grow_with_the_work(name: str) -> None:
     "case_name", ["global-2d", "local-2d", "global-u4", "global-cross-2d", "global-position-only"]
 )
 def test_flops_are_those_torch_counts(name: str, case_name: str) -> None:
-    """An independent count: within a factor of two, for torch counts products alone, not sums or softmaxes."""
+    """An independent count; within a factor of two, for torch counts products alone, no sums."""
     from torch.utils.flop_counter import FlopCounterMode
 
     case = replace(BY_NAME[case_name], dim_k=16, dim_v=32)

@@ -20,7 +20,7 @@ INK = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of the digits recipe whose weights are random, with running statistics that are not the initial ones."""
+    """A run of the digits recipe with random weights and running statistics that are not the initial ones."""
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("run")
     network = create_model("lambda_resnet_digits", num_classes=10, in_chans=1)

@@ -73,9 +73,7 @@ def test_pictures_keep_their_shape(tmp_path: Path) -> None:
 def test_small_pictures_are_enlarged_without_smoothing(tmp_path: Path) -> None:
     board = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8))
     drawn = sheet(tmp_path, prediction(image=board))
-    left = top = (MARGIN + PAD) * SCALE
-    rows, columns = np.nonzero((np.asarray(drawn) == 0).all(-1))
-    top = int(rows.min())
+    left, top = (MARGIN + PAD) * SCALE, int(np.nonzero((np.asarray(drawn) == 0).all(-1))[0].min())
     picture = np.asarray(drawn)[top : top + PICTURE * SCALE, left : left + PICTURE * SCALE, 0]
     assert set(np.unique(picture)) == {0, 255}
     half = PICTURE * SCALE // 2

@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _received.clear()
     previous = {number: signal.signal(number, _stop) for number in EXIT_OF_SIGNAL}
     try:
-        return _run(words)
+        code = _run(words)
+        sys.stdout.flush()
+        return code
     except (SystemExit, KeyboardInterrupt) as stop:
         return _exit_code(stop)
     except BrokenPipeError:

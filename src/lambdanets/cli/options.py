@@ -84,11 +84,20 @@ def _check_flags(words: Sequence[str], verb: Callable[..., int], prog: str) -> N
 
 
 def _sentence(box: str) -> str:
-    """Return what tyro's drawn error box says above its rule, as one clause."""
-    lines = [line.strip("│ ") for line in box.splitlines() if not re.match("[╭╰]", line)]
-    rule = next((index for index, line in enumerate(lines) if re.fullmatch("─+", line)), len(lines))
-    if lines[0].startswith("Missing from"):
-        missing = [line.split()[0] for line in lines[1:rule] if re.match("--|[A-Z]", line)]
-        return f"{' and '.join(missing[:1])} is missing"
-    text = " ".join(lines[:rule]).rstrip(".")
+    """Return what tyro's error box says first, as one clause.
+
+    The box is drawn around it where the terminal can, with the title in its edge; else there are lines of
+    dashes, and the title is a part of its own.
+    """
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│| ")
+        if re.fullmatch("[─-]+", text):
+            parts.append([])
+        elif text and text[0] not in "╭╰":
+            parts[-1].append(text)
+    first = parts[0] if "╭" in box else parts[min(1, len(parts) - 1)]
+    if first[0].startswith("Missing from") and len(first) > 1:
+        return f"{first[1].split()[0]} is missing"
+    text = " ".join(first).rstrip(".")
     return text[:1].lower() + text[1:]

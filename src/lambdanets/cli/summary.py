@@ -152,6 +152,7 @@ def _problem(
     position = layer.positions is not None
     return Problem(
         grid=tuple(x.shape[2:]),
+        context_grid=tuple(x.shape[2:]),
         scope=tuple(layer.positions.shape[:-2]) if layer.positions is not None else None,
         dilation=layer.dilation if position else None,
         num_heads=layer.num_heads,

@@ -149,12 +149,13 @@ def _process_options(workers: int, seed: int) -> dict[str, Any]:
 
 
 class _StreamLoader(DataLoader):
+    dataset: Any
     position: Position | None = None
 
     def __iter__(self) -> Any:
         if self.position is not None:
             epoch, done = self.position()
-            self.dataset.data_set.set_epoch(epoch)  # pyright: ignore[reportAttributeAccessIssue]
+            self.dataset.data_set.set_epoch(epoch)
             if done:
                 warnings.warn(
                     f"a streamed source cannot resume inside an epoch: epoch {epoch} starts again, "
@@ -168,7 +169,7 @@ class _StreamLoader(DataLoader):
 def _stream_loader(
     stream: StreamSet, config: DataConfig, *, seed: int, position: Position | None
 ) -> DataLoader:
-    stream.data_set.set_loader_cfg(num_workers=config.workers)  # pyright: ignore[reportAttributeAccessIssue]
+    stream.data_set.set_loader_cfg(num_workers=config.workers)
     loader = _StreamLoader(
         stream,
         batch_size=config.batch_size,

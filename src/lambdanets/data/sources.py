@@ -19,10 +19,10 @@ from .pictures import ArrayPictures, DatasetPictures, FilePictures, Pictures
 
 STREAMED = ("hfids/", "tfds/", "wds/")
 PACKAGES = {
-    "digits": ("sklearn", "scikit-learn"),
+    "digits": ("sklearn", "'lambdanets[train]'"),
     "hfds/": ("datasets", "datasets"),
     "hfids/": ("datasets", "datasets"),
-    "tfds/": ("tensorflow_datasets", "tensorflow-datasets"),
+    "tfds/": ("tensorflow_datasets", "tensorflow-datasets tensorflow"),
     "wds/": ("webdataset", "webdataset"),
 }
 
@@ -61,7 +61,7 @@ def require_package(source: str) -> None:
     """Say in one sentence what to install for a source, where it is missing."""
     for start, (module, package) in PACKAGES.items():
         if source.startswith(start) and importlib.util.find_spec(module) is None:
-            raise DataError(f"the source {source!r} needs the package {package}: pip install {package}")
+            raise DataError(f"the source {source!r} needs the package {module}: pip install {package}")
 
 
 def create_timm(config: DataConfig, split: str, **options: Any) -> Any:

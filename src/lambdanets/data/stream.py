@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -25,13 +26,13 @@ class StreamSet(IterableDataset):
     exact_resume = False
     skipped: tuple[str, ...] = ()
 
-    def __init__(self, data_set: IterableDataset, pipeline: Pipeline, classes: tuple[str, ...]):
+    def __init__(self, data_set: Any, pipeline: Pipeline, classes: tuple[str, ...]):
         self.data_set = data_set
         self.pipeline = pipeline
         self.classes = classes
 
     def __len__(self) -> int:
-        return len(self.data_set)  # pyright: ignore[reportArgumentType]
+        return len(self.data_set)
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         for image, target in self.data_set:

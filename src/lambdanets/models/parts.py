@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from timm.layers import SqueezeExcite
+from timm.layers.squeeze_excite import SqueezeExcite
 from timm.models.resnet import downsample_avg, downsample_conv
 from torch import nn
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, calculate_drop_path_rates, create_classifier
+from timm.layers.classifier import create_classifier
+from timm.layers.drop import DropPath
 from timm.models import checkpoint_seq
 from torch import nn
 
@@ -72,36 +73,36 @@ class ResNet(nn.Module):
             self.feature_info.append({"num_chs": dim, "reduction": 2, "module": "act1"})
             reduction = 4
 
-        rates = calculate_drop_path_rates(drop_path_rate, list(config.depths), stagewise=True)
+        last = max(sum(config.depths) - 1, 1)
         dilation = 1
-        for stage, width in enumerate(config.widths):
+        for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
             stride, first_dilation = (1 if stage == 0 else 2), dilation
             if reduction * stride > output_stride:
                 dilation, stride = dilation * stride, 1
             reduction *= stride
-            blocks = []
-            for block, rate in enumerate(rates[stage]):
-                first = block == 0
+            blocks = nn.Sequential()
+            for block in range(depth):
+                drop = drop_path_rate * (sum(config.depths[:stage]) + block) / last
                 blocks.append(
                     bottleneck(
                         config,
                         dim,
                         stage,
                         block,
-                        stride=stride if first else 1,
+                        stride=stride if block == 0 else 1,
                         dilation=dilation,
-                        first_dilation=first_dilation if first else dilation,
-                        drop_path=DropPath(rate) if rate > 0 else None,
+                        first_dilation=first_dilation if block == 0 else dilation,
+                        drop_path=DropPath(drop) if drop > 0 else None,
                         **factory,
                     )
                 )
                 dim = width * config.expansion
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-            info = {"num_chs": dim, "reduction": reduction, "module": f"layer{stage + 1}"}
-            self.feature_info.append(info)
+            name = f"layer{stage + 1}"
+            self.add_module(name, blocks)
+            self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": name})
 
         self.num_features = dim
-        self.global_pool, self.fc = create_classifier(dim, num_classes, pool_type=global_pool, **factory)
+        self.global_pool, *_, self.fc = create_classifier(dim, num_classes, pool_type=global_pool, **factory)
         self.head_hidden_size = dim * self.global_pool.feat_mult()
         self.init_weights()
 
@@ -142,7 +143,7 @@ class ResNet(nn.Module):
         """
         parameter = next(self.parameters())
         self.num_classes = num_classes
-        self.global_pool, self.fc = create_classifier(
+        self.global_pool, *_, self.fc = create_classifier(
             self.num_features,
             num_classes,
             pool_type=self.global_pool.pool_type if global_pool is None else global_pool,
@@ -253,8 +254,9 @@ class ResNet(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    if hasattr(module, "reset_parameters"):
-        module.reset_parameters()
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         return

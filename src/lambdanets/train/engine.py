@@ -27,7 +27,7 @@ from lambdanets.train.run import build_network
 from lambdanets.train.saving import Saving
 from lambdanets.train.state import RunState
 from lambdanets.train.summary import RunResult, finish
-from lambdanets.train.typed import to_json
+from lambdanets.train.typed import encode, to_json
 
 
 def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool = False) -> RunResult:
@@ -67,8 +67,9 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
     if start and start.state.position[0] >= config.engine.epochs:
         module.on_load_checkpoint(start.content)
         return finish(module, files, splits, already_complete=True)
-    with quiet():
-        trainer = build_trainer(config.engine, files, module, splits.classes, start)
+    saving = Saving(files, module, describe_weights(config, splits.classes))
+    with quiet(), saving.listening():
+        trainer = build_trainer(module, files, saving, start)
         module.last_checkpoint = start.path if start else None
         resumed = {"ckpt_path": start.path, "weights_only": True} if start else {}
         trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
@@ -86,17 +87,22 @@ def build_module(config: RunConfig, num_classes: int) -> Classifier:
     return Classifier(network, config, num_classes=num_classes, state=RunState())
 
 
-def build_trainer(
-    engine: EngineConfig, files: RunFiles, module: Classifier, classes: tuple[str, ...], start: Start | None
-) -> pl.Trainer:
-    """Lightning's trainer for a run, with our callbacks and nothing that speaks unasked."""
-    metadata = {
-        "recipe": module.config.recipe,
-        "model": module.config.model.name,
-        "in_chans": str(module.config.data.in_chans),
+def describe_weights(config: RunConfig, classes: tuple[str, ...]) -> dict[str, str]:
+    """What a person needs to use the weights without the run folder: the header of the safetensors file."""
+    return {
+        "recipe": config.recipe,
+        "model": config.model.name,
+        "options": json.dumps(encode(config.model.options)),
+        "in_chans": str(config.data.in_chans),
+        "image_size": str(config.data.image_size),
         "num_classes": str(len(classes)),
         "classes": json.dumps(classes, ensure_ascii=False),
     }
+
+
+def build_trainer(module: Classifier, files: RunFiles, saving: Saving, start: Start | None) -> pl.Trainer:
+    """Lightning's trainer for a run, with our callbacks and nothing that speaks unasked."""
+    engine = module.config.engine
     # Points that a killed run logged after the checkpoint are logged again.
     purge = start.content["global_step"] + 1 if start else None
     return pl.Trainer(
@@ -108,7 +114,7 @@ def build_trainer(
         limit_train_batches=engine.max_batches,
         limit_val_batches=engine.max_val_batches,
         logger=TensorBoardLogger(files.directory, name="", version="tensorboard", purge_step=purge),
-        callbacks=[Recorder(files, module), LiveProgress(module), Saving(files, module, metadata)],
+        callbacks=[Recorder(files, module), LiveProgress(module), saving],
         plugins=[AtomicCheckpointIO((start.path, start.content) if start else None)],
         default_root_dir=files.directory,
         num_sanity_val_steps=0,

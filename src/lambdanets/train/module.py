@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Classifier(pl.LightningModule):
         self.sums: Tensor | None = None  # loss, right answers and images of this epoch, on this device
         self.nonfinite: Tensor | None = None  # loss and step: of the first bad loss, else of the newest
         self.rate = 0.0  # learning rate of the newest step
+        self.free_since = time.perf_counter()  # when this process began to wait for the next batch
         metrics: dict[str, Any] = {
             "loss": MeanMetric(),
             "top1": MulticlassAccuracy(num_classes, average="micro"),
@@ -69,6 +71,14 @@ class Classifier(pl.LightningModule):
             start = [state.loss_sum, state.correct, state.images] if self.global_rank == 0 else [0.0] * 3
             wide = torch.float32 if self.device.type == "mps" else torch.float64
             self.sums = torch.tensor(start, dtype=wide, device=self.device)
+        self.free_since = time.perf_counter()
+
+    def on_train_epoch_start(self) -> None:
+        self.free_since = time.perf_counter()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # Lightning calls this after the callbacks: a checkpoint that one of them took is no waiting for data.
+        self.free_since = time.perf_counter()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, targets = batch

@@ -74,14 +74,17 @@ class LiveProgress(Callback):
         self._progress.update(
             self._task, description="validation", completed=batch_idx + 1, total=total, detail=""
         )
-        if total == batch_idx + 1:
-            self._progress.update(self._task, total=self.module.state.batches_per_epoch, completed=0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        state, epochs = self.module.state, self.module.config.engine.epochs
         if trainer.is_global_zero:
-            left = f"  {clock(self._left())} left"
-            line = epoch_line(self.module.state.history[-1], self.module.config.engine.epochs)
-            self.console.print(line + left, highlight=False, markup=False, soft_wrap=True)
+            left = f"  {clock(self._left())} left" if state.position[0] < epochs else ""
+            line = epoch_line(state.history[-1], epochs) + left
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(
+                self._task, description="", completed=0, total=state.batches_per_epoch, detail=""
+            )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._stop()

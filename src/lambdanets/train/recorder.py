@@ -41,23 +41,21 @@ class Recorder(Callback):
     def __init__(self, files: RunFiles, module: Classifier) -> None:
         self.files = files
         self.module = module
-        self._batch_end = self._counted = time.perf_counter()
+        self._counted = time.perf_counter()
         self._drawn = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._batch_end = self._counted = time.perf_counter()
+        self._counted = time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.module.state.wait_seconds += time.perf_counter() - self._batch_end
+        self.module.state.wait_seconds += time.perf_counter() - self.module.free_since
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.perf_counter()
-        self.module.state.train_seconds += now - self._batch_end
-        self._batch_end = now
+        self.module.state.train_seconds += time.perf_counter() - self.module.free_since
         self._count_time()
         if trainer.global_step % LOG_EVERY == 0:
             self._log(trainer, {"step/train_loss": float(outputs["loss"]), "step/lr": self.module.rate})
@@ -79,7 +77,6 @@ class Recorder(Callback):
         }
         state.history.append(row)
         module.start_epoch()
-        self._batch_end = time.perf_counter()
         self._log(trainer, {name: value for name, value in row.items() if name != "step"})
         if trainer.is_global_zero:
             write_text(self.files.metrics, to_csv(state.history))

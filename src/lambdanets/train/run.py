@@ -56,12 +56,16 @@ class Run:
         return network.eval()
 
     def _weights(self, which: str) -> dict[str, Tensor]:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         from lambdanets.train.checkpoint import load_checkpoint
 
         if which == "best" and self.files.weights.exists():
-            return load_file(self.files.weights)
+            try:
+                return load_file(self.files.weights)
+            except SafetensorError as error:
+                raise RunError(f"{self.files.weights} is damaged ({error})") from error
         path = self.files.best if which == "best" else self.files.last
         if not path.exists():
             raise RunError(f"{self.directory} has no {which} weights yet: no epoch has ended")

@@ -5,6 +5,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -16,6 +18,7 @@ from lambdanets.train.errors import TrainingInterrupted
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.module import Classifier
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
 AGREE_EVERY = 10  # steps between votes of several devices on whether to save or stop
 
 
@@ -23,8 +26,8 @@ class Saving(Checkpoint):
     """Saves last, previous and best, inside long epochs too, and stops cleanly on Ctrl-C and SIGTERM.
 
     Inside an epoch a checkpoint is only ever taken after an optimiser step, and never after the epoch's last:
-    from there, and from the end of the epoch, Lightning continues exactly. What is asked for elsewhere (during
-    the validation) is done at the next such place.
+    from there, and from the end of the epoch, Lightning continues exactly. What is asked for elsewhere, as
+    during the validation, is done at the next such place.
 
     Args:
         files: the run folder.
@@ -38,30 +41,31 @@ class Saving(Checkpoint):
         self.metadata = metadata
         self.received: int | None = None
         self._saved_at = time.monotonic()
-        self._handlers: dict[int, Any] = {}
         self._owner = os.getpid()
 
     # Signals
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning installs a handler of its own before this; it would stop between two checkpoints.
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGINT and SIGTERM as a wish to stop, from before the loaders fork to the trainer's end."""
+        before = {number: signal.getsignal(number) for number in STOPS}
+        self._listen()
+        try:
+            yield
+        finally:
+            if _in_main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # By now Lightning has put a handler of its own before ours: it would stop without a checkpoint.
+        self._listen()
         self._saved_at = time.monotonic()
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._receive)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._restore_handlers()
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        self._restore_handlers()
-
-    def _restore_handlers(self) -> None:
-        while self._handlers:
-            number, handler = self._handlers.popitem()
-            signal.signal(number, handler)
+    def _listen(self) -> None:
+        if _in_main_thread():
+            for number in STOPS:
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
@@ -119,6 +123,11 @@ class Saving(Checkpoint):
 
     def _interruption(self) -> TrainingInterrupted:
         return TrainingInterrupted(self.received or signal.SIGTERM, self.files.directory, saved=True)
+
+
+def _in_main_thread() -> bool:
+    """Only there may handlers be set."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _agree(trainer: pl.Trainer, flag: bool) -> bool:

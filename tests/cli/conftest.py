@@ -1,0 +1,68 @@
+"""The command as a person types it: a process of its own, in a folder of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(sys.executable).with_name("lambdanets")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "140"}
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """Runs `lambdanets WORDS...` to its end; whatever happens, nobody is shown a traceback."""
+
+    def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [SCRIPT, *map(str, words)],
+            cwd=cwd,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert "Traceback" not in done.stdout + done.stderr, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `lambdanets WORDS...` and lets it run; what still runs at the end of the test is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*words: object) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen([SCRIPT, *map(str, words)], env=ENVIRONMENT, text=True, **pipes))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def trained(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a miniature run, in the place where `train` puts it unasked."""
+    home = tmp_path_factory.mktemp("home")
+    settings = [
+        "data.val_fraction=0.05",
+        "engine.max_batches=12",
+        "engine.threads=1",
+        "schedule.warmup_epochs=0",
+    ]
+    changes = [word for setting in settings for word in ("--set", setting)]
+    done = command("train", "digits", "--epochs", 2, "--batch-size", 32, "--seed", 3, *changes, cwd=home)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (home / "runs").iterdir()
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder

@@ -1,0 +1,245 @@
+"""Exit codes and sentences: what a person sees when something is wrong."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import lambdanets
+from lambdanets.cli import main, planning
+from lambdanets.train import NonFiniteLossError, TrainingInterrupted
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+WRONG = {
+    "trian digits": ["there is no verb 'trian'", "did you mean train?"],
+    "frobnicate": ["there is no verb", "train, eval, predict, list, show, plan"],
+    "train": ["name a recipe", "digits", "--resume"],
+    "train digist": ["there is no recipe 'digist'", "did you mean digits?"],
+    "train digits --modle x": ["there is no option '--modle'", "did you mean --model"],
+    "train digits --model lambda_resne50": ["'lambda_resne50'", "did you mean", "lambda_resnet50"],
+    "train digits extra": ["unexpected argument 'extra'"],
+    "train digits --epochs many": ["--epochs", "many"],
+    "train digits --epochs": ["--epochs"],
+    "train digits --epochs 0": ["engine.epochs", "0"],
+    "train digits --set lr=1": ["'lr'", "did you mean 'optimizer.lr'?"],
+    "train digits --set optimizer.rl=1": ["'optimizer.rl'", "lr"],
+    "train digits --set optimizer=1": ["optimizer is a group"],
+    "train digits --set optimizer.lr=fast": ["optimizer.lr", "'fast'"],
+    "train digits --set optimizer.lr": ["path=value", "'optimizer.lr'"],
+    "train digits --set data.augment.flip=7": ["augment.flip", "7"],
+    "train digits --set model.options.scop=7": ["'scop'", "scope"],
+    "train digits --out a --resume b": ["--out and --resume"],
+    "list zzz*": ["nothing is named 'zzz*'"],
+    "list lambda_resnet15": ["did you mean", "lambda_resnet152"],
+    "show": ["MODEL is missing"],
+    "show lambda_resnet51": ["did you mean", "lambda_resnet50"],
+    "show lambda_resnet50 --size big": ["--size", "'big'"],
+    "show lambda_resnet50 --size 2x3x4": ["--size", "2x3x4"],
+    "plan": ["--grid is missing"],
+    "plan --gird 3": ["there is no option '--gird'", "did you mean --grid?"],
+    "plan --grid 64x0": ["--grid", "'64x0'"],
+    "plan --grid 8 --dim-k 0": ["dim_k must be at least 1"],
+    "plan --grid 8x8 --causal": ["causal"],
+    "plan --grid 8 --dtype int8": ["--dtype", "int8", "bfloat16"],
+    "plan --grid 8 --no-content --no-position": ["content or position"],
+    "predict run": ["name images or folders", "--samples 20"],
+    "predict run photo.jpg --samples 3": ["one of both"],
+    "predict run --samples some": ["--samples", "some"],
+}
+
+FAILING = {
+    "eval no/such/run": ["no/such/run is no run", "no such folder"],
+    "predict no/such/run photo.jpg": ["no/such/run is no run"],
+    "train --resume no/such/run": ["no/such/run"],
+    "train --resume no/such/run --epochs 3": ["no/such/run"],
+    "train digits --data folder:no/such/photos --out x": ["no/such/photos"],
+    "train digits --data no/such/photos --out x": ["'no/such/photos'", "folder:PATH"],
+    "train digits --data digist --out x": ["'digist'"],
+}
+
+
+def said(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, str]:
+    code = main(words.split())
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    return code, shown.err
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_command_is_one_sentence_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    code, sentence = said(capsys, words)
+    assert code == 2, sentence
+    assert sentence.startswith("lambdanets: ")
+    assert len(sentence.splitlines()) == 1
+    assert all(part in sentence for part in WRONG[words]), sentence
+
+
+@pytest.mark.parametrize("words", FAILING)
+def test_a_command_that_fails_is_one_sentence_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, sentence = said(capsys, words)
+    assert code == 1, sentence
+    assert sentence.startswith("lambdanets: ")
+    assert all(part in sentence for part in FAILING[words]), sentence
+    assert not any(tmp_path.rglob("*.ckpt"))
+
+
+def test_several_launched_processes_need_a_named_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    code, sentence = said(capsys, "train digits")
+    assert code == 2
+    assert "--out" in sentence
+
+
+ERRORS = {
+    "disk": (
+        OSError(errno.ENOSPC, "No space left on device", "runs/x/last.ckpt"),
+        1,
+        "runs/x/last.ckpt: No space",
+    ),
+    "memory": (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), 1, "--batch-size"),
+    "loss": (NonFiniteLossError(float("nan"), 7, 1, 0.5, Path("last.ckpt")), 1, "step 7"),
+    "stopped": (TrainingInterrupted(signal.SIGTERM, Path("runs/x"), saved=True), 143, "--resume runs/x"),
+    "value": (ValueError("dim must be 3, got 4"), 1, "dim must be 3, got 4"),
+}
+
+
+def stub(monkeypatch: pytest.MonkeyPatch, action: Callable[[], int]) -> None:
+    def run() -> int:
+        return action()
+
+    monkeypatch.setattr(planning, "run", run)
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def action() -> int:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_foreseen_errors_become_sentences(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    error, code, part = ERRORS[name]
+    stub(monkeypatch, raising(error))
+    assert said(capsys, "plan")[0] == code
+    main(["plan"])
+    assert part in capsys.readouterr().err
+    with pytest.raises(type(error)):
+        main(["--traceback", "plan"])
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("k"), RuntimeError("shape mismatch"), TypeError("t"), AssertionError()]
+)
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    stub(monkeypatch, raising(error))
+    with pytest.raises(type(error)):
+        main(["plan"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_signals_decide_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, swallowed: bool
+) -> None:
+    def action() -> int:
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        except (KeyboardInterrupt, SystemExit):
+            if swallowed:  # as Lightning does
+                sys.exit(1)
+            raise
+        return 0
+
+    stub(monkeypatch, action)
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert main(["plan"]) == code
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(
+    ("words", "module"),
+    [("list", "tyro"), ("list", "rich"), ("train digits --out x", "lightning"), ("show resnet18", "rich")],
+)
+def test_a_missing_extra_is_named_with_its_cure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str, module: str
+) -> None:
+    ours = ("lambdanets.cli.", "lambdanets.recipes", "lambdanets.train.engine")
+    for name in list(sys.modules):
+        if name.startswith((*ours, f"{module}.")) and name not in (
+            "lambdanets.cli.app",
+            "lambdanets.cli.errors",
+        ):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    code, sentence = said(capsys, words)
+    assert code == 1
+    assert module in sentence
+    assert 'pip install "lambdanets[train]"' in sentence
+
+
+@pytest.mark.parametrize("verb", ["train", "eval", "predict", "list", "show", "plan"])
+def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"usage: lambdanets {verb}" in shown
+    assert "None" not in shown
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_names_all_verbs(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {verb} " in shown for verb in ("train", "eval", "predict", "list", "show", "plan"))
+
+
+def test_the_script_and_the_module_are_one_command(command: Command) -> None:
+    version = command("--version")
+    assert version.returncode == 0
+    assert version.stdout == f"lambdanets {lambdanets.__version__}, torch {torch.__version__}\n"
+    wrong = [sys.executable, "-m", "lambdanets", "trian"]
+    module = subprocess.run(wrong, capture_output=True, text=True, timeout=120, check=False)
+    assert (module.returncode, module.stdout) == (2, "")
+    assert "did you mean train?" in module.stderr
+
+
+def test_help_and_list_wait_for_nothing_heavy() -> None:
+    heavy = ("lightning", "matplotlib", "tensorboard", "sklearn", "torchmetrics")
+    script = (
+        "import sys; from lambdanets.cli import main\n"
+        "main(['--help']); main(['list']); main(['plan', '--grid', '4'])\n"
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stderr.strip() == "[]"
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    # Pipes are read and written here by hand: `head` itself could be too slow to leave early.
+    reading, writing = os.pipe()
+    os.close(reading)
+    list_all = [sys.executable, "-m", "lambdanets", "list"]
+    done = subprocess.run(
+        list_all, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")

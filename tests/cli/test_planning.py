@@ -1,0 +1,49 @@
+"""`lambdanets plan`: the words of the command become the problem, and the plan is shown whole."""
+
+import pytest
+import torch
+
+from lambdanets.cli import main, planning
+from lambdanets.ops import KERNELS, Plan, Problem, plan
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (
+            "--grid 64x64 --heads 4 --dim-k 16 --dim-v 64 --batch 8 --train",
+            Problem(grid=(64, 64), batch=8, train=True),
+        ),
+        ("--grid 7x5 --scope 3", Problem(grid=(7, 5), scope=(3, 3))),
+        ("--grid 7x5 --scope 3x9 --dilation 2", Problem(grid=(7, 5), scope=(3, 9), dilation=(2, 2))),
+        (
+            "--grid 11 --causal --dim-u 2 --dtype bfloat16",
+            Problem(grid=(11,), causal=True, dim_u=2, dtype=torch.bfloat16),
+        ),
+        ("--grid 2x3x5 --no-content --device cuda", Problem(grid=(2, 3, 5), content=False, device="cuda")),
+        ("--grid 6 --context-grid 9 --dense", Problem(grid=(6,), context_grid=(9,), dense=True)),
+        ("--grid 6x6 --no-position --dim_k 8", Problem(grid=(6, 6), position=False, dim_k=8)),
+    ],
+)
+def test_words_become_a_problem(monkeypatch: pytest.MonkeyPatch, words: str, problem: Problem) -> None:
+    asked: list[Problem] = []
+
+    def remember(each: Problem) -> Plan:
+        asked.append(each)
+        return plan(each)
+
+    monkeypatch.setattr(planning, "plan", remember)
+    assert main(["plan", *words.split()]) == 0
+    assert asked == [problem]
+
+
+def test_every_kernel_has_its_line_and_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--grid", "8x8", "--dense"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    made = plan(Problem(grid=(8, 8), dense=True))
+    assert any(row.cost is None for row in made.rows)
+    for name in KERNELS:
+        assert f" {name}" in shown.replace("|", " ")
+    for row in made.rows:
+        assert row.verdict in shown
+        assert row.reason.split()[0] in shown

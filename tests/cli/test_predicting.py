@@ -1,0 +1,124 @@
+"""`lambdanets eval` and `lambdanets predict` on a run, with files as people have them."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of digits in many file formats."""
+    folder = tmp_path_factory.mktemp("photos")
+    digits = load_digits()
+    for index in range(40):
+        ink = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
+        image, options = Image.fromarray(ink), {}
+        suffix = "png"
+        match index % 5:
+            case 1:
+                image = image.convert("RGBA")
+            case 2:
+                image = Image.fromarray(ink.astype(np.uint16) * 257)
+            case 3:
+                suffix, options = "jpg", {"quality": 95}
+            case 4:
+                image = image.convert("P")
+        path = folder / str(digits.target[index]) / f"{index}.{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        image.save(path, **options)
+    return folder
+
+
+def value(shown: str, measure: str) -> str:
+    found = re.search(rf"^\W*{measure}\W+([\d.,]+%?)", shown, re.MULTILINE)
+    assert found is not None, shown
+    return found[1]
+
+
+def test_eval_measures_what_training_said(command: Command, trained: Path) -> None:
+    done = command("eval", trained)
+    assert done.returncode == 0, done.stderr
+    best = re.search(r"best\s+([\d.]+) %", (trained / "summary.txt").read_text())
+    assert best is not None
+    assert value(done.stdout, "accuracy") == f"{best[1]}%"
+    assert value(done.stdout, "images") == "90"
+
+
+def test_eval_and_predict_agree_on_a_folder(
+    command: Command, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    done = command("eval", trained, "--data", f"folder:{photos}", "--weights", "last")
+    assert done.returncode == 0, done.stderr
+    told = command("predict", trained, photos, "--json", tmp_path / "p.json", "--weights", "last")
+    assert told.returncode == 0, told.stderr
+    entries = json.loads((tmp_path / "p.json").read_text())
+    assert len(entries) == 40
+    right = sum(entry["labels"][0] == Path(entry["path"]).parent.name for entry in entries)
+    assert value(done.stdout, "images") == "40"
+    assert value(done.stdout, "accuracy") == f"{right / 40:.2%}"
+
+
+def test_predict_tells_draws_and_skips(command: Command, trained: Path, photos: Path, tmp_path: Path) -> None:
+    whole = (photos / "0" / "0.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "fake.jpg").write_text("no image")
+    words = [photos / "0" / "0.png", tmp_path, "gone.png", photos / "1"]
+    done = command(
+        "predict", trained, *words, "--json", "out/p.json", "--out", "out/sheet.png", "--top", 3, cwd=tmp_path
+    )
+    assert done.returncode == 0
+    skipped = [line for line in done.stderr.splitlines() if line.startswith("skipped ")]
+    assert len(skipped) == 3
+    for name in ("cut.png", "fake.jpg", "gone.png"):
+        assert sum(name in line for line in skipped) == 1
+    assert re.search(r"0\.png.*\d\d?\.\d%.*\d\d?\.\d%.*\d\d?\.\d%", done.stdout)
+    entries = json.loads((tmp_path / "out" / "p.json").read_text())
+    assert len(entries) == 4 + len(list((photos / "1").iterdir()))
+    for entry in entries:
+        if "error" in entry:
+            assert "labels" not in entry
+        else:
+            assert len(entry["labels"]) == len(entry["probabilities"]) == 3
+            assert entry["probabilities"] == sorted(entry["probabilities"], reverse=True)
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert min(sheet.size) > 500
+
+
+def test_strict_fails_for_one_bad_image_and_says_so(
+    command: Command, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("no image")
+    sheet = tmp_path / "sheet.png"
+    done = command("predict", trained, bad, photos / "0" / "0.png", "--strict", "--out", sheet)
+    assert done.returncode == 1
+    assert "1 of 2 images could not be read" in done.stderr
+    assert sheet.exists()
+
+
+def test_no_readable_image_is_a_failure(command: Command, trained: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    done = command("predict", trained, tmp_path, "--out", sheet)
+    assert done.returncode == 1
+    assert "there are no images in this folder" in done.stderr
+    assert not sheet.exists()
+
+
+def test_samples_show_the_truth(command: Command, trained: Path) -> None:
+    done = command("predict", trained, "--samples", 20)
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"(\d+) of 20 right", done.stdout)
+    assert said is not None
+    rows = re.findall(r"digits#\d{4}\W+(\d)\W+(\d) \d", done.stdout)
+    assert len(rows) == 20
+    assert sum(truth == guess for truth, guess in rows) == int(said[1])
+    assert (trained / "predictions.png").exists()

@@ -1,0 +1,97 @@
+"""`lambdanets train`: what a run leaves, and how it stops and goes on."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def epochs(folder: Path) -> list[int]:
+    with (folder / "metrics.csv").open() as file:
+        return [int(float(row["epoch"])) for row in csv.DictReader(file)]
+
+
+def test_a_run_has_a_name_of_its_own_and_everything_in_it(trained: Path) -> None:
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d-\d{6}-digits", trained.name)
+    files = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
+    assert files >= {
+        "config.json",
+        "classes.json",
+        "metrics.csv",
+        "curves.png",
+        "confusion.png",
+        "summary.txt",
+        "weights.safetensors",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+    }
+    assert epochs(trained) == [1, 2]
+
+
+def test_options_and_settings_reach_the_run(trained: Path) -> None:
+    config = json.loads((trained / "config.json").read_text())
+    assert config["recipe"] == "digits"
+    assert (config["seed"], config["data"]["batch_size"], config["engine"]["epochs"]) == (3, 32, 2)
+    assert (config["data"]["val_fraction"], config["engine"]["max_batches"]) == (0.05, 12)
+    assert config["schedule"]["warmup_epochs"] == 0
+
+
+def test_the_end_of_a_run_is_told(trained: Path) -> None:
+    printed = (trained / "printed.txt").read_text()
+    assert (trained / "summary.txt").read_text().strip() in printed
+    assert f"lambdanets predict runs/{trained.name} --samples 20" in printed
+
+
+def test_a_finished_run_has_nothing_to_resume(command: Command, trained: Path) -> None:
+    weights = (trained / "weights.safetensors").read_bytes()
+    done = command("train", "--resume", trained)
+    assert done.returncode == 0
+    assert "complete" in done.stdout
+    assert (trained / "weights.safetensors").read_bytes() == weights
+    assert epochs(trained) == [1, 2]
+
+
+def test_no_run_is_written_over(command: Command, trained: Path) -> None:
+    done = command("train", "digits", "--out", trained)
+    assert done.returncode == 1
+    assert "holds a run already" in done.stderr
+
+
+def test_a_resumed_run_stays_what_it_is(command: Command, trained: Path) -> None:
+    done = command("train", "--resume", trained, "--set", "optimizer.lr=9")
+    assert done.returncode == 1
+    assert "optimizer.lr" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_twice_ends_as_it_should(
+    start: Callable[..., subprocess.Popen[str]], command: Command, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    settings = ["engine.max_batches=12", "engine.threads=1", "data.val_fraction=0.05"]
+    changes = [word for setting in settings for word in ("--set", setting)]
+    first = ["train", "digits", "--epochs", 5, "--batch-size", 32, *changes, "--out", folder]
+    for words, number, code in (
+        (first, signal.SIGTERM, 143),
+        (["train", "--resume", folder], signal.SIGINT, 130),
+    ):
+        process = start(*words)
+        assert process.stdout is not None
+        assert any(line.startswith("epoch") for line in iter(process.stdout.readline, ""))
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == code, errors
+        assert f"--resume {folder}" in errors
+        assert "Traceback" not in errors
+    stopped_at = epochs(folder)
+    assert len(stopped_at) < 5
+    done = command("train", "--resume", folder)
+    assert done.returncode == 0, done.stderr
+    assert epochs(folder) == [1, 2, 3, 4, 5]

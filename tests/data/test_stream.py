@@ -1,0 +1,106 @@
+"""Streamed sources pass through timm's readers and say what they cannot promise."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from lambdanets.data import (
+    DataConfig,
+    DataError,
+    DataWarning,
+    describe,
+    eval_loader,
+    open_splits,
+    train_loader,
+)
+from lambdanets.data.splits import Splits
+from lambdanets.data.stream import StreamSet
+from lambdanets.data.transforms import Pipeline
+
+DATA = DataConfig(source="wds/pictures", image_size=8, batch_size=4, workers=0)
+
+
+class Pictures(IterableDataset):
+    """What timm's IterableImageDataset offers, over grey levels."""
+
+    def __init__(self, number: int):
+        self.number = number
+        self.epochs: list[int] = []
+        self.workers: int | None = None
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
+        for index in range(self.number):
+            yield Image.new("RGB", (10, 12), (index, index, index)), index % 3
+
+    def set_epoch(self, count: int) -> None:
+        self.epochs.append(count)
+
+    def set_loader_cfg(self, num_workers: int) -> None:
+        self.workers = num_workers
+
+
+def stream(number: int) -> StreamSet:
+    return StreamSet(Pictures(number), Pipeline(DATA, train=False), ("a", "b", "c"))
+
+
+def test_training_drops_the_last_part_and_evaluation_does_not() -> None:
+    side = stream(10)
+    batches = list(train_loader(side, DATA, seed=0, position=lambda: (3, 0)))
+    assert [tuple(images.shape) for images, _ in batches] == [(4, 3, 8, 8)] * 2
+    assert side.data_set.epochs == [3]
+    assert side.data_set.workers == 0
+    batches = list(eval_loader(side, DATA))
+    assert [len(targets) for _, targets in batches] == [4, 4, 2]
+    assert [int(target) for _, targets in batches for target in targets] == [index % 3 for index in range(10)]
+    levels = [float(image[0, 0, 0]) * 0.229 + 0.485 for images, _ in batches for image in images]
+    np.testing.assert_allclose(levels, np.arange(10) / 255, atol=1e-5)
+
+
+def test_a_stream_says_that_it_cannot_resume_exactly() -> None:
+    side = stream(10)
+    assert not side.exact_resume
+    with pytest.warns(DataWarning, match="epoch 1 starts again, 2 batches of it are seen twice"):
+        list(train_loader(side, DATA, seed=0, position=lambda: (1, 2)))
+
+
+def test_describe_a_stream() -> None:
+    facts = describe(Splits(stream(10), stream(5), ("a", "b", "c")))
+    assert facts == {"classes": 3, "train": "10 images, streamed", "val": "5 images, streamed", "skipped": 0}
+
+
+def test_webdataset(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    sizes = {"train": 20, "validation": 6}
+    for split, number in sizes.items():
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as tar:
+            for index in range(number):
+                file = io.BytesIO()
+                Image.new("RGB", (8, 8), (index,) * 3).save(file, "PNG")
+                for suffix, content in (("png", file.getvalue()), ("cls", str(index % 2).encode())):
+                    entry = tarfile.TarInfo(f"{index:04d}.{suffix}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    shards = {
+        name: {"name": name, "num_samples": size, "filenames": [f"{name}.tar"], "shard_lengths": [size]}
+        for name, size in sizes.items()
+    }
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": shards}))
+    data = DataConfig(source=f"wds/pictures:{tmp_path}", image_size=8, batch_size=5, workers=0)
+    with pytest.raises(DataError, match=r"does not name its classes; say how many with data\.num_classes"):
+        open_splits(data)
+    data = DataConfig(source=data.source, image_size=8, batch_size=5, workers=0, num_classes=2)
+    splits = open_splits(data)
+    assert splits.classes == ("0", "1")
+    assert len(list(train_loader(splits.train, data, seed=0, position=lambda: (0, 0)))) == 4
+    targets = [int(target) for _, part in eval_loader(splits.val, data) for target in part]
+    assert targets == [0, 1, 0, 1, 0, 1]

@@ -1,0 +1,216 @@
+"""A run that is stopped in any way and resumed ends with the same bits as one that was never stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lambdanets.train import (
+    CheckpointError,
+    RunConfig,
+    RunError,
+    RunResult,
+    TrainingInterrupted,
+    override,
+    to_json,
+)
+from lambdanets.train.checkpoint import load_checkpoint
+from lambdanets.train.engine import train
+from lambdanets.train.module import Classifier
+
+TIMES = {"images_per_second", "data_wait", "seconds"}
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """Weights, momenta, metrics and counters are equal, to the last bit."""
+    for name in ("last", "best"):
+        a, b = (load_checkpoint(folder / "checkpoints" / f"{name}.ckpt") for folder in (one, other))
+        assert a["global_step"] == b["global_step"]
+        assert a["state_dict"].keys() == b["state_dict"].keys()
+        for key, value in a["state_dict"].items():
+            assert torch.equal(value, b["state_dict"][key]), key
+        for key, value in a["optimizer_states"][0]["state"].items():
+            for part, tensor in value.items():
+                assert torch.equal(tensor, b["optimizer_states"][0]["state"][key][part]), (key, part)
+        assert untimed(a["run_state"]["history"]) == untimed(b["run_state"]["history"])
+        assert a["run_state"]["best_epoch"] == b["run_state"]["best_epoch"]
+    tables = [(folder / "metrics.csv").read_text().splitlines() for folder in (one, other)]
+    columns = tables[0][0].split(",")
+    kept = [index for index, column in enumerate(columns) if column not in TIMES]
+    assert [[line.split(",")[i] for i in kept] for line in tables[0]] == [
+        [line.split(",")[i] for i in kept] for line in tables[1]
+    ]
+
+
+def untimed(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in history]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, number: int, *, batch: int, hook: str = "_watch") -> None:
+    """Send this process a signal during a batch, once."""
+    original = getattr(Classifier, hook)
+
+    def wrapped(self: Classifier, *args: Any) -> Any:
+        if self.state.batches_done == batch:
+            monkeypatch.setattr(Classifier, hook, original)
+            os.kill(os.getpid(), number)
+        return original(self, *args)
+
+    monkeypatch.setattr(Classifier, hook, wrapped)
+
+
+def kill_and_resume(config: RunConfig, folder: Path, *points: str) -> str:
+    stored = folder.parent / "wanted.json"
+    stored.write_text(to_json(config))
+    script = Path(__file__).with_name("killed_runs.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, script, stored, folder, *points],
+        capture_output=True, text=True, env=environment, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed processes are forked")
+def test_killed_anywhere(tiny: RunConfig, finished: RunResult, folder: Path) -> None:
+    points = ("batch 0", "batch 2", "write", "validation", "best", "batch 6", "rename", "time 0.7")
+    said = kill_and_resume(tiny, folder, *points)
+    assert "no checkpoint yet" in said  # after batch 0
+    assert "from last.ckpt: epoch 1, batch 3" in said  # after batch 2
+    assert "from previous.ckpt" in said  # after rename
+    assert_same_end(finished.directory, folder)
+    assert not list(folder.rglob(".*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed processes are forked")
+def test_killed_while_accumulating_with_workers(tiny: RunConfig, tmp_path: Path) -> None:
+    config = override(
+        tiny, "engine.accumulate=2", "engine.clip_grad=0.5", "engine.max_batches=5", "engine.epochs=2",
+        "optimizer.name=adamw", "optimizer.lr=1e-3", "data.augment.rand_augment=rand-m3-n1", "data.workers=2",
+        "data.batch_size=8",
+    )  # fmt: skip
+    whole = train(config, run_dir=tmp_path / "whole")
+    said = kill_and_resume(config, tmp_path / "killed", "batch 3", "batch 4", "batch 7")
+    assert "epoch 1, batch 3" in said
+    assert "epoch 1, batch 5" in said
+    assert_same_end(whole.directory, tmp_path / "killed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly_at_the_current_step(
+    tiny: RunConfig,
+    finished: RunResult,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    interrupt(monkeypatch, number, batch=5)
+    with pytest.raises(TrainingInterrupted) as caught:
+        train(override(tiny, "engine.save_steps=None"), run_dir=folder)
+    assert caught.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert f"--resume {folder}" in str(caught.value)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert load_checkpoint(folder / "checkpoints" / "last.ckpt")["run_state"]["batches_done"] == 6
+    train(run_dir=folder, resume=True)
+    assert_same_end(finished.directory, folder)
+
+
+def test_a_signal_during_validation_finishes_the_epoch(
+    tiny: RunConfig, finished: RunResult, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, signal.SIGINT, batch=4, hook="on_validation_epoch_start")
+    with pytest.raises(TrainingInterrupted):
+        train(tiny, run_dir=folder)
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 2
+    moved = folder.with_name("elsewhere")
+    folder.rename(moved)
+    train(run_dir=moved, resume=True)
+    assert_same_end(finished.directory, moved)
+
+
+def test_a_second_signal_stops_at_once(
+    tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(self: Classifier) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_start", twice)
+    with pytest.raises(TrainingInterrupted, match="the newest checkpoint stands"):
+        train(tiny, run_dir=folder)
+    assert load_checkpoint(folder / "checkpoints" / "last.ckpt")["run_state"]["batches_done"] == 3
+
+
+def stop_after(tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    interrupt(monkeypatch, signal.SIGINT, batch=batch)
+    with pytest.raises(TrainingInterrupted):
+        train(tiny, run_dir=folder)
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_previous(
+    tiny: RunConfig, finished: RunResult, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    stop_after(tiny, folder, monkeypatch, 6)
+    last = folder / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit, in the middle of some weight
+    last.write_bytes(content)
+    train(run_dir=folder, resume=True)
+    said = capsys.readouterr().out
+    assert "last.ckpt is damaged" in said
+    assert "continues from previous.ckpt" in said
+    assert (folder / "checkpoints" / "last.ckpt.damaged").exists()
+    assert_same_end(finished.directory, folder)
+
+
+def test_when_nothing_is_intact_nothing_is_trained(
+    tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(tiny, folder, monkeypatch, 2)
+    for path in (folder / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="no checkpoint is intact"):
+        train(run_dir=folder, resume=True)
+
+
+def test_a_complete_run_says_so(finished: RunResult, tmp_path: Path, capsys: Any) -> None:
+    copy = shutil.copytree(finished.directory, tmp_path / "copy")
+    weights = (copy / "checkpoints" / "last.ckpt").read_bytes()
+    result = train(run_dir=copy, resume=True)
+    assert result.already_complete
+    assert result.history == finished.history
+    assert "complete: 3 epochs, nothing to resume" in capsys.readouterr().out
+    assert (copy / "checkpoints" / "last.ckpt").read_bytes() == weights
+
+
+def test_what_cannot_be_resumed_is_refused(tiny: RunConfig, finished: RunResult, folder: Path) -> None:
+    with pytest.raises(RunError, match="no run to resume"):
+        train(run_dir=folder, resume=True)
+    with pytest.raises(RunError, match="needs a config"):
+        train(run_dir=folder)
+    with pytest.raises(RunError, match="holds a run already"):
+        train(tiny, run_dir=finished.directory)
+    changed = override(tiny, "optimizer.lr=0.3", "data.workers=1")
+    with pytest.raises(RunError, match=r"optimizer\.lr \(was 0\.05, now 0\.3\)") as caught:
+        train(changed, run_dir=finished.directory, resume=True)
+    assert "workers" not in str(caught.value)
+
+
+def test_a_run_is_resumed_with_as_many_images(
+    tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(override(tiny, "engine.max_batches=None", "data.batch_size=400"), folder, monkeypatch, 1)
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"val_fraction": 0.2', '"val_fraction": 0.5'))
+    with pytest.raises(RunError, match="had 3 batches in an epoch and has 2 now"):
+        train(run_dir=folder, resume=True)
