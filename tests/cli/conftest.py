@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lambdanets.cli import main
+
 SCRIPT = Path(sys.executable).with_name("lambdanets")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "140"}
 
@@ -30,6 +32,19 @@ def command() -> Command:
         )
         assert "Traceback" not in done.stdout + done.stderr, done.stderr
         return done
+
+    return run
+
+
+@pytest.fixture
+def inside(capsys: pytest.CaptureFixture[str]) -> Command:
+    """As `command`, without the seconds that a process of its own takes to import everything."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        code = main(list(map(str, words)))
+        shown = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, shown.out, shown.err)
 
     return run
 

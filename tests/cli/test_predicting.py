@@ -54,11 +54,11 @@ def test_eval_measures_what_training_said(command: Command, trained: Path) -> No
 
 
 def test_eval_and_predict_agree_on_a_folder(
-    command: Command, trained: Path, photos: Path, tmp_path: Path
+    inside: Command, trained: Path, photos: Path, tmp_path: Path
 ) -> None:
-    done = command("eval", trained, "--data", f"folder:{photos}", "--weights", "last")
+    done = inside("eval", trained, "--data", f"folder:{photos}", "--weights", "last")
     assert done.returncode == 0, done.stderr
-    told = command("predict", trained, photos, "--json", tmp_path / "p.json", "--weights", "last")
+    told = inside("predict", trained, photos, "--json", tmp_path / "p.json", "--weights", "last")
     assert told.returncode == 0, told.stderr
     entries = json.loads((tmp_path / "p.json").read_text())
     assert len(entries) == 40
@@ -94,27 +94,27 @@ def test_predict_tells_draws_and_skips(command: Command, trained: Path, photos: 
 
 
 def test_strict_fails_for_one_bad_image_and_says_so(
-    command: Command, trained: Path, photos: Path, tmp_path: Path
+    inside: Command, trained: Path, photos: Path, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.png"
     bad.write_text("no image")
     sheet = tmp_path / "sheet.png"
-    done = command("predict", trained, bad, photos / "0" / "0.png", "--strict", "--out", sheet)
+    done = inside("predict", trained, bad, photos / "0" / "0.png", "--strict", "--out", sheet)
     assert done.returncode == 1
     assert "1 of 2 images could not be read" in done.stderr
     assert sheet.exists()
 
 
-def test_no_readable_image_is_a_failure(command: Command, trained: Path, tmp_path: Path) -> None:
+def test_no_readable_image_is_a_failure(inside: Command, trained: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
-    done = command("predict", trained, tmp_path, "--out", sheet)
+    done = inside("predict", trained, tmp_path, "--out", sheet)
     assert done.returncode == 1
     assert "there are no images in this folder" in done.stderr
     assert not sheet.exists()
 
 
-def test_samples_show_the_truth(command: Command, trained: Path) -> None:
-    done = command("predict", trained, "--samples", 20)
+def test_samples_show_the_truth(inside: Command, trained: Path) -> None:
+    done = inside("predict", trained, "--samples", 20)
     assert done.returncode == 0, done.stderr
     said = re.search(r"(\d+) of 20 right", done.stdout)
     assert said is not None

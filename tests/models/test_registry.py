@@ -4,6 +4,7 @@ import types
 
 import pytest
 import timm
+import torch
 from timm.models import model_entrypoint
 
 from lambdanets.models import create_model, list_models
@@ -49,6 +50,16 @@ def test_a_mistyped_option_names_the_nearest():
 def test_trained_weights_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="no trained weights of lambda_resnet50"):
         create_model("lambda_resnet50", pretrained=True, device="meta")
+
+
+def test_weights_from_a_file_are_loaded_as_in_timm(tmp_path):
+    model = create_model("lambda_resnet_digits", num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    overlay = {"file": str(tmp_path / "weights.pt"), "num_classes": 3}
+    other = create_model(
+        "lambda_resnet_digits", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=3
+    )
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

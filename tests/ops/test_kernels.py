@@ -42,6 +42,12 @@ SAMPLED = [
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
+@pytest.fixture(autouse=True)
+def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU convolutions round float32 to TF32 unless told not to; the rule is about float32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def refusal(name: str, case: Case, inputs: dict[str, Tensor]) -> list[str]:
     """The sentences with which a kernel declines a case, empty if it serves it."""
     e = inputs.get("e")
@@ -105,6 +111,23 @@ def test_low_precision_is_at_most_twice_as_wrong_as_the_plain_einsum(
     found = backward(by_kernel(name, case), case, inputs)
     assert {x.dtype for x in found.values()} == {dtype}
     assert_close_by_name(found, exact, plain)
+
+
+@pytest.mark.parametrize("name", [*FAST, "auto"])
+def test_half_precision_serves_contexts_longer_than_its_weights_can_count(name: str) -> None:
+    """302,300 equal weights lie between 55 and 56 times the smallest number of float16, a percent apart."""
+    m, dim_k, dim_v = 302_300, 16, 16
+    case = Case(name="long", grid=(1,), position=False, batch=1, num_heads=1, dim_k=dim_k, dim_v=dim_v)
+    inputs = {
+        "q": torch.full((1, 1, 1, dim_k), 1 / dim_k, dtype=torch.float16),
+        "k": torch.zeros(1, m, dim_k, 1, dtype=torch.float16),
+        "v": torch.ones(1, m, dim_v, 1, dtype=torch.float16),
+    }
+    if name != "auto" and refusal(name, case, inputs):
+        return
+    exact = torch.ones(1, 1, 1, dim_v, dtype=torch.float64)
+    found = case.call(lambda_layer, inputs, kernel=name)
+    assert_close_by_name({"y": found}, {"y": exact}, {"y": exact.half()})
 
 
 def spread(keys: Tensor, order: str) -> Tensor:

@@ -46,7 +46,8 @@ def create_model(name: str, **options: Any) -> nn.Module:
             raise ValueError(
                 f"there is no model named {name!r}{_nearest(name, list_models(), timm.list_models())}"
             )
-        if name in _names and options.get("pretrained") and not is_model_pretrained(name):
+        own_source = options.get("pretrained_cfg") or options.get("pretrained_cfg_overlay")
+        if options.get("pretrained") and name in _names and not (own_source or is_model_pretrained(name)):
             raise ValueError(f"pretrained=True: no trained weights of {name} are published; leave it out")
     return timm.create_model(name, **options)
 

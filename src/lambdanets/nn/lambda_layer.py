@@ -106,7 +106,7 @@ class LambdaLayer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The paper's initialisation: fan-in for projections (queries scaled by k^-1/2), N(0, 1) for positions."""
+        """The paper's initialisation: fan-in, for queries also scaled by k^-1/2; N(0, 1) for positions."""
         nn.init.normal_(self.to_queries.weight, std=(self.dim_k * self.dim) ** -0.5)
         nn.init.normal_(self.to_keys.weight, std=self.dim**-0.5)
         nn.init.normal_(self.to_values.weight, std=self.dim**-0.5)
@@ -172,10 +172,13 @@ class LambdaLayer(nn.Module):
 
     def _flat_mask(self, mask: Tensor, source: Tensor) -> Tensor:
         grid_shape = (source.shape[0], *source.shape[2:])
-        if mask.dtype != torch.bool or tuple(mask.shape) not in (grid_shape, (source.shape[0], source[0, 0].numel())):
+        if mask.dtype != torch.bool or tuple(mask.shape) not in (
+            grid_shape,
+            (source.shape[0], source[0, 0].numel()),
+        ):
             raise ValueError(
-                f"mask must be a bool tensor of shape (b, *context_grid) = {grid_shape}, True where the context "
-                f"may be seen; got {mask.dtype} of shape {tuple(mask.shape)}"
+                f"mask must be a bool tensor of shape (b, *context_grid) = {grid_shape}, True where the "
+                f"context may be seen; got {mask.dtype} of shape {tuple(mask.shape)}"
             )
         return mask.flatten(1)
 
@@ -205,7 +208,9 @@ class LambdaLayer(nn.Module):
             self.positions = nn.Parameter(resized, requires_grad=self.positions.requires_grad)
 
     def extra_repr(self) -> str:
-        parts = [f"{self.dim}, {self.dim_out}, dim_k={self.dim_k}, num_heads={self.num_heads}, dim_u={self.dim_u}"]
+        parts = [
+            f"{self.dim}, {self.dim_out}, dim_k={self.dim_k}, num_heads={self.num_heads}, dim_u={self.dim_u}"
+        ]
         if self.positions is not None:
             table = tuple(self.positions.shape[:-2])
             parts.append(f"scope={table}" if self.local else f"grid={tuple((s + 1) // 2 for s in table)}")

@@ -1,4 +1,4 @@
-"""The lambda operator: its definition, its kernels, and the planner that chooses between them. Torch alone."""
+"""The lambda operator: its definition, its kernels and the planner that chooses one. Torch alone."""
 
 from .context import Context as Context
 from .context import GlobalContext as GlobalContext

@@ -26,11 +26,14 @@ def _expect(tensor: torch.Tensor, name: str, letters: str, sizes: dict[str, int]
     """Match a tensor's shape against letters, filling `sizes` with those not met before."""
     axes = letters.split()
     if tensor.ndim != len(axes):
-        raise ValueError(f"{name} must have the axes '{letters}', got {tensor.ndim} of shape {_shape(tensor)}")
+        raise ValueError(
+            f"{name} must have the axes '{letters}', got {tensor.ndim} of shape {_shape(tensor)}"
+        )
     for letter, size in zip(axes, tensor.shape, strict=True):
         if sizes.setdefault(letter, size) != size:
             raise ValueError(
-                f"{name} must have the axes '{letters}' with {letter}={sizes[letter]}, got shape {_shape(tensor)}"
+                f"{name} must have the axes '{letters}' with {letter}={sizes[letter]}, "
+                f"got shape {_shape(tensor)}"
             )
 
 
@@ -111,4 +114,3 @@ def _check_relative(context: RelativeContext, e: torch.Tensor | None, sizes: dic
             f"got shape {_shape(e)}"
         )
     raise ValueError(f"e must be a table '*offsets k u' of shape {expected}, got shape {_shape(e)}")
-

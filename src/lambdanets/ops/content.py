@@ -1,7 +1,8 @@
 """The content part of the operator in time and memory linear in the input: what the fast kernels share.
 
-One content lambda serves all queries unless a mask or an order gives each query its own. Keys are normalised
-in float32 at least: the weights of a context of tens of thousands of elements are below what half precision holds.
+One content lambda serves all queries unless a mask or an order gives each query its own. Keys are
+normalised in float32 at least: in half precision the weights of a context of tens of thousands of elements
+would vanish.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from .context import Context, MaskedContext, RelativeContext
 
-CHUNK = 64  # queries per chunk of the causal form: the n*chunk*k weights stay small beside the n*chunk products
+CHUNK = (
+    64  # queries per chunk of the causal form: the n*chunk*k weights stay small beside the n*chunk products
+)
 MASKED_BLOCK = 2**24  # elements of the weights b*n*m*k*u formed at once under an n x m mask
 
 
@@ -48,7 +51,9 @@ def masked_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tens
     for rows, queries in zip(context.mask.split(block), q.split(block, dim=2), strict=True):
         visible = rows if mask is None else rows & mask[:, None, :]
         visible = visible.expand(b, *visible.shape[-2:])[..., None, None]
-        weights = k[:, None].masked_fill(~visible, torch.finfo(k.dtype).min).softmax(2).masked_fill(~visible, 0)
+        weights = (
+            k[:, None].masked_fill(~visible, torch.finfo(k.dtype).min).softmax(2).masked_fill(~visible, 0)
+        )
         pairs = torch.einsum("bhnk,bnmku->bhnmu", queries.to(k.dtype), weights)
         parts.append(torch.einsum("bhnmu,bmvu->bhnv", pairs, v))
     return torch.cat(parts, dim=2).to(q.dtype)
@@ -60,14 +65,15 @@ def causal_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tens
     All weights are exp(key - running maximum), at most 1, so nothing overflows however long the sequence; the
     maximum is a constant of the calculation (it cancels), so no gradient flows through it.
     """
-    b, h, n, dim_k = q.shape
-    u, dim_v = k.shape[3], v.shape[2]
+    b, _, n, _ = q.shape
     hidden = torch.zeros(b, k.shape[1], dtype=torch.bool, device=k.device) if mask is None else ~mask
     chunk = min(CHUNK, n)
     chunks = -(-n // chunk)
     length = chunks * chunk
 
-    def cut(x: Tensor, fill: float | bool) -> Tensor:  # b m ... -> b chunks chunk ...; elements after the last
+    def cut(
+        x: Tensor, fill: float | bool
+    ) -> Tensor:  # b m ... -> b chunks chunk ...; elements after the last
         x = x[:, :n]  # query are seen by none
         spare = x.new_full((b, length - x.shape[1], *x.shape[2:]), fill)
         return torch.cat([x, spare], dim=1).unflatten(1, (chunks, chunk))

@@ -47,7 +47,9 @@ class RelativeContext(Context):
     def __post_init__(self) -> None:
         grid = as_grid(self.grid, "grid")
         object.__setattr__(self, "grid", grid)
-        context_grid = grid if self.context_grid is None else as_grid(self.context_grid, "context_grid", len(grid))
+        context_grid = (
+            grid if self.context_grid is None else as_grid(self.context_grid, "context_grid", len(grid))
+        )
         object.__setattr__(self, "context_grid", context_grid)
         if self.causal and len(grid) != 1:
             raise ValueError(f"a causal context needs a grid of one axis (an order), got {grid}")

@@ -44,8 +44,8 @@ def lambda_layer(
         Tensor of shape (b, h, n, v). A query that sees nothing gives zeros.
 
     Raises:
-        ValueError: If shapes, dtypes or devices do not fit together, the kernel is unknown, or it cannot serve
-            the problem.
+        ValueError: If shapes, dtypes or devices do not fit together, the kernel is unknown, or it cannot
+            serve the problem.
 
     Differences from the paper:
         A local scope limits position lambdas only and outside the grid there is nothing, as there; keys under

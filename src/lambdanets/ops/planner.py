@@ -1,8 +1,7 @@
 """Which kernel serves a problem, and why not the others.
 
-The estimate of a kernel's time is `flops / rate + bytes / bandwidth`. Rates are per kernel and device type: what
-share of a matrix product's peak its inner loop reaches. They were fitted to measurements on one CPU; only their
-ratios matter for the choice.
+The estimate of a kernel's time is `flops / rate + bytes / bandwidth`. Rates are per kernel and device type:
+what share of a matrix product's peak its inner loop reaches. Only their ratios matter for the choice.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ _fastest_cached = lru_cache(maxsize=4096)(fastest)
 
 
 def plan(problem: Problem) -> Plan:
-    """Choose the kernel for a problem and say why: every kernel's cost, estimated time, verdict and reason."""
+    """Choose the kernel for a problem and say why: each kernel's cost, estimated time and verdict."""
     chosen = fastest(problem)
     least = estimate(chosen, KERNELS[chosen].cost(problem), problem)
     rows = []
@@ -107,7 +106,11 @@ def plan(problem: Problem) -> Plan:
             cost = kernel.cost(problem)
             seconds = estimate(name, cost, problem)
             verdict = "chosen" if name == chosen else "slower"
-            reason = "the least estimated time" if name == chosen else f"{seconds / least:.1f}x the time of {chosen}"
+            reason = (
+                "the least estimated time"
+                if name == chosen
+                else f"{seconds / least:.1f}x the time of {chosen}"
+            )
             row = Row(kernel=name, cost=cost, seconds=seconds, verdict=verdict, reason=reason)
         rows.append(row)
     paper = None

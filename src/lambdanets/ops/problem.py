@@ -104,12 +104,12 @@ class Problem:
         m, dim_v, dim_u = v.shape[1:]
         relative = isinstance(context, RelativeContext)
         dense = e is not None and not (relative and tuple(e.shape[:-2]) == context.table_shape)
-        local = isinstance(context, LocalContext) and e is not None
+        local = context if isinstance(context, LocalContext) and e is not None else None
         return cls(
             grid=context.grid if relative else (n,),
             context_grid=context.key_grid if relative and context.num_context == m else (m,),
-            scope=context.scope if local else None,
-            dilation=context.dilation if local else None,
+            scope=local.scope if local else None,
+            dilation=local.dilation if local else None,
             num_heads=num_heads,
             dim_k=dim_k,
             dim_v=dim_v,
@@ -159,7 +159,11 @@ class Problem:
     def io_bytes(self) -> int:
         """Bytes of q, k, v and y."""
         per_query = self.num_heads * self.num_queries * (self.dim_k + self.dim_v)
-        return self.itemsize * self.batch * (per_query + self.num_context * self.dim_u * (self.dim_k + self.dim_v))
+        return (
+            self.itemsize
+            * self.batch
+            * (per_query + self.num_context * self.dim_u * (self.dim_k + self.dim_v))
+        )
 
     @property
     def content_flops(self) -> int:
@@ -196,4 +200,3 @@ class Problem:
         parts.append(f"{str(self.dtype).removeprefix('torch.')} on {self.device}")
         parts.append("training" if self.train else "inference")
         return ", ".join(parts)
-

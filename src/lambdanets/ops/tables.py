@@ -1,4 +1,4 @@
-"""The position table in the forms that kernels work with. Each is a view or a small copy; all are differentiable."""
+"""The position table in the forms that kernels work with: views or small copies, all differentiable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .context import RelativeContext
 
 
 def trimmed(e: Tensor, context: RelativeContext) -> tuple[Tensor, tuple[int, ...]]:
-    """The part of a table of shape (*offsets, k, u) that the grid can meet, and its entry of offset 0 per axis."""
+    """The part of a table (*offsets, k, u) that the grid can meet, and its entry of offset 0 per axis."""
     reach = context.reach()
     centre = tuple(c - part.start for c, part in zip(context.centre, reach, strict=True))
     return e[reach], centre
@@ -36,7 +36,7 @@ def full(e: Tensor, context: RelativeContext) -> Tensor:
 
 
 def dense(e: Tensor, context: RelativeContext) -> Tensor:
-    """Position embeddings of shape (n, k, m, u): entry (n, m) is the table's entry for position(m) - position(n).
+    """Position embeddings of shape (n, k, m, u): for (n, m) the table's entry of position(m) - position(n).
 
     Along an axis the entries met by one query are a window of the full table, and the next query's window
     starts one entry earlier, so the embeddings are the table's windows in reverse order.
@@ -52,4 +52,3 @@ def dense(e: Tensor, context: RelativeContext) -> Tensor:
 def is_table(e: Tensor, context: RelativeContext) -> bool:
     """Whether embeddings are a table of offsets (rather than dense, of shape n m k u)."""
     return tuple(e.shape[:-2]) == context.table_shape
-

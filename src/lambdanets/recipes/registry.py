@@ -24,7 +24,7 @@ def get_recipe(name: str) -> RunConfig:
 
     Example:
         >>> get_recipe("digits").engine.epochs
-        20
+        15
     """
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}{nearest(name, RECIPES)}")

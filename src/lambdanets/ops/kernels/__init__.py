@@ -1,7 +1,7 @@
 """The kernels: independent implementations of one function, each a module of this folder.
 
-A kernel module has a `NAME`, `apply` (the operator), `unsupported` (sentences, empty if it can serve a problem)
-and `cost`. Adding one is a new file and its line here.
+A kernel module has a `NAME`, `apply` (the operator), `unsupported` (sentences, empty if it can serve a
+problem) and `cost`. Adding one is a new file and its line here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from . import attention, conv, reference
 class Kernel(Protocol):
     """What the planner and the operator need of a kernel."""
 
-    NAME: str
+    @property
+    def NAME(self) -> str: ...
 
     def apply(
         self,
@@ -37,4 +38,5 @@ class Kernel(Protocol):
     def cost(self, problem: Problem) -> Cost: ...
 
 
-KERNELS: dict[str, Kernel] = {kernel.NAME: kernel for kernel in (reference, conv, attention)}
+_MODULES: tuple[Kernel, ...] = (reference, conv, attention)
+KERNELS = {kernel.NAME: kernel for kernel in _MODULES}

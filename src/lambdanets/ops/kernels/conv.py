@@ -1,8 +1,8 @@
 """Lambda convolution: position lambdas as a plain 1-, 2- or 3-D convolution with v folded into the batch.
 
 The table is the convolution's weight (k output channels, u input channels), so any grid works and the memory
-of the embeddings is that of the table. Source: section 3.4 and appendix B.1, there with v as a spatial axis of
-a convolution of one more dimension; folding v into the batch is the same function without that axis.
+of the embeddings is that of the table. Source: section 3.4 and appendix B.1, there with v as a spatial axis
+of a convolution of one more dimension; folding v into the batch is the same function without that axis.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def apply(
     content: bool,
 ) -> Tensor:
     """The operator of shape b h n v; see `lambda_layer`."""
-    assert isinstance(context, RelativeContext) and e is not None
+    assert isinstance(context, RelativeContext)
+    assert e is not None
     if mask is not None:
         v = v.masked_fill(~mask[:, :, None, None], 0)
     lambdas = position_lambdas(v, e, context)
@@ -43,7 +44,7 @@ def apply(
 
 
 def position_lambdas(v: Tensor, e: Tensor, context: RelativeContext) -> Tensor:
-    """Position lambdas of shape b v k n from values of shape b m v u and a table of shape (*offsets, k, u)."""
+    """Position lambdas of shape b v k n from values (b m v u) and a table (*offsets, k, u)."""
     b, _, dim_v, u = v.shape
     rank = len(context.grid)
     table, centre = trimmed(e, context)
@@ -69,7 +70,9 @@ def unsupported(problem: Problem) -> list[str]:
     """Why this kernel cannot serve the problem; empty if it can."""
     reasons = []
     if not problem.relative:
-        reasons.append("a convolution needs relative positions: a table of offsets, not dense embeddings or none")
+        reasons.append(
+            "a convolution needs relative positions: a table of offsets, not dense embeddings or none"
+        )
     if len(problem.grid) > len(_CONVOLUTIONS):
         reasons.append(f"convolutions have at most 3 axes, the grid has {len(problem.grid)}")
     return reasons

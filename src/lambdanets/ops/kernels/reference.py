@@ -1,4 +1,4 @@
-"""THE DEFINITION of the lambda layer, in the paper's letters. Every other kernel is an optimisation of this page.
+"""THE DEFINITION of the lambda layer, in the paper's letters. Every other kernel is an optimisation of it.
 
     y[b,h,n,v] = sum_k q[b,h,n,k] * sum_{m,u} (kbar[b,m,k,u] + E[n,m,k,u]) v[b,m,v,u]
 
@@ -72,7 +72,7 @@ def visible_pairs(context: Context, num_context: int, device: torch.device) -> T
 
 
 def position_embeddings(e: Tensor, context: Context) -> Tensor:
-    """E of shape n m k u: the table's entry for each offset position(m) - position(n), zero where there is none."""
+    """E of shape n m k u: the table's entry for each offset position(m) - position(n), or zero."""
     if isinstance(context, MaskedContext):
         return e * context.mask[:, :, None, None]
     assert isinstance(context, RelativeContext)
