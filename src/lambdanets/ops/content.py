@@ -7,8 +7,11 @@ would vanish.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
+from torch.amp.autocast_mode import is_autocast_available
 
 from .context import Context, MaskedContext, RelativeContext
 
@@ -26,8 +29,9 @@ def content_output(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tens
         part = causal_content
     else:
         part = shared_content
-    with torch.autocast(q.device.type, enabled=False):
-        wide = torch.promote_types(q.dtype, torch.float32)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    device = q.device.type
+    with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
         return part(q, k.to(wide), v.to(wide), context, mask)
 
 
