@@ -35,6 +35,7 @@ WRONG = {
     "train digits --set optimizer.lr": ["path=value", "'optimizer.lr'"],
     "train digits --set data.augment.flip=7": ["augment.flip", "7"],
     "train digits --set model.options.scop=7": ["'scop'", "scope"],
+    "train digits --model resnet18 --set model.options.scop=7": ["model.options", "'resnet18'", "scop"],
     "train digits --out a --resume b": ["--out and --resume"],
     "list zzz*": ["nothing is named 'zzz*'"],
     "list lambda_resnet15": ["did you mean", "lambda_resnet152"],
@@ -98,7 +99,7 @@ def test_a_command_that_fails_is_one_sentence_and_exit_code_1(
 def test_several_launched_processes_need_a_named_folder(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     code, sentence = said(capsys, "train digits")
     assert code == 2
     assert "--out" in sentence

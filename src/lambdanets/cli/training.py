@@ -5,8 +5,10 @@ import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
+import torch
 from tyro import conf
 
 from lambdanets.cli.errors import UsageError, check_name, usage
@@ -70,8 +72,7 @@ def run(
         base = get_recipe(recipe) if recipe is not None else load_config(Path(resume or "", "config.json"))
         with usage():
             config = override(_with_model(base, model), *changes)
-            # A wrong model name or option should be told before the images are read.
-            create_model(config.model.name, device="meta", **config.model.options)
+            _check_model(config.model)
     directory = resume or out or _new_directory(recipe or "")
 
     from lightning.pytorch.utilities import rank_zero_only
@@ -83,14 +84,14 @@ def run(
     except KeyboardInterrupt:
         # Before the first step; from there on training itself stops cleanly and says how to go on.
         if (directory / "config.json").exists():
-            print(
-                f"lambdanets: stopped. Continue with: lambdanets train --resume {directory}", file=sys.stderr
-            )
+            hint = f"lambdanets train --resume {quote(str(directory))}"
+            print(f"lambdanets: stopped. Continue with: {hint}", file=sys.stderr)
         raise
+    finally:
+        os.environ.pop(STARTED, None)
     if rank_zero_only.rank == 0:
-        print(
-            f"\n{result.summary.rstrip()}\n\nSee what it learned: lambdanets predict {directory} --samples 20"
-        )
+        hint = f"lambdanets predict {quote(str(directory))} --samples 20"
+        print(f"\n{result.summary.rstrip()}\n\nSee what it learned: {hint}")
     return 0
 
 
@@ -101,9 +102,19 @@ def _with_model(config: RunConfig, name: str | None) -> RunConfig:
     return replace(config, model=ModelConfig(name=name))
 
 
+def _check_model(config: ModelConfig) -> None:
+    """Build the model without memory: a wrong name or option should be told before the images are read."""
+    try:
+        with torch.device("meta"):
+            create_model(config.name, **config.options)
+    except TypeError as error:
+        raise UsageError(f"model.options do not fit {config.name!r}: {error}") from error
+
+
 def _new_directory(recipe: str) -> Path:
-    if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
-        # Every process names the folder by itself, and their clocks need not agree.
-        raise UsageError("several processes were launched: name the run folder with --out runs/NAME.")
+    processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    if processes > 1 and STARTED not in os.environ:
+        # Every process would name the folder by its own clock.
+        raise UsageError(f"{processes} processes were launched: name the run folder with --out runs/NAME.")
     started = os.environ.setdefault(STARTED, f"{datetime.now():%Y-%m-%d-%H%M%S}")
     return Path("runs") / f"{started}-{recipe}"

@@ -4,6 +4,7 @@ import time
 from typing import Literal
 
 import lightning.pytorch as pl
+import torch
 
 from lambdanets.data import DataConfig, eval_loader, open_split
 from lambdanets.train.engine import placement, quiet
@@ -33,6 +34,8 @@ def evaluate(
         >>> evaluate(load_run("runs/digits"))["top1"]
     """
     data = data_config or run.config.data
+    if run.config.engine.threads:
+        torch.set_num_threads(run.config.engine.threads)
     network = run.model(weights)
     images, _ = open_split(data, "val", seed=run.config.seed, classes=run.classes)
     loader = eval_loader(images, data)
