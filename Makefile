@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := runs/demo
+# Threads that wait asleep: on a busy machine spinning ones slow each other down many times over.
+export OMP_WAIT_POLICY ?= passive
 # Workers of the test run; each uses one thread.
 JOBS ?= 2
 

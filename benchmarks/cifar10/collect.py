@@ -26,7 +26,8 @@ def main(name: str, run: Path) -> None:
     shutil.copy(run / "metrics.csv", HERE / f"{name}.csv")
     config = json.loads((run / "config.json").read_text())
     config["data"]["source"] = "folder:cifar10-jpeg"  # the folder's place on this machine says nothing
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    head = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(head, capture_output=True, text=True, check=True)
     provenance = {
         "date": date.today().isoformat(),
         "commit": commit.stdout.strip(),

@@ -26,15 +26,18 @@ def main() -> None:
     for name, (label, colour) in RUNS.items():
         data = rows(name)
         epochs = [row["epoch"] for row in data]
-        best = 100 * max(row["val_top1"] for row in data)
-        accuracy.plot(epochs, [100 * row["val_top1"] for row in data], color=colour, label=f"{label}: {best:.2f} %")
-        accuracy.plot(epochs, [100 * row["train_top1"] for row in data], color=colour, linestyle=":", linewidth=1)
+        dotted = {"color": colour, "linestyle": ":", "linewidth": 1}
+        score = [100 * row["val_top1"] for row in data]
+        accuracy.plot(epochs, score, color=colour, label=f"{label}: {score[-1]:.2f} %")
+        accuracy.plot(epochs, [100 * row["train_top1"] for row in data], **dotted)
         loss.plot(epochs, [row["val_loss"] for row in data], color=colour, label=label)
-        loss.plot(epochs, [row["train_loss"] for row in data], color=colour, linestyle=":", linewidth=1)
+        loss.plot(epochs, [row["train_loss"] for row in data], **dotted)
     accuracy.set(xlabel="epoch", ylabel="top-1 accuracy, %", title="validation (solid), training (dotted)")
     accuracy.axhline(90, color="0.8", linewidth=0.8, zorder=0)
     accuracy.legend(frameon=False, loc="lower right")
-    loss.set(xlabel="epoch", ylabel="cross entropy", title="validation (no smoothing), training (smoothing 0.1)")
+    loss.set(
+        xlabel="epoch", ylabel="cross entropy", title="validation (solid), training with smoothing (dotted)"
+    )
     for axes in (accuracy, loss):
         axes.title.set_size(10)
         axes.set_xlim(left=1)

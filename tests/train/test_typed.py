@@ -16,6 +16,7 @@ class Inner:
     pair: tuple[float, float] = (0.1, 1.0)
     many: tuple[int, ...] = ()
     mode: Literal["a", "b"] = "a"
+    precision: Literal["32", "16"] | None = "32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ def test_numbers_keep_every_bit() -> None:
         ("name=folder:/my photos/a=b", ("name",), "folder:/my photos/a=b"),
         ("name=3", ("name",), "3"),
         ("inner.size=7", ("inner", "size"), 7),
+        ("inner.precision=16", ("inner", "precision"), "16"),
+        ("inner.precision=none", ("inner", "precision"), None),
         ("inner.rate=1e-3", ("inner", "rate"), 1e-3),
         ("inner.rate=2", ("inner", "rate"), 2.0),
         ("inner.pair=0.2,0.9", ("inner", "pair"), (0.2, 0.9)),

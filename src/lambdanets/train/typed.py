@@ -143,6 +143,9 @@ def _parse(kind: Any, text: str, where: str) -> Any:
     if kind is str:
         return text.strip("'\"") if text[:1] in "'\"" and text[:1] == text[-1:] else text
     members = _members(kind)
+    # A choice of words is taken as it is written: the precision 32 is a word, not a number.
+    if any(get_origin(member) is Literal and text in get_args(member) for member in members):
+        return text
     if str in members and len(members) > 1:
         literal = _literal(text)
         others = [m for m in members if m is not str]
