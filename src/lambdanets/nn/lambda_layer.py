@@ -94,7 +94,7 @@ class LambdaLayer(nn.Module):
         projection = _CONVOLUTIONS[self.rank]
         norm = _NORMS[self.rank]
         self.to_queries = projection(dim, num_heads * dim_k, 1, bias=False, **factory)
-        self.to_keys = projection(dim, dim_k * dim_u, 1, bias=False, **factory)
+        self.to_keys = projection(dim, dim_k * dim_u, 1, bias=False, **factory) if content else None
         self.to_values = projection(dim, self.dim_v * dim_u, 1, bias=False, **factory)
         self.norm_queries = norm(num_heads * dim_k, **factory)
         self.norm_values = norm(self.dim_v * dim_u, **factory)
@@ -108,7 +108,8 @@ class LambdaLayer(nn.Module):
     def reset_parameters(self) -> None:
         """The paper's initialisation: fan-in, for queries also scaled by k^-1/2; N(0, 1) for positions."""
         nn.init.normal_(self.to_queries.weight, std=(self.dim_k * self.dim) ** -0.5)
-        nn.init.normal_(self.to_keys.weight, std=self.dim**-0.5)
+        if self.to_keys is not None:
+            nn.init.normal_(self.to_keys.weight, std=self.dim**-0.5)
         nn.init.normal_(self.to_values.weight, std=self.dim**-0.5)
         self.norm_queries.reset_parameters()
         self.norm_values.reset_parameters()
@@ -136,9 +137,12 @@ class LambdaLayer(nn.Module):
             raise ValueError(f"context must have the batch size of x, {x.shape[0]}, got {source.shape[0]}")
         grid, context_grid = tuple(x.shape[2:]), tuple(source.shape[2:])
         q = self.norm_queries(self.to_queries(x)).flatten(2).unflatten(1, (self.num_heads, self.dim_k)).mT
-        k = self.to_keys(source).flatten(2).unflatten(1, (self.dim_k, self.dim_u)).permute(0, 3, 1, 2)
         v = self.norm_values(self.to_values(source)).flatten(2).unflatten(1, (self.dim_v, self.dim_u))
         v = v.permute(0, 3, 1, 2)
+        if self.to_keys is None:  # without content nobody looks at the keys
+            k = v.new_zeros(()).expand(*v.shape[:2], self.dim_k, self.dim_u)
+        else:
+            k = self.to_keys(source).flatten(2).unflatten(1, (self.dim_k, self.dim_u)).permute(0, 3, 1, 2)
         # Under autocast the norms and the projections may differ in type; the operator takes one.
         dtype = k.dtype
         e = None if self.positions is None else self.positions.to(dtype)
@@ -185,9 +189,9 @@ class LambdaLayer(nn.Module):
     def _to_channels(self, y: Tensor, x: Tensor) -> Tensor:
         """From b h n v to channels, head-major, in the memory format of `x`."""
         if x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous():
-            by_position = y.transpose(1, 2).flatten(2)  # b n (h v)
+            by_position = y.transpose(1, 2).flatten(2).contiguous()  # b n (h v)
             return by_position.mT.unflatten(2, x.shape[2:])
-        return y.mT.flatten(1, 2).unflatten(2, x.shape[2:])
+        return y.mT.flatten(1, 2).contiguous().unflatten(2, x.shape[2:])
 
     @torch.no_grad()
     def resize_positions(self, grid: Grid) -> None:

@@ -90,12 +90,12 @@ def _check_masked(
 
 
 def _check_relative(context: RelativeContext, e: torch.Tensor | None, sizes: dict[str, int]) -> None:
+    if context.causal and context.num_context != sizes["m"]:
+        raise ValueError(
+            f"k has m={sizes['m']} elements, but the causal context describes {context.num_context}; "
+            "give context_grid"
+        )
     if e is None:
-        if context.causal and context.num_context != sizes["m"]:
-            raise ValueError(
-                f"k has m={sizes['m']} elements, but the causal context describes {context.num_context}; "
-                "give context_grid"
-            )
         return
     expected = (*context.table_shape, sizes["k"], sizes["u"])
     if tuple(e.shape) == expected:
@@ -105,7 +105,7 @@ def _check_relative(context: RelativeContext, e: torch.Tensor | None, sizes: dic
                 f"{context.num_context} places of the context grid {context.context_grid}"
             )
         return
-    if isinstance(context, GlobalContext) and not context.causal and e.ndim == 4:
+    if isinstance(context, GlobalContext) and e.ndim == 4:
         dense = (sizes["n"], sizes["m"], sizes["k"], sizes["u"])
         if tuple(e.shape) == dense:
             return

@@ -16,7 +16,10 @@ def as_grid(value: Grid, name: str, rank: int | None = None) -> tuple[int, ...]:
     Raises:
         ValueError: If a size is not a positive integer or the number of axes is not `rank`.
     """
-    sizes = (value,) * (rank or 1) if isinstance(value, int) else tuple(value)
+    if isinstance(value, (int, torch.SymInt)):
+        sizes = (value,) * (rank or 1)
+    else:
+        sizes = tuple(value) if isinstance(value, (tuple, list)) else ()
     if not sizes or any(isinstance(s, bool) or not isinstance(s, (int, torch.SymInt)) for s in sizes):
         raise ValueError(f"{name} must be an int or a tuple of ints, got {value!r}")
     if any(s < 1 for s in sizes):
@@ -27,9 +30,13 @@ def as_grid(value: Grid, name: str, rank: int | None = None) -> tuple[int, ...]:
 
 
 class Context:
-    """What every context answers: how many queries there are."""
+    """What every context answers: how many queries there are, and whom each may see."""
 
     num_queries: int
+
+    def visible(self, num_context: int, device: torch.device) -> torch.Tensor | None:
+        """Booleans of shape (n, m), True where query n may see element m; None where all see all."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,13 @@ class RelativeContext(Context):
     @property
     def num_context(self) -> int:
         return math.prod(self.key_grid)
+
+    def visible(self, num_context: int, device: torch.device) -> torch.Tensor | None:
+        if not self.causal:
+            return None
+        n = torch.arange(self.num_queries, device=device)
+        m = torch.arange(num_context, device=device)
+        return m[None, :] <= n[:, None]
 
     @property
     def table_shape(self) -> tuple[int, ...]:
@@ -188,3 +202,6 @@ class MaskedContext(Context):
     @property
     def num_queries(self) -> int:  # type: ignore[override]
         return self.mask.shape[0]
+
+    def visible(self, num_context: int, device: torch.device) -> torch.Tensor | None:
+        return self.mask

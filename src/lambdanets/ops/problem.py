@@ -79,6 +79,11 @@ class Problem:
         rank = len(grid)
         if self.context_grid is not None:
             object.__setattr__(self, "context_grid", as_grid(self.context_grid, "context_grid"))
+            if self.relative and len(self.context_grid or grid) != rank:
+                raise ValueError(
+                    f"relative positions need a context_grid of {rank} axes, as the grid {grid}; "
+                    f"got {self.context_grid}"
+                )
         for name in ("scope", "dilation"):
             value = getattr(self, name)
             if value is not None:

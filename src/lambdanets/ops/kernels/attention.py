@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..content import content_output
-from ..context import Context, MaskedContext, RelativeContext
+from ..context import Context, RelativeContext
 from ..problem import Cost, Problem
 from ..tables import dense, is_table
 
@@ -41,9 +41,8 @@ def embeddings(e: Tensor, context: Context) -> Tensor:
     """Position embeddings of shape n k m u, zero where a query does not look."""
     if isinstance(context, RelativeContext) and is_table(e, context):
         return dense(e, context)
-    if isinstance(context, MaskedContext):
-        e = e * context.mask[:, :, None, None]
-    return e.transpose(1, 2)
+    visible = context.visible(e.shape[1], e.device)
+    return (e if visible is None else e * visible[:, :, None, None]).transpose(1, 2)
 
 
 def position_output(q: Tensor, v: Tensor, e: Tensor) -> Tensor:

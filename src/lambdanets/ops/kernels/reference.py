@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..context import Context, MaskedContext, RelativeContext
+from ..context import Context, RelativeContext
 from ..problem import Cost, Problem
 
 NAME = "reference"
@@ -36,7 +36,7 @@ def apply(
         v = v.masked_fill(hidden[:, :, None, None], 0)
     y = q.new_zeros(*q.shape[:-1], v.shape[2])
     if content:
-        visible = visible_pairs(context, k.shape[1], k.device)
+        visible = context.visible(k.shape[1], k.device)
         if visible is None:
             content_lambda = torch.einsum("bmku,bmvu->bkv", softmax_over_context(k, hidden, 1), v)
             y = y + torch.einsum("bhnk,bkv->bhnv", q, content_lambda)
@@ -60,24 +60,11 @@ def softmax_over_context(keys: Tensor, unseen: Tensor | None, axis: int) -> Tens
     return kbar.masked_fill(unseen, 0)
 
 
-def visible_pairs(context: Context, num_context: int, device: torch.device) -> Tensor | None:
-    """Who sees whom, as booleans of shape n m; None where everybody sees everything."""
-    if isinstance(context, MaskedContext):
-        return context.mask
-    if isinstance(context, RelativeContext) and context.causal:
-        n = torch.arange(context.num_queries, device=device)
-        m = torch.arange(num_context, device=device)
-        return m[None, :] <= n[:, None]
-    return None
-
-
 def position_embeddings(e: Tensor, context: Context) -> Tensor:
     """E of shape n m k u: the table's entry for each offset position(m) - position(n), or zero."""
-    if isinstance(context, MaskedContext):
-        return e * context.mask[:, :, None, None]
-    assert isinstance(context, RelativeContext)
-    if tuple(e.shape[:-2]) != context.table_shape:
-        return e  # dense already
+    if not isinstance(context, RelativeContext) or tuple(e.shape[:-2]) != context.table_shape:
+        visible = context.visible(e.shape[1], e.device)  # dense already
+        return e if visible is None else e * visible[:, :, None, None]
     index = torch.zeros((), dtype=torch.long, device=e.device)
     found = torch.ones((), dtype=torch.bool, device=e.device)
     axes = zip(
