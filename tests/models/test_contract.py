@@ -272,3 +272,13 @@ def test_a_model_compiles_to_one_graph():
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     x = images(model)
     torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_torch_fx_takes_the_lambda_layer_as_a_leaf() -> None:
+    options = {"features_only": True, "out_indices": (1, 2)}
+    by_fx = timm.create_model("lambda_resnet_cifar", feature_cls="fx", **options).eval()
+    by_hand = timm.create_model("lambda_resnet_cifar", **options).eval()
+    by_fx.load_state_dict(by_hand.state_dict(), strict=False)
+    x = torch.randn(1, 3, 32, 32)
+    for mine, other in zip(by_fx(x), by_hand(x), strict=True):
+        assert mine.shape == other.shape

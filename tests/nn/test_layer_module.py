@@ -244,3 +244,21 @@ def test_repr_says_what_the_layer_is() -> None:
     text = repr(LambdaLayer2d(256, 128, dim_k=32, num_heads=8, scope=23))
     for word in ("LambdaLayer2d", "256", "128", "32", "8", "23"):
         assert word in text
+
+
+def test_a_table_resized_to_one_place_keeps_offset_zero() -> None:
+    layer = LambdaLayer2d(8, grid=(3, 4), num_heads=2)
+    before = layer.positions.detach().clone()
+    layer.resize_positions((1, 4))
+    assert torch.equal(layer.positions, before[2:3])
+
+
+def test_an_unknown_kernel_is_told_at_construction() -> None:
+    with pytest.raises(ValueError, match="did you mean 'conv'"):
+        LambdaLayer2d(8, scope=3, kernel="convv")
+
+
+def test_a_trace_gives_the_layer_of_the_example() -> None:
+    layer = LambdaLayer2d(8, scope=3, num_heads=2).eval()
+    x = torch.randn(2, 8, 4, 5)
+    assert torch.equal(torch.jit.trace(layer, x)(x), layer(x))

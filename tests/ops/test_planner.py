@@ -141,7 +141,7 @@ def test_flops_are_those_torch_counts(name: str, case_name: str) -> None:
         ({"dim_k": 0}, "dim_k"),
         ({"dim_v": -1}, "dim_v"),
         ({"dim_u": 0}, "dim_u"),
-        ({"batch": 0}, "batch"),
+        ({"batch": -1}, "batch"),
         ({"content": False, "position": False}, "content"),
         ({"causal": True}, "causal"),
         ({"dense": True, "scope": (3, 3)}, "scope"),

@@ -105,8 +105,9 @@ def _with_model(config: RunConfig, name: str | None) -> RunConfig:
 def _check_model(config: ModelConfig) -> None:
     """Build the model without memory: a wrong name or option should be told before the images are read."""
     try:
+        options = {**config.options, "pretrained": False}
         with torch.device("meta"):
-            create_model(config.name, **config.options)
+            create_model(config.name, **options)
     except TypeError as error:
         raise UsageError(f"model.options do not fit {config.name!r}: {error}") from error
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from timm.layers.squeeze_excite import SqueezeExcite
+from timm.models import register_notrace_module
 from timm.models.resnet import downsample_avg, downsample_conv
 from torch import nn
 
@@ -30,6 +31,9 @@ def _lambda(config: ResNetConfig, width: int, *, stride: int, dilation: int, **f
         **factory,
     )
 
+
+# Its geometry is a function of the sizes, so torch.fx takes the layer as a leaf.
+register_notrace_module(LambdaLayer2d)
 
 OPERATORS: dict[str, Callable[..., nn.Module]] = {"conv": _conv, "lambda": _lambda}
 """What can stand in the place of the 3x3 convolution: constructors called as

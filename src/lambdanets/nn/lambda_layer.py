@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..ops.checks import unknown_name
 from ..ops.context import GlobalContext, Grid, LocalContext, as_grid
 from ..ops.functional import lambda_layer
+from ..ops.kernels import KERNELS
 from .positions import resize_table, table_shape
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -20,6 +23,9 @@ class LambdaLayer(nn.Module):
 
     Queries, keys and values are 1x1 projections without bias; queries and values pass a batch norm, keys a
     softmax over the context. See `lambda_layer` for the equation.
+
+    In training the batch norms take their statistics over all positions of the batch, as any batch norm does:
+    over padding too, and over what a causal order hides. In evaluation nothing hidden has an effect.
 
     Args:
         dim: Channels of the input.
@@ -80,6 +86,8 @@ class LambdaLayer(nn.Module):
             raise ValueError("content=False and position=False leave nothing to compute")
         if causal and self.rank != 1:
             raise ValueError(f"causal=True needs one axis (an order), this layer has {self.rank}")
+        if kernel != "auto" and kernel not in KERNELS:
+            raise unknown_name("kernel", kernel, ["auto", *KERNELS])
         if not position and (scope is not None or grid is not None):
             raise ValueError(f"position=False has no use for scope={scope} or grid={grid}")
         self.dim, self.dim_out, self.dim_k, self.num_heads, self.dim_u = dim, dim_out, dim_k, num_heads, dim_u
@@ -178,7 +186,7 @@ class LambdaLayer(nn.Module):
         grid_shape = (source.shape[0], *source.shape[2:])
         if mask.dtype != torch.bool or tuple(mask.shape) not in (
             grid_shape,
-            (source.shape[0], source[0, 0].numel()),
+            (source.shape[0], math.prod(source.shape[2:])),
         ):
             raise ValueError(
                 f"mask must be a bool tensor of shape (b, *context_grid) = {grid_shape}, True where the "
@@ -195,7 +203,9 @@ class LambdaLayer(nn.Module):
 
     @torch.no_grad()
     def resize_positions(self, grid: Grid) -> None:
-        """Interpolate a global position table to another grid, in place.
+        """Interpolate a global position table to another grid: `positions` becomes a new parameter.
+
+        An optimiser made before keeps the old one, so resize first.
 
         Args:
             grid: The new grid, an int for all axes or a tuple.

@@ -36,6 +36,9 @@ def resize_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:
     rank = len(shape)
     k, u = table.shape[-2:]
     wide = table.to(torch.promote_types(table.dtype, torch.float32))
+    for axis, length in enumerate(shape):
+        if length == 1:  # a single entry is offset 0; interpolation would take the first end
+            wide = wide.narrow(axis, wide.shape[axis] // 2, 1)
     channels_first = wide.flatten(-2).movedim(-1, 0)[None]
     resized = F.interpolate(channels_first, size=shape, mode=_MODES[rank], align_corners=True)
     return resized[0].movedim(0, -1).unflatten(-1, (k, u)).to(table.dtype)

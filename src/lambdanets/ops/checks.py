@@ -51,6 +51,10 @@ def check_arguments(
         raise ValueError(
             f"context must be a GlobalContext, LocalContext or MaskedContext, got {type(context).__name__}"
         )
+    given = {"q": q, "k": k, "v": v} | {name: x for name, x in (("e", e), ("mask", mask)) if x is not None}
+    for name, value in given.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
     sizes: dict[str, int] = {}
     _expect(q, "q", "b h n k", sizes)
     _expect(k, "k", "b m k u", sizes)

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 from torch.amp.autocast_mode import is_autocast_available
+from torch.utils.checkpoint import checkpoint
 
 from .context import Context, MaskedContext, RelativeContext
 
@@ -50,16 +51,20 @@ def masked_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tens
     """Each query its own normalisation over what it sees, some queries at a time."""
     assert isinstance(context, MaskedContext)
     b, m, dim_k, u = k.shape
-    parts = []
-    block = max(1, MASKED_BLOCK // (b * m * dim_k * u))
-    for rows, queries in zip(context.mask.split(block), q.split(block, dim=2), strict=True):
+
+    def some(queries: Tensor, rows: Tensor, k: Tensor, v: Tensor) -> Tensor:
         visible = rows if mask is None else rows & mask[:, None, :]
-        visible = visible.expand(b, *visible.shape[-2:])[..., None, None]
-        weights = (
-            k[:, None].masked_fill(~visible, torch.finfo(k.dtype).min).softmax(2).masked_fill(~visible, 0)
-        )
+        hidden = ~visible.expand(b, *visible.shape[-2:])[..., None, None]
+        weights = k[:, None].masked_fill(hidden, torch.finfo(k.dtype).min).softmax(2).masked_fill(hidden, 0)
         pairs = torch.einsum("bhnk,bnmku->bhnmu", queries.to(k.dtype), weights)
-        parts.append(torch.einsum("bhnmu,bmvu->bhnv", pairs, v))
+        return torch.einsum("bhnmu,bmvu->bhnv", pairs, v)
+
+    block = max(1, MASKED_BLOCK // max(1, b * m * dim_k * u))
+    split = zip(q.split(block, dim=2), context.mask.split(block), strict=True)
+    if block >= len(context.mask) or not torch.is_grad_enabled():
+        parts = [some(queries, rows, k, v) for queries, rows in split]
+    else:  # formed again in the backward pass: kept, the weights of all blocks would be all pairs at once
+        parts = [checkpoint(some, queries, rows, k, v, use_reentrant=False) for queries, rows in split]
     return torch.cat(parts, dim=2).to(q.dtype)
 
 
@@ -71,7 +76,10 @@ def causal_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tens
     """
     b, _, n, _ = q.shape
     hidden = torch.zeros(b, k.shape[1], dtype=torch.bool, device=k.device) if mask is None else ~mask
-    chunk = min(CHUNK, n)
+    chunk = CHUNK
+    while chunk**3 < n:  # pairs inside chunks cost n * chunk, sums between chunks (n / chunk)**2
+        chunk *= 2
+    chunk = min(chunk, n)
     chunks = -(-n // chunk)
     length = chunks * chunk
 

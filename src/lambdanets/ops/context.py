@@ -16,10 +16,12 @@ def as_grid(value: Grid, name: str, rank: int | None = None) -> tuple[int, ...]:
     Raises:
         ValueError: If a size is not a positive integer or the number of axes is not `rank`.
     """
-    if isinstance(value, (int, torch.SymInt)):
+    if isinstance(value, (int, torch.SymInt, torch.Tensor)):
         sizes = (value,) * (rank or 1)
     else:
         sizes = tuple(value) if isinstance(value, (tuple, list)) else ()
+    # While torch.jit.trace records, sizes are tensors; the geometry is that of the example.
+    sizes = tuple(int(s) if isinstance(s, torch.Tensor) else s for s in sizes)
     if not sizes or any(isinstance(s, bool) or not isinstance(s, (int, torch.SymInt)) for s in sizes):
         raise ValueError(f"{name} must be an int or a tuple of ints, got {value!r}")
     if any(s < 1 for s in sizes):
@@ -107,16 +109,6 @@ class RelativeContext(Context):
             parts.append(slice(first, last + 1))
         return tuple(parts)
 
-    @property
-    def covers_grid(self) -> bool:
-        """Whether every pair of query and visible context element has a position embedding."""
-        return all(
-            step == 1 and centre >= queries - 1 and (self.causal or length - 1 - centre >= keys - 1)
-            for queries, keys, length, centre, step in zip(
-                self.grid, self.key_grid, self.table_shape, self.centre, self.step, strict=True
-            )
-        )
-
 
 @dataclass(frozen=True)
 class GlobalContext(RelativeContext):
@@ -156,14 +148,13 @@ class LocalContext(RelativeContext):
     """
 
     scope: tuple[int, ...] = field()
-    dilation: tuple[int, ...] = field(default=(1,), kw_only=True)
+    dilation: Grid = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         rank = len(self.grid)
         object.__setattr__(self, "scope", as_grid(self.scope, "scope", rank))
-        dilation = self.dilation[0] if self.dilation == (1,) else self.dilation
-        object.__setattr__(self, "dilation", as_grid(dilation, "dilation", rank))
+        object.__setattr__(self, "dilation", as_grid(self.dilation, "dilation", rank))
 
     @property
     def table_shape(self) -> tuple[int, ...]:
@@ -175,7 +166,7 @@ class LocalContext(RelativeContext):
 
     @property
     def step(self) -> tuple[int, ...]:
-        return self.dilation
+        return as_grid(self.dilation, "dilation", len(self.grid))
 
 
 @dataclass(frozen=True, eq=False)

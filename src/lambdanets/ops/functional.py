@@ -34,7 +34,8 @@ def lambda_layer(
         v: Values of shape (b, m, v, u).
         e: Position embeddings: a table of shape (*offsets, k, u) with one entry per relative offset
             position(m) - position(n), as the context describes; or dense, of shape (n, m, k, u), with a
-            `GlobalContext` or `MaskedContext`; or None for no position part. They never enter the softmax.
+            `GlobalContext` or `MaskedContext`; or None for no position part. Where both shapes are the same
+            (a grid h x 1 with a context grid 1 x w), it is read as a table. They never enter the softmax.
         context: Who sees whom, and the geometry.
         mask: Boolean tensor of shape (b, m), True where a context element may be seen (padding is False).
         content: Whether the content part is computed.

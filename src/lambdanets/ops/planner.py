@@ -1,7 +1,7 @@
 """Which kernel serves a problem, and why not the others.
 
-The estimate of a kernel's time is `flops / rate + bytes / bandwidth`. Rates are per kernel and device type:
-what share of a matrix product's peak its inner loop reaches. Only their ratios matter for the choice.
+The estimate of a kernel's time is `flops / rate + bytes / bandwidth`; the rates are the kernels' own. Only
+their ratios matter for the choice.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from .kernels import KERNELS
 from .problem import Cost, Problem
 
 BANDWIDTH = {"cpu": 20e9, "cuda": 3e12}  # bytes per second
-RATE = {  # operations per second: (forward, forward and backward together, three times the operations)
-    "cpu": {"reference": (60e9, 60e9), "conv": (60e9, 12e9), "attention": (80e9, 80e9)},
-    "cuda": {"reference": (50e12, 50e12), "conv": (20e12, 8e12), "attention": (40e12, 40e12)},
-}
+MEMORY = 8 * 2**30  # bytes of temporaries that a kernel may take while another needs less
+NEAR = 1.25  # estimates this close are taken as equal, and the kernel of the lower peak is chosen
 PAPER_RULE_LENGTH = 85**2  # appendix E.1: a convolution beyond this many inputs or for u > 1, dense otherwise
 
 
@@ -31,7 +29,7 @@ class Row:
         kernel: Its name.
         cost: What it would spend, None where it cannot serve.
         seconds: The estimated time of a forward pass, with its backward pass when training.
-        verdict: "chosen", "slower" or "cannot serve".
+        verdict: "chosen", "slower", "larger", "too large" or "cannot serve".
         reason: The sentence behind the verdict.
     """
 
@@ -69,34 +67,52 @@ class Plan:
 
 
 def estimate(kernel: str, cost: Cost, problem: Problem) -> float:
-    """Seconds of a forward pass, with its backward pass (twice the operations and bytes) when training."""
-    device = problem.device if problem.device in RATE else "cpu"
-    rate = RATE[device][kernel][problem.train]
-    times = 3 if problem.train else 1
-    return times * (cost.flops / rate + cost.bytes / BANDWIDTH[device])
+    """Seconds of a forward pass, with its backward pass (twice the operations and bytes) when training.
 
-
-def fastest(problem: Problem) -> str:
-    """The name of the kernel of the least estimated time among those that can serve the problem.
-
-    A loop of comparisons, since sizes are symbols while a graph of dynamic shapes is compiled.
+    A device without rates of its own is planned with those of a CPU.
     """
-    best, least = "reference", estimate("reference", KERNELS["reference"].cost(problem), problem)
-    for name, kernel in KERNELS.items():
-        if not kernel.unsupported(problem):
-            seconds = estimate(name, kernel.cost(problem), problem)
-            if seconds < least:
-                best, least = name, seconds
-    return best
+    rates = KERNELS[kernel].RATE
+    device = problem.device if problem.device in BANDWIDTH and problem.device in rates else "cpu"
+    times = 3 if problem.train else 1
+    return times * (cost.flops / rates[device][problem.train] + cost.bytes / BANDWIDTH[device])
 
 
-_fastest_cached = lru_cache(maxsize=4096)(fastest)
+def choice(problem: Problem) -> str:
+    """The kernel that serves a problem.
+
+    Among those that can and whose temporaries stay below `MEMORY` (or, if none does, among all that can), the
+    least estimated time decides; of kernels within `NEAR` of it, the lowest peak memory. Written as
+    comparisons one by one, since sizes are symbols while a graph of dynamic shapes is compiled.
+    """
+    able = [name for name, kernel in KERNELS.items() if not kernel.unsupported(problem)]
+    costs = {name: KERNELS[name].cost(problem) for name in able}
+    small = [name for name in able if costs[name].peak_bytes <= MEMORY]
+    if not small:
+        leanest = able[0]
+        for name in able:
+            if costs[name].peak_bytes < costs[leanest].peak_bytes:
+                leanest = name
+        return leanest
+    seconds = {name: estimate(name, costs[name], problem) for name in small}
+    fastest = small[0]
+    for name in small:
+        if seconds[name] < seconds[fastest]:
+            fastest = name
+    chosen = fastest
+    for name in small:
+        if seconds[name] < NEAR * seconds[fastest] and costs[name].peak_bytes < costs[chosen].peak_bytes:
+            chosen = name
+    return chosen
+
+
+_cached_choice = lru_cache(maxsize=4096)(choice)
 
 
 def plan(problem: Problem) -> Plan:
     """Choose the kernel for a problem and say why: each kernel's cost, estimated time and verdict."""
-    chosen = fastest(problem)
-    least = estimate(chosen, KERNELS[chosen].cost(problem), problem)
+    chosen = choice(problem)
+    best = KERNELS[chosen].cost(problem)
+    least = estimate(chosen, best, problem)
     rows = []
     for name, kernel in KERNELS.items():
         reasons = kernel.unsupported(problem)
@@ -105,12 +121,20 @@ def plan(problem: Problem) -> Plan:
         else:
             cost = kernel.cost(problem)
             seconds = estimate(name, cost, problem)
-            verdict = "chosen" if name == chosen else "slower"
-            reason = (
-                "the least estimated time"
-                if name == chosen
-                else f"{seconds / least:.1f}x the time of {chosen}"
-            )
+            ratio = f"{seconds / least:.2g}x the time of {chosen}"
+            if name == chosen and best.peak_bytes > MEMORY:
+                verdict, reason = "chosen", f"all need over {MEMORY / 2**30:.0f} GiB at once; this one least"
+            elif name == chosen:
+                verdict, reason = "chosen", "the least estimated time, or near it with less memory"
+            elif cost.peak_bytes > MEMORY:
+                verdict, reason = "too large", f"needs {cost.peak_bytes / 2**30:.0f} GiB at once; {ratio}"
+            elif seconds < least * NEAR:
+                verdict, reason = (
+                    "larger",
+                    f"{cost.peak_bytes / max(1, best.peak_bytes):.2g}x the memory, {ratio}",
+                )
+            else:
+                verdict, reason = "slower", ratio
             row = Row(kernel=name, cost=cost, seconds=seconds, verdict=verdict, reason=reason)
         rows.append(row)
     paper = None
@@ -126,7 +150,7 @@ def choose(kernel: str, problem: Problem) -> str:
         ValueError: If there is no such kernel, or it cannot serve the problem (with its reasons).
     """
     if kernel == "auto":
-        return fastest(problem) if torch.compiler.is_compiling() else _fastest_cached(problem)
+        return choice(problem) if torch.compiler.is_compiling() else _cached_choice(problem)
     if kernel not in KERNELS:
         raise unknown_name("kernel", kernel, ["auto", *KERNELS])
     reasons = KERNELS[kernel].unsupported(problem)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .content import CHUNK
+from .content import CHUNK, MASKED_BLOCK
 from .context import Context, GlobalContext, LocalContext, MaskedContext, RelativeContext, as_grid
 
 
@@ -88,7 +88,9 @@ class Problem:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, as_grid(value, name, rank))
-        for name in ("num_heads", "dim_k", "dim_v", "dim_u", "batch"):
+        if self.batch < 0:
+            raise ValueError(f"batch must not be negative, got {self.batch}")
+        for name in ("num_heads", "dim_k", "dim_v", "dim_u"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.content and not self.position:
@@ -114,7 +116,7 @@ class Problem:
             grid=context.grid if relative else (n,),
             context_grid=context.key_grid if relative and context.num_context == m else (m,),
             scope=local.scope if local else None,
-            dilation=local.dilation if local else None,
+            dilation=local.step if local else None,
             num_heads=num_heads,
             dim_k=dim_k,
             dim_v=dim_v,
@@ -183,15 +185,31 @@ class Problem:
         apply = per_head * self.dim_k * self.dim_v
         return once + apply + (per_head * CHUNK * pairs if self.causal else 0)
 
+    @property
+    def content_peak(self) -> int:
+        """Bytes of the content part's temporaries alive at once, in float32 at least."""
+        if not self.content:
+            return 0
+        itemsize = max(4, self.itemsize)
+        columns = self.batch * self.dim_k * self.dim_u
+        keys_and_values = self.batch * self.num_context * self.dim_u * (2 * self.dim_k + self.dim_v)
+        pairs = 0
+        if self.masked:
+            pairs = 3 * min(MASKED_BLOCK, columns * self.num_queries * self.num_context)
+        elif self.causal:
+            chunk = min(CHUNK, self.num_queries)
+            pairs = 3 * columns * self.num_queries * chunk
+        return itemsize * (keys_and_values + pairs)
+
     def __str__(self) -> str:
         parts = ["x".join(map(str, self.grid))]
         if self.context_grid not in (None, self.grid):
             parts.append("context " + "x".join(map(str, self.context_grid or ())))
         if self.masked:
             parts.append("masked")
-        elif not self.position:
+        if not self.position:
             parts.append("content only")
-        elif self.dense:
+        elif self.masked or self.dense:
             parts.append("dense positions")
         else:
             parts.append("global" if self.scope is None else "scope " + "x".join(map(str, self.scope)))

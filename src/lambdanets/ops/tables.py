@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,14 +40,15 @@ def dense(e: Tensor, context: RelativeContext) -> Tensor:
     """Position embeddings of shape (n, k, m, u): for (n, m) the table's entry of position(m) - position(n).
 
     Along an axis the entries met by one query are a window of the full table, and the next query's window
-    starts one entry earlier, so the embeddings are the table's windows in reverse order.
+    starts one entry earlier, so the embeddings are the table's windows in reverse order. The copies are made
+    in float32 at least, because the gradient of an entry is a sum over up to n of them.
     """
-    table = full(e, context)
+    table = full(e.to(torch.promote_types(e.dtype, torch.float32)), context)
     rank = len(context.grid)
     for axis, keys in enumerate(context.key_grid):
         table = table.unfold(axis, keys, 1)  # *n k u *m
     windows = table.flip(tuple(range(rank))).movedim(rank + 1, -1)  # *n k *m u
-    return windows.reshape(context.num_queries, e.shape[-2], context.num_context, e.shape[-1])
+    return windows.reshape(context.num_queries, e.shape[-2], context.num_context, e.shape[-1]).to(e.dtype)
 
 
 def is_table(e: Tensor, context: RelativeContext) -> bool:

@@ -51,7 +51,7 @@ class Run:
         if which not in ("best", "last"):
             raise RunError(f"which is 'best' or 'last'; got {which!r}")
         weights = self._weights(which)
-        network = build_network(self.config, len(self.classes))
+        network = build_network(self.config, len(self.classes), loads_weights=True)
         fit_weights(network, weights, self)
         return network.eval()
 
@@ -73,9 +73,11 @@ class Run:
         return {name.removeprefix("network."): value for name, value in states.items() if "network." in name}
 
 
-def build_network(config: RunConfig, num_classes: int) -> nn.Module:
-    """The untrained network of a run."""
+def build_network(config: RunConfig, num_classes: int, *, loads_weights: bool = False) -> nn.Module:
+    """The network of a run before its first step; weights it starts from are left out where others follow."""
     options = {"in_chans": config.data.in_chans, **config.model.options, "num_classes": num_classes}
+    if loads_weights:
+        options["pretrained"] = False
     return create_model(config.model.name, **options)
 
 

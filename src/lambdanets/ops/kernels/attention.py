@@ -16,6 +16,7 @@ from ..problem import Cost, Problem
 from ..tables import dense, is_table
 
 NAME = "attention"
+RATE = {"cpu": (80e9, 80e9), "cuda": (40e12, 40e12)}
 
 
 def apply(
@@ -42,16 +43,16 @@ def embeddings(e: Tensor, context: Context) -> Tensor:
     if isinstance(context, RelativeContext) and is_table(e, context):
         return dense(e, context)
     visible = context.visible(e.shape[1], e.device)
-    return (e if visible is None else e * visible[:, :, None, None]).transpose(1, 2)
+    return (e if visible is None else e.masked_fill(~visible[:, :, None, None], 0)).transpose(1, 2)
 
 
 def position_output(q: Tensor, v: Tensor, e: Tensor) -> Tensor:
     """The position part of shape b h n v from q (b h n k), v (b m v u) and embeddings (n k m u)."""
     b, h, n, dim_k = q.shape
-    dim_v = v.shape[2]
+    m, dim_v, u = v.shape[1:]
     by_position = q.permute(2, 0, 1, 3).reshape(n, b * h, dim_k)
     pairs = torch.bmm(by_position, e.flatten(2))  # n (b h) (m u)
-    values = v.transpose(2, 3).reshape(b, 1, -1, dim_v).expand(-1, h, -1, -1).reshape(b * h, -1, dim_v)
+    values = v.transpose(2, 3).reshape(b, 1, m * u, dim_v).expand(-1, h, -1, -1).reshape(b * h, m * u, dim_v)
     return torch.bmm(pairs.transpose(0, 1), values).unflatten(0, (b, h))
 
 
@@ -64,11 +65,12 @@ def cost(problem: Problem) -> Cost:
     """h (k + v) products per pair; the map and the dense embeddings are stored whole."""
     p = problem
     if not p.position:
-        return Cost(flops=p.content_flops, bytes=p.io_bytes, peak_bytes=p.io_bytes)
+        return Cost(flops=p.content_flops, bytes=p.io_bytes, peak_bytes=p.content_peak)
     pairs = p.num_queries * p.num_context * p.dim_u
     pair_map = p.batch * p.num_heads * pairs
     flops = 2 * pair_map * (p.dim_k + p.dim_v) + p.content_flops
     embeddings_ = pairs * p.dim_k
-    bytes_ = p.itemsize * (3 * embeddings_ + 2 * pair_map) + p.io_bytes
-    peak = p.itemsize * (2 * embeddings_ + pair_map) * (2 if p.train else 1)
+    # The windows of the table are copied three times, with strides that a cache does not like.
+    bytes_ = p.itemsize * (12 * embeddings_ + 2 * pair_map) + p.io_bytes
+    peak = p.itemsize * (2 * embeddings_ + pair_map) * (2 if p.train else 1) + p.content_peak
     return Cost(flops=flops, bytes=bytes_, peak_bytes=peak)

@@ -19,6 +19,7 @@ from ..problem import Cost, Problem
 from ..tables import trimmed
 
 NAME = "conv"
+RATE = {"cpu": (60e9, 12e9), "cuda": (20e12, 8e12)}  # the backward of a convolution is much the slower
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -63,7 +64,7 @@ def position_lambdas(v: Tensor, e: Tensor, context: RelativeContext) -> Tensor:
         pads = [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
         folded = F.pad(folded, pads)
     lambdas = _CONVOLUTIONS[rank - 1](folded, weight, padding=padding, dilation=context.step)
-    return lambdas.reshape(b, dim_v, -1, context.num_queries)
+    return lambdas.reshape(b, dim_v, e.shape[-2], context.num_queries)
 
 
 def unsupported(problem: Problem) -> list[str]:
@@ -86,4 +87,6 @@ def cost(problem: Problem) -> Cost:
     lambdas = p.batch * p.num_queries * per_lambda
     flops = 2 * lambdas * entries * p.dim_u + 2 * p.num_heads * lambdas + p.content_flops
     bytes_ = p.itemsize * 4 * lambdas + p.io_bytes
-    return Cost(flops=flops, bytes=bytes_, peak_bytes=p.itemsize * lambdas * (3 if p.train else 2))
+    return Cost(
+        flops=flops, bytes=bytes_, peak_bytes=p.itemsize * lambdas * (3 if p.train else 2) + p.content_peak
+    )

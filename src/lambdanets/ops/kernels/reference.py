@@ -18,6 +18,7 @@ from ..context import Context, RelativeContext
 from ..problem import Cost, Problem
 
 NAME = "reference"
+RATE = {"cpu": (60e9, 60e9), "cuda": (50e12, 50e12)}
 
 
 def apply(
@@ -64,7 +65,7 @@ def position_embeddings(e: Tensor, context: Context) -> Tensor:
     """E of shape n m k u: the table's entry for each offset position(m) - position(n), or zero."""
     if not isinstance(context, RelativeContext) or tuple(e.shape[:-2]) != context.table_shape:
         visible = context.visible(e.shape[1], e.device)  # dense already
-        return e if visible is None else e * visible[:, :, None, None]
+        return e if visible is None else e.masked_fill(~visible[:, :, None, None], 0)
     index = torch.zeros((), dtype=torch.long, device=e.device)
     found = torch.ones((), dtype=torch.bool, device=e.device)
     axes = zip(
@@ -82,8 +83,9 @@ def position_embeddings(e: Tensor, context: Context) -> Tensor:
         if context.causal:
             found = found & (offset <= 0)
         index = index * length + entry
-    flat = e.flatten(0, -3)
-    return flat[index.clamp(0, len(flat) - 1)] * found[:, :, None, None]
+    # Chosen in float32 at least: the gradient of an entry is a sum over all pairs at its offset.
+    flat = e.flatten(0, -3).to(torch.promote_types(e.dtype, torch.float32))
+    return (flat[index.clamp(0, len(flat) - 1)] * found[:, :, None, None]).to(e.dtype)
 
 
 def positions(grid: tuple[int, ...], device: torch.device) -> list[Tensor]:
