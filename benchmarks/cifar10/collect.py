@@ -1,4 +1,4 @@
-"""Copy what a run measured into this folder: `python collect.py NAME RUN_FOLDER`.
+"""Copy what a run measured into this folder: `python collect.py NAME RUN_FOLDER COMMIT`.
 
 Takes the run's metrics and configuration, and writes down the machine and the versions they come from.
 """
@@ -6,7 +6,6 @@ Takes the run's metrics and configuration, and writes down the machine and the v
 import json
 import platform
 import shutil
-import subprocess
 import sys
 from datetime import date
 from importlib.metadata import version
@@ -22,15 +21,17 @@ def processor() -> str:
     return platform.processor()
 
 
-def main(name: str, run: Path) -> None:
+def main(name: str, run: Path, commit: str) -> None:
     shutil.copy(run / "metrics.csv", HERE / f"{name}.csv")
     config = json.loads((run / "config.json").read_text())
-    config["data"]["source"] = "folder:cifar10-jpeg"  # the folder's place on this machine says nothing
-    head = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(head, capture_output=True, text=True, check=True)
+    # Where files lay on this machine says nothing.
+    config["data"]["source"] = "folder:cifar10-jpeg"
+    overlay = config["model"]["options"].get("pretrained_cfg_overlay", {})
+    if "file" in overlay:
+        overlay["file"] = "/".join(Path(overlay["file"]).parts[-2:])
     provenance = {
         "date": date.today().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": commit,
         "processor": processor(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "timm", "lightning", "lambdanets")},
@@ -40,4 +41,4 @@ def main(name: str, run: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

@@ -16,8 +16,12 @@ RUNS = {
 
 
 def rows(name: str) -> list[dict[str, float]]:
-    with open(HERE / f"{name}.csv", newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    """The epochs of a first run, and those of the run that went on from its weights."""
+    found: list[dict[str, float]] = []
+    for suffix in ("", "_restart"):
+        with open(HERE / f"{name}{suffix}.csv", newline="") as file:
+            found += [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    return found
 
 
 def main() -> None:
@@ -25,7 +29,7 @@ def main() -> None:
     figure, (accuracy, loss) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for name, (label, colour) in RUNS.items():
         data = rows(name)
-        epochs = [row["epoch"] for row in data]
+        epochs = range(1, len(data) + 1)
         dotted = {"color": colour, "linestyle": ":", "linewidth": 1}
         score = [100 * row["val_top1"] for row in data]
         accuracy.plot(epochs, score, color=colour, label=f"{label}: {score[-1]:.2f} %")

@@ -1,7 +1,5 @@
 """Memory between forward and backward, long axes in low precision, problems that are large or empty."""
 
-from typing import ClassVar
-
 import pytest
 import torch
 
@@ -65,9 +63,12 @@ def test_where_all_are_too_large_the_leanest_is_chosen() -> None:
 def test_a_further_kernel_is_planned_without_further_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     class Instant:
         NAME = "instant"
-        RATE: ClassVar = {"cpu": (1e18, 1e18)}
         apply = staticmethod(KERNELS["reference"].apply)
         unsupported = staticmethod(KERNELS["reference"].unsupported)
+
+        @staticmethod
+        def rate(problem: Problem) -> float:
+            return 1e18
 
         @staticmethod
         def cost(problem: Problem) -> object:

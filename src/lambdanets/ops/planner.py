@@ -69,12 +69,11 @@ class Plan:
 def estimate(kernel: str, cost: Cost, problem: Problem) -> float:
     """Seconds of a forward pass, with its backward pass (twice the operations and bytes) when training.
 
-    A device without rates of its own is planned with those of a CPU.
+    A device of an unknown type is planned as a CPU.
     """
-    rates = KERNELS[kernel].RATE
-    device = problem.device if problem.device in BANDWIDTH and problem.device in rates else "cpu"
     times = 3 if problem.train else 1
-    return times * (cost.flops / rates[device][problem.train] + cost.bytes / BANDWIDTH[device])
+    bandwidth = BANDWIDTH.get(problem.device, BANDWIDTH["cpu"])
+    return times * (cost.flops / KERNELS[kernel].rate(problem) + cost.bytes / bandwidth)
 
 
 def choice(problem: Problem) -> str:

@@ -1,8 +1,8 @@
 """The kernels: independent implementations of one function, each a module of this folder.
 
 A kernel module has a `NAME`, `apply` (the operator), `unsupported` (sentences, empty if it can serve a
-problem), `cost`, and `RATE`: for each device type the operations per second that its inner loop reaches, in a
-forward pass and in a forward and backward pass together. Adding one is a new file and its line here.
+problem), `cost`, and `rate`: the operations per second that it reaches on a problem, in training those of the
+forward and backward pass together. Adding one is a new file and its line here.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ class Kernel(Protocol):
     @property
     def NAME(self) -> str: ...
 
-    @property
-    def RATE(self) -> dict[str, tuple[float, float]]: ...
-
     def apply(
         self,
         q: Tensor,
@@ -40,6 +37,8 @@ class Kernel(Protocol):
     def unsupported(self, problem: Problem) -> list[str]: ...
 
     def cost(self, problem: Problem) -> Cost: ...
+
+    def rate(self, problem: Problem) -> float: ...
 
 
 _MODULES: tuple[Kernel, ...] = (reference, conv, attention)

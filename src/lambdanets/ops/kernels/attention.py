@@ -16,7 +16,6 @@ from ..problem import Cost, Problem
 from ..tables import dense, is_table
 
 NAME = "attention"
-RATE = {"cpu": (80e9, 80e9), "cuda": (40e12, 40e12)}
 
 
 def apply(
@@ -59,6 +58,11 @@ def position_output(q: Tensor, v: Tensor, e: Tensor) -> Tensor:
 def unsupported(problem: Problem) -> list[str]:
     """Why this kernel cannot serve the problem; empty if it can."""
     return []
+
+
+def rate(problem: Problem) -> float:
+    """Operations per second."""
+    return 40e12 if problem.device == "cuda" else 80e9
 
 
 def cost(problem: Problem) -> Cost:

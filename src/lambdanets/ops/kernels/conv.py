@@ -19,7 +19,6 @@ from ..problem import Cost, Problem
 from ..tables import trimmed
 
 NAME = "conv"
-RATE = {"cpu": (60e9, 12e9), "cuda": (20e12, 8e12)}  # the backward of a convolution is much the slower
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -79,14 +78,45 @@ def unsupported(problem: Problem) -> list[str]:
     return reasons
 
 
+def rate(problem: Problem) -> float:
+    """Operations per second: less in the backward of a convolution, and on one axis."""
+    if problem.device == "cuda":
+        return 8e12 if problem.train else 20e12
+    if problem.train:
+        return 18e9
+    return 20e9 if len(problem.grid) == 1 else 120e9
+
+
 def cost(problem: Problem) -> Cost:
-    """A table entry for every lambda element; the position lambdas are stored whole."""
+    """The pairs of query and context element inside the grid; the position lambdas are stored whole."""
     p = problem
     per_lambda = p.dim_k * p.dim_v
-    entries = math.prod([part.stop - part.start for part in p.context.reach()])
     lambdas = p.batch * p.num_queries * per_lambda
-    flops = 2 * lambdas * entries * p.dim_u + 2 * p.num_heads * lambdas + p.content_flops
+    pairs = math.prod([_pairs(*axis) for axis in _axes(p.context)])
+    flops = 2 * p.batch * pairs * per_lambda * p.dim_u + 2 * p.num_heads * lambdas + p.content_flops
     bytes_ = p.itemsize * 4 * lambdas + p.io_bytes
     return Cost(
         flops=flops, bytes=bytes_, peak_bytes=p.itemsize * lambdas * (3 if p.train else 2) + p.content_peak
     )
+
+
+def _axes(context: RelativeContext) -> list[tuple[int, int, int, int, int]]:
+    """For each axis: queries, context elements, entries before and after offset 0, and their distance."""
+    reach = context.reach()
+    return [
+        (queries, keys, centre - part.start, part.stop - 1 - centre, step)
+        for queries, keys, centre, part, step in zip(
+            context.grid, context.key_grid, context.centre, reach, context.step, strict=True
+        )
+    ]
+
+
+def _pairs(queries: int, keys: int, before: int, after: int, step: int) -> int:
+    """About how many pairs one axis has inside the grid: a convolution does not multiply by padding."""
+    # Offset o has min(queries, keys) places, fewer where it is beyond what one grid is longer than the other:
+    # on each side of offset 0 the missing ones are an arithmetic series.
+    shorter = min(queries, keys)
+    ahead = max(0, after * step - (keys - shorter))
+    behind = max(0, before * step - (queries - shorter))
+    missing = ahead * (ahead + step) + behind * (behind + step)
+    return shorter * (before + after + 1) - missing // (2 * step)

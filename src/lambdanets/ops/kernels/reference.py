@@ -18,7 +18,6 @@ from ..context import Context, RelativeContext
 from ..problem import Cost, Problem
 
 NAME = "reference"
-RATE = {"cpu": (60e9, 60e9), "cuda": (50e12, 50e12)}
 
 
 def apply(
@@ -97,6 +96,11 @@ def positions(grid: tuple[int, ...], device: torch.device) -> list[Tensor]:
 def unsupported(problem: Problem) -> list[str]:
     """The definition serves every problem."""
     return []
+
+
+def rate(problem: Problem) -> float:
+    """Operations per second."""
+    return 50e12 if problem.device == "cuda" else 30e9
 
 
 def cost(problem: Problem) -> Cost:
