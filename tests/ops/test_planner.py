@@ -41,11 +41,14 @@ def test_every_kernel_has_a_line_and_a_reason(options: dict[str, Any]) -> None:
 
 
 @problems
-def test_the_chosen_kernel_is_the_one_of_the_least_estimate(options: dict[str, Any]) -> None:
+def test_the_chosen_kernel_is_near_the_least_estimate_and_the_leanest_there(options: dict[str, Any]) -> None:
     result = plan(Problem(**options))
-    seconds = {row.kernel: row.seconds for row in result.rows if row.seconds is not None}
+    able = {row.kernel: row for row in result.rows if row.seconds is not None and row.cost is not None}
+    seconds = {name: row.seconds or 0.0 for name, row in able.items()}
     assert all(s > 0 for s in seconds.values())
-    assert seconds[result.kernel] == min(seconds.values())
+    near = [name for name in able if seconds[name] < 1.25 * min(seconds.values())]
+    peaks = {name: able[name].cost.peak_bytes for name in near}  # type: ignore[union-attr]
+    assert peaks[result.kernel] == min(peaks.values())
 
 
 @problems
