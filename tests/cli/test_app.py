@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 import lambdanets
 from lambdanets.cli import main, planning
+from lambdanets.data import DataWarning
 from lambdanets.train import NonFiniteLossError, TrainingInterrupted
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -36,6 +38,11 @@ WRONG = {
     "train digits --set data.augment.flip=7": ["augment.flip", "7"],
     "train digits --set model.options.scop=7": ["'scop'", "scope"],
     "train digits --model resnet18 --set model.options.scop=7": ["model.options", "'resnet18'", "scop"],
+    "train digits --set optimizer.options.foo=1": ["optimizer", "'sgd'", "foo"],
+    "train digits --model vit_tiny_patch16_224 --set data.image_size=32": [
+        "'vit_tiny_patch16_224' cannot take images of 1 x 32 x 32",
+        "(224)",
+    ],
     "train digits --out a --resume b": ["--out and --resume"],
     "list zzz*": ["nothing is named 'zzz*'"],
     "list lambda_resnet15": ["did you mean", "lambda_resnet152"],
@@ -116,6 +123,26 @@ ERRORS = {
     "stopped": (TrainingInterrupted(signal.SIGTERM, Path("runs/x"), saved=True), 143, "--resume runs/x"),
     "value": (ValueError("dim must be 3, got 4"), 1, "dim must be 3, got 4"),
 }
+
+
+def test_our_warnings_are_their_sentence_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def action() -> int:
+        told = [
+            warnings.formatwarning(message, category, "a/file.py", 7)
+            for message, category in (("3 images are left out.", DataWarning), ("old", FutureWarning))
+        ]
+        print(*told, sep="", end="")
+        return 0
+
+    stub(monkeypatch, action)
+    before = warnings.formatwarning
+    assert main(["plan"]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == "lambdanets: 3 images are left out."
+    assert second == "a/file.py:7: FutureWarning: old"
+    assert warnings.formatwarning is before
 
 
 def stub(monkeypatch: pytest.MonkeyPatch, action: Callable[[], int]) -> None:

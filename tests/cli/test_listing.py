@@ -26,7 +26,7 @@ def test_no_model_is_listed_that_does_not_exist() -> None:
 
 def test_everything_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     first = [line.split()[0] for line in lines(capsys) if line]
-    assert set(list_models()) | set(list_recipes()) | {"digits", "folder:PATH"} <= set(first)
+    assert set(list_models()) | set(list_recipes()) | {"digits", "folder:PATH", "hfids/NAME"} <= set(first)
 
 
 def test_a_line_says_what_a_model_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,45 @@ def test_eval_measures_what_training_said(command: Command, trained: Path) -> No
     assert best is not None
     assert value(done.stdout, "accuracy") == f"{best[1]}%"
     assert value(done.stdout, "images") == "90"
+
+
+@pytest.fixture(scope="module")
+def of_photos(command: Command, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on two classes of a folder that is named from the directory around it."""
+    home = tmp_path_factory.mktemp("of_photos")
+    for name in ("3", "7"):
+        shutil.copytree(photos / name, home / "flat" / name)
+    settings = ["engine.epochs=1", "engine.threads=1", "data.batch_size=2", "schedule.warmup_epochs=0"]
+    changes = [word for setting in settings for word in ("--set", setting)]
+    done = command("train", "digits", "--data", "folder:flat", *changes, "--out", "run", cwd=home)
+    assert done.returncode == 0, done.stderr
+    return home / "run"
+
+
+def test_the_own_folder_is_never_measured_whole(
+    inside: Command, of_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flat = of_photos.parent / "flat"
+    config = json.loads((of_photos / "config.json").read_text())
+    assert config["data"]["source"] == f"folder:{flat}"
+    (tmp_path / "link").symlink_to(flat)
+    plain = inside("eval", of_photos)
+    assert plain.returncode == 0, plain.stderr
+    held_out = int(value(plain.stdout, "images"))
+    assert held_out < len(list(flat.rglob("*.*")))
+    for path in (flat, f"{flat}/", f"{of_photos}/../flat", "link"):
+        done = inside("eval", of_photos, "--data", f"folder:{path}")
+        assert done.returncode == 0, done.stderr
+        assert int(value(done.stdout, "images")) == held_out
+    shutil.copytree(flat, tmp_path / "copy")
+    whole = inside("eval", of_photos, "--data", "folder:copy")
+    assert int(value(whole.stdout, "images")) == len(list(flat.rglob("*.*")))
+
+
+def test_top_5_of_a_few_classes_is_not_told(inside: Command, of_photos: Path, trained: Path) -> None:
+    assert "top-5" not in inside("eval", of_photos).stdout
+    assert "top-5" in inside("eval", trained).stdout
 
 
 def test_eval_and_predict_agree_on_a_folder(

@@ -64,6 +64,15 @@ def test_no_run_is_written_over(inside: Command, trained: Path) -> None:
     assert "holds a run already" in done.stderr
 
 
+def test_a_recipe_named_with_a_run_does_not_undo_its_settings(inside: Command, trained: Path) -> None:
+    done = inside("train", "digits", "--resume", trained, "--set", "data.workers=1")
+    assert done.returncode == 0, done.stderr
+    assert "complete" in done.stdout
+    other = inside("train", "cifar", "--resume", trained)
+    assert other.returncode == 2
+    assert "is a run of the recipe 'digits', not of 'cifar'" in other.stderr
+
+
 def test_a_resumed_run_stays_what_it_is(inside: Command, trained: Path) -> None:
     done = inside("train", "--resume", trained, "--set", "optimizer.lr=9")
     assert done.returncode == 1

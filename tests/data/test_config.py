@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +70,20 @@ def test_resolved_pins_the_normalisation() -> None:
     assert DataConfig(source="folder:x", in_chans=1).resolved().mean == (0.449,)
     assert DataConfig(in_chans=3).resolved().mean == (0.305,) * 3
     assert DataConfig(source="folder:x", mean=(0.0,) * 3).resolved().mean == (0.0,) * 3
+
+
+def test_resolved_writes_folders_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def source(text: str) -> str:
+        return DataConfig(source=text).resolved().source
+
+    for path in ("photos", "./photos/", "~/photos", f"{tmp_path}/other/../photos"):
+        assert source(f"folder:{path}") == f"folder:{tmp_path}/photos"
+    assert source("torch/cifar10:data") == f"torch/cifar10:{tmp_path}/data"
+    for same in ("digits", "folder:", "torch/cifar10", "hfds/cats", "wds/cats:pipe:cat x"):
+        assert source(same) == same
 
 
 def test_the_digits_mean_and_std_are_those_of_the_digits() -> None:

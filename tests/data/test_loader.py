@@ -150,7 +150,7 @@ def test_a_set_in_memory_with_light_changes_needs_no_workers() -> None:
 
 
 def test_loading_leaves_the_global_generators_alone(write_folder: WriteFolder) -> None:
-    data, train, _ = folder_sets(write_folder({"train/a": 9, "val/a": 1}))
+    data, train, _ = folder_sets(write_folder({"train/a": 8, "train/b": 1, "val/a": 1, "val/b": 1}))
     state = torch.get_rng_state()
     list(train_loader(train, data, seed=0, position=lambda: (0, 0)))
     assert torch.equal(torch.get_rng_state(), state)
@@ -160,7 +160,7 @@ def test_loading_leaves_the_global_generators_alone(write_folder: WriteFolder) -
 def test_an_unchecked_bad_image_ends_the_run_in_one_sentence(
     write_folder: WriteFolder, truncate: Truncate, workers: int
 ) -> None:
-    root = write_folder({"train/a": 6, "val/a": 1})
+    root = write_folder({"train/a": 6, "train/b": 1, "val/a": 1, "val/b": 1})
     truncate(root / "train" / "a" / "004.png")
     data, train, _ = folder_sets(root, check=False, workers=workers)
     with pytest.raises(DataError) as caught:

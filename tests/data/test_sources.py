@@ -61,10 +61,10 @@ def test_a_named_source_can_be_split(tmp_path: Path) -> None:
 
 
 def test_a_damaged_image_of_a_named_source(write_folder: WriteFolder, truncate: Truncate) -> None:
-    root = write_folder({"train/a": 3, "val/a": 1})
+    root = write_folder({"train/a": 2, "train/b": 1, "val/a": 1, "val/b": 1})
     truncate(root / "train" / "a" / "001.png")
     data = DataConfig(source=f"torch/image_folder:{root}", image_size=12, workers=0)
-    with pytest.raises(DataError, match=r"1 of 4 images cannot be read:\n  cannot read torch/image.*#1: "):
+    with pytest.raises(DataError, match=r"1 of 5 images cannot be read:\n  cannot read torch/image.*#1: "):
         open_splits(data)
 
 

@@ -84,7 +84,7 @@ def test_what_is_kept_in_memory_is_what_is_read(write_folder: WriteFolder, crop:
 
 
 def test_auto_keeps_small_sets_only(write_folder: WriteFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write_folder({"train/a": 3, "val/a": 2})
+    root = write_folder({"train/a": 2, "train/b": 1, "val/a": 1, "val/b": 1})
     needed = 5 * 12 * 12 * 3
     for augment in (AugmentConfig(), AugmentConfig(crop="random_resized")):
         for limit, kept in ((needed + 1, True), (needed, False)):
@@ -98,7 +98,7 @@ def test_auto_keeps_small_sets_only(write_folder: WriteFolder, monkeypatch: pyte
 def test_damaged_images_are_refused_by_name(
     write_folder: WriteFolder, truncate: Truncate, cache: bool
 ) -> None:
-    root = write_folder({"train/a": 9, "val/a": 2})
+    root = write_folder({"train/a": 8, "train/b": 1, "val/a": 1, "val/b": 1})
     for index in range(7):
         truncate(root / "train" / "a" / f"{index:03d}.png")
     (root / "val" / "a" / "000.png").write_bytes(b"")
@@ -109,7 +109,7 @@ def test_damaged_images_are_refused_by_name(
     assert len([line for line in lines if "train/a/00" in line]) == 5
     assert lines[-2:] == [
         "  and 3 more",
-        "Repair or remove them, or leave them out with data.on_bad_image=skip.",
+        "Repair or remove them, or leave them out with --set data.on_bad_image=skip.",
     ]
 
 
@@ -139,7 +139,7 @@ def test_skipping_does_not_empty_a_class(write_folder: WriteFolder, truncate: Tr
 
 
 def test_progress_is_told(write_folder: WriteFolder) -> None:
-    root = write_folder({"train/a": 70, "val/a": 3})
+    root = write_folder({"train/a": 69, "train/b": 1, "val/a": 2, "val/b": 1})
     told: list[tuple[int, int]] = []
     open_splits(of(root), progress=lambda done, total: told.append((done, total)))
     assert told == [(64, 73), (70, 73), (73, 73)]
@@ -148,7 +148,7 @@ def test_progress_is_told(write_folder: WriteFolder) -> None:
 def test_a_bar_is_shown_in_a_terminal_only(
     write_folder: WriteFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = write_folder({"train/a": 3, "val/a": 3})
+    root = write_folder({"train/a": 3, "train/b": 1, "val/a": 3, "val/b": 1})
     monkeypatch.setattr("lambdanets.data.check.MANY", 1)
     open_splits(of(root))
     assert capsys.readouterr().err == ""
@@ -185,6 +185,36 @@ def test_training_needs_training_images(write_folder: WriteFolder) -> None:
         open_splits(replace(DIGITS, val_fraction=1.0))
 
 
+def test_one_class_cannot_be_trained_on(write_folder: WriteFolder) -> None:
+    root = write_folder({"cats": 4})
+    with pytest.raises(DataError, match=r"holds one class \('cats'\); at least two are needed"):
+        open_splits(of(root))
+    side, _ = open_split(of(root, val_fraction=1.0), classes=("cats", "dogs"))
+    assert len(side) == 4
+
+
+def test_the_fingerprint_tells_files_and_sides_not_the_place(write_folder: WriteFolder) -> None:
+    root = write_folder({"a": 6, "b": 6})
+    print_ = open_splits(of(root)).fingerprint
+    moved = root.rename(root.parent / "elsewhere")
+    assert open_splits(of(f"{moved}/")).fingerprint == print_ != ""
+    assert open_splits(of(moved), seed=1).fingerprint != print_
+    seen = {print_}
+    (moved / "a" / "000.png").rename(moved / "b" / "zzz.png")
+    seen.add(open_splits(of(moved)).fingerprint)
+    (moved / "b" / "zzz.png").unlink()
+    seen.add(open_splits(of(moved)).fingerprint)
+    assert len(seen) == 3
+    assert open_splits(DIGITS).fingerprint == ""
+
+
+def test_the_fingerprint_tells_a_picture_that_changed_sides(write_folder: WriteFolder) -> None:
+    root = write_folder({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
+    before = open_splits(of(root)).fingerprint
+    (root / "train" / "a" / "001.png").rename(root / "val" / "a" / "001.png")
+    assert open_splits(of(root)).fingerprint != before
+
+
 def test_describe(write_folder: WriteFolder) -> None:
     facts = describe(open_splits(of(write_folder({"train/a": 3, "train/b": 1, "val/a": 2, "val/b": 2}))))
     assert facts == {
@@ -198,7 +228,7 @@ def test_describe(write_folder: WriteFolder) -> None:
 
 
 def test_every_odd_image_trains(write_folder: WriteFolder) -> None:
-    root = write_folder({"train/a": 1, "val/a": 1})
+    root = write_folder({"train/a": 1, "train/b": 1, "val/a": 1, "val/b": 1})
     odd = {"L": "png", "RGBA": "png", "LA": "png", "P": "gif", "1": "png", "CMYK": "jpg", "I;16": "png"}
     for number, (mode, suffix) in enumerate(odd.items()):
         Image.new(mode, (20 + number, 30)).save(root / "train" / "a" / f"odd{number}.{suffix}")
@@ -206,6 +236,6 @@ def test_every_odd_image_trains(write_folder: WriteFolder) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         splits = open_splits(of(root, augment=augment))
-        images, _ = splits.train.batch(range(8))
-    assert images.shape == (8, 3, 12, 12)
+        images, _ = splits.train.batch(range(9))
+    assert images.shape == (9, 3, 12, 12)
     assert images.isfinite().all()

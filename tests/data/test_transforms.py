@@ -53,6 +53,30 @@ def test_evaluation_is_torchvisions(size: tuple[int, int], crop_pct: float, pict
     torch.testing.assert_close(eval_transform(data)(image), oracle(image), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(4, 301), (302, 5), (7, 100), (99, 3)])
+def test_the_middle_of_a_long_image_is_that_of_the_whole(size: tuple[int, int]) -> None:
+    """On a smooth picture, where half a pixel at most may be lost to rounding."""
+    ramp = np.linspace(0, 255, max(size)).round().astype(np.uint8)
+    pixels = np.tile(ramp[:, None, None], (1, min(size), 3))
+    image = Image.fromarray(pixels if size[1] > size[0] else pixels.transpose(1, 0, 2).copy())
+    data = replace(config(), crop_pct=0.75)
+    whole = transforms.Compose(
+        [transforms.Resize(16, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(12)]
+    )(image)
+    off = (eval_transform(data)(image) - plain(np.asarray(whole), data)).abs().max()
+    assert off < 3 / 255 / 0.22
+
+
+def test_a_very_long_image_needs_little_memory() -> None:
+    image = Image.new("RGB", (4, 30_000), "white")
+    pipeline = Pipeline(config(224), train=False)
+    sizes = []
+    geometry = pipeline._geometry
+    pipeline._geometry = lambda image: (sizes.append(image.size), geometry(image))[1]
+    assert pipeline.prepare(image).shape == (224, 224, 3)
+    assert sizes[0][1] <= 64
+
+
 def test_images_of_the_right_size_keep_their_pixels(picture: Picture) -> None:
     data = config()
     image = picture(3)

@@ -1,6 +1,8 @@
 import errno
 import io
 import os
+import stat
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from lambdanets.train import CheckpointError
+from lambdanets.train import CheckpointError, TrainingInterrupted
 from lambdanets.train.checkpoint import (
+    KEYS,
     AtomicCheckpointIO,
     load_checkpoint,
     newest_intact,
@@ -18,12 +21,17 @@ from lambdanets.train.checkpoint import (
     sweep,
     write_text,
 )
+from lambdanets.train.errors import DamagedCheckpointError
+
+
+def content(x: torch.Tensor) -> dict[str, Any]:
+    return {"x": x, **dict.fromkeys(KEYS, 0)}
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "checkpoints" / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"x": torch.arange(1000.0)}, path)
+    AtomicCheckpointIO().save_checkpoint(content(torch.arange(1000.0)), path)
     return path
 
 
@@ -34,7 +42,7 @@ def test_a_checkpoint_comes_back_and_leaves_no_trace(saved: Path) -> None:
 
 def test_the_replaced_checkpoint_is_kept(saved: Path) -> None:
     previous = saved.with_name("previous.ckpt")
-    AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(1)}, saved, {"previous": previous})
+    AtomicCheckpointIO().save_checkpoint(content(torch.zeros(1)), saved, {"previous": previous})
     assert torch.equal(load_checkpoint(saved)["x"], torch.zeros(1))
     assert torch.equal(load_checkpoint(previous)["x"], torch.arange(1000.0))
 
@@ -87,7 +95,9 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: py
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(os, "replace", refused)
-    with pytest.raises(CheckpointError, match=r"could not be saved .*Permission denied.*nothing was written"):
+    with pytest.raises(
+        CheckpointError, match=r"could not be saved .*Permission denied.*there was no table.csv before"
+    ):
         write_text(tmp_path / "table.csv", "a,b\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -98,19 +108,91 @@ def test_an_error_inside_the_block_is_not_disguised(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "text", "pickle"])
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "text", "pickle", "foreign", "list", "zip"])
 def test_damage_is_found(saved: Path, damage: str) -> None:
-    content = bytearray(saved.read_bytes())
+    whole = bytearray(saved.read_bytes())
     if damage == "bit":
-        content[len(content) // 2] ^= 4
-    wrong = {"bit": content, "cut": content[: len(content) // 2], "empty": b"", "text": b"hello" * 100}
+        whole[len(whole) // 2] ^= 4
+    wrong = {"bit": whole, "cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello" * 100}
     if damage == "pickle":
         torch.save({"x": nn.Linear(2, 2)}, saved)  # a whole module: code, not data
+    elif damage == "foreign":
+        torch.save({"state_dict": {}}, saved)
+    elif damage == "list":
+        torch.save([1, 2], saved)
+    elif damage == "zip":
+        with zipfile.ZipFile(saved, "w") as archive:
+            archive.writestr("photo.jpg", b"x")
     else:
         saved.write_bytes(wrong[damage])
-    with pytest.raises(CheckpointError, match="damaged") as caught:
+    with pytest.raises(DamagedCheckpointError, match="damaged") as caught:
         load_checkpoint(saved)
     assert "\n" not in str(caught.value)
+
+
+class Unreadable(io.FileIO):
+    """A file on a disk that fails."""
+
+    def read(self, *args: Any) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("failure", ["permission", "disk", "memory"])
+def test_what_cannot_be_read_now_is_not_called_damaged(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    older = saved.with_name("previous.ckpt")
+    older.write_bytes(saved.read_bytes())
+
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        if failure == "permission":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        if failure == "memory":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        return Unreadable(saved, "r")
+
+    if failure == "memory":
+        monkeypatch.setattr(torch, "load", refused)
+    else:
+        monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(CheckpointError, match="cannot be read now") as caught:
+        newest_intact([saved, older])
+    assert not isinstance(caught.value, DamagedCheckpointError)
+    assert {path.name for path in saved.parent.iterdir()} == {"last.ckpt", "previous.ckpt"}
+
+
+def test_nothing_is_set_aside_when_nothing_is_intact(saved: Path) -> None:
+    saved.write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="no checkpoint is intact"):
+        newest_intact([saved])
+    assert [path.name for path in saved.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("covered", [False, True])
+def test_a_wish_to_stop_while_a_file_is_written_is_no_failed_write(tmp_path: Path, covered: bool) -> None:
+    stop = TrainingInterrupted(2, tmp_path, saved=False)
+
+    def write(path: Path) -> None:
+        path.write_bytes(b"half")
+        try:
+            raise stop
+        finally:
+            if covered:  # as torch does when it closes a file that is half written
+                raise RuntimeError("unexpected pos 64 vs 0")
+
+    with pytest.raises(TrainingInterrupted) as caught, replacing(tmp_path / "file") as temporary:
+        write(temporary)
+    assert caught.value is stop
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_are_as_open_to_others_as_any_file(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        save_weights(nn.Linear(2, 2), tmp_path / "w.safetensors", {})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "w.safetensors").stat().st_mode) == 0o644
 
 
 def test_the_newest_intact_checkpoint_is_found(saved: Path) -> None:
@@ -118,9 +200,9 @@ def test_the_newest_intact_checkpoint_is_found(saved: Path) -> None:
     bad.write_bytes(b"PK\x03\x04 half a file")
     found = newest_intact([saved.with_name("missing.ckpt"), bad, good])
     assert found is not None
-    path, content, complaints = found
+    path, loaded, complaints = found
     assert path == good
-    assert torch.equal(content["x"], torch.arange(1000.0))
+    assert torch.equal(loaded["x"], torch.arange(1000.0))
     assert len(complaints) == 1
     assert "newer.ckpt is damaged" in complaints[0]
     assert not bad.exists()
@@ -128,10 +210,10 @@ def test_the_newest_intact_checkpoint_is_found(saved: Path) -> None:
 
 
 def test_a_checkpoint_that_was_read_is_not_read_again(saved: Path) -> None:
-    content = {"x": 1}
-    plugin = AtomicCheckpointIO((saved, content))
-    assert plugin.load_checkpoint(saved) is content
-    assert plugin.load_checkpoint(saved) is not content
+    loaded = {"x": 1}
+    plugin = AtomicCheckpointIO((saved, loaded))
+    assert plugin.load_checkpoint(saved) is loaded
+    assert plugin.load_checkpoint(saved) is not loaded
 
 
 def test_sweeping_removes_leftovers_alone(saved: Path) -> None:

@@ -11,11 +11,24 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from torch import nn
 
-from lambdanets.train import CheckpointError, NonFiniteLossError, RunConfig, RunResult, load_config, override
+from lambdanets.train import (
+    CheckpointError,
+    NonFiniteLossError,
+    RunConfig,
+    RunError,
+    RunResult,
+    load_config,
+    override,
+)
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.engine import train
+from lambdanets.train.layout import RunFiles
 from lambdanets.train.module import Classifier, step_seed
+from lambdanets.train.progress import LiveProgress
+from lambdanets.train.resume import settle
+from lambdanets.train.state import RunState
 
 
 def test_a_run_leaves_every_file(tiny: RunConfig, finished: RunResult) -> None:
@@ -46,7 +59,7 @@ def test_metrics_are_one_tidy_row_per_epoch(finished: RunResult) -> None:
         assert values["train_loss"] > 0
         assert values["images_per_second"] > 0
         assert 0 <= values["data_wait"] < 1
-    best = max(rows, key=lambda row: float(row["val_top1"]))
+    best = max(rows, key=lambda row: (float(row["val_top1"]), -float(row["val_loss"])))
     assert finished.best_epoch == int(best["epoch"])
     assert finished.best_top1 == pytest.approx(float(best["val_top1"]), abs=1e-6)
 
@@ -110,7 +123,7 @@ def test_training_is_quiet_and_speaks_one_line_per_epoch(tiny: RunConfig, folder
     said = capfd.readouterr()
     lines = said.out.splitlines()
     assert [line[:9] for line in lines] == ["epoch 1/2", "epoch 2/2"]
-    assert "validation" in lines[0]
+    assert " val " in lines[0]
     assert "left" in lines[0]
     assert said.err == ""
 
@@ -129,6 +142,10 @@ def test_a_loss_that_explodes_stops_the_run(tiny: RunConfig, folder: Path, saves
     kept = list(folder.rglob("*.ckpt"))
     assert ("there is no checkpoint yet" in said) == (not kept)
     assert bool(kept) == (saves is not None)
+    if not kept:  # what failed before it saved anything does not block its folder
+        assert (
+            settle(override(config, "optimizer.lr=0.1"), RunFiles(folder), resume=False).optimizer.lr == 0.1
+        )
     for path in kept:
         states = load_checkpoint(path)["state_dict"].values()
         assert all(tensor.isfinite().all() for tensor in states)
@@ -182,3 +199,62 @@ def test_engine_options_train(tiny: RunConfig, folder: Path, options: tuple[str,
     result = train(override(tiny, "engine.epochs=1", *options), run_dir=folder)
     torch.use_deterministic_algorithms(False)
     assert result.history[0]["train_loss"] < 10
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ("optimizer.options.foo=1", "optimizer settings do not fit 'sgd'.*foo"),
+        ("engine.devices=0", "engine settings cannot be used here"),
+        ("engine.strategy=nothing", "engine settings cannot be used here"),
+    ],
+)
+def test_what_cannot_be_built_is_told_and_leaves_no_folder(
+    tiny: RunConfig, folder: Path, wrong: str, sentence: str
+) -> None:
+    with pytest.raises(RunError, match=sentence) as caught:
+        train(override(tiny, wrong), run_dir=folder)
+    assert "\n" not in str(caught.value)
+    assert not folder.exists()
+
+
+def test_images_that_a_network_refuses_are_told(tiny: RunConfig) -> None:
+    class Picky(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("Input height (8) doesn't match model (224).")
+
+    module = Classifier(Picky(), tiny, num_classes=10, state=RunState())
+    with pytest.raises(RunError, match=r"cannot take images of 1x8x8: Input height"):
+        module(torch.zeros(2, 1, 8, 8))
+
+
+def test_an_epoch_is_saved_before_it_is_shown(
+    tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> None:
+        raise OSError("nobody looks")
+
+    monkeypatch.setattr(LiveProgress, "on_train_epoch_end", broken)
+    with pytest.raises(OSError, match="nobody looks"):
+        train(override(tiny, "engine.save_steps=None", "engine.max_batches=2"), run_dir=folder)
+    assert load_checkpoint(folder / "checkpoints" / "last.ckpt")["run_state"]["batches_done"] == 2
+    assert (folder / "weights.safetensors").exists()
+
+
+def test_of_equal_accuracies_the_lower_loss_is_the_best(
+    tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(self: Classifier) -> None:
+        loss = {1: 1.0, 2: 0.5, 3: 0.7}[self.state.position[0]]
+        self.validation = {"val_loss": loss, "val_top1": 0.5, "val_top5": 1.0}
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_end", measured)
+    result = train(override(tiny, "engine.max_batches=1"), run_dir=folder)
+    assert (result.best_epoch, result.best_top1) == (2, 0.5)
+
+
+def test_a_seed_is_one_that_torch_takes(tiny: RunConfig) -> None:
+    assert override(tiny, f"seed={2**63 - 1}").seed == 2**63 - 1
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match="seed is from 0"):
+            override(tiny, f"seed={seed}")

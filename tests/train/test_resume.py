@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from lambdanets.data import Splits
 from lambdanets.train import (
     CheckpointError,
     RunConfig,
@@ -22,7 +23,10 @@ from lambdanets.train import (
 )
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.engine import train
+from lambdanets.train.layout import RunFiles
 from lambdanets.train.module import Classifier
+from lambdanets.train.resume import Start, check_images, find_start
+from lambdanets.train.state import RunState
 
 TIMES = {"images_per_second", "data_wait", "seconds"}
 
@@ -118,7 +122,7 @@ def test_a_signal_stops_cleanly_at_the_current_step(
     with pytest.raises(TrainingInterrupted) as caught:
         train(override(tiny, "engine.save_steps=None"), run_dir=folder)
     assert caught.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
-    assert f"--resume {folder}" in str(caught.value)
+    assert f"Continue with: lambdanets train --resume {folder}" in str(caught.value)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert load_checkpoint(folder / "checkpoints" / "last.ckpt")["run_state"]["batches_done"] == 6
     train(run_dir=folder, resume=True)
@@ -179,18 +183,52 @@ def test_when_nothing_is_intact_nothing_is_trained(
     stop_after(tiny, folder, monkeypatch, 2)
     for path in (folder / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:1000])
+    before = set((folder / "checkpoints").iterdir())
     with pytest.raises(CheckpointError, match="no checkpoint is intact"):
         train(run_dir=folder, resume=True)
+    assert set((folder / "checkpoints").iterdir()) == before
+
+
+@pytest.mark.parametrize("left", ["metrics.csv", "weights.safetensors", "checkpoints/last.ckpt.damaged"])
+def test_what_was_trained_is_not_overwritten_from_the_beginning(
+    tiny: RunConfig, folder: Path, left: str
+) -> None:
+    files = RunFiles(folder)
+    files.last.parent.mkdir(parents=True)
+    assert find_start(files, tiny) is None
+    (folder / left).write_bytes(b"")
+    with pytest.raises(RunError, match=f"it holds {Path(left).name}, which"):
+        find_start(files, tiny)
+
+
+def test_other_images_are_not_resumed_on(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path)
+    start = Start(files.last, {"run_state": RunState(fingerprint="these").to_dict()})
+    for seen, now in (("these", "these"), ("", "those")):
+        known = Start(files.last, {"run_state": RunState(fingerprint=seen).to_dict()})
+        check_images(files, Splits(None, None, ("a",), now), known)
+    with pytest.raises(RunError, match="images were added, removed, renamed or moved"):
+        check_images(files, Splits(None, None, ("a",), "those"), start)
+
+
+def test_a_hint_to_continue_can_be_pasted() -> None:
+    said = str(TrainingInterrupted(signal.SIGINT, Path("my runs/one"), saved=True))
+    assert said.endswith("Continue with: lambdanets train --resume 'my runs/one'")
 
 
 def test_a_complete_run_says_so(finished: RunResult, tmp_path: Path, capsys: Any) -> None:
     copy = shutil.copytree(finished.directory, tmp_path / "copy")
+    config = (copy / "config.json").read_text().replace('"digits"', '"folder:/gone"')
+    (copy / "config.json").write_text(config)  # its images are no longer there
     weights = (copy / "checkpoints" / "last.ckpt").read_bytes()
+    times = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     result = train(run_dir=copy, resume=True)
     assert result.already_complete
     assert result.history == finished.history
+    assert result.summary == finished.summary.replace(str(finished.directory), str(copy))
     assert "complete: 3 epochs, nothing to resume" in capsys.readouterr().out
     assert (copy / "checkpoints" / "last.ckpt").read_bytes() == weights
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == times
 
 
 def test_what_cannot_be_resumed_is_refused(tiny: RunConfig, finished: RunResult, folder: Path) -> None:

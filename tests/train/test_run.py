@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,11 +100,26 @@ def test_weights_of_another_shape(copy: Path) -> None:
         load_run(copy).model()
 
 
-def test_damaged_weights_are_told(copy: Path) -> None:
+def test_damaged_weights_are_taken_from_the_best_checkpoint(copy: Path, capsys: Any) -> None:
+    whole = load_run(copy).model().state_dict()
     content = (copy / "weights.safetensors").read_bytes()
     (copy / "weights.safetensors").write_bytes(content[:500])
-    with pytest.raises(RunError, match=r"weights\.safetensors is damaged"):
+    again = load_run(copy).model().state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    said = capsys.readouterr().err
+    assert "weights.safetensors is damaged" in said
+    assert "best.ckpt" in said
+    (copy / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(RunError, match=r"weights\.safetensors is damaged.*and there is no .*best\.ckpt"):
         load_run(copy).model()
+
+
+@pytest.mark.parametrize("name", ["config.json", "classes.json"])
+@pytest.mark.parametrize("text", ['{"half', "3", "\udcff"])
+def test_a_broken_file_is_named(copy: Path, name: str, text: str) -> None:
+    (copy / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(RunError, match=name.replace(".", r"\.")):
+        load_run(copy)
 
 
 def test_evaluating_on_other_classes_is_refused(finished: RunResult, tmp_path: Path) -> None:

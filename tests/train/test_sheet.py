@@ -104,6 +104,17 @@ def test_pages_are_numbered_and_limited(tmp_path: Path) -> None:
     assert len(sizes) == 1
 
 
+def test_pages_of_an_earlier_longer_sheet_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.png"
+    draw_sheets([prediction()] * 4, path, per_page=1)
+    (tmp_path / "sheet-5.png").write_bytes(b"no image")
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo-2.png")
+    draw_sheets([prediction()] * 2, path, per_page=1)
+    draw_sheets([prediction()], tmp_path / "photo.png")
+    left = sorted(each.name for each in tmp_path.iterdir())
+    assert left == ["photo-2.png", "photo.png", "sheet-2.png", "sheet-5.png", "sheet.png"]
+
+
 def test_the_last_page_is_as_short_as_it_can_be(tmp_path: Path) -> None:
     first, last = draw_sheets([prediction()] * 5, tmp_path / "sheet.png", per_page=4, columns=2)
     assert Image.open(last).height < Image.open(first).height

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 
@@ -36,6 +37,7 @@ examples
 """
 
 _received: list[int] = []
+_formatted = warnings.formatwarning
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.pop(0)
     _received.clear()
     previous = {number: signal.signal(number, _stop) for number in EXIT_OF_SIGNAL}
+    warnings.formatwarning = _warning
     try:
         code = _run(words)
         sys.stdout.flush()
@@ -71,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Training that was asked to stop brings its own code.
         return USAGE if isinstance(error, UsageError) else getattr(error, "exit_code", FAILURE)
     finally:
+        warnings.formatwarning = _formatted
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -117,6 +121,15 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, ValueError | OSError) or type(error).__module__.startswith("lambdanets."):
         return str(error)
     return None
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return our own warnings as their sentence alone; where they were raised means nothing to the person."""
+    if category.__module__.startswith("lambdanets."):
+        return f"lambdanets: {message}\n"
+    return _formatted(message, category, filename, lineno, line)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

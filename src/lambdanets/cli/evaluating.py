@@ -9,6 +9,7 @@ from tyro import conf
 from lambdanets.cli.console import draw, stdout, table
 from lambdanets.cli.errors import usage
 from lambdanets.cli.options import shown
+from lambdanets.data import DataConfig
 from lambdanets.train import load_run
 
 LABELS = {
@@ -40,15 +41,30 @@ def run(
     with usage():
         if batch_size is not None:
             config = replace(config, batch_size=batch_size)
-        if data is not None and data != config.source:
-            config = replace(config, source=data, val_fraction=1.0)
+        if data is not None:
+            config = _elsewhere(config, data)
 
     from lambdanets.train import evaluate
 
     metrics = evaluate(opened, config, weights=weights)
+    if len(opened.classes) <= 5:
+        metrics.pop("top5")  # always 100 %
     rows = table(measure="left", value="right")
     for name, value in metrics.items():
         label, form = LABELS.get(name, (name, "{:,.4f}"))
         rows.add_row(label, form.format(value))
     draw(stdout(), f"{run}, {weights} weights, on {config.source}", rows)
     return 0
+
+
+def _elsewhere(config: DataConfig, source: str) -> DataConfig:
+    """All of another source; of the run's own, however its path is written, what the run has not seen."""
+    other = replace(config, source=source)
+    if _place(other) == _place(config):
+        return other
+    return replace(other, val_fraction=1.0)
+
+
+def _place(config: DataConfig) -> tuple[str, Path]:
+    kind, _, root = config.resolved().source.partition(":")
+    return kind, Path(root).resolve()

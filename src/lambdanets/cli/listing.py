@@ -18,6 +18,7 @@ SOURCES = {
     "folder:PATH": "your photos: train/ and val/ with a folder per class, or class folders, to be split",
     "torch/NAME:PATH": "a data set of torchvision, downloaded when absent: torch/cifar10, ...",
     "hfds/NAME": "an image data set of the Hugging Face hub (pip install datasets)",
+    "hfids/NAME": "the same as a stream, nothing stored (pip install datasets)",
     "wds/NAME:PATH": "shards of WebDataset (pip install webdataset)",
     "tfds/NAME:PATH": "a data set of TensorFlow (pip install tensorflow-datasets)",
 }

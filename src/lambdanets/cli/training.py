@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ from lambdanets.cli.options import shown
 from lambdanets.models import create_model
 from lambdanets.recipes import get_recipe, list_recipes
 from lambdanets.train import ModelConfig, RunConfig, load_config, override
+from lambdanets.train.optim import create_optimizer
 
 STARTED = "LAMBDANETS_STARTED"  # tells the processes that Lightning starts the name of the one run folder
 
@@ -44,7 +47,7 @@ def run(
         model: Another model than the recipe's.
         data: Other images: digits, folder:PATH, or a name of timm such as torch/cifar10:PATH.
         out: The run folder.
-        resume: A run folder to continue; it needs no recipe.
+        resume: A run folder to continue; it needs no recipe and keeps its own configuration.
         epochs: Passes over the training images.
         batch_size: Images in a step of one process.
         seed: Of everything random.
@@ -69,10 +72,10 @@ def run(
     changes = [f"{path}={value}" for path, value in shortcuts.items() if value is not None] + [*set]
     config = None
     if recipe is not None or changes or model is not None:
-        base = get_recipe(recipe) if recipe is not None else load_config(Path(resume or "", "config.json"))
+        base = _stored(resume, recipe) if resume is not None else get_recipe(recipe or "")
         with usage():
             config = override(_with_model(base, model), *changes)
-            _check_model(config.model)
+            _check_parts(config)
     directory = resume or out or _new_directory(recipe or "")
 
     from lightning.pytorch.utilities import rank_zero_only
@@ -95,6 +98,13 @@ def run(
     return 0
 
 
+def _stored(run: Path, recipe: str | None) -> RunConfig:
+    config = load_config(run / "config.json")
+    if recipe is not None and recipe != config.recipe:
+        raise UsageError(f"{run} is a run of the recipe {config.recipe!r}, not of {recipe!r}.")
+    return config
+
+
 def _with_model(config: RunConfig, name: str | None) -> RunConfig:
     """The options of a recipe's model mean nothing to another one."""
     if name is None or name == config.model.name:
@@ -102,14 +112,30 @@ def _with_model(config: RunConfig, name: str | None) -> RunConfig:
     return replace(config, model=ModelConfig(name=name))
 
 
-def _check_model(config: ModelConfig) -> None:
-    """Build the model without memory: a wrong name or option should be told before the images are read."""
+def _check_parts(config: RunConfig) -> None:
+    """Build model and optimiser, and run the model, without memory.
+
+    A wrong name, option or size should be told before the images are read.
+    """
+    name, channels, size = config.model.name, config.data.in_chans, config.data.image_size
+    options = {"in_chans": channels, **config.model.options, "pretrained": False}
+    with torch.device("meta"):
+        with _telling(f"model.options do not fit {name!r}"):
+            model = create_model(name, **options).eval()
+        with _telling(f"{name!r} cannot take images of {channels} x {size} x {size}"), torch.no_grad():
+            model(torch.empty(1, channels, size, size))
+        create_optimizer(model, config.optimizer)
+
+
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
     try:
-        options = {**config.options, "pretrained": False}
-        with torch.device("meta"):
-            create_model(config.name, **options)
-    except TypeError as error:
-        raise UsageError(f"model.options do not fit {config.name!r}: {error}") from error
+        yield
+    except NotImplementedError:
+        return  # an operator that cannot run without memory says nothing about the command
+    except (TypeError, AssertionError, RuntimeError) as error:
+        why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise UsageError(f"{what}: {why}.") from error
 
 
 def _new_directory(recipe: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -151,12 +152,17 @@ class DataConfig:
         _check(self.std is None or min(self.std) > 0, "data.std", "above 0", self.std)
 
     def resolved(self) -> DataConfig:
-        """Return the same configuration with `mean` and `std` written out.
+        """Return the same configuration with `mean`, `std` and the folder of the source written out.
 
-        A run keeps this form, so that evaluating it on another source does not change the normalisation.
+        A run keeps this form, so that evaluating it on another source does not change the normalisation, and
+        so that it finds its images from any directory.
         """
         if self.source == "digits":
             mean, std = (value * self.in_chans for value in DIGITS)
         else:
             mean, std = IMAGENET if self.in_chans == 3 else GREY
-        return replace(self, mean=self.mean or mean, std=self.std or std)
+        kind, _, root = self.source.partition(":")
+        source = self.source
+        if root and (kind == "folder" or kind.startswith("torch/")):
+            source = f"{kind}:{os.path.abspath(os.path.expanduser(root))}"
+        return replace(self, source=source, mean=self.mean or mean, std=self.std or std)

@@ -43,9 +43,11 @@ def read_folder(root: str, *, val_fraction: float, seed: int, classes: Sequence[
         DataError: there is no such folder, no class in it, or the two sides do not agree.
     """
     path = _existing(root)
-    train, val = (_first_folder(path, names) for names in (TRAIN_NAMES, VAL_NAMES))
+    train, val = _sides(path)
     if train is None and val is not None and classes is None:
-        raise DataError(f"{path} holds {val.name}/ but no train/: there is nothing to train on.")
+        raise DataError(
+            f"{path} holds {val.name}/ but no train/ with class folders: there is nothing to train on."
+        )
     if val is not None:
         names = tuple(classes) if classes else _classes(train or val)
         if train is not None and classes is None:
@@ -60,7 +62,11 @@ def read_folder(root: str, *, val_fraction: float, seed: int, classes: Sequence[
 def split(
     samples: list[Sample], classes: Sequence[str], top: Path, *, val_fraction: float, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """Divide samples class by class; a file stays on its side while others come and go around it."""
+    """Divide samples class by class; a file stays on its side while others come and go around it.
+
+    The part that is held out is met on average. Only where a class would have an empty side does the nearest
+    file change over to it.
+    """
     if val_fraction == 1:
         return [], samples
     by_class: dict[int, list[Sample]] = {}
@@ -74,19 +80,50 @@ def split(
                 f"class {classes[index]!r} in {top} holds one image; at least two are needed to train on one "
                 "and validate on another. Add images, or make train/ and val/ folders."
             )
-        held_out = stratum(
-            [Path(os.path.relpath(name, top)).as_posix() for name, _ in members], val_fraction, seed
-        )
+        names = [relative(name, top) for name, _ in members]
+        held_out = below_threshold(names, val_fraction, seed)
         for place, member in enumerate(members):
             (val if place in held_out else train).append(member)
     return train, val
 
 
+def below_threshold(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:
+    """Return which of the names of one class are held out, each by its own digest: for files that may change.
+
+    At least one is held out, and never all.
+    """
+    places = [int.from_bytes(digest[:8], "big") / 2**64 for digest in _digests(names, seed)]
+    ranked = sorted(range(len(names)), key=places.__getitem__)
+    number = sum(place < val_fraction for place in places)
+    return set(ranked[: min(max(number, 1), len(names) - 1)])
+
+
 def stratum(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:
-    """Return which of the names of one class are held out: at least one, and never all."""
-    digests = [blake2b(f"{seed}/{name}".encode(errors="surrogateescape")).digest() for name in names]
+    """Return which of the names of one class are held out, exactly that part: for a set that is fixed.
+
+    At least one is held out, and never all.
+    """
     number = min(max(round(val_fraction * len(names)), 1), len(names) - 1)
-    return set(sorted(range(len(names)), key=digests.__getitem__)[:number])
+    return set(sorted(range(len(names)), key=_digests(names, seed).__getitem__)[:number])
+
+
+def _digests(names: Sequence[str], seed: int) -> list[bytes]:
+    return [blake2b(f"{seed}/{name}".encode(errors="surrogateescape")).digest() for name in names]
+
+
+def fingerprint(root: Path, sides: Sequence[Sequence[Sample]], classes: Sequence[str]) -> str:
+    """Return a hash of which file, named from the root, is of which class on which side."""
+    lines = sorted(
+        f"{number}\0{relative(name, root)}\0{classes[target]}"
+        for number, side in enumerate(sides)
+        for name, target in side
+    )
+    return blake2b("\n".join(lines).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+
+def relative(name: str, root: Path) -> str:
+    """Return the name, from its root, of a file found there: by its letters, as there may be millions."""
+    return name.removeprefix(str(root)).lstrip(os.sep).replace(os.sep, "/")
 
 
 def _existing(root: str) -> Path:
@@ -108,8 +145,17 @@ def _subfolders(path: Path) -> list[str]:
     )
 
 
-def _first_folder(path: Path, names: Sequence[str]) -> Path | None:
-    return next((path / name for name in names if (path / name).is_dir()), None)
+def _sides(path: Path) -> tuple[Path | None, Path | None]:
+    """The sides of a folder that is split, in any case; without class folders `train` is a class itself."""
+    held = {name.lower(): path / name for name in reversed(_subfolders(path))}
+    train, val = (
+        next((held[name] for name in names if name in held), None) for names in (TRAIN_NAMES, VAL_NAMES)
+    )
+    if train is not None and not _subfolders(train):
+        train = None
+    if train is None and val is not None and not _subfolders(val):
+        val = None
+    return train, val
 
 
 def _classes(path: Path) -> tuple[str, ...]:
@@ -145,6 +191,8 @@ def _samples(path: Path, classes: Sequence[str]) -> list[Sample]:
     index = {name: number for number, name in enumerate(classes) if name in present}
     if not index:
         raise DataError(f"{path} holds none of the class folders {', '.join(_shown(classes))}.")
+    for name in index:
+        _check_class(path / name)
     found = make_dataset(str(path), index, extensions=IMAGE_SUFFIXES, allow_empty=True)
     samples = [(name, number) for name, number in found if not os.path.basename(name).startswith(".")]
     filled = {number for _, number in samples}
@@ -152,6 +200,17 @@ def _samples(path: Path, classes: Sequence[str]) -> list[Sample]:
         if number not in filled:
             raise DataError(f"class folder {path / name} holds no images; {_instead(path / name)}.")
     return samples
+
+
+def _check_class(path: Path) -> None:
+    """Refuse what looks like a level too high; folders beside files are taken as parts of the class."""
+    inside = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+    if inside and all(entry.is_dir() for entry in inside):
+        names = _shown(sorted(entry.name for entry in inside))
+        raise DataError(
+            f"{path} is read as a class but holds only folders: {', '.join(names)}. If these are the "
+            "classes, name the folders around them train/ and val/, or give the path of one of those."
+        )
 
 
 def _instead(path: Path) -> str:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from .check import MEMORY_LIMIT, Progress, check_set, keep_in_memory, memory_needed, progress_bar
 from .config import DataConfig
 from .errors import DataError, DataWarning
+from .folder import fingerprint
 from .image_set import ImageSet
 from .sources import STREAMED, open_source, require_package
 from .stream import StreamSet, open_stream
@@ -29,11 +31,14 @@ class Splits:
         train: varied as `config.augment` says.
         val: as evaluation sees it.
         classes: names, in the order of the targets.
+        fingerprint: of a folder, a hash of the names and classes of the files on each side: it differs when
+            a file was added, removed, renamed or moved. "" of other sources.
     """
 
     train: ImageSet | StreamSet
     val: ImageSet | StreamSet
     classes: tuple[str, ...]
+    fingerprint: str = ""
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -54,14 +59,16 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
         Both sides and the names of the classes.
 
     Raises:
-        DataError: there is no such source, it is empty, its sides do not agree, or images in it are damaged
-            and `on_bad_image` is "refuse".
+        DataError: there is no such source, it is empty or of one class, its sides do not agree, or images in
+            it are damaged and `on_bad_image` is "refuse".
     """
     if config.source.startswith(STREAMED):
         require_package(config.source)
         train, val = (open_stream(config, train=side, seed=seed) for side in (True, False))
+        _check_classes(config, train.classes)
         return Splits(train, val, train.classes)
     source = open_source(config, seed=seed)
+    _check_classes(config, source.classes)
     skip = config.on_bad_image == "skip"
     train, val = (
         ImageSet(pictures, Pipeline(config, train=side), source.classes, skip_bad=skip)
@@ -71,7 +78,7 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
         if not len(side):
             raise DataError(f"no images are left for {name}: val_fraction is {config.val_fraction}.")
     _read([train, val], config, progress)
-    return Splits(train, val, source.classes)
+    return Splits(train, val, source.classes, _fingerprint(config, [train, val]))
 
 
 def open_split(
@@ -118,6 +125,20 @@ def open_split(
     return image_set, source.classes
 
 
+def _check_classes(config: DataConfig, classes: Sequence[str]) -> None:
+    if len(classes) < 2:
+        held = f"holds one class ({classes[0]!r})" if classes else "holds no classes"
+        raise DataError(f"{config.source!r} {held}; at least two are needed to train on.")
+
+
+def _fingerprint(config: DataConfig, sides: Sequence[ImageSet]) -> str:
+    kind, _, root = config.source.partition(":")
+    if kind != "folder":
+        return ""
+    files = [[(side.path(index), int(side.targets[index])) for index in range(len(side))] for side in sides]
+    return fingerprint(Path(root).expanduser(), files, sides[0].classes)
+
+
 def _read(sides: list[ImageSet], config: DataConfig, progress: Progress | None) -> None:
     """Check or keep the images of all sides, then refuse or leave out the bad ones."""
     keep = config.cache
@@ -138,7 +159,9 @@ def _read(sides: list[ImageSet], config: DataConfig, progress: Progress | None) 
     if len(sentences) > NAMED:
         what += f"\n  and {len(sentences) - NAMED} more"
     if config.on_bad_image == "refuse":
-        raise DataError(f"{what}\nRepair or remove them, or leave them out with data.on_bad_image=skip.")
+        raise DataError(
+            f"{what}\nRepair or remove them, or leave them out with --set data.on_bad_image=skip."
+        )
     for side, found in zip(sides, bad, strict=True):
         side.leave_out(found)
     warnings.warn(f"{what}\nThey are left out.", DataWarning, stacklevel=3)

@@ -18,6 +18,7 @@ from .config import DataConfig
 from .images import as_mode, upright
 from .randomness import CUT, ERASE, FLIP, PAD_LEFT, PAD_TOP, RECOLOR, preserved, reseed, uniform
 
+KEPT = 4  # times its height (or width) of a very long image; the middle square and what it is smoothed with
 Step = Callable[[Image.Image], Any]  # returns an image; the libraries' annotations are wider
 IN_CACHE = (
     2**18
@@ -92,7 +93,7 @@ class Pipeline:
         """
         image = as_mode(image, self.in_chans)
         if self._geometry is not None and image.size != self._unchanged:
-            image = self._geometry(image)
+            image = self._geometry(_middle(image))
         return np.asarray(image).reshape(image.height, image.width, self.in_chans)
 
     def finish(self, pictures: Sequence[np.ndarray] | np.ndarray, sample_keys: np.ndarray) -> Tensor:
@@ -163,6 +164,18 @@ class Pipeline:
             part.copy_(torch.from_numpy(pictures[start : start + step]).permute(0, 3, 1, 2))
             part.sub_(self.mean).div_(self.std)
         return images
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """Cut the ends off a very long image: enlarged whole, a strip of a few pixels fills the memory."""
+    short, long = sorted(image.size)
+    if long <= 2 * KEPT * short:
+        return image
+    kept = KEPT * short + long % 2  # as even or odd as the image, so that the middle stays the middle
+    start = (long - kept) // 2
+    if image.width > image.height:
+        return image.crop((start, 0, start + kept, short))
+    return image.crop((0, start, short, start + kept))
 
 
 def eval_transform(config: DataConfig) -> Callable[[Image.Image], Tensor]:

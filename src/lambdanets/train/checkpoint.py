@@ -4,16 +4,20 @@ import errno
 import os
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import nn
 
-from lambdanets.train.errors import CheckpointError
+from lambdanets.train.errors import CheckpointError, DamagedCheckpointError, TrainingInterrupted
+
+KEYS = ("state_dict", "optimizer_states", "loops", "global_step", "run_state")  # of a run's checkpoint
+E = TypeVar("E", bound=BaseException)
 
 
 @contextmanager
@@ -36,14 +40,15 @@ def replacing(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
             os.replace(path, previous)
         os.replace(temporary, path)
         _sync(path.parent)
-    except (OSError, RuntimeError) as error:
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        # A wish to stop is not a failed write, even where closing the half-written file failed after it.
+        if stop := _behind(error, TrainingInterrupted) or _behind(error, KeyboardInterrupt):
+            raise stop from None
         # torch.save reports a failed write as a RuntimeError, with the OSError behind it or not at all.
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise _explain(path, error) from error
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError | RuntimeError):
+            raise _explain(path, error, previous) from error
         raise
 
 
@@ -67,16 +72,26 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _explain(path: Path, error: BaseException) -> CheckpointError:
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, OSError):
-        seen = seen.__cause__ or seen.__context__
-    kept = "the previous one is untouched" if path.exists() else "nothing was written"
-    if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+def _explain(path: Path, error: BaseException, previous: Path | None) -> CheckpointError:
+    kept = f"there was no {path.name} before"
+    if path.exists():
+        kept = "the previous one is untouched"
+    elif previous is not None and previous.exists():
+        kept = f"the one before is {previous}"
+    cause = _behind(error, OSError)
+    if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return CheckpointError(
             f"the disk is full: {path} could not be saved; {kept}. Free some space and resume."
         )
     return CheckpointError(f"{path} could not be saved ({error}); {kept}.")
+
+
+def _behind(error: BaseException, kind: type[E]) -> E | None:
+    """The first error of a kind in the chain that led to this one, itself included."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, kind):
+        seen = seen.__cause__ or seen.__context__
+    return seen
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -110,24 +125,55 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint on the CPU, its checksums verified, nothing but tensors and plain types unpickled.
+    """A run's checkpoint on the CPU, its checksums verified, nothing but tensors and plain types unpickled.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        DamagedCheckpointError: what the file holds is damaged, or is no checkpoint of a run.
+        CheckpointError: the file is missing, or cannot be read now: that says nothing about its content.
     """
     try:
-        # torch does not compare the checksums of its own archive.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise CheckpointError(f"the checkpoint {path} is damaged (in {damaged})")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _verify(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}") from None
-    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        raise _damaged(path, error) from error
+    except (OSError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"the checkpoint {path} is damaged ({str(error).splitlines()[0]})") from error
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read now ({_line(error)}); nothing was changed"
+        ) from error
+    missing = [key for key in KEYS if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise _damaged(path, f"it is no checkpoint of a run: it lacks {', '.join(missing)}")
+    return content
+
+
+def _verify(path: Path) -> None:
+    """Compare the checksums of a checkpoint's archive, which torch does not."""
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+                names = archive.namelist()
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+            # zipfile calls an archive bad whose end it could not read.
+            if cause := _behind(error, OSError):
+                raise cause from None
+            raise _damaged(path, error) from error
+    if damaged:
+        raise _damaged(path, f"in {damaged}")
+    if not any(name.endswith("data.pkl") for name in names):
+        raise _damaged(path, "it is an archive of another kind")
+
+
+def _damaged(path: Path, reason: object) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"the checkpoint {path} is damaged ({_line(reason)})")
+
+
+def _line(reason: object) -> str:
+    return (str(reason).splitlines() or [type(reason).__name__])[0]
 
 
 def newest_intact(
@@ -137,33 +183,37 @@ def newest_intact(
 
     Args:
         candidates: paths, the newest first; missing ones are passed over.
-        set_aside: rename a damaged file to `NAME.damaged`, so that it never takes the place of a good one.
+        set_aside: once an intact one is found, rename the damaged ones before it to `NAME.damaged`, so that
+            they never take the place of a good one.
 
     Returns:
         None when there is no checkpoint at all.
 
     Raises:
-        CheckpointError: there are some and all are damaged.
+        CheckpointError: there are some and all are damaged, or one cannot be read now; all stay as they are.
     """
-    complaints = []
+    damaged: dict[Path, str] = {}
     for path in candidates:
         if not path.exists():
             continue
         try:
-            return path, load_checkpoint(path), complaints
-        except CheckpointError as error:
-            complaints.append(str(error))
-            if set_aside:
-                os.replace(path, path.with_name(path.name + ".damaged"))
-    if complaints:
-        raise CheckpointError("no checkpoint is intact: " + "; ".join(complaints))
+            content = load_checkpoint(path)
+        except DamagedCheckpointError as error:
+            damaged[path] = str(error)
+            continue
+        for bad in damaged if set_aside else ():
+            os.replace(bad, bad.with_name(bad.name + ".damaged"))
+        return path, content, list(damaged.values())
+    if damaged:
+        raise CheckpointError("no checkpoint is intact: " + "; ".join(damaged.values()))
     return None
 
 
 def save_weights(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Write a network's weights as safetensors, with metadata in the header."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        # Written by Python: a file of safetensors' own is closed to everybody else, whatever the umask says.
+        temporary.write_bytes(save(tensors, metadata=metadata))

@@ -1,10 +1,12 @@
 """The complete, typed description of one run; a recipe is a function that returns one."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from lambdanets.data import DataConfig
+from lambdanets.train.errors import RunError
 from lambdanets.train.optim import OptimizerConfig
 from lambdanets.train.schedule import ScheduleConfig
 from lambdanets.train.typed import from_json
@@ -99,7 +101,33 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is from 0 to below 2**63; got {self.seed}")
+
 
 def load_config(path: Path) -> RunConfig:
-    """The configuration stored in a `config.json`."""
-    return from_json(RunConfig, path.read_text(encoding="utf-8"))
+    """The configuration stored in a `config.json`.
+
+    Raises:
+        RunError: it cannot be read as one.
+    """
+    try:
+        return from_json(RunConfig, path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} cannot be used: {error}") from error
+
+
+def load_classes(path: Path) -> tuple[str, ...]:
+    """The names stored in a `classes.json`, in the order of the logits.
+
+    Raises:
+        RunError: it cannot be read as a list of names.
+    """
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} cannot be used: it is not valid JSON: {error}") from error
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise RunError(f"{path} cannot be used: it is no list of class names")
+    return tuple(names)

@@ -11,22 +11,25 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lambdanets.data import open_splits
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
-from lambdanets.train.config import EngineConfig, RunConfig
+from lambdanets.train.config import EngineConfig, RunConfig, load_classes
+from lambdanets.train.errors import RunError
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.loaders import Loaders
 from lambdanets.train.module import Classifier
+from lambdanets.train.optim import create_optimizer
 from lambdanets.train.progress import LiveProgress
-from lambdanets.train.recorder import Recorder
-from lambdanets.train.resume import Start, check_classes, find_start, settle
+from lambdanets.train.recorder import Publisher, Recorder
+from lambdanets.train.resume import Start, check_images, find_start, settle
 from lambdanets.train.run import build_network
 from lambdanets.train.saving import Saving
 from lambdanets.train.state import RunState
-from lambdanets.train.summary import RunResult, finish
+from lambdanets.train.summary import RunResult, finish, result
 from lambdanets.train.typed import encode, to_json
 
 
@@ -43,7 +46,8 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
         What came out, and where it is.
 
     Raises:
-        RunError: the folder holds a run already, or none to resume, or one with another configuration.
+        RunError: the folder holds a run already, or none to resume, or one with another configuration or
+            other images; or the optimizer, the engine or the model cannot do what is asked of them.
         DataError: the images cannot be used.
         NonFiniteLossError: the loss became NaN or infinite.
         TrainingInterrupted: Ctrl-C or SIGTERM; the run can be resumed.
@@ -57,23 +61,42 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
     start = find_start(files, config) if resume else None
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
+    if start and start.completes(config) and files.summary.is_file() and files.classes.is_file():
+        return complete(config, files, start)
     splits = open_splits(config.data, seed=config.seed)
-    check_classes(files, splits.classes)
-    if rank_zero_only.rank == 0:
-        write_text(files.config, to_json(config))
-        write_text(files.classes, json.dumps(splits.classes, indent=1, ensure_ascii=False) + "\n")
+    if resume:
+        check_images(files, splits, start)
 
     module = build_module(config, len(splits.classes))
-    if start and start.state.position[0] >= config.engine.epochs:
-        module.on_load_checkpoint(start.content)
-        return finish(module, files, splits, already_complete=True)
+    module.state.fingerprint = splits.fingerprint
     saving = Saving(files, module, describe_weights(config, splits.classes))
     with quiet(), saving.listening():
+        # Before anything is written: what cannot be built leaves no folder behind.
+        create_optimizer(module.network, config.optimizer)
         trainer = build_trainer(module, files, saving, start)
+        if rank_zero_only.rank == 0:
+            write_text(files.config, to_json(config))
+            write_text(files.classes, json.dumps(splits.classes, indent=1, ensure_ascii=False) + "\n")
         module.last_checkpoint = start.path if start else None
         resumed = {"ckpt_path": start.path, "weights_only": True} if start else {}
-        trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
-    return finish(module, files, splits, write=trainer.is_global_zero)
+        if start and start.completes(config):
+            # Killed between its last checkpoint and its summary.
+            module.on_load_checkpoint(start.content)
+        else:
+            trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
+    parameters = sum(p.numel() for p in module.network.parameters())
+    return finish(config, module.state, parameters, files, splits, write=trainer.is_global_zero)
+
+
+def complete(config: RunConfig, files: RunFiles, start: Start) -> RunResult:
+    """What came out of a run that was complete already: it needs no images and writes nothing."""
+    network = build_network(config, len(load_classes(files.classes)), loads_weights=True)
+    parameters = sum(p.numel() for p in network.parameters())
+    lines = files.summary.read_text(encoding="utf-8").splitlines(keepends=True)
+    # The folder may have moved since.
+    kept = [line for line in lines if not line.startswith("folder ")]
+    summary = "".join([*kept, f"{'folder':<8}{files.directory}\n"])
+    return result(config, start.state, parameters, files, summary, already_complete=True)
 
 
 def build_module(config: RunConfig, num_classes: int) -> Classifier:
@@ -104,8 +127,8 @@ def build_trainer(module: Classifier, files: RunFiles, saving: Saving, start: St
     """Lightning's trainer for a run, with our callbacks and nothing that speaks unasked."""
     engine = module.config.engine
     # Points that a killed run logged after the checkpoint are logged again.
-    purge = start.content["global_step"] + 1 if start else None
-    return pl.Trainer(
+    purge = start.content["global_step"] + 1 if start else 0
+    return make_trainer(
         **placement(engine),
         max_epochs=engine.epochs,
         accumulate_grad_batches=engine.accumulate,
@@ -114,7 +137,9 @@ def build_trainer(module: Classifier, files: RunFiles, saving: Saving, start: St
         limit_train_batches=engine.max_batches,
         limit_val_batches=engine.max_val_batches,
         logger=TensorBoardLogger(files.directory, name="", version="tensorboard", purge_step=purge),
-        callbacks=[Recorder(files, module), LiveProgress(module), saving],
+        # In this order: an epoch is measured, saved, and only then shown.
+        callbacks=[Recorder(module), saving, Publisher(files, module), LiveProgress(module)],
+        enable_checkpointing=False,
         plugins=[AtomicCheckpointIO((start.path, start.content) if start else None)],
         default_root_dir=files.directory,
         num_sanity_val_steps=0,
@@ -123,6 +148,19 @@ def build_trainer(module: Classifier, files: RunFiles, saving: Saving, start: St
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def make_trainer(**settings: Any) -> pl.Trainer:
+    """Lightning's trainer.
+
+    Raises:
+        RunError: this machine, or Lightning, does not have what the settings ask for.
+    """
+    try:
+        return pl.Trainer(**settings)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(f"the engine settings cannot be used here: {reason}") from error
 
 
 def placement(engine: EngineConfig) -> dict[str, Any]:

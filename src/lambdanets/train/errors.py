@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from shlex import quote
 
 
 class RunError(ValueError):
@@ -10,6 +11,10 @@ class RunError(ValueError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A file could be read, and what it holds is not, or no longer, a checkpoint of a run."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -49,5 +54,6 @@ class TrainingInterrupted(RuntimeError):
         self.exit_code = 128 + number
         where = "saved at the current step" if saved else "stopped; the newest checkpoint stands"
         super().__init__(
-            f"stopped by {signal.Signals(number).name}: {where}. Continue with --resume {directory}"
+            f"stopped by {signal.Signals(number).name}: {where}. "
+            f"Continue with: lambdanets train --resume {quote(str(directory))}"
         )

@@ -3,11 +3,10 @@
 import time
 from typing import Literal
 
-import lightning.pytorch as pl
 import torch
 
 from lambdanets.data import DataConfig, eval_loader, open_split
-from lambdanets.train.engine import placement, quiet
+from lambdanets.train.engine import make_trainer, placement, quiet
 from lambdanets.train.module import Classifier
 from lambdanets.train.run import Run
 from lambdanets.train.state import RunState
@@ -42,7 +41,7 @@ def evaluate(
     module = Classifier(network, run.config, num_classes=len(run.classes), state=RunState())
     # One process: dealing the images out to several would let each see its own part only.
     with quiet():
-        trainer = pl.Trainer(
+        trainer = make_trainer(
             **(placement(run.config.engine) | {"devices": 1, "num_nodes": 1, "strategy": "auto"}),
             logger=False,
             enable_checkpointing=False,

@@ -58,3 +58,9 @@ class RunFiles:
     def checkpoints(self) -> list[Path]:
         """Where to continue from, the newest first."""
         return [self.last, self.previous, self.best]
+
+    @property
+    def results(self) -> list[Path]:
+        """What training has left so far, damaged checkpoints that were set aside included."""
+        files = [self.metrics, self.weights, *sorted(self.last.parent.glob("*.ckpt*"))]
+        return [file for file in files if file.exists()]

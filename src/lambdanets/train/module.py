@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from lambdanets.train.config import RunConfig
-from lambdanets.train.errors import NonFiniteLossError
+from lambdanets.train.errors import NonFiniteLossError, RunError
 from lambdanets.train.optim import create_optimizer
 from lambdanets.train.schedule import lr_factor
 from lambdanets.train.state import RunState
@@ -60,7 +60,12 @@ class Classifier(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of shape (b, classes) for images of shape (b, c, height, width)."""
-        return self.network(images.to(memory_format=self.memory_format))
+        try:
+            return self.network(images.to(memory_format=self.memory_format))
+        except AssertionError as error:
+            # timm's way to refuse images; the tests of a network's own are none of a user's business.
+            size = "x".join(map(str, images.shape[1:]))
+            raise RunError(f"{self.config.model.name} cannot take images of {size}: {error}") from error
 
     # Training
 

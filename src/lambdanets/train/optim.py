@@ -7,6 +7,7 @@ from timm.optim import create_optimizer_v2, list_optimizers  # pyright: ignore[r
 from torch import nn
 from torch.optim import Optimizer
 
+from lambdanets.train.errors import RunError
 from lambdanets.train.typed import nearest
 
 
@@ -44,16 +45,20 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
     Raises:
         ValueError: timm has no optimiser of that name.
+        RunError: it does not take these options.
     """
     known = [str(name) for name in list_optimizers()]
     if config.name.lower() not in known:
         raise ValueError(f"optimizer.name {config.name!r} is not one of timm's{nearest(config.name, known)}")
-    return create_optimizer_v2(
-        model,
-        config.name,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        layer_decay=config.layer_decay,
-        **config.options,
-    )
+    try:
+        return create_optimizer_v2(
+            model,
+            config.name,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            layer_decay=config.layer_decay,
+            **config.options,
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise RunError(f"the optimizer settings do not fit {config.name!r}: {error}") from error

@@ -14,13 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lambdanets.data import DataError, StreamSet, eval_transform, open_split, read_image
+from lambdanets.data import IMAGE_SUFFIXES, DataError, StreamSet, eval_transform, open_split, read_image
 from lambdanets.train.run import Run
 
 Item = TypeVar("Item")
-
-# What a folder is searched for; a file that is named itself is tried whatever its name.
-EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,12 +166,17 @@ def _ready(run: Run, weights: Literal["best", "last"]) -> tuple[nn.Module, torch
 
 
 def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """The files meant by the paths; a folder without any image stands for itself, to be reported."""
+    """The files meant by the paths, one that is named itself whatever its suffix.
+
+    A folder without any image stands for itself, to be reported.
+    """
     for path in map(Path, paths):
         if not path.is_dir():
             yield path
             continue
-        inside = (each for each in path.rglob("*") if each.suffix.lower() in EXTENSIONS and each.is_file())
+        inside = (
+            each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file()
+        )
         yield from sorted(inside) or [path]
 
 

@@ -1,11 +1,14 @@
 """What a person sees while a run goes on: a live line in a terminal, one line per epoch elsewhere."""
 
+import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
@@ -53,7 +56,7 @@ class LiveProgress(Callback):
         speed = (batch_idx + 1) * len(batch[1]) * trainer.world_size / seconds
         self._progress.update(
             self._task,
-            description=f"epoch {state.position[0] + 1:>{len(str(epochs))}}/{epochs}",
+            description=f"epoch {trainer.current_epoch + 1:>{len(str(epochs))}}/{epochs}",
             completed=batch_idx + 1,
             detail=f"loss {loss:.3f}  accuracy {100 * accuracy:.1f} %  {speed:,.0f} images/s  "
             f"{clock(self._left())} left",
@@ -80,7 +83,10 @@ class LiveProgress(Callback):
         if trainer.is_global_zero:
             left = f"  {clock(self._left())} left" if state.position[0] < epochs else ""
             line = epoch_line(state.history[-1], epochs) + left
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            if self._progress is None:
+                say(line)
+            else:
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
         if self._progress is not None and self._task is not None:
             self._progress.update(
                 self._task, description="", completed=0, total=state.batches_per_epoch, detail=""
@@ -108,11 +114,11 @@ class LiveProgress(Callback):
 
 
 def epoch_line(row: dict[str, float], epochs: int) -> str:
-    """One finished epoch as a line of text."""
+    """One finished epoch, losses and accuracies, as a line that fits a terminal of 80 columns."""
     return (
         f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  "
-        f"loss {row['train_loss']:.3f}  accuracy {100 * row['train_top1']:5.1f} %  |  "
-        f"validation loss {row['val_loss']:.3f}  accuracy {100 * row['val_top1']:5.2f} %  |  "
+        f"train {row['train_loss']:.3f} {100 * row['train_top1']:5.1f} %  "
+        f"val {row['val_loss']:.3f} {100 * row['val_top1']:5.2f} %  "
         f"{row['images_per_second']:,.0f} images/s"
     )
 
@@ -122,3 +128,15 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def say(sentence: str) -> None:
+    """Print a sentence, once for all processes; where the reader is gone, as after `| head`, work goes on."""
+    if rank_zero_only.rank != 0:
+        return
+    try:
+        print(sentence, flush=True)
+    except BrokenPipeError:
+        # What is left in the buffer, and whatever is printed later, must not fail either.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Measures the epochs: one row each in `metrics.csv`, in TensorBoard and in the curves."""
+"""Measures the epochs and publishes them: one row each in `metrics.csv`, in TensorBoard and in the curves."""
 
 import csv
 import io
@@ -32,17 +32,11 @@ def to_csv(history: list[dict[str, float]]) -> str:
 
 
 class Recorder(Callback):
-    """Times the batches and closes every epoch with its row.
+    """Times the batches and closes every epoch with its row in the run's state: checkpoints hold it."""
 
-    The rows live in the run's state, and so in every checkpoint; the files are written from them as a whole,
-    which is why a resumed run continues its tables instead of repeating lines.
-    """
-
-    def __init__(self, files: RunFiles, module: Classifier) -> None:
-        self.files = files
+    def __init__(self, module: Classifier) -> None:
         self.module = module
         self._counted = time.perf_counter()
-        self._drawn = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._counted = time.perf_counter()
@@ -58,7 +52,7 @@ class Recorder(Callback):
         self.module.state.train_seconds += time.perf_counter() - self.module.free_since
         self._count_time()
         if trainer.global_step % LOG_EVERY == 0:
-            self._log(trainer, {"step/train_loss": float(outputs["loss"]), "step/lr": self.module.rate})
+            log(trainer, {"step/train_loss": float(outputs["loss"]), "step/lr": self.module.rate})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module, state = self.module, self.module.state
@@ -77,19 +71,36 @@ class Recorder(Callback):
         }
         state.history.append(row)
         module.start_epoch()
-        self._log(trainer, {name: value for name, value in row.items() if name != "step"})
-        if trainer.is_global_zero:
-            write_text(self.files.metrics, to_csv(state.history))
-            if time.monotonic() - self._drawn > CURVES_EVERY:
-                draw_curves(state.history, self.files.curves)
-                self._drawn = time.monotonic()
 
     def _count_time(self) -> None:
         now = time.perf_counter()
         self.module.state.epoch_seconds += now - self._counted
         self._counted = now
 
-    @staticmethod
-    def _log(trainer: pl.Trainer, values: dict[str, float]) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+
+class Publisher(Callback):
+    """Shows every epoch once it is saved: its row in the table, in TensorBoard and in the curves.
+
+    The files are written from the run's state as a whole, which is why a resumed run continues its tables
+    instead of repeating lines.
+    """
+
+    def __init__(self, files: RunFiles, module: Classifier) -> None:
+        self.files = files
+        self.module = module
+        self._drawn = 0.0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        history = self.module.state.history
+        log(trainer, {name: value for name, value in history[-1].items() if name != "step"})
+        if trainer.is_global_zero:
+            write_text(self.files.metrics, to_csv(history))
+            if time.monotonic() - self._drawn > CURVES_EVERY:
+                draw_curves(history, self.files.curves)
+                self._drawn = time.monotonic()
+
+
+def log(trainer: pl.Trainer, values: dict[str, float]) -> None:
+    """Give numbers to the trainer's loggers at the current step."""
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step)

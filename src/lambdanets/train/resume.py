@@ -1,16 +1,17 @@
 """Before the first step: is the folder fit for the run, and where does the run continue?"""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from lambdanets.data import Splits
 from lambdanets.train.checkpoint import newest_intact, sweep
-from lambdanets.train.config import RunConfig, load_config
+from lambdanets.train.config import RunConfig, load_classes, load_config
 from lambdanets.train.errors import RunError
 from lambdanets.train.layout import RunFiles
+from lambdanets.train.progress import say
 from lambdanets.train.state import RunState
 from lambdanets.train.typed import paths
 
@@ -32,6 +33,10 @@ class Start:
     def state(self) -> RunState:
         return RunState.from_dict(self.content["run_state"])
 
+    def completes(self, config: RunConfig) -> bool:
+        """Whether nothing is left to be trained."""
+        return self.state.position[0] >= config.engine.epochs
+
 
 def settle(config: RunConfig | None, files: RunFiles, *, resume: bool) -> RunConfig:
     """The configuration to run, once the folder is known to be fit for it.
@@ -44,7 +49,8 @@ def settle(config: RunConfig | None, files: RunFiles, *, resume: bool) -> RunCon
     if not resume:
         if config is None:
             raise RunError("train needs a config unless it resumes a run")
-        if files.config.exists() and rank_zero_only.rank == 0:
+        # A run that failed before it left anything does not stand in the way of the next.
+        if files.results and rank_zero_only.rank == 0:
             raise RunError(f"{files.directory} holds a run already; resume it, or choose another folder")
         return config
     if not files.config.is_file():
@@ -66,7 +72,8 @@ def find_start(files: RunFiles, config: RunConfig) -> Start | None:
     """The newest intact checkpoint of a run that is resumed, None when it has none yet.
 
     Raises:
-        CheckpointError: there are checkpoints and all are damaged.
+        CheckpointError: there are checkpoints and all are damaged, or one cannot be read now.
+        RunError: there is none, and the folder holds what was trained before: it would be overwritten.
     """
     first = rank_zero_only.rank == 0
     if first:
@@ -74,6 +81,12 @@ def find_start(files: RunFiles, config: RunConfig) -> Start | None:
         sweep(files.last.parent)
     found = newest_intact(files.checkpoints, set_aside=first)
     if found is None:
+        if files.results and first:
+            names = ", ".join(file.name for file in files.results)
+            raise RunError(
+                f"{files.directory} has no checkpoint to continue from, but it holds {names}, which a run "
+                "from the beginning would overwrite; bring a checkpoint back, or start a new run elsewhere"
+            )
         say(f"{files.directory} has no checkpoint yet: starting from the beginning")
         return None
     path, content, complaints = found
@@ -81,26 +94,25 @@ def find_start(files: RunFiles, config: RunConfig) -> Start | None:
         say(f"{complaint}; it is set aside, and the run continues from {path.name}")
     start = Start(path, content)
     epoch, batch = start.state.position
-    if epoch >= config.engine.epochs:
+    if start.completes(config):
         say(f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume")
     else:
         say(f"resuming {files.directory} from {path.name}: epoch {epoch + 1}, batch {batch + 1}")
     return start
 
 
-def check_classes(files: RunFiles, classes: tuple[str, ...]) -> None:
-    """Raise RunError when the images of a resumed run have other classes than the run."""
+def check_images(files: RunFiles, splits: Splits, start: Start | None) -> None:
+    """Raise RunError when the images of a resumed run are others, or otherwise divided, than those it saw."""
     if files.classes.is_file():
-        stored = tuple(json.loads(files.classes.read_text(encoding="utf-8")))
+        stored, classes = load_classes(files.classes), splits.classes
         if stored != classes:
             other = sorted(set(classes) ^ set(stored)) or "another order"
             raise RunError(
                 f"the run in {files.directory} has {len(stored)} classes, the images have {len(classes)}; "
                 f"they differ in {other}"
             )
-
-
-def say(sentence: str) -> None:
-    """Print a sentence, once for all processes."""
-    if rank_zero_only.rank == 0:
-        print(sentence, flush=True)
+    if start and start.state.fingerprint and start.state.fingerprint != splits.fingerprint:
+        raise RunError(
+            f"images were added, removed, renamed or moved since the run in {files.directory} began, and may "
+            "have changed sides between training and validation; bring them back, or start a new run"
+        )

@@ -1,7 +1,7 @@
 """A run folder, opened: its configuration, its classes, its weights."""
 
 import csv
-import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lambdanets.models import create_model
-from lambdanets.train.config import RunConfig, load_config
+from lambdanets.train.config import RunConfig, load_classes, load_config
 from lambdanets.train.errors import RunError
 from lambdanets.train.layout import RunFiles
 
@@ -65,7 +65,10 @@ class Run:
             try:
                 return load_file(self.files.weights)
             except SafetensorError as error:
-                raise RunError(f"{self.files.weights} is damaged ({error})") from error
+                sentence = f"{self.files.weights} is damaged ({error})"
+                if not self.files.best.exists():
+                    raise RunError(f"{sentence}, and there is no {self.files.best}") from error
+                print(f"{sentence}; the weights come from {self.files.best}", file=sys.stderr)
         path = self.files.best if which == "best" else self.files.last
         if not path.exists():
             raise RunError(f"{self.directory} has no {which} weights yet: no epoch has ended")
@@ -118,8 +121,7 @@ def load_run(path: str | Path) -> Run:
         path: the folder that `train` wrote, wherever it lies now.
 
     Raises:
-        RunError: the folder is no run.
-        ValueError: its configuration cannot be read.
+        RunError: the folder is no run, or its configuration or its classes cannot be read.
     """
     directory = Path(path)
     files = RunFiles(directory)
@@ -128,8 +130,4 @@ def load_run(path: str | Path) -> Run:
     missing = [file.name for file in (files.config, files.classes) if not file.is_file()]
     if missing:
         raise RunError(f"{directory} is no run: it has no {' and no '.join(missing)}")
-    try:
-        classes = tuple(json.loads(files.classes.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        raise RunError(f"{files.classes} is not valid JSON: {error}") from None
-    return Run(load_config(files.config), classes, directory)
+    return Run(load_config(files.config), load_classes(files.classes), directory)

@@ -6,12 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback
 
 from lambdanets.train.checkpoint import save_weights
 from lambdanets.train.errors import TrainingInterrupted
@@ -22,12 +22,15 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 AGREE_EVERY = 10  # steps between votes of several devices on whether to save or stop
 
 
-class Saving(Checkpoint):
+class Saving(Callback):
     """Saves last, previous and best, inside long epochs too, and stops cleanly on Ctrl-C and SIGTERM.
 
     Inside an epoch a checkpoint is only ever taken after an optimiser step, and never after the epoch's last:
     from there, and from the end of the epoch, Lightning continues exactly. What is asked for elsewhere, as
     during the validation, is done at the next such place.
+
+    It is no `Checkpoint` of Lightning's, which would come after all others: an epoch is saved before anything
+    is printed or drawn that may fail.
 
     Args:
         files: the run folder.
@@ -76,7 +79,8 @@ class Saving(Checkpoint):
         if self.received is not None:
             raise TrainingInterrupted(number, self.files.directory, saved=False)
         self.received = number
-        sys.stderr.write("\nstopping at the next step that can be resumed; once more to stop at once\n")
+        with suppress(OSError):  # nobody may be reading
+            sys.stderr.write("\nstopping at the next step that can be resumed; once more to stop at once\n")
 
     # Saving
 
@@ -101,7 +105,8 @@ class Saving(Checkpoint):
         module, state = self.module, self.module.state
         module.check_finite(weights=True)
         row = state.history[-1]
-        if row["val_top1"] > state.best_top1:
+        best = max(state.history, key=lambda epoch: (epoch["val_top1"], -epoch["val_loss"]))
+        if best is row:
             state.best_epoch, state.best_top1 = int(row["epoch"]), row["val_top1"]
             state.best_confusion = module.confusion
             # The best before the last: a run killed between the two files does this epoch again.
@@ -110,8 +115,10 @@ class Saving(Checkpoint):
                 metadata = self.metadata | {"epoch": str(state.best_epoch), "val_top1": str(state.best_top1)}
                 save_weights(module.network, self.files.weights, metadata)
         self._save_last(trainer)
-        unfinished = state.position[0] < module.config.engine.epochs
-        if unfinished and _agree(trainer, self.received is not None):
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Here rather than at the end of an epoch, which others have yet to print and to draw.
+        if self.module.state.batches_done and _agree(trainer, self.received is not None):
             raise self._interruption()
 
     def _save_last(self, trainer: pl.Trainer) -> None:

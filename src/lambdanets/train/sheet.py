@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from lambdanets.data import read_image
 from lambdanets.train.prediction import Prediction
@@ -20,6 +21,7 @@ ACCENT, OTHER, RIGHT, WRONG = "#2f6fde", "#b4c3dc", "#1a7f4b", "#c8372d"
 MARGIN, GAP, PAD = 24, 16, 12
 PICTURE, ROW, HEADER = 184, 19, 58
 LABELS = 104  # most room for class names; bars have the rest
+MARK = "lambdanets contact sheet"  # in the file, so that only our own old pages are ever removed
 SMALL_IMAGE = 64  # pixels; below it, smoothing would hide what the network was given
 
 
@@ -43,6 +45,7 @@ def draw_sheets(
 
     Every image keeps its shape; images of a few pixels are enlarged without smoothing. The bar of the
     likeliest class is green or red where the truth is known. Predictions that carry an error are left out.
+    Further pages that an earlier, longer sheet left under the same name are removed.
 
     Args:
         predictions: What `predict` or `predict_samples` returned.
@@ -65,13 +68,31 @@ def draw_sheets(
     pages = [readable[start : start + per_page] for start in range(0, len(readable), per_page)][:max_pages]
     first.parent.mkdir(parents=True, exist_ok=True)
     fonts = _fonts()
-    written = []
+    mark = PngInfo()
+    mark.add_text("Software", MARK)
+    written: list[Path] = []
     for number, page in enumerate(pages, start=1):
-        target = first if number == 1 else first.with_stem(f"{first.stem}-{number}")
+        target = _numbered(first, number)
         caption = _caption(readable, number, len(pages), per_page)
-        _page(page, title, caption, fonts, columns).save(target, optimize=True)
+        _page(page, title, caption, fonts, columns).save(target, optimize=True, pnginfo=mark)
         written.append(target)
+    number = len(written) + 1
+    while written and _is_ours(stale := _numbered(first, number)):
+        stale.unlink()
+        number += 1
     return written
+
+
+def _numbered(first: Path, number: int) -> Path:
+    return first if number == 1 else first.with_stem(f"{first.stem}-{number}")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == MARK
+    except (OSError, Image.DecompressionBombError):
+        return False
 
 
 def _caption(readable: Sequence[Prediction], number: int, pages: int, per_page: int) -> str:

@@ -18,6 +18,7 @@ class RunState:
         history: one finished epoch each: the rows of `metrics.csv`.
         best_epoch, best_top1: the best validation accuracy so far; epoch 0 is none yet.
         best_confusion: its confusion matrix of shape (classes, classes), truth by prediction.
+        fingerprint: of the names and classes of the images on both sides, "" where the source has none.
     """
 
     batches_done: int = 0
@@ -32,6 +33,7 @@ class RunState:
     best_epoch: int = 0
     best_top1: float = -1.0
     best_confusion: Tensor | None = None
+    fingerprint: str = ""
 
     @property
     def position(self) -> tuple[int, int]:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from lambdanets.data import Splits
 from lambdanets.train.checkpoint import write_text
+from lambdanets.train.config import RunConfig
 from lambdanets.train.figures import draw_confusion, draw_curves
 from lambdanets.train.layout import RunFiles
-from lambdanets.train.module import Classifier
 from lambdanets.train.progress import clock
 from lambdanets.train.recorder import to_csv
+from lambdanets.train.state import RunState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +41,16 @@ class RunResult:
 
 
 def finish(
-    module: Classifier, files: RunFiles, splits: Splits, *, already_complete: bool = False, write: bool = True
+    config: RunConfig,
+    state: RunState,
+    parameters: int,
+    files: RunFiles,
+    splits: Splits,
+    *,
+    write: bool = True,
 ) -> RunResult:
-    """Write the last files of a run and say what came out."""
-    state, config = module.state, module.config
+    """Write the last files of a run, the summary after all others, and say what came out."""
     last = state.history[-1]
-    # The harmonic mean: every epoch has the same number of images.
-    images = len(state.history) / sum(1 / row["images_per_second"] for row in state.history)
-    parameters = sum(p.numel() for p in module.network.parameters())
     sizes = f"{len(splits.train):,} training and {len(splits.val):,} validation images"
     epoch = f"epoch {state.best_epoch} of {config.engine.epochs}"
     lines = {
@@ -55,16 +58,29 @@ def finish(
         "data": f"{config.data.source}: {sizes}, {len(splits.classes)} classes",
         "best": f"{100 * state.best_top1:.2f} % validation accuracy, {epoch}",
         "last": f"{100 * last['val_top1']:.2f} % validation accuracy, training loss {last['train_loss']:.3f}",
-        "speed": f"{images:,.0f} images/s in training, {clock(state.seconds)} in all",
+        "speed": f"{speed(state):,.0f} images/s in training, {clock(state.seconds)} in all",
         "folder": str(files.directory),
     }
     summary = "".join(f"{name:<8}{text}\n" for name, text in lines.items())
     if write:
         write_text(files.metrics, to_csv(state.history))
-        write_text(files.summary, summary)
         draw_curves(state.history, files.curves, title=f"{config.model.name} on {config.data.source}")
         if state.best_confusion is not None:
             draw_confusion(state.best_confusion, splits.classes, files.confusion, f"epoch {state.best_epoch}")
+        write_text(files.summary, summary)
+    return result(config, state, parameters, files, summary)
+
+
+def result(
+    config: RunConfig,
+    state: RunState,
+    parameters: int,
+    files: RunFiles,
+    summary: str,
+    *,
+    already_complete: bool = False,
+) -> RunResult:
+    """What `train` returns, from where a run stands."""
     return RunResult(
         directory=files.directory,
         model=config.model.name,
@@ -72,8 +88,13 @@ def finish(
         history=tuple(state.history),
         best_epoch=state.best_epoch,
         best_top1=state.best_top1,
-        images_per_second=images,
+        images_per_second=speed(state),
         seconds=state.seconds,
         already_complete=already_complete,
         summary=summary,
     )
+
+
+def speed(state: RunState) -> float:
+    """Images per second in training: the harmonic mean, as every epoch has the same number of images."""
+    return len(state.history) / sum(1 / row["images_per_second"] for row in state.history)
