@@ -258,6 +258,7 @@ def test_an_unknown_kernel_is_told_at_construction() -> None:
         LambdaLayer2d(8, scope=3, kernel="convv")
 
 
+@pytest.mark.filterwarnings("ignore")  # torch announces the end of tracing, and that sizes become constants
 def test_a_trace_gives_the_layer_of_the_example() -> None:
     layer = LambdaLayer2d(8, scope=3, num_heads=2).eval()
     x = torch.randn(2, 8, 4, 5)
