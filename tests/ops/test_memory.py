@@ -56,7 +56,7 @@ def test_a_problem_too_large_for_one_kernel_goes_to_another() -> None:
 def test_where_all_are_too_large_the_leanest_is_chosen() -> None:
     chosen = plan(Problem(grid=(100_000,), dim_v=512, batch=64, train=True))
     peaks = {row.kernel: row.cost.peak_bytes for row in chosen.rows if row.cost is not None}
-    assert min(peaks.values()) > 8 * 2**30
+    assert min(peaks.values()) > 16 * 2**30
     assert chosen.kernel == min(peaks, key=lambda name: peaks[name])
 
 

@@ -16,7 +16,7 @@ from .kernels import KERNELS
 from .problem import Cost, Problem
 
 BANDWIDTH = {"cpu": 20e9, "cuda": 3e12}  # bytes per second
-MEMORY = 8 * 2**30  # bytes of temporaries that a kernel may take while another needs less
+MEMORY = 16 * 2**30  # bytes of temporaries that a kernel may take while another needs less
 NEAR = 1.25  # estimates this close are taken as equal, and the kernel of the lower peak is chosen
 PAPER_RULE_LENGTH = 85**2  # appendix E.1: a convolution beyond this many inputs or for u > 1, dense otherwise
 
