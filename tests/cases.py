@@ -247,3 +247,12 @@ def _masked() -> list[Case]:
 
 CASES = _global() + _local() + _causal() + _masked()
 BY_NAME = {case.name: case for case in CASES}
+
+# Options of a layer, each of another kind, for inputs of any grid.
+LAYER_OPTIONS = [
+    {"scope": 3},
+    {"scope": 4, "dim_u": 2},
+    {"grid": (5, 7)},
+    {"position": False},
+    {"scope": 3, "content": False},
+]

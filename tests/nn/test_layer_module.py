@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from cases import LAYER_OPTIONS
 from closeness import assert_close
 from lambdanets.nn import LambdaLayer1d, LambdaLayer2d, LambdaLayer3d
 
@@ -105,16 +106,7 @@ def test_dtype_reaches_every_parameter() -> None:
     assert layer(torch.randn(2, 8, 3, 5, dtype=torch.float64)).dtype == torch.float64
 
 
-OPTIONS = [
-    {"scope": 3},
-    {"scope": 4, "dim_u": 2},
-    {"grid": (5, 7)},
-    {"position": False},
-    {"scope": 3, "content": False},
-]
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", LAYER_OPTIONS, ids=str)
 def test_state_dict_round_trip(options: dict[str, Any]) -> None:
     layer = LambdaLayer2d(8, num_heads=2, **options)
     x = torch.randn(2, 8, 5, 7)

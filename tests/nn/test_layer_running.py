@@ -7,21 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cases import LAYER_OPTIONS
 from closeness import assert_close
 from lambdanets.nn import LambdaLayer1d, LambdaLayer2d, LambdaLayer3d
 from oracles import lambda_layer_einsum
 
 LAYERS = {2: LambdaLayer2d, 3: LambdaLayer3d}
-OPTIONS = [
-    {"scope": 3},
-    {"scope": 4, "dim_u": 2},
-    {"grid": (5, 7)},
-    {"position": False},
-    {"scope": 3, "content": False},
-]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", LAYER_OPTIONS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_is_as_exact_as_the_plain_einsum_under_autocast(
     options: dict[str, Any], dtype: torch.dtype
@@ -50,7 +44,7 @@ def test_autocast_is_as_exact_as_the_plain_einsum_under_autocast(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", LAYER_OPTIONS, ids=str)
 @pytest.mark.parametrize("size", [1e-4, 1.0, 300.0])
 def test_autocast_trains_without_nan(options: dict[str, Any], dtype: torch.dtype, size: float) -> None:
     layer = LambdaLayer2d(16, num_heads=2, **options)

@@ -98,6 +98,10 @@ class RelativeContext(Context):
         """How far apart neighbouring entries of the table are on the grid, on each axis."""
         return (1,) * len(self.grid)
 
+    def is_table(self, e: torch.Tensor) -> bool:
+        """Whether embeddings are a table of offsets (rather than dense, of shape n m k u)."""
+        return tuple(e.shape[:-2]) == self.table_shape
+
     def reach(self) -> tuple[slice, ...]:
         """The part of the table, on each axis, that some pair of query and context element can meet."""
         parts = []

@@ -110,7 +110,7 @@ class Problem:
         batch, num_heads, n, dim_k = q.shape
         m, dim_v, dim_u = v.shape[1:]
         relative = isinstance(context, RelativeContext)
-        dense = e is not None and not (relative and tuple(e.shape[:-2]) == context.table_shape)
+        dense = e is not None and not (relative and context.is_table(e))
         local = context if isinstance(context, LocalContext) and e is not None else None
         return cls(
             grid=context.grid if relative else (n,),

@@ -49,8 +49,3 @@ def dense(e: Tensor, context: RelativeContext) -> Tensor:
         table = table.unfold(axis, keys, 1)  # *n k u *m
     windows = table.flip(tuple(range(rank))).movedim(rank + 1, -1)  # *n k *m u
     return windows.reshape(context.num_queries, e.shape[-2], context.num_context, e.shape[-1]).to(e.dtype)
-
-
-def is_table(e: Tensor, context: RelativeContext) -> bool:
-    """Whether embeddings are a table of offsets (rather than dense, of shape n m k u)."""
-    return tuple(e.shape[:-2]) == context.table_shape

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..content import content_output
 from ..context import Context, RelativeContext
 from ..problem import Cost, Problem
-from ..tables import dense, is_table
+from ..tables import dense
 
 NAME = "attention"
 
@@ -39,7 +39,7 @@ def apply(
 
 def embeddings(e: Tensor, context: Context) -> Tensor:
     """Position embeddings of shape n k m u, zero where a query does not look."""
-    if isinstance(context, RelativeContext) and is_table(e, context):
+    if isinstance(context, RelativeContext) and context.is_table(e):
         return dense(e, context)
     visible = context.visible(e.shape[1], e.device)
     return (e if visible is None else e.masked_fill(~visible[:, :, None, None], 0)).transpose(1, 2)

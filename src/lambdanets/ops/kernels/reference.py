@@ -62,7 +62,7 @@ def softmax_over_context(keys: Tensor, unseen: Tensor | None, axis: int) -> Tens
 
 def position_embeddings(e: Tensor, context: Context) -> Tensor:
     """E of shape n m k u: the table's entry for each offset position(m) - position(n), or zero."""
-    if not isinstance(context, RelativeContext) or tuple(e.shape[:-2]) != context.table_shape:
+    if not isinstance(context, RelativeContext) or not context.is_table(e):
         visible = context.visible(e.shape[1], e.device)  # dense already
         return e if visible is None else e.masked_fill(~visible[:, :, None, None], 0)
     index = torch.zeros((), dtype=torch.long, device=e.device)

@@ -1,4 +1,4 @@
-"""Copy what a run measured into this folder: `python collect.py NAME RUN_FOLDER COMMIT`.
+"""Copy what a run measured beside the others: `python collect.py EXPERIMENT/NAME RUN_FOLDER COMMIT`.
 
 Takes the run's metrics and configuration, and writes down the machine and the versions they come from.
 """
@@ -25,7 +25,8 @@ def main(name: str, run: Path, commit: str) -> None:
     shutil.copy(run / "metrics.csv", HERE / f"{name}.csv")
     config = json.loads((run / "config.json").read_text())
     # Where files lay on this machine says nothing.
-    config["data"]["source"] = "folder:cifar10-jpeg"
+    kind, _, place = config["data"]["source"].partition(":")
+    config["data"]["source"] = f"{kind}:{Path(place).name}" if place else kind
     overlay = config["model"]["options"].get("pretrained_cfg_overlay", {})
     if "file" in overlay:
         overlay["file"] = "/".join(Path(overlay["file"]).parts[-2:])
