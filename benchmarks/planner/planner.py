@@ -1,89 +1,139 @@
 """Every kernel on problems of all kinds, beside the planner's estimate and choice: writes planner.csv.
 
-One thread; processor seconds of this process, not seconds of the clock: other programs ran on the machine.
-`python planner.py COMMIT`
+Forward and backward pass apart, on random tensors. One thread; processor seconds of this process, not seconds
+of the clock: other programs may run on the machine. The kernels take turns; a kernel whose first run takes
+`FAR` times the best is not run again, and one that needs over `LARGE` bytes not at all. `python planner.py COMMIT`
 """
 
 import csv
+import itertools
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
 import torch
 
-from lambdanets import Problem, lambda_layer, plan
+from lambdanets import Problem
 from lambdanets.ops import KERNELS
-from lambdanets.ops.planner import estimate
+from lambdanets.ops.planner import able, choice
 
-PROBLEMS = [
-    Problem(grid=(8, 8), batch=32, dim_v=32),
-    Problem(grid=(14, 14), batch=8),
-    Problem(grid=(14, 14), scope=(7, 7), batch=8),
-    Problem(grid=(14, 14), scope=(7, 7), batch=2, dim_u=4),
-    Problem(grid=(28, 28), scope=(7, 7), batch=2, dim_v=32),
-    Problem(grid=(28, 28), batch=2, dim_v=32),
-    Problem(grid=(28, 28), scope=(23, 23), batch=2, dim_v=32),
-    Problem(grid=(256,), batch=4, causal=True),
-    Problem(grid=(1024,), batch=1),
-    Problem(grid=(1024,), scope=(31,), batch=2),
-    Problem(grid=(3, 3), batch=2),
-    Problem(grid=(6, 6, 6), batch=2, dim_v=16),
-]
 ROUNDS = 5
+FAR = 8
+LARGE = 2**32  # bytes; a kernel that would take more is left out
+BF16 = torch.bfloat16
 
 
-def call(kernel: str, problem: Problem) -> Callable[[], None]:
-    """One forward pass, with its backward pass when training, on random tensors."""
-    p, context = problem, problem.context
-    n, m, grad = p.num_queries, p.num_context, p.train
-    q = torch.randn(p.batch, p.num_heads, n, p.dim_k, requires_grad=grad)
-    k = torch.randn(p.batch, m, p.dim_k, p.dim_u, requires_grad=grad)
-    v = torch.randn(p.batch, m, p.dim_v, p.dim_u, requires_grad=grad)
-    e = torch.randn(*context.table_shape, p.dim_k, p.dim_u, requires_grad=grad)
-    upstream = torch.randn(p.batch, p.num_heads, n, p.dim_v)
+def problems() -> Iterator[Problem]:
+    """Sizes of ResNet stages, of small images, of long sequences, of volumes, and odd ones."""
+    # The cases of the layer race.
+    yield from (Problem(grid=(7, 7), batch=32, dim_v=128), Problem(grid=(14, 14), batch=32))
+    yield from (Problem(grid=(28, 28), batch=8, dim_v=32), Problem(grid=(64, 64)))
+    yield Problem(grid=(14, 14), scope=(7, 7), batch=32)
+    yield from (Problem(grid=(g, g), scope=(23, 23), batch=b, dim_v=v) for g, b, v in ((28, 8, 32), (56, 4, 16)))
+    yield Problem(grid=(64, 64), scope=(23, 23))
+    # Small images and batches.
+    for grid, batch in itertools.product(((4, 4), (8, 8), (16, 16)), (1, 16)):
+        yield Problem(grid=grid, batch=batch, dim_v=32)
+    yield from (Problem(grid=(8, 8), scope=(15, 15), batch=128, dim_v=32), Problem(grid=(2, 2), batch=8))
+    # Local scopes over sizes.
+    for grid, scope, batch in ((16, 3, 8), (32, 5, 4), (32, 15, 4), (48, 9, 2), (64, 7, 1), (96, 23, 1), (128, 3, 1)):
+        yield Problem(grid=(grid, grid), scope=(scope, scope), batch=batch, dim_v=32)
+    # Global, larger; rectangles; another context.
+    yield from (Problem(grid=(40, 40), dim_v=64), Problem(grid=(96, 96), dim_v=16), Problem(grid=(37, 53)))
+    yield from (Problem(grid=(6, 100), batch=2), Problem(grid=(100, 6), batch=2), Problem(grid=(1, 512)))
+    yield from (
+        Problem(grid=(20, 30), context_grid=(10, 15), batch=2),
+        Problem(grid=(8, 8), context_grid=(32, 32), batch=2),
+    )
+    # Sequences.
+    for n in (64, 256, 1024, 4096):
+        yield Problem(grid=(n,), batch=max(1, 1024 // n), dim_v=32)
+    yield from (Problem(grid=(1024,), causal=True), Problem(grid=(333,), causal=True, batch=4))
+    for n, scope in ((512, 7), (1024, 31), (4096, 63), (4096, 255), (16384, 15)):
+        yield Problem(grid=(n,), scope=(scope,), dim_v=32)
+    yield Problem(grid=(2048,), scope=(128,), causal=True)
+    # Volumes.
+    yield from (Problem(grid=(4, 8, 8), batch=2, dim_v=32), Problem(grid=(8, 14, 14), dim_v=16))
+    yield from (
+        Problem(grid=(8, 14, 14), scope=(3, 5, 5), dim_v=32),
+        Problem(grid=(6, 20, 20), scope=(5, 9, 9), dim_v=16),
+    )
+    # Other depths and heads.
+    yield from (Problem(grid=(14, 14), dim_u=4, batch=4), Problem(grid=(14, 14), scope=(7, 7), dim_u=4, batch=4))
+    yield from (Problem(grid=(32, 32), scope=(9, 9), dim_u=2, dim_v=32), Problem(grid=(24, 24), dim_k=32, batch=2))
+    yield from (Problem(grid=(14, 14), dim_k=8, batch=16), Problem(grid=(14, 14), num_heads=1, batch=16))
+    yield from (
+        Problem(grid=(14, 14), num_heads=16, dim_v=16, batch=16),
+        Problem(grid=(28, 28), num_heads=8, dim_v=16, scope=(11, 11), batch=4),
+        Problem(grid=(20, 20), dim_v=256, batch=2),
+        Problem(grid=(32, 32), num_heads=2, dim_k=4, dim_v=128, scope=(7, 7)),
+    )
+    # Dilated, and in half precision.
+    yield from (
+        Problem(grid=(28, 28), scope=(7, 7), dilation=(2, 2), batch=2, dim_v=32),
+        Problem(grid=(14, 14), batch=16, dtype=BF16),
+        Problem(grid=(28, 28), scope=(23, 23), batch=4, dim_v=32, dtype=BF16),
+        Problem(grid=(48, 48), batch=1, dim_v=32, dtype=BF16),
+        Problem(grid=(56, 56), scope=(7, 7), batch=1, dim_v=32, dtype=BF16),
+        Problem(grid=(16, 16), dtype=torch.float64, batch=2),
+        Problem(grid=(16, 16), dense=True, batch=4),
+    )
 
-    def run() -> None:
-        y = lambda_layer(q, k, v, e, context=context, kernel=kernel)
-        if grad:
-            torch.autograd.grad(y, (q, k, v, e), upstream)
 
-    return run
+@torch.no_grad()
+def run(name: str, problem: Problem, inputs: tuple[torch.Tensor, ...], backward: bool) -> float:
+    """Processor milliseconds of one pass."""
+    g, *arguments = inputs
+    start = time.process_time()
+    if backward:
+        KERNELS[name].gradients(g, *arguments, problem, (True, True, True))
+    else:
+        KERNELS[name].output(*arguments, problem)
+    return 1e3 * (time.process_time() - start)
+
+
+def medians(problem: Problem, backward: bool) -> dict[str, float]:
+    inputs = problem.random_inputs()
+    costs = {name: KERNELS[name].cost(problem, backward=backward) for name in able(problem)}
+    names = [name for name, cost in costs.items() if cost.peak_bytes < LARGE]
+    for name in names:  # a first run also loads code and fills caches
+        if costs[name].seconds < 1:
+            run(name, problem, inputs, backward)
+    times = {name: [run(name, problem, inputs, backward)] for name in names}
+    best = min(first for (first,) in times.values())
+    for _ in range(ROUNDS - 1):
+        for name in names:
+            if times[name][0] < FAR * best:
+                times[name].append(run(name, problem, inputs, backward))
+    return {name: statistics.median(of_one) for name, of_one in times.items()}
 
 
 def main(commit: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    rows, ratios = [], []
-    for problem in [replace(problem, train=train) for problem in PROBLEMS for train in (False, True)]:
-        calls = {name: call(name, problem) for name in KERNELS if not KERNELS[name].unsupported(problem)}
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for turn in range(ROUNDS + 1):
-            for name, run in calls.items():
-                start = time.process_time()
-                run()
-                if turn:
-                    times[name].append(1e3 * (time.process_time() - start))
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        chosen = plan(problem).kernel
-        ratios.append(medians[chosen] / min(medians.values()))
-        for name, median in medians.items():
-            guess = 1e3 * estimate(name, KERNELS[name].cost(problem), problem)
-            rows.append(
-                [str(problem), name, f"{median:.3g}", f"{guess:.3g}", name == chosen, f"{ratios[-1]:.2f}"]
-            )
     provenance = [torch.__version__, platform.python_version(), date.today().isoformat(), commit]
+    head = "problem pass kernel cpu_ms estimated_ms chosen choice_over_best torch python date commit"
+    ratios: dict[str, float] = {}
     with open(Path(__file__).parent / "planner.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        head = "problem kernel cpu_ms estimated_ms chosen choice_over_best torch python date commit"
         writer.writerow(head.split())
-        writer.writerows([*row, *provenance] for row in rows)
-    middle, worst = statistics.median(ratios), max(ratios)
-    print(f"{len(ratios)} problems: choice over best, median {middle:.2f}, worst {worst:.2f}")
+        for problem, backward in itertools.product(problems(), (False, True)):
+            found, kind = medians(problem, backward), "backward" if backward else "forward"
+            chosen = choice(problem, backward)
+            ratio = found[chosen] / min(found.values())
+            ratios[f"{problem}, {kind}"] = ratio
+            for name, median in found.items():
+                guess = 1e3 * KERNELS[name].cost(problem, backward=backward).seconds
+                row = [problem, kind, name, f"{median:.3g}", f"{guess:.3g}", name == chosen, f"{ratio:.2f}"]
+                writer.writerow([*row, *provenance])
+            file.flush()
+    middle, worst = statistics.median(ratios.values()), max(ratios, key=lambda name: ratios[name])
+    print(f"{len(ratios) // 2} problems, forward and backward: choice over best, median {middle:.2f}")
+    print(f"worst {ratios[worst]:.2f}: {worst}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Importing the package costs torch and timm, and registers every model in timm.
 
 __version__ = "0.1.0.dev0"
 
+from .models import accelerate as accelerate
 from .models import create_model as create_model
 from .models import list_models as list_models
 from .nn import LambdaLayer1d as LambdaLayer1d

@@ -28,8 +28,9 @@ from lambdanets.ops import KERNELS, Plan, Problem, plan
 def test_words_become_a_problem(monkeypatch: pytest.MonkeyPatch, words: str, problem: Problem) -> None:
     asked: list[Problem] = []
 
-    def remember(each: Problem) -> Plan:
+    def remember(each: Problem, *, measured: bool) -> Plan:
         asked.append(each)
+        assert not measured
         return plan(each)
 
     monkeypatch.setattr(planning, "plan", remember)
@@ -47,3 +48,30 @@ def test_every_kernel_has_its_line_and_its_reason(capsys: pytest.CaptureFixture[
     for row in made.rows:
         assert row.verdict in shown
         assert row.reason.split()[0] in shown
+
+
+def test_both_passes_are_shown_when_training(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--grid", "14x14", "--batch", "2", "--train"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("forward pass") < shown.index("backward pass")
+    made = plan(Problem(grid=(14, 14), batch=2, train=True))
+    assert shown.count("chosen:") == 2
+    assert f"{made.rows[1].cost.flops / 1e9:,.3f}" in shown  # type: ignore[union-attr]
+    assert "paper's rule" in shown
+
+
+def test_measuring_adds_a_column(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--grid", "6x5", "--measure"]) == 0
+    shown = capsys.readouterr().out
+    assert "the least time when tried" in shown
+    assert " ms " in shown.replace("est. ms", "").replace("est ms", "")
+
+
+def test_what_does_not_fit_is_refused_with_the_nearest_that_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plan", "--grid", "100000", "--dim-v", "512", "--batch", "100000"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out.count("too large") >= 3
+    assert "would fit" in shown.err
+    assert "bytes" in shown.err

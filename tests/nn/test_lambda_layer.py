@@ -234,3 +234,17 @@ def test_every_parameter_and_the_input_get_a_gradient(rank: int, options: dict[s
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert (parameter.grad != 0).any(), name
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("grid", [(7,), (5, 4), (3, 2, 4)], ids=str)
+def test_gradients_in_training_are_those_of_finite_differences(
+    grid: Grid, memory_format: torch.memory_format, batch: int
+) -> None:
+    """One image alone too: PyTorch's own batch norm misreads the strides that a single image may have."""
+    layer = make(len(grid), dim_out=2 * HEADS, scope=3).train()
+    x = torch.randn(batch, DIM, *grid, dtype=torch.float64)
+    if len(grid) == 2:
+        x = x.contiguous(memory_format=memory_format)
+    assert torch.autograd.gradcheck(layer, x.requires_grad_())

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cases import BY_NAME, CASES, Case
-from lambdanets.ops import KERNELS, Plan, Problem, lambda_layer, plan
+from lambdanets.ops import KERNELS, GlobalContext, Plan, Problem, lambda_layer, plan, planner, position
+from lambdanets.ops.planner import Row
 
 PROBLEMS = {
     "global": {"grid": (64, 64)},
@@ -26,50 +27,97 @@ PROBLEMS = {
 problems = pytest.mark.parametrize("options", PROBLEMS.values(), ids=PROBLEMS)
 
 
+def lines(result: Plan) -> dict[str, tuple[Row, ...]]:
+    """The lines of each pass that a plan has."""
+    return {"forward": result.rows} | ({"backward": result.backward_rows} if result.problem.train else {})
+
+
 @problems
 def test_every_kernel_has_a_line_and_a_reason(options: dict[str, Any]) -> None:
     problem = Problem(**options)
     result = plan(problem)
     assert isinstance(result, Plan)
-    assert [row.kernel for row in result.rows] == list(KERNELS)
-    assert all(row.reason.strip() for row in result.rows)
-    assert not KERNELS[result.kernel].unsupported(problem)
-    for row in result.rows:
-        reasons = KERNELS[row.kernel].unsupported(problem)
-        assert (row.seconds is None) == bool(reasons), row.kernel
-        assert all(reason in row.reason for reason in reasons)
+    assert (result.backward_kernel is not None) == problem.train == bool(result.backward_rows)
+    for rows in lines(result).values():
+        assert [row.kernel for row in rows] == list(KERNELS)
+        assert [row.verdict for row in rows].count("chosen") == 1
+        for row in rows:
+            assert row.reason.strip()
+            reasons = KERNELS[row.kernel].unsupported(problem)
+            assert (row.cost is None) == bool(reasons), row.kernel
+            assert all(reason in row.reason for reason in reasons)
 
 
 @problems
 def test_the_chosen_kernel_is_near_the_least_estimate_and_the_leanest_there(options: dict[str, Any]) -> None:
     result = plan(Problem(**options))
-    able = {row.kernel: row for row in result.rows if row.seconds is not None and row.cost is not None}
-    seconds = {name: row.seconds or 0.0 for name, row in able.items()}
-    assert all(s > 0 for s in seconds.values())
-    near = [name for name in able if seconds[name] < 1.25 * min(seconds.values())]
-    peaks = {name: able[name].cost.peak_bytes for name in near}  # type: ignore[union-attr]
-    assert peaks[result.kernel] == min(peaks.values())
+    chosen = {"forward": result.kernel, "backward": result.backward_kernel}
+    for name, rows in lines(result).items():
+        costs = {row.kernel: row.cost for row in rows if row.cost is not None}
+        least = min(cost.seconds for cost in costs.values())
+        near = {kernel: cost.peak_bytes for kernel, cost in costs.items() if cost.seconds <= 1.05 * least}
+        assert near[chosen[name] or ""] == min(near.values())
 
 
 @problems
 def test_printing_shows_every_kernel_with_its_reason(options: dict[str, Any]) -> None:
     result = plan(Problem(**options))
     text = str(result)
-    for row in result.rows:
-        (line,) = [line for line in text.splitlines() if line.startswith(row.kernel)]
-        assert row.reason in line
+    for rows in lines(result).values():
+        for row in rows:
+            assert any(line.startswith(row.kernel) and row.reason in line for line in text.splitlines())
     assert "x".join(map(str, options["grid"])) in text or str(options["grid"]) in text
-    assert "chosen" in text
+    assert text.count("chosen: ") == len(lines(result))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_auto_is_the_planned_kernel(case: Case) -> None:
-    inputs = case.inputs()
+@pytest.mark.parametrize("case", [case for case in CASES if case.position], ids=str)
+def test_auto_is_the_planned_kernel_in_both_passes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = {name: x.requires_grad_() for name, x in case.inputs().items()}
     problem = Problem.of(
-        inputs["q"], inputs["k"], inputs["v"], inputs.get("e"), case.context(), case.content, False
+        inputs["q"], inputs["k"], inputs["v"], inputs.get("e"), case.context(), case.content, True
     )
-    chosen = plan(problem).kernel
-    assert torch.equal(case.call(lambda_layer, inputs), case.call(lambda_layer, inputs, kernel=chosen))
+    ran: list[str] = []
+    chosen_by = position.choose
+
+    def note(kernel: str, problem: Problem, *, backward: bool = False) -> str:
+        ran.append(chosen_by(kernel, problem, backward=backward))
+        return ran[-1]
+
+    monkeypatch.setattr(position, "choose", note)
+    case.call(lambda_layer, inputs).sum().backward()
+    made = plan(problem)
+    assert ran == [made.kernel, made.backward_kernel]
+
+
+def test_measured_is_the_fastest_when_tried_and_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"reference": 3.0, "conv": 2.0, "attention": 1.0, "fft": 4.0}
+    tried: list[tuple[Problem, bool]] = []
+
+    def measure(problem: Problem, backward: bool = False) -> dict[str, float]:
+        tried.append((problem, backward))
+        return times
+
+    monkeypatch.setattr(planner, "measure", measure)
+    planner.measured_choice.cache_clear()
+    q, k, v, e = (
+        torch.randn(1, 2, 35, 3, requires_grad=True),
+        torch.randn(1, 35, 3, 1),
+        torch.randn(1, 35, 5, 1),
+        torch.randn(9, 13, 3, 1),
+    )
+    for _ in range(3):
+        lambda_layer(q, k, v, e, context=GlobalContext((5, 7)), kernel="measured").sum().backward()
+    assert [backward for _, backward in tried] == [False, True]
+    planner.measured_choice.cache_clear()
+
+
+def test_measuring_runs_the_kernels_and_shows_their_times() -> None:
+    made = plan(Problem(grid=(9, 7), batch=2, train=True), measured=True)
+    for name, rows in lines(made).items():
+        times = {row.kernel: row.measured for row in rows if row.measured is not None}
+        assert len(times) > 1
+        chosen = {"forward": made.kernel, "backward": made.backward_kernel}[name]
+        assert times[chosen or ""] == min(times.values())
 
 
 @pytest.mark.parametrize(
@@ -96,11 +144,14 @@ def test_a_call_poses_the_problem_it_is(name: str) -> None:
 def test_costs_grow_with_the_work(name: str) -> None:
     problem = Problem(grid=(8, 8), scope=(5, 5), batch=2)
     cost = KERNELS[name].cost(problem)
-    assert cost.flops > 0
-    assert cost.bytes > 0
-    for more in ({"batch": 8}, {"dim_v": 256}, {"grid": (16, 16)}, {"dim_k": 64}):
+    assert min(cost.flops, cost.bytes, cost.peak_bytes) > 0
+    backward = KERNELS[name].cost(problem, backward=True)
+    assert backward.flops > 1.9 * cost.flops
+    assert backward.seconds > cost.seconds > 0
+    for more in ({"batch": 8}, {"dim_v": 256}, {"grid": (16, 16)}, {"dim_k": 256}):
         larger = KERNELS[name].cost(replace(problem, **more))
         assert larger.flops > 1.9 * cost.flops, more
+        assert larger.seconds > cost.seconds, more
         assert larger.bytes > cost.bytes, more
     halved = KERNELS[name].cost(replace(problem, dtype=torch.bfloat16))
     assert halved.flops == cost.flops
@@ -122,12 +173,18 @@ def test_flops_are_those_torch_counts(name: str, case_name: str) -> None:
     )
     if KERNELS[name].unsupported(problem):
         return
-    with FlopCounterMode(display=False) as counter:
-        case.call(lambda_layer, inputs, kernel=name)
-    counted = counter.get_total_flops()
-    # torch counts the products of a convolution with its padding, which are not done.
-    least = 0.05 if name == "conv" else 0.5
-    assert least < KERNELS[name].cost(problem).flops / counted < 2
+    arguments = (inputs["q"], inputs["v"], inputs["e"])
+    upstream = case.upstream(inputs["q"].dtype, "cpu")
+    for backward in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            if backward:
+                KERNELS[name].gradients(upstream, *arguments, problem, (True, True, True))
+            else:
+                KERNELS[name].output(*arguments, problem)
+        counted = counter.get_total_flops()
+        # torch counts the products of a convolution with its padding, which are not done.
+        least = 0.05 if name == "conv" else 0.5
+        assert least < KERNELS[name].cost(problem, backward=backward).flops / counted < 2
 
 
 @pytest.mark.parametrize(

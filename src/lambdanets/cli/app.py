@@ -22,6 +22,7 @@ VERBS = {
     "list": ("listing", "models, recipes and data sources"),
     "show": ("showing", "one model: stages, parameters, MACs, the kernel of every lambda layer"),
     "plan": ("planning", "which kernel serves a problem, and why not the others"),
+    "bench": ("benching", "race the layer against other implementations: time, memory, figures"),
 }
 
 EXAMPLES = """\
@@ -34,6 +35,7 @@ examples
   lambdanets list 'lambda*'
   lambdanets show lambda_resnet152 --size 256
   lambdanets plan --grid 64x64 --heads 4 --dim-k 16 --dim-v 64 --batch 8 --train
+  lambdanets bench op --cases g7,g14 --pass train
 """
 
 _received: list[int] = []

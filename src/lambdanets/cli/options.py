@@ -74,7 +74,8 @@ def parse(verb: Callable[..., int], *, prog: str, words: Sequence[str]) -> Calla
 
 def _check_flags(words: Sequence[str], verb: Callable[..., int], prog: str) -> None:
     """A misspelt option comes first: the complaint that the right one is missing would mislead."""
-    names = [name.replace("_", "-") for name in signature(verb).parameters]
+    # An option named by a word of Python has a parameter that ends in an underscore: from_ is --from.
+    names = [name.rstrip("_").replace("_", "-") for name in signature(verb).parameters]
     known = ["--help", *(f"--{name}" for name in names)]
     for word in words:
         flag = word.partition("=")[0].replace("_", "-")

@@ -1,13 +1,16 @@
 """`lambdanets plan`: which kernel serves a problem, what each would cost, and why not the others."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
+from rich.table import Table
 
-from lambdanets.cli.console import draw, milliseconds, stdout, table
+from lambdanets.cli.console import draw, milliseconds, stderr, stdout, table
 from lambdanets.cli.errors import usage
 from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
 from lambdanets.ops import Plan, Problem, plan
+from lambdanets.ops.planner import Row
 
 Sizes = Annotated[str, shown("N | NxN | NxNxN")]
 OptionalSizes = Annotated[str | None, shown("N | NxN | NxNxN")]
@@ -31,10 +34,11 @@ def run(
     position: bool = True,
     dtype: DtypeName = "float32",
     device: Device = "cpu",
+    measure: bool = False,
 ) -> int:
     """Show which kernel serves a problem, what each would cost, and why the others are not taken.
 
-    Nothing is run and no memory is taken: the plan is made from the sizes.
+    Nothing is run and no memory is taken (unless --measure is given): the plan is made from the sizes.
 
     Args:
         grid: Sizes of the query grid, for example 64x64.
@@ -53,6 +57,7 @@ def run(
         position: Position lambdas are computed.
         dtype: Element type.
         device: Device type; it need not be present.
+        measure: Run the kernels on random numbers and let their times decide, as kernel="measured" does.
     """
     with usage():
         sizes = read_sizes("--grid", grid)
@@ -74,8 +79,9 @@ def run(
             device=device,
             train=train,
         )
-    _draw(plan(problem))
-    return 0
+    made = plan(problem, measured=measure)
+    _draw(made)
+    return 0 if made.refusal is None else 1
 
 
 def _optional(option: str, text: str | None, rank: int = 1) -> tuple[int, ...] | None:
@@ -87,26 +93,42 @@ def _optional(option: str, text: str | None, rank: int = 1) -> tuple[int, ...] |
 
 
 def _draw(made: Plan) -> None:
+    console = stdout()
+    console.print(str(made.problem), style="bold", highlight=False)
+    passes = [("forward", made.rows)] + ([("backward", made.backward_rows)] if made.problem.train else [])
+    for name, rows in passes:
+        draw(console, f"{name} pass, positions", _table(rows))
+    if made.problem.content:
+        content = made.problem.content_flops * (3 if made.problem.train else 1)
+        console.print(f"Content: {content / 1e9:,.3f} GFLOP, the same with every kernel.", style="dim")
+    if made.paper_kernel is not None:
+        console.print(f"The paper's rule (appendix E.1) would take {made.paper_kernel}.", style="dim")
+    if made.refusal is not None:
+        stderr().print(made.refusal)
+
+
+def _table(lines: Sequence[Row]) -> Table:
+    measured = any(row.measured is not None for row in lines)
     rows = table(
         kernel="left",
         GFLOP="right",
         MiB_moved="right",
         MiB_peak="right",
         est_ms="right",
+        **({"ms": "right"} if measured else {}),
         why="wrap",
     )
-    for row in made.rows:
+    for row in lines:
         numbers = ["-"] * 4
-        if row.cost is not None and row.seconds is not None:
+        if row.cost is not None:
             numbers = [
                 f"{row.cost.flops / 1e9:,.3f}",
                 f"{row.cost.bytes / 2**20:,.1f}",
                 f"{row.cost.peak_bytes / 2**20:,.1f}",
-                milliseconds(row.seconds),
+                milliseconds(row.cost.seconds),
             ]
+        if measured:
+            numbers.append("-" if row.measured is None else milliseconds(row.measured))
         style = {"chosen": "bold green", "cannot serve": "dim"}.get(row.verdict)
         rows.add_row(row.kernel, *numbers, f"{row.verdict}: {row.reason}", style=style)
-    console = stdout()
-    draw(console, str(made.problem), rows)
-    if made.paper_kernel is not None:
-        console.print(f"The paper's rule (appendix E.1) would take {made.paper_kernel}.", style="dim")
+    return rows

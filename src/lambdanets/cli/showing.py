@@ -13,7 +13,6 @@ from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
 from lambdanets.cli.summary import Summary, summarise
 from lambdanets.models import create_model
 from lambdanets.ops import Plan
-from lambdanets.ops.planner import Row
 
 
 def run(
@@ -128,8 +127,7 @@ def _draw_plans(summary: Summary, console: Console) -> None:
     )
     for made, names in groups.items():
         problem = made.problem
-        chosen = next(row for row in made.rows if row.kernel == made.kernel)
-        others = [_ratio(row, chosen) for row in made.rows if row is not chosen]
+        kernels, seconds = _chosen(made)
         rows.add_row(
             _together(names),
             grid(problem.grid),
@@ -138,18 +136,35 @@ def _draw_plans(summary: Summary, console: Console) -> None:
             str(problem.dim_k),
             str(problem.dim_v),
             str(problem.dim_u),
-            made.kernel,
-            milliseconds(chosen.seconds or 0.0),
-            ", ".join(others),
+            kernels,
+            milliseconds(seconds),
+            ", ".join(_others(made)),
         )
     console.print()
     draw(console, f"lambda layers, batch {first.batch}, {dtype} on {first.device}, {use}", rows)
 
 
-def _ratio(row: Row, chosen: Row) -> str:
-    if row.seconds is None or chosen.seconds is None:
-        return f"{row.kernel}: {row.reason}"
-    return f"{row.kernel} {row.seconds / chosen.seconds:.1f}x"
+def _chosen(made: Plan) -> tuple[str, float]:
+    """The chosen kernels, of both passes when training, and their time together."""
+    chosen = [row for row in (*made.rows, *made.backward_rows) if row.verdict == "chosen"]
+    names = list(dict.fromkeys(row.kernel for row in chosen))
+    return " + ".join(names) or "none fits", sum(row.cost.seconds for row in chosen if row.cost is not None)
+
+
+def _others(made: Plan) -> list[str]:
+    """Each kernel beside the chosen one: its time in both passes against the chosen ones', or why not."""
+    _, least = _chosen(made)
+    phrases = []
+    for row, *backward in zip(made.rows, *([made.backward_rows] if made.backward_rows else []), strict=True):
+        lines = (row, *backward)
+        costs = [line.cost for line in lines if line.cost is not None]
+        if all(line.verdict == "chosen" for line in lines):
+            continue
+        if len(costs) < len(lines) or not least:
+            phrases.append(f"{row.kernel}: {row.reason}")
+        else:
+            phrases.append(f"{row.kernel} {sum(cost.seconds for cost in costs) / least:.1f}x")
+    return phrases
 
 
 def _together(names: list[str]) -> str:

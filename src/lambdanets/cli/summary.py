@@ -82,7 +82,7 @@ def summarise(
 
     def choose_kernel(name: str, layer: Any, args: tuple[Tensor, ...]) -> None:
         plans[name] = plan(_problem(layer, args[0], batch=batch, train=train, dtype=dtype, device=device))
-        layer.kernel = plans[name].kernel
+        layer.kernel = plans[name].kernel or "auto"
 
     def note_output(name: str, _: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
         if isinstance(output, Tensor):

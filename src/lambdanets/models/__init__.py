@@ -1,6 +1,7 @@
 """The model family, registered in timm when this package is imported."""
 
 from . import zoo as zoo
+from .accelerate import accelerate as accelerate
 from .config import ResNetConfig as ResNetConfig
 from .registry import create_model as create_model
 from .registry import list_models as list_models

@@ -12,6 +12,9 @@ from ..ops.checks import unknown_name
 from ..ops.context import GlobalContext, Grid, LocalContext, as_grid
 from ..ops.functional import lambda_layer
 from ..ops.kernels import KERNELS
+from ..ops.planner import CHOICES
+from .folding import Part, foldable, project
+from .layout import contiguous_gradient, to_channels
 from .positions import resize_table, table_shape
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -86,8 +89,8 @@ class LambdaLayer(nn.Module):
             raise ValueError("content=False and position=False leave nothing to compute")
         if causal and self.rank != 1:
             raise ValueError(f"causal=True needs one axis (an order), this layer has {self.rank}")
-        if kernel != "auto" and kernel not in KERNELS:
-            raise unknown_name("kernel", kernel, ["auto", *KERNELS])
+        if kernel not in (*CHOICES, *KERNELS):
+            raise unknown_name("kernel", kernel, [*CHOICES, *KERNELS])
         if not position and (scope is not None or grid is not None):
             raise ValueError(f"position=False has no use for scope={scope} or grid={grid}")
         self.dim, self.dim_out, self.dim_k, self.num_heads, self.dim_u = dim, dim_out, dim_k, num_heads, dim_u
@@ -144,13 +147,13 @@ class LambdaLayer(nn.Module):
         if source.shape[0] != x.shape[0]:
             raise ValueError(f"context must have the batch size of x, {x.shape[0]}, got {source.shape[0]}")
         grid, context_grid = tuple(x.shape[2:]), tuple(source.shape[2:])
-        q = self.norm_queries(self.to_queries(x)).flatten(2).unflatten(1, (self.num_heads, self.dim_k)).mT
-        v = self.norm_values(self.to_values(source)).flatten(2).unflatten(1, (self.dim_v, self.dim_u))
-        v = v.permute(0, 3, 1, 2)
-        if self.to_keys is None:  # without content nobody looks at the keys
+        queries, keys, values = self._projections(x, source)
+        q = queries.flatten(2).unflatten(1, (self.num_heads, self.dim_k)).mT
+        v = values.flatten(2).unflatten(1, (self.dim_v, self.dim_u)).permute(0, 3, 1, 2)
+        if keys is None:  # without content nobody looks at the keys
             k = v.new_zeros(()).expand(*v.shape[:2], self.dim_k, self.dim_u)
         else:
-            k = self.to_keys(source).flatten(2).unflatten(1, (self.dim_k, self.dim_u)).permute(0, 3, 1, 2)
+            k = keys.flatten(2).unflatten(1, (self.dim_k, self.dim_u)).permute(0, 3, 1, 2)
         # Under autocast the norms and the projections may differ in type; the operator takes one.
         dtype = k.dtype
         e = None if self.positions is None else self.positions.to(dtype)
@@ -175,7 +178,25 @@ class LambdaLayer(nn.Module):
             content=self.content,
             kernel=self.kernel,
         )
-        return self._to_channels(y, x)
+        return to_channels(y, x)
+
+    def _projections(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Queries (b hk *grid), keys (b ku *context_grid) and values (b vu *context_grid)."""
+        of_context = [self.to_values] if self.to_keys is None else [self.to_values, self.to_keys]
+        if not foldable([self.to_queries, *of_context], [self.norm_queries, self.norm_values]):
+            queries = contiguous_gradient(self.norm_queries(self.to_queries(x)))
+            values = contiguous_gradient(self.norm_values(self.to_values(source)))
+            return queries, None if self.to_keys is None else self.to_keys(source), values
+        to_queries: list[Part] = [(self.to_queries.weight, self.to_queries.bias, self.norm_queries)]
+        norms = (self.norm_values, None)
+        to_context: list[Part] = [
+            (p.weight, p.bias, norm) for p, norm in zip(of_context, norms, strict=False)
+        ]
+        if source is x:
+            queries, values, *keys = project(x, [*to_queries, *to_context])
+        else:
+            (queries,), (values, *keys) = project(x, to_queries), project(source, to_context)
+        return queries, keys[0] if keys else None, values
 
     def _check_input(self, name: str, x: Tensor) -> None:
         if x.ndim != self.rank + 2 or x.shape[1] != self.dim:
@@ -193,13 +214,6 @@ class LambdaLayer(nn.Module):
                 f"context may be seen; got {mask.dtype} of shape {tuple(mask.shape)}"
             )
         return mask.flatten(1)
-
-    def _to_channels(self, y: Tensor, x: Tensor) -> Tensor:
-        """From b h n v to channels, head-major, in the memory format of `x`."""
-        if x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous():
-            by_position = y.transpose(1, 2).flatten(2).contiguous()  # b n (h v)
-            return by_position.mT.unflatten(2, x.shape[2:])
-        return y.mT.flatten(1, 2).contiguous().unflatten(2, x.shape[2:])
 
     @torch.no_grad()
     def resize_positions(self, grid: Grid) -> None:

@@ -7,14 +7,12 @@ would vanish.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
-from torch.amp.autocast_mode import is_autocast_available
 from torch.utils.checkpoint import checkpoint
 
 from .context import Context, MaskedContext, RelativeContext
+from .products import no_autocast
 
 CHUNK = (
     64  # queries per chunk of the causal form: the n*chunk*k weights stay small beside the n*chunk products
@@ -31,8 +29,7 @@ def content_output(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tens
     else:
         part = shared_content
     wide = torch.promote_types(q.dtype, torch.float32)
-    device = q.device.type
-    with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
+    with no_autocast(q.device.type):
         return part(q, k.to(wide), v.to(wide), context, mask)
 
 

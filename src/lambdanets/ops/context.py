@@ -31,6 +31,11 @@ def as_grid(value: Grid, name: str, rank: int | None = None) -> tuple[int, ...]:
     return sizes
 
 
+def as_sizes(x: torch.Tensor) -> tuple[int, ...]:
+    """A tensor's shape as ints; while torch.jit.trace records, sizes are tensors: those of the example."""
+    return tuple(int(s) if isinstance(s, torch.Tensor) else s for s in x.shape)
+
+
 class Context:
     """What every context answers: how many queries there are, and whom each may see."""
 

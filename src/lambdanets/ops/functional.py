@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from .checks import check_arguments
-from .context import Context
-from .kernels import KERNELS
-from .planner import choose
+from .content import content_output
+from .context import Context, RelativeContext
+from .kernels import reference
+from .planner import check_kernel
+from .position import geometry_of, position_output
 from .problem import Problem
 
 
@@ -39,7 +41,8 @@ def lambda_layer(
         context: Who sees whom, and the geometry.
         mask: Boolean tensor of shape (b, m), True where a context element may be seen (padding is False).
         content: Whether the content part is computed.
-        kernel: "auto" (the planner chooses), or the name of one implementation.
+        kernel: "auto" (the planner chooses, for the forward and the backward pass apart), "measured" (the
+            fastest when tried, the first time that sizes are met), or the name of one implementation.
 
     Returns:
         Tensor of shape (b, h, n, v). A query that sees nothing gives zeros.
@@ -47,6 +50,7 @@ def lambda_layer(
     Raises:
         ValueError: If shapes, dtypes or devices do not fit together, the kernel is unknown, or it cannot
             serve the problem.
+        MemoryError: If every kernel would need more memory than the machine has; nothing is started.
 
     Differences from the paper:
         A local scope limits position lambdas only and outside the grid there is nothing, as there; keys under
@@ -62,7 +66,19 @@ def lambda_layer(
         torch.Size([2, 4, 35, 8])
     """
     check_arguments(q, k, v, e, context, mask, content)
-    train = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, e))
-    problem = Problem.of(q, k, v, e, context, content, train)
-    chosen = KERNELS[choose(kernel, problem)]
-    return chosen.apply(q, k, v, e, context=context, mask=mask, content=content)
+    train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, e))
+    check_kernel(kernel, Problem.of(q, k, v, e, context, content, train))
+    if kernel == reference.NAME:
+        return reference.apply(q, k, v, e, context=context, mask=mask, content=content)
+    if mask is not None:
+        v = v.masked_fill(~mask[:, :, None, None], 0)
+    parts = [content_output(q, k, v, context, mask)] if content else []
+    if e is not None:
+        if isinstance(context, RelativeContext) and context.is_table(e):
+            geometry = geometry_of(context)
+        else:
+            geometry = geometry_of(None)
+            visible = context.visible(e.shape[1], e.device)
+            e = e if visible is None else e.masked_fill(~visible[:, :, None, None], 0)
+        parts.append(position_output(q, v, e, *geometry, kernel))
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]

@@ -1,158 +1,271 @@
-"""Which kernel serves a problem, and why not the others.
+"""Which kernel serves a problem, for each pass apart, and why not the others.
 
-The estimate of a kernel's time is `flops / rate + bytes / bandwidth`; the rates are the kernels' own. Only
-their ratios matter for the choice.
+The kernels estimate their own time (`machine` holds the rates). Among those that can serve and whose memory
+the machine has, the least time decides; of kernels `NEAR` it, the lowest peak memory.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import statistics
+import time
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
 
 from .checks import unknown_name
 from .kernels import KERNELS
+from .machine import memory
 from .problem import Cost, Problem
 
-BANDWIDTH = {"cpu": 20e9, "cuda": 3e12}  # bytes per second
-MEMORY = 16 * 2**30  # bytes of temporaries that a kernel may take while another needs less
-NEAR = 1.25  # estimates this close are taken as equal, and the kernel of the lower peak is chosen
+NEAR = 1.05  # estimates this close are taken as equal
+MEASURED = 8  # kernels whose estimate is within this factor of the least are tried when measuring
 PAPER_RULE_LENGTH = 85**2  # appendix E.1: a convolution beyond this many inputs or for u > 1, dense otherwise
+CHOICES = ("auto", "measured")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One kernel's line of a plan.
+    """One kernel's line of a plan, for one pass.
 
     Args:
         kernel: Its name.
         cost: What it would spend, None where it cannot serve.
-        seconds: The estimated time of a forward pass, with its backward pass when training.
         verdict: "chosen", "slower", "larger", "too large" or "cannot serve".
         reason: The sentence behind the verdict.
+        measured: Seconds it took, where that was measured.
     """
 
     kernel: str
     cost: Cost | None
-    seconds: float | None
     verdict: str
     reason: str
+    measured: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The chosen kernel of a problem, and every kernel's line. Printing it shows a table."""
+    """The kernels chosen for a problem, and every kernel's line. Printing it shows a table.
+
+    Args:
+        problem: What is planned.
+        kernel: The kernel of the forward pass, None where none fits into the machine's memory.
+        backward_kernel: That of the backward pass, None without one.
+        rows: A line per kernel for the forward pass.
+        backward_rows: The same for the backward pass; empty when not training.
+        refusal: Why nothing is run, and the nearest problem that would be, where none fits.
+        paper_kernel: What the rule of the paper's appendix E.1 takes; None without relative positions.
+    """
 
     problem: Problem
-    kernel: str
+    kernel: str | None
+    backward_kernel: str | None
     rows: tuple[Row, ...]
-    paper_kernel: str | None
+    backward_rows: tuple[Row, ...] = ()
+    refusal: str | None = None
+    paper_kernel: str | None = None
+    flops: int = field(default=0)
 
     def __str__(self) -> str:
         lines = [f"{self.problem}"]
-        lines.append(f"{'kernel':<11}{'GFLOP':>10}{'MiB moved':>12}{'MiB peak':>11}{'est. ms':>10}  verdict")
-        for row in self.rows:
-            if row.cost is None or row.seconds is None:
+        for title, rows in (("forward", self.rows), ("backward", self.backward_rows)):
+            if not rows:
+                continue
+            lines.append(f"{title:<11}{'GFLOP':>10}{'MiB moved':>12}{'MiB peak':>11}{'est. ms':>10}  verdict")
+            for row in rows:
                 numbers = f"{'-':>10}{'-':>12}{'-':>11}{'-':>10}"
-            else:
-                numbers = (
-                    f"{row.cost.flops / 1e9:>10.3f}{row.cost.bytes / 2**20:>12.1f}"
-                    f"{row.cost.peak_bytes / 2**20:>11.1f}{row.seconds * 1e3:>10.2f}"
-                )
-            lines.append(f"{row.kernel:<11}{numbers}  {row.verdict}: {row.reason}")
+                if row.cost is not None:
+                    numbers = (
+                        f"{row.cost.flops / 1e9:>10.3f}{row.cost.bytes / 2**20:>12.1f}"
+                        f"{row.cost.peak_bytes / 2**20:>11.1f}{row.cost.seconds * 1e3:>10.2f}"
+                    )
+                lines.append(f"{row.kernel:<11}{numbers}  {row.verdict}: {row.reason}")
+        if self.problem.content:
+            flops = self.problem.content_flops * (3 if self.problem.train else 1)
+            lines.append(f"{'content':<11}{flops / 1e9:>10.3f}  the same with every kernel")
         if self.paper_kernel is not None:
             lines.append(f"the paper's rule (appendix E.1) would take {self.paper_kernel}")
+        if self.refusal is not None:
+            lines.append(self.refusal)
         return "\n".join(lines)
 
 
-def estimate(kernel: str, cost: Cost, problem: Problem) -> float:
-    """Seconds of a forward pass, with its backward pass (twice the operations and bytes) when training.
+def able(problem: Problem) -> list[str]:
+    """The kernels that can serve a problem, whatever their memory."""
+    return [name for name, kernel in KERNELS.items() if not kernel.unsupported(problem)]
 
-    A device of an unknown type is planned as a CPU.
+
+def needed(problem: Problem, cost: Cost) -> int:
+    """Bytes that a call takes in all: inputs, output and, when a backward pass follows, gradients."""
+    tables = problem.itemsize * problem.table_elements
+    return (problem.io_bytes + tables) * (2 if problem.train else 1) + cost.peak_bytes + problem.content_peak
+
+
+@lru_cache(maxsize=4096)
+def choice(problem: Problem, backward: bool = False) -> str:
+    """The kernel that serves a pass of a problem.
+
+    Raises:
+        MemoryError: If every kernel needs more memory than the machine has.
     """
-    times = 3 if problem.train else 1
-    bandwidth = BANDWIDTH.get(problem.device, BANDWIDTH["cpu"])
-    return times * (cost.flops / KERNELS[kernel].rate(problem) + cost.bytes / bandwidth)
+    costs = {name: KERNELS[name].cost(problem, backward=backward) for name in able(problem)}
+    limit = memory(problem.device)
+    fitting = [name for name in costs if limit is None or needed(problem, costs[name]) <= limit]
+    if not fitting:
+        raise MemoryError(refusal(problem, backward))
+    least = min(costs[name].seconds for name in fitting)
+    near = [name for name in fitting if costs[name].seconds <= NEAR * least]
+    return min(near, key=lambda name: costs[name].peak_bytes)
 
 
-def choice(problem: Problem) -> str:
-    """The kernel that serves a problem.
+def refusal(problem: Problem, backward: bool) -> str:
+    """The sentence for a problem that is too large, with the nearest that is not."""
+    limit = memory(problem.device) or 0
 
-    Among those that can and whose temporaries stay below `MEMORY` (or, if none does, among all that can), the
-    least estimated time decides; of kernels within `NEAR` of it, the lowest peak memory. Written as
-    comparisons one by one, since sizes are symbols while a graph of dynamic shapes is compiled.
-    """
-    able = [name for name, kernel in KERNELS.items() if not kernel.unsupported(problem)]
-    costs = {name: KERNELS[name].cost(problem) for name in able}
-    small = [name for name in able if costs[name].peak_bytes <= MEMORY]
-    if not small:
-        leanest = able[0]
-        for name in able:
-            if costs[name].peak_bytes < costs[leanest].peak_bytes:
-                leanest = name
-        return leanest
-    seconds = {name: estimate(name, costs[name], problem) for name in small}
-    fastest = small[0]
-    for name in small:
-        if seconds[name] < seconds[fastest]:
-            fastest = name
-    chosen = fastest
-    for name in small:
-        if seconds[name] < NEAR * seconds[fastest] and costs[name].peak_bytes < costs[chosen].peak_bytes:
-            chosen = name
-    return chosen
+    def least(p: Problem) -> int:
+        return min(needed(p, KERNELS[name].cost(p, backward=backward)) for name in able(p))
+
+    smaller = problem
+    while smaller.batch > 1 and least(smaller) > limit:
+        smaller = replace(smaller, batch=smaller.batch // 2)
+    nearest = f"a batch of {smaller.batch} would fit"
+    if least(smaller) > limit:
+        while least(smaller) > limit and max(smaller.grid) > 1:
+            halved = tuple(max(1, size // 2) for size in smaller.grid)
+            keys = tuple(max(1, size // 2) for size in smaller.context_grid or smaller.grid)
+            smaller = replace(smaller, grid=halved, context_grid=keys)
+        nearest = f"a batch of 1 on a grid of {'x'.join(map(str, smaller.grid))} would fit"
+    return (
+        f"this problem ({problem}) needs at least {least(problem):,} bytes "
+        f"({least(problem) / 2**30:.1f} GiB) with any kernel, the machine has {limit / 2**30:.1f} GiB; "
+        f"{nearest}"
+    )
 
 
-_cached_choice = lru_cache(maxsize=4096)(choice)
+def measure(problem: Problem, backward: bool = False) -> dict[str, float]:
+    """Seconds of each kernel on random tensors: those that fit and are not estimated to be far behind."""
+    limit = memory(problem.device)
+    costs = {name: KERNELS[name].cost(problem, backward=backward) for name in able(problem)}
+    least = min(cost.seconds for cost in costs.values())
+    g, q, v, e = problem.random_inputs()
+    wait = torch.cuda.synchronize if problem.device == "cuda" else lambda: None
 
-
-def plan(problem: Problem) -> Plan:
-    """Choose the kernel for a problem and say why: each kernel's cost, estimated time and verdict."""
-    chosen = choice(problem)
-    best = KERNELS[chosen].cost(problem)
-    least = estimate(chosen, best, problem)
-    rows = []
-    for name, kernel in KERNELS.items():
-        reasons = kernel.unsupported(problem)
-        if reasons:
-            row = Row(kernel=name, cost=None, seconds=None, verdict="cannot serve", reason="; ".join(reasons))
+    @torch.no_grad()
+    def seconds(name: str) -> float:
+        wait()
+        start = time.perf_counter()
+        if backward:
+            KERNELS[name].gradients(g, q, v, e, problem, (True, True, True))
         else:
-            cost = kernel.cost(problem)
-            seconds = estimate(name, cost, problem)
-            ratio = f"{seconds / least:.2g}x the time of {chosen}"
-            if name == chosen and best.peak_bytes > MEMORY:
-                verdict, reason = "chosen", f"all need over {MEMORY / 2**30:.0f} GiB at once; this one least"
-            elif name == chosen:
-                verdict, reason = "chosen", "the least estimated time, or near it with less memory"
-            elif cost.peak_bytes > MEMORY:
-                verdict, reason = "too large", f"needs {cost.peak_bytes / 2**30:.0f} GiB at once; {ratio}"
-            elif seconds < least * NEAR:
-                verdict, reason = (
-                    "larger",
-                    f"{cost.peak_bytes / max(1, best.peak_bytes):.2g}x the memory, {ratio}",
-                )
-            else:
-                verdict, reason = "slower", ratio
-            row = Row(kernel=name, cost=cost, seconds=seconds, verdict=verdict, reason=reason)
-        rows.append(row)
+            KERNELS[name].output(q, v, e, problem)
+        wait()
+        return time.perf_counter() - start
+
+    times = {}
+    for name, cost in costs.items():
+        if (limit is None or needed(problem, cost) <= limit) and cost.seconds <= MEASURED * least:
+            times[name] = statistics.median(seconds(name) for _ in range(4))
+    return times
+
+
+@lru_cache(maxsize=4096)
+def measured_choice(problem: Problem, backward: bool = False) -> str:
+    """The kernel that took the least time when tried; remembered for as long as the process lives."""
+    choice(problem, backward)  # refuses what is too large
+    times = measure(problem, backward)
+    return min(times, key=lambda name: times[name])
+
+
+def plan(problem: Problem, *, measured: bool = False) -> Plan:
+    """Choose the kernels for a problem and say why: each kernel's cost, estimated time and verdict.
+
+    Args:
+        problem: The sizes.
+        measured: Run the kernels on random tensors of these sizes and let their times decide.
+    """
+    passes = {"forward": _rows(problem, False, measured)}
+    if problem.train:
+        passes["backward"] = _rows(problem, True, measured)
+    chosen = {name: [row for row in rows if row.verdict == "chosen"] for name, rows in passes.items()}
+    kernels = {name: rows[0].kernel for name, rows in chosen.items() if rows}
+    too_large = [name for name in passes if name not in kernels]
     paper = None
     if problem.relative:
         paper = "conv" if problem.num_queries > PAPER_RULE_LENGTH or problem.dim_u > 1 else "reference"
-    return Plan(problem=problem, kernel=chosen, rows=tuple(rows), paper_kernel=paper)
+    content = problem.content_flops * (3 if problem.train else 1)
+    return Plan(
+        problem=problem,
+        kernel=kernels.get("forward"),
+        backward_kernel=kernels.get("backward"),
+        rows=passes["forward"],
+        backward_rows=passes.get("backward", ()),
+        refusal=refusal(problem, "backward" in too_large) if too_large else None,
+        paper_kernel=paper,
+        flops=content + sum(row.cost.flops for rows in chosen.values() for row in rows if row.cost),
+    )
 
 
-def choose(kernel: str, problem: Problem) -> str:
-    """The kernel that `kernel=` asks for.
+def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[Row, ...]:
+    costs = {name: KERNELS[name].cost(problem, backward=backward) for name in able(problem)}
+    limit = memory(problem.device)
+    fitting = [name for name in costs if limit is None or needed(problem, costs[name]) <= limit]
+    times = measure(problem, backward) if measured and fitting else {}
+    chosen = ""
+    if fitting:
+        chosen = min(times, key=lambda name: times[name]) if times else choice(problem, backward)
+    rows = []
+    for name, kernel in KERNELS.items():
+        if name not in costs:
+            verdict, reason = "cannot serve", "; ".join(kernel.unsupported(problem))
+        elif name not in fitting:
+            verdict, reason = "too large", f"needs {needed(problem, costs[name]) / 2**30:,.1f} GiB"
+            reason += f", the machine has {(limit or 0) / 2**30:,.1f}"
+        elif name == chosen:
+            verdict = "chosen"
+            reason = "the least time when tried" if measured else "the least estimated time, or near it"
+        else:
+            cost, best = costs[name], costs[chosen]
+            seconds = (times[name], times[chosen]) if name in times else (cost.seconds, best.seconds)
+            verdict, reason = "slower", f"{seconds[0] / max(seconds[1], 1e-12):.2g}x the time of {chosen}"
+            if not measured and cost.seconds <= NEAR * best.seconds:
+                memory_ratio = cost.peak_bytes / max(1, best.peak_bytes)
+                verdict, reason = "larger", f"{memory_ratio:.2g}x the memory, {reason}"
+        rows.append(
+            Row(
+                kernel=name,
+                cost=costs.get(name),
+                verdict=verdict,
+                reason=reason,
+                measured=times.get(name),
+            )
+        )
+    return tuple(rows)
+
+
+def check_kernel(kernel: str, problem: Problem) -> None:
+    """See that a kernel can run a problem, before anything is run.
 
     Raises:
         ValueError: If there is no such kernel, or it cannot serve the problem (with its reasons).
+        MemoryError: If the planner is to choose and every kernel needs more memory than the machine has.
     """
-    if kernel == "auto":
-        return choice(problem) if torch.compiler.is_compiling() else _cached_choice(problem)
+    if kernel in CHOICES:
+        if (
+            not torch.compiler.is_compiling()
+        ):  # sizes may be symbols there; the operators choose when they run
+            choice(problem)
+            if problem.train:
+                choice(problem, backward=True)
+        return
     if kernel not in KERNELS:
-        raise unknown_name("kernel", kernel, ["auto", *KERNELS])
+        raise unknown_name("kernel", kernel, [*CHOICES, *KERNELS])
     reasons = KERNELS[kernel].unsupported(problem)
     if reasons:
         raise ValueError(f"kernel {kernel!r} cannot serve this problem ({problem}): {'; '.join(reasons)}")
-    return kernel
+
+
+def choose(kernel: str, problem: Problem, *, backward: bool = False) -> str:
+    """The kernel that `kernel=` asks for, for one pass."""
+    if kernel == "auto":
+        return choice(problem, backward)
+    return measured_choice(problem, backward) if kernel == "measured" else kernel

@@ -9,22 +9,24 @@ import torch
 from torch import Tensor
 
 from .content import CHUNK, MASKED_BLOCK
-from .context import Context, GlobalContext, LocalContext, MaskedContext, RelativeContext, as_grid
+from .context import Context, GlobalContext, LocalContext, MaskedContext, RelativeContext, as_grid, as_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a kernel spends on a problem's forward pass.
+    """What one pass of a kernel spends on the position part of a problem.
 
     Args:
         flops: Floating-point operations, a multiply-add counted as two.
         bytes: Bytes read and written, inputs and output included.
-        peak_bytes: Bytes of temporaries alive at once, those kept for the backward pass included.
+        peak_bytes: Bytes of temporaries alive at once, beside inputs and output.
+        seconds: Estimated time.
     """
 
     flops: int
     bytes: int
     peak_bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +106,18 @@ class Problem:
 
     @classmethod
     def of(
-        cls, q: Tensor, k: Tensor, v: Tensor, e: Tensor | None, context: Context, content: bool, train: bool
+        cls,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        e: Tensor | None,
+        context: Context,
+        content: bool = True,
+        train: bool = False,
     ) -> Problem:
         """The problem that these tensors and this context pose."""
-        batch, num_heads, n, dim_k = q.shape
-        m, dim_v, dim_u = v.shape[1:]
+        batch, num_heads, n, dim_k = as_sizes(q)
+        _, m, dim_v, dim_u = as_sizes(v)
         relative = isinstance(context, RelativeContext)
         dense = e is not None and not (relative and context.is_table(e))
         local = context if isinstance(context, LocalContext) and e is not None else None
@@ -161,6 +170,27 @@ class Problem:
             context_grid=self.context_grid,
             causal=self.causal,
         )
+
+    @property
+    def table_elements(self) -> int:
+        """Numbers in the position embeddings."""
+        if not self.position:
+            return 0
+        shape = self.context.table_shape if self.relative else (self.num_queries, self.num_context)
+        return math.prod(shape) * self.dim_k * self.dim_u
+
+    def random_inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Random tensors of this problem's sizes: an upstream gradient, q, v and e."""
+        n, m = self.num_queries, self.num_context
+        table = self.context.table_shape if self.relative else (n, m)
+        shapes = [
+            (self.batch, self.num_heads, n, self.dim_v),
+            (self.batch, self.num_heads, n, self.dim_k),
+            (self.batch, m, self.dim_v, self.dim_u),
+            (*table, self.dim_k, self.dim_u),
+        ]
+        g, q, v, e = (torch.randn(shape, dtype=self.dtype, device=self.device) for shape in shapes)
+        return g, q, v, e
 
     @property
     def io_bytes(self) -> int:

@@ -1,9 +1,15 @@
-"""The position table in the forms that kernels work with: views or small copies, all differentiable."""
+"""The position table as kernels look it up: which entry stands for an offset.
+
+A table is read by index, and its gradient is the sum over all places that read an entry, so one function
+serves every geometry: borders, dilation, causal order, a grid of its own for the context.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .context import RelativeContext
@@ -16,36 +22,54 @@ def trimmed(e: Tensor, context: RelativeContext) -> tuple[Tensor, tuple[int, ...
     return e[reach], centre
 
 
-def full(e: Tensor, context: RelativeContext) -> Tensor:
-    """The table with an entry for every offset of the grid, of shape (*(grid + context_grid - 1), k, u).
+def pair_offsets(context: RelativeContext, device: torch.device) -> list[Tensor]:
+    """For each axis the offsets, of shape n m, between all queries and all context elements."""
+    grid = [(0, size) for size in context.grid]
+    return box_offsets(grid, [(0, size) for size in context.key_grid], device)
 
-    Zero stands where nothing is seen: beyond the scope, between dilated entries, in the future.
+
+def box_offsets(
+    queries: Sequence[tuple[int, int]], keys: Sequence[tuple[int, int]], device: torch.device
+) -> list[Tensor]:
+    """For each axis the offsets, of shape n m, between two boxes given by their (start, stop) per axis."""
+    places = []
+    for box in (queries, keys):
+        axes = torch.meshgrid(*(torch.arange(*side, device=device) for side in box), indexing="ij")
+        places.append([axis.flatten() for axis in axes])
+    return [m[None, :] - n[:, None] for n, m in zip(*places, strict=True)]
+
+
+def entries(context: RelativeContext, offsets: Sequence[Tensor]) -> Tensor:
+    """The flat index of each offset's entry, or the table's length where an offset has none.
+
+    Args:
+        context: The geometry.
+        offsets: For each axis, offsets position(m) - position(n), of shapes that broadcast.
     """
-    table, centre = trimmed(e, context)
-    for axis, step in enumerate(context.step):
+    index = torch.zeros((), dtype=torch.long, device=offsets[0].device)
+    found = torch.ones((), dtype=torch.bool, device=offsets[0].device)
+    axes = zip(offsets, context.table_shape, context.centre, context.step, strict=True)
+    for offset, length, centre, step in axes:
+        entry = offset.div(step, rounding_mode="floor") + centre
+        found = found & (entry >= 0) & (entry < length)
         if step > 1:
-            length = table.shape[axis]
-            spread = table.new_zeros(*table.shape[: axis + 1], step, *table.shape[axis + 1 :])
-            spread.select(axis + 1, 0).copy_(table)
-            table = spread.flatten(axis, axis + 1).narrow(axis, 0, (length - 1) * step + 1)
-    pads: list[int] = []
-    axes = zip(context.grid, context.key_grid, centre, context.step, strict=True)
-    for axis, (queries, keys, middle, step) in enumerate(axes):
-        left = queries - 1 - middle * step
-        pads[:0] = [left, queries + keys - 1 - left - table.shape[axis]]
-    return F.pad(table, [0, 0, 0, 0, *pads])
+            found = found & (offset % step == 0)
+        if context.causal:
+            found = found & (offset <= 0)
+        index = index * length + entry
+    return index.where(found, math.prod(context.table_shape))
 
 
-def dense(e: Tensor, context: RelativeContext) -> Tensor:
-    """Position embeddings of shape (n, k, m, u): for (n, m) the table's entry of position(m) - position(n).
+def read(e: Tensor, index: Tensor) -> Tensor:
+    """Embeddings of shape (*index, u, k) from a table (*offsets, k, u); zero where there is no entry."""
+    rows = e.flatten(0, -3).mT.flatten(1)
+    rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+    return torch.embedding(rows, index).unflatten(-1, (e.shape[-1], e.shape[-2]))
 
-    Along an axis the entries met by one query are a window of the full table, and the next query's window
-    starts one entry earlier, so the embeddings are the table's windows in reverse order. The copies are made
-    in float32 at least, because the gradient of an entry is a sum over up to n of them.
-    """
-    table = full(e.to(torch.promote_types(e.dtype, torch.float32)), context)
-    rank = len(context.grid)
-    for axis, keys in enumerate(context.key_grid):
-        table = table.unfold(axis, keys, 1)  # *n k u *m
-    windows = table.flip(tuple(range(rank))).movedim(rank + 1, -1)  # *n k *m u
-    return windows.reshape(context.num_queries, e.shape[-2], context.num_context, e.shape[-1]).to(e.dtype)
+
+def collect(gradient: Tensor, index: Tensor, shape: Sequence[int]) -> Tensor:
+    """The gradient of a table of this shape (*offsets, k, u) from that of what `read` gave."""
+    *table, k, u = shape
+    rows = gradient.new_zeros(math.prod(table) + 1, u * k)
+    rows.index_add_(0, index.flatten(), gradient.reshape(-1, u * k))
+    return rows[:-1].unflatten(1, (u, k)).mT.reshape(*table, k, u)

@@ -1,19 +1,21 @@
-"""The kernels: independent implementations of one function, each a module of this folder.
+"""The kernels: independent implementations of the position part, each a module of this folder.
 
-A kernel module has a `NAME`, `apply` (the operator), `unsupported` (sentences, empty if it can serve a
-problem), `cost`, and `rate`: the operations per second that it reaches on a problem, in training those of the
-forward and backward pass together. Adding one is a new file and its line here.
+A kernel module has a `NAME`, `output` and `gradients` (the position part and its gradients, plain functions
+of tensors), `unsupported` (sentences, empty if it can serve a problem) and `cost`. Adding one is a new file
+and its line here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
-from ..context import Context
 from ..problem import Cost, Problem
-from . import attention, conv, reference
+from . import attention, conv, fft, reference
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Kernel(Protocol):
@@ -22,24 +24,16 @@ class Kernel(Protocol):
     @property
     def NAME(self) -> str: ...
 
-    def apply(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        e: Tensor | None,
-        *,
-        context: Context,
-        mask: Tensor | None,
-        content: bool,
-    ) -> Tensor: ...
+    def output(self, q: Tensor, v: Tensor, e: Tensor, problem: Problem) -> Tensor: ...
+
+    def gradients(
+        self, g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, wanted: Sequence[bool]
+    ) -> Gradients: ...
 
     def unsupported(self, problem: Problem) -> list[str]: ...
 
-    def cost(self, problem: Problem) -> Cost: ...
-
-    def rate(self, problem: Problem) -> float: ...
+    def cost(self, problem: Problem, *, backward: bool = False) -> Cost: ...
 
 
-_MODULES: tuple[Kernel, ...] = (reference, conv, attention)
+_MODULES: tuple[Kernel, ...] = (reference, conv, attention, fft)
 KERNELS = {kernel.NAME: kernel for kernel in _MODULES}

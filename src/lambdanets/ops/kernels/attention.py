@@ -1,58 +1,152 @@
 """Attention order: queries meet the position embeddings first, the values come last.
 
 There is no softmax over positions, so the sums may be swapped: (q E) of shape b h n m, then times v. For h
-queries per position this is h (k + v) products per pair instead of k v, and no position lambda is formed; the
-price is a map of shape b h n m, which suits small grids. Not in the paper, which contracts m first.
+queries per position this is h (k + v) products per pair instead of k v, and no position lambda is formed. The
+map is formed for a block of queries at a time, over the part of the context that the block reaches, and
+formed again in the backward pass. Not in the paper, which contracts m first.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from ..content import content_output
-from ..context import Context, RelativeContext
+from ..context import RelativeContext
+from ..machine import gemm_seconds, move_seconds
 from ..problem import Cost, Problem
-from ..tables import dense
+from ..products import products
+from ..tables import box_offsets, collect, entries, read
 
 NAME = "attention"
+BLOCK = 2**24  # bytes of the map and of the embeddings of one block of queries
 
 
-def apply(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    e: Tensor | None,
-    *,
-    context: Context,
-    mask: Tensor | None,
-    content: bool,
-) -> Tensor:
-    """The operator of shape b h n v; see `lambda_layer`."""
-    if mask is not None:
-        v = v.masked_fill(~mask[:, :, None, None], 0)
-    if e is None:
-        return content_output(q, k, v, context, mask)
-    y = position_output(q, v, embeddings(e, context))
-    return y + content_output(q, k, v, context, mask) if content else y
+@dataclass(frozen=True)
+class Block:
+    """Some rows of queries on the grid's first axis, and the rows of the context that they reach."""
+
+    queries: slice
+    context: slice
+    rows: tuple[int, int]
+    context_rows: tuple[int, int]
 
 
-def embeddings(e: Tensor, context: Context) -> Tensor:
-    """Position embeddings of shape n k m u, zero where a query does not look."""
-    if isinstance(context, RelativeContext) and context.is_table(e):
-        return dense(e, context)
-    visible = context.visible(e.shape[1], e.device)
-    return (e if visible is None else e.masked_fill(~visible[:, :, None, None], 0)).transpose(1, 2)
+def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem) -> Tensor:
+    """The position part of shape b h n v from q (b h n k), v (b m v u) and a table or dense e."""
+    context = problem.context if problem.relative else None
+    b, h, n, _ = q.shape
+    y = q.new_empty(b, h, n, v.shape[2])
+    values = v.transpose(2, 3)  # b m u v
+    for block in blocks(problem):
+        embeddings, _ = _embeddings(e, context, block)
+        pairs = _pairs(q[:, :, block.queries], embeddings)  # b (h n) (m u)
+        part = products(pairs, values[:, block.context].flatten(1, 2))
+        y[:, :, block.queries] = part.unflatten(1, (h, -1))
+    return y
 
 
-def position_output(q: Tensor, v: Tensor, e: Tensor) -> Tensor:
-    """The position part of shape b h n v from q (b h n k), v (b m v u) and embeddings (n k m u)."""
-    b, h, n, dim_k = q.shape
+def gradients(
+    g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of q, v and e, each where it is wanted, from that of the position part."""
+    context = problem.context if problem.relative else None
+    b, h = q.shape[:2]
     m, dim_v, u = v.shape[1:]
-    by_position = q.permute(2, 0, 1, 3).reshape(n, b * h, dim_k)
-    pairs = torch.bmm(by_position, e.flatten(2))  # n (b h) (m u)
-    values = v.transpose(2, 3).reshape(b, 1, m * u, dim_v).expand(-1, h, -1, -1).reshape(b * h, m * u, dim_v)
-    return torch.bmm(pairs.transpose(0, 1), values).unflatten(0, (b, h))
+    wide = torch.promote_types(q.dtype, torch.float32)  # of what is summed over blocks
+    values = v.transpose(2, 3)
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format) if wanted[0] else None
+    dv = v.new_zeros(b, m, u, dim_v, dtype=wide) if wanted[1] else None
+    de = torch.zeros_like(e, dtype=wide, memory_format=torch.contiguous_format) if wanted[2] else None
+    for block in blocks(problem):
+        embeddings, index = _embeddings(e, context, block)
+        some = q[:, :, block.queries]
+        upstream = g[:, :, block.queries].flatten(1, 2)  # b (h n) v
+        if dv is not None:
+            pairs = _pairs(some, embeddings)
+            dv[:, block.context] += products(pairs.mT, upstream).unflatten(1, (-1, u))
+        if dq is None and de is None:
+            continue
+        dpairs = products(upstream, values[:, block.context].flatten(1, 2).mT)
+        dpairs = dpairs.view(b * h, some.shape[2], dpairs.shape[2]).transpose(0, 1)  # n (b h) (m u)
+        if dq is not None:
+            dq[:, :, block.queries] = torch.bmm(dpairs, embeddings).transpose(0, 1).unflatten(0, (b, h))
+        if de is not None:
+            dembeddings = torch.bmm(dpairs.mT, _by_position(some)).unflatten(1, (-1, u)).to(wide)
+            if context is None or index is None:
+                de[block.queries, block.context] = dembeddings.mT
+            else:
+                de += collect(dembeddings, index, e.shape)
+    return (
+        dq,
+        None if dv is None else dv.transpose(2, 3).to(v.dtype).contiguous(),
+        None if de is None else de.to(e.dtype),
+    )
+
+
+def blocks(problem: Problem) -> Iterator[Block]:
+    """Cut the queries along the grid's first axis so that what a block forms stays below `BLOCK`."""
+    grid, keys = problem.grid, problem.context_grid or problem.grid
+    per_row, per_key_row = math.prod(grid[1:]), math.prod(keys[1:])
+    before, after = _reach(problem)
+    rows, _ = _block_size(problem)
+    for first in range(0, grid[0], rows):
+        last = min(first + rows, grid[0])
+        low = min(keys[0], max(0, first - before))
+        high = max(low, min(keys[0], last + after))
+        yield Block(
+            queries=slice(first * per_row, last * per_row),
+            context=slice(low * per_key_row, high * per_key_row),
+            rows=(first, last),
+            context_rows=(low, high),
+        )
+
+
+def _block_size(problem: Problem) -> tuple[int, int]:
+    """Rows of queries in a block, and rows of the context that it may reach."""
+    p = problem
+    keys = p.context_grid or p.grid
+    reach = sum(_reach(p))
+    per_pair = p.itemsize * p.dim_u * (p.batch * p.num_heads + p.dim_k)
+    area = BLOCK // max(1, per_pair * math.prod(p.grid[1:]) * math.prod(keys[1:]))  # rows of both, multiplied
+    within = (math.isqrt(reach * reach + 4 * area) - reach) // 2 if reach < keys[0] else 0
+    rows = min(p.grid[0], max(1, within, area // keys[0]))
+    return rows, min(keys[0], rows + reach)
+
+
+def _reach(problem: Problem) -> tuple[int, int]:
+    """How far a query sees on the first axis, backwards and forwards."""
+    keys = problem.context_grid or problem.grid
+    if not problem.relative:
+        return problem.grid[0], keys[0]
+    context = problem.context
+    part, centre, step = context.reach()[0], context.centre[0], context.step[0]
+    return max(0, (centre - part.start) * step), max(0, (part.stop - 1 - centre) * step)
+
+
+def _embeddings(e: Tensor, context: RelativeContext | None, block: Block) -> tuple[Tensor, Tensor | None]:
+    """Embeddings of shape n (m u) k of a block, and the index they were read with."""
+    if context is None:
+        return e[block.queries, block.context].mT.flatten(1, 2), None
+    grid = (block.rows, *((0, size) for size in context.grid[1:]))
+    keys = (block.context_rows, *((0, size) for size in context.key_grid[1:]))
+    index = entries(context, box_offsets(grid, keys, e.device))
+    return read(e, index).flatten(1, 2), index
+
+
+def _by_position(q: Tensor) -> Tensor:
+    """Queries of shape n (b h) k from b h n k."""
+    return q.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _pairs(q: Tensor, embeddings: Tensor) -> Tensor:
+    """The map q E of shape b (h n) (m u)."""
+    b, h, n, _ = q.shape
+    by_position = torch.bmm(_by_position(q), embeddings.mT)  # n (b h) (m u)
+    return by_position.transpose(0, 1).reshape(b, h * n, by_position.shape[2])
 
 
 def unsupported(problem: Problem) -> list[str]:
@@ -60,21 +154,30 @@ def unsupported(problem: Problem) -> list[str]:
     return []
 
 
-def rate(problem: Problem) -> float:
-    """Operations per second."""
-    return 40e12 if problem.device == "cuda" else 80e9
-
-
-def cost(problem: Problem) -> Cost:
-    """h (k + v) products per pair; the map and the dense embeddings are stored whole."""
+def cost(problem: Problem, *, backward: bool = False) -> Cost:
+    """h (k + v) products per pair, over the blocks' rectangles of pairs; a block's map is stored."""
     p = problem
     if not p.position:
-        return Cost(flops=p.content_flops, bytes=p.io_bytes, peak_bytes=p.content_peak)
-    pairs = p.num_queries * p.num_context * p.dim_u
-    pair_map = p.batch * p.num_heads * pairs
-    flops = 2 * pair_map * (p.dim_k + p.dim_v) + p.content_flops
-    embeddings_ = pairs * p.dim_k
-    # The windows of the table are copied three times, with strides that a cache does not like.
-    bytes_ = p.itemsize * (12 * embeddings_ + 2 * pair_map) + p.io_bytes
-    peak = p.itemsize * (2 * embeddings_ + pair_map) * (2 if p.train else 1) + p.content_peak
-    return Cost(flops=flops, bytes=bytes_, peak_bytes=peak)
+        return Cost(flops=0, bytes=p.io_bytes, peak_bytes=0, seconds=0.0)
+    rows, span = _block_size(p)
+    count = -(-p.grid[0] // rows)
+    queries = rows * math.prod(p.grid[1:])
+    context = span * math.prod((p.context_grid or p.grid)[1:]) * p.dim_u
+    pairs = queries * context
+    pair_map, heads = p.batch * p.num_heads * pairs, p.batch * p.num_heads
+    first = gemm_seconds(p, heads, p.dim_k, context, queries)
+    second = gemm_seconds(p, p.num_heads * queries, context, p.dim_v, p.batch)
+    read = 8 * pairs // p.dim_u + p.itemsize * 2 * pairs * p.dim_k
+    moved = read + p.itemsize * 2 * pair_map
+    seconds = first + second + move_seconds(p, moved, 35)
+    flops = 2 * pair_map * (p.dim_k + p.dim_v)
+    if backward:
+        seconds = 3 * first + 2 * second + move_seconds(p, 2 * moved + 8 * pairs * p.dim_k, 60)
+        flops = 2 * pair_map * (3 * p.dim_k + 2 * p.dim_v)
+        moved = 3 * moved
+    return Cost(
+        flops=flops * count,
+        bytes=moved * count + p.io_bytes,
+        peak_bytes=2 * p.itemsize * (pair_map + pairs * p.dim_k) + 8 * pairs // p.dim_u,
+        seconds=seconds * count,
+    )

@@ -1,69 +1,173 @@
-"""Lambda convolution: position lambdas as a plain 1-, 2- or 3-D convolution with v folded into the batch.
+"""Lambda convolution: position lambdas as a plain 2- or 3-D convolution with v folded into the batch.
 
 The table is the convolution's weight (k output channels, u input channels), so any grid works and the memory
 of the embeddings is that of the table. Source: section 3.4 and appendix B.1, there with v as a spatial axis
-of a convolution of one more dimension; folding v into the batch is the same function without that axis.
+of a convolution of one more dimension; folding v into the batch is the same function without that axis. A
+block of batch and v goes through at a time, so that only its lambdas are stored, k last: the channels-last
+order is the one in which queries meet them. The backward pass forms them again.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..content import content_output
-from ..context import Context, RelativeContext
+from ..context import RelativeContext
+from ..machine import GPU, HALF, ONEDNN, gemm_seconds, move_seconds, on_gpu
 from ..problem import Cost, Problem
 from ..tables import trimmed
 
 NAME = "conv"
-
-_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
-
-
-def apply(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    e: Tensor | None,
-    *,
-    context: Context,
-    mask: Tensor | None,
-    content: bool,
-) -> Tensor:
-    """The operator of shape b h n v; see `lambda_layer`."""
-    assert isinstance(context, RelativeContext)
-    assert e is not None
-    if mask is not None:
-        v = v.masked_fill(~mask[:, :, None, None], 0)
-    lambdas = position_lambdas(v, e, context)
-    y = torch.einsum("bhnk,bvkn->bhnv", q, lambdas)
-    return y + content_output(q, k, v, context, mask) if content else y
+BLOCK = 2**24  # bytes of the position lambdas formed at once
+TAPS = 50  # a window of this many products per lambda runs at half the rate
+BACKWARD = 22e9  # operations per second of the gradients of a convolution, however many taps
 
 
-def position_lambdas(v: Tensor, e: Tensor, context: RelativeContext) -> Tensor:
-    """Position lambdas of shape b v k n from values (b m v u) and a table (*offsets, k, u)."""
-    b, _, dim_v, u = v.shape
-    rank = len(context.grid)
-    table, centre = trimmed(e, context)
-    weight = table.movedim((-2, -1), (0, 1)).contiguous()
-    before = [c * step for c, step in zip(centre, context.step, strict=True)]
-    spans = [(length - 1) * step for length, step in zip(table.shape, context.step, strict=False)]
-    after = [
-        queries - keys + span - first
-        for queries, keys, span, first in zip(context.grid, context.key_grid, spans, before, strict=True)
-    ]
-    folded = v.permute(0, 2, 3, 1).reshape(b * dim_v, u, *context.key_grid)
-    if before == after:
-        padding = before
-    else:
-        padding = [0] * rank
-        pads = [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
-        folded = F.pad(folded, pads)
-    lambdas = _CONVOLUTIONS[rank - 1](folded, weight, padding=padding, dilation=context.step)
-    return lambdas.reshape(b, dim_v, e.shape[-2], context.num_queries)
+def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem) -> Tensor:
+    """The position part of shape b h n v from q (b h n k), v (b m v u) and a table e (*offsets k u)."""
+    window = Window.of(e, problem.context)
+    y = q.new_empty(*q.shape[:-1], v.shape[2])
+    for batch, depth in blocks(q, v):
+        lambdas = window.lambdas(window.images(v[batch, :, depth]), batch.stop - batch.start)  # b n k v
+        for one, of_one in zip(batch_range(batch), lambdas, strict=True):
+            y[one, :, :, depth] = torch.bmm(q[one].transpose(0, 1), of_one).transpose(0, 1)
+    return y
+
+
+def gradients(
+    g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of q, v and e, each where it is wanted, from that of the position part."""
+    window = Window.of(e, problem.context)
+    wide = torch.promote_types(q.dtype, torch.float32)  # of what is summed over blocks
+    dq = q.new_zeros(q.shape, dtype=wide) if wanted[0] else None
+    dv = v.new_empty(v.shape) if wanted[1] else None
+    dweight = torch.zeros_like(window.weight, dtype=wide) if wanted[2] else None
+    for batch, depth in blocks(q, v):
+        images = window.images(v[batch, :, depth])
+        if dq is not None:
+            lambdas = window.lambdas(images, batch.stop - batch.start)
+            for one, of_one in zip(batch_range(batch), lambdas, strict=True):
+                upstream = g[one, :, :, depth].transpose(0, 1)
+                dq[one] += torch.bmm(upstream, of_one.mT).transpose(0, 1)
+        if dv is None and dweight is None:
+            continue
+        by_query = g[batch, :, :, depth].permute(0, 2, 3, 1).flatten(0, 1)  # (b n) v h
+        dlambdas = torch.bmm(by_query, q[batch].transpose(1, 2).flatten(0, 1))  # (b n) v k
+        dimages, some = window.backward(dlambdas, images, (dv is not None, dweight is not None))
+        if dv is not None:
+            dv[batch, :, depth] = window.values(dimages, v.shape[3], dlambdas.shape[1])
+        if dweight is not None:
+            dweight += some
+    return (
+        None if dq is None else dq.to(q.dtype),
+        dv,
+        None if dweight is None else window.table(dweight.to(e.dtype), e),
+    )
+
+
+def batch_range(batch: slice) -> range:
+    return range(batch.start, batch.stop)
+
+
+def blocks(q: Tensor, v: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Parts of the batch and of v whose lambdas stay below `BLOCK`."""
+    b, _, n, k = q.shape
+    dim_v = v.shape[2]
+    images = max(1, BLOCK // max(1, n * k * q.element_size()))
+    batch, depth = max(1, images // dim_v), min(images, dim_v)
+    for start in range(0, b, batch):
+        for first in range(0, dim_v, depth):
+            yield slice(start, min(start + batch, b)), slice(first, min(first + depth, dim_v))
+
+
+@dataclass(frozen=True)
+class Window:
+    """The table as a convolution's weight, with the padding that places offset 0.
+
+    One axis is convolved as the second of two, which has a channels-last order.
+    """
+
+    context: RelativeContext
+    weight: Tensor
+    reach: tuple[slice, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    step: tuple[int, ...]
+
+    @classmethod
+    def of(cls, e: Tensor, context: RelativeContext) -> Window:
+        table, centre = trimmed(e, context)
+        weight = table.movedim((-2, -1), (0, 1))
+        steps = context.step
+        before = [c * step for c, step in zip(centre, steps, strict=True)]
+        after = [
+            queries - keys + (length - 1) * step - first
+            for queries, keys, length, step, first in zip(
+                context.grid, context.key_grid, weight.shape[2:], steps, before, strict=True
+            )
+        ]
+        if len(context.grid) == 1:
+            weight, before, after, steps = weight.unsqueeze(2), [0, *before], [0, *after], (1, *steps)
+        weight = weight.contiguous(memory_format=_channels_last(weight.ndim))
+        return cls(context, weight, context.reach(), tuple(before), tuple(after), tuple(steps))
+
+    def images(self, v: Tensor) -> Tensor:
+        """Values b m v u as images ((b v), u, *grid), padded where a convolution cannot pad by itself."""
+        grid = self.context.key_grid
+        grid = grid if len(grid) > 1 else (1, *grid)
+        images = v.permute(0, 2, 1, 3).reshape(-1, *grid, v.shape[3]).movedim(-1, 1)
+        return images if self._padding else F.pad(images, self._pads)
+
+    @property
+    def _pads(self) -> list[int]:
+        sides = zip(reversed(self.before), reversed(self.after), strict=True)
+        return [size for side in sides for size in side]
+
+    @property
+    def _padding(self) -> list[int] | None:
+        return list(self.before) if self.before == self.after else None
+
+    def lambdas(self, images: Tensor, examples: int) -> Tensor:
+        """Position lambdas of shape b n k v of some examples."""
+        convolution = F.conv2d if images.ndim == 4 else F.conv3d
+        x = convolution(images, self.weight, padding=self._padding or 0, dilation=self.step)
+        return x.movedim(1, -1).flatten(1, -2).unflatten(0, (examples, -1)).permute(0, 2, 3, 1)
+
+    def backward(self, dlambdas: Tensor, images: Tensor, wanted: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+        """Gradients of the images and of the weight from those of the lambdas, (b n) v k."""
+        n = self.context.num_queries
+        grid = self.context.grid if len(self.context.grid) > 1 else (1, *self.context.grid)
+        x = dlambdas.unflatten(0, (-1, n)).transpose(1, 2).flatten(0, 1)  # (b v) n k
+        x = x.unflatten(1, grid).movedim(-1, 1)
+        axes = len(self.step)
+        weight = self.weight.contiguous()  # for one image PyTorch's own loops know no other order
+        dimages, dweight, _ = torch.ops.aten.convolution_backward(
+            x, images, weight, None, [1] * axes, self._padding or [0] * axes, list(self.step),
+            False, [0] * axes, 1, [*wanted, False],
+        )  # fmt: skip
+        return dimages, dweight
+
+    def values(self, images: Tensor, u: int, dim_v: int) -> Tensor:
+        """Images ((b v), u, *grid), padded as they were, as values b m v u."""
+        images = images if self._padding else F.pad(images, [-size for size in self._pads])
+        return images.movedim(1, -1).reshape(-1, dim_v, self.context.num_context, u).transpose(1, 2)
+
+    def table(self, weight: Tensor, e: Tensor) -> Tensor:
+        """The weight's gradient as that of the whole table."""
+        weight = weight.squeeze(2) if len(self.context.grid) == 1 else weight
+        table = torch.zeros_like(e, memory_format=torch.contiguous_format)
+        table[self.reach] = weight.movedim((0, 1), (-2, -1))
+        return table
+
+
+def _channels_last(ndim: int) -> torch.memory_format:
+    return torch.channels_last if ndim == 4 else torch.channels_last_3d
 
 
 def unsupported(problem: Problem) -> list[str]:
@@ -73,30 +177,38 @@ def unsupported(problem: Problem) -> list[str]:
         reasons.append(
             "a convolution needs relative positions: a table of offsets, not dense embeddings or none"
         )
-    if len(problem.grid) > len(_CONVOLUTIONS):
+    if len(problem.grid) > 3:
         reasons.append(f"convolutions have at most 3 axes, the grid has {len(problem.grid)}")
     return reasons
 
 
-def rate(problem: Problem) -> float:
-    """Operations per second: less in the backward of a convolution, and on one axis."""
-    if problem.device == "cuda":
-        return 8e12 if problem.train else 20e12
-    if problem.train:
-        return 18e9
-    return 20e9 if len(problem.grid) == 1 else 120e9
-
-
-def cost(problem: Problem) -> Cost:
-    """The pairs of query and context element inside the grid; the position lambdas are stored whole."""
+def cost(problem: Problem, *, backward: bool = False) -> Cost:
+    """The pairs of query and context element inside the grid; a block's position lambdas are stored."""
     p = problem
-    per_lambda = p.dim_k * p.dim_v
-    lambdas = p.batch * p.num_queries * per_lambda
+    lambdas = p.batch * p.num_queries * p.dim_k * p.dim_v
     pairs = math.prod([_pairs(*axis) for axis in _axes(p.context)])
-    flops = 2 * p.batch * pairs * per_lambda * p.dim_u + 2 * p.num_heads * lambdas + p.content_flops
-    bytes_ = p.itemsize * 4 * lambdas + p.io_bytes
+    convolved = 2 * p.batch * pairs * p.dim_k * p.dim_v * p.dim_u
+    applied = 2 * p.num_heads * lambdas
+    small = p.num_queries * p.batch
+    # The library multiplies by the padding too.
+    taps = math.prod(part.stop - part.start for part in p.context.reach()) * p.dim_u
+    rate = (HALF if p.itemsize == 2 else ONEDNN) * min(1, 4 / p.itemsize)
+    rate = GPU[p.itemsize] / 20 if on_gpu(p) else rate * taps / (taps + TAPS)
+    padded = 2 * lambdas * taps
+    seconds = padded / rate + gemm_seconds(p, p.num_heads, p.dim_k, p.dim_v, small)
+    seconds += move_seconds(p, p.itemsize * 4 * lambdas, 25)
+    flops, moved = convolved + applied, 2 * p.itemsize * lambdas
+    if backward:
+        slow = rate if on_gpu(p) else BACKWARD
+        seconds += 2 * padded / slow + move_seconds(p, p.itemsize * 3 * lambdas, 40)
+        seconds += gemm_seconds(p, p.dim_v, p.num_heads, p.dim_k, small)
+        flops, moved = 3 * convolved + 2 * applied, 5 * p.itemsize * lambdas
+    block = min(p.itemsize * lambdas, max(BLOCK, p.itemsize * p.num_queries * p.dim_k))
     return Cost(
-        flops=flops, bytes=bytes_, peak_bytes=p.itemsize * lambdas * (3 if p.train else 2) + p.content_peak
+        flops=flops,
+        bytes=moved + p.io_bytes,
+        peak_bytes=block * (3 if backward else 2),
+        seconds=seconds,
     )
 
 

@@ -9,13 +9,15 @@ sections 3.1-3.3, appendices B.2 (masks) and B.4 (intra-depth u).
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..context import Context, RelativeContext
+from ..machine import gemm_seconds, move_seconds
 from ..problem import Cost, Problem
+from ..tables import collect, entries, pair_offsets
 
 NAME = "reference"
 
@@ -46,9 +48,14 @@ def apply(
             content_lambdas = torch.einsum("bnmku,bmvu->bnkv", kbar, v)
             y = y + torch.einsum("bhnk,bnkv->bhnv", q, content_lambdas)
     if e is not None:
-        position_lambdas = torch.einsum("nmku,bmvu->bnkv", position_embeddings(e, context), v)
-        y = y + torch.einsum("bhnk,bnkv->bhnv", q, position_lambdas)
+        y = y + position_part(q, v, position_embeddings(e, context))
     return y
+
+
+def position_part(q: Tensor, v: Tensor, embeddings: Tensor) -> Tensor:
+    """The position part of shape b h n v, with E of shape n m k u: a lambda per query, then applied to it."""
+    position_lambdas = torch.einsum("nmku,bmvu->bnkv", embeddings, v)
+    return torch.einsum("bhnk,bnkv->bhnv", q, position_lambdas)
 
 
 def softmax_over_context(keys: Tensor, unseen: Tensor | None, axis: int) -> Tensor:
@@ -93,29 +100,52 @@ def positions(grid: tuple[int, ...], device: torch.device) -> list[Tensor]:
     return [axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]
 
 
+def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem) -> Tensor:
+    """The position part alone, with e a table (*offsets k u) or dense (n m k u)."""
+    return position_part(q, v, position_embeddings(e, problem.context) if problem.relative else e)
+
+
+def gradients(
+    g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of q, v and e, each where it is wanted, from that of the position part."""
+    embeddings = position_embeddings(e, problem.context) if problem.relative else e
+    dq = dv = de = None
+    if wanted[0]:
+        dq = torch.einsum("bhnv,bnkv->bhnk", g, torch.einsum("nmku,bmvu->bnkv", embeddings, v))
+    if wanted[1] or wanted[2]:
+        dlambdas = torch.einsum("bhnk,bhnv->bnkv", q, g)
+        if wanted[1]:
+            dv = torch.einsum("nmku,bnkv->bmvu", embeddings, dlambdas)
+        if wanted[2]:
+            de = torch.einsum("bnkv,bmvu->nmku", dlambdas, v)
+            if problem.relative:
+                index = entries(problem.context, pair_offsets(problem.context, e.device))
+                wide = torch.promote_types(e.dtype, torch.float32)
+                de = collect(de.to(wide).mT, index, e.shape).to(e.dtype)
+    return dq, dv, de
+
+
 def unsupported(problem: Problem) -> list[str]:
     """The definition serves every problem."""
     return []
 
 
-def rate(problem: Problem) -> float:
-    """Operations per second."""
-    return 50e12 if problem.device == "cuda" else 30e9
-
-
-def cost(problem: Problem) -> Cost:
+def cost(problem: Problem, *, backward: bool = False) -> Cost:
     """Lambdas first: E and the position lambdas are stored whole."""
     p = problem
+    if not p.position:
+        return Cost(flops=0, bytes=p.io_bytes, peak_bytes=0, seconds=0.0)
     n, m = p.num_queries, p.num_context
-    per_lambda = p.dim_k * p.dim_v
-    flops = bytes_ = 0
-    if p.content:
-        seen_apart = p.causal or p.masked
-        flops += 2 * p.batch * m * per_lambda * p.dim_u * (n if seen_apart else 1)
-        flops += 2 * p.batch * p.num_heads * n * per_lambda
-        bytes_ += p.itemsize * p.batch * m * p.dim_k * p.dim_u * 3 * (n if seen_apart else 1)
-    if p.position:
-        flops += 2 * p.batch * n * m * per_lambda * p.dim_u + 2 * p.batch * p.num_heads * n * per_lambda
-        embeddings = n * m * p.dim_k * p.dim_u
-        bytes_ += p.itemsize * (5 * embeddings + 4 * p.batch * n * per_lambda)
-    return Cost(flops=flops, bytes=bytes_ + p.io_bytes, peak_bytes=math.ceil(bytes_ * (2 if p.train else 1)))
+    embeddings = n * m * p.dim_k * p.dim_u
+    lambdas = p.batch * n * p.dim_k * p.dim_v
+    summed = gemm_seconds(p, n * p.dim_k, m * p.dim_u, p.batch * p.dim_v)
+    applied = gemm_seconds(p, p.num_heads, p.dim_k, p.dim_v, p.batch * n)
+    moved = p.itemsize * (16 * embeddings + 4 * lambdas)
+    passes = 3 if backward else 1
+    return Cost(
+        flops=passes * 2 * (p.num_heads * lambdas + embeddings * p.batch * p.dim_v),
+        bytes=passes * moved + p.io_bytes,
+        peak_bytes=p.itemsize * (3 * embeddings + 2 * lambdas) * (2 if backward else 1),
+        seconds=passes * (summed + applied + move_seconds(p, moved, 45)),
+    )

@@ -1,0 +1,147 @@
+"""Times: everybody in turn, round after round, so that what else the machine does falls on all alike."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+# A sample shorter than this is several calls: the clock and the launch of a GPU's program cost microseconds.
+LEAST_SAMPLE = 5e-3
+MOST_CALLS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """The samples of one contender, in milliseconds for one call.
+
+    Attributes:
+        wall: By the clock.
+        cpu: Processor time of all threads of this process, which other programs do not lengthen; empty on
+            a GPU.
+        single: The first call took longer than allowed, and is the only sample.
+    """
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    single: bool = False
+
+
+def quantiles(samples: list[float]) -> tuple[float, float, float]:
+    """Return median, 20 % and 80 % quantile."""
+    if len(samples) < 2:
+        return samples[0], samples[0], samples[0]
+    fifths = statistics.quantiles(samples, n=5, method="inclusive")
+    return statistics.median(samples), fifths[0], fifths[3]
+
+
+class Stopwatch:
+    """Takes samples of a call on one device."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = torch.device(device).type == "cuda"
+
+    def sample(self, run: Callable[[], object], calls: int = 1) -> tuple[float, float]:
+        """Return the milliseconds of one call by the clock and of the processor, as a mean of some calls."""
+        self._wait()
+        cpu, wall = time.process_time(), time.perf_counter()
+        for _ in range(calls):
+            run()
+        self._wait()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        return 1e3 * wall / calls, 1e3 * cpu / calls
+
+    def _wait(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+
+    def record(self, timing: Timing, run: Callable[[], object], calls: int = 1) -> None:
+        wall, cpu = self.sample(run, calls)
+        timing.wall.append(wall)
+        if not self._cuda:
+            timing.cpu.append(cpu)
+
+
+def alternate(
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    first: Mapping[str, Timing],
+    max_seconds: float,
+    device: str,
+) -> dict[str, Timing]:
+    """Time calls in turn, round after round, each round in another order.
+
+    Who comes next finds the caches and the heap as the one before has left them: the order is drawn anew so
+    that nobody always follows the same one.
+
+    Args:
+        runs: The calls.
+        rounds: How many samples of each.
+        first: The timing of each one's first call, which was its warm-up.
+        max_seconds: Whose first call took longer is not called again; that call is its only sample.
+        device: Where they run.
+
+    Returns:
+        The samples of each.
+    """
+    watch = Stopwatch(device)
+    timings, calls = {}, {}
+    for name, run in runs.items():
+        if first[name].wall[0] > 1e3 * max_seconds:
+            timings[name] = Timing(wall=first[name].wall, cpu=first[name].cpu, single=True)
+            continue
+        timings[name] = Timing()
+        again, _ = watch.sample(run)
+        calls[name] = min(MOST_CALLS, max(1, round(1e3 * LEAST_SAMPLE / again)))
+    order = random.Random(0)
+    for _ in range(rounds):
+        for name in order.sample(list(calls), len(calls)):
+            watch.record(timings[name], runs[name], calls[name])
+    return timings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the hardware reaches in this run, at best: the scale for the fractions of the rows.
+
+    Attributes:
+        gflops: Of a square matrix product, by the clock.
+        gflops_cpu: The same by processor time of all threads; equal to `gflops` on a GPU.
+        copy_gbs: Gigabytes read and written in a second by a copy.
+    """
+
+    gflops: float
+    gflops_cpu: float
+    copy_gbs: float
+
+
+def measure_machine(dtype: torch.dtype, device: str, *, side: int = 0, times: int = 9) -> Machine:
+    """Measure the best matrix product and the best copy of a few.
+
+    Args:
+        dtype: Of the matrices.
+        device: Where.
+        side: Rows of the matrices; chosen by the device when 0.
+        times: How often.
+    """
+    watch = Stopwatch(device)
+    side = side or (8192 if torch.device(device).type == "cuda" else 1536)
+    a, b = (torch.randn(side, side).to(device, dtype) for _ in range(2))
+    source = torch.randn(16 * side * side).to(device)
+    target = torch.empty_like(source)
+    with torch.inference_mode():
+        products = [watch.sample(lambda: a @ b) for _ in range(times)]
+        copies = [watch.sample(lambda: target.copy_(source)) for _ in range(times)]
+    wall = min(sample for sample, _ in products)
+    cpu = min(sample for _, sample in products)
+    on_cpu = torch.device(device).type == "cpu"
+    return Machine(
+        gflops=2 * side**3 / wall / 1e6,
+        gflops_cpu=2 * side**3 / (cpu if on_cpu else wall) / 1e6,
+        copy_gbs=2 * source.nbytes / min(sample for sample, _ in copies) / 1e6,
+    )

@@ -1,0 +1,54 @@
+"""One pass of a module: forward in inference, or forward and backward in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .cases import Case
+
+Pass = Literal["train", "eval"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a pass gives: the output and, in training, the gradients of the input and of the parameters."""
+
+    output: Tensor
+    gradients: dict[str, Tensor]
+
+
+def inputs(case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return a random input and a random gradient of the output, the same for every contender."""
+    generator = torch.Generator().manual_seed(seed)
+    x, upstream = (torch.randn(case.shape, generator=generator).to(device, dtype) for _ in range(2))
+    return x, upstream
+
+
+def prepare(module: nn.Module, which: Pass, x: Tensor, upstream: Tensor) -> Callable[[], Result]:
+    """Return a pass of the module as a call.
+
+    Gradients are returned rather than accumulated, so that every call does the same work.
+    """
+    if which == "eval":
+        module.eval()
+
+        def infer() -> Result:
+            with torch.inference_mode():
+                return Result(output=module(x), gradients={})
+
+        return infer
+    module.train()
+    x = x.detach().requires_grad_()
+    named = {"input": x, **dict(module.named_parameters())}
+
+    def train() -> Result:
+        y = module(x)
+        found = torch.autograd.grad(y, list(named.values()), upstream)
+        return Result(output=y.detach(), gradients=dict(zip(named, found, strict=True)))
+
+    return train

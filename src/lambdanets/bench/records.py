@@ -1,0 +1,229 @@
+"""Rows with their provenance: what a bench writes, and all that its tables and figures are drawn from."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+import lambdanets
+
+from .measuring import Machine
+
+NONE = math.nan  # a number that was not measured; an empty cell in the file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where and with what the rows of one bench were measured."""
+
+    device: str
+    processor: str
+    threads: int
+    load: float
+    gemm_gflops: float
+    gemm_gflops_cpu: float
+    copy_gbs: float
+    dtype: str
+    lambdanets: str
+    commit: str
+    torch: str
+    timm: str
+    lambda_networks: str
+    python: str
+    system: str
+    date: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One contender in one pass of one case.
+
+    Attributes:
+        case: Name of the case.
+        title: Its sizes in words.
+        series: The curve it belongs to, or "".
+        grid: Sizes of the grid, 14x14.
+        scope: Of the position table, or "global".
+        batch: b.
+        dim: Channels.
+        num_heads: h.
+        dim_k: k.
+        dim_u: u.
+        mode: "train" or "eval".
+        contender: Who.
+        role: "layer", "kernel", "peer" or "other".
+        kernel: The kernel that ours took, forward and backward where they differ.
+        note: Why it took no part, or how its numbers differ from the others'; "" is the rule.
+        wall_ms: Median by the clock; with its quantiles `wall_q20` and `wall_q80`.
+        cpu_ms: The same by processor time, of all threads.
+        samples: How many.
+        peak_mib: Rise of memory in a process of its own.
+        ratio: Its time over that of our layer, by the clock.
+        ratio_cpu: The same by processor time.
+        error64: Difference from the definition on a crop in float64; nan where that is another function.
+        error: Difference from our layer in this case itself.
+        gflop: Operations of our rows, projections included; nan for others.
+        of_gemm: Operations per second, as a fraction of those of a matrix product in the same run.
+        of_gemm_cpu: The same by processor time.
+    """
+
+    case: str
+    title: str
+    series: str
+    grid: str
+    scope: str
+    batch: int
+    dim: int
+    num_heads: int
+    dim_k: int
+    dim_u: int
+    mode: str
+    contender: str
+    role: str
+    kernel: str = ""
+    note: str = ""
+    wall_ms: float = NONE
+    wall_q20: float = NONE
+    wall_q80: float = NONE
+    cpu_ms: float = NONE
+    cpu_q20: float = NONE
+    cpu_q80: float = NONE
+    samples: int = 0
+    peak_mib: float = NONE
+    ratio: float = NONE
+    ratio_cpu: float = NONE
+    error64: float = NONE
+    error: float = NONE
+    gflop: float = NONE
+    of_gemm: float = NONE
+    of_gemm_cpu: float = NONE
+
+    @property
+    def positions(self) -> int:
+        return math.prod(map(int, self.grid.split("x")))
+
+    def time(self, clock: str) -> float:
+        """Median milliseconds by "wall" or "process"."""
+        return self.wall_ms if clock == "wall" else self.cpu_ms
+
+    def over_ours(self, clock: str) -> float:
+        """Its time over our layer's by "wall" or "process"."""
+        return self.ratio if clock == "wall" else self.ratio_cpu
+
+
+def write(path: Path, records: Iterable[Record], provenance: Provenance) -> None:
+    """Write the rows beside their place and rename them into it: a reader never finds half a file."""
+    where = asdict(provenance)
+    names = [field.name for field in fields(Record)]
+    temporary = path.with_name(f"{path.name}.part")
+    with temporary.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow([*names, *where])
+        for record in records:
+            rows.writerow([*(_cell(getattr(record, name)) for name in names), *map(_cell, where.values())])
+    temporary.replace(path)
+
+
+def read(path: Path) -> tuple[list[Record], Provenance]:
+    """Read what `write` wrote.
+
+    Raises:
+        ValueError: The file is no such table, or has no rows.
+    """
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"{path} holds no measurements")
+    try:
+        records = [_parse(Record, row) for row in rows]
+        return records, _parse(Provenance, rows[0])
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a table of `lambdanets bench op`: {error}") from error
+
+
+def provenance(dtype: torch.dtype, device: str, threads: int, machine: Machine) -> Provenance:
+    """Return the provenance of a bench that starts now.
+
+    Args:
+        dtype: Element type.
+        device: Where it runs.
+        threads: How many.
+        machine: What the hardware reaches at best.
+    """
+    cuda = torch.device(device).type == "cuda"
+    return Provenance(
+        device=device,
+        processor=torch.cuda.get_device_name(device) if cuda else _processor(),
+        threads=threads,
+        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else NONE,
+        gemm_gflops=machine.gflops,
+        gemm_gflops_cpu=machine.gflops_cpu,
+        copy_gbs=machine.copy_gbs,
+        dtype=str(dtype).removeprefix("torch."),
+        lambdanets=lambdanets.__version__,
+        commit=_commit(),
+        torch=torch.__version__,
+        timm=_version("timm"),
+        lambda_networks=_version("lambda-networks"),
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        date=f"{datetime.now():%Y-%m-%d %H:%M}",
+    )
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.5g}"
+
+
+def _parse(kind: type, row: dict[str, str]):
+    values: dict[str, object] = {}
+    for field in fields(kind):
+        text = row[field.name]
+        if field.type == "float":
+            values[field.name] = float(text) if text else NONE
+        else:
+            values[field.name] = int(text) if field.type == "int" else text
+    return kind(**values)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str:
+    """The commit of the checkout that this package runs from, with + if files differ; "" if there is none."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        try:
+            done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    # An installed package may lie inside some other project's checkout.
+    if git("ls-files", "--error-unmatch", Path(__file__).name) == "":
+        return ""
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")

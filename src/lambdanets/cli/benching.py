@@ -1,0 +1,164 @@
+"""`lambdanets bench`: our layer and kernels against others', checked before they are timed."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from tyro import conf
+
+from lambdanets import bench
+from lambdanets.bench import Case, Provenance, Record, Settings
+from lambdanets.bench.tables import Clock
+from lambdanets.cli.console import draw, stderr, stdout, table
+from lambdanets.cli.errors import UsageError, check_name, usage
+from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
+
+CSV, REPORT = "op.csv", "op.md"
+DEFAULT = "layers"
+EXTRA = "pip install 'lambdanets[bench]'"
+
+
+def run(
+    what: Annotated[Literal["op"], conf.Positional],
+    *,
+    cases: Annotated[str | None, shown("NAME,NAME", "the eight of layers")] = None,
+    grid: Annotated[str | None, shown("N | NxN | NxNxN")] = None,
+    scope: Annotated[str | None, shown("N | NxN | NxNxN")] = None,
+    batch: Annotated[int | None, shown("N", "1")] = None,
+    dim: Annotated[int | None, shown("N", "64")] = None,
+    heads: Annotated[int | None, shown("N", "4")] = None,
+    dim_k: Annotated[int | None, shown("N", "16")] = None,
+    dim_u: Annotated[int | None, shown("N", "1")] = None,
+    pass_: Annotated[Literal["train", "eval", "both"], conf.arg(name="pass")] = "both",
+    dtype: DtypeName = "float32",
+    device: Device = "cpu",
+    threads: Annotated[int | None, shown("N", "PyTorch's")] = None,
+    rounds: int = 9,
+    max_seconds: float = 20.0,
+    memory: bool = True,
+    large: bool = False,
+    clock: Clock = "wall",
+    out: Path = Path("runs/bench-op"),
+    from_: Annotated[Path | None, conf.arg(name="from", metavar="CSV", help_behavior_hint="")] = None,
+) -> int:
+    """Race our lambda layer and its kernels against other implementations, attention and the convolution.
+
+    Results are compared before anything is timed; where they differ there are no times. All take turns in one
+    process; peak memory is measured in a process each. Leaves op.csv (every row with its provenance), op.md
+    and figures.
+
+    Args:
+        what: The operator and its layer.
+        cases: Cases or groups of them: layers, stages, wide, series-global, series-local.
+        grid: A case by hand: the sizes of its grid, for example 40x56.
+        scope: Of a case by hand: position table entries per axis; global positions when not given.
+        batch: Of a case by hand: batch size, b.
+        dim: Of a case by hand: channels.
+        heads: Of a case by hand: queries per position, h.
+        dim_k: Of a case by hand: query and key depth, k.
+        dim_u: Of a case by hand: intra-depth, u.
+        pass_: Training steps, inference or both.
+        dtype: Element type of input and weights.
+        device: Where it runs.
+        threads: Threads of PyTorch.
+        rounds: Samples of each contender.
+        max_seconds: Whose first call takes longer is measured by that one call.
+        memory: Peak memory is measured, too.
+        large: Series go up to 256x256.
+        clock: Which time is shown; on a busy machine the processor's says more than the clock on the wall.
+        out: The folder for rows, report and figures.
+        from_: Measure nothing; draw the tables and figures of this file again.
+    """
+    by_hand = {"scope": scope, "batch": batch, "dim": dim, "heads": heads, "dim_k": dim_k, "dim_u": dim_u}
+    with usage():
+        if clock == "process" and device != "cpu":
+            raise UsageError(f"--clock process says nothing about {device}, where the processor only waits.")
+        if from_ is not None:
+            records, where = bench.read(from_)
+        else:
+            chosen = _by_hand(grid, by_hand) if grid is not None else _by_name(cases, by_hand, large=large)
+            if grid is not None and cases is not None:
+                raise UsageError("--cases and --grid are two ways to say what is raced; give one.")
+            settings = Settings(
+                passes=("train", "eval") if pass_ == "both" else (pass_,),
+                dtype=getattr(torch, dtype),
+                device=device,
+                threads=torch.get_num_threads() if threads is None else threads,
+                rounds=rounds,
+                max_seconds=max_seconds,
+                memory=memory,
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    if from_ is None:
+        records, where = _measure(chosen, settings, out)
+    _show(records, where, clock)
+    _write(records, where, clock, out)
+    return 0
+
+
+def _by_name(names: str | None, by_hand: dict[str, object], *, large: bool) -> list[Case]:
+    given = [name for name, value in by_hand.items() if value is not None]
+    if given:
+        raise UsageError(f"--{given[0].replace('_', '-')} is of a case by hand, which needs a --grid.")
+    words = [word.strip() for word in (names or DEFAULT).split(",") if word.strip()]
+    for word in words:
+        check_name("case", word, [*bench.GROUPS, *bench.CASES])
+    return bench.select(words, large=large)
+
+
+def _by_hand(grid: str, sizes: dict[str, object]) -> list[Case]:
+    axes = read_sizes("--grid", grid)
+    scope = sizes.pop("scope")
+    local = None if scope is None else read_sizes("--scope", str(scope))
+    if local is not None and len(local) == 1:
+        local *= len(axes)
+    heads = sizes.pop("heads")
+    given = {name: value for name, value in (sizes | {"num_heads": heads}).items() if value is not None}
+    return [Case(name=grid.lower(), grid=axes, scope=local, **given)]  # type: ignore[arg-type]
+
+
+def _measure(cases: list[Case], settings: Settings, out: Path) -> tuple[list[Record], Provenance]:
+    torch.set_num_threads(settings.threads)
+    machine = bench.measure_machine(settings.dtype, settings.device)
+    where = bench.provenance(settings.dtype, settings.device, settings.threads, machine)
+    path = out / CSV
+    if path.exists():
+        path.replace(path.with_suffix(".previous.csv"))
+    notes = stderr()
+    records = bench.race(
+        cases,
+        settings,
+        machine,
+        report=lambda line: notes.print(line, style="dim", markup=False),
+        save=lambda rows: bench.write(path, rows, where),
+    )
+    return records, where
+
+
+def _show(records: list[Record], where: Provenance, clock: Clock) -> None:
+    console = stdout()
+    for made in bench.make_tables(records, clock):
+        sides = ["left", "left"] + ["right"] * (len(made.headings) - 2)
+        rows = table(**dict(zip(made.headings, sides, strict=True)))
+        for column in rows.columns:
+            column.no_wrap = False  # a number that a narrow terminal cuts off would be another number
+        for cells in made.rows:
+            rows.add_row(*cells)
+        draw(console, made.title, rows)
+        for note in made.notes:
+            console.print(note, style="dim", markup=False)
+        console.print()
+    console.print(bench.LEGEND, style="dim", markup=False)
+    console.print(bench.provenance_line(where), style="dim", markup=False)
+
+
+def _write(records: list[Record], where: Provenance, clock: Clock, out: Path) -> None:
+    try:
+        figures = bench.draw_figures(records, where, out, clock)
+    except ModuleNotFoundError as error:
+        figures = []
+        stderr().print(f"no figures without {error.name}: {EXTRA}", markup=False)
+    report = bench.markdown(records, where, clock, [figure.name for figure in figures])
+    (out / REPORT).write_text(report)
+    names = [REPORT, *(figure.name for figure in figures)]
+    stdout().print(f"\nwritten to {out}: {', '.join(names)}", markup=False, soft_wrap=True)

@@ -1,0 +1,168 @@
+"""The lambda layers of timm and of lucidrains/lambda-networks, their weights as they are, on our operator."""
+
+from __future__ import annotations
+
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+from ..nn.folding import Part, foldable, project
+from ..nn.layout import contiguous_gradient, to_channels
+from ..ops import LocalContext, lambda_layer
+
+
+class AcceleratedLayer(nn.Module):
+    """A layer of another package with its own parameters, computed by `lambda_layer`.
+
+    `y[b,h,n,v] = sum_k q[b,h,n,k] (bias[k] + sum_{m,u} (kbar[b,m,k,u] + E[n,m,k,u]) v[b,m,v,u])`
+
+    Parameters, submodules, hooks and mode are those of the original, under their names and in their order:
+    optimisers made before stay valid, and checkpoints of either load into the other. In evaluation without
+    gradients the batch norms are folded into one projection, unless somebody hooked into these submodules or
+    exchanged them. That is done anew at each call, so a change of the weights cannot be missed.
+
+    Args:
+        layer: The layer to take over. It shares everything with this one afterwards.
+
+    Differences from the paper:
+        The position convolution of these packages has a bias, which adds one lambda to those of all.
+        The operator has no such term; it is added here.
+    """
+
+    indices: str  # the attribute of the original, of n x m entries, that gathers its position embeddings
+    projection_names: tuple[str, ...]
+    norm_q: nn.BatchNorm2d
+    norm_v: nn.BatchNorm2d
+    num_heads: int
+    dim_u: int = 1
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        # By reference, registries and all: nothing is copied, and hooks can still be removed by their handle.
+        self.__dict__.update(layer.__dict__)
+        self._buffers = {name: buffer for name, buffer in layer._buffers.items() if name != self.indices}
+        self.__dict__.pop(self.indices, None)
+
+    def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (b hk y x), keys (b uk y x) and values (b uv y x), by the submodules themselves."""
+        raise NotImplementedError
+
+    def weights(self) -> list[Part]:
+        """Weight, bias and norm of the projections to queries, keys and values."""
+        raise NotImplementedError
+
+    def positions(self) -> tuple[Tensor, Tensor | None]:
+        """The table of embeddings, of shape (*scope k u), and the bias of the position lambdas (k)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: Images of shape (b dim height width), of any size.
+
+        Returns:
+            Images of shape (b dim_out height width), in the memory format of `x`.
+
+        Raises:
+            ValueError: If `x` has other axes.
+        """
+        if x.ndim != 4:
+            raise ValueError(f"x must be of shape (b dim height width), got {tuple(x.shape)}")
+        projections = [getattr(self, name) for name in self.projection_names]
+        if foldable(projections, [self.norm_q, self.norm_v]):
+            queries, keys, values = project(x, self.weights())
+        else:
+            queries, keys, values = self.projections(x)
+            queries, values = contiguous_gradient(queries), contiguous_gradient(values)
+        dtype = keys.dtype  # under autocast norms and projections may differ in type
+        q = queries.flatten(2).unflatten(1, (self.num_heads, -1)).mT.to(dtype)
+        k = keys.flatten(2).unflatten(1, (self.dim_u, -1)).permute(0, 3, 2, 1)
+        v = values.flatten(2).unflatten(1, (self.dim_u, -1)).permute(0, 3, 2, 1).to(dtype)
+        e, bias = self.positions()
+        y = lambda_layer(q, k, v, e.to(dtype), context=LocalContext(tuple(x.shape[2:]), tuple(e.shape[:2])))
+        if bias is not None:
+            y = y + (q @ bias.to(dtype))[..., None]
+        return to_channels(y, x)
+
+    def extra_repr(self) -> str:
+        *scope, dim_k, dim_u = self.positions()[0].shape
+        return f"dim_k={dim_k}, num_heads={self.num_heads}, dim_u={dim_u}, scope={tuple(scope)}"
+
+
+class TimmLambdaLayer(AcceleratedLayer):
+    """timm's `LambdaLayer`, local (`conv_lambda`) or relative (`pos_emb`), with its pooling where it strides.
+
+    Differences from the original: the output may have other channels than the input, and the relative form
+    takes images of any size: it uses the middle of its table, or sees nothing beyond it.
+    """
+
+    indices = "rel_pos_indices"
+    projection_names = ("qkv",)
+    qkv: nn.Conv2d
+    conv_lambda: nn.Conv3d | None
+    pos_emb: Tensor
+    pool: nn.Module
+    dim_qk: int
+    dim_v: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(super().forward(x))
+
+    @property
+    def _parts(self) -> list[int]:
+        return [self.num_heads * self.dim_qk, self.dim_qk, self.dim_v]
+
+    def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values = self.qkv(x).split(self._parts, dim=1)
+        return self.norm_q(queries), keys, self.norm_v(values)
+
+    def weights(self) -> list[Part]:
+        bias = self.qkv.bias
+        biases = [None] * 3 if bias is None else bias.split(self._parts)
+        norms = (self.norm_q, None, self.norm_v)
+        return list(zip(self.qkv.weight.split(self._parts), biases, norms, strict=True))
+
+    def positions(self) -> tuple[Tensor, Tensor | None]:
+        if self.conv_lambda is None:
+            return self.pos_emb[..., None], None
+        return self.conv_lambda.weight.squeeze(-1).permute(2, 3, 0, 1), self.conv_lambda.bias
+
+
+class LucidrainsLambdaLayer(AcceleratedLayer):
+    """The `LambdaLayer` of lucidrains/lambda-networks, local (`pos_conv`) or relative (`rel_pos_emb`).
+
+    Differences from the original: the relative form takes images of any size, rectangles too: it uses the
+    middle of its table, or sees nothing beyond it.
+    """
+
+    indices = "rel_pos"
+    projection_names = ("to_q", "to_k", "to_v")
+    to_q: nn.Conv2d
+    to_k: nn.Conv2d
+    to_v: nn.Conv2d
+    pos_conv: nn.Conv3d
+    rel_pos_emb: Tensor
+    local_contexts: bool
+    heads: int
+    u: int
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        self.num_heads, self.dim_u = self.heads, self.u
+
+    def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.norm_q(self.to_q(x)), self.to_k(x), self.norm_v(self.to_v(x))
+
+    def weights(self) -> list[Part]:
+        parts = ((self.to_q, self.norm_q), (self.to_k, None), (self.to_v, self.norm_v))
+        return [(layer.weight, layer.bias, norm) for layer, norm in parts]
+
+    def positions(self) -> tuple[Tensor, Tensor | None]:
+        if not self.local_contexts:
+            return self.rel_pos_emb, None
+        return self.pos_conv.weight.squeeze(2).permute(2, 3, 0, 1), self.pos_conv.bias
+
+
+# Their geometry is a function of the sizes, so torch.fx takes the layers as leaves.
+register_notrace_module(TimmLambdaLayer)
+register_notrace_module(LucidrainsLambdaLayer)

@@ -1,0 +1,35 @@
+"""Between images (b c *grid) and the operator's axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return g.contiguous()
+
+
+def contiguous_gradient(x: Tensor) -> Tensor:
+    """The identity, for the output of a batch norm.
+
+    PyTorch's batch norm on a CPU misreads the strides that the gradient of a single image may have, and then
+    returns wrong gradients; this one's gradient has no others than its shape implies.
+    """
+    return _ContiguousGradient.apply(x) if x.shape[0] == 1 and torch.is_grad_enabled() else x
+
+
+def to_channels(y: Tensor, x: Tensor) -> Tensor:
+    """From b h n v to channels, head-major, on the grid and in the memory format of `x`."""
+    if x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous():
+        by_position = y.transpose(1, 2).flatten(2).contiguous()  # b n (h v)
+        return by_position.mT.unflatten(2, x.shape[2:])
+    return y.mT.flatten(1, 2).contiguous().unflatten(2, x.shape[2:])

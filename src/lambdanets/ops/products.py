@@ -1,0 +1,51 @@
+"""Matrix products at the speed of the library that is fastest for them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.amp.autocast_mode import is_autocast_available
+
+LARGE = 2**20  # multiply-adds of one product from which a call of its own costs less than it gains
+
+
+def no_autocast(device: str) -> AbstractContextManager[object]:
+    """Products in the types they are given: a kernel has chosen its precision."""
+    return torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a (rows, inner) times b (inner, columns); both may be strided views.
+
+    On a CPU in float32, oneDNN: PyTorch's own matrix product is MKL's, which uses half of what an AMD
+    processor with AVX-512 can do.
+    """
+    if _onednn_serves(a) and b.numel():
+        if not (b.is_contiguous() or b.mT.is_contiguous()):
+            b = b.contiguous()  # with gaps between its rows oneDNN falls back to plain loops
+        return torch.ops.mkldnn._linear_pointwise(a, b.mT, None, "none", [], "")
+    return a @ b
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """Each a (batch, rows, inner) times each b (batch, inner, columns)."""
+    batch, rows, inner = a.shape
+    columns = b.shape[2]
+    if not _onednn_serves(a) or rows * inner * columns < LARGE:
+        return torch.bmm(a, b)
+    out = a.new_empty(batch, rows, columns)
+    for into, left, right in zip(out, a, b, strict=True):
+        into.copy_(product(left, right))
+    return out
+
+
+def _onednn_serves(a: Tensor) -> bool:
+    return (
+        a.device.type == "cpu"
+        and a.dtype == torch.float32
+        and a.numel() > 0
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )

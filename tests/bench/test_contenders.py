@@ -1,0 +1,131 @@
+"""Peers with our weights give our results; who cannot take part says why."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from lambdanets.bench import CONTENDERS, Case, CheckError, Contender
+from lambdanets.bench.checking import check, make_layer
+from lambdanets.bench.contenders import NOT_INSTALLED, by_name
+from lambdanets.bench.passes import inputs, prepare
+
+SQUARE = Case(name="square", grid=(7, 7), batch=3, dim=20)
+LOCAL = Case(name="local", grid=(7, 9), scope=(5, 5), batch=3, dim=20)
+LONG_SCOPE = Case(name="long scope", grid=(5, 4), scope=(13, 13), batch=2, dim=20)
+
+
+def peer(name: str) -> Contender:
+    if name == "lucidrains":
+        pytest.importorskip("lambda_networks", reason="the peer is an optional dependency")
+    return by_name(name, "peer")
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("timm", SQUARE),
+        ("timm", replace(SQUARE, grid=(4, 7))),
+        ("timm", LOCAL),
+        ("timm", LONG_SCOPE),
+        ("lucidrains", SQUARE),
+        ("lucidrains", replace(SQUARE, dim_u=3)),
+        ("lucidrains", LOCAL),
+        ("lucidrains", replace(LOCAL, dim_u=3)),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_peer_with_our_weights_is_our_layer(name: str, case: Case) -> None:
+    contender = peer(name)
+    assert contender.refuses(case) == ""
+    error = check(case, [contender])[name, "peer"]
+    assert 0 < error < 1e-12
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        SQUARE,
+        replace(LOCAL, dim_u=2),
+        Case(name="line", grid=(29,), batch=2, dim=20),
+        Case(name="volume", grid=(3, 4, 5), scope=(2, 3, 4), batch=2, dim=20),
+    ],
+    ids=lambda case: case.name,
+)
+def test_every_kernel_is_compared_with_the_definition(case: Case) -> None:
+    ours = [each for each in CONTENDERS if each.role in ("layer", "kernel")]
+    able = {(each.name, each.role) for each in ours if not each.refuses(case.crop())}
+    errors = check(case, ours)
+    assert set(errors) == able
+    assert errors["reference", "kernel"] == 0
+    assert max(errors.values()) < 1e-11
+
+
+def _skewed(ours: nn.Module, theirs: nn.Module) -> None:
+    theirs.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        theirs.positions.copy_(ours.positions.flip(0))  # type: ignore[operator,union-attr]
+
+
+def test_a_table_read_backwards_is_found() -> None:
+    broken = replace(by_name("lambdanets", "layer"), name="broken", role="peer", adopt=_skewed)
+    with pytest.raises(CheckError, match=r"broken is wrong on square .*float64"):
+        check(SQUARE, [broken])
+
+
+@pytest.mark.parametrize("name", ["timm", "lucidrains"])
+def test_gradients_of_peers_are_right_at_batch_one(name: str) -> None:
+    """Where views of one example mislead PyTorch's batch norm: against finite differences."""
+    case = replace(SQUARE, batch=1)
+    contender = peer(name)
+    module = contender.build(case).double()
+    assert contender.adopt is not None
+    contender.adopt(make_layer(case, "reference", torch.float64, "cpu"), module)
+    x, upstream = inputs(case, torch.float64, "cpu")
+    step = 1e-6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=x.dtype)
+    gradient = prepare(module, "train", x, upstream)().gradients["input"]
+    with torch.no_grad():
+        change = ((module(x + step) - module(x - step)) * upstream).sum() / 2
+    torch.testing.assert_close((gradient * step).sum(), change, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "sentence"),
+    [
+        ("lucidrains", replace(SQUARE, grid=(4, 7)), "square grids"),
+        ("lucidrains", Case(name="x", grid=(9,)), "two axes"),
+        ("lucidrains", replace(LOCAL, scope=(4, 4)), "odd"),
+        ("timm", replace(LOCAL, scope=(3, 5)), "square"),
+        ("timm", Case(name="x", grid=(3, 3, 3)), "two axes"),
+        ("timm", replace(SQUARE, dim_u=2), "u is 1"),
+    ],
+)
+def test_who_cannot_take_part_says_why(name: str, case: Case, sentence: str) -> None:
+    reason = peer(name).refuses(case)
+    assert reason.startswith("cannot take part: ")
+    assert sentence in reason
+
+
+def test_an_absent_peer_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert by_name("lucidrains", "peer").refuses(SQUARE) == NOT_INSTALLED
+
+
+@pytest.mark.parametrize("name", ["SDPA", "3x3 conv"])
+@pytest.mark.parametrize("grid", [(29,), (5, 6), (3, 4, 5)])
+def test_the_others_give_an_output_of_the_same_shape(name: str, grid: tuple[int, ...]) -> None:
+    case = Case(name="x", grid=grid, batch=2, dim=20)
+    x, upstream = inputs(case, torch.float32, "cpu")
+    result = prepare(by_name(name, "other").build(case), "train", x, upstream)()
+    assert result.output.shape == result.gradients["input"].shape == case.shape
+
+
+def test_attention_is_softmax_attention() -> None:
+    case = Case(name="x", grid=(3, 5), batch=2, dim=12, num_heads=3)
+    module = by_name("SDPA", "other").build(case)
+    x, _ = inputs(case, torch.float32, "cpu")
+    q, k, v = module.to_qkv(x).flatten(2).unflatten(1, (3, 3, 4)).unbind(1)  # type: ignore[operator]
+    weights = torch.einsum("bhdn,bhdm->bhnm", q, k).div(4**0.5).softmax(-1)
+    expected = torch.einsum("bhnm,bhdm->bhdn", weights, v).flatten(1, 2).unflatten(2, (3, 5))
+    torch.testing.assert_close(module(x), expected)

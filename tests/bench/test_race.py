@@ -1,0 +1,123 @@
+"""The race itself, on cases of milliseconds: who takes part, who is refused, what each row says."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lambdanets.bench import CONTENDERS, Case, CheckError, Contender, Machine, Record, Settings, race
+from lambdanets.bench.contenders import by_name
+
+CASE = Case(name="tiny", grid=(6, 5), batch=2, dim=16)
+OURS = by_name("lambdanets", "layer")
+SETTINGS = Settings(rounds=2, memory=False)
+
+
+def row_of(rows: list[Record], name: str, mode: str = "train", case: str = "tiny") -> Record:
+    return next(row for row in rows if (row.contender, row.mode, row.case) == (name, mode, case))
+
+
+def test_a_row_for_each_contender_and_pass(machine: Machine) -> None:
+    saved: list[int] = []
+    told: list[str] = []
+    rows = race([CASE], SETTINGS, machine, save=lambda rows: saved.append(len(rows)), report=told.append)
+    assert len(rows) == 2 * len(CONTENDERS)
+    assert saved == [len(CONTENDERS), 2 * len(CONTENDERS)]
+    assert told[0] == "tiny: 2x16, 6x5 global; comparing results"
+    for row in rows:
+        if row.samples:
+            assert row.samples == 2
+            assert 0 < row.wall_q20 <= row.wall_ms <= row.wall_q80
+            assert row.ratio > 0
+            assert math.isnan(row.gflop) == (row.role not in ("layer", "kernel"))
+            assert math.isnan(row.error64) == (row.role == "other")
+        else:
+            assert row.note
+    ours, peer = row_of(rows, "lambdanets"), row_of(rows, "timm")
+    assert ours.ratio == ours.ratio_cpu == 1
+    assert peer.ratio == pytest.approx(peer.wall_ms / ours.wall_ms)
+    assert 0 < peer.error < 1e-5
+    assert peer.error64 < 1e-12
+    assert ours.of_gemm == pytest.approx(ours.gflop / ours.wall_ms * 1e3 / machine.gflops)
+    assert ours.of_gemm_cpu == pytest.approx(ours.gflop / ours.cpu_ms * 1e3 / machine.gflops_cpu)
+    # Projections alone: queries 64, keys 16 and values 4 of 16 channels, three times in training.
+    assert ours.gflop > 3 * 2 * 2 * 30 * 16 * 84 / 1e9
+    assert row_of(rows, "lambdanets", "eval").kernel
+
+
+class Wrong(nn.Module):
+    """Our layer in float64, where the crop is checked, and a little more than it otherwise."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.layer = OURS.build(case)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * (1 if x.dtype == torch.float64 else 1.01)
+
+
+def test_a_result_that_differs_stops_everything(machine: Machine) -> None:
+    def adopt(ours: nn.Module, theirs: Any) -> None:
+        theirs.layer.load_state_dict(ours.state_dict())
+
+    broken = Contender(name="broken", role="peer", build=Wrong, adopt=adopt)
+    with pytest.raises(CheckError, match=r"broken is wrong on tiny .*float32.* 1\.0e-02 .*No speed"):
+        race([CASE], SETTINGS, machine, contenders=[OURS, broken])
+
+
+def test_who_refuses_has_a_row_with_the_reason(machine: Machine) -> None:
+    other = Contender(
+        name="shy", role="other", build=OURS.build, refuses=lambda case: "cannot take part: shy"
+    )
+    rows = race([CASE], replace(SETTINGS, passes=("eval",)), machine, contenders=[OURS, other])
+    shy = row_of(rows, "shy", "eval")
+    assert (shy.note, shy.samples) == ("cannot take part: shy", 0)
+    assert math.isnan(shy.wall_ms)
+
+
+def test_who_needs_too_much_memory_is_left_out_before_it_runs(machine: Machine) -> None:
+    def never(case: Case) -> nn.Module:
+        raise AssertionError("was built")
+
+    large = Contender(name="large", role="other", build=never, needs=lambda case, train, dtype: 2**60)
+    rows = race([CASE], replace(SETTINGS, passes=("eval",)), machine, contenders=[OURS, large])
+    assert row_of(rows, "large", "eval").note.startswith("left out: needs about 1073741824 GiB")
+
+
+class Short(nn.Module):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise self.error
+
+
+def test_memory_that_runs_out_is_a_row_and_a_bug_is_not(machine: Machine) -> None:
+    settings = replace(SETTINGS, passes=("eval",))
+
+    def failing(error: Exception) -> Contender:
+        return Contender(name="short", role="other", build=lambda case: Short(error))
+
+    for error, note in (
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+        (MemoryError("needs 3 GiB"), "cannot take part: needs 3 GiB"),
+        (ValueError("odd sizes only"), "cannot take part: odd sizes only"),
+    ):
+        rows = race([CASE], settings, machine, contenders=[OURS, failing(error)])
+        assert row_of(rows, "short", "eval").note == note
+    with pytest.raises(RuntimeError, match="shapes"):
+        race([CASE], settings, machine, contenders=[OURS, failing(RuntimeError("shapes differ"))])
+
+
+def test_on_a_curve_the_slow_stop(machine: Machine) -> None:
+    points = [Case(name=f"p{side}", grid=(side, side), dim=16, batch=2, series="curve") for side in (4, 6)]
+    settings = replace(SETTINGS, passes=("eval",), max_seconds=0.0)
+    rows = race(points, settings, machine, contenders=[OURS])
+    first, second = rows
+    assert (first.note, first.samples) == ("one call, without a warm-up", 1)
+    assert second.samples == 0
+    assert second.note.endswith("at 4x4 already")

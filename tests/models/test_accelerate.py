@@ -1,0 +1,462 @@
+"""The lambda layers of timm and of lucidrains/lambda-networks, accelerated: same function, same weights."""
+
+import copy
+import io
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from timm.layers.lambda_layer import LambdaLayer as TimmOriginal
+from timm.models import FeatureGraphNet
+from torch import Tensor, nn
+
+from closeness import assert_close, assert_close_by_name, error
+from lambdanets import LambdaLayer2d, accelerate
+from lambdanets.models.accelerated import AcceleratedLayer
+from oracles import lambda_layer_einsum
+
+DIM = 24
+
+
+class LambdaLayer(nn.Module):
+    """A stand-in for the layer of lucidrains/lambda-networks: its parameters, the formula as an einsum.
+
+    Tests run without that package; where it is installed, one test holds this class against it.
+    """
+
+    __module__ = "lambda_networks.lambda_networks"
+
+    def __init__(self, dim, *, dim_k, n=None, r=None, heads=4, dim_out=None, dim_u=1):
+        super().__init__()
+        dim_v = (dim_out or dim) // heads
+        self.heads, self.u, self.local_contexts = heads, dim_u, r is not None
+        self.to_q = nn.Conv2d(dim, heads * dim_k, 1, bias=False)
+        self.to_k = nn.Conv2d(dim, dim_u * dim_k, 1, bias=False)
+        self.to_v = nn.Conv2d(dim, dim_u * dim_v, 1, bias=False)
+        self.norm_q = nn.BatchNorm2d(heads * dim_k)
+        self.norm_v = nn.BatchNorm2d(dim_u * dim_v)
+        if r is not None:
+            self.pos_conv = nn.Conv3d(dim_u, dim_k, (1, r, r), padding=(0, r // 2, r // 2))
+        else:
+            self.rel_pos_emb = nn.Parameter(torch.randn(2 * n - 1, 2 * n - 1, dim_k, dim_u))
+            self.rel_pos = torch.zeros(n * n, n * n, 2, dtype=torch.long)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid, u = tuple(x.shape[2:]), self.u
+        q = self.norm_q(self.to_q(x)).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
+        k = self.to_k(x).flatten(2).unflatten(1, (u, -1)).permute(0, 3, 2, 1)
+        v = self.norm_v(self.to_v(x)).flatten(2).unflatten(1, (u, -1)).permute(0, 3, 2, 1)
+        if not self.local_contexts:
+            y = lambda_layer_einsum(q, k, v, self.rel_pos_emb, grid=grid)
+        else:
+            e = torch.einsum("kuxrs->rsku", self.pos_conv.weight)
+            y = lambda_layer_einsum(q, k, v, e, grid=grid, scope=tuple(e.shape[:2]))
+            y = y + torch.einsum("bhnk,k->bhn", q, self.pos_conv.bias).unsqueeze(3)
+        return y.transpose(2, 3).flatten(1, 2).unflatten(2, grid)
+
+
+def awake(module: nn.Module) -> nn.Module:
+    """Statistics, norms and positions as after some training: at their start, mistakes could hide in them."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d) and part.running_mean is not None:
+            nn.init.normal_(part.running_mean, std=0.3)
+            nn.init.uniform_(part.running_var, 0.5, 2)
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.normal_(part.bias, std=0.3)
+        for name, value in part.named_parameters(recurse=False):
+            if name in ("pos_emb", "rel_pos_emb") or isinstance(part, nn.Conv3d):
+                nn.init.normal_(value, std=0.3)
+    return module
+
+
+TIMM = {
+    "local": ({"num_heads": 3, "dim_head": 5, "r": 3}, (5, 7)),
+    "local-beyond-the-grid": ({"num_heads": 2, "dim_head": 5, "r": 9}, (3, 7)),
+    "local-strided": ({"num_heads": 3, "dim_head": 5, "r": 5, "stride": 2}, (6, 9)),
+    "local-bias": ({"num_heads": 3, "dim_head": 5, "r": 3, "qkv_bias": True}, (5, 7)),
+    "local-ratio": ({"num_heads": 2, "dim_head": None, "qk_ratio": 0.5, "r": 7}, (7, 5)),
+    "local-one-head-one-column": ({"num_heads": 1, "dim_head": 5, "r": 1}, (7, 1)),
+    "relative": ({"num_heads": 3, "dim_head": 5, "r": None, "feat_size": (5, 7)}, (5, 7)),
+    "relative-strided-bias": (
+        {"num_heads": 2, "dim_head": 7, "r": None, "feat_size": (6, 4), "stride": 2, "qkv_bias": True},
+        (6, 4),
+    ),
+}
+LUCIDRAINS = {
+    "local": ({"dim_k": 5, "r": 3, "heads": 3}, (5, 7)),
+    "local-beyond-the-grid": ({"dim_k": 5, "r": 9, "heads": 2}, (3, 7)),
+    "local-u": ({"dim_k": 5, "r": 5, "heads": 3, "dim_u": 2, "dim_out": 12}, (7, 5)),
+    "relative": ({"dim_k": 5, "n": 5, "heads": 3}, (5, 5)),
+    "relative-u": ({"dim_k": 3, "n": 5, "heads": 2, "dim_u": 4, "dim_out": 14}, (5, 5)),
+}
+FORMS = {
+    **{f"timm-{name}": (TimmOriginal, *form) for name, form in TIMM.items()},
+    **{f"lucidrains-{name}": (LambdaLayer, *form) for name, form in LUCIDRAINS.items()},
+}
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def made(form: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
+    """A layer of another package, as after some training, and images for it."""
+    kind, options, grid = FORMS[form]
+    return awake(kind(DIM, **options)).to(dtype), torch.randn(2, DIM, *grid, dtype=dtype)
+
+
+def step(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Output, gradients by name and running statistics after one pass with a random upstream gradient."""
+    x = x.clone().requires_grad_()
+    y = module(x)
+    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype))
+    found = {"output": y, "input": x.grad, **{name: p.grad for name, p in module.named_parameters()}}
+    module.zero_grad()
+    statistics = {name: b.clone() for name, b in module.named_buffers() if "running" in name}
+    assert [name for name, value in found.items() if value is None] == []
+    for name in [name for name in found if name.endswith("qkv.bias") and module.training]:
+        # batch norms and the softmax cancel these biases: their gradients are zeros, up to rounding
+        assert found.pop(name).abs().max() < 1e-12 * found["input"].abs().max() * x.numel()
+    return found | statistics
+
+
+@every_form
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_outputs_gradients_and_statistics_are_those_of_the_original(form: str, mode: str) -> None:
+    layer, x = made(form)
+    layer.train(mode == "train")
+    fast = accelerate(copy.deepcopy(layer))
+    assert isinstance(fast, AcceleratedLayer)
+    assert fast.training == (mode == "train")
+    assert_close_by_name(step(fast, x), step(layer, x))
+
+
+@every_form
+def test_evaluation_without_gradients_is_that_of_the_original(form: str) -> None:
+    layer, x = made(form)
+    fast = accelerate(copy.deepcopy(layer)).eval()
+    with torch.no_grad():
+        assert_close(fast(x), layer.eval()(x))
+
+
+@pytest.mark.parametrize("form", [name for name in FORMS if name.startswith("lucidrains")])
+def test_the_stand_in_is_the_layer_of_lucidrains(form: str) -> None:
+    package = pytest.importorskip("lambda_networks", reason="lucidrains/lambda-networks is not installed")
+    stand_in, x = made(form)
+    real = package.LambdaLayer(DIM, **FORMS[form][1]).double()
+    assert list(real.state_dict()) == list(stand_in.state_dict())
+    real.load_state_dict(stand_in.state_dict())
+    fast = accelerate(copy.deepcopy(real))
+    expected = step(real, x)
+    assert_close_by_name(step(stand_in, x), expected)
+    assert_close_by_name(step(fast, x), expected)
+
+
+@every_form
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_low_precision_is_as_exact_as_the_original(form: str, mode: str) -> None:
+    exact, x = made(form)
+    layer = copy.deepcopy(exact).float().train(mode == "train")
+    fast = accelerate(copy.deepcopy(layer))
+    truth = exact.train(mode == "train")(x)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain, found = layer(x.float()), fast(x.float())
+    assert_close(found.bfloat16(), truth, plain=plain.bfloat16())
+
+
+@every_form
+def test_weights_in_half_precision(form: str) -> None:
+    exact, x = made(form)
+    layer = copy.deepcopy(exact).bfloat16().eval()
+    fast = accelerate(copy.deepcopy(layer))
+    with torch.no_grad():
+        found, plain = fast(x.bfloat16()), layer(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert_close(found, exact.eval()(x), plain=plain)
+
+
+@pytest.mark.parametrize("form", ["timm-local-strided", "timm-relative", "lucidrains-local-u"])
+def test_compiles_to_one_graph(form: str) -> None:
+    torch.compiler.reset()  # sizes that were compiled before would make these dynamic
+    layer, x = made(form)
+    fast = accelerate(copy.deepcopy(layer))
+    compiled = torch.compile(copy.deepcopy(fast), fullgraph=True, backend="aot_eager")
+    expected = step(layer, x)
+    found = {name.removeprefix("_orig_mod."): value for name, value in step(compiled, x).items()}
+    assert_close_by_name(found, expected)
+    compiled.eval()
+    with torch.no_grad():
+        assert_close(compiled(x), layer.eval()(x))
+
+
+@pytest.mark.parametrize("form", ["timm-local", "timm-relative", "lucidrains-local-u"])
+def test_follows_the_memory_format_of_its_input(form: str) -> None:
+    layer, x = made(form)
+    fast = accelerate(copy.deepcopy(layer)).eval()
+    y = fast(x.to(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert fast(x).is_contiguous()
+    assert_close(y, layer.eval()(x))
+
+
+def test_timm_with_other_output_channels() -> None:
+    """timm itself cannot. The formula is the other package's, so its stand-in says what is right."""
+    layer = awake(TimmOriginal(DIM, 12, num_heads=3, dim_head=5, r=3)).double()
+    x = torch.randn(2, DIM, 5, 7, dtype=torch.float64)
+    stand_in = LambdaLayer(DIM, dim_k=5, r=3, heads=3, dim_out=12).double()
+    q, k, v = layer.qkv.weight.split([15, 5, 4])
+    state = {name: value for name, value in layer.state_dict().items() if name.startswith("norm")}
+    state |= {"to_q.weight": q, "to_k.weight": k, "to_v.weight": v}
+    state["pos_conv.weight"] = layer.conv_lambda.weight.movedim(-1, 2)
+    state["pos_conv.bias"] = layer.conv_lambda.bias
+    stand_in.load_state_dict(state)
+    assert_close(accelerate(layer).eval()(x), stand_in.eval()(x))
+
+
+def test_timm_with_an_even_scope_reaches_further_up_and_left() -> None:
+    """timm itself cannot. Equal to the next odd scope with nothing in its last row and column."""
+    even = awake(TimmOriginal(DIM, num_heads=3, dim_head=5, r=4)).double().eval()
+    odd = copy.deepcopy(even)
+    weight = nn.functional.pad(even.conv_lambda.weight.detach(), (0, 0, 0, 1, 0, 1))
+    odd.conv_lambda.weight = nn.Parameter(weight)
+    x = torch.randn(2, DIM, 5, 7, dtype=torch.float64)
+    assert_close(accelerate(even)(x), odd(x))
+
+
+@pytest.mark.parametrize("grid", [(3, 5), (9, 6)], ids=["smaller", "larger"])
+def test_relative_positions_on_another_grid_use_the_middle_of_the_table(grid: tuple[int, int]) -> None:
+    layer = awake(TimmOriginal(DIM, num_heads=3, dim_head=5, r=None, feat_size=(5, 7))).double().eval()
+    other = TimmOriginal(DIM, num_heads=3, dim_head=5, r=None, feat_size=grid).double().eval()
+    state = layer.state_dict()
+    rows, columns = (new - old for new, old in zip(grid, (5, 7), strict=True))
+    state["pos_emb"] = nn.functional.pad(state["pos_emb"], (0, 0, columns, columns, rows, rows))
+    other.load_state_dict(state)
+    x = torch.randn(2, DIM, *grid, dtype=torch.float64)
+    assert_close(accelerate(layer)(x), other(x))
+
+
+@every_form
+def test_weights_go_both_ways_and_stay_the_same_tensors(form: str) -> None:
+    layer, x = made(form)
+    names, parameters = list(layer.state_dict()), list(layer.parameters())
+    parameters[0].requires_grad_(False)
+    fast = accelerate(layer)
+    assert list(fast.state_dict()) == names
+    kept = list(fast.parameters())
+    assert len(kept) == len(parameters)
+    assert all(new is old for new, old in zip(kept, parameters, strict=True))
+    assert not kept[0].requires_grad
+    back = FORMS[form][0](DIM, **FORMS[form][1]).double()
+    back.load_state_dict(fast.state_dict())
+    assert_close(back.eval()(x), fast.eval()(x))
+    with torch.no_grad():
+        for value in back.parameters():
+            value.mul_(1.5)
+    fast.load_state_dict(back.state_dict())
+    assert_close(fast(x), back(x))
+
+
+def test_an_optimiser_made_before_trains_the_accelerated_layer() -> None:
+    layer, x = made("timm-local")
+    twin = copy.deepcopy(layer)
+    optimisers = [torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9) for module in (layer, twin)]
+    fast = accelerate(layer)
+    for module, optimiser in zip((fast, twin), optimisers, strict=True):
+        for _ in range(2):
+            optimiser.zero_grad()
+            module(x).square().mean().backward()
+            optimiser.step()
+    assert_close_by_name(dict(fast.named_parameters()), {n: p.detach() for n, p in twin.named_parameters()})
+
+
+def test_indices_of_pairs_are_dropped() -> None:
+    for form in ("timm-relative", "lucidrains-relative"):
+        layer, x = made(form)
+        n = x.shape[2] * x.shape[3]
+        fast = accelerate(layer)
+        held = [v for v in (*vars(fast).values(), *fast.buffers()) if isinstance(v, Tensor)]
+        assert all(tensor.numel() < n * n for tensor in held)
+        assert_close(layer.eval()(x), fast.eval()(x))  # the original still works
+
+
+def test_layers_anywhere_in_a_module_and_one_used_twice() -> None:
+    shared, other = (awake(TimmOriginal(DIM, num_heads=3, dim_head=5, r=3)) for _ in range(2))
+    inner = nn.ModuleDict({"first": shared, "again": shared, "other": nn.Sequential(other, nn.ReLU())})
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.last = inner, shared
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.inner["other"](self.inner["first"](x))
+            return self.last(self.inner["again"](x))
+
+    network = Network().double().eval()
+    twin, x = copy.deepcopy(network), torch.randn(2, DIM, 5, 7, dtype=torch.float64)
+    names = [name for name, _ in network.named_modules(remove_duplicate=False)]
+    fast = accelerate(network)
+    assert fast is network
+    assert [name for name, _ in fast.named_modules(remove_duplicate=False)] == names
+    assert not any(isinstance(module, TimmOriginal) for module in fast.modules())
+    assert fast.last is fast.inner["first"] is fast.inner["again"]
+    assert_close(fast(x), twin(x))
+
+
+def test_accelerating_twice_changes_nothing() -> None:
+    layer, _ = made("timm-local")
+    model = nn.Sequential(layer)
+    fast = accelerate(model)[0]
+    assert accelerate(model)[0] is fast
+    assert accelerate(fast) is fast
+
+
+def test_our_own_layers_are_fast_already() -> None:
+    model = nn.Sequential(LambdaLayer2d(8, scope=3))
+    own = model[0]
+    assert accelerate(model)[0] is own
+
+
+class Different(TimmOriginal):
+    """A layer that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Renamed(TimmOriginal):
+    """A layer that computes the same."""
+
+
+def test_a_layer_is_known_by_the_class_that_defines_its_forward() -> None:
+    assert isinstance(accelerate(Renamed(DIM, num_heads=3)), AcceleratedLayer)
+    with pytest.raises(ValueError, match="but Different has none"):
+        accelerate(Different(DIM, num_heads=3))
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Sequential(nn.Conv2d(3, 8, 3)), nn.Identity()], ids=lambda m: type(m).__name__
+)
+def test_a_module_without_such_a_layer_is_refused(module: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"timm\.layers.* or lambda_networks.*has none"):
+        accelerate(module)
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"torch\.nn\.Module, got function"):
+        accelerate(lambda x: x)
+
+
+def test_images_without_a_batch_are_refused() -> None:
+    layer, x = made("timm-local")
+    with pytest.raises(ValueError, match="b dim height width"):
+        accelerate(layer)(x[0])
+
+
+@pytest.mark.parametrize("form", ["timm-local-bias", "lucidrains-local-u"])
+def test_a_change_of_weights_or_statistics_is_seen_at_once(form: str) -> None:
+    layer, x = made(form)
+    fast = accelerate(copy.deepcopy(layer).eval())
+    layer.eval()
+    with torch.no_grad():
+        fast(x)
+        for module in (fast, layer):
+            for value in (*module.parameters(), *module.buffers()):
+                value.copy_(value * 2 if value.is_floating_point() else value)
+        assert_close(fast(x), layer(x))
+
+
+def exchange_norms(layer: nn.Module) -> None:
+    layer.norm_q, layer.norm_v = nn.Identity(), nn.GroupNorm(1, layer.norm_v.num_features).double()
+
+
+def no_statistics(layer: nn.Module) -> None:
+    layer.norm_q = nn.BatchNorm2d(layer.norm_q.num_features, track_running_stats=False).double()
+
+
+def no_weights(layer: nn.Module) -> None:
+    layer.norm_q = nn.BatchNorm2d(layer.norm_q.num_features, affine=False).double().eval()
+    nn.init.normal_(layer.norm_q.running_mean)
+
+
+def norms_in_training(layer: nn.Module) -> None:
+    layer.norm_v.train()
+
+
+def hooked(layer: nn.Module) -> None:
+    layer.norm_v.register_forward_hook(lambda module, inputs, output: 3 * output)
+
+
+@pytest.mark.parametrize("change", [exchange_norms, no_statistics, no_weights, norms_in_training, hooked])
+@pytest.mark.parametrize("form", ["timm-local", "lucidrains-relative-u"])
+def test_what_was_done_to_the_submodules_counts(form: str, change: Callable[[nn.Module], None]) -> None:
+    layer, x = made(form)
+    layer.eval()
+    change(layer)
+    fast = accelerate(copy.deepcopy(layer))
+    with torch.no_grad():
+        assert_close(fast(x), layer(x))
+
+
+def test_hooks_on_the_layer_stay_and_can_be_removed() -> None:
+    layer, x = made("timm-local-strided")
+    calls = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: calls.append(tuple(output.shape)))
+    fast = accelerate(nn.Sequential(layer))
+    del layer
+    fast(x)
+    assert calls == [(2, DIM, 3, 4)]
+    handle.remove()
+    fast(x)
+    assert len(calls) == 1
+
+
+def test_copies_and_pickles() -> None:
+    layer, x = made("timm-relative")
+    fast = accelerate(layer).eval()
+    file = io.BytesIO()
+    torch.save(fast, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(fast), torch.load(file, weights_only=False)):
+        assert_close(twin(x), fast(x))
+
+
+def test_prints_its_sizes() -> None:
+    layer, _ = made("lucidrains-local-u")
+    assert "dim_k=5, num_heads=3, dim_u=2, scope=(5, 5)" in repr(accelerate(layer))
+
+
+MODELS = [
+    ("lambda_resnet26t", {}, (64, 96)),
+    ("lambda_resnet50ts", {}, (96, 64)),
+    ("lambda_resnet26rpt_256", {"img_size": 128}, (128, 128)),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "size"), MODELS)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_models_of_timm_compute_the_same(name: str, options: dict, size: tuple, mode: str) -> None:
+    model = awake(timm.create_model(name, num_classes=10, **options)).double().train(mode == "train")
+    fast = accelerate(copy.deepcopy(model))
+    assert sum(isinstance(module, AcceleratedLayer) for module in fast.modules()) >= 3
+    assert list(fast.state_dict()) == list(model.state_dict())
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    assert_close_by_name(step(fast, x), step(model, x))
+
+
+def test_an_accelerated_model_gives_features_and_exports() -> None:
+    model = awake(timm.create_model("lambda_resnet26t", num_classes=10)).double().eval()
+    fast = accelerate(copy.deepcopy(model))
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    assert_close(torch.export.export(fast, (x,)).module()(x), model(x))
+    features = [FeatureGraphNet(network, (2, 4))(x) for network in (fast, model)]
+    for found, expected in zip(*features, strict=True):
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in MODELS])
+def test_the_models_of_timm_at_their_own_size_agree_in_float32(name: str) -> None:
+    model = awake(timm.create_model(name))
+    fast = accelerate(copy.deepcopy(model))
+    x = torch.randn(1, 3, 256, 256)
+    with torch.no_grad():
+        for mode in (True, False):
+            assert error(fast.train(mode)(x), model.train(mode)(x)) < 1e-4

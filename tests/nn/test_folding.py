@@ -1,0 +1,93 @@
+"""Folded projections in evaluation: the same numbers, and never where the modules say something else."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cases import LAYER_OPTIONS
+from closeness import assert_close
+from lambdanets import LambdaLayer2d
+
+
+def make(**options: Any) -> LambdaLayer2d:
+    """A layer in evaluation whose norms have something to do."""
+    torch.manual_seed(0)
+    layer = LambdaLayer2d(6, 12, dim_k=5, dtype=torch.float64, **options).eval()
+    for norm in (layer.norm_queries, layer.norm_values):
+        for tensor in (norm.weight, norm.bias, norm.running_mean):
+            nn.init.normal_(tensor)
+        norm.running_var.uniform_(0.5, 2)
+    return layer
+
+
+def both(layer: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The output without gradients, where projections may be folded, and with them, where they are not."""
+    with torch.no_grad():
+        folded = layer(*inputs)
+    return folded, layer(*inputs).detach()
+
+
+@pytest.mark.parametrize("options", LAYER_OPTIONS, ids=str)
+@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
+def test_folding_changes_no_output(options: dict[str, Any], cross: bool) -> None:
+    layer = make(**options)
+    inputs = [torch.randn(2, 6, 5, 7, dtype=torch.float64)]
+    inputs += [torch.randn(2, 6, 5, 7, dtype=torch.float64)] if cross else []
+    assert_close(*both(layer, *inputs))
+
+
+def test_folding_runs_one_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = make(scope=3), torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    called: list[str] = []
+    for name in ("to_queries", "to_keys", "to_values", "norm_queries", "norm_values"):
+        module = getattr(layer, name)
+        whole = module.forward
+        monkeypatch.setattr(module, "forward", lambda x, n=name, f=whole: (called.append(n), f(x))[1])
+    with torch.no_grad():
+        layer(x)
+    assert not called
+    layer(x)
+    assert len(called) == 5
+
+
+def test_new_weights_are_seen_at_once() -> None:
+    layer, x = make(scope=3), torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    both(layer, x)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        layer.norm_values.running_var.mul_(3)
+    assert_close(*both(layer, x))
+
+
+@pytest.mark.parametrize("name", ["to_queries", "to_keys", "to_values", "norm_queries", "norm_values"])
+def test_hooks_and_exchanged_modules_are_heard(name: str) -> None:
+    x = torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    layer = make(scope=3)
+    before = both(layer, x)[0]
+    heard: list[str] = []
+    handle = getattr(layer, name).register_forward_hook(lambda *_: heard.append(name))
+    assert_close(*both(layer, x))
+    assert len(heard) == 2
+    handle.remove()
+    module = getattr(layer, name)
+    setattr(layer, name, nn.Sequential(module, nn.Tanh()))
+    after = both(layer, x)
+    assert_close(*after)
+    assert not torch.allclose(after[0], before)
+
+
+def test_projections_of_another_kind_are_not_folded() -> None:
+    x = torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    layer = make(scope=3)
+    layer.to_values = nn.Conv2d(6, 3, 3, padding=1, dtype=torch.float64)
+    assert_close(*both(layer, x))
+    layer.to_values = nn.Conv2d(6, 3, 1, dtype=torch.float64)  # with a bias
+    assert_close(*both(layer, x))
+    layer.norm_queries.train()
+    with torch.no_grad():
+        before = layer.norm_queries.num_batches_tracked.item()
+        layer(x)
+    assert layer.norm_queries.num_batches_tracked.item() == before + 1

@@ -1,0 +1,169 @@
+"""The position part as a library operator: registration, graphs, export, gradients of gradients."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases import BY_NAME, CASES, Case
+from closeness import assert_close_by_name
+from lambdanets import LambdaLayer2d
+from lambdanets.ops import KERNELS, GlobalContext, LocalContext, Problem, lambda_layer, plan
+from lambdanets.ops.position import geometry_of, position_gradients, position_output
+
+kernels = pytest.mark.parametrize("kernel", list(KERNELS))
+CONTEXTS = {
+    "global": GlobalContext((3, 4)),
+    "local": LocalContext((3, 4), (3, 2)),
+    "cross": GlobalContext((3, 4), context_grid=(2, 5)),
+    "causal": GlobalContext((7,), causal=True),
+    "dense": None,
+}
+
+
+def arguments(name: str, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+    context = CONTEXTS[name]
+    n, m = (7, 5) if context is None else (context.num_queries, context.num_context)
+    table = (n, m) if context is None else context.table_shape
+    q, v, e = torch.randn(2, 3, n, 2), torch.randn(2, m, 4, 2), torch.randn(*table, 2, 2)
+    tensors = [x.to(dtype).requires_grad_() for x in (q, v, e)]
+    return *tensors, *geometry_of(context)
+
+
+def supported(name: str, kernel: str) -> bool:
+    return name != "dense" or kernel in ("auto", "reference", "attention")
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+@pytest.mark.parametrize("kernel", ["auto", *KERNELS])
+def test_registration_is_sound(name: str, kernel: str) -> None:
+    if not supported(name, kernel):
+        return
+    inputs = arguments(name, torch.float32)
+    torch.library.opcheck(position_output, (*inputs, kernel))
+    g = torch.randn(2, 3, inputs[0].shape[2], 4, requires_grad=True)
+    for wanted in ([True, True, True], [False, True, False]):
+        torch.library.opcheck(position_gradients, (g, *inputs, kernel, wanted))
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+@kernels
+def test_gradients_of_gradients_are_right(name: str, kernel: str) -> None:
+    if not supported(name, kernel):
+        return
+    *tensors, grid, keys, scope, dilation, causal = arguments(name)
+
+    def call(*tensors: Tensor) -> Tensor:
+        return position_output(*tensors, grid, keys, scope, dilation, causal, kernel)
+
+    torch.manual_seed(1)
+    assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("case_name", ["global-2d", "local-2d", "global-u4", "causal", "global-dense-2d"])
+@kernels
+def test_a_gradient_penalty_equals_that_of_the_definition(case_name: str, kernel: str) -> None:
+    """Second derivatives through the whole operator, as a penalty on the gradient asks for them."""
+    case = BY_NAME[case_name]
+    if not supported("dense" if case.dense else "", kernel):
+        return
+
+    def penalty(kernel: str) -> dict[str, Tensor]:
+        leaves = {name: x.requires_grad_() for name, x in case.inputs().items()}
+        y = case.call(lambda_layer, leaves, kernel=kernel)
+        first = torch.autograd.grad((y * case.upstream()).sum(), leaves.values(), create_graph=True)
+        second = torch.autograd.grad(
+            sum((x.square().sum() for x in first), torch.tensor(0.0)), leaves.values()
+        )
+        return dict(zip(leaves, second, strict=True))
+
+    assert_close_by_name(penalty(kernel), penalty("reference"))
+
+
+@pytest.mark.parametrize("case", [BY_NAME["global-2d"], BY_NAME["local-2d"], BY_NAME["causal"]], ids=str)
+def test_one_graph_holds_the_operator_forward_and_backward(case: Case) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    from torch._dynamo.backends.common import aot_autograd
+
+    inputs = {name: x.requires_grad_() for name, x in case.inputs().items()}
+    compiled = torch.compile(
+        lambda **x: case.call(lambda_layer, x), fullgraph=True, backend=aot_autograd(fw_compiler=keep)
+    )
+    y = compiled(**inputs)
+    torch.testing.assert_close(y, case.call(lambda_layer, inputs))
+    y.sum().backward()
+    called = [str(node.target) for graph in graphs for node in graph.graph.nodes if "lambdanets" in str(node)]
+    called += [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    assert sum("position_output" in name for name in called) == 1
+    assert sum("position_gradients" in name for name in called) == 1
+
+
+@pytest.mark.parametrize("options", [{"scope": 5}, {"scope": 23}, {"grid": 9}], ids=str)
+def test_an_exported_layer_serves_any_size(options: dict[str, Any]) -> None:
+    layer = LambdaLayer2d(8, dim_k=4, **options).eval()
+    height, width = torch.export.Dim("height", min=2, max=64), torch.export.Dim("width", min=2, max=64)
+    x = torch.randn(2, 8, 12, 15)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=({2: height, 3: width},))
+    for size in ((12, 15), (3, 40), (31, 7)):
+        x = torch.randn(2, 8, *size)
+        torch.testing.assert_close(exported.module()(x), layer(x))
+
+
+def test_forward_and_backward_may_take_different_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lambdanets.ops import position
+
+    monkeypatch.setattr(
+        position, "choose", lambda kernel, problem, backward=False: "fft" if backward else "conv"
+    )
+    case = BY_NAME["local-2d"]
+    found, exact = ({name: x.requires_grad_() for name, x in case.inputs().items()} for _ in range(2))
+    case.call(lambda_layer, found).backward(case.upstream())
+    case.call(lambda_layer, exact, kernel="reference").backward(case.upstream())
+    assert_close_by_name(
+        {name: x.grad for name, x in found.items()}, {name: x.grad for name, x in exact.items()}
+    )
+
+
+@kernels
+@pytest.mark.parametrize("size", [64, 700, 2**20])
+def test_the_sizes_of_blocks_do_not_show_in_positions(
+    kernel: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks small enough to cut small problems along every axis that is ever cut."""
+    from lambdanets.ops.kernels import attention, conv, fft
+
+    for module in (attention, conv, fft):
+        monkeypatch.setattr(module, "BLOCK", size)
+    monkeypatch.setattr(fft, "ROWS", max(1, size // 200))
+    monkeypatch.setattr(fft, "COLUMNS", max(1, size // 100))
+    for case in CASES:
+        if (
+            not case.position
+            or case.n > 60
+            or not supported("dense" if case.dense or case.masked else "", kernel)
+        ):
+            continue
+        found, exact = ({name: x.requires_grad_() for name, x in case.inputs().items()} for _ in range(2))
+        case.call(lambda_layer, found, kernel=kernel).backward(case.upstream())
+        case.call(lambda_layer, exact, kernel="reference").backward(case.upstream())
+        gradients = [{n: x.grad for n, x in g.items() if x.grad is not None} for g in (found, exact)]
+        assert_close_by_name(*gradients)
+
+
+def test_torch_counts_the_operations_of_the_chosen_kernels() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    layer = LambdaLayer2d(16, dim_k=4, scope=5)
+    x = torch.randn(3, 16, 9, 8)
+    with FlopCounterMode(display=False) as counter:
+        layer(x).sum().backward()
+    counted = {str(name): flops for name, flops in counter.get_flop_counts()["Global"].items()}
+    made = plan(Problem(grid=(9, 8), scope=5, batch=3, dim_k=4, dim_v=4, content=False, train=True))
+    assert counted["lambdanets.position_output"] + counted["lambdanets.position_gradients"] == made.flops
