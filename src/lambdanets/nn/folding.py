@@ -7,6 +7,7 @@ miss a change.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +20,14 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 Part = tuple[Tensor, Tensor | None, _BatchNorm | None]
 
 
-def foldable(projections: Sequence[nn.Module], norms: Sequence[nn.Module]) -> bool:
+def foldable(projections: Sequence[Any], norms: Sequence[nn.Module]) -> bool:
     """Whether one 1x1 projection says all that these modules would do.
 
     It does not where gradients are asked for, or where somebody hooked into a module or exchanged it.
     """
     return (
         not torch.is_grad_enabled()
-        and all(isinstance(p, _CONVOLUTIONS) and _is_pointwise(p) for p in projections)
+        and all(type(p) in _CONVOLUTIONS and _is_pointwise(p) for p in projections)
         and all(type(norm) in _NORMS for norm in norms)
         and not any(norm.training or norm.running_mean is None for norm in norms)
         and not any(m._forward_hooks or m._forward_pre_hooks for m in (*projections, *norms))
