@@ -61,6 +61,31 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     planner.choice.cache_clear()
 
 
+def test_what_is_planned_is_what_runs_near_the_limit(
+    machine: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The content part and the gradients take memory too; plan and call must count the same."""
+    problem = Problem(grid=(24, 24), batch=8, num_heads=8, dim_v=16, train=True)
+    g, q, v, e = (x.requires_grad_() for x in problem.random_inputs())
+    k = torch.randn(8, 576, 16, 1, requires_grad=True)
+    ran: list[str] = []
+    for name, kernel in KERNELS.items():
+        for part in ("output", "gradients"):
+            whole = getattr(kernel, part)
+            monkeypatch.setattr(kernel, part, lambda *args, f=whole, n=name: (ran.append(n), f(*args))[1])
+    for limit in range(20, 60, 4):
+        machine(limit * 2**20)
+        made = plan(problem)
+        ran.clear()
+        if made.refusal is not None:
+            with pytest.raises(MemoryError):
+                lambda_layer(q, k, v, e, context=problem.context)
+            assert not ran
+            continue
+        lambda_layer(q, k, v, e, context=problem.context).backward(g)
+        assert ran == [made.kernel, made.backward_kernel]
+
+
 def test_a_problem_too_large_for_one_kernel_goes_to_another(machine: Callable[[int], None]) -> None:
     machine(2**30)
     made = plan(Problem(grid=(128, 128), dim_v=16, train=True))
@@ -77,9 +102,7 @@ def test_what_no_kernel_can_hold_is_refused_before_it_starts(machine: Callable[[
     context = GlobalContext((30, 30))
     assert lambda_layer(q, k, v, e, context=context).isfinite().all()
     machine(2**24)
-    with pytest.raises(
-        MemoryError, match=r"30x30.*b=64.*bytes.*GiB.*batch of (1|2|4|8|16) would fit"
-    ) as error:
+    with pytest.raises(MemoryError, match=r"30x30.*b=64.*bytes.*batch of (1|2|4|8|16) would fit") as error:
         lambda_layer(q, k, v, e, context=context)
     fitting = int(str(error.value).split("batch of ")[1].split()[0])
     some = slice(0, fitting)
@@ -88,6 +111,8 @@ def test_what_no_kernel_can_hold_is_refused_before_it_starts(machine: Callable[[
     assert made.kernel is None
     assert made.refusal == str(error.value)
     assert all(row.verdict == "too large" for row in made.rows)
+    with pytest.raises(MemoryError, match="kernel 'reference'"):
+        lambda_layer(q[some], k[some], v[some], e, context=context, kernel="reference")
     machine(2**19)
     with pytest.raises(MemoryError, match=r"batch of 1 on a grid of \d+x\d+ would fit"):
         lambda_layer(q, k, v, e, context=context)

@@ -9,7 +9,7 @@ from torch import Tensor
 from cases import BY_NAME, CASES, Case
 from closeness import assert_close_by_name
 from lambdanets import LambdaLayer2d
-from lambdanets.ops import KERNELS, GlobalContext, LocalContext, Problem, lambda_layer, plan
+from lambdanets.ops import KERNELS, GlobalContext, LocalContext, Problem, functional, lambda_layer, plan
 from lambdanets.ops.position import geometry_of, position_gradients, position_output
 
 kernels = pytest.mark.parametrize("kernel", list(KERNELS))
@@ -41,10 +41,10 @@ def test_registration_is_sound(name: str, kernel: str) -> None:
     if not supported(name, kernel):
         return
     inputs = arguments(name, torch.float32)
-    torch.library.opcheck(position_output, (*inputs, kernel))
+    torch.library.opcheck(position_output, (*inputs, kernel, kernel))
     g = torch.randn(2, 3, inputs[0].shape[2], 4, requires_grad=True)
     for wanted in ([True, True, True], [False, True, False]):
-        torch.library.opcheck(position_gradients, (g, *inputs, kernel, wanted))
+        torch.library.opcheck(position_gradients, (g, *inputs, kernel, kernel, wanted))
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
@@ -55,7 +55,7 @@ def test_gradients_of_gradients_are_right(name: str, kernel: str) -> None:
     *tensors, grid, keys, scope, dilation, causal = arguments(name)
 
     def call(*tensors: Tensor) -> Tensor:
-        return position_output(*tensors, grid, keys, scope, dilation, causal, kernel)
+        return position_output(*tensors, grid, keys, scope, dilation, causal, kernel, kernel)
 
     torch.manual_seed(1)
     assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
@@ -117,11 +117,7 @@ def test_an_exported_layer_serves_any_size(options: dict[str, Any]) -> None:
 
 
 def test_forward_and_backward_may_take_different_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lambdanets.ops import position
-
-    monkeypatch.setattr(
-        position, "choose", lambda kernel, problem, backward=False: "fft" if backward else "conv"
-    )
+    monkeypatch.setattr(functional, "resolve", lambda kernel, problem: ("conv", "fft"))
     case = BY_NAME["local-2d"]
     found, exact = ({name: x.requires_grad_() for name, x in case.inputs().items()} for _ in range(2))
     case.call(lambda_layer, found).backward(case.upstream())
@@ -129,6 +125,29 @@ def test_forward_and_backward_may_take_different_kernels(monkeypatch: pytest.Mon
     assert_close_by_name(
         {name: x.grad for name, x in found.items()}, {name: x.grad for name, x in exact.items()}
     )
+
+
+def test_derivatives_that_torch_would_get_wrong_are_refused() -> None:
+    """PyTorch drops the tangent of a library operator without a word."""
+    case = BY_NAME["local-2d"]
+    inputs = case.inputs()
+
+    def call(q: Tensor, kernel: str) -> Tensor:
+        return case.call(lambda_layer, inputs | {"q": q}, kernel=kernel)
+
+    for derivative in (
+        lambda kernel: torch.func.jvp(lambda q: call(q, kernel), (inputs["q"],), (inputs["q"],)),
+        lambda kernel: torch.func.grad(lambda q: call(q, kernel).sum())(inputs["q"]),
+        lambda kernel: torch.func.vmap(torch.func.grad(lambda q: call(q, kernel).sum()))(inputs["q"][None]),
+    ):
+        with pytest.raises(NotImplementedError, match="kernel='reference'"):
+            derivative("auto")
+        derivative("reference")
+    values = torch.func.vmap(lambda q: call(q, "auto"))(inputs["q"][None])[0]
+    torch.testing.assert_close(values, call(inputs["q"], "reference"))
+    layer = LambdaLayer2d(4, num_heads=2, dim_k=3, scope=3, kernel="reference").eval()
+    x = torch.randn(1, 4, 5, 6)
+    torch.func.grad(lambda x: layer(x).square().sum())(x)
 
 
 @kernels

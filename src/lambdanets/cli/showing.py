@@ -160,8 +160,9 @@ def _others(made: Plan) -> list[str]:
         costs = [line.cost for line in lines if line.cost is not None]
         if all(line.verdict == "chosen" for line in lines):
             continue
-        if len(costs) < len(lines) or not least:
-            phrases.append(f"{row.kernel}: {row.reason}")
+        out = [line for line in lines if line.verdict in ("cannot serve", "too large")]
+        if out or not least:
+            phrases.append(f"{row.kernel}: {(out or [row])[0].reason}")
         else:
             phrases.append(f"{row.kernel} {sum(cost.seconds for cost in costs) / least:.1f}x")
     return phrases

@@ -31,6 +31,7 @@ def foldable(projections: Sequence[Any], norms: Sequence[nn.Module]) -> bool:
         and all(type(norm) in _NORMS for norm in norms)
         and not any(norm.training or norm.running_mean is None for norm in norms)
         and not any(m._forward_hooks or m._forward_pre_hooks for m in (*projections, *norms))
+        and not any("forward" in vars(m) for m in (*projections, *norms))
     )
 
 
@@ -58,8 +59,10 @@ def project(x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
 def _folded(weight: Tensor, bias: Tensor | None, norm: _BatchNorm | None) -> tuple[Tensor, Tensor]:
     if bias is None:
         bias = weight.new_zeros(len(weight))
-    if norm is None or norm.running_mean is None or norm.running_var is None:
+    if norm is None:
         return weight, bias
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     wide = torch.promote_types(weight.dtype, torch.float32)
     scale = torch.rsqrt(norm.running_var.to(wide) + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight

@@ -43,7 +43,7 @@ class LambdaLayer(nn.Module):
         content: Whether lambdas have a content part.
         position: Whether lambdas have a position part; without it neither scope nor grid is needed.
         causal: On one axis, each position sees itself and what comes before it.
-        kernel: "auto", or the name of the operator's implementation.
+        kernel: "auto", "measured" or the name of the operator's implementation; see `lambda_layer`.
         device: Device of the parameters.
         dtype: Element type of the parameters.
 

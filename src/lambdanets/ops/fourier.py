@@ -85,8 +85,8 @@ class Layout:
         return self.period // 2 + 1
 
     def waves(self, positions: Tensor) -> Tensor:
-        """Cosines and sines of shape (frequencies, 2, positions), in float64."""
-        frequencies = torch.arange(self.frequencies, dtype=torch.float64, device=positions.device)
+        """Cosines and sines of shape (frequencies, 2, positions), in float64, which not every device has."""
+        frequencies = torch.arange(self.frequencies, dtype=torch.float64)
         # Whole turns are taken out as integers: the angle keeps its precision.
         turns = torch.outer(frequencies, positions.to(torch.float64)).remainder(self.period)
         angle = turns * (2 * math.pi / self.period)
@@ -94,22 +94,22 @@ class Layout:
 
     def transform(self, like: Tensor) -> Tensor:
         """The matrix (frequencies real|imaginary, keys) from values to frequencies."""
-        waves = self.waves(torch.arange(self.last.keys, device=like.device))
+        waves = self.waves(torch.arange(self.last.keys))
         waves[:, 1] *= -1
-        return waves.flatten(0, 1).to(like.dtype)
+        return waves.flatten(0, 1).to(like)
 
     def transform_back(self, like: Tensor) -> Tensor:
         """The matrix (queries, frequencies real|imaginary) from frequencies to queries."""
-        waves = self.waves(torch.arange(self.last.queries, device=like.device)) * (2 / self.period)
+        waves = self.waves(torch.arange(self.last.queries)) * (2 / self.period)
         waves[:, 1] *= -1
         waves[0] /= 2
         waves[-1] /= 2
-        return waves.flatten(0, 1).T.to(like.dtype).contiguous()
+        return waves.flatten(0, 1).T.to(like).contiguous()
 
     def transform_table(self, like: Tensor) -> Tensor:
         """The matrix (frequencies real|imaginary, offsets) from embeddings to their conjugate frequencies."""
-        offsets = torch.arange(-self.last.before, self.last.after + 1, device=like.device)
-        return self.waves(offsets).flatten(0, 1).to(like.dtype)
+        offsets = torch.arange(-self.last.before, self.last.after + 1)
+        return self.waves(offsets).flatten(0, 1).to(like)
 
     def index(self, device: torch.device) -> Tensor:
         """The table's entries of shape (last offsets, *lead offsets)."""

@@ -9,8 +9,8 @@ from .checks import check_arguments
 from .content import content_output
 from .context import Context, RelativeContext
 from .kernels import reference
-from .planner import check_kernel
-from .position import geometry_of, position_output
+from .planner import resolve
+from .position import geometry_of, position_output, refuse_transforms
 from .problem import Problem
 
 
@@ -50,6 +50,8 @@ def lambda_layer(
     Raises:
         ValueError: If shapes, dtypes or devices do not fit together, the kernel is unknown, or it cannot
             serve the problem.
+        NotImplementedError: Under forward-mode differentiation or the derivatives of torch.func, which the
+            definition (kernel="reference") has.
         MemoryError: If every kernel would need more memory than the machine has; nothing is started.
 
     Differences from the paper:
@@ -67,7 +69,7 @@ def lambda_layer(
     """
     check_arguments(q, k, v, e, context, mask, content)
     train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, e))
-    check_kernel(kernel, Problem.of(q, k, v, e, context, content, train))
+    kernels = resolve(kernel, Problem.of(q, k, v, e, context, content, train))
     if kernel == reference.NAME:
         return reference.apply(q, k, v, e, context=context, mask=mask, content=content)
     if mask is not None:
@@ -80,5 +82,6 @@ def lambda_layer(
             geometry = geometry_of(None)
             visible = context.visible(e.shape[1], e.device)
             e = e if visible is None else e.masked_fill(~visible[:, :, None, None], 0)
-        parts.append(position_output(q, v, e, *geometry, kernel))
+        refuse_transforms(q, v, e)
+        parts.append(position_output(q, v, e, *geometry, *kernels))
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]

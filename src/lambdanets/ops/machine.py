@@ -42,6 +42,8 @@ def gemm_seconds(
     """
     itemsize = itemsize or problem.itemsize
     macs = rows * inner * columns
+    if not macs:
+        return 0.0
     filled = 1.0
     for side in (rows, inner, columns):
         filled *= side / (side + SMALL)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -55,6 +55,7 @@ class Plan:
         backward_rows: The same for the backward pass; empty when not training.
         refusal: Why nothing is run, and the nearest problem that would be, where none fits.
         paper_kernel: What the rule of the paper's appendix E.1 takes; None without relative positions.
+        flops: Operations of the chosen kernels and of the content part, backward pass included.
     """
 
     problem: Problem
@@ -64,7 +65,7 @@ class Plan:
     backward_rows: tuple[Row, ...] = ()
     refusal: str | None = None
     paper_kernel: str | None = None
-    flops: int = field(default=0)
+    flops: int = 0
 
     def __str__(self) -> str:
         lines = [f"{self.problem}"]
@@ -102,43 +103,54 @@ def needed(problem: Problem, cost: Cost) -> int:
 
 
 @lru_cache(maxsize=4096)
-def choice(problem: Problem, backward: bool = False) -> str:
-    """The kernel that serves a pass of a problem.
+def choice(problem: Problem, backward: bool = False, kernel: str = "auto") -> str:
+    """The kernel that serves a pass of a problem, of all or of one that is asked for.
 
     Raises:
         MemoryError: If every kernel needs more memory than the machine has.
     """
-    costs = {name: KERNELS[name].cost(problem, backward=backward) for name in able(problem)}
+    names = able(problem) if kernel == "auto" else [kernel]
+    costs = {name: KERNELS[name].cost(problem, backward=backward) for name in names}
     limit = memory(problem.device)
     fitting = [name for name in costs if limit is None or needed(problem, costs[name]) <= limit]
     if not fitting:
-        raise MemoryError(refusal(problem, backward))
+        raise MemoryError(refusal(problem, backward, kernel))
     least = min(costs[name].seconds for name in fitting)
     near = [name for name in fitting if costs[name].seconds <= NEAR * least]
     return min(near, key=lambda name: costs[name].peak_bytes)
 
 
-def refusal(problem: Problem, backward: bool) -> str:
-    """The sentence for a problem that is too large, with the nearest that is not."""
+def refusal(problem: Problem, backward: bool, kernel: str = "auto") -> str:
+    """The sentence for a problem that is too large, with the nearest that is not, if one is near."""
     limit = memory(problem.device) or 0
+    names = able(problem) if kernel == "auto" else [kernel]
 
     def least(p: Problem) -> int:
-        return min(needed(p, KERNELS[name].cost(p, backward=backward)) for name in able(p))
+        return min(needed(p, KERNELS[name].cost(p, backward=backward)) for name in names)
 
-    smaller = problem
-    while smaller.batch > 1 and least(smaller) > limit:
-        smaller = replace(smaller, batch=smaller.batch // 2)
-    nearest = f"a batch of {smaller.batch} would fit"
-    if least(smaller) > limit:
-        while least(smaller) > limit and max(smaller.grid) > 1:
-            halved = tuple(max(1, size // 2) for size in smaller.grid)
-            keys = tuple(max(1, size // 2) for size in smaller.context_grid or smaller.grid)
-            smaller = replace(smaller, grid=halved, context_grid=keys)
-        nearest = f"a batch of 1 on a grid of {'x'.join(map(str, smaller.grid))} would fit"
+    def halved(p: Problem) -> Problem:
+        if p.batch > 1:
+            return replace(p, batch=p.batch // 2)
+        grids = {"grid": p.grid, "context_grid": p.context_grid or p.grid}
+        smaller = {name: tuple(max(1, size // 2) for size in grid) for name, grid in grids.items()}
+        return replace(p, **smaller)  # type: ignore[arg-type]
+
+    nearest = problem
+    while least(nearest) > limit and max(*nearest.grid, *(nearest.context_grid or nearest.grid)) > 1:
+        nearest = halved(nearest)
+    hint = ""
+    if least(nearest) <= limit:
+        hint = f"; a batch of {nearest.batch} would fit"
+        if nearest.grid != problem.grid or nearest.context_grid != problem.context_grid:
+            grids = [nearest.grid, nearest.context_grid or nearest.grid]
+            queries, keys = ("x".join(map(str, grid)) for grid in grids)
+            on = queries if queries == keys else f"{queries} with a context of {keys}"
+            hint = f"; a batch of {nearest.batch} on a grid of {on} would fit"
+    others = "" if kernel == "auto" else "; kernel='auto' looks for one that needs less"
     return (
         f"this problem ({problem}) needs at least {least(problem):,} bytes "
-        f"({least(problem) / 2**30:.1f} GiB) with any kernel, the machine has {limit / 2**30:.1f} GiB; "
-        f"{nearest}"
+        f"with {'any kernel' if kernel == 'auto' else f'kernel {kernel!r}'}, the machine has {limit:,}"
+        f"{hint}{others}"
     )
 
 
@@ -171,6 +183,8 @@ def measure(problem: Problem, backward: bool = False) -> dict[str, float]:
 @lru_cache(maxsize=4096)
 def measured_choice(problem: Problem, backward: bool = False) -> str:
     """The kernel that took the least time when tried; remembered for as long as the process lives."""
+    if not problem.position:
+        return choice(problem, backward)
     choice(problem, backward)  # refuses what is too large
     times = measure(problem, backward)
     return min(times, key=lambda name: times[name])
@@ -209,7 +223,7 @@ def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[Row, ...]:
     costs = {name: KERNELS[name].cost(problem, backward=backward) for name in able(problem)}
     limit = memory(problem.device)
     fitting = [name for name in costs if limit is None or needed(problem, costs[name]) <= limit]
-    times = measure(problem, backward) if measured and fitting else {}
+    times = measure(problem, backward) if measured and fitting and problem.position else {}
     chosen = ""
     if fitting:
         chosen = min(times, key=lambda name: times[name]) if times else choice(problem, backward)
@@ -222,7 +236,7 @@ def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[Row, ...]:
             reason += f", the machine has {(limit or 0) / 2**30:,.1f}"
         elif name == chosen:
             verdict = "chosen"
-            reason = "the least time when tried" if measured else "the least estimated time, or near it"
+            reason = "the least time when tried" if times else "the least estimated time, or near it"
         else:
             cost, best = costs[name], costs[chosen]
             seconds = (times[name], times[chosen]) if name in times else (cost.seconds, best.seconds)
@@ -242,30 +256,33 @@ def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def check_kernel(kernel: str, problem: Problem) -> None:
-    """See that a kernel can run a problem, before anything is run.
+def resolve(kernel: str, problem: Problem) -> tuple[str, str]:
+    """The kernels of the forward and of the backward pass that `kernel=` asks for, before anything is run.
+
+    While a graph is made, sizes may be symbols; the planner's choice then waits until the graph runs.
 
     Raises:
         ValueError: If there is no such kernel, or it cannot serve the problem (with its reasons).
-        MemoryError: If the planner is to choose and every kernel needs more memory than the machine has.
+        MemoryError: If it, or every kernel where the planner is to choose, needs more memory than there is.
     """
-    if kernel in CHOICES:
-        if (
-            not torch.compiler.is_compiling()
-        ):  # sizes may be symbols there; the operators choose when they run
-            choice(problem)
-            if problem.train:
-                choice(problem, backward=True)
-        return
-    if kernel not in KERNELS:
+    if kernel not in CHOICES and kernel not in KERNELS:
         raise unknown_name("kernel", kernel, [*CHOICES, *KERNELS])
-    reasons = KERNELS[kernel].unsupported(problem)
-    if reasons:
-        raise ValueError(f"kernel {kernel!r} cannot serve this problem ({problem}): {'; '.join(reasons)}")
+    if kernel in KERNELS:
+        reasons = KERNELS[kernel].unsupported(problem)
+        if reasons:
+            raise ValueError(f"kernel {kernel!r} cannot serve this problem ({problem}): {'; '.join(reasons)}")
+    if torch.compiler.is_compiling() or not problem.position:
+        return kernel, kernel
+    forward = choose(kernel, problem)
+    return forward, choose(kernel, problem, backward=True) if problem.train else forward
 
 
 def choose(kernel: str, problem: Problem, *, backward: bool = False) -> str:
-    """The kernel that `kernel=` asks for, for one pass."""
-    if kernel == "auto":
-        return choice(problem, backward)
-    return measured_choice(problem, backward) if kernel == "measured" else kernel
+    """The kernel that `kernel=` asks for, for one pass.
+
+    Raises:
+        MemoryError: If it needs more memory than there is.
+    """
+    if kernel == "measured":
+        return measured_choice(problem, backward)
+    return choice(problem, backward, kernel)

@@ -1,9 +1,9 @@
 """The position part as two library operators: its output and its gradients.
 
 PyTorch sees each as one node: a compiled graph holds it whole, an exported one keeps it for any grid, and
-between forward and backward only q, v and e are kept. Which kernel runs is settled when it runs, from the
-sizes at hand, for each of the two apart. The position part is linear in q, v and e, so the gradients of its
-gradients are sums of the same two operators, to any order.
+between forward and backward only q, v and e are kept. Each is told its kernel; "auto" leaves the choice to
+the moment when it runs and the sizes are known, which is how it stands in a graph. The position part is
+linear in q, v and e, so the gradients of its gradients are sums of the same two operators, to any order.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from .context import LocalContext, RelativeContext
@@ -41,7 +43,6 @@ def problem_of(
     scope: Sequence[int],
     dilation: Sequence[int],
     causal: bool,
-    train: bool = False,
 ) -> Problem:
     """The problem that the operators' arguments pose."""
     return Problem(
@@ -59,8 +60,20 @@ def problem_of(
         dense=not grid,
         dtype=q.dtype,
         device=q.device.type,
-        train=train,
     )
+
+
+def refuse_transforms(*tensors: Tensor) -> None:
+    """Raise where PyTorch would take a derivative of a library operator wrongly, or not at all."""
+    forward_mode = forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(x).tangent is not None for x in tensors
+    )
+    level = None if torch.compiler.is_compiling() else peek_interpreter_stack()
+    if forward_mode or (level is not None and level.key() != TransformType.Vmap):
+        raise NotImplementedError(
+            "forward-mode differentiation and torch.func's derivatives need kernel='reference'; "
+            "torch.autograd (backward, grad, create_graph=True) works with every kernel"
+        )
 
 
 @torch.library.custom_op("lambdanets::position_output", mutates_args=())
@@ -74,6 +87,7 @@ def position_output(
     dilation: Sequence[int],
     causal: bool,
     kernel: str,
+    backward_kernel: str,
 ) -> Tensor:
     """The position part of shape b h n v; an empty grid says that e is dense (n m k u)."""
     problem = problem_of(q, v, grid, context_grid, scope, dilation, causal)
@@ -98,11 +112,12 @@ def position_gradients(
     dilation: Sequence[int],
     causal: bool,
     kernel: str,
+    backward_kernel: str,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, v and e from that of the position part; an empty tensor where none is wanted."""
     problem = problem_of(q, v, grid, context_grid, scope, dilation, causal)
-    chosen = KERNELS[choose(kernel, problem, backward=True)]
+    chosen = KERNELS[choose(backward_kernel, problem, backward=True)]
     with no_autocast(q.device.type):
         found = chosen.gradients(g, q, v, e, problem, wanted)
     first, second, third = (q.new_empty(0) if x is None else x.contiguous() for x in found)
@@ -162,7 +177,7 @@ def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | No
 @register_flop_formula(torch.ops.lambdanets.position_output)
 def _output_flops(q: torch.Size, v: torch.Size, e: torch.Size, *options: Any, **_: Any) -> int:
     """What the chosen kernel does, for `torch.utils.flop_counter`."""
-    *geometry, kernel = options
+    *geometry, kernel, _backward_kernel = options
     problem = problem_of(_sized(q), _sized(v), *geometry)
     return KERNELS[choose(kernel, problem)].cost(problem).flops
 
@@ -171,9 +186,9 @@ def _output_flops(q: torch.Size, v: torch.Size, e: torch.Size, *options: Any, **
 def _gradients_flops(
     g: torch.Size, q: torch.Size, v: torch.Size, e: torch.Size, *options: Any, **_: Any
 ) -> int:
-    *geometry, kernel, _wanted = options
-    problem = problem_of(_sized(q), _sized(v), *geometry, train=True)
-    return KERNELS[choose(kernel, problem, backward=True)].cost(problem, backward=True).flops
+    *geometry, _kernel, backward_kernel, _wanted = options
+    problem = problem_of(_sized(q), _sized(v), *geometry)
+    return KERNELS[choose(backward_kernel, problem, backward=True)].cost(problem, backward=True).flops
 
 
 def _sized(shape: torch.Size) -> Tensor:

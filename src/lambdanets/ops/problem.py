@@ -189,7 +189,9 @@ class Problem:
             (self.batch, m, self.dim_v, self.dim_u),
             (*table, self.dim_k, self.dim_u),
         ]
-        g, q, v, e = (torch.randn(shape, dtype=self.dtype, device=self.device) for shape in shapes)
+        generator = torch.Generator(self.device).manual_seed(0)  # the caller's random numbers stay his
+        options = {"dtype": self.dtype, "device": self.device, "generator": generator}
+        g, q, v, e = (torch.randn(shape, **options) for shape in shapes)
         return g, q, v, e
 
     @property

@@ -2,8 +2,9 @@
 
 There is no softmax over positions, so the sums may be swapped: (q E) of shape b h n m, then times v. For h
 queries per position this is h (k + v) products per pair instead of k v, and no position lambda is formed. The
-map is formed for a block of queries at a time, over the part of the context that the block reaches, and
-formed again in the backward pass. Not in the paper, which contracts m first.
+map is formed for a block of queries at a time (at least a row of the first axis), over the part of the
+context that the block reaches, and formed again in the backward pass. Not in the paper, which contracts m
+first.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..products import products
 from ..tables import box_offsets, collect, entries, read
 
 NAME = "attention"
-BLOCK = 2**24  # bytes of the map and of the embeddings of one block of queries
+BLOCK = 2**24  # bytes of the map and of the embeddings of a block of several rows
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def gradients(
 
 
 def blocks(problem: Problem) -> Iterator[Block]:
-    """Cut the queries along the grid's first axis so that what a block forms stays below `BLOCK`."""
+    """Cut the queries along the grid's first axis; several rows together form at most `BLOCK` bytes."""
     grid, keys = problem.grid, problem.context_grid or problem.grid
     per_row, per_key_row = math.prod(grid[1:]), math.prod(keys[1:])
     before, after = _reach(problem)

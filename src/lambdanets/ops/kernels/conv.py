@@ -204,10 +204,15 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
         seconds += gemm_seconds(p, p.dim_v, p.num_heads, p.dim_k, small)
         flops, moved = 3 * convolved + 2 * applied, 5 * p.itemsize * lambdas
     block = min(p.itemsize * lambdas, max(BLOCK, p.itemsize * p.num_queries * p.dim_k))
+    # Padded images of a block; where the library has no convolution of its own it unfolds every window.
+    folded = max(1, block // max(1, p.itemsize * p.num_queries * p.dim_k))
+    images = p.itemsize * folded * p.num_context * p.dim_u * 4
+    if p.itemsize == 8:
+        images += p.itemsize * p.num_queries * taps * min(folded, 8)
     return Cost(
         flops=flops,
         bytes=moved + p.io_bytes,
-        peak_bytes=block * (3 if backward else 2),
+        peak_bytes=block * (3 if backward else 2) + images * (2 if backward else 1),
         seconds=seconds,
     )
 
