@@ -23,10 +23,12 @@ Part = tuple[Tensor, Tensor | None, _BatchNorm | None]
 def foldable(projections: Sequence[Any], norms: Sequence[nn.Module]) -> bool:
     """Whether one 1x1 projection says all that these modules would do.
 
-    It does not where gradients are asked for, or where somebody hooked into a module or exchanged it.
+    It does not where gradients are asked for, or where somebody hooked into a module or exchanged it; and a
+    trace keeps the modules.
     """
     return (
         not torch.is_grad_enabled()
+        and not torch.jit.is_tracing()
         and all(type(p) in _CONVOLUTIONS and _is_pointwise(p) for p in projections)
         and all(type(norm) in _NORMS for norm in norms)
         and not any(norm.training or norm.running_mean is None for norm in norms)
