@@ -16,12 +16,8 @@ RUNS = {
 
 
 def rows(name: str) -> list[dict[str, float]]:
-    """The epochs of a first run, and those of the run that went on from its weights."""
-    found: list[dict[str, float]] = []
-    for suffix in ("", "_restart"):
-        with open(HERE / f"{name}{suffix}.csv", newline="") as file:
-            found += [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    return found
+    with open(HERE / f"{name}.csv", newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def main() -> None:

@@ -91,8 +91,9 @@ def position_output(
 ) -> Tensor:
     """The position part of shape b h n v; an empty grid says that e is dense (n m k u)."""
     problem = problem_of(q, v, grid, context_grid, scope, dilation, causal)
+    chosen = KERNELS[choose(kernel, problem)]
     with no_autocast(q.device.type):
-        return KERNELS[choose(kernel, problem)].output(q, v, e, problem).contiguous()
+        return chosen.output(q.contiguous(), v.contiguous(), e, problem).contiguous()
 
 
 @position_output.register_fake
@@ -119,7 +120,7 @@ def position_gradients(
     problem = problem_of(q, v, grid, context_grid, scope, dilation, causal)
     chosen = KERNELS[choose(backward_kernel, problem, backward=True)]
     with no_autocast(q.device.type):
-        found = chosen.gradients(g, q, v, e, problem, wanted)
+        found = chosen.gradients(g.contiguous(), q.contiguous(), v.contiguous(), e, problem, wanted)
     first, second, third = (q.new_empty(0) if x is None else x.contiguous() for x in found)
     return first, second, third
 
