@@ -33,14 +33,24 @@ def problems() -> Iterator[Problem]:
     yield from (Problem(grid=(7, 7), batch=32, dim_v=128), Problem(grid=(14, 14), batch=32))
     yield from (Problem(grid=(28, 28), batch=8, dim_v=32), Problem(grid=(64, 64)))
     yield Problem(grid=(14, 14), scope=(7, 7), batch=32)
-    yield from (Problem(grid=(g, g), scope=(23, 23), batch=b, dim_v=v) for g, b, v in ((28, 8, 32), (56, 4, 16)))
+    yield from (
+        Problem(grid=(g, g), scope=(23, 23), batch=b, dim_v=v) for g, b, v in ((28, 8, 32), (56, 4, 16))
+    )
     yield Problem(grid=(64, 64), scope=(23, 23))
     # Small images and batches.
     for grid, batch in itertools.product(((4, 4), (8, 8), (16, 16)), (1, 16)):
         yield Problem(grid=grid, batch=batch, dim_v=32)
     yield from (Problem(grid=(8, 8), scope=(15, 15), batch=128, dim_v=32), Problem(grid=(2, 2), batch=8))
     # Local scopes over sizes.
-    for grid, scope, batch in ((16, 3, 8), (32, 5, 4), (32, 15, 4), (48, 9, 2), (64, 7, 1), (96, 23, 1), (128, 3, 1)):
+    for grid, scope, batch in (
+        (16, 3, 8),
+        (32, 5, 4),
+        (32, 15, 4),
+        (48, 9, 2),
+        (64, 7, 1),
+        (96, 23, 1),
+        (128, 3, 1),
+    ):
         yield Problem(grid=(grid, grid), scope=(scope, scope), batch=batch, dim_v=32)
     # Global, larger; rectangles; another context.
     yield from (Problem(grid=(40, 40), dim_v=64), Problem(grid=(96, 96), dim_v=16), Problem(grid=(37, 53)))
@@ -63,8 +73,14 @@ def problems() -> Iterator[Problem]:
         Problem(grid=(6, 20, 20), scope=(5, 9, 9), dim_v=16),
     )
     # Other depths and heads.
-    yield from (Problem(grid=(14, 14), dim_u=4, batch=4), Problem(grid=(14, 14), scope=(7, 7), dim_u=4, batch=4))
-    yield from (Problem(grid=(32, 32), scope=(9, 9), dim_u=2, dim_v=32), Problem(grid=(24, 24), dim_k=32, batch=2))
+    yield from (
+        Problem(grid=(14, 14), dim_u=4, batch=4),
+        Problem(grid=(14, 14), scope=(7, 7), dim_u=4, batch=4),
+    )
+    yield from (
+        Problem(grid=(32, 32), scope=(9, 9), dim_u=2, dim_v=32),
+        Problem(grid=(24, 24), dim_k=32, batch=2),
+    )
     yield from (Problem(grid=(14, 14), dim_k=8, batch=16), Problem(grid=(14, 14), num_heads=1, batch=16))
     yield from (
         Problem(grid=(14, 14), num_heads=16, dim_v=16, batch=16),
