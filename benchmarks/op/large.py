@@ -1,7 +1,7 @@
 """The layer where others cannot run: a process per case, its time and its peak. `python large.py COMMIT`
 
-Writes large.csv: seconds of a forward or a training step (the first one, weights and input made before), and the
-process's high-water mark of memory, everything included.
+Writes large.csv: seconds of a forward or a training step (the first one, weights and input made before), and
+the process's high-water mark of memory, everything included.
 """
 
 import csv
@@ -43,7 +43,8 @@ def main(commit: str) -> None:
     provenance = [torch.__version__, platform.python_version(), date.today().isoformat(), commit]
     with open(Path(__file__).parent / "large.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow("case channels threads seconds peak_gib torch python date commit".split())
+        head = "case channels threads seconds peak_gib torch python date commit"
+        writer.writerow(head.split())
         for case in CASES:
             found = subprocess.run(
                 [sys.executable, __file__, *case.split()], capture_output=True, check=True, text=True

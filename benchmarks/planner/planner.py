@@ -2,7 +2,8 @@
 
 Forward and backward pass apart, on random tensors. One thread; processor seconds of this process, not seconds
 of the clock: other programs may run on the machine. The kernels take turns; a kernel whose first run takes
-`FAR` times the best is not run again, and one that needs over `LARGE` bytes not at all. `python planner.py COMMIT`
+`FAR` times the best is not run again, and one that needs over `LARGE` bytes not at all.
+`python planner.py COMMIT`
 """
 
 import csv

@@ -9,8 +9,8 @@ def cifar() -> RunConfig:
 
     Follows: the usual recipe of residual networks on CIFAR (pad and crop, flip, SGD with Nesterov momentum),
         with the paper's warm-up, cosine and label smoothing; no table of the paper is on CIFAR.
-    Measured: 87.8 % on CIFAR-10 re-encoded as JPEG (89.1 % with --model resnet_cifar_conv), in 84 minutes of one
-        core (AMD EPYC, 359 images per second); `benchmarks/cifar10` has the rows.
+    Measured: 87.8 % on CIFAR-10 re-encoded as JPEG (89.1 % with --model resnet_cifar_conv), in 84 minutes of
+        one core (AMD EPYC, 359 images per second); `benchmarks/cifar10` has the rows.
     Needs: a CPU with bfloat16 arithmetic (or any GPU); on another CPU add --set engine.precision=32.
     Command: lambdanets train cifar --data folder:/data/cifar10
         or, where there is a network: lambdanets train cifar
