@@ -28,7 +28,7 @@ def foldable(projections: Sequence[Any], norms: Sequence[nn.Module]) -> bool:
     """
     return (
         not torch.is_grad_enabled()
-        and not torch.jit.is_tracing()
+        and not torch._C._is_tracing()
         and all(type(p) in _CONVOLUTIONS and _is_pointwise(p) for p in projections)
         and all(type(norm) in _NORMS for norm in norms)
         and not any(norm.training or norm.running_mean is None for norm in norms)
