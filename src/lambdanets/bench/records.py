@@ -184,7 +184,7 @@ def provenance(dtype: torch.dtype, device: str, threads: int, machine: Machine) 
 def _cell(value: object) -> object:
     if not isinstance(value, float):
         return value
-    return "" if math.isnan(value) else f"{value:.5g}"
+    return "" if math.isnan(value) else f"{value:.9g}"
 
 
 def _parse(kind: type, row: dict[str, str]):
