@@ -1,8 +1,10 @@
-"""Every kernel on problems of all kinds, beside the planner's estimate and choice: writes planner.csv.
+"""Every kernel on problems of all kinds, beside the planner's estimate and choice: writes a file for the
+processor's instructions, such as planner-avx2.csv.
 
 Forward and backward pass apart, on random tensors. One thread; processor seconds of this process, not seconds
 of the clock: other programs may run on the machine. The kernels take turns; a kernel whose first run takes
-`FAR` times the best is not run again, and one that needs over `LARGE` bytes not at all.
+`FAR` times the best is not run again; one that needs over `LARGE` bytes, or whose estimate is `HOPELESS`
+times the least, not at all. Half precision is multiplied in the type that the operator takes there.
 `python planner.py COMMIT`
 """
 
@@ -21,9 +23,11 @@ import torch
 from lambdanets import Problem
 from lambdanets.ops import KERNELS
 from lambdanets.ops.planner import able, choice
+from lambdanets.ops.position import computed_in
 
 ROUNDS = 5
 FAR = 8
+HOPELESS = 30
 LARGE = 2**32  # bytes; a kernel that would take more is left out
 BF16 = torch.bfloat16
 
@@ -114,9 +118,12 @@ def run(name: str, problem: Problem, inputs: tuple[torch.Tensor, ...], backward:
 
 
 def medians(problem: Problem, backward: bool) -> dict[str, float]:
-    inputs = problem.random_inputs()
+    inputs = tuple(computed_in(*problem.random_inputs()))
     costs = {name: KERNELS[name].cost(problem, backward=backward) for name in able(problem)}
-    names = [name for name, cost in costs.items() if cost.peak_bytes < LARGE]
+    least = min(cost.seconds for cost in costs.values())
+    names = [
+        name for name, cost in costs.items() if cost.peak_bytes < LARGE and cost.seconds < HOPELESS * least
+    ]
     for name in names:  # a first run also loads code and fills caches
         if costs[name].seconds < 1:
             run(name, problem, inputs, backward)
@@ -135,7 +142,8 @@ def main(commit: str) -> None:
     provenance = [torch.__version__, platform.python_version(), date.today().isoformat(), commit]
     head = "problem pass kernel cpu_ms estimated_ms chosen choice_over_best torch python date commit"
     ratios: dict[str, float] = {}
-    with open(Path(__file__).parent / "planner.csv", "w", newline="") as file:
+    path = Path(__file__).parent / f"planner-{torch.backends.cpu.get_cpu_capability().lower()}.csv"
+    with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(head.split())
         for problem, backward in itertools.product(problems(), (False, True)):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .context import Context, MaskedContext, RelativeContext
-from .products import no_autocast
+from .products import no_autocast, product_dtype
 
 CHUNK = (
     64  # queries per chunk of the causal form: the n*chunk*k weights stay small beside the n*chunk products
@@ -41,7 +41,8 @@ def shared_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tens
         hidden = ~mask[:, :, None, None]
         kbar = k.masked_fill(hidden, torch.finfo(k.dtype).min).softmax(1).masked_fill(hidden, 0)
     content_lambda = torch.einsum("bmku,bmvu->bkv", kbar, v)
-    return torch.einsum("bhnk,bkv->bhnv", q, content_lambda.to(q.dtype))
+    dtype = product_dtype(q.dtype, q.device.type)
+    return torch.einsum("bhnk,bkv->bhnv", q.to(dtype), content_lambda.to(dtype)).to(q.dtype)
 
 
 def masked_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None) -> Tensor:

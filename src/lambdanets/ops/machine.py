@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .products import LARGE
+from .products import LARGE, ONEDNN, product_dtype
 
 if TYPE_CHECKING:
     from .problem import Problem
 
-ONEDNN = 190e9  # operations per second of a large product in float32
-MKL = 85e9  # ... of a small one, or in float64 half of it
+LARGE_PRODUCT = 190e9  # operations per second of a large product in float32, where oneDNN takes it
+PRODUCT = 85e9  # ... of any other in float32; in float64 half of it
 HALF = 380e9  # ... in half precision
 GPU = {2: 400e12, 4: 40e12, 8: 20e12}  # by bytes per element
 BANDWIDTH = {"cpu": 12e9, "cuda": 3e12}  # bytes per second, read or written
@@ -49,13 +49,18 @@ def gemm_seconds(
         filled *= side / (side + SMALL)
     if on_gpu(problem):
         return 2 * macs * count / (GPU[itemsize] * filled) + CALL["cuda"]
-    if itemsize == 2:
-        rate, calls = HALF, 1
-    elif itemsize == 4 and macs >= LARGE:
-        rate, calls = ONEDNN, count
-    else:
-        rate, calls = MKL * min(1, 4 / itemsize), 1
-    return 2 * macs * count / (rate * filled) + calls * CALL["cpu"]
+    if itemsize < 4:
+        itemsize = product_dtype(problem.dtype, "cpu").itemsize
+    own_calls = itemsize == 4 and ONEDNN and macs >= LARGE
+    rate = PRODUCT * min(1, 4 / itemsize) if macs < LARGE and itemsize >= 4 else large_product(itemsize)
+    return 2 * macs * count / (rate * filled) + (count if own_calls else 1) * CALL["cpu"]
+
+
+def large_product(itemsize: int) -> float:
+    """Operations per second of a large product on a core, by bytes per element of what it computes in."""
+    if itemsize < 4:
+        return HALF
+    return (LARGE_PRODUCT if ONEDNN else PRODUCT) * min(1, 4 / itemsize)
 
 
 def move_seconds(problem: Problem, moved: int, calls: int = 1) -> float:

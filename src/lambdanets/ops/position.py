@@ -21,7 +21,7 @@ from .context import LocalContext, RelativeContext
 from .kernels import KERNELS
 from .planner import choose
 from .problem import Problem
-from .products import no_autocast
+from .products import no_autocast, product_dtype
 
 Geometry = tuple[list[int], list[int], list[int], list[int], bool]
 
@@ -63,6 +63,11 @@ def problem_of(
     )
 
 
+def computed_in(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in the type in which the processor multiplies them fast."""
+    return [x.to(product_dtype(x.dtype, x.device.type)) for x in tensors]
+
+
 def refuse_transforms(*tensors: Tensor) -> None:
     """Raise where PyTorch would take a derivative of a library operator wrongly, or not at all."""
     forward_mode = forward_ad._current_level >= 0 and any(
@@ -90,10 +95,11 @@ def position_output(
     backward_kernel: str,
 ) -> Tensor:
     """The position part of shape b h n v; an empty grid says that e is dense (n m k u)."""
+    dtype, (q, v, e) = q.dtype, computed_in(q, v, e)
     problem = problem_of(q, v, grid, context_grid, scope, dilation, causal)
     chosen = KERNELS[choose(kernel, problem)]
     with no_autocast(q.device.type):
-        return chosen.output(q.contiguous(), v.contiguous(), e, problem).contiguous()
+        return chosen.output(q.contiguous(), v.contiguous(), e, problem).to(dtype).contiguous()
 
 
 @position_output.register_fake
@@ -117,11 +123,14 @@ def position_gradients(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, v and e from that of the position part; an empty tensor where none is wanted."""
+    dtype, (g, q, v, e) = q.dtype, computed_in(g, q, v, e)
     problem = problem_of(q, v, grid, context_grid, scope, dilation, causal)
     chosen = KERNELS[choose(backward_kernel, problem, backward=True)]
     with no_autocast(q.device.type):
         found = chosen.gradients(g.contiguous(), q.contiguous(), v.contiguous(), e, problem, wanted)
-    first, second, third = (q.new_empty(0) if x is None else x.contiguous() for x in found)
+    first, second, third = (
+        q.new_empty(0, dtype=dtype) if x is None else x.to(dtype).contiguous() for x in found
+    )
     return first, second, third
 
 

@@ -9,6 +9,26 @@ from torch import Tensor
 from torch.amp.autocast_mode import is_autocast_available
 
 LARGE = 2**20  # multiply-adds of one product from which a call of its own costs less than it gains
+# PyTorch's float32 products are MKL's, which use half of what an AMD processor with AVX-512 can do; oneDNN's
+# use it. With AVX2 alone both come near the peak, and one call for a batch is better than many.
+ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+_HALF = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+SLOW_ON_CPU = frozenset(
+    dtype
+    for dtype, supported in _HALF.items()
+    if not (torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, supported)())
+)
+"""The half precisions whose products this processor has no instructions for: PyTorch's loops for them are
+fifty times slower than float32."""
+
+
+def product_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
+    """The type in which to multiply tensors of a type: float32 where the processor has no other."""
+    return torch.float32 if device == "cpu" and dtype in SLOW_ON_CPU else dtype
 
 
 def no_autocast(device: str) -> AbstractContextManager[object]:
@@ -17,11 +37,7 @@ def no_autocast(device: str) -> AbstractContextManager[object]:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a (rows, inner) times b (inner, columns); both may be strided views.
-
-    On a CPU in float32, oneDNN: PyTorch's own matrix product is MKL's, which uses half of what an AMD
-    processor with AVX-512 can do.
-    """
+    """a (rows, inner) times b (inner, columns); both may be strided views."""
     if _onednn_serves(a) and b.numel():
         if not (b.is_contiguous() or b.mT.is_contiguous()):
             b = b.contiguous()  # with gaps between its rows oneDNN falls back to plain loops
@@ -42,10 +58,4 @@ def products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _onednn_serves(a: Tensor) -> bool:
-    return (
-        a.device.type == "cpu"
-        and a.dtype == torch.float32
-        and a.numel() > 0
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    return ONEDNN and a.device.type == "cpu" and a.dtype == torch.float32 and a.numel() > 0

@@ -23,7 +23,8 @@ from ..products import products
 from ..tables import box_offsets, collect, entries, read
 
 NAME = "attention"
-BLOCK = 2**24  # bytes of the map and of the embeddings of a block of several rows
+BLOCK = 2**22  # bytes of the map and of the embeddings of a block of several rows
+WHOLE = 4  # times as many where every block reaches the whole context: a smaller one would skip nothing
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,10 @@ def _block_size(problem: Problem) -> tuple[int, int]:
     keys = p.context_grid or p.grid
     reach = sum(_reach(p))
     per_pair = p.itemsize * p.dim_u * (p.batch * p.num_heads + p.dim_k)
-    area = BLOCK // max(1, per_pair * math.prod(p.grid[1:]) * math.prod(keys[1:]))  # rows of both, multiplied
+    budget = BLOCK if reach < keys[0] else BLOCK * WHOLE
+    area = budget // max(
+        1, per_pair * math.prod(p.grid[1:]) * math.prod(keys[1:])
+    )  # rows of both, multiplied
     within = (math.isqrt(reach * reach + 4 * area) - reach) // 2 if reach < keys[0] else 0
     rows = min(p.grid[0], max(1, within, area // keys[0]))
     return rows, min(keys[0], rows + reach)
@@ -144,10 +148,11 @@ def _by_position(q: Tensor) -> Tensor:
 
 
 def _pairs(q: Tensor, embeddings: Tensor) -> Tensor:
-    """The map q E of shape b (h n) (m u)."""
+    """The map q E of shape b (h n) (m u), written in that order by a product per position."""
     b, h, n, _ = q.shape
-    by_position = torch.bmm(_by_position(q), embeddings.mT)  # n (b h) (m u)
-    return by_position.transpose(0, 1).reshape(b, h * n, by_position.shape[2])
+    pairs = q.new_empty(b * h, n, embeddings.shape[1])
+    torch.bmm(_by_position(q), embeddings.mT, out=pairs.transpose(0, 1))
+    return pairs.view(b, h * n, pairs.shape[2])
 
 
 def unsupported(problem: Problem) -> list[str]:

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..context import RelativeContext
-from ..machine import GPU, HALF, ONEDNN, gemm_seconds, move_seconds, on_gpu
+from ..machine import GPU, gemm_seconds, large_product, move_seconds, on_gpu
 from ..problem import Cost, Problem
+from ..products import product_dtype
 from ..tables import trimmed
 
 NAME = "conv"
@@ -192,7 +193,7 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     small = p.num_queries * p.batch
     # The library multiplies by the padding too.
     taps = math.prod(part.stop - part.start for part in p.context.reach()) * p.dim_u
-    rate = (HALF if p.itemsize == 2 else ONEDNN) * min(1, 4 / p.itemsize)
+    rate = large_product(product_dtype(p.dtype, p.device).itemsize)
     rate = GPU[p.itemsize] / 20 if on_gpu(p) else rate * taps / (taps + TAPS)
     padded = 2 * lambdas * taps
     seconds = padded / rate + gemm_seconds(p, p.num_heads, p.dim_k, p.dim_v, small)

@@ -1,0 +1,59 @@
+"""Whichever library and type a processor is fast in, products and the operator give the same results."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from lambdanets.ops import GlobalContext, lambda_layer, products
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=[False, True], ids=["slow half", "fast half"])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A processor without and one with products in half precision."""
+    monkeypatch.setattr(products, "SLOW_ON_CPU", frozenset() if request.param else frozenset(HALF))
+    return request.param
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("gap", [0, 3])
+def test_products_equal_loops(onednn: bool, gap: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this build of PyTorch has no oneDNN")
+    monkeypatch.setattr(products, "ONEDNN", onednn)
+    monkeypatch.setattr(products, "LARGE", 1)
+    torch.manual_seed(0)
+    a, b = torch.randn(3, 7, 11 + gap)[..., :11], torch.randn(3, 11, 5 + gap)[..., :5]
+    for left, right in ((a, b), (a.mT.contiguous().mT, b.mT.contiguous().mT)):
+        expected = torch.stack([(x.double() @ y.double()) for x, y in zip(left, right, strict=True)])
+        torch.testing.assert_close(products.products(left, right).double(), expected, rtol=0, atol=2e-6)
+        torch.testing.assert_close(
+            products.product(left[0], right[0]).double(), expected[0], rtol=0, atol=2e-6
+        )
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("kernel", ["attention", "conv", "fft"])
+def test_half_precision_is_served_by_every_processor(
+    dtype: torch.dtype, kernel: str, processor: bool
+) -> None:
+    torch.manual_seed(0)
+    shapes = ((2, 3, 35, 4), (2, 35, 4, 1), (2, 35, 5, 1), (9, 13, 4, 1))
+    exact = [torch.randn(shape).to(dtype).double().requires_grad_() for shape in shapes]
+    half = [x.detach().to(dtype).requires_grad_() for x in exact]
+    g = torch.randn(2, 3, 35, 5).to(dtype)
+    context = GlobalContext((5, 7))
+    truth = lambda_layer(*exact, context=context, kernel="reference")
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as record:
+        y = lambda_layer(*half, context=context, kernel=kernel)
+    assert y.dtype == dtype
+    plain = lambda_layer(*half, context=context, kernel="reference").double()
+    assert (y.double() - truth).norm() <= 2 * (plain - truth).norm() + 1e-3 * truth.norm()
+    truth.backward(g.double())
+    y.backward(g)
+    for x, wanted in zip(half, exact, strict=True):
+        assert x.grad is not None and wanted.grad is not None and x.grad.dtype == dtype
+        assert (x.grad.double() - wanted.grad).norm() < 0.02 * wanted.grad.norm()
+    converted = [event for event in record.events() if event.name == "aten::_to_copy"]
+    assert converted or processor  # a slow processor works in another type
