@@ -25,6 +25,7 @@ HALF = 380e9  # ... in half precision
 GPU = {2: 400e12, 4: 40e12, 8: 20e12}  # by bytes per element
 BANDWIDTH = {"cpu": 12e9, "cuda": 3e12}  # bytes per second, read or written
 CALL = {"cpu": 9e-6, "cuda": 8e-6}  # seconds of a call from Python
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # v2, v1
 SMALL = 10  # a side of a product this long halves the rate
 
 
@@ -77,6 +78,7 @@ def memory(device: str) -> int | None:
     if device != "cpu" or not hasattr(os, "sysconf"):
         return None
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with suppress(OSError, ValueError):  # "max" where the container has no limit
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    for name in CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # "max" where the container has no limit
+            limits.append(int(Path(name).read_text()))
     return int(0.9 * min(limits))

@@ -20,13 +20,14 @@ from torch import Tensor
 from ..context import RelativeContext
 from ..machine import GPU, gemm_seconds, large_product, move_seconds, on_gpu
 from ..problem import Cost, Problem
-from ..products import product_dtype
+from ..products import ONEDNN, product_dtype
 from ..tables import trimmed
 
 NAME = "conv"
 BLOCK = 2**24  # bytes of the position lambdas formed at once
 TAPS = 50  # a window of this many products per lambda runs at half the rate
-BACKWARD = 22e9  # operations per second of the gradients of a convolution, however many taps
+# Operations per second of the gradients of a convolution, however many taps.
+BACKWARD = 22e9 if ONEDNN else 14e9
 
 
 def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem) -> Tensor:
