@@ -66,7 +66,10 @@ def test_weights_from_a_file_are_loaded_as_in_timm(tmp_path):
     ("options", "complaint"),
     [
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
-        ({"operator": "lamda"}, "operator must be one of conv, lambda, got 'lamda'"),
+        (
+            {"operator": "lamda"},
+            "operator must be one of conv, lambda, attention, axial, local_attention, linear_attention, got 'lamda'",
+        ),
         ({"scope": 0}, "scope"),
         ({"num_heads": 5}, "num_heads"),
     ],
