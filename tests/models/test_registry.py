@@ -66,10 +66,13 @@ def test_weights_from_a_file_are_loaded_as_in_timm(tmp_path):
     ("options", "complaint"),
     [
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
-        (
-            {"operator": "lamda"},
-            "operator must be one of conv, lambda, attention, axial, local_attention, linear_attention, got 'lamda'",
-        ),
+        ({"operator": "lamda"}, "operator must be one of conv, lambda, attention, .*, got 'lamda'"),
+        ({"normalize": "l1"}, "unknown normalize 'l1'"),
+        ({"scope": "gobal"}, "scope must be a number of positions or 'global', got 'gobal'"),
+        ({"squeeze_excite": ((2,), False)}, "squeeze_excite of stage 0 must name blocks 0 to 1"),
+        ({"squeeze_reduction": 0}, "squeeze_reduction must be at least 1"),
+        ({"operator": "local_attention", "scope": "global", "num_heads": 8}, "operator='attention'"),
+        ({"content": False, "position": False}, "leave nothing to compute"),
         ({"scope": 0}, "scope"),
         ({"num_heads": 5}, "num_heads"),
     ],
