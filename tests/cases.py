@@ -113,7 +113,7 @@ class Case:
             **inputs, context=self.context(device), mask=self.mask(device), content=self.content, **options
         )
 
-    def call_oracle(self, oracle: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Tensor:
+    def call_oracle(self, oracle: Callable[..., Tensor], inputs: dict[str, Tensor], **options: Any) -> Tensor:
         """Call a function of `oracles.py`, which knows nothing of the package's contexts."""
         device = inputs["q"].device
         return oracle(
@@ -127,6 +127,7 @@ class Case:
             visible=self.visible(device),
             mask=self.mask(device),
             content=self.content,
+            **options,
         )
 
     def __str__(self) -> str:

@@ -55,6 +55,7 @@ def lambda_layer_loops(
     visible: Tensor | None = None,
     mask: Tensor | None = None,
     content: bool = True,
+    normalize: str = "softmax",
 ) -> Tensor:
     """y[b,h,n,v] = sum_k q[b,h,n,k] sum_{m,u} (kbar[b,m,k,u] + E[n,m,k,u]) v[b,m,v,u], number by number.
 
@@ -100,10 +101,13 @@ def lambda_layer_loops(
                 largest = max(k[b][m][i][j] for m in seen)
                 exponential = {m: math.exp(k[b][m][i][j] - largest) for m in seen}
                 total = sum(exponential.values())
+                norm = math.sqrt(sum(k[b][m][i][j] ** 2 for m in seen))
             for m in seen:
                 weight = 0.0
-                if content:
+                if content and normalize == "softmax":
                     weight += exponential[m] / total
+                elif content:
+                    weight += k[b][m][i][j] / (norm if normalize == "l2" else 1.0)
                 position = embedding(n, m)
                 if position is not None:
                     weight += position[i][j]

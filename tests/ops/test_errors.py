@@ -25,6 +25,15 @@ def refused(call: Callable[[], object], *words: str) -> None:
         assert re.search(rf"(?<!\w){re.escape(word)}(?!\w)", message), f"{word!r} is not in: {message}"
 
 
+def test_a_normalization_that_is_not_known_or_has_no_meaning_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown normalize 'softmx'; did you mean 'softmax'"):
+        lambda_layer(**arguments("global-2d"), normalize="softmx")
+    with pytest.raises(
+        ValueError, match="normalize='l2' is a matter of the content part, which content=False"
+    ):
+        lambda_layer(**arguments("global-position-only"), normalize="l2")
+
+
 ones = torch.ones
 WRONG_TENSORS = [
     ("global-2d", {"q": ones(2, 15, 5)}, ["q", "b h n k", "2, 15, 5"]),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Blocks = tuple[int, ...] | Literal["all"]
+Normalize = Literal["softmax", "softmax_both", "l2", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +24,21 @@ class ResNetConfig:
         operator: What fills the blocks named by `operator_blocks`; see `lambdanets.models.parts.OPERATORS`.
         operator_blocks: For each stage the blocks, counted from 0, that hold the operator, or "all".
             The others hold a 3x3 convolution.
-        squeeze_excite: For each stage whether its convolution blocks end in squeeze-and-excitation (ratio
-            1/4 of the output channels). Blocks of another operator never do.
-        dim_k: Query and key depth of the operator.
-        num_heads: Heads of the operator.
-        dim_u: Intra-depth of the operator.
-        scope: Side of the square of positions that each query has embeddings for.
+        squeeze_excite: For each stage whether its convolution blocks end in squeeze-and-excitation, or which
+            of them (counted from 0). Blocks of another operator never do.
+        squeeze_reduction: Output channels of a block over the channels that they are squeezed to.
+        num_heads: Heads of the operator (lambda layers and attention).
+        scope: Side of the square of positions that each query has embeddings for (lambda layers), or that it
+            attends to (local attention); for lambda layers also "global", every position (Table 11).
+        image_size: Side of the images that global position tables are made for: those of lambda layers of
+            global scope, of global and of axial attention. Images of other sizes work.
+        dim_k: Query and key depth of lambda layers (Table 9).
+        dim_u: Intra-depth of lambda layers (Table 9).
+        content: Whether lambdas have a content part (Table 10).
+        position: Whether lambdas have a position part (Table 10); without it `scope` has no effect.
+        normalize: How lambda layers normalise keys, and queries with "softmax_both" (Table 12).
+        batch_norm: Whether a batch norm follows the queries and the values of lambda layers (Table 12).
+        shared_positions: Whether the lambda layers of a stage share one table (Table 4).
         kernel: Kernel of the lambda layers.
 
     Raises:
@@ -43,11 +53,18 @@ class ResNetConfig:
     shortcut: Literal["conv", "pool"] = "conv"
     operator: str = "lambda"
     operator_blocks: tuple[Blocks, ...] = ((), (), (), ())
-    squeeze_excite: tuple[bool, ...] = (False, False, False, False)
-    dim_k: int = 16
+    squeeze_excite: tuple[bool | tuple[int, ...], ...] = (False, False, False, False)
+    squeeze_reduction: int = 4
     num_heads: int = 4
+    scope: int | Literal["global"] = 23
+    image_size: int = 224
+    dim_k: int = 16
     dim_u: int = 1
-    scope: int = 23
+    content: bool = True
+    position: bool = True
+    normalize: Normalize = "softmax"
+    batch_norm: bool = True
+    shared_positions: bool = False
     kernel: str = "auto"
 
     def __post_init__(self):
@@ -60,16 +77,29 @@ class ResNetConfig:
         for name, known in (("stem", ("conv7", "deep", "conv3")), ("shortcut", ("conv", "pool"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for stage, (depth, blocks) in enumerate(zip(self.depths, self.operator_blocks, strict=True)):
-            if blocks != "all" and not all(0 <= block < depth for block in blocks):
-                raise ValueError(
-                    f"operator_blocks of stage {stage} must name blocks 0 to {depth - 1}, got {blocks!r}"
-                )
+        for name in ("operator_blocks", "squeeze_excite"):
+            for stage, (depth, blocks) in enumerate(zip(self.depths, getattr(self, name), strict=True)):
+                named = () if blocks == "all" or isinstance(blocks, bool) else blocks
+                if not all(0 <= block < depth for block in named):
+                    raise ValueError(
+                        f"{name} of stage {stage} must name blocks 0 to {depth - 1}, got {blocks!r}"
+                    )
+        if isinstance(self.scope, str) and self.scope != "global":
+            raise ValueError(f"scope must be a number of positions or 'global', got {self.scope!r}")
+        for name in ("squeeze_reduction", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def operator_of(self, stage: int, block: int) -> str:
         """Says which operator a block holds, both counted from 0."""
         blocks = self.operator_blocks[stage]
         return self.operator if blocks == "all" or block in blocks else "conv"
+
+    def squeezes(self, stage: int, block: int) -> bool:
+        """Says whether a block ends in squeeze-and-excitation, both counted from 0."""
+        blocks = self.squeeze_excite[stage]
+        named = blocks if isinstance(blocks, bool) else block in blocks
+        return named and self.operator_of(stage, block) == "conv"
 
     @property
     def num_feature_maps(self) -> int:

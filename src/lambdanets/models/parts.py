@@ -1,6 +1,7 @@
 """The parts a ResNet is put together from: operators, the stem, and a bottleneck by its place."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from timm.layers.squeeze_excite import SqueezeExcite
@@ -8,36 +9,98 @@ from timm.models import register_notrace_module
 from timm.models.resnet import downsample_avg, downsample_conv
 from torch import nn
 
-from ..nn import LambdaLayer2d
+from ..nn import AxialAttention2d, GlobalAttention2d, LambdaLayer2d, LinearAttention2d, LocalAttention2d
 from ..nn.blocks import Bottleneck
 from .config import ResNetConfig
 
 
-def _conv(config: ResNetConfig, width: int, *, stride: int, dilation: int, **factory: Any) -> nn.Module:
-    return nn.Conv2d(
-        width, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False, **factory
-    )
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in the network an operator stands.
+
+    Attributes:
+        stride: Stride of the block.
+        dilation: Distance between the neighbours of the operator.
+        grid: Side of what comes in, for images of the config's size.
+    """
+
+    stride: int
+    dilation: int
+    grid: int
 
 
-def _lambda(config: ResNetConfig, width: int, *, stride: int, dilation: int, **factory: Any) -> nn.Module:
+def _conv(width: int, place: Place, *, config: ResNetConfig, **factory: Any) -> nn.Module:
+    d = place.dilation
+    return nn.Conv2d(width, width, 3, stride=place.stride, padding=d, dilation=d, bias=False, **factory)
+
+
+def _lambda(width: int, place: Place, *, config: ResNetConfig, **factory: Any) -> nn.Module:
+    scope = None if config.scope == "global" or not config.position else config.scope
+    everywhere = config.position and scope is None
+    if everywhere and place.dilation > 1:
+        raise _undilated("a lambda layer of global scope")
     return LambdaLayer2d(
         width,
         dim_k=config.dim_k,
         num_heads=config.num_heads,
         dim_u=config.dim_u,
-        scope=config.scope,
-        dilation=dilation,
+        scope=scope,
+        grid=place.grid if everywhere else None,
+        dilation=place.dilation if config.position else 1,
+        content=config.content,
+        position=config.position,
+        normalize=config.normalize,
+        batch_norm=config.batch_norm,
         kernel=config.kernel,
         **factory,
     )
 
 
-# Its geometry is a function of the sizes, so torch.fx takes the layer as a leaf.
-register_notrace_module(LambdaLayer2d)
+def _attention(width: int, place: Place, *, config: ResNetConfig, **factory: Any) -> nn.Module:
+    if place.dilation > 1:
+        raise _undilated("operator 'attention'")
+    return GlobalAttention2d(width, num_heads=config.num_heads, grid=place.grid, **factory)
 
-OPERATORS: dict[str, Callable[..., nn.Module]] = {"conv": _conv, "lambda": _lambda}
+
+def _axial(width: int, place: Place, *, config: ResNetConfig, **factory: Any) -> nn.Module:
+    if place.dilation > 1:
+        raise _undilated("operator 'axial'")
+    return AxialAttention2d(width, num_heads=config.num_heads, grid=place.grid, **factory)
+
+
+def _local_attention(width: int, place: Place, *, config: ResNetConfig, **factory: Any) -> nn.Module:
+    if place.dilation > 1:
+        raise _undilated("operator 'local_attention'")
+    if config.scope == "global":
+        raise ValueError("scope='global' is operator='attention'; local attention takes a window, as scope=7")
+    return LocalAttention2d(width, num_heads=config.num_heads, window=config.scope, **factory)
+
+
+def _linear_attention(width: int, place: Place, *, config: ResNetConfig, **factory: Any) -> nn.Module:
+    return LinearAttention2d(width, num_heads=config.num_heads, **factory)
+
+
+def _undilated(what: str) -> ValueError:
+    return ValueError(
+        f"output_stride must be 32 for {what}, which cannot be dilated as a smaller one asks; "
+        f"convolutions, lambda layers with a scope and linear attention can"
+    )
+
+
+# Their geometry is a function of the sizes, so torch.fx takes the layers as leaves.
+for _layer in (LambdaLayer2d, GlobalAttention2d, AxialAttention2d, LocalAttention2d, LinearAttention2d):
+    register_notrace_module(_layer)
+
+OPERATORS: dict[str, Callable[..., nn.Module]] = {
+    "conv": _conv,
+    "lambda": _lambda,
+    "attention": _attention,
+    "axial": _axial,
+    "local_attention": _local_attention,
+    "linear_attention": _linear_attention,
+}
 """What can stand in the place of the 3x3 convolution: constructors called as
-`constructor(config, width, stride=, dilation=, device=, dtype=)`.
+`constructor(width, place, config=, device=, dtype=)`.
 
 Only the convolution strides by itself; every other operator works at the resolution that comes in, and the
 block pools what it returns. A module with a `reset_parameters` of its own keeps the values that this gives.
@@ -84,6 +147,7 @@ def bottleneck(
     stride: int,
     dilation: int,
     first_dilation: int,
+    grid: int,
     drop_path: nn.Module | None,
     **factory: Any,
 ) -> Bottleneck:
@@ -103,9 +167,10 @@ def bottleneck(
     if reduces and kind != "conv":
         pool = nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
     gate = None
-    if config.squeeze_excite[stage] and kind == "conv":
-        gate = SqueezeExcite(dim_out, rd_channels=dim_out // 4, **factory)
-    operator = OPERATORS[kind](config, width, stride=stride, dilation=first_dilation, **factory)
+    if config.squeezes(stage, block):
+        gate = SqueezeExcite(dim_out, rd_channels=max(1, dim_out // config.squeeze_reduction), **factory)
+    place = Place(stride=stride, dilation=first_dilation, grid=grid)
+    operator = OPERATORS[kind](width, place, config=config, **factory)
     return Bottleneck(
         dim,
         width,

@@ -10,6 +10,7 @@ from timm.layers.drop import DropPath
 from timm.models import checkpoint_seq
 from torch import nn
 
+from ..nn import LambdaLayer2d
 from ..nn.blocks import Bottleneck
 from .config import ResNetConfig
 from .parts import OPERATORS, bottleneck, stem_conv, stem_pool
@@ -27,12 +28,12 @@ class ResNet(nn.Module):
         in_chans: Channels of the images.
         global_pool: Pooling before the head, as in timm; "" for none.
         output_stride: 8, 16 or 32. Stages that would exceed it keep their resolution and are dilated instead,
-            lambda layers too.
+            lambda layers too; attention cannot be.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
 
     Raises:
-        ValueError: If the output stride or the operator is unknown.
+        ValueError: If the output stride or the operator is unknown, or the operator cannot be dilated.
 
     Differences from the paper: the pooling that follows a strided lambda layer averages over the pixels that
     exist, as TensorFlow's does, rather than over zeros beyond the border.
@@ -79,7 +80,7 @@ class ResNet(nn.Module):
             stride, first_dilation = (1 if stage == 0 else 2), dilation
             if reduction * stride > output_stride:
                 dilation, stride = dilation * stride, 1
-            reduction *= stride
+            before, reduction = reduction, reduction * stride
             blocks = nn.Sequential()
             for block in range(depth):
                 drop = drop_path_rate * (sum(config.depths[:stage]) + block) / last
@@ -92,6 +93,7 @@ class ResNet(nn.Module):
                         stride=stride if block == 0 else 1,
                         dilation=dilation,
                         first_dilation=first_dilation if block == 0 else dilation,
+                        grid=-(-config.image_size // (before if block == 0 else reduction)),
                         drop_path=DropPath(drop) if drop > 0 else None,
                         **factory,
                     )
@@ -112,14 +114,26 @@ class ResNet(nn.Module):
         Convolutions of the trunk get He's initialisation (fan out). A module that has its own
         `reset_parameters`, such as a lambda layer, keeps what that gives it.
         """
+        if self.config.shared_positions:
+            self._share_positions()
         _initialise(self)
         for module in self.modules():
             if isinstance(module, Bottleneck):
                 module.zero_init_last()
 
+    def _share_positions(self) -> None:
+        """Makes one table of those of a stage: its first, which is the largest.
+
+        Memory that is made anew, as by `to_empty`, takes sharing apart: this is part of the initialisation.
+        """
+        for name in self._stages():
+            layers = [m for m in self.get_submodule(name).modules() if isinstance(m, LambdaLayer2d)]
+            for layer in layers:
+                layer.positions = layers[0].positions
+
     def no_weight_decay(self) -> set[str]:
         """Names the parameters that weight decay should spare: the position tables."""
-        return {name for name, _ in self.named_parameters() if name.endswith(".positions")}
+        return {name for name, _ in self.named_parameters() if ".positions" in name}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Returns the patterns that order parameters by depth, for layer-wise learning rates."""

@@ -1,4 +1,12 @@
-"""One literal config per published variant, and small members for small images and for the CPU.
+"""One literal config per published variant, its counterparts, and small members for small images and the CPU.
+
+The ablations have no names of their own: they are options of `resnet50_lambda` (or of any other model).
+    Table 4   shared_positions=True; dim_k=8; scope=7 (the lambda convolution 7x7)
+    Table 9   dim_k, num_heads and dim_u (with dim_u > 1 the paper has scope=7)
+    Table 10  position=False (content only); content=False (position only)
+    Table 11  resnet50_ccll with scope=3, 7, 15, 23, 31 or "global"
+    Table 12  normalize="softmax_both", "l2" or "none"; batch_norm=False
+    Table 14  operator_blocks: the lambda layers of c4, such as ((), (), (6, 12, 18), "all")
 
 Blocks are counted from 0. The paper lists the lambda blocks of c4 without saying where it starts; its strided
 first block is in no list either way, and the numbers of parameters agree with both readings.
@@ -14,7 +22,7 @@ from .config import Blocks, ResNetConfig
 from .registry import register
 
 
-def _hybrid(depths: tuple[int, int, int, int], c4: Blocks) -> ResNetConfig:
+def _hybrid(depths: tuple[int, int, int, int], c4: Blocks, *, image_size: int) -> ResNetConfig:
     """A LambdaResNet (section E.1): ResNet-RS with lambda layers in all of c5 and the given blocks of c4.
 
     Squeeze-and-excitation is in c2 and c3 alone. The paper says only that lambda blocks have none,
@@ -26,6 +34,19 @@ def _hybrid(depths: tuple[int, int, int, int], c4: Blocks) -> ResNetConfig:
         shortcut="pool",
         operator_blocks=((), (), c4, "all"),
         squeeze_excite=(True, True, False, False),
+        image_size=image_size,
+    )
+
+
+def _rs(depths: tuple[int, int, int, int], *, squeeze_excite: bool, image_size: int) -> ResNetConfig:
+    """A ResNet-RS (rows of Table 14): the trunk of the LambdaResNets with convolutions alone."""
+    return ResNetConfig(
+        depths=depths,
+        stem="deep",
+        shortcut="pool",
+        operator="conv",
+        squeeze_excite=(squeeze_excite,) * 4,
+        image_size=image_size,
     )
 
 
@@ -33,6 +54,11 @@ def _pattern(c2: str, c3: str, c4: str, c5: str) -> ResNetConfig:
     """A row of Table 13: the vanilla ResNet-50 whose stages hold convolutions (c) or lambda layers (l)."""
     blocks: dict[str, Blocks] = {"c": (), "l": "all"}
     return ResNetConfig(depths=(3, 4, 6, 3), operator_blocks=tuple(blocks[kind] for kind in (c2, c3, c4, c5)))
+
+
+def _everywhere(operator: str, **options: Any) -> ResNetConfig:
+    """The vanilla ResNet-50 with another operator in the place of every 3x3 convolution."""
+    return replace(_pattern("l", "l", "l", "l"), operator=operator, **options)
 
 
 _DIGITS = ResNetConfig(
@@ -44,6 +70,7 @@ _DIGITS = ResNetConfig(
     operator_blocks=((1,), "all"),
     squeeze_excite=(False, False),
     scope=7,
+    image_size=8,
 )
 _CIFAR = ResNetConfig(
     depths=(1, 2, 3),
@@ -55,6 +82,7 @@ _CIFAR = ResNetConfig(
     operator_blocks=((), (), (1, 2)),
     squeeze_excite=(False, False, False),
     scope=15,
+    image_size=32,
 )
 _MINI = ResNetConfig(
     depths=(2, 3, 4, 2),
@@ -65,25 +93,26 @@ _MINI = ResNetConfig(
     operator_blocks=((), (), (1, 3), "all"),
     squeeze_excite=(True, True, False, False),
     scope=15,
+    image_size=128,
 )
 
 CONFIGS: dict[str, ResNetConfig] = {
-    # Table 18.
-    "lambda_resnet50": _hybrid((3, 4, 6, 3), c4=(3,)),
-    "lambda_resnet101": _hybrid((3, 4, 23, 3), c4=(6, 12, 18)),
-    "lambda_resnet152": _hybrid((3, 8, 36, 3), c4=(5, 10, 15, 20, 25, 30)),
-    "lambda_resnet200": _hybrid((3, 24, 36, 3), c4=(5, 10, 15, 20, 25, 30)),
-    "lambda_resnet270": _hybrid((4, 29, 53, 4), c4=(8, 16, 24, 32, 40, 48)),
-    "lambda_resnet350": _hybrid((4, 36, 72, 4), c4=(10, 20, 30, 40, 50, 60)),
-    "lambda_resnet420": _hybrid((4, 44, 87, 4), c4=(10, 20, 30, 40, 50, 60, 70, 80)),
-    # Tables 14 to 16: lambda layers in all of c4 and c5.
-    "lambda_resnet50_c4": _hybrid((3, 4, 6, 3), c4="all"),
-    "lambda_resnet101_c4": _hybrid((3, 4, 23, 3), c4="all"),
-    "lambda_resnet152_c4": _hybrid((3, 8, 36, 3), c4="all"),
-    "lambda_resnet200_c4": _hybrid((3, 24, 36, 3), c4="all"),
-    "lambda_resnet270_c4": _hybrid((4, 29, 53, 4), c4="all"),
-    "lambda_resnet350_c4": _hybrid((4, 36, 72, 4), c4="all"),
-    "lambda_resnet420_c4": _hybrid((4, 44, 87, 4), c4="all"),
+    # Table 18, with the image sizes of Table 19 (the largest of the supervised rows).
+    "lambda_resnet50": _hybrid((3, 4, 6, 3), c4=(3,), image_size=160),
+    "lambda_resnet101": _hybrid((3, 4, 23, 3), c4=(6, 12, 18), image_size=192),
+    "lambda_resnet152": _hybrid((3, 8, 36, 3), c4=(5, 10, 15, 20, 25, 30), image_size=256),
+    "lambda_resnet200": _hybrid((3, 24, 36, 3), c4=(5, 10, 15, 20, 25, 30), image_size=320),
+    "lambda_resnet270": _hybrid((4, 29, 53, 4), c4=(8, 16, 24, 32, 40, 48), image_size=256),
+    "lambda_resnet350": _hybrid((4, 36, 72, 4), c4=(10, 20, 30, 40, 50, 60), image_size=320),
+    "lambda_resnet420": _hybrid((4, 44, 87, 4), c4=(10, 20, 30, 40, 50, 60, 70, 80), image_size=320),
+    # Tables 14 to 16, with their image sizes: lambda layers in all of c4 and c5.
+    "lambda_resnet50_c4": _hybrid((3, 4, 6, 3), c4="all", image_size=160),
+    "lambda_resnet101_c4": _hybrid((3, 4, 23, 3), c4="all", image_size=224),
+    "lambda_resnet152_c4": _hybrid((3, 8, 36, 3), c4="all", image_size=320),
+    "lambda_resnet200_c4": _hybrid((3, 24, 36, 3), c4="all", image_size=320),
+    "lambda_resnet270_c4": _hybrid((4, 29, 53, 4), c4="all", image_size=256),
+    "lambda_resnet350_c4": _hybrid((4, 36, 72, 4), c4="all", image_size=320),
+    "lambda_resnet420_c4": _hybrid((4, 44, 87, 4), c4="all", image_size=320),
     # Table 3: the vanilla ResNet-50, and every 3x3 convolution replaced.
     "resnet50_conv": _pattern("c", "c", "c", "c"),
     "resnet50_lambda": _pattern("l", "l", "l", "l"),
@@ -97,33 +126,48 @@ CONFIGS: dict[str, ResNetConfig] = {
     "resnet50_ccll": _pattern("c", "c", "l", "l"),
     "resnet50_cccl": _pattern("c", "c", "c", "l"),
     "resnet50_llll": _pattern("l", "l", "l", "l"),
+    # Tables 3 and 4, the other side: what the lambda layer is compared with, on the same trunk. Heads and
+    # window are those of the sources; squeeze-and-excitation reduces by 16, which gives Table 3's 28.1 M.
+    "resnet50_se": _everywhere("conv", squeeze_excite=(True,) * 4, squeeze_reduction=16),
+    "resnet50_attention": _everywhere("attention", num_heads=8),
+    "resnet50_axial": _everywhere("axial", num_heads=8),
+    "resnet50_local_attention": _everywhere("local_attention", num_heads=8, scope=7),
+    "resnet50_linear_attention": _everywhere("linear_attention", num_heads=8),
+    # ResNet-RS without and with squeeze-and-excitation: the image sizes of Table 14 for 101 and 152, for the
+    # others one that ResNet-RS was published with.
+    "resnet50_rs": _rs((3, 4, 6, 3), squeeze_excite=False, image_size=160),
+    "resnet101_rs": _rs((3, 4, 23, 3), squeeze_excite=False, image_size=224),
+    "resnet152_rs": _rs((3, 8, 36, 3), squeeze_excite=False, image_size=256),
+    "resnet200_rs": _rs((3, 24, 36, 3), squeeze_excite=False, image_size=256),
+    "resnet270_rs": _rs((4, 29, 53, 4), squeeze_excite=False, image_size=256),
+    "resnet350_rs": _rs((4, 36, 72, 4), squeeze_excite=False, image_size=320),
+    "resnet420_rs": _rs((4, 44, 87, 4), squeeze_excite=False, image_size=320),
+    "resnet50_rs_se": _rs((3, 4, 6, 3), squeeze_excite=True, image_size=160),
+    "resnet101_rs_se": _rs((3, 4, 23, 3), squeeze_excite=True, image_size=224),
+    "resnet152_rs_se": _rs((3, 8, 36, 3), squeeze_excite=True, image_size=256),
+    "resnet200_rs_se": _rs((3, 24, 36, 3), squeeze_excite=True, image_size=256),
+    "resnet270_rs_se": _rs((4, 29, 53, 4), squeeze_excite=True, image_size=256),
+    "resnet350_rs_se": _rs((4, 36, 72, 4), squeeze_excite=True, image_size=320),
+    "resnet420_rs_se": _rs((4, 44, 87, 4), squeeze_excite=True, image_size=320),
     # Ours: 8x8 grey images, 32x32 images, photos on a CPU; and the same trunks with convolutions alone.
     "lambda_resnet_digits": _DIGITS,
     "resnet_digits_conv": replace(_DIGITS, operator="conv"),
     "lambda_resnet_cifar": _CIFAR,
     "resnet_cifar_conv": replace(_CIFAR, operator="conv"),
+    # The operators of the accuracy study: each in the two blocks that hold the lambda layers. Its variants of
+    # the lambda layer are options: scope=7, scope="global", position=False, content=False.
+    "resnet_cifar_lambda": _CIFAR,
+    "resnet_cifar_se": replace(
+        _CIFAR, operator="conv", squeeze_excite=(False, False, (1, 2)), squeeze_reduction=16
+    ),
+    "resnet_cifar_attention": replace(_CIFAR, operator="attention", num_heads=8),
+    "resnet_cifar_axial": replace(_CIFAR, operator="axial", num_heads=8),
+    "resnet_cifar_local_attention": replace(_CIFAR, operator="local_attention", num_heads=8, scope=7),
+    "resnet_cifar_linear_attention": replace(_CIFAR, operator="linear_attention", num_heads=8),
     "lambda_resnet_mini": _MINI,
     "resnet_mini_conv": replace(_MINI, operator="conv"),
 }
 
-# The image sizes of Table 19 (the largest of the supervised rows), and of Tables 14 to 16 for the others.
-_SIZES = {
-    "lambda_resnet50": 160,
-    "lambda_resnet50_c4": 160,
-    "lambda_resnet101": 192,
-    "lambda_resnet152": 256,
-    "lambda_resnet152_c4": 320,
-    "lambda_resnet200": 320,
-    "lambda_resnet200_c4": 320,
-    "lambda_resnet270": 256,
-    "lambda_resnet270_c4": 256,
-    "lambda_resnet350": 320,
-    "lambda_resnet350_c4": 320,
-    "lambda_resnet420": 320,
-    "lambda_resnet420_c4": 320,
-    "lambda_resnet_mini": 128,
-    "resnet_mini_conv": 128,
-}
 _DIGITS_DATA = {
     "input_size": (1, 8, 8),
     "num_classes": 10,
@@ -138,16 +182,11 @@ _CIFAR_DATA = {
     "std": (0.2470, 0.2435, 0.2616),
     "crop_pct": 1.0,
 }
-_DATA = {
-    "lambda_resnet_digits": _DIGITS_DATA,
-    "resnet_digits_conv": _DIGITS_DATA,
-    "lambda_resnet_cifar": _CIFAR_DATA,
-    "resnet_cifar_conv": _CIFAR_DATA,
-}
 
 
 def _default_cfg(name: str, config: ResNetConfig) -> dict[str, Any]:
-    size = _SIZES.get(name, 224)
+    size = config.image_size
+    data = _DIGITS_DATA if "digits" in name else _CIFAR_DATA if "cifar" in name else {}
     cfg: dict[str, Any] = {
         "url": "",
         "num_classes": 1000,
@@ -160,7 +199,7 @@ def _default_cfg(name: str, config: ResNetConfig) -> dict[str, Any]:
         "classifier": "fc",
         "license": "apache-2.0",
         "paper_ids": "arXiv:2102.08602",
-        **_DATA.get(name, {}),
+        **data,
     }
     side = cfg["input_size"][-1] // config.reduction
     return {**cfg, "pool_size": (side, side)}

@@ -1,5 +1,9 @@
-"""The lambda layer as modules, on torch alone."""
+"""The lambda layer and the attention it is compared with as modules, on torch alone."""
 
+from .axial_attention import AxialAttention2d as AxialAttention2d
+from .global_attention import GlobalAttention2d as GlobalAttention2d
 from .lambda_layer import LambdaLayer1d as LambdaLayer1d
 from .lambda_layer import LambdaLayer2d as LambdaLayer2d
 from .lambda_layer import LambdaLayer3d as LambdaLayer3d
+from .linear_attention import LinearAttention2d as LinearAttention2d
+from .local_attention import LocalAttention2d as LocalAttention2d

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..ops.checks import unknown_name
+from ..ops.checks import NORMALIZATIONS, unknown_name
 from ..ops.context import GlobalContext, Grid, LocalContext, as_grid
 from ..ops.functional import lambda_layer
 from ..ops.kernels import KERNELS
@@ -25,7 +25,7 @@ class LambdaLayer(nn.Module):
     """Every position transforms its queries by a lambda that summarises the context by content and position.
 
     Queries, keys and values are 1x1 projections without bias; queries and values pass a batch norm, keys a
-    softmax over the context. See `lambda_layer` for the equation.
+    softmax over the context, unless told otherwise. See `lambda_layer` for the equation.
 
     In training the batch norms take their statistics over all positions of the batch, as any batch norm does:
     over padding too, and over what a causal order hides. In evaluation nothing hidden has an effect.
@@ -43,6 +43,9 @@ class LambdaLayer(nn.Module):
         content: Whether lambdas have a content part.
         position: Whether lambdas have a position part; without it neither scope nor grid is needed.
         causal: On one axis, each position sees itself and what comes before it.
+        normalize: What keys are normalised by, over the context: "softmax"; "softmax_both" (and queries by a
+            softmax over their k channels, in each head); "l2", their norm; or "none".
+        batch_norm: Whether queries and values pass a batch norm.
         kernel: "auto", "measured" or the name of the operator's implementation; see `lambda_layer`.
         device: Device of the parameters.
         dtype: Element type of the parameters.
@@ -54,7 +57,8 @@ class LambdaLayer(nn.Module):
         The initialisation's N(0, d^-1/2) is read as a standard deviation (the text calls it fan-in).
 
     References:
-        LambdaNetworks (Bello, 2021), sections 3.1-3.4, appendix E.1 (initialisation, batch norms).
+        LambdaNetworks (Bello, 2021), sections 3.1-3.4, appendix E.1 (initialisation, batch norms), Tables 10
+        and 12 (content, position, normalisations).
     """
 
     rank: ClassVar[int]
@@ -73,6 +77,8 @@ class LambdaLayer(nn.Module):
         content: bool = True,
         position: bool = True,
         causal: bool = False,
+        normalize: str = "softmax",
+        batch_norm: bool = True,
         kernel: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -89,6 +95,10 @@ class LambdaLayer(nn.Module):
             raise ValueError("content=False and position=False leave nothing to compute")
         if causal and self.rank != 1:
             raise ValueError(f"causal=True needs one axis (an order), this layer has {self.rank}")
+        if normalize not in (*NORMALIZATIONS, "softmax_both"):
+            raise unknown_name("normalize", normalize, [*NORMALIZATIONS, "softmax_both"])
+        if not content and normalize in ("l2", "none"):
+            raise ValueError(f"normalize={normalize!r} is for keys, which content=False leaves out")
         if kernel not in (*CHOICES, *KERNELS):
             raise unknown_name("kernel", kernel, [*CHOICES, *KERNELS])
         if not position and (scope is not None or grid is not None):
@@ -100,6 +110,7 @@ class LambdaLayer(nn.Module):
             raise ValueError(f"dilation={dilation} needs a scope: only local positions are dilated")
         self.local = scope is not None
         self.content, self.causal, self.kernel = content, causal, kernel
+        self.normalize = normalize
 
         factory = {"device": device, "dtype": dtype}
         projection = _CONVOLUTIONS[self.rank]
@@ -107,8 +118,8 @@ class LambdaLayer(nn.Module):
         self.to_queries = projection(dim, num_heads * dim_k, 1, bias=False, **factory)
         self.to_keys = projection(dim, dim_k * dim_u, 1, bias=False, **factory) if content else None
         self.to_values = projection(dim, self.dim_v * dim_u, 1, bias=False, **factory)
-        self.norm_queries = norm(num_heads * dim_k, **factory)
-        self.norm_values = norm(self.dim_v * dim_u, **factory)
+        self.norm_queries = norm(num_heads * dim_k, **factory) if batch_norm else nn.Identity()
+        self.norm_values = norm(self.dim_v * dim_u, **factory) if batch_norm else nn.Identity()
         if position:
             shape = table_shape(scope, grid, self.rank)
             self.positions = nn.Parameter(torch.empty(*shape, dim_k, dim_u, **factory))
@@ -122,8 +133,9 @@ class LambdaLayer(nn.Module):
         if self.to_keys is not None:
             nn.init.normal_(self.to_keys.weight, std=self.dim**-0.5)
         nn.init.normal_(self.to_values.weight, std=self.dim**-0.5)
-        self.norm_queries.reset_parameters()
-        self.norm_values.reset_parameters()
+        for norm in (self.norm_queries, self.norm_values):
+            if not isinstance(norm, nn.Identity):
+                norm.reset_parameters()
         if self.positions is not None:
             nn.init.normal_(self.positions)
 
@@ -149,6 +161,8 @@ class LambdaLayer(nn.Module):
         grid, context_grid = tuple(x.shape[2:]), tuple(source.shape[2:])
         queries, keys, values = self._projections(x, source)
         q = queries.flatten(2).unflatten(1, (self.num_heads, self.dim_k)).mT
+        if self.normalize == "softmax_both":
+            q = q.softmax(-1)
         v = values.flatten(2).unflatten(1, (self.dim_v, self.dim_u)).permute(0, 3, 1, 2)
         if keys is None:  # without content nobody looks at the keys
             k = v.new_zeros(()).expand(*v.shape[:2], self.dim_k, self.dim_u)
@@ -176,6 +190,7 @@ class LambdaLayer(nn.Module):
             context=geometry,
             mask=None if mask is None else self._flat_mask(mask, source),
             content=self.content,
+            normalize="softmax" if self.normalize == "softmax_both" else self.normalize,
             kernel=self.kernel,
         )
         return to_channels(y, x)
@@ -249,6 +264,10 @@ class LambdaLayer(nn.Module):
             parts.append("position=False")
         if self.causal:
             parts.append("causal=True")
+        if self.normalize != "softmax":
+            parts.append(f"normalize={self.normalize!r}")
+        if isinstance(self.norm_queries, nn.Identity):
+            parts.append("batch_norm=False")
         return ", ".join(parts)
 
 

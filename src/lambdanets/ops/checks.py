@@ -9,6 +9,9 @@ import torch
 
 from .context import Context, GlobalContext, MaskedContext, RelativeContext
 
+NORMALIZATIONS = ("softmax", "l2", "none")
+"""What keys may be normalised by."""
+
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
     """The error for a name that is not in `known`, with the nearest names that are."""
@@ -45,8 +48,15 @@ def check_arguments(
     context: Context,
     mask: torch.Tensor | None,
     content: bool,
+    normalize: str,
 ) -> None:
     """Raise `ValueError` where the tensors and the context do not fit together."""
+    if normalize not in NORMALIZATIONS:
+        raise unknown_name("normalize", str(normalize), NORMALIZATIONS)
+    if not content and normalize != "softmax":
+        raise ValueError(
+            f"normalize={normalize!r} is a matter of the content part, which content=False leaves out"
+        )
     if not isinstance(context, Context):
         raise ValueError(
             f"context must be a GlobalContext, LocalContext or MaskedContext, got {type(context).__name__}"

@@ -2,12 +2,13 @@
 
 One content lambda serves all queries unless a mask or an order gives each query its own. Keys are
 normalised in float32 at least: in half precision the weights of a context of tens of thousands of elements
-would vanish.
+would vanish. How they are normalised (`normalize`) is the last argument throughout.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -20,32 +21,47 @@ CHUNK = (
 MASKED_BLOCK = 2**24  # elements of the weights b*n*m*k*u formed at once under an n x m mask
 
 
-def content_output(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None) -> Tensor:
+TINY = 1e-12  # the least norm that keys are divided by, as in torch.nn.functional.normalize
+
+
+def content_output(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None, normalize: str
+) -> Tensor:
     """The content part of shape b h n v; `v` is already zero where `mask` hides."""
     if isinstance(context, MaskedContext):
         part = masked_content
     elif isinstance(context, RelativeContext) and context.causal:
-        part = causal_content
+        part = causal_content if normalize == "softmax" else causal_linear_content
     else:
         part = shared_content
     wide = torch.promote_types(q.dtype, torch.float32)
     with no_autocast(q.device.type):
-        return part(q, k.to(wide), v.to(wide), context, mask)
+        return part(q, k.to(wide), v.to(wide), context, mask, normalize)
 
 
-def shared_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None) -> Tensor:
-    """One content lambda for all queries: sum over m and u of softmax(k) v, then applied to q."""
-    if mask is None:
-        kbar = k.softmax(1)
-    else:
-        hidden = ~mask[:, :, None, None]
-        kbar = k.masked_fill(hidden, torch.finfo(k.dtype).min).softmax(1).masked_fill(hidden, 0)
+def normalized(k: Tensor, hidden: Tensor | None, axis: int, normalize: str) -> Tensor:
+    """Keys normalised over the axis of the context, zero where `hidden`, which has the axes of `k`."""
+    if normalize == "softmax":
+        if hidden is None:
+            return k.softmax(axis)
+        return k.masked_fill(hidden, torch.finfo(k.dtype).min).softmax(axis).masked_fill(hidden, 0)
+    visible = k if hidden is None else k.masked_fill(hidden, 0)
+    return F.normalize(visible, dim=axis, eps=TINY) if normalize == "l2" else visible
+
+
+def shared_content(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None, normalize: str
+) -> Tensor:
+    """One content lambda for all queries: sum over m and u of kbar v, then applied to q."""
+    kbar = normalized(k, None if mask is None else ~mask[:, :, None, None], 1, normalize)
     content_lambda = torch.einsum("bmku,bmvu->bkv", kbar, v)
     dtype = product_dtype(q.dtype, q.device.type)
     return torch.einsum("bhnk,bkv->bhnv", q.to(dtype), content_lambda.to(dtype)).to(q.dtype)
 
 
-def masked_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None) -> Tensor:
+def masked_content(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None, normalize: str
+) -> Tensor:
     """Each query its own normalisation over what it sees, some queries at a time."""
     assert isinstance(context, MaskedContext)
     b, m, dim_k, u = k.shape
@@ -53,7 +69,7 @@ def masked_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tens
     def some(queries: Tensor, rows: Tensor, k: Tensor, v: Tensor) -> Tensor:
         visible = rows if mask is None else rows & mask[:, None, :]
         hidden = ~visible.expand(b, *visible.shape[-2:])[..., None, None]
-        weights = k[:, None].masked_fill(hidden, torch.finfo(k.dtype).min).softmax(2).masked_fill(hidden, 0)
+        weights = normalized(k[:, None], hidden, 2, normalize)
         pairs = torch.einsum("bhnk,bnmku->bhnmu", queries.to(k.dtype), weights)
         return torch.einsum("bhnmu,bmvu->bhnv", pairs, v)
 
@@ -66,7 +82,49 @@ def masked_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tens
     return torch.cat(parts, dim=2).to(q.dtype)
 
 
-def causal_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None) -> Tensor:
+def chunking(n: int) -> tuple[int, int]:
+    """Queries per chunk of a causal form, and chunks."""
+    chunk = CHUNK
+    while chunk**3 < n:  # pairs inside chunks cost n * chunk, sums between chunks (n / chunk)**2
+        chunk *= 2
+    chunk = min(chunk, n)
+    return chunk, -(-n // chunk)
+
+
+def cut(x: Tensor, n: int, chunks: int, chunk: int, fill: float | bool = 0.0) -> Tensor:
+    """b m ... -> b chunks chunk ...; elements after the last of the n queries are seen by none."""
+    x = x[:, :n]
+    spare = x.new_full((len(x), chunks * chunk - x.shape[1], *x.shape[2:]), fill)
+    return torch.cat([x, spare], dim=1).unflatten(1, (chunks, chunk))
+
+
+def causal_linear_content(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None, normalize: str
+) -> Tensor:
+    """The causal form for keys as they are or divided by the norm of those up to query n, which can wait."""
+    n = q.shape[2]
+    chunk, chunks = chunking(n)
+    if mask is not None:
+        k = k.masked_fill(~mask[:, :, None, None], 0)
+    keys, values = cut(k, n, chunks, chunk), cut(v, n, chunks, chunk)
+    queries = cut(q.transpose(1, 2).to(k.dtype), n, chunks, chunk)[..., None]  # b c n h k 1
+    if normalize == "l2":
+        norm = keys.flatten(1, 2).square().cumsum(1).clamp_min(TINY**2).sqrt()
+        queries = queries / norm.unflatten(1, (chunks, chunk))[:, :, :, None]
+    else:
+        queries = queries.expand(*queries.shape[:-1], k.shape[-1])
+    order = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).tril()[:, None, :, None]
+    pairs = torch.einsum("bcnhku,bcmku->bcnhmu", queries, keys).masked_fill(~order, 0)
+    added = torch.einsum("bcmku,bcmvu->bckuv", keys, values)
+    earlier = torch.cat([torch.zeros_like(added[:, :1]), added[:, :-1].cumsum(1)], dim=1)
+    y = torch.einsum("bcnhmu,bcmvu->bcnhv", pairs, values)
+    y = y + torch.einsum("bcnhku,bckuv->bcnhv", queries, earlier)
+    return y.flatten(1, 2)[:, :n].transpose(1, 2).to(q.dtype)
+
+
+def causal_content(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None, normalize: str
+) -> Tensor:
     """Query n normalises over m <= n: exact pairs inside a chunk, one running sum between chunks.
 
     All weights are exp(key - running maximum), at most 1, so nothing overflows however long the sequence; the
@@ -74,24 +132,11 @@ def causal_content(q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tens
     """
     b, _, n, _ = q.shape
     hidden = torch.zeros(b, k.shape[1], dtype=torch.bool, device=k.device) if mask is None else ~mask
-    chunk = CHUNK
-    while chunk**3 < n:  # pairs inside chunks cost n * chunk, sums between chunks (n / chunk)**2
-        chunk *= 2
-    chunk = min(chunk, n)
-    chunks = -(-n // chunk)
-    length = chunks * chunk
-
-    def cut(
-        x: Tensor, fill: float | bool
-    ) -> Tensor:  # b m ... -> b chunks chunk ...; elements after the last
-        x = x[:, :n]  # query are seen by none
-        spare = x.new_full((b, length - x.shape[1], *x.shape[2:]), fill)
-        return torch.cat([x, spare], dim=1).unflatten(1, (chunks, chunk))
-
-    hidden = cut(hidden, True)[..., None, None]
-    keys = cut(k, 0.0).masked_fill(hidden, -torch.inf)
-    values = cut(v, 0.0)
-    queries = cut(q.transpose(1, 2).to(k.dtype), 0.0)  # b c n h k
+    chunk, chunks = chunking(n)
+    hidden = cut(hidden, n, chunks, chunk, True)[..., None, None]
+    keys = cut(k, n, chunks, chunk).masked_fill(hidden, -torch.inf)
+    values = cut(v, n, chunks, chunk)
+    queries = cut(q.transpose(1, 2).to(k.dtype), n, chunks, chunk)  # b c n h k
 
     top = keys.detach().flatten(1, 2).cummax(1).values.clamp_min(torch.finfo(k.dtype).min)
     top = top.unflatten(1, (chunks, chunk))

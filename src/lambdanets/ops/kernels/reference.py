@@ -3,8 +3,9 @@
     y[b,h,n,v] = sum_k q[b,h,n,k] * sum_{m,u} (kbar[b,m,k,u] + E[n,m,k,u]) v[b,m,v,u]
 
 kbar are the keys after a softmax over the context elements m that the query may see, for each of the k*u
-columns; E are the position embeddings, which never enter the softmax. Source: LambdaNetworks (Bello, 2021),
-sections 3.1-3.3, appendices B.2 (masks) and B.4 (intra-depth u).
+columns (or divided by their L2 norm over those m, or as they are); E are the position embeddings, which are
+never normalised. Source: LambdaNetworks (Bello, 2021), sections 3.1-3.3, appendices B.2 (masks) and B.4
+(intra-depth u), Table 12 (normalisations).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..context import Context, RelativeContext
@@ -31,6 +33,7 @@ def apply(
     context: Context,
     mask: Tensor | None,
     content: bool,
+    normalize: str = "softmax",
 ) -> Tensor:
     """The operator of shape b h n v, by its definition."""
     hidden = None if mask is None else ~mask
@@ -40,11 +43,11 @@ def apply(
     if content:
         visible = context.visible(k.shape[1], k.device)
         if visible is None:
-            content_lambda = torch.einsum("bmku,bmvu->bkv", softmax_over_context(k, hidden, 1), v)
+            content_lambda = torch.einsum("bmku,bmvu->bkv", normalized(k, hidden, 1, normalize), v)
             y = y + torch.einsum("bhnk,bkv->bhnv", q, content_lambda)
         else:
             unseen = ~visible if hidden is None else ~visible | hidden[:, None, :]
-            kbar = softmax_over_context(k[:, None].expand(-1, q.shape[2], -1, -1, -1), unseen, 2)
+            kbar = normalized(k[:, None].expand(-1, q.shape[2], -1, -1, -1), unseen, 2, normalize)
             content_lambdas = torch.einsum("bnmku,bmvu->bnkv", kbar, v)
             y = y + torch.einsum("bhnk,bnkv->bhnv", q, content_lambdas)
     if e is not None:
@@ -58,13 +61,16 @@ def position_part(q: Tensor, v: Tensor, embeddings: Tensor) -> Tensor:
     return torch.einsum("bhnk,bnkv->bhnv", q, position_lambdas)
 
 
-def softmax_over_context(keys: Tensor, unseen: Tensor | None, axis: int) -> Tensor:
-    """Keys of shape b ... m k u that sum to 1 over the visible m; zeros where nothing is visible."""
-    if unseen is None:
-        return keys.softmax(axis)
-    unseen = unseen[..., None, None]
-    kbar = keys.masked_fill(unseen, torch.finfo(keys.dtype).min).softmax(axis)
-    return kbar.masked_fill(unseen, 0)
+def normalized(keys: Tensor, unseen: Tensor | None, axis: int, normalize: str) -> Tensor:
+    """Keys of shape b ... m k u, normalised over the visible m of `axis`; zeros where nothing is visible."""
+    hidden = None if unseen is None else unseen[..., None, None]
+    if normalize == "softmax":
+        if hidden is None:
+            return keys.softmax(axis)
+        kbar = keys.masked_fill(hidden, torch.finfo(keys.dtype).min).softmax(axis)
+        return kbar.masked_fill(hidden, 0)
+    visible = keys if hidden is None else keys.masked_fill(hidden, 0)
+    return F.normalize(visible, dim=axis) if normalize == "l2" else visible
 
 
 def position_embeddings(e: Tensor, context: Context) -> Tensor:

@@ -1,0 +1,115 @@
+"""Global self-attention on images with relative positions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.context import Grid
+from .attending import Projections, attend, check_heads, offsets_table
+from .layout import to_channels
+from .positions import table_shape
+
+DENSE = 2**26
+"""Elements of the attention maps of a batch up to which a CPU keeps them: 256 MiB in float32. There a grid of
+28 x 28 trains in two thirds of the time of the fused kernel; on 56 x 56 neither is faster."""
+
+
+class GlobalAttention2d(nn.Module):
+    """Every position attends to every other, by content and by relative height and width.
+
+    `y[b,h,n] = sum_m softmax_m(q[n] . (k[m] + rows[y_m - y_n] + columns[x_m - x_n]) / sqrt(d)) v[m]` in each
+    head h of depth d. Projections have no bias and no norm. Parameters: 3 * dim * dim_out weights and
+    d * (2 * height - 1 + 2 * width - 1) embeddings, shared by the heads.
+
+    No map of n x m needs to be in memory: the position logits depend on m through its row and its column
+    alone, so they are a product too, of queries and keys with height + width more channels (the query's logit
+    of each row and column; which row and column the key is in), and PyTorch's fused attention does the rest.
+
+    Args:
+        dim: Channels of the input.
+        dim_out: Channels of the output; `dim` by default.
+        num_heads: Heads, a divisor of `dim_out`.
+        grid: The grid (int or tuple) that the embeddings are made for. Other grids work: they use the middle
+            of the tables, or see content alone beyond them.
+        device: Device of the parameters.
+        dtype: Element type of the parameters.
+
+    Raises:
+        ValueError: If the arguments do not fit together.
+
+    Differences from the source: attention takes the whole place of a convolution, rather than some of its
+    channels, and the 1x1 convolution that mixes the heads is the one that follows in the block.
+
+    References:
+        Attention Augmented Convolutional Networks (Bello et al., 2019), section 3.1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int | None = None,
+        *,
+        num_heads: int = 8,
+        grid: Grid,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim, self.dim_out, self.num_heads = dim, dim if dim_out is None else dim_out, num_heads
+        check_heads(dim, self.dim_out, num_heads)
+        self.dim_head = self.dim_out // num_heads
+        factory = {"device": device, "dtype": dtype}
+        self.projections = Projections(dim, self.dim_out, num_heads, **factory)
+        height, width = table_shape(None, grid, 2)
+        self.positions_height = nn.Parameter(torch.empty(height, self.dim_head, **factory))
+        self.positions_width = nn.Parameter(torch.empty(width, self.dim_head, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fan-in for the projections, N(0, 1/d) for the embeddings, as the source has it."""
+        self.projections.reset_parameters()
+        nn.init.normal_(self.positions_height, std=self.dim_head**-0.5)
+        nn.init.normal_(self.positions_width, std=self.dim_head**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            x: Input of shape (b dim height width), any height and width.
+
+        Returns:
+            Tensor of shape (b dim_out height width), in the memory format of `x`.
+
+        Raises:
+            ValueError: If the shape of `x` is another.
+        """
+        q, k, v = self.projections(x).flatten(4).mT.contiguous().unbind(1)  # b h n d
+        height, width = x.shape[-2:]
+        q = q * self.dim_head**-0.5
+        rows, columns = self._position_logits(q, height, width)
+        b, n = len(x), height * width
+        if q.device.type == "cpu" and b * self.num_heads * n * n <= DENSE:
+            return to_channels(attend(q, k, v, (rows[..., None] + columns[..., None, :]).flatten(3)), x)
+        in_row = torch.eye(height, dtype=q.dtype, device=q.device).repeat_interleave(width, 0)
+        in_column = torch.eye(width, dtype=q.dtype, device=q.device).repeat(height, 1)
+        queries = torch.cat([q, rows, columns], dim=-1)
+        keys = torch.cat([k, torch.cat([in_row, in_column], dim=1).expand(*k.shape[:2], -1, -1)], dim=-1)
+        # The fused kernels want queries, keys and values of one depth.
+        values = F.pad(v, (0, height + width))
+        y = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
+        return to_channels(y[..., : self.dim_head], x)
+
+    def _position_logits(self, q: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """The logit that each query gives to each row (b h n height) and to each column (b h n width)."""
+        on_grid = q.unflatten(2, (height, width))
+        by_height = offsets_table(self.positions_height.to(q.dtype), height)
+        by_width = offsets_table(self.positions_width.to(q.dtype), width)
+        rows = torch.einsum("bhyxd,yjd->bhyxj", on_grid, by_height)
+        columns = torch.einsum("bhyxd,xjd->bhyxj", on_grid, by_width)
+        return rows.flatten(2, 3), columns.flatten(2, 3)
+
+    def extra_repr(self) -> str:
+        grid = tuple((len(table) + 1) // 2 for table in (self.positions_height, self.positions_width))
+        return f"{self.dim}, {self.dim_out}, num_heads={self.num_heads}, grid={grid}"

@@ -1,0 +1,191 @@
+"""The attention counterparts against their equations, on any grid, with gradients by name."""
+
+import copy
+
+import pytest
+import torch
+
+import attention_oracles as oracles
+from closeness import assert_close, assert_close_by_name
+from lambdanets.nn import (
+    AxialAttention2d,
+    GlobalAttention2d,
+    LinearAttention2d,
+    LocalAttention2d,
+    global_attention,
+)
+
+GRIDS = [(1, 1), (5, 3), (2, 7), (1, 6), (7, 1)]
+LAYERS = {
+    "global": (GlobalAttention2d, {"grid": (5, 7)}, oracles.global_attention),
+    "axial": (AxialAttention2d, {"grid": (5, 7)}, oracles.axial_attention),
+    "local": (LocalAttention2d, {"window": 3}, oracles.local_attention),
+    "linear": (LinearAttention2d, {}, oracles.linear_attention),
+}
+
+
+def made(kind, dim=5, dim_out=12, **options):
+    module, defaults, oracle = LAYERS[kind]
+    layer = module(dim, dim_out, num_heads=3, **{"dtype": torch.float64, **defaults, **options})
+    for norm in layer.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+            torch.nn.init.normal_(norm.bias)
+    return layer, oracle
+
+
+def compare(layer, oracle, x):
+    """Outputs and the gradient of the input and of every parameter, by name."""
+    results = []
+    for function in (layer, lambda x: oracle(layer, x)):
+        layer.zero_grad()
+        x = x.detach().clone().requires_grad_()
+        y = function(x)
+        torch.manual_seed(7)
+        (y * torch.randn_like(y)).sum().backward()
+        gradients = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
+        results.append({"output": y, "x": x.grad, **gradients})
+    ours, exact = results
+    # A lone position attends to itself whatever the logits: gradients that are zero by rounding alone.
+    assert_close_by_name({name: t + 1 for name, t in ours.items()}, {name: exact[name] + 1 for name in ours})
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_outputs_and_gradients_are_those_of_the_equation(kind, grid):
+    layer, oracle = made(kind)
+    compare(layer, oracle, torch.randn(2, 5, *grid, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("grid", [(5, 3), (6, 9)])
+def test_global_attention_without_maps_in_memory_is_the_same(grid, monkeypatch):
+    monkeypatch.setattr(global_attention, "DENSE", 0)
+    layer, oracle = made("global")
+    compare(layer, oracle, torch.randn(2, 5, *grid, dtype=torch.float64))
+    with torch.no_grad():
+        x = torch.randn(2, 5, *grid, dtype=torch.float64)
+        assert_close(layer(x), oracle(layer, x))
+
+
+@pytest.mark.parametrize("kind", ["global", "axial"])
+def test_beyond_the_table_there_is_content_alone(kind):
+    layer, oracle = made(kind, grid=(2, 3))
+    compare(layer, oracle, torch.randn(2, 5, 4, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("grid", [(9, 4), (11, 7)])
+def test_windows_even_and_odd_small_and_larger_than_the_grid(window, grid):
+    layer, oracle = made("local", window=window)
+    compare(layer, oracle, torch.randn(1, 5, *grid, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["global", "local", "linear"])
+def test_evaluation_without_gradients_is_the_same(kind):
+    layer, oracle = made(kind)
+    layer.eval()
+    x = torch.randn(2, 5, 7, 8, dtype=torch.float64)
+    with torch.no_grad():
+        assert_close(layer(x), oracle(layer, x))
+
+
+def test_axial_attention_in_evaluation_uses_the_running_statistics():
+    layer, oracle = made("axial")
+    x = torch.randn(3, 5, 4, 6, dtype=torch.float64)
+    for norm in layer.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.momentum = 1.0
+    layer(x)
+    unbiased = copy.deepcopy(layer).eval()
+    for norm in unbiased.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_var *= (x.numel() / 5 - 1) / (x.numel() / 5)
+    with torch.no_grad():
+        assert_close(unbiased(x), oracle(layer, x))
+    assert_close(unbiased(x), oracle(layer, x))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gradcheck(kind):
+    layer, _ = made(kind, dim=2, dim_out=6, **({"window": 2} if kind == "local" else {}))
+    x = torch.randn(2, 2, 5, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x,))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision(kind, dtype):
+    layer, _ = made(kind, dim=24, dim_out=24)
+    x = torch.randn(2, 24, 15, 6, dtype=torch.float64)
+    with torch.no_grad():
+        exact = layer(x)
+        low = layer.to(dtype)(x.to(dtype))
+    assert low.dtype == dtype
+    error = (low.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert error < 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_memory_format_is_kept_and_changes_nothing(kind):
+    layer, _ = made(kind, dim=12)
+    x = torch.randn(2, 12, 4, 5, dtype=torch.float64)
+    last = layer(x.to(memory_format=torch.channels_last))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert_close(last, layer(x))
+    assert layer(x).is_contiguous()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_autocast_trains(kind):
+    layer, _ = made(kind, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(torch.randn(2, 5, 8, 9)).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_in_half_precision_what_is_hidden_stays_finite():
+    layer, _ = made("local", dtype=torch.float16)
+    x = torch.randn(1, 5, 8, 10, dtype=torch.float16, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+# Weights alone; embeddings and norms by hand in the docstrings.
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        ("global", 3 * 5 * 12 + 4 * (9 + 13)),
+        ("axial", 3 * 5 * 12 + 3 * 12 * 12 + 4 * (9 + 13) + 2 * 7 * 12),
+        ("local", 3 * 5 * 12 + 3 * 12),
+        ("linear", 3 * 5 * 12),
+    ],
+)
+def test_the_documented_number_of_parameters(kind, count):
+    assert sum(p.numel() for p in made(kind)[0].parameters()) == count
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_what_does_not_fit_is_said(kind):
+    layer, _ = made(kind)
+    with pytest.raises(ValueError, match=r"x must be of shape \(b 5 h w\), got \(2, 4, 3, 3\)"):
+        layer(torch.zeros(2, 4, 3, 3, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"x must be of shape \(b 5 h w\), got \(5,\)"):
+        layer(torch.zeros(5, dtype=torch.float64))
+    with pytest.raises(ValueError, match="dim_out must be a multiple of num_heads=3, got 10"):
+        made(kind, dim_out=10)
+    with pytest.raises(ValueError, match="dim must be at least 1, got 0"):
+        made(kind, dim=0)
+
+
+def test_a_window_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        made("local", window=0)
+    with pytest.raises(ValueError, match=r"even number of channels.*multiple of 2 \* num_heads=6, got 9"):
+        made("local", dim_out=9)
+
+
+def test_a_grid_is_needed_for_the_tables():
+    with pytest.raises(ValueError, match="grid must"):
+        made("global", grid=0)
