@@ -8,10 +8,11 @@ import torch
 from timm.models import group_parameters
 from timm.optim import param_groups_weight_decay
 
-from lambdanets.models import ResNet, create_model, list_models
+from lambdanets.models import ResNet, create_model
+from lambdanets.models.zoo import CONFIGS
 from lambdanets.nn import LambdaLayer2d
 
-EVERY = list_models()
+EVERY = list(CONFIGS)  # the MobileNets, which are timm's, have a file of their own
 # The deepest differ from these in nothing but the number of blocks.
 SHALLOW = [name for name in EVERY if not any(depth in name for depth in ("200", "270", "350", "420"))]
 # The deep ResNet-RS are the trunks of the LambdaResNets of the same depth, which run.

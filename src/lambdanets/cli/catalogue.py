@@ -24,6 +24,10 @@ PARAMETERS: dict[str, int] = {
     "lambda_resnet350_c4": 69_555_336,
     "lambda_resnet420": 124_438_664,
     "lambda_resnet420_c4": 81_443_704,
+    "mobilenetv2_conv": 3_504_872,
+    "mobilenetv2_lambda": 3_208_360,
+    "resnet50_attention": 18_045_304,
+    "resnet50_axial": 21_870_584,
     "resnet50_cccc": 25_557_032,
     "resnet50_cccl": 18_825_176,
     "resnet50_ccll": 15_559_736,
@@ -32,9 +36,30 @@ PARAMETERS: dict[str, int] = {
     "resnet50_lambda": 14_995_592,
     "resnet50_lambda_u4": 16_040_360,
     "resnet50_lccc": 25_490_744,
+    "resnet50_linear_attention": 18_012_200,
     "resnet50_llcc": 24_992_888,
     "resnet50_lllc": 21_727_448,
     "resnet50_llll": 14_995_592,
+    "resnet50_local_attention": 18_038_632,
+    "resnet50_rs": 25_613_256,
+    "resnet50_rs_se": 35_691_912,
+    "resnet50_se": 28_088_024,
+    "resnet101_rs": 44_605_384,
+    "resnet101_rs_se": 63_618_696,
+    "resnet152_rs": 60_249_032,
+    "resnet152_rs_se": 86_621_576,
+    "resnet200_rs": 64_730_056,
+    "resnet200_rs_se": 93_209_992,
+    "resnet270_rs": 89_655_496,
+    "resnet270_rs_se": 129_861_448,
+    "resnet350_rs": 112_842_440,
+    "resnet350_rs_se": 163_956_168,
+    "resnet420_rs": 131_840_712,
+    "resnet420_rs_se": 191_891_656,
+}
+MOBILENETS: dict[str, str] = {
+    "mobilenetv2_conv": "17 inverted bottlenecks; convolutions alone",
+    "mobilenetv2_lambda": "17 inverted bottlenecks; lambda in the 10th and the 16th; scope 5",
 }
 
 
@@ -62,7 +87,7 @@ def models(pattern: str = "") -> list[Entry]:
             name=name,
             parameters=PARAMETERS.get(name) or count(name),
             image=tuple(timm.get_pretrained_cfg_value(name, "input_size") or ()),
-            description=describe(CONFIGS[name]),
+            description=describe(CONFIGS[name]) if name in CONFIGS else MOBILENETS[name],
         )
         for name in list_models(pattern)
     ]
@@ -74,14 +99,17 @@ def count(name: str) -> int:
 
 
 def describe(config: ResNetConfig) -> str:
-    """Return a phrase on the blocks of each stage and where the lambda layers are."""
+    """Return a phrase on the blocks of each stage and what they hold."""
     stages = []
     for stage, (depth, blocks) in enumerate(zip(config.depths, config.operator_blocks, strict=True), start=1):
         number = depth if blocks == "all" else len(blocks)
         if number:
             stages.append(f"layer{stage}" + (f" ({number} of {depth})" if number < depth else ""))
     where = "convolutions alone"
-    if config.operator == "lambda" and stages:
-        where = f"lambda in {', '.join(stages)}; scope {config.scope}"
+    if config.operator != "conv" and stages:
+        where = f"{config.operator.replace('_', ' ')} in {', '.join(stages)}"
+        where += f"; scope {config.scope}" if config.operator in ("lambda", "local_attention") else ""
         where += f", u {config.dim_u}" if config.dim_u > 1 else ""
+    elif any(config.squeeze_excite):
+        where = f"convolutions, squeeze-and-excitation 1/{config.squeeze_reduction}"
     return f"{'-'.join(map(str, config.depths))} blocks; {where}"

@@ -1,5 +1,6 @@
 """The model family, registered in timm when this package is imported."""
 
+from . import mobilenet as mobilenet
 from . import zoo as zoo
 from .accelerate import accelerate as accelerate
 from .config import ResNetConfig as ResNetConfig

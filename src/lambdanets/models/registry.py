@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -65,7 +65,7 @@ def list_models(filter: str = "") -> list[str]:
 
 
 def register(configs: dict[str, ResNetConfig], module: str) -> None:
-    """Registers models in timm under their names.
+    """Registers ResNets in timm under their names.
 
     Args:
         configs: The architectures by name.
@@ -74,24 +74,46 @@ def register(configs: dict[str, ResNetConfig], module: str) -> None:
     Raises:
         ValueError: If a name belongs to a model of another package. Nothing is registered then.
     """
-    for name in configs:
+    register_entrypoints({name: _entrypoint(name, config) for name, config in configs.items()}, module)
+
+
+def register_entrypoints(entrypoints: dict[str, Callable[..., nn.Module]], module: str) -> None:
+    """Registers functions that make a model, called as `function(pretrained=False, **options)`.
+
+    Args:
+        entrypoints: The functions by the name of their model.
+        module: Name of the module that owns them and holds timm's `default_cfgs` of the same names.
+
+    Raises:
+        ValueError: If a name belongs to a model of another package. Nothing is registered then.
+    """
+    for name in entrypoints:
         if is_model(name) and model_entrypoint(name).__module__ != module:
             owner = model_entrypoint(name).__module__
             raise ValueError(
                 f"the model name {name!r} is taken in timm's registry by {owner}; rename one of them"
             )
-    for name, config in configs.items():
-        entrypoint = _entrypoint(name, config, module)
+    for name, entrypoint in entrypoints.items():
+        entrypoint.__name__ = entrypoint.__qualname__ = name
+        entrypoint.__module__ = module
         setattr(sys.modules[module], name, entrypoint)
         register_model(entrypoint)
         _names.add(name)
 
 
-def _entrypoint(name: str, config: ResNetConfig, module: str) -> Callable[..., nn.Module]:
+def check_options(name: str, options: Iterable[str], known: Collection[str]) -> None:
+    """Refuses options that a model does not have.
+
+    Raises:
+        ValueError: With the nearest that it has.
+    """
+    for option in set(options) - set(known):
+        raise ValueError(f"{name} has no option {option!r}{_nearest(option, sorted(known))}")
+
+
+def _entrypoint(name: str, config: ResNetConfig) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
-        for option in options.keys() - _ARCHITECTURE - _FACTORY:
-            known = sorted(_ARCHITECTURE | _FACTORY)
-            raise ValueError(f"{name} has no option {option!r}{_nearest(option, known)}")
+        check_options(name, options, _ARCHITECTURE | _FACTORY)
         chosen = replace(config, **{key: options.pop(key) for key in _ARCHITECTURE & options.keys()})
         return build_model_with_cfg(
             ResNet,
@@ -102,8 +124,6 @@ def _entrypoint(name: str, config: ResNetConfig, module: str) -> Callable[..., n
             **options,
         )
 
-    create.__name__ = create.__qualname__ = name
-    create.__module__ = module
     create.__doc__ = f"Creates {name}; see `lambdanets.models.create_model` for the options."
     return create
 

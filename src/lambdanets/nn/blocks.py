@@ -1,4 +1,4 @@
-"""The residual block that every network of the family is made of."""
+"""The residual blocks that the networks of the family are made of."""
 
 import torch
 from torch import nn
@@ -78,3 +78,48 @@ class Bottleneck(nn.Module):
         if self.drop_path is not None:
             x = self.drop_path(x)
         return self.act3(x + shortcut)
+
+
+class LightweightBottleneck(nn.Module):
+    """An inverted bottleneck without its expansion, round another operator than a depthwise convolution.
+
+    y = x + drop_path(bn3(conv_pwl(relu6(bn2(operator(relu6(bn1(conv_pw(x)))))))))
+
+    Args:
+        dim: Channels of input and output, and of the operator.
+        operator: Module on images of shape (b dim h w) that returns the same number of channels.
+        drop_path: Stochastic depth on the residual branch.
+
+    References:
+        LambdaNetworks (Bello, 2021), appendix D.3.2.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        operator: nn.Module,
+        *,
+        drop_path: nn.Module | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.conv_pw = nn.Conv2d(dim, dim, 1, bias=False, **factory)
+        self.bn1 = nn.BatchNorm2d(dim, **factory)
+        self.act1 = nn.ReLU6(inplace=True)
+        self.operator = operator
+        self.bn2 = nn.BatchNorm2d(dim, **factory)
+        self.act2 = nn.ReLU6(inplace=True)
+        self.conv_pwl = nn.Conv2d(dim, dim, 1, bias=False, **factory)
+        self.bn3 = nn.BatchNorm2d(dim, **factory)
+        self.drop_path = drop_path
+        for convolution in (self.conv_pw, self.conv_pwl):
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Applies the block to images of shape (b dim height width)."""
+        y = self.act1(self.bn1(self.conv_pw(x)))
+        y = self.act2(self.bn2(self.operator(y)))
+        y = self.bn3(self.conv_pwl(y))
+        return x + (y if self.drop_path is None else self.drop_path(y))

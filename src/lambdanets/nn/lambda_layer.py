@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..ops.checks import NORMALIZATIONS, unknown_name
 from ..ops.context import GlobalContext, Grid, LocalContext, as_grid
@@ -202,6 +203,8 @@ class LambdaLayer(nn.Module):
             queries = contiguous_gradient(self.norm_queries(self.to_queries(x)))
             values = contiguous_gradient(self.norm_values(self.to_values(source)))
             return queries, None if self.to_keys is None else self.to_keys(source), values
+        assert isinstance(self.norm_queries, _BatchNorm)
+        assert isinstance(self.norm_values, _BatchNorm)
         to_queries: list[Part] = [(self.to_queries.weight, self.to_queries.bias, self.norm_queries)]
         norms = (self.norm_values, None)
         to_context: list[Part] = [

@@ -1,0 +1,87 @@
+"""MobileNet-v2 as timm has it, and with two lightweight lambda blocks (Table 17).
+
+The paper replaces the 10th and the 16th inverted bottleneck: the last with 64 channels and the last with 160,
+both without stride. Its light block has a first pointwise convolution that keeps the channels and a lambda
+convolution 5x5 with k = 32 and h = 4. Here k = 32 counts the query channels of all heads, 8 for each:
+that gives the table's 3.21 M parameters (3,208,360) and, at 224 pixels with two operations to a multiply-add,
+its 563 M operations (563.2 M by torch's counter). With 32 for each head there would be 3.24 M and 575 M.
+"""
+
+import inspect
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg
+from timm.models.efficientnet import EfficientNet, mobilenetv2_100
+from torch import nn
+
+from ..nn import LambdaLayer2d
+from ..nn.blocks import LightweightBottleneck
+from .registry import check_options, register_entrypoints
+
+# Where timm keeps the 10th and the 16th: stage and block.
+_REPLACED = ((3, 3), (5, 2))
+_LAYER: dict[str, Any] = {"dim_k": 8, "num_heads": 4, "dim_u": 1, "scope": 5, "kernel": "auto"}
+_FACTORY = (
+    {"features_only", "out_indices", "feature_cls", "drop_rate", "drop_path_rate"}
+    | inspect.signature(build_model_with_cfg).parameters.keys()
+    | inspect.signature(EfficientNet).parameters.keys()
+) - {"model_cls", "variant", "model_cfg", "feature_cfg", "block_args", "kwargs"}
+
+
+def _conv(pretrained: bool = False, **options: Any) -> nn.Module:
+    """MobileNet-v2; `create_model` has the options of timm's mobilenetv2_100, which it is."""
+    check_options("mobilenetv2_conv", options, _FACTORY)
+    return mobilenetv2_100(pretrained=pretrained, **_with_cfg("mobilenetv2_conv", options))
+
+
+def _lambda(pretrained: bool = False, **options: Any) -> nn.Module:
+    """MobileNet-v2 with two lightweight lambda blocks; options too: dim_k, num_heads, dim_u, scope, kernel.
+
+    Raises:
+        ValueError: If there is no such option, or the lambda layers cannot be made.
+    """
+    name = "mobilenetv2_lambda"
+    check_options(name, options, _FACTORY | _LAYER.keys())
+    if pretrained:
+        raise ValueError(f"pretrained=True: no trained weights of {name}; a file goes to checkpoint_path=")
+    if options.get("feature_cls") == "fx":
+        raise ValueError(
+            f"feature_cls='fx' traces {name} before it has its lambda blocks; 'getter' does the same"
+        )
+    layer = {key: options.pop(key, default) for key, default in _LAYER.items()}
+    model = mobilenetv2_100(pretrained=False, **_with_cfg(name, options))
+    body = model.get_submodule("model") if hasattr(model, "model") else model
+    for stage, block in _REPLACED:
+        old = body.get_submodule(f"blocks.{stage}.{block}")
+        weight = old.conv_pwl.weight
+        factory = {"device": weight.device, "dtype": weight.dtype}
+        dim = len(weight)
+        operator = LambdaLayer2d(dim, dilation=old.conv_dw.dilation, **layer, **factory)
+        light = LightweightBottleneck(dim, operator, drop_path=old.drop_path, **factory)
+        body.set_submodule(f"blocks.{stage}.{block}", light)
+    return model
+
+
+def _with_cfg(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Names the weights and the images of this model, where timm would take those of its own."""
+    cfg = options.pop("pretrained_cfg", None)
+    return {**options, "pretrained_cfg": get_pretrained_cfg(name) if cfg is None else cfg}
+
+
+_CFG: dict[str, Any] = {
+    "url": "",
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "pool_size": (7, 7),
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "first_conv": "conv_stem",
+    "classifier": "classifier",
+    "license": "apache-2.0",
+    "paper_ids": "arXiv:2102.08602",
+}
+default_cfgs = generate_default_cfgs({"mobilenetv2_conv": _CFG, "mobilenetv2_lambda": _CFG})
+register_entrypoints({"mobilenetv2_conv": _conv, "mobilenetv2_lambda": _lambda}, __name__)
