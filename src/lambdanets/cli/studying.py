@@ -224,6 +224,8 @@ def _show(records: Sequence[Record]) -> None:
         return
     console, made = stdout(), studies.summary_table(records)
     rows = table(**{name: "left" if place == 0 else "right" for place, name in enumerate(made.headings)})
+    for column in rows.columns:
+        column.no_wrap = False  # a number that a narrow terminal cuts off would be another number
     for cells in made.rows:
         rows.add_row(*cells)
     draw(console, made.title, rows)

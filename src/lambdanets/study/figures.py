@@ -12,7 +12,7 @@ from .report import ONE_SEED, Result, provenance_line, results, title
 
 INK, SOFT, QUIET = "#2b2f36", "#6b7380", "#d9dde3"
 LAMBDA, ATTENTION, CONVOLUTION = "#c8472f", "#33628f", "#a07d43"
-# Directions in which a name may stand from its point, the best first; lengths in points.
+# Where a name may stand, from its point, in points.
 PLACES = [
     (side * length, rise)
     for length in (8, 14, 26, 44)
@@ -117,7 +117,7 @@ def _against_speed(axes: Any, found: list[Result], speeds: list[float]) -> None:
             linewidths=1.4,
         )  # fmt: skip
     span = max(max(speeds) - min(speeds), 0.1 * max(speeds))
-    axes.set_xlim(min(speeds) - 0.3 * span, max(speeds) + 0.3 * span)
+    axes.set_xlim(min(speeds) - 0.3 * span, max(speeds) + 0.65 * span)  # room for names
     axes.margins(y=0.12)
     axes.set_ylabel("top-1 of the last epoch, %", fontsize=9, color=INK)
     _clean(axes, "both")
@@ -140,29 +140,39 @@ def _name_points(axes: Any, found: list[Result], speeds: list[float], renderer: 
     points = list(zip(speeds, found, strict=True))
     scale = renderer.points_to_pixels(1.0)
     pixels = [axes.transData.transform((speed, result.top1.value)) for speed, result in points]
-    taken = [Bbox.from_bounds(x - 4 * scale, y - 4 * scale, 8 * scale, 8 * scale) for x, y in pixels]
+    bounds = 8 * scale
+    dots = [Bbox.from_bounds(x - bounds / 2, y - bounds / 2, bounds, bounds) for x, y in pixels]
+    intervals, names = [], []
+    for speed, result in points:
+        low, high = (
+            axes.transData.transform((speed, result.top1.value + side * result.top1.half)) for side in (-1, 1)
+        )
+        if result.top1.number > 1:  # its interval
+            intervals.append(Bbox.from_extents(low[0] - scale / 2, low[1], high[0] + scale / 2, high[1]))
     inside = axes.get_window_extent(renderer)
     for (speed, result), (x, y) in sorted(zip(points, pixels, strict=True), key=lambda each: -each[1][1]):
-        best: tuple[float, tuple[int, int], Bbox] | None = None
         text = axes.text(0, 0, result.title, fontsize=8.5)
         extent = text.get_window_extent(renderer)
         text.remove()
-        for rank, (right, rise) in enumerate(PLACES):
+        choices = []
+        for right, rise in PLACES:
             start = x + right * scale - (extent.width if right < 0 else 0)
             box = Bbox.from_bounds(start, y + rise * scale - extent.height / 2, extent.width, extent.height)
-            covered = sum(_area(box, other) for other in taken)
+            # A name over an interval is legible, over another name or a point it is not.
+            covered = sum(_area(box, other) for other in intervals)
+            covered += 8 * sum(_area(box, other) for other in (*dots, *names))
             outside = extent.width * extent.height - _area(box, inside)
-            if best is None or 10 * (covered + outside) + rank < best[0]:
-                best = (10 * (covered + outside) + rank, (right, rise), box)
-        assert best is not None
-        _, (right, rise), box = best
-        taken.append(box)
+            distance = math.hypot(right, rise) + (4 if right < 0 else 0)
+            choices.append((covered + 8 * outside + 3 * scale**2 * distance, (right, rise), box))
+        _, (right, rise), box = min(choices, key=lambda choice: choice[0])
+        names.append(box)
         far = math.hypot(right, rise) > 17
-        line = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 4}
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.75}
+        line = {"arrowstyle": "-", "color": SOFT, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
         axes.annotate(
             result.title, (speed, result.top1.value), (right, rise), textcoords="offset points",
             ha="left" if right > 0 else "right", va="center", fontsize=8.5, color=colour(result),
-            arrowprops=line if far else None, zorder=5,
+            arrowprops=line if far else None, zorder=5, bbox=behind,
         )  # fmt: skip
 
 
