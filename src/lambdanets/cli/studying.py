@@ -177,6 +177,7 @@ def _estimate(
     with View(study, stdout(), timing=True) as view:
         found, failed = studies.estimate(study, names, jobs=jobs, watch=view.show)
     made = table(contender="left", model="left", parameters="right", images_per_second="right",
+                 per_processor_s="right",
                  a_cell="right", cells_left="right", why_not="wrap")  # fmt: skip
     total = 0.0
     for contender in study.contenders:
@@ -188,12 +189,15 @@ def _estimate(
             contender.model,
             f"{parameters[contender.name]:,}",
             f"{one.images_per_second:,.0f}" if one else "-",
+            f"{one.images_per_cpu_second:,.0f}" if one else "-",
             left(one.seconds) if one else "-",
             str(number),
             failed[contender.name].reason if contender.name in failed else "",
         )
     images = f"{study.images.train:,} images, {study.config.engine.epochs} epochs"
     draw(stdout(), f"{len(open_cells)} of {len(cells)} cells are left; {images}, {jobs} at once", made)
+    if any(one.images_per_cpu_second > 1.3 * one.images_per_second for one in found.values()):
+        stdout().print("the machine is busy with other work; alone, the cells would be faster", markup=False)
     how = f"a few steps of each in precision {study.config.engine.precision}; nothing was kept"
     stdout().print(f"about {left(total / jobs)} in all, from {how}", markup=False)
     return FAILURE if failed else 0

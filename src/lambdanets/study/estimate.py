@@ -24,10 +24,12 @@ class Estimate:
 
     Attributes:
         images_per_second: in training, by the clock, beside as many other processes as the study has.
+        images_per_cpu_second: by processor time: what a machine with nothing else to do would come near to.
         seconds: of a whole cell, validations included.
     """
 
     images_per_second: float
+    images_per_cpu_second: float
     seconds: float
 
 
@@ -64,11 +66,14 @@ def estimate(
         speeds = {cell.contender: _second_epoch(files, cell) for cell in progress.done}
     epochs = study.config.engine.epochs
     work = epochs * (images.train + FORWARD * images.val)
-    found = {name: Estimate(images_per_second=speed, seconds=work / speed) for name, speed in speeds.items()}
+    found = {
+        name: Estimate(images_per_second=wall, images_per_cpu_second=cpu, seconds=work / wall)
+        for name, (wall, cpu) in speeds.items()
+    }
     return found, {cell.contender: failure for cell, failure in progress.failed.items()}
 
 
-def _second_epoch(files: StudyFiles, cell: Cell) -> float:
+def _second_epoch(files: StudyFiles, cell: Cell) -> tuple[float, float]:
     with files.curves.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["contender"] == cell.contender]
-    return float(rows[-1]["images_per_second"])
+    return float(rows[-1]["images_per_second"]), float(rows[-1]["images_per_cpu_second"])
