@@ -109,3 +109,32 @@ def test_a_missing_package_is_named(
     for open_it in (open_splits, open_split):
         with pytest.raises(DataError, match=f"needs the package .*: pip install {re.escape(package)}$"):
             open_it(DataConfig(source=source))
+
+
+def test_so_many_of_each_class_are_the_same_for_every_seed_and_place(
+    tmp_path: Path, write_folder: WriteFolder
+) -> None:
+    root = write_folder({"train/cat": 9, "train/dog": 4, "val/cat": 2, "val/dog": 2})
+    moved = tmp_path / "elsewhere" / "moved"
+    moved.parent.mkdir()
+
+    def names(place: Path, number: int | None, seed: int) -> list[str]:
+        config = DataConfig(source=f"folder:{place}", image_size=8, train_per_class=number, workers=0)
+        splits = open_splits(config, seed=seed)
+        assert len(splits.val) == 4
+        return [splits.train.path(index).removeprefix(str(place)) for index in range(len(splits.train))]
+
+    five = names(root, 5, seed=0)
+    assert [sum(kind in name for name in five) for kind in ("cat", "dog")] == [5, 4]
+    assert set(names(root, 3, seed=1)) < set(five) < set(names(root, None, seed=2))
+    assert [name.split("/")[2] for name in five] == ["cat"] * 5 + ["dog"] * 4
+    root.rename(moved)
+    assert names(moved, 5, seed=3) == five
+
+
+def test_a_stream_and_nonsense_have_no_so_many_of_each_class() -> None:
+    with pytest.raises(ValueError, match=r"data\.train_per_class must be 1 or more, or None, got 0"):
+        DataConfig(train_per_class=0)
+    pytest.importorskip("webdataset")
+    with pytest.raises(DataError, match="train_per_class needs to know all names, and 'wds/x:y' is streamed"):
+        open_splits(DataConfig(source="wds/x:y", train_per_class=3))

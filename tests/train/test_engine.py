@@ -58,6 +58,7 @@ def test_metrics_are_one_tidy_row_per_epoch(finished: RunResult) -> None:
         assert 0 <= values["val_top1"] <= values["val_top5"] <= 1
         assert values["train_loss"] > 0
         assert values["images_per_second"] > 0
+        assert values["images_per_cpu_second"] > 0
         assert 0 <= values["data_wait"] < 1
     best = max(rows, key=lambda row: (float(row["val_top1"]), -float(row["val_loss"])))
     assert finished.best_epoch == int(best["epoch"])

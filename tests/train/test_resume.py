@@ -28,7 +28,7 @@ from lambdanets.train.module import Classifier
 from lambdanets.train.resume import Start, check_images, find_start
 from lambdanets.train.state import RunState
 
-TIMES = {"images_per_second", "data_wait", "seconds"}
+TIMES = {"images_per_second", "images_per_cpu_second", "data_wait", "seconds"}
 
 
 def assert_same_end(one: Path, other: Path) -> None:

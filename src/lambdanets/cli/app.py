@@ -24,6 +24,8 @@ VERBS = {
     "plan": ("planning", "which kernel serves a problem, and why not the others"),
     "bench": ("benching", "race the layer against other implementations: time, memory, figures"),
 }
+# What a verb can do that has options of its own, and so a module of its own.
+SECOND = {("bench", "study"): "studying"}
 
 EXAMPLES = """\
 examples
@@ -36,6 +38,7 @@ examples
   lambdanets show lambda_resnet152 --size 256
   lambdanets plan --grid 64x64 --heads 4 --dim-k 16 --dim-v 64 --batch 8 --train
   lambdanets bench op --cases g7,g14 --pass train
+  lambdanets bench study --data folder:/data/cifar10 --dry-run
 """
 
 _received: list[int] = []
@@ -92,10 +95,13 @@ def _run(words: list[str]) -> int:
         return 0
     verb, *options = words
     check_name("verb", verb, VERBS)
-    module = importlib.import_module(f"lambdanets.cli.{VERBS[verb][0]}")
+    name, prog = VERBS[verb][0], f"lambdanets {verb}"
+    if second := SECOND.get((verb, *options[:1])):  # pyright: ignore[reportArgumentType]
+        name, prog = second, f"{prog} {options.pop(0)}"
+    module = importlib.import_module(f"lambdanets.cli.{name}")
     from lambdanets.cli.options import parse
 
-    return parse(module.run, prog=f"lambdanets {verb}", words=options)()
+    return parse(module.run, prog=prog, words=options)()
 
 
 def _help() -> str:

@@ -94,6 +94,8 @@ class DataConfig:
         augment: how training images are varied.
         val_fraction: part that is held out when a source is not split already; 1.0 holds out everything,
             to evaluate on a folder that is not split.
+        train_per_class: train on so many images of each class (all, where it has fewer), chosen by their
+            names alone: the same for every seed. None takes all. A streamed source cannot.
         crop_pct: part of the resized image's side that evaluation keeps, in the middle.
         interpolation: nearest, bilinear, bicubic or lanczos.
         on_bad_image: "refuse" to start when an image cannot be decoded, or "skip" it with a warning.
@@ -115,6 +117,7 @@ class DataConfig:
     workers: int = 2
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     val_fraction: float = 0.1
+    train_per_class: int | None = None
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
     on_bad_image: Literal["refuse", "skip"] = "refuse"
@@ -133,6 +136,8 @@ class DataConfig:
         _check(self.in_chans in (1, 3), "data.in_chans", "1 (grey) or 3 (RGB)", self.in_chans)
         known = self.num_classes is None or self.num_classes >= 1
         _check(known, "data.num_classes", "1 or more, or None", self.num_classes)
+        known = self.train_per_class is None or self.train_per_class >= 1
+        _check(known, "data.train_per_class", "1 or more, or None", self.train_per_class)
         for name in ("val_fraction", "crop_pct"):
             value = getattr(self, name)
             _check(_is_fraction(value) and value > 0, f"data.{name}", "above 0 and at most 1", value)

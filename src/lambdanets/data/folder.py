@@ -92,7 +92,7 @@ def below_threshold(names: Sequence[str], val_fraction: float, seed: int) -> set
 
     At least one is held out, and never all.
     """
-    places = [int.from_bytes(digest[:8], "big") / 2**64 for digest in _digests(names, seed)]
+    places = [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests(names, seed)]
     ranked = sorted(range(len(names)), key=places.__getitem__)
     number = sum(place < val_fraction for place in places)
     return set(ranked[: min(max(number, 1), len(names) - 1)])
@@ -104,10 +104,11 @@ def stratum(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:
     At least one is held out, and never all.
     """
     number = min(max(round(val_fraction * len(names)), 1), len(names) - 1)
-    return set(sorted(range(len(names)), key=_digests(names, seed).__getitem__)[:number])
+    return set(sorted(range(len(names)), key=digests(names, seed).__getitem__)[:number])
 
 
-def _digests(names: Sequence[str], seed: int) -> list[bytes]:
+def digests(names: Sequence[str], seed: int) -> list[bytes]:
+    """Return a digest of each name, by which names are ranked as if at random."""
     return [blake2b(f"{seed}/{name}".encode(errors="surrogateescape")).digest() for name in names]
 
 

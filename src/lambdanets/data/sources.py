@@ -7,14 +7,15 @@ import io
 import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .config import SOURCES, DataConfig
 from .errors import DataError
-from .folder import read_folder, stratum
+from .folder import digests, read_folder, relative, stratum
 from .pictures import ArrayPictures, DatasetPictures, FilePictures, Pictures
 
 STREAMED = ("hfids/", "tfds/", "wds/")
@@ -38,6 +39,30 @@ class Source:
 
 def open_source(config: DataConfig, *, seed: int, classes: Sequence[str] | None = None) -> Source:
     """Find what `config.source` names, without decoding anything yet."""
+    source = _found(config, seed, classes)
+    if config.train_per_class is None:
+        return source
+    root = config.source.partition(":")[2]
+    top = Path(root).expanduser() if config.source.startswith("folder:") else Path()
+    names = [relative(source.train.path(index), top) for index in range(len(source.train))]
+    chosen = first_of_each(source.train.targets, names, config.train_per_class)
+    return replace(source, train=source.train.subset(chosen))
+
+
+def first_of_each(targets: np.ndarray, names: Sequence[str], number: int) -> np.ndarray:
+    """Return the places of so many samples of each class, in order, chosen by the digests of their names.
+
+    With a larger number the same samples come again, and others with them.
+    """
+    chosen: list[int] = []
+    for target in np.unique(targets):
+        members = np.flatnonzero(targets == target)
+        ranks = digests([names[int(index)] for index in members], seed=0)
+        chosen += (int(members[place]) for place in sorted(range(len(ranks)), key=ranks.__getitem__)[:number])
+    return np.array(sorted(chosen), dtype=np.intp)
+
+
+def _found(config: DataConfig, seed: int, classes: Sequence[str] | None) -> Source:
     require_package(config.source)
     if config.source == "digits":
         return _digits(config, seed)

@@ -64,6 +64,11 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
     """
     if config.source.startswith(STREAMED):
         require_package(config.source)
+        if config.train_per_class is not None:
+            raise DataError(
+                f"data.train_per_class needs to know all names, and {config.source!r} is streamed: unpack it "
+                "into folders, or leave train_per_class=None."
+            )
         train, val = (open_stream(config, train=side, seed=seed) for side in (True, False))
         _check_classes(config, train.classes)
         return Splits(train, val, train.classes)

@@ -15,19 +15,22 @@ from lambdanets.train.module import Classifier
 
 COLUMNS = (
     "epoch", "step", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5",
-    "images_per_second", "data_wait", "seconds",
+    "images_per_second", "images_per_cpu_second", "data_wait", "seconds",
 )  # fmt: skip
 CURVES_EVERY = 20.0  # seconds between drawings of the curves: a drawing takes about one
 LOG_EVERY = 50  # steps between points of the training loss in TensorBoard
 
 
 def to_csv(history: list[dict[str, float]]) -> str:
-    """The text of `metrics.csv`: accuracies as fractions, `data_wait` as a fraction of the training time."""
+    """The text of `metrics.csv`: accuracies as fractions, `data_wait` as a fraction of the training time.
+
+    A column that an epoch trained by an older version lacks is empty there.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in history:
-        writer.writerow({name: f"{row[name]:.6g}" for name in COLUMNS})
+        writer.writerow({name: f"{row[name]:.6g}" for name in COLUMNS if name in row})
     return text.getvalue()
 
 
@@ -37,9 +40,14 @@ class Recorder(Callback):
     def __init__(self, module: Classifier) -> None:
         self.module = module
         self._counted = time.perf_counter()
+        self._cpu = time.process_time()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._counted = time.perf_counter()
+        self._cpu = time.process_time()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._cpu = time.process_time()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -50,6 +58,9 @@ class Recorder(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.module.state.train_seconds += time.perf_counter() - self.module.free_since
+        now = time.process_time()
+        self.module.state.cpu_seconds += now - self._cpu
+        self._cpu = now
         self._count_time()
         if trainer.global_step % LOG_EVERY == 0:
             log(trainer, {"step/train_loss": float(outputs["loss"]), "step/lr": self.module.rate})
@@ -66,6 +77,7 @@ class Recorder(Callback):
             "train_top1": state.correct / state.images,
             **module.validation,
             "images_per_second": state.images / state.train_seconds,
+            "images_per_cpu_second": state.images / max(state.cpu_seconds, 1e-9),
             "data_wait": state.wait_seconds / state.train_seconds,
             "seconds": state.epoch_seconds,
         }

@@ -15,6 +15,7 @@ class RunState:
         batches_per_epoch: of the training loader.
         loss_sum, correct, images: of the epoch so far, over all devices.
         train_seconds, wait_seconds, epoch_seconds: of the epoch so far, over all sessions.
+        cpu_seconds: of the processor, in all threads of the process that trains, over the training batches.
         history: one finished epoch each: the rows of `metrics.csv`.
         best_epoch, best_top1: the best validation accuracy so far; epoch 0 is none yet.
         best_confusion: its confusion matrix of shape (classes, classes), truth by prediction.
@@ -29,6 +30,7 @@ class RunState:
     train_seconds: float = 0.0
     wait_seconds: float = 0.0
     epoch_seconds: float = 0.0
+    cpu_seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best_top1: float = -1.0
@@ -48,7 +50,7 @@ class RunState:
     def start_epoch(self) -> None:
         """Clear the running sums."""
         self.loss_sum = self.correct = self.images = 0.0
-        self.train_seconds = self.wait_seconds = self.epoch_seconds = 0.0
+        self.train_seconds = self.wait_seconds = self.epoch_seconds = self.cpu_seconds = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types and tensors, as a checkpoint that loads with `weights_only=True` needs."""

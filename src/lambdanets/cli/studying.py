@@ -1,0 +1,243 @@
+"""`lambdanets bench study`: contenders on one trunk, trained alike, with several seeds."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from tyro import conf
+
+from lambdanets import study as studies
+from lambdanets.cli.console import draw, stderr, stdout, table
+from lambdanets.cli.errors import FAILURE, UsageError, check_name, usage
+from lambdanets.cli.options import shown
+from lambdanets.cli.study_view import View, left
+from lambdanets.recipes import get_recipe
+from lambdanets.study import Cell, Progress, Record, Study, StudyFiles, Trunk
+from lambdanets.study.locking import locked
+from lambdanets.train import RunConfig, override
+
+EXTRA = 'pip install "lambdanets[train]"'
+
+
+def run(
+    *,
+    trunk: Literal["cifar_half", "cifar", "mini", "digits"] = "cifar_half",
+    data: Annotated[str | None, shown("SOURCE", "the recipe's")] = None,
+    contenders: Annotated[str | None, shown("NAME,NAME", "all of the trunk")] = None,
+    seeds: Annotated[str, shown("N,N", "0,1,2")] = "0,1,2",
+    epochs: Annotated[int | None, shown("N", "the trunk's")] = None,
+    subset: Annotated[int | None, shown("N", "all")] = None,
+    size: Annotated[int | None, shown("N", "the recipe's")] = None,
+    batch_size: Annotated[int | None, shown("N", "the recipe's")] = None,
+    precision: Annotated[str | None, shown("32 | bf16-mixed | 16-mixed", "the faster")] = None,
+    device: Annotated[Literal["auto", "cpu", "gpu"], conf.arg(metavar="auto | cpu | gpu")] = "auto",
+    threads: int = 1,
+    jobs: Annotated[int | None, shown("N", "cores / threads; 1 on a GPU")] = None,
+    set: Annotated[tuple[str, ...], conf.UseAppendAction, shown("PATH=VALUE")] = (),
+    out: Annotated[Path | None, shown("FOLDER", "runs/study-TRUNK")] = None,
+    dry_run: bool = False,
+    report: bool = False,
+) -> int:
+    """Train every contender with every seed, each in a process of its own, and compare them.
+
+    The same command goes on where it was stopped: finished cells are never run again, the others continue
+    from their checkpoints. Leaves cells.csv (a row for each run), curves.csv (its epochs), study.md and the
+    figure, all kept up to date while it runs.
+
+    Args:
+        trunk: The network: cifar_half and cifar (32x32 images), mini (photos), digits (to see how it works).
+        data: Images: folder:PATH, or a name of timm such as torch/cifar10:PATH.
+        contenders: Which of them; the others can follow later.
+        seeds: Each gives one run to every contender.
+        epochs: Passes over the training images.
+        subset: Training images of each class, the same for all; the validation images stay.
+        size: Height and width of the images.
+        batch_size: Images in a step.
+        precision: Of the arithmetic, in Lightning's words; a study that goes on keeps its own.
+        device: Where the cells run.
+        threads: Of each process.
+        jobs: Processes at once.
+        set: Any other field of the recipe, such as optimizer.lr=0.1; may be repeated.
+        out: The folder of the study.
+        dry_run: Train nothing but a few steps of each contender, and say how long the study would take.
+        report: Train nothing; draw report and figure again from the cells.csv in the folder.
+    """
+    files = StudyFiles(out or Path(f"runs/study-{trunk}"))
+    if report:
+        return _report_alone(files)
+    with usage():
+        chosen, numbers = _chosen(studies.TRUNKS[trunk], contenders), _seeds(seeds)
+        shortcuts = {
+            "data.source": data,
+            "data.train_per_class": subset,
+            "data.image_size": size,
+            "data.batch_size": batch_size,
+            "engine.epochs": epochs or studies.TRUNKS[trunk].epochs,
+            "engine.precision": precision,
+            "engine.accelerator": device,
+            "engine.devices": 1,
+            "engine.threads": threads,
+        }
+        changes = [f"{path}={value}" for path, value in shortcuts.items() if value is not None]
+        if trunk == "mini" and data is None:
+            raise UsageError("--trunk mini needs photos: give --data folder:PATH.")
+        base = get_recipe(studies.TRUNKS[trunk].recipe)
+        options = {**base.model.options, **studies.TRUNKS[trunk].options}
+        config = override(replace(base, model=replace(base.model, options=options)), *changes, *set)
+        config = replace(config, data=config.data.resolved())
+        if precision is None:
+            config = studies.with_precision(config, files)
+        parallel = _jobs(config, jobs)
+    study = Study(trunk=trunk, config=config, contenders=chosen, images=studies.find_images(config.data))
+    with usage():
+        parameters = studies.count_parameters(study, [contender.name for contender in chosen])
+        cells = studies.cells_of(chosen, numbers)
+        if dry_run:
+            return _estimate(study, files, cells, parameters, parallel)
+        return _run(study, files, cells, parallel)
+
+
+def _chosen(trunk: Trunk, names: str | None) -> tuple[studies.Contender, ...]:
+    words = None if names is None else _words("--contenders", names)
+    for word in words or ():
+        check_name("contender", word, [contender.name for contender in trunk.contenders])
+    return trunk.choose(words)
+
+
+def _words(option: str, text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise UsageError(f"{option} takes names with commas between them, not {text!r}.")
+    return words
+
+
+def _seeds(text: str) -> list[int]:
+    words = _words("--seeds", text)
+    if not all(re.fullmatch(r"\d+", word) for word in words):
+        raise UsageError(
+            f"--seeds takes whole numbers with commas between them, such as 0,1,2; not {text!r}."
+        )
+    return list(dict.fromkeys(map(int, words)))
+
+
+def _jobs(config: RunConfig, asked: int | None) -> int:
+    if asked is not None:
+        if asked < 1:
+            raise UsageError(f"--jobs is 1 or more; got {asked}.")
+        return asked
+    if config.engine.accelerator != "cpu" and torch.cuda.is_available():
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // (config.engine.threads or cores))
+
+
+def _run(study: Study, files: StudyFiles, cells: list[Cell], jobs: int) -> int:
+    files.directory.mkdir(parents=True, exist_ok=True)
+    with locked(files.lock, f"the study in {files.directory}"):
+        study = studies.settle(study, files)
+        with View(study, stdout()) as view:
+            written = 0
+
+            def watch(progress: Progress) -> None:
+                nonlocal written
+                view.show(progress)
+                if len(progress.done) > written:
+                    written = len(progress.done)
+                    _write(studies.read(files.cells), files)
+
+            try:
+                progress = studies.run(study, files, cells, jobs=jobs, watch=watch)
+            except (KeyboardInterrupt, SystemExit):
+                view.close()
+                done = len(studies.read(files.cells))
+                stderr().print(
+                    f"lambdanets: stopped; {done} cells are finished. The same command goes on.", markup=False
+                )
+                raise
+    _show(studies.read(files.cells))
+    _say_written(files)
+    for failure in progress.failed.values():
+        stderr().print(
+            f"lambdanets: {failure.cell} failed: {failure.reason} (see {failure.log})", markup=False
+        )
+    return FAILURE if progress.failed else 0
+
+
+def _estimate(
+    study: Study, files: StudyFiles, cells: list[Cell], parameters: dict[str, int], jobs: int
+) -> int:
+    rows = {record.cell for record in studies.read(files.cells)}
+    open_cells = [cell for cell in cells if cell not in rows]
+    names = list(dict.fromkeys(cell.contender for cell in open_cells))
+    with View(study, stdout(), timing=True) as view:
+        found, failed = studies.estimate(study, names, jobs=jobs, watch=view.show)
+    made = table(contender="left", model="left", parameters="right", images_per_second="right",
+                 per_processor_s="right",
+                 a_cell="right", cells_left="right", why_not="wrap")  # fmt: skip
+    total = 0.0
+    for contender in study.contenders:
+        number = sum(cell.contender == contender.name for cell in open_cells)
+        one = found.get(contender.name)
+        total += number * one.seconds if one else 0.0
+        made.add_row(
+            contender.name,
+            contender.model,
+            f"{parameters[contender.name]:,}",
+            f"{one.images_per_second:,.0f}" if one else "-",
+            f"{one.images_per_cpu_second:,.0f}" if one else "-",
+            left(one.seconds) if one else "-",
+            str(number),
+            failed[contender.name].reason if contender.name in failed else "",
+        )
+    images = f"{study.images.train:,} images, {study.config.engine.epochs} epochs"
+    draw(stdout(), f"{len(open_cells)} of {len(cells)} cells are left; {images}, {jobs} at once", made)
+    if any(one.images_per_cpu_second > 1.3 * one.images_per_second for one in found.values()):
+        stdout().print("the machine is busy with other work; alone, the cells would be faster", markup=False)
+    how = f"a few steps of each in precision {study.config.engine.precision}; nothing was kept"
+    stdout().print(f"about {left(total / jobs)} in all, from {how}", markup=False)
+    return FAILURE if failed else 0
+
+
+def _report_alone(files: StudyFiles) -> int:
+    with usage():
+        records = studies.read(files.cells)
+        if not records:
+            raise UsageError(f"{files.cells} holds no finished cells: there is nothing to report.")
+    _write(records, files)
+    _show(records)
+    _say_written(files)
+    return 0
+
+
+def _write(records: Sequence[Record], files: StudyFiles) -> None:
+    try:
+        figures = studies.draw_figures(records, files.directory)
+    except ModuleNotFoundError as error:
+        figures = []
+        print(f"no figure without {error.name}: {EXTRA}", file=sys.stderr)
+    files.report.write_text(studies.markdown(records, [figure.name for figure in figures]), encoding="utf-8")
+
+
+def _show(records: Sequence[Record]) -> None:
+    if not records:
+        return
+    console, made = stdout(), studies.summary_table(records)
+    rows = table(**{name: "left" if place == 0 else "right" for place, name in enumerate(made.headings)})
+    for column in rows.columns:
+        column.no_wrap = False  # a number that a narrow terminal cuts off would be another number
+    for cells in made.rows:
+        rows.add_row(*cells)
+    draw(console, made.title, rows)
+    for note in made.notes:
+        console.print(note, style="dim", markup=False)
+
+
+def _say_written(files: StudyFiles) -> None:
+    names = [path.name for path in (files.cells, files.curves, files.report) if path.exists()]
+    names += [name for name in ("study.png", "study.svg") if (files.directory / name).exists()]
+    stdout().print(f"\nin {files.directory}: {', '.join(names)}", markup=False, soft_wrap=True)

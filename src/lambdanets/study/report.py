@@ -1,0 +1,183 @@
+"""What a study found, in words and tables; drawn from its rows alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lambdanets.bench import Table
+
+from .contenders import BASELINE
+from .records import Record
+from .statistics import Mean, difference, mean
+
+METHOD = (
+    "Top-1 is that of the last epoch on the validation images: no epoch is chosen by it. ± is half of the "
+    "95 % confidence interval of the mean over seeds (Student's t); sd is the standard deviation of a seed. "
+    "Differences are paired by seed; their intervals are each for itself, not for all of them together. "
+    "An interval holds for seeds of this recipe on these images, and for nothing else. Images/s are those of "
+    "training, by the clock and by the time of the processor; memory is the peak of the process, with "
+    "libraries and images."
+)
+ONE_SEED = "one seed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One contender over all its seeds.
+
+    Attributes:
+        name, title, model, options, parameters: which.
+        top1, best: mean over seeds of the last and of the best epoch's accuracy, in percent.
+        gain: mean difference of `top1` to the baseline's, paired by seed; None for the baseline itself and
+            where they share no seed.
+        images_per_second, images_per_cpu_second: means over seeds.
+        peak_mib: the largest; nan when it was not measured.
+        values: `top1` of each seed, in percent.
+    """
+
+    name: str
+    title: str
+    model: str
+    options: str
+    parameters: int
+    top1: Mean
+    best: Mean
+    gain: Mean | None
+    images_per_second: float
+    images_per_cpu_second: float
+    peak_mib: float
+    values: tuple[float, ...]
+
+
+def results(records: Sequence[Record]) -> list[Result]:
+    """Return every contender's result, the most accurate first."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.contender, []).append(record)
+    baseline = {record.seed: 100 * record.top1 for record in groups.get(BASELINE, [])}
+    found = [_result(rows, baseline) for rows in groups.values()]
+    return sorted(found, key=lambda result: -result.top1.value)
+
+
+def _result(rows: list[Record], baseline: dict[int, float]) -> Result:
+    rows = sorted(rows, key=lambda row: row.seed)
+    first = rows[0]
+    accuracy = {row.seed: 100 * row.top1 for row in rows}
+    memory = [row.peak_gpu_mib if not math.isnan(row.peak_gpu_mib) else row.peak_mib for row in rows]
+    return Result(
+        name=first.contender,
+        title=first.title,
+        model=first.model,
+        options=first.options,
+        parameters=first.parameters,
+        top1=mean(list(accuracy.values())),
+        best=mean([100 * row.best_top1 for row in rows]),
+        gain=None if first.contender == BASELINE else difference(accuracy, baseline),
+        images_per_second=mean([row.images_per_second for row in rows]).value,
+        images_per_cpu_second=mean([row.images_per_cpu_second for row in rows]).value,
+        peak_mib=max((value for value in memory if not math.isnan(value)), default=math.nan),
+        values=tuple(accuracy.values()),
+    )
+
+
+def summary_table(records: Sequence[Record]) -> Table:
+    """Return the table of a study: a line for each contender, the most accurate first."""
+    found = results(records)
+    rows = tuple(
+        (
+            result.title,
+            f"{result.parameters:,}",
+            str(result.top1.number),
+            with_half(result.top1),
+            "-" if result.top1.number == 1 else f"{result.top1.deviation:.2f}",
+            f"{result.best.value:.2f}",
+            "-" if result.gain is None else with_half(result.gain, sign="+"),
+            f"{result.images_per_second:,.0f}",
+            f"{result.images_per_cpu_second:,.0f}",
+            "-" if math.isnan(result.peak_mib) else f"{result.peak_mib:,.0f}",
+        )
+        for result in found
+    )
+    headings = (
+        "contender", "parameters", "seeds", "top-1 %", "sd", "best epoch %", f"minus {BASELINE}", "images/s",
+        "per processor s", "peak MiB",
+    )  # fmt: skip
+    return Table(title=title(records), headings=headings, rows=rows, notes=notes(records))
+
+
+def title(records: Sequence[Record]) -> str:
+    """Return what was studied, in a line."""
+    first = records[0]
+    images = f"{first.train_images:,} training and {first.val_images:,} validation images"
+    size = f"{first.image_size}x{first.image_size}"
+    epochs = f"{first.epochs} epoch{'s' if first.epochs != 1 else ''} of recipe {first.recipe}"
+    return f"Trunk {first.trunk}, {first.data} ({images}, {size}), {epochs}"
+
+
+def with_half(value: Mean, *, sign: str = "") -> str:
+    """Return a mean with half its interval: 87.80 ± 0.31, or 87.80 (one seed)."""
+    text = f"{value.value:{sign}.2f}"
+    return f"{text} ({ONE_SEED})" if value.number == 1 else f"{text} ± {value.half:.2f}"
+
+
+def notes(records: Sequence[Record]) -> tuple[str, ...]:
+    """Return what a reader of the table must know about its gaps."""
+    seeds = sorted({record.seed for record in records})
+    have: dict[str, set[int]] = {}
+    for record in records:
+        have.setdefault(record.contender, set()).add(record.seed)
+    said = [
+        f"{name} lacks {'seeds' if len(gap) > 1 else 'seed'} {', '.join(map(str, gap))}"
+        for name, own in have.items()
+        if (gap := [seed for seed in seeds if seed not in own])
+    ]
+    if any(len(own) == 1 for own in have.values()):
+        said.append("one seed has no interval: its number may be off by more than any difference here")
+    if BASELINE not in have:
+        said.append(f"{BASELINE} is not there: no differences")
+    for what in ("processor", "threads", "jobs", "precision", "torch", "commit"):
+        values = sorted({str(getattr(record, what)) for record in records})
+        if len(values) > 1:
+            said.append(f"cells differ in {what}: {', '.join(values)}")
+    return tuple(said)
+
+
+def provenance_line(records: Sequence[Record]) -> str:
+    """Return one line on the machine and the versions, of the newest row."""
+    row = max(records, key=lambda record: record.date)
+    threads = f"{row.threads} thread{'s' if row.threads != 1 else ''}"
+    commit = f" ({row.commit})" if row.commit else ""
+    return (
+        f"{row.processor}, {row.device}, {threads} a process, {row.jobs} at once, {row.precision}; "
+        f"lambdanets {row.lambdanets}{commit}, torch {row.torch}, timm {row.timm}, python {row.python}; "
+        f"{row.system}; {min(record.date for record in records)} to {row.date}"
+    )
+
+
+def markdown(records: Sequence[Record], figures: Iterable[str] = ()) -> str:
+    """Return the report of a study: setup, table, models, figures."""
+    table = summary_table(records)
+    lines = [_line(table.headings), "|---|" + "---:|" * (len(table.headings) - 1), *map(_line, table.rows)]
+    if table.notes:
+        lines += ["", *(f"- {note}" for note in table.notes)]
+    models = ["| contender | name | model | options |", "|---|---|---|---|"]
+    models += [
+        _line((result.title, result.name, f"`{result.model}`", f"`{result.options}`"))
+        for result in results(records)
+    ]
+    parts = [
+        "# `lambdanets bench study`",
+        table.title,
+        METHOD,
+        provenance_line(records),
+        "\n".join(lines),
+        *(f"![{name}]({name})" for name in figures if name.endswith(".png")),
+        "\n".join(models),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
