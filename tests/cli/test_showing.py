@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from lambdanets.bench.summary import Summary, summarise
 from lambdanets.cli import main
-from lambdanets.cli.summary import Summary, summarise
 from lambdanets.models import create_model
 from lambdanets.nn.lambda_layer import LambdaLayer
 from lambdanets.ops import KERNELS, Problem, plan

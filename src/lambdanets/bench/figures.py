@@ -40,11 +40,13 @@ def draw_figures(records: Sequence[Record], where: Provenance, folder: Path, clo
     ]
     if _has_curves(series, lambda row: row.time(clock)):
         unit = "processor ms of all threads" if clock == "process" else "ms"
-        times = _curves(series, lambda row: row.time(clock), f"Time, {unit}", _duration, where)
-        made.append(_save(times, folder / "op-time.png"))
+        times = _curves(series, lambda row: row.time(clock), f"Time, {unit}", duration, where)
+        made.append(save(times, folder / "op-time.png"))
     if _has_curves(series, lambda row: row.peak_mib):
-        memory = _curves(series, lambda row: row.peak_mib, "Peak memory above the input, MiB", _size, where)
-        made.append(_save(memory, folder / "op-memory.png"))
+        memory = _curves(
+            series, lambda row: row.peak_mib, "Peak memory above the input, MiB", mebibytes, where
+        )
+        made.append(save(memory, folder / "op-memory.png"))
     return made
 
 
@@ -70,7 +72,7 @@ def _bars(rows: list[Record], mode: str, where: Provenance, path: Path, clock: C
             ours = row.role == "layer"
             axes.barh(place, row.time(clock), height=0.72, color=colour(row.contender, row.role))
             single = "*" if row.samples == 1 else ""
-            text = f" {_duration(row.time(clock))}{single}"
+            text = f" {duration(row.time(clock))}{single}"
             ratio = row.over_ours(clock)
             axes.text(row.time(clock), place, text, va="center", fontsize=8, color=INK)
             if not ours and not math.isnan(ratio):
@@ -87,15 +89,17 @@ def _bars(rows: list[Record], mode: str, where: Provenance, path: Path, clock: C
         axes.spines["left"].set_color(QUIET)
         axes.set_title(f"{case}:  {bars[0].title}", loc="left", fontsize=9, color=INK)
     unit = "processor time of all threads" if clock == "process" else "time"
-    _frame(figure, f"One layer, {NAMES[mode]}: {unit}, and in bold how it compares with ours", where)
-    return _save(figure, path)
+    frame(figure, f"One layer, {NAMES[mode]}: {unit}, and in bold how it compares with ours", where)
+    return save(figure, path)
 
 
-def _duration(milliseconds: float) -> str:
+def duration(milliseconds: float) -> str:
+    """Return a time in words."""
     return f"{number(milliseconds)} ms" if milliseconds < 1e4 else f"{number(milliseconds / 1e3)} s"
 
 
-def _size(mib: float) -> str:
+def mebibytes(mib: float) -> str:
+    """Return an amount of memory in words."""
     return f"{number(mib)} MiB" if mib < 1e4 else f"{number(mib / 1024)} GiB"
 
 
@@ -169,7 +173,7 @@ def _curves(
             axes.spines[["left", "bottom"]].set_color(QUIET)
     for axes in grid[-1]:
         axes.set_xlabel("grid, and its positions n", fontsize=9, color=INK)
-    _frame(figure, title, where)
+    frame(figure, title, where)
     return figure
 
 
@@ -224,7 +228,8 @@ def colour(name: str, role: str) -> str:
     return COLOURS.get(name) or SPARE[sum(map(ord, name)) % len(SPARE)]
 
 
-def _frame(figure: Any, title: str, where: Provenance) -> None:
+def frame(figure: Any, title: str, where: Provenance) -> None:
+    """Write the title above a figure, and where its rows were measured below it."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
     commit = f" ({where.commit})" if where.commit else ""
     figure.supxlabel(
@@ -234,8 +239,9 @@ def _frame(figure: Any, title: str, where: Provenance) -> None:
     )  # fmt: skip
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure beside its place and rename it into it; the name says which format."""
     temporary = path.with_name(f"{path.name}.part")
-    figure.savefig(temporary, format="png", facecolor="white")
+    figure.savefig(temporary, format=path.suffix[1:], facecolor="white")
     temporary.replace(path)
     return path

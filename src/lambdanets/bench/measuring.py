@@ -13,6 +13,9 @@ import torch
 # A sample shorter than this is several calls: the clock and the launch of a GPU's program cost microseconds.
 LEAST_SAMPLE = 5e-3
 MOST_CALLS = 200
+LONG = (
+    1e3  # milliseconds; who takes so long in the first call is sampled call by call without a second warm-up
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +72,11 @@ class Stopwatch:
 def alternate(
     runs: Mapping[str, Callable[[], object]],
     *,
-    rounds: int,
+    rounds: int | Mapping[str, int],
     first: Mapping[str, Timing],
     max_seconds: float,
     device: str,
+    tick: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Timing]:
     """Time calls in turn, round after round, each round in another order.
 
@@ -81,10 +85,11 @@ def alternate(
 
     Args:
         runs: The calls.
-        rounds: How many samples of each.
+        rounds: How many samples of each, or of whom how many.
         first: The timing of each one's first call, which was its warm-up.
         max_seconds: Whose first call took longer is not called again; that call is its only sample.
         device: Where they run.
+        tick: Told who was sampled.
 
     Returns:
         The samples of each.
@@ -96,12 +101,15 @@ def alternate(
             timings[name] = Timing(wall=first[name].wall, cpu=first[name].cpu, single=True)
             continue
         timings[name] = Timing()
-        again, _ = watch.sample(run)
+        again = first[name].wall[0] if first[name].wall[0] > LONG else watch.sample(run)[0]
         calls[name] = min(MOST_CALLS, max(1, round(1e3 * LEAST_SAMPLE / again)))
+    wanted = {name: rounds if isinstance(rounds, int) else rounds[name] for name in calls}
     order = random.Random(0)
-    for _ in range(rounds):
-        for name in order.sample(list(calls), len(calls)):
+    for turn in range(max(wanted.values(), default=0)):
+        still = [name for name in calls if turn < wanted[name]]
+        for name in order.sample(still, len(still)):
             watch.record(timings[name], runs[name], calls[name])
+            tick(name)
     return timings
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,9 +21,36 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 PATIENCE = 1800  # seconds
 
 
+SHORT = ("out of memory", "killed: out of memory")  # the answers of a process that memory did not suffice for
+
+
+class Job(Protocol):
+    """What a child process is told: whose pass is measured, and how it is set up.
+
+    Attributes:
+        device: Where it runs.
+        threads: Threads of PyTorch.
+        whole: Whether what `prepare` makes counts, weights and inputs, or only what the pass adds to it.
+    """
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def whole(self) -> bool: ...
+
+    def warm_up(self) -> None:
+        """Run a miniature: libraries and thread pools come with the first call, and are nobody's."""
+
+    def prepare(self) -> Callable[[], object]:
+        """Return the pass as a call."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Whose pass is measured, and how it is set up; what a child process is told."""
+    """The pass of a contender in a case; what it adds to its weights and inputs is measured."""
 
     case: Case
     name: str
@@ -32,21 +59,35 @@ class Request:
     dtype: torch.dtype
     device: str
     threads: int
+    whole: bool = False
+
+    def warm_up(self) -> None:
+        small = self.case.crop()
+        if not by_name(self.name, self.role).refuses(small):
+            self._pass(small)()
+
+    def prepare(self) -> Callable[[], Result]:
+        return self._pass(self.case)
+
+    def _pass(self, case: Case) -> Callable[[], Result]:
+        module = by_name(self.name, self.role).build(case).to(self.device, self.dtype)
+        return prepare(module, self.which, *inputs(case, self.dtype, self.device))
 
 
-def peak_mib(request: Request) -> float | str:
-    """Return how far the first pass raises the memory of a fresh process, in MiB, or why that is unknown.
+def peak_mib(job: Job) -> float | str:
+    """Return how far a pass raises the memory of a fresh process, in MiB, or why that is unknown.
 
-    On a CPU it is the peak of the resident memory above what is resident just before, after imports, inputs
-    and a pass on a miniature; on a GPU the peak of what PyTorch has allocated there.
+    On a CPU it is the peak of the resident memory above what is resident just before, after imports and
+    a pass on a miniature; on a GPU the peak of what PyTorch has allocated there. Whether weights and inputs
+    belong to what is before is the job's to say.
     """
     methods = multiprocessing.get_all_start_methods()
     # A fork server has imported everything once, also what the first call would, and has never run anything.
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
-        context.set_forkserver_preload([__name__, "torch._dynamo"])
+        context.set_forkserver_preload([__name__, "lambdanets.models", "torch._dynamo"])
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_measure, args=(request, theirs), daemon=True)
+    child = context.Process(target=_measure, args=(job, theirs), daemon=True)
     child.start()
     theirs.close()
     try:
@@ -55,34 +96,31 @@ def peak_mib(request: Request) -> float | str:
         return ours.recv()
     except EOFError:
         child.join()
-        return "killed: out of memory" if child.exitcode == -signal.SIGKILL else "its process ended early"
+        return SHORT[1] if child.exitcode == -signal.SIGKILL else "its process ended early"
     finally:
         child.kill()
         child.join()
 
 
-def _measure(request: Request, answer: Connection) -> None:
+def _measure(job: Job, answer: Connection) -> None:
     # Ctrl-C is for the parent, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(request.threads)
-    contender = by_name(request.name, request.role)
-    small = request.case.crop()
-    if not contender.refuses(small):
-        # Libraries and thread pools come with the first call and are nobody's temporaries.
-        _pass(request, small)()
-    run = _pass(request, request.case)
-    gc.collect()
+    torch.set_num_threads(job.threads)
+    job.warm_up()
     try:
-        if torch.device(request.device).type == "cuda":
+        run = None if job.whole else job.prepare()
+        gc.collect()
+        if torch.device(job.device).type == "cuda":
             torch.cuda.synchronize()
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            run()
+            (run or job.prepare())()
             torch.cuda.synchronize()
             answer.send((torch.cuda.max_memory_allocated() - before) / 2**20)
         elif CLEAR.exists():
             CLEAR.write_text("5")  # sets the peak back to what is resident now
             before = _status("VmRSS")
+            run = run or job.prepare()
             kept = run()
             answer.send((_status("VmHWM") - before) / 2**10)
             del kept
@@ -91,12 +129,7 @@ def _measure(request: Request, answer: Connection) -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        answer.send("out of memory")
-
-
-def _pass(request: Request, case: Case) -> Callable[[], Result]:
-    module = by_name(request.name, request.role).build(case).to(request.device, request.dtype)
-    return prepare(module, request.which, *inputs(case, request.dtype, request.device))
+        answer.send(SHORT[0])
 
 
 def _status(name: str) -> int:

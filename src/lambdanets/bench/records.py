@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -122,15 +123,26 @@ class Record:
 
 
 def write(path: Path, records: Iterable[Record], provenance: Provenance) -> None:
-    """Write the rows beside their place and rename them into it: a reader never finds half a file."""
-    where = asdict(provenance)
-    names = [field.name for field in fields(Record)]
+    """Write the rows of one race, all measured in one place and one run."""
+    write_rows(path, Record, ((record, provenance) for record in records))
+
+
+def write_rows(path: Path, kind: type, rows: Iterable[tuple[Any, Provenance]]) -> None:
+    """Write rows beside their place and rename them into it: a reader never finds half a file.
+
+    Args:
+        path: The file.
+        kind: The dataclass of the rows: `str`, `int` and `float` fields.
+        rows: Each row with its provenance.
+    """
+    names = [field.name for field in fields(kind)]
     temporary = path.with_name(f"{path.name}.part")
     with temporary.open("w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow([*names, *where])
-        for record in records:
-            rows.writerow([*(_cell(getattr(record, name)) for name in names), *map(_cell, where.values())])
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow([*names, *(field.name for field in fields(Provenance))])
+        for row, where in rows:
+            values = (getattr(row, name) for name in names)
+            table.writerow([*map(_cell, values), *map(_cell, asdict(where).values())])
     temporary.replace(path)
 
 
@@ -140,15 +152,29 @@ def read(path: Path) -> tuple[list[Record], Provenance]:
     Raises:
         ValueError: The file is no such table, or has no rows.
     """
+    rows = read_rows(path, Record, "lambdanets bench op")
+    return [record for record, _ in rows], rows[0][1]
+
+
+def read_rows(path: Path, kind: type, command: str) -> list[tuple[Any, Provenance]]:
+    """Read what `write_rows` wrote.
+
+    Args:
+        path: The file.
+        kind: The dataclass of the rows.
+        command: What writes such files, for the error.
+
+    Raises:
+        ValueError: The file is no such table, or has no rows.
+    """
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         raise ValueError(f"{path} holds no measurements")
     try:
-        records = [_parse(Record, row) for row in rows]
-        return records, _parse(Provenance, rows[0])
+        return [(_parse(kind, row), _parse(Provenance, row)) for row in rows]
     except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a table of `lambdanets bench op`: {error}") from error
+        raise ValueError(f"{path} is not a table of `{command}`: {error}") from error
 
 
 def provenance(dtype: torch.dtype, device: str, threads: int, machine: Machine) -> Provenance:

@@ -59,9 +59,21 @@ def make_tables(records: Sequence[Record], clock: Clock = "wall") -> list[Table]
 
 
 def markdown(records: Sequence[Record], where: Provenance, clock: Clock, figures: Iterable[str] = ()) -> str:
-    """Return the report of a bench: provenance, tables, figures."""
-    parts = ["# `lambdanets bench op`", provenance_line(where), LEGEND]
-    for made in make_tables(records, clock):
+    """Return the report of a race: provenance, tables, figures."""
+    return page("lambdanets bench op", (provenance_line(where), LEGEND), make_tables(records, clock), figures)
+
+
+def page(command: str, words: Iterable[str], tables: Iterable[Table], figures: Iterable[str]) -> str:
+    """Return a report in Markdown.
+
+    Args:
+        command: What was run, the title.
+        words: Paragraphs below it.
+        tables: Then these.
+        figures: Then these files.
+    """
+    parts = [f"# `{command}`", *words]
+    for made in tables:
         lines = [
             f"## {made.title}",
             "",

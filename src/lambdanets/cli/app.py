@@ -22,10 +22,26 @@ VERBS = {
     "list": ("listing", "models, recipes and data sources"),
     "show": ("showing", "one model: stages, parameters, MACs, the kernel of every lambda layer"),
     "plan": ("planning", "which kernel serves a problem, and why not the others"),
-    "bench": ("benching", "race the layer against other implementations: time, memory, figures"),
+    "bench": ("", "measure the layer and whole networks against others: time, memory, figures"),
 }
-# What a verb can do that has options of its own, and so a module of its own.
-SECOND = {("bench", "study"): "studying"}
+# The verbs of two words: what follows the first, its module and its function, `run` if none is named.
+SECOND = {
+    "bench": {
+        "op": ("benching", "the layer and its kernels against other implementations"),
+        "models": ("benching_networks:models", "any networks of timm's registry and of ours"),
+        "race": ("benching_networks:race", "LambdaResNets, EfficientNets and ResNet-RS: accuracy and time"),
+        "table4": ("benching_networks:table4", "the paper's lambda layers and self-attention"),
+        "table13": ("benching_networks:table13", "the paper's stages of convolutions and lambda layers"),
+        "table14": (
+            "benching_networks:table14",
+            "the paper's ResNet-RS and LambdaResNets of 101 and 152 layers",
+        ),
+        "study": (
+            "studying",
+            "the accuracy of operators on one trunk, over seeds; goes on where it was stopped",
+        ),
+    },
+}
 
 EXAMPLES = """\
 examples
@@ -38,6 +54,7 @@ examples
   lambdanets show lambda_resnet152 --size 256
   lambdanets plan --grid 64x64 --heads 4 --dim-k 16 --dim-v 64 --batch 8 --train
   lambdanets bench op --cases g7,g14 --pass train
+  lambdanets bench models --models lambda_resnet50,efficientnet_b1 --sizes 160,240
   lambdanets bench study --data folder:/data/cifar10 --dry-run
 """
 
@@ -95,13 +112,27 @@ def _run(words: list[str]) -> int:
         return 0
     verb, *options = words
     check_name("verb", verb, VERBS)
-    name, prog = VERBS[verb][0], f"lambdanets {verb}"
-    if second := SECOND.get((verb, *options[:1])):  # pyright: ignore[reportArgumentType]
-        name, prog = second, f"{prog} {options.pop(0)}"
-    module = importlib.import_module(f"lambdanets.cli.{name}")
+    place, prog = VERBS[verb][0], f"lambdanets {verb}"
+    if seconds := SECOND.get(verb):
+        if not options or options[0] in ("-h", "--help"):
+            print(_second_help(verb))
+            return 0
+        name = options.pop(0)
+        check_name(verb, name, seconds)
+        place, prog = seconds[name][0], f"{prog} {name}"
+    module, _, function = place.partition(":")
+    called = getattr(importlib.import_module(f"lambdanets.cli.{module}"), function or "run")
     from lambdanets.cli.options import parse
 
-    return parse(module.run, prog=prog, words=options)()
+    return parse(called, prog=prog, words=options)()
+
+
+def _second_help(verb: str) -> str:
+    names = "\n".join(f"  {name:<9}{line}" for name, (_, line) in SECOND[verb].items())
+    return (
+        f"usage: lambdanets {verb} WHAT [options]      lambdanets {verb} WHAT --help says what it takes\n\n"
+        f"{VERBS[verb][1]}\n\n{names}"
+    )
 
 
 def _help() -> str:

@@ -1,5 +1,6 @@
-"""`lambdanets bench`: our layer and kernels against others', checked before they are timed."""
+"""`lambdanets bench op`: our layer and kernels against others', checked before they are timed."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,7 +9,7 @@ from tyro import conf
 
 from lambdanets import bench
 from lambdanets.bench import Case, Provenance, Record, Settings
-from lambdanets.bench.tables import Clock
+from lambdanets.bench.tables import Clock, Table
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, check_name, usage
 from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
@@ -19,7 +20,6 @@ EXTRA = "pip install 'lambdanets[bench]'"
 
 
 def run(
-    what: Annotated[Literal["op"], conf.Positional],
     *,
     cases: Annotated[str | None, shown("NAME,NAME", "the eight of layers")] = None,
     grid: Annotated[str | None, shown("N | NxN | NxNxN")] = None,
@@ -48,7 +48,6 @@ def run(
     and figures.
 
     Args:
-        what: The operator and its layer.
         cases: Cases or groups of them: layers, stages, wide, series-global, series-local.
         grid: A case by hand: the sizes of its grid, for example 40x56.
         scope: Of a case by hand: position table entries per axis; global positions when not given.
@@ -91,7 +90,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     if from_ is None:
         records, where = _measure(chosen, settings, out)
-    _show(records, where, clock)
+    show(bench.make_tables(records, clock), (bench.LEGEND, bench.provenance_line(where)))
     _write(records, where, clock, out)
     return 0
 
@@ -122,8 +121,7 @@ def _measure(cases: list[Case], settings: Settings, out: Path) -> tuple[list[Rec
     machine = bench.measure_machine(settings.dtype, settings.device)
     where = bench.provenance(settings.dtype, settings.device, settings.threads, machine)
     path = out / CSV
-    if path.exists():
-        path.replace(path.with_suffix(".previous.csv"))
+    keep_previous(path)
     notes = stderr()
     records = bench.race(
         cases,
@@ -135,30 +133,47 @@ def _measure(cases: list[Case], settings: Settings, out: Path) -> tuple[list[Rec
     return records, where
 
 
-def _show(records: list[Record], where: Provenance, clock: Clock) -> None:
+def show(tables: Iterable[Table], words: Iterable[str]) -> None:
+    """Print the tables of a bench and the words that explain them."""
     console = stdout()
-    for made in bench.make_tables(records, clock):
+    for made in tables:
         sides = ["left", "left"] + ["right"] * (len(made.headings) - 2)
-        rows = table(**dict(zip(made.headings, sides, strict=True)))
-        for column in rows.columns:
-            column.no_wrap = False  # a number that a narrow terminal cuts off would be another number
+        rows = table()
+        for heading, side in zip(made.headings, sides, strict=True):
+            # Not folded to nothing: a number that a narrow terminal cuts off would be another number.
+            rows.add_column(heading, justify=side, overflow="fold", header_style="bold")
         for cells in made.rows:
             rows.add_row(*cells)
         draw(console, made.title, rows)
         for note in made.notes:
             console.print(note, style="dim", markup=False)
         console.print()
-    console.print(bench.LEGEND, style="dim", markup=False)
-    console.print(bench.provenance_line(where), style="dim", markup=False)
+    for line in words:
+        console.print(line, style="dim", markup=False)
 
 
 def _write(records: list[Record], where: Provenance, clock: Clock, out: Path) -> None:
-    try:
-        figures = bench.draw_figures(records, where, out, clock)
-    except ModuleNotFoundError as error:
-        figures = []
-        stderr().print(f"no figures without {error.name}: {EXTRA}", markup=False)
+    figures = drawn(lambda: bench.draw_figures(records, where, out, clock))
     report = bench.markdown(records, where, clock, [figure.name for figure in figures])
     (out / REPORT).write_text(report)
-    names = [REPORT, *(figure.name for figure in figures)]
+    say_written(out, [REPORT, *(figure.name for figure in figures)])
+
+
+def say_written(out: Path, names: Iterable[str]) -> None:
+    """Say which files a bench has left."""
     stdout().print(f"\nwritten to {out}: {', '.join(names)}", markup=False, soft_wrap=True)
+
+
+def keep_previous(path: Path) -> None:
+    """Put the rows of an earlier bench aside."""
+    if path.exists():
+        path.replace(path.with_suffix(".previous.csv"))
+
+
+def drawn(draw_all: Callable[[], list[Path]]) -> list[Path]:
+    """Return the figures drawn, none where matplotlib is missing, which is said."""
+    try:
+        return draw_all()
+    except ModuleNotFoundError as error:
+        stderr().print(f"no figures without {error.name}: {EXTRA}", markup=False)
+        return []

@@ -2,11 +2,11 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
+from dataclasses import fields, is_dataclass
 from functools import wraps
-from inspect import signature
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 from tyro import conf
@@ -75,13 +75,22 @@ def parse(verb: Callable[..., int], *, prog: str, words: Sequence[str]) -> Calla
 def _check_flags(words: Sequence[str], verb: Callable[..., int], prog: str) -> None:
     """A misspelt option comes first: the complaint that the right one is missing would mislead."""
     # An option named by a word of Python has a parameter that ends in an underscore: from_ is --from.
-    names = [name.rstrip("_").replace("_", "-") for name in signature(verb).parameters]
+    names = [name.rstrip("_").replace("_", "-") for name in _parameters(verb)]
     known = ["--help", *(f"--{name}" for name in names)]
     for word in words:
         flag = word.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag.replace("--no-", "--") not in known:
             hint = suggestion(flag, known) or f"; see {prog} --help"
             raise UsageError(f"there is no option {flag!r}{hint}")
+
+
+def _parameters(verb: Callable[..., int]) -> Iterator[str]:
+    """Yield the names of a verb's options: its parameters, and the fields of those that are dataclasses."""
+    for name, kind in get_type_hints(verb).items():
+        if is_dataclass(kind):
+            yield from (field.name for field in fields(kind))
+        elif name != "return":
+            yield name
 
 
 def _sentence(box: str) -> str:

@@ -7,10 +7,10 @@ import torch
 from rich.console import Console
 from tyro import conf
 
+from lambdanets.bench.summary import Summary, summarise
 from lambdanets.cli.console import draw, grid, milliseconds, stdout, table
 from lambdanets.cli.errors import UsageError, usage
 from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
-from lambdanets.cli.summary import Summary, summarise
 from lambdanets.models import create_model
 from lambdanets.ops import Plan
 

@@ -55,6 +55,7 @@ def summarise(
     train: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    step: int | None = None,
 ) -> Summary:
     """Summarise an image network that was built on the meta device: no memory, no arithmetic.
 
@@ -68,6 +69,7 @@ def summarise(
         train: Whether they are planned for training.
         dtype: Element type they are planned for.
         device: Device type they are planned for.
+        step: Batch of a training step that must be possible, too.
 
     Returns:
         Its parts, totals, and plans.
@@ -98,6 +100,8 @@ def summarise(
         model.to_empty(device="cpu")
         with counter:
             model(torch.empty(1, *image))
+        if step is not None:
+            model.train()(torch.empty(step, *image))
 
     counts = counter.get_flop_counts()  # by "Global" and "Class.path.of.module"
     flops = {name.partition(".")[2]: sum(each.values()) for name, each in counts.items()}
@@ -105,7 +109,8 @@ def summarise(
     return Summary(
         image=image,
         parts=parts,
-        parameters=sum(part.parameters for part in parts),
+        # Not of the parts: a network may hold parameters itself, as the class token of a transformer.
+        parameters=sum(each.numel() for each in model.parameters()),
         macs=sum(counts["Global"].values()) // 2,
         plans=plans,
     )

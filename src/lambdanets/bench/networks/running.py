@@ -1,0 +1,414 @@
+"""The bench of networks: batch, memory, then times in turn; group after group, each saved when it is done."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from lambdanets.bench.contenders import free_memory
+from lambdanets.bench.measuring import Stopwatch, Timing, alternate, measure_machine, quantiles
+from lambdanets.bench.memory import SHORT, is_out_of_memory, peak_mib
+from lambdanets.bench.passes import Pass
+from lambdanets.bench.race import SHARE, Settings
+from lambdanets.bench.records import NONE, Provenance, provenance
+
+from .entries import Cost, Entry, absent, cost, sides
+from .passes import Step
+from .records import NOT_RUN, Measured, Row
+
+# What a network reaches of a matrix product's speed, for estimates alone: how far a bench is, which batch.
+EFFICIENCY = 0.3
+START = 2.0  # seconds that a process of its own takes to begin
+SHARE_OF_TIME = 3  # a batch is chosen such that so many steps fit into the time of one network and pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is measured of whom.
+
+    Attributes:
+        batch: Images of a pass, halved where memory does not suffice.
+        fixed: Whether the batch was asked for; otherwise it is halved as well where steps would be too long.
+        largest: Multiply-adds of a forward pass for one image, in units of 10^9, above which a network is
+            not run; None for no limit.
+        together: How many networks take turns at most.
+    """
+
+    batch: int = 8
+    fixed: bool = False
+    largest: float | None = None
+    together: int = 8
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
+
+
+Report = Callable[[str, float], None]
+
+
+@dataclass
+class _Work:
+    """Says what goes on and how much of the expected work is done."""
+
+    report: Report
+    total: float
+    done: float = 0.0
+
+    def begin(self, what: str) -> None:
+        self.report(what, min(1.0, self.done / self.total) if self.total else 1.0)
+
+    def finish(self, seconds: float) -> None:
+        self.done += seconds
+
+
+@dataclass
+class _Contender:
+    entry: Entry
+    cost: Cost
+    batch: int
+    peak_mib: float = NONE
+    notes: list[str] = field(default_factory=list)
+    run: Callable[[], object] | None = None
+    first: Timing = field(default_factory=Timing)
+    rounds: int = 0
+    expected: float = 0.0  # seconds of its whole share of the bench
+
+
+def check(entries: Sequence[Entry], settings: Settings, limits: Limits) -> None:
+    """Refuse, before anything is measured, what cannot be.
+
+    Raises:
+        ValueError: A network does not exist or cannot take its size or options.
+    """
+    for entry in entries:
+        cost(entry, batch=limits.batch, train="train" in settings.passes)
+
+
+def measure(
+    bench: str,
+    entries: Sequence[Entry],
+    settings: Settings,
+    limits: Limits,
+    *,
+    earlier: Sequence[Measured] = (),
+    report: Report = lambda what, done: None,
+    save: Callable[[list[Measured]], None] = lambda rows: None,
+) -> list[Measured]:
+    """Measure networks: throughput of training steps and inference in turn, and peak memory.
+
+    Neighbours in the sequence take turns, as many as `limits.together` and memory allow. Peaks come first,
+    each in a process of its own, which also finds out which batch fits: a process that memory does not
+    suffice for takes nobody else with it.
+
+    Args:
+        bench: What for; see `Row`.
+        entries: The networks. Those that this installation does not have get rows that say so.
+        settings: How; `max_seconds` is the time that the samples of one network and pass may take.
+        limits: With which batch, and who is left out.
+        earlier: Rows of a bench that was cut short; what they measured is not measured again.
+        report: Told what goes on, and the fraction of the expected work that is done.
+        save: Given all rows so far after every group and pass.
+
+    Returns:
+        One row for each network and pass, in the order of the networks, with its provenance.
+
+    Raises:
+        ValueError: Earlier rows were measured elsewhere or otherwise.
+    """
+    torch.set_num_threads(settings.threads)
+    machine = measure_machine(settings.dtype, settings.device)
+    where = provenance(settings.dtype, settings.device, settings.threads, machine)
+    kept = {row.key: (row, place) for row, place in earlier if row.samples}
+    for _, place in kept.values():
+        _require_alike(place, where)
+    number = max((row.group for row, _ in kept.values()), default=0)
+    order = [_blank(bench, entry, which).key for entry in entries for which in settings.passes]
+    rows: dict[tuple[str, ...], Measured] = dict(kept)
+    speed = EFFICIENCY * machine.gflops * 1e9
+    groups = {
+        which: list(_groups(_contenders(bench, which, entries, settings, limits, speed, rows, where), limits))
+        for which in settings.passes
+    }
+    shares = [each.expected for found in groups.values() for group in found for each in group]
+    work = _Work(report, sum(shares))
+
+    def ordered() -> list[Measured]:
+        return [rows[key] for key in order if key in rows]
+
+    save(ordered())
+    for turn in range(max(map(len, groups.values()), default=0)):
+        for which in settings.passes:
+            if turn >= len(groups[which]):
+                continue
+            for group in _fitting(groups[which][turn], which, settings, work):
+                number += 1
+                place = provenance(
+                    settings.dtype,
+                    settings.device,
+                    settings.threads,
+                    measure_machine(settings.dtype, settings.device),
+                )
+                for row in _take_turns(bench, group, which, settings, limits, number, work):
+                    rows[row.key] = row, place
+                save(ordered())
+    work.report("done", 1.0)
+    return ordered()
+
+
+def _contenders(
+    bench: str,
+    which: Pass,
+    entries: Sequence[Entry],
+    settings: Settings,
+    limits: Limits,
+    speed: float,
+    rows: dict[tuple[str, ...], Measured],
+    where: Provenance,
+) -> Iterator[_Contender]:
+    """Yield those still to be measured; who cannot be gets a row now."""
+    for entry in entries:
+        blank = _blank(bench, entry, which)
+        if blank.key in rows:
+            continue
+        if reason := absent(entry):
+            rows[blank.key] = replace(blank, note=f"{NOT_RUN}: {reason}"), where
+            continue
+        known = cost(entry)
+        blank = replace(blank, parameters=known.parameters, macs=known.macs, wanted_batch=limits.batch)
+        if limits.largest is not None and known.macs > 1e9 * limits.largest:
+            reason = f"{known.macs / 1e9:.1f} GMAC, more than the largest that was asked for"
+            rows[blank.key] = replace(blank, note=f"{NOT_RUN}: {reason}"), where
+            continue
+        yield _contender(entry, known, which, settings, limits, speed)
+
+
+def _contender(
+    entry: Entry, known: Cost, which: Pass, settings: Settings, limits: Limits, speed: float
+) -> _Contender:
+    image = 2 * known.macs * (3 if which == "train" else 1) / speed  # seconds
+    batch = limits.batch
+    while not limits.fixed and batch > 1 and batch * image > settings.max_seconds / SHARE_OF_TIME:
+        batch //= 2
+    made = _Contender(entry=entry, cost=known, batch=batch)
+    if batch < limits.batch:
+        made.notes.append(f"batch {batch}: steps of {limits.batch} images would take too long")
+    step = batch * image
+    probe = START + step if settings.memory else 0.0
+    made.expected = probe + step + min(settings.rounds * step, settings.max_seconds)
+    return made
+
+
+def _groups(contenders: Iterator[_Contender], limits: Limits) -> Iterator[list[_Contender]]:
+    group: list[_Contender] = []
+    for contender in contenders:
+        group.append(contender)
+        if len(group) == limits.together:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _fitting(
+    group: list[_Contender], which: Pass, settings: Settings, work: _Work
+) -> Iterator[list[_Contender]]:
+    """Measure peaks, with batches that fit, and split a group whose members do not fit in memory together."""
+    kept: list[_Contender] = []
+    for contender in group:
+        if settings.memory:
+            work.begin(f"{contender.entry.title}: {_WORDS[which]}, memory in its own process")
+            _probe(contender, which, settings)
+        free = SHARE * free_memory(torch.device(settings.device)) / 2**20
+        if kept and _together_mib([*kept, contender], which) > free:
+            yield kept
+            kept = []
+        kept.append(contender)
+    if kept:
+        yield kept
+
+
+_WORDS = {"train": "training step", "eval": "inference"}
+
+
+def _together_mib(group: list[_Contender], which: Pass) -> float:
+    """What a group holds at once: everybody's weights, gradients and momenta, and one's temporaries."""
+    copies = 3 if which == "train" else 1
+    weights = sum(4 * copies * each.cost.parameters for each in group) / 2**20
+    peaks = [each.peak_mib for each in group if each.peak_mib == each.peak_mib]
+    return weights + max(peaks, default=0.0)
+
+
+def _probe(contender: _Contender, which: Pass, settings: Settings) -> None:
+    while True:
+        found = peak_mib(_step(contender, which, settings))
+        if not isinstance(found, str):
+            contender.peak_mib = found
+            return
+        if found not in SHORT:
+            contender.notes.append(f"memory: {found}")
+            return
+        if not _halve(contender, found):
+            return
+
+
+def _halve(contender: _Contender, why: str) -> bool:
+    """Go on with half the batch and say so, or say that there is no half."""
+    if contender.batch == 1:
+        contender.notes.append(f"{NOT_RUN}: {why} even with one image")
+        contender.batch = 0
+        return False
+    contender.notes.append(f"{why} at batch {contender.batch}, halved")
+    contender.batch //= 2
+    return True
+
+
+def _step(contender: _Contender, which: Pass, settings: Settings) -> Step:
+    return Step(
+        entry=contender.entry,
+        which=which,
+        batch=contender.batch,
+        dtype=settings.dtype,
+        device=settings.device,
+        threads=settings.threads,
+        channels=contender.cost.channels,
+    )
+
+
+def _take_turns(
+    bench: str,
+    group: list[_Contender],
+    which: Pass,
+    settings: Settings,
+    limits: Limits,
+    number: int,
+    work: _Work,
+) -> Iterator[Row]:
+    watch = Stopwatch(settings.device)
+    for contender in group:
+        work.begin(f"{contender.entry.title}: {_WORDS[which]}, first step")
+        _start(contender, which, settings, watch)
+        if contender.run is not None:
+            seconds = contender.first.wall[0] / 1e3
+            contender.rounds = max(1, min(settings.rounds, int(settings.max_seconds / seconds)))
+        work.finish(contender.expected / 2)
+    running = {f"{place}": each for place, each in enumerate(group) if each.run is not None}
+    names = ", ".join(each.entry.title for each in running.values())
+
+    def tick(name: str) -> None:
+        each = running[name]
+        work.finish(each.expected / 2 / each.rounds)
+        work.begin(f"{_WORDS[which]} in turn: {names}")
+
+    work.begin(f"{_WORDS[which]} in turn: {names}")
+    timings = alternate(
+        {name: each.run for name, each in running.items() if each.run is not None},
+        rounds={name: each.rounds for name, each in running.items()},
+        first={name: each.first for name, each in running.items()},
+        max_seconds=settings.max_seconds,
+        device=settings.device,
+        tick=tick,
+    )
+    for place, contender in enumerate(group):
+        contender.run = None
+        yield _row(bench, contender, which, timings.get(f"{place}"), limits, number)
+    gc.collect()
+
+
+def _start(contender: _Contender, which: Pass, settings: Settings, watch: Stopwatch) -> None:
+    """Make the first call, with half the batch as long as memory does not suffice."""
+    while contender.batch:
+        timing = Timing()
+        try:
+            run = _step(contender, which, settings).prepare()
+            watch.record(timing, run)
+        except (MemoryError, RuntimeError) as error:
+            # Whatever else is wrong is not ours to hide.
+            if not is_out_of_memory(error):
+                raise
+            run = None
+        if run is not None:
+            contender.run, contender.first = run, timing
+            return
+        gc.collect()  # only now: the error holds the frames with the tensors
+        _halve(contender, SHORT[0])
+
+
+def _blank(bench: str, entry: Entry, which: Pass) -> Row:
+    row = Row(
+        bench=bench,
+        title=entry.title,
+        family=entry.family,
+        model=entry.model,
+        options=entry.settings,
+        size=sides(entry.size),
+        mode=which,
+        maps_gib=NONE if entry.maps_gib is None else entry.maps_gib,
+    )
+    said = entry.published
+    if said is None:
+        return row
+    return replace(
+        row,
+        published_source=said.source,
+        published_top1=_or_none(said.top1),
+        published_parameters_m=_or_none(said.parameters_m),
+        published_examples_per_s=_or_none(said.examples_per_s),
+        published_seconds=_or_none(said.seconds),
+        published_memory=said.memory,
+    )
+
+
+def _or_none(value: float | None) -> float:
+    return NONE if value is None else value
+
+
+def _row(
+    bench: str, contender: _Contender, which: Pass, timing: Timing | None, limits: Limits, number: int
+) -> Row:
+    blank = replace(
+        _blank(bench, contender.entry, which),
+        batch=contender.batch,
+        wanted_batch=limits.batch,
+        parameters=contender.cost.parameters,
+        macs=contender.cost.macs,
+        group=number,
+        note="; ".join(contender.notes),
+        peak_mib=contender.peak_mib,
+    )
+    if timing is None:
+        return blank
+    wall, cpu = quantiles(timing.wall), quantiles(timing.cpu or [NONE])
+    if timing.single:
+        blank = replace(blank, note="; ".join([*contender.notes, "one step, without a warm-up"]))
+    return replace(
+        blank,
+        wall_ms=wall[0],
+        wall_q20=wall[1],
+        wall_q80=wall[2],
+        cpu_ms=cpu[0],
+        cpu_q20=cpu[1],
+        cpu_q80=cpu[2],
+        samples=len(timing.wall),
+    )
+
+
+SAME = ("device", "processor", "threads", "dtype", "torch", "lambdanets")
+
+
+def _require_alike(earlier: Provenance, now: Provenance) -> None:
+    """Refuse to go on with rows that were measured otherwise.
+
+    Raises:
+        ValueError: What differs.
+    """
+    for name in SAME:
+        was, is_now = getattr(earlier, name), getattr(now, name)
+        if was != is_now:
+            raise ValueError(
+                f"the earlier rows were measured with {name}={was}, this run has {name}={is_now}; "
+                "run with that, or leave --resume out to measure everything anew"
+            )
