@@ -53,7 +53,8 @@ def test_half_precision_is_served_by_every_processor(
     truth.backward(g.double())
     y.backward(g)
     for x, wanted in zip(half, exact, strict=True):
-        assert x.grad is not None and wanted.grad is not None
+        assert x.grad is not None
+        assert wanted.grad is not None
         assert x.grad.dtype == dtype
         assert (x.grad.double() - wanted.grad).norm() < 0.02 * wanted.grad.norm()
     converted = [event for event in record.events() if event.name == "aten::_to_copy"]
