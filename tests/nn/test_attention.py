@@ -12,7 +12,7 @@ from lambdanets.nn import (
     GlobalAttention2d,
     LinearAttention2d,
     LocalAttention2d,
-    global_attention,
+    separable,
 )
 
 GRIDS = [(1, 1), (5, 3), (2, 7), (1, 6), (7, 1)]
@@ -57,14 +57,27 @@ def test_outputs_and_gradients_are_those_of_the_equation(kind, grid):
     compare(layer, oracle, torch.randn(2, 5, *grid, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("grid", [(5, 3), (6, 9)])
-def test_global_attention_without_maps_in_memory_is_the_same(grid, monkeypatch):
-    monkeypatch.setattr(global_attention, "DENSE", 0)
-    layer, oracle = made("global")
-    compare(layer, oracle, torch.randn(2, 5, *grid, dtype=torch.float64))
-    with torch.no_grad():
-        x = torch.randn(2, 5, *grid, dtype=torch.float64)
-        assert_close(layer(x), oracle(layer, x))
+@pytest.mark.parametrize("block", [1, 200, 2**20])
+def test_global_attention_in_blocks_and_fused_is_the_map_written_out(block, monkeypatch):
+    monkeypatch.setattr(separable, "BLOCK", block)
+    height, width, d = 4, 3, 5
+    shapes = {"q": (12, d), "k": (12, d), "v": (12, d), "rows": (12, height), "columns": (12, width)}
+    inputs = {name: torch.randn(2, 3, *shape, dtype=torch.float64) for name, shape in shapes.items()}
+    upstream = torch.randn(2, 3, 12, d, dtype=torch.float64)
+
+    def written_out(q, k, v, rows, columns):
+        y, x = torch.arange(12) // width, torch.arange(12) % width
+        logits = torch.einsum("bhnd,bhmd->bhnm", q, k) + rows[..., y] + columns[..., x]
+        return torch.einsum("bhnm,bhmd->bhnd", logits.exp() / logits.exp().sum(3, keepdim=True), v)
+
+    results = []
+    for function in (separable.separable_attention, separable.fused, written_out):
+        leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+        y = function(**leaves)
+        y.backward(upstream)
+        results.append({"y": y, **{name: x.grad for name, x in leaves.items()}})
+    for result in results[:2]:
+        assert_close_by_name(result, results[2])
 
 
 @pytest.mark.parametrize("kind", ["global", "axial"])

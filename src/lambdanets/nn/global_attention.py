@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.context import Grid
-from .attending import Projections, attend, check_heads, offsets_table
+from .attending import Projections, check_heads, offsets_table
 from .layout import to_channels
 from .positions import table_shape
-
-DENSE = 2**26
-"""Elements of the attention maps of a batch up to which a CPU keeps them: 256 MiB in float32. There a grid of
-28 x 28 trains in two thirds of the time of the fused kernel; on 56 x 56 neither is faster."""
+from .separable import separable_attention
 
 
 class GlobalAttention2d(nn.Module):
@@ -24,8 +20,7 @@ class GlobalAttention2d(nn.Module):
     d * (2 * height - 1 + 2 * width - 1) embeddings, shared by the heads.
 
     No map of n x m needs to be in memory: the position logits depend on m through its row and its column
-    alone, so they are a product too, of queries and keys with height + width more channels (the query's logit
-    of each row and column; which row and column the key is in), and PyTorch's fused attention does the rest.
+    alone, so n * (height + width) of them say it all. See `separable_attention`.
 
     Args:
         dim: Channels of the input.
@@ -89,17 +84,7 @@ class GlobalAttention2d(nn.Module):
         height, width = x.shape[-2:]
         q = q * self.dim_head**-0.5
         rows, columns = self._position_logits(q, height, width)
-        b, n = len(x), height * width
-        if q.device.type == "cpu" and b * self.num_heads * n * n <= DENSE:
-            return to_channels(attend(q, k, v, (rows[..., None] + columns[..., None, :]).flatten(3)), x)
-        in_row = torch.eye(height, dtype=q.dtype, device=q.device).repeat_interleave(width, 0)
-        in_column = torch.eye(width, dtype=q.dtype, device=q.device).repeat(height, 1)
-        queries = torch.cat([q, rows, columns], dim=-1)
-        keys = torch.cat([k, torch.cat([in_row, in_column], dim=1).expand(*k.shape[:2], -1, -1)], dim=-1)
-        # The fused kernels want queries, keys and values of one depth.
-        values = F.pad(v, (0, height + width))
-        y = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
-        return to_channels(y[..., : self.dim_head], x)
+        return to_channels(separable_attention(q, k, v, rows, columns), x)
 
     def _position_logits(self, q: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """The logit that each query gives to each row (b h n height) and to each column (b h n width)."""

@@ -1,0 +1,96 @@
+"""Attention on a grid whose position logits are a row's and a column's, without a map of all pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK = 2**20
+"""Elements of the attention maps that a CPU forms at once: 4 MiB in float32 stay in its cache."""
+
+
+def separable_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """softmax_m(q[n] . k[m] + rows[n, y_m] + columns[n, x_m]) v[m], exact, in memory linear in n.
+
+    On a CPU in blocks of queries, on other devices by PyTorch's fused attention. One image of 56 x 56 with 8
+    heads of depth 16 trains on one core in 0.66 s in blocks, in 1.8 s fused and in 1.7 s with its maps kept.
+
+    Args:
+        q: Scaled queries of shape (b h n d).
+        k: Keys of shape (b h m d), m = height * width.
+        v: Values of shape (b h m d).
+        rows: The logit of each query for each row, of shape (b h n height).
+        columns: The logit of each query for each column, of shape (b h n width).
+
+    Returns:
+        Tensor of shape (b h n d).
+    """
+    if q.device.type == "cpu":
+        return _InBlocks.apply(q, k, v, rows, columns)
+    return fused(q, k, v, rows, columns)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The same as one call of PyTorch's attention, without a bias.
+
+    Position logits are a product too, of queries and keys with height + width more channels: the query's
+    logit of each row and column, and which row and column the key is in.
+    """
+    height, width = rows.shape[-1], columns.shape[-1]
+    in_row = torch.eye(height, dtype=q.dtype, device=q.device).repeat_interleave(width, 0)
+    in_column = torch.eye(width, dtype=q.dtype, device=q.device).repeat(height, 1)
+    queries = torch.cat([q, rows, columns], dim=-1)
+    keys = torch.cat([k, torch.cat([in_row, in_column], dim=1).expand(*k.shape[:2], -1, -1)], dim=-1)
+    values = F.pad(v, (0, height + width))  # the fused kernels want queries, keys and values of one depth
+    y = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
+    return y[..., : v.shape[-1]]
+
+
+def _bias(rows: Tensor, columns: Tensor) -> Tensor:
+    return (rows[..., None] + columns[..., None, :]).flatten(3)
+
+
+def _blocks(q: Tensor, k: Tensor, *by_query: Tensor) -> list[tuple[Tensor, ...]]:
+    """Queries, and what else has their axis, in blocks whose maps fit `BLOCK`."""
+    step = max(1, BLOCK // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
+    return list(zip(*(x.split(step, dim=2) for x in (q, *by_query)), strict=True))
+
+
+class _InBlocks(torch.autograd.Function):
+    """Block by block, the map formed again in the backward pass."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, rows, columns)
+        parts = [
+            F.scaled_dot_product_attention(some, k, v, attn_mask=_bias(by_row, by_column), scale=1.0)
+            for some, by_row, by_column in _blocks(q, k, rows, columns)
+        ]
+        return torch.cat(parts, dim=2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        q, k, v, rows, columns = ctx.saved_tensors
+        grid, heads = (rows.shape[-1], columns.shape[-1]), q.shape[:2]
+        keys, values = k.flatten(0, 1), v.flatten(0, 1)
+        dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
+        by_block = []
+        for some, by_row, by_column, upstream in _blocks(q, k, rows, columns, g):
+            some, upstream = some.flatten(0, 1), upstream.flatten(0, 1)
+            weights = torch.baddbmm(_bias(by_row, by_column).flatten(0, 1), some, keys.mT).softmax(-1)
+            dv.baddbmm_(weights.mT, upstream)
+            dweights = torch.bmm(upstream, values.mT)
+            dlogits = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
+            dk.baddbmm_(dlogits.mT, some)
+            on_grid = dlogits.unflatten(0, heads).unflatten(-1, grid)
+            dq = torch.bmm(dlogits, keys).unflatten(0, heads)
+            by_block.append((dq, on_grid.sum(-1), on_grid.sum(-2)))
+        dq, drows, dcolumns = (torch.cat(parts, dim=2) for parts in zip(*by_block, strict=True))
+        return dq, dk.view_as(k), dv.view_as(v), drows, dcolumns
