@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from lambdanets.models import create_model
 from lambdanets.train import CheckpointError, TrainingInterrupted
 from lambdanets.train.checkpoint import (
     KEYS,
@@ -223,8 +225,18 @@ def test_sweeping_removes_leftovers_alone(saved: Path) -> None:
 
 
 def test_weights_keep_their_values_whatever_their_memory_format(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
 
     network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     save_weights(network, tmp_path / "w.safetensors", {"model": "conv"})
     assert torch.equal(load_file(tmp_path / "w.safetensors")["weight"], network.weight)
+
+
+def test_weights_that_layers_share_are_saved_under_each_name(tmp_path: Path) -> None:
+    network = create_model("lambda_resnet_cifar", num_classes=3, shared_positions=True)
+    save_weights(network, tmp_path / "w.safetensors", {})
+    saved = load_file(tmp_path / "w.safetensors")
+    assert saved.keys() == network.state_dict().keys()
+    again = create_model("lambda_resnet_cifar", num_classes=3, shared_positions=True)
+    again.load_state_dict(saved)
+    for name, tensor in again.state_dict().items():
+        torch.testing.assert_close(tensor, network.state_dict()[name], rtol=0, atol=0)

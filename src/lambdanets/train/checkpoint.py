@@ -213,7 +213,11 @@ def save_weights(network: nn.Module, path: Path, metadata: dict[str, str]) -> No
     """Write a network's weights as safetensors, with metadata in the header."""
     from safetensors.torch import save
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    # The format knows no shared memory: a table that layers share stands under the name of each.
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in network.state_dict().items()
+    }
     with replacing(path) as temporary:
         # Written by Python: a file of safetensors' own is closed to everybody else, whatever the umask says.
         temporary.write_bytes(save(tensors, metadata=metadata))
