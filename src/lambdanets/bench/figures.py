@@ -228,13 +228,13 @@ def colour(name: str, role: str) -> str:
     return COLOURS.get(name) or SPARE[sum(map(ord, name)) % len(SPARE)]
 
 
-def frame(figure: Any, title: str, where: Provenance) -> None:
-    """Write the title above a figure, and where its rows were measured below it."""
+def frame(figure: Any, title: str, where: Provenance, sources: str = "") -> None:
+    """Write the title above a figure, and below it where its rows were measured, and what else it shows."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
     commit = f" ({where.commit})" if where.commit else ""
     figure.supxlabel(
         f"{where.processor}, {threads(where)}, {where.dtype}, torch {where.torch}, lambdanets "
-        f"{where.lambdanets}{commit}, {where.date.split()[0]}",
+        f"{where.lambdanets}{commit}, {where.date.split()[0]}" + (f"\n{sources}" if sources else ""),
         x=0.01, ha="left", fontsize=7, color=SOFT,
     )  # fmt: skip
 

@@ -137,10 +137,10 @@ def show(tables: Iterable[Table], words: Iterable[str]) -> None:
     """Print the tables of a bench and the words that explain them."""
     console = stdout()
     for made in tables:
-        sides = ["left", "left"] + ["right"] * (len(made.headings) - 2)
         rows = table()
-        for heading, side in zip(made.headings, sides, strict=True):
-            # Not folded to nothing: a number that a narrow terminal cuts off would be another number.
+        for place, heading in enumerate(made.headings):
+            # Folded, not cut off: half of a number would be another number.
+            side = "right" if place > 1 else "left"
             rows.add_column(heading, justify=side, overflow="fold", header_style="bold")
         for cells in made.rows:
             rows.add_row(*cells)

@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 FONT = 7.5  # points
-WIDTH, HEIGHT = 0.58 * FONT, 1.1 * FONT  # of a letter
+WIDTH, HEIGHT = 0.7 * FONT, 1.2 * FONT  # of a letter
 # Where a name may stand: its distance from the point, in points, and the angles, the best first.
-DISTANCES = (7, 13, 20, 28)
+DISTANCES = (7, 13, 20, 28, 38)
 ANGLES = (135, 315, 180, 0, 90, 270, 45, 225)
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
@@ -33,7 +33,7 @@ def place(axes: Any, names: Sequence[tuple[float, float, str, str]]) -> None:
     taken: list[Box] = []
     for (x, y), (*_, text, ink) in zip(points, names, strict=True):
         choices = [_box(x, y, text, far, angle) for far in DISTANCES for angle in ANGLES]
-        costs = [_cost(box, taken, [*points, *lines], frame) for box in choices]
+        costs = [_cost(box, taken, points, lines, frame) for box in choices]
         # A far place is worse than a near one, but better than covering anything.
         best = min(range(len(choices)), key=lambda k: costs[k] + 0.3 * (k // len(ANGLES)) + 0.01 * k)
         box = choices[best]
@@ -72,11 +72,15 @@ def _box(x: float, y: float, text: str, far: float, angle: float) -> Box:
     return x - half, y - up, x + half, y + up
 
 
-def _cost(box: Box, taken: list[Box], points: Sequence[Any], frame: Box) -> float:
-    overlaps = sum(_overlap(box, other) for other in taken)
-    covered = sum(box[0] - 2 < x < box[2] + 2 and box[1] - 2 < y < box[3] + 2 for x, y in points)
+def _cost(box: Box, taken: list[Box], points: Sequence[Any], lines: Sequence[Any], frame: Box) -> float:
+    overlaps = sum(_overlap(box, other) for other in taken) + 0.5 * _covered(box, points, 3.5)
     outside = box[0] < frame[0] or box[1] < frame[1] or box[2] > frame[2] + 20 or box[3] > frame[3]
-    return 10.0 * overlaps + covered + 100.0 * outside
+    return 10.0 * overlaps + _covered(box, lines, 2) + 100.0 * outside
+
+
+def _covered(box: Box, points: Sequence[Any], margin: float) -> int:
+    left, bottom, right, top = box
+    return sum(left - margin < x < right + margin and bottom - margin < y < top + margin for x, y in points)
 
 
 def _overlap(one: Box, other: Box) -> bool:

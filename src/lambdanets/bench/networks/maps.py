@@ -1,7 +1,7 @@
 """Memory as Table 4 of the paper counts it: attention maps or position tables, and nothing else.
 
 A ResNet-50 at 224 whose 16 3x3 convolutions are replaced: grids of 56, 28, 14 and 7 with 3, 4, 6 and 3
-layers. Maps are those of 8 heads and of a batch of 128; position tables E, of n x m x k, have no batch. All in
+layers. Maps are of 8 heads and a batch of 128; position tables E, of n x m x k, have no batch. All in
 float32. What the layers themselves hold otherwise, the lambdas too, is not counted.
 
 References:

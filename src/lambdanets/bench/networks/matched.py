@@ -13,9 +13,9 @@ from .records import NONE, Row
 
 Measure = Literal["published", "train", "eval"]
 MEASURES: dict[Measure, str] = {
-    "published": "published, TPUv3 training",
-    "train": "training here",
-    "eval": "inference here",
+    "published": "published",
+    "train": "training",
+    "eval": "inference",
 }
 BASELINES = (EFFICIENT, RS)
 

@@ -10,23 +10,28 @@ from lambdanets.bench.records import Provenance
 from lambdanets.bench.tables import SINGLE, Table, number, page, provenance_line, times
 
 from .matched import BASELINES, MEASURES, ratios
-from .published import REFERENCES
+from .published import FIGURE4, REFERENCES, RESNET_RS, TABLE19
 from .records import NOT_RUN, Measured, Row
 
 TITLES: dict[Pass, str] = {"train": "Training step", "eval": "Inference"}
+SHORT: dict[Pass, str] = {"train": "training", "eval": "inference"}
 LEGEND = (
     "A training step is forward, cross entropy, backward and a step of SGD with momentum; inference is a "
     "forward pass in inference mode; both on random images in channels-last layout, with random weights. "
     "Images per second are from the median step; ± is half of what lies between the 20 % and 80 % quantiles, "
     "* a single step. The networks of a group took turns in one process. Peak memory is all that a network "
     "with its batch, gradients, momenta and temporaries adds to a process of its own. In bfloat16 training "
-    "has float32 weights and autocast, inference bfloat16 weights. GMAC: 10^9 multiply-adds of a forward pass "
-    "for one image. What is published is marked so and was not measured here."
+    "has float32 weights and autocast, inference bfloat16 weights. GMAC: 10^9 multiply-adds of a forward "
+    "pass for one image. What is published is marked so and was not measured here."
+)
+RACERS = (
+    "LambdaResNet 50 is lambda_resnet50, EfficientNet B0 timm's efficientnet_b0, ResNet-RS 50 "
+    f"resnet50_rs_se. Published: {TABLE19}; {FIGURE4}; {RESNET_RS}; times for training on 8 TPUv3 cores."
 )
 RATIO_METHOD = (
     "How much longer the other family takes for a LambdaResNet's published accuracy: between the two points "
-    "of the other family that enclose this accuracy the logarithm of the time is interpolated linearly in the "
-    "accuracy; nothing is extrapolated (-). Above 1 the LambdaResNet is the faster one. Accuracies are "
+    "of the other family that enclose this accuracy the logarithm of the time is interpolated linearly in "
+    "the accuracy; nothing is extrapolated (-). Above 1 the LambdaResNet is the faster one. Accuracies are "
     "published ones throughout; times are those of the heading."
 )
 TABLE4_METHOD = (
@@ -40,15 +45,15 @@ def make_tables(rows: Sequence[Row]) -> list[Table]:
     """Return the tables that the rows are for."""
     bench = rows[0].bench
     if bench in REFERENCES:
-        return [_paper(rows, bench)]
+        return [_speed(rows, bench), _memory(rows, bench)]
     if bench == "race":
         return [_points(rows), _ratios(rows)]
-    return [_throughput(rows, mode) for mode in TITLES if any(row.mode == mode for row in rows)]
+    return [_throughput(rows, mode) for mode in _modes(rows)]
 
 
 def words(bench: str) -> list[str]:
     """Return the paragraphs that the tables of a bench need."""
-    more = {"race": [RATIO_METHOD], "table4": [TABLE4_METHOD]}
+    more = {"race": [RACERS, RATIO_METHOD], "table4": [TABLE4_METHOD]}
     return [LEGEND, *more.get(bench, [])]
 
 
@@ -74,7 +79,7 @@ def _throughput(rows: Sequence[Row], mode: Pass) -> Table:
     found = [row for row in rows if row.mode == mode]
     body = tuple(
         (
-            f"{row.model}{f' ({row.options})' if row.options else ''}",
+            _called(row),
             row.size,
             *_costs(row),
             str(row.batch or "-"),
@@ -88,36 +93,63 @@ def _throughput(rows: Sequence[Row], mode: Pass) -> Table:
     return Table(title=TITLES[mode], headings=headings, rows=body, notes=_notes(found))
 
 
-def _paper(rows: Sequence[Row], bench: str) -> Table:
-    titles = list(dict.fromkeys(row.title for row in rows))
-    reference = REFERENCES[bench]
-    modes = [mode for mode in TITLES if any(row.mode == mode for row in rows)]
-    memory = bench == "table4"
+def _speed(rows: Sequence[Row], bench: str) -> Table:
+    """A table of the paper: its throughput and ours, absolute and over one of its rows."""
+    # Inference first, beside the paper's.
+    reference, modes = REFERENCES[bench], _modes(rows)[::-1]
+    base = {row.mode: row for row in rows if row.title == reference}
+    counts = any(row.published_parameters_m > 0 for row in rows)
     body = []
-    for title in titles:
-        found = {row.mode: row for row in rows if row.title == title}
-        base = {row.mode: row for row in rows if row.title == reference}
+    for found in _by_title(rows):
         row = next(iter(found.values()))
-        said = next(iter(base.values())).published_examples_per_s if base else math.nan
-        cells = [title, _called(row)]
-        if memory:
-            cells += [row.published_memory or "-", number(row.maps_gib)]
-        cells += [number(row.published_parameters_m)] if not memory else []
+        said = base[row.mode].published_examples_per_s
+        cells = [row.title, row.size, number(row.published_top1)]
+        cells += [number(row.published_parameters_m)] if counts else []
         cells += [_costs(row)[0]]
         cells += [_whole(row.published_examples_per_s), _times(row.published_examples_per_s / said)]
         for mode in modes:
-            each, other = found[mode], base.get(mode)
-            ratio = each.images_per_s / other.images_per_s if other else math.nan
-            cells += [str(each.batch or "-"), _rate(each), _times(ratio), _mib(each.peak_mib)]
-        body.append((*cells, number(row.published_top1)))
-    headings = ["layer" if memory else "network", "model here"]
-    headings += ["paper: GB counted", "the same computed, GiB"] if memory else ["paper: parameters M"]
-    headings += ["parameters M", "paper: inference images/s", f"paper: over {reference}"]
+            ratio = found[mode].images_per_s / base[mode].images_per_s
+            cells += [_rate(found[mode]), _times(ratio)]
+        body.append(tuple(cells))
+    headings = ["row", "size", "paper: top-1", *(["paper: parameters M"] if counts else []), "parameters M"]
+    headings += ["paper: images/s", "ratio"]
     for mode in modes:
-        name = TITLES[mode].lower()
-        headings += [f"{name}: batch", "images/s", f"over {reference}", "peak MiB"]
-    title = f"Table {bench.removeprefix('table')} of the paper (8 TPUv3 cores, float32), and measured here"
-    return Table(title=title, headings=(*headings, "paper: top-1"), rows=tuple(body), notes=_notes(rows))
+        headings += [f"{SHORT[mode]} images/s", "ratio"]
+    title = (
+        f"Table {bench.removeprefix('table')}: the paper's inference on 8 TPUv3 cores in float32, and "
+        f"measured here; ratios are over {reference}"
+    )
+    return Table(title=title, headings=tuple(headings), rows=tuple(body), notes=(*_notes(rows), _names(rows)))
+
+
+def _memory(rows: Sequence[Row], bench: str) -> Table:
+    modes, counted = _modes(rows), bench == "table4"
+    body = []
+    for found in _by_title(rows):
+        row = next(iter(found.values()))
+        cells = [row.title, row.size]
+        cells += [row.published_memory or "-", number(row.maps_gib)] if counted else []
+        for mode in modes:
+            each = found[mode]
+            cells += [_mib(each.peak_mib), str(each.batch or "-")]
+        body.append(tuple(cells))
+    headings = ["row", "size"]
+    headings += ["paper: counted GB", "computed GiB"] if counted else []
+    for mode in modes:
+        headings += [f"{SHORT[mode]} peak MiB", "batch"]
+    title = "Memory: " + ("as the paper counts it, and the " if counted else "the ") + "peaks measured here"
+    return Table(title=title, headings=tuple(headings), rows=tuple(body))
+
+
+def _modes(rows: Sequence[Row]) -> list[Pass]:
+    modes: list[Pass] = [mode for mode in TITLES if any(row.mode == mode for row in rows)]
+    return modes
+
+
+def _by_title(rows: Sequence[Row]) -> list[dict[str, Row]]:
+    """The rows of each network by their passes."""
+    titles = dict.fromkeys(row.title for row in rows)
+    return [{row.mode: row for row in rows if row.title == title} for title in titles]
 
 
 def _points(rows: Sequence[Row]) -> Table:
@@ -125,17 +157,12 @@ def _points(rows: Sequence[Row]) -> Table:
     for family, title, model, size in dict.fromkeys((r.family, r.title, r.model, r.size) for r in rows):
         found = {row.mode: row for row in rows if (row.model, row.size) == (model, size)}
         row = next(iter(found.values()))
-        cells = [
-            f"{family} {title}",
-            f"{model}@{size}",
-            number(row.published_top1),
-            number(row.published_seconds),
-        ]
+        cells = [f"{family} {title}", size, number(row.published_top1), number(row.published_seconds)]
         for mode in TITLES:
             each = found.get(mode)
             cells += [_seconds(each), str(each.batch or "-") if each else "-"]
         body.append((*cells, *_costs(row)))
-    headings = ["network", "model here", "published: top-1", "published: TPUv3 training"]
+    headings = ["network", "size", "published: top-1", "published: training"]
     headings += ["training", "batch", "inference", "batch", "parameters M", "GMAC"]
     return Table(
         title="Seconds for 1024 images, published and measured here",
@@ -155,18 +182,25 @@ def _ratios(rows: Sequence[Row]) -> Table:
             for base in BASELINES
             for measure in MEASURES
         ]
-        body.append((f"LambdaResNet {title}", number(top1), *cells))
-    headings = ["network", "published: top-1"]
-    headings += [f"{base}: {name}" for base in BASELINES for name in MEASURES.values()]
+        body.append((title, number(top1), *cells))
+    headings = ["LambdaResNet", "published: top-1"]
+    headings += [
+        f"{base.removesuffix(' with SE')}: {name}" for base in BASELINES for name in MEASURES.values()
+    ]
     return Table(
-        title="Speed at matched accuracy: the time of the other family over the LambdaResNet's",
+        title="Speed at matched accuracy: the time of the other family over that of the LambdaResNet",
         headings=tuple(headings),
         rows=tuple(body),
     )
 
 
 def _called(row: Row) -> str:
-    return f"{row.model}{f' ({row.options})' if row.options else ''}@{row.size}"
+    return f"{row.model}{f'({row.options})' if row.options else ''}"
+
+
+def _names(rows: Sequence[Row]) -> str:
+    """Which of our models the rows of a paper's table are."""
+    return "models: " + "; ".join(dict.fromkeys(f"{row.title} is {_called(row)}" for row in rows))
 
 
 def _costs(row: Row) -> tuple[str, str]:

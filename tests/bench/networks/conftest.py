@@ -1,0 +1,48 @@
+"""Rows of a race of seven points, made up such that the ratios are known."""
+
+from dataclasses import replace
+
+import pytest
+
+from lambdanets.bench import Provenance
+from lambdanets.bench.networks import Measured, Row
+from lambdanets.bench.networks.published import EFFICIENT, LAMBDA, RS
+
+# family, title, accuracy, published seconds; measured training takes 100 times as long, inference 10 times.
+POINTS = (
+    (EFFICIENT, "B0", 77.0, 1.0),
+    (EFFICIENT, "B1", 79.0, 4.0),
+    (EFFICIENT, "B2", 81.0, 16.0),
+    (RS, "50@160", 78.5, 2.0),
+    (RS, "101@160", 80.5, 8.0),
+    (LAMBDA, "50@128", 78.0, 0.5),
+    (LAMBDA, "50@160", 80.0, 4.0),
+)
+
+
+@pytest.fixture
+def race(where: Provenance) -> list[Measured]:
+    made = []
+    for family, title, top1, seconds in POINTS:
+        for mode, factor in (("train", 100.0), ("eval", 10.0)):
+            row = Row(
+                bench="race",
+                title=title,
+                family=family,
+                model=f"{family}-{title}".lower().replace(" ", "_"),
+                options="",
+                size="160",
+                mode=mode,
+                batch=4,
+                wanted_batch=8,
+                parameters=5_000_000,
+                macs=400_000_000,
+                note="out of memory at batch 8, halved",
+                published_source="A paper, Table 1",
+                published_top1=top1,
+                published_seconds=seconds,
+            )
+            ms = seconds * factor / 1024 * row.batch * 1e3
+            spread = {"wall_q20": 0.9 * ms, "wall_q80": 1.1 * ms, "cpu_ms": ms}
+            made.append((replace(row, wall_ms=ms, samples=5, peak_mib=ms / 7, **spread), where))
+    return made

@@ -1,0 +1,153 @@
+"""`lambdanets bench models`, `race` and the tables as a person types them."""
+
+import csv
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lambdanets.bench import networks
+
+TINY = ("--rounds", 1, "--threads", 1, "--batch", 2)
+DIGITS = ("--models", "lambda_resnet_digits,resnet_digits_conv@8x16")
+
+
+def rows_of(folder: Path, name: str = "models") -> list[dict[str, str]]:
+    with (folder / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bench of two tiny networks, in the place where it goes unasked."""
+    home = tmp_path_factory.mktemp("home")
+    done = command("bench", "models", *DIGITS, *TINY, cwd=home)
+    assert done.returncode == 0, done.stderr
+    folder = home / "runs" / "bench-models"
+    (folder / "printed.txt").write_text(done.stdout)
+    (folder / "said.txt").write_text(done.stderr)
+    return folder
+
+
+def test_it_leaves_rows_with_provenance(finished: Path) -> None:
+    rows = rows_of(finished)
+    assert [(row["model"], row["size"], row["mode"]) for row in rows] == [
+        ("lambda_resnet_digits", "8", "train"),
+        ("lambda_resnet_digits", "8", "eval"),
+        ("resnet_digits_conv", "8x16", "train"),
+        ("resnet_digits_conv", "8x16", "eval"),
+    ]
+    for row in rows:
+        assert row["torch"]
+        assert row["processor"]
+        assert row["date"]
+        assert float(row["wall_ms"]) > 0
+        assert int(row["parameters"]) > 1000
+        assert int(row["macs"]) > 1000
+        assert (row["batch"], row["samples"], row["threads"]) == ("2", "1", "1")
+
+
+def test_it_says_what_runs_and_leaves_a_report_and_figures(finished: Path) -> None:
+    printed, said = (finished / "printed.txt").read_text(), (finished / "said.txt").read_text()
+    assert "images/s" in printed
+    assert "Inference" in printed
+    assert "memory in its own process" in said
+    assert "100 %  done" in said
+    assert {path.name for path in finished.iterdir()} >= {
+        "models.csv",
+        "models.md",
+        "models-bars.png",
+        "models-bars.svg",
+    }
+    assert "| resnet_digits_conv | 8x16 |" in (finished / "models.md").read_text()
+
+
+def test_all_is_drawn_again_from_the_rows(inside, finished: Path, tmp_path: Path) -> None:
+    done = inside("bench", "models", "--from", finished / "models.csv", "--out", tmp_path)
+    assert done.returncode == 0
+    assert (tmp_path / "models.md").read_text() == (finished / "models.md").read_text()
+    assert not (tmp_path / "models.csv").exists()
+
+
+def test_going_on_measures_nothing_again_and_starting_anew_keeps_the_earlier(
+    inside, finished: Path, tmp_path: Path
+) -> None:
+    text = (finished / "models.csv").read_text()
+    lines = text.splitlines(keepends=True)
+    (tmp_path / "models.csv").write_text("".join(lines[:-1]))
+    words = ("bench", "models", *DIGITS, *TINY, "--no-memory", "--out", tmp_path)
+    done = inside(*words, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "models.csv").read_text().startswith("".join(lines[:-1]))
+    assert len(rows_of(tmp_path)) == 4
+    assert not (tmp_path / "models.previous.csv").exists()
+    assert inside(*words, "--pass", "eval").returncode == 0
+    assert len(rows_of(tmp_path)) == 2
+    assert (tmp_path / "models.previous.csv").exists()
+
+
+def test_a_killed_run_loses_nothing_that_was_measured(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, inside
+) -> None:
+    """Killed while the second pass runs: the rows of the first are there, and are kept."""
+    words = ("bench", "models", *DIGITS, "--threads", 1, "--batch", 2, "--no-memory", "--out", tmp_path)
+    running = start(*words, "--rounds", 100000, "--pass", "both", "--max-seconds", 2)
+    path = tmp_path / "models.csv"
+    patience = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < patience:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    before = rows_of(tmp_path)
+    assert 0 < len(before) < 4
+    done = inside(*words, "--rounds", 1, "--resume")
+    assert done.returncode == 0, done.stderr
+    after = rows_of(tmp_path)
+    assert len(after) == 4
+    assert all(row in after for row in before)
+
+
+def test_a_table_whose_networks_are_left_out(inside, tmp_path: Path) -> None:
+    """Nothing is small enough: every row says why, and the computed memory is there all the same."""
+    done = inside("bench", "table4", "--largest", 0.001, "--pass", "eval", "--threads", 1, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path, "table4")
+    assert len(rows) == len(networks.TABLES["table4"])
+    assert all(row["note"].startswith("not run") for row in rows)
+    assert [row["published_memory"] for row in rows][:3] == ["120", "4.8", ""]
+    assert float(rows[0]["maps_gib"]) == pytest.approx(122.8, abs=0.1)
+    assert "not run" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("models", "--models names what is measured"),
+        ("models --models lambda_resnet51", "there is no model named 'lambda_resnet51'; did you mean"),
+        ("models --models vit_tiny_patch16_224@160", "cannot take images of 160"),
+        ("models --models resnet18 --sizes 10by10", "an image size is 224 or 160x224"),
+        ("models --models resnet18 --batch 0", "batch must be at least 1, got 0"),
+        ("models --models resnet18 --rounds 0", "rounds must be at least 1, got 0"),
+        ("models --models resnet18 --pass sideways", "sideways"),
+        ("models --model resnet18", "there is no option '--model'; did you mean --models"),
+        ("table4 --size big", "an image size is 224 or 160x224"),
+        ("table5", "there is no bench 'table5'; did you mean table"),
+        ("race --from absent.csv", "absent.csv"),
+    ],
+)
+def test_mistakes_are_sentences(inside, tmp_path: Path, words: str, sentence: str) -> None:
+    done = inside("bench", *words.split(), "--out", tmp_path / "out")
+    assert done.returncode in ((1, 2) if "absent" in words else (2,))
+    assert sentence in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [("bench",), ("bench", "--help")])
+def test_bench_names_what_it_can(inside, words: tuple[str, ...]) -> None:
+    done = inside(*words)
+    assert done.returncode == 0
+    assert all(f"\n  {name} " in done.stdout for name in ("op", "models", "race", "table4", "table13"))
