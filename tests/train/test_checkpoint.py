@@ -225,7 +225,6 @@ def test_sweeping_removes_leftovers_alone(saved: Path) -> None:
 
 
 def test_weights_keep_their_values_whatever_their_memory_format(tmp_path: Path) -> None:
-
     network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     save_weights(network, tmp_path / "w.safetensors", {"model": "conv"})
     assert torch.equal(load_file(tmp_path / "w.safetensors")["weight"], network.weight)
