@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.nn.lambda_layer import LambdaLayer
 
@@ -91,7 +92,9 @@ def make_layer(case: Case, kernel: str, dtype: torch.dtype, device: str, seed: i
     """Return our layer with random weights and random norms; fresh norms would hide what is permuted."""
     torch.manual_seed(seed)
     layer = our_layer(case, kernel)
-    for norm in (layer.norm_queries, layer.norm_values):
+    for norm in layer.modules():
+        if not isinstance(norm, _BatchNorm):
+            continue
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, std=0.3)
         norm.register_buffer("running_mean", 0.3 * torch.randn(norm.num_features))
