@@ -11,6 +11,7 @@ from .published import TABLES as TABLES
 from .published import racers as racers
 from .records import Measured as Measured
 from .records import Row as Row
+from .records import by_processor as by_processor
 from .records import read as read
 from .records import write as write
 from .running import Limits as Limits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lambdanets.bench.records import NONE, Provenance, read_rows, write_rows
@@ -98,6 +98,14 @@ class Row:
 
 
 Measured = tuple[Row, Provenance]
+
+
+def by_processor(measured: Iterable[Measured]) -> list[Measured]:
+    """Return rows whose times are the processor's, of all threads, in place of those by the clock."""
+    return [
+        (replace(row, wall_ms=row.cpu_ms, wall_q20=row.cpu_q20, wall_q80=row.cpu_q80), where)
+        for row, where in measured
+    ]
 
 
 def write(path: Path, rows: Iterable[Measured]) -> None:

@@ -180,8 +180,8 @@ def _contenders(
         known = cost(entry)
         blank = replace(blank, parameters=known.parameters, macs=known.macs, wanted_batch=limits.batch)
         if limits.largest is not None and known.macs > 1e9 * limits.largest:
-            reason = f"{known.macs / 1e9:.1f} GMAC, more than the largest that was asked for"
-            rows[blank.key] = replace(blank, note=f"{NOT_RUN}: {reason}"), where
+            reason = f"{NOT_RUN}: above the {limits.largest:g} GMAC of --largest"
+            rows[blank.key] = replace(blank, note=reason), where
             continue
         yield _contender(entry, known, which, settings, limits, speed)
 
