@@ -235,6 +235,7 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
         BarColumn(bar_width=24, style="grey30", complete_style="red", finished_style="red"),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
+        TextColumn("left "),
         TextColumn("{task.description}", markup=False),
     )
     look = {"refresh_per_second": 4, "transient": True, "speed_estimate_period": LOOK_BACK}

@@ -75,7 +75,10 @@ class _Contender:
     run: Callable[[], object] | None = None
     first: Timing = field(default_factory=Timing)
     rounds: int = 0
-    expected: float = 0.0  # seconds of its whole share of the bench
+    # Seconds that are expected: for the peak, the first step, and all samples together.
+    probe: float = 0.0
+    step: float = 0.0
+    sampling: float = 0.0
 
 
 def check(entries: Sequence[Entry], settings: Settings, limits: Limits) -> None:
@@ -133,8 +136,8 @@ def measure(
         which: list(_groups(_contenders(bench, which, entries, settings, limits, speed, rows, where), limits))
         for which in settings.passes
     }
-    shares = [each.expected for found in groups.values() for group in found for each in group]
-    work = _Work(report, sum(shares))
+    everybody = [each for found in groups.values() for group in found for each in group]
+    work = _Work(report, sum(each.probe + each.step + each.sampling for each in everybody))
 
     def ordered() -> list[Measured]:
         return [rows[key] for key in order if key in rows]
@@ -196,9 +199,9 @@ def _contender(
     made = _Contender(entry=entry, cost=known, batch=batch)
     if batch < limits.batch:
         made.notes.append(f"batch {batch}: steps of {limits.batch} images would take too long")
-    step = batch * image
-    probe = START + step if settings.memory else 0.0
-    made.expected = probe + step + min(settings.rounds * step, settings.max_seconds)
+    made.step = batch * image
+    made.probe = START + made.step if settings.memory else 0.0
+    made.sampling = min(settings.rounds * made.step, settings.max_seconds)
     return made
 
 
@@ -222,6 +225,7 @@ def _fitting(
         if settings.memory:
             work.begin(f"{contender.entry.title}: {_WORDS[which]}, memory in its own process")
             _probe(contender, which, settings)
+            work.finish(contender.probe)
         free = SHARE * free_memory(torch.device(settings.device)) / 2**20
         if kept and _together_mib([*kept, contender], which) > free:
             yield kept
@@ -294,13 +298,13 @@ def _take_turns(
         if contender.run is not None:
             seconds = contender.first.wall[0] / 1e3
             contender.rounds = max(1, min(settings.rounds, int(settings.max_seconds / seconds)))
-        work.finish(contender.expected / 2)
+        work.finish(contender.step)
     running = {f"{place}": each for place, each in enumerate(group) if each.run is not None}
     names = ", ".join(each.entry.title for each in running.values())
 
     def tick(name: str) -> None:
         each = running[name]
-        work.finish(each.expected / 2 / each.rounds)
+        work.finish(each.sampling / each.rounds)
         work.begin(f"{_WORDS[which]} in turn: {names}")
 
     work.begin(f"{_WORDS[which]} in turn: {names}")
