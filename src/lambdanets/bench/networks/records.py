@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lambdanets.bench.passes import Pass
 from lambdanets.bench.records import NONE, Provenance, read_rows, write_rows
+
+from .entries import Entry, sides
 
 IMAGES = 1024  # of a training step in the paper's latencies
 NOT_RUN = "not run"
@@ -95,6 +98,36 @@ class Row:
     def spread(self) -> float:
         """Half of what lies between the quantiles, as a fraction of the median."""
         return (self.wall_q80 - self.wall_q20) / 2 / self.wall_ms if self.samples > 1 else NONE
+
+
+def blank(bench: str, entry: Entry, which: Pass) -> Row:
+    """Return the row of a network in a pass before it is measured, with what is published about it."""
+    row = Row(
+        bench=bench,
+        title=entry.title,
+        family=entry.family,
+        model=entry.model,
+        options=entry.settings,
+        size=sides(entry.size),
+        mode=which,
+        maps_gib=NONE if entry.maps_gib is None else entry.maps_gib,
+    )
+    said = entry.published
+    if said is None:
+        return row
+    return replace(
+        row,
+        published_source=said.source,
+        published_top1=_or_none(said.top1),
+        published_parameters_m=_or_none(said.parameters_m),
+        published_examples_per_s=_or_none(said.examples_per_s),
+        published_seconds=_or_none(said.seconds),
+        published_memory=said.memory,
+    )
+
+
+def _or_none(value: float | None) -> float:
+    return NONE if value is None else value
 
 
 Measured = tuple[Row, Provenance]
