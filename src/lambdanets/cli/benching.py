@@ -16,6 +16,7 @@ from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
 
 CSV, REPORT = "op.csv", "op.md"
 DEFAULT = "layers"
+CLOCK_OF_CPU = "--clock process says nothing about {}, where the processor only waits."
 EXTRA = "pip install 'lambdanets[bench]'"
 
 
@@ -71,7 +72,7 @@ def run(
     by_hand = {"scope": scope, "batch": batch, "dim": dim, "heads": heads, "dim_k": dim_k, "dim_u": dim_u}
     with usage():
         if clock == "process" and device != "cpu":
-            raise UsageError(f"--clock process says nothing about {device}, where the processor only waits.")
+            raise UsageError(CLOCK_OF_CPU.format(device))
         if from_ is not None:
             records, where = bench.read(from_)
         else:

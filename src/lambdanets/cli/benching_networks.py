@@ -12,7 +12,8 @@ from tyro import conf
 
 from lambdanets.bench import Settings, networks
 from lambdanets.bench.networks import Entry, Limits
-from lambdanets.cli.benching import drawn, keep_previous, say_written, show
+from lambdanets.bench.tables import Clock
+from lambdanets.cli.benching import CLOCK_OF_CPU, drawn, keep_previous, say_written, show
 from lambdanets.cli.console import stderr
 from lambdanets.cli.errors import UsageError, usage
 from lambdanets.cli.options import Device, shown
@@ -37,6 +38,7 @@ class Options:
         rounds: Samples of each network.
         max_seconds: Time for the samples of one network and pass.
         memory: Peak memory is measured, too, in a process each.
+        clock: Which time is shown; on a busy machine the processor's says more than the clock on the wall.
         largest: Networks of more multiply-adds for one image are left out.
         resume: Go on with the rows that are in the folder.
         out: The folder for rows, report and figures.
@@ -51,6 +53,7 @@ class Options:
     rounds: int = 5
     max_seconds: float = 15.0
     memory: bool = True
+    clock: Clock = "wall"
     largest: Annotated[float | None, shown("GMAC", "no limit")] = None
     resume: bool = False
     out: Annotated[Path | None, shown("DIR", "runs/bench-NAME")] = None
@@ -161,6 +164,8 @@ def _bench(
     out = options.out or Path(f"runs/bench-{name}")
     path = out / f"{name}.csv"
     with usage():
+        if options.clock == "process" and options.device != "cpu":
+            raise UsageError(CLOCK_OF_CPU.format(options.device))
         if options.from_ is not None:
             measured = networks.read(options.from_, name)
         else:
@@ -175,7 +180,7 @@ def _bench(
                 memory=options.memory,
             )
             limits = Limits(
-                batch=options.batch or BATCH,
+                batch=BATCH if options.batch is None else options.batch,
                 fixed=options.batch is not None,
                 largest=options.largest,
                 together=together,
@@ -200,13 +205,13 @@ def _bench(
                 save=lambda rows: networks.write(path, rows) if rows else None,
             )
     show(
-        networks.make_tables([row for row, _ in measured]),
-        [*networks.words(name), networks.places(measured)],
+        networks.make_tables(measured, options.clock),
+        [*networks.words(name, options.clock), networks.places(measured)],
     )
-    figures = drawn(lambda: networks.draw(measured, out))
+    figures = drawn(lambda: networks.draw(measured, out, options.clock))
     names = [figure.name for figure in figures]
     (out / f"{name}.md").write_text(
-        networks.markdown(measured, [each for each in names if each.endswith(".png")])
+        networks.markdown(measured, [each for each in names if each.endswith(".png")], options.clock)
     )
     say_written(out, [f"{name}.md", *names])
     return 0
@@ -230,6 +235,7 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
         BarColumn(bar_width=24, style="grey30", complete_style="red", finished_style="red"),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
+        TextColumn("left "),
         TextColumn("{task.description}", markup=False),
     )
     look = {"refresh_per_second": 4, "transient": True, "speed_estimate_period": LOOK_BACK}

@@ -43,6 +43,12 @@ def race(where: Provenance) -> list[Measured]:
                 published_seconds=seconds,
             )
             ms = seconds * factor / 1024 * row.batch * 1e3
-            spread = {"wall_q20": 0.9 * ms, "wall_q80": 1.1 * ms, "cpu_ms": ms}
+            spread = {
+                "wall_q20": 0.9 * ms,
+                "wall_q80": 1.1 * ms,
+                "cpu_ms": ms,
+                "cpu_q20": 0.9 * ms,
+                "cpu_q80": 1.1 * ms,
+            }
             made.append((replace(row, wall_ms=ms, samples=5, peak_mib=ms / 7, **spread), where))
     return made

@@ -130,7 +130,7 @@ def test_the_largest_are_left_out_and_say_so() -> None:
     who = entries(["lambda_resnet_digits", "resnet50"])
     found = bench(who=who, limits=Limits(batch=2, largest=1.0), settings=replace(SETTINGS, passes=("eval",)))
     assert [row.samples for row, _ in found] == [2, 0]
-    assert found[1][0].note == "not run: 4.1 GMAC, more than the largest that was asked for"
+    assert found[1][0].note == "not run: above the 1 GMAC of --largest"
     assert found[1][0].parameters == 25_557_032
 
 

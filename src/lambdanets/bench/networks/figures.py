@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lambdanets.bench.figures import INK, NAMES, OURS, QUIET, SOFT, duration, frame, mebibytes, save
-from lambdanets.bench.tables import SINGLE
+from lambdanets.bench.tables import CLOCKS, SINGLE, Clock
 
 from .labels import place
 from .matched import Measure, seconds_of
 from .published import EFFICIENT, FAMILIES, LAMBDA, RS
-from .records import NOT_RUN, Measured, Row
+from .records import NOT_RUN, Measured, Row, by_processor
 
 FORMATS = (".png", ".svg")
 OTHERS = "#7ba3c9"
@@ -26,17 +26,18 @@ PANELS: dict[Measure, str] = {
 SECONDS = "seconds for 1024 images"
 
 
-def draw(measured: Sequence[Measured], folder: Path) -> list[Path]:
+def draw(measured: Sequence[Measured], folder: Path, clock: Clock = "wall") -> list[Path]:
     """Draw time and memory of every network as bars and, for the race, accuracy against time.
 
     Args:
         measured: The rows with their provenance.
         folder: Where the files go.
+        clock: Which of the two times is drawn.
 
     Returns:
         The files, each figure as PNG and as SVG.
     """
-    rows = [row for row, _ in measured]
+    rows = [row for row, _ in (by_processor(measured) if clock == "process" else measured)]
     bench, where = rows[0].bench, measured[-1][1]
     sources = dict.fromkeys(row.published_source for row in rows if row.published_source)
     figures = {}
@@ -46,10 +47,11 @@ def draw(measured: Sequence[Measured], folder: Path) -> list[Path]:
             figures["race-pareto"] = _pareto(rows)
     made = []
     for name, figure in figures.items():
-        said = f"Published, not measured here: {', '.join(sources)}" if name == "race-pareto" else ""
-        frame(
-            figure, _TITLES.get(name, "Networks: time for one image, and peak memory of a batch"), where, said
-        )
+        notes = [f"Times measured here: {CLOCKS[clock]}"] if clock == "process" else []
+        if name == "race-pareto":
+            notes.append(f"Published, not measured here: {', '.join(sources)}")
+        title = _TITLES.get(name, "Networks: time for one image, and peak memory of a batch")
+        frame(figure, title, where, "\n".join(notes))
         made += [save(figure, folder / f"{name}{ending}") for ending in FORMATS]
     return made
 
@@ -144,7 +146,8 @@ def _pareto(rows: Sequence[Row]) -> Any:
         laid.append((axes, names))
     panels = [axes for axes, _ in laid]
     panels[0].set_ylabel("published top-1 on ImageNet, %", fontsize=9, color=INK)
-    panels[0].legend(frameon=False, fontsize=9, loc="lower right", labelcolor="linecolor")
+    # The last has every family, whoever ran here.
+    panels[-1].legend(frameon=False, fontsize=9, loc="lower right", labelcolor="linecolor")
     for axes in panels:
         axes.margins(x=0.14, y=0.06)
     # Places are known only when everything else has its own.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lambdanets.bench.passes import Pass
 from lambdanets.bench.records import NONE, Provenance, read_rows, write_rows
+
+from .entries import Entry, sides
 
 IMAGES = 1024  # of a training step in the paper's latencies
 NOT_RUN = "not run"
@@ -97,7 +100,45 @@ class Row:
         return (self.wall_q80 - self.wall_q20) / 2 / self.wall_ms if self.samples > 1 else NONE
 
 
+def blank(bench: str, entry: Entry, which: Pass) -> Row:
+    """Return the row of a network in a pass before it is measured, with what is published about it."""
+    row = Row(
+        bench=bench,
+        title=entry.title,
+        family=entry.family,
+        model=entry.model,
+        options=entry.settings,
+        size=sides(entry.size),
+        mode=which,
+        maps_gib=NONE if entry.maps_gib is None else entry.maps_gib,
+    )
+    said = entry.published
+    if said is None:
+        return row
+    return replace(
+        row,
+        published_source=said.source,
+        published_top1=_or_none(said.top1),
+        published_parameters_m=_or_none(said.parameters_m),
+        published_examples_per_s=_or_none(said.examples_per_s),
+        published_seconds=_or_none(said.seconds),
+        published_memory=said.memory,
+    )
+
+
+def _or_none(value: float | None) -> float:
+    return NONE if value is None else value
+
+
 Measured = tuple[Row, Provenance]
+
+
+def by_processor(measured: Iterable[Measured]) -> list[Measured]:
+    """Return rows whose times are the processor's, of all threads, in place of those by the clock."""
+    return [
+        (replace(row, wall_ms=row.cpu_ms, wall_q20=row.cpu_q20, wall_q80=row.cpu_q80), where)
+        for row, where in measured
+    ]
 
 
 def write(path: Path, rows: Iterable[Measured]) -> None:

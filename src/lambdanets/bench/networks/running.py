@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,37 +15,10 @@ from lambdanets.bench.passes import Pass
 from lambdanets.bench.race import SHARE, Settings
 from lambdanets.bench.records import NONE, Provenance, provenance
 
-from .entries import Cost, Entry, absent, cost, sides
+from .entries import Entry, cost
+from .lineup import Contender, Limits, contenders, groups
 from .passes import Step
-from .records import NOT_RUN, Measured, Row
-
-# What a network reaches of a matrix product's speed, for estimates alone: how far a bench is, which batch.
-EFFICIENCY = 0.3
-START = 2.0  # seconds that a process of its own takes to begin
-SHARE_OF_TIME = 3  # a batch is chosen such that so many steps fit into the time of one network and pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What is measured of whom.
-
-    Attributes:
-        batch: Images of a pass, halved where memory does not suffice.
-        fixed: Whether the batch was asked for; otherwise it is halved as well where steps would be too long.
-        largest: Multiply-adds of a forward pass for one image, in units of 10^9, above which a network is
-            not run; None for no limit.
-        together: How many networks take turns at most.
-    """
-
-    batch: int = 8
-    fixed: bool = False
-    largest: float | None = None
-    together: int = 8
-
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"batch must be at least 1, got {self.batch}")
-
+from .records import NOT_RUN, Measured, Row, blank
 
 Report = Callable[[str, float], None]
 
@@ -63,19 +36,6 @@ class _Work:
 
     def finish(self, seconds: float) -> None:
         self.done += seconds
-
-
-@dataclass
-class _Contender:
-    entry: Entry
-    cost: Cost
-    batch: int
-    peak_mib: float = NONE
-    notes: list[str] = field(default_factory=list)
-    run: Callable[[], object] | None = None
-    first: Timing = field(default_factory=Timing)
-    rounds: int = 0
-    expected: float = 0.0  # seconds of its whole share of the bench
 
 
 def check(entries: Sequence[Entry], settings: Settings, limits: Limits) -> None:
@@ -126,25 +86,24 @@ def measure(
     for _, place in kept.values():
         _require_alike(place, where)
     number = max((row.group for row, _ in kept.values()), default=0)
-    order = [_blank(bench, entry, which).key for entry in entries for which in settings.passes]
+    order = [blank(bench, entry, which).key for entry in entries for which in settings.passes]
     rows: dict[tuple[str, ...], Measured] = dict(kept)
-    speed = EFFICIENCY * machine.gflops * 1e9
-    groups = {
-        which: list(_groups(_contenders(bench, which, entries, settings, limits, speed, rows, where), limits))
+    lineups = {
+        which: list(groups(contenders(bench, which, entries, settings, limits, rows, where), limits))
         for which in settings.passes
     }
-    shares = [each.expected for found in groups.values() for group in found for each in group]
-    work = _Work(report, sum(shares))
+    everybody = [each for found in lineups.values() for group in found for each in group]
+    work = _Work(report, sum(each.probe + each.step + each.sampling for each in everybody))
 
     def ordered() -> list[Measured]:
         return [rows[key] for key in order if key in rows]
 
     save(ordered())
-    for turn in range(max(map(len, groups.values()), default=0)):
+    for turn in range(max(map(len, lineups.values()), default=0)):
         for which in settings.passes:
-            if turn >= len(groups[which]):
+            if turn >= len(lineups[which]):
                 continue
-            for group in _fitting(groups[which][turn], which, settings, work):
+            for group in _fitting(lineups[which][turn], which, settings, work):
                 number += 1
                 place = provenance(
                     settings.dtype,
@@ -159,69 +118,16 @@ def measure(
     return ordered()
 
 
-def _contenders(
-    bench: str,
-    which: Pass,
-    entries: Sequence[Entry],
-    settings: Settings,
-    limits: Limits,
-    speed: float,
-    rows: dict[tuple[str, ...], Measured],
-    where: Provenance,
-) -> Iterator[_Contender]:
-    """Yield those still to be measured; who cannot be gets a row now."""
-    for entry in entries:
-        blank = _blank(bench, entry, which)
-        if blank.key in rows:
-            continue
-        if reason := absent(entry):
-            rows[blank.key] = replace(blank, note=f"{NOT_RUN}: {reason}"), where
-            continue
-        known = cost(entry)
-        blank = replace(blank, parameters=known.parameters, macs=known.macs, wanted_batch=limits.batch)
-        if limits.largest is not None and known.macs > 1e9 * limits.largest:
-            reason = f"{known.macs / 1e9:.1f} GMAC, more than the largest that was asked for"
-            rows[blank.key] = replace(blank, note=f"{NOT_RUN}: {reason}"), where
-            continue
-        yield _contender(entry, known, which, settings, limits, speed)
-
-
-def _contender(
-    entry: Entry, known: Cost, which: Pass, settings: Settings, limits: Limits, speed: float
-) -> _Contender:
-    image = 2 * known.macs * (3 if which == "train" else 1) / speed  # seconds
-    batch = limits.batch
-    while not limits.fixed and batch > 1 and batch * image > settings.max_seconds / SHARE_OF_TIME:
-        batch //= 2
-    made = _Contender(entry=entry, cost=known, batch=batch)
-    if batch < limits.batch:
-        made.notes.append(f"batch {batch}: steps of {limits.batch} images would take too long")
-    step = batch * image
-    probe = START + step if settings.memory else 0.0
-    made.expected = probe + step + min(settings.rounds * step, settings.max_seconds)
-    return made
-
-
-def _groups(contenders: Iterator[_Contender], limits: Limits) -> Iterator[list[_Contender]]:
-    group: list[_Contender] = []
-    for contender in contenders:
-        group.append(contender)
-        if len(group) == limits.together:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
 def _fitting(
-    group: list[_Contender], which: Pass, settings: Settings, work: _Work
-) -> Iterator[list[_Contender]]:
+    group: list[Contender], which: Pass, settings: Settings, work: _Work
+) -> Iterator[list[Contender]]:
     """Measure peaks, with batches that fit, and split a group whose members do not fit in memory together."""
-    kept: list[_Contender] = []
+    kept: list[Contender] = []
     for contender in group:
         if settings.memory:
             work.begin(f"{contender.entry.title}: {_WORDS[which]}, memory in its own process")
             _probe(contender, which, settings)
+            work.finish(contender.probe)
         free = SHARE * free_memory(torch.device(settings.device)) / 2**20
         if kept and _together_mib([*kept, contender], which) > free:
             yield kept
@@ -234,7 +140,7 @@ def _fitting(
 _WORDS = {"train": "training step", "eval": "inference"}
 
 
-def _together_mib(group: list[_Contender], which: Pass) -> float:
+def _together_mib(group: list[Contender], which: Pass) -> float:
     """What a group holds at once: everybody's weights, gradients and momenta, and one's temporaries."""
     copies = 3 if which == "train" else 1
     weights = sum(4 * copies * each.cost.parameters for each in group) / 2**20
@@ -242,7 +148,7 @@ def _together_mib(group: list[_Contender], which: Pass) -> float:
     return weights + max(peaks, default=0.0)
 
 
-def _probe(contender: _Contender, which: Pass, settings: Settings) -> None:
+def _probe(contender: Contender, which: Pass, settings: Settings) -> None:
     while True:
         found = peak_mib(_step(contender, which, settings))
         if not isinstance(found, str):
@@ -255,7 +161,7 @@ def _probe(contender: _Contender, which: Pass, settings: Settings) -> None:
             return
 
 
-def _halve(contender: _Contender, why: str) -> bool:
+def _halve(contender: Contender, why: str) -> bool:
     """Go on with half the batch and say so, or say that there is no half."""
     if contender.batch == 1:
         contender.notes.append(f"{NOT_RUN}: {why} even with one image")
@@ -266,7 +172,7 @@ def _halve(contender: _Contender, why: str) -> bool:
     return True
 
 
-def _step(contender: _Contender, which: Pass, settings: Settings) -> Step:
+def _step(contender: Contender, which: Pass, settings: Settings) -> Step:
     return Step(
         entry=contender.entry,
         which=which,
@@ -280,7 +186,7 @@ def _step(contender: _Contender, which: Pass, settings: Settings) -> Step:
 
 def _take_turns(
     bench: str,
-    group: list[_Contender],
+    group: list[Contender],
     which: Pass,
     settings: Settings,
     limits: Limits,
@@ -294,13 +200,13 @@ def _take_turns(
         if contender.run is not None:
             seconds = contender.first.wall[0] / 1e3
             contender.rounds = max(1, min(settings.rounds, int(settings.max_seconds / seconds)))
-        work.finish(contender.expected / 2)
+        work.finish(contender.step)
     running = {f"{place}": each for place, each in enumerate(group) if each.run is not None}
     names = ", ".join(each.entry.title for each in running.values())
 
     def tick(name: str) -> None:
         each = running[name]
-        work.finish(each.expected / 2 / each.rounds)
+        work.finish(each.sampling / each.rounds)
         work.begin(f"{_WORDS[which]} in turn: {names}")
 
     work.begin(f"{_WORDS[which]} in turn: {names}")
@@ -318,7 +224,7 @@ def _take_turns(
     gc.collect()
 
 
-def _start(contender: _Contender, which: Pass, settings: Settings, watch: Stopwatch) -> None:
+def _start(contender: Contender, which: Pass, settings: Settings, watch: Stopwatch) -> None:
     """Make the first call, with half the batch as long as memory does not suffice."""
     while contender.batch:
         timing = Timing()
@@ -337,40 +243,11 @@ def _start(contender: _Contender, which: Pass, settings: Settings, watch: Stopwa
         _halve(contender, SHORT[0])
 
 
-def _blank(bench: str, entry: Entry, which: Pass) -> Row:
-    row = Row(
-        bench=bench,
-        title=entry.title,
-        family=entry.family,
-        model=entry.model,
-        options=entry.settings,
-        size=sides(entry.size),
-        mode=which,
-        maps_gib=NONE if entry.maps_gib is None else entry.maps_gib,
-    )
-    said = entry.published
-    if said is None:
-        return row
-    return replace(
-        row,
-        published_source=said.source,
-        published_top1=_or_none(said.top1),
-        published_parameters_m=_or_none(said.parameters_m),
-        published_examples_per_s=_or_none(said.examples_per_s),
-        published_seconds=_or_none(said.seconds),
-        published_memory=said.memory,
-    )
-
-
-def _or_none(value: float | None) -> float:
-    return NONE if value is None else value
-
-
 def _row(
-    bench: str, contender: _Contender, which: Pass, timing: Timing | None, limits: Limits, number: int
+    bench: str, contender: Contender, which: Pass, timing: Timing | None, limits: Limits, number: int
 ) -> Row:
-    blank = replace(
-        _blank(bench, contender.entry, which),
+    row = replace(
+        blank(bench, contender.entry, which),
         batch=contender.batch,
         wanted_batch=limits.batch,
         parameters=contender.cost.parameters,
@@ -380,12 +257,12 @@ def _row(
         peak_mib=contender.peak_mib,
     )
     if timing is None:
-        return blank
+        return row
     wall, cpu = quantiles(timing.wall), quantiles(timing.cpu or [NONE])
     if timing.single:
-        blank = replace(blank, note="; ".join([*contender.notes, "one step, without a warm-up"]))
+        row = replace(row, note="; ".join([*contender.notes, "one step, without a warm-up"]))
     return replace(
-        blank,
+        row,
         wall_ms=wall[0],
         wall_q20=wall[1],
         wall_q80=wall[2],

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 
+from lambdanets.bench.figures import NAMES
 from lambdanets.bench.passes import Pass
 from lambdanets.bench.records import Provenance
-from lambdanets.bench.tables import SINGLE, Table, number, page, provenance_line, times
+from lambdanets.bench.tables import CLOCKS, SINGLE, Clock, Table, number, page, provenance_line, times
 
 from .matched import BASELINES, MEASURES, ratios
 from .published import FIGURE4, REFERENCES, RESNET_RS, TABLE19
-from .records import NOT_RUN, Measured, Row
+from .records import NOT_RUN, Measured, Row, by_processor
 
 TITLES: dict[Pass, str] = {"train": "Training step", "eval": "Inference"}
 SHORT: dict[Pass, str] = {"train": "training", "eval": "inference"}
@@ -41,8 +43,14 @@ TABLE4_METHOD = (
 )
 
 
-def make_tables(rows: Sequence[Row]) -> list[Table]:
-    """Return the tables that the rows are for."""
+def make_tables(measured: Sequence[Measured], clock: Clock = "wall") -> list[Table]:
+    """Return the tables that the rows are for.
+
+    Args:
+        measured: The rows with their provenance.
+        clock: Which of the two times is shown.
+    """
+    rows = [row for row, _ in (by_processor(measured) if clock == "process" else measured)]
     bench = rows[0].bench
     if bench in REFERENCES:
         return [_speed(rows, bench), _memory(rows, bench)]
@@ -51,17 +59,22 @@ def make_tables(rows: Sequence[Row]) -> list[Table]:
     return [_throughput(rows, mode) for mode in _modes(rows)]
 
 
-def words(bench: str) -> list[str]:
+def words(bench: str, clock: Clock = "wall") -> list[str]:
     """Return the paragraphs that the tables of a bench need."""
+    times = [f"Times measured here are {CLOCKS[clock]}."] if clock == "process" else []
     more = {"race": [RACERS, RATIO_METHOD], "table4": [TABLE4_METHOD]}
-    return [LEGEND, *more.get(bench, [])]
+    return [LEGEND, *times, *more.get(bench, [])]
 
 
-def markdown(measured: Sequence[Measured], figures: Iterable[str] = ()) -> str:
+def markdown(measured: Sequence[Measured], figures: Iterable[str] = (), clock: Clock = "wall") -> str:
     """Return the report of a bench of networks."""
-    rows = [row for row, _ in measured]
-    bench = rows[0].bench
-    return page(f"lambdanets bench {bench}", [places(measured), *words(bench)], make_tables(rows), figures)
+    bench = measured[0][0].bench
+    return page(
+        f"lambdanets bench {bench}",
+        [places(measured), *words(bench, clock)],
+        make_tables(measured, clock),
+        figures,
+    )
 
 
 def places(measured: Sequence[Measured]) -> str:
@@ -236,13 +249,18 @@ def _mib(value: float) -> str:
 
 
 def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Each reason once, with those it is for."""
-    reasons: dict[str, list[str]] = {}
+    """Each reason once, with those it is for; a pass is named where it is not for all."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    modes = {row.mode for row in rows}
     for row in rows:
         if row.note:
-            reasons.setdefault(row.note, []).append(f"{row.title} {TITLES[_mode(row)].lower()}")
-    return tuple(f"{', '.join(who)}: {note}" for note, who in reasons.items())
+            name = f"{row.family} {row.title}".strip()
+            reasons.setdefault(row.note, {}).setdefault(name, []).append(row.mode)
+    return tuple(
+        f"{', '.join(_of_passes(name, found, modes) for name, found in who.items())}: {note}"
+        for note, who in reasons.items()
+    )
 
 
-def _mode(row: Row) -> Pass:
-    return "train" if row.mode == "train" else "eval"
+def _of_passes(name: str, found: Sequence[str], modes: AbstractSet[str]) -> str:
+    return name if set(found) == modes else f"{name} ({', '.join(NAMES[mode] for mode in found)})"
