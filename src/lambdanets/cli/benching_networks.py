@@ -103,7 +103,7 @@ def models(*, options: Annotated[ModelOptions, conf.OmitArgPrefixes]) -> int:
         sizes = [word for word in (options.sizes or "").split(",") if word.strip()]
         return networks.entries(words, sizes)
 
-    return _bench("models", options, chosen, must_exist=True, together=TOGETHER)
+    return _bench("models", options, chosen, typed=True, together=TOGETHER)
 
 
 def race(*, options: Annotated[Options, conf.OmitArgPrefixes]) -> int:
@@ -115,7 +115,7 @@ def race(*, options: Annotated[Options, conf.OmitArgPrefixes]) -> int:
     Args:
         options: How it is measured.
     """
-    return _bench("race", options, networks.racers, must_exist=False, together=TOGETHER_IN_RACE)
+    return _bench("race", options, networks.racers, typed=False, together=TOGETHER_IN_RACE)
 
 
 def table4(*, options: Annotated[TableOptions, conf.OmitArgPrefixes]) -> int:
@@ -155,12 +155,13 @@ def _table(name: str, options: TableOptions) -> int:
         size = networks.read_size(options.size)
         return [replace(entry, size=size) for entry in rows]
 
-    return _bench(name, options, chosen, must_exist=False, together=TOGETHER)
+    return _bench(name, options, chosen, typed=False, together=TOGETHER)
 
 
 def _bench(
-    name: str, options: Options, chosen: Callable[[], Sequence[Entry]], *, must_exist: bool, together: int
+    name: str, options: Options, chosen: Callable[[], Sequence[Entry]], *, typed: bool, together: int
 ) -> int:
+    """Run a bench of networks; what was typed is checked before, a row of the paper may have no network."""
     out = options.out or Path(f"runs/bench-{name}")
     path = out / f"{name}.csv"
     with usage():
@@ -185,10 +186,8 @@ def _bench(
                 largest=options.largest,
                 together=together,
             )
-            # A paper's row may be of a network that this version does not have; a name that was typed not.
-            networks.check(
-                entries if must_exist else [e for e in entries if not networks.absent(e)], settings, limits
-            )
+            if typed:
+                networks.check(entries, settings, limits)
             earlier = networks.read(path, name) if options.resume and path.exists() else []
     out.mkdir(parents=True, exist_ok=True)
     if options.from_ is None:

@@ -2,7 +2,6 @@
 
 from .entries import Entry as Entry
 from .entries import Published as Published
-from .entries import absent as absent
 from .entries import cost as cost
 from .entries import entries as entries
 from .entries import read_size as read_size

@@ -15,7 +15,7 @@ from lambdanets.bench.passes import Pass
 from lambdanets.bench.race import SHARE, Settings
 from lambdanets.bench.records import NONE, Provenance, provenance
 
-from .entries import Entry, cost
+from .entries import Entry, absent, cost
 from .lineup import Contender, Limits, contenders, groups
 from .passes import Step
 from .records import NOT_RUN, Measured, Row, blank
@@ -88,6 +88,9 @@ def measure(
     number = max((row.group for row, _ in kept.values()), default=0)
     order = [blank(bench, entry, which).key for entry in entries for which in settings.passes]
     rows: dict[tuple[str, ...], Measured] = dict(kept)
+    for entry in entries:
+        report(f"{entry.title}: parameters and multiply-adds", 0.0)
+        absent(entry)  # seconds for the largest; kept, so that nobody waits for it again
     lineups = {
         which: list(groups(contenders(bench, which, entries, settings, limits, rows, where), limits))
         for which in settings.passes
