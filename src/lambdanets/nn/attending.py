@@ -1,4 +1,4 @@
-"""What the attention modules share: projections, relative logits, and attention under an additive bias."""
+"""What the attention modules share: their frame, projections, relative logits, attention under a bias."""
 
 from __future__ import annotations
 
@@ -8,19 +8,6 @@ from torch import Tensor, nn
 
 from .folding import foldable, project
 from .layout import contiguous_gradient
-
-
-def check_heads(dim: int, dim_out: int, num_heads: int) -> None:
-    """Refuse widths that the heads cannot share.
-
-    Raises:
-        ValueError: If a size is below 1, or `num_heads` does not divide `dim_out`.
-    """
-    for name, size in {"dim": dim, "dim_out": dim_out, "num_heads": num_heads}.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-    if dim_out % num_heads:
-        raise ValueError(f"dim_out must be a multiple of num_heads={num_heads}, got {dim_out}")
 
 
 class Projections(nn.Module):
@@ -77,6 +64,57 @@ class Projections(nn.Module):
         else:
             y = contiguous_gradient(self.norm(self.conv(x)))
         return y.unflatten(1, (3, self.num_heads, -1))
+
+
+class SelfAttention2d(nn.Module):
+    """What the self-attention modules on images share; each says in `_attend` how positions are mixed.
+
+    Args:
+        dim: Channels of the input.
+        dim_out: Channels of the output; `dim` if None.
+        num_heads: Heads, a divisor of `dim_out`.
+
+    Raises:
+        ValueError: If a size is below 1, or `num_heads` does not divide `dim_out`.
+    """
+
+    def __init__(self, dim: int, dim_out: int | None, num_heads: int) -> None:
+        super().__init__()
+        self.dim, self.dim_out, self.num_heads = dim, dim if dim_out is None else dim_out, num_heads
+        for name, size in {"dim": dim, "dim_out": self.dim_out, "num_heads": num_heads}.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if self.dim_out % num_heads:
+            raise ValueError(f"dim_out must be a multiple of num_heads={num_heads}, got {self.dim_out}")
+        self.dim_head = self.dim_out // num_heads
+
+    def reset_parameters(self) -> None:
+        """Fan-in for the projections, fresh norms, N(0, 1/d) for the embeddings."""
+        for part in self.children():
+            assert isinstance(part, Projections | nn.BatchNorm2d)
+            part.reset_parameters()
+        for positions in self.parameters(recurse=False):
+            nn.init.normal_(positions, std=self.dim_head**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            x: Input of shape (b dim height width), any height and width.
+
+        Returns:
+            Tensor of shape (b dim_out height width), in the memory format of `x`.
+
+        Raises:
+            ValueError: If the shape of `x` is another.
+        """
+        return self._attend(x)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, {self.dim_out}, num_heads={self.num_heads}"
 
 
 def offsets_table(table: Tensor, length: int) -> Tensor:

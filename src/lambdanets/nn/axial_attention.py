@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.context import Grid
-from .attending import Projections, attend, check_heads, offsets_table
-from .layout import contiguous_gradient
+from .attending import Projections, SelfAttention2d, attend, offsets_table
+from .layout import contiguous_gradient, is_channels_last
 from .positions import table_shape
 
 
-class AxialAttention2d(nn.Module):
+class AxialAttention2d(SelfAttention2d):
     """Every position attends to its column, then every position of the result to its row.
 
     On each axis `y[n] = sum_m softmax_m(q[n] . (k[m] + positions[m - n]) / sqrt(d)) v[m]` in each head of
@@ -49,10 +49,7 @@ class AxialAttention2d(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.dim, self.dim_out, self.num_heads = dim, dim if dim_out is None else dim_out, num_heads
-        check_heads(dim, self.dim_out, num_heads)
-        self.dim_head = self.dim_out // num_heads
+        super().__init__(dim, dim_out, num_heads)
         factory = {"device": device, "dtype": dtype}
         height, width = table_shape(None, grid, 2)
         self.along_height = Projections(dim, self.dim_out, num_heads, batch_norm=True, **factory)
@@ -62,33 +59,16 @@ class AxialAttention2d(nn.Module):
         self.positions_width = nn.Parameter(torch.empty(width, self.dim_head, **factory))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Fan-in for the projections, N(0, 1/d) for the embeddings."""
-        for module in (self.along_height, self.norm, self.along_width):
-            module.reset_parameters()
-        nn.init.normal_(self.positions_height, std=self.dim_head**-0.5)
-        nn.init.normal_(self.positions_width, std=self.dim_head**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend along the height, then along the width.
-
-        Args:
-            x: Input of shape (b dim height width), any height and width.
-
-        Returns:
-            Tensor of shape (b dim_out height width), in the memory format of `x`.
-
-        Raises:
-            ValueError: If the shape of `x` is another.
-        """
+    def _attend(self, x: Tensor) -> Tensor:
         columns = self.along_height(x).permute(1, 0, 5, 2, 4, 3)  # qkv b width h height d
-        y = self._attend(columns, self.positions_height).permute(0, 2, 4, 3, 1)
-        y = contiguous_gradient(self.norm(y.flatten(1, 2).contiguous(memory_format=_format(x))))
+        layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+        y = self._attend_along(columns, self.positions_height).permute(0, 2, 4, 3, 1)
+        y = contiguous_gradient(self.norm(y.flatten(1, 2).contiguous(memory_format=layout)))
         rows = self.along_width(y).permute(1, 0, 4, 2, 5, 3)  # qkv b height h width d
-        y = self._attend(rows, self.positions_width).permute(0, 2, 4, 1, 3)
-        return y.flatten(1, 2).contiguous(memory_format=_format(x))
+        y = self._attend_along(rows, self.positions_width).permute(0, 2, 4, 1, 3)
+        return y.flatten(1, 2).contiguous(memory_format=layout)
 
-    def _attend(self, qkv: Tensor, positions: Tensor) -> Tensor:
+    def _attend_along(self, qkv: Tensor, positions: Tensor) -> Tensor:
         """Attention on the last axis but one of (qkv, b, lines, h, length, d), returned without the first."""
         q, k, v = qkv.flatten(1, 2).contiguous()
         q = q * self.dim_head**-0.5
@@ -98,9 +78,4 @@ class AxialAttention2d(nn.Module):
 
     def extra_repr(self) -> str:
         grid = tuple((len(table) + 1) // 2 for table in (self.positions_height, self.positions_width))
-        return f"{self.dim}, {self.dim_out}, num_heads={self.num_heads}, grid={grid}"
-
-
-def _format(x: Tensor) -> torch.memory_format:
-    channels_last = x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
+        return f"{super().extra_repr()}, grid={grid}"

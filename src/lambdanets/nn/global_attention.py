@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.context import Grid
-from .attending import Projections, check_heads, offsets_table
+from .attending import Projections, SelfAttention2d, offsets_table
 from .layout import to_channels
 from .positions import table_shape
 from .separable import separable_attention
 
 
-class GlobalAttention2d(nn.Module):
+class GlobalAttention2d(SelfAttention2d):
     """Every position attends to every other, by content and by relative height and width.
 
     `y[b,h,n] = sum_m softmax_m(q[n] . (k[m] + rows[y_m - y_n] + columns[x_m - x_n]) / sqrt(d)) v[m]` in each
@@ -51,10 +51,7 @@ class GlobalAttention2d(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.dim, self.dim_out, self.num_heads = dim, dim if dim_out is None else dim_out, num_heads
-        check_heads(dim, self.dim_out, num_heads)
-        self.dim_head = self.dim_out // num_heads
+        super().__init__(dim, dim_out, num_heads)
         factory = {"device": device, "dtype": dtype}
         self.projections = Projections(dim, self.dim_out, num_heads, **factory)
         height, width = table_shape(None, grid, 2)
@@ -62,24 +59,7 @@ class GlobalAttention2d(nn.Module):
         self.positions_width = nn.Parameter(torch.empty(width, self.dim_head, **factory))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Fan-in for the projections, N(0, 1/d) for the embeddings, as the source has it."""
-        self.projections.reset_parameters()
-        nn.init.normal_(self.positions_height, std=self.dim_head**-0.5)
-        nn.init.normal_(self.positions_width, std=self.dim_head**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend.
-
-        Args:
-            x: Input of shape (b dim height width), any height and width.
-
-        Returns:
-            Tensor of shape (b dim_out height width), in the memory format of `x`.
-
-        Raises:
-            ValueError: If the shape of `x` is another.
-        """
+    def _attend(self, x: Tensor) -> Tensor:
         q, k, v = self.projections(x).flatten(4).mT.contiguous().unbind(1)  # b h n d
         height, width = x.shape[-2:]
         q = q * self.dim_head**-0.5
@@ -97,4 +77,4 @@ class GlobalAttention2d(nn.Module):
 
     def extra_repr(self) -> str:
         grid = tuple((len(table) + 1) // 2 for table in (self.positions_height, self.positions_width))
-        return f"{self.dim}, {self.dim_out}, num_heads={self.num_heads}, grid={grid}"
+        return f"{super().extra_repr()}, grid={grid}"

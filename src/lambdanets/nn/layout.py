@@ -37,9 +37,14 @@ def contiguous_gradient(x: Tensor) -> Tensor:
     return _ContiguousGradient.apply(x) if x.shape[0] == 1 and torch.is_grad_enabled() else x
 
 
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of b c *grid lie side by side in memory; where both orders are one, no."""
+    return x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous()
+
+
 def to_channels(y: Tensor, x: Tensor) -> Tensor:
     """From b h n v to channels, head-major, on the grid and in the memory format of `x`."""
-    if x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous():
+    if is_channels_last(x):
         by_position = y.transpose(1, 2).flatten(2).contiguous()  # b n (h v)
         return by_position.mT.unflatten(2, x.shape[2:])
     return y.mT.flatten(1, 2).contiguous().unflatten(2, x.shape[2:])

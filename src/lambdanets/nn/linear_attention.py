@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops.products import no_autocast
-from .attending import Projections, check_heads
+from .attending import Projections, SelfAttention2d
 from .layout import to_channels
 
 
-class LinearAttention2d(nn.Module):
+class LinearAttention2d(SelfAttention2d):
     """Attention in time and memory linear in the positions, without positions (efficient attention).
 
     `y[b,h,n] = softmax_d(q[n]) . sum_m softmax_m(k[m]) v[m]` in each head h: keys are normalised over the
@@ -43,28 +43,11 @@ class LinearAttention2d(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.dim, self.dim_out, self.num_heads = dim, dim if dim_out is None else dim_out, num_heads
-        check_heads(dim, self.dim_out, num_heads)
+        super().__init__(dim, dim_out, num_heads)
         self.projections = Projections(dim, self.dim_out, num_heads, device=device, dtype=dtype)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Fan-in for the projections."""
-        self.projections.reset_parameters()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend.
-
-        Args:
-            x: Input of shape (b dim height width), any height and width.
-
-        Returns:
-            Tensor of shape (b dim_out height width), in the memory format of `x`.
-
-        Raises:
-            ValueError: If the shape of `x` is another.
-        """
+    def _attend(self, x: Tensor) -> Tensor:
         q, k, v = self.projections(x).flatten(4).unbind(1)  # b h d n
         # In half precision the weights of many positions would vanish.
         wide = torch.promote_types(k.dtype, torch.float32)
@@ -72,6 +55,3 @@ class LinearAttention2d(nn.Module):
             summary = k.to(wide).softmax(-1) @ v.to(wide).mT  # b h d v
             y = q.to(wide).softmax(-2).mT @ summary
         return to_channels(y.to(v.dtype), x)
-
-    def extra_repr(self) -> str:
-        return f"{self.dim}, {self.dim_out}, num_heads={self.num_heads}"

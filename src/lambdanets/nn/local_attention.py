@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attending import Projections, attend, check_heads
+from .attending import Projections, SelfAttention2d, attend
 from .layout import to_channels
 
 ONE_TILE = 2
@@ -65,7 +65,7 @@ class _Axis:
         return entry.clamp(0, self.window - 1), visible
 
 
-class LocalAttention2d(nn.Module):
+class LocalAttention2d(SelfAttention2d):
     """Every position attends to the window round it, by content and relative position.
 
     `y[n] = sum_{m in window(n)} softmax_m(q[n] . (k[m] + [rows[y_m-y_n], columns[x_m-x_n]]) / sqrt(d)) v[m]`
@@ -106,9 +106,7 @@ class LocalAttention2d(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.dim, self.dim_out, self.num_heads = dim, dim if dim_out is None else dim_out, num_heads
-        check_heads(dim, self.dim_out, num_heads)
+        super().__init__(dim, dim_out, num_heads)
         if window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
         if self.dim_out % (2 * num_heads):
@@ -116,7 +114,7 @@ class LocalAttention2d(nn.Module):
                 f"each head needs an even number of channels, half for rows and half for columns: dim_out "
                 f"must be a multiple of 2 * num_heads={2 * num_heads}, got {self.dim_out}"
             )
-        self.dim_head, self.window = self.dim_out // num_heads, window
+        self.window = window
         factory = {"device": device, "dtype": dtype}
         self.projections = Projections(dim, self.dim_out, num_heads, **factory)
         table = (num_heads, window, self.dim_head // 2)
@@ -124,24 +122,7 @@ class LocalAttention2d(nn.Module):
         self.positions_width = nn.Parameter(torch.empty(table, **factory))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Fan-in for the projections, N(0, 1/d) for the embeddings."""
-        self.projections.reset_parameters()
-        nn.init.normal_(self.positions_height, std=self.dim_head**-0.5)
-        nn.init.normal_(self.positions_width, std=self.dim_head**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend.
-
-        Args:
-            x: Input of shape (b dim height width), any height and width.
-
-        Returns:
-            Tensor of shape (b dim_out height width), in the memory format of `x`.
-
-        Raises:
-            ValueError: If the shape of `x` is another.
-        """
+    def _attend(self, x: Tensor) -> Tensor:
         qkv = self.projections(x)  # b 3 h d height width
         high, wide = (_Axis.of(length, self.window) for length in x.shape[-2:])
         q = F.pad(
@@ -174,4 +155,4 @@ class LocalAttention2d(nn.Module):
         return bias.flatten(6).flatten(4, 5).flatten(0, 2)
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, {self.dim_out}, num_heads={self.num_heads}, window={self.window}"
+        return f"{super().extra_repr()}, window={self.window}"
