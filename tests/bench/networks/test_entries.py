@@ -3,7 +3,8 @@
 import pytest
 import timm
 
-from lambdanets.bench.networks import Entry, absent, cost, entries
+from lambdanets.bench.networks import Entry, cost, entries
+from lambdanets.bench.networks.entries import absent
 from lambdanets.models import create_model
 
 
