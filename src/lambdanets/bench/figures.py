@@ -233,7 +233,7 @@ def frame(figure: Any, title: str, where: Provenance, sources: str = "") -> None
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
     commit = f" ({where.commit})" if where.commit else ""
     figure.supxlabel(
-        f"{where.processor}, {threads(where)}, {where.dtype}, torch {where.torch}, lambdanets "
+        f"{where.processor}, {threads(where.threads)}, {where.dtype}, torch {where.torch}, lambdanets "
         f"{where.lambdanets}{commit}, {where.date.split()[0]}" + (f"\n{sources}" if sources else ""),
         x=0.01, ha="left", fontsize=7, color=SOFT,
     )  # fmt: skip
@@ -242,6 +242,8 @@ def frame(figure: Any, title: str, where: Provenance, sources: str = "") -> None
 def save(figure: Any, path: Path) -> Path:
     """Write a figure beside its place and rename it into it; the name says which format."""
     temporary = path.with_name(f"{path.name}.part")
-    figure.savefig(temporary, format=path.suffix[1:], facecolor="white")
+    kind = path.suffix[1:]
+    metadata = {"Date": None} if kind == "svg" else {}  # the same rows give the same file
+    figure.savefig(temporary, format=kind, facecolor="white", metadata=metadata)
     temporary.replace(path)
     return path

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from importlib import metadata
@@ -142,7 +142,7 @@ def write_rows(path: Path, kind: type, rows: Iterable[tuple[Any, Provenance]]) -
         table.writerow([*names, *(field.name for field in fields(Provenance))])
         for row, where in rows:
             values = (getattr(row, name) for name in names)
-            table.writerow([*map(_cell, values), *map(_cell, asdict(where).values())])
+            table.writerow([*map(cell, values), *map(cell, asdict(where).values())])
     temporary.replace(path)
 
 
@@ -172,7 +172,7 @@ def read_rows(path: Path, kind: type, command: str) -> list[tuple[Any, Provenanc
     if not rows:
         raise ValueError(f"{path} holds no measurements")
     try:
-        return [(_parse(kind, row), _parse(Provenance, row)) for row in rows]
+        return [(parse(kind, row), parse(Provenance, row)) for row in rows]
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a table of `{command}`: {error}") from error
 
@@ -207,13 +207,20 @@ def provenance(dtype: torch.dtype, device: str, threads: int, machine: Machine) 
     )
 
 
-def _cell(value: object) -> object:
+def cell(value: object) -> object:
+    """Return what stands in a file for a field's value; nothing for what was not measured."""
     if not isinstance(value, float):
         return value
     return "" if math.isnan(value) else f"{value:.9g}"
 
 
-def _parse(kind: type, row: dict[str, str]):
+def parse(kind: type, row: Mapping[str, str]) -> Any:
+    """Return the dataclass of `str`, `int` and `float` fields that a row's words give.
+
+    Raises:
+        KeyError: A field is missing.
+        ValueError: A word is no number.
+    """
     values: dict[str, object] = {}
     for field in fields(kind):
         text = row[field.name]

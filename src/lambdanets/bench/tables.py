@@ -77,10 +77,10 @@ def page(command: str, words: Iterable[str], tables: Iterable[Table], figures: I
         lines = [
             f"## {made.title}",
             "",
-            _line(made.headings),
+            line(made.headings),
             "|---|---|" + "---:|" * (len(made.headings) - 2),
         ]
-        lines += [_line(row) for row in made.rows]
+        lines += [line(row) for row in made.rows]
         if made.notes:
             lines += ["", *(f"- {note}" for note in made.notes)]
         parts.append("\n".join(lines))
@@ -94,15 +94,15 @@ def provenance_line(where: Provenance) -> str:
     versions = ", ".join(f"{name.replace('_', '-')} {facts[name]}" for name in VERSIONS if facts[name])
     commit = f" ({where.commit})" if where.commit else ""
     return (
-        f"{where.processor}, {where.device}, {threads(where)}, {where.dtype}; matrix product "
+        f"{where.processor}, {where.device}, {threads(where.threads)}, {where.dtype}; matrix product "
         f"{where.gemm_gflops:,.0f} Gflop/s, copy {where.copy_gbs:,.0f} GB/s; load {where.load:.1f} at the "
         f"start; lambdanets {where.lambdanets}{commit}, {versions}; {where.system}; {where.date}"
     )
 
 
-def threads(where: Provenance) -> str:
+def threads(number: int) -> str:
     """Return the number of threads in words."""
-    return f"{where.threads} thread{'s' if where.threads != 1 else ''}"
+    return f"{number} thread{'s' if number != 1 else ''}"
 
 
 VERSIONS = ("torch", "timm", "lambda_networks", "python")
@@ -214,5 +214,6 @@ def _mib(row: Record) -> str:
     return "-" if math.isnan(row.peak_mib) else f"{row.peak_mib:,.1f}"
 
 
-def _line(cells: Iterable[str]) -> str:
+def line(cells: Iterable[str]) -> str:
+    """Return a row of a table in markdown."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lambdanets.bench.figures import INK, OURS, QUIET, SOFT, save
+
 from .records import Record
 from .report import ONE_SEED, Result, provenance_line, results, title
 
-INK, SOFT, QUIET = "#2b2f36", "#6b7380", "#d9dde3"
-LAMBDA, ATTENTION, CONVOLUTION = "#c8472f", "#33628f", "#a07d43"
+ATTENTION, CONVOLUTION = "#33628f", "#a07d43"
 # Where a name may stand, from its point, in points.
 PLACES = [
     (side * length, rise)
@@ -50,20 +51,13 @@ def draw_figures(records: Sequence[Record], folder: Path) -> list[Path]:
         right.set_xlabel(f"training images per {unit} (right is faster)", fontsize=9, color=INK)
         figure.draw_without_rendering()  # the layout is settled now: names can be placed in pixels
         _name_points(right, found, speeds, renderer)
-        made = []
-        for kind, metadata in (("png", {}), ("svg", {"Date": None})):
-            path = folder / f"study.{kind}"
-            temporary = path.with_name(f"{path.name}.part")
-            figure.savefig(temporary, format=kind, facecolor="white", metadata=metadata)
-            temporary.replace(path)
-            made.append(path)
-    return made
+        return [save(figure, folder / f"study.{kind}") for kind in ("png", "svg")]
 
 
 def colour(result: Result) -> str:
     """Return the colour of a contender's family."""
     if result.name.startswith("lambda"):
-        return LAMBDA
+        return OURS
     return CONVOLUTION if result.name in ("conv", "se") else ATTENTION
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+
+from lambdanets.bench.records import cell, parse
 
 from .settings import Cell, StudyFiles
-
-NONE = math.nan  # a number that was not measured; an empty cell in the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,26 +96,14 @@ def read(path: Path) -> list[Record]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         try:
-            return [parse(row) for row in csv.DictReader(file)]
+            return [parse(Record, row) for row in csv.DictReader(file)]
         except (KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{path} is not a table of `lambdanets bench study`: {error!r}") from error
 
 
-def parse(row: Mapping[str, Any]) -> Record:
-    """Return a record from the words of its row."""
-    kinds = {"int": int, "float": lambda text: float(text) if text else NONE, "str": str}
-    return Record(**{field.name: kinds[str(field.type)](row[field.name]) for field in fields(Record)})
-
-
 def words(record: Record) -> dict[str, str]:
-    """Return the row of a record; `parse` gives it back."""
-    row = {}
-    for field in fields(Record):
-        value = getattr(record, field.name)
-        if isinstance(value, float):
-            value = "" if math.isnan(value) else f"{value:.9g}"
-        row[field.name] = str(value)
-    return row
+    """Return the row of a record; `bench.records.parse` gives it back."""
+    return {field.name: str(cell(getattr(record, field.name))) for field in fields(Record)}
 
 
 def append(files: StudyFiles, record: Record, history: Iterable[Mapping[str, float]]) -> None:
@@ -130,20 +116,20 @@ def append(files: StudyFiles, record: Record, history: Iterable[Mapping[str, flo
         record: the cell's row.
         history: its epochs.
     """
-    cell = {"contender": record.contender, "seed": str(record.seed)}
-    epochs = [{**cell, **{name: f"{value:.6g}" for name, value in epoch.items()}} for epoch in history]
-    _extend(files.curves, cell, epochs)
-    _extend(files.cells, cell, [words(record)])
+    which = {"contender": record.contender, "seed": str(record.seed)}
+    epochs = [{**which, **{name: f"{value:.6g}" for name, value in epoch.items()}} for epoch in history]
+    _extend(files.curves, which, epochs)
+    _extend(files.cells, which, [words(record)])
 
 
-def _extend(path: Path, cell: Mapping[str, str], added: list[dict[str, str]]) -> None:
+def _extend(path: Path, which: Mapping[str, str], added: list[dict[str, str]]) -> None:
     from lambdanets.train.checkpoint import write_text  # brings Lightning, which a report can do without
 
     kept: list[dict[str, str]] = []
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
-            kept = [row for row in rows if any(row[name] != value for name, value in cell.items())]
+            kept = [row for row in rows if any(row[name] != value for name, value in which.items())]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(added[0]), lineterminator="\n", restval="", extrasaction="ignore")
     writer.writeheader()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lambdanets.bench import Table
+from lambdanets.bench.tables import line, threads
 
 from .contenders import BASELINE
 from .records import Record
@@ -147,10 +148,10 @@ def notes(records: Sequence[Record]) -> tuple[str, ...]:
 def provenance_line(records: Sequence[Record]) -> str:
     """Return one line on the machine and the versions, of the newest row."""
     row = max(records, key=lambda record: record.date)
-    threads = f"{row.threads} thread{'s' if row.threads != 1 else ''}"
     commit = f" ({row.commit})" if row.commit else ""
     return (
-        f"{row.processor}, {row.device}, {threads} a process, {row.jobs} at once, {row.precision}; "
+        f"{row.processor}, {row.device}, {threads(row.threads)} a process, {row.jobs} at once, "
+        f"{row.precision}; "
         f"lambdanets {row.lambdanets}{commit}, torch {row.torch}, timm {row.timm}, python {row.python}; "
         f"{row.system}; {min(record.date for record in records)} to {row.date}"
     )
@@ -159,12 +160,12 @@ def provenance_line(records: Sequence[Record]) -> str:
 def markdown(records: Sequence[Record], figures: Iterable[str] = ()) -> str:
     """Return the report of a study: setup, table, models, figures."""
     table = summary_table(records)
-    lines = [_line(table.headings), "|---|" + "---:|" * (len(table.headings) - 1), *map(_line, table.rows)]
+    lines = [line(table.headings), "|---|" + "---:|" * (len(table.headings) - 1), *map(line, table.rows)]
     if table.notes:
         lines += ["", *(f"- {note}" for note in table.notes)]
     models = ["| contender | name | model | options |", "|---|---|---|---|"]
     models += [
-        _line((result.title, result.name, f"`{result.model}`", f"`{result.options}`"))
+        line((result.title, result.name, f"`{result.model}`", f"`{result.options}`"))
         for result in results(records)
     ]
     parts = [
@@ -177,7 +178,3 @@ def markdown(records: Sequence[Record], figures: Iterable[str] = ()) -> str:
         "\n".join(models),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

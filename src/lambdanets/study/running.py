@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lambdanets.bench.records import parse
 from lambdanets.train import RunError, load_run
 
-from .records import Record, append, parse, read
+from .records import Record, append, read
 from .settings import Cell, Study, StudyFiles
 
 POLL = 0.25  # seconds between looks at the processes
@@ -171,7 +172,7 @@ def _start(study: Study, files: StudyFiles, cell: Cell, jobs: int) -> subprocess
 def _take(files: StudyFiles, cell: Cell) -> Record:
     """Make the result of a cell a row, and free the disk of what only an unfinished run needs."""
     found = json.loads(files.result(cell).read_text(encoding="utf-8"))
-    record = parse(found["row"])
+    record = parse(Record, found["row"])
     append(files, record, found["epochs"])
     shutil.rmtree(files.run(cell) / "checkpoints", ignore_errors=True)
     return record

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lambdanets import bench
+from lambdanets.bench.records import NONE
 from lambdanets.train import TrainingInterrupted
 from lambdanets.train.typed import encode
 
 from .locking import locked
-from .records import NONE, Record, words
+from .records import Record, words
 from .settings import Cell, Study, StudyFiles, load_study
 
 if TYPE_CHECKING:
