@@ -1,7 +1,8 @@
-"""MKL's products, oneDNN's, and transforms, on one core: writes products.csv. `python products.py COMMIT`
+"""MKL's products, oneDNN's, and transforms, on one core: writes a file for the processor's instructions.
 
-Float32, one thread, processor seconds, medians. Shapes are those of the kernels' products; `gaps` is a right
-factor whose rows have gaps; the transforms are two-dimensional, 16 at a time.
+`python products.py COMMIT`. One thread, processor seconds, medians; float32, and PyTorch's products in half
+precision. Shapes are those of the kernels' products; `gaps` is a right factor whose rows have gaps; the
+transforms are two-dimensional, 16 at a time.
 """
 
 import csv
@@ -41,6 +42,10 @@ def measure() -> list[tuple[str, str, float]]:
         flops, shape = 2 * m * k * n, f"{m}x{k}x{n}"
         rows.append(("mkl", shape, flops / seconds(lambda a=a, b=b: a @ b)))
         rows.append(("onednn", shape, flops / seconds(lambda a=a, b=b: onednn(a, b))))
+    for dtype in (torch.bfloat16, torch.float16):
+        a, b = torch.randn(1024, 128).to(dtype), torch.randn(128, 128).to(dtype)
+        rate = 2 * 1024 * 128 * 128 / seconds(lambda a=a, b=b: a @ b)
+        rows.append((str(dtype).removeprefix("torch."), "1024x128x128", rate))
     a, b = torch.randn(256, 56), torch.randn(56, 2048)[:, :512]
     flops = 2 * 256 * 56 * 512
     rows.append(("onednn, gaps", "256x56x512", flops / seconds(lambda: onednn(a, b))))
@@ -58,7 +63,8 @@ def main(commit: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     provenance = [torch.__version__, platform.python_version(), date.today().isoformat(), commit]
-    with open(Path(__file__).parent / "products.csv", "w", newline="") as file:
+    path = Path(__file__).parent / f"products-{torch.backends.cpu.get_cpu_capability().lower()}.csv"
+    with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["what", "shape", "gflops", "torch", "python", "date", "commit"])
         for what, shape, rate in measure():

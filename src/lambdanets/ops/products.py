@@ -23,7 +23,7 @@ SLOW_ON_CPU = frozenset(
     if not (torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, supported)())
 )
 """The half precisions whose products this processor has no instructions for: PyTorch's loops for them are
-fifty times slower than float32."""
+many times slower than its products in float32 (`benchmarks/products`)."""
 
 
 def product_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
