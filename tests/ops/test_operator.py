@@ -41,10 +41,10 @@ def test_registration_is_sound(name: str, kernel: str) -> None:
     if not supported(name, kernel):
         return
     inputs = arguments(name, torch.float32)
-    torch.library.opcheck(position_output, (*inputs, kernel, kernel))
     g = torch.randn(2, 3, inputs[0].shape[2], 4, requires_grad=True)
-    for wanted in ([True, True, True], [False, True, False]):
-        torch.library.opcheck(position_gradients, (g, *inputs, kernel, kernel, wanted))
+    for order, wanted in (("hnv", [True, True, True]), ("hvn", [False, True, False]), ("nhv", [True, False, True])):
+        torch.library.opcheck(position_output, (*inputs, order, kernel, kernel))
+        torch.library.opcheck(position_gradients, (g, *inputs, order, kernel, kernel, wanted))
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
@@ -55,7 +55,7 @@ def test_gradients_of_gradients_are_right(name: str, kernel: str) -> None:
     *tensors, grid, keys, scope, dilation, causal = arguments(name)
 
     def call(*tensors: Tensor) -> Tensor:
-        return position_output(*tensors, grid, keys, scope, dilation, causal, kernel, kernel)
+        return position_output(*tensors, grid, keys, scope, dilation, causal, "hnv", kernel, kernel)
 
     torch.manual_seed(1)
     assert torch.autograd.gradcheck(call, tensors, fast_mode=True)

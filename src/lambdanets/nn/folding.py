@@ -1,12 +1,12 @@
-"""Projections and the batch norms after them as one projection, in evaluation without gradients.
+"""Projections as one: together with the batch norms after them in evaluation without gradients, else alone.
 
-Weights are folded anew at each call, which costs next to nothing beside the layer: a copy that is kept could
+Weights are joined anew at each call, which costs next to nothing beside the layer: a copy that is kept could
 miss a change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,27 +14,63 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .layout import dense_like
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 Part = tuple[Tensor, Tensor | None, _BatchNorm | None]
 
 
-def foldable(projections: Sequence[Any], norms: Sequence[nn.Module]) -> bool:
-    """Whether one 1x1 projection says all that these modules would do.
+def joinable(modules: Sequence[nn.Module]) -> bool:
+    """Whether one 1x1 projection says all that these projections, and norms if any, would do.
 
-    It does not where gradients are asked for, or where somebody hooked into a module or exchanged it; and a
-    trace keeps the modules.
+    It does not where somebody hooked into a module or exchanged it; and a trace keeps the modules.
     """
+    return not torch._C._is_tracing() and all(
+        (type(m) in _NORMS or (type(m) in _CONVOLUTIONS and _is_pointwise(m)))
+        and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+        and "forward" not in vars(m)
+        for m in modules
+    )
+
+
+def foldable(projections: Sequence[Any], norms: Sequence[nn.Module]) -> bool:
+    """Whether projections can be joined with the norms after them: in evaluation without gradients."""
     return (
         not torch.is_grad_enabled()
-        and not torch._C._is_tracing()
-        and all(type(p) in _CONVOLUTIONS and _is_pointwise(p) for p in projections)
         and all(type(norm) in _NORMS for norm in norms)
         and not any(norm.training or norm.running_mean is None for norm in norms)
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in (*projections, *norms))
-        and not any("forward" in vars(m) for m in (*projections, *norms))
+        and joinable([*projections, *norms])
     )
+
+
+def project_apart(x: Tensor, projections: Sequence[Any]) -> list[Tensor]:
+    """Apply 1x1 convolutions to one input, as one where they can be joined; for training, norms follow.
+
+    Reading the input once and forming its gradient once makes one convolution about twice as fast as three.
+
+    Args:
+        x: Input of shape (b, dim, *grid).
+        projections: Convolutions.
+
+    Returns:
+        Their outputs, each dense in the memory format of `x`: batch norms are slow on anything else.
+    """
+    if len(projections) == 1 or not joinable(projections):
+        return [p(x) for p in projections]
+    biases = [p.bias for p in projections if p.bias is not None]
+    if biases and len(biases) < len(projections):
+        return [p(x) for p in projections]
+    weight = torch.cat([p.weight for p in projections])
+    bias = torch.cat(biases) if biases else None
+    y = _convolution(x)(x, weight, bias)
+    sizes = [len(p.weight) for p in projections]
+    return [dense_like(part, x) for part in y.split(sizes, dim=1)]
+
+
+def _convolution(x: Tensor) -> Callable[..., Tensor]:
+    return (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
 
 
 def _is_pointwise(convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
@@ -53,8 +89,8 @@ def project(x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
         Their outputs.
     """
     folded = [_folded(*part) for part in parts]
-    convolution = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
-    y = convolution(x, torch.cat([weight for weight, _ in folded]), torch.cat([bias for _, bias in folded]))
+    weight, bias = torch.cat([weight for weight, _ in folded]), torch.cat([bias for _, bias in folded])
+    y = _convolution(x)(x, weight, bias)
     return y.split([len(bias) for _, bias in folded], dim=1)
 
 

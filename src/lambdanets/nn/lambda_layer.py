@@ -14,7 +14,7 @@ from ..ops.context import GlobalContext, Grid, LocalContext, as_grid
 from ..ops.functional import lambda_layer
 from ..ops.kernels import KERNELS
 from ..ops.planner import CHOICES
-from .folding import Part, foldable, project
+from .folding import Part, foldable, project, project_apart
 from .layout import contiguous_gradient, to_channels
 from .positions import resize_table, table_shape
 
@@ -200,9 +200,13 @@ class LambdaLayer(nn.Module):
         """Queries (b hk *grid), keys (b ku *context_grid) and values (b vu *context_grid)."""
         of_context = [self.to_values] if self.to_keys is None else [self.to_values, self.to_keys]
         if not foldable([self.to_queries, *of_context], [self.norm_queries, self.norm_values]):
-            queries = contiguous_gradient(self.norm_queries(self.to_queries(x)))
-            values = contiguous_gradient(self.norm_values(self.to_values(source)))
-            return queries, None if self.to_keys is None else self.to_keys(source), values
+            if source is x:
+                queries, values, *keys = project_apart(x, [self.to_queries, *of_context])
+            else:
+                queries, (values, *keys) = self.to_queries(x), project_apart(source, of_context)
+            queries = contiguous_gradient(self.norm_queries(queries))
+            values = contiguous_gradient(self.norm_values(values))
+            return queries, keys[0] if keys else None, values
         assert isinstance(self.norm_queries, _BatchNorm)
         assert isinstance(self.norm_values, _BatchNorm)
         to_queries: list[Part] = [(self.to_queries.weight, self.to_queries.bias, self.norm_queries)]

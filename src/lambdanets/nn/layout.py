@@ -37,13 +37,20 @@ def contiguous_gradient(x: Tensor) -> Tensor:
     return _ContiguousGradient.apply(x) if x.shape[0] == 1 and torch.is_grad_enabled() else x
 
 
+def dense_like(y: Tensor, x: Tensor) -> Tensor:
+    """The images `y` (b c *grid), a part of a larger tensor perhaps, without gaps in the memory format of `x`."""
+    if is_channels_last(x):
+        return y.movedim(1, -1).contiguous().movedim(-1, 1)
+    return y.contiguous()
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Whether the channels of b c *grid lie side by side in memory; where both orders are one, no."""
     return x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous()
 
 
 def to_channels(y: Tensor, x: Tensor) -> Tensor:
-    """From b h n v to channels, head-major, on the grid and in the memory format of `x`."""
+    """From b h n v to channels, head-major, on the grid and in the memory format of `x`: often a view."""
     if is_channels_last(x):
         by_position = y.transpose(1, 2).flatten(2).contiguous()  # b n (h v)
         return by_position.mT.unflatten(2, x.shape[2:])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .context import Context, MaskedContext, RelativeContext
+from .order import as_rows, from_rows, order_of
 from .products import no_autocast, product_dtype
 
 CHUNK = (
@@ -25,18 +26,29 @@ TINY = 1e-12  # the least norm that keys are divided by, as in torch.nn.function
 
 
 def content_output(
-    q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None, normalize: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    context: Context,
+    mask: Tensor | None,
+    normalize: str,
+    position: Tensor | None = None,
 ) -> Tensor:
-    """The content part of shape b h n v; `v` is already zero where `mask` hides."""
-    if isinstance(context, MaskedContext):
-        part = masked_content
-    elif isinstance(context, RelativeContext) and context.causal:
-        part = causal_content if normalize == "softmax" else causal_linear_content
-    else:
-        part = shared_content
+    """The content part of shape b h n v, added to the position part if there is one.
+
+    `v` is already zero where `mask` hides.
+    """
     wide = torch.promote_types(q.dtype, torch.float32)
+    k, v = k.to(wide), v.to(wide)
     with no_autocast(q.device.type):
-        return part(q, k.to(wide), v.to(wide), context, mask, normalize)
+        if isinstance(context, MaskedContext):
+            part = masked_content
+        elif isinstance(context, RelativeContext) and context.causal:
+            part = causal_content if normalize == "softmax" else causal_linear_content
+        else:
+            return shared_content(q, k, v, mask, normalize, position)
+        y = part(q, k, v, context, mask, normalize)
+        return y if position is None else position + y
 
 
 def normalized(k: Tensor, hidden: Tensor | None, axis: int, normalize: str) -> Tensor:
@@ -50,13 +62,20 @@ def normalized(k: Tensor, hidden: Tensor | None, axis: int, normalize: str) -> T
 
 
 def shared_content(
-    q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None, normalize: str
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, normalize: str, position: Tensor | None
 ) -> Tensor:
     """One content lambda for all queries: sum over m and u of kbar v, then applied to q."""
     kbar = normalized(k, None if mask is None else ~mask[:, :, None, None], 1, normalize)
     content_lambda = torch.einsum("bmku,bmvu->bkv", kbar, v)
-    dtype = product_dtype(q.dtype, q.device.type)
-    return torch.einsum("bhnk,bkv->bhnv", q.to(dtype), content_lambda.to(dtype)).to(q.dtype)
+    order, dtype = order_of(q), product_dtype(q.dtype, q.device.type)
+    left, right = as_rows(q.to(dtype), order), content_lambda.to(dtype)
+    if order == "hvn":  # transposed, as all of it lies in memory
+        left, right = right.mT[:, None].expand(-1, q.shape[1], -1, -1).flatten(0, 1), left
+    if position is None:
+        y = torch.bmm(left, right)
+    else:
+        y = torch.baddbmm(as_rows(position.to(dtype), order), left, right)
+    return from_rows(y, q.shape[1], order).to(q.dtype)
 
 
 def masked_content(

@@ -147,7 +147,7 @@ class Layout:
     def from_queries(self, x: Tensor) -> Tensor:
         """From b l *lead h c to b h n c."""
         x = self.join(x.movedim(-2, 1).movedim(2, -2), 2, self.context.grid[self.axis])
-        return x.flatten(2, -2).contiguous()
+        return x.flatten(2, -2)
 
     def to_frequencies(self, v: Tensor, like: Tensor) -> Tensor:
         """Values b m v u as frequencies (f, 2, u, *lead, b v), of the type of `like`."""
@@ -166,7 +166,7 @@ class Layout:
         x = product(self.transform(x).mT, x.flatten(0, 1).flatten(1))
         x = x.view(self.last.keys, u, *lead, b, dim_v).movedim(-2, 2).movedim((0, 1), (-3, -1))
         keys = self.context.key_grid
-        return self.join(x, 1, keys[self.axis]).flatten(1, -3).to(v.dtype).contiguous()
+        return self.join(x, 1, keys[self.axis]).flatten(1, -3)
 
     def to_spectrum(self, e: Tensor, like: Tensor) -> Tensor:
         """The table e (*offsets k u) as conjugate frequencies (f, 2, k, u, *lead offsets)."""

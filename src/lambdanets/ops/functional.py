@@ -9,6 +9,7 @@ from .checks import check_arguments
 from .content import content_output
 from .context import Context, RelativeContext
 from .kernels import reference
+from .order import order_of
 from .planner import resolve
 from .position import geometry_of, position_output, refuse_transforms
 from .problem import Problem
@@ -48,7 +49,8 @@ def lambda_layer(
             fastest when tried, the first time that sizes are met), or the name of one implementation.
 
     Returns:
-        Tensor of shape (b, h, n, v). A query that sees nothing gives zeros.
+        Tensor of shape (b, h, n, v), its axes in memory in the order of those of `q`. A query that sees
+        nothing gives zeros.
 
     Raises:
         ValueError: If shapes, dtypes or devices do not fit together, the kernel is unknown, or it cannot
@@ -78,7 +80,7 @@ def lambda_layer(
         return reference.apply(q, k, v, e, context=context, mask=mask, content=content, normalize=normalize)
     if mask is not None:
         v = v.masked_fill(~mask[:, :, None, None], 0)
-    parts = [content_output(q, k, v, context, mask, normalize)] if content else []
+    y = None
     if e is not None:
         if isinstance(context, RelativeContext) and context.is_table(e):
             geometry = geometry_of(context)
@@ -87,5 +89,8 @@ def lambda_layer(
             visible = context.visible(e.shape[1], e.device)
             e = e if visible is None else e.masked_fill(~visible[:, :, None, None], 0)
         refuse_transforms(q, v, e)
-        parts.append(position_output(q, v, e, *geometry, *kernels))
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        y = position_output(q, v, e, *geometry, order_of(q), *kernels)
+    if content:
+        y = content_output(q, k, v, context, mask, normalize, y)
+    assert y is not None
+    return y

@@ -169,7 +169,7 @@ def measure(problem: Problem, backward: bool = False) -> dict[str, float]:
         if backward:
             KERNELS[name].gradients(g, q, v, e, problem, (True, True, True))
         else:
-            KERNELS[name].output(q, v, e, problem)
+            KERNELS[name].output(q, v, e, problem, torch.empty_like(g))
         wait()
         return time.perf_counter() - start
 

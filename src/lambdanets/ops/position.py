@@ -19,6 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .context import LocalContext, RelativeContext
 from .kernels import KERNELS
+from .order import new_output
 from .planner import choose
 from .problem import Problem
 from .products import no_autocast, product_dtype
@@ -91,20 +92,23 @@ def position_output(
     scope: Sequence[int],
     dilation: Sequence[int],
     causal: bool,
+    order: str,
     kernel: str,
     backward_kernel: str,
 ) -> Tensor:
-    """The position part of shape b h n v; an empty grid says that e is dense (n m k u)."""
-    dtype, (q, v, e) = q.dtype, computed_in(q, v, e)
+    """The position part of shape b h n v, in an order (see `order`); an empty grid says that e is dense."""
+    y, (q, v, e) = new_output(q, v.shape[2], order), computed_in(q, v, e)
     problem = problem_of(q, v, grid, context_grid, scope, dilation, causal)
     chosen = KERNELS[choose(kernel, problem)]
     with no_autocast(q.device.type):
-        return chosen.output(q.contiguous(), v.contiguous(), e, problem).to(dtype).contiguous()
+        chosen.output(q.contiguous(), v, e, problem, y)
+    return y
 
 
 @position_output.register_fake
 def _(q: Tensor, v: Tensor, e: Tensor, *rest: Any) -> Tensor:
-    return q.new_empty(*q.shape[:3], v.shape[2])
+    *_, order, _kernel, _backward_kernel = rest
+    return new_output(q, v.shape[2], order)
 
 
 @torch.library.custom_op("lambdanets::position_gradients", mutates_args=())
@@ -118,26 +122,38 @@ def position_gradients(
     scope: Sequence[int],
     dilation: Sequence[int],
     causal: bool,
+    order: str,
     kernel: str,
     backward_kernel: str,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, v and e from that of the position part; an empty tensor where none is wanted."""
-    dtype, (g, q, v, e) = q.dtype, computed_in(g, q, v, e)
+    """The gradients of q, v and e from that of the position part, each in the order of its tensor in memory.
+
+    Where none is wanted, an empty tensor.
+    """
+    given = (q, v, e)
+    g, q, v, e = computed_in(g, q, v, e)
     problem = problem_of(q, v, grid, context_grid, scope, dilation, causal)
     chosen = KERNELS[choose(backward_kernel, problem, backward=True)]
     with no_autocast(q.device.type):
-        found = chosen.gradients(g.contiguous(), q.contiguous(), v.contiguous(), e, problem, wanted)
-    first, second, third = (
-        q.new_empty(0, dtype=dtype) if x is None else x.to(dtype).contiguous() for x in found
-    )
+        found = chosen.gradients(g, q.contiguous(), v, e, problem, wanted)
+    first, second, third = (_like(x, some) for x, some in zip(given, found, strict=True))
     return first, second, third
+
+
+def _like(x: Tensor, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        return x.new_empty(0)
+    like = torch.empty_like(x)
+    if gradient.dtype == x.dtype and gradient.stride() == like.stride():
+        return gradient
+    return like.copy_(gradient)
 
 
 @position_gradients.register_fake
 def _(g: Tensor, q: Tensor, v: Tensor, e: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     first, second, third = (
-        x.new_empty(x.shape if some else (0,)) for x, some in zip((q, v, e), rest[-1], strict=True)
+        torch.empty_like(x) if some else x.new_empty(0) for x, some in zip((q, v, e), rest[-1], strict=True)
     )
     return first, second, third
 
@@ -187,7 +203,7 @@ def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | No
 @register_flop_formula(torch.ops.lambdanets.position_output)
 def _output_flops(q: torch.Size, v: torch.Size, e: torch.Size, *options: Any, **_: Any) -> int:
     """What the chosen kernel does, for `torch.utils.flop_counter`."""
-    *geometry, kernel, _backward_kernel = options
+    *geometry, _order, kernel, _backward_kernel = options
     problem = problem_of(_sized(q), _sized(v), *geometry)
     return KERNELS[choose(kernel, problem)].cost(problem).flops
 
@@ -196,7 +212,7 @@ def _output_flops(q: torch.Size, v: torch.Size, e: torch.Size, *options: Any, **
 def _gradients_flops(
     g: torch.Size, q: torch.Size, v: torch.Size, e: torch.Size, *options: Any, **_: Any
 ) -> int:
-    *geometry, _kernel, backward_kernel, _wanted = options
+    *geometry, _order, _kernel, backward_kernel, _wanted = options
     problem = problem_of(_sized(q), _sized(v), *geometry)
     return KERNELS[choose(backward_kernel, problem, backward=True)].cost(problem, backward=True).flops
 

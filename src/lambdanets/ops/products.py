@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.amp.autocast_mode import is_autocast_available
 
 LARGE = 2**20  # multiply-adds of one product from which a call of its own costs less than it gains
-# PyTorch's float32 products are MKL's, which use half of what an AMD processor with AVX-512 can do; oneDNN's
-# use it. With AVX2 alone both come near the peak, and one call for a batch is better than many.
+WIDE_AMD = 26  # the family of AMD's processors from which AVX-512 units have their full width (Zen 5)
+
+
+def _amd_family() -> int:
+    """The family of an AMD processor, 0 for any other or where the system does not say."""
+    try:
+        lines = [line.split(":") for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
+    except OSError:
+        return 0
+    said = {name.strip(): value.strip() for name, value, *_ in reversed(lines)}
+    family = said.get("cpu family", "")
+    return int(family) if said.get("vendor_id") == "AuthenticAMD" and family.isdecimal() else 0
+
+
+# PyTorch's float32 products are MKL's, which on AMD's processors use AVX2: half of what units of 512 bits can
+# do, and oneDNN's do. Elsewhere both come near the peak, and one call for a batch is better than many.
 ONEDNN = (
     torch.backends.mkldnn.is_available()
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    and _amd_family() >= WIDE_AMD
 )
 _HALF = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 SLOW_ON_CPU = frozenset(
@@ -45,13 +61,13 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b
 
 
-def products(a: Tensor, b: Tensor) -> Tensor:
-    """Each a (batch, rows, inner) times each b (batch, inner, columns)."""
+def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """Each a (batch, rows, inner) times each b (batch, inner, columns), written into `out` if there is one."""
     batch, rows, inner = a.shape
     columns = b.shape[2]
     if not _onednn_serves(a) or rows * inner * columns < LARGE:
-        return torch.bmm(a, b)
-    out = a.new_empty(batch, rows, columns)
+        return torch.bmm(a, b) if out is None else torch.bmm(a, b, out=out)
+    out = a.new_empty(batch, rows, columns) if out is None else out
     for into, left, right in zip(out, a, b, strict=True):
         into.copy_(product(left, right))
     return out

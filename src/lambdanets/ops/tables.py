@@ -22,21 +22,27 @@ def trimmed(e: Tensor, context: RelativeContext) -> tuple[Tensor, tuple[int, ...
     return e[reach], centre
 
 
-def pair_offsets(context: RelativeContext, device: torch.device) -> list[Tensor]:
-    """For each axis the offsets, of shape n m, between all queries and all context elements."""
+def pair_entries(context: RelativeContext, device: torch.device) -> Tensor:
+    """The flat index (see `entries`), of shape n m, between all queries and all context elements."""
     grid = [(0, size) for size in context.grid]
-    return box_offsets(grid, [(0, size) for size in context.key_grid], device)
+    return box_entries(context, grid, [(0, size) for size in context.key_grid], device)
 
 
-def box_offsets(
-    queries: Sequence[tuple[int, int]], keys: Sequence[tuple[int, int]], device: torch.device
-) -> list[Tensor]:
-    """For each axis the offsets, of shape n m, between two boxes given by their (start, stop) per axis."""
-    places = []
-    for box in (queries, keys):
-        axes = torch.meshgrid(*(torch.arange(*side, device=device) for side in box), indexing="ij")
-        places.append([axis.flatten() for axis in axes])
-    return [m[None, :] - n[:, None] for n, m in zip(*places, strict=True)]
+def box_entries(
+    context: RelativeContext,
+    queries: Sequence[tuple[int, int]],
+    keys: Sequence[tuple[int, int]],
+    device: torch.device,
+) -> Tensor:
+    """The flat index (see `entries`), of shape n m, between two boxes given by their (start, stop) per axis."""
+    rank = len(context.grid)
+    offsets = []  # each on its own two of the axes (*queries, *keys): all but the last steps are on small tensors
+    for axis, (of_queries, of_keys) in enumerate(zip(queries, keys, strict=True)):
+        shape = [1] * (2 * rank)
+        shape[axis], shape[rank + axis] = of_queries[1] - of_queries[0], of_keys[1] - of_keys[0]
+        n, m = torch.arange(*of_queries, device=device), torch.arange(*of_keys, device=device)
+        offsets.append((m[None, :] - n[:, None]).view(shape))
+    return entries(context, offsets).flatten(rank).flatten(0, rank - 1)
 
 
 def entries(context: RelativeContext, offsets: Sequence[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """The kernels: independent implementations of the position part, each a module of this folder.
 
-A kernel module has a `NAME`, `output` and `gradients` (the position part and its gradients, plain functions
-of tensors), `unsupported` (sentences, empty if it can serve a problem) and `cost`. Adding one is a new file
+A kernel module has a `NAME`, `output` (which writes the position part where it is told) and `gradients`, plain
+functions of tensors, `unsupported` (sentences, empty if it can serve a problem) and `cost`. Adding one is a new file
 and its line here.
 """
 
@@ -24,7 +24,7 @@ class Kernel(Protocol):
     @property
     def NAME(self) -> str: ...
 
-    def output(self, q: Tensor, v: Tensor, e: Tensor, problem: Problem) -> Tensor: ...
+    def output(self, q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None: ...
 
     def gradients(
         self, g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, wanted: Sequence[bool]

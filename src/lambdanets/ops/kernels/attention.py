@@ -19,12 +19,14 @@ from torch import Tensor
 from ..context import RelativeContext
 from ..machine import gemm_seconds, move_seconds
 from ..problem import Cost, Problem
-from ..products import products
-from ..tables import box_offsets, collect, entries, read
+from ..products import ONEDNN, products
+from ..tables import box_entries, collect, read
 
 NAME = "attention"
-BLOCK = 2**22  # bytes of the map and of the embeddings of a block of several rows
-WHOLE = 4  # times as many where every block reaches the whole context: a smaller one would skip nothing
+# Bytes of the map and of the embeddings of a block of several rows: they stay in a core's own cache.
+# Where each example is a call of its own, larger blocks cost less, if a smaller one would skip no context.
+BLOCK = 2**21
+WHOLE = 8 if ONEDNN else 1
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,34 @@ class Block:
     context_rows: tuple[int, int]
 
 
-def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem) -> Tensor:
-    """The position part of shape b h n v from q (b h n k), v (b m v u) and a table or dense e."""
+class Scratch:
+    """Memory that all blocks of a call use in turn: taken once, it stays in the cache."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A contiguous tensor of this shape, with what the last of this name has left in it."""
+        size = math.prod(shape)
+        if name not in self._kept or self._kept[name].numel() < size:
+            self._kept[name] = self._like.new_empty(size)
+        return self._kept[name][:size].view(shape)
+
+
+def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
+    """Write the position part into y (b h n v), from q (b h n k), v (b m v u) and a table or dense e."""
     context = problem.context if problem.relative else None
-    b, h, n, _ = q.shape
-    y = q.new_empty(b, h, n, v.shape[2])
+    b, h = q.shape[:2]
+    dim_v = v.shape[2]
     values = v.transpose(2, 3)  # b m u v
+    scratch = Scratch(q)
     for block in blocks(problem):
         embeddings, _ = _embeddings(e, context, block)
-        pairs = _pairs(q[:, :, block.queries], embeddings)  # b (h n) (m u)
-        part = products(pairs, values[:, block.context].flatten(1, 2))
+        pairs = _pairs(q[:, :, block.queries], embeddings, scratch)  # b (h n) (m u)
+        part = scratch.take("part", b, pairs.shape[1], dim_v)
+        products(pairs, values[:, block.context].flatten(1, 2), out=part)
         y[:, :, block.queries] = part.unflatten(1, (h, -1))
-    return y
 
 
 def gradients(
@@ -63,30 +81,30 @@ def gradients(
     dq = torch.empty_like(q, memory_format=torch.contiguous_format) if wanted[0] else None
     dv = v.new_zeros(b, m, u, dim_v, dtype=wide) if wanted[1] else None
     de = torch.zeros_like(e, dtype=wide, memory_format=torch.contiguous_format) if wanted[2] else None
+    scratch = Scratch(q)
     for block in blocks(problem):
         embeddings, index = _embeddings(e, context, block)
         some = q[:, :, block.queries]
         upstream = g[:, :, block.queries].flatten(1, 2)  # b (h n) v
         if dv is not None:
-            pairs = _pairs(some, embeddings)
-            dv[:, block.context] += products(pairs.mT, upstream).unflatten(1, (-1, u))
+            pairs = _pairs(some, embeddings, scratch)
+            part = scratch.take("part", b, pairs.shape[2], dim_v)
+            products(pairs.mT, upstream, out=part)
+            dv[:, block.context] += part.unflatten(1, (-1, u))
         if dq is None and de is None:
             continue
-        dpairs = products(upstream, values[:, block.context].flatten(1, 2).mT)
+        dpairs = scratch.take("map", b, upstream.shape[1], embeddings.shape[1])
+        products(upstream, values[:, block.context].flatten(1, 2).mT, out=dpairs)
         dpairs = dpairs.view(b * h, some.shape[2], dpairs.shape[2]).transpose(0, 1)  # n (b h) (m u)
         if dq is not None:
-            dq[:, :, block.queries] = torch.bmm(dpairs, embeddings).transpose(0, 1).unflatten(0, (b, h))
+            torch.bmm(dpairs, embeddings, out=_by_position(dq[:, :, block.queries]))
         if de is not None:
             dembeddings = torch.bmm(dpairs.mT, _by_position(some)).unflatten(1, (-1, u)).to(wide)
             if context is None or index is None:
                 de[block.queries, block.context] = dembeddings.mT
             else:
                 de += collect(dembeddings, index, e.shape)
-    return (
-        dq,
-        None if dv is None else dv.transpose(2, 3).to(v.dtype).contiguous(),
-        None if de is None else de.to(e.dtype),
-    )
+    return dq, None if dv is None else dv.transpose(2, 3), de
 
 
 def blocks(problem: Problem) -> Iterator[Block]:
@@ -138,19 +156,19 @@ def _embeddings(e: Tensor, context: RelativeContext | None, block: Block) -> tup
         return e[block.queries, block.context].mT.flatten(1, 2), None
     grid = (block.rows, *((0, size) for size in context.grid[1:]))
     keys = (block.context_rows, *((0, size) for size in context.key_grid[1:]))
-    index = entries(context, box_offsets(grid, keys, e.device))
+    index = box_entries(context, grid, keys, e.device)
     return read(e, index).flatten(1, 2), index
 
 
 def _by_position(q: Tensor) -> Tensor:
-    """Queries of shape n (b h) k from b h n k."""
-    return q.permute(2, 0, 1, 3).flatten(1, 2)
+    """A view of queries b h n k, or of some of them, as n (b h) k."""
+    return q.flatten(0, 1).transpose(0, 1)
 
 
-def _pairs(q: Tensor, embeddings: Tensor) -> Tensor:
+def _pairs(q: Tensor, embeddings: Tensor, scratch: Scratch) -> Tensor:
     """The map q E of shape b (h n) (m u), written in that order by a product per position."""
     b, h, n, _ = q.shape
-    pairs = q.new_empty(b * h, n, embeddings.shape[1])
+    pairs = scratch.take("map", b * h, n, embeddings.shape[1])
     torch.bmm(_by_position(q), embeddings.mT, out=pairs.transpose(0, 1))
     return pairs.view(b, h * n, pairs.shape[2])
 

@@ -30,15 +30,13 @@ TAPS = 50  # a window of this many products per lambda runs at half the rate
 BACKWARD = 22e9 if ONEDNN else 14e9
 
 
-def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem) -> Tensor:
-    """The position part of shape b h n v from q (b h n k), v (b m v u) and a table e (*offsets k u)."""
+def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
+    """Write the position part into y (b h n v), from q (b h n k), v (b m v u) and a table e (*offsets k u)."""
     window = Window.of(e, problem.context)
-    y = q.new_empty(*q.shape[:-1], v.shape[2])
     for batch, depth in blocks(q, v):
         lambdas = window.lambdas(window.images(v[batch, :, depth]), batch.stop - batch.start)  # b n k v
         for one, of_one in zip(batch_range(batch), lambdas, strict=True):
             y[one, :, :, depth] = torch.bmm(q[one].transpose(0, 1), of_one).transpose(0, 1)
-    return y
 
 
 def gradients(
@@ -66,11 +64,7 @@ def gradients(
             dv[batch, :, depth] = window.values(dimages, v.shape[3], dlambdas.shape[1])
         if dweight is not None:
             dweight += some
-    return (
-        None if dq is None else dq.to(q.dtype),
-        dv,
-        None if dweight is None else window.table(dweight.to(e.dtype), e),
-    )
+    return dq, dv, None if dweight is None else window.table(dweight, e)
 
 
 def batch_range(batch: slice) -> range:
@@ -163,7 +157,7 @@ class Window:
     def table(self, weight: Tensor, e: Tensor) -> Tensor:
         """The weight's gradient as that of the whole table."""
         weight = weight.squeeze(2) if len(self.context.grid) == 1 else weight
-        table = torch.zeros_like(e, memory_format=torch.contiguous_format)
+        table = torch.zeros_like(e, dtype=weight.dtype, memory_format=torch.contiguous_format)
         table[self.reach] = weight.movedim((0, 1), (-2, -1))
         return table
 

@@ -36,17 +36,17 @@ COLUMNS = 512  # columns of it: batch times v
 BLOCK = 2**24  # bytes of the matrices of a block of queries for some frequencies
 
 
-def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem) -> Tensor:
-    """The position part of shape b h n v from q (b h n k), v (b m v u) and a table e (*offsets k u)."""
+def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
+    """Write the position part into y (b h n v), from q (b h n k), v (b m v u) and a table e (*offsets k u)."""
     work = Work.of(q, v, e, problem.context)
-    y = work.queries.new_empty(*work.queries.shape[:-1], v.shape[2])
+    rows = work.queries.new_empty(*work.queries.shape[:-1], v.shape[2])
     for block in work.blocks():
         for batch in work.batches(v):
             lambdas = block.lambdas(batch)
             for one in batch:
                 part = torch.bmm(block.rows_of(work.queries, one), lambdas[:, :, one - batch.start])
-                block.set_rows(y, one, part)
-    return work.layout.from_queries(y).to(q.dtype)
+                block.set_rows(rows, one, part)
+    y.copy_(work.layout.from_queries(rows))
 
 
 def gradients(
@@ -82,9 +82,9 @@ def gradients(
     de = None
     if dspectrum is not None:
         index = layout.index(e.device)
-        de = collect(layout.from_spectrum(dspectrum), index, e.shape).to(e.dtype)
+        de = collect(layout.from_spectrum(dspectrum), index, e.shape)
     return (
-        None if dq is None else layout.from_queries(dq).to(q.dtype),
+        None if dq is None else layout.from_queries(dq),
         None if dfrequencies is None else layout.from_frequencies(dfrequencies, v),
         de,
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..context import Context, RelativeContext
 from ..machine import gemm_seconds, move_seconds
 from ..problem import Cost, Problem
-from ..tables import collect, entries, pair_offsets
+from ..tables import collect, pair_entries
 
 NAME = "reference"
 
@@ -106,9 +106,9 @@ def positions(grid: tuple[int, ...], device: torch.device) -> list[Tensor]:
     return [axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]
 
 
-def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem) -> Tensor:
-    """The position part alone, with e a table (*offsets k u) or dense (n m k u)."""
-    return position_part(q, v, position_embeddings(e, problem.context) if problem.relative else e)
+def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
+    """Write the position part alone into y (b h n v), with e a table (*offsets k u) or dense (n m k u)."""
+    y.copy_(position_part(q, v, position_embeddings(e, problem.context) if problem.relative else e))
 
 
 def gradients(
@@ -126,9 +126,9 @@ def gradients(
         if wanted[2]:
             de = torch.einsum("bnkv,bmvu->nmku", dlambdas, v)
             if problem.relative:
-                index = entries(problem.context, pair_offsets(problem.context, e.device))
+                index = pair_entries(problem.context, e.device)
                 wide = torch.promote_types(e.dtype, torch.float32)
-                de = collect(de.to(wide).mT, index, e.shape).to(e.dtype)
+                de = collect(de.to(wide).mT, index, e.shape)
     return dq, dv, de
 
 
