@@ -52,13 +52,14 @@ def no_autocast(device: str) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a (rows, inner) times b (inner, columns); both may be strided views."""
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a (rows, inner) times b (inner, columns), both strided views perhaps; into `out` if there is one."""
     if _onednn_serves(a) and b.numel():
         if not (b.is_contiguous() or b.mT.is_contiguous()):
             b = b.contiguous()  # with gaps between its rows oneDNN falls back to plain loops
-        return torch.ops.mkldnn._linear_pointwise(a, b.mT, None, "none", [], "")
-    return a @ b
+        y = torch.ops.mkldnn._linear_pointwise(a, b.mT, None, "none", [], "")
+        return y if out is None else out.copy_(y)
+    return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
 
 
 def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

@@ -20,6 +20,7 @@ from ..context import RelativeContext
 from ..machine import gemm_seconds, move_seconds
 from ..problem import Cost, Problem
 from ..products import ONEDNN, products
+from ..scratch import Scratch
 from ..tables import box_entries, collect, read
 
 NAME = "attention"
@@ -37,21 +38,6 @@ class Block:
     context: slice
     rows: tuple[int, int]
     context_rows: tuple[int, int]
-
-
-class Scratch:
-    """Memory that all blocks of a call use in turn: taken once, it stays in the cache."""
-
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
-        self._kept: dict[str, Tensor] = {}
-
-    def take(self, name: str, *shape: int) -> Tensor:
-        """A contiguous tensor of this shape, with what the last of this name has left in it."""
-        size = math.prod(shape)
-        if name not in self._kept or self._kept[name].numel() < size:
-            self._kept[name] = self._like.new_empty(size)
-        return self._kept[name][:size].view(shape)
 
 
 def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:

@@ -28,6 +28,7 @@ from ..fourier import Layout
 from ..machine import gemm_seconds, move_seconds
 from ..problem import Cost, Problem
 from ..products import product, products
+from ..scratch import Scratch
 from ..tables import collect
 
 NAME = "fft"
@@ -44,7 +45,7 @@ def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None
         for batch in work.batches(v):
             lambdas = block.lambdas(batch)
             for one in batch:
-                part = torch.bmm(block.rows_of(work.queries, one), lambdas[:, :, one - batch.start])
+                part = work.bmm(block.rows_of(work.queries, one), lambdas[:, :, one - batch.start])
                 block.set_rows(rows, one, part)
     y.copy_(work.layout.from_queries(rows))
 
@@ -64,21 +65,22 @@ def gradients(
             if dq is not None:
                 lambdas = block.lambdas(batch)
                 for one in batch:
-                    part = torch.bmm(block.rows_of(upstream, one), lambdas[:, :, one - batch.start].mT)
+                    part = work.bmm(block.rows_of(upstream, one), lambdas[:, :, one - batch.start].mT)
                     block.set_rows(dq, one, part)
             if dfrequencies is None and dspectrum is None:
                 continue
-            dlambdas = [
-                torch.bmm(block.rows_of(work.queries, one).mT, block.rows_of(upstream, one)) for one in batch
-            ]
-            dproducts = block.dproducts(torch.stack(dlambdas, dim=2))
+            dlambdas = block.new_lambdas(len(batch))
+            for one in batch:
+                some = block.rows_of(work.queries, one).mT
+                dlambdas[:, :, one - batch.start] = work.bmm(some, block.rows_of(upstream, one))
+            dproducts = block.dproducts(dlambdas)
             for part, matrices in block.matrices():
                 if dfrequencies is not None:
                     into = block.met(dfrequencies, part, batch)
-                    into += products(matrices.mT, dproducts[part]).view(into.shape)
+                    into += work.bmm(matrices.mT, dproducts[part]).view(into.shape)
                 if dspectrum is not None:
                     met = block.met(work.frequencies, part, batch).flatten(1, -2)
-                    block.add_spectrum(dspectrum[part], products(dproducts[part], met.mT))
+                    block.add_spectrum(dspectrum[part], work.bmm(dproducts[part], met.mT))
     de = None
     if dspectrum is not None:
         index = layout.index(e.device)
@@ -103,6 +105,7 @@ class Work:
     spectrum: Tensor
     transform_back: Tensor
     dim_v: int
+    scratch: Scratch
 
     @classmethod
     def of(cls, q: Tensor, v: Tensor, e: Tensor, context: RelativeContext) -> Work:
@@ -115,7 +118,12 @@ class Work:
             layout.to_spectrum(e, queries),
             layout.transform_back(queries),
             v.shape[2],
+            Scratch(queries),
         )
+
+    def bmm(self, a: Tensor, b: Tensor) -> Tensor:
+        """A product per batch entry, in memory that the next one of these takes again."""
+        return products(a, b, out=self.scratch.take("part", len(a), a.shape[1], b.shape[2]))
 
     def blocks(self) -> Iterator[Block]:
         first = self.layout.lead[0]
@@ -201,29 +209,47 @@ class Block:
             table = torch.stack(
                 [torch.stack([real, -imaginary], 2), torch.stack([imaginary, real], 2)], 1
             )  # f 2 k 2 u *lead offsets
-            matrices = spectrum.new_zeros(len(real), 2, len(self._places), k, 2, u, *keys)
+            shape = (len(real), 2, len(self._places), k, 2, u, *keys)
+            matrices = self.work.scratch.take("matrices", *shape).zero_()
             for row, (offsets, context) in enumerate(self._places):
                 matrices[:, :, row, :, :, :, *context] = table[:, :, :, :, :, *offsets]
             yield part, matrices.flatten(4).flatten(1, 3)
 
     def lambdas(self, batch: range) -> Tensor:
         """The position lambdas of some examples, of shape (l rows) k b v."""
-        layout, dim_v = self.work.layout, self.work.dim_v
-        k = self.work.spectrum.shape[2]
-        rows = len(self._places)
-        x = self.work.queries.new_empty(layout.frequencies, 2 * rows * k, len(batch) * dim_v)
+        layout = self.work.layout
+        x = self._new_products(len(batch))
         for part, matrices in self.matrices():
             met = self.met(self.work.frequencies, part, batch).flatten(1, -2)
-            x[part] = products(matrices, met)
-        x = product(self.work.transform_back, x.view(2 * layout.frequencies, -1))
-        return x.view(layout.last.queries * rows, k, len(batch), dim_v)
+            products(matrices, met, out=x[part])
+        lambdas = self.new_lambdas(len(batch))
+        product(
+            self.work.transform_back, x.view(2 * layout.frequencies, -1), lambdas.view(layout.last.queries, -1)
+        )
+        return lambdas
+
+    def new_lambdas(self, examples: int) -> Tensor:
+        """Room for the position lambdas of some examples, (l rows) k b v: the same as the last time."""
+        k, rows = self.work.spectrum.shape[2], len(self._places)
+        shape = (self.work.layout.last.queries * rows, k, examples, self.work.dim_v)
+        return self.work.scratch.take("lambdas", *shape)
+
+    def _new_products(self, examples: int) -> Tensor:
+        """Room for what `lambdas` transforms back, (f, 2 rows k, b v): the same as the last time."""
+        k, rows = self.work.spectrum.shape[2], len(self._places)
+        shape = (self.work.layout.frequencies, 2 * rows * k, examples * self.work.dim_v)
+        return self.work.scratch.take("products", *shape)
 
     def dproducts(self, dlambdas: Tensor) -> Tensor:
         """The gradient of what `lambdas` transforms back, of shape (f, 2 rows k, b v)."""
         layout = self.work.layout
-        _, _, examples, dim_v = dlambdas.shape
-        x = product(self.work.transform_back.mT, dlambdas.view(layout.last.queries, -1))
-        return x.view(layout.frequencies, -1, examples * dim_v)
+        x = self._new_products(dlambdas.shape[2])
+        product(
+            self.work.transform_back.mT,
+            dlambdas.view(layout.last.queries, -1),
+            x.view(2 * layout.frequencies, -1),
+        )
+        return x
 
     def add_spectrum(self, dspectrum: Tensor, dmatrices: Tensor) -> None:
         """Add the gradient of the matrices of some frequencies to that of their part of the spectrum."""
