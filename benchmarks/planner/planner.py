@@ -24,6 +24,7 @@ from lambdanets import Problem
 from lambdanets.ops import KERNELS
 from lambdanets.ops.planner import able, choice
 from lambdanets.ops.position import computed_in
+from lambdanets.ops.products import ONEDNN
 
 ROUNDS = 5
 FAR = 8
@@ -136,13 +137,19 @@ def medians(problem: Problem, backward: bool) -> dict[str, float]:
     return {name: statistics.median(of_one) for name, of_one in times.items()}
 
 
+def processor() -> str:
+    """avx2, avx512, or avx512-narrow where AVX-512 instructions run on units of 256 bits."""
+    kind = torch.backends.cpu.get_cpu_capability().lower()
+    return kind if ONEDNN or kind != "avx512" else "avx512-narrow"
+
+
 def main(commit: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     provenance = [torch.__version__, platform.python_version(), date.today().isoformat(), commit]
     head = "problem pass kernel cpu_ms estimated_ms chosen choice_over_best torch python date commit"
     ratios: dict[str, float] = {}
-    path = Path(__file__).parent / f"planner-{torch.backends.cpu.get_cpu_capability().lower()}.csv"
+    path = Path(__file__).parent / f"planner-{processor()}.csv"
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(head.split())
