@@ -42,7 +42,8 @@ def test_registration_is_sound(name: str, kernel: str) -> None:
         return
     inputs = arguments(name, torch.float32)
     g = torch.randn(2, 3, inputs[0].shape[2], 4, requires_grad=True)
-    for order, wanted in (("hnv", [True, True, True]), ("hvn", [False, True, False]), ("nhv", [True, False, True])):
+    asked = {"hnv": [True, True, True], "hvn": [False, True, False], "nhv": [True, False, True]}
+    for order, wanted in asked.items():
         torch.library.opcheck(position_output, (*inputs, order, kernel, kernel))
         torch.library.opcheck(position_gradients, (g, *inputs, order, kernel, kernel, wanted))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from ..nn.folding import Part, foldable, project
-from ..nn.layout import contiguous_gradient, to_channels
+from ..nn.folding import Part, foldable, project, project_apart
+from ..nn.layout import contiguous_gradient, dense_like, to_channels
 from ..ops import LocalContext, lambda_layer
 
 
@@ -113,7 +113,7 @@ class TimmLambdaLayer(AcceleratedLayer):
         return [self.num_heads * self.dim_qk, self.dim_qk, self.dim_v]
 
     def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys, values = self.qkv(x).split(self._parts, dim=1)
+        queries, keys, values = (dense_like(part, x) for part in self.qkv(x).split(self._parts, dim=1))
         return self.norm_q(queries), keys, self.norm_v(values)
 
     def weights(self) -> list[Part]:
@@ -151,7 +151,8 @@ class LucidrainsLambdaLayer(AcceleratedLayer):
         self.num_heads, self.dim_u = self.heads, self.u
 
     def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.norm_q(self.to_q(x)), self.to_k(x), self.norm_v(self.to_v(x))
+        queries, keys, values = project_apart(x, [self.to_q, self.to_k, self.to_v])
+        return self.norm_q(queries), keys, self.norm_v(values)
 
     def weights(self) -> list[Part]:
         parts = ((self.to_q, self.norm_q), (self.to_k, None), (self.to_v, self.norm_v))

@@ -73,7 +73,7 @@ def _convolution(x: Tensor) -> Callable[..., Tensor]:
     return (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
 
 
-def _is_pointwise(convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
+def _is_pointwise(convolution: Any) -> bool:
     sides = (*convolution.kernel_size, *convolution.stride, convolution.groups)
     return all(size == 1 for size in sides) and not any(convolution.padding)
 

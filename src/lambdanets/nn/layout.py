@@ -38,7 +38,7 @@ def contiguous_gradient(x: Tensor) -> Tensor:
 
 
 def dense_like(y: Tensor, x: Tensor) -> Tensor:
-    """The images `y` (b c *grid), a part of a larger tensor perhaps, without gaps in the memory format of `x`."""
+    """The images `y` (b c *grid), perhaps a part of larger ones, dense and in the memory format of `x`."""
     if is_channels_last(x):
         return y.movedim(1, -1).contiguous().movedim(-1, 1)
     return y.contiguous()

@@ -26,7 +26,7 @@ GPU = {2: 400e12, 4: 40e12, 8: 20e12}  # by bytes per element
 BANDWIDTH = {"cpu": 12e9, "cuda": 3e12}  # bytes per second, read or written
 CALL = {"cpu": 9e-6, "cuda": 8e-6}  # seconds of a call from Python
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # v2, v1
-SMALL = 10  # a side of a product this long halves the rate
+SMALL = 4  # a side of a product this long halves the rate
 
 
 def on_gpu(problem: Problem) -> bool:

@@ -35,4 +35,6 @@ def from_rows(x: Tensor, num_heads: int, order: str) -> Tensor:
     """The inverse of `as_rows`."""
     if order == "hvn":
         return x.unflatten(0, (-1, num_heads)).mT
-    return x.unflatten(1, (-1, num_heads)).transpose(1, 2) if order == "nhv" else x.unflatten(1, (num_heads, -1))
+    if order == "nhv":
+        return x.unflatten(1, (-1, num_heads)).transpose(1, 2)
+    return x.unflatten(1, (num_heads, -1))

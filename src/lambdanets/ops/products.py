@@ -63,7 +63,7 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """Each a (batch, rows, inner) times each b (batch, inner, columns), written into `out` if there is one."""
+    """Each a (batch, rows, inner) times each b (batch, inner, columns), into `out` if there is one."""
     batch, rows, inner = a.shape
     columns = b.shape[2]
     if not _onednn_serves(a) or rows * inner * columns < LARGE:

@@ -34,9 +34,9 @@ def box_entries(
     keys: Sequence[tuple[int, int]],
     device: torch.device,
 ) -> Tensor:
-    """The flat index (see `entries`), of shape n m, between two boxes given by their (start, stop) per axis."""
+    """The flat index (see `entries`), of shape n m, between two boxes of (start, stop) per axis."""
     rank = len(context.grid)
-    offsets = []  # each on its own two of the axes (*queries, *keys): all but the last steps are on small tensors
+    offsets = []  # each on its own two of the axes (*queries, *keys): most steps are on small tensors
     for axis, (of_queries, of_keys) in enumerate(zip(queries, keys, strict=True)):
         shape = [1] * (2 * rank)
         shape[axis], shape[rank + axis] = of_queries[1] - of_queries[0], of_keys[1] - of_keys[0]

@@ -1,8 +1,8 @@
 """The kernels: independent implementations of the position part, each a module of this folder.
 
-A kernel module has a `NAME`, `output` (which writes the position part where it is told) and `gradients`, plain
-functions of tensors, `unsupported` (sentences, empty if it can serve a problem) and `cost`. Adding one is a new file
-and its line here.
+A kernel module has a `NAME`, `output` (which writes the position part where it is told) and `gradients`,
+plain functions of tensors, `unsupported` (sentences, empty if it can serve a problem) and `cost`. Adding one
+is a new file and its line here.
 """
 
 from __future__ import annotations

@@ -27,11 +27,11 @@ NAME = "conv"
 BLOCK = 2**24  # bytes of the position lambdas formed at once
 TAPS = 50  # a window of this many products per lambda runs at half the rate
 # Operations per second of the gradients of a convolution, however many taps.
-BACKWARD = 22e9 if ONEDNN else 14e9
+BACKWARD = 22e9 if ONEDNN else 10e9
 
 
 def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
-    """Write the position part into y (b h n v), from q (b h n k), v (b m v u) and a table e (*offsets k u)."""
+    """Write the position part into y (b h n v) from q (b h n k), v (b m v u), a table e (*offsets k u)."""
     window = Window.of(e, problem.context)
     for batch, depth in blocks(q, v):
         lambdas = window.lambdas(window.images(v[batch, :, depth]), batch.stop - batch.start)  # b n k v

@@ -38,7 +38,7 @@ BLOCK = 2**24  # bytes of the matrices of a block of queries for some frequencie
 
 
 def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
-    """Write the position part into y (b h n v), from q (b h n k), v (b m v u) and a table e (*offsets k u)."""
+    """Write the position part into y (b h n v) from q (b h n k), v (b m v u), a table e (*offsets k u)."""
     work = Work.of(q, v, e, problem.context)
     rows = work.queries.new_empty(*work.queries.shape[:-1], v.shape[2])
     for block in work.blocks():
@@ -223,9 +223,8 @@ class Block:
             met = self.met(self.work.frequencies, part, batch).flatten(1, -2)
             products(matrices, met, out=x[part])
         lambdas = self.new_lambdas(len(batch))
-        product(
-            self.work.transform_back, x.view(2 * layout.frequencies, -1), lambdas.view(layout.last.queries, -1)
-        )
+        there = lambdas.view(layout.last.queries, -1)
+        product(self.work.transform_back, x.view(2 * layout.frequencies, -1), out=there)
         return lambdas
 
     def new_lambdas(self, examples: int) -> Tensor:
@@ -244,11 +243,8 @@ class Block:
         """The gradient of what `lambdas` transforms back, of shape (f, 2 rows k, b v)."""
         layout = self.work.layout
         x = self._new_products(dlambdas.shape[2])
-        product(
-            self.work.transform_back.mT,
-            dlambdas.view(layout.last.queries, -1),
-            x.view(2 * layout.frequencies, -1),
-        )
+        there = x.view(2 * layout.frequencies, -1)
+        product(self.work.transform_back.mT, dlambdas.view(layout.last.queries, -1), out=there)
         return x
 
     def add_spectrum(self, dspectrum: Tensor, dmatrices: Tensor) -> None:
