@@ -31,9 +31,9 @@ def test_attention_without_a_map_holds_projections_their_copy_and_the_output() -
 
 
 def test_training_holds_more_than_inference() -> None:
-    small = Case(name="x", grid=(16, 16), batch=4, dim=64)
+    case = Case(name="x", grid=(16, 16), batch=32, dim=128)  # 4 MiB a tensor, beside a block of 2
     peaks = [
-        peak_mib(request(small, name="lambdanets", role="layer", which=which)) for which in ("eval", "train")
+        peak_mib(request(case, name="lambdanets", role="layer", which=which)) for which in ("eval", "train")
     ]
     assert all(isinstance(peak, float) for peak in peaks)
     assert 0 < peaks[0] < peaks[1]  # type: ignore[operator]
