@@ -83,7 +83,7 @@ def gradients(
         products(upstream, values[:, block.context].flatten(1, 2).mT, out=dpairs)
         dpairs = dpairs.view(b * h, some.shape[2], dpairs.shape[2]).transpose(0, 1)  # n (b h) (m u)
         if dq is not None:
-            torch.bmm(dpairs, embeddings, out=_by_position(dq[:, :, block.queries]))
+            _by_position(dq[:, :, block.queries]).copy_(torch.bmm(dpairs, embeddings))
         if de is not None:
             dembeddings = torch.bmm(dpairs.mT, _by_position(some)).unflatten(1, (-1, u)).to(wide)
             if context is None or index is None:
@@ -152,11 +152,16 @@ def _by_position(q: Tensor) -> Tensor:
 
 
 def _pairs(q: Tensor, embeddings: Tensor, scratch: Scratch) -> Tensor:
-    """The map q E of shape b (h n) (m u), written in that order by a product per position."""
+    """The map q E of shape b (h n) (m u): a product per position, turned while it is in the cache.
+
+    PyTorch runs products into anything but contiguous memory one by one, on a single thread.
+    """
     b, h, n, _ = q.shape
-    pairs = scratch.take("map", b * h, n, embeddings.shape[1])
-    torch.bmm(_by_position(q), embeddings.mT, out=pairs.transpose(0, 1))
-    return pairs.view(b, h * n, pairs.shape[2])
+    reached = embeddings.shape[1]
+    by_position = scratch.take("by position", n, b * h, reached)
+    torch.bmm(_by_position(q), embeddings.mT, out=by_position)
+    pairs = scratch.take("map", b * h, n, reached).copy_(by_position.transpose(0, 1))
+    return pairs.view(b, h * n, reached)
 
 
 def unsupported(problem: Problem) -> list[str]:
