@@ -101,3 +101,24 @@ def test_projections_of_another_kind_are_not_folded() -> None:
         before = layer.norm_queries.num_batches_tracked.item()
         layer(x)
     assert layer.norm_queries.num_batches_tracked.item() == before + 1
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_follows_a_projection_may_write_in_place(channels_last: bool) -> None:
+    """For a single image a part of the joined projections would be a view, on which that is an error."""
+    layer = LambdaLayer2d(6, 8, num_heads=2, scope=3, batch_norm=False, dtype=torch.float64)
+    layer.norm_values = nn.ReLU(inplace=True)
+    x = torch.randn(1, 6, 5, 7, dtype=torch.float64)
+    layer(x.contiguous(memory_format=torch.channels_last) if channels_last else x).sum().backward()
+    assert layer.to_values.weight.grad is not None
+
+
+def test_hooks_on_all_modules_hear_the_projections() -> None:
+    layer, x = make(scope=3), torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    called: list[type] = []
+    hook = nn.modules.module.register_module_forward_hook(lambda m, *_: called.append(type(m)))
+    try:
+        layer(x)
+    finally:
+        hook.remove()
+    assert called.count(nn.Conv2d) == 3

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from lambdanets.ops import GlobalContext, lambda_layer, products
+from lambdanets.ops import GlobalContext, LocalContext, lambda_layer, products
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -59,3 +59,20 @@ def test_half_precision_is_served_by_every_processor(
         assert (x.grad.double() - wanted.grad).norm() < 0.02 * wanted.grad.norm()
     converted = [event for event in record.events() if event.name == "aten::_to_copy"]
     assert converted or processor  # a slow processor works in another type
+
+
+@pytest.mark.parametrize("grid", [(2, 14, 14), (2, 3, 2)])
+def test_a_volume_s_table_has_its_gradient_in_bfloat16(grid: tuple[int, int, int]) -> None:
+    """On some processors the library's own gradient of a bfloat16 convolution of volumes is garbage."""
+    torch.manual_seed(0)
+    n = grid[0] * grid[1] * grid[2]
+    shapes = ((2, 2, n, 4), (2, n, 4, 1), (2, n, 8, 1), (3, 3, 3, 4, 1))
+    tensors = [torch.randn(shape).bfloat16() for shape in shapes]
+    g = torch.randn(2, 2, n, 8).bfloat16()
+    found = []
+    for dtype, kernel in ((torch.float64, "reference"), (torch.bfloat16, "conv")):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in tensors]
+        lambda_layer(*leaves, context=LocalContext(grid, 3), kernel=kernel).backward(g.to(dtype))
+        assert leaves[3].grad is not None
+        found.append(leaves[3].grad.double())
+    assert (found[1] - found[0]).norm() < 0.03 * found[0].norm()

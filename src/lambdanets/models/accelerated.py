@@ -43,7 +43,7 @@ class AcceleratedLayer(nn.Module):
         self.__dict__.pop(self.indices, None)
 
     def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (b hk y x), keys (b uk y x) and values (b uv y x), by the submodules themselves."""
+        """Queries (b hk y x), keys (b uk y x) and values (b uv y x), normed by the submodules."""
         raise NotImplementedError
 
     def weights(self) -> list[Part]:

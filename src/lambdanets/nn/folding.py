@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import _has_any_global_hook
 
 from .layout import dense_like
 
@@ -27,7 +28,7 @@ def joinable(modules: Sequence[nn.Module]) -> bool:
 
     It does not where somebody hooked into a module or exchanged it; and a trace keeps the modules.
     """
-    return not torch._C._is_tracing() and all(
+    return not (torch._C._is_tracing() or _has_any_global_hook()) and all(
         (type(m) in _NORMS or (type(m) in _CONVOLUTIONS and _is_pointwise(m)))
         and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
         and "forward" not in vars(m)

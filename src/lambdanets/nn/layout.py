@@ -39,9 +39,11 @@ def contiguous_gradient(x: Tensor) -> Tensor:
 
 def dense_like(y: Tensor, x: Tensor) -> Tensor:
     """The images `y` (b c *grid), perhaps a part of larger ones, dense and in the memory format of `x`."""
-    if is_channels_last(x):
-        return y.movedim(1, -1).contiguous().movedim(-1, 1)
-    return y.contiguous()
+    if is_channels_last(
+        x
+    ):  # a copy in any case: what follows may write in place, which views of a split forbid
+        return y.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
+    return y.clone(memory_format=torch.contiguous_format)
 
 
 def is_channels_last(x: Tensor) -> bool:

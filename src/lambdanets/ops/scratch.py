@@ -11,6 +11,8 @@ from torch import Tensor
 class Scratch:
     """Buffers by name, kept for one call: they stay in the cache, and the system need not find new pages.
 
+    A buffer grows where a block needs more than those before it did.
+
     Args:
         like: A tensor of the type and the device that buffers have.
     """
@@ -23,5 +25,6 @@ class Scratch:
         """A contiguous tensor of this shape, with whatever the last of this name has left in it."""
         size = math.prod(shape)
         if name not in self._kept or self._kept[name].numel() < size:
+            self._kept.pop(name, None)  # before the larger one is taken
             self._kept[name] = torch.empty(size, dtype=self._like.dtype, device=self._like.device)
         return self._kept[name][:size].view(shape)

@@ -143,6 +143,9 @@ class Window:
         x = x.unflatten(1, grid).movedim(-1, 1)
         axes = len(self.step)
         weight = self.weight.contiguous()  # for one image PyTorch's own loops know no other order
+        if axes == 3 and x.dtype in (torch.bfloat16, torch.float16):
+            # oneDNN leaves parts of a weight's gradient unwritten in bfloat16 on some grids of three axes.
+            x, images, weight = x.float(), images.float(), weight.float()
         dimages, dweight, _ = torch.ops.aten.convolution_backward(
             x, images, weight, None, [1] * axes, self._padding or [0] * axes, list(self.step),
             False, [0] * axes, 1, [*wanted, False],

@@ -228,13 +228,13 @@ class Block:
         return lambdas
 
     def new_lambdas(self, examples: int) -> Tensor:
-        """Room for the position lambdas of some examples, (l rows) k b v: the same as the last time."""
+        """Room for the position lambdas of some examples, (l rows) k b v: that of the last time."""
         k, rows = self.work.spectrum.shape[2], len(self._places)
         shape = (self.work.layout.last.queries * rows, k, examples, self.work.dim_v)
         return self.work.scratch.take("lambdas", *shape)
 
     def _new_products(self, examples: int) -> Tensor:
-        """Room for what `lambdas` transforms back, (f, 2 rows k, b v): the same as the last time."""
+        """Room for what `lambdas` transforms back, (f, 2 rows k, b v): that of the last time."""
         k, rows = self.work.spectrum.shape[2], len(self._places)
         shape = (self.work.layout.frequencies, 2 * rows * k, examples * self.work.dim_v)
         return self.work.scratch.take("products", *shape)
