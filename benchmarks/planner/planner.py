@@ -24,7 +24,7 @@ from lambdanets import Problem
 from lambdanets.ops import KERNELS
 from lambdanets.ops.planner import able, choice
 from lambdanets.ops.position import computed_in
-from lambdanets.ops.products import ONEDNN
+from lambdanets.ops.products import WIDE_AMD, amd_family
 
 ROUNDS = 5
 FAR = 8
@@ -140,7 +140,7 @@ def medians(problem: Problem, backward: bool) -> dict[str, float]:
 def processor() -> str:
     """avx2, avx512, or avx512-narrow where AVX-512 instructions run on units of 256 bits."""
     kind = torch.backends.cpu.get_cpu_capability().lower()
-    return kind if ONEDNN or kind != "avx512" else "avx512-narrow"
+    return "avx512-narrow" if kind == "avx512" and 0 < amd_family() < WIDE_AMD else kind
 
 
 def main(commit: str) -> None:

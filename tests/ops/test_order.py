@@ -7,7 +7,6 @@ from torch import Tensor
 from lambdanets.ops import GlobalContext, lambda_layer, products
 from lambdanets.ops.order import as_rows, from_rows, new_output, order_of
 
-SIZES = {"b": 2, "h": 3, "n": 35, "k": 4, "v": 5}
 LAYOUTS = {"hnv": (0, 1, 2, 3), "hvn": (0, 1, 3, 2), "nhv": (0, 2, 1, 3)}
 
 

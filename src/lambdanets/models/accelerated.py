@@ -113,8 +113,8 @@ class TimmLambdaLayer(AcceleratedLayer):
         return [self.num_heads * self.dim_qk, self.dim_qk, self.dim_v]
 
     def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys, values = (dense_like(part, x) for part in self.qkv(x).split(self._parts, dim=1))
-        return self.norm_q(queries), keys, self.norm_v(values)
+        queries, keys, values = self.qkv(x).split(self._parts, dim=1)
+        return self.norm_q(dense_like(queries, x)), keys, self.norm_v(dense_like(values, x))
 
     def weights(self) -> list[Part]:
         bias = self.qkv.bias

@@ -58,10 +58,9 @@ def project_apart(x: Tensor, projections: Sequence[Any]) -> list[Tensor]:
     Returns:
         Their outputs, each dense in the memory format of `x`: batch norms are slow on anything else.
     """
-    if len(projections) == 1 or not joinable(projections):
-        return [p(x) for p in projections]
-    biases = [p.bias for p in projections if p.bias is not None]
-    if biases and len(biases) < len(projections):
+    biases = [p.bias for p in projections if isinstance(p, _CONVOLUTIONS) and p.bias is not None]
+    alike = len(biases) in (0, len(projections))
+    if len(projections) == 1 or not alike or not joinable(projections):
         return [p(x) for p in projections]
     weight = torch.cat([p.weight for p in projections])
     bias = torch.cat(biases) if biases else None

@@ -38,10 +38,11 @@ def contiguous_gradient(x: Tensor) -> Tensor:
 
 
 def dense_like(y: Tensor, x: Tensor) -> Tensor:
-    """The images `y` (b c *grid), perhaps a part of larger ones, dense and in the memory format of `x`."""
-    if is_channels_last(
-        x
-    ):  # a copy in any case: what follows may write in place, which views of a split forbid
+    """A copy of the images `y` (b c *grid), perhaps a part of larger ones, in the memory format of `x`.
+
+    What follows may write into it, which a view of a split forbids.
+    """
+    if is_channels_last(x):
         return y.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
     return y.clone(memory_format=torch.contiguous_format)
 

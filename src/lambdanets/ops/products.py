@@ -13,7 +13,7 @@ LARGE = 2**20  # multiply-adds of one product from which a call of its own costs
 WIDE_AMD = 26  # the family of AMD's processors from which AVX-512 units have their full width (Zen 5)
 
 
-def _amd_family() -> int:
+def amd_family() -> int:
     """The family of an AMD processor, 0 for any other or where the system does not say."""
     try:
         lines = [line.split(":") for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
@@ -30,7 +30,7 @@ ONEDNN = (
     torch.backends.mkldnn.is_available()
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    and _amd_family() >= WIDE_AMD
+    and amd_family() >= WIDE_AMD
 )
 _HALF = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 SLOW_ON_CPU = frozenset(
@@ -59,7 +59,7 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
             b = b.contiguous()  # with gaps between its rows oneDNN falls back to plain loops
         y = torch.ops.mkldnn._linear_pointwise(a, b.mT, None, "none", [], "")
         return y if out is None else out.copy_(y)
-    return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
+    return torch.mm(a, b, out=out)
 
 
 def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -67,7 +67,7 @@ def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     batch, rows, inner = a.shape
     columns = b.shape[2]
     if not _onednn_serves(a) or rows * inner * columns < LARGE:
-        return torch.bmm(a, b) if out is None else torch.bmm(a, b, out=out)
+        return torch.bmm(a, b, out=out)
     out = a.new_empty(batch, rows, columns) if out is None else out
     for into, left, right in zip(out, a, b, strict=True):
         into.copy_(product(left, right))
