@@ -1,5 +1,6 @@
 """The layer's values, against projections, norms and the loop oracle composed by hand."""
 
+import copy
 import math
 from itertools import product
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from closeness import assert_close
 from lambdanets.nn import LambdaLayer1d, LambdaLayer2d, LambdaLayer3d
@@ -248,3 +250,22 @@ def test_gradients_in_training_are_those_of_finite_differences(
     if len(grid) == 2:
         x = x.contiguous(memory_format=memory_format)
     assert torch.autograd.gradcheck(layer, x.requires_grad_())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_training_is_one_graph(batch: int) -> None:
+    layer = make(2, dim_out=2 * HEADS, scope=3).train()
+    x = torch.randn(batch, DIM, 5, 4, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    gradients = [torch.autograd.grad(function(x).square().sum(), x)[0] for function in (layer, compiled)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_forward_mode_differentiation_in_training() -> None:
+    layer = make(2, dim_out=2 * HEADS, scope=3, kernel="reference").train()
+    x, tangent = torch.randn(2, 1, DIM, 3, 4, dtype=torch.float64)
+    with forward_ad.dual_level():
+        forward = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent))).tangent
+    step = 1e-6
+    difference = (layer(x + step * tangent) - layer(x - step * tangent)) / (2 * step)
+    torch.testing.assert_close(forward, difference, rtol=1e-5, atol=1e-6)

@@ -6,7 +6,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ..nn.folding import Part, foldable, project, project_apart
-from ..nn.layout import contiguous_gradient, dense_like, to_channels
+from ..nn.layout import dense_like, ordered_gradient, to_channels
 from ..ops import LocalContext, lambda_layer
 
 
@@ -73,7 +73,7 @@ class AcceleratedLayer(nn.Module):
             queries, keys, values = project(x, self.weights())
         else:
             queries, keys, values = self.projections(x)
-            queries, values = contiguous_gradient(queries), contiguous_gradient(values)
+            queries, values = ordered_gradient(queries), ordered_gradient(values)
         dtype = keys.dtype  # under autocast norms and projections may differ in type
         q = queries.flatten(2).unflatten(1, (self.num_heads, -1)).mT.to(dtype)
         k = keys.flatten(2).unflatten(1, (self.dim_u, -1)).permute(0, 3, 2, 1)

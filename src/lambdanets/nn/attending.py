@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .folding import foldable, project
-from .layout import contiguous_gradient
+from .layout import ordered_gradient
 
 
 class Projections(nn.Module):
@@ -62,7 +62,7 @@ class Projections(nn.Module):
         elif foldable([self.conv], [self.norm]):
             (y,) = project(x, [(self.conv.weight, self.conv.bias, self.norm)])
         else:
-            y = contiguous_gradient(self.norm(self.conv(x)))
+            y = ordered_gradient(self.norm(self.conv(x)))
         return y.unflatten(1, (3, self.num_heads, -1))
 
 

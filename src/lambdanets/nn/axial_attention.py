@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..ops.context import Grid
 from .attending import Projections, SelfAttention2d, attend, offsets_table
-from .layout import contiguous_gradient, is_channels_last
+from .layout import is_channels_last, ordered_gradient
 from .positions import table_shape
 
 
@@ -63,7 +63,7 @@ class AxialAttention2d(SelfAttention2d):
         columns = self.along_height(x).permute(1, 0, 5, 2, 4, 3)  # qkv b width h height d
         layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
         y = self._attend_along(columns, self.positions_height).permute(0, 2, 4, 3, 1)
-        y = contiguous_gradient(self.norm(y.flatten(1, 2).contiguous(memory_format=layout)))
+        y = ordered_gradient(self.norm(y.flatten(1, 2).contiguous(memory_format=layout)))
         rows = self.along_width(y).permute(1, 0, 4, 2, 5, 3)  # qkv b height h width d
         y = self._attend_along(rows, self.positions_width).permute(0, 2, 4, 1, 3)
         return y.flatten(1, 2).contiguous(memory_format=layout)

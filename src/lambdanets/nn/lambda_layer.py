@@ -15,7 +15,7 @@ from ..ops.functional import lambda_layer
 from ..ops.kernels import KERNELS
 from ..ops.planner import CHOICES
 from .folding import Part, foldable, project, project_apart
-from .layout import contiguous_gradient, to_channels
+from .layout import ordered_gradient, to_channels
 from .positions import resize_table, table_shape
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -204,8 +204,8 @@ class LambdaLayer(nn.Module):
                 queries, values, *keys = project_apart(x, [self.to_queries, *of_context])
             else:
                 queries, (values, *keys) = self.to_queries(x), project_apart(source, of_context)
-            queries = contiguous_gradient(self.norm_queries(queries))
-            values = contiguous_gradient(self.norm_values(values))
+            queries = ordered_gradient(self.norm_queries(queries))
+            values = ordered_gradient(self.norm_values(values))
             return queries, keys[0] if keys else None, values
         assert isinstance(self.norm_queries, _BatchNorm)
         assert isinstance(self.norm_values, _BatchNorm)

@@ -11,12 +11,15 @@ from torch.autograd.function import once_differentiable
 
 BLOCK = 2**20
 """Elements of the attention maps that a CPU forms at once: 4 MiB in float32 stay in its cache."""
+SMALL = 32
+"""Rows and columns up to which, in half precision, one product is faster than adding their logits."""
 
 
 def separable_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """softmax_m(q[n] . k[m] + rows[n, y_m] + columns[n, x_m]) v[m], exact, in memory linear in n.
 
-    On a CPU in blocks of queries, whose maps stay in its cache; elsewhere by PyTorch's fused attention.
+    On a CPU in blocks of queries, whose maps stay in its cache, in half precision and on small grids with the
+    position logits in the same product as the content's; elsewhere by PyTorch's fused attention.
 
     Args:
         q: Scaled queries of shape (b h n d).
@@ -28,25 +31,32 @@ def separable_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: 
     Returns:
         Tensor of shape (b h n d).
     """
-    if q.device.type == "cpu":
-        return _InBlocks.apply(q, k, v, rows, columns)
-    return fused(q, k, v, rows, columns)
+    if q.device.type != "cpu":
+        return fused(q, k, v, rows, columns)
+    if q.dtype.itemsize < 4 and rows.shape[-1] + columns.shape[-1] <= SMALL:
+        return _InBlocks.apply(*_with_positions(q, k, rows, columns), v)
+    return _InBlocks.apply(q, k, v, rows, columns)
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The same as one call of PyTorch's attention, without a bias.
+    """The same as one call of PyTorch's attention, without a bias."""
+    queries, keys = _with_positions(q, k, rows, columns)
+    # The fused kernels want queries, keys and values of one depth.
+    values = F.pad(v, (0, queries.shape[-1] - v.shape[-1]))
+    y = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
+    return y[..., : v.shape[-1]]
 
-    Position logits are a product too, of queries and keys with height + width more channels: the query's
-    logit of each row and column, and which row and column the key is in.
+
+def _with_positions(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys whose product holds the position logits: with height + width more channels.
+
+    They are the query's logit of each row and column, and which row and column the key is in.
     """
     height, width = rows.shape[-1], columns.shape[-1]
     in_row = torch.eye(height, dtype=q.dtype, device=q.device).repeat_interleave(width, 0)
     in_column = torch.eye(width, dtype=q.dtype, device=q.device).repeat(height, 1)
-    queries = torch.cat([q, rows, columns], dim=-1)
-    keys = torch.cat([k, torch.cat([in_row, in_column], dim=1).expand(*k.shape[:2], -1, -1)], dim=-1)
-    values = F.pad(v, (0, height + width))  # the fused kernels want queries, keys and values of one depth
-    y = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
-    return y[..., : v.shape[-1]]
+    place = torch.cat([in_row, in_column], dim=1).expand(*k.shape[:2], -1, -1)
+    return torch.cat([q, rows, columns], dim=-1), torch.cat([k, place], dim=-1)
 
 
 def _bias(rows: Tensor, columns: Tensor) -> Tensor:
@@ -64,32 +74,43 @@ class _InBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, *of_axes: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(q, k, v, rows, columns)
-        parts = [
-            F.scaled_dot_product_attention(some, k, v, attn_mask=_bias(by_row, by_column), scale=1.0)
-            for some, by_row, by_column in _blocks(q, k, rows, columns)
-        ]
+        ctx.save_for_backward(q, k, v, *of_axes)
+        if of_axes:
+            parts = [
+                F.scaled_dot_product_attention(some, k, v, attn_mask=_bias(*by_axis), scale=1.0)
+                for some, *by_axis in _blocks(q, k, *of_axes)
+            ]
+        else:
+            keys, values = k.flatten(0, 1).mT, v.flatten(0, 1)
+            maps = (torch.bmm(some.flatten(0, 1), keys).softmax(-1) for (some,) in _blocks(q, k))
+            parts = [torch.bmm(weights, values).unflatten(0, q.shape[:2]) for weights in maps]
         return torch.cat(parts, dim=2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        q, k, v, rows, columns = ctx.saved_tensors
-        grid, heads = (rows.shape[-1], columns.shape[-1]), q.shape[:2]
+        q, k, v, *of_axes = ctx.saved_tensors
+        heads, grid = q.shape[:2], tuple(x.shape[-1] for x in of_axes)
         keys, values = k.flatten(0, 1), v.flatten(0, 1)
         dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
         by_block = []
-        for some, by_row, by_column, upstream in _blocks(q, k, rows, columns, g):
+        for some, upstream, *by_axis in _blocks(q, k, g, *of_axes):
             some, upstream = some.flatten(0, 1), upstream.flatten(0, 1)
-            weights = torch.baddbmm(_bias(by_row, by_column).flatten(0, 1), some, keys.mT).softmax(-1)
+            if by_axis:
+                logits = torch.baddbmm(_bias(*by_axis).flatten(0, 1), some, keys.mT)
+            else:
+                logits = torch.bmm(some, keys.mT)
+            weights = logits.softmax(-1)
             dv.baddbmm_(weights.mT, upstream)
             dweights = torch.bmm(upstream, values.mT)
             dlogits = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
             dk.baddbmm_(dlogits.mT, some)
-            on_grid = dlogits.unflatten(0, heads).unflatten(-1, grid)
-            dq = torch.bmm(dlogits, keys).unflatten(0, heads)
-            by_block.append((dq, on_grid.sum(-1), on_grid.sum(-2)))
-        dq, drows, dcolumns = (torch.cat(parts, dim=2) for parts in zip(*by_block, strict=True))
-        return dq, dk.view_as(k), dv.view_as(v), drows, dcolumns
+            gradients = [torch.bmm(dlogits, keys).unflatten(0, heads)]
+            if by_axis:
+                on_grid = dlogits.unflatten(0, heads).unflatten(-1, grid)
+                gradients += [on_grid.sum(-1), on_grid.sum(-2)]
+            by_block.append(gradients)
+        dq, *of_axes = (torch.cat(parts, dim=2) for parts in zip(*by_block, strict=True))
+        return dq, dk.view_as(k), dv.view_as(v), *of_axes
