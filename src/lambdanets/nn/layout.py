@@ -36,9 +36,10 @@ def ordered_gradient(x: Tensor) -> Tensor:
     """The identity, for the output of a batch norm; its gradient takes the memory order of `x`.
 
     PyTorch's batch norm on a CPU is many times slower where the two orders differ, and misreads the strides
-    that the gradient of a single image may have: that one becomes contiguous.
+    that the gradient of a single image may have: that one becomes contiguous. A trace (torch.jit.trace) keeps
+    no backward of ours, so it is not in it.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.jit.is_tracing():
         return x
     return (_OrderedGradient if torch.compiler.is_compiling() else _OrderedGradientForwardMode).apply(x)
 
