@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from lambdanets.study import Record, draw_figures, markdown, read, summary_table
+from lambdanets.study.report import pairs_table
 
 Make = Callable[..., Record]
 Write = Callable[[Path, list[Record]], None]
@@ -43,6 +44,17 @@ def test_one_seed_says_so_and_shows_no_interval(rows: list[Record]) -> None:
     assert axial["sd"] == axial["peak MiB"] == "-"
     assert "axial lacks seeds 1, 2" in table.notes
     assert any(note.startswith("one seed has no interval") for note in table.notes)
+
+
+def test_every_pair_once_and_bold_where_the_interval_leaves_out_zero(rows: list[Record]) -> None:
+    table = pairs_table(rows)
+    assert table.headings == ("minus", "the conv", "the axial")
+    assert table.rows == (
+        ("the lambda", "**+1.67 ± 1.43**", "+11.00 (one seed)"),
+        ("the conv", "", "+10.00 (one seed)"),
+    )
+    assert pairs_table(rows[:1]).rows == ()
+    assert "Every pair" not in markdown(rows[:1])
 
 
 def test_what_is_not_alike_is_told(record: Make) -> None:

@@ -95,7 +95,7 @@ def _bars(rows: list[Record], mode: str, where: Provenance, path: Path, clock: C
 
 def duration(milliseconds: float) -> str:
     """Return a time in words."""
-    return f"{number(milliseconds)} ms" if milliseconds < 1e4 else f"{number(milliseconds / 1e3)} s"
+    return f"{number(milliseconds)} ms" if milliseconds < 1e3 else f"{number(milliseconds / 1e3)} s"
 
 
 def mebibytes(mib: float) -> str:
@@ -241,9 +241,12 @@ def frame(figure: Any, title: str, where: Provenance, sources: str = "") -> None
 
 def save(figure: Any, path: Path) -> Path:
     """Write a figure beside its place and rename it into it; the name says which format."""
+    from matplotlib import rc_context
+
     temporary = path.with_name(f"{path.name}.part")
     kind = path.suffix[1:]
-    metadata = {"Date": None} if kind == "svg" else {}  # the same rows give the same file
-    figure.savefig(temporary, format=kind, facecolor="white", metadata=metadata)
+    metadata = {"Date": None} if kind == "svg" else {}
+    with rc_context({"svg.hashsalt": "lambdanets"}):  # and without a date the same rows give the same file
+        figure.savefig(temporary, format=kind, facecolor="white", metadata=metadata)
     temporary.replace(path)
     return path

@@ -37,7 +37,7 @@ def draw_figures(records: Sequence[Record], folder: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     found = results(records)
-    with rc_context({"svg.hashsalt": "lambdanets", "font.family": "DejaVu Sans"}):
+    with rc_context({"font.family": "DejaVu Sans"}):
         figure = Figure(figsize=(13.5, 1.9 + max(0.36 * len(found), 2.6)), dpi=150, layout="constrained")
         renderer = FigureCanvasAgg(figure).get_renderer()
         left, right = figure.subplots(1, 2, width_ratios=[1.05, 1])

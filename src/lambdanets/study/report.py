@@ -22,6 +22,10 @@ METHOD = (
     "libraries and images."
 )
 ONE_SEED = "one seed"
+PAIRS = (
+    "Row minus column in percent, paired by seed; bold where the 95 % interval of this pair leaves out zero. "
+    "Nothing is corrected for the number of pairs: where no two differed, one in twenty would be bold."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,32 @@ def summary_table(records: Sequence[Record]) -> Table:
     return Table(title=title(records), headings=headings, rows=rows, notes=notes(records))
 
 
+def pairs_table(records: Sequence[Record]) -> Table:
+    """Return the difference of each contender to each that comes after it, the most accurate first."""
+    found = results(records)
+    accuracy: dict[str, dict[int, float]] = {}
+    for record in records:
+        accuracy.setdefault(record.contender, {})[record.seed] = 100 * record.top1
+    rows = tuple(
+        (
+            row.title,
+            *("" if place <= at else _pair(accuracy[row.name], accuracy[column.name])
+              for place, column in enumerate(found[1:], 1)),
+        )
+        for at, row in enumerate(found[:-1])
+    )  # fmt: skip
+    headings = ("minus", *(column.title for column in found[1:]))
+    return Table(title="Every pair", headings=headings, rows=rows)
+
+
+def _pair(one: dict[int, float], other: dict[int, float]) -> str:
+    value = difference(one, other)
+    if value is None:
+        return "-"
+    text = with_half(value, sign="+")
+    return f"**{text}**" if abs(value.value) > value.half else text
+
+
 def title(records: Sequence[Record]) -> str:
     """Return what was studied, in a line."""
     first = records[0]
@@ -158,23 +188,31 @@ def provenance_line(records: Sequence[Record]) -> str:
 
 
 def markdown(records: Sequence[Record], figures: Iterable[str] = ()) -> str:
-    """Return the report of a study: setup, table, models, figures."""
-    table = summary_table(records)
-    lines = [line(table.headings), "|---|" + "---:|" * (len(table.headings) - 1), *map(line, table.rows)]
-    if table.notes:
-        lines += ["", *(f"- {note}" for note in table.notes)]
-    models = ["| contender | name | model | options |", "|---|---|---|---|"]
-    models += [
-        line((result.title, result.name, f"`{result.model}`", f"`{result.options}`"))
-        for result in results(records)
-    ]
+    """Return the report of a study: setup, table, figures, every pair, models."""
+    table, pairs = summary_table(records), pairs_table(records)
+    models = Table(
+        title="Models",
+        headings=("contender", "name", "model", "options"),
+        rows=tuple(
+            (result.title, result.name, f"`{result.model}`", f"`{result.options}`")
+            for result in results(records)
+        ),
+    )
     parts = [
         "# `lambdanets bench study`",
         table.title,
         METHOD,
         provenance_line(records),
-        "\n".join(lines),
+        _written(table),
+        *(["\n".join(f"- {note}" for note in table.notes)] if table.notes else []),
         *(f"![{name}]({name})" for name in figures if name.endswith(".png")),
-        "\n".join(models),
+        *([f"## {pairs.title}", PAIRS, _written(pairs)] if pairs.rows else []),
+        f"## {models.title}",
+        _written(models, "---|"),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _written(table: Table, column: str = "---:|") -> str:
+    rule = "|---|" + column * (len(table.headings) - 1)
+    return "\n".join([line(table.headings), rule, *map(line, table.rows)])

@@ -33,7 +33,7 @@ def test_rows_survive_the_file_each_with_its_provenance(tmp_path: Path, race: li
 
 
 def test_the_race_in_tables(race: list[Measured]) -> None:
-    points, matched = make_tables(race)
+    points, matched, rates = make_tables(race)
     row = rows_of(points)["EfficientNet B1"]
     assert row["published: top-1"] == "79.0"
     assert row["published: training"] == "4.00"
@@ -42,6 +42,14 @@ def test_the_race_in_tables(race: list[Measured]) -> None:
     assert "out of memory at batch 8, halved" in points.notes[0]
     assert rows_of(matched)["50@128"]["EfficientNet: training"] == "4.00x"
     assert rows_of(matched)["50@128"]["ResNet-RS: published"] == "-"
+    # 0.4 GMAC, three forward passes, 1024 images in 1, 4 and 16 seconds; measured 100 and 10 times as long.
+    assert rows_of(rates)["EfficientNet"] == {
+        "family": "EfficientNet",
+        "networks": "3",
+        "published GMAC/s": "307 (77 to 1,229)",
+        "training GMAC/s": "3 (1 to 12)",
+        "inference GMAC/s": "10 (3 to 41)",
+    }
 
 
 def test_models_in_tables(race: list[Measured]) -> None:
@@ -54,7 +62,7 @@ def test_models_in_tables(race: list[Measured]) -> None:
 
 def test_the_other_clock(race: list[Measured]) -> None:
     twice = [(replace(row, cpu_ms=2 * row.wall_ms), where) for row, where in race]
-    points, matched = make_tables(twice, "process")
+    points, matched, _ = make_tables(twice, "process")
     assert rows_of(points)["EfficientNet B1"]["training"].startswith("800")
     assert rows_of(points)["EfficientNet B1"]["published: training"] == "4.00"
     assert rows_of(matched)["50@128"]["EfficientNet: training"] == "4.00x"
@@ -89,10 +97,11 @@ def test_what_was_not_run_says_so(race: list[Measured]) -> None:
         else (row, where)
         for row, where in race
     ]
-    points, matched = make_tables(left)
+    points, matched, rates = make_tables(left)
     assert rows_of(points)["EfficientNet B2"]["training"] == "not run"
     assert rows_of(matched)["50@160"]["EfficientNet: training"] == "-"
     assert rows_of(matched)["50@160"]["EfficientNet: published"] == "2.00x"
+    assert rows_of(rates)["EfficientNet"]["training GMAC/s"] == "8 (3 to 12)"
     assert "not run: too large" in markdown(left)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
@@ -11,12 +12,14 @@ from lambdanets.bench.passes import Pass
 from lambdanets.bench.records import Provenance
 from lambdanets.bench.tables import CLOCKS, SINGLE, Clock, Table, number, page, provenance_line, times
 
-from .matched import BASELINES, MEASURES, ratios
+from .matched import BASELINES, MEASURES, Measure, ratios, seconds_of
 from .published import FIGURE4, REFERENCES, RESNET_RS, TABLE19
-from .records import NOT_RUN, Measured, Row, by_processor
+from .records import IMAGES, NOT_RUN, Measured, Row, by_processor
 
 TITLES: dict[Pass, str] = {"train": "Training step", "eval": "Inference"}
 SHORT: dict[Pass, str] = {"train": "training", "eval": "inference"}
+# A backward pass multiplies twice: for the gradients of the inputs and of the weights.
+FORWARDS: dict[Pass, int] = {"train": 3, "eval": 1}
 LEGEND = (
     "A training step is forward, cross entropy, backward and a step of SGD with momentum; inference is a "
     "forward pass in inference mode; both on random images in channels-last layout, with random weights. "
@@ -35,6 +38,11 @@ RATIO_METHOD = (
     "of the other family that enclose this accuracy the logarithm of the time is interpolated linearly in "
     "the accuracy; nothing is extrapolated (-). Above 1 the LambdaResNet is the faster one. Accuracies are "
     "published ones throughout; times are those of the heading."
+)
+RATES_METHOD = (
+    "Why the ratios differ from machine to machine: a family is as fast as it has few multiply-adds and as "
+    "the machine runs them quickly. The table has the multiply-adds that a second holds, in 10^9, the median "
+    "of a family's networks with the slowest and the fastest; a training step counts three forward passes."
 )
 TABLE4_METHOD = (
     "Memory as the paper counts it is a formula: attention maps of 8 heads and batch 128, or position tables "
@@ -55,14 +63,14 @@ def make_tables(measured: Sequence[Measured], clock: Clock = "wall") -> list[Tab
     if bench in REFERENCES:
         return [_speed(rows, bench), _memory(rows, bench)]
     if bench == "race":
-        return [_points(rows), _ratios(rows)]
+        return [_points(rows), _ratios(rows), _rates(rows)]
     return [_throughput(rows, mode) for mode in _modes(rows)]
 
 
 def words(bench: str, clock: Clock = "wall") -> list[str]:
     """Return the paragraphs that the tables of a bench need."""
     times = [f"Times measured here are {CLOCKS[clock]}."] if clock == "process" else []
-    more = {"race": [RACERS, RATIO_METHOD], "table4": [TABLE4_METHOD]}
+    more = {"race": [RACERS, RATIO_METHOD, RATES_METHOD], "table4": [TABLE4_METHOD]}
     return [LEGEND, *times, *more.get(bench, [])]
 
 
@@ -205,6 +213,34 @@ def _ratios(rows: Sequence[Row]) -> Table:
         headings=tuple(headings),
         rows=tuple(body),
     )
+
+
+def _rates(rows: Sequence[Row]) -> Table:
+    """How fast the multiply-adds of each family are done, by each measure of time."""
+    body = []
+    for family in dict.fromkeys(row.family for row in rows):
+        own = [row for row in rows if row.family == family and row.macs]
+        cells = [_range(_speeds(own, measure)) for measure in MEASURES]
+        body.append((family, str(len({(row.model, row.size) for row in own})), *cells))
+    headings = ("family", "networks", *(f"{name} GMAC/s" for name in MEASURES.values()))
+    title = "Multiply-adds per second, by the published times and here"
+    return Table(title=title, headings=headings, rows=tuple(body))
+
+
+def _speeds(rows: Iterable[Row], measure: Measure) -> list[float]:
+    mode: Pass = "train" if measure == "published" else measure
+    found = [
+        FORWARDS[mode] * row.macs / 1e9 * IMAGES / seconds_of(row, measure)
+        for row in rows
+        if row.mode == mode
+    ]
+    return [speed for speed in found if not math.isnan(speed)]
+
+
+def _range(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
 
 
 def _called(row: Row) -> str:
