@@ -1,0 +1,105 @@
+"""What the pages say in numbers is what the committed rows say."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from lambdanets.bench import Table
+from lambdanets.bench import networks as bench
+from lambdanets.study import read, summary_table
+
+ROOT = Path(__file__).parents[1]
+PAGE, README = ROOT / "docs/results.md", ROOT / "README.md"
+STUDY, MODELS = ROOT / "benchmarks/study", ROOT / "benchmarks/models"
+BASE = {"1": "1.00x"}  # the row or column that the others are divided by
+
+
+def plain(cell: str) -> str:
+    """A cell without emphasis, links and typographic minus signs."""
+    return re.sub(r"\s*\(.*\)$", "", cell.replace("*", "").replace("\N{MINUS SIGN}", "-").strip())
+
+
+def rows_with(path: Path, heading: str) -> list[list[str]]:
+    """The rows of every table whose heading holds these words."""
+    found: list[list[str]] = []
+    for block in re.findall(r"(?:^\|.*\n)+", path.read_text(), re.MULTILINE):
+        lines = [[plain(cell) for cell in line.strip("|").split("|")] for line in block.splitlines()]
+        if heading in block.splitlines()[0]:
+            found += lines[2:]
+    assert found, f"{path.name} has no table with {heading}"
+    return found
+
+
+def table_of(name: str, title: str) -> Table:
+    """A table of a committed bench of networks."""
+    (table,) = (
+        each
+        for each in bench.make_tables(bench.read(MODELS / f"{name}.csv", name))
+        if each.title.startswith(title)
+    )
+    return table
+
+
+def columns(table: Table, heading: str) -> list[list[str]]:
+    """The columns of this name, each from top to bottom."""
+    places = [at for at, name in enumerate(table.headings) if name == heading]
+    return [[row[at] for row in table.rows] for at in places]
+
+
+def in_full(cells: Sequence[str]) -> list[str]:
+    return [BASE.get(cell, cell) for cell in cells]
+
+
+@pytest.mark.parametrize("path", [PAGE, README], ids=lambda path: path.name)
+def test_accuracies_are_those_of_the_study(path: Path) -> None:
+    table = summary_table(read(STUDY / "cells.csv"))
+    known = {row[1]: dict(zip(table.headings, row, strict=True)) for row in table.rows}
+    rows = rows_with(path, "in the blocks")
+    assert len(rows) >= 10
+    for _, parameters, top1, gain, *more in rows:
+        own = known[parameters]
+        assert top1 == own["top-1 %"]
+        assert gain == own["minus conv"].replace("-", "", own["minus conv"] == "-")
+        if path is PAGE:
+            assert more[0] == own["per processor s"]
+
+
+@pytest.mark.parametrize("path", [PAGE, README], ids=lambda path: path.name)
+def test_ratios_are_those_of_the_race(path: Path) -> None:
+    known = {row[0]: row for row in table_of("race", "Speed at matched accuracy").rows}
+    rows = rows_with(path, "| LambdaResNet | *top-1*")
+    assert len(rows) >= 6
+    for row in rows:
+        assert [cell or "-" for cell in row] == list(known[row[0]])
+
+
+def test_rates_are_those_of_the_race() -> None:
+    known = {row[0]: [cell.split()[0] for cell in row[2:]] for row in table_of("race", "Multiply-adds").rows}
+    published, training, inference = rows_with(PAGE, "multiply-adds per second")
+    for place, family in enumerate(("EfficientNet", "LambdaResNet", "ResNet-RS with SE"), 1):
+        assert f"{float(known[family][0].replace(',', '')) / 1e3:.3g}" == published[place]
+        assert known[family][1:] == [training[place], inference[place]]
+
+
+def test_ratios_are_those_of_table_4() -> None:
+    paper, inference, training = columns(table_of("table4", "Table 4"), "ratio")
+    rows = rows_with(PAGE, "all 3x3 convolutions of a ResNet-50 replaced")
+    assert in_full([row[2] for row in rows]) == inference
+    assert in_full([row[3] for row in rows]) == training
+    assert in_full([row[1] for row in rows])[1:] == paper[1:]
+    # In the README from left to right: lambda layers, then axial, local and global attention.
+    order = [3, 4, 5, 6, 1, 2, 0]
+    _, across, across_training = rows_with(README, "| Table 4 |")
+    assert in_full(across[1:]) == [inference[at] for at in order]
+    assert in_full(across_training[1:]) == [training[at] for at in order]
+
+
+def test_ratios_are_those_of_tables_13_and_14() -> None:
+    paper, inference, training = columns(table_of("table13", "Table 13"), "ratio")
+    for rows in (rows_with(PAGE, "C-C-C-C")[1:], rows_with(README, "| Table 13 |")):
+        assert [in_full(row[1:]) for row in rows] == [paper, inference, training]
+    paper, inference, training = columns(table_of("table14", "Table 14"), "ratio")
+    rows = rows_with(PAGE, "over ResNet-101 without SE")
+    assert [in_full([row[at] for row in rows]) for at in (2, 3, 4)] == [paper, inference, training]
