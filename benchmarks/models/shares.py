@@ -65,7 +65,8 @@ def main() -> None:
     torch.manual_seed(0)
     where = {
         "batch": given.batch, "processor": given.processor, "commit": given.commit,
-        "torch": torch.__version__, "timm": timm.__version__, "lambdanets": lambdanets.__version__, "date": date.today().isoformat(),
+        "torch": torch.__version__, "timm": timm.__version__, "lambdanets": lambdanets.__version__,
+        "date": date.today().isoformat(),
     }  # fmt: skip
     rows = []
     for each in given.models:
