@@ -16,6 +16,12 @@ def as_grid(value: Grid, name: str, rank: int | None = None) -> tuple[int, ...]:
     Raises:
         ValueError: If a size is not a positive integer or the number of axes is not `rank`.
     """
+    if type(value) is tuple and value and rank in (None, len(value)):
+        for size in value:
+            if type(size) is not int or size < 1:
+                break
+        else:
+            return value  # as nearly always: this is called many times for a layer
     if isinstance(value, (int, torch.SymInt, torch.Tensor)):
         sizes = (value,) * (rank or 1)
     else:
@@ -175,7 +181,8 @@ class LocalContext(RelativeContext):
 
     @property
     def step(self) -> tuple[int, ...]:
-        return as_grid(self.dilation, "dilation", len(self.grid))
+        assert isinstance(self.dilation, tuple)  # since __post_init__
+        return self.dilation
 
 
 @dataclass(frozen=True, eq=False)

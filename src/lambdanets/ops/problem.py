@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -158,7 +159,7 @@ class Problem:
         """Whether positions come from a table of offsets."""
         return self.position and not self.dense and not self.masked
 
-    @property
+    @cached_property
     def context(self) -> RelativeContext:
         """The geometry of a problem with relative positions."""
         if self.scope is None:
