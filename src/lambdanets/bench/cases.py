@@ -44,8 +44,9 @@ class Case:
     def __post_init__(self) -> None:
         if not 1 <= len(self.grid) <= 3:
             raise ValueError(f"grid must have one to three axes, got {self.grid}")
-        if self.batch < 1:
-            raise ValueError(f"batch must be at least 1, got {self.batch}")
+        for name in ("batch", "dim", "num_heads", "dim_k", "dim_u"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.dim % self.num_heads:
             raise ValueError(f"dim must be a multiple of num_heads={self.num_heads}, got {self.dim}")
         self.problem()  # checks the sizes against one another

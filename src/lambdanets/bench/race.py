@@ -50,6 +50,8 @@ class Settings:
         for name in ("threads", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be greater than 0, got {self.max_seconds}")
 
 
 def race(

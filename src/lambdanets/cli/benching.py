@@ -12,7 +12,7 @@ from lambdanets.bench import Case, Provenance, Record, Settings
 from lambdanets.bench.tables import Clock, Table
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, check_name, usage
-from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
+from lambdanets.cli.options import Device, DtypeName, check_device, read_sizes, shown
 
 CSV, REPORT = "op.csv", "op.md"
 DEFAULT = "layers"
@@ -76,6 +76,7 @@ def run(
         if from_ is not None:
             records, where = bench.read(from_)
         else:
+            check_device(device)
             chosen = _by_hand(grid, by_hand) if grid is not None else _by_name(cases, by_hand, large=large)
             if grid is not None and cases is not None:
                 raise UsageError("--cases and --grid are two ways to say what is raced; give one.")
@@ -88,6 +89,9 @@ def run(
                 max_seconds=max_seconds,
                 memory=memory,
             )
+            single = [case for case in chosen if case.batch * case.positions == 1]
+            if single and "train" in settings.passes:
+                raise UsageError(f"{single[0].name} has one position: batch norms cannot train on it.")
     out.mkdir(parents=True, exist_ok=True)
     if from_ is None:
         records, where = _measure(chosen, settings, out)
@@ -100,7 +104,9 @@ def _by_name(names: str | None, by_hand: dict[str, object], *, large: bool) -> l
     given = [name for name, value in by_hand.items() if value is not None]
     if given:
         raise UsageError(f"--{given[0].replace('_', '-')} is of a case by hand, which needs a --grid.")
-    words = [word.strip() for word in (names or DEFAULT).split(",") if word.strip()]
+    words = [word.strip() for word in (DEFAULT if names is None else names).split(",") if word.strip()]
+    if not words:
+        raise UsageError(f"--cases names none; there are {', '.join([*bench.GROUPS, *bench.CASES])}")
     for word in words:
         check_name("case", word, [*bench.GROUPS, *bench.CASES])
     return bench.select(words, large=large)

@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from functools import wraps
 from typing import Annotated, Any, Literal, get_type_hints
 
+import torch
 import tyro
 from tyro import conf
 
@@ -20,6 +21,16 @@ Device = Annotated[str, conf.arg(metavar="cpu | cuda")]
 def shown(metavar: str, default: str | None = None) -> Any:
     """Return how an option looks in the help: its value, and its default where "None" would say nothing."""
     return conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "")
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError where a device is not here, or not one."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UsageError(f"--device takes cpu or cuda, not {device!r}.") from None
+    if kind != "cpu" and not (kind == "cuda" and torch.cuda.is_available()):
+        raise UsageError(f"there is no {kind} device here.")
 
 
 def read_sizes(option: str, text: str) -> tuple[int, ...]:

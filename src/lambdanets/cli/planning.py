@@ -7,8 +7,8 @@ import torch
 from rich.table import Table
 
 from lambdanets.cli.console import draw, milliseconds, stderr, stdout, table
-from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
+from lambdanets.cli.errors import usage
+from lambdanets.cli.options import Device, DtypeName, check_device, read_sizes, shown
 from lambdanets.ops import Plan, Problem, plan
 from lambdanets.ops.planner import Row
 
@@ -79,8 +79,8 @@ def run(
             device=device,
             train=train,
         )
-        if measure and device != "cpu" and not torch.cuda.is_available():
-            raise UsageError(f"--measure runs the kernels, and there is no {device} device here")
+        if measure:
+            check_device(device)
     made = plan(problem, measured=measure)
     _draw(made)
     return 0 if made.refusal is None else 1

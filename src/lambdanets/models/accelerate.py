@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import nn
 
 from ..nn.lambda_layer import LambdaLayer
@@ -28,7 +30,9 @@ def accelerate(module: nn.Module) -> nn.Module:
 
     Returns:
         `module`, or the new layer where `module` is a layer itself. One that has been accelerated before, or
-        whose lambda layers are this package's own, comes back unchanged.
+        whose lambda layers are this package's own, comes back unchanged. So does, with a warning, a layer
+        whose position convolution somebody hooked into or exchanged: its weights are not all that it does.
+        References to the old layers outside of `_modules`, such as a plain list, are not followed.
 
     Raises:
         ValueError: If there is no lambda layer in it that this function knows.
@@ -41,12 +45,20 @@ def accelerate(module: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     made: dict[nn.Module | None, nn.Module] = {}
-    for layer in module.modules():
+    obstacles: list[str] = []
+    for name, layer in module.named_modules():
         replacement = _replacement(layer)
-        if replacement is not None:
+        if replacement is None:
+            continue
+        obstacle = replacement.obstacle(layer)
+        if obstacle is None:
             made[layer] = replacement(layer)
+        else:
+            obstacles.append(f"{name or type(layer).__name__}: {obstacle}")
+    if obstacles:
+        warnings.warn(f"accelerate leaves layers as they are; {'; '.join(obstacles)}", stacklevel=2)
     fast = any(isinstance(layer, AcceleratedLayer | LambdaLayer) for layer in module.modules())
-    if not made and not fast:
+    if not (made or fast or obstacles):
         known = " or ".join(".".join(name) for name in REPLACEMENTS)
         found = type(module).__name__
         raise ValueError(f"module must hold a layer that accelerate knows ({known}), but {found} has none")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from ..nn.folding import Part, foldable, project, project_apart
+from ..nn.folding import Part, foldable, project, project_apart, untouched
 from ..nn.layout import dense_like, ordered_gradient, to_channels
 from ..ops import LocalContext, lambda_layer
 
@@ -28,6 +28,8 @@ class AcceleratedLayer(nn.Module):
         The operator has no such term; it is added here.
     """
 
+    convolution: str  # the attribute of the original that is a convolution in its local form
+    side: int  # the axis of this convolution, of one entry, along which the original lays the values
     indices: str  # the attribute of the original, of n x m entries, that gathers its position embeddings
     projection_names: tuple[str, ...]
     norm_q: nn.BatchNorm2d
@@ -41,6 +43,37 @@ class AcceleratedLayer(nn.Module):
         self.__dict__.update(layer.__dict__)
         self._buffers = {name: buffer for name, buffer in layer._buffers.items() if name != self.indices}
         self.__dict__.pop(self.indices, None)
+        self.__dict__.pop("_compiled_call_impl", None)  # of `layer.compile()`: it would call the original
+
+    @classmethod
+    def obstacle(cls, layer: nn.Module) -> str | None:
+        """Why this class cannot compute what a layer computes; None if it can.
+
+        The position convolution is read as a table, so nothing else may happen in it.
+        """
+        convolution = getattr(layer, cls.convolution, None)
+        if convolution is None:  # the relative form
+            return None
+        name = cls.convolution
+        kind = type(convolution)
+        own = (nn.Conv3d.forward, nn.Conv3d._conv_forward)
+        if not isinstance(convolution, nn.Conv3d) or (kind.forward, kind._conv_forward) != own:
+            return f"{name} is not a Conv3d as it was made, but a {kind.__name__}"
+        if not untouched(convolution):
+            return f"{name} has hooks or a forward of its own"
+        geometry = {
+            "stride": (1, 1, 1),
+            "padding": tuple(size // 2 for size in convolution.kernel_size),
+            "dilation": (1, 1, 1),
+            "groups": 1,
+            "padding_mode": "zeros",
+        }
+        for part, made in geometry.items():
+            if getattr(convolution, part) != made:
+                return f"{name} has another {part} than the package gives it"
+        if convolution.kernel_size[cls.side] != 1:
+            return f"{name} reaches from value to value"
+        return None
 
     def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (b hk y x), keys (b uk y x) and values (b uv y x), normed by the submodules."""
@@ -65,6 +98,7 @@ class AcceleratedLayer(nn.Module):
 
         Raises:
             ValueError: If `x` has other axes.
+            RuntimeError: If the position convolution has been changed, other than in its weights.
         """
         if x.ndim != 4:
             raise ValueError(f"x must be of shape (b dim height width), got {tuple(x.shape)}")
@@ -78,6 +112,9 @@ class AcceleratedLayer(nn.Module):
         q = queries.flatten(2).unflatten(1, (self.num_heads, -1)).mT.to(dtype)
         k = keys.flatten(2).unflatten(1, (self.dim_u, -1)).permute(0, 3, 2, 1)
         v = values.flatten(2).unflatten(1, (self.dim_u, -1)).permute(0, 3, 2, 1).to(dtype)
+        obstacle = self.obstacle(self)
+        if obstacle is not None:
+            raise RuntimeError(f"accelerate has read {self.convolution} as a table, but now {obstacle}")
         e, bias = self.positions()
         y = lambda_layer(q, k, v, e.to(dtype), context=LocalContext(tuple(x.shape[2:]), tuple(e.shape[:2])))
         if bias is not None:
@@ -96,6 +133,8 @@ class TimmLambdaLayer(AcceleratedLayer):
     takes images of any size: it uses the middle of its table, or sees nothing beyond it.
     """
 
+    convolution = "conv_lambda"
+    side = 2
     indices = "rel_pos_indices"
     projection_names = ("qkv",)
     qkv: nn.Conv2d
@@ -135,6 +174,8 @@ class LucidrainsLambdaLayer(AcceleratedLayer):
     middle of its table, or sees nothing beyond it.
     """
 
+    convolution = "pos_conv"
+    side = 0
     indices = "rel_pos"
     projection_names = ("to_q", "to_k", "to_v")
     to_q: nn.Conv2d

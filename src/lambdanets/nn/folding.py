@@ -29,11 +29,20 @@ def joinable(modules: Sequence[nn.Module]) -> bool:
     It does not where somebody hooked into a module or exchanged it; and a trace keeps the modules.
     """
     return not (torch._C._is_tracing() or _has_any_global_hook()) and all(
-        (type(m) in _NORMS or (type(m) in _CONVOLUTIONS and _is_pointwise(m)))
-        and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
-        and "forward" not in vars(m)
+        (type(m) in _NORMS or (type(m) in _CONVOLUTIONS and _is_pointwise(m))) and untouched(m)
         for m in modules
     )
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether nobody hooked into a module or gave it a forward of its own."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return not any(hooks) and "forward" not in vars(module)
 
 
 def foldable(projections: Sequence[Any], norms: Sequence[nn.Module]) -> bool:

@@ -14,6 +14,7 @@ from ..ops.context import GlobalContext, Grid, LocalContext, as_grid
 from ..ops.functional import lambda_layer
 from ..ops.kernels import KERNELS
 from ..ops.planner import CHOICES
+from ..ops.problem import Problem
 from .folding import Part, foldable, project, project_apart
 from .layout import ordered_gradient, to_channels
 from .positions import resize_table, table_shape
@@ -29,7 +30,8 @@ class LambdaLayer(nn.Module):
     softmax over the context, unless told otherwise. See `lambda_layer` for the equation.
 
     In training the batch norms take their statistics over all positions of the batch, as any batch norm does:
-    over padding too, and over what a causal order hides. In evaluation nothing hidden has an effect.
+    over padding too, and over what a causal order hides. In evaluation nothing hidden has an effect beyond
+    rounding, as long as it is finite: a causal order multiplies what it hides by zero.
 
     Args:
         dim: Channels of the input.
@@ -88,6 +90,8 @@ class LambdaLayer(nn.Module):
         dim_out = dim if dim_out is None else dim_out
         sizes = {"dim": dim, "dim_out": dim_out, "dim_k": dim_k, "num_heads": num_heads, "dim_u": dim_u}
         for name, size in sizes.items():
+            if type(size) is not int:
+                raise ValueError(f"{name} must be an int, got {size!r}")
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         if dim_out % num_heads:
@@ -104,6 +108,10 @@ class LambdaLayer(nn.Module):
             raise unknown_name("kernel", kernel, [*CHOICES, *KERNELS])
         if not position and (scope is not None or grid is not None):
             raise ValueError(f"position=False has no use for scope={scope} or grid={grid}")
+        if not position and kernel in KERNELS:
+            reasons = KERNELS[kernel].unsupported(Problem(grid=(1,) * self.rank, position=False))
+            if reasons:
+                raise ValueError(f"kernel={kernel!r} cannot serve position=False: {'; '.join(reasons)}")
         self.dim, self.dim_out, self.dim_k, self.num_heads, self.dim_u = dim, dim_out, dim_k, num_heads, dim_u
         self.dim_v = dim_out // num_heads
         self.dilation = as_grid(dilation, "dilation", self.rank)
@@ -224,6 +232,8 @@ class LambdaLayer(nn.Module):
         if x.ndim != self.rank + 2 or x.shape[1] != self.dim:
             axes = " ".join(["b", str(self.dim), *"dhw"[3 - self.rank :]])
             raise ValueError(f"{name} must be of shape ({axes}), got {tuple(x.shape)}")
+        if 0 in x.shape[2:]:
+            raise ValueError(f"{name} has no positions: it is of shape {tuple(x.shape)}")
 
     def _flat_mask(self, mask: Tensor, source: Tensor) -> Tensor:
         grid_shape = (source.shape[0], *source.shape[2:])

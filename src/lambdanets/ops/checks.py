@@ -16,7 +16,7 @@ NORMALIZATIONS = ("softmax", "l2", "none")
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
     """The error for a name that is not in `known`, with the nearest names that are."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
     return ValueError(f"unknown {kind} {name!r}; {hint}")
 
@@ -52,7 +52,7 @@ def check_arguments(
 ) -> None:
     """Raise `ValueError` where the tensors and the context do not fit together."""
     if normalize not in NORMALIZATIONS:
-        raise unknown_name("normalize", str(normalize), NORMALIZATIONS)
+        raise unknown_name("normalize", normalize, NORMALIZATIONS)
     if not content and normalize != "softmax":
         raise ValueError(
             f"normalize={normalize!r} is a matter of the content part, which content=False leaves out"
@@ -78,8 +78,10 @@ def check_arguments(
                 f"q, k, v and e must share dtype and device: q is {q.dtype} on {q.device}, "
                 f"{name} is {tensor.dtype} on {tensor.device}"
             )
-    if not q.is_floating_point():
-        raise ValueError(f"q, k, v and e must be real floating-point tensors, got {q.dtype}")
+    if not q.is_floating_point() or q.dtype.itemsize < 2:
+        raise ValueError(
+            f"q, k, v and e must be real floating-point tensors of 16 bits or more, got {q.dtype}"
+        )
     if context.num_queries != sizes["n"]:
         raise ValueError(f"q has n={sizes['n']} queries, but the context describes {context.num_queries}")
     if mask is not None:

@@ -50,7 +50,9 @@ def lambda_layer(
 
     Returns:
         Tensor of shape (b, h, n, v), its axes in memory in the order of those of `q`. A query that sees
-        nothing gives zeros.
+        nothing gives zeros. What `mask` hides has no effect at all. What a causal or a masked context hides
+        has none beyond rounding, where it is finite (kernel "fft" rounds to about 1e-6 of the largest values
+        of the whole sequence in float32).
 
     Raises:
         ValueError: If shapes, dtypes or devices do not fit together, the kernel is unknown, or it cannot

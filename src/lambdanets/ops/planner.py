@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .checks import unknown_name
-from .kernels import KERNELS
+from .kernels import KERNELS, reference
 from .machine import memory
 from .problem import Cost, Problem
+from .products import no_autocast, product_dtype
 
 NEAR = 1.05  # estimates this close are taken as equal
 MEASURED = 8  # kernels whose estimate is within this factor of the least are tried when measuring
@@ -31,7 +35,7 @@ class Row:
     Args:
         kernel: Its name.
         cost: What it would spend, None where it cannot serve.
-        verdict: "chosen", "slower", "larger", "too large" or "cannot serve".
+        verdict: "chosen", "slower", "larger", "same", "too large" or "cannot serve".
         reason: The sentence behind the verdict.
         measured: Seconds it took, where that was measured.
     """
@@ -96,10 +100,28 @@ def able(problem: Problem) -> list[str]:
     return [name for name, kernel in KERNELS.items() if not kernel.unsupported(problem)]
 
 
-def needed(problem: Problem, cost: Cost) -> int:
+def computed(problem: Problem) -> Problem:
+    """The problem as kernels meet it: in the type in which the processor multiplies its numbers."""
+    dtype = product_dtype(problem.dtype, problem.device)
+    return problem if dtype == problem.dtype else replace(problem, dtype=dtype)
+
+
+def estimate(problem: Problem, names: Iterable[str], backward: bool) -> dict[str, Cost]:
+    """What each of these kernels would spend on a pass of a problem."""
+    known = computed(problem)
+    return {name: KERNELS[name].cost(known, backward=backward) for name in names}
+
+
+def needed(problem: Problem, name: str, cost: Cost) -> int:
     """Bytes that a call takes in all: inputs, output and, when a backward pass follows, gradients."""
+    passes = 2 if problem.train else 1
     tables = problem.itemsize * problem.table_elements
-    return (problem.io_bytes + tables) * (2 if problem.train else 1) + cost.peak_bytes + problem.content_peak
+    inputs = problem.io_bytes + tables * (2 if problem.masked else 1)  # what a mask hides is zeroed in a copy
+    known = computed(problem)
+    if known is not problem and problem.position:
+        inputs += known.io_bytes + known.itemsize * known.table_elements
+    content = problem.content_peak(definition=name == reference.NAME)
+    return inputs * passes + cost.peak_bytes + content
 
 
 @lru_cache(maxsize=4096)
@@ -110,14 +132,14 @@ def choice(problem: Problem, backward: bool = False, kernel: str = "auto") -> st
         MemoryError: If every kernel needs more memory than the machine has.
     """
     names = able(problem) if kernel == "auto" else [kernel]
-    costs = {name: KERNELS[name].cost(problem, backward=backward) for name in names}
+    costs = estimate(problem, names, backward)
     limit = memory(problem.device)
-    fitting = [name for name in costs if limit is None or needed(problem, costs[name]) <= limit]
+    fitting = [name for name in costs if limit is None or needed(problem, name, costs[name]) <= limit]
     if not fitting:
         raise MemoryError(refusal(problem, backward, kernel))
     least = min(costs[name].seconds for name in fitting)
     near = [name for name in fitting if costs[name].seconds <= NEAR * least]
-    return min(near, key=lambda name: costs[name].peak_bytes)
+    return min(near, key=lambda name: needed(problem, name, costs[name]))
 
 
 def refusal(problem: Problem, backward: bool, kernel: str = "auto") -> str:
@@ -126,18 +148,23 @@ def refusal(problem: Problem, backward: bool, kernel: str = "auto") -> str:
     names = able(problem) if kernel == "auto" else [kernel]
 
     def least(p: Problem) -> int:
-        return min(needed(p, KERNELS[name].cost(p, backward=backward)) for name in names)
+        return min(needed(p, name, cost) for name, cost in estimate(p, names, backward).items())
 
-    def halved(p: Problem) -> Problem:
-        if p.batch > 1:
-            return replace(p, batch=p.batch // 2)
-        grids = {"grid": p.grid, "context_grid": p.context_grid or p.grid}
-        smaller = {name: tuple(max(1, size // 2) for size in grid) for name, grid in grids.items()}
-        return replace(p, **smaller)  # type: ignore[arg-type]
+    def largest_batch(p: Problem) -> int:
+        fits, too_large = 0, p.batch
+        while too_large - fits > 1:
+            batch = (fits + too_large) // 2
+            if least(replace(p, batch=batch)) <= limit:
+                fits = batch
+            else:
+                too_large = batch
+        return fits
 
-    nearest = problem
+    nearest = replace(problem, batch=largest_batch(problem) or 1)
     while least(nearest) > limit and max(*nearest.grid, *(nearest.context_grid or nearest.grid)) > 1:
-        nearest = halved(nearest)
+        grids = {"grid": nearest.grid, "context_grid": nearest.context_grid or nearest.grid}
+        smaller = {name: tuple(max(1, size // 2) for size in grid) for name, grid in grids.items()}
+        nearest = replace(nearest, **smaller)  # type: ignore[arg-type]
     hint = ""
     if least(nearest) <= limit:
         hint = f"; a batch of {nearest.batch} would fit"
@@ -155,27 +182,36 @@ def refusal(problem: Problem, backward: bool, kernel: str = "auto") -> str:
 
 
 def measure(problem: Problem, backward: bool = False) -> dict[str, float]:
-    """Seconds of each kernel on random tensors: those that fit and are not estimated to be far behind."""
+    """Seconds of each kernel on random tensors: those that fit and are not estimated to be far behind.
+
+    Whatever modes surround the call (autocast, vmap, counters, fake tensors), real kernels are timed outside.
+    """
+    with temporarily_clear_interpreter_stack(), _disable_current_modes(), no_autocast(problem.device):
+        return _measure(problem, backward)
+
+
+@torch.no_grad()
+def _measure(problem: Problem, backward: bool) -> dict[str, float]:
     limit = memory(problem.device)
-    costs = {name: KERNELS[name].cost(problem, backward=backward) for name in able(problem)}
+    costs = estimate(problem, able(problem), backward)
     least = min(cost.seconds for cost in costs.values())
-    g, q, v, e = problem.random_inputs()
+    known = computed(problem)
+    g, q, v, e = known.random_inputs()
     wait = torch.cuda.synchronize if problem.device == "cuda" else lambda: None
 
-    @torch.no_grad()
     def seconds(name: str) -> float:
         wait()
         start = time.perf_counter()
         if backward:
-            KERNELS[name].gradients(g, q, v, e, problem, (True, True, True))
+            KERNELS[name].gradients(g, q, v, e, known, (True, True, True))
         else:
-            KERNELS[name].output(q, v, e, problem, torch.empty_like(g))
+            KERNELS[name].output(q, v, e, known, torch.empty_like(g))
         wait()
         return time.perf_counter() - start
 
     times = {}
     for name, cost in costs.items():
-        if (limit is None or needed(problem, cost) <= limit) and cost.seconds <= MEASURED * least:
+        if (limit is None or needed(problem, name, cost) <= limit) and cost.seconds <= MEASURED * least:
             times[name] = statistics.median(seconds(name) for _ in range(4))
     return times
 
@@ -220,9 +256,9 @@ def plan(problem: Problem, *, measured: bool = False) -> Plan:
 
 
 def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[Row, ...]:
-    costs = {name: KERNELS[name].cost(problem, backward=backward) for name in able(problem)}
+    costs = estimate(problem, able(problem), backward)
     limit = memory(problem.device)
-    fitting = [name for name in costs if limit is None or needed(problem, costs[name]) <= limit]
+    fitting = [name for name in costs if limit is None or needed(problem, name, costs[name]) <= limit]
     times = measure(problem, backward) if measured and fitting and problem.position else {}
     chosen = ""
     if fitting:
@@ -232,8 +268,10 @@ def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[Row, ...]:
         if name not in costs:
             verdict, reason = "cannot serve", "; ".join(kernel.unsupported(problem))
         elif name not in fitting:
-            verdict, reason = "too large", f"needs {needed(problem, costs[name]) / 2**30:,.1f} GiB"
+            verdict, reason = "too large", f"needs {needed(problem, name, costs[name]) / 2**30:,.1f} GiB"
             reason += f", the machine has {(limit or 0) / 2**30:,.1f}"
+        elif not problem.position:
+            verdict, reason = "chosen" if name == chosen else "same", "without positions the kernels are one"
         elif name == chosen:
             verdict = "chosen"
             reason = "the least time when tried" if times else "the least estimated time, or near it"
@@ -271,10 +309,11 @@ def resolve(kernel: str, problem: Problem) -> tuple[str, str]:
         reasons = KERNELS[kernel].unsupported(problem)
         if reasons:
             raise ValueError(f"kernel {kernel!r} cannot serve this problem ({problem}): {'; '.join(reasons)}")
-    if torch.compiler.is_compiling() or not problem.position:
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return kernel, kernel
     forward = choose(kernel, problem)
-    return forward, choose(kernel, problem, backward=True) if problem.train else forward
+    backward = choose(kernel, problem, backward=True) if problem.train else forward
+    return (forward, backward) if problem.position else (kernel, kernel)
 
 
 def choose(kernel: str, problem: Problem, *, backward: bool = False) -> str:

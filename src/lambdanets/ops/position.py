@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, peek_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
@@ -74,8 +74,8 @@ def refuse_transforms(*tensors: Tensor) -> None:
     forward_mode = forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(x).tangent is not None for x in tensors
     )
-    level = None if torch.compiler.is_compiling() else peek_interpreter_stack()
-    if forward_mode or (level is not None and level.key() != TransformType.Vmap):
+    levels = [] if torch.compiler.is_compiling() else get_interpreter_stack() or []
+    if forward_mode or any(level.key() in (TransformType.Grad, TransformType.Jvp) for level in levels):
         raise NotImplementedError(
             "forward-mode differentiation and torch.func's derivatives need kernel='reference'; "
             "torch.autograd (backward, grad, create_graph=True) works with every kernel"

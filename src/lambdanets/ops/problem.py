@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .content import CHUNK, MASKED_BLOCK
+from .content import CHUNK, MASKED_BLOCK, chunking
 from .context import Context, GlobalContext, LocalContext, MaskedContext, RelativeContext, as_grid, as_sizes
 
 
@@ -91,19 +91,24 @@ class Problem:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, as_grid(value, name, rank))
-        if self.batch < 0:
-            raise ValueError(f"batch must not be negative, got {self.batch}")
-        for name in ("num_heads", "dim_k", "dim_v", "dim_u"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("batch", "num_heads", "dim_k", "dim_v", "dim_u"):
+            value, least = getattr(self, name), 0 if name == "batch" else 1
+            if type(value) not in (int, torch.SymInt):
+                raise ValueError(f"{name} must be an int, got {value!r}")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not self.dtype.is_floating_point:
+            raise ValueError(f"dtype must be a real floating-point one, got {self.dtype}")
         if not self.content and not self.position:
             raise ValueError("a problem needs content or position, got neither")
         if self.causal and rank != 1:
             raise ValueError(f"a causal problem needs a grid of one axis, got {grid}")
         if self.scope is None and self.dilation is not None:
             raise ValueError("dilation needs a scope: only local positions are dilated")
-        if (self.masked or self.dense) and self.scope is not None:
-            raise ValueError("masked or dense positions have no scope")
+        if (self.masked or self.dense or not self.position) and self.scope is not None:
+            raise ValueError("only relative positions have a scope")
+        if self.masked and self.causal:
+            raise ValueError("a mask of n x m says who sees whom already: masked problems are not causal")
 
     @classmethod
     def of(
@@ -218,21 +223,31 @@ class Problem:
         apply = per_head * self.dim_k * self.dim_v
         return once + apply + (per_head * CHUNK * pairs if self.causal else 0)
 
-    @property
-    def content_peak(self) -> int:
-        """Bytes of the content part's temporaries alive at once, in float32 at least."""
+    def content_peak(self, *, definition: bool = False) -> int:
+        """Bytes of the content part's temporaries alive at once, in float32 at least.
+
+        Args:
+            definition: Of the form that the definition (kernel "reference") has, instead of the linear one.
+        """
         if not self.content:
             return 0
         itemsize = max(4, self.itemsize)
-        columns = self.batch * self.dim_k * self.dim_u
-        keys_and_values = self.batch * self.num_context * self.dim_u * (2 * self.dim_k + self.dim_v)
+        n, columns = self.num_queries, self.dim_k * self.dim_u
+        keys_and_values = self.num_context * self.dim_u * (2 * self.dim_k + self.dim_v)
+        outputs = 2 * self.num_heads * n * self.dim_v
         pairs = 0
-        if self.masked:
-            pairs = 3 * min(MASKED_BLOCK, columns * self.num_queries * self.num_context)
+        if (self.masked or self.causal) and definition:
+            pairs = 4 * n * self.num_context * columns + 2 * n * self.dim_k * self.dim_v
+        elif self.masked:
+            pairs = 4 * min(MASKED_BLOCK // max(1, self.batch), n * self.num_context * columns)
         elif self.causal:
-            chunk = min(CHUNK, self.num_queries)
-            pairs = 3 * columns * self.num_queries * chunk
-        return itemsize * (keys_and_values + pairs)
+            chunk, chunks = chunking(n)
+            inside = n * chunk * (3 * columns + 2 * self.num_heads * self.dim_u)
+            between = chunks * columns * (3 * chunks + 3 * self.dim_v)
+            pairs = inside + between + n * columns * (8 + self.num_heads)
+        if self.train and (self.masked or self.causal):
+            pairs += pairs // 2  # kept for the backward pass, or formed again in it with their gradients
+        return itemsize * self.batch * (keys_and_values + outputs + pairs)
 
     def __str__(self) -> str:
         parts = ["x".join(map(str, self.grid))]
