@@ -83,6 +83,11 @@ def test_an_earlier_bench_is_kept(inside, tmp_path: Path) -> None:
         ("op --pass sideways", "sideways"),
         ("op --grid 4x4 --rounds 0", "rounds must be at least 1, got 0"),
         ("op --grid 4x4 --threads 0", "threads must be at least 1, got 0"),
+        ("op --grid 4x4 --max-seconds -1", "max_seconds must be greater than 0, got -1.0"),
+        ("op --grid 4x4 --heads 0", "num_heads must be at least 1, got 0"),
+        ("op --grid 1x1", "1x1 has one position"),
+        ("op --cases ,", "--cases names none; there are layers"),
+        ("op --grid 4x4 --device abacus", "--device takes cpu or cuda, not 'abacus'"),
         ("model", "model"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 from timm.layers.lambda_layer import LambdaLayer as TimmOriginal
 from timm.models import FeatureGraphNet
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from closeness import assert_close, assert_close_by_name, error
 from lambdanets import LambdaLayer2d, accelerate
@@ -394,6 +395,67 @@ def test_what_was_done_to_the_submodules_counts(form: str, change: Callable[[nn.
     fast = accelerate(copy.deepcopy(layer))
     with torch.no_grad():
         assert_close(fast(x), layer(x))
+
+
+def pruned(convolution: nn.Module) -> None:
+    prune.random_unstructured(convolution, "weight", 0.5)
+
+
+def dilated(convolution: nn.Module) -> None:
+    convolution.dilation = (1, 2, 2)
+
+
+def doubled(convolution: nn.Module) -> None:
+    class Doubled(nn.Conv3d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    convolution.__class__ = Doubled
+
+
+def called_otherwise(convolution: nn.Module) -> None:
+    convolution.forward = lambda x: 2 * nn.Conv3d.forward(convolution, x)
+
+
+@pytest.mark.parametrize("change", [pruned, dilated, doubled, called_otherwise])
+@pytest.mark.parametrize(
+    ("form", "name"), [("timm-local", "conv_lambda"), ("lucidrains-local-u", "pos_conv")]
+)
+def test_a_changed_position_convolution_is_left_alone(
+    form: str, name: str, change: Callable[[nn.Module], None]
+) -> None:
+    layer, x = made(form)
+    change(getattr(layer, name))
+    with pytest.warns(UserWarning, match=rf"leaves layers as they are; LambdaLayer: {name} "):
+        assert accelerate(layer) is layer
+    both = nn.Sequential(made(form)[0], layer)
+    with pytest.warns(UserWarning, match=f"; 1: {name} "):
+        accelerate(both)
+    assert [isinstance(part, AcceleratedLayer) for part in both] == [True, False]
+    fast, _ = made(form)
+    fast = accelerate(fast)
+    change(getattr(fast, name))
+    with pytest.raises(RuntimeError, match=f"{name} as a table, but now {name}"):
+        fast(x)
+
+
+def test_a_parametrized_position_convolution_is_followed() -> None:
+    layer, x = made("lucidrains-local-u")
+    parametrizations.weight_norm(layer.pos_conv)
+    fast = accelerate(copy.deepcopy(layer))
+    assert isinstance(fast, AcceleratedLayer)
+    assert_close(fast(x), layer(x))
+
+
+def test_a_compiled_layer_is_accelerated() -> None:
+    layer, x = made("timm-local")
+    layer.compile(backend="eager")
+    fast = accelerate(layer)
+    calls = []
+    fast.register_forward_hook(lambda *args: calls.append(args))
+    fast(x)
+    assert calls
+    assert fast._compiled_call_impl is None
 
 
 def test_hooks_on_the_layer_stay_and_can_be_removed() -> None:

@@ -83,13 +83,15 @@ def test_global_attention_in_blocks_and_fused_is_the_map_written_out(block, monk
         assert_close_by_name(result, results[-1])
 
 
+@pytest.mark.parametrize("block", [2**20, 1], ids=["one-block", "many-blocks"])
 @pytest.mark.parametrize("grid", [(16, 16), (16, 17)], ids=str)  # on both sides of SMALL
-def test_global_attention_in_bfloat16(grid):
+def test_global_attention_in_bfloat16(grid, block, monkeypatch):
+    monkeypatch.setattr(separable, "BLOCK", block)
     n = grid[0] * grid[1]
     shapes = {"q": (n, 4), "k": (n, 4), "v": (n, 4), "rows": (n, grid[0]), "columns": (n, grid[1])}
     leaves = {name: torch.randn(1, 2, *shape).bfloat16().requires_grad_() for name, shape in shapes.items()}
     exact = {name: x.detach().double().requires_grad_() for name, x in leaves.items()}
-    upstream = torch.randn(1, 2, n, 4).bfloat16()
+    upstream = (torch.randn(1, 2, n, 4) + 1).bfloat16()  # sums over queries grow with their number
     for function, inputs in ((separable.separable_attention, leaves), (separable.fused, exact)):
         function(**inputs).backward(upstream)
     for name, leaf in leaves.items():

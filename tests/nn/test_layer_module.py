@@ -12,6 +12,7 @@ from torch import nn
 from cases import LAYER_OPTIONS
 from closeness import assert_close
 from lambdanets.nn import LambdaLayer1d, LambdaLayer2d, LambdaLayer3d
+from lambdanets.ops import planner
 
 LAYERS = {1: LambdaLayer1d, 2: LambdaLayer2d, 3: LambdaLayer3d}
 
@@ -189,6 +190,10 @@ def test_resize_positions_needs_a_global_table(options: dict[str, Any]) -> None:
         ({"content": False, "position": False}, ["content", "position"]),
         ({"causal": True}, ["causal"]),
         ({"kernel": "convolution"}, ["kernel", "convolution", "conv"]),
+        ({"kernel": None}, ["kernel", "None"]),
+        ({"normalize": None}, ["normalize", "None"]),
+        ({"dim_k": 2.0}, ["dim_k", "int"]),
+        ({"scope": None, "position": False, "kernel": "conv"}, ["kernel", "conv", "position"]),
     ],
     ids=str,
 )
@@ -206,6 +211,7 @@ def test_wrong_arguments_are_named(options: dict[str, Any], words: list[str]) ->
         ({"x": (2, 7, 5, 7)}, ["x", "8", "7"]),
         ({"x": (2, 8, 5)}, ["x", "2, 8, 5"]),
         ({"x": (2, 8, 5, 7, 3)}, ["x"]),
+        ({"x": (2, 8, 0, 7)}, ["x", "positions"]),
         ({"context": (2, 7, 5, 7)}, ["context"]),
         ({"context": (3, 8, 5, 7)}, ["context"]),
         ({"context": (2, 8, 5)}, ["context"]),
@@ -255,3 +261,18 @@ def test_a_trace_gives_the_layer_of_the_example() -> None:
     layer = LambdaLayer2d(8, scope=3, num_heads=2).eval()
     x = torch.randn(2, 8, 4, 5)
     assert torch.equal(torch.jit.trace(layer, x)(x), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_may_use_other_kernels_with_and_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch traces a second time without gradients, and compares."""
+    whole = planner.choose
+    monkeypatch.setattr(
+        planner,
+        "choose",
+        lambda kernel, problem, backward=False: "conv" if backward else whole(kernel, problem),
+    )
+    layer = LambdaLayer2d(8, scope=3, num_heads=2, kernel="auto").eval()
+    x = torch.randn(2, 8, 4, 5)
+    traced = torch.jit.trace(layer, x)
+    torch.testing.assert_close(traced(x), layer(x))

@@ -2,11 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from lambdanets.ops import KERNELS, GlobalContext, MaskedContext, Problem, lambda_layer, plan, planner
+from lambdanets.ops import (
+    KERNELS,
+    GlobalContext,
+    LocalContext,
+    MaskedContext,
+    Problem,
+    lambda_layer,
+    plan,
+    planner,
+)
 from lambdanets.ops.problem import Cost
 
 
@@ -119,6 +129,66 @@ def test_what_no_kernel_can_hold_is_refused_before_it_starts(machine: Callable[[
     machine(2**19)
     with pytest.raises(MemoryError, match=r"batch of 1 on a grid of \d+x\d+ would fit"):
         lambda_layer(q, k, v, e, context=context)
+
+
+def test_content_alone_is_refused_too() -> None:
+    n = 10**9
+    one = torch.zeros(1, 1, 1, 1)
+    q, k = one.expand(1, 4, n, 4), one.expand(1, n, 4, 1)
+    with pytest.raises(MemoryError, match=r"content only, causal.*would fit"):
+        lambda_layer(q, k, k, context=GlobalContext((n,), causal=True))
+
+
+PEAKS: dict[str, dict[str, Any]] = {
+    "causal": {"context": GlobalContext((5000,), causal=True)},
+    "causal-many-heads": {"context": GlobalContext((5000,), causal=True), "num_heads": 64, "dim_k": 4},
+    "causal-u": {"context": GlobalContext((2500,), causal=True), "dim_u": 4},
+    "causal-by-definition": {"context": GlobalContext((500,), causal=True), "kernel": "reference"},
+    "masked": {"context": MaskedContext(torch.ones(900, 900, dtype=torch.bool).tril())},
+    "masked-dense": {"context": MaskedContext(torch.ones(900, 900, dtype=torch.bool)), "dense": True},
+    "local": {"context": LocalContext((64, 64), (3, 3)), "batch": 8},
+    "float16": {"context": LocalContext((48, 48), (5, 5)), "batch": 8, "dtype": torch.float16},
+    "global": {"context": GlobalContext((40, 40)), "batch": 4},
+}
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("options", PEAKS.values(), ids=PEAKS)
+def test_a_call_takes_about_the_memory_that_the_planner_needs_for_it(
+    options: dict[str, Any], train: bool
+) -> None:
+    """What the call allocates at once, by the allocator's own count, with what it is given."""
+    sizes = {"batch": 2, "num_heads": 4, "dim_k": 16, "dim_v": 16, "dim_u": 1, "dtype": torch.float32}
+    b, h, k, v, u, dtype = (options.get(name, usual) for name, usual in sizes.items())
+    context, kernel = options["context"], options.get("kernel", "auto")
+    n = m = context.num_queries
+    shapes = [(b, h, n, k), (b, m, k, u), (b, m, v, u)]
+    if isinstance(context, LocalContext) or (isinstance(context, GlobalContext) and not context.causal):
+        shapes.append((*context.table_shape, k, u))
+    elif options.get("dense"):
+        shapes.append((n, m, k, u))
+    inputs = [torch.randn(shape, dtype=dtype, requires_grad=train) for shape in shapes]
+    with torch.profiler.profile(profile_memory=True) as profile:
+        y = lambda_layer(*inputs, context=context, kernel=kernel)
+        if train:
+            y.backward(y.detach())
+    alive = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    peak += sum(x.nbytes for x in inputs)
+    problem = Problem.of(*inputs[:3], inputs[3] if len(inputs) > 3 else None, context, train=train)
+    names = planner.resolve(kernel, problem)
+    if not problem.position and kernel == "auto":
+        names = ("attention", "attention")
+    said = max(
+        planner.needed(problem, name, planner.estimate(problem, [name], backward)[name])
+        for name, backward in zip(names, (False, True), strict=True)
+        if train or not backward
+    )
+    assert 0.8 * said < 4 * peak
+    assert peak < 1.25 * said
 
 
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "reference"])

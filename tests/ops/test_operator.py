@@ -140,6 +140,10 @@ def test_derivatives_that_torch_would_get_wrong_are_refused() -> None:
         lambda kernel: torch.func.jvp(lambda q: call(q, kernel), (inputs["q"],), (inputs["q"],)),
         lambda kernel: torch.func.grad(lambda q: call(q, kernel).sum())(inputs["q"]),
         lambda kernel: torch.func.vmap(torch.func.grad(lambda q: call(q, kernel).sum()))(inputs["q"][None]),
+        lambda kernel: torch.func.grad(lambda q: torch.func.vmap(lambda one: call(one, kernel))(q).sum())(
+            inputs["q"][None]
+        ),
+        lambda kernel: torch.func.jacrev(lambda q: call(q, kernel))(inputs["q"]),
     ):
         with pytest.raises(NotImplementedError, match="kernel='reference'"):
             derivative("auto")

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from cases import BY_NAME, CASES, Case
 from lambdanets.ops import KERNELS, GlobalContext, Plan, Problem, lambda_layer, plan, planner
@@ -115,6 +117,32 @@ def test_measuring_runs_the_kernels_and_shows_their_times() -> None:
         assert len(times) > 1
         chosen = {"forward": made.kernel, "backward": made.backward_kernel}[name]
         assert times[chosen or ""] == min(times.values())
+
+
+def test_measuring_is_not_touched_by_what_surrounds_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real kernels are timed on plain tensors in the type they work in, whoever calls."""
+    calls: list[tuple[type, torch.dtype]] = []
+    whole = KERNELS["attention"].output
+
+    def output(q: torch.Tensor, *rest: Any) -> None:
+        calls.append((type(q), q.dtype))
+        whole(q, *rest)
+
+    monkeypatch.setattr(KERNELS["attention"], "output", output)
+    monkeypatch.setattr(planner, "product_dtype", lambda dtype, device: torch.float32)
+    problem = Problem(grid=(6, 5), batch=2, dtype=torch.float16)
+    counter = FlopCounterMode(display=False)
+    for surrounding in (torch.autocast("cpu", torch.bfloat16), FakeTensorMode(), counter):
+        with surrounding:
+            assert planner.measure(problem)["attention"] > 0
+    assert counter.get_total_flops() == 0
+    torch.func.vmap(lambda x: (planner.measure(problem), x)[1])(torch.ones(2))
+    assert set(calls) == {(torch.Tensor, torch.float32)}
+
+
+def test_without_positions_the_kernels_are_one() -> None:
+    made = plan(Problem(grid=(64,), causal=True, position=False))
+    assert {row.verdict for row in made.rows} == {"chosen", "same", "cannot serve"}
 
 
 @pytest.mark.parametrize(
@@ -231,6 +259,11 @@ def test_a_convolution_counts_the_pairs_inside_the_grid(options: dict[str, Any])
         ({"content": False, "position": False}, "content"),
         ({"causal": True}, "causal"),
         ({"dense": True, "scope": (3, 3)}, "scope"),
+        ({"position": False, "scope": (3, 3)}, "scope"),
+        ({"dim_k": 2.5}, "dim_k must be an int, got 2.5"),
+        ({"dim_v": True}, "dim_v"),
+        ({"dtype": torch.int8}, "int8"),
+        ({"grid": (9,), "masked": True, "causal": True}, "causal"),
     ],
     ids=str,
 )

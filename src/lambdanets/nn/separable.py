@@ -94,7 +94,9 @@ class _InBlocks(torch.autograd.Function):
         q, k, v, *of_axes = ctx.saved_tensors
         heads, grid = q.shape[:2], tuple(x.shape[-1] for x in of_axes)
         keys, values = k.flatten(0, 1), v.flatten(0, 1)
-        dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
+        # Summed over blocks in float32 at least: in half precision a long sum stops growing.
+        wide = torch.promote_types(q.dtype, torch.float32)
+        dk, dv = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
         by_block = []
         for some, upstream, *by_axis in _blocks(q, k, g, *of_axes):
             some, upstream = some.flatten(0, 1), upstream.flatten(0, 1)
@@ -103,14 +105,21 @@ class _InBlocks(torch.autograd.Function):
             else:
                 logits = torch.bmm(some, keys.mT)
             weights = logits.softmax(-1)
-            dv.baddbmm_(weights.mT, upstream)
+            _add_product(dv, weights.mT, upstream)
             dweights = torch.bmm(upstream, values.mT)
             dlogits = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
-            dk.baddbmm_(dlogits.mT, some)
+            _add_product(dk, dlogits.mT, some)
             gradients = [torch.bmm(dlogits, keys).unflatten(0, heads)]
             if by_axis:
                 on_grid = dlogits.unflatten(0, heads).unflatten(-1, grid)
                 gradients += [on_grid.sum(-1), on_grid.sum(-2)]
             by_block.append(gradients)
         dq, *of_axes = (torch.cat(parts, dim=2) for parts in zip(*by_block, strict=True))
-        return dq, dk.view_as(k), dv.view_as(v), *of_axes
+        return dq, dk.to(k.dtype).view_as(k), dv.to(v.dtype).view_as(v), *of_axes
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.baddbmm_(left, right)
+    else:
+        total += torch.bmm(left, right)
