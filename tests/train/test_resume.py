@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lambdanets.data import Splits
 from lambdanets.train import (
@@ -27,46 +26,7 @@ from lambdanets.train.layout import RunFiles
 from lambdanets.train.module import Classifier
 from lambdanets.train.resume import Start, check_images, find_start
 from lambdanets.train.state import RunState
-
-TIMES = {"images_per_second", "images_per_cpu_second", "data_wait", "seconds"}
-
-
-def assert_same_end(one: Path, other: Path) -> None:
-    """Weights, momenta, metrics and counters are equal, to the last bit."""
-    for name in ("last", "best"):
-        a, b = (load_checkpoint(folder / "checkpoints" / f"{name}.ckpt") for folder in (one, other))
-        assert a["global_step"] == b["global_step"]
-        assert a["state_dict"].keys() == b["state_dict"].keys()
-        for key, value in a["state_dict"].items():
-            assert torch.equal(value, b["state_dict"][key]), key
-        for key, value in a["optimizer_states"][0]["state"].items():
-            for part, tensor in value.items():
-                assert torch.equal(tensor, b["optimizer_states"][0]["state"][key][part]), (key, part)
-        assert untimed(a["run_state"]["history"]) == untimed(b["run_state"]["history"])
-        assert a["run_state"]["best_epoch"] == b["run_state"]["best_epoch"]
-    tables = [(folder / "metrics.csv").read_text().splitlines() for folder in (one, other)]
-    columns = tables[0][0].split(",")
-    kept = [index for index, column in enumerate(columns) if column not in TIMES]
-    assert [[line.split(",")[i] for i in kept] for line in tables[0]] == [
-        [line.split(",")[i] for i in kept] for line in tables[1]
-    ]
-
-
-def untimed(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in history]
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, number: int, *, batch: int, hook: str = "_watch") -> None:
-    """Send this process a signal during a batch, once."""
-    original = getattr(Classifier, hook)
-
-    def wrapped(self: Classifier, *args: Any) -> Any:
-        if self.state.batches_done == batch:
-            monkeypatch.setattr(Classifier, hook, original)
-            os.kill(os.getpid(), number)
-        return original(self, *args)
-
-    monkeypatch.setattr(Classifier, hook, wrapped)
+from runs import assert_same_end, interrupt
 
 
 def kill_and_resume(config: RunConfig, folder: Path, *points: str) -> str:

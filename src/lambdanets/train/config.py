@@ -14,10 +14,22 @@ from lambdanets.train.typed import from_json
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A registered model and its options (`num_classes` and `in_chans` come from the data)."""
+    """A registered model and its options (`num_classes` and `in_chans` come from the data).
+
+    Args:
+        name: of timm's registry.
+        options: further arguments of the model.
+        bn_momentum: weight of a batch in the running statistics of batch norms (PyTorch's way round: 0.1
+            where TensorFlow says 0.9); None leaves the model's own.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    bn_momentum: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
+            raise ValueError(f"model.bn_momentum is above 0 and at most 1, or None; got {self.bn_momentum}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +52,10 @@ class EngineConfig:
         precision: Lightning's name for it.
         devices, num_nodes, accelerator, strategy: passed to Lightning; torchrun's own numbers win.
         accumulate: batches per optimiser step.
+        global_batch: images of an optimiser step over all devices, reached by accumulation; None takes what
+            `data.batch_size`, devices and `accumulate` give.
+        ema: decay of an exponential moving average of the weights, None for none. After t steps it is
+            min(ema, (1 + t) / (10 + t)). Both are validated, and the average is what is kept as the best.
         clip_grad: largest gradient norm, None for no clipping.
         compile: run the network through torch.compile.
         channels_last: keep images and weights in channels-last memory.
@@ -58,6 +74,8 @@ class EngineConfig:
     accelerator: str = "auto"
     strategy: str = "auto"
     accumulate: int = 1
+    global_batch: int | None = None
+    ema: float | None = None
     clip_grad: float | None = None
     compile: bool = False
     channels_last: bool = False
@@ -74,6 +92,7 @@ class EngineConfig:
             "epochs",
             "num_nodes",
             "accumulate",
+            "global_batch",
             "threads",
             "save_steps",
             "max_batches",
@@ -82,6 +101,12 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"engine.{name} is 1 or more; got {value}")
+        if self.global_batch is not None and self.accumulate != 1:
+            raise ValueError(
+                "engine.global_batch says how much is accumulated; engine.accumulate has to be 1"
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"engine.ema is a decay between 0 and 1, or None; got {self.ema}")
         for name in ("clip_grad", "save_minutes"):
             value = getattr(self, name)
             if value is not None and value <= 0:

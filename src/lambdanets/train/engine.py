@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from lambdanets.data import open_splits
@@ -105,9 +106,10 @@ def build_module(config: RunConfig, num_classes: int) -> Classifier:
     network = build_network(config, num_classes)
     if config.engine.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    module = Classifier(network, config, num_classes=num_classes, state=RunState())
     if config.engine.compile:
-        network.compile()  # in place, so that the names of the weights stay
-    return Classifier(network, config, num_classes=num_classes, state=RunState())
+        network.compile()  # in place, so that the names of the weights stay; the average is not compiled
+    return module
 
 
 def describe_weights(config: RunConfig, classes: tuple[str, ...]) -> dict[str, str]:
@@ -128,10 +130,9 @@ def build_trainer(module: Classifier, files: RunFiles, saving: Saving, start: St
     engine = module.config.engine
     # Points that a killed run logged after the checkpoint are logged again.
     purge = start.content["global_step"] + 1 if start else 0
-    return make_trainer(
+    trainer = make_trainer(
         **placement(engine),
         max_epochs=engine.epochs,
-        accumulate_grad_batches=engine.accumulate,
         gradient_clip_val=engine.clip_grad,
         sync_batchnorm=engine.sync_batchnorm,
         limit_train_batches=engine.max_batches,
@@ -148,6 +149,29 @@ def build_trainer(module: Classifier, files: RunFiles, saving: Saving, start: St
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    module.accumulate = trainer.accumulate_grad_batches = accumulation(module.config, trainer.world_size)
+    if engine.ema is not None and isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy):
+        raise RunError("engine.ema needs whole weights on every device; with FSDP leave it out")
+    return trainer
+
+
+def accumulation(config: RunConfig, world_size: int) -> int:
+    """Batches of an optimiser step.
+
+    Raises:
+        RunError: `engine.global_batch` is no multiple of what all devices take at once.
+    """
+    wanted, at_once = config.engine.global_batch, config.data.batch_size * world_size
+    if wanted is None:
+        return config.engine.accumulate
+    if wanted % at_once:
+        fit = [size for size in range(1, config.data.batch_size) if wanted % (size * world_size) == 0]
+        hint = f"; data.batch_size={fit[-1]} would do" if fit else ""
+        raise RunError(
+            f"engine.global_batch={wanted} is no multiple of {at_once} images, which is "
+            f"data.batch_size={config.data.batch_size} on {world_size} device{'s' * (world_size > 1)}{hint}"
+        )
+    return wanted // at_once
 
 
 def make_trainer(**settings: Any) -> pl.Trainer:

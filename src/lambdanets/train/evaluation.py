@@ -1,6 +1,7 @@
 """`evaluate`: what a run reaches on its validation images, or on others with the same classes."""
 
 import time
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -38,7 +39,10 @@ def evaluate(
     network = run.model(weights)
     images, _ = open_split(data, "val", seed=run.config.seed, classes=run.classes)
     loader = eval_loader(images, data)
-    module = Classifier(network, run.config, num_classes=len(run.classes), state=RunState())
+    engine = replace(run.config.engine, ema=None)  # these are the average's weights already
+    module = Classifier(
+        network, replace(run.config, engine=engine), num_classes=len(run.classes), state=RunState()
+    )
     # One process: dealing the images out to several would let each see its own part only.
     with quiet():
         trainer = make_trainer(

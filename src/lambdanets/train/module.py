@@ -1,5 +1,6 @@
 """The Lightning module: loss, step, metrics, and randomness as a function of the step."""
 
+import copy
 import hashlib
 import math
 import time
@@ -45,6 +46,7 @@ class Classifier(pl.LightningModule):
         self.last_checkpoint: Path | None = None
         self.sums: Tensor | None = None  # loss, right answers and images of this epoch, on this device
         self.nonfinite: Tensor | None = None  # loss and step: of the first bad loss, else of the newest
+        self.accumulate = config.engine.accumulate  # batches of an optimiser step
         self.rate = 0.0  # learning rate of the newest step
         self.free_since = time.perf_counter()  # when this process began to wait for the next batch
         metrics: dict[str, Any] = {
@@ -55,13 +57,26 @@ class Classifier(pl.LightningModule):
         if num_classes <= CONFUSION_LIMIT:
             metrics["confusion"] = MulticlassConfusionMatrix(num_classes)
         self.metrics = MetricCollection(metrics, compute_groups=False)
+        self.average: nn.Module | None = None
+        if config.engine.ema is not None:
+            self.average = copy.deepcopy(network).requires_grad_(False)
+            raw = {name: copy.deepcopy(metric) for name, metric in metrics.items() if name != "confusion"}
+            self.raw_metrics = MetricCollection(raw, compute_groups=False)
         self.validation: dict[str, float] = {}
         self.confusion: Tensor | None = None
 
+    @property
+    def kept(self) -> nn.Module:
+        """The network whose accuracy counts: the average where there is one."""
+        return self.network if self.average is None else self.average
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits of shape (b, classes) for images of shape (b, c, height, width)."""
+        return self._run(self.network, images)
+
+    def _run(self, network: nn.Module, images: Tensor) -> Tensor:
         try:
-            return self.network(images.to(memory_format=self.memory_format))
+            return network(images.to(memory_format=self.memory_format))
         except AssertionError as error:
             # timm's way to refuse images; the tests of a network's own are none of a user's business.
             size = "x".join(map(str, images.shape[1:]))
@@ -98,17 +113,30 @@ class Classifier(pl.LightningModule):
         self.state.batches_done += 1
         return loss
 
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        done = self.global_step
+        super().optimizer_step(*args, **options)
+        if self.average is not None:
+            decay = min(self.config.engine.ema or 0.0, (1 + done) / (10 + done))
+            follow(self.average, self.network, decay)
+
     def learning_rate(self) -> float:
         """The peak learning rate times the schedule's factor at the current optimiser step."""
         steps = self.steps_per_epoch
         total = steps * self.config.engine.epochs
         factor = lr_factor(self.global_step, self.config.schedule, total_steps=total, steps_per_epoch=steps)
-        return self.config.optimizer.lr * factor
+        optimizer = self.config.optimizer
+        return optimizer.lr * factor * self.step_images / (optimizer.lr_batch or self.step_images)
+
+    @property
+    def step_images(self) -> int:
+        """Images of an optimiser step, over all devices."""
+        return self.config.data.batch_size * self.trainer.world_size * self.accumulate
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch; the last one may be of fewer batches."""
-        return -(-self.state.batches_per_epoch // self.config.engine.accumulate)
+        return -(-self.state.batches_per_epoch // self.accumulate)
 
     def _count(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         if self.sums is None:
@@ -168,21 +196,31 @@ class Classifier(pl.LightningModule):
     # Validation
 
     def on_validation_epoch_start(self) -> None:
-        self.metrics.reset()
+        for metrics, _, _ in self._validated():
+            metrics.reset()
+
+    def _validated(self) -> list[tuple[MetricCollection, nn.Module, str]]:
+        """Metrics, whose they are, and the prefix of their names: of what is kept, and of what is trained."""
+        kept = (self.metrics, self.kept, "val_")
+        return [kept] if self.average is None else [kept, (self.raw_metrics, self.network, "raw_")]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, targets = batch
-        logits = self(images).float()
-        metrics = self.metrics
-        metrics["loss"].update(cross_entropy(logits, targets), weight=len(targets))
-        for name in ("top1", "top5", "confusion"):
-            if name in metrics:
-                metrics[name].update(logits, targets)
+        for metrics, network, _ in self._validated():
+            logits = self._run(network, images).float()
+            metrics["loss"].update(cross_entropy(logits, targets), weight=len(targets))
+            for name in ("top1", "top5", "confusion"):
+                if name in metrics:
+                    metrics[name].update(logits, targets)
 
     def on_validation_epoch_end(self) -> None:
-        values = self.metrics.compute()
-        self.confusion = values.pop("confusion").cpu() if "confusion" in values else None
-        self.validation = {f"val_{name}": float(value) for name, value in values.items()}
+        self.validation = {}
+        for metrics, _, prefix in self._validated():
+            values = metrics.compute()
+            confusion = values.pop("confusion").cpu() if "confusion" in values else None
+            if prefix == "val_":
+                self.confusion = confusion
+            self.validation |= {f"{prefix}{name}": float(value) for name, value in values.items()}
 
     # What Lightning asks for
 
@@ -195,6 +233,18 @@ class Classifier(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.state.__dict__.update(RunState.from_dict(checkpoint["run_state"]).__dict__)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move an average of a network's weights and statistics: decay x average + (1 - decay) x new."""
+    pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
+    moving = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
+    means, news = [mean for mean, _ in moving], [new for _, new in moving]
+    torch._foreach_lerp_(means, news, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+    for mean, new in pairs:
+        if not mean.is_floating_point():
+            mean.copy_(new)
 
 
 def step_seed(seed: int, batch: int, rank: int) -> int:

@@ -17,7 +17,9 @@ class OptimizerConfig:
 
     Args:
         name: any name of `timm.optim.list_optimizers()`; "sgd" has Nesterov momentum, "momentum" plain.
-        lr: peak learning rate for the effective batch (batch size x devices x accumulation) of the recipe.
+        lr: peak learning rate.
+        lr_batch: images of a step that `lr` is meant for: the learning rate grows in proportion to those of a
+            step here, over all devices and accumulated batches. None takes `lr` as it is.
         weight_decay: on weights of two or more axes; never on biases, norms and position tables.
         momentum: of SGD and its relatives.
         layer_decay: learning-rate factor per layer downwards, for fine-tuning.
@@ -26,6 +28,7 @@ class OptimizerConfig:
 
     name: str = "sgd"
     lr: float = 0.1
+    lr_batch: int | None = None
     weight_decay: float = 5e-4
     momentum: float = 0.9
     layer_decay: float | None = None
@@ -34,6 +37,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise ValueError(f"optimizer.lr is greater than 0; got {self.lr}")
+        if self.lr_batch is not None and self.lr_batch < 1:
+            raise ValueError(f"optimizer.lr_batch is 1 or more, or None; got {self.lr_batch}")
         if self.weight_decay < 0:
             raise ValueError(f"optimizer.weight_decay is 0 or more; got {self.weight_decay}")
 

@@ -15,6 +15,7 @@ from lambdanets.train.module import Classifier
 
 COLUMNS = (
     "epoch", "step", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5",
+    "raw_loss", "raw_top1", "raw_top5",
     "images_per_second", "images_per_cpu_second", "data_wait", "seconds",
 )  # fmt: skip
 CURVES_EVERY = 20.0  # seconds between drawings of the curves: a drawing takes about one
@@ -24,13 +25,16 @@ LOG_EVERY = 50  # steps between points of the training loss in TensorBoard
 def to_csv(history: list[dict[str, float]]) -> str:
     """The text of `metrics.csv`: accuracies as fractions, `data_wait` as a fraction of the training time.
 
-    A column that an epoch trained by an older version lacks is empty there.
+    A column that an epoch trained by an older version lacks is empty there. The `raw_` ones, of the trained
+    weights, are those of runs that keep an average, whose `val_` ones are the average's.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    averaged = any("raw_top1" in row for row in history)
+    columns = [name for name in COLUMNS if averaged or not name.startswith("raw_")]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for row in history:
-        writer.writerow({name: f"{row[name]:.6g}" for name in COLUMNS if name in row})
+        writer.writerow({name: f"{row[name]:.6g}" for name in columns if name in row})
     return text.getvalue()
 
 

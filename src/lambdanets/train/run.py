@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.models import create_model
 from lambdanets.train.config import RunConfig, load_classes, load_config
 from lambdanets.train.errors import RunError
 from lambdanets.train.layout import RunFiles
+
+NETWORK, AVERAGE = "network.", "average."  # of the trained weights and their average in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Run:
     def model(self, which: Literal["best", "last"] = "best") -> nn.Module:
         """The network in evaluation mode, with the weights of the best or of the last epoch.
 
+        Where the run keeps an average of the weights, these are the average's.
+
         Raises:
             RunError: there are no such weights yet, or they are of another model or number of classes.
             CheckpointError: the checkpoint is damaged.
@@ -73,7 +78,8 @@ class Run:
         if not path.exists():
             raise RunError(f"{self.directory} has no {which} weights yet: no epoch has ended")
         states = load_checkpoint(path)["state_dict"]
-        return {name.removeprefix("network."): value for name, value in states.items() if "network." in name}
+        part = AVERAGE if any(name.startswith(AVERAGE) for name in states) else NETWORK
+        return {name.removeprefix(part): value for name, value in states.items() if name.startswith(part)}
 
 
 def build_network(config: RunConfig, num_classes: int, *, loads_weights: bool = False) -> nn.Module:
@@ -81,7 +87,12 @@ def build_network(config: RunConfig, num_classes: int, *, loads_weights: bool = 
     options = {"in_chans": config.data.in_chans, **config.model.options, "num_classes": num_classes}
     if loads_weights:
         options["pretrained"] = False
-    return create_model(config.model.name, **options)
+    network = create_model(config.model.name, **options)
+    if config.model.bn_momentum is not None:
+        for module in network.modules():
+            if isinstance(module, _BatchNorm):
+                module.momentum = config.model.bn_momentum
+    return network
 
 
 def fit_weights(network: nn.Module, weights: dict[str, Tensor], run: Run) -> None:

@@ -88,7 +88,7 @@ class Saving(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         engine, done = self.module.config.engine, batch_idx + 1
-        if done % engine.accumulate or done >= self.module.state.batches_per_epoch:
+        if done % self.module.accumulate or done >= self.module.state.batches_per_epoch:
             return
         if trainer.world_size > 1 and trainer.global_step % AGREE_EVERY:
             return
@@ -113,7 +113,7 @@ class Saving(Callback):
             trainer.save_checkpoint(self.files.best, weights_only=False)
             if trainer.is_global_zero:
                 metadata = self.metadata | {"epoch": str(state.best_epoch), "val_top1": str(state.best_top1)}
-                save_weights(module.network, self.files.weights, metadata)
+                save_weights(module.kept, self.files.weights, metadata)
         self._save_last(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
