@@ -3,12 +3,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from torch import nn
 
 from lambdanets.models import create_model
 from lambdanets.recipes import get_recipe, list_recipes, miniature
 from lambdanets.train import RunConfig, from_json, load_run, to_json
-from lambdanets.train.engine import train
+from lambdanets.train.engine import accumulation, train
+from lambdanets.train.optim import create_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +29,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_recipes() -> None:
-    assert list_recipes() == ["digits", "cifar", "folder"]
+    assert list_recipes()[:4] == ["digits", "cifar", "folder", "imagenet-90"]
     for name in list_recipes():
         assert get_recipe(name).recipe == name
 
@@ -33,7 +37,7 @@ def test_the_recipes() -> None:
 def test_an_unknown_recipe_is_told_with_its_nearest() -> None:
     with pytest.raises(ValueError, match="there is no recipe 'digit'; did you mean 'digits'"):
         get_recipe("digit")
-    with pytest.raises(ValueError, match="known: digits, cifar, folder"):
+    with pytest.raises(ValueError, match="known: digits, cifar, folder, imagenet-90"):
         get_recipe("xyz")
 
 
@@ -52,6 +56,56 @@ def test_a_miniature_runs(name: str, photos: Path, tmp_path: Path) -> None:
     result = train(config, run_dir=tmp_path / "run")
     assert [row["epoch"] for row in result.history] == [1, 2]
     assert all(np.isfinite(row["train_loss"]) for row in result.history)
+    assert all(("raw_top1" in row) == name.startswith("imagenet") for row in result.history)
     run = load_run(tmp_path / "run")
     assert len(run.classes) == (10 if name == "digits" else 2)
     run.model()
+
+
+# Table 20 of the paper: depth, sizes; magnitude of RandAugment, dropout, stochastic depth.
+TABLE_20 = (
+    (50, (128, 160), 10, 0.2, 0.0),
+    (101, (160,), 10, 0.3, 0.0),
+    (101, (192,), 15, 0.2, 0.0),
+    (152, (192,), 15, 0.3, 0.0),
+    (152, (224, 256, 288), 15, 0.3, 0.1),
+    (270, (256,), 15, 0.3, 0.1),
+    (350, (256, 288, 320), 15, 0.3, 0.2),
+    (420, (320,), 15, 0.3, 0.2),
+)
+
+
+def test_350_epochs_are_those_of_table_20() -> None:
+    names = [name for name in list_recipes() if name.startswith("imagenet-350-")]
+    expected = {
+        f"imagenet-350-{depth}@{size}": (depth, size, *rest)
+        for depth, sizes, *rest in TABLE_20
+        for size in sizes
+    }
+    assert names == list(expected)
+    for name, (depth, size, magnitude, dropout, stochastic_depth) in expected.items():
+        config = get_recipe(name)
+        assert config.model.name == f"lambda_resnet{depth}"
+        assert config.model.options == {"drop_rate": dropout, "drop_path_rate": stochastic_depth}
+        assert config.data.image_size == size
+        assert (config.engine.epochs, config.optimizer.weight_decay) == (350, 4e-5)
+        ops = rand_augment_transform(config.data.augment.rand_augment, {})
+        assert len(ops.ops) > 10
+        assert ops.num_layers == 2
+        assert {(op.magnitude, op.magnitude_max) for op in ops.ops} == {(magnitude, magnitude)}
+
+
+@pytest.mark.parametrize("name", ["imagenet-90", "imagenet-350-152@224"])
+def test_a_step_of_4096_images_starts_at_1_6(name: str) -> None:
+    """0.1 x 4096 / 256: appendix E.2, and ResNet-RS."""
+    config = get_recipe(name)
+    images = config.engine.global_batch or 0
+    assert images == 4096
+    assert config.optimizer.lr * images / (config.optimizer.lr_batch or 1) == pytest.approx(1.6)
+    assert (config.optimizer.momentum, config.schedule.warmup_epochs) == (0.9, 5)
+    assert (config.loss.label_smoothing, config.engine.ema) == (0.1, 0.9999)
+    for world_size in (1, 8, 32, 64):
+        assert accumulation(config, world_size) * world_size * config.data.batch_size == 4096
+    optimizer = create_optimizer(nn.Linear(2, 2), config.optimizer)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert not optimizer.defaults["nesterov"]

@@ -1,14 +1,23 @@
 """Recipes by name, and their miniatures."""
 
 from collections.abc import Callable
+from functools import partial
 
 from lambdanets.recipes.cifar import cifar
 from lambdanets.recipes.digits import digits
 from lambdanets.recipes.folder import folder
+from lambdanets.recipes.imagenet import ROWS, imagenet_90, imagenet_350
 from lambdanets.train import RunConfig, override
 from lambdanets.train.typed import nearest
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {"digits": digits, "cifar": cifar, "folder": folder}
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "digits": digits,
+    "cifar": cifar,
+    "folder": folder,
+    "imagenet-90": imagenet_90,
+    **{row.name: partial(imagenet_350, row) for row in ROWS},
+}
+NARROW = (8, 16, 32, 64)  # channels inside the blocks of a miniature's stages
 
 
 def list_recipes() -> list[str]:
@@ -24,7 +33,7 @@ def get_recipe(name: str) -> RunConfig:
 
     Example:
         >>> get_recipe("digits").engine.epochs
-        15
+        30
     """
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}{nearest(name, RECIPES)}")
@@ -34,10 +43,13 @@ def get_recipe(name: str) -> RunConfig:
 def miniature(config: RunConfig) -> RunConfig:
     """The same run in a few steps on one core: every part is used, nothing is learnt.
 
-    Images stay as they are up to 32 pixels and shrink to that beyond; the data may still have to be named.
+    Images stay as they are up to 32 pixels and shrink to that beyond; networks for ImageNet become narrow.
+    The data may still have to be named.
     """
+    narrow = [f"model.options.widths={list(NARROW)}"] if config.recipe.startswith("imagenet") else []
     return override(
         config,
+        *narrow,
         f"data.image_size={min(config.data.image_size, 32)}",
         "data.batch_size=8",
         "data.workers=0",
@@ -46,4 +58,5 @@ def miniature(config: RunConfig) -> RunConfig:
         "engine.threads=1",
         "engine.max_batches=2",
         "engine.max_val_batches=2",
+        "engine.global_batch=None" if config.engine.global_batch is None else "engine.global_batch=16",
     )
