@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed import DistBackendError
 
 from lambdanets.data import open_splits
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
 from lambdanets.train.config import EngineConfig, RunConfig, load_classes
-from lambdanets.train.errors import RunError
+from lambdanets.train.errors import PeerLostError, RunError
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.loaders import Loaders
 from lambdanets.train.module import Classifier
@@ -51,6 +53,7 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
             other images; or the optimizer, the engine or the model cannot do what is asked of them.
         DataError: the images cannot be used.
         NonFiniteLossError: the loss became NaN or infinite.
+        PeerLostError: another process of the run ended.
         TrainingInterrupted: Ctrl-C or SIGTERM; the run can be resumed.
         CheckpointError: the disk is full, or no checkpoint is intact.
 
@@ -84,9 +87,25 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
             # Killed between its last checkpoint and its summary.
             module.on_load_checkpoint(start.content)
         else:
-            trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
+            try:
+                trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
+            except RuntimeError as error:
+                reason = lost_peer(error) if trainer.world_size > 1 else None
+                if reason is None:
+                    raise
+                raise PeerLostError(reason, files.directory) from error
     parameters = sum(p.numel() for p in module.network.parameters())
     return finish(config, module.state, parameters, files, splits, write=trainer.is_global_zero)
+
+
+def lost_peer(error: RuntimeError) -> str | None:
+    """How the communication between processes broke off, if it did."""
+    said = str(error)
+    if found := re.search(r"[\w ]+ by peer", said):
+        return found[0].strip()
+    if isinstance(error, DistBackendError) or "gloo" in said:
+        return (said.splitlines() or [type(error).__name__])[0]
+    return None
 
 
 def complete(config: RunConfig, files: RunFiles, start: Start) -> RunResult:

@@ -40,6 +40,21 @@ class NonFiniteLossError(RuntimeError):
         )
 
 
+class PeerLostError(RuntimeError):
+    """Another process of a run on several devices ended, and this one cannot go on alone.
+
+    Args:
+        reason: what the communication library said.
+        directory: the run folder.
+    """
+
+    def __init__(self, reason: str, directory: Path) -> None:
+        super().__init__(
+            f"another process of this run ended ({reason}); its own last words say why. "
+            f"The newest checkpoint stands. Continue with: lambdanets train --resume {quote(str(directory))}"
+        )
+
+
 class TrainingInterrupted(RuntimeError):
     """Training was asked to stop by a signal and stopped cleanly.
 

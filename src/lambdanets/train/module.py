@@ -4,6 +4,7 @@ import copy
 import hashlib
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+import lambdanets
 from lambdanets.train.config import RunConfig
 from lambdanets.train.errors import NonFiniteLossError, RunError
 from lambdanets.train.optim import create_optimizer
 from lambdanets.train.schedule import lr_factor
 from lambdanets.train.state import RunState
+from lambdanets.train.typed import to_json
 
 CONFUSION_LIMIT = 1000  # classes; beyond it the matrix is larger than many networks
 CHECK_EVERY = 50  # steps between looks at the loss where a look stops the accelerator
@@ -83,6 +86,9 @@ class Classifier(pl.LightningModule):
             raise RunError(f"{self.config.model.name} cannot take images of {size}: {error}") from error
 
     # Training
+
+    def on_fit_start(self) -> None:
+        check_alike(self.config, self.state.fingerprint)
 
     def on_train_start(self) -> None:
         if self.sums is None:
@@ -245,6 +251,32 @@ def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
     for mean, new in pairs:
         if not mean.is_floating_point():
             mean.copy_(new)
+
+
+def check_alike(config: RunConfig, fingerprint: str) -> None:
+    """Make sure that all processes of a run train the same thing on the same images.
+
+    Raises:
+        RunError: on the first of them, where another differs; the others end with it.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    # Where the images lie may differ from machine to machine; which images they are may not.
+    data = replace(config.data, source="digits") if fingerprint else config.data
+    mine = {
+        "configuration": to_json(replace(config, data=data)),
+        "images": fingerprint,
+        "versions": f"lambdanets {lambdanets.__version__}, torch {torch.__version__}",
+    }
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, mine)
+    first = everyone[0]
+    for rank, other in enumerate(everyone):
+        differing = [name for name in first if other[name] != first[name]]
+        if differing and torch.distributed.get_rank() == 0:
+            raise RunError(f"process {rank} of the run has other {' and '.join(differing)} than process 0")
+        if differing:
+            raise SystemExit(1)
 
 
 def step_seed(seed: int, batch: int, rank: int) -> int:

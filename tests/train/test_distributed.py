@@ -1,0 +1,157 @@
+"""Two processes on a CPU, through gloo: the same parameters as one, and no hang when one of them is gone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lambdanets.train import RunConfig, override, to_json
+from lambdanets.train.checkpoint import load_checkpoint
+from lambdanets.train.engine import lost_peer
+from lambdanets.train.module import check_alike
+from runs import assert_same_end
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch has no torch.distributed here"),
+]
+
+COMMAND = [sys.executable, "-m", "lambdanets", "train", "digits"]
+OPTIONS = [
+    "--batch-size", "32", "--set", "engine.accelerator=cpu", "--set", "engine.threads=1",
+    "--set", "data.augment.crop=none", "--set", "optimizer.lr_batch=64", "--set", "engine.ema=0.9",
+]  # fmt: skip
+TWO = ["--devices", "2", "--set", "engine.strategy=ddp"]
+PATIENCE = 120
+
+
+def environment() -> dict[str, str]:
+    """As a person's, who is not inside a process of a run."""
+    inner = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+    return {name: value for name, value in os.environ.items() if name not in inner} | {"OMP_NUM_THREADS": "1"}
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *OPTIONS, *words],
+        capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment(),
+    )  # fmt: skip
+
+
+def test_two_processes_train_what_one_does_that_accumulates(tmp_path: Path) -> None:
+    few = ["--epochs", "2"]
+    two = run(*few, *TWO, "--set", "engine.max_batches=4", "--out", str(tmp_path / "two"))
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("epoch 2/2") == 1
+    one = run(*few, "--devices", "1", "--set", "engine.max_batches=8", "--set", "engine.global_batch=64",
+              "--out", str(tmp_path / "one"))  # fmt: skip
+    assert one.returncode == 0, one.stderr
+    ends = [load_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("two", "one")]
+    assert ends[0]["global_step"] == ends[1]["global_step"] == 8
+    for name, value in ends[0]["state_dict"].items():
+        # A process's batch norms see its own batches: statistics differ, what is trained does not.
+        if not any(part in name for part in ("running_", "num_batches_tracked")):
+            torch.testing.assert_close(value, ends[1]["state_dict"][name], rtol=1e-4, atol=1e-5)
+    for name in ("train_loss", "train_top1", "lr"):
+        histories = [end["run_state"]["history"] for end in ends]
+        assert [row[name] for row in histories[0]] == pytest.approx(
+            [row[name] for row in histories[1]], rel=1e-4
+        )
+
+
+def test_a_killed_process_ends_the_run_which_resumes(tmp_path: Path) -> None:
+    words = [
+        *OPTIONS,
+        *TWO,
+        "--epochs",
+        "6",
+        "--set",
+        "engine.save_steps=2",
+        "--set",
+        "engine.max_batches=12",
+    ]
+    folder, whole = tmp_path / "killed", tmp_path / "whole"
+    started = subprocess.Popen(
+        [*COMMAND, *words, "--out", str(folder)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    try:
+        last = folder / "checkpoints" / "last.ckpt"
+        until = time.monotonic() + PATIENCE
+        while not last.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(child_of(started.pid), signal.SIGKILL)
+        _, said = started.communicate(timeout=PATIENCE)
+    finally:
+        started.kill()
+    assert started.returncode == 1
+    assert said.count("lambdanets: another process of this run ended (") == 1
+    assert f"lambdanets train --resume {folder}" in said
+    assert "Traceback" not in said
+    resumed = subprocess.run(
+        [*COMMAND[:-1], "--resume", str(folder)],
+        capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment(),
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
+    assert run(*TWO, *few, "--out", str(whole)).returncode == 0
+    assert_same_end(whole, folder)
+
+
+def child_of(process: int) -> int:
+    """The process that Lightning started for the second device."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        fields = status.read_text().rsplit(")", 1)[1].split()
+        command = (status.parent / "cmdline").read_bytes()
+        if int(fields[1]) == process and b"train" in command:
+            return int(status.parent.name)
+    pytest.skip("this system does not tell the children of a process")
+
+
+def test_processes_that_differ_are_told_by_the_first(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What every process would have gathered."""
+    mine: list[dict[str, str]] = []
+
+    def gather(everyone: list[object], own: dict[str, str]) -> None:
+        mine.append(own)
+        everyone[:] = [own, others[0](own)]
+
+    others = [lambda own: own]
+    for name, result in (("is_initialized", True), ("get_world_size", 2), ("get_rank", 0)):
+        monkeypatch.setattr(torch.distributed, name, lambda result=result: result)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    check_alike(tiny, "abc")
+    elsewhere = replace(tiny, data=replace(tiny.data, source="folder:/elsewhere"))
+    check_alike(elsewhere, "abc")
+    assert mine[0] == mine[1]  # the same images may lie elsewhere
+    check_alike(override(tiny, "optimizer.lr=0.7"), "abc")
+    assert mine[0]["configuration"] != mine[2]["configuration"]
+    others[0] = lambda own: own | {"images": "abd", "versions": "another"}
+    with pytest.raises(ValueError, match="process 1 of the run has other images and versions than process 0"):
+        check_alike(tiny, "abc")
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    with pytest.raises(SystemExit):
+        check_alike(tiny, "abc")
+    assert "abc" not in to_json(tiny)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "[pair.cc:545] Read error [127.0.0.1]:12699: Connection reset by peer. This is",
+            "Connection reset by peer",
+        ),
+        ("[gloo/transport] Timed out waiting 1800000ms", "[gloo/transport] Timed out waiting 1800000ms"),
+        ("mat1 and mat2 shapes cannot be multiplied", None),
+    ],
+)
+def test_what_a_lost_process_looks_like(said: str, reason: str | None) -> None:
+    assert lost_peer(RuntimeError(said)) == reason
