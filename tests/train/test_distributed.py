@@ -66,16 +66,8 @@ def test_two_processes_train_what_one_does_that_accumulates(tmp_path: Path) -> N
 
 
 def test_a_killed_process_ends_the_run_which_resumes(tmp_path: Path) -> None:
-    words = [
-        *OPTIONS,
-        *TWO,
-        "--epochs",
-        "6",
-        "--set",
-        "engine.save_steps=2",
-        "--set",
-        "engine.max_batches=12",
-    ]
+    few = ["--epochs", "6", "--set", "engine.save_steps=2", "--set", "engine.max_batches=12"]
+    words = [*OPTIONS, *TWO, *few]
     folder, whole = tmp_path / "killed", tmp_path / "whole"
     started = subprocess.Popen(
         [*COMMAND, *words, "--out", str(folder)],
