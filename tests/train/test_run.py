@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -25,6 +26,16 @@ def test_a_run_opens_wherever_it_lies(copy: Path, finished: RunResult) -> None:
     network = run.model("best")
     assert not network.training
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_the_weights_load_in_timm(finished: RunResult) -> None:
+    run = load_run(finished.directory)
+    network = timm.create_model(
+        run.config.model.name, num_classes=10, in_chans=1, checkpoint_path=str(run.files.weights)
+    )
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(x), run.model()(x))
 
 
 def test_best_and_last_are_what_was_trained(finished: RunResult) -> None:
