@@ -1,6 +1,7 @@
 """What is written is read again, and nothing else is taken for it."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,25 @@ def test_another_table_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "other.csv"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"other\.csv"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("end", "sentence"),
+    [
+        (",wide", "line 4: the row is cut short before its column 'lambdanets'"),
+        ("\n", "line 4: could not convert string to float: 'x'"),
+    ],
+)
+def test_a_row_that_is_cut_short_is_told_by_its_line(
+    tmp_path: Path, records: list[Record], where: Provenance, end: str, sentence: str
+) -> None:
+    path = tmp_path / "op.csv"
+    write(path, records[:3], replace(where, dtype="wide"))
+    lines = path.read_text().splitlines(keepends=True)
+    lines[3] = lines[3].partition(end)[0] + end if end != "\n" else lines[3].replace("0.5", "x", 1)
+    path.write_text("".join(lines))
+    with pytest.raises(ValueError, match=rf"op\.csv, {sentence}; remove this line to use the others"):
         read(path)
 
 

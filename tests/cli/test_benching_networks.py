@@ -89,6 +89,36 @@ def test_going_on_measures_nothing_again_and_starting_anew_keeps_the_earlier(
     assert (tmp_path / "models.previous.csv").exists()
 
 
+def test_going_on_with_others_keeps_the_rows(inside, finished: Path, tmp_path: Path) -> None:
+    rows = rows_of(finished)
+    (tmp_path / "models.csv").write_text((finished / "models.csv").read_text())
+    words = (
+        "bench",
+        "models",
+        "--models",
+        "resnet_digits_conv",
+        "--no-memory",
+        "--out",
+        tmp_path,
+        "--resume",
+    )
+    assert inside(*words, *TINY, "--pass", "eval").returncode == 0
+    assert rows_of(tmp_path)[:-1] == rows
+    assert "| lambda_resnet_digits | 8 |" in (tmp_path / "models.md").read_text()
+    done = inside(*words, *TINY[:-1], 4)
+    assert done.returncode == 1
+    assert "measured with batch=2, this run has batch=4" in done.stderr
+    assert len(rows_of(tmp_path)) == 5
+
+
+def test_processor_time_of_rows_from_a_gpu(inside, finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "models.csv"
+    path.write_text((finished / "models.csv").read_text().replace(",cpu,", ",cuda,"))
+    done = inside("bench", "models", "--from", path, "--clock", "process", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "--clock process says nothing about cuda" in done.stderr
+
+
 def test_a_killed_run_loses_nothing_that_was_measured(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path, inside
 ) -> None:
@@ -136,6 +166,15 @@ def test_a_table_whose_networks_are_left_out(inside, tmp_path: Path) -> None:
         ("table4 --size big", "an image size is 224 or 160x224"),
         ("table5", "there is no bench 'table5'; did you mean table"),
         ("race --from absent.csv", "absent.csv"),
+        ("race --from absent.csv --pass eval", "--pass has no effect with --from, which measures nothing"),
+        ("models --from absent.csv --models resnet18", "--models has no effect with --from"),
+        ("table4 --from absent.csv --no-memory", "--no-memory has no effect with --from"),
+        ("models --models resnet18 --max-seconds 0", "max_seconds must be greater than 0, got 0.0"),
+        ("models --models resnet18 --max-seconds -1", "max_seconds must be greater than 0, got -1.0"),
+        ("race --largest -1", "largest must be greater than 0, got -1.0"),
+        ("race --largest nan", "largest must be greater than 0, got nan"),
+        ("race --device foo", "--device takes cpu or cuda, not 'foo'"),
+        ("table4 --device meta", "there is no meta device here"),
     ],
 )
 def test_mistakes_are_sentences(inside, tmp_path: Path, words: str, sentence: str) -> None:

@@ -168,13 +168,20 @@ def read_rows(path: Path, kind: type, command: str) -> list[tuple[Any, Provenanc
         ValueError: The file is no such table, or has no rows.
     """
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        table = csv.DictReader(file)
+        try:
+            rows = [(parse(kind, row), parse(Provenance, row)) for row in table]
+        except KeyError as error:
+            raise ValueError(f"{path} is not a table of `{command}`: it has no column {error}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not a table of `{command}`: {error}") from error
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {table.line_num}: {error}; remove this line to use the others"
+            ) from error
     if not rows:
         raise ValueError(f"{path} holds no measurements")
-    try:
-        return [(parse(kind, row), parse(Provenance, row)) for row in rows]
-    except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a table of `{command}`: {error}") from error
+    return rows
 
 
 def provenance(dtype: torch.dtype, device: str, threads: int, machine: Machine) -> Provenance:
@@ -214,16 +221,18 @@ def cell(value: object) -> object:
     return "" if math.isnan(value) else f"{value:.9g}"
 
 
-def parse(kind: type, row: Mapping[str, str]) -> Any:
+def parse(kind: type, row: Mapping[str, str | None]) -> Any:
     """Return the dataclass of `str`, `int` and `float` fields that a row's words give.
 
     Raises:
         KeyError: A field is missing.
-        ValueError: A word is no number.
+        ValueError: A word is no number, or the row ends before it.
     """
     values: dict[str, object] = {}
     for field in fields(kind):
         text = row[field.name]
+        if text is None:
+            raise ValueError(f"the row is cut short before its column {field.name!r}")
         if field.type == "float":
             values[field.name] = float(text) if text else NONE
         else:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from lambdanets.bench.tables import Clock
 from lambdanets.cli.benching import CLOCK_OF_CPU, drawn, keep_previous, say_written, show
 from lambdanets.cli.console import stderr
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import Device, shown
+from lambdanets.cli.options import Device, check_device, shown
 
 BATCH = 8
 # How many take turns: of a race that may be cut short, few, so that little is lost.
@@ -40,7 +40,7 @@ class Options:
         memory: Peak memory is measured, too, in a process each.
         clock: Which time is shown; on a busy machine the processor's says more than the clock on the wall.
         largest: Networks of more multiply-adds for one image are left out.
-        resume: Go on with the rows that are in the folder.
+        resume: Go on with the rows that are in the folder; what they measured is kept.
         out: The folder for rows, report and figures.
         from_: Measure nothing; draw the tables and figures of this file again.
     """
@@ -153,7 +153,7 @@ def _table(name: str, options: TableOptions) -> int:
         if options.size is None:
             return rows
         size = networks.read_size(options.size)
-        return [replace(entry, size=size) for entry in rows]
+        return [entry.at(size) for entry in rows]
 
     return _bench(name, options, chosen, typed=False, together=TOGETHER)
 
@@ -165,11 +165,12 @@ def _bench(
     out = options.out or Path(f"runs/bench-{name}")
     path = out / f"{name}.csv"
     with usage():
-        if options.clock == "process" and options.device != "cpu":
-            raise UsageError(CLOCK_OF_CPU.format(options.device))
         if options.from_ is not None:
+            _refuse_settings(options)
             measured = networks.read(options.from_, name)
+            device = measured[0][1].device
         else:
+            check_device(device := options.device)
             entries = chosen()
             settings = Settings(
                 passes=("train", "eval") if options.pass_ == "both" else (options.pass_,),
@@ -189,6 +190,8 @@ def _bench(
             if typed:
                 networks.check(entries, settings, limits)
             earlier = networks.read(path, name) if options.resume and path.exists() else []
+        if options.clock == "process" and device != "cpu":
+            raise UsageError(CLOCK_OF_CPU.format(device))
     out.mkdir(parents=True, exist_ok=True)
     if options.from_ is None:
         if not earlier:
@@ -214,6 +217,14 @@ def _bench(
     )
     say_written(out, [f"{name}.md", *names])
     return 0
+
+
+def _refuse_settings(options: Options) -> None:
+    """Raise UsageError where something was said on how to measure, and nothing is measured."""
+    for field in fields(options):
+        if field.name not in ("clock", "out", "from_") and getattr(options, field.name) != field.default:
+            word = f"{'no-' * (field.name == 'memory')}{field.name.rstrip('_').replace('_', '-')}"
+            raise UsageError(f"--{word} has no effect with --from, which measures nothing.")
 
 
 @contextmanager

@@ -25,3 +25,11 @@ def test_the_paper_s_numbers_to_their_rounding() -> None:
     for entry in rows:
         # Two digits, of which 122.8 -> 120 and 0.9596 -> 0.95 are cut, not rounded.
         assert entry.maps_gib == pytest.approx(float(entry.published.memory), rel=0.025)  # type: ignore[union-attr]
+
+
+def test_another_size_has_neither_the_formula_nor_what_is_published() -> None:
+    entry = TABLES["table4"][0]
+    assert entry.at((224, 224)) is entry
+    other = entry.at((96, 128))
+    assert (other.model, other.title, other.size) == (entry.model, entry.title, (96, 128))
+    assert (other.published, other.maps_gib) == (None, None)

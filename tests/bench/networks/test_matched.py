@@ -38,3 +38,13 @@ def test_ratios_of_a_race(race: list[Measured]) -> None:
         assert found["50@160", "EfficientNet", measure] == pytest.approx(2.0)
         assert math.isnan(found["50@128", "ResNet-RS", measure])
         assert found["50@160", "ResNet-RS", measure] == pytest.approx(2 * 4**0.75 / 4)
+
+
+def test_who_has_no_row_of_a_pass_has_not_run(race: list[Measured]) -> None:
+    """Without B1 the neighbours of 78.0 would be B0 and B2, and the time between them another."""
+    left = [row for row, _ in race if (row.title, row.mode) != ("B1", "eval")]
+    found = {(r.title, r.baseline.split()[0], r.measure): r.value for r in ratios(left)}
+    assert len(found) == 2 * 2 * 3
+    assert math.isnan(found["50@128", "EfficientNet", "eval"])
+    assert found["50@128", "EfficientNet", "train"] == pytest.approx(4.0)
+    assert found["50@128", "EfficientNet", "published"] == pytest.approx(4.0)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from lambdanets.bench.memory import CLEAR, peak_mib
 from lambdanets.bench.networks import Entry
 from lambdanets.bench.networks import passes as module
-from lambdanets.bench.networks.passes import LEARNING_RATE, MOMENTUM, Step
+from lambdanets.bench.networks.passes import LEARNING_RATE, MOMENTUM, MemoryStep, Step
 from lambdanets.models import create_model
 
 ENTRY = Entry(model="lambda_resnet_digits", size=(8, 8))
@@ -58,3 +59,22 @@ def test_bfloat16(network: nn.Module) -> None:
     network.float()
     assert torch.isfinite(step("train", torch.bfloat16).prepare()())
     assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+
+
+@pytest.mark.skipif(not CLEAR.exists(), reason="this system does not tell peaks")
+def test_the_peak_in_bfloat16_is_not_that_of_weights_in_float32() -> None:
+    """Eleven million weights and one small image: what the network was built from weighs twice as much."""
+    found = peak_mib(
+        MemoryStep(
+            entry=Entry(model="resnet18", size=(32, 32)),
+            which="eval",
+            batch=1,
+            dtype=torch.bfloat16,
+            device="cpu",
+            threads=1,
+            channels=3,
+        )
+    )
+    weights = 2 * 11_689_512 / 2**20
+    assert isinstance(found, float)
+    assert weights < found < 1.8 * weights

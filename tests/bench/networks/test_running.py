@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lambdanets.bench import Machine, Settings
+from lambdanets.bench import Machine, Provenance, Settings
 from lambdanets.bench.networks import Entry, Limits, Measured, check, entries, measure, running
 from lambdanets.bench.networks.passes import Step
 
@@ -141,6 +141,26 @@ def test_a_row_of_a_table_without_a_network_says_so() -> None:
     assert row.note.startswith("not run: there is no model named 'resnet50_of_the_future'")
 
 
+@pytest.mark.parametrize("memory", [False, True])
+def test_who_cannot_train_on_one_image_has_a_row_and_the_others_go_on(
+    capfd: pytest.CaptureFixture[str], memory: bool
+) -> None:
+    """At 2 pixels the last stage has one position, at 8 it has more."""
+    who = [*entries(["lambda_resnet_digits@2"]), *PAIR]
+    settings = replace(SETTINGS, memory=memory, passes=("train",), rounds=1)
+    first, *others = (row for row, _ in bench(who=who, settings=settings, limits=Limits(batch=1)))
+    assert (first.batch, first.samples) == (0, 0)
+    assert first.note.startswith(
+        "not run: lambda_resnet_digits cannot take images of 2: Expected more than 1"
+    )
+    assert [row.samples for row in others] == [1, 1]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_time_without_a_limit() -> None:
+    assert all(row.samples == 2 for row, _ in bench(settings=replace(SETTINGS, max_seconds=math.inf)))
+
+
 def test_those_who_do_not_fit_together_do_not_take_turns_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "peak_mib", lambda job: 10.0)
     monkeypatch.setattr(running, "free_memory", lambda device: 11 * 2**20)
@@ -164,17 +184,44 @@ def test_what_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch
     assert started == [(PAIR[1].model, "eval")]
     assert again[:3] == earlier
     assert again[3][0].group == 3
-    other = [(row, replace(where, threads=99)) for row, where in earlier]
-    with pytest.raises(
-        ValueError, match=r"measured with threads=99, this run has threads=1; .* leave --resume"
-    ):
-        bench(earlier=other)
+
+
+def test_going_on_loses_no_row_of_another_network_or_pass() -> None:
+    whole = bench()
+    again = bench(earlier=whole, who=PAIR[1:], settings=replace(SETTINGS, passes=("train",)))
+    assert sorted(again, key=lambda each: each[0].key) == sorted(whole, key=lambda each: each[0].key)
+    more = bench(earlier=whole[:2], who=PAIR[1:])
+    assert more[:2] == whole[:2]
+    assert [(row.model, row.mode) for row, _ in more[2:]] == [(PAIR[1].model, m) for m in ("train", "eval")]
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "now"), [("threads", 99, 1), ("timm", "0.1", "1.99"), ("batch", 8, 4)]
+)
+def test_rows_that_were_measured_otherwise_are_refused(
+    monkeypatch: pytest.MonkeyPatch, where: Provenance, name: str, was: object, now: object
+) -> None:
+    monkeypatch.setattr(running, "provenance", lambda *_: where)
+    earlier = bench(settings=replace(SETTINGS, passes=("eval",)))
+    for who in (PAIR, entries(["lambda_resnet_digits@10"])):
+        other = [
+            (replace(row, wanted_batch=was), place)
+            if name == "batch"
+            else (row, replace(place, **{name: was}))
+            for row, place in earlier
+        ]
+        sentence = rf"measured with {name}={was}, this run has {name}={now}; .* leave --resume"
+        with pytest.raises(ValueError, match=sentence):
+            bench(who=who, earlier=other)
 
 
 def test_what_cannot_be_is_refused_before_anything_runs() -> None:
     check(PAIR, SETTINGS, LIMITS)
     with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
         Limits(batch=0)
+    for largest in (-1.0, 0.0, math.nan):
+        with pytest.raises(ValueError, match=f"largest must be greater than 0, got {largest}"):
+            Limits(largest=largest)
     # At 4 pixels the last stage has 2x2 positions; at 2 it has one, which a batch norm cannot train on.
     small = entries(["lambda_resnet_digits@2"])
     check(small, replace(SETTINGS, passes=("eval",)), Limits(batch=1))

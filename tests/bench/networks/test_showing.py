@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from lambdanets.bench import Table
-from lambdanets.bench.networks import Measured, draw, make_tables, markdown, read, write
+from lambdanets.bench import Provenance, Table
+from lambdanets.bench.networks import Measured, draw, make_tables, markdown, places, read, write
+from lambdanets.bench.networks.figures import _bars
 from lambdanets.bench.networks.labels import _box, _cost, _overlap
-from lambdanets.bench.networks.published import REFERENCES
+from lambdanets.bench.networks.published import REFERENCES, TABLES
+from lambdanets.bench.networks.records import Row, blank
 
 
 def rows_of(table: Table) -> dict[str, dict[str, str]]:
@@ -85,6 +87,114 @@ def test_a_table_of_the_paper(race: list[Measured]) -> None:
     assert [cell for cell in speed.rows[1] if cell.endswith("x")] == ["0.25x", "0.25x", "0.25x"]
     assert memory.headings[:4] == ("row", "size", "training peak MiB", "batch")
     assert "L-L-L-L is efficientnet-b1" in speed.notes[-1]
+
+
+def of_table(name: str, where: Provenance) -> list[Measured]:
+    """A table of the paper: the first network takes 1 s for a batch of 4, the second 2 s, and so on."""
+    return [
+        (replace(blank(name, entry, mode), batch=4, wanted_batch=4, samples=1, wall_ms=1e3 * place), where)
+        for place, entry in enumerate(TABLES[name], 1)
+        for mode in ("train", "eval")
+    ]
+
+
+def test_a_table_that_was_cut_short(where: Provenance) -> None:
+    rows = of_table("table13", where)
+    left = [each for each in rows if each[0].mode == "train" or each[0].title.startswith("C-C")]
+    speed, memory = make_tables(left)
+    assert speed.rows[1][5:] == ("1,880", "0.26x", "-", "-", "2.00*", "0.50x")
+    assert speed.rows[6][5:] == ("4,980", "0.69x", "0.571*", "0.14x", "0.571*", "0.14x")
+    assert memory.rows[1][2:] == ("-", "4", "-", "-")
+    without = [each for each in rows if each[0].title != "C-C-C-C"]
+    speed, _ = make_tables(without)
+    assert speed.rows[0][5:] == ("1,880", "-", "2.00*", "-", "2.00*", "-")
+
+
+def test_a_table_at_two_sizes(where: Provenance) -> None:
+    """Each size is over its own reference, and only at the paper's there is something published."""
+    rows = of_table("table13", where)
+    small = [
+        (
+            replace(
+                blank("table13", entry.at((96, 96)), row.mode), batch=4, samples=1, wall_ms=row.wall_ms / 8
+            ),
+            where,
+        )
+        for entry, (row, _) in zip((each for each in TABLES["table13"] for _ in range(2)), rows, strict=True)
+    ]
+    speed, _ = make_tables([*rows, *small])
+    assert len(speed.rows) == 16
+    assert speed.rows[1][5:] == ("1,880", "0.26x", "2.00*", "0.50x", "2.00*", "0.50x")
+    assert speed.rows[9][1:7] == ("96", "-", "-", "-", "-", "-")
+    assert speed.rows[9][7:] == ("16.0*", "0.50x", "16.0*", "0.50x")
+    assert speed.rows[8][8] == "1.00x"
+
+
+def test_the_paper_s_sizes_are_over_one_reference(where: Provenance) -> None:
+    speed, _ = make_tables(of_table("table14", where))
+    assert speed.rows[4][1:] == (
+        "256",
+        "82.5",
+        "60.2",
+        "-",
+        "2,780",
+        "0.60x",
+        "0.800*",
+        "0.20x",
+        "0.800*",
+        "0.20x",
+    )
+
+
+def test_what_ran_out_of_memory_in_the_paper(where: Provenance) -> None:
+    speed, memory = make_tables(of_table("table4", where))
+    row = dict(zip(speed.headings[:6], speed.rows[0], strict=False))
+    assert (row["paper: images/s"], row["ratio"]) == ("OOM", "-")
+    assert memory.rows[0][2:4] == ("120", "123")
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_race_of_one_pass(tmp_path: Path, race: list[Measured], mode: str) -> None:
+    """The other pass is a dash; what is published is there all the same."""
+    one = [each for each in race if each[0].mode == mode]
+    points, matched, rates = make_tables(one)
+    name, other = ("training", "inference") if mode == "train" else ("inference", "training")
+    assert rows_of(points)["EfficientNet B1"][other] == "-"
+    row = rows_of(matched)["50@160"]
+    assert row["EfficientNet: published"] == row[f"EfficientNet: {name}"] == "2.00x"
+    assert row[f"EfficientNet: {other}"] == "-"
+    row = rows_of(rates)["EfficientNet"]
+    assert row["published GMAC/s"] == "307 (77 to 1,229)"
+    assert row[f"{other} GMAC/s"] == "-"
+    pytest.importorskip("matplotlib", reason="figures need it")
+    assert len(draw(one, tmp_path)) == 4
+
+
+def test_panels_name_the_batch_that_most_bars_have(race: list[Measured]) -> None:
+    pytest.importorskip("matplotlib", reason="figures need it")
+
+    def panels(batches: tuple[int, ...]) -> dict[str, list[str]]:
+        rows: list[Row] = [
+            replace(row, batch=batch, samples=5 if batch else 0, peak_mib=70.0 if batch else float("nan"))
+            for (row, _), batch in zip(race[::2], batches, strict=False)
+        ]
+        return {
+            axes.get_title(loc="left"): [text.get_text() for text in axes.texts] for axes in _bars(rows).axes
+        }
+
+    assert panels((0, 4, 4, 2))["training step, peak memory at batch 4"] == [
+        "not run",
+        "70.0 MiB",
+        "70.0 MiB",
+        "70.0 MiB  (batch 2)",
+    ]
+    assert panels((4, 2))["training step, peak memory"] == ["70.0 MiB  (batch 4)", "70.0 MiB  (batch 2)"]
+    assert "training step, for one image at batch 4" in panels((4,))
+
+
+def test_rows_of_two_commits_say_so(race: list[Measured]) -> None:
+    later = [race[0], (race[1][0], replace(race[1][1], commit="def5678", date="2026-01-03 00:00"))]
+    assert places(later).endswith("2026-01-02 03:04 to 2026-01-03 00:00; commits abc1234, def5678")
 
 
 def test_what_was_not_run_says_so(race: list[Measured]) -> None:

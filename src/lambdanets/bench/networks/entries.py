@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -25,10 +25,9 @@ class Published:
         source: The publication, and where in it.
         top1: Accuracy on ImageNet, percent.
         parameters_m: Millions of parameters.
-        examples_per_s: Images per second in inference, on 8 TPUv3 cores, float32.
+        examples_per_s: Images per second in inference, on 8 TPUv3 cores, float32; 0: out of memory.
         seconds: Seconds for a training step of 1024 images on 8 TPUv3 cores, bfloat16.
-        memory: Memory as the paper counts it, in its words: a number of GB, or OOM.
-        note: What a reader must know about these numbers.
+        memory: GB as the paper counts them, in its words.
     """
 
     source: str
@@ -37,7 +36,6 @@ class Published:
     examples_per_s: float | None = None
     seconds: float | None = None
     memory: str = ""
-    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +69,10 @@ class Entry:
     def settings(self) -> str:
         """The options in words."""
         return ", ".join(f"{name}={value}" for name, value in self.options)
+
+    def at(self, size: tuple[int, int]) -> Entry:
+        """Return the network at another size, of which nothing is published and no formula tells the maps."""
+        return self if size == self.size else replace(self, size=size, published=None, maps_gib=None)
 
     def __str__(self) -> str:
         return f"{self.model}{f'({self.settings})' if self.options else ''} at {sides(self.size)}"

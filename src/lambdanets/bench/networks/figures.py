@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def draw(measured: Sequence[Measured], folder: Path, clock: Clock = "wall") -> l
     bench, where = rows[0].bench, measured[-1][1]
     sources = dict.fromkeys(row.published_source for row in rows if row.published_source)
     figures = {}
-    if any(row.samples for row in rows):
+    if any(row.ms_per_image > 0 for row in rows):
         figures[f"{bench}-bars"] = _bars(rows)
         if bench == "race":
             figures["race-pareto"] = _pareto(rows)
@@ -68,38 +69,39 @@ _TITLES = {
 def _bars(rows: Sequence[Row]) -> Any:
     from matplotlib.figure import Figure
 
-    keys = list(dict.fromkeys((row.family, row.title, row.model) for row in rows))
+    keys = list(dict.fromkeys(_key(row) for row in rows))
     panels: list[tuple[str, str, Callable[[Row], float], Callable[[float], str]]] = []
     for mode, name in NAMES.items():
-        found = [row for row in rows if row.mode == mode]
-        if any(row.samples for row in found):
-            panels.append((mode, f"{name}, for one image", lambda row: row.ms_per_image, duration))
-        if any(row.peak_mib > 0 for row in found):
-            title = f"{name}, peak memory at batch {found[0].wanted_batch}"
-            panels.append((mode, title, lambda row: row.peak_mib, mebibytes))
-    longest = max(len(_name(key)) for key in keys)
+        for what, value, tell in _QUANTITIES:
+            if any(row.mode == mode and value(row) > 0 for row in rows):
+                panels.append((mode, f"{name}, {what}", value, tell))
+    names = [_name(key, keys) for key in keys]
+    longest = max(map(len, names))
     size = (0.7 + 0.075 * longest + 2.75 * len(panels), 1.35 + 0.27 * len(keys))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     for axes, (mode, title, value, tell) in zip(
         figure.subplots(1, len(panels), squeeze=False, sharey=True).flat, panels, strict=True
     ):
-        found = {(row.family, row.title, row.model): row for row in rows if row.mode == mode}
-        most = max(value(row) for row in found.values() if value(row) > 0)
+        found = {_key(row): row for row in rows if row.mode == mode}
+        shown = [row for row in found.values() if value(row) > 0]
+        most = max(map(value, shown))
+        batch = _common_batch(shown)
         for height, key in enumerate(keys):
             row = found.get(key)
             known = row is not None and value(row) > 0
             length = value(row) if row is not None and known else 0.0
             axes.barh(height, length, height=0.7, color=_colour(key))
-            text = tell(length) if known else NOT_RUN if row is None or not row.samples else "-"
+            text = tell(length) if known else NOT_RUN if row is not None and not row.samples else "-"
             if row is not None and known:
                 text += SINGLE if row.samples == 1 and value(row) == row.ms_per_image else ""
-                text += f"  (batch {row.batch})" if row.batch != row.wanted_batch else ""
+                text += f"  (batch {row.batch})" if row.batch != batch else ""
             ink = INK if known else SOFT
             axes.text(length + 0.02 * most, height, text, va="center", fontsize=8, color=ink)
+        title += f" at batch {batch}" if batch else ""
         axes.set_title(title, loc="left", fontsize=9.5, color=INK)
         axes.set_xlim(0, 1.55 * most)
         axes.set_xticks([])
-        axes.set_yticks(range(len(keys)), [_name(key) for key in keys], fontsize=8.5)
+        axes.set_yticks(range(len(keys)), names, fontsize=8.5)
         axes.set_ylim(len(keys) - 0.4, -0.6)
         axes.tick_params(length=0, colors=INK)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
@@ -107,13 +109,35 @@ def _bars(rows: Sequence[Row]) -> Any:
     return figure
 
 
-def _name(key: tuple[str, str, str]) -> str:
-    family, title, _ = key
-    return f"{family} {title}".strip()
+# What the panels of a pass show.
+_QUANTITIES: tuple[tuple[str, Callable[[Row], float], Callable[[float], str]], ...] = (
+    ("for one image", lambda row: row.ms_per_image, duration),
+    ("peak memory", lambda row: row.peak_mib, mebibytes),
+)
 
 
-def _colour(key: tuple[str, str, str]) -> str:
-    family, _, model = key
+def _common_batch(rows: Sequence[Row]) -> int:
+    """The batch of most bars, 0 where no two have the same."""
+    batch, times = Counter(row.batch for row in rows).most_common(1)[0]
+    return batch if times > 1 or len(rows) == 1 else 0
+
+
+Key = tuple[str, str, str, str]  # family, title, model, size
+
+
+def _key(row: Row) -> Key:
+    return row.family, row.title, row.model, row.size
+
+
+def _name(key: Key, keys: Sequence[Key]) -> str:
+    """Family and title of a bar, with its size where another has the same title."""
+    family, title, _, size = key
+    alone = sum(each[:2] == (family, title) for each in keys) == 1
+    return f"{family} {title}{'' if alone else f' at {size}'}".strip()
+
+
+def _colour(key: Key) -> str:
+    family, _, model, _ = key
     return COLOURS.get(family) or (OURS if "lambda" in model else OTHERS)
 
 

@@ -39,6 +39,8 @@ class Limits:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, got {self.batch}")
+        if self.largest is not None and not self.largest > 0:
+            raise ValueError(f"largest must be greater than 0, got {self.largest}")
 
 
 @dataclass

@@ -66,18 +66,21 @@ def ratios(rows: Sequence[Row]) -> list[Ratio]:
     found = []
     for measure in MEASURES:
         curves = {family: _curve(rows, family, measure) for family in (LAMBDA, *BASELINES)}
-        for (top1, seconds), title in curves[LAMBDA].items():
+        for title, (top1, seconds) in curves[LAMBDA].items():
             for baseline in BASELINES:
-                value = interpolate(curves[baseline], top1) / seconds
+                value = interpolate(curves[baseline].values(), top1) / seconds
                 found.append(Ratio(title=title, top1=top1, baseline=baseline, measure=measure, value=value))
     return found
 
 
-def _curve(rows: Sequence[Row], family: str, measure: Measure) -> dict[Point, str]:
-    """The points of a family by one measure, with their names."""
-    modes = ("train", "eval") if measure == "published" else (measure,)
-    chosen = [row for row in rows if row.family == family and row.mode in modes]
-    return {(row.published_top1, seconds_of(row, measure)): row.title for row in chosen}
+def _curve(rows: Sequence[Row], family: str, measure: Measure) -> dict[str, Point]:
+    """The points of a family by one measure, by their names; who has no row of this pass has not run."""
+    own = [row for row in rows if row.family == family]
+    found = {row.title: (row.published_top1, NONE) for row in own}
+    for row in own:
+        if measure in ("published", row.mode):
+            found[row.title] = row.published_top1, seconds_of(row, measure)
+    return found
 
 
 def seconds_of(row: Row, measure: Measure) -> float:

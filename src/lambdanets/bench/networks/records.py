@@ -41,9 +41,9 @@ class Row:
         published_source: Where the following are from; nothing of them is measured here.
         published_top1: Accuracy on ImageNet, percent.
         published_parameters_m: Millions of parameters.
-        published_examples_per_s: Inference on 8 TPUv3 cores, float32.
+        published_examples_per_s: Inference on 8 TPUv3 cores, float32; 0: out of memory.
         published_seconds: A training step of 1024 images on 8 TPUv3 cores, bfloat16.
-        published_memory: GB as the paper counts them, or OOM.
+        published_memory: GB as the paper counts them.
     """
 
     bench: str

@@ -17,7 +17,7 @@ from lambdanets.bench.records import NONE, Provenance, provenance
 
 from .entries import Entry, absent, cost
 from .lineup import Contender, Limits, contenders, groups
-from .passes import Step
+from .passes import MemoryStep, Step
 from .records import NOT_RUN, Measured, Row, blank
 
 Report = Callable[[str, float], None]
@@ -69,24 +69,27 @@ def measure(
         entries: The networks. Those that this installation does not have get rows that say so.
         settings: How; `max_seconds` is the time that the samples of one network and pass may take.
         limits: With which batch, and who is left out.
-        earlier: Rows of a bench that was cut short; what they measured is not measured again.
+        earlier: Rows of a bench that was cut short; what they measured is not measured again, and none of
+            them is lost.
         report: Told what goes on, and the fraction of the expected work that is done.
         save: Given all rows so far after every group and pass.
 
     Returns:
-        One row for each network and pass, in the order of the networks, with its provenance.
+        One row for each network and pass, in the order of the networks, with its provenance. Before them
+        come earlier rows of other networks and passes.
 
     Raises:
-        ValueError: Earlier rows were measured elsewhere or otherwise.
+        ValueError: Earlier rows were measured elsewhere or otherwise, or for another batch.
     """
     torch.set_num_threads(settings.threads)
     machine = measure_machine(settings.dtype, settings.device)
     where = provenance(settings.dtype, settings.device, settings.threads, machine)
-    kept = {row.key: (row, place) for row, place in earlier if row.samples}
-    for _, place in kept.values():
-        _require_alike(place, where)
-    number = max((row.group for row, _ in kept.values()), default=0)
     order = [blank(bench, entry, which).key for entry in entries for which in settings.passes]
+    kept = {row.key: (row, place) for row, place in earlier if row.samples or row.key not in order}
+    for row, place in kept.values():
+        _require_alike(row, place, where, limits)
+    number = max((row.group for row, _ in kept.values()), default=0)
+    order = [*(key for key in kept if key not in order), *order]
     rows: dict[tuple[str, ...], Measured] = dict(kept)
     for entry in entries:
         report(f"{entry.title}: parameters and multiply-adds", 0.0)
@@ -152,8 +155,8 @@ def _together_mib(group: list[Contender], which: Pass) -> float:
 
 
 def _probe(contender: Contender, which: Pass, settings: Settings) -> None:
-    while True:
-        found = peak_mib(_step(contender, which, settings))
+    while not _is_out(contender, which):
+        found = peak_mib(_step(contender, which, settings, MemoryStep))
         if not isinstance(found, str):
             contender.peak_mib = found
             return
@@ -162,6 +165,17 @@ def _probe(contender: Contender, which: Pass, settings: Settings) -> None:
             return
         if not _halve(contender, found):
             return
+
+
+def _is_out(contender: Contender, which: Pass) -> bool:
+    """Whether no batch is left, or a batch norm would get a single value to train on, which is then noted."""
+    if which == "train" and contender.batch == 1:
+        try:
+            cost(contender.entry, batch=1, train=True)
+        except ValueError as error:
+            contender.notes.append(f"{NOT_RUN}: {error}")
+            contender.batch = 0
+    return contender.batch == 0
 
 
 def _halve(contender: Contender, why: str) -> bool:
@@ -175,8 +189,8 @@ def _halve(contender: Contender, why: str) -> bool:
     return True
 
 
-def _step(contender: Contender, which: Pass, settings: Settings) -> Step:
-    return Step(
+def _step(contender: Contender, which: Pass, settings: Settings, kind: type[Step] = Step) -> Step:
+    return kind(
         entry=contender.entry,
         which=which,
         batch=contender.batch,
@@ -202,7 +216,7 @@ def _take_turns(
         _start(contender, which, settings, watch)
         if contender.run is not None:
             seconds = contender.first.wall[0] / 1e3
-            contender.rounds = max(1, min(settings.rounds, int(settings.max_seconds / seconds)))
+            contender.rounds = max(1, int(min(settings.rounds, settings.max_seconds / seconds)))
         work.finish(contender.step)
     running = {f"{place}": each for place, each in enumerate(group) if each.run is not None}
     names = ", ".join(each.entry.title for each in running.values())
@@ -229,7 +243,7 @@ def _take_turns(
 
 def _start(contender: Contender, which: Pass, settings: Settings, watch: Stopwatch) -> None:
     """Make the first call, with half the batch as long as memory does not suffice."""
-    while contender.batch:
+    while not _is_out(contender, which):
         timing = Timing()
         try:
             run = _step(contender, which, settings).prepare()
@@ -276,17 +290,19 @@ def _row(
     )
 
 
-SAME = ("device", "processor", "threads", "dtype", "torch", "lambdanets")
+SAME = ("device", "processor", "threads", "dtype", "torch", "timm", "lambdanets")
 
 
-def _require_alike(earlier: Provenance, now: Provenance) -> None:
+def _require_alike(row: Row, earlier: Provenance, now: Provenance, limits: Limits) -> None:
     """Refuse to go on with rows that were measured otherwise.
 
     Raises:
         ValueError: What differs.
     """
-    for name in SAME:
-        was, is_now = getattr(earlier, name), getattr(now, name)
+    alike = [(name, getattr(earlier, name), getattr(now, name)) for name in SAME]
+    # Where there was no network, no batch was asked for.
+    alike.append(("batch", row.wanted_batch or limits.batch, limits.batch))
+    for name, was, is_now in alike:
         if was != is_now:
             raise ValueError(
                 f"the earlier rows were measured with {name}={was}, this run has {name}={is_now}; "

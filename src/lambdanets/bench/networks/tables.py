@@ -6,10 +6,11 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 
 from lambdanets.bench.figures import NAMES
 from lambdanets.bench.passes import Pass
-from lambdanets.bench.records import Provenance
+from lambdanets.bench.records import NONE, Provenance
 from lambdanets.bench.tables import CLOCKS, SINGLE, Clock, Table, number, page, provenance_line, times
 
 from .matched import BASELINES, MEASURES, Measure, ratios, seconds_of
@@ -27,7 +28,8 @@ LEGEND = (
     "* a single step. The networks of a group took turns in one process. Peak memory is all that a network "
     "with its batch, gradients, momenta and temporaries adds to a process of its own. In bfloat16 training "
     "has float32 weights and autocast, inference bfloat16 weights. GMAC: 10^9 multiply-adds of a forward "
-    "pass for one image. What is published is marked so and was not measured here."
+    "pass for one image, those of our lambda layers as the kernels planned for one image do them, those of "
+    "local attention with all of its tiles. What is published is marked so and was not measured here."
 )
 RACERS = (
     "LambdaResNet 50 is lambda_resnet50, EfficientNet B0 timm's efficientnet_b0, ResNet-RS 50 "
@@ -47,7 +49,8 @@ RATES_METHOD = (
 TABLE4_METHOD = (
     "Memory as the paper counts it is a formula: attention maps of 8 heads and batch 128, or position tables "
     "E of n x m x k, in float32, for grids of 56, 28, 14, 7 with 3, 4, 6, 3 layers at 224 pixels, in GiB. It "
-    "is not what the layers here hold. The measured peak is that of the whole network at its own batch."
+    "is not what the layers here hold. The measured peak is that of the whole network at its own batch. OOM: "
+    "the paper's own ran out of memory."
 )
 
 
@@ -106,7 +109,7 @@ def _throughput(rows: Sequence[Row], mode: Pass) -> Table:
             str(row.batch or "-"),
             _rate(row),
             number(row.wall_ms),
-            _mib(row.peak_mib),
+            _whole(row.peak_mib),
         )
         for row in found
     )
@@ -118,18 +121,19 @@ def _speed(rows: Sequence[Row], bench: str) -> Table:
     """A table of the paper: its throughput and ours, absolute and over one of its rows."""
     # Inference first, beside the paper's.
     reference, modes = REFERENCES[bench], _modes(rows)[::-1]
-    base = {row.mode: row for row in rows if row.title == reference}
+    networks = _by_network(rows)
     counts = any(row.published_parameters_m > 0 for row in rows)
     body = []
-    for found in _by_title(rows):
-        row = next(iter(found.values()))
-        said = base[row.mode].published_examples_per_s
+    for found in networks:
+        row = found[modes[0]]
+        base = _base(row, [each for each in networks if each[modes[0]].title == reference])
+        said = row.published_examples_per_s
+        over = said / base[modes[0]].published_examples_per_s if base and said else NONE
         cells = [row.title, row.size, number(row.published_top1)]
         cells += [number(row.published_parameters_m)] if counts else []
-        cells += [_costs(row)[0]]
-        cells += [_whole(row.published_examples_per_s), _times(row.published_examples_per_s / said)]
+        cells += [_costs(row)[0], _said(said), _times(over)]
         for mode in modes:
-            ratio = found[mode].images_per_s / base[mode].images_per_s
+            ratio = found[mode].images_per_s / base[mode].images_per_s if base else NONE
             cells += [_rate(found[mode]), _times(ratio)]
         body.append(tuple(cells))
     headings = ["row", "size", "paper: top-1", *(["paper: parameters M"] if counts else []), "parameters M"]
@@ -146,13 +150,13 @@ def _speed(rows: Sequence[Row], bench: str) -> Table:
 def _memory(rows: Sequence[Row], bench: str) -> Table:
     modes, counted = _modes(rows), bench == "table4"
     body = []
-    for found in _by_title(rows):
-        row = next(iter(found.values()))
+    for found in _by_network(rows):
+        row = found[modes[0]]
         cells = [row.title, row.size]
         cells += [row.published_memory or "-", number(row.maps_gib)] if counted else []
         for mode in modes:
             each = found[mode]
-            cells += [_mib(each.peak_mib), str(each.batch or "-")]
+            cells += [_whole(each.peak_mib), str(each.batch or "-")]
         body.append(tuple(cells))
     headings = ["row", "size"]
     headings += ["paper: counted GB", "computed GiB"] if counted else []
@@ -167,10 +171,24 @@ def _modes(rows: Sequence[Row]) -> list[Pass]:
     return modes
 
 
-def _by_title(rows: Sequence[Row]) -> list[dict[str, Row]]:
-    """The rows of each network by their passes."""
-    titles = dict.fromkeys(row.title for row in rows)
-    return [{row.mode: row for row in rows if row.title == title} for title in titles]
+def _by_network(rows: Sequence[Row]) -> list[dict[Pass, Row]]:
+    """The rows of each network at a size by their passes; a missing one is as one that measured nothing."""
+    made = []
+    for title, size in dict.fromkeys((row.title, row.size) for row in rows):
+        own = {row.mode: row for row in rows if (row.title, row.size) == (title, size)}
+        known = next(iter(own.values()))
+        empty = replace(known, batch=0, wall_ms=NONE, samples=0, peak_mib=NONE, note="")
+        made.append({mode: own.get(mode, replace(empty, mode=mode)) for mode in _modes(rows)})
+    return made
+
+
+def _base(row: Row, references: Iterable[dict[Pass, Row]]) -> dict[Pass, Row] | None:
+    """What a row is over: one of the paper over the paper's reference, another over that at its own size."""
+    for found in references:
+        known = next(iter(found.values()))
+        if known.published_source if row.published_source else known.size == row.size:
+            return found
+    return None
 
 
 def _points(rows: Sequence[Row]) -> Table:
@@ -195,14 +213,10 @@ def _points(rows: Sequence[Row]) -> Table:
 
 def _ratios(rows: Sequence[Row]) -> Table:
     found = ratios(rows)
-    points = sorted({(each.top1, each.title) for each in found})
+    values = {(each.title, each.baseline, each.measure): each.value for each in found}
     body = []
-    for top1, title in points:
-        cells = [
-            _times(next(r.value for r in found if (r.title, r.baseline, r.measure) == (title, base, measure)))
-            for base in BASELINES
-            for measure in MEASURES
-        ]
+    for top1, title in sorted({(each.top1, each.title) for each in found}):
+        cells = [_times(values[title, base, measure]) for base in BASELINES for measure in MEASURES]
         body.append((title, number(top1), *cells))
     headings = ["LambdaResNet", "published: top-1"]
     headings += [
@@ -229,11 +243,9 @@ def _rates(rows: Sequence[Row]) -> Table:
 
 def _speeds(rows: Iterable[Row], measure: Measure) -> list[float]:
     mode: Pass = "train" if measure == "published" else measure
-    found = [
-        FORWARDS[mode] * row.macs / 1e9 * IMAGES / seconds_of(row, measure)
-        for row in rows
-        if row.mode == mode
-    ]
+    # What is published stands in the rows of both passes.
+    chosen = {(row.model, row.size): row for row in rows if measure in ("published", row.mode)}
+    found = [FORWARDS[mode] * row.macs / 1e9 * IMAGES / seconds_of(row, measure) for row in chosen.values()]
     return [speed for speed in found if not math.isnan(speed)]
 
 
@@ -268,7 +280,7 @@ def _seconds(row: Row | None) -> str:
 
 def _spread(row: Row, value: str) -> str:
     if not row.samples:
-        return NOT_RUN if row.note.startswith(NOT_RUN) or NOT_RUN in row.note else "-"
+        return NOT_RUN if NOT_RUN in row.note else "-"
     return f"{value}{SINGLE if row.samples == 1 else f' ±{row.spread:.0%}'}"
 
 
@@ -276,11 +288,11 @@ def _times(ratio: float) -> str:
     return "-" if math.isnan(ratio) else times(ratio)
 
 
+def _said(examples_per_s: float) -> str:
+    return "OOM" if examples_per_s == 0 else _whole(examples_per_s)
+
+
 def _whole(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:,.0f}"
-
-
-def _mib(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:,.0f}"
 
 
@@ -299,4 +311,5 @@ def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _of_passes(name: str, found: Sequence[str], modes: AbstractSet[str]) -> str:
-    return name if set(found) == modes else f"{name} ({', '.join(NAMES[mode] for mode in found)})"
+    said = dict.fromkeys(found)
+    return name if said.keys() == modes else f"{name} ({', '.join(NAMES[mode] for mode in said)})"
