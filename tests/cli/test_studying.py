@@ -1,6 +1,7 @@
 """`lambdanets bench study` as it is left running: killed in the middle, taken up again, refused, reported."""
 
 import csv
+import json
 import signal
 import subprocess
 import time
@@ -8,10 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+
+from lambdanets.study import Cell, Progress, Study, StudyFiles, read
+from lambdanets.study.locking import locked
+from lambdanets.study.records import words as words_of
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]
 
+COMMITTED = Path(__file__).parents[2] / "benchmarks/study/cells.csv"
 SETTINGS = ("--trunk", "digits", "--epochs", 2, "--set", "engine.max_batches=3")
 STUDY = ("bench", "study", *SETTINGS, "--contenders", "conv,lambda", "--seeds", "0,1")
 
@@ -99,11 +106,26 @@ def test_ctrl_c_saves_and_a_failed_cell_does_not_end_the_others(
     assert [row["contender"] for row in rows(out / "cells.csv")] == ["lambda"]
 
 
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends the test where a cell would be started."""
+
+    def start(*_: object, **__: object) -> None:
+        pytest.fail("a cell was started")
+
+    monkeypatch.setattr("lambdanets.study.running._start", start)
+
+
+@pytest.mark.usefixtures("untrained")
 def test_mistakes_are_told_before_anything_is_trained(inside: Command, tmp_path: Path) -> None:
     for words, sentence in (
         (("--contenders", "conv,lamda"), "there is no contender 'lamda'; did you mean lambda?"),
         (("--contenders", ","), "--contenders takes names with commas between them"),
         (("--seeds", "0,one"), "--seeds takes whole numbers with commas between"),
+        (("--seeds", ""), "--seeds takes whole numbers with commas between"),
+        (("--seeds", f"0,{2**63}"), "--seeds takes numbers below 2**63, not 9223372036854775808"),
+        (("--epochs", 0), "engine.epochs is 1 or more; got 0"),
+        (("--precision", "fp8"), "engine.precision is one of '32', 'bf16-mixed'"),
         (("--jobs", 0), "--jobs is 1 or more; got 0"),
         (("--subset", 0), "data.train_per_class must be 1 or more, or None, got 0"),
         (("--set", "optimizer.rl=1"), "there is no setting 'optimizer.rl'"),
@@ -116,6 +138,89 @@ def test_mistakes_are_told_before_anything_is_trained(inside: Command, tmp_path:
         assert done.returncode == 2
         assert sentence in done.stderr
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU here"
+)
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_written(
+    inside: Command, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    done = inside(*STUDY, "--device", "gpu", "--out", tmp_path / "study", *more)
+    assert done.returncode == 2
+    assert "the engine settings cannot be used here: No supported gpu backend" in done.stderr
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_study_keeps_its_precision(
+    inside: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[str] = []
+
+    def run(study: Study, files: StudyFiles, cells: list[Cell], **_: object) -> Progress:
+        began.append(study.config.engine.precision)
+        (files.run(cells[0])).mkdir(parents=True, exist_ok=True)
+        (files.run(cells[0]) / "config.json").touch()
+        return Progress(cells=cells, epochs=2, jobs=1)
+
+    monkeypatch.setattr("lambdanets.study.run", run)
+    words = (*STUDY, "--out", tmp_path)
+    assert inside(*words, "--precision", "64").returncode == 0
+    assert inside(*words).returncode == 0
+    assert began == ["64", "64"]
+    for more in ((), ("--dry-run",)):
+        other = inside(*words, "--precision", "32", *more)
+        assert other.returncode == 2
+        assert "engine.precision was '64' and is now '32'" in other.stderr
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> StudyFiles:
+    """The results of three runs whose tables are not there."""
+    files = StudyFiles(tmp_path)
+    for record in read(COMMITTED):
+        if str(record.cell) in ("conv seed 0", "lambda seed 0", "conv seed 1"):
+            path = files.result(record.cell)
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps({"row": words_of(record), "epochs": [{"epoch": 1}]}))
+    return files
+
+
+def test_a_report_mends_the_tables(inside: Command, reported: StudyFiles) -> None:
+    words = ("bench", "study", "--report", "--out", reported.directory)
+    assert inside(*words).returncode == 0
+    whole, report = reported.cells.read_text(), reported.report.read_text()
+    assert len(rows(reported.cells)) == len(rows(reported.curves)) == 3
+    reported.cells.write_text(whole[:-60])
+    with locked(reported.lock, "the study"):
+        done = inside(*words)
+        assert done.returncode == 2
+        assert f"{reported.cells}, line 4, is damaged" in done.stderr
+    assert inside(*words).returncode == 0
+    assert sorted(reported.cells.read_text().splitlines()) == sorted(whole.splitlines())
+    assert reported.report.read_text() == report
+
+
+def test_a_report_is_of_the_contenders_and_seeds_that_are_asked_for(
+    inside: Command, reported: StudyFiles
+) -> None:
+    words = ("bench", "study", "--report", "--out", reported.directory)
+    done = inside(*words, "--contenders", "conv", "--seeds", "1")
+    assert done.returncode == 0
+    (line,) = (line for line in reported.report.read_text().splitlines() if "(one seed)" in line)
+    assert line.startswith("| 3x3 convolution | 199,594 | 1 |")
+    assert len(rows(reported.cells)) == 3
+    for more, sentence in (
+        (("--contenders", "axial"), "there is no contender 'axial'; there are conv, lambda"),
+        (("--seeds", "x"), "--seeds takes whole numbers"),
+        (("--contenders", "lambda", "--seeds", "0,1"), "no finished cell has seed 1; there are 0"),
+    ):
+        done = inside(*words, *more)
+        assert done.returncode == 2
+        assert sentence in done.stderr
 
 
 def test_the_help_is_of_the_study(inside: Command) -> None:

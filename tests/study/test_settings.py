@@ -13,9 +13,12 @@ from lambdanets.study import (
     Study,
     StudyFiles,
     cells_of,
+    check_engine,
     count_parameters,
     find_images,
+    joined,
     settle,
+    with_precision,
 )
 from lambdanets.study.contenders import Contender
 from lambdanets.study.locking import locked
@@ -30,6 +33,12 @@ def study() -> Study:
     return Study(trunk="digits", config=config, contenders=chosen, images=find_images(config.data))
 
 
+def begin(files: StudyFiles) -> None:
+    """Leave what a run leaves before its first step."""
+    (files.directory / "runs" / "conv-seed0").mkdir(parents=True)
+    (files.directory / "runs" / "conv-seed0" / "config.json").write_text("{}")
+
+
 def test_a_study_survives_its_file(study: Study, tmp_path: Path) -> None:
     assert (study.images.train, study.images.val, study.images.classes) == (1438, 359, 10)
     files = StudyFiles(tmp_path)
@@ -40,6 +49,7 @@ def test_a_study_survives_its_file(study: Study, tmp_path: Path) -> None:
 def test_other_settings_are_refused_by_name(study: Study, tmp_path: Path) -> None:
     files = StudyFiles(tmp_path)
     settle(study, files)
+    begin(files)
     other = replace(
         study, config=override(study.config, "optimizer.lr=0.3", "engine.epochs=7", "data.workers=1")
     )
@@ -62,8 +72,31 @@ def test_other_settings_are_refused_by_name(study: Study, tmp_path: Path) -> Non
 def test_contenders_may_be_added_and_left_out(study: Study, tmp_path: Path) -> None:
     files = StudyFiles(tmp_path)
     settle(replace(study, contenders=study.contenders[:1]), files)
+    begin(files)
     merged = settle(replace(study, contenders=study.contenders[1:]), files)
     assert [contender.name for contender in merged.contenders] == ["conv", "lambda"]
+
+
+def test_settings_bind_from_the_first_run_on(study: Study, tmp_path: Path) -> None:
+    files = StudyFiles(tmp_path)
+    settle(
+        replace(study, config=override(study.config, "engine.epochs=7", "engine.precision=16-mixed")), files
+    )
+    settled = settle(replace(study, config=with_precision(study.config, files)), files)
+    assert load_study(files) == settled
+    assert (settled.config.engine.epochs, settled.config.engine.precision) == (30, "32")
+
+
+def test_joining_a_study_writes_nothing(study: Study, tmp_path: Path) -> None:
+    files = StudyFiles(tmp_path)
+    assert joined(study, files) == study
+    assert not files.settings.exists()
+
+
+def test_what_this_machine_cannot_run_is_refused(study: Study) -> None:
+    check_engine(override(study.config, "engine.accelerator=cpu"))
+    with pytest.raises(ValueError, match=r"the engine settings cannot be used here: .*'nowhere'"):
+        check_engine(override(study.config, "engine.accelerator=nowhere"))
 
 
 def test_rows_without_their_settings_are_refused(study: Study, tmp_path: Path) -> None:

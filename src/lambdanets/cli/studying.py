@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,9 +19,10 @@ from lambdanets.cli.options import shown
 from lambdanets.cli.study_view import View, left
 from lambdanets.recipes import get_recipe
 from lambdanets.study import Cell, Progress, Record, Study, StudyFiles, Trunk
-from lambdanets.study.locking import locked
+from lambdanets.study.locking import AtWork, locked
 from lambdanets.train import RunConfig, override
 
+SEEDS = (0, 1, 2)
 EXTRA = 'pip install "lambdanets[train]"'
 
 
@@ -29,7 +31,7 @@ def run(
     trunk: Literal["cifar_half", "cifar", "mini", "digits"] = "cifar_half",
     data: Annotated[str | None, shown("SOURCE", "the recipe's")] = None,
     contenders: Annotated[str | None, shown("NAME,NAME", "all of the trunk")] = None,
-    seeds: Annotated[str, shown("N,N", "0,1,2")] = "0,1,2",
+    seeds: Annotated[str | None, shown("N,N", "0,1,2")] = None,
     epochs: Annotated[int | None, shown("N", "the trunk's")] = None,
     subset: Annotated[int | None, shown("N", "all")] = None,
     size: Annotated[int | None, shown("N", "the recipe's")] = None,
@@ -50,7 +52,8 @@ def run(
     figure, all kept up to date while it runs.
 
     Args:
-        trunk: The network: cifar_half and cifar (32x32 images), mini (photos), digits (to see how it works).
+        trunk: The network: cifar_half and cifar (32x32 images), mini (photos; every contender, conv too, has
+            squeeze-and-excitation in c2 and c3), digits (to see how it works).
         data: Images: folder:PATH, or a name of timm such as torch/cifar10:PATH.
         contenders: Which of them; the others can follow later.
         seeds: Each gives one run to every contender.
@@ -65,19 +68,21 @@ def run(
         set: Any other field of the recipe, such as optimizer.lr=0.1; may be repeated.
         out: The folder of the study.
         dry_run: Train nothing but a few steps of each contender, and say how long the study would take.
-        report: Train nothing; draw report and figure again from the cells.csv in the folder.
+        report: Train nothing; draw report and figure again from the cells.csv in the folder, of --contenders
+            and --seeds alone where they are given.
     """
     files = StudyFiles(out or Path(f"runs/study-{trunk}"))
     if report:
-        return _report_alone(files)
+        return _report_alone(files, contenders, seeds)
     with usage():
-        chosen, numbers = _chosen(studies.TRUNKS[trunk], contenders), _seeds(seeds)
+        chosen = _chosen(studies.TRUNKS[trunk], contenders)
+        numbers = list(SEEDS) if seeds is None else _seeds(seeds)
         shortcuts = {
             "data.source": data,
             "data.train_per_class": subset,
             "data.image_size": size,
             "data.batch_size": batch_size,
-            "engine.epochs": epochs or studies.TRUNKS[trunk].epochs,
+            "engine.epochs": studies.TRUNKS[trunk].epochs if epochs is None else epochs,
             "engine.precision": precision,
             "engine.accelerator": device,
             "engine.devices": 1,
@@ -90,6 +95,7 @@ def run(
         options = {**base.model.options, **studies.TRUNKS[trunk].options}
         config = override(replace(base, model=replace(base.model, options=options)), *changes, *set)
         config = replace(config, data=config.data.resolved())
+        studies.check_engine(config)
         if precision is None:
             config = studies.with_precision(config, files)
         parallel = _jobs(config, jobs)
@@ -98,31 +104,40 @@ def run(
         parameters = studies.count_parameters(study, [contender.name for contender in chosen])
         cells = studies.cells_of(chosen, numbers)
         if dry_run:
+            studies.joined(study, files)  # what the folder would refuse needs no estimate
             return _estimate(study, files, cells, parameters, parallel)
         return _run(study, files, cells, parallel)
 
 
 def _chosen(trunk: Trunk, names: str | None) -> tuple[studies.Contender, ...]:
-    words = None if names is None else _words("--contenders", names)
-    for word in words or ():
-        check_name("contender", word, [contender.name for contender in trunk.contenders])
-    return trunk.choose(words)
+    if names is None:
+        return trunk.contenders
+    return trunk.choose(_names(names, [contender.name for contender in trunk.contenders]))
 
 
-def _words(option: str, text: str) -> list[str]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
+def _names(text: str, known: Sequence[str]) -> list[str]:
+    words = _words(text)
     if not words:
-        raise UsageError(f"{option} takes names with commas between them, not {text!r}.")
+        raise UsageError(f"--contenders takes names with commas between them, not {text!r}.")
+    for word in words:
+        check_name("contender", word, known)
     return words
 
 
 def _seeds(text: str) -> list[int]:
-    words = _words("--seeds", text)
-    if not all(re.fullmatch(r"\d+", word) for word in words):
+    words = _words(text)
+    if not words or not all(re.fullmatch(r"\d+", word) for word in words):
         raise UsageError(
             f"--seeds takes whole numbers with commas between them, such as 0,1,2; not {text!r}."
         )
-    return list(dict.fromkeys(map(int, words)))
+    numbers = list(dict.fromkeys(map(int, words)))
+    if max(numbers) >= 2**63:
+        raise UsageError(f"--seeds takes numbers below 2**63, not {max(numbers)}.")
+    return numbers
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _jobs(config: RunConfig, asked: int | None) -> int:
@@ -203,11 +218,25 @@ def _estimate(
     return FAILURE if failed else 0
 
 
-def _report_alone(files: StudyFiles) -> int:
+def _report_alone(files: StudyFiles, contenders: str | None, seeds: str | None) -> int:
     with usage():
+        if files.results():
+            # Whoever is at work on the study keeps the tables whole.
+            with suppress(AtWork), locked(files.lock, f"the study in {files.directory}"):
+                studies.restore(files)
         records = studies.read(files.cells)
         if not records:
             raise UsageError(f"{files.cells} holds no finished cells: there is nothing to report.")
+        if contenders is not None:
+            names = _names(contenders, list(dict.fromkeys(record.contender for record in records)))
+            records = [record for record in records if record.contender in names]
+        if seeds is not None:
+            numbers, known = _seeds(seeds), sorted({record.seed for record in records})
+            if unknown := [number for number in numbers if number not in known]:
+                raise UsageError(
+                    f"no finished cell has seed {unknown[0]}; there are {', '.join(map(str, known))}."
+                )
+            records = [record for record in records if record.seed in numbers]
     _write(records, files)
     _show(records)
     _say_written(files)

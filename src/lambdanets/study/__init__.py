@@ -3,6 +3,7 @@
 A room above the recipes: it trains through `lambdanets.train` as everybody does, a process for each cell.
 """
 
+from .checking import check_engine as check_engine
 from .checking import count_parameters as count_parameters
 from .contenders import BASELINE as BASELINE
 from .contenders import TRUNKS as TRUNKS
@@ -13,6 +14,7 @@ from .estimate import estimate as estimate
 from .figures import draw_figures as draw_figures
 from .records import Record as Record
 from .records import read as read
+from .records import restore as restore
 from .report import markdown as markdown
 from .report import summary_table as summary_table
 from .running import Failure as Failure
@@ -23,5 +25,6 @@ from .settings import Study as Study
 from .settings import StudyFiles as StudyFiles
 from .settings import cells_of as cells_of
 from .settings import find_images as find_images
+from .settings import joined as joined
 from .settings import settle as settle
 from .settings import with_precision as with_precision

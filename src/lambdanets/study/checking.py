@@ -1,4 +1,4 @@
-"""Before anything is trained: does every contender exist, and can it take the images?"""
+"""Before anything is trained: can this machine do it, does every contender exist, can it take the images?"""
 
 from __future__ import annotations
 
@@ -6,10 +6,23 @@ from collections.abc import Sequence
 
 import torch
 
+from lambdanets.train import RunConfig
 from lambdanets.train.optim import create_optimizer
 from lambdanets.train.run import build_network
 
 from .settings import Cell, Study
+
+
+def check_engine(config: RunConfig) -> None:
+    """See whether Lightning can run these settings here.
+
+    Raises:
+        RunError: this machine, or Lightning, does not have what they ask for.
+    """
+    from lambdanets.train.engine import make_trainer, placement, quiet
+
+    with quiet():
+        make_trainer(**placement(config.engine), logger=False, enable_checkpointing=False)
 
 
 def count_parameters(study: Study, contenders: Sequence[str]) -> dict[str, int]:

@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+class AtWork(ValueError):
+    """Another process holds the lock."""
+
+
 @contextmanager
 def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock of a file.
@@ -19,7 +23,7 @@ def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
         patience: seconds to wait for another process to let go.
 
     Raises:
-        ValueError: another process holds the lock.
+        AtWork: another process holds the lock.
     """
     until = time.monotonic() + patience
     with path.open("w") as file:
@@ -29,8 +33,6 @@ def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= until:
-                    raise ValueError(
-                        f"another process is at work on {what}; wait for it or stop it"
-                    ) from None
+                    raise AtWork(f"another process is at work on {what}; wait for it or stop it") from None
                 time.sleep(0.2)
         yield

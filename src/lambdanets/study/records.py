@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from lambdanets.bench.records import cell, parse
@@ -87,18 +88,17 @@ class Record:
 
 
 def read(path: Path) -> list[Record]:
-    """Read the rows of a `cells.csv`; none where there is no such file.
+    """Read the rows of a `cells.csv`, of each cell the last; none where there is no such file.
 
     Raises:
-        ValueError: it is another table.
+        ValueError: it is another table, or a line of it is damaged.
     """
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        try:
-            return [parse(Record, row) for row in csv.DictReader(file)]
-        except (KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not a table of `lambdanets bench study`: {error!r}") from error
+    lines = _cell_lines(path)
+    for line in lines:
+        if line.damage:
+            raise line.error()
+    records = [parse(Record, line.row) for line in lines]
+    return list({record.cell: record for record in records}.values())
 
 
 def words(record: Record) -> dict[str, str]:
@@ -106,32 +106,123 @@ def words(record: Record) -> dict[str, str]:
     return {field.name: str(cell(getattr(record, field.name))) for field in fields(Record)}
 
 
-def append(files: StudyFiles, record: Record, history: Iterable[Mapping[str, float]]) -> None:
-    """Add a finished cell to both tables; each is replaced as a whole, so that no reader finds half of one.
+def restore(files: StudyFiles) -> None:
+    """Add to both tables what the runs have left and they lack; what is damaged or double there goes.
 
-    The curves come first: a cell whose row is there is never run again.
+    Each table is replaced as a whole, and only where it changes: no reader finds half of one. The curves come
+    first: a cell whose row is there is never run again.
 
     Args:
-        files: of the study.
-        record: the cell's row.
-        history: its epochs.
+        files: of the study; the caller holds its lock.
+
+    Raises:
+        ValueError: a line is damaged whose run has left no result, or a result is.
     """
-    which = {"contender": record.contender, "seed": str(record.seed)}
-    epochs = [{**which, **{name: f"{value:.6g}" for name, value in epoch.items()}} for epoch in history]
-    _extend(files.curves, which, epochs)
-    _extend(files.cells, which, [words(record)])
+    results = {record.cell: (record, epochs) for record, epochs in map(_result, files.results())}
+    cell_lines, curve_lines = _cell_lines(files.cells), _lines(files.curves, ("contender", "seed", "epoch"))
+    for line in (*cell_lines, *curve_lines):
+        if line.damage and not any(line.may_be_of(cell) for cell in results):
+            raise line.error()
+    rows = {line.which: line.row for line in cell_lines if not line.damage}
+    curves: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for line in curve_lines:
+        if not line.damage:
+            curves.setdefault(line.which, []).append(line.row)
+    for record, epochs in results.values():
+        which = record.contender, str(record.seed)
+        rows.setdefault(which, words(record))
+        if [row["epoch"] for row in curves.get(which, [])] != [row["epoch"] for row in epochs]:
+            curves[which] = epochs
+    _replace(files.curves, curve_lines, [row for epochs in curves.values() for row in epochs])
+    _replace(files.cells, cell_lines, list(rows.values()))
 
 
-def _extend(path: Path, which: Mapping[str, str], added: list[dict[str, str]]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A line of a table; `damage` says what is wrong with it, and `row` has what can be read."""
+
+    path: Path
+    number: int
+    row: dict[str, str]
+    damage: str
+
+    @property
+    def which(self) -> tuple[str, str]:
+        return self.row["contender"], self.row["seed"]
+
+    def may_be_of(self, cell: Cell) -> bool:
+        """Whether what can be read belongs to a cell."""
+        contender, seed = self.row.get("contender", ""), self.row.get("seed", "")
+        return cell.contender.startswith(contender) and str(cell.seed).startswith(seed)
+
+    def error(self) -> ValueError:
+        return ValueError(
+            f"{self.path}, line {self.number}, is damaged ({self.damage}): delete the line; what a cell.json "
+            "in runs still has comes back when the study goes on, and cells without a row are run again"
+        )
+
+
+def _cell_lines(path: Path) -> list[_Line]:
+    lines = _lines(path, [field.name for field in fields(Record)])
+    return [line if line.damage else replace(line, damage=_damage(line.row)) for line in lines]
+
+
+def _damage(row: dict[str, str]) -> str:
+    try:
+        parse(Record, row)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _lines(path: Path, columns: Sequence[str]) -> list[_Line]:
+    if not path.exists():
+        return []
+    found: list[_Line] = []
+    try:
+        # A line at a time, as no cell holds a line break: a quote that is never closed damages one row.
+        texts = path.read_text(encoding="utf-8").split("\n")
+        names, *rows = [next(csv.reader([text]), []) for text in texts]
+        if missing := [name for name in columns if name not in names and rows]:
+            raise ValueError(f"it has no column {missing[0]!r}")
+        if names and not rows:
+            found.append(_Line(path=path, number=1, row={}, damage="it ends early"))
+        for number, values in enumerate(rows, 2):
+            if not values:
+                continue
+            damage = "it ends early" if number == len(texts) else ""
+            if len(values) != len(names):
+                damage = f"it has {len(values)} values, not {len(names)}"
+            row = dict(zip(names, values, strict=False))
+            found.append(_Line(path=path, number=number, row=row, damage=damage))
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{path} is not a table of `lambdanets bench study`: {error}") from error
+    return found
+
+
+def _result(path: Path) -> tuple[Record, list[dict[str, str]]]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        record = parse(Record, found["row"])
+        which = {"contender": record.contender, "seed": str(record.seed)}
+        return record, [
+            {**which, **{name: f"{value:.6g}" for name, value in epoch.items()}} for epoch in found["epochs"]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error!r}): delete the folder {path.parent}, and a cell without a row is "
+            "run again"
+        ) from error
+
+
+def _replace(path: Path, lines: Sequence[_Line], rows: Sequence[dict[str, str]]) -> None:
+    if [line.row for line in lines] == rows and not any(line.damage for line in lines):
+        return
     from lambdanets.train.checkpoint import write_text  # brings Lightning, which a report can do without
 
-    kept: list[dict[str, str]] = []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            kept = [row for row in rows if any(row[name] != value for name, value in which.items())]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(added[0]), lineterminator="\n", restval="", extrasaction="ignore")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
     writer.writeheader()
-    writer.writerows([*kept, *added])
+    writer.writerows(rows)
     write_text(path, text.getvalue())

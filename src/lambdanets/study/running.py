@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,10 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lambdanets.bench.records import parse
 from lambdanets.train import RunError, load_run
 
-from .records import Record, append, read
+from .records import Record, read, restore
 from .settings import Cell, Study, StudyFiles
 
 POLL = 0.25  # seconds between looks at the processes
@@ -88,7 +86,7 @@ def run(
     jobs: int,
     watch: Callable[[Progress], None],
 ) -> Progress:
-    """Run all cells that have no row yet, and return when none is left or all others have failed.
+    """Run all cells that have no result yet, and return when none is left or all others have failed.
 
     Whatever ends this process, what is finished has its row, and what is not continues from its last
     checkpoint the next time. On an exception (Ctrl-C) the processes are asked to save and awaited.
@@ -100,12 +98,9 @@ def run(
         jobs: processes at once.
         watch: called a few times a second.
     """
-    rows = {record.cell: record for record in read(files.cells)}
     progress = Progress(cells=list(cells), epochs=study.config.engine.epochs, jobs=jobs)
+    rows = _take(files)
     progress.done = {cell: rows[cell] for cell in cells if cell in rows}
-    for cell in progress.waiting:
-        if files.result(cell).is_file():  # the study was killed between the cell's end and its row
-            progress.done[cell] = _take(files, cell)
     workers: dict[Cell, subprocess.Popen[bytes]] = {}
     looked = 0.0
     try:
@@ -125,7 +120,7 @@ def run(
                     continue
                 del workers[cell], progress.running[cell]
                 if code == 0 and files.result(cell).is_file():
-                    progress.done[cell] = _take(files, cell)
+                    progress.done[cell] = _take(files)[cell]
                     _tell(progress, watch, finished_line(progress.done[cell]))
                 else:
                     log = files.log(cell)
@@ -169,13 +164,12 @@ def _start(study: Study, files: StudyFiles, cell: Cell, jobs: int) -> subprocess
         )
 
 
-def _take(files: StudyFiles, cell: Cell) -> Record:
-    """Make the result of a cell a row, and free the disk of what only an unfinished run needs."""
-    found = json.loads(files.result(cell).read_text(encoding="utf-8"))
-    record = parse(Record, found["row"])
-    append(files, record, found["epochs"])
-    shutil.rmtree(files.run(cell) / "checkpoints", ignore_errors=True)
-    return record
+def _take(files: StudyFiles) -> dict[Cell, Record]:
+    """Make all results rows, free the disk of what only an unfinished run needs, and return the rows."""
+    restore(files)
+    for result in files.results():
+        shutil.rmtree(result.with_name("checkpoints"), ignore_errors=True)
+    return {record.cell: record for record in read(files.cells)}
 
 
 def _epochs(directory: Path) -> list[dict[str, float]]:

@@ -98,6 +98,11 @@ class StudyFiles:
     def lock(self) -> Path:
         return self.directory / ".lock"
 
+    @property
+    def begun(self) -> bool:
+        """Whether a run has begun; before that, settings bind nobody."""
+        return self.cells.exists() or any(self.directory.glob("runs/*/config.json"))
+
     def run(self, cell: Cell) -> Path:
         """The run folder of a cell, as `lambdanets train` leaves it."""
         return self.directory / "runs" / f"{cell.contender}-seed{cell.seed}"
@@ -105,6 +110,11 @@ class StudyFiles:
     def result(self, cell: Cell) -> Path:
         """What the process of a cell leaves when it has finished; it becomes a row of the tables."""
         return self.run(cell) / "cell.json"
+
+    def results(self) -> list[Path]:
+        """The results of all cells that have finished, in the order of their ends."""
+        found = sorted(self.directory.glob("runs/*/cell.json"))
+        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
     def log(self, cell: Cell) -> Path:
         """What the process of a cell printed."""
@@ -137,7 +147,7 @@ def with_precision(config: RunConfig, files: StudyFiles) -> RunConfig:
     A processor without bfloat16 arithmetic emulates it, many times slower than float32.
     """
     precision = config.engine.precision
-    if files.settings.is_file():
+    if files.settings.is_file() and files.begun:
         precision = load_study(files).config.engine.precision
     elif precision == "bf16-mixed" and (config.engine.accelerator == "cpu" or not torch.cuda.is_available()):
         speeds = [
@@ -149,12 +159,23 @@ def with_precision(config: RunConfig, files: StudyFiles) -> RunConfig:
 
 
 def settle(study: Study, files: StudyFiles) -> Study:
-    """Keep the settings of a new study in its folder; of one that goes on, see that they are the same.
+    """Keep the settings of a study in its folder, where they are new or as they were, and return `joined`.
 
-    Contenders and seeds may be added: no cell depends on which others there are.
+    Raises:
+        ValueError: the folder holds a study with other settings, or rows without their settings.
+    """
+    merged = joined(study, files)
+    from lambdanets.train.checkpoint import write_text  # brings Lightning, which a report can do without
 
-    Returns:
-        The study with all contenders that the folder knows.
+    write_text(files.settings, to_json(merged))
+    return merged
+
+
+def joined(study: Study, files: StudyFiles) -> Study:
+    """Return the study with all contenders that its folder knows, once the settings are known to be the same.
+
+    Contenders and seeds may be added: no cell depends on which others there are. Before a run has begun,
+    the settings may change too.
 
     Raises:
         ValueError: the folder holds a study with other settings, or rows without their settings.
@@ -165,21 +186,18 @@ def settle(study: Study, files: StudyFiles) -> Study:
                 f"{files.directory} holds {files.cells.name} but no {files.settings.name}, which its rows "
                 "were made with: draw them with --report, or choose another --out"
             )
-        merged = study
-    else:
-        stored = load_study(files)
-        if changed := differences(stored, study):
-            raise ValueError(
-                f"the study in {files.directory} has other settings: {'; '.join(changed)}. Cells are "
-                "compared with one another: give the same settings, or choose another --out"
-            )
-        known = {contender.name for contender in stored.contenders}
-        added = [contender for contender in study.contenders if contender.name not in known]
-        merged = replace(study, contenders=(*stored.contenders, *added))
-    from lambdanets.train.checkpoint import write_text  # brings Lightning, which a report can do without
-
-    write_text(files.settings, to_json(merged))
-    return merged
+        return study
+    if not files.begun:
+        return study
+    stored = load_study(files)
+    if changed := differences(stored, study):
+        raise ValueError(
+            f"the study in {files.directory} has other settings: {'; '.join(changed)}. Cells are "
+            "compared with one another: give the same settings, or choose another --out"
+        )
+    known = {contender.name for contender in stored.contenders}
+    added = [contender for contender in study.contenders if contender.name not in known]
+    return replace(study, contenders=(*stored.contenders, *added))
 
 
 def load_study(files: StudyFiles) -> Study:
