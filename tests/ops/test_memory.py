@@ -33,6 +33,16 @@ def kept_bytes(*args: torch.Tensor, **options: object) -> int:
     return sum(storages.values())
 
 
+def peak_bytes(profile: torch.profiler.profile) -> int:
+    """The most that was alive at once, by the allocator's own count."""
+    alive = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    return peak
+
+
 def test_masked_content_keeps_no_weights_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lambdanets.ops.content.MASKED_BLOCK", 2**14)
     n, m, k = 96, 101, 8
@@ -172,11 +182,7 @@ def test_a_call_takes_about_the_memory_that_the_planner_needs_for_it(
         y = lambda_layer(*inputs, context=context, kernel=kernel)
         if train:
             y.backward(y.detach())
-    alive = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            peak = max(peak, alive)
+    peak = peak_bytes(profile)
     peak += sum(x.nbytes for x in inputs)
     problem = Problem.of(*inputs[:3], inputs[3] if len(inputs) > 3 else None, context, train=train)
     names = planner.resolve(kernel, problem)
@@ -222,11 +228,7 @@ def test_peak_memory_is_about_what_the_planner_says(kernel: str, problem: Proble
             else:
                 result = (torch.empty_like(g),)
                 KERNELS[kernel].output(q, v, e, problem, *result)
-        alive = peak = 0
-        for event in profile.profiler.kineto_results.events():
-            if event.name() == "[memory]":
-                alive += event.nbytes()
-                peak = max(peak, alive)
+        peak = peak_bytes(profile)
         given = sum(x.nbytes for x in result if x is not None)
         said = KERNELS[kernel].cost(problem, backward=backward).peak_bytes
         assert (peak - given) / 2 < said < 4 * peak

@@ -108,42 +108,54 @@ def peak_mib(job: Job) -> float | str:
 def _measure(job: Job, answer: Connection) -> None:
     # Ctrl-C is for the parent, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _return_pages()
+    # Tensors of some size get pages of their own, which go back to the system with them. By default glibc
+    # raises that size, up to 32 MiB, as memory is freed: the peak is then that of a heap full of holes,
+    # another one in every run.
+    _glibc("mallopt", M_MMAP_THRESHOLD, OWN_PAGES)
     torch.set_num_threads(job.threads)
     job.warm_up()
+    device = torch.device(job.device)
+    if device.type != "cuda" and not CLEAR.exists():
+        answer.send("this system does not tell peaks")
+        return
     try:
-        run = None if job.whole else job.prepare()
-        gc.collect()
-        if torch.device(job.device).type == "cuda":
-            torch.cuda.synchronize()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            (run or job.prepare())()
-            torch.cuda.synchronize()
-            answer.send((torch.cuda.max_memory_allocated() - before) / 2**20)
-        elif CLEAR.exists():
-            CLEAR.write_text("5")  # sets the peak back to what is resident now
-            before = _status("VmRSS")
-            run = run or job.prepare()
-            kept = run()
-            answer.send((_status("VmHWM") - before) / 2**10)
-            del kept
-        else:
-            answer.send("this system does not tell peaks")
+        empty = _begin(device)
+        run = job.prepare()
+        if job.whole:  # what `prepare` built the network from lies in the heap between what is held
+            gc.collect()
+            _glibc("malloc_trim", 0)
+        held = _begin(device)
+        kept = run()
+        answer.send(_peak(device) - (empty if job.whole else held))
+        del kept
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         answer.send(SHORT[0])
 
 
-def _return_pages() -> None:
-    """Let every tensor of some size have pages of its own, which go back to the system with it.
+def _glibc(function: str, *arguments: int) -> None:
+    with suppress(OSError, AttributeError):  # another C library, whose heap has no such rule
+        getattr(ctypes.CDLL(None), function)(*arguments)
 
-    By default glibc raises the size from which it does so, up to 32 MiB, as memory is freed. The peak is then
-    that of a heap full of holes, another one in every run.
-    """
-    with suppress(OSError, AttributeError):  # another C library, which has no such rule
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
+
+def _begin(device: torch.device) -> float:
+    """Let the peak begin at what is held now, and return this in MiB."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / 2**20
+    CLEAR.write_text("5")
+    return _status("VmRSS") / 2**10
+
+
+def _peak(device: torch.device) -> float:
+    """Return the most that was held since then, in MiB."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return _status("VmHWM") / 2**10
 
 
 def _status(name: str) -> int:

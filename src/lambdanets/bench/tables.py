@@ -74,18 +74,18 @@ def page(command: str, words: Iterable[str], tables: Iterable[Table], figures: I
     """
     parts = [f"# `{command}`", *words]
     for made in tables:
-        lines = [
-            f"## {made.title}",
-            "",
-            line(made.headings),
-            "|---|---|" + "---:|" * (len(made.headings) - 2),
-        ]
-        lines += [line(row) for row in made.rows]
-        if made.notes:
-            lines += ["", *(f"- {note}" for note in made.notes)]
-        parts.append("\n".join(lines))
+        parts += [f"## {made.title}", written(made)]
     parts += [f"![{name}]({name})" for name in figures]
     return "\n\n".join(parts) + "\n"
+
+
+def written(table: Table, left: int = 2) -> str:
+    """Return a table in Markdown with its notes below it, so many of its columns aligned to the left."""
+    lines = [line(table.headings), "|---" * left + "|" + "---:|" * (len(table.headings) - left)]
+    lines += map(line, table.rows)
+    if table.notes:
+        lines += ["", *(f"- {note}" for note in table.notes)]
+    return "\n".join(lines)
 
 
 def provenance_line(where: Provenance) -> str:

@@ -124,6 +124,12 @@ def needed(problem: Problem, name: str, cost: Cost) -> int:
     return inputs * passes + cost.peak_bytes + content
 
 
+def fits(problem: Problem, name: str, cost: Cost) -> bool:
+    """Whether the machine has the memory that a call takes."""
+    limit = memory(problem.device)
+    return limit is None or needed(problem, name, cost) <= limit
+
+
 @lru_cache(maxsize=4096)
 def choice(problem: Problem, backward: bool = False, kernel: str = "auto") -> str:
     """The kernel that serves a pass of a problem, of all or of one that is asked for.
@@ -133,8 +139,7 @@ def choice(problem: Problem, backward: bool = False, kernel: str = "auto") -> st
     """
     names = able(problem) if kernel == "auto" else [kernel]
     costs = estimate(problem, names, backward)
-    limit = memory(problem.device)
-    fitting = [name for name in costs if limit is None or needed(problem, name, costs[name]) <= limit]
+    fitting = [name for name, cost in costs.items() if fits(problem, name, cost)]
     if not fitting:
         raise MemoryError(refusal(problem, backward, kernel))
     least = min(costs[name].seconds for name in fitting)
@@ -192,7 +197,6 @@ def measure(problem: Problem, backward: bool = False) -> dict[str, float]:
 
 @torch.no_grad()
 def _measure(problem: Problem, backward: bool) -> dict[str, float]:
-    limit = memory(problem.device)
     costs = estimate(problem, able(problem), backward)
     least = min(cost.seconds for cost in costs.values())
     known = computed(problem)
@@ -211,7 +215,7 @@ def _measure(problem: Problem, backward: bool) -> dict[str, float]:
 
     times = {}
     for name, cost in costs.items():
-        if (limit is None or needed(problem, name, cost) <= limit) and cost.seconds <= MEASURED * least:
+        if fits(problem, name, cost) and cost.seconds <= MEASURED * least:
             times[name] = statistics.median(seconds(name) for _ in range(4))
     return times
 
@@ -257,8 +261,7 @@ def plan(problem: Problem, *, measured: bool = False) -> Plan:
 
 def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[Row, ...]:
     costs = estimate(problem, able(problem), backward)
-    limit = memory(problem.device)
-    fitting = [name for name in costs if limit is None or needed(problem, name, costs[name]) <= limit]
+    fitting = [name for name, cost in costs.items() if fits(problem, name, cost)]
     times = measure(problem, backward) if measured and fitting and problem.position else {}
     chosen = ""
     if fitting:
@@ -269,7 +272,7 @@ def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[Row, ...]:
             verdict, reason = "cannot serve", "; ".join(kernel.unsupported(problem))
         elif name not in fitting:
             verdict, reason = "too large", f"needs {needed(problem, name, costs[name]) / 2**30:,.1f} GiB"
-            reason += f", the machine has {(limit or 0) / 2**30:,.1f}"
+            reason += f", the machine has {(memory(problem.device) or 0) / 2**30:,.1f}"
         elif not problem.position:
             verdict, reason = "chosen" if name == chosen else "same", "without positions the kernels are one"
         elif name == chosen:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lambdanets.bench import Table
-from lambdanets.bench.tables import line, threads
+from lambdanets.bench.tables import threads, written
 
 from .contenders import BASELINE
 from .records import Record
@@ -203,16 +203,10 @@ def markdown(records: Sequence[Record], figures: Iterable[str] = ()) -> str:
         table.title,
         METHOD,
         provenance_line(records),
-        _written(table),
-        *(["\n".join(f"- {note}" for note in table.notes)] if table.notes else []),
+        written(table, left=1),
         *(f"![{name}]({name})" for name in figures if name.endswith(".png")),
-        *([f"## {pairs.title}", PAIRS, _written(pairs)] if pairs.rows else []),
+        *([f"## {pairs.title}", PAIRS, written(pairs, left=1)] if pairs.rows else []),
         f"## {models.title}",
-        _written(models, "---|"),
+        written(models, left=4),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _written(table: Table, column: str = "---:|") -> str:
-    rule = "|---|" + column * (len(table.headings) - 1)
-    return "\n".join([line(table.headings), rule, *map(line, table.rows)])

@@ -9,7 +9,7 @@ from torch import nn
 from lambdanets.bench.memory import CLEAR, peak_mib
 from lambdanets.bench.networks import Entry
 from lambdanets.bench.networks import passes as module
-from lambdanets.bench.networks.passes import LEARNING_RATE, MOMENTUM, MemoryStep, Step
+from lambdanets.bench.networks.passes import LEARNING_RATE, MOMENTUM, Step
 from lambdanets.models import create_model
 
 ENTRY = Entry(model="lambda_resnet_digits", size=(8, 8))
@@ -65,7 +65,7 @@ def test_bfloat16(network: nn.Module) -> None:
 def test_the_peak_in_bfloat16_is_not_that_of_weights_in_float32() -> None:
     """Eleven million weights and one small image: what the network was built from weighs twice as much."""
     found = peak_mib(
-        MemoryStep(
+        Step(
             entry=Entry(model="resnet18", size=(32, 32)),
             which="eval",
             batch=1,

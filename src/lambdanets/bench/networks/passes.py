@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lambdanets.bench.memory import CLEAR
 from lambdanets.bench.passes import Pass
 from lambdanets.models import create_model
 
@@ -68,25 +65,6 @@ class Step:
         kind = torch.device(self.device).type
         precision = torch.autocast(kind, self.dtype) if mixed else nullcontext()
         return _training(network, images.to(self.device, **layout), precision)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryStep(Step):
-    """A step whose peak is measured: what only building the network has taken does not count."""
-
-    def prepare(self) -> Callable[[], Tensor]:
-        """Build the network, give back what is free again, and let the peak begin at what is held now."""
-        run = super().prepare()
-        gc.collect()
-        if torch.device(self.device).type == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats(self.device)
-        elif CLEAR.exists():
-            # Weights in their first type and layout lie in the heap between those that are held.
-            with suppress(OSError, AttributeError):  # another C library than glibc
-                ctypes.CDLL(None).malloc_trim(0)
-            CLEAR.write_text("5")
-        return run
 
 
 def _inference(network: nn.Module, images: Tensor) -> Callable[[], Tensor]:

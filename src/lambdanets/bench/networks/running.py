@@ -17,7 +17,7 @@ from lambdanets.bench.records import NONE, Provenance, provenance
 
 from .entries import Entry, absent, cost
 from .lineup import Contender, Limits, contenders, groups
-from .passes import MemoryStep, Step
+from .passes import Step
 from .records import NOT_RUN, Measured, Row, blank
 
 Report = Callable[[str, float], None]
@@ -156,7 +156,7 @@ def _together_mib(group: list[Contender], which: Pass) -> float:
 
 def _probe(contender: Contender, which: Pass, settings: Settings) -> None:
     while not _is_out(contender, which):
-        found = peak_mib(_step(contender, which, settings, MemoryStep))
+        found = peak_mib(_step(contender, which, settings))
         if not isinstance(found, str):
             contender.peak_mib = found
             return
@@ -189,8 +189,8 @@ def _halve(contender: Contender, why: str) -> bool:
     return True
 
 
-def _step(contender: Contender, which: Pass, settings: Settings, kind: type[Step] = Step) -> Step:
-    return kind(
+def _step(contender: Contender, which: Pass, settings: Settings) -> Step:
+    return Step(
         entry=contender.entry,
         which=which,
         batch=contender.batch,
