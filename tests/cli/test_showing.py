@@ -97,3 +97,46 @@ def test_models_of_timm_are_shown_too(capsys: pytest.CaptureFixture[str]) -> Non
     shown = capsys.readouterr().out
     assert "0 lambda layers" in shown
     assert f"{11_689_512 - 513 * (1000 - 7):,} parameters" in shown
+
+
+def test_a_recipe_is_shown_with_an_estimate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "imagenet-350-152@224"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "83.2 %, 86.5 % with pseudo-labels (published, Table 19; not trained here).",
+        "Command lambdanets train imagenet-350-152@224 --data folder:/data/imagenet --devices 8",
+        "model.options.drop_path_rate=0.1",
+        "350 epochs of ImageNet: an estimate, not measured",
+        "Pace of a device: 337 training images/s",
+    ):
+        assert words in out
+    # 350 x (313 steps of 4,096 images, and 2 x 50,000 / 3), at 1,024 in 0.38 seconds, and the exchange.
+    hours = 350 * (313 * 4096 + 100_000 / 3) / (1024 / 0.38) / 3600
+    exchange = 350 * 313 * 2 * 7 / 8 * 4 * 51_404_696 / 10e9 / 3600
+    assert f" 8 64 {hours + exchange:.1f} " in out
+
+
+def test_a_recipe_is_shown_for_the_devices_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "imagenet-90", "--devices", "8", "24", "--images-per-second", "900"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "24 4,096 do not divide" in out
+    assert "900 training images/s (given)" in out
+    assert main(["show", "imagenet-90"]) == 0
+    assert "--models resnet50_lambda --sizes 224 --pass train" in " ".join(capsys.readouterr().out.split())
+    assert main(["show", "digits"]) == 0
+    assert "ImageNet" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["imagenet-350-152@22"], "there is no recipe 'imagenet-350-152@22'; did you mean"),
+        (["imagenet-90", "--images-per-second", "-1"], "images_per_second is above 0; got -1"),
+        (["lambda_resnet50", "--devices", "8"], "--devices and --images-per-second are for recipes"),
+    ],
+)
+def test_a_recipe_that_cannot_be_shown(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", *words]) == 2
+    assert sentence in capsys.readouterr().err

@@ -1,22 +1,25 @@
-"""`lambdanets show`: the stages of a model, what they cost, and the kernel of every lambda layer."""
+"""`lambdanets show`: a recipe; or the stages of a model, their cost, and the kernel of every lambda layer."""
 
 from collections import defaultdict
 from typing import Annotated
 
+import timm
 import torch
 from rich.console import Console
 from tyro import conf
 
 from lambdanets.bench.summary import Summary, summarise
 from lambdanets.cli.console import draw, grid, milliseconds, stdout, table
-from lambdanets.cli.errors import UsageError, usage
+from lambdanets.cli.errors import UsageError, check_name, suggestion, usage
 from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
+from lambdanets.cli.showing_recipe import show_recipe
 from lambdanets.models import create_model
 from lambdanets.ops import Plan
+from lambdanets.recipes import list_recipes
 
 
 def run(
-    model: Annotated[str, conf.Positional, conf.arg(metavar="MODEL")],
+    name: Annotated[str, conf.Positional, conf.arg(metavar="MODEL | RECIPE")],
     *,
     size: Annotated[str | None, shown("N | NxN", "the model's own")] = None,
     num_classes: Annotated[int | None, shown("N", "the model's own")] = None,
@@ -24,30 +27,43 @@ def run(
     train: bool = False,
     dtype: DtypeName = "float32",
     device: Device = "cpu",
+    devices: Annotated[tuple[int, ...] | None, shown("N ...", "8 64 512")] = None,
+    images_per_second: Annotated[float | None, shown("R", "a published one")] = None,
 ) -> int:
-    """Show a model: stages, parameters, multiply-adds, and the kernel of every lambda layer.
+    """Show a model: stages, parameters, multiply-adds, and the kernel of every lambda layer. Or a recipe.
 
-    The model is built without memory and nothing is computed, so the largest takes a second or two.
+    The model is built without memory and nothing is computed, so the largest takes a second or two. A recipe
+    is shown with where it comes from, what to expect, its command, and on ImageNet an estimate of its cost.
 
     Args:
-        model: Name of a model; `lambdanets list` has them all.
+        name: Name of a model or of a recipe; `lambdanets list` has them all.
         size: Image size, for example 256 or 224x320.
         num_classes: Classes of the head.
         batch: Batch size the kernels are planned for.
         train: The kernels are planned for training, not for inference.
         dtype: Element type they are planned for.
         device: Device type they are planned for; it need not be present.
+        devices: Of a recipe: numbers of devices to estimate its cost for.
+        images_per_second: Of a recipe: training images per second of one device.
     """
+    if name in list_recipes():
+        with usage():
+            show_recipe(name, devices=devices, images_per_second=images_per_second)
+        return 0
+    if devices is not None or images_per_second is not None:
+        raise UsageError("--devices and --images-per-second are for recipes; see lambdanets list.")
+    if not timm.is_model(name) and suggestion(name, list_recipes()):
+        check_name("recipe", name, list_recipes())
     options = {} if num_classes is None else {"num_classes": num_classes}
     with usage():
         sizes = None if size is None else _square(read_sizes("--size", size))
         with torch.device("meta"):
-            built = create_model(model, **options)
+            built = create_model(name, **options)
         summary = summarise(
             built, sizes, batch=batch, train=train, dtype=getattr(torch, dtype), device=device
         )
     console = stdout()
-    _draw_parts(model, summary, console)
+    _draw_parts(name, summary, console)
     _draw_plans(summary, console)
     return 0
 

@@ -23,7 +23,11 @@ class Row:
         magnitude: Of RandAugment, with two layers.
         dropout: Before the classifier.
         stochastic_depth: Probability that the last block's residual is dropped; it rises with the depth.
+        seconds: Published, of a training step of 1,024 images on eight TPUv3 cores.
         top1: Published accuracy in percent; None where the paper trained with pseudo-labels only.
+        pseudo_top1: Published accuracy with pseudo-labels of 130 million further images.
+        cpu_rate: Training images per second measured here (`benchmarks/models/race.csv`: two cores of an AMD
+            EPYC, float32); None where that was not run.
     """
 
     depth: int
@@ -31,27 +35,56 @@ class Row:
     magnitude: int
     dropout: float
     stochastic_depth: float
+    seconds: float
     top1: float | None
+    pseudo_top1: float | None
+    cpu_rate: float | None
 
     @property
     def name(self) -> str:
         return f"imagenet-350-{self.depth}@{self.size}"
 
+    @property
+    def tpu_rate(self) -> float:
+        """Training images per second of one TPUv3 core."""
+        return 1024 / self.seconds / 8
 
-ROWS = (
-    Row(depth=50, size=128, magnitude=10, dropout=0.2, stochastic_depth=0.0, top1=77.4),
-    Row(depth=50, size=160, magnitude=10, dropout=0.2, stochastic_depth=0.0, top1=79.2),
-    Row(depth=101, size=160, magnitude=10, dropout=0.3, stochastic_depth=0.0, top1=80.8),
-    Row(depth=101, size=192, magnitude=15, dropout=0.2, stochastic_depth=0.0, top1=81.9),
-    Row(depth=152, size=192, magnitude=15, dropout=0.3, stochastic_depth=0.0, top1=82.5),
-    Row(depth=152, size=224, magnitude=15, dropout=0.3, stochastic_depth=0.1, top1=83.2),
-    Row(depth=152, size=256, magnitude=15, dropout=0.3, stochastic_depth=0.1, top1=83.8),
-    Row(depth=152, size=288, magnitude=15, dropout=0.3, stochastic_depth=0.1, top1=None),
-    Row(depth=270, size=256, magnitude=15, dropout=0.3, stochastic_depth=0.1, top1=84.2),
-    Row(depth=350, size=256, magnitude=15, dropout=0.3, stochastic_depth=0.2, top1=84.4),
-    Row(depth=350, size=288, magnitude=15, dropout=0.3, stochastic_depth=0.2, top1=84.5),
-    Row(depth=350, size=320, magnitude=15, dropout=0.3, stochastic_depth=0.2, top1=84.7),
-    Row(depth=420, size=320, magnitude=15, dropout=0.3, stochastic_depth=0.2, top1=84.9),
+    @property
+    def expect(self) -> str:
+        """What the paper reports, in words."""
+        alone = "no result without pseudo-labels" if self.top1 is None else f"{self.top1} %"
+        more = f", {self.pseudo_top1} % with pseudo-labels" if self.pseudo_top1 else ""
+        return f"{alone}{more} (published, Table 19; not trained here)."
+
+
+# Table 20: magnitude, dropout, stochastic depth. Table 19: seconds, top-1, with pseudo-labels. Here: rate.
+ROWS = tuple(
+    Row(
+        depth=depth,
+        size=size,
+        magnitude=magnitude,
+        dropout=dropout,
+        stochastic_depth=stochastic_depth,
+        seconds=seconds,
+        top1=top1,
+        pseudo_top1=pseudo_top1,
+        cpu_rate=cpu_rate,
+    )
+    for depth, size, magnitude, dropout, stochastic_depth, seconds, top1, pseudo_top1, cpu_rate in (
+        (50, 128, 10, 0.2, 0.0, 0.058, 77.4, 82.1, 16.2),
+        (50, 160, 10, 0.2, 0.0, 0.089, 79.2, 83.4, 11.4),
+        (101, 160, 10, 0.3, 0.0, 0.14, 80.8, 84.7, 6.55),
+        (101, 192, 15, 0.2, 0.0, 0.2, 81.9, 85.4, 4.33),
+        (152, 192, 15, 0.3, 0.0, 0.28, 82.5, 86.1, 2.77),
+        (152, 224, 15, 0.3, 0.1, 0.38, 83.2, 86.5, 1.77),
+        (152, 256, 15, 0.3, 0.1, 0.49, 83.8, None, 1.44),
+        (152, 288, 15, 0.3, 0.1, 0.63, None, 86.7, None),
+        (270, 256, 15, 0.3, 0.1, 0.91, 84.2, None, 0.673),
+        (350, 256, 15, 0.3, 0.2, 1.16, 84.4, None, 0.587),
+        (350, 288, 15, 0.3, 0.2, 1.48, 84.5, None, 0.526),
+        (350, 320, 15, 0.3, 0.2, 1.91, 84.7, None, 0.414),
+        (420, 320, 15, 0.3, 0.2, 2.25, 84.9, None, 0.339),
+    )
 )
 
 
@@ -63,8 +96,9 @@ def imagenet_90() -> RunConfig:
         of the weights 0.9999, crops and flips alone. The other rows are other models: --model resnet50_conv,
         --set model.options.dim_k=8 and so on.
     Expect: 78.4 % (published, Table 3; not trained here).
-    Needs: GPUs; data.batch_size images on each, accumulated to 4,096.
-    Command: lambdanets train imagenet-90 --data folder:/data/imagenet
+    Needs: GPUs, data.batch_size images on each, accumulated to 4,096. No pace of training is published; here
+        two cores of an AMD EPYC train 3.12 images per second (`benchmarks/models/table4.csv`).
+    Command: lambdanets train imagenet-90 --data folder:/data/imagenet --devices 8
     """
     return _recipe(
         "imagenet-90",
@@ -84,8 +118,9 @@ def imagenet_350(row: Row) -> RunConfig:
         momentum 0.9, learning rate 0.1 for each 256 images of a step, five epochs of warm-up and a cosine,
         label smoothing 0.1 and an average of the weights, 0.9999.
     Expect: the row's accuracy (published; not trained here).
-    Needs: GPUs; data.batch_size images on each, accumulated to 4,096.
-    Command: lambdanets train imagenet-350-152@224 --data folder:/data/imagenet
+    Needs: GPUs, data.batch_size images on each, accumulated to 4,096. Hours on 8, 64 and 512 of them, an
+        estimate: `lambdanets show` with the name of the recipe.
+    Command: lambdanets train imagenet-350-152@224 --data folder:/data/imagenet --devices 8
     """
     return _recipe(
         row.name,

@@ -1,0 +1,73 @@
+"""`lambdanets show` with the name of a recipe: what it states, what it sets, and what it costs."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lambdanets.cli.console import draw, stdout, table
+from lambdanets.recipes import DEVICES, Statement, costs, get_recipe, statement
+from lambdanets.recipes.budget import IMAGENET, LINK
+from lambdanets.train import ModelConfig, RunConfig
+from lambdanets.train.typed import paths
+
+
+def show_recipe(name: str, *, devices: tuple[int, ...] | None, images_per_second: float | None) -> None:
+    """Print a recipe: its statement, the fields that it sets, and on ImageNet an estimate of the cost."""
+    console, config, said = stdout(), get_recipe(name), statement(name)
+    console.print(f"[bold]{name}[/]  {escape(said.title)}\n", soft_wrap=True)
+    rows = Table.grid(padding=(0, 2))
+    for heading, text in (said.sections | {"Sets": "  ".join(settings(config))}).items():
+        rows.add_row(f"[dim]{heading}[/]", escape(text))
+    console.print(rows)
+    if name.startswith("imagenet"):
+        _draw_costs(config, said, devices or DEVICES, images_per_second, console)
+
+
+def settings(config: RunConfig) -> list[str]:
+    """The fields of a configuration that are not the defaults, as `--set` takes them."""
+    plain = paths(RunConfig(recipe=config.recipe, model=ModelConfig(name=config.model.name)))
+    changed = {name: value for name, value in paths(config).items() if plain[name] != value}
+    options = changed.pop("model.options", {})
+    return [
+        *(f"model.options.{name}={value}" for name, value in options.items()),
+        *(f"{name}={value}" for name, value in changed.items()),
+    ]
+
+
+def _draw_costs(
+    config: RunConfig, said: Statement, devices: tuple[int, ...], rate: float | None, console: Console
+) -> None:
+    source = said.rate_source if rate is None else "given"
+    rate = rate or said.device_rate
+    if rate is None:
+        console.print(
+            "\nNo pace of a device is published for it. Measure yours, and give it as --images-per-second: "
+            f"lambdanets bench models --models {config.model.name} --sizes {config.data.image_size} "
+            f"--pass train --device cuda --dtype bfloat16 --batch {config.data.batch_size}",
+            soft_wrap=True,
+        )
+        return
+    rows = table(
+        devices="right", images_on_each="right", hours="right", device_hours="right", exchange="right"
+    )
+    for each in costs(config, images_per_second=rate, devices=devices):
+        if each.batch_size is None:
+            rows.add_row(f"{each.devices:,}", f"{config.engine.global_batch:,} do not divide")
+            continue
+        rows.add_row(
+            f"{each.devices:,}",
+            str(each.batch_size),
+            f"{each.hours:,.1f}",
+            f"{each.device_hours:,.0f}",
+            f"{each.communication:.0%}",
+        )
+    console.print()
+    draw(console, f"{config.engine.epochs} epochs of ImageNet: an estimate, not measured", rows)
+    console.print(
+        f"Pace of a device: {rate:,.0f} training images/s ({source}); --images-per-second takes yours.\n"
+        f"A step is {config.engine.global_batch:,} images, then an exchange of gradients over a link of "
+        f"{LINK / 1e9:g} GB/s that nothing hides; {IMAGENET[1]:,} images are validated in each epoch.\n"
+        "Left out: reading the images, and that small batches are slower.",
+        style="dim",
+        soft_wrap=True,
+    )
