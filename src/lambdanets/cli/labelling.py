@@ -79,12 +79,9 @@ def run(
     if found.truths is not None:
         known = dict(zip(everything.images, found.truths.tolist(), strict=True))
         right = np.array([known[image] for image in kept.images]) == kept.targets
-        said = (
-            f"By the folders' names {np.mean(found.truths == everything.targets):.2%} of all labels are right"
-        )
-        console.print(
-            f"{said}, {right.mean():.2%} of those kept." if len(kept) else f"{said}.", soft_wrap=True
-        )
+        share = np.mean(found.truths == everything.targets)
+        of_kept = f", {right.mean():.2%} of those kept" if len(kept) else ""
+        console.print(f"By the folders' names {share:.2%} of all labels are right{of_kept}.", soft_wrap=True)
     if not len(kept):
         raise UsageError(f"no label reaches --threshold {threshold:g}.")
     path = quote(str(out))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lambdanets.data import DataError, Labels, eval_transform, open_pictures, select
+from lambdanets.data.config import written_out
 from lambdanets.data.labels import folder_truths, parse_labels, to_csv
 from lambdanets.data.pictures import Pictures
 from lambdanets.data.pseudo import facts_path, overlap, places
@@ -88,7 +89,7 @@ def label(
         batch_size, workers: of the labelling; None takes the teacher's.
 
     Raises:
-        ValueError: a threshold that is no probability, a number that is too small, `fill` without `per_class`.
+        ValueError: the threshold is no probability, a number is too small, or `fill` lacks `per_class`.
         DataError: there are no such images, none is left, or none could be read.
         RunError: labels of another teacher or of other images are in the way, or other parts are not done.
 
@@ -102,14 +103,11 @@ def label(
         raise ValueError(f"threshold is a probability from 0 to 1; got {threshold}")
     if fill and per_class is None:
         raise ValueError("fill repeats images until there are per_class of them, which is not given")
-    for name, value, least in (
-        ("per_class", per_class, 1),
-        ("batch_size", batch_size, 1),
-        ("workers", workers, 0),
-    ):
+    numbers = (("per_class", per_class, 1), ("batch_size", batch_size, 1), ("workers", workers, 0))
+    for name, value, least in numbers:
         if value is not None and value < least:
             raise ValueError(f"{name} is {least} or more; got {value}")
-    config, path = teacher.config.data, Path(out)
+    config, path, source = teacher.config.data, Path(out), written_out(source)
     pictures = open_pictures(source, config.in_chans)
     names = [pictures.path(index) for index in range(len(pictures))]
     wanted = list(range(len(names))) if keep_labelled else unseen(teacher, source, names)
