@@ -1,9 +1,9 @@
 """Noisy student, as a person would type it: `python run.py DATA FOLDER COMMIT [--seeds 0 1]`.
 
-DATA is a folder of CIFAR-10 with train/ and val/. For each seed a teacher learns from 400 labels of each class, labels
-the other images of train/, and a student learns from both, with noise. A control has the student's noise and as many
-steps, and the labelled images alone. What is finished in FOLDER is not done again, what was cut off goes on. At the end
-results.csv, curves.csv and runs.json are written here.
+DATA is a folder of CIFAR-10 with train/ and val/. For each seed a teacher learns from 400 labels of each
+class and labels the other images of train/, and a student learns from both, with noise. A control has the
+student's noise and as many steps, and the labelled images alone. What is finished in FOLDER is not done
+again, what was cut off goes on. At the end results.csv, curves.csv and runs.json are written here.
 """
 
 import argparse
@@ -33,6 +33,9 @@ STEPS = {
     "control": ["--epochs", str(CONTROL), *NOISE],
     "student": ["--epochs", str(STUDENT), *NOISE, "--set", f"data.pseudo_ratio={RATIO}"],
 }
+
+
+CURVE = ("epoch", "step", "train_loss", "train_top1", "val_loss", "val_top1")
 
 
 def lambdanets(*words: str) -> None:
@@ -82,18 +85,11 @@ def collect(folder: Path, seeds: list[int], commit: str) -> None:
             configs[f"seed{seed}/{step}"] = json.loads((run / "config.json").read_text())
             with (run / "metrics.csv").open(newline="") as file:
                 history = list(csv.DictReader(file))
-            curves += [
-                {"seed": seed, "network": step}
-                | {
-                    name: row[name]
-                    for name in ("epoch", "step", "train_loss", "train_top1", "val_loss", "val_top1")
-                }
-                for row in history
-            ]
+            own = {"seed": seed, "network": step}
+            curves += [own | {name: row[name] for name in CURVE} for row in history]
             results.append(
-                {
-                    "seed": seed,
-                    "network": step,
+                own
+                | {
                     "top1": history[-1]["val_top1"],
                     "best_top1": max(float(row["val_top1"]) for row in history),
                     "steps": history[-1]["step"],
@@ -130,9 +126,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("commit")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument(
-        "--no-collect", action="store_true", help="train alone, as when seeds run side by side"
-    )
+    parser.add_argument("--no-collect", action="store_true", help="train, as one of several side by side")
     words = parser.parse_args()
     for number in words.seeds:
         one_seed(words.folder.absolute(), words.data.absolute(), number)

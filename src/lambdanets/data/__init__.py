@@ -7,6 +7,7 @@ from .image_set import ImageSet
 from .images import read_image
 from .labels import Labels, read_labels, select
 from .loader import eval_loader, train_loader
+from .mixed import MixedSet
 from .splits import Splits, describe, open_split, open_splits
 from .stream import StreamSet
 from .transforms import eval_transform
@@ -20,6 +21,7 @@ __all__ = [
     "DataWarning",
     "ImageSet",
     "Labels",
+    "MixedSet",
     "Splits",
     "StreamSet",
     "describe",

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -247,6 +248,7 @@ def _answers(teacher: Run, network: nn.Module, loading: DataLoader) -> Iterator[
             accelerator=settings["accelerator"],
             devices=[local] if torch.cuda.is_available() and settings["accelerator"] != "cpu" else 1,
             precision=settings["precision"],
+            plugins=[LightningEnvironment()],  # alone, whatever started the process
         )
         model = fabric.setup_module(network)
         for chosen, readable, images in loading:
