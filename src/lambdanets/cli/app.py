@@ -19,6 +19,7 @@ VERBS = {
     "train": ("training", "train a recipe, on its own data or on a folder of photos; continue a run"),
     "eval": ("evaluating", "measure a run on its validation set or on another one"),
     "predict": ("predicting", "label photos with a run and draw them on a contact sheet"),
+    "pseudo-label": ("labelling", "let a run label images, to train another on them"),
     "list": ("listing", "models, recipes and data sources"),
     "show": ("showing", "one model: stages, parameters, MACs, the kernel of every lambda layer"),
     "plan": ("planning", "which kernel serves a problem, and why not the others"),
@@ -50,6 +51,7 @@ examples
   lambdanets train --resume runs/2026-11-22-143000-digits
   lambdanets eval runs/2026-11-22-143000-digits
   lambdanets predict runs/2026-11-22-143000-digits photo.jpg holidays/
+  lambdanets pseudo-label runs/teacher --data folder:/data/photos --out labels.csv --threshold 0.8
   lambdanets list 'lambda*'
   lambdanets show lambda_resnet152 --size 256
   lambdanets plan --grid 64x64 --heads 4 --dim-k 16 --dim-v 64 --batch 8 --train
@@ -139,7 +141,7 @@ def _second_help(verb: str) -> str:
 def _help() -> str:
     import lambdanets
 
-    verbs = "\n".join(f"  {verb:<9}{line}" for verb, (_, line) in VERBS.items())
+    verbs = "\n".join(f"  {verb:<13}{line}" for verb, (_, line) in VERBS.items())
     return (
         f"lambdanets {lambdanets.__version__}: lambda layers and LambdaResNets on PyTorch\n\n"
         f"usage: lambdanets VERB [options]      lambdanets VERB --help says what a verb takes\n\n"

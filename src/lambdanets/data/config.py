@@ -96,6 +96,12 @@ class DataConfig:
             to evaluate on a folder that is not split.
         train_per_class: train on so many images of each class (all, where it has fewer), chosen by their
             names alone: the same for every seed. None takes all. A streamed source cannot.
+        pseudo_labels: CSV of labels that a network gave (`lambdanets pseudo-label` writes it): train on these
+            images too.
+        unlabelled: where the images of `pseudo_labels` are, such as "folder:PATH"; None takes what the JSON
+            beside that file says.
+        pseudo_ratio: pseudo-labelled images for each labelled one in a batch, such as 3. An epoch is still
+            one pass over the labelled images.
         crop_pct: part of the resized image's side that evaluation keeps, in the middle.
         interpolation: nearest, bilinear, bicubic or lanczos.
         on_bad_image: "refuse" to start when an image cannot be decoded, or "skip" it with a warning.
@@ -118,6 +124,9 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     val_fraction: float = 0.1
     train_per_class: int | None = None
+    pseudo_labels: str | None = None
+    unlabelled: str | None = None
+    pseudo_ratio: float = 1.0
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
     on_bad_image: Literal["refuse", "skip"] = "refuse"
@@ -138,6 +147,11 @@ class DataConfig:
         _check(known, "data.num_classes", "1 or more, or None", self.num_classes)
         known = self.train_per_class is None or self.train_per_class >= 1
         _check(known, "data.train_per_class", "1 or more, or None", self.train_per_class)
+        ratio = self.pseudo_ratio
+        known = isinstance(ratio, int | float) and 0 < ratio < math.inf
+        _check(known, "data.pseudo_ratio", "a number above 0", ratio)
+        for name in ("pseudo_labels", "unlabelled"):
+            _check(getattr(self, name) != "", f"data.{name}", "a path, or None", "")
         for name in ("val_fraction", "crop_pct"):
             value = getattr(self, name)
             _check(_is_fraction(value) and value > 0, f"data.{name}", "above 0 and at most 1", value)
@@ -157,7 +171,7 @@ class DataConfig:
         _check(self.std is None or min(self.std) > 0, "data.std", "above 0", self.std)
 
     def resolved(self) -> DataConfig:
-        """Return the same configuration with `mean`, `std` and the folder of the source written out.
+        """Return the same configuration with `mean`, `std` and the folders of the sources written out.
 
         A run keeps this form, so that evaluating it on another source does not change the normalisation, and
         so that it finds its images from any directory.
@@ -166,8 +180,19 @@ class DataConfig:
             mean, std = (value * self.in_chans for value in DIGITS)
         else:
             mean, std = IMAGENET if self.in_chans == 3 else GREY
-        kind, _, root = self.source.partition(":")
-        source = self.source
-        if root and (kind == "folder" or kind.startswith("torch/")):
-            source = f"{kind}:{os.path.abspath(os.path.expanduser(root))}"
-        return replace(self, source=source, mean=self.mean or mean, std=self.std or std)
+        return replace(
+            self,
+            source=written_out(self.source),
+            pseudo_labels=self.pseudo_labels and os.path.abspath(os.path.expanduser(self.pseudo_labels)),
+            unlabelled=self.unlabelled and written_out(self.unlabelled),
+            mean=self.mean or mean,
+            std=self.std or std,
+        )
+
+
+def written_out(source: str) -> str:
+    """Return a source with its folder as an absolute path, to be found from any directory."""
+    kind, _, root = source.partition(":")
+    if root and (kind == "folder" or kind.startswith("torch/")):
+        return f"{kind}:{os.path.abspath(os.path.expanduser(root))}"
+    return source

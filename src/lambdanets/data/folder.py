@@ -42,7 +42,7 @@ def read_folder(root: str, *, val_fraction: float, seed: int, classes: Sequence[
     Raises:
         DataError: there is no such folder, no class in it, or the two sides do not agree.
     """
-    path = _existing(root)
+    path = existing(root)
     train, val = _sides(path)
     if train is None and val is not None and classes is None:
         raise DataError(
@@ -127,7 +127,7 @@ def relative(name: str, root: Path) -> str:
     return name.removeprefix(str(root)).lstrip(os.sep).replace(os.sep, "/")
 
 
-def _existing(root: str) -> Path:
+def existing(root: str) -> Path:
     path = Path(root).expanduser()
     if path.is_dir():
         return path

@@ -76,9 +76,13 @@ class ImageSet(Dataset):
         return self.item(index)
 
     def batch(
-        self, indices: Sequence[int] | np.ndarray, epoch: int = 0, seed: int = 0
+        self, indices: Sequence[int] | np.ndarray, epoch: int | np.ndarray = 0, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Return several samples: images of shape (b, channels, ...), int64 targets of shape (b,)."""
+        """Return several samples, of one epoch or of one each.
+
+        Returns:
+            Images of shape (b, channels, image_size, image_size), int64 targets of shape (b,).
+        """
         rows = np.asarray(indices, dtype=np.intp)
         if isinstance(self.kept, np.ndarray):
             pictures, used = self.kept[rows], rows

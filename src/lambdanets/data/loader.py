@@ -3,81 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .batches import Batch, EvalBatches, MixedBatches, Position, TrainBatches
 from .config import DataConfig
-from .errors import DataError, DataWarning
+from .errors import DataWarning
 from .image_set import ImageSet
-from .randomness import permutation
+from .mixed import MixedSet
 from .stream import StreamSet
-
-Position = Callable[[], tuple[int, int]]
-Batch = tuple[np.ndarray, int]  # indices, and the epoch they are drawn for
-
-
-class TrainBatches(Sampler):
-    """Batches of one epoch, for one of several processes, from where training stands.
-
-    An epoch is a permutation by (seed, epoch), cut into batches for all processes together. Every sample
-    comes at most once; those that do not fill a batch wait for another epoch. A set smaller than one batch
-    gives one smaller batch.
-
-    Args:
-        size: samples in the set.
-        batch_size: for one process.
-        seed: of the run.
-        position: returns (epoch, batches already done in it), asked at the start of every iteration.
-        rank: of this process.
-        world_size: number of processes.
-    """
-
-    def __init__(
-        self, size: int, batch_size: int, *, seed: int, position: Position, rank: int, world_size: int
-    ):
-        if size < world_size:
-            raise DataError(f"{size} training images are too few for {world_size} processes.")
-        self.size, self.seed, self.position = size, seed, position
-        self.rank, self.world_size = rank, world_size
-        self.batch_size = min(batch_size, size // world_size)
-
-    def __len__(self) -> int:
-        return self.size // (self.batch_size * self.world_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self._batches(*self.position())  # asked now, not at the first batch
-
-    def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
-        order = permutation(self.seed, epoch, self.size)
-        for batch in range(done, len(self)):
-            start = (batch * self.world_size + self.rank) * self.batch_size
-            yield order[start : start + self.batch_size], epoch
-
-
-class EvalBatches(Sampler):
-    """Every sample once and in order, dealt out to the processes in turn."""
-
-    def __init__(self, size: int, batch_size: int, *, rank: int, world_size: int):
-        self.indices = np.arange(rank, size, world_size)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield self.indices[start : start + self.batch_size], 0
 
 
 class _Batched(Dataset):
     """Lets a worker make a whole batch at once."""
 
-    def __init__(self, image_set: ImageSet, seed: int):
+    def __init__(self, image_set: ImageSet | MixedSet, seed: int):
         self.image_set, self.seed = image_set, seed
 
     def __len__(self) -> int:
@@ -89,7 +32,7 @@ class _Batched(Dataset):
 
 
 def train_loader(
-    image_set: ImageSet | StreamSet,
+    image_set: ImageSet | MixedSet | StreamSet,
     config: DataConfig,
     *,
     seed: int,
@@ -115,10 +58,10 @@ def train_loader(
     """
     if isinstance(image_set, StreamSet):
         return _stream_loader(image_set, config, seed=seed, position=position)
-    batches = TrainBatches(
-        len(image_set), config.batch_size, seed=seed, position=position, rank=rank, world_size=world_size
-    )
-    return _loader(image_set, config, batches, seed)
+    place: Any = {"seed": seed, "position": position, "rank": rank, "world_size": world_size}
+    if isinstance(image_set, MixedSet):
+        return _loader(image_set, config, MixedBatches(image_set, config, **place), seed)
+    return _loader(image_set, config, TrainBatches(len(image_set), config.batch_size, **place), seed)
 
 
 def eval_loader(
@@ -131,7 +74,7 @@ def eval_loader(
     return _loader(image_set, config, batches, 0)
 
 
-def _loader(image_set: ImageSet, config: DataConfig, batches: Sampler, seed: int) -> DataLoader:
+def _loader(image_set: ImageSet | MixedSet, config: DataConfig, batches: Sampler, seed: int) -> DataLoader:
     workers = 0 if image_set.immediate else config.workers
     return DataLoader(
         _Batched(image_set, seed), batch_size=None, sampler=batches, **_process_options(workers, seed)

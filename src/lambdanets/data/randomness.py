@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+def keys(seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Return one 64-bit key for each sample.
 
     A hash rather than a generator: any sample's key is had without drawing those before it, whole batches at
@@ -31,14 +32,14 @@ def keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
 
     Args:
         seed: of the run.
-        epoch: counted from 0.
+        epoch: counted from 0; one for all samples, or of shape (b,).
         indices: of shape (b,).
 
     Returns:
         Unsigned 64-bit keys of shape (b,).
     """
     key = np.zeros(1, np.uint64)
-    for part in (np.array([seed]), np.array([epoch]), np.asarray(indices)):
+    for part in (np.array([seed]), np.atleast_1d(epoch), np.asarray(indices)):
         key = _mix(key + np.uint64(GOLDEN) + _mix(part.astype(np.int64).astype(np.uint64)))
     return key
 
@@ -50,6 +51,12 @@ def _draw(sample_keys: np.ndarray, stream: int) -> np.ndarray:
 def uniform(sample_keys: np.ndarray, stream: int) -> np.ndarray:
     """Return one number in [0, 1) for each key; streams are independent of one another."""
     return (_draw(sample_keys, stream) >> np.uint64(11)) * 2.0**-53
+
+
+def other_seed(seed: int, use: str) -> int:
+    """Return a seed for another set of images: a function of the run's that has nothing to do with it."""
+    digest = hashlib.blake2b(f"{seed}/{use}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:

@@ -42,11 +42,16 @@ def open_source(config: DataConfig, *, seed: int, classes: Sequence[str] | None 
     source = _found(config, seed, classes)
     if config.train_per_class is None:
         return source
-    root = config.source.partition(":")[2]
-    top = Path(root).expanduser() if config.source.startswith("folder:") else Path()
-    names = [relative(source.train.path(index), top) for index in range(len(source.train))]
+    names = names_from_root(config, source.train)
     chosen = first_of_each(source.train.targets, names, config.train_per_class)
     return replace(source, train=source.train.subset(chosen))
+
+
+def names_from_root(config: DataConfig, pictures: Pictures) -> list[str]:
+    """Return the name of each picture of a source: of a file, from the root of its folder."""
+    root = config.source.partition(":")[2]
+    top = Path(root).expanduser() if config.source.startswith("folder:") else Path()
+    return [relative(pictures.path(index), top) for index in range(len(pictures))]
 
 
 def first_of_each(targets: np.ndarray, names: Sequence[str], number: int) -> np.ndarray:

@@ -16,6 +16,8 @@ from .config import DataConfig
 from .errors import DataError, DataWarning
 from .folder import fingerprint
 from .image_set import ImageSet
+from .mixed import MixedSet, shares
+from .pseudo import labels_digest, open_pseudo
 from .sources import STREAMED, open_source, require_package
 from .stream import StreamSet, open_stream
 from .transforms import Pipeline
@@ -28,14 +30,14 @@ class Splits:
     """The two sides of a source.
 
     Attributes:
-        train: varied as `config.augment` says.
+        train: varied as `config.augment` says; with `config.pseudo_labels` a set of both kinds.
         val: as evaluation sees it.
         classes: names, in the order of the targets.
         fingerprint: of a folder, a hash of the names and classes of the files on each side: it differs when
             a file was added, removed, renamed or moved. "" of other sources.
     """
 
-    train: ImageSet | StreamSet
+    train: ImageSet | MixedSet | StreamSet
     val: ImageSet | StreamSet
     classes: tuple[str, ...]
     fingerprint: str = ""
@@ -69,11 +71,21 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
                 f"data.train_per_class needs to know all names, and {config.source!r} is streamed: unpack it "
                 "into folders, or leave train_per_class=None."
             )
+        if config.pseudo_labels is not None:
+            raise DataError(
+                f"data.pseudo_labels are mixed with labelled images in a ratio, and {config.source!r} is "
+                "streamed: unpack it into folders."
+            )
         train, val = (open_stream(config, train=side, seed=seed) for side in (True, False))
         _check_classes(config, train.classes)
         return Splits(train, val, train.classes)
+    if config.pseudo_labels is not None:
+        shares(config)
+    elif config.unlabelled is not None or config.pseudo_ratio != 1:
+        raise DataError("data.unlabelled and data.pseudo_ratio need data.pseudo_labels.")
     source = open_source(config, seed=seed)
     _check_classes(config, source.classes)
+    pseudo = [open_pseudo(config, source)] if config.pseudo_labels is not None else []
     skip = config.on_bad_image == "skip"
     train, val = (
         ImageSet(pictures, Pipeline(config, train=side), source.classes, skip_bad=skip)
@@ -82,8 +94,11 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
     for name, side in (("training", train), ("validation", val)):
         if not len(side):
             raise DataError(f"no images are left for {name}: val_fraction is {config.val_fraction}.")
-    _read([train, val], config, progress)
-    return Splits(train, val, source.classes, _fingerprint(config, [train, val]))
+    _read([train, val, *pseudo], config, progress)
+    mark = _fingerprint(config, [train, val])
+    if not pseudo:
+        return Splits(train, val, source.classes, mark)
+    return Splits(MixedSet(train, *pseudo), val, source.classes, f"{mark}+{labels_digest(*pseudo)}")
 
 
 def open_split(
@@ -154,9 +169,11 @@ def _read(sides: list[ImageSet], config: DataConfig, progress: Progress | None) 
     total = sum(len(side) for side in sides)
     bad: list[dict[int, str]] = []
     with nullcontext(progress) if progress else progress_bar(total) as report:
-        for side, before in zip(sides, (0, len(sides[0])), strict=False):
+        before = 0
+        for side in sides:
             read = keep_in_memory if keep else check_set
             bad.append(read(side, lambda done, before=before: report(before + done, total)))
+            before += len(side)
     sentences = [found[index] for found in bad for index in sorted(found)]
     if not sentences:
         return
@@ -175,7 +192,12 @@ def _read(sides: list[ImageSet], config: DataConfig, progress: Progress | None) 
 def describe(splits: Splits) -> dict[str, int | str]:
     """Return short facts about a source, to print or to write into a run's folder."""
     facts: dict[str, int | str] = {"classes": len(splits.classes)}
-    for name, side in (("train", splits.train), ("val", splits.val)):
+    sides: list[tuple[str, ImageSet | StreamSet]] = [("val", splits.val)]
+    if isinstance(splits.train, MixedSet):
+        sides = [("train", splits.train.labelled), ("pseudo-labelled", splits.train.pseudo), *sides]
+    else:
+        sides = [("train", splits.train), *sides]
+    for name, side in sides:
         if isinstance(side, StreamSet):
             facts[name] = f"{len(side)} images, streamed"
             continue

@@ -262,7 +262,9 @@ def check_alike(config: RunConfig, fingerprint: str) -> None:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
     # Where the images lie may differ from machine to machine; which images they are may not.
-    data = replace(config.data, source="digits") if fingerprint else config.data
+    data = config.data
+    if fingerprint:
+        data = replace(data, source="digits", pseudo_labels=data.pseudo_labels and "labels", unlabelled=None)
     mine = {
         "configuration": to_json(replace(config, data=data)),
         "images": fingerprint,

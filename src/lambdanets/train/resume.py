@@ -17,7 +17,8 @@ from lambdanets.train.typed import paths
 
 # What may differ when a run is continued: where and how fast it runs, nothing that its result depends on.
 MAY_DIFFER = {
-    "data.source", "data.workers", "data.check", "data.cache", "data.download",
+    "data.source", "data.pseudo_labels", "data.unlabelled",
+    "data.workers", "data.check", "data.cache", "data.download",
     "engine.save_minutes", "engine.save_steps", "engine.threads",
 }  # fmt: skip
 

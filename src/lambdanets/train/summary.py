@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lambdanets.data import Splits
+from lambdanets.data import MixedSet, Splits
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.config import RunConfig
 from lambdanets.train.figures import draw_confusion, draw_curves
@@ -51,7 +51,10 @@ def finish(
 ) -> RunResult:
     """Write the last files of a run, the summary after all others, and say what came out."""
     last = state.history[-1]
-    sizes = f"{len(splits.train):,} training and {len(splits.val):,} validation images"
+    train = f"{len(splits.train):,} training"
+    if isinstance(splits.train, MixedSet):
+        train = f"{len(splits.train.labelled):,} labelled, {len(splits.train.pseudo):,} pseudo-labelled"
+    sizes = f"{train} and {len(splits.val):,} validation images"
     epoch = f"epoch {state.best_epoch} of {config.engine.epochs}"
     lines = {
         "model": f"{config.model.name}, {parameters:,} parameters",

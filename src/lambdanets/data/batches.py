@@ -1,0 +1,126 @@
+"""Which samples come in which batch: a function of the seed, the position and the rank alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from .config import DataConfig
+from .errors import DataError
+from .mixed import PSEUDO, MixedSet, shares
+from .randomness import other_seed, permutation
+
+Position = Callable[[], tuple[int, int]]
+Batch = tuple[np.ndarray, int | np.ndarray]  # indices, and the epoch they are drawn for, or one for each
+
+
+class TrainBatches(Sampler):
+    """Batches of one epoch, for one of several processes, from where training stands.
+
+    An epoch is a permutation by (seed, epoch), cut into batches for all processes together. Every sample
+    comes at most once; those that do not fill a batch wait for another epoch. A set smaller than one batch
+    gives one smaller batch.
+
+    Args:
+        size: samples in the set.
+        batch_size: for one process.
+        seed: of the run.
+        position: returns (epoch, batches already done in it), asked at the start of every iteration.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, *, seed: int, position: Position, rank: int, world_size: int
+    ):
+        if size < world_size:
+            raise DataError(f"{size} training images are too few for {world_size} processes.")
+        self.size, self.seed, self.position = size, seed, position
+        self.rank, self.world_size = rank, world_size
+        self.batch_size = min(batch_size, size // world_size)
+
+    def __len__(self) -> int:
+        return self.size // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches(*self.position())  # asked now, not at the first batch
+
+    def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
+        order = permutation(self.seed, epoch, self.size)
+        for batch in range(done, len(self)):
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            yield order[start : start + self.batch_size], epoch
+
+
+class EvalBatches(Sampler):
+    """Every sample once and in order, dealt out to the processes in turn."""
+
+    def __init__(self, size: int, batch_size: int, *, rank: int, world_size: int):
+        self.indices = np.arange(rank, size, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield self.indices[start : start + self.batch_size], 0
+
+
+class MixedBatches(Sampler):
+    """Batches of one epoch of the labelled images, each filled up with pseudo-labelled ones.
+
+    An epoch is one pass over the labelled images, as without the others. The pseudo-labelled are visited in
+    passes of their own, each a permutation by (seed, pass), which run on from epoch to epoch; where one ends
+    inside a batch the next begins there. All of it is a function of (seed, epoch, batch, rank).
+
+    Args:
+        mixed: both sets.
+        config: `batch_size` images for one process, `pseudo_ratio` pseudo-labelled for each labelled one.
+        seed: of the run.
+        position: returns (epoch, batches already done in it), asked at the start of every iteration.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        mixed: MixedSet,
+        config: DataConfig,
+        *,
+        seed: int,
+        position: Position,
+        rank: int,
+        world_size: int,
+    ):
+        labelled, self.share = shares(config)
+        self.first, self.size = len(mixed.labelled), len(mixed.pseudo)
+        self.labelled = TrainBatches(
+            self.first, labelled, seed=seed, position=position, rank=rank, world_size=world_size
+        )
+        self.seed, self.position = other_seed(seed, PSEUDO), position
+        self.rank, self.world_size = rank, world_size
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, done = self.position()
+        return self._batches(iter(self.labelled), epoch * len(self) + done)
+
+    def _batches(self, labelled: Iterator[Batch], steps: int) -> Iterator[Batch]:
+        for step, (rows, epoch) in enumerate(labelled, start=steps):
+            start = (step * self.world_size + self.rank) * self.share
+            passes, places = np.divmod(np.arange(start, start + self.share), self.size)
+            others = np.concatenate([self._pass(p)[places[passes == p]] for p in np.unique(passes)])
+            epochs = np.concatenate([np.full(len(rows), epoch), passes])
+            yield np.concatenate([rows, self.first + others]), epochs
+
+    def _pass(self, number: int) -> np.ndarray:
+        """The order of a pass; kept, as a pass over many images lasts many epochs."""
+        if self._order is None or self._order[0] != number:
+            self._order = number, permutation(self.seed, number, self.size)
+        return self._order[1]

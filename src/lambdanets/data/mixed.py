@@ -1,0 +1,81 @@
+"""Labelled and pseudo-labelled images in every batch, in a given ratio."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .config import DataConfig
+from .errors import DataError
+from .image_set import ImageSet
+from .randomness import other_seed
+
+PSEUDO = "pseudo"
+
+
+class MixedSet(Dataset):
+    """Two sets as one: indices from `len(labelled)` on are those of the pseudo-labelled.
+
+    Args:
+        labelled: images whose labels are known.
+        pseudo: images whose labels a network gave, of the same classes.
+    """
+
+    exact_resume = True
+
+    def __init__(self, labelled: ImageSet, pseudo: ImageSet):
+        self.labelled, self.pseudo = labelled, pseudo
+        self.classes = labelled.classes
+
+    def __len__(self) -> int:
+        return len(self.labelled) + len(self.pseudo)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Class of each sample, of shape (n,)."""
+        return np.concatenate([self.labelled.targets, self.pseudo.targets])
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """What was left out, one sentence for each image."""
+        return (*self.labelled.skipped, *self.pseudo.skipped)
+
+    @property
+    def immediate(self) -> bool:
+        """Whether a batch costs less to make than to send over from a worker."""
+        return self.labelled.immediate and self.pseudo.immediate
+
+    def path(self, index: int) -> str:
+        """Return the file (or the name) a sample comes from."""
+        own = len(self.labelled)
+        return self.labelled.path(index) if index < own else self.pseudo.path(index - own)
+
+    def batch(self, indices: np.ndarray, epoch: int | np.ndarray = 0, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Return several samples, the labelled ones first; `epoch` is the pass each belongs to."""
+        rows = np.asarray(indices, dtype=np.intp)
+        epochs = np.broadcast_to(epoch, rows.shape)
+        own = rows < len(self.labelled)
+        images, targets = self.labelled.batch(rows[own], epochs[own], seed)
+        # A seed of their own: the same index in the same pass must not be varied alike in both sets.
+        others = rows[~own] - len(self.labelled)
+        more, labels = self.pseudo.batch(others, epochs[~own], other_seed(seed, PSEUDO))
+        return torch.cat([images, more]), torch.cat([targets, labels])
+
+
+def shares(config: DataConfig) -> tuple[int, int]:
+    """Return how many labelled and how many pseudo-labelled images a batch of one process holds.
+
+    Raises:
+        DataError: one of them would be none.
+    """
+    size, ratio = config.batch_size, config.pseudo_ratio
+    labelled = round(size / (1 + ratio))
+    if not 0 < labelled < size:
+        missing = "labelled" if labelled == 0 else "pseudo-labelled"
+        raise DataError(
+            f"a batch of {size} images at data.pseudo_ratio={ratio:g} has no {missing} one; "
+            "take a larger data.batch_size or a ratio nearer to 1."
+        )
+    return labelled, size - labelled

@@ -1,0 +1,104 @@
+"""The pseudo-labelled images of a configuration: a file of labels, and the source of what it names."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from .config import DataConfig
+from .errors import DataError, DataWarning
+from .image_set import ImageSet
+from .labels import read_labels
+from .sources import Source, names_from_root
+from .transforms import Pipeline
+from .unlabelled import open_pictures
+
+
+def open_pseudo(config: DataConfig, source: Source) -> ImageSet:
+    """Open the images that `config.pseudo_labels` names, varied as the training images.
+
+    Validation images among them are left out, with a warning: a network must not train on what measures it.
+
+    Args:
+        config: the labels, and where their images are.
+        source: the labelled images; its classes are the ones that the labels may name.
+
+    Raises:
+        DataError: the labels cannot be read, name other classes, or name images that are not in the source.
+    """
+    path = Path(config.pseudo_labels or "").expanduser()
+    labels = read_labels(path, source.classes)
+    unlabelled = config.unlabelled or _stored_source(path)
+    pictures = open_pictures(unlabelled, config.in_chans)
+    index = {pictures.path(number): number for number in range(len(pictures))}
+    missing = [image for image in labels.images if image not in index]
+    if missing:
+        raise DataError(
+            f"{path} labels {len(missing)} images that {unlabelled!r} does not hold, {missing[0]!r} for one; "
+            "say with data.unlabelled where its images are."
+        )
+    kept = np.arange(len(labels))
+    if overlap(unlabelled, config.source):
+        held_out = set(places(config.source, names_from_root(config, source.val)))
+        named = places(unlabelled, labels.images)
+        kept = np.array([row for row in kept if named[row] not in held_out], np.intp)
+        if len(kept) < len(labels):
+            warnings.warn(
+                f"{len(labels) - len(kept)} of the {len(labels)} images in {path} are validation images of "
+                "this run and are left out.",
+                DataWarning,
+                stacklevel=3,
+            )
+    if not len(kept):
+        raise DataError(f"no pseudo-labelled images are left: {path} names validation images alone.")
+    chosen = pictures.subset(np.array([index[labels.images[row]] for row in kept], np.intp))
+    chosen.targets = labels.targets[kept]
+    return ImageSet(
+        chosen, Pipeline(config, train=True), source.classes, skip_bad=config.on_bad_image == "skip"
+    )
+
+
+def labels_digest(pseudo: ImageSet) -> str:
+    """Return a hash of the names and labels of the images, in their order."""
+    digest = blake2b(digest_size=16)
+    for index in range(len(pseudo)):
+        line = f"{pseudo.path(index)}\0{pseudo.classes[pseudo.targets[index]]}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether two sources can hold the same images: folders inside one another, or the same otherwise."""
+    roots = [root for source in (one, other) if (root := _root(source)) is not None]
+    return os.path.commonpath(roots) in roots if len(roots) == 2 else one == other
+
+
+def places(source: str, names: Sequence[str]) -> list[str]:
+    """Return a name for each image of a source that is the same from whichever folder it is looked at."""
+    root = _root(source)
+    return list(names) if root is None else [os.path.join(root, name) for name in names]
+
+
+def facts_path(labels: Path) -> Path:
+    """Return where the facts about a file of labels are: labels.json beside labels.csv."""
+    return labels.with_suffix(".json")
+
+
+def _root(source: str) -> str | None:
+    kind, _, root = source.partition(":")
+    return os.path.realpath(os.path.expanduser(root)) if kind == "folder" else None
+
+
+def _stored_source(path: Path) -> str:
+    try:
+        return json.loads(facts_path(path).read_text(encoding="utf-8"))["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(
+            f"{facts_path(path)} does not say where the images are: give data.unlabelled=folder:PATH."
+        ) from None

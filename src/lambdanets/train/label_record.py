@@ -1,0 +1,104 @@
+"""A file of labels that grows as they are made, and goes on where it was cut off."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from lambdanets.data.labels import COLUMNS, csv_lines, open_text
+from lambdanets.train.checkpoint import write_text
+from lambdanets.train.errors import RunError
+
+
+class Record:
+    """The labels of images in a given order, one line each, and what they are a function of.
+
+    Args:
+        path: the file once it is whole; until then its name ends in `.part`.
+        about: what the labels are a function of, in plain types; kept in a JSON of the same name.
+        images: names of all images, in order.
+        classes: names of the classes.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any], images: Sequence[str], classes: Sequence[str]):
+        self.path, self.about, self.images, self.classes = path, about, images, classes
+        self.growing = path.with_name(f"{path.name}.part")
+        self.facts = path.with_name(f"{path.name}.json")
+
+    def start(self) -> int:
+        """Return how many images have been through already.
+
+        Raises:
+            RunError: the file that is there is a function of something else.
+        """
+        found = [each for each in (self.path, self.growing) if each.exists()]
+        if not found:
+            write_text(self.facts, json.dumps(self.about, indent=1, ensure_ascii=False) + "\n")
+            return 0
+        try:
+            was = json.loads(self.facts.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            was = {}
+        if other := [name for name, value in self.about.items() if was.get(name) != value]:
+            raise RunError(
+                f"{found[0]} holds labels made with other {' and '.join(other)}; choose another --out, or "
+                "remove it"
+            )
+        return len(self.images) if self.path.exists() else self._lines()
+
+    def _lines(self) -> int:
+        """The lines that are whole; what a kill left of another is cut off."""
+        text = self.growing.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if len(whole) < len(text):
+            self.growing.write_bytes(whole)
+        with open_text(self.growing) as file:
+            return max(0, sum(1 for _ in csv.reader(file)) - 1)
+
+    @contextmanager
+    def appending(self) -> Iterator[IO[str]]:
+        """The file, open behind its last line; it gets its own name when the block ends well."""
+        with open_text(self.growing, "a") as file:
+            if not file.tell():
+                file.write(csv_lines([COLUMNS]))
+            yield file
+        os.replace(self.growing, self.path)
+
+    def append(
+        self,
+        file: IO[str],
+        images: Sequence[str],
+        targets: Sequence[int | None],
+        probabilities: Sequence[float],
+    ) -> None:
+        """Write the labels of a batch; the target None is that of an image that could not be read."""
+        rows = zip(images, targets, probabilities, strict=True)
+        file.write(
+            csv_lines(
+                (image, "", "") if target is None else (image, self.classes[target], f"{number:.9g}")
+                for image, target, number in rows
+            )
+        )
+        file.flush()
+
+
+def read_record(paths: Sequence[Path]) -> tuple[list[str], list[str]]:
+    """Read whole files of labels.
+
+    Returns:
+        The lines of all with a label under one heading, and the names of images that could not be read.
+    """
+    lines, unreadable = [csv_lines([COLUMNS])], []
+    for path in paths:
+        with open_text(path) as file:
+            for image, label, number in list(csv.reader(file))[1:]:
+                if label:
+                    lines.append(csv_lines([(image, label, number)]))
+                else:
+                    unreadable.append(image)
+    return lines, unreadable

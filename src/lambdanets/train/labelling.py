@@ -1,0 +1,298 @@
+"""`label`: what a teacher says about images without labels, and the choice of those to train on."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lambdanets.data import DataError, Labels, eval_transform, open_pictures, select
+from lambdanets.data.config import written_out
+from lambdanets.data.labels import folder_truths, parse_labels, to_csv
+from lambdanets.data.pictures import Pictures
+from lambdanets.data.pseudo import facts_path, overlap, places
+from lambdanets.data.sources import names_from_root, open_source
+from lambdanets.train.checkpoint import write_text
+from lambdanets.train.engine import placement, quiet
+from lambdanets.train.errors import RunError
+from lambdanets.train.label_record import Record, read_record
+from lambdanets.train.progress import clock, say
+from lambdanets.train.run import Run
+
+SAY_EVERY = 30.0  # seconds between lines about the progress where no bar can be drawn
+Answers = tuple[list[int], list[int | None], list[float]]  # images, classes, probabilities
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """What came out.
+
+    Attributes:
+        everything: the images that could be read, each with its label.
+        kept: those that were chosen.
+        truths: classes of `everything`, of shape (n,), by the names of the folders; None where one has none.
+        unreadable: names of the images that could not be read.
+        left_out: number of images that the teacher was trained on.
+        file: the chosen labels; a JSON beside it holds the facts.
+    """
+
+    everything: Labels
+    kept: Labels
+    truths: np.ndarray | None
+    unreadable: tuple[str, ...]
+    left_out: int
+    file: Path
+
+
+def label(
+    teacher: Run,
+    source: str,
+    out: str | Path,
+    *,
+    threshold: float = 0.3,
+    per_class: int | None = None,
+    fill: bool = False,
+    keep_labelled: bool = False,
+    weights: Literal["best", "last"] = "best",
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> Labelled:
+    """Let a run label images, and choose the labels that another may be trained on.
+
+    Each label is written down beside `out` before any is chosen: a run that was stopped goes on, and another
+    choice needs no network. Where several processes were launched, each labels its part, and the one that
+    finishes last chooses.
+
+    Args:
+        teacher: from `load_run`.
+        source: "folder:PATH", with images in any folders.
+        out: the CSV to be, with the columns image, label and probability.
+        threshold: least probability of a label that is kept; Xie et al. take 0.3.
+        per_class: keep so many of each class at most, the most confident ones.
+        fill: repeat the images of a class with fewer until there are `per_class`.
+        keep_labelled: label the images that the teacher was trained on, too.
+        weights: of the teacher's best epoch, or of its last.
+        batch_size, workers: of the labelling; None takes the teacher's.
+
+    Raises:
+        ValueError: the threshold is no probability, a number is too small, or `fill` lacks `per_class`.
+        DataError: there are no such images, none is left, or none could be read.
+        RunError: labels of another teacher or of other images are in the way, or other parts are not done.
+
+    References:
+        Xie et al., Self-training with Noisy Student, arXiv 1911.04252, section 3; LambdaNetworks, Table 5.
+
+    Example:
+        >>> label(load_run("runs/teacher"), "folder:photos", "labels.csv", threshold=0.9).kept.counts()
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is a probability from 0 to 1; got {threshold}")
+    if fill and per_class is None:
+        raise ValueError("fill repeats images until there are per_class of them, which is not given")
+    numbers = (("per_class", per_class, 1), ("batch_size", batch_size, 1), ("workers", workers, 0))
+    for name, value, least in numbers:
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {least} or more; got {value}")
+    config, path, source = teacher.config.data, Path(out), written_out(source)
+    pictures = open_pictures(source, config.in_chans)
+    names = [pictures.path(index) for index in range(len(pictures))]
+    wanted = list(range(len(names))) if keep_labelled else unseen(teacher, source, names)
+    if not wanted:
+        raise DataError(f"the teacher was trained on all {len(names)} images of {source!r}; none is left.")
+    network = teacher.model(weights)
+    about = {
+        "source": source,
+        "teacher": teacher.config.model.name,
+        "weights": digest(network),
+        "images": _hash(names[index] for index in wanted),
+        "classes": list(teacher.classes),
+    }
+    rank, parts = _part()
+    files = [_file(path, part, parts) for part in range(parts)]
+    mine = wanted[rank::parts]
+    record = Record(files[rank], about, [names[index] for index in mine], teacher.classes)
+    done = record.start()
+    if done:
+        say(f"{done:,} of {len(mine):,} images are labelled already")
+    if not files[rank].exists():
+        size = config.batch_size if batch_size is None else batch_size
+        reader = _Reader(pictures, mine[done:], eval_transform(config), size)
+        processes = config.workers if workers is None else workers
+        loading = DataLoader(reader, batch_size=None, num_workers=processes)
+        with record.appending() as file, _progress(len(mine), done) as advance:
+            for chosen, targets, probabilities in _answers(teacher, network, loading):
+                record.append(file, [names[index] for index in chosen], targets, probabilities)
+                advance(len(chosen))
+    if missing := sum(not each.exists() for each in files):
+        raise RunError(
+            f"this part is labelled and {missing} of the {parts} are not; the process that finishes last "
+            "writes the choice, and the same command goes on with what is missing"
+        )
+    lines, unreadable = read_record(files)
+    everything = parse_labels(lines, path, teacher.classes)
+    kept = select(everything, threshold=threshold, per_class=per_class, fill=fill)
+    facts = about | {
+        "threshold": threshold,
+        "per_class": per_class,
+        "fill": fill,
+        "left_out": len(names) - len(wanted),
+        "unreadable": len(unreadable),
+        "labelled": dict(zip(teacher.classes, everything.counts().tolist(), strict=True)),
+        "kept": dict(zip(teacher.classes, kept.counts().tolist(), strict=True)),
+    }
+    write_text(facts_path(path), json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, to_csv(kept))
+    return Labelled(
+        everything=everything,
+        kept=kept,
+        truths=folder_truths(everything),
+        unreadable=tuple(unreadable),
+        left_out=len(names) - len(wanted),
+        file=path,
+    )
+
+
+def unseen(teacher: Run, source: str, names: Sequence[str]) -> list[int]:
+    """The images, by index, that a run was not trained on with labels of their own."""
+    config = teacher.config.data
+    if not overlap(source, config.source):
+        return list(range(len(names)))
+    trained = open_source(config, seed=teacher.config.seed, classes=teacher.classes).train
+    seen = set(places(config.source, names_from_root(config, trained)))
+    return [index for index, place in enumerate(places(source, names)) if place not in seen]
+
+
+def digest(network: nn.Module) -> str:
+    """A hash of a network's weights and statistics."""
+    hashed = blake2b(digest_size=16)
+    for name, tensor in network.state_dict().items():
+        hashed.update(name.encode())
+        hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return hashed.hexdigest()
+
+
+def _hash(names: Iterator[str]) -> str:
+    hashed = blake2b(digest_size=16)
+    for name in names:
+        hashed.update(f"{name}\0".encode(errors="surrogateescape"))
+    return hashed.hexdigest()
+
+
+def _part() -> tuple[int, int]:
+    """Which of how many processes this is, as torchrun or SLURM has it."""
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]), int(os.environ[size])
+    return 0, 1
+
+
+def _file(path: Path, part: int, parts: int) -> Path:
+    """Where all labels of a part are, chosen or not."""
+    return path.with_name(f"{path.stem}.all{'' if parts == 1 else f'-{part + 1}-of-{parts}'}.csv")
+
+
+class _Reader(Dataset):
+    """Batches of images ready for the network; an image that cannot be read is missing in its batch."""
+
+    def __init__(
+        self, pictures: Pictures, indices: Sequence[int], transform: Callable[[Any], Tensor], batch_size: int
+    ):
+        self.pictures, self.indices, self.transform = pictures, indices, transform
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __getitem__(self, batch: int) -> tuple[list[int], list[bool], Tensor]:
+        if batch >= len(self):
+            raise IndexError(batch)
+        chosen = list(self.indices[batch * self.batch_size : (batch + 1) * self.batch_size])
+        readable, images = [], []
+        for index in chosen:
+            try:
+                images.append(self.transform(self.pictures.read(index)))
+            except DataError:
+                readable.append(False)
+            else:
+                readable.append(True)
+        return chosen, readable, torch.stack(images) if images else torch.empty(0)
+
+
+@torch.inference_mode()
+def _answers(teacher: Run, network: nn.Module, loading: DataLoader) -> Iterator[Answers]:
+    """The label of each image and its probability, in the precision that the teacher was trained in."""
+    engine = teacher.config.engine
+    if engine.threads:
+        torch.set_num_threads(engine.threads)
+    if engine.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    settings = placement(engine)
+    local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    with quiet():
+        fabric = Fabric(
+            accelerator=settings["accelerator"],
+            devices=[local] if torch.cuda.is_available() and settings["accelerator"] != "cpu" else 1,
+            precision=settings["precision"],
+            plugins=[LightningEnvironment()],  # alone, whatever started the process
+        )
+        model = fabric.setup_module(network)
+        for chosen, readable, images in loading:
+            answers: Iterator[tuple[float, int]] = iter(())
+            if any(readable):
+                best = model(fabric.to_device(images)).float().softmax(-1).max(-1)
+                answers = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            rows = [next(answers) if each else (0.0, None) for each in readable]
+            yield chosen, [target for _, target in rows], [number for number, _ in rows]
+
+
+@contextmanager
+def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """A bar in a terminal, a line now and then elsewhere; yields what is told how many more are done."""
+    console = Console(stderr=True)
+    started = said = time.monotonic()
+    before = done
+    if console.is_terminal:
+        columns = (
+            TextColumn("labelling"),
+            BarColumn(bar_width=24, style="grey30", complete_style="red", finished_style="red"),
+            MofNCompleteColumn(),
+            TextColumn("[grey62]{task.fields[rate]:,.0f} images/s"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=total, completed=done, rate=0.0)
+
+            def draw(more: int) -> None:
+                nonlocal done
+                done += more
+                rate = (done - before) / (time.monotonic() - started)
+                bar.update(task, completed=done, rate=rate)
+
+            yield draw
+        return
+
+    def tell(more: int) -> None:
+        nonlocal done, said
+        done += more
+        now = time.monotonic()
+        if now - said > SAY_EVERY:
+            said = now
+            rate = (done - before) / (now - started)
+            say(f"labelled {done:,} of {total:,}, {rate:,.0f} images/s, {clock((total - done) / rate)} left")
+
+    yield tell
