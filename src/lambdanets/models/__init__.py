@@ -7,3 +7,5 @@ from .config import ResNetConfig as ResNetConfig
 from .registry import create_model as create_model
 from .registry import list_models as list_models
 from .resnet import ResNet as ResNet
+from .weight_files import WeightsError as WeightsError
+from .weights import load_weights as load_weights
