@@ -64,8 +64,8 @@ def accelerate(module: nn.Module) -> nn.Module:
         warnings.warn(f"accelerate leaves layers as they are; {'; '.join(obstacles)}", stacklevel=2)
     fast = any(isinstance(layer, AcceleratedLayer | LambdaLayer) for layer in module.modules())
     if not (made or fast or obstacles):
-        known = ", ".join(".".join(name) for name in REPLACEMENTS)
-        known = f"{known} or {'.'.join(COPIED)} of d-li14/lambda.pytorch"
+        names = [".".join(name) for name in REPLACEMENTS]
+        known = " or ".join([*names, f"{'.'.join(COPIED)} of d-li14/lambda.pytorch"])
         found = type(module).__name__
         raise ValueError(f"module must hold a layer that accelerate knows ({known}), but {found} has none")
     for parent in list(module.modules()):

@@ -88,7 +88,7 @@ def _unreadable(path: Path, error: Exception) -> WeightsError:
         needed = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except Exception:  # no archive of torch's
         needed = []
-    if needed or any(sign in str(cause) for sign in ("Unsupported", "TorchScript")):
+    if needed or any(sign in str(cause) for sign in ("GLOBAL", "TorchScript")):
         named = f" ({', '.join(sorted(needed)[:3])})" if needed else ""
         return WeightsError(
             f"{path} holds more than tensors{named}, which can run code when it is loaded, and is refused; "
