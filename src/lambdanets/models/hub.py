@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
@@ -41,6 +40,8 @@ def save_for_hub(
     Example:
         >>> save_for_hub(create_model("lambda_resnet_cifar"), "hub/cifar", images={"crop_pct": 0.9})
     """
+    from safetensors.torch import save
+
     cfg: Any = getattr(model, "pretrained_cfg", None)
     made: Any = getattr(model, "_model_args", None)
     if not cfg or made is None:
