@@ -82,6 +82,9 @@ class DLi14(nn.Module):
         return self.avgpool(y) if self.stride > 1 else y
 
 
+DLi14.__name__ = "LambdaLayer"  # the name by which it is known
+
+
 def awake(module: nn.Module) -> nn.Module:
     """Statistics, norms and positions as after some training: at their start, mistakes could hide in them."""
     for part in module.modules():

@@ -261,6 +261,17 @@ def test_a_scope_is_not_interpolated(tmp_path: Path) -> None:
     assert torch.equal(other.positions, torch.load(path)["positions"][1:6])
 
 
+def test_tables_that_a_stage_shares_take_no_different_ones(tmp_path: Path) -> None:
+    name = "resnet_cifar_lambda"
+    apart, shared = create_model(name), create_model(name, shared_positions=True)
+    with pytest.raises(WeightsError, match=r"layer3\.1\.\S+ and layer3\.2\.\S+ are one tensor in"):
+        load_weights(shared, saved(apart, tmp_path / "apart.pt"))
+    path = saved(shared, tmp_path / "shared.pt")
+    for model in (apart, create_model(name, shared_positions=True)):
+        load_weights(model, path)
+        assert_same(model, shared)
+
+
 # timm's lambda models
 
 

@@ -175,6 +175,13 @@ def _check(
                 f"the weights in {source} are not those of {what} with its options: {name} has the shape "
                 f"{have}, the model needs {need}{likeness(theirs)}"
             )
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = first.setdefault(parameter, name)
+        if name in weights and other in weights and not torch.equal(weights[name], weights[other]):
+            raise WeightsError(
+                f"{other} and {name} are one tensor in {what}, and two that differ in {source}"
+            )
 
 
 def _name(model: nn.Module) -> str:

@@ -261,10 +261,11 @@ def check_alike(config: RunConfig, fingerprint: str, weights_digest: str = "") -
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
-    # Where the images lie may differ from machine to machine; which images they are may not.
+    # Where images and weights lie may differ from machine to machine; which they are may not.
     data = replace(config.data, source="digits") if fingerprint else config.data
+    model = replace(config.model, weights=None) if weights_digest else config.model
     mine = {
-        "configuration": to_json(replace(config, data=data)),
+        "configuration": to_json(replace(config, data=data, model=model)),
         "images": fingerprint,
         "weights to start from": weights_digest,
         "versions": f"lambdanets {lambdanets.__version__}, torch {torch.__version__}",
