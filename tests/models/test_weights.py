@@ -236,17 +236,20 @@ def test_a_global_table_is_interpolated_as_the_layer_does_it(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("sizes", "grid"),
+    ("there", "here", "grid"),
     [
-        ({"grid": (4, 7)}, (4, 7)),
-        ({"scope": 13}, (4, 7)),
-        ({"scope": (4, 7)}, (2, 7)),
-        ({"scope": (3, 6)}, (2, 7)),
+        ({"scope": 5}, {"grid": (4, 7)}, (4, 7)),
+        ({"scope": 5}, {"scope": 13}, (4, 7)),
+        ({"scope": 4}, {"scope": 7}, (4, 7)),
+        ({"scope": 5}, {"scope": (4, 7)}, (2, 7)),
+        ({"grid": (2, 3)}, {"scope": (3, 6)}, (2, 3)),
     ],
     ids=str,
 )
-def test_the_middle_computes_the_same_where_it_suffices(tmp_path: Path, sizes: dict, grid: tuple) -> None:
-    layer, other = (LambdaLayer2d(DIM, **each).double().eval() for each in ({"scope": 5}, sizes))
+def test_the_middle_computes_the_same_where_it_suffices(
+    tmp_path: Path, there: dict, here: dict, grid: tuple
+) -> None:
+    layer, other = (LambdaLayer2d(DIM, **sizes).double().eval() for sizes in (there, here))
     load_weights(other, saved(layer, tmp_path / "w.pt"), positions="middle")
     x = torch.randn(2, DIM, *grid, dtype=torch.float64)
     assert_close(other(x), layer(x))
