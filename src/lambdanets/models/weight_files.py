@@ -103,16 +103,18 @@ def _line(error: Exception | None) -> str:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
     reason: Exception | None = None
+    offline = False  # found out by trying, which takes long enough once
     try:
         for file in NAMES[1:]:
+            options = {"revision": revision or None, "local_files_only": offline}
             try:
-                return Path(hf_hub_download(repository, file, revision=revision or None))
+                return Path(hf_hub_download(repository, file, **options))
             except EntryNotFoundError as error:
-                reason = error
+                offline, reason = isinstance(error, LocalEntryNotFoundError), reason or error
     except (OSError, ValueError, RuntimeError) as error:
         reason = error
     raise WeightsError(f"{HUB}{name} gives no {' and no '.join(NAMES[1:])}: {_line(reason)}") from reason
