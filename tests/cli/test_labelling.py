@@ -75,6 +75,20 @@ def test_teacher_labels_student(
     assert "40 images that the teacher" in done.stdout
 
 
+def test_the_process_that_finishes_last_chooses(
+    trained: Path, scans: Path, tmp_path: Path, inside: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "labels.csv"
+    words = ["pseudo-label", trained, "--data", f"folder:{scans}/val", "--out", out, "--threshold", 0]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, said in ((1, "this part is labelled; the process that finishes last"), (0, "60 of 60 labels")):
+        monkeypatch.setenv("RANK", str(rank))
+        done = inside(*words)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+        assert out.exists() == (rank == 0)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -55,6 +55,9 @@ def run(
         opened, data, out, threshold=threshold, per_class=per_class, fill=fill,
         keep_labelled=keep_labelled, weights=weights, batch_size=batch_size, workers=workers,
     )  # fmt: skip
+    if found is None:
+        stdout().print("this part is labelled; the process that finishes last writes the choice")
+        return 0
     everything, kept, console = found.everything, found.kept, stdout()
     if found.left_out:
         console.print(

@@ -29,7 +29,6 @@ from lambdanets.data.pseudo import facts_path, overlap, places
 from lambdanets.data.sources import names_from_root, open_source
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.engine import placement, quiet
-from lambdanets.train.errors import RunError
 from lambdanets.train.label_record import Record, read_record
 from lambdanets.train.progress import clock, say
 from lambdanets.train.run import Run
@@ -71,7 +70,7 @@ def label(
     weights: Literal["best", "last"] = "best",
     batch_size: int | None = None,
     workers: int | None = None,
-) -> Labelled:
+) -> Labelled | None:
     """Let a run label images, and choose the labels that another may be trained on.
 
     Each label is written down beside `out` before any is chosen: a run that was stopped goes on, and another
@@ -89,16 +88,19 @@ def label(
         weights: of the teacher's best epoch, or of its last.
         batch_size, workers: of the labelling; None takes the teacher's.
 
+    Returns:
+        What came out; None where another process has still to label its part, and then chooses.
+
     Raises:
         ValueError: the threshold is no probability, a number is too small, or `fill` lacks `per_class`.
         DataError: there are no such images, none is left, or none could be read.
-        RunError: labels of another teacher or of other images are in the way, or other parts are not done.
+        RunError: labels of another teacher or of other images are in the way.
 
     References:
         Xie et al., Self-training with Noisy Student, arXiv 1911.04252, section 3; LambdaNetworks, Table 5.
 
     Example:
-        >>> label(load_run("runs/teacher"), "folder:photos", "labels.csv", threshold=0.9).kept.counts()
+        >>> label(load_run("runs/teacher"), "folder:photos", "labels.csv", threshold=0.9)
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is a probability from 0 to 1; got {threshold}")
@@ -138,11 +140,8 @@ def label(
             for chosen, targets, probabilities in _answers(teacher, network, loading):
                 record.append(file, [names[index] for index in chosen], targets, probabilities)
                 advance(len(chosen))
-    if missing := sum(not each.exists() for each in files):
-        raise RunError(
-            f"this part is labelled and {missing} of the {parts} are not; the process that finishes last "
-            "writes the choice, and the same command goes on with what is missing"
-        )
+    if not all(each.exists() for each in files):
+        return None
     lines, unreadable = read_record(files)
     everything = parse_labels(lines, path, teacher.classes)
     kept = select(everything, threshold=threshold, per_class=per_class, fill=fill)
