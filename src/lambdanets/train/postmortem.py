@@ -163,11 +163,11 @@ def _describe(report: dict[str, Any]) -> str:
     lines += [f"{len(report['nonfinite_weights'])} tensors of the network are NaN or infinite"]
     lines += [f"  {name}" for name in report["nonfinite_weights"][:SHOWN]]
     for title in ("largest_activations", "weight_norms", "last_gradient_norms"):
-        if values := report.get(title):
+        values: dict[str, float] = report.get(title, {})
+        if values:
             lines += ["", f"{title.replace('_', ' ')} (the largest of {len(values)})"]
             order = sorted(values, key=lambda name: (math.isnan(values[name]), values[name]), reverse=True)
             lines += [f"  {values[name]:<12.4g}{name}" for name in order[:SHOWN]]
-    lines += ["", "losses (step, loss)"] + [
-        f"  {step:>8}  {loss:.6g}" for step, loss in report["losses"][-20:]
-    ]
+    lines += ["", "losses (step, loss)"]
+    lines += [f"  {step:>8}  {loss:.6g}" for step, loss in report["losses"][-20:]]
     return "\n".join([*lines, "", *(f"{note}." for note in report["notes"])]).rstrip() + "\n"

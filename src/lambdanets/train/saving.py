@@ -20,6 +20,7 @@ from lambdanets.train.layout import RunFiles
 from lambdanets.train.module import Classifier
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
+STOPPING = "stopping at the next step that can be resumed; once more to stop at once"
 AGREE_EVERY = 10  # steps between votes of several devices on whether to save or stop
 
 
