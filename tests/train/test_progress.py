@@ -1,5 +1,7 @@
 import io
 import os
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,9 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from lambdanets.data import DataConfig
 from lambdanets.train import RunConfig, override
-from lambdanets.train.progress import LiveProgress, clock, epoch_line, say
+from lambdanets.train.progress import LiveProgress, advise, clock, epoch_line, say, waiting
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,54 @@ def test_a_terminal_sees_the_run_live(
     for part in ("epoch 1/1", "loss", "accuracy", "images/s", "left", "validation"):
         assert part in text
     assert "epoch 2/1" not in text  # after the last batch of an epoch it is still that epoch
+
+
+def test_the_share_of_waiting_is_shown_where_it_matters() -> None:
+    assert waiting(0.049) == ""
+    assert waiting(0.123) == "  data 12 %"
+
+
+def test_slow_images_are_told_once_a_run_with_what_to_do(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from lambdanets.data.image_set import ImageSet
+    from lambdanets.train.engine import train
+
+    quick = ImageSet.batch
+
+    def slow(self: ImageSet, *args: Any) -> Any:
+        time.sleep(0.2)
+        return quick(self, *args)
+
+    monkeypatch.setattr(ImageSet, "batch", slow)
+    monkeypatch.setattr("lambdanets.train.progress.WORTH_SECONDS", 0.1)
+    train(override(tiny, "engine.max_batches=2", "engine.max_val_batches=1"), run_dir=tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:9] for line in lines] == ["epoch 1/3", "training ", "epoch 2/3", "epoch 3/3"]
+    assert all(re.search(r"images/s.*  data \d\d %$", line) for line in lines if line.startswith("epoch"))
+    assert re.match(r"training waited for images \d\d % of its time; try ", lines[1])
+
+
+@pytest.mark.parametrize(
+    ("data", "workers", "cores", "means"),
+    [
+        (
+            DataConfig(workers=2), 2, 8,
+            ["more data.workers (2 now, with 8 cores for each process)", "data.cache=true", "size", "tar:"],
+        ),
+        (DataConfig(workers=8, cache=True), 8, 8, ["images stored at the size", "tar: shards"]),
+        (DataConfig(workers=0), 0, 2, ["(0 now, with 2 cores", "data.cache=true", "size", "tar:"]),
+        (DataConfig(workers=2), 0, 8, ["fewer changes in data.augment"]),
+    ],
+)  # fmt: skip
+def test_advice_on_slow_images(data: DataConfig, workers: int, cores: int, means: list[str]) -> None:
+    said = advise(0.314, data, workers=workers, cores=cores)
+    start, *listed = said.split("; try ")
+    assert start == "training waited for images 31 % of its time"
+    # No part of a means holds ", " but the first's brackets.
+    parts = re.split(r", (?![^(]*\))", listed[0])
+    assert len(parts) == len(means)
+    assert all(mean in part for mean, part in zip(means, parts, strict=True))
 
 
 def test_a_reader_that_went_away_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

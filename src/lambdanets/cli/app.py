@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sentence is None:
             raise
         rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0"
-        print(f"lambdanets{'' if rank == '0' else f' (process {rank})'}: {sentence}", file=sys.stderr)
+        if rank == "0" or not getattr(error, "everywhere", False):
+            print(f"lambdanets{'' if rank == '0' else f' (process {rank})'}: {sentence}", file=sys.stderr)
         # Training that was asked to stop brings its own code.
         return USAGE if isinstance(error, UsageError) else getattr(error, "exit_code", FAILURE)
     finally:

@@ -26,6 +26,7 @@ from lambdanets.train.layout import RunFiles
 from lambdanets.train.loaders import Loaders
 from lambdanets.train.module import Classifier
 from lambdanets.train.optim import create_optimizer
+from lambdanets.train.postmortem import bad_step, clear
 from lambdanets.train.progress import LiveProgress
 from lambdanets.train.recorder import Publisher, Recorder
 from lambdanets.train.resume import Start, check_images, find_start, settle, start_from, weights_digest
@@ -83,7 +84,11 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
         if rank_zero_only.rank == 0:
             write_text(files.config, to_json(config))
             write_text(files.classes, json.dumps(splits.classes, indent=1, ensure_ascii=False) + "\n")
+            if not resume:
+                clear(files.nonfinite)
         module.last_checkpoint = start.path if start else None
+        module.nonfinite_folder = files.nonfinite
+        module.suspected_step = bad_step(files.nonfinite) if start else -1
         resumed = {"ckpt_path": start.path, "weights_only": True} if start else {}
         if start and start.completes(config):
             # Killed between its last checkpoint and its summary.

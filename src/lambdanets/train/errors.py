@@ -1,4 +1,7 @@
-"""What can go wrong in a run, each with one sentence a person can act on."""
+"""What can go wrong in a run, each with one sentence a person can act on.
+
+Those marked `everywhere` are raised by all processes of a run together: the first of them tells the person.
+"""
 
 import signal
 from pathlib import Path
@@ -26,14 +29,24 @@ class NonFiniteLossError(RuntimeError):
         epoch: epoch of the bad step, counted from 1.
         learning_rate: learning rate at that step.
         checkpoint: the last good checkpoint, None when there is none yet.
+        report: where what led to it was written down, as a half-sentence.
     """
 
+    everywhere = True
+
     def __init__(
-        self, what: str, step: int, epoch: int, learning_rate: float, checkpoint: Path | None
+        self,
+        what: str,
+        step: int,
+        epoch: int,
+        learning_rate: float,
+        checkpoint: Path | None,
+        report: str = "",
     ) -> None:
         self.step, self.epoch = step, epoch
         self.learning_rate, self.checkpoint = learning_rate, checkpoint
         kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+        kept = "; ".join(part for part in (report, kept) if part)
         super().__init__(
             f"{what} at step {step} (epoch {epoch}, learning rate {learning_rate:.3g}); "
             f"{kept}. Try a smaller optimizer.lr, a longer schedule.warmup_epochs or engine.clip_grad=1."
@@ -63,6 +76,8 @@ class TrainingInterrupted(RuntimeError):
         directory: the run folder.
         saved: whether a checkpoint of the very last step was written.
     """
+
+    everywhere = True
 
     def __init__(self, number: int, directory: Path, *, saved: bool) -> None:
         self.number, self.directory, self.saved = number, directory, saved

@@ -55,6 +55,11 @@ class RunFiles:
         return self.directory / "checkpoints" / "best.ckpt"
 
     @property
+    def nonfinite(self) -> Path:
+        """Where a step whose loss was NaN or infinite is written down."""
+        return self.directory / "nonfinite"
+
+    @property
     def checkpoints(self) -> list[Path]:
         """Where to continue from, the newest first."""
         return [self.last, self.previous, self.best]

@@ -4,12 +4,14 @@ import copy
 import hashlib
 import math
 import time
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric, MetricCollection
@@ -19,12 +21,14 @@ import lambdanets
 from lambdanets.train.config import RunConfig
 from lambdanets.train.errors import NonFiniteLossError, RunError
 from lambdanets.train.optim import create_optimizer
+from lambdanets.train.postmortem import Moment, dissect
 from lambdanets.train.schedule import lr_factor
 from lambdanets.train.state import RunState
 from lambdanets.train.typed import to_json
 
 CONFUSION_LIMIT = 1000  # classes; beyond it the matrix is larger than many networks
-CHECK_EVERY = 50  # steps between looks at the loss where a look stops the accelerator
+CHECK_EVERY = 50  # batches between looks at the loss where a look stops the accelerator
+RECENT = 100  # losses that are kept to be looked at when one is bad
 
 
 class Classifier(pl.LightningModule):
@@ -47,8 +51,12 @@ class Classifier(pl.LightningModule):
         self.state = state
         self.memory_format = torch.channels_last if config.engine.channels_last else torch.contiguous_format
         self.last_checkpoint: Path | None = None
+        self.nonfinite_folder: Path | None = None  # where a bad step is written down
         self.sums: Tensor | None = None  # loss, right answers and images of this epoch, on this device
-        self.nonfinite: Tensor | None = None  # loss and step: of the first bad loss, else of the newest
+        self.unseen: list[tuple[int, Tensor]] = []  # step and loss of every batch since the last look
+        self.losses: deque[tuple[int, float]] = deque(maxlen=RECENT)  # those looked at
+        self.batch: tuple[int, tuple[Tensor, Tensor]] | None = None  # the newest, and its number
+        self.suspected_step = -1  # up to it every loss is looked at
         self.accumulate = config.engine.accumulate  # batches of an optimiser step
         self.rate = 0.0  # learning rate of the newest step
         self.free_since = time.perf_counter()  # when this process began to wait for the next batch
@@ -89,6 +97,7 @@ class Classifier(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         check_alike(self.config, self.state.fingerprint, self.state.weights_digest)
+        self.suspected_step = self.trainer.strategy.broadcast(self.suspected_step)
 
     def on_train_start(self) -> None:
         if self.sums is None:
@@ -108,6 +117,7 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, targets = batch
+        self.batch = self.state.batches_done, batch
         torch.manual_seed(step_seed(self.config.seed, self.state.batches_done, self.global_rank))
         self.rate = self.learning_rate()
         for group in self.trainer.optimizers[0].param_groups:
@@ -152,14 +162,10 @@ class Classifier(pl.LightningModule):
         self.sums += torch.stack([loss * len(targets), right.to(loss.dtype), images]).to(self.sums.dtype)
 
     def _watch(self, loss: Tensor) -> None:
-        # Looking at a number makes an accelerator wait: there the first bad one is kept and seen in its turn.
-        step = torch.tensor(float(self.global_step), device=loss.device, dtype=torch.float64)
-        seen = torch.stack([loss.double(), step])
-        if self.nonfinite is None:
-            self.nonfinite = seen
-        else:
-            self.nonfinite = torch.where(torch.isfinite(self.nonfinite[0]), seen, self.nonfinite)
-        if self.device.type == "cpu" or self.global_step % CHECK_EVERY == 0:
+        self.unseen.append((self.global_step, loss))
+        # Looking at a number makes an accelerator wait.
+        each = self.device.type == "cpu" or self.global_step <= self.suspected_step
+        if each or len(self.unseen) >= CHECK_EVERY:
             self.check_finite()
 
     def check_finite(self, *, weights: bool = False) -> None:
@@ -169,16 +175,79 @@ class Classifier(pl.LightningModule):
             weights: look at the weights too, as before they are saved: the step after a finite loss may have
                 spoilt them.
         """
-        loss, step = self.nonfinite.tolist() if self.nonfinite is not None else (0.0, 0)
-        what = "" if math.isfinite(loss) else f"the training loss became {loss}"
+        bad = self._look()
+        what = "" if bad is None else f"the training loss became {bad[1]}"
         if weights and not what:
             tensors = [t for t in self.network.state_dict().values() if t.is_floating_point()]
             if not torch.stack([t.isfinite().all() for t in tensors]).all():
                 what = "the weights became NaN or infinite"
-        if self.trainer.strategy.reduce_boolean_decision(bool(what), all=False):
-            what = what or "the training loss on another device became NaN or infinite"
-            epoch = int(step) // self.steps_per_epoch + 1
-            raise NonFiniteLossError(what, int(step), epoch, self.rate, self.last_checkpoint)
+        first = self._first_device(bool(what))
+        if first is None:
+            return
+        told: dict[str, Any] = {}
+        if first == self.global_rank:
+            # Weights are looked at after the optimiser's step, losses before it.
+            step = bad[0] if bad else self.losses[-1][0] if self.losses else self.global_step
+            epoch = step // self.steps_per_epoch + 1
+            told = {"what": what, "step": step, "epoch": epoch, "learning_rate": self.rate}
+            told["report"] = self._write_down(told, is_loss=bad is not None)
+        told = self.trainer.strategy.broadcast(told, src=first)
+        raise NonFiniteLossError(**told, checkpoint=self.last_checkpoint)
+
+    def _look(self) -> tuple[int, float] | None:
+        """Step and loss of the first bad batch since the last look."""
+        if not self.unseen:
+            return None
+        steps, tensors = zip(*self.unseen, strict=True)
+        self.unseen.clear()
+        values = [tensors[0].item()] if len(tensors) == 1 else torch.stack(tensors).tolist()
+        seen = list(zip(steps, values, strict=True))
+        self.losses.extend(seen)
+        return next((each for each in seen if not math.isfinite(each[1])), None)
+
+    def _first_device(self, met: bool) -> int | None:
+        """The first of the devices that say so, None when no one does."""
+        world = self.trainer.world_size
+        if world == 1:
+            return 0 if met else None
+        rank = torch.tensor(float(self.global_rank if met else world), device=self.device)
+        first = int(self.trainer.strategy.reduce(rank, reduce_op="min"))
+        return first if first < world else None
+
+    def _write_down(self, facts: dict[str, Any], *, is_loss: bool) -> str:
+        """Keep what is needed to study a bad step; returns what the person should know about it."""
+        if self.nonfinite_folder is None:
+            return ""
+        number, batch = self.batch or (self.state.batches_done, None)
+        collective = stale = ""
+        if not is_loss:
+            stale = "the loss was finite: the step with this batch and these gradients spoilt the weights"
+        elif self.losses[-1][0] != facts["step"] or number != self.state.batches_done:
+            stale = (
+                "the batch is a later one than that of the bad loss, as the loss is not looked at in every "
+                "step here. Resume the run: up to this step it will be, and this folder then holds that batch"
+            )
+        if self.trainer.world_size > 1:
+            if any(isinstance(module, nn.SyncBatchNorm) for module in self.network.modules()):
+                collective = "with engine.sync_batchnorm one process cannot run the network alone"
+            if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+                collective = "with FSDP one process has a part of the weights"
+        more = {"process": self.global_rank, "batch": number, "precision": self.config.engine.precision}
+        moment = Moment(
+            facts=facts | more,
+            losses=list(self.losses),
+            seed=step_seed(self.config.seed, number, self.global_rank),
+            batch=batch,
+            stale=stale,
+            collective=collective,
+            context=self.trainer.precision_plugin.forward_context(),
+        )
+        try:
+            dissect(self.network, moment, self.nonfinite_folder)
+        except Exception as error:
+            # Whatever goes wrong here, the reason to stop is the loss.
+            return f"what led to it could not be written down ({(str(error).splitlines() or [''])[0]})"
+        return f"what led to it is in {self.nonfinite_folder}"
 
     def running(self) -> tuple[float, float, float]:
         """Mean loss, accuracy and images of the epoch so far, on this device."""

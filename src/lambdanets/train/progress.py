@@ -12,9 +12,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from lambdanets.data import DataConfig
 from lambdanets.train.module import Classifier
 
 REFRESH = 0.25  # seconds between looks at the running sums, which stop an accelerator
+WORTH_SHOWING, WORTH_ADVICE = 0.05, 0.10  # shares of the training time that went into waiting for images
+WORTH_SECONDS = 5.0  # of an epoch; below it nothing is to be gained by advice
 
 
 class LiveProgress(Callback):
@@ -59,7 +62,7 @@ class LiveProgress(Callback):
             description=f"epoch {trainer.current_epoch + 1:>{len(str(epochs))}}/{epochs}",
             completed=batch_idx + 1,
             detail=f"loss {loss:.3f}  accuracy {100 * accuracy:.1f} %  {speed:,.0f} images/s  "
-            f"{clock(self._left())} left",
+            f"{clock(self._left())} left{waiting(state.wait_seconds / seconds)}",
         )
 
     def on_validation_batch_end(
@@ -81,12 +84,15 @@ class LiveProgress(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         state, epochs = self.module.state, self.module.config.engine.epochs
         if trainer.is_global_zero:
+            row = state.history[-1]
             left = f"  {clock(self._left())} left" if state.position[0] < epochs else ""
-            line = epoch_line(state.history[-1], epochs) + left
-            if self._progress is None:
-                say(line)
-            else:
-                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._print(epoch_line(row, epochs) + left + waiting(row["data_wait"]))
+            # Told from the history, a run that is resumed does not hear it twice.
+            if waits(row) and not any(map(waits, state.history[:-1])):
+                local = max(trainer.world_size // trainer.num_nodes, 1)
+                workers = getattr(trainer.train_dataloader, "num_workers", 0)
+                data = self.module.config.data
+                self._print(advise(row["data_wait"], data, workers=workers, cores=cores() // local))
         if self._progress is not None and self._task is not None:
             self._progress.update(
                 self._task, description="", completed=0, total=state.batches_per_epoch, detail=""
@@ -99,6 +105,12 @@ class LiveProgress(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         self._stop()
+
+    def _print(self, line: str) -> None:
+        if self._progress is None:
+            say(line)
+        else:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._progress is not None:
@@ -121,6 +133,43 @@ def epoch_line(row: dict[str, float], epochs: int) -> str:
         f"val {row['val_loss']:.3f} {100 * row['val_top1']:5.2f} %  "
         f"{row['images_per_second']:,.0f} images/s"
     )
+
+
+def waiting(share: float) -> str:
+    """The share of the training time in which nothing was done but wait for images, where it matters."""
+    return f"  data {100 * share:.0f} %" if share >= WORTH_SHOWING else ""
+
+
+def waits(row: dict[str, float]) -> bool:
+    """Whether waiting for images cost so much of an epoch that something should be done about it."""
+    share = row.get("data_wait", 0.0)
+    return share > WORTH_ADVICE and share * row["seconds"] > WORTH_SECONDS
+
+
+def advise(share: float, data: DataConfig, *, workers: int, cores: int) -> str:
+    """What to do about images that come too slowly, in the order of trying.
+
+    Args:
+        share: of the training time, spent on waiting.
+        data: the run's.
+        workers: processes that read images for this one; 0 is none, as where all are in memory.
+        cores: of the processor, for each process of the run.
+    """
+    if workers == 0 and data.workers:
+        means = ["fewer changes in data.augment (the images are in memory already)"]
+    else:
+        means = []
+        if workers < cores:
+            means.append(f"more data.workers ({workers} now, with {cores} cores for each process)")
+        if data.cache is not True:
+            means.append("data.cache=true where they fit into memory")
+        means += ["images stored at the size they are trained at", "tar: shards instead of single files"]
+    return f"training waited for images {100 * share:.0f} % of its time; try {', '.join(means)}"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def clock(seconds: float) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 
 from lambdanets.train.checkpoint import save_weights
 from lambdanets.train.errors import TrainingInterrupted
@@ -19,6 +20,7 @@ from lambdanets.train.layout import RunFiles
 from lambdanets.train.module import Classifier
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
+STOPPING = "stopping at the next step that can be resumed; once more to stop at once"
 AGREE_EVERY = 10  # steps between votes of several devices on whether to save or stop
 
 
@@ -43,6 +45,7 @@ class Saving(Callback):
         self.module = module
         self.metadata = metadata
         self.received: int | None = None
+        self.failed = False
         self._saved_at = time.monotonic()
         self._owner = os.getpid()
 
@@ -65,6 +68,11 @@ class Saving(Callback):
         self._listen()
         self._saved_at = time.monotonic()
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self.failed = True
+
     def _listen(self) -> None:
         if _in_main_thread():
             for number in STOPS:
@@ -76,11 +84,16 @@ class Saving(Callback):
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
+        if self.failed and number == signal.SIGTERM:
+            return  # a launcher ends all processes when one has failed: this one has its own last words
         if self.received is not None:
             raise TrainingInterrupted(number, self.files.directory, saved=False)
         self.received = number
-        with suppress(OSError):  # nobody may be reading
-            sys.stderr.write("\nstopping at the next step that can be resumed; once more to stop at once\n")
+        if rank_zero_only.rank == 0:
+            with suppress(OSError):  # nobody may be reading
+                sys.stderr.write(
+                    "\nstopping at the next step that can be resumed; once more to stop at once\n"
+                )
 
     # Saving
 
