@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from .config import DataConfig
 from .errors import DataError, DataWarning
 from .image_set import ImageSet
-from .randomness import permutation
+from .randomness import permutation, shard_permutation
 from .stream import StreamSet
 
 Position = Callable[[], tuple[int, int]]
@@ -35,15 +35,25 @@ class TrainBatches(Sampler):
         position: returns (epoch, batches already done in it), asked at the start of every iteration.
         rank: of this process.
         world_size: number of processes.
+        shards: number of the archive of each sample, of shape (n,), to visit those one after the other; None
+            mixes all samples.
     """
 
     def __init__(
-        self, size: int, batch_size: int, *, seed: int, position: Position, rank: int, world_size: int
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int,
+        position: Position,
+        rank: int,
+        world_size: int,
+        shards: np.ndarray | None = None,
     ):
         if size < world_size:
             raise DataError(f"{size} training images are too few for {world_size} processes.")
         self.size, self.seed, self.position = size, seed, position
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.shards = rank, world_size, shards
         self.batch_size = min(batch_size, size // world_size)
 
     def __len__(self) -> int:
@@ -53,7 +63,10 @@ class TrainBatches(Sampler):
         return self._batches(*self.position())  # asked now, not at the first batch
 
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
-        order = permutation(self.seed, epoch, self.size)
+        if self.shards is None:
+            order = permutation(self.seed, epoch, self.size)
+        else:
+            order = shard_permutation(self.seed, epoch, self.shards)
         for batch in range(done, len(self)):
             start = (batch * self.world_size + self.rank) * self.batch_size
             yield order[start : start + self.batch_size], epoch
@@ -116,7 +129,13 @@ def train_loader(
     if isinstance(image_set, StreamSet):
         return _stream_loader(image_set, config, seed=seed, position=position)
     batches = TrainBatches(
-        len(image_set), config.batch_size, seed=seed, position=position, rank=rank, world_size=world_size
+        len(image_set),
+        config.batch_size,
+        seed=seed,
+        position=position,
+        rank=rank,
+        world_size=world_size,
+        shards=image_set.shards if config.order == "shards" else None,
     )
     return _loader(image_set, config, batches, seed)
 

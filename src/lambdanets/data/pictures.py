@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import DataError
-from .images import UNREADABLE, as_mode, read_image, reason
+from .images import UNREADABLE, as_mode, check_image, read_image, reason
 
 
 class Pictures(Protocol):
@@ -65,6 +65,10 @@ class FilePictures:
 
     def read(self, index: int) -> Image.Image:
         return read_image(self.path(index), in_chans=self.in_chans)
+
+    def check(self, index: int) -> None:
+        """Find out what `read` would say."""
+        check_image(self.path(index))
 
     def path(self, index: int) -> str:
         return os.fsdecode(self.names[index])

@@ -17,6 +17,7 @@ from .config import SOURCES, DataConfig
 from .errors import DataError
 from .folder import digests, read_folder, relative, stratum
 from .pictures import ArrayPictures, DatasetPictures, FilePictures, Pictures
+from .tar_source import open_tar
 
 STREAMED = ("hfids/", "tfds/", "wds/")
 PACKAGES = {
@@ -76,9 +77,12 @@ def _found(config: DataConfig, seed: int, classes: Sequence[str] | None) -> Sour
             for side in (found.train, found.val)
         )
         return Source(train, val, found.classes)
+    if kind == "tar":
+        return Source(*open_tar(config, seed=seed, classes=classes))
     if config.source.startswith(("torch/", "hfds/")):
         return _named(config, seed)
-    hint = f" Did you mean 'folder:{config.source}'?" if os.path.isdir(config.source) else ""
+    found = "folder" if os.path.isdir(config.source) else "tar" if config.source.endswith(".tar") else ""
+    hint = f" Did you mean '{found}:{config.source}'?" if found else ""
     raise DataError(f"data.source must be {SOURCES}; got {config.source!r}.{hint}")
 
 
