@@ -6,6 +6,7 @@ from .folder import IMAGE_SUFFIXES
 from .image_set import ImageSet
 from .images import read_image
 from .loader import eval_loader, train_loader
+from .shards import Sharded, write_shards
 from .splits import Splits, describe, open_split, open_splits
 from .stream import StreamSet
 from .transforms import eval_transform
@@ -17,6 +18,7 @@ __all__ = [
     "DataError",
     "DataWarning",
     "ImageSet",
+    "Sharded",
     "Splits",
     "StreamSet",
     "describe",
@@ -26,4 +28,5 @@ __all__ = [
     "open_splits",
     "read_image",
     "train_loader",
+    "write_shards",
 ]

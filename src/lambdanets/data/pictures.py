@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,12 +16,17 @@ from .images import UNREADABLE, as_mode, check_image, read_image, reason
 
 
 class Pictures(Protocol):
-    """Pictures with a class each. `read` raises DataError where a picture cannot be decoded."""
+    """Pictures with a class each.
+
+    `read` raises DataError where a picture cannot be decoded. `encoded` gives its file as it is, and the
+    suffix that belongs to it; where there is none, a PNG of the picture.
+    """
 
     targets: np.ndarray
 
     def __len__(self) -> int: ...
     def read(self, index: int) -> Image.Image: ...
+    def encoded(self, index: int) -> tuple[bytes, str]: ...
     def path(self, index: int) -> str: ...
     def subset(self, indices: np.ndarray) -> Pictures: ...
 
@@ -41,6 +48,9 @@ class ArrayPictures:
 
     def read(self, index: int) -> Image.Image:
         return as_mode(Image.fromarray(self.arrays[index]), self.in_chans)
+
+    def encoded(self, index: int) -> tuple[bytes, str]:
+        return _png(Image.fromarray(self.arrays[index]))
 
     def path(self, index: int) -> str:
         return self.names[index]
@@ -70,6 +80,11 @@ class FilePictures:
         """Find out what `read` would say."""
         check_image(self.path(index))
 
+    def encoded(self, index: int) -> tuple[bytes, str]:
+        path = self.path(index)
+        with open(path, "rb") as file:
+            return file.read(), os.path.splitext(path)[1].lower()
+
     def path(self, index: int) -> str:
         return os.fsdecode(self.names[index])
 
@@ -95,13 +110,29 @@ class DatasetPictures:
         return len(self.indices)
 
     def read(self, index: int) -> Image.Image:
-        place = int(self.indices[index])
-        try:
-            image = getattr(self.data_set, "reader", self.data_set)[place][0]
+        with self._naming(index):
+            image = self._stored(index)
             if isinstance(image, Image.Image):
                 return as_mode(image, self.in_chans)
             with image:
                 return read_image(image, in_chans=self.in_chans)
+
+    def encoded(self, index: int) -> tuple[bytes, str]:
+        with self._naming(index):
+            image = self._stored(index)
+            if isinstance(image, Image.Image):
+                return _png(as_mode(image, 1 if image.mode in ("1", "L") else 3))
+            with image:
+                content = image.read()
+            return content, f".{Image.open(BytesIO(content)).format}".lower()
+
+    def _stored(self, index: int) -> Any:
+        return getattr(self.data_set, "reader", self.data_set)[int(self.indices[index])][0]
+
+    @contextmanager
+    def _naming(self, index: int) -> Iterator[None]:
+        try:
+            yield
         except DataError as error:
             raise DataError(f"cannot read {self.path(index)}: {str(error).rpartition(': ')[2]}") from error
         except UNREADABLE as error:
@@ -116,3 +147,9 @@ class DatasetPictures:
     def subset(self, indices: np.ndarray) -> DatasetPictures:
         rest, targets = self.indices[indices], self.targets[indices]
         return DatasetPictures(self.data_set, rest, targets, self.in_chans, self.name)
+
+
+def _png(image: Image.Image) -> tuple[bytes, str]:
+    file = BytesIO()
+    image.save(file, "PNG", exif=b"")  # the picture is as it is shown; an orientation would turn it again
+    return file.getvalue(), ".png"

@@ -48,6 +48,9 @@ class TarPictures:
         """Find out what `read` would say."""
         check_image(self.open(index))
 
+    def encoded(self, index: int) -> tuple[bytes, str]:
+        return self.open(index).getvalue(), os.path.splitext(self.path(index))[1].lower()
+
     def open(self, index: int) -> BytesIO:
         """Return an image's file, as it is in the archive, in memory."""
         members = self.members
