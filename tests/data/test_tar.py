@@ -1,5 +1,6 @@
 """Archives give what folders give, in every layout, with the same batches wherever a run is resumed."""
 
+import os
 import pickle
 import subprocess
 import tarfile
@@ -248,6 +249,22 @@ def test_more_archives_than_stay_open(
     assert here == [elsewhere.read(index).tobytes() for index in (0, 4, 8, 12, 16, 0)]
     assert len(set(here)) == 5
     assert sum(len(targets) for _, targets in eval_loader(side, data)) == 20  # forked with open archives
+
+
+def test_an_archive_is_not_closed_while_it_is_read(
+    write_tar: WriteTar, samples: MakeSamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = write_tar("0.tar", samples([0, 1, 0, 1]))
+    pictures = unlabelled_tar(str(archive), 3)
+    expected = pictures.read(0).tobytes()
+    pread = os.pread
+
+    def after_others(number: int, size: int, offset: int) -> bytes:
+        pictures._files._opened.cache_clear()  # as when other threads have opened many archives since
+        return pread(number, size, offset)
+
+    monkeypatch.setattr(os, "pread", after_others)
+    assert pictures.read(0).tobytes() == expected
 
 
 def test_all_images_whatever_their_classes(

@@ -127,7 +127,7 @@ def train_loader(
         length is that of a whole epoch.
     """
     if isinstance(image_set, StreamSet):
-        return _stream_loader(image_set, config, seed=seed, position=position)
+        return _stream_loader(image_set, config, seed=seed, position=position, world_size=world_size)
     batches = TrainBatches(
         len(image_set),
         config.batch_size,
@@ -145,7 +145,7 @@ def eval_loader(
 ) -> DataLoader:
     """Return the loader of a set in order: every sample once over all processes, the last batch smaller."""
     if isinstance(image_set, StreamSet):
-        return _stream_loader(image_set, config, seed=0, position=None)
+        return _stream_loader(image_set, config, seed=0, position=None, world_size=world_size)
     batches = EvalBatches(len(image_set), config.batch_size, rank=rank, world_size=world_size)
     return _loader(image_set, config, batches, 0)
 
@@ -186,8 +186,13 @@ class _StreamLoader(DataLoader):
 
 
 def _stream_loader(
-    stream: StreamSet, config: DataConfig, *, seed: int, position: Position | None
+    stream: StreamSet, config: DataConfig, *, seed: int, position: Position | None, world_size: int
 ) -> DataLoader:
+    if world_size > 1:
+        raise DataError(
+            f"{config.source!r} is streamed and cannot be divided among {world_size} processes without "
+            "repeats; read shards as tar:PATH, Hugging Face's sets as hfds/NAME, or train with --devices 1."
+        )
     stream.data_set.set_loader_cfg(num_workers=config.workers)
     loader = _StreamLoader(
         stream,

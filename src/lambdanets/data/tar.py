@@ -122,4 +122,5 @@ class _Files:
         return _Files, (self.paths,)  # a spawned worker opens its own
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        return os.pread(self._opened(self.paths[shard]).number, size, offset)
+        file = self._opened(self.paths[shard])  # held here, so that no other thread closes it meanwhile
+        return os.pread(file.number, size, offset)

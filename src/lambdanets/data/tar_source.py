@@ -59,7 +59,7 @@ def open_tar(
     members = read_members(found.root, shards, skip=config.on_bad_image == "skip")
     of_shard = np.repeat([TRAIN, VAL, UNDECIDED], [len(found.train), len(found.val), len(found.whole)])
     sides, labels = _labelled(found.root, members, of_shard[members.shard], classes)
-    declared = _declared(found.root, shards)
+    declared = declared_classes(found.root, os.path.dirname(shards[0]))
     names, targets = _numbered(place, labels, sides, classes, declared)
     if (sides == UNDECIDED).any():
         undecided = np.flatnonzero(sides == UNDECIDED)
@@ -146,9 +146,9 @@ def _split_inside(root: str, paths: list[list[str]]) -> dict[str, int]:
     return {train: TRAIN, val: VAL} if train else {val: VAL} if val else {}
 
 
-def _declared(root: str, shards: Sequence[str]) -> tuple[str, ...] | None:
-    """The names of classes.json, which lies beside the archives or in the folder of all of them."""
-    for folder in ("", os.path.dirname(shards[0])):
+def declared_classes(root: str, *folders: str) -> tuple[str, ...] | None:
+    """Return what classes.json lists, if it lies in a folder or in one of those inside."""
+    for folder in ("", *folders):
         path = os.path.join(root, folder, CLASSES)
         if not os.path.isfile(path):
             continue
