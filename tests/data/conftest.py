@@ -1,6 +1,8 @@
 """Small image folders, written where a test runs."""
 
-from collections.abc import Callable
+import io
+import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +46,41 @@ def truncate() -> Callable[[Path], None]:
         path.write_bytes(whole[: len(whole) // 2])
 
     return cut
+
+
+@pytest.fixture
+def write_tar(tmp_path: Path) -> Callable[..., Path]:
+    """Write members, a content or the path of a file for each name, as an archive; return its path."""
+
+    def write(name: str, members: dict[str, bytes | Path], *, form: int = tarfile.PAX_FORMAT) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w", format=form) as tar:
+            for member, content in members.items():
+                content = content if isinstance(content, bytes) else content.read_bytes()
+                entry = tarfile.TarInfo(member)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+        return path
+
+    return write
+
+
+def png(seed: int) -> bytes:
+    """The file of an image of noise."""
+    file = io.BytesIO()
+    noise(seed).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def samples() -> Callable[..., dict[str, bytes]]:
+    """Make samples of WebDataset, a PNG and a .cls for each label."""
+
+    def make(labels: Sequence[object], *, first: int = 0) -> dict[str, bytes]:
+        members = {}
+        for index, label in enumerate(labels, start=first):
+            members |= {f"{index:06d}.png": png(index), f"{index:06d}.cls": str(label).encode()}
+        return members
+
+    return make

@@ -166,6 +166,34 @@ def test_images_without_class_folders(write_folder: WriteFolder) -> None:
         read(root / "a")
 
 
+@pytest.mark.parametrize("others", [("train/a", "train/b"), ()])
+def test_a_val_folder_that_was_never_sorted(write_folder: WriteFolder, others: tuple[str, ...]) -> None:
+    root = write_folder({"val": 3} | dict.fromkeys(others, 2))
+    says = r"val holds 3 images but no class folders: put those of each class in a folder of its own "
+    with pytest.raises(DataError, match=says):
+        read(root)
+    with pytest.raises(DataError, match=says):
+        read(root, classes=("a", "b"))
+
+
+def test_a_test_folder_without_classes_is_passed_over(write_folder: WriteFolder) -> None:
+    root = write_folder({"test": 3, "train/a": 2, "train/b": 2})
+    found = read(root)
+    assert found.classes == ("a", "b")
+    assert (len(found.train), len(found.val)) == (2, 2)
+
+
+def test_archives_where_folders_should_be(tmp_path: Path) -> None:
+    (tmp_path / "cats.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"holds archives \('cats.tar'\): tar:.* reads them as they are\.$"):
+        read(tmp_path)
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"original archives are unpacked into class folders by torchvision: torchv"
+    ):
+        read(tmp_path)
+
+
 def test_a_path_that_is_not_there_or_is_a_file(write_folder: WriteFolder) -> None:
     root = write_folder({"cats": 2, "dogs": 2})
     says = r"there is no folder .*\. The nearest that exists is .*images, which holds 'cats', 'dogs'\."

@@ -1,6 +1,7 @@
 """The choice of pseudo-labels against loops, their file, and the images that they belong to."""
 
 import json
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -197,7 +198,7 @@ def test_other_labels_are_other_images(both: DataConfig) -> None:
         ({"pseudo_ratio": 20.0}, "a batch of 4 images at data.pseudo_ratio=20 has no labelled one"),
         ({"pseudo_ratio": 0.1}, "has no pseudo-labelled one"),
         ({"unlabelled": "folder:{root}/own/val"}, "labels 4 images that .* does not hold, '005.png' for one"),
-        ({"unlabelled": "torch/cifar10"}, "come from folder:PATH, got 'torch/cifar10'"),
+        ({"unlabelled": "torch/cifar10"}, "come from folder:PATH or tar:PATH, got 'torch/cifar10'"),
         ({"pseudo_labels": None, "unlabelled": "folder:x"}, "need data.pseudo_labels"),
         ({"source": "wds/x:{root}"}, "are mixed with labelled images in a ratio"),
     ],
@@ -235,3 +236,20 @@ def test_a_damaged_pseudo_labelled_image_is_told(both: DataConfig) -> None:
 def test_a_ratio_is_above_zero(ratio: float) -> None:
     with pytest.raises(ValueError, match=r"data.pseudo_ratio must be a number above 0"):
         DataConfig(pseudo_ratio=ratio)
+
+
+def test_images_in_archives_without_labels(both: DataConfig) -> None:
+    root = Path(both.pseudo_labels or "").parent
+    with tarfile.open(root / "more.tar", "w") as archive:
+        for path in sorted((root / "more").iterdir()):
+            archive.add(path, path.name)
+    pictures = open_pictures(f"tar:{root / 'more.tar'}")
+    names = [pictures.path(index) for index in range(len(pictures))]
+    assert names == [f"more.tar#{index:03d}.png" for index in range(10)]
+    path = root / "labels.csv"
+    path.write_text("image,label\nmore.tar#007.png,dog\nmore.tar#002.png,cat\n")
+    train = open_splits(replace(both, unlabelled=f"tar:{root / 'more.tar'}")).train
+    assert isinstance(train, MixedSet)
+    loose = open_pictures(f"folder:{root / 'more'}")
+    assert np.array_equal(np.asarray(train.pseudo.pictures.read(0)), np.asarray(loose.read(7)))
+    assert train.pseudo.targets.tolist() == [1, 0]

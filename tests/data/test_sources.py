@@ -73,7 +73,10 @@ def test_a_damaged_image_of_a_named_source(write_folder: WriteFolder, truncate: 
     [
         ("torch/cifar99:/tmp", "timm cannot open the split 'train' of 'torch/cifar99' in /tmp: Unknown"),
         ("folder:", "lacks a path: write folder:PATH"),
-        ("imagenet", "data.source must be 'digits', 'folder:PATH', or a name of timm's create_dataset"),
+        (
+            "imagenet",
+            "data.source must be 'digits', 'folder:PATH', 'tar:PATH', or a name of timm's create_dataset",
+        ),
         ("hub/imagenet", "data.source must be"),
     ],
 )

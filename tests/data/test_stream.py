@@ -73,6 +73,14 @@ def test_a_stream_says_that_it_cannot_resume_exactly() -> None:
         list(train_loader(side, DATA, seed=0, position=lambda: (1, 2)))
 
 
+def test_a_stream_is_refused_in_several_processes() -> None:
+    says = "^'wds/pictures' is streamed and cannot be divided among 2 processes without repeats; read shards"
+    with pytest.raises(DataError, match=says):
+        train_loader(stream(10), DATA, seed=0, position=lambda: (0, 0), world_size=2)
+    with pytest.raises(DataError, match=says):
+        eval_loader(stream(10), DATA, rank=1, world_size=2)
+
+
 def test_describe_a_stream() -> None:
     facts = describe(Splits(stream(10), stream(5), ("a", "b", "c")))
     assert facts == {"classes": 3, "train": "10 images, streamed", "val": "5 images, streamed", "skipped": 0}

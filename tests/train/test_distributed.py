@@ -1,6 +1,7 @@
 """Two processes on a CPU, through gloo: the same parameters as one, and no hang when one of them is gone."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lambdanets.data import DataConfig, write_shards
 from lambdanets.train import RunConfig, override, to_json
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.engine import lost_peer
@@ -44,8 +46,12 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_two_processes_train_what_one_does_that_accumulates(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["digits", "tar"])
+def test_two_processes_train_what_one_does_that_accumulates(tmp_path: Path, source: str) -> None:
     few = ["--epochs", "2"]
+    if source == "tar":
+        write_shards(DataConfig(source="digits"), tmp_path / "shards", images=50)
+        few += ["--data", f"tar:{tmp_path / 'shards'}", "--set", "data.order=shards"]
     two = run(*few, *TWO, "--set", "engine.max_batches=4", "--out", str(tmp_path / "two"))
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("epoch 2/2") == 1
@@ -63,6 +69,16 @@ def test_two_processes_train_what_one_does_that_accumulates(tmp_path: Path) -> N
         assert [row[name] for row in histories[0]] == pytest.approx(
             [row[name] for row in histories[1]], rel=1e-4
         )
+
+
+def test_a_stream_in_two_processes_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    write_shards(DataConfig(source="digits"), tmp_path / "shards", images=500)
+    done = run("--data", f"wds/digits:{tmp_path / 'shards'}", *TWO, "--out", str(tmp_path / "run"))
+    assert done.returncode == 1
+    says = "lambdanets: 'wds/digits:.*' is streamed and cannot be divided among 2 processes without repeats; "
+    assert len(re.findall(f"^{says}", done.stderr, re.MULTILINE)) == 1
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(

@@ -20,6 +20,7 @@ VERBS = {
     "eval": ("evaluating", "measure a run on its validation set or on another one"),
     "predict": ("predicting", "label photos with a run and draw them on a contact sheet"),
     "pseudo-label": ("labelling", "let a run label images, to train another on them"),
+    "shard": ("sharding", "pack images into tar archives, to train on with --data tar:FOLDER"),
     "list": ("listing", "models, recipes and data sources"),
     "show": ("showing", "one model: stages, parameters, MACs, the kernel of every lambda layer"),
     "plan": ("planning", "which kernel serves a problem, and why not the others"),
@@ -52,6 +53,7 @@ examples
   lambdanets eval runs/2026-11-22-143000-digits
   lambdanets predict runs/2026-11-22-143000-digits photo.jpg holidays/
   lambdanets pseudo-label runs/teacher --data folder:/data/photos --out labels.csv --threshold 0.8
+  lambdanets shard folder:/data/imagenet --out /data/imagenet-shards
   lambdanets list 'lambda*'
   lambdanets show lambda_resnet152 --size 256
   lambdanets plan --grid 64x64 --heads 4 --dim-k 16 --dim-v 64 --batch 8 --train

@@ -8,6 +8,7 @@ from .images import read_image
 from .labels import Labels, read_labels, select
 from .loader import eval_loader, train_loader
 from .mixed import MixedSet
+from .shards import Sharded, write_shards
 from .splits import Splits, describe, open_split, open_splits
 from .stream import StreamSet
 from .transforms import eval_transform
@@ -22,6 +23,7 @@ __all__ = [
     "ImageSet",
     "Labels",
     "MixedSet",
+    "Sharded",
     "Splits",
     "StreamSet",
     "describe",
@@ -34,4 +36,5 @@ __all__ = [
     "read_labels",
     "select",
     "train_loader",
+    "write_shards",
 ]

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from .config import DataConfig
 from .errors import DataError
 from .mixed import PSEUDO, MixedSet, shares
-from .randomness import other_seed, permutation
+from .randomness import other_seed, permutation, shard_permutation
 
 Position = Callable[[], tuple[int, int]]
 Batch = tuple[np.ndarray, int | np.ndarray]  # indices, and the epoch they are drawn for, or one for each
@@ -30,15 +30,25 @@ class TrainBatches(Sampler):
         position: returns (epoch, batches already done in it), asked at the start of every iteration.
         rank: of this process.
         world_size: number of processes.
+        shards: number of the archive of each sample, of shape (n,), to visit those one after the other; None
+            mixes all samples.
     """
 
     def __init__(
-        self, size: int, batch_size: int, *, seed: int, position: Position, rank: int, world_size: int
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int,
+        position: Position,
+        rank: int,
+        world_size: int,
+        shards: np.ndarray | None = None,
     ):
         if size < world_size:
             raise DataError(f"{size} training images are too few for {world_size} processes.")
         self.size, self.seed, self.position = size, seed, position
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.shards = rank, world_size, shards
         self.batch_size = min(batch_size, size // world_size)
 
     def __len__(self) -> int:
@@ -48,7 +58,10 @@ class TrainBatches(Sampler):
         return self._batches(*self.position())  # asked now, not at the first batch
 
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
-        order = permutation(self.seed, epoch, self.size)
+        if self.shards is None:
+            order = permutation(self.seed, epoch, self.size)
+        else:
+            order = shard_permutation(self.seed, epoch, self.shards)
         for batch in range(done, len(self)):
             start = (batch * self.world_size + self.rank) * self.batch_size
             yield order[start : start + self.batch_size], epoch
@@ -98,7 +111,13 @@ class MixedBatches(Sampler):
         labelled, self.share = shares(config)
         self.first, self.size = len(mixed.labelled), len(mixed.pseudo)
         self.labelled = TrainBatches(
-            self.first, labelled, seed=seed, position=position, rank=rank, world_size=world_size
+            self.first,
+            labelled,
+            seed=seed,
+            position=position,
+            rank=rank,
+            world_size=world_size,
+            shards=mixed.labelled.shards if config.order == "shards" else None,
         )
         self.seed, self.position = other_seed(seed, PSEUDO), position
         self.rank, self.world_size = rank, world_size

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from .errors import DataError
 from .image_set import ImageSet
-from .images import check_image
 from .pictures import FilePictures
+from .tar import TarPictures
 
-Progress = Callable[[int, int], None]  # called with (images done, images in all)
 MEMORY_LIMIT = 2**30
 CHUNK = 64
-MANY = 2000
 
 
 def check_set(image_set: ImageSet, progress: Callable[[int], None]) -> dict[int, str]:
     """Decode every file of a set and return what is wrong with the bad ones, by index."""
     pictures = image_set.pictures
-    if not isinstance(pictures, FilePictures):
+    if not isinstance(pictures, FilePictures | TarPictures):
         return {}
-    return _for_all(lambda index: check_image(pictures.path(index)), len(pictures), progress)
+    return _for_all(pictures.check, len(pictures), progress)
 
 
 def keep_in_memory(image_set: ImageSet, progress: Callable[[int], None]) -> dict[int, str]:
@@ -77,17 +73,3 @@ def _for_all(work: Callable[[int], None], number: int, progress: Callable[[int],
             bad |= found
             progress(min(count * CHUNK, number))
     return bad
-
-
-@contextmanager
-def progress_bar(total: int) -> Iterator[Progress]:
-    """Show a bar while many images are read, if somebody is watching."""
-    if total < MANY or not sys.stderr.isatty():
-        yield lambda done, number: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Reading images", total=total)
-        yield lambda done, number: bar.update(task, completed=done)

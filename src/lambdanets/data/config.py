@@ -12,7 +12,10 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = ((0.449,), (0.226,))  # ImageNet's channels averaged
 DIGITS = ((0.305,), (0.376,))  # over all 1797 digits, 0 = paper and 1 = ink
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
-SOURCES = "'digits', 'folder:PATH', or a name of timm's create_dataset: torch/, hfds/, hfids/, wds/, tfds/"
+SOURCES = (
+    "'digits', 'folder:PATH', 'tar:PATH', or a name of timm's create_dataset: torch/, hfds/, hfids/, wds/, "
+    "tfds/"
+)
 _RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|t\w+))*")
 
 
@@ -82,9 +85,11 @@ class DataConfig:
 
     Args:
         source: "digits" (scikit-learn's 1797 scanned digits), "folder:PATH" (train/ and val/ with one folder
-            per class, or one folder of class folders, which is split), or a name that timm's
-            `create_dataset` reads, with its folder after a colon: "torch/cifar10:PATH", "hfds/NAME",
-            "wds/NAME:PATH", "tfds/NAME:PATH".
+            per class, or one folder of class folders, which is split), "tar:PATH" (tar archives, read at
+            random places: a folder of them, a pattern, or one; with class folders or WebDataset's .cls files
+            inside, and with train or val in their names, in the folders' around them or inside them, else
+            they are split), or a name that timm's `create_dataset` reads, with its folder after a colon:
+            "torch/cifar10:PATH", "hfds/NAME", "wds/NAME:PATH", "tfds/NAME:PATH".
         image_size: height and width of what the model gets, in pixels.
         in_chans: 3 for RGB, 1 for grey.
         mean: of each channel, on a scale from 0 to 1; None takes the digits' own or ImageNet's.
@@ -105,9 +110,12 @@ class DataConfig:
         crop_pct: part of the resized image's side that evaluation keeps, in the middle.
         interpolation: nearest, bilinear, bicubic or lanczos.
         on_bad_image: "refuse" to start when an image cannot be decoded, or "skip" it with a warning.
-        check: decode every image of a folder before training starts. Without it (for millions of images) a
-            bad one is met on the way: it is replaced by its neighbour under "skip", else it ends the run.
+        check: decode every image of a folder or of archives before training starts. Without it (for
+            millions of images) a bad one is met on the way: it is replaced by its neighbour under "skip",
+            else it ends the run.
         cache: keep the decoded images in memory; "auto" does when they need less than 1 GiB.
+        order: of the training images in an epoch: "global" mixes all of them; "shards" visits archives
+            (tar:PATH) at random and mixes those of 16 at a time, for storage that is slow at random places.
         train_split, val_split: names of the splits of a timm source; an empty `val_split` splits the
             training images by `val_fraction`.
         num_classes: needed only for a streamed source (wds/) that does not name its classes.
@@ -132,6 +140,7 @@ class DataConfig:
     on_bad_image: Literal["refuse", "skip"] = "refuse"
     check: bool = True
     cache: bool | Literal["auto"] = "auto"
+    order: Literal["global", "shards"] = "global"
     train_split: str = "train"
     val_split: str = "validation"
     num_classes: int | None = None
@@ -159,6 +168,7 @@ class DataConfig:
             "interpolation": INTERPOLATIONS,
             "on_bad_image": ("refuse", "skip"),
             "cache": (True, False, "auto"),
+            "order": ("global", "shards"),
         }
         for name, allowed in choices.items():
             expected = f"one of {', '.join(map(str, allowed))}"
@@ -193,6 +203,6 @@ class DataConfig:
 def written_out(source: str) -> str:
     """Return a source with its folder as an absolute path, to be found from any directory."""
     kind, _, root = source.partition(":")
-    if root and (kind == "folder" or kind.startswith("torch/")):
+    if root and (kind in ("folder", "tar") or kind.startswith("torch/")):
         return f"{kind}:{os.path.abspath(os.path.expanduser(root))}"
     return source

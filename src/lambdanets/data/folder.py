@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from .errors import DataError
@@ -17,6 +18,14 @@ TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
 IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".jfif")
 SHOWN = 5
+ORIGINAL_ARCHIVES = (
+    "ImageNet's original archives are unpacked into class folders by torchvision: "
+    "torchvision.datasets.ImageNet(PATH, split='train'), and again with split='val'"
+)
+CLASS_FOLDERS = (
+    "put those of each class in a folder of its own (valprep.sh of soumith/imagenetloader.torch does it for "
+    "ImageNet's val/)"
+)
 Sample = tuple[str, int]
 
 
@@ -67,24 +76,36 @@ def split(
     The part that is held out is met on average. Only where a class would have an empty side does the nearest
     file change over to it.
     """
-    if val_fraction == 1:
-        return [], samples
-    by_class: dict[int, list[Sample]] = {}
-    for sample in samples:
-        by_class.setdefault(sample[1], []).append(sample)
-    train: list[Sample] = []
-    val: list[Sample] = []
-    for index, members in by_class.items():
+    names = [relative(name, top) for name, _ in samples]
+    targets = np.array([target for _, target in samples], np.int64)
+    held_out = which_held_out(names, targets, classes, top, val_fraction=val_fraction, seed=seed)
+    sides: tuple[list[Sample], list[Sample]] = ([], [])
+    for sample, out in zip(samples, held_out.tolist(), strict=True):
+        sides[out].append(sample)
+    return sides
+
+
+def which_held_out(
+    names: Sequence[str],
+    targets: np.ndarray,
+    classes: Sequence[str],
+    place: str | Path,
+    *,
+    val_fraction: float,
+    seed: int,
+) -> np.ndarray:
+    """Return which images are held out, booleans of shape (n,), by their names class by class."""
+    held_out = np.full(len(targets), val_fraction == 1)
+    for target in np.unique(targets) if val_fraction < 1 else ():
+        members = np.flatnonzero(targets == target)
         if len(members) < 2:
             raise DataError(
-                f"class {classes[index]!r} in {top} holds one image; at least two are needed to train on one "
-                "and validate on another. Add images, or make train/ and val/ folders."
+                f"class {classes[target]!r} in {place} holds one image; at least two are needed to train on "
+                "one and validate on another. Add images, or make train/ and val/ folders."
             )
-        names = [relative(name, top) for name, _ in members]
-        held_out = below_threshold(names, val_fraction, seed)
-        for place, member in enumerate(members):
-            (val if place in held_out else train).append(member)
-    return train, val
+        chosen = below_threshold([names[int(index)] for index in members], val_fraction, seed)
+        held_out[members[sorted(chosen)]] = True
+    return held_out
 
 
 def below_threshold(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:
@@ -136,7 +157,7 @@ def existing(root: str) -> Path:
             f"{path} is a file; folder:PATH wants the folder that holds train/ and val/ or the classes."
         )
     parent = next(parent for parent in path.absolute().parents if parent.is_dir())
-    inside = ", ".join(_shown(_subfolders(parent))) or "no folders"
+    inside = ", ".join(shown(_subfolders(parent))) or "no folders"
     raise DataError(f"there is no folder {path}. The nearest that exists is {parent}, which holds {inside}.")
 
 
@@ -154,18 +175,36 @@ def _sides(path: Path) -> tuple[Path | None, Path | None]:
     )
     if train is not None and not _subfolders(train):
         train = None
-    if train is None and val is not None and not _subfolders(val):
-        val = None
+    if val is not None and not _subfolders(val):
+        # A test/ without classes beside train/ is what contests give; a flat val/ was never sorted.
+        if val.name.lower() != "test" and (train is not None or len(held) == 1) and (images := _images(val)):
+            raise DataError(f"{val} holds {images} images but no class folders: {CLASS_FOLDERS}.")
+        if train is None or val.name.lower() == "test":
+            val = None
     return train, val
+
+
+def _images(path: Path) -> int:
+    return sum(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in os.scandir(path))
 
 
 def _classes(path: Path) -> tuple[str, ...]:
     names = _subfolders(path)
     if not names:
+        if archives := sorted(entry.name for entry in os.scandir(path) if entry.name.endswith(".tar")):
+            raise DataError(
+                f"{path} holds archives ({', '.join(shown(archives))}): {_unpacked(path, archives)}."
+            )
         files = sum(entry.is_file() for entry in os.scandir(path))
         held = f"{files} files but no folders" if files else "nothing"
         raise DataError(f"{path} holds {held}; put the images of each class in a folder of its own in it.")
     return tuple(names)
+
+
+def _unpacked(path: Path, archives: Sequence[str]) -> str:
+    if any(name.startswith("ILSVRC2012_img") for name in archives):
+        return ORIGINAL_ARCHIVES
+    return f"tar:{path} reads them as they are"
 
 
 def _same_classes(train: Path, val: Path) -> None:
@@ -177,7 +216,7 @@ def _same_classes(train: Path, val: Path) -> None:
         if names:
             what = "class" if len(names) == 1 else "classes"
             raise DataError(
-                f"{path} lacks the {what} {', '.join(_shown(sorted(names)))} of {there}; "
+                f"{path} lacks the {what} {', '.join(shown(sorted(names)))} of {there}; "
                 "both must hold the same class folders."
             )
 
@@ -186,12 +225,12 @@ def _samples(path: Path, classes: Sequence[str]) -> list[Sample]:
     present = set(_subfolders(path))
     if unknown := sorted(present - set(classes)):
         raise DataError(
-            f"{path} holds classes that are not known: {', '.join(_shown(unknown))}. "
-            f"Known are {', '.join(_shown(classes))}."
+            f"{path} holds classes that are not known: {', '.join(shown(unknown))}. "
+            f"Known are {', '.join(shown(classes))}."
         )
     index = {name: number for number, name in enumerate(classes) if name in present}
     if not index:
-        raise DataError(f"{path} holds none of the class folders {', '.join(_shown(classes))}.")
+        raise DataError(f"{path} holds none of the class folders {', '.join(shown(classes))}.")
     for name in index:
         _check_class(path / name)
     found = make_dataset(str(path), index, extensions=IMAGE_SUFFIXES, allow_empty=True)
@@ -207,7 +246,7 @@ def _check_class(path: Path) -> None:
     """Refuse what looks like a level too high; folders beside files are taken as parts of the class."""
     inside = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
     if inside and all(entry.is_dir() for entry in inside):
-        names = _shown(sorted(entry.name for entry in inside))
+        names = shown(sorted(entry.name for entry in inside))
         raise DataError(
             f"{path} is read as a class but holds only folders: {', '.join(names)}. If these are the "
             "classes, name the folders around them train/ and val/, or give the path of one of those."
@@ -221,9 +260,10 @@ def _instead(path: Path) -> str:
     known = "known are " + " ".join(IMAGE_SUFFIXES)
     if not suffixes:
         return f"it is empty ({known})"
-    return "it holds files of other kinds (" + ", ".join(_shown(list(suffixes))) + f"); {known}"
+    return "it holds files of other kinds (" + ", ".join(shown(list(suffixes))) + f"); {known}"
 
 
-def _shown(names: Sequence[str]) -> list[str]:
+def shown(names: Sequence[str]) -> list[str]:
+    """Return the first few names in quotes, and how many more there are."""
     more = len(names) - SHOWN
     return [repr(name) for name in names[:SHOWN]] + ([f"and {more} more"] if more > 0 else [])

@@ -13,8 +13,10 @@ from torch.utils.data import Dataset
 from .errors import DataError, DataWarning
 from .pictures import Pictures
 from .randomness import keys
+from .tar import TarPictures
 from .transforms import Pipeline
 
+ORDER_NEEDS_TAR = "data.order 'shards' needs images in tar archives, tar:PATH; elsewhere it is 'global'."
 SMALL = 64  # pixels on a side
 
 
@@ -48,6 +50,13 @@ class ImageSet(Dataset):
     def targets(self) -> np.ndarray:
         """Class of each sample, of shape (n,)."""
         return self.pictures.targets
+
+    @property
+    def shards(self) -> np.ndarray:
+        """Number of the archive of each sample, of shape (n,), where they come from archives."""
+        if not isinstance(self.pictures, TarPictures):
+            raise DataError(ORDER_NEEDS_TAR)
+        return self.pictures.shards
 
     @property
     def immediate(self) -> bool:

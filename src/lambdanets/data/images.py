@@ -44,7 +44,7 @@ def read_image(source: str | PathLike[str] | IO[bytes], *, in_chans: int = 3) ->
         return as_mode(upright(_decoded(file)), in_chans)
 
 
-def check_image(source: str | PathLike[str]) -> None:
+def check_image(source: str | PathLike[str] | IO[bytes]) -> None:
     """Find out what `read_image` would say; JPEGs are decoded at an eighth of the size, which is as strict.
 
     Raises:

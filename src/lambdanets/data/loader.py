@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .batches import Batch, EvalBatches, MixedBatches, Position, TrainBatches
 from .config import DataConfig
-from .errors import DataWarning
+from .errors import DataError, DataWarning
 from .image_set import ImageSet
 from .mixed import MixedSet
 from .stream import StreamSet
@@ -57,11 +57,13 @@ def train_loader(
         length is that of a whole epoch.
     """
     if isinstance(image_set, StreamSet):
-        return _stream_loader(image_set, config, seed=seed, position=position)
+        return _stream_loader(image_set, config, seed=seed, position=position, world_size=world_size)
     place: Any = {"seed": seed, "position": position, "rank": rank, "world_size": world_size}
     if isinstance(image_set, MixedSet):
         return _loader(image_set, config, MixedBatches(image_set, config, **place), seed)
-    return _loader(image_set, config, TrainBatches(len(image_set), config.batch_size, **place), seed)
+    shards = image_set.shards if config.order == "shards" else None
+    batches = TrainBatches(len(image_set), config.batch_size, **place, shards=shards)
+    return _loader(image_set, config, batches, seed)
 
 
 def eval_loader(
@@ -69,7 +71,7 @@ def eval_loader(
 ) -> DataLoader:
     """Return the loader of a set in order: every sample once over all processes, the last batch smaller."""
     if isinstance(image_set, StreamSet):
-        return _stream_loader(image_set, config, seed=0, position=None)
+        return _stream_loader(image_set, config, seed=0, position=None, world_size=world_size)
     batches = EvalBatches(len(image_set), config.batch_size, rank=rank, world_size=world_size)
     return _loader(image_set, config, batches, 0)
 
@@ -110,8 +112,13 @@ class _StreamLoader(DataLoader):
 
 
 def _stream_loader(
-    stream: StreamSet, config: DataConfig, *, seed: int, position: Position | None
+    stream: StreamSet, config: DataConfig, *, seed: int, position: Position | None, world_size: int
 ) -> DataLoader:
+    if world_size > 1:
+        raise DataError(
+            f"{config.source!r} is streamed and cannot be divided among {world_size} processes without "
+            "repeats; read shards as tar:PATH, Hugging Face's sets as hfds/NAME, or train with --devices 1."
+        )
     stream.data_set.set_loader_cfg(num_workers=config.workers)
     loader = _StreamLoader(
         stream,

@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from io import BytesIO
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from .errors import DataError
-from .images import UNREADABLE, as_mode, read_image, reason
+from .images import UNREADABLE, as_mode, check_image, read_image, reason
 
 
 class Pictures(Protocol):
-    """Pictures with a class each. `read` raises DataError where a picture cannot be decoded."""
+    """Pictures with a class each.
+
+    `read` raises DataError where a picture cannot be decoded. `encoded` gives its file as it is, and the
+    suffix that belongs to it; where there is none, a PNG of the picture. `path` is for people; `place` is one
+    for each image, from whichever folder it was found.
+    """
 
     targets: np.ndarray
 
     def __len__(self) -> int: ...
     def read(self, index: int) -> Image.Image: ...
+    def encoded(self, index: int) -> tuple[bytes, str]: ...
     def path(self, index: int) -> str: ...
+    def place(self, index: int) -> str: ...
     def subset(self, indices: np.ndarray) -> Pictures: ...
+
+
+def real(path: str) -> str:
+    """Return where a file really lies; its folder is looked up once."""
+    folder, name = os.path.split(path)
+    return os.path.join(_real(folder), name)
+
+
+@lru_cache(4096)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 class ArrayPictures:
@@ -42,8 +63,14 @@ class ArrayPictures:
     def read(self, index: int) -> Image.Image:
         return as_mode(Image.fromarray(self.arrays[index]), self.in_chans)
 
+    def encoded(self, index: int) -> tuple[bytes, str]:
+        return _png(Image.fromarray(self.arrays[index]))
+
     def path(self, index: int) -> str:
         return self.names[index]
+
+    def place(self, index: int) -> str:
+        return self.path(index)
 
     def subset(self, indices: np.ndarray) -> ArrayPictures:
         names = [self.names[index] for index in indices]
@@ -63,11 +90,27 @@ class FilePictures:
     def __len__(self) -> int:
         return len(self.names)
 
+    def file(self, index: int) -> str:
+        """Return where the file is."""
+        return self.path(index)
+
     def read(self, index: int) -> Image.Image:
-        return read_image(self.path(index), in_chans=self.in_chans)
+        return read_image(self.file(index), in_chans=self.in_chans)
+
+    def check(self, index: int) -> None:
+        """Find out what `read` would say."""
+        check_image(self.file(index))
+
+    def encoded(self, index: int) -> tuple[bytes, str]:
+        path = self.file(index)
+        with open(path, "rb") as file:
+            return file.read(), os.path.splitext(path)[1].lower()
 
     def path(self, index: int) -> str:
         return os.fsdecode(self.names[index])
+
+    def place(self, index: int) -> str:
+        return real(self.file(index))
 
     def subset(self, indices: np.ndarray) -> FilePictures:
         return FilePictures([self.path(i) for i in indices], self.targets[indices].tolist(), self.in_chans)
@@ -91,13 +134,29 @@ class DatasetPictures:
         return len(self.indices)
 
     def read(self, index: int) -> Image.Image:
-        place = int(self.indices[index])
-        try:
-            image = getattr(self.data_set, "reader", self.data_set)[place][0]
+        with self._naming(index):
+            image = self._stored(index)
             if isinstance(image, Image.Image):
                 return as_mode(image, self.in_chans)
             with image:
                 return read_image(image, in_chans=self.in_chans)
+
+    def encoded(self, index: int) -> tuple[bytes, str]:
+        with self._naming(index):
+            image = self._stored(index)
+            if isinstance(image, Image.Image):
+                return _png(as_mode(image, 1 if image.mode in ("1", "L") else 3))
+            with image:
+                content = image.read()
+            return content, f".{Image.open(BytesIO(content)).format}".lower()
+
+    def _stored(self, index: int) -> Any:
+        return getattr(self.data_set, "reader", self.data_set)[int(self.indices[index])][0]
+
+    @contextmanager
+    def _naming(self, index: int) -> Iterator[None]:
+        try:
+            yield
         except DataError as error:
             raise DataError(f"cannot read {self.path(index)}: {str(error).rpartition(': ')[2]}") from error
         except UNREADABLE as error:
@@ -109,6 +168,15 @@ class DatasetPictures:
             return str(name)
         return f"{self.name}#{place}"
 
+    def place(self, index: int) -> str:
+        return f"{self.name}#{int(self.indices[index])}"
+
     def subset(self, indices: np.ndarray) -> DatasetPictures:
         rest, targets = self.indices[indices], self.targets[indices]
         return DatasetPictures(self.data_set, rest, targets, self.in_chans, self.name)
+
+
+def _png(image: Image.Image) -> tuple[bytes, str]:
+    file = BytesIO()
+    image.save(file, "PNG", exif=b"")  # the picture is as it is shown; an orientation would turn it again
+    return file.getvalue(), ".png"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
-from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from .config import DataConfig
 from .errors import DataError, DataWarning
 from .image_set import ImageSet
 from .labels import read_labels
-from .sources import Source, names_from_root
+from .pictures import Pictures
+from .sources import Source
 from .transforms import Pipeline
 from .unlabelled import open_pictures
 
@@ -43,11 +44,11 @@ def open_pseudo(config: DataConfig, source: Source) -> ImageSet:
             f"{path} labels {len(missing)} images that {unlabelled!r} does not hold, {missing[0]!r} for one; "
             "say with data.unlabelled where its images are."
         )
+    found = np.array([index[image] for image in labels.images], np.intp)
     kept = np.arange(len(labels))
     if overlap(unlabelled, config.source):
-        held_out = set(places(config.source, names_from_root(config, source.val)))
-        named = places(unlabelled, labels.images)
-        kept = np.array([row for row in kept if named[row] not in held_out], np.intp)
+        held_out = places(source.val)
+        kept = np.array([row for row in kept if pictures.place(int(found[row])) not in held_out], np.intp)
         if len(kept) < len(labels):
             warnings.warn(
                 f"{len(labels) - len(kept)} of the {len(labels)} images in {path} are validation images of "
@@ -57,7 +58,7 @@ def open_pseudo(config: DataConfig, source: Source) -> ImageSet:
             )
     if not len(kept):
         raise DataError(f"no pseudo-labelled images are left: {path} names validation images alone.")
-    chosen = pictures.subset(np.array([index[labels.images[row]] for row in kept], np.intp))
+    chosen = pictures.subset(found[kept])
     chosen.targets = labels.targets[kept]
     return ImageSet(
         chosen, Pipeline(config, train=True), source.classes, skip_bad=config.on_bad_image == "skip"
@@ -74,15 +75,14 @@ def labels_digest(pseudo: ImageSet) -> str:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether two sources can hold the same images: folders inside one another, or the same otherwise."""
+    """Whether two sources may hold the same images: one's folder is in the other's, or they are the same."""
     roots = [root for source in (one, other) if (root := _root(source)) is not None]
     return os.path.commonpath(roots) in roots if len(roots) == 2 else one == other
 
 
-def places(source: str, names: Sequence[str]) -> list[str]:
-    """Return a name for each image of a source that is the same from whichever folder it is looked at."""
-    root = _root(source)
-    return list(names) if root is None else [os.path.join(root, name) for name in names]
+def places(pictures: Pictures) -> set[str]:
+    """Return where all pictures of a collection are."""
+    return {pictures.place(index) for index in range(len(pictures))}
 
 
 def facts_path(labels: Path) -> Path:
@@ -91,8 +91,12 @@ def facts_path(labels: Path) -> Path:
 
 
 def _root(source: str) -> str | None:
+    """The folder that a source of files is in."""
     kind, _, root = source.partition(":")
-    return os.path.realpath(os.path.expanduser(root)) if kind == "folder" else None
+    if kind not in ("folder", "tar"):
+        return None
+    path = os.path.realpath(os.path.expanduser(re.split(r"[*?\[{]", root)[0]))
+    return path if os.path.isdir(path) else os.path.dirname(path)
 
 
 def _stored_source(path: Path) -> str:

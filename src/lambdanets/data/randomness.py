@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-ORDER, PAD_TOP, PAD_LEFT, FLIP, CUT, RECOLOR, ERASE = range(
-    1, 8
-)  # one independent stream of draws for each use
+# One independent stream of draws for each use.
+ORDER, PAD_TOP, PAD_LEFT, FLIP, CUT, RECOLOR, ERASE, SHARD = range(1, 9)
+WINDOW = 16  # shards whose samples are mixed
 NUMPY = np.random.mtrand._rand  # the generator behind np.random's functions, which timm draws from
 GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step
 
@@ -62,6 +62,23 @@ def other_seed(seed: int, use: str) -> int:
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     """Return the order in which an epoch visits `size` samples."""
     return np.argsort(_draw(keys(seed, epoch, np.arange(size)), ORDER), kind="stable")
+
+
+def shard_permutation(seed: int, epoch: int, shards: np.ndarray) -> np.ndarray:
+    """Return an order that visits the shards at random, and mixes the samples of 16 of them at a time.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        shards: number of the shard of each sample, of shape (n,).
+
+    Returns:
+        Indices of the samples, of shape (n,).
+    """
+    present, own = np.unique(shards, return_inverse=True)
+    visited = np.argsort(_draw(keys(seed, epoch, present), SHARD), kind="stable")
+    window = np.argsort(visited)[own] // WINDOW
+    return np.lexsort((_draw(keys(seed, epoch, np.arange(len(shards))), ORDER), window))
 
 
 def reseed(key: np.uint64, stream: int) -> None:

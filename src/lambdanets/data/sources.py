@@ -17,6 +17,7 @@ from .config import SOURCES, DataConfig
 from .errors import DataError
 from .folder import digests, read_folder, relative, stratum
 from .pictures import ArrayPictures, DatasetPictures, FilePictures, Pictures
+from .tar_source import open_tar
 
 STREAMED = ("hfids/", "tfds/", "wds/")
 PACKAGES = {
@@ -42,16 +43,11 @@ def open_source(config: DataConfig, *, seed: int, classes: Sequence[str] | None 
     source = _found(config, seed, classes)
     if config.train_per_class is None:
         return source
-    names = names_from_root(config, source.train)
-    chosen = first_of_each(source.train.targets, names, config.train_per_class)
-    return replace(source, train=source.train.subset(chosen))
-
-
-def names_from_root(config: DataConfig, pictures: Pictures) -> list[str]:
-    """Return the name of each picture of a source: of a file, from the root of its folder."""
     root = config.source.partition(":")[2]
     top = Path(root).expanduser() if config.source.startswith("folder:") else Path()
-    return [relative(pictures.path(index), top) for index in range(len(pictures))]
+    names = [relative(source.train.path(index), top) for index in range(len(source.train))]
+    chosen = first_of_each(source.train.targets, names, config.train_per_class)
+    return replace(source, train=source.train.subset(chosen))
 
 
 def first_of_each(targets: np.ndarray, names: Sequence[str], number: int) -> np.ndarray:
@@ -81,9 +77,12 @@ def _found(config: DataConfig, seed: int, classes: Sequence[str] | None) -> Sour
             for side in (found.train, found.val)
         )
         return Source(train, val, found.classes)
+    if kind == "tar":
+        return Source(*open_tar(config, seed=seed, classes=classes))
     if config.source.startswith(("torch/", "hfds/")):
         return _named(config, seed)
-    hint = f" Did you mean 'folder:{config.source}'?" if os.path.isdir(config.source) else ""
+    found = "folder" if os.path.isdir(config.source) else "tar" if config.source.endswith(".tar") else ""
+    hint = f" Did you mean '{found}:{config.source}'?" if found else ""
     raise DataError(f"data.source must be {SOURCES}; got {config.source!r}.{hint}")
 
 

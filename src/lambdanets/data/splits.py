@@ -11,18 +11,20 @@ from typing import Literal
 
 import numpy as np
 
-from .check import MEMORY_LIMIT, Progress, check_set, keep_in_memory, memory_needed, progress_bar
+from .check import MEMORY_LIMIT, check_set, keep_in_memory, memory_needed
 from .config import DataConfig
 from .errors import DataError, DataWarning
 from .folder import fingerprint
-from .image_set import ImageSet
+from .image_set import ORDER_NEEDS_TAR, ImageSet
 from .mixed import MixedSet, shares
+from .progress import Progress, progress_bar
 from .pseudo import labels_digest, open_pseudo
 from .sources import STREAMED, open_source, require_package
 from .stream import StreamSet, open_stream
 from .transforms import Pipeline
 
 NAMED = 5
+MANY = 2000  # images whose decoding takes long enough for a bar
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Splits:
         train: varied as `config.augment` says; with `config.pseudo_labels` a set of both kinds.
         val: as evaluation sees it.
         classes: names, in the order of the targets.
-        fingerprint: of a folder, a hash of the names and classes of the files on each side: it differs when
-            a file was added, removed, renamed or moved. "" of other sources.
+        fingerprint: of a folder or of archives, a hash of the names and classes of the files on each side: it
+            differs when a file was added, removed, renamed or moved. "" of other sources.
     """
 
     train: ImageSet | MixedSet | StreamSet
@@ -64,6 +66,8 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
         DataError: there is no such source, it is empty or of one class, its sides do not agree, or images in
             it are damaged and `on_bad_image` is "refuse".
     """
+    if config.order == "shards" and not config.source.startswith("tar:"):
+        raise DataError(ORDER_NEEDS_TAR)
     if config.source.startswith(STREAMED):
         require_package(config.source)
         if config.train_per_class is not None:
@@ -153,10 +157,11 @@ def _check_classes(config: DataConfig, classes: Sequence[str]) -> None:
 
 def _fingerprint(config: DataConfig, sides: Sequence[ImageSet]) -> str:
     kind, _, root = config.source.partition(":")
-    if kind != "folder":
+    if kind not in ("folder", "tar"):
         return ""
+    top = Path(root).expanduser() if kind == "folder" else Path()  # archives are named from their folder
     files = [[(side.path(index), int(side.targets[index])) for index in range(len(side))] for side in sides]
-    return fingerprint(Path(root).expanduser(), files, sides[0].classes)
+    return fingerprint(top, files, sides[0].classes)
 
 
 def _read(sides: list[ImageSet], config: DataConfig, progress: Progress | None) -> None:
@@ -168,7 +173,8 @@ def _read(sides: list[ImageSet], config: DataConfig, progress: Progress | None) 
         return
     total = sum(len(side) for side in sides)
     bad: list[dict[int, str]] = []
-    with nullcontext(progress) if progress else progress_bar(total) as report:
+    bar = nullcontext(progress) if progress else progress_bar("Reading images", total, least=MANY)
+    with bar as report:
         before = 0
         for side in sides:
             read = keep_in_memory if keep else check_set

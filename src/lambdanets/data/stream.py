@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +13,10 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from .config import DataConfig
-from .errors import DataError
+from .errors import DataError, DataWarning
 from .sources import class_names, create_timm
+from .tar_scan import check_end
+from .tar_source import declared_classes
 from .transforms import Pipeline
 
 
@@ -52,7 +56,25 @@ def open_stream(config: DataConfig, *, train: bool, seed: int, split: str = "") 
         seed=seed,
         input_img_mode="RGB" if config.in_chans == 3 else "L",
     )
-    classes = class_names(data_set, config.num_classes or 0)
+    _check_shards(data_set, skip=config.on_bad_image == "skip")
+    root = os.path.expanduser(config.source.partition(":")[2])
+    classes = declared_classes(root) or class_names(data_set, config.num_classes or 0)
     if not classes:
         raise DataError(f"{config.source!r} does not name its classes; say how many with data.num_classes.")
     return StreamSet(data_set, Pipeline(config, train=train), classes)
+
+
+def _check_shards(data_set: Any, *, skip: bool) -> None:
+    """Refuse archives that were cut off: timm's reader ends such an archive early and says nothing."""
+    reader = getattr(data_set, "reader", None)
+    split = getattr(reader, "split_info", None)
+    for name in getattr(split, "filenames", ()):
+        path = os.path.join(getattr(reader, "root", ""), name)
+        complaint = check_end(path) if path.endswith(".tar") and os.path.isfile(path) else ""
+        if complaint and not skip:
+            raise DataError(
+                f"{complaint}; copy or make the shard again, or read what is whole with "
+                "--set data.on_bad_image=skip."
+            )
+        if complaint:
+            warnings.warn(f"{complaint}; only what is whole is read.", DataWarning, stacklevel=2)

@@ -1,63 +1,58 @@
-"""Images without labels: all that a folder holds, named from its root."""
+"""Images without labels: all that a source holds, named from its root."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from .errors import DataError
 from .folder import IMAGE_SUFFIXES, existing
-from .images import read_image
-from .pictures import Pictures
+from .pictures import FilePictures, Pictures
+from .tar import unlabelled_tar
 
 
-class FolderPictures:
-    """Image files of a folder, named from its root; all are of class 0 until somebody knows better."""
+class FolderPictures(FilePictures):
+    """Image files named from the root of their folder."""
 
-    def __init__(self, root: str, names: np.ndarray, in_chans: int):
-        self.root, self.names, self.in_chans = root, names, in_chans
-        self.targets = np.zeros(len(names), np.int64)
+    def __init__(self, root: str, names: Sequence[str], targets: Sequence[int], in_chans: int):
+        super().__init__(names, targets, in_chans)
+        self.root = root
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, index: int) -> Image.Image:
-        return read_image(os.path.join(self.root, self.path(index)), in_chans=self.in_chans)
-
-    def path(self, index: int) -> str:
-        return os.fsdecode(self.names[index])
+    def file(self, index: int) -> str:
+        return os.path.join(self.root, self.path(index))
 
     def subset(self, indices: np.ndarray) -> FolderPictures:
-        made = FolderPictures(self.root, self.names[indices], self.in_chans)
-        made.targets = self.targets[indices]
-        return made
+        names = [self.path(index) for index in indices]
+        return FolderPictures(self.root, names, self.targets[indices].tolist(), self.in_chans)
 
 
 def open_pictures(source: str, in_chans: int = 3) -> Pictures:
-    """Find all images of a source, whatever the folders they are in.
+    """Find all images of a source, whatever their classes.
 
     Args:
-        source: "folder:PATH".
+        source: "folder:PATH", with images in any folders, or "tar:PATH".
         in_chans: 3 for RGB, 1 for grey.
 
     Returns:
-        The pictures in the order of their names, which `path` gives from the root of the source.
+        The pictures, all of class 0, with the names that `path` gives from the root of the source; those of a
+        folder in the order of their names.
 
     Raises:
-        DataError: there is no such folder, or it holds no images.
+        DataError: there is no such source, or it holds no images.
     """
     kind, _, root = source.partition(":")
+    if kind == "tar" and root:
+        return unlabelled_tar(root, in_chans)
     if kind != "folder" or not root:
-        raise DataError(f"images without labels come from folder:PATH, got {source!r}.")
+        raise DataError(f"images without labels come from folder:PATH or tar:PATH, got {source!r}.")
     path = existing(root)
     names = sorted(_names(path))
     if not names:
         raise DataError(f"{path} holds no images.")
-    return FolderPictures(str(path), np.array([os.fsencode(name) for name in names], np.bytes_), in_chans)
+    return FolderPictures(str(path), names, [0] * len(names), in_chans)
 
 
 def _names(path: Path) -> Iterator[str]:

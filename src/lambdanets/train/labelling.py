@@ -26,7 +26,7 @@ from lambdanets.data.config import written_out
 from lambdanets.data.labels import folder_truths, parse_labels, to_csv
 from lambdanets.data.pictures import Pictures
 from lambdanets.data.pseudo import facts_path, overlap, places
-from lambdanets.data.sources import names_from_root, open_source
+from lambdanets.data.sources import open_source
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.engine import placement, quiet
 from lambdanets.train.label_record import Record, read_record
@@ -79,7 +79,7 @@ def label(
 
     Args:
         teacher: from `load_run`.
-        source: "folder:PATH", with images in any folders.
+        source: "folder:PATH" or "tar:PATH", with images in any folders.
         out: the CSV to be, with the columns image, label and probability.
         threshold: least probability of a label that is kept; Xie et al. take 0.3.
         per_class: keep so many of each class at most, the most confident ones.
@@ -113,7 +113,7 @@ def label(
     config, path, source = teacher.config.data, Path(out), written_out(source)
     pictures = open_pictures(source, config.in_chans)
     names = [pictures.path(index) for index in range(len(pictures))]
-    wanted = list(range(len(names))) if keep_labelled else unseen(teacher, source, names)
+    wanted = list(range(len(names))) if keep_labelled else unseen(teacher, source, pictures)
     if not wanted:
         raise DataError(f"the teacher was trained on all {len(names)} images of {source!r}; none is left.")
     network = teacher.model(weights)
@@ -166,14 +166,13 @@ def label(
     )
 
 
-def unseen(teacher: Run, source: str, names: Sequence[str]) -> list[int]:
-    """The images, by index, that a run was not trained on with labels of their own."""
+def unseen(teacher: Run, source: str, pictures: Pictures) -> list[int]:
+    """The pictures, by index, that a run was not trained on with labels of their own."""
     config = teacher.config.data
     if not overlap(source, config.source):
-        return list(range(len(names)))
-    trained = open_source(config, seed=teacher.config.seed, classes=teacher.classes).train
-    seen = set(places(config.source, names_from_root(config, trained)))
-    return [index for index, place in enumerate(places(source, names)) if place not in seen]
+        return list(range(len(pictures)))
+    seen = places(open_source(config, seed=teacher.config.seed, classes=teacher.classes).train)
+    return [index for index in range(len(pictures)) if pictures.place(index) not in seen]
 
 
 def digest(network: nn.Module) -> str:

@@ -1,0 +1,156 @@
+"""Any source written into shards: tar archives of WebDataset's samples, for reading in bulk."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import DataConfig
+from .errors import DataError
+from .pictures import Pictures
+from .progress import Progress, progress_bar
+from .randomness import permutation
+from .sources import STREAMED, open_source
+from .tar_index import write_index
+from .tar_scan import LABEL
+from .tar_source import CLASSES
+
+TIMM_INFO = "_info.json"
+TIMM_SPLITS = {"train": "train", "val": "validation"}
+SHORTER = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg"}  # as webdataset and timm look for them
+MANY = 2000  # images that take long enough for a bar
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """What `write_shards` has written.
+
+    Args:
+        images: on each side.
+        shards: on each side.
+        classes: their names, in the order of their numbers.
+    """
+
+    images: dict[str, int]
+    shards: dict[str, int]
+    classes: tuple[str, ...]
+
+
+def write_shards(
+    config: DataConfig,
+    out: str | os.PathLike[str],
+    *,
+    images: int = 10_000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Sharded:
+    """Write both sides of a source as train-000000.tar, ..., val-000000.tar, ...
+
+    An image's file is copied as it is; where a source holds decoded images they become PNGs. Nothing is
+    decoded otherwise: a damaged file stays one, and is found when the shards are checked. The same source and
+    seed give the same bytes.
+
+    Args:
+        config: names the source; it must not be streamed.
+        out: the folder to make; it may exist if it is empty. It appears only when everything is written.
+        images: in a shard, at most.
+        seed: of the order of the images, and of the split where the source has none.
+        progress: called with (images done, images in all); None shows a bar in a terminal if there are many.
+
+    Returns:
+        How many images and shards there are.
+
+    Raises:
+        DataError: the source cannot be used, or the folder holds something.
+
+    Example:
+        >>> write_shards(DataConfig(source="folder:/data/imagenet"), "/data/imagenet-shards")
+    """
+    if images < 1:
+        raise ValueError(f"images of a shard must be 1 or more, got {images}.")
+    if config.source.startswith(STREAMED):
+        raise DataError(f"{config.source!r} is streamed and cannot be shuffled into shards.")
+    folder = Path(out).expanduser().absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(
+            f"{folder} is there already and is no empty folder; shards are written into a new one."
+        )
+    source = open_source(config, seed=seed)
+    sides = {"train": source.train, "val": source.val}
+    total = sum(len(side) for side in sides.values())
+    bar = nullcontext(progress) if progress else progress_bar("Writing shards", total, least=MANY)
+    lengths: dict[str, list[int]] = {}
+    with _appearing(folder) as unfinished, bar as report:
+        done = 0
+        for name, side in sides.items():
+            order = permutation(seed, 0, len(side))
+            lengths[name] = []
+            for start in range(0, len(side), images):
+                path = unfinished / _shard_name(name, start // images)
+                with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+                    for place, index in enumerate(order[start : start + images], start=start):
+                        _add_sample(tar, f"{place:08d}", side, int(index))
+                        done += 1
+                        report(done, total)
+                lengths[name].append(min(images, len(side) - start))
+        _write_json(unfinished / CLASSES, list(source.classes))
+        _write_json(
+            unfinished / TIMM_INFO,
+            {"splits": {TIMM_SPLITS[name]: _timm_split(name, lengths[name]) for name in sides}},
+        )
+        write_index(
+            str(unfinished),
+            [_shard_name(name, number) for name in sides for number in range(len(lengths[name]))],
+        )
+    return Sharded(
+        {name: len(side) for name, side in sides.items()},
+        {name: len(each) for name, each in lengths.items()},
+        source.classes,
+    )
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A folder that takes its name when it is complete, and is removed when it does not become so."""
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        os.replace(unfinished, folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _shard_name(side: str, number: int) -> str:
+    return f"{side}-{number:06d}.tar"
+
+
+def _add_sample(tar: tarfile.TarFile, key: str, pictures: Pictures, index: int) -> None:
+    content, suffix = pictures.encoded(index)
+    label = str(int(pictures.targets[index])).encode()
+    for kind, part in ((SHORTER.get(suffix, suffix), content), (f".{LABEL}", label)):
+        entry = tarfile.TarInfo(key + kind)
+        entry.size = len(part)
+        tar.addfile(entry, io.BytesIO(part))
+
+
+def _timm_split(side: str, lengths: list[int]) -> dict[str, object]:
+    """What timm's reader of shards wants to know of a split."""
+    return {
+        "name": TIMM_SPLITS[side],
+        "num_samples": sum(lengths),
+        "filenames": [_shard_name(side, number) for number in range(len(lengths))],
+        "shard_lengths": lengths,
+    }
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,136 @@
+"""Which tar archives a path names, and on which side each of them is."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors import DataError
+from .folder import TRAIN_NAMES, VAL_NAMES, shown
+
+SUFFIX = ".tar"
+COMPRESSED_SUFFIXES = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Archives named from the folder that all of them are in.
+
+    Args:
+        root: that folder.
+        train, val: those of each side.
+        whole: those without sides; either these or the others are empty.
+    """
+
+    root: str
+    train: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
+
+
+def find_shards(place: str) -> Shards:
+    """Find the archives of `tar:PLACE`.
+
+    Args:
+        place: a folder with train/ and val/, or with archives whose names hold a side as a word
+            (train-000012.tar) or none; a pattern of such names with `*` or braces; or one archive.
+
+    Raises:
+        DataError: there are none, or only some of them name their side.
+    """
+    root = os.path.expanduser(place)
+    if os.path.isdir(root):
+        sides = {
+            name.lower(): found
+            for name in sorted(os.listdir(root))
+            if (found := _tars(root, os.path.join(root, name)))
+        }
+        train, val = _of_side(sides, TRAIN_NAMES), _of_side(sides, VAL_NAMES)
+        if train or val:
+            return Shards(root, train, val) if val else Shards(root, whole=train)
+        paths = _tars(root, root)
+        if not paths:
+            raise DataError(f"{root} holds no tar archives{_instead(os.listdir(root))}.")
+        return _by_words(root, paths)
+    paths = expand(root)
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    return _by_words(root, [os.path.relpath(path, root) for path in paths])
+
+
+def all_shards(place: str) -> tuple[str, tuple[str, ...]]:
+    """Return the folder of the archives that `place` names, with those in folders inside, and their names."""
+    root = os.path.expanduser(place)
+    if not os.path.isdir(root):
+        found = find_shards(place)
+        return found.root, (*found.train, *found.val, *found.whole)
+    paths = [
+        os.path.relpath(os.path.join(folder, name), root)
+        for folder, _, names in os.walk(root)
+        for name in names
+        if name.endswith(SUFFIX) and not name.startswith(".")
+    ]
+    if not paths:
+        raise DataError(f"{root} holds no tar archives{_instead(os.listdir(root))}.")
+    return root, tuple(sorted(paths))
+
+
+def expand(pattern: str) -> list[str]:
+    """Return the files that a path with `*` or braces names, each of the braces' names being there."""
+    names = [pattern]
+    if "{" in pattern:
+        if importlib.util.find_spec("braceexpand") is None:
+            raise DataError(
+                f"the braces of {pattern!r} need the package braceexpand: pip install braceexpand"
+            )
+        from braceexpand import braceexpand
+
+        names = list(braceexpand(pattern))
+    paths: list[str] = []
+    for name in names:
+        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name] * os.path.isfile(name)
+        if not found:
+            raise DataError(f"there is no tar archive {name}.")
+        paths += found
+    if not all(path.endswith(SUFFIX) for path in paths):
+        wrong = next(path for path in paths if not path.endswith(SUFFIX))
+        raise DataError(f"{wrong} is no .tar archive{_instead([wrong])}.")
+    return paths
+
+
+def _tars(root: str, folder: str) -> list[str]:
+    if not os.path.isdir(folder):
+        return []
+    names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX) and not name.startswith("."))
+    return [os.path.relpath(os.path.join(folder, name), root) for name in names]
+
+
+def _of_side(sides: dict[str, list[str]], names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(next((sides[name] for name in names if name in sides), ()))
+
+
+def _by_words(root: str, paths: Sequence[str]) -> Shards:
+    sides: dict[str, list[str]] = {}
+    for path in paths:
+        words = re.split(r"[^a-z]+", os.path.basename(path).lower())
+        side = next((name for name in (*TRAIN_NAMES, *VAL_NAMES) if name in words), "")
+        sides.setdefault(side, []).append(path)
+    if len(sides) > 1 and "" in sides:
+        raise DataError(
+            f"some archives in {root} name their side and others do not ({', '.join(shown(sides['']))}): "
+            "give all of them train or val as a word of their names, or none."
+        )
+    train, val = _of_side(sides, TRAIN_NAMES), _of_side(sides, VAL_NAMES)
+    return Shards(root, train, val) if val else Shards(root, whole=train or tuple(sides[""]))
+
+
+def _instead(names: Sequence[str]) -> str:
+    if any(COMPRESSED_SUFFIXES.search(name.lower()) for name in names):
+        return (
+            "; compressed ones cannot be read at random places: unpack them to plain .tar, or to folders for "
+            "`lambdanets shard`"
+        )
+    return ""

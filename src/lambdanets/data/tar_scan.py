@@ -1,0 +1,213 @@
+"""What a tar archive holds, from its headers alone; nothing of an image is read."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import DataError
+from .folder import IMAGE_SUFFIXES, ORIGINAL_ARCHIVES, shown
+
+LABEL = "cls"
+LABEL_BYTES = 1024
+BLOCK = 512
+TAIL = 2**16
+REPORTED = 1000  # members between two movements of the bar
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+@dataclass(frozen=True)
+class Members:
+    """The images of some shards, as flat arrays that forked workers share without copying.
+
+    Args:
+        shards: the archives' names, from a folder that all of them are in.
+        shard: which of them holds an image, of shape (n,), ascending.
+        offsets: where an image begins in its shard, in bytes, of shape (n,).
+        sizes: of the images in bytes, of shape (n,).
+        names: of the images in their shards, as bytes, of shape (n,).
+        labels: what an image's .cls file says, as bytes, of shape (n,); empty where there is none.
+    """
+
+    shards: tuple[str, ...]
+    shard: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    names: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def take(self, indices: np.ndarray | slice) -> Members:
+        """Return a part of the images, in the order of the indices."""
+        rows = (self.shard, self.offsets, self.sizes, self.names, self.labels)
+        return Members(self.shards, *(row[indices] for row in rows))
+
+
+def scan(
+    root: str, shard: str, *, labelled: bool = True, moved: Callable[[int], None] = lambda place: None
+) -> tuple[Members, str]:
+    """Find the images of one shard.
+
+    Args:
+        root: the folder from which the shard is named.
+        shard: name of the archive.
+        labelled: where there are .cls files, as in WebDataset's samples, every image must have one.
+        moved: called with the bytes passed so far.
+
+    Returns:
+        The images, and what is wrong with the shard that leaves these of use: "" where nothing is.
+
+    Raises:
+        DataError: nothing in the shard is of use, or it cannot be read at random places.
+    """
+    path = os.path.join(root, shard)
+    size = os.path.getsize(path)
+    _check_kind(path, size)
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, bytes] = {}
+    links: list[str] = []
+    others: set[str] = set()
+    whole = 0
+    with _opened(path) as tar:
+        while True:
+            try:
+                member = tar.next()
+            except (tarfile.TarError, ValueError):
+                complaint = _early(path, whole)
+                break
+            if member is None:
+                complaint = _complaint_at_end(path, tar.offset, whole)
+                break
+            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # a million would stay in memory
+            name = member.name.removeprefix("./")
+            if member.isdir() or member.offset_data + member.size > size:
+                continue
+            whole += 1
+            if whole % REPORTED == 0:
+                moved(member.offset_data)
+            if name.startswith(".") or "/." in name:
+                continue
+            suffix = os.path.splitext(name)[1].lower()
+            if member.issym() or member.islnk():
+                links.append(name)
+            elif suffix in IMAGE_SUFFIXES:
+                images[name] = member.offset_data, member.size
+            elif suffix == f".{LABEL}" and member.size <= LABEL_BYTES:
+                labels[_key(name)] = _content(tar, member)
+            else:
+                others.add(suffix or "no suffix")
+    if links:
+        raise DataError(
+            f"{path} holds links ({', '.join(shown(links))}) whose images lie elsewhere; pack it again with "
+            "tar --dereference --hard-dereference."
+        )
+    if labels and labelled:
+        images, lacking = _samples(path, images, labels)
+        if lacking and not complaint:
+            complaint = f"{path} holds images without a .cls file: {', '.join(shown(lacking))}"
+    if not images:
+        raise DataError(f"{path} holds no images; {_instead(others, complaint)}.")
+    said = [labels.get(_key(name), b"") if labelled else b"" for name in images]
+    return (
+        Members(
+            (shard,),
+            np.zeros(len(images), np.int32),
+            np.array([place for place, _ in images.values()], np.int64),
+            np.array([length for _, length in images.values()], np.int64),
+            np.array([os.fsencode(name) for name in images], np.bytes_),
+            np.array(said, np.bytes_),
+        ),
+        complaint,
+    )
+
+
+def check_end(path: str) -> str:
+    """Return what is wrong with the end of an archive, without reading the rest; "" where nothing is.
+
+    Every whole archive ends with zeros up to a full block; one that was cut in a photograph does not.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        file.seek(max(0, size - 2 * BLOCK))
+        whole = size >= 2 * BLOCK and size % BLOCK == 0 and not any(file.read())
+    return "" if whole else f"{path} ends too early"
+
+
+def _check_kind(path: str, size: int) -> None:
+    if not size:
+        raise DataError(f"{path} is an empty file, not a tar archive.")
+    with open(path, "rb") as file:
+        start = file.read(8)
+    for magic, method in COMPRESSED.items():
+        if start.startswith(magic):
+            raise DataError(
+                f"{path} is compressed ({method}) and cannot be read at random places: unpack it to a plain "
+                ".tar. Images are compressed already."
+            )
+
+
+def _opened(path: str) -> tarfile.TarFile:
+    try:
+        return tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape")
+    except tarfile.TarError as error:
+        raise DataError(f"{path} is not a tar archive: {error}.") from error
+
+
+def _key(name: str) -> str:
+    """What a sample of WebDataset is known by: its name up to the first dot."""
+    head, slash, base = name.rpartition("/")
+    return head + slash + base.partition(".")[0]
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read().strip() if file else b""
+
+
+def _early(path: str, whole: int) -> str:
+    return f"{path} ends too early: {whole} of its members are whole"
+
+
+def _complaint_at_end(path: str, place: int, whole: int) -> str:
+    """Python's reader takes whatever is no header for the end; here it must be the mark of the end."""
+    with open(path, "rb") as file:
+        file.seek(place)
+        tail = file.read(TAIL)
+    if len(tail) < BLOCK:
+        return _early(path, whole)
+    if any(tail[:BLOCK]):
+        return f"{path} is damaged at byte {place}: the {whole} members before it are whole"
+    if any(tail):
+        raise DataError(
+            f"{path} goes on behind its end, as archives do that were joined with cat: join them with "
+            "tar --concatenate."
+        )
+    return ""
+
+
+def _samples(
+    path: str, images: dict[str, tuple[int, int]], labels: dict[str, bytes]
+) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """The images that have a class, and the names of those that have none."""
+    # key.seg.png is a mask, not the picture: a sample's picture has nothing between its key and its suffix.
+    plain = {name: place for name, place in images.items() if _key(name) == os.path.splitext(name)[0]}
+    keys: dict[str, str] = {}
+    for name in plain:
+        if (other := keys.setdefault(_key(name), name)) != name:
+            raise DataError(f"{path} holds two images of one sample: {other!r} and {name!r}.")
+    lacking = [name for key, name in keys.items() if not labels.get(key)]
+    return {name: plain[name] for key, name in keys.items() if labels.get(key)}, lacking
+
+
+def _instead(others: set[str], complaint: str) -> str:
+    if ".tar" in others:
+        return f"it holds other archives. {ORIGINAL_ARCHIVES}"
+    if complaint:
+        return complaint
+    return "it holds files of other kinds: " + ", ".join(shown(sorted(others))) if others else "it is empty"

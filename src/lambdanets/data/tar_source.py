@@ -1,0 +1,222 @@
+"""Archives turned into the two sides of a source, by their names, their folders or their .cls files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .config import DataConfig
+from .errors import DataError
+from .folder import CLASS_FOLDERS, TRAIN_NAMES, VAL_NAMES, shown, which_held_out
+from .tar import TarPictures
+from .tar_index import read_members
+from .tar_paths import find_shards
+from .tar_scan import Members
+
+CLASSES = "classes.json"
+TRAIN, VAL, UNDECIDED, NEITHER = range(4)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the class of every image is called.
+
+    Args:
+        words: each that occurs.
+        inverse: which of them an image has, of shape (n,).
+        numbers: whether the words are class numbers, as in WebDataset's .cls files.
+    """
+
+    words: list[str]
+    inverse: np.ndarray
+    numbers: bool
+
+
+def open_tar(
+    config: DataConfig, *, seed: int, classes: Sequence[str] | None = None
+) -> tuple[TarPictures, TarPictures, tuple[str, ...]]:
+    """Find the images of `tar:PATH`, their sides and their classes.
+
+    Args:
+        config: names the archives. Classes are folders inside them, or .cls files beside the images; what is
+            not split by the archives' names, nor by train/ and val/ inside, is split by `val_fraction`.
+        seed: of the split.
+        classes: number the classes in this order; None takes classes.json beside the archives, or the sorted
+            names.
+
+    Returns:
+        The images of both sides, and the names of the classes.
+    """
+    place = config.source.partition(":")[2]
+    if not place:
+        raise DataError(f"data.source {config.source!r} lacks a path: write tar:PATH.")
+    found = find_shards(place)
+    shards = (*found.train, *found.val, *found.whole)
+    members = read_members(found.root, shards, skip=config.on_bad_image == "skip")
+    of_shard = np.repeat([TRAIN, VAL, UNDECIDED], [len(found.train), len(found.val), len(found.whole)])
+    sides, labels = _labelled(found.root, members, of_shard[members.shard], classes)
+    declared = declared_classes(found.root, os.path.dirname(shards[0]))
+    names, targets = _numbered(place, labels, sides, classes, declared)
+    if (sides == UNDECIDED).any():
+        undecided = np.flatnonzero(sides == UNDECIDED)
+        held_out = which_held_out(
+            [os.fsdecode(members.names[index]) for index in undecided],
+            targets[undecided],
+            names,
+            place,
+            val_fraction=config.val_fraction,
+            seed=seed,
+        )
+        sides[undecided] = np.where(held_out, VAL, TRAIN)
+    train, val = (np.flatnonzero(sides == side) for side in (TRAIN, VAL))
+    pictures = TarPictures(found.root, members, targets, config.in_chans)
+    return pictures.subset(train), pictures.subset(val), names
+
+
+def _labelled(
+    root: str, members: Members, sides: np.ndarray, classes: Sequence[str] | None
+) -> tuple[np.ndarray, Labels]:
+    """The side and the label of every image, from .cls files or from folders."""
+    words, inverse = np.unique(members.labels, return_inverse=True)
+    if words.all():
+        decoded = [word.decode("utf-8", "replace") for word in words]
+        return sides, Labels(decoded, inverse, all(word.isdecimal() for word in decoded))
+    if words.any():
+        raise DataError(f"some archives in {root} have .cls files and others do not; make them alike.")
+    # A side goes with each folder: archives of train and of val may be packed from different levels.
+    folders, inverse = np.unique(
+        [
+            b"%d/%s" % (side, name.rpartition(b"/")[0])
+            for side, name in zip(sides, members.names, strict=True)
+        ],
+        return_inverse=True,
+    )
+    paths = [os.fsdecode(folder).split("/") for folder in folders]
+    _check_flat(root, members, np.array([path[1:] == [""] for path in paths])[inverse])
+    side_of = np.array([int(path[0]) for path in paths])
+    label_of = [""] * len(paths)
+    for side in np.unique(side_of):
+        own = np.flatnonzero(side_of == side)
+        inside = _stripped([paths[number][1:] for number in own], side == UNDECIDED, classes)
+        split = _split_inside(root, inside) if side == UNDECIDED else {}
+        for number, path in zip(own, inside, strict=True):
+            if split:
+                side_of[number] = split.get(path[0], NEITHER) if len(path) > 1 else NEITHER
+                path = path[1:] or path
+            label_of[number] = path[0]
+    labels, of_folder = np.unique(np.array(label_of, np.str_), return_inverse=True)
+    return side_of[inverse], Labels(labels.tolist(), of_folder[inverse], False)
+
+
+def _check_flat(root: str, members: Members, flat: np.ndarray) -> None:
+    if flat.any():
+        shard = members.shard[flat.argmax()]
+        path = os.path.join(root, members.shards[shard])
+        raise DataError(
+            f"{path} holds {int((flat & (members.shard == shard)).sum())} images without class folders or "
+            f".cls files: unpack it, {CLASS_FOLDERS}, then read folder:PATH or make shards of it with "
+            "`lambdanets shard`."
+        )
+
+
+def _stripped(paths: list[list[str]], whole: bool, classes: Sequence[str] | None) -> list[list[str]]:
+    """Without the folders around all classes; a val/ of images that are not split yet says what they are."""
+    while len({path[0] for path in paths}) == 1 and min(map(len, paths)) > 1:
+        head = paths[0][0]
+        if head in (classes or ()) or (whole and head.lower() in VAL_NAMES):
+            break
+        paths = [path[1:] for path in paths]
+    return paths
+
+
+def _split_inside(root: str, paths: list[list[str]]) -> dict[str, int]:
+    """Which folder inside the archives is which side, as in `read_folder`; nothing where they are classes."""
+    deep = {path[0].lower(): path[0] for path in paths if len(path) > 1}
+    train, val = (
+        next((deep[name] for name in names if name in deep), "") for names in (TRAIN_NAMES, VAL_NAMES)
+    )
+    if train and not val:
+        if any(path[0].lower() in VAL_NAMES[:-1] for path in paths):
+            raise DataError(f"val/ in the archives of {root} holds no class folders: {CLASS_FOLDERS}.")
+        return {train: UNDECIDED}
+    return {train: TRAIN, val: VAL} if train else {val: VAL} if val else {}
+
+
+def declared_classes(root: str, *folders: str) -> tuple[str, ...] | None:
+    """Return what classes.json lists, if it lies in a folder or in one of those inside."""
+    for folder in ("", *folders):
+        path = os.path.join(root, folder, CLASSES)
+        if not os.path.isfile(path):
+            continue
+        try:
+            with open(path, encoding="utf-8") as file:
+                names = json.load(file)
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise DataError(f'{path} must be a list of the classes\' names, such as ["cat", "dog"].')
+        return tuple(names)
+    return None
+
+
+def _numbered(
+    place: str,
+    labels: Labels,
+    sides: np.ndarray,
+    classes: Sequence[str] | None,
+    declared: Sequence[str] | None,
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The classes in order, and the number of every image's class."""
+    number = len(labels.words)
+    held = np.array([np.bincount(labels.inverse[sides == side], minlength=number) > 0 for side in range(4)])
+    used = np.flatnonzero(held[:NEITHER].any(axis=0))
+    words = dict(zip(used.tolist(), (labels.words[index] for index in used), strict=True))
+    if labels.numbers:
+        names_by_number = declared or classes
+        if names_by_number is None:
+            names_by_number = [str(index) for index in range(1 + max(map(int, words.values())))]
+        if beyond := [word for word in words.values() if int(word) >= len(names_by_number)]:
+            raise DataError(
+                f"{place} has the class number {beyond[-1]}, but there are {len(names_by_number)} classes "
+                f"({', '.join(shown(names_by_number))}), numbered from 0."
+            )
+        words = {index: names_by_number[int(word)] for index, word in words.items()}
+        order = tuple(classes or names_by_number)
+    else:
+        order = tuple(classes or declared or sorted(set(words.values())))
+    of_name = {name: index for index, name in enumerate(order)}
+    if unknown := sorted(set(words.values()) - set(of_name)):
+        raise DataError(
+            f"{place} holds classes that are not known: {', '.join(shown(unknown))}. "
+            f"Known are {', '.join(shown(order))}."
+        )
+    if classes is None:
+        _check_sides(place, words, held, declared)
+    targets = np.full(number, -1, np.int64)
+    for index, word in words.items():
+        targets[index] = of_name[word]
+    return order, targets[labels.inverse]
+
+
+def _check_sides(place: str, words: dict[int, str], held: np.ndarray, declared: Sequence[str] | None) -> None:
+    if held[UNDECIDED].any():
+        return
+    if not held[TRAIN].any():
+        raise DataError(
+            f"{place} holds archives or folders of val but none of train: there is nothing to train on."
+        )
+    of_train, of_val = (
+        {words[index] for index in np.flatnonzero(held[side]).tolist()} for side in (TRAIN, VAL)
+    )
+    lacking = {"training": of_val - of_train, "validation": of_train - of_val if not declared else set()}
+    for side, names in lacking.items():
+        if names:
+            what = "class" if len(names) == 1 else "classes"
+            raise DataError(
+                f"the {side} images of {place} lack the {what} {', '.join(shown(sorted(names)))} of the "
+                "others; both sides must hold the same."
+            )

@@ -1,0 +1,40 @@
+"""`lambdanets shard`: the folder it leaves, what it says, and what it refuses."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from lambdanets.data import DataConfig, open_splits
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_shards_of_the_digits(command: Command, tmp_path: Path) -> None:
+    done = command("shard", "digits", "--out", "shards", "--images", 1000, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "train: 1,618 images in 2 shards",
+        "val: 179 images in 1 shard",
+        "10 classes; read them with --data tar:shards",
+    ]
+    splits = open_splits(DataConfig(source=f"tar:{tmp_path / 'shards'}", image_size=8, in_chans=1))
+    assert (len(splits.train), len(splits.val)) == (1618, 179)
+
+
+def test_what_is_refused(inside: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for code, words, says in (
+        (1, ("digits", "--out", tmp_path), f"{tmp_path} is there already and is no empty folder; shards are"),
+        (1, (f"folder:{tmp_path / 'no'}", "--out", tmp_path / "new"), "there is no folder"),
+        (
+            1,
+            ("wds/x:y", "--out", tmp_path / "new"),
+            "'wds/x:y' is streamed and cannot be shuffled into shards.",
+        ),
+        (2, ("digits", "--out", tmp_path / "new", "--images", 0), "--images must be 1 or more, got 0."),
+        (2, ("digits",), "--out is missing; see lambdanets shard --help"),
+    ):
+        done = inside("shard", *words)
+        assert done.returncode == code
+        assert done.stderr.startswith(f"lambdanets: {says}"), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

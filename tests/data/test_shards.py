@@ -1,0 +1,181 @@
+"""Shards hold the files of their source, and other programs read them."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lambdanets.data import (
+    DataConfig,
+    DataError,
+    ImageSet,
+    eval_loader,
+    open_splits,
+    train_loader,
+    write_shards,
+)
+from lambdanets.data.tar import TarPictures
+from lambdanets.data.tar_index import INDEX, read_members
+
+WriteFolder = Callable[..., Path]
+COUNTS = {"train/dog": 5, "train/cat": 4, "val/dog": 2, "val/cat": 3}
+
+
+def config(source: str, **options: object) -> DataConfig:
+    return DataConfig(**({"source": source, "image_size": 12, "batch_size": 4, "workers": 0} | options))
+
+
+@pytest.fixture
+def photos(write_folder: WriteFolder) -> Path:
+    """A folder of which one image is a JPEG with its suffix in capitals, and one lies deeper."""
+    root = write_folder(COUNTS)
+    with Image.open(root / "train" / "dog" / "000.png") as image:
+        image.save(root / "train" / "dog" / "000.JPEG")
+    (root / "train" / "dog" / "000.png").unlink()
+    (root / "train" / "cat" / "more").mkdir()
+    (root / "train" / "cat" / "001.png").rename(root / "train" / "cat" / "more" / "1.png")
+    return root
+
+
+def contents(side: ImageSet) -> list[tuple[str, int]]:
+    assert isinstance(side.pictures, TarPictures)
+    files = [side.pictures.encoded(index)[0] for index in range(len(side))]
+    return sorted(
+        (hashlib.md5(file).hexdigest(), int(target)) for file, target in zip(files, side.targets, strict=True)
+    )
+
+
+def test_files_are_copied_as_they_are(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    written = write_shards(config(f"folder:{photos}"), out, images=4)
+    assert (written.images, written.shards) == ({"train": 9, "val": 5}, {"train": 3, "val": 2})
+    assert written.classes == ("cat", "dog")
+    splits = open_splits(config(f"tar:{out}"))
+    assert splits.classes == ("cat", "dog")
+    for name, side in (("train", splits.train), ("val", splits.val)):
+        expected = [
+            (hashlib.md5(path.read_bytes()).hexdigest(), target)
+            for target, label in enumerate(("cat", "dog"))
+            for path in (photos / name / label).rglob("*.*")
+        ]
+        assert contents(side) == sorted(expected)
+    assert sorted({splits.train.path(index)[-4:] for index in range(9)}) == [".jpg", ".png"]
+    assert np.bincount(splits.train.pictures.shards).tolist() == [4, 4, 1]
+    assert splits.train.targets.tolist() != sorted(splits.train.targets)
+
+
+def test_the_same_seed_gives_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder, seed in zip(folders, (1, 1, 2), strict=True):
+        folder.mkdir()  # an empty one may be there
+        write_shards(config(f"folder:{photos}"), folder, images=5, seed=seed)
+    first, again, other = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    assert first == again
+    assert set(first) == {
+        "_index.npz", "_info.json", "classes.json", "train-000000.tar", "train-000001.tar", "val-000000.tar"
+    }  # fmt: skip
+    assert first["train-000000.tar"] != other["train-000000.tar"]
+
+
+def test_the_index_is_what_the_headers_say(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    write_shards(config(f"folder:{photos}"), out, images=3)
+    shards = [f"train-{index:06d}.tar" for index in range(3)]
+    kept, fresh = (read_members(str(out), shards, indexed=indexed) for indexed in (True, False))
+    with np.load(out / INDEX) as file:
+        assert len(file["names"]) == 14
+    for name in ("shard", "offsets", "sizes", "names", "labels"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(fresh, name))
+
+
+def test_shards_of_shards_and_of_digits(tmp_path: Path) -> None:
+    options = {"image_size": 8, "in_chans": 1, "mean": (0.0,), "std": (1.0,)}
+    write_shards(config("digits"), tmp_path / "once", images=500)
+    write_shards(config(f"tar:{tmp_path / 'once'}"), tmp_path / "twice", images=300, seed=7)
+    digits = open_splits(config("digits", **options))
+    for name in ("once", "twice"):
+        copy = open_splits(config(f"tar:{tmp_path / name}", **options))
+        assert copy.classes == digits.classes
+        for ours, theirs in ((copy.train, digits.train), (copy.val, digits.val)):
+            rows = [
+                sorted(
+                    (image.numpy().tobytes(), int(target))
+                    for image, target in map(side.item, range(len(side)))
+                )
+                for side in (ours, theirs)
+            ]
+            assert rows[0] == rows[1]
+
+
+def test_a_named_sources_files_are_copied(photos: Path, tmp_path: Path) -> None:
+    write_shards(config(f"torch/image_folder:{photos}", val_split="val"), tmp_path / "shards")
+    splits = open_splits(config(f"tar:{tmp_path / 'shards'}"))
+    expected = open_splits(config(f"folder:{photos}"))
+    assert splits.classes == expected.classes
+    rows = [
+        sorted((image.numpy().tobytes(), int(target)) for image, target in map(side.item, range(9)))
+        for side in (splits.train, expected.train)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_the_package_webdataset_reads_them(photos: Path, tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    out = tmp_path / "shards"
+    write_shards(config(f"folder:{photos}"), out, images=5)
+    shards = sorted(str(path) for path in out.glob("train-*.tar"))
+    data_set = webdataset.WebDataset(shards, shardshuffle=False).decode("pil").to_tuple("jpg;png", "cls")
+    read = list(data_set)
+    splits = open_splits(config(f"tar:{out}"))
+    assert [target for _, target in read] == splits.train.targets.tolist()
+    for index, (image, _) in enumerate(read):
+        assert image.convert("RGB").tobytes() == splits.train.pictures.read(index).tobytes()
+
+
+def test_timm_reads_them(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    out = tmp_path / "shards"
+    write_shards(config(f"folder:{photos}"), out, images=5)
+    data = config(f"wds/photos:{out}")
+    splits, expected = open_splits(data), open_splits(config(f"tar:{out}"))
+    assert splits.classes == ("cat", "dog")
+    pairs = zip(eval_loader(splits.val, data), eval_loader(expected.val, data), strict=True)
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in pairs)
+    assert len(list(train_loader(splits.train, data, seed=0, position=lambda: (0, 0)))) == 3
+
+
+def test_a_truncated_shard_of_a_stream(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    out = tmp_path / "shards"
+    write_shards(config(f"folder:{photos}"), out, images=5)
+    shard = out / "train-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:1400])
+    data = config(f"wds/photos:{out}")
+    with pytest.raises(
+        DataError, match=rf"^{shard} ends too early; copy or make the shard again, or read what"
+    ):
+        open_splits(data)
+    with pytest.warns(UserWarning, match=f"{shard} ends too early; only what is whole is read"):
+        open_splits(config(f"wds/photos:{out}", on_bad_image="skip"))
+
+
+def test_what_cannot_be_sharded(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match="is there already and is no empty folder"):
+        write_shards(config(f"folder:{photos}"), photos)
+    with pytest.raises(DataError, match="'wds/photos:x' is streamed and cannot be shuffled into shards"):
+        write_shards(config("wds/photos:x"), out)
+    with pytest.raises(ValueError, match=r"images of a shard must be 1 or more, got 0\."):
+        write_shards(config(f"folder:{photos}"), out, images=0)
+
+    def gone(done: int, total: int) -> None:
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(config(f"folder:{photos}"), out, progress=gone)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]

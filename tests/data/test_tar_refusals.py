@@ -1,0 +1,213 @@
+"""Archives that cannot be used are told in one sentence; what an interrupted copy lacks can be left out."""
+
+import gzip
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lambdanets.data import DataConfig, DataError, DataWarning, open_split, open_splits
+from lambdanets.data.tar import unlabelled_tar
+from lambdanets.data.tar_index import INDEX, write_index
+
+WriteFolder = Callable[..., Path]
+WriteTar = Callable[..., Path]
+MakeSamples = Callable[..., dict[str, bytes]]
+BLOCK = 512
+
+
+def config(source: object, **options: object) -> DataConfig:
+    values = {"source": f"tar:{source}", "image_size": 12, "batch_size": 4, "workers": 0}
+    return DataConfig(**(values | options))
+
+
+def refused(source: object, says: str, **options: object) -> None:
+    with pytest.raises(DataError, match=says) as caught:
+        open_splits(config(source, **options))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cut", "whole"),
+    [("inside an image", 5), ("inside a header", 5), ("between members", 5), ("at the end", 6)],
+)
+def test_a_truncated_archive(write_tar: WriteTar, samples: MakeSamples, cut: str, whole: int) -> None:
+    members = samples([0, 1, 0])
+    ordered = sorted(members, key=lambda name: name.endswith("png"))  # so that the last is an image
+    archive = write_tar("s/train-0.tar", {name: members[name] for name in ordered})
+    write_tar("s/val.tar", samples([0, 1]))
+    content = archive.read_bytes()
+    image = content.rindex(members["000002.png"])
+    end = image + len(members["000002.png"])
+    kept = {
+        "inside an image": image + 100,
+        "inside a header": image - 100,
+        "between members": image - BLOCK,
+        "at the end": end + -end % BLOCK,
+    }
+    archive.write_bytes(content[: kept[cut]])
+    says = f"{archive} ends too early: {whole} of its members are whole. "
+    refused(
+        archive.parent, f"{says}Copy or make the shard again, or leave out what it lacks with --set data.on_"
+    )
+    with pytest.warns(DataWarning, match=f"{says}The rest is left out"):
+        splits = open_splits(config(archive.parent, on_bad_image="skip"))
+    assert splits.train.targets.tolist() == [0, 1, 0][: whole - 3]
+
+
+def test_an_archive_damaged_inside(write_tar: WriteTar, samples: MakeSamples) -> None:
+    archive = write_tar("s/0.tar", samples([0, 1, 0, 1]))
+    content = bytearray(archive.read_bytes())
+    place = content.index(b"000002.png")
+    content[place : place + BLOCK] = b"x" * BLOCK
+    archive.write_bytes(content)
+    refused(archive, f"0.tar is damaged at byte {place}: the 4 members before it are whole")
+
+
+def test_archives_joined_with_cat(write_tar: WriteTar, samples: MakeSamples) -> None:
+    archive = write_tar("0.tar", samples([0, 1]))
+    archive.write_bytes(archive.read_bytes() * 2)
+    refused(archive, "goes on behind its end, as archives do that were joined with cat")
+
+
+def test_archives_of_no_use(tmp_path: Path, write_tar: WriteTar, samples: MakeSamples) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", r"empty holds no tar archives\.$")
+    refused(tmp_path / "nowhere", r"there is no tar archive .*nowhere\.$")
+    refused("", "lacks a path: write tar:PATH")
+    refused(write_tar("a.tar", {}), r"a\.tar holds no images; it is empty\.$")
+    refused(write_tar("b.tar", {"a/x.txt": b"", "a/y": b""}), "files of other kinds: '.txt', 'no suffix'")
+    (tmp_path / "c.tar").write_bytes(b"")
+    refused(tmp_path / "c.tar", "is an empty file, not a tar archive")
+    (tmp_path / "d.tar").write_bytes(b"no archive" * 200)
+    refused(tmp_path / "d.tar", "is not a tar archive: ")
+    plain = write_tar("e.tar", samples([0, 1]))
+    plain.write_bytes(gzip.compress(plain.read_bytes()))
+    refused(plain, r"e\.tar is compressed \(gzip\) and cannot be read at random places: unpack it to a plain")
+    (tmp_path / "z").mkdir()
+    packed = plain.rename(tmp_path / "z" / "e.tar.gz")
+    refused(packed.parent, "holds no tar archives; compressed ones cannot be read at random places")
+    refused(packed, "e.tar.gz is no .tar archive; compressed ones cannot be read at random places")
+
+
+def test_links_are_not_followed(tmp_path: Path, write_folder: WriteFolder) -> None:
+    root = write_folder({"a": 2, "b": 2})
+    os.link(root / "a" / "000.png", root / "a" / "other.png")
+    subprocess.run(["tar", "-cf", tmp_path / "l.tar", "-C", root, "a", "b"], check=True)
+    refused(
+        tmp_path / "l.tar", r"holds links \('a/.*\.png'\) whose images lie elsewhere; pack it again with tar"
+    )
+
+
+def test_samples_without_a_class(write_tar: WriteTar, samples: MakeSamples) -> None:
+    members = samples([0, 1, 0])
+    del members["000001.cls"]
+    archive = write_tar("s/train.tar", members)
+    write_tar("s/val.tar", samples([0]))
+    refused(archive.parent, r"train\.tar holds images without a \.cls file: '000001\.png'\. Copy or make")
+    write_tar("s/train.tar", samples([0, 1]) | {"000000.jpg": b""})
+    refused(archive.parent, "holds two images of one sample: '000000.png' and '000000.jpg'")
+    write_tar("s/train.tar", {f"a/{name}": each for name, each in members.items() if "png" in name})
+    refused(archive.parent, r"some archives in .* have \.cls files and others do not; make them alike")
+
+
+def test_sides_that_do_not_agree(tmp_path: Path, write_tar: WriteTar, samples: MakeSamples) -> None:
+    write_tar("s/train.tar", samples(["a", "b"]))
+    write_tar("s/val.tar", samples(["a", "b", "c"]))
+    refused(tmp_path / "s", "the training images of .*s lack the class 'c' of the others; both sides must")
+    write_tar("s/val.tar", samples(["a"]))
+    refused(tmp_path / "s", "the validation images of .*s lack the class 'b' of the others")
+    (tmp_path / "s" / "classes.json").write_text(json.dumps(["a", "b"]))
+    assert open_splits(config(tmp_path / "s")).classes == ("a", "b")
+    (tmp_path / "s" / "classes.json").write_text(json.dumps(["a", "c"]))
+    refused(tmp_path / "s", r"holds classes that are not known: 'b'\. Known are 'a', 'c'\.")
+    (tmp_path / "s" / "classes.json").write_text("{}")
+    refused(
+        tmp_path / "s", r"classes\.json must be a list of the classes' names, such as \[\"cat\", \"dog\"\]"
+    )
+    (tmp_path / "s" / "train.tar").unlink()
+    (tmp_path / "s" / "classes.json").unlink()
+    refused(tmp_path / "s", "none of train: there is nothing to train on")
+    assert len(open_split(config(tmp_path / "s"), classes=("a", "b"))[0]) == 1
+    write_tar("s/more.tar", samples(["a"]))
+    refused(tmp_path / "s", r"some archives in .* name their side and others do not \('more\.tar'\)")
+
+
+def test_one_image_of_a_class(write_tar: WriteTar, samples: MakeSamples) -> None:
+    refused(write_tar("0.tar", samples(["a", "b", "a"])), "class 'b' in .* holds one image; at least two")
+
+
+def test_imagenets_original_archives(write_tar: WriteTar, samples: MakeSamples) -> None:
+    image = samples([0])["000000.png"]
+    outer = write_tar("o/ILSVRC2012_img_train.tar", {"n01440764.tar": b"", "n01443537.tar": b""})
+    says = (
+        "it holds other archives. ImageNet's original archives are unpacked into class folders by torchvision"
+    )
+    refused(outer, says)
+    flat = {f"ILSVRC2012_val_0000000{index}.JPEG": image for index in range(3)}
+    refused(
+        write_tar("f/ILSVRC2012_img_val.tar", flat),
+        "img_val.tar holds 3 images without class folders or .cls files: unpack it, put those of each class ",
+    )
+    inside = {f"train/{name}/0.png": image for name in "ab"} | {f"val/{name}": image for name in flat}
+    refused(
+        write_tar("both.tar", inside), r"val/ in the archives of .* holds no class folders: put those of each"
+    )
+
+
+def test_a_damaged_image_inside(write_tar: WriteTar, samples: MakeSamples) -> None:
+    members = samples([0, 1, 0, 1, 0, 1])
+    members["000002.png"] = members["000002.png"][:200]
+    archive = write_tar("s/train.tar", members)
+    write_tar("s/val.tar", samples([0, 1]))
+    for options in ({"cache": False}, {"cache": True}):
+        with pytest.raises(
+            DataError, match=r"1 of 8 images cannot be read:\n  cannot read train.tar#000002.png: "
+        ):
+            open_splits(config(archive.parent, **options))
+        with pytest.warns(DataWarning, match=r"train\.tar#000002\.png: .*\nThey are left out"):
+            splits = open_splits(config(archive.parent, on_bad_image="skip", **options))
+        assert len(splits.train) == 5
+        assert "train.tar#000002.png" in splits.skipped[0]
+
+
+def test_the_index_is_taken_where_it_fits(write_tar: WriteTar, samples: MakeSamples) -> None:
+    members = samples([0, 1, 0, 1])
+    first = write_tar("s/train-0.tar", members)
+    second = write_tar("s/train-1.tar", samples([1, 1], first=4))
+    write_tar("s/val.tar", samples([0, 1]))
+    names = ("train-0.tar", "train-1.tar", "val.tar")
+
+    def found() -> list[int]:
+        return open_splits(config(first.parent, check=False, cache=False)).train.targets.tolist()
+
+    expected = found()
+    write_index(str(first.parent), names)
+    assert found() == expected == [0, 1, 0, 1, 1, 1]
+    # Whether a header was read again shows in what was changed there, the size being kept.
+    relabelled = write_tar("s/train-0.tar", samples([1, 0, 1, 0]))
+    assert relabelled.stat().st_size == first.stat().st_size
+    assert found() == expected
+    write_tar("s/train-1.tar", samples([0] * 30, first=4))
+    assert found() == [0, 1, 0, 1] + [0] * 30
+    second.unlink()
+    assert found() == [0, 1, 0, 1]
+    (first.parent / INDEX).write_bytes(b"damaged")
+    assert found() == [1, 0, 1, 0]
+    np.savez(first.parent / INDEX, shards=np.array(names))
+    assert found() == [1, 0, 1, 0]
+
+
+def test_an_archive_that_shrank_later(write_tar: WriteTar, samples: MakeSamples) -> None:
+    archive = write_tar("0.tar", samples([0, 1]))
+    pictures = unlabelled_tar(str(archive), 3)
+    archive.write_bytes(archive.read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"cannot read 0\.tar#000001\.png: the archive has become shorter\."):
+        pictures.read(1)
+    archive.unlink()
+    with pytest.raises(DataError, match=r"cannot read 0\.tar#000000\.png: there is no such file\."):
+        pictures.subset(np.arange(2)).read(0)
