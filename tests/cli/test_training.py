@@ -98,3 +98,18 @@ def test_ctrl_c_stops_and_resume_finishes(
     done = command("train", "--resume", folder)
     assert done.returncode == 0, done.stderr
     assert epochs(folder) == [1, 2, 3, 4]
+
+
+def test_weights_are_looked_at_before_the_images(inside: Command, trained: Path, tmp_path: Path) -> None:
+    words = ("train", "digits", "--out", tmp_path / "run", "--data", "folder:nowhere", "--set")
+    missing = inside(*words, "model.weights=nowhere")
+    assert missing.returncode == 2
+    assert "there are no weights nowhere: no such file or folder" in missing.stderr
+    other = inside(*words, f"model.weights={trained}", "--model", "lambda_resnet_cifar")
+    assert other.returncode == 2
+    assert "not those of lambda_resnet_cifar" in other.stderr
+    assert "look like those of lambda_resnet_digits" in other.stderr
+    fit = inside(*words, f"model.weights={trained}")
+    assert fit.returncode == 1
+    assert "there is no folder" in fit.stderr
+    assert not (tmp_path / "run").exists()

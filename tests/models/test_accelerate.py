@@ -1,4 +1,4 @@
-"""The lambda layers of timm and of lucidrains/lambda-networks, accelerated: same function, same weights."""
+"""The lambda layers of timm, lucidrains and d-li14, accelerated: same function, same weights."""
 
 import copy
 import io
@@ -13,62 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from closeness import assert_close, assert_close_by_name, error
+from foreign import DLi14, LambdaLayer, awake
 from lambdanets import LambdaLayer2d, accelerate
-from lambdanets.models.accelerated import AcceleratedLayer
-from oracles import lambda_layer_einsum
+from lambdanets.models.accelerated import AcceleratedLayer, DLi14LambdaLayer
 
 DIM = 24
-
-
-class LambdaLayer(nn.Module):
-    """A stand-in for the layer of lucidrains/lambda-networks: its parameters, the formula as an einsum.
-
-    Tests run without that package; where it is installed, one test holds this class against it.
-    """
-
-    __module__ = "lambda_networks.lambda_networks"
-
-    def __init__(self, dim, *, dim_k, n=None, r=None, heads=4, dim_out=None, dim_u=1):
-        super().__init__()
-        dim_v = (dim_out or dim) // heads
-        self.heads, self.u, self.local_contexts = heads, dim_u, r is not None
-        self.to_q = nn.Conv2d(dim, heads * dim_k, 1, bias=False)
-        self.to_k = nn.Conv2d(dim, dim_u * dim_k, 1, bias=False)
-        self.to_v = nn.Conv2d(dim, dim_u * dim_v, 1, bias=False)
-        self.norm_q = nn.BatchNorm2d(heads * dim_k)
-        self.norm_v = nn.BatchNorm2d(dim_u * dim_v)
-        if r is not None:
-            self.pos_conv = nn.Conv3d(dim_u, dim_k, (1, r, r), padding=(0, r // 2, r // 2))
-        else:
-            self.rel_pos_emb = nn.Parameter(torch.randn(2 * n - 1, 2 * n - 1, dim_k, dim_u))
-            self.rel_pos = torch.zeros(n * n, n * n, 2, dtype=torch.long)
-
-    def forward(self, x: Tensor) -> Tensor:
-        grid, u = tuple(x.shape[2:]), self.u
-        q = self.norm_q(self.to_q(x)).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
-        k = self.to_k(x).flatten(2).unflatten(1, (u, -1)).permute(0, 3, 2, 1)
-        v = self.norm_v(self.to_v(x)).flatten(2).unflatten(1, (u, -1)).permute(0, 3, 2, 1)
-        if not self.local_contexts:
-            y = lambda_layer_einsum(q, k, v, self.rel_pos_emb, grid=grid)
-        else:
-            e = torch.einsum("kuxrs->rsku", self.pos_conv.weight)
-            y = lambda_layer_einsum(q, k, v, e, grid=grid, scope=tuple(e.shape[:2]))
-            y = y + torch.einsum("bhnk,k->bhn", q, self.pos_conv.bias).unsqueeze(3)
-        return y.transpose(2, 3).flatten(1, 2).unflatten(2, grid)
-
-
-def awake(module: nn.Module) -> nn.Module:
-    """Statistics, norms and positions as after some training: at their start, mistakes could hide in them."""
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d) and part.running_mean is not None:
-            nn.init.normal_(part.running_mean, std=0.3)
-            nn.init.uniform_(part.running_var, 0.5, 2)
-            nn.init.uniform_(part.weight, 0.5, 1.5)
-            nn.init.normal_(part.bias, std=0.3)
-        for name, value in part.named_parameters(recurse=False):
-            if name in ("pos_emb", "rel_pos_emb") or isinstance(part, nn.Conv3d):
-                nn.init.normal_(value, std=0.3)
-    return module
 
 
 TIMM = {
@@ -91,9 +40,15 @@ LUCIDRAINS = {
     "relative": ({"dim_k": 5, "n": 5, "heads": 3}, (5, 5)),
     "relative-u": ({"dim_k": 3, "n": 5, "heads": 2, "dim_u": 4, "dim_out": 14}, (5, 5)),
 }
+D_LI14 = {
+    "local": ({"dk": 5, "Nh": 3, "r": 3}, (5, 7)),
+    "beyond-the-grid-strided": ({"dk": 5, "Nh": 2, "r": 9, "stride": 2}, (3, 7)),
+    "u-strided": ({"dk": 5, "du": 2, "Nh": 3, "r": 5, "stride": 2}, (7, 4)),
+}
 FORMS = {
     **{f"timm-{name}": (TimmOriginal, *form) for name, form in TIMM.items()},
     **{f"lucidrains-{name}": (LambdaLayer, *form) for name, form in LUCIDRAINS.items()},
+    **{f"d-li14-{name}": (DLi14, *form) for name, form in D_LI14.items()},
 }
 every_form = pytest.mark.parametrize("form", FORMS)
 
@@ -174,7 +129,9 @@ def test_weights_in_half_precision(form: str) -> None:
     assert_close(found, exact.eval()(x), plain=plain)
 
 
-@pytest.mark.parametrize("form", ["timm-local-strided", "timm-relative", "lucidrains-local-u"])
+@pytest.mark.parametrize(
+    "form", ["timm-local-strided", "timm-relative", "lucidrains-local-u", "d-li14-u-strided"]
+)
 def test_compiles_to_one_graph(form: str) -> None:
     torch.compiler.reset()  # sizes that were compiled before would make these dynamic
     layer, x = made(form)
@@ -333,6 +290,20 @@ def test_a_layer_is_known_by_the_class_that_defines_its_forward() -> None:
         accelerate(Different(DIM, num_heads=3))
 
 
+def test_a_file_without_a_package_is_known_wherever_it_lies() -> None:
+    for place in ("lambda_layer", "imagenet.models.lambda_layer"):
+        elsewhere = type("LambdaLayer", (DLi14,), {"forward": DLi14.forward, "__module__": place})
+        elsewhere.__qualname__ = "LambdaLayer"
+        assert isinstance(accelerate(elsewhere(DIM, r=3)), DLi14LambdaLayer)
+
+
+def test_another_layer_of_the_same_name_and_file_is_left_alone() -> None:
+    layer = DLi14(DIM, r=3)
+    layer.value = nn.Conv2d(DIM, DIM, 1)
+    with pytest.raises(ValueError, match="has none"):
+        accelerate(layer)
+
+
 @pytest.mark.parametrize(
     "module", [nn.Sequential(nn.Conv2d(3, 8, 3)), nn.Identity()], ids=lambda m: type(m).__name__
 )
@@ -419,7 +390,8 @@ def called_otherwise(convolution: nn.Module) -> None:
 
 @pytest.mark.parametrize("change", [pruned, dilated, doubled, called_otherwise])
 @pytest.mark.parametrize(
-    ("form", "name"), [("timm-local", "conv_lambda"), ("lucidrains-local-u", "pos_conv")]
+    ("form", "name"),
+    [("timm-local", "conv_lambda"), ("lucidrains-local-u", "pos_conv"), ("d-li14-u-strided", "lambda_conv")],
 )
 def test_a_changed_position_convolution_is_left_alone(
     form: str, name: str, change: Callable[[nn.Module], None]

@@ -269,3 +269,27 @@ def test_forward_mode_differentiation_in_training() -> None:
     step = 1e-6
     difference = (layer(x + step * tangent) - layer(x - step * tangent)) / (2 * step)
     torch.testing.assert_close(forward, difference, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("rank", "options"),
+    [(1, {"scope": 3, "causal": True}), (2, {"grid": 4, "dim_u": 2}), (3, {"scope": 3}), (2, {"scope": 4})],
+    ids=str,
+)
+def test_the_position_bias_is_one_lambda_for_all(rank: int, options: dict[str, Any], training: bool) -> None:
+    layer = make(rank, 9, position_bias=True, **options).train(training)
+    x = torch.randn(2, DIM, *(3, 5, 2)[:rank], dtype=torch.float64)
+    assert not layer.position_bias.any()
+    without = copy.deepcopy(layer)(x)
+    nn.init.normal_(layer.position_bias)
+    queries = torch.einsum("oi,bin->bon", layer.to_queries.weight.flatten(1), x.flatten(2))
+    queries = normalised(layer.norm_queries, queries)
+    added = torch.einsum("bhkn,k->bhn", queries.unflatten(1, (HEADS, DIM_K)), layer.position_bias)
+    expected = without + added.repeat_interleave(3, 1).view_as(without)
+    y = layer(x)
+    assert_close(y, expected.detach())
+    upstream = torch.randn_like(y)
+    (found,) = torch.autograd.grad(y, layer.position_bias, upstream)
+    (wanted,) = torch.autograd.grad(expected, layer.position_bias, upstream)
+    assert_close(found, wanted)

@@ -123,6 +123,7 @@ def test_state_dict_names() -> None:
     names |= {f"norm_{x}.{y}" for x in ("queries", "values") for y in norm}
     assert set(LambdaLayer2d(8, scope=3).state_dict()) == names
     assert set(LambdaLayer2d(8, position=False).state_dict()) == names - {"positions"}
+    assert set(LambdaLayer2d(8, scope=3, position_bias=True).state_dict()) == names | {"position_bias"}
 
 
 def test_deepcopy_is_independent() -> None:
@@ -194,6 +195,7 @@ def test_resize_positions_needs_a_global_table(options: dict[str, Any]) -> None:
         ({"normalize": None}, ["normalize", "None"]),
         ({"dim_k": 2.0}, ["dim_k", "int"]),
         ({"scope": None, "position": False, "kernel": "conv"}, ["kernel", "conv", "position"]),
+        ({"scope": None, "position": False, "position_bias": True}, ["position_bias", "position=False"]),
     ],
     ids=str,
 )

@@ -16,6 +16,7 @@ from tyro import conf
 from lambdanets.cli.errors import UsageError, check_name, usage
 from lambdanets.cli.options import shown
 from lambdanets.models import create_model
+from lambdanets.models.weights import weights_for
 from lambdanets.recipes import get_recipe, list_recipes
 from lambdanets.train import ModelConfig, RunConfig, load_config, override
 from lambdanets.train.optim import create_optimizer
@@ -75,7 +76,7 @@ def run(
         base = _stored(resume, recipe) if resume is not None else get_recipe(recipe or "")
         with usage():
             config = override(_with_model(base, model), *changes)
-            _check_parts(config)
+            _check_parts(config, starts=resume is None)
     directory = resume or out or _new_directory(recipe or "")
 
     from lightning.pytorch.utilities import rank_zero_only
@@ -112,10 +113,10 @@ def _with_model(config: RunConfig, name: str | None) -> RunConfig:
     return replace(config, model=ModelConfig(name=name))
 
 
-def _check_parts(config: RunConfig) -> None:
-    """Build model and optimiser, and run the model, without memory.
+def _check_parts(config: RunConfig, *, starts: bool) -> None:
+    """Build model and optimiser, and run the model, without memory; for a new run, look at its weights too.
 
-    A wrong name, option or size should be told before the images are read.
+    A wrong name, option, size or file of weights should be told before the images are read.
     """
     name, channels, size = config.model.name, config.data.in_chans, config.data.image_size
     options = {"in_chans": channels, **config.model.options, "pretrained": False}
@@ -125,6 +126,8 @@ def _check_parts(config: RunConfig) -> None:
         with _telling(f"{name!r} cannot take images of {channels} x {size} x {size}"), torch.no_grad():
             model(torch.empty(1, channels, size, size))
         create_optimizer(model, config.optimizer)
+    if starts and config.model.weights is not None:
+        weights_for(model, config.model.weights, head="replace")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import warnings
 from torch import nn
 
 from ..nn.lambda_layer import LambdaLayer
-from .accelerated import AcceleratedLayer, LucidrainsLambdaLayer, TimmLambdaLayer
+from .accelerated import AcceleratedLayer, DLi14LambdaLayer, LucidrainsLambdaLayer, TimmLambdaLayer
 
 # Known by the class that defines their forward: nothing is imported to recognise them, and a subclass that
 # computes something else is left alone.
@@ -15,10 +15,15 @@ REPLACEMENTS: dict[tuple[str, str], type[AcceleratedLayer]] = {
     ("timm.layers.lambda_layer", "LambdaLayer"): TimmLambdaLayer,
     ("lambda_networks.lambda_networks", "LambdaLayer"): LucidrainsLambdaLayer,
 }
+# d-li14/lambda.pytorch is no package: its file lies wherever somebody has put it.
+COPIED = ("lambda_layer", "LambdaLayer")
 
 
 def accelerate(module: nn.Module) -> nn.Module:
-    """Replace the lambda layers of timm and of lucidrains/lambda-networks inside a module by faster ones.
+    """Replace the lambda layers of timm, lucidrains and d-li14 inside a module by faster ones.
+
+    They are those of timm, of lucidrains/lambda-networks and of d-li14/lambda.pytorch: a class `LambdaLayer`
+    in a file `lambda_layer.py`, wherever it lies, that holds what d-li14's does.
 
     Outputs, gradients and running statistics stay equal up to rounding. The new layers keep the parameters
     and submodules of the old, under the same names: the mode, optimisers made before and `state_dict` stay as
@@ -59,7 +64,8 @@ def accelerate(module: nn.Module) -> nn.Module:
         warnings.warn(f"accelerate leaves layers as they are; {'; '.join(obstacles)}", stacklevel=2)
     fast = any(isinstance(layer, AcceleratedLayer | LambdaLayer) for layer in module.modules())
     if not (made or fast or obstacles):
-        known = " or ".join(".".join(name) for name in REPLACEMENTS)
+        names = [".".join(name) for name in REPLACEMENTS]
+        known = " or ".join([*names, f"{'.'.join(COPIED)} of d-li14/lambda.pytorch"])
         found = type(module).__name__
         raise ValueError(f"module must hold a layer that accelerate knows ({known}), but {found} has none")
     for parent in list(module.modules()):
@@ -73,5 +79,7 @@ def _replacement(layer: nn.Module) -> type[AcceleratedLayer] | None:
     """The class that computes what this layer computes, if there is one."""
     for owner in type(layer).__mro__:
         if "forward" in vars(owner):
-            return REPLACEMENTS.get((owner.__module__, owner.__qualname__))
+            name = (owner.__module__, owner.__qualname__)
+            copied = (name[0].rpartition(".")[2], name[1]) == COPIED and DLi14LambdaLayer.recognises(layer)
+            return REPLACEMENTS.get(name, DLi14LambdaLayer if copied else None)
     return None

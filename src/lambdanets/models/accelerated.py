@@ -1,4 +1,4 @@
-"""The lambda layers of timm and of lucidrains/lambda-networks, their weights as they are, on our operator."""
+"""The lambda layers of timm, lucidrains and d-li14, their weights as they are, on our operator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AcceleratedLayer(nn.Module):
 
     convolution: str  # the attribute of the original that is a convolution in its local form
     side: int  # the axis of this convolution, of one entry, along which the original lays the values
-    indices: str  # the attribute of the original, of n x m entries, that gathers its position embeddings
+    indices: str | None  # the attribute of the original, of n x m entries, that gathers its embeddings
     projection_names: tuple[str, ...]
     norm_q: nn.BatchNorm2d
     norm_v: nn.BatchNorm2d
@@ -42,7 +42,8 @@ class AcceleratedLayer(nn.Module):
         # By reference, registries and all: nothing is copied, and hooks can still be removed by their handle.
         self.__dict__.update(layer.__dict__)
         self._buffers = {name: buffer for name, buffer in layer._buffers.items() if name != self.indices}
-        self.__dict__.pop(self.indices, None)
+        if self.indices is not None:
+            self.__dict__.pop(self.indices, None)
         self.__dict__.pop("_compiled_call_impl", None)  # of `layer.compile()`: it would call the original
 
     @classmethod
@@ -205,6 +206,54 @@ class LucidrainsLambdaLayer(AcceleratedLayer):
         return self.pos_conv.weight.squeeze(2).permute(2, 3, 0, 1), self.pos_conv.bias
 
 
+class DLi14LambdaLayer(AcceleratedLayer):
+    """The `LambdaLayer` of d-li14/lambda.pytorch, always local, with its pooling where it strides."""
+
+    convolution = "lambda_conv"
+    side = 0
+    indices = None
+    projection_names = ("conv_qkv",)
+    conv_qkv: nn.Conv2d
+    lambda_conv: nn.Conv3d
+    avgpool: nn.Module
+    stride: int
+    Nh: int
+    dk: int
+    du: int
+    dv: int
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        self.num_heads, self.dim_u = self.Nh, self.du
+
+    @staticmethod
+    def recognises(layer: nn.Module) -> bool:
+        """Whether a layer of this name holds what d-li14's does: other repositories have the name too."""
+        held = {"conv_qkv", "norm_q", "norm_v", "softmax", "lambda_conv"}
+        sizes = {"Nh", "dk", "du", "dv", "stride"}
+        return layer._modules.keys() - {"avgpool"} == held and sizes <= vars(layer).keys()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return self.avgpool(y) if self.stride > 1 else y
+
+    @property
+    def _parts(self) -> list[int]:
+        return [self.Nh * self.dk, self.dk * self.du, self.dv * self.du]
+
+    def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values = self.conv_qkv(x).split(self._parts, dim=1)
+        return self.norm_q(dense_like(queries, x)), keys, self.norm_v(dense_like(values, x))
+
+    def weights(self) -> list[Part]:
+        norms = (self.norm_q, None, self.norm_v)
+        parts = self.conv_qkv.weight.split(self._parts)
+        return [(weight, None, norm) for weight, norm in zip(parts, norms, strict=True)]
+
+    def positions(self) -> tuple[Tensor, Tensor | None]:
+        return self.lambda_conv.weight.squeeze(2).permute(2, 3, 0, 1), self.lambda_conv.bias
+
+
 # Their geometry is a function of the sizes, so torch.fx takes the layers as leaves.
-register_notrace_module(TimmLambdaLayer)
-register_notrace_module(LucidrainsLambdaLayer)
+for _layer in (TimmLambdaLayer, LucidrainsLambdaLayer, DLi14LambdaLayer):
+    register_notrace_module(_layer)

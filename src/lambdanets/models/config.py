@@ -38,6 +38,10 @@ class ResNetConfig:
         position: Whether lambdas have a position part (Table 10); without it `scope` has no effect.
         normalize: How lambda layers normalise keys, and queries with "softmax_both" (Table 12).
         batch_norm: Whether a batch norm follows the queries and the values of lambda layers (Table 12).
+        position_bias: Whether lambda layers add one learned lambda to the position lambdas of all, as the
+            position convolutions of other implementations do.
+        pool_padding: Whether the pooling after a strided operator averages over zeros beyond the border too,
+            as PyTorch's does unasked, rather than over the pixels that exist.
         shared_positions: Whether the lambda layers of a stage share one table (Table 4).
         kernel: Kernel of the lambda layers.
 
@@ -64,6 +68,8 @@ class ResNetConfig:
     position: bool = True
     normalize: Normalize = "softmax"
     batch_norm: bool = True
+    position_bias: bool = False
+    pool_padding: bool = False
     shared_positions: bool = False
     kernel: str = "auto"
 

@@ -11,7 +11,7 @@ import inspect
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg
+from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, load_pretrained
 from timm.models.efficientnet import EfficientNet, mobilenetv2_100
 from torch import nn
 
@@ -43,15 +43,17 @@ def _lambda(pretrained: bool = False, **options: Any) -> nn.Module:
     """
     name = "mobilenetv2_lambda"
     check_options(name, options, _FACTORY | _LAYER.keys())
-    if pretrained:
+    if pretrained and not (options.get("pretrained_cfg") or options.get("pretrained_cfg_overlay")):
         raise ValueError(f"pretrained=True: no trained weights of {name}; a file goes to checkpoint_path=")
+    if pretrained and options.get("features_only"):
+        raise ValueError(f"features_only=True: trained weights of {name} go into the whole model only")
     if options.get("feature_cls") == "fx":
         raise ValueError(
             f"feature_cls='fx' traces {name} before it has its lambda blocks; 'getter' does the same"
         )
     layer = {key: options.pop(key, default) for key, default in _LAYER.items()}
     model = mobilenetv2_100(pretrained=False, **_with_cfg(name, options))
-    body = model.get_submodule("model") if hasattr(model, "model") else model
+    body: Any = model.get_submodule("model") if hasattr(model, "model") else model
     for stage, block in _REPLACED:
         old = body.get_submodule(f"blocks.{stage}.{block}")
         weight = old.conv_pwl.weight
@@ -60,6 +62,9 @@ def _lambda(pretrained: bool = False, **options: Any) -> nn.Module:
         operator = LambdaLayer2d(dim, dilation=old.conv_dw.dilation, **layer, **factory)
         light = LightweightBottleneck(dim, operator, drop_path=old.drop_path, **factory)
         body.set_submodule(f"blocks.{stage}.{block}", light)
+    if pretrained:
+        classes, channels = body.num_classes, body.conv_stem.in_channels
+        load_pretrained(model, body.pretrained_cfg, num_classes=classes, in_chans=channels)
     return model
 
 

@@ -51,6 +51,7 @@ def _lambda(width: int, place: Place, *, config: ResNetConfig, **factory: Any) -
         position=config.position,
         normalize=config.normalize,
         batch_norm=config.batch_norm,
+        position_bias=config.position_bias,
         kernel=config.kernel,
         **factory,
     )
@@ -165,7 +166,7 @@ def bottleneck(
         )
     pool = None
     if reduces and kind != "conv":
-        pool = nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
+        pool = nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=config.pool_padding)
     gate = None
     if config.squeezes(stage, block):
         gate = SqueezeExcite(dim_out, rd_channels=max(1, dim_out // config.squeeze_reduction), **factory)

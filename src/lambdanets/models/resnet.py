@@ -36,7 +36,7 @@ class ResNet(nn.Module):
         ValueError: If the output stride or the operator is unknown, or the operator cannot be dilated.
 
     Differences from the paper: the pooling that follows a strided lambda layer averages over the pixels that
-    exist, as TensorFlow's does, rather than over zeros beyond the border.
+    exist, as TensorFlow's does, rather than over zeros beyond the border, unless the config says otherwise.
     """
 
     def __init__(

@@ -49,6 +49,8 @@ class LambdaLayer(nn.Module):
         normalize: What keys are normalised by, over the context: "softmax"; "softmax_both" (and queries by a
             softmax over their k channels, in each head); "l2", their norm; or "none".
         batch_norm: Whether queries and values pass a batch norm.
+        position_bias: Whether one learned lambda, the same for every value channel, is added to the position
+            lambdas of all, as the position convolutions of other implementations do. It starts at zero.
         kernel: "auto", "measured" or the name of the operator's implementation; see `lambda_layer`.
         device: Device of the parameters.
         dtype: Element type of the parameters.
@@ -58,6 +60,7 @@ class LambdaLayer(nn.Module):
 
     Differences from the paper:
         The initialisation's N(0, d^-1/2) is read as a standard deviation (the text calls it fan-in).
+        `position_bias` is not the paper's; weights trained elsewhere need it.
 
     References:
         LambdaNetworks (Bello, 2021), sections 3.1-3.4, appendix E.1 (initialisation, batch norms), Tables 10
@@ -82,6 +85,7 @@ class LambdaLayer(nn.Module):
         causal: bool = False,
         normalize: str = "softmax",
         batch_norm: bool = True,
+        position_bias: bool = False,
         kernel: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -108,6 +112,8 @@ class LambdaLayer(nn.Module):
             raise unknown_name("kernel", kernel, [*CHOICES, *KERNELS])
         if not position and (scope is not None or grid is not None):
             raise ValueError(f"position=False has no use for scope={scope} or grid={grid}")
+        if not position and position_bias:
+            raise ValueError("position=False has no use for position_bias=True")
         if not position and kernel in KERNELS:
             reasons = KERNELS[kernel].unsupported(Problem(grid=(1,) * self.rank, position=False))
             if reasons:
@@ -134,6 +140,10 @@ class LambdaLayer(nn.Module):
             self.positions = nn.Parameter(torch.empty(*shape, dim_k, dim_u, **factory))
         else:
             self.register_parameter("positions", None)
+        if position_bias:
+            self.position_bias = nn.Parameter(torch.empty(dim_k, **factory))
+        else:
+            self.register_parameter("position_bias", None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -147,6 +157,8 @@ class LambdaLayer(nn.Module):
                 norm.reset_parameters()
         if self.positions is not None:
             nn.init.normal_(self.positions)
+        if self.position_bias is not None:
+            nn.init.zeros_(self.position_bias)
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Apply the layer.
@@ -202,6 +214,8 @@ class LambdaLayer(nn.Module):
             normalize="softmax" if self.normalize == "softmax_both" else self.normalize,
             kernel=self.kernel,
         )
+        if self.position_bias is not None:
+            y = y + (q.to(dtype) @ self.position_bias.to(dtype))[..., None]
         return to_channels(y, x)
 
     def _projections(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -285,6 +299,8 @@ class LambdaLayer(nn.Module):
             parts.append(f"normalize={self.normalize!r}")
         if isinstance(self.norm_queries, nn.Identity):
             parts.append("batch_norm=False")
+        if self.position_bias is not None:
+            parts.append("position_bias=True")
         return ", ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Tables of relative position embeddings: their shape for a scope or a grid, and their interpolation."""
+"""Tables of relative position embeddings: their shape for a scope or a grid, other sizes of them."""
 
 from __future__ import annotations
 
@@ -42,3 +42,20 @@ def resize_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:
     channels_first = wide.flatten(-2).movedim(-1, 0)[None]
     resized = F.interpolate(channels_first, size=shape, mode=_MODES[rank], align_corners=True)
     return resized[0].movedim(0, -1).unflatten(-1, (k, u)).to(table.dtype)
+
+
+def crop_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The entries of a table of shape (*offsets, k, u) for the offsets of another; zero where there are none.
+
+    Offset 0 stands at half the length, rounded down, whether a table is local or global. Trailing axes may be
+    others than k and u.
+    """
+    cropped = table.new_zeros((*shape, *table.shape[len(shape) :]))
+    source, target = [], []
+    for have, need in zip(table.shape, shape, strict=False):
+        first = have // 2 - need // 2
+        start, stop = max(first, 0), min(first + need, have)
+        source.append(slice(start, stop))
+        target.append(slice(start - first, stop - first))
+    cropped[tuple(target)] = table[tuple(source)]
+    return cropped

@@ -1,11 +1,12 @@
 """The complete, typed description of one run; a recipe is a function that returns one."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lambdanets.data import DataConfig
+from lambdanets.models.weight_files import HUB
 from lambdanets.train.errors import RunError
 from lambdanets.train.optim import OptimizerConfig
 from lambdanets.train.schedule import ScheduleConfig
@@ -19,17 +20,31 @@ class ModelConfig:
     Args:
         name: of timm's registry.
         options: further arguments of the model.
+        weights: what a run starts from, instead of weights drawn at random: a file, the folder of a run, or
+            hf-hub:OWNER/NAME (see `lambdanets.models.load_weights`). A head of another number of classes is
+            left out. A resumed run has its own weights.
         bn_momentum: weight of a batch in the running statistics of batch norms (PyTorch's way round: 0.1
             where TensorFlow says 0.9); None leaves the model's own.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
     bn_momentum: float | None = None
 
     def __post_init__(self) -> None:
+        if self.weights == "":
+            raise ValueError("model.weights is a file, a folder or hf-hub:OWNER/NAME, or None; got ''")
+        if self.weights is not None and self.options.get("pretrained"):
+            raise ValueError("model.weights and model.options.pretrained=true both name a start; keep one")
         if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
             raise ValueError(f"model.bn_momentum is above 0 and at most 1, or None; got {self.bn_momentum}")
+
+    def resolved(self) -> "ModelConfig":
+        """The same with the path of `weights` written out, so that a run can be resumed from anywhere."""
+        if self.weights is None or self.weights.startswith(HUB):
+            return self
+        return replace(self, weights=str(Path(self.weights).expanduser().absolute()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from lambdanets.train.module import Classifier
 from lambdanets.train.optim import create_optimizer
 from lambdanets.train.progress import LiveProgress
 from lambdanets.train.recorder import Publisher, Recorder
-from lambdanets.train.resume import Start, check_images, find_start, settle
+from lambdanets.train.resume import Start, check_images, find_start, settle, start_from, weights_digest
 from lambdanets.train.run import build_network
 from lambdanets.train.saving import Saving
 from lambdanets.train.state import RunState
@@ -51,6 +51,7 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
     Raises:
         RunError: the folder holds a run already, or none to resume, or one with another configuration or
             other images; or the optimizer, the engine or the model cannot do what is asked of them.
+        WeightsError: the weights that the run starts from cannot be found or read, or are of another model.
         DataError: the images cannot be used.
         NonFiniteLossError: the loss became NaN or infinite.
         PeerLostError: another process of the run ended.
@@ -67,12 +68,13 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
         torch.set_num_threads(config.engine.threads)
     if start and start.completes(config) and files.summary.is_file() and files.classes.is_file():
         return complete(config, files, start)
+    digest = weights_digest(config.model, start)
     splits = open_splits(config.data, seed=config.seed)
     if resume:
         check_images(files, splits, start)
 
-    module = build_module(config, len(splits.classes))
-    module.state.fingerprint = splits.fingerprint
+    module = build_module(config, len(splits.classes), continues=start is not None)
+    module.state.fingerprint, module.state.weights_digest = splits.fingerprint, digest
     saving = Saving(files, module, describe_weights(config, splits.classes))
     with quiet(), saving.listening():
         # Before anything is written: what cannot be built leaves no folder behind.
@@ -119,10 +121,19 @@ def complete(config: RunConfig, files: RunFiles, start: Start) -> RunResult:
     return result(config, start.state, parameters, files, summary, already_complete=True)
 
 
-def build_module(config: RunConfig, num_classes: int) -> Classifier:
-    """The module of a run before its first step: a function of the configuration."""
+def build_module(config: RunConfig, num_classes: int, *, continues: bool = False) -> Classifier:
+    """The module of a run before its first step: a function of the configuration, and of `model.weights`.
+
+    Args:
+        config: the run.
+        num_classes: length of the logits.
+        continues: a checkpoint follows: the weights that the run started from are not needed.
+    """
     torch.manual_seed(config.seed)
-    network = build_network(config, num_classes)
+    weights = config.model.weights
+    network = build_network(config, num_classes, loads_weights=continues or weights is not None)
+    if weights is not None and not continues:
+        start_from(weights, network)
     if config.engine.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     module = Classifier(network, config, num_classes=num_classes, state=RunState())

@@ -88,7 +88,7 @@ class Classifier(pl.LightningModule):
     # Training
 
     def on_fit_start(self) -> None:
-        check_alike(self.config, self.state.fingerprint)
+        check_alike(self.config, self.state.fingerprint, self.state.weights_digest)
 
     def on_train_start(self) -> None:
         if self.sums is None:
@@ -253,19 +253,21 @@ def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
             mean.copy_(new)
 
 
-def check_alike(config: RunConfig, fingerprint: str) -> None:
-    """Make sure that all processes of a run train the same thing on the same images.
+def check_alike(config: RunConfig, fingerprint: str, weights_digest: str = "") -> None:
+    """Make sure that all processes of a run train the same thing, from the same weights, on the same images.
 
     Raises:
         RunError: on the first of them, where another differs; the others end with it.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
-    # Where the images lie may differ from machine to machine; which images they are may not.
+    # Where images and weights lie may differ from machine to machine; which they are may not.
     data = replace(config.data, source="digits") if fingerprint else config.data
+    model = replace(config.model, weights=None) if weights_digest else config.model
     mine = {
-        "configuration": to_json(replace(config, data=data)),
+        "configuration": to_json(replace(config, data=data, model=model)),
         "images": fingerprint,
+        "weights to start from": weights_digest,
         "versions": f"lambdanets {lambdanets.__version__}, torch {torch.__version__}",
     }
     everyone: list[Any] = [None] * torch.distributed.get_world_size()

@@ -1,14 +1,18 @@
-"""Before the first step: is the folder fit for the run, and where does the run continue?"""
+"""Before the first step: is the folder fit for the run, and where does the run start or continue?"""
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 
 from lambdanets.data import Splits
+from lambdanets.models import load_weights
+from lambdanets.models.weight_files import find_weights
 from lambdanets.train.checkpoint import newest_intact, sweep
-from lambdanets.train.config import RunConfig, load_classes, load_config
+from lambdanets.train.config import ModelConfig, RunConfig, load_classes, load_config
 from lambdanets.train.errors import RunError
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.progress import say
@@ -45,7 +49,7 @@ def settle(config: RunConfig | None, files: RunFiles, *, resume: bool) -> RunCon
         RunError: the folder holds a run already, or none to resume, or one with another configuration.
     """
     if config is not None:
-        config = replace(config, data=config.data.resolved())
+        config = replace(config, data=config.data.resolved(), model=config.model.resolved())
     if not resume:
         if config is None:
             raise RunError("train needs a config unless it resumes a run")
@@ -99,6 +103,31 @@ def find_start(files: RunFiles, config: RunConfig) -> Start | None:
     else:
         say(f"resuming {files.directory} from {path.name}: epoch {epoch + 1}, batch {batch + 1}")
     return start
+
+
+def weights_digest(config: ModelConfig, start: Start | None) -> str:
+    """SHA-256 of the file of weights that a run starts from, or started from; "" where there is none.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    if start is not None:
+        return start.state.weights_digest
+    if config.weights is None:
+        return ""
+    with find_weights(config.weights).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def start_from(weights: str, network: nn.Module) -> None:
+    """Load the weights that a run starts from, and say so.
+
+    Raises:
+        WeightsError: they cannot be read, or are of another model.
+    """
+    kept = load_weights(network, weights, head="replace")
+    head = f"; {' and '.join(kept)} start anew: its head is for another number of classes" if kept else ""
+    say(f"starting from {weights}{head}")
 
 
 def check_images(files: RunFiles, splits: Splits, start: Start | None) -> None:

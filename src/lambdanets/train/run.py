@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lambdanets.models import create_model
+from lambdanets.models import create_model, save_for_hub
 from lambdanets.train.config import RunConfig, load_classes, load_config
 from lambdanets.train.errors import RunError
 from lambdanets.train.layout import RunFiles
@@ -59,6 +59,29 @@ class Run:
         network = build_network(self.config, len(self.classes), loads_weights=True)
         fit_weights(network, weights, self)
         return network.eval()
+
+    def save_for_hub(self, folder: str | Path, which: Literal["best", "last"] = "best") -> Path:
+        """Write the network as `lambdanets.models.save_for_hub` does, with the run's classes and images.
+
+        Args:
+            folder: where; made if it is not there.
+            which: the weights of the best or of the last epoch.
+
+        Returns:
+            The folder.
+
+        Raises:
+            RunError: there are no such weights yet, or they do not fit.
+        """
+        data = self.config.data.resolved()
+        images = {
+            "input_size": (data.in_chans, data.image_size, data.image_size),
+            "mean": data.mean,
+            "std": data.std,
+            "crop_pct": data.crop_pct,
+            "interpolation": data.interpolation,
+        }
+        return save_for_hub(self.model(which), folder, labels=self.classes, images=images)
 
     def _weights(self, which: str) -> dict[str, Tensor]:
         from safetensors import SafetensorError

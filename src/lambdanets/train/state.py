@@ -20,6 +20,7 @@ class RunState:
         best_epoch, best_top1: the best validation accuracy so far; epoch 0 is none yet.
         best_confusion: its confusion matrix of shape (classes, classes), truth by prediction.
         fingerprint: of the names and classes of the images on both sides, "" where the source has none.
+        weights_digest: SHA-256 of the file of weights that the run started from, "" where it had none.
     """
 
     batches_done: int = 0
@@ -36,6 +37,7 @@ class RunState:
     best_top1: float = -1.0
     best_confusion: Tensor | None = None
     fingerprint: str = ""
+    weights_digest: str = ""
 
     @property
     def position(self) -> tuple[int, int]:
