@@ -85,75 +85,78 @@ def run(
         raise UsageError(f"--real has labels for ImageNet's own validation set, not for --as {as_}.")
 
     from lambdanets.train.evaluation import guess_test_set, measure
-    from lambdanets.train.results import append_row, check_table, class_rows, timm_row, to_plain
-    from lambdanets.train.results import write_classes as write_class_rows
+    from lambdanets.train.results import check_table
     from lambdanets.train.test_sets import SETS
 
     if csv is not None:
         check_table(csv)
-    subject, elsewhere, label = _subject(what, data, checkpoint, weights)
+    subject, elsewhere = _subject(what, data, checkpoint, weights)
     test_set = SETS[as_] if as_ is not None else guess_test_set(subject) if elsewhere else None
     if real is not None and test_set not in (None, SETS["imagenet"]):
         raise UsageError(f"--real has labels for ImageNet's own validation set, and this is {test_set.name}.")
-    changes = {"image_size": size, "crop_pct": crop, "batch_size": batch_size, "workers": workers}
     if crop is None and test_set is not None and test_set.cut:
-        changes["crop_pct"] = 1.0
+        crop = 1.0
+    changes = {"image_size": size, "crop_pct": crop, "batch_size": batch_size, "workers": workers}
     with usage():
         form = replace(subject.data, **{name: value for name, value in changes.items() if value is not None})
-    engine = replace(subject.engine, precision=precision) if precision else subject.engine
-    network = subject.network
+    subject = replace(subject, data=form)
+    if precision is not None:
+        subject = replace(subject, engine=replace(subject.engine, precision=precision))
     if accelerate:
-        from lambdanets.models import accelerate as accelerated
+        from lambdanets import models
 
-        network = accelerated(network)
-    subject = replace(subject, data=form, engine=engine, network=network)
-
+        subject = replace(subject, network=models.accelerate(subject.network))
     evaluation = measure(subject, test_set=test_set, real=real)
-
-    _print(label, evaluation)
-    written: dict[str, Path] = {}
-    if per_class is not None:
-        rows = class_rows(evaluation.scores, subject.classes)
-        _print_classes(rows)
-        write_class_rows(per_class, rows)
-        written["classes"] = per_class
-    if csv is not None:
-        append_row(csv, timm_row(subject, evaluation, label=what))
-        written["table"] = csv
-    if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        plain = to_plain(subject, evaluation, label=what)
-        json.write_text(json_format.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        written["figures"] = json
-    for name, file in written.items():
-        stdout().print(f"{name}: {escape(str(file))}", soft_wrap=True)
+    _print(f"{what}, {subject.weights}", evaluation)
+    _write(what, subject, evaluation, per_class, csv, json)
     return 0
 
 
 def _subject(
     what: str, data: str | None, checkpoint: str | None, weights: Literal["best", "last"]
-) -> "tuple[Subject, bool, str]":
-    """What is measured, whether on images other than a run's own, and how it is called."""
+) -> "tuple[Subject, bool]":
+    """What is measured, and whether on images other than a run's own."""
     from lambdanets.train.subject import is_model_name, subject_of_model, subject_of_run
 
     if (Path(what) / "config.json").is_file() or not is_model_name(what):
         if checkpoint is not None:
-            raise UsageError(
-                f"--checkpoint goes with the name of a model; {what} is a run with its own weights."
-            )
+            raise UsageError(f"--checkpoint goes with the name of a model; {what} is no such name.")
         subject = subject_of_run(load_run(what), weights=weights)
         own = subject.data
         if data is not None:
             with usage():
                 subject = replace(subject, data=_elsewhere(own, data))
-        return subject, _place(subject.data) != _place(own), f"{what}, {weights} weights"
+        return subject, _place(subject.data) != _place(own)
     if data is None:
-        raise UsageError(
-            f"{what} is a model and has no images of its own; name some with --data folder:PATH."
-        )
+        raise UsageError(f"{what} is a model without images of its own; name some with --data folder:PATH.")
     if weights != "best":
         raise UsageError("--weights chooses among those of a run; a model takes --checkpoint.")
-    return subject_of_model(what, data, checkpoint=checkpoint), True, what
+    return subject_of_model(what, data, checkpoint=checkpoint), True
+
+
+def _write(
+    what: str,
+    subject: "Subject",
+    evaluation: "Evaluation",
+    per_class: Path | None,
+    csv: Path | None,
+    json: Path | None,
+) -> None:
+    from lambdanets.train.results import append_row, class_rows, timm_row, to_plain, write_classes
+
+    if per_class is not None:
+        rows = class_rows(evaluation.scores, subject.classes)
+        _print_classes(rows)
+        write_classes(per_class, rows)
+    if csv is not None:
+        append_row(csv, timm_row(subject, evaluation, label=what))
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        text = json_format.dumps(to_plain(subject, evaluation, label=what), indent=1, ensure_ascii=False)
+        json.write_text(text + "\n", encoding="utf-8")
+    for name, file in (("classes", per_class), ("table", csv), ("figures", json)):
+        if file is not None:
+            stdout().print(f"{name}: {escape(str(file))}", soft_wrap=True)
 
 
 def _elsewhere(config: DataConfig, source: str) -> DataConfig:
@@ -192,7 +195,7 @@ def _print(label: str, evaluation: "Evaluation") -> None:
 
 
 def _print_corruptions(evaluation: "Evaluation") -> None:
-    rows = table(corruption="left", severities="left", error="right", of_AlexNet_s="right")
+    rows = table(corruption="left", severities="left", error="right", of_AlexNet="right")
     for each in evaluation.corruptions:
         share = "" if each.normalised is None else f"{each.normalised:.1%}"
         rows.add_row(each.name, " ".join(map(str, each.severities)), f"{each.error:.2%}", share)

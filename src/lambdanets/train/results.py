@@ -124,10 +124,11 @@ def append_row(path: Path, row: dict[str, str]) -> None:
 
 
 def to_plain(subject: Subject, evaluation: Evaluation, *, label: str) -> dict[str, Any]:
-    """All figures, and all that they depend on, as plain types for JSON."""
+    """All figures, and what they depend on, as plain types for JSON; `label` is how the model is called."""
     data, test_set = evaluation.data, evaluation.test_set
     return {
         "model": label,
+        "weights": subject.weights,
         "data": data.source,
         "test_set": test_set and test_set.name,
         "reference": test_set and test_set.reference,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from lambdanets.data.check import progress_bar
 from lambdanets.train.config import EngineConfig
 from lambdanets.train.engine import make_trainer, placement, quiet
 from lambdanets.train.errors import RunError
@@ -120,9 +122,11 @@ def score(
     """
     if engine.threads:
         torch.set_num_threads(engine.threads)
-    scorer = Scorer(network, num_classes, engine, name, kept, watch)
+    dataset: Any = loader.dataset
+    total = len(dataset)
     # One process: dealing the images out to several would let each see its own part only.
-    with quiet():
+    with quiet(), progress_bar(total) as report:
+        scorer = Scorer(network, num_classes, engine, name, kept, watch, lambda done: report(done, total))
         trainer = make_trainer(
             **(placement(engine) | {"devices": 1, "num_nodes": 1, "strategy": "auto"}),
             logger=False,
@@ -149,9 +153,11 @@ class Scorer(pl.LightningModule):
         name: str,
         kept: np.ndarray | None,
         watch: Callable[[Tensor], None] | None,
+        report: Callable[[int], None],
     ) -> None:
         super().__init__()
-        self.network, self.num_classes, self.name, self.watch = network, num_classes, name, watch
+        self.network, self.num_classes, self.name = network, num_classes, name
+        self.watch, self.report = watch, report
         self.memory_format = torch.channels_last if engine.channels_last else torch.contiguous_format
         self.kept: Tensor | None
         self.register_buffer("kept", None if kept is None else torch.from_numpy(kept), persistent=False)
@@ -167,6 +173,7 @@ class Scorer(pl.LightningModule):
         self.loss_sum += cross_entropy(*chosen, reduction="sum").item()
         for row, counted in zip(self.counts, (slice(None), *hits(*chosen)), strict=True):
             row += torch.bincount(targets[counted], minlength=self.num_classes).cpu()
+        self.report(int(self.counts[0].sum()))
 
     def _logits(self, images: Tensor) -> Tensor:
         try:

@@ -27,6 +27,7 @@ class Subject:
 
     Attributes:
         name: of the model.
+        weights: which they are, in words.
         network: in evaluation mode.
         classes: names in the order of the logits.
         data: the images, and the form in which the network takes them.
@@ -36,6 +37,7 @@ class Subject:
     """
 
     name: str
+    weights: str
     network: nn.Module
     classes: tuple[str, ...]
     data: DataConfig
@@ -67,6 +69,7 @@ def subject_of_run(run: Run, *, weights: Literal["best", "last"] = "best") -> Su
     config = run.config
     return Subject(
         name=config.model.name,
+        weights=f"{weights} weights",
         network=run.model(weights),
         classes=run.classes,
         data=config.data,
@@ -122,6 +125,7 @@ def subject_of_model(name: str, source: str, *, checkpoint: str | Path | None = 
     )
     return Subject(
         name=name,
+        weights="published weights" if checkpoint is None else f"weights of {checkpoint}",
         network=network.eval(),
         classes=_classes(name, network),
         data=data,
