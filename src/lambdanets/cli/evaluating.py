@@ -183,9 +183,8 @@ def _print(label: str, evaluation: "Evaluation") -> None:
     if evaluation.real is not None:
         for name, value in evaluation.real.items():
             text, form = LABELS[name]
-            rows.add_row(
-                f"{text} by ReaL labels" if name != "images" else "images with them", form.format(value)
-            )
+            how = "with" if name == "images" else "by"
+            rows.add_row(f"{text} {how} ReaL labels", form.format(value))
     title = f"{label}, on {evaluation.data.source}"
     if evaluation.test_set is not None:
         title += f" ({evaluation.test_set.name}, {evaluation.choices:,} classes to choose from)"
