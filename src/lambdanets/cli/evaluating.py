@@ -1,16 +1,23 @@
-"""`lambdanets eval`: what a run reaches on its validation set, or on another one."""
+"""`lambdanets eval`: what a run or a model reaches, on a run's validation set, on others, on ImageNet's."""
 
+import json as json_format
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from rich.markup import escape
 from tyro import conf
 
-from lambdanets.cli.console import draw, stdout, table
-from lambdanets.cli.errors import usage
+from lambdanets.cli.console import draw, stderr, stdout, table
+from lambdanets.cli.errors import UsageError, usage
 from lambdanets.cli.options import shown
 from lambdanets.data import DataConfig
 from lambdanets.train import load_run
+
+if TYPE_CHECKING:
+    from lambdanets.train.evaluation import Evaluation
+    from lambdanets.train.results import ClassRow
+    from lambdanets.train.subject import Subject
 
 LABELS = {
     "top1": ("accuracy", "{:.2%}"),
@@ -18,43 +25,138 @@ LABELS = {
     "images": ("images", "{:,.0f}"),
     "images_per_second": ("images/s", "{:,.0f}"),
 }
+EXTREMES = 5  # best and worst classes that are printed
 
 
 def run(
-    run: Annotated[Path, conf.Positional, shown("RUN")],
+    what: Annotated[str, conf.Positional, shown("RUN | MODEL")],
     *,
     data: Annotated[str | None, shown("SOURCE", "the run's own validation set")] = None,
+    as_: Annotated[
+        Literal["imagenet", "v2", "a", "r", "sketch", "c"] | None,
+        conf.arg(
+            name="as",
+            metavar="imagenet | v2 | a | r | sketch | c",
+            help_behavior_hint="(default: by the folders)",
+        ),
+    ] = None,
+    real: Annotated[str | None, shown("FILE.json | timm")] = None,
+    checkpoint: Annotated[str | None, shown("FILE | FOLDER | hf-hub:NAME", "published ones")] = None,
     weights: Literal["best", "last"] = "best",
-    batch_size: Annotated[int | None, shown("N", "the run's")] = None,
+    accelerate: bool = False,
+    size: Annotated[int | None, shown("PIXELS", "the run's or the model's")] = None,
+    crop: Annotated[float | None, shown("PART", "the run's or the model's")] = None,
+    batch_size: Annotated[int | None, shown("N", "the run's, or 128")] = None,
+    workers: Annotated[int | None, shown("N", "the run's, or 2")] = None,
+    precision: Annotated[
+        Literal["32", "bf16-mixed", "16-mixed", "64"] | None,
+        shown("32 | bf16-mixed | 16-mixed | 64", "the run's, or 32"),
+    ] = None,
+    per_class: Annotated[Path | None, shown("FILE.csv")] = None,
+    csv: Annotated[Path | None, shown("FILE.csv")] = None,
+    json: Annotated[Path | None, shown("FILE.json")] = None,
 ) -> int:
-    """Measure a run on its validation set, or on another one.
+    """Measure a run or a model on its validation set, on other images, or on ImageNet's test sets.
+
+    One process does it, on one device.
 
     Args:
-        run: The folder of a run.
+        what: The folder of a run, or a model of ImageNet: a name of timm's registry or ours, or hf-hub:NAME.
         data: Other images with the same classes, such as folder:PATH; where they have no val/ of their own,
-            all of them are measured.
-        weights: The best weights by validation, or those of the last epoch.
+            all of them are measured. A model needs it.
+        as_: Which of ImageNet's sets the images are: its validation set, -V2, -A, -R, -Sketch or -C. On -A
+            and -R only the classes in the folder are there to choose from.
+        real: Measure by ReaL labels too: their real.json, or the copy that timm brings.
+        checkpoint: Weights for a model.
+        weights: The best weights of a run by validation, or those of its last epoch.
+        accelerate: Compute the lambda layers of other packages with the kernels of this one.
+        size: Height and width of the images in the test.
+        crop: Part of the resized image's side that is kept, in the middle. ImageNet-C is kept whole.
         batch_size: Images that go through the network at once.
+        workers: Processes that read images.
+        precision: Number format of the computation.
+        per_class: Write the accuracy of each class, and print the best and the worst.
+        csv: Add a row to a table of timm's results; with --real, by these labels.
+        json: Write all figures for other programs.
     """
-    opened = load_run(run)
-    config = opened.config.data
+    if as_ is not None and data is None:
+        raise UsageError("--as says what the images of --data are; name them with --data folder:PATH.")
+    if real is not None and as_ not in (None, "imagenet"):
+        raise UsageError(f"--real has labels for ImageNet's own validation set, not for --as {as_}.")
+
+    from lambdanets.train.evaluation import guess_test_set, measure
+    from lambdanets.train.results import check_table
+    from lambdanets.train.test_sets import SETS
+
+    if csv is not None:
+        check_table(csv)
+    subject, elsewhere = _subject(what, data, checkpoint, weights)
+    test_set = SETS[as_] if as_ is not None else guess_test_set(subject) if elsewhere else None
+    if real is not None and test_set not in (None, SETS["imagenet"]):
+        raise UsageError(f"--real has labels for ImageNet's own validation set, and this is {test_set.name}.")
+    if crop is None and test_set is not None and test_set.cut:
+        crop = 1.0
+    changes = {"image_size": size, "crop_pct": crop, "batch_size": batch_size, "workers": workers}
     with usage():
-        if batch_size is not None:
-            config = replace(config, batch_size=batch_size)
-        if data is not None:
-            config = _elsewhere(config, data)
+        form = replace(subject.data, **{name: value for name, value in changes.items() if value is not None})
+    subject = replace(subject, data=form)
+    if precision is not None:
+        subject = replace(subject, engine=replace(subject.engine, precision=precision))
+    if accelerate:
+        from lambdanets import models
 
-    from lambdanets.train import evaluate
-
-    metrics = evaluate(opened, config, weights=weights)
-    if len(opened.classes) <= 5:
-        metrics.pop("top5")  # always 100 %
-    rows = table(measure="left", value="right")
-    for name, value in metrics.items():
-        label, form = LABELS.get(name, (name, "{:,.4f}"))
-        rows.add_row(label, form.format(value))
-    draw(stdout(), f"{run}, {weights} weights, on {config.source}", rows)
+        subject = replace(subject, network=models.accelerate(subject.network))
+    evaluation = measure(subject, test_set=test_set, real=real)
+    _print(f"{what}, {subject.weights}", evaluation)
+    _write(what, subject, evaluation, per_class, csv, json)
     return 0
+
+
+def _subject(
+    what: str, data: str | None, checkpoint: str | None, weights: Literal["best", "last"]
+) -> "tuple[Subject, bool]":
+    """What is measured, and whether on images other than a run's own."""
+    from lambdanets.train.subject import is_model_name, subject_of_model, subject_of_run
+
+    if (Path(what) / "config.json").is_file() or not is_model_name(what):
+        if checkpoint is not None:
+            raise UsageError(f"--checkpoint goes with the name of a model; {what} is no such name.")
+        subject = subject_of_run(load_run(what), weights=weights)
+        own = subject.data
+        if data is not None:
+            with usage():
+                subject = replace(subject, data=_elsewhere(own, data))
+        return subject, _place(subject.data) != _place(own)
+    if data is None:
+        raise UsageError(f"{what} is a model without images of its own; name some with --data folder:PATH.")
+    if weights != "best":
+        raise UsageError("--weights chooses among those of a run; a model takes --checkpoint.")
+    return subject_of_model(what, data, checkpoint=checkpoint), True
+
+
+def _write(
+    what: str,
+    subject: "Subject",
+    evaluation: "Evaluation",
+    per_class: Path | None,
+    csv: Path | None,
+    json: Path | None,
+) -> None:
+    from lambdanets.train.results import append_row, class_rows, timm_row, to_plain, write_classes
+
+    if per_class is not None:
+        rows = class_rows(evaluation.scores, subject.classes)
+        _print_classes(rows)
+        write_classes(per_class, rows)
+    if csv is not None:
+        append_row(csv, timm_row(subject, evaluation, label=what))
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        text = json_format.dumps(to_plain(subject, evaluation, label=what), indent=1, ensure_ascii=False)
+        json.write_text(text + "\n", encoding="utf-8")
+    for name, file in (("classes", per_class), ("table", csv), ("figures", json)):
+        if file is not None:
+            stdout().print(f"{name}: {escape(str(file))}", soft_wrap=True)
 
 
 def _elsewhere(config: DataConfig, source: str) -> DataConfig:
@@ -68,3 +170,51 @@ def _elsewhere(config: DataConfig, source: str) -> DataConfig:
 def _place(config: DataConfig) -> tuple[str, Path]:
     kind, _, root = config.resolved().source.partition(":")
     return kind, Path(root).resolve()
+
+
+def _print(label: str, evaluation: "Evaluation") -> None:
+    figures = evaluation.scores.figures()
+    if evaluation.choices <= 5:
+        figures.pop("top5")  # always 100 %
+    rows = table(measure="left", value="right")
+    for name, value in figures.items():
+        text, form = LABELS.get(name, (name, "{:,.4f}"))
+        rows.add_row(text, form.format(value))
+    if evaluation.real is not None:
+        for name, value in evaluation.real.items():
+            text, form = LABELS[name]
+            how = "with" if name == "images" else "by"
+            rows.add_row(f"{text} {how} ReaL labels", form.format(value))
+    title = f"{label}, on {evaluation.data.source}"
+    if evaluation.test_set is not None:
+        title += f" ({evaluation.test_set.name}, {evaluation.choices:,} classes to choose from)"
+    draw(stdout(), title, rows)
+    if evaluation.corruptions:
+        _print_corruptions(evaluation)
+
+
+def _print_corruptions(evaluation: "Evaluation") -> None:
+    rows = table(corruption="left", severities="left", error="right", of_AlexNet="right")
+    for each in evaluation.corruptions:
+        share = "" if each.normalised is None else f"{each.normalised:.1%}"
+        rows.add_row(each.name, " ".join(map(str, each.severities)), f"{each.error:.2%}", share)
+    if evaluation.mce is not None:
+        rows.add_row("mean corruption error", "", "", f"{evaluation.mce:.1%}")
+    draw(stdout(), "top-1 error by corruption", rows)
+    if evaluation.mce is None:
+        stderr().print(
+            "lambdanets: the mean corruption error needs all 15 corruptions at all 5 severities; "
+            "these are those that the folder holds."
+        )
+
+
+def _print_classes(rows: "list[ClassRow]") -> None:
+    ranked = sorted(rows, key=lambda row: -row.top1)
+    parts = {"all classes": ranked}
+    if len(rows) > 2 * EXTREMES:
+        parts = {"best classes": ranked[:EXTREMES], "worst classes": ranked[-EXTREMES:]}
+    for title, chosen in parts.items():
+        drawn = table(**{"class": "left", "name": "wrap", "images": "right", "accuracy": "right"})
+        for row in chosen:
+            drawn.add_row(escape(row.name), escape(row.description), f"{row.images:,}", f"{row.top1:.2%}")
+        draw(stdout(), title, drawn)

@@ -1,0 +1,149 @@
+"""Evaluations as files: a row of timm's tables of results, a table of classes, JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import lambdanets
+from lambdanets.train.checkpoint import write_text
+from lambdanets.train.errors import RunError
+from lambdanets.train.evaluation import Evaluation
+from lambdanets.train.scoring import Scores
+from lambdanets.train.subject import Subject
+from lambdanets.train.test_sets import describe_classes
+
+COLUMNS: tuple[str, ...] = (
+    "model",
+    "img_size",
+    "top1",
+    "top1_err",
+    "top5",
+    "top5_err",
+    "param_count",
+    "crop_pct",
+    "interpolation",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """One class of an evaluation; accuracies are fractions."""
+
+    name: str
+    description: str
+    images: int
+    top1: float
+    top5: float
+
+
+def class_rows(scores: Scores, classes: tuple[str, ...]) -> list[ClassRow]:
+    """The classes that had images, in the order of the logits."""
+    words = describe_classes(classes)
+    return [
+        ClassRow(
+            name=classes[index],
+            description=words[index],
+            images=int(images),
+            top1=int(scores.top1[index]) / int(images),
+            top5=int(scores.top5[index]) / int(images),
+        )
+        for index, images in enumerate(scores.images)
+        if images
+    ]
+
+
+def write_classes(path: Path, rows: list[ClassRow]) -> None:
+    """Write a CSV file of classes: class, name, images, top1, top5."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("class", "name", "images", "top1", "top5"))
+    for row in rows:
+        writer.writerow((row.name, row.description, row.images, f"{row.top1:.6g}", f"{row.top5:.6g}"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text.getvalue())
+
+
+def timm_row(subject: Subject, evaluation: Evaluation, *, label: str) -> dict[str, str]:
+    """A row as in timm's results-imagenet*.csv, in percent; by ReaL labels where there are such.
+
+    Args:
+        subject: what was measured.
+        evaluation: what it reached.
+        label: what stands in the column of the model.
+    """
+    top1, top5 = (100 * (evaluation.real or evaluation.scores.figures())[name] for name in ("top1", "top5"))
+    parameters = sum(parameter.numel() for parameter in subject.network.parameters())
+    values = (
+        label,
+        str(evaluation.data.image_size),
+        *(f"{value:.3f}" for value in (top1, 100 - top1, top5, 100 - top5)),
+        f"{parameters / 1e6:.2f}",
+        f"{evaluation.data.crop_pct:.3f}",
+        evaluation.data.interpolation,
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def check_table(path: Path) -> None:
+    """Make sure, before hours of measuring, that a row can be added to a table.
+
+    Raises:
+        RunError: the file is a table of something else.
+    """
+    if path.exists() and path.stat().st_size:
+        with path.open(newline="", encoding="utf-8") as file:
+            header = tuple(next(csv.reader(file), ()))
+        if header != COLUMNS:
+            raise RunError(f"{path} is no table of timm's results: its first line is not {','.join(COLUMNS)}")
+
+
+def append_row(path: Path, row: dict[str, str]) -> None:
+    """Add a row to a table of timm's results, which is made where there is none.
+
+    Raises:
+        RunError: the file is a table of something else.
+    """
+    check_table(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    if old and not old.endswith("\n"):
+        old += "\n"
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    if not old:
+        writer.writeheader()
+    writer.writerow(row)
+    write_text(path, old + text.getvalue())
+
+
+def to_plain(subject: Subject, evaluation: Evaluation, *, label: str) -> dict[str, Any]:
+    """All figures, and what they depend on, as plain types for JSON; `label` is how the model is called."""
+    data, test_set = evaluation.data, evaluation.test_set
+    return {
+        "model": label,
+        "weights": subject.weights,
+        "data": data.source,
+        "test_set": test_set and test_set.name,
+        "reference": test_set and test_set.reference,
+        "classes_to_choose_from": evaluation.choices,
+        "image_size": data.image_size,
+        "crop_pct": data.crop_pct,
+        "interpolation": data.interpolation,
+        "precision": subject.engine.precision,
+        **evaluation.scores.figures(),
+        "real": evaluation.real,
+        "mce": evaluation.mce,
+        "corruptions": [asdict(each) | {"normalised": each.normalised} for each in evaluation.corruptions],
+        "versions": {
+            "lambdanets": lambdanets.__version__,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        },
+    }

@@ -1,0 +1,163 @@
+"""What is measured: a run, or a model by its name with weights from anywhere."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from timm.data.config import resolve_model_data_config
+from timm.models import is_model, is_model_pretrained
+from torch import nn
+
+from lambdanets.data import DataConfig, DataWarning
+from lambdanets.models import create_model, load_weights
+from lambdanets.train.config import EngineConfig
+from lambdanets.train.errors import RunError
+from lambdanets.train.run import Run
+from lambdanets.train.test_sets import wnids
+
+PLACES = ("hf-hub:", "local-dir:")  # of models that are not in the registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A network with all that is needed to measure it.
+
+    Attributes:
+        name: of the model.
+        weights: which they are, in words.
+        network: in evaluation mode.
+        classes: names in the order of the logits.
+        data: the images, and the form in which the network takes them.
+        engine: device and precision.
+        built_for: height and width of the images that the network was made for.
+        seed: of the split of its images.
+    """
+
+    name: str
+    weights: str
+    network: nn.Module
+    classes: tuple[str, ...]
+    data: DataConfig
+    engine: EngineConfig
+    built_for: int
+    seed: int = 0
+
+    def fit_size(self, size: int) -> None:
+        """Bring a network that has to know the size of its images (a ViT) to another one.
+
+        Raises:
+            RunError: it cannot take images of this size.
+        """
+        set_size: Any = getattr(self.network, "set_input_size", None)
+        if set_size is None or size == self.built_for:
+            return
+        try:
+            set_size(img_size=size)
+        except (AssertionError, ValueError, RuntimeError) as error:
+            raise RunError(f"{self.name} cannot take images of {size}x{size}: {error}") from error
+
+
+def subject_of_run(run: Run, *, weights: Literal["best", "last"] = "best") -> Subject:
+    """A run, on its own validation images unless its `data` is replaced.
+
+    Raises:
+        RunError: the run has no such weights yet.
+    """
+    config = run.config
+    return Subject(
+        name=config.model.name,
+        weights=f"{weights} weights",
+        network=run.model(weights),
+        classes=run.classes,
+        data=config.data,
+        engine=config.engine,
+        built_for=config.data.image_size,
+        seed=config.seed,
+    )
+
+
+def subject_of_model(name: str, source: str, *, checkpoint: str | Path | None = None) -> Subject:
+    """A model of timm's registry or ours, or one of the hub, with the images as its own configuration says.
+
+    As in timm's validation, the size and the crop are those for tests where the model has such.
+
+    Args:
+        name: of the registry, hf-hub:OWNER/NAME, or local-dir:FOLDER.
+        source: the images, as in `DataConfig`.
+        checkpoint: what `load_weights` takes; None takes the published weights.
+
+    Raises:
+        RunError: the model has no published weights, they cannot be fetched, or it is not for 1,000 classes
+            and does not name those that it is for.
+        WeightsError: the checkpoint cannot be found or read, or is of another model.
+        ValueError: there is no such model.
+
+    Example:
+        >>> subject_of_model("lambda_resnet26t.c1_in1k", "folder:/data/imagenet")
+    """
+    network = _create(name, pretrained=checkpoint is None)
+    if checkpoint is not None:
+        load_weights(network, checkpoint)
+    cfg: Any = network.pretrained_cfg
+    form = resolve_model_data_config(network, use_test_size=True)
+    if form["crop_mode"] != "center":
+        warnings.warn(
+            f"timm prepares the images for {name} with crop_mode {form['crop_mode']!r}; here the middle of "
+            "each is cut out, which gives somewhat other figures",
+            DataWarning,
+            stacklevel=2,
+        )
+    data = DataConfig(
+        source=source,
+        image_size=form["input_size"][-1],
+        in_chans=form["input_size"][0],
+        mean=form["mean"],
+        std=form["std"],
+        crop_pct=form["crop_pct"],
+        interpolation=form["interpolation"],
+        val_fraction=1.0,
+        # Every image is read once: a bad one is met on the way.
+        check=False,
+        cache=False,
+    )
+    return Subject(
+        name=name,
+        weights="published weights" if checkpoint is None else f"weights of {checkpoint}",
+        network=network.eval(),
+        classes=_classes(name, network),
+        data=data,
+        engine=EngineConfig(),
+        built_for=cfg["input_size"][-1],
+    )
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a word names a model rather than a folder."""
+    return name.startswith(PLACES) or is_model(name)
+
+
+def _create(name: str, *, pretrained: bool) -> nn.Module:
+    if not pretrained:
+        return create_model(name)
+    if not name.startswith(PLACES) and not is_model_pretrained(name):
+        raise RunError(f"no trained weights of {name} are published; give your own with --checkpoint FILE")
+    try:
+        return create_model(name, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise RunError(f"the weights of {name} cannot be had: {reason}") from error
+
+
+def _classes(name: str, network: Any) -> tuple[str, ...]:
+    labels = tuple(network.pretrained_cfg.get("label_names") or ())
+    if len(labels) == network.num_classes:
+        return labels
+    if network.num_classes != len(wnids()):
+        raise RunError(
+            f"{name} has {network.num_classes:,} classes, whose names are unknown; only models of ImageNet's "
+            "1,000 classes can be measured by name, and runs of any classes"
+        )
+    return wnids()

@@ -1,0 +1,139 @@
+"""ImageNet's validation set and the test sets around it: how each numbers its classes."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from lambdanets.data import DataError
+from lambdanets.data.folder import TRAIN_NAMES, VAL_NAMES
+from lambdanets.train.corruptions import ALEXNET, EXTRA
+
+SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageNetSet:
+    """A test set for networks trained on ImageNet.
+
+    Args:
+        name: as people write it.
+        numbered: its class folders are named 0 to 999, the places of the wnids in sorted order; else they
+            are named by wnids.
+        restricted: only the classes it holds are there to choose from, as its paper measures.
+        cut: its images are the middle already, so that nothing of them is cut off.
+        reference: where it was published.
+    """
+
+    name: str
+    numbered: bool = False
+    restricted: bool = False
+    cut: bool = False
+    reference: str
+
+
+SETS = {
+    "imagenet": ImageNetSet(name="ImageNet", reference="Russakovsky et al. 2015, arXiv:1409.0575"),
+    "v2": ImageNetSet(name="ImageNet-V2", numbered=True, reference="Recht et al. 2019, arXiv:1902.10811"),
+    "a": ImageNetSet(name="ImageNet-A", restricted=True, reference="Hendrycks et al. 2019, arXiv:1907.07174"),
+    "r": ImageNetSet(name="ImageNet-R", restricted=True, reference="Hendrycks et al. 2020, arXiv:2006.16241"),
+    "sketch": ImageNetSet(name="ImageNet-Sketch", reference="Wang et al. 2019, arXiv:1905.13549"),
+    "c": ImageNetSet(
+        name="ImageNet-C", cut=True, reference="Hendrycks and Dietterich 2019, arXiv:1903.12261"
+    ),
+}
+
+
+@cache
+def wnids() -> tuple[str, ...]:
+    """ImageNet's 1,000 classes by their WordNet numbers, sorted: the order of published logits."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return tuple(ImageNetInfo("imagenet-1k").label_names())
+
+
+def imagenet_classes(classes: Sequence[str]) -> tuple[str, ...] | None:
+    """The wnids that a network's classes mean, in the order of its logits; None where they mean others.
+
+    Args:
+        classes: wnids, or the numbers of all 1,000 in order, as shards name them.
+    """
+    if tuple(classes) == tuple(map(str, range(len(wnids())))):
+        return wnids()
+    return tuple(classes) if classes and set(classes) <= set(wnids()) else None
+
+
+def folder_names(test_set: ImageNetSet, classes: Sequence[str]) -> tuple[str, ...]:
+    """Names of a test set's class folders in the order of the logits.
+
+    Args:
+        test_set: one of `SETS`.
+        classes: wnids in the order of the logits.
+
+    Example:
+        >>> folder_names(SETS["v2"], ("n01440764", "n01484850"))
+        ('0', '2')
+    """
+    if not test_set.numbered:
+        return tuple(classes)
+    return tuple(str(wnids().index(wnid)) for wnid in classes)
+
+
+def describe_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """What people call the classes: the words of WordNet where they are wnids, else their own names."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    known = set(wnids())
+    return tuple(info.label_name_to_description(name) if name in known else name for name in classes)
+
+
+def recognise(root: Path) -> str:
+    """Which of the test sets a folder is, by the names of the folders in it: a key of `SETS`.
+
+    ImageNet-A and -R are recognised by all of their 200 classes, ImageNet-Sketch by the names of its files.
+
+    Raises:
+        DataError: there is no such folder, or it is none of them.
+    """
+    names = _subfolders(root)
+    lower = {name.lower(): name for name in names}
+    if side := next((lower[name] for name in VAL_NAMES if name in lower), None):
+        return recognise(root / side)
+    if any(name in lower for name in TRAIN_NAMES):
+        raise DataError(f"{root} holds training images but no val/ to measure on.")
+    if not names:
+        raise DataError(f"{root} holds no class folders; each class of a test set has a folder of its own.")
+    if all(name.isdecimal() and str(int(name)) == name and int(name) < len(wnids()) for name in names):
+        return "v2"
+    strange = sorted(set(names) - set(wnids()))
+    known = {*ALEXNET, *EXTRA}
+    if any(name in known or known & set(_subfolders(root / name)) for name in strange):
+        return "c"
+    if strange:
+        more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
+        raise DataError(
+            f"{root} holds folders that are no classes of ImageNet: {', '.join(map(repr, strange[:SHOWN]))}"
+            f"{more}; expected wnids such as 'n01440764', or the numbers from 0 to 999."
+        )
+    for key in ("a", "r"):
+        if set(names) == set(_published(key)):
+            return key
+    drawn = any(file.name.startswith("sketch_") for file in (root / sorted(names)[0]).iterdir())
+    return "sketch" if drawn else "imagenet"
+
+
+@cache
+def _published(key: str) -> tuple[str, ...]:
+    """The classes of ImageNet-A or -R, from timm's files."""
+    content = pkgutil.get_data("timm.data", f"_info/imagenet_{key}_synsets.txt") or b""
+    return tuple(content.decode().split())
+
+
+def _subfolders(path: Path) -> list[str]:
+    if not path.is_dir():
+        raise DataError(f"there is no folder {path}.")
+    return [each.name for each in path.iterdir() if each.is_dir() and not each.name.startswith(".")]

@@ -1,0 +1,247 @@
+"""Models on ImageNet's sets, against timm's own transform and network and loops over the images."""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from lambdanets.data import DataError
+from lambdanets.train import RunError
+from lambdanets.train.corruptions import ALEXNET
+from lambdanets.train.evaluation import Evaluation, guess_test_set, measure
+from lambdanets.train.subject import Subject, subject_of_model
+from lambdanets.train.test_sets import SETS, ImageNetSet
+from photo_sets import CROP, NAME, PLACES, SIZE, draw, logits_of, teach
+
+OUTSIDE = 500  # a class that no folder holds
+
+
+@dataclass
+class Photos:
+    """Six pictures of each of seven classes, and what the network takes them for."""
+
+    files: dict[Path, int]  # true places
+    answers: dict[Path, list[int]]
+    weights: Path
+    logits: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
+    root = tmp_path_factory.mktemp("photos")
+    files: dict[Path, int] = {}
+    answers: dict[Path, list[int]] = {}
+    outside = list(range(OUTSIDE, OUTSIDE + 6))
+    for wnid, place in PLACES.items():
+        for number in range(6):
+            path = draw(root / "val" / wnid / f"ILSVRC2012_val_{len(files) + 1:08d}.JPEG", len(files))
+            files[path] = place
+            # Right; then after a class that no folder holds, after one of them, after six.
+            other = PLACES["n01443537"] if wnid != "n01443537" else PLACES["n15075141"]
+            answers[path] = [[], [], [], [OUTSIDE], [other], outside][number] + [place]
+    weights = teach(root / "model.safetensors", answers)
+    logits = logits_of(weights, list(files)).double().numpy()
+    return Photos(files, answers, weights, logits)
+
+
+def subject(photos: Photos, root: Path) -> Subject:
+    made = subject_of_model(NAME, f"folder:{root}", checkpoint=photos.weights)
+    form = replace(made.data, image_size=SIZE, crop_pct=CROP, batch_size=5, workers=0)
+    return replace(made, data=form, engine=replace(made.engine, accelerator="cpu"))
+
+
+def as_set(photos: Photos, root: Path, key: str) -> Path:
+    """The pictures again under the names of another set."""
+    for file, place in photos.files.items():
+        name = str(place) if key == "v2" else file.parent.name
+        (root / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, root / name / f"{'sketch_' if key == 'sketch' else ''}{file.name}")
+    return root
+
+
+def by_hand(photos: Photos, choices: list[int]) -> dict[int, list[int]]:
+    """Images, right ones and right ones among five, of each class."""
+    counts = {place: [0, 0, 0] for place in PLACES.values()}
+    for row, place in zip(photos.logits, photos.files.values(), strict=True):
+        ranked = sorted(choices, key=lambda index: -row[index])
+        counts[place][0] += 1
+        counts[place][1] += ranked[0] == place
+        counts[place][2] += place in ranked[:5]
+    return counts
+
+
+def counts_of(found: Evaluation) -> dict[int, list[int]]:
+    rows = zip(found.scores.images, found.scores.top1, found.scores.top5, strict=True)
+    return {place: [int(n) for n in row] for place, row in enumerate(rows) if row[0]}
+
+
+def test_the_pictures_are_taken_for_what_the_test_says(photos: Photos) -> None:
+    for row, ranked in zip(photos.logits, photos.answers.values(), strict=True):
+        assert np.argsort(-row)[: len(ranked)].tolist() == ranked
+
+
+@pytest.mark.parametrize("key", ["imagenet", "v2", "sketch", "a", "r"])
+def test_a_model_on_a_test_set(photos: Photos, tmp_path: Path, key: str) -> None:
+    root = as_set(photos, tmp_path / "set", key)
+    found = measure(subject(photos, root), test_set=SETS[key])
+    choices = list(PLACES.values()) if key in ("a", "r") else list(range(1000))
+    assert counts_of(found) == by_hand(photos, choices)
+    assert found.choices == len(choices)
+    logits = torch.from_numpy(photos.logits)
+    chosen = logits if key not in ("a", "r") else logits[:, choices]
+    truth = torch.tensor([choices.index(place) for place in photos.files.values()])
+    loss = torch.nn.functional.cross_entropy(chosen, truth)
+    assert found.scores.figures()["loss"] == pytest.approx(float(loss), rel=1e-3)
+
+
+def test_restricting_changes_what_it_should(photos: Photos) -> None:
+    assert all(row == [6, 3, 5] for row in by_hand(photos, list(range(1000))).values())
+    assert all(row == [6, 5, 6] for row in by_hand(photos, list(PLACES.values())).values())
+
+
+def test_sets_are_guessed_from_the_folder(photos: Photos, tmp_path: Path) -> None:
+    assert guess_test_set(subject(photos, as_set(photos, tmp_path / "v2", "v2"))) is SETS["v2"]
+    assert guess_test_set(subject(photos, as_set(photos, tmp_path / "s", "sketch"))) is SETS["sketch"]
+    mine = subject(photos, photos.weights.parent)
+    assert guess_test_set(mine) is SETS["imagenet"]
+    assert guess_test_set(replace(mine, classes=("cat", "dog"))) is None
+    assert guess_test_set(replace(mine, data=replace(mine.data, source="digits"))) is None
+
+
+def test_networks_of_some_classes_and_of_numbers(photos: Photos, tmp_path: Path) -> None:
+    """A run on some of ImageNet's classes, in an order of its own, and one on shards without names."""
+    order = list(reversed(PLACES))
+    mine = subject(photos, as_set(photos, tmp_path, "v2"))
+    numbers = replace(mine, classes=tuple(map(str, range(1000))))
+    assert counts_of(measure(numbers, test_set=SETS["v2"])) == by_hand(photos, list(range(1000)))
+
+    class Some(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole = mine.network
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.whole(images)[:, [PLACES[wnid] for wnid in order]]
+
+    found = measure(replace(mine, network=Some(), classes=tuple(order)), test_set=SETS["v2"])
+    expected = by_hand(photos, list(PLACES.values()))
+    assert {PLACES[order[place]]: row for place, row in counts_of(found).items()} == expected
+
+
+def test_real_labels(photos: Photos, tmp_path: Path) -> None:
+    answers = [ranked[0] for ranked in photos.answers.values()]
+    places = list(photos.files.values())
+    # Several labels, none, the truth, and one that is wrong: in the order of the files' numbers.
+    labels = [
+        [[place, OUTSIDE], [], [place], [7], [answer, 3]][number % 5]
+        for number, (place, answer) in enumerate(zip(places, answers, strict=True))
+    ]
+    (tmp_path / "real.json").write_text(json.dumps(labels))
+    mine = subject(photos, photos.weights.parent)
+    found = measure(mine, test_set=SETS["imagenet"], real=tmp_path / "real.json")
+    judged = [(row, given) for row, given in zip(photos.logits, labels, strict=True) if given]
+    top1 = [int(row.argmax()) in given for row, given in judged]
+    top5 = [bool(set(np.argsort(-row)[:5].tolist()) & set(given)) for row, given in judged]
+    assert found.real == {
+        "top1": pytest.approx(np.mean(top1)),
+        "top5": pytest.approx(np.mean(top5)),
+        "images": len(judged),
+    }
+    assert 0 < sum(top1) < sum(top5) < len(judged)
+    assert counts_of(found) == by_hand(photos, list(range(1000)))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[[1]]", "the ReaL labels are those of 1 images and there are 42"),
+        ("{}", "expected a list with a list of numbers per image"),
+        ("[1, 2]", "expected a list with a list of numbers per image"),
+        ("[[1", "it is not valid JSON"),
+        (json.dumps([[]] * 42), "has no label for any image"),
+        (None, "the ReaL labels are those of 50,000 images and there are 42"),
+    ],
+)
+def test_real_labels_that_do_not_fit(photos: Photos, tmp_path: Path, text: str | None, sentence: str) -> None:
+    file = tmp_path / "real.json"
+    if text is not None:
+        file.write_text(text)
+    mine = subject(photos, photos.weights.parent)
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        measure(mine, test_set=SETS["imagenet"], real=file if text is not None else "timm")
+
+
+def test_real_labels_go_by_the_names_of_files(photos: Photos, tmp_path: Path) -> None:
+    root = as_set(photos, tmp_path / "set", "sketch")
+    (tmp_path / "real.json").write_text(json.dumps([[1]] * 42))
+    with pytest.raises(DataError, match=r"no ReaL labels for .*sketch_.*; expected ILSVRC2012_val"):
+        measure(subject(photos, root), test_set=SETS["imagenet"], real=tmp_path / "real.json")
+
+
+def test_corruptions(photos: Photos, tmp_path: Path) -> None:
+    """All 75 parts, of one picture each but for one: the mean over severities is none over images."""
+    files = list(photos.files)
+    wrong = next(path for path in files if photos.answers[path][0] != photos.files[path])
+    right = files[0]
+    errors = {}
+    for index, name in enumerate(ALEXNET):
+        bad = 0
+        for level in range(1, 6):
+            picture = wrong if level <= index % 6 else right
+            bad += picture is wrong
+            target = tmp_path / name / str(level) / picture.parent.name
+            target.mkdir(parents=True)
+            shutil.copy(picture, target)
+        errors[name] = bad / 5
+    more = tmp_path / "fog" / "1" / right.parent.name  # three more that are right beside the one that is not
+    more.mkdir(exist_ok=True)
+    for path in files[:3]:
+        shutil.copy(path, more)
+    errors["fog"] -= 3 / 4 / 5
+    found = measure(subject(photos, tmp_path), test_set=SETS["c"])
+    assert {each.name: each.error for each in found.corruptions} == pytest.approx(errors)
+    mean = sum(errors[name] / ALEXNET[name] for name in ALEXNET) / 15
+    assert found.mce == pytest.approx(mean)
+    assert found.scores.figures()["images"] == 78
+
+
+def test_what_cannot_be_measured_is_refused(photos: Photos, tmp_path: Path) -> None:
+    mine = subject(photos, tmp_path / "gone")
+    with pytest.raises(DataError, match="there is no folder"):
+        measure(mine, test_set=SETS["c"])
+    others = replace(mine, classes=("cat", "dog"))
+    with pytest.raises(DataError, match=r"ImageNet-A is for ImageNet's classes, and .* knows others \(cat"):
+        measure(others, test_set=SETS["a"])
+    with pytest.raises(DataError, match="ReaL labels are for ImageNet's classes"):
+        measure(others, real="timm")
+    with pytest.raises(DataError, match=r"for ImageNet's 1,000 classes, and .* knows 7"):
+        measure(replace(mine, classes=tuple(PLACES)), real="timm")
+    with pytest.raises(RunError, match=r"lambda_resnet50 are published; give your own with --checkpoint"):
+        subject_of_model("lambda_resnet50", "digits")
+    torch.save(timm.create_model("lambda_resnet_digits").state_dict(), tmp_path / "digits.pt")
+    with pytest.raises(RunError, match=r"lambda_resnet_digits has 10 classes, whose names are unknown"):
+        subject_of_model("lambda_resnet_digits", "digits", checkpoint=tmp_path / "digits.pt")
+
+
+def test_a_vit_is_brought_to_another_size(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pt")
+    draw(tmp_path / "set" / "0" / "1.jpeg", 1)
+    made = subject_of_model("test_vit", f"folder:{tmp_path / 'set'}", checkpoint=tmp_path / "vit.pt")
+    assert made.built_for == 160
+    for size in (160, 96):
+        mine = replace(made, data=replace(made.data, image_size=size, workers=0))
+        assert measure(mine, test_set=SETS["v2"]).scores.images[0] == 1
+    with pytest.raises(RunError, match="test_vit cannot take images of 3x100x100"):
+        measure(replace(mine, data=replace(mine.data, image_size=100)), test_set=SETS["v2"])
+
+
+def test_every_set_says_where_it_is_from() -> None:
+    assert all(isinstance(each, ImageNetSet) and "arXiv:" in each.reference for each in SETS.values())
+    assert [key for key, each in SETS.items() if each.restricted] == ["a", "r"]
+    assert [key for key, each in SETS.items() if each.numbered] == ["v2"]
