@@ -36,7 +36,7 @@ def read_members(
         DataError: a shard cannot be read at random places, is damaged, or holds no images.
     """
     sizes = {shard: os.path.getsize(os.path.join(root, shard)) for shard in shards}
-    known = _load(root, sizes) if indexed and labelled else {}
+    known = _load(root, sizes) if indexed else {}
     missing = [shard for shard in shards if shard not in known]
     total = sum(sizes[shard] for shard in missing)
     passed = dict.fromkeys(missing, 0)

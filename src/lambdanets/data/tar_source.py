@@ -143,7 +143,7 @@ def _split_inside(root: str, paths: list[list[str]]) -> dict[str, int]:
         next((deep[name] for name in names if name in deep), "") for names in (TRAIN_NAMES, VAL_NAMES)
     )
     if train and not val:
-        if any(path[0].lower() in VAL_NAMES[:-1] for path in paths):
+        if any(path[0].lower() in VAL_NAMES for path in paths):
             raise DataError(f"val/ in the archives of {root} holds no class folders: {CLASS_FOLDERS}.")
         return {train: UNDECIDED}
     return {train: TRAIN, val: VAL} if train else {val: VAL} if val else {}
