@@ -1,5 +1,6 @@
 """`lambdanets shard`: the folder it leaves, what it says, and what it refuses."""
 
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,14 @@ def test_shards_of_the_digits(command: Command, tmp_path: Path) -> None:
     ]
     splits = open_splits(DataConfig(source=f"tar:{tmp_path / 'shards'}", image_size=8, in_chans=1))
     assert (len(splits.train), len(splits.val)) == (1618, 179)
+
+
+def test_a_run_is_measured_and_shown_on_shards(inside: Command, trained: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    assert inside("shard", "digits", "--out", shards).returncode == 0
+    done = inside("eval", trained, "--data", f"tar:{shards}")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"images +179\b", done.stdout)
 
 
 def test_what_is_refused(inside: Command, tmp_path: Path) -> None:

@@ -176,13 +176,6 @@ def test_a_val_folder_that_was_never_sorted(write_folder: WriteFolder, others: t
         read(root, classes=("a", "b"))
 
 
-def test_a_test_folder_without_classes_is_passed_over(write_folder: WriteFolder) -> None:
-    root = write_folder({"test": 3, "train/a": 2, "train/b": 2})
-    found = read(root)
-    assert found.classes == ("a", "b")
-    assert (len(found.train), len(found.val)) == (2, 2)
-
-
 def test_archives_where_folders_should_be(tmp_path: Path) -> None:
     (tmp_path / "cats.tar").write_bytes(b"")
     with pytest.raises(DataError, match=r"holds archives \('cats.tar'\): tar:.* reads them as they are\.$"):

@@ -18,7 +18,7 @@ from lambdanets.data import (
     train_loader,
     write_shards,
 )
-from lambdanets.data.tar import TarPictures
+from lambdanets.data.tar import TarPictures, unlabelled_tar
 from lambdanets.data.tar_index import INDEX, read_members
 
 WriteFolder = Callable[..., Path]
@@ -88,6 +88,7 @@ def test_the_index_is_what_the_headers_say(photos: Path, tmp_path: Path) -> None
     kept, fresh = (read_members(str(out), shards, indexed=indexed) for indexed in (True, False))
     with np.load(out / INDEX) as file:
         assert len(file["names"]) == 14
+    assert unlabelled_tar(str(out), 3).path(0) == "train-000000.tar#" + fresh.names[0].decode()
     for name in ("shard", "offsets", "sizes", "names", "labels"):
         np.testing.assert_array_equal(getattr(kept, name), getattr(fresh, name))
 

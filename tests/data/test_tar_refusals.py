@@ -77,6 +77,8 @@ def test_archives_joined_with_cat(write_tar: WriteTar, samples: MakeSamples) -> 
 def test_archives_of_no_use(tmp_path: Path, write_tar: WriteTar, samples: MakeSamples) -> None:
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", r"empty holds no tar archives\.$")
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    refused(tmp_path / "photos", "holds no tar archives; if its folders hold images, write folder:.*photos")
     refused(tmp_path / "nowhere", r"there is no tar archive .*nowhere\.$")
     refused("", "lacks a path: write tar:PATH")
     refused(write_tar("a.tar", {}), r"a\.tar holds no images; it is empty\.$")
@@ -135,6 +137,11 @@ def test_sides_that_do_not_agree(tmp_path: Path, write_tar: WriteTar, samples: M
     assert len(open_split(config(tmp_path / "s"), classes=("a", "b"))[0]) == 1
     write_tar("s/more.tar", samples(["a"]))
     refused(tmp_path / "s", r"some archives in .* name their side and others do not \('more\.tar'\)")
+
+
+@pytest.mark.parametrize("label", ["-1", "20261126130000"])
+def test_numbers_that_are_no_classes(write_tar: WriteTar, samples: MakeSamples, label: str) -> None:
+    refused(write_tar("0.tar", samples([0, 1, label])), f"has the class number {label}, but there are ")
 
 
 def test_one_image_of_a_class(write_tar: WriteTar, samples: MakeSamples) -> None:

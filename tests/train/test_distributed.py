@@ -76,7 +76,7 @@ def test_a_stream_in_two_processes_is_refused(tmp_path: Path) -> None:
     write_shards(DataConfig(source="digits"), tmp_path / "shards", images=500)
     done = run("--data", f"wds/digits:{tmp_path / 'shards'}", *TWO, "--out", str(tmp_path / "run"))
     assert done.returncode == 1
-    says = "lambdanets: 'wds/digits:.*' is streamed and cannot be divided among 2 processes without repeats; "
+    says = "lambdanets: 'wds/digits:.*' is streamed and cannot be divided among 2 processes without repeats"
     assert len(re.findall(f"^{says}", done.stderr, re.MULTILINE)) == 1
     assert "Traceback" not in done.stderr
 

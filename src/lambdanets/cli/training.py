@@ -46,7 +46,7 @@ def run(
     Args:
         recipe: Name of a recipe; `lambdanets list` has them all.
         model: Another model than the recipe's.
-        data: Other images: digits, folder:PATH, or a name of timm such as torch/cifar10:PATH.
+        data: Other images: digits, folder:PATH, tar:PATH, or a name of timm such as torch/cifar10:PATH.
         out: The run folder.
         resume: A run folder to continue; it needs no recipe and keeps its own configuration.
         epochs: Passes over the training images.

@@ -109,7 +109,8 @@ class DataConfig:
             one pass over the labelled images.
         crop_pct: part of the resized image's side that evaluation keeps, in the middle.
         interpolation: nearest, bilinear, bicubic or lanczos.
-        on_bad_image: "refuse" to start when an image cannot be decoded, or "skip" it with a warning.
+        on_bad_image: "refuse" to start when an image cannot be decoded or an archive was cut off, or "skip"
+            what is not whole with a warning.
         check: decode every image of a folder or of archives before training starts. Without it (for
             millions of images) a bad one is met on the way: it is replaced by its neighbour under "skip",
             else it ends the run.

@@ -176,10 +176,9 @@ def _sides(path: Path) -> tuple[Path | None, Path | None]:
     if train is not None and not _subfolders(train):
         train = None
     if val is not None and not _subfolders(val):
-        # A test/ without classes beside train/ is what contests give; a flat val/ was never sorted.
-        if val.name.lower() != "test" and (train is not None or len(held) == 1) and (images := _images(val)):
+        if (train is not None or len(held) == 1) and (images := _images(val)):
             raise DataError(f"{val} holds {images} images but no class folders: {CLASS_FOLDERS}.")
-        if train is None or val.name.lower() == "test":
+        if train is None:
             val = None
     return train, val
 

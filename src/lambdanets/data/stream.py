@@ -58,7 +58,8 @@ def open_stream(config: DataConfig, *, train: bool, seed: int, split: str = "") 
     )
     _check_shards(data_set, skip=config.on_bad_image == "skip")
     root = os.path.expanduser(config.source.partition(":")[2])
-    classes = declared_classes(root) or class_names(data_set, config.num_classes or 0)
+    declared = declared_classes(root) if config.source.startswith("wds/") and root else None
+    classes = declared or class_names(data_set, config.num_classes or 0)
     if not classes:
         raise DataError(f"{config.source!r} does not name its classes; say how many with data.num_classes.")
     return StreamSet(data_set, Pipeline(config, train=train), classes)

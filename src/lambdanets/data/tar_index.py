@@ -36,7 +36,7 @@ def read_members(
         DataError: a shard cannot be read at random places, is damaged, or holds no images.
     """
     sizes = {shard: os.path.getsize(os.path.join(root, shard)) for shard in shards}
-    known = _load(root, sizes) if indexed and labelled else {}
+    known = _load(root, sizes) if indexed else {}
     missing = [shard for shard in shards if shard not in known]
     total = sum(sizes[shard] for shard in missing)
     passed = dict.fromkeys(missing, 0)
@@ -52,14 +52,14 @@ def read_members(
 
             result = scan(root, shard, labelled=labelled, moved=moved)
             moved(sizes[shard])
+            if result[1] and not skip:
+                raise DataError(
+                    f"{result[1]}. Copy or make the shard again, or leave out what it lacks with "
+                    "--set data.on_bad_image=skip."
+                )
             return result
 
         for shard, (members, complaint) in zip(missing, pool.map(found, missing), strict=True):
-            if complaint and not skip:
-                raise DataError(
-                    f"{complaint}. Copy or make the shard again, or leave out what it lacks with "
-                    "--set data.on_bad_image=skip."
-                )
             if complaint:
                 warnings.warn(f"{complaint}. The rest is left out.", DataWarning, stacklevel=2)
             known[shard] = members

@@ -54,7 +54,7 @@ def find_shards(place: str) -> Shards:
             return Shards(root, train, val) if val else Shards(root, whole=train)
         paths = _tars(root, root)
         if not paths:
-            raise DataError(f"{root} holds no tar archives{_instead(os.listdir(root))}.")
+            raise _no_archives(root)
         return _by_words(root, paths)
     paths = expand(root)
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
@@ -74,14 +74,14 @@ def all_shards(place: str) -> tuple[str, tuple[str, ...]]:
         if name.endswith(SUFFIX) and not name.startswith(".")
     ]
     if not paths:
-        raise DataError(f"{root} holds no tar archives{_instead(os.listdir(root))}.")
+        raise _no_archives(root)
     return root, tuple(sorted(paths))
 
 
 def expand(pattern: str) -> list[str]:
     """Return the files that a path with `*` or braces names, each of the braces' names being there."""
     names = [pattern]
-    if "{" in pattern:
+    if "{" in pattern and not os.path.isfile(pattern):
         if importlib.util.find_spec("braceexpand") is None:
             raise DataError(
                 f"the braces of {pattern!r} need the package braceexpand: pip install braceexpand"
@@ -91,14 +91,14 @@ def expand(pattern: str) -> list[str]:
         names = list(braceexpand(pattern))
     paths: list[str] = []
     for name in names:
-        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name] * os.path.isfile(name)
+        found = [name] if os.path.isfile(name) else sorted(glob.glob(name))
         if not found:
             raise DataError(f"there is no tar archive {name}.")
         paths += found
     if not all(path.endswith(SUFFIX) for path in paths):
         wrong = next(path for path in paths if not path.endswith(SUFFIX))
         raise DataError(f"{wrong} is no .tar archive{_instead([wrong])}.")
-    return paths
+    return list(dict.fromkeys(paths))
 
 
 def _tars(root: str, folder: str) -> list[str]:
@@ -125,6 +125,13 @@ def _by_words(root: str, paths: Sequence[str]) -> Shards:
         )
     train, val = _of_side(sides, TRAIN_NAMES), _of_side(sides, VAL_NAMES)
     return Shards(root, train, val) if val else Shards(root, whole=train or tuple(sides[""]))
+
+
+def _no_archives(root: str) -> DataError:
+    instead = _instead(os.listdir(root))
+    if not instead and any(entry.is_dir() for entry in os.scandir(root)):
+        instead = f"; if its folders hold images, write folder:{root}"
+    return DataError(f"{root} holds no tar archives{instead}.")
 
 
 def _instead(names: Sequence[str]) -> str:

@@ -78,8 +78,9 @@ def scan(
         while True:
             try:
                 member = tar.next()
-            except (tarfile.TarError, ValueError):
-                complaint = _early(path, whole)
+            except (tarfile.TarError, ValueError) as error:
+                cut = "end of data" in str(error)
+                complaint = _early(path, whole) if cut else _damaged(path, tar.offset, whole)
                 break
             if member is None:
                 complaint = _complaint_at_end(path, tar.offset, whole)
@@ -174,6 +175,10 @@ def _early(path: str, whole: int) -> str:
     return f"{path} ends too early: {whole} of its members are whole"
 
 
+def _damaged(path: str, place: int, whole: int) -> str:
+    return f"{path} is damaged at byte {place}: the {whole} members before it are whole"
+
+
 def _complaint_at_end(path: str, place: int, whole: int) -> str:
     """Python's reader takes whatever is no header for the end; here it must be the mark of the end."""
     with open(path, "rb") as file:
@@ -182,7 +187,7 @@ def _complaint_at_end(path: str, place: int, whole: int) -> str:
     if len(tail) < BLOCK:
         return _early(path, whole)
     if any(tail[:BLOCK]):
-        return f"{path} is damaged at byte {place}: the {whole} members before it are whole"
+        return _damaged(path, place, whole)
     if any(tail):
         raise DataError(
             f"{path} goes on behind its end, as archives do that were joined with cat: join them with "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from .tar_paths import find_shards
 from .tar_scan import Members
 
 CLASSES = "classes.json"
+NUMBER = re.compile(r"-?\d+")
+MOST = 10**6  # what is beyond is no number of a class
 TRAIN, VAL, UNDECIDED, NEITHER = range(4)
 
 
@@ -84,7 +87,7 @@ def _labelled(
     words, inverse = np.unique(members.labels, return_inverse=True)
     if words.all():
         decoded = [word.decode("utf-8", "replace") for word in words]
-        return sides, Labels(decoded, inverse, all(word.isdecimal() for word in decoded))
+        return sides, Labels(decoded, inverse, all(NUMBER.fullmatch(word) for word in decoded))
     if words.any():
         raise DataError(f"some archives in {root} have .cls files and others do not; make them alike.")
     # A side goes with each folder: archives of train and of val may be packed from different levels.
@@ -140,7 +143,7 @@ def _split_inside(root: str, paths: list[list[str]]) -> dict[str, int]:
         next((deep[name] for name in names if name in deep), "") for names in (TRAIN_NAMES, VAL_NAMES)
     )
     if train and not val:
-        if any(path[0].lower() in VAL_NAMES[:-1] for path in paths):
+        if any(path[0].lower() in VAL_NAMES for path in paths):
             raise DataError(f"val/ in the archives of {root} holds no class folders: {CLASS_FOLDERS}.")
         return {train: UNDECIDED}
     return {train: TRAIN, val: VAL} if train else {val: VAL} if val else {}
@@ -178,8 +181,9 @@ def _numbered(
     if labels.numbers:
         names_by_number = declared or classes
         if names_by_number is None:
-            names_by_number = [str(index) for index in range(1 + max(map(int, words.values())))]
-        if beyond := [word for word in words.values() if int(word) >= len(names_by_number)]:
+            highest = min(max(map(int, words.values())), MOST)
+            names_by_number = [str(index) for index in range(1 + highest)]
+        if beyond := [word for word in words.values() if not 0 <= int(word) < len(names_by_number)]:
             raise DataError(
                 f"{place} has the class number {beyond[-1]}, but there are {len(names_by_number)} classes "
                 f"({', '.join(shown(names_by_number))}), numbered from 0."
