@@ -57,6 +57,8 @@ class EngineConfig:
         ema: decay of an exponential moving average of the weights, None for none. After t steps it is
             min(ema, (1 + t) / (10 + t)). Both are validated, and the average is what is kept as the best.
         clip_grad: largest gradient norm, None for no clipping.
+        checkpointing: compute activations again in the backward pass instead of keeping them: less memory,
+            about a third more time, the same gradients.
         compile: run the network through torch.compile.
         channels_last: keep images and weights in channels-last memory.
         deterministic: refuse operators that are not deterministic (the CPU is anyway).
@@ -77,6 +79,7 @@ class EngineConfig:
     global_batch: int | None = None
     ema: float | None = None
     clip_grad: float | None = None
+    checkpointing: bool = False
     compile: bool = False
     channels_last: bool = False
     deterministic: bool = False

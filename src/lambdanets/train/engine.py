@@ -21,7 +21,7 @@ from torch.distributed import DistBackendError
 from lambdanets.data import open_splits
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
 from lambdanets.train.config import EngineConfig, RunConfig, load_classes
-from lambdanets.train.errors import PeerLostError, RunError
+from lambdanets.train.errors import NoMemoryError, PeerLostError, RunError
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.loaders import Loaders
 from lambdanets.train.module import Classifier
@@ -55,6 +55,7 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
         DataError: the images cannot be used.
         NonFiniteLossError: the loss became NaN or infinite.
         PeerLostError: another process of the run ended.
+        NoMemoryError: the device, or the machine, has too little memory.
         TrainingInterrupted: Ctrl-C or SIGTERM; the run can be resumed.
         CheckpointError: the disk is full, or no checkpoint is intact.
 
@@ -94,13 +95,41 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
         else:
             try:
                 trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
-            except RuntimeError as error:
-                reason = lost_peer(error) if trainer.world_size > 1 else None
-                if reason is None:
+            except (RuntimeError, MemoryError) as error:
+                told = tell(error, config, trainer.world_size, files)
+                if told is None:
                     raise
-                raise PeerLostError(reason, files.directory) from error
+                raise told from error
     parameters = sum(p.numel() for p in module.network.parameters())
     return finish(config, module.state, parameters, files, splits, write=trainer.is_global_zero)
+
+
+def tell(error: Exception, config: RunConfig, world_size: int, files: RunFiles) -> Exception | None:
+    """What a failure of torch's means for the person, None where it is nothing that is foreseen."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return NoMemoryError(spare_memory(config, world_size), files.directory)
+    reason = lost_peer(error) if world_size > 1 else None
+    return None if reason is None else PeerLostError(reason, files.directory)
+
+
+def spare_memory(config: RunConfig, world_size: int) -> str:
+    """Where memory went, and what to do in order of trying: the first things change nothing but the time."""
+    data, engine = config.data, config.engine
+    where = f"data.batch_size={data.batch_size} images of {data.image_size}x{data.image_size} on each device"
+    means = []
+    if data.batch_size > 1:
+        step = engine.global_batch or data.batch_size * world_size * engine.accumulate
+        half = data.batch_size // 2
+        fits = step % (half * world_size) == 0
+        keeps = f"with engine.global_batch={step}, which accumulates to the same step" * fits
+        means.append(" ".join(part for part in (f"data.batch_size={half}", keeps) if part))
+    if engine.precision in ("32", "64"):
+        means.append("engine.precision=bf16-mixed")
+    if not engine.checkpointing:
+        means.append("engine.checkpointing=true")
+    if world_size > 1 and "fsdp" not in engine.strategy:
+        means.append("engine.strategy=fsdp, which divides the weights among the devices")
+    return f"{where}; try, in this order: {'; '.join(means) or 'smaller images or a smaller model'}"
 
 
 def lost_peer(error: RuntimeError) -> str | None:
@@ -131,9 +160,23 @@ def build_module(config: RunConfig, num_classes: int) -> Classifier:
     if config.engine.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     module = Classifier(network, config, num_classes=num_classes, state=RunState())
+    if config.engine.checkpointing:
+        spare_activations(network, config.model.name)  # after the average was made: nobody trains that
     if config.engine.compile:
         network.compile()  # in place, so that the names of the weights stay; the average is not compiled
     return module
+
+
+def spare_activations(network: Any, name: str) -> None:
+    """Let a network of timm's kind compute its activations again in the backward pass.
+
+    Raises:
+        RunError: it cannot.
+    """
+    try:
+        network.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise RunError(f"engine.checkpointing: {name} cannot compute its activations again") from error
 
 
 def describe_weights(config: RunConfig, classes: tuple[str, ...]) -> dict[str, str]:

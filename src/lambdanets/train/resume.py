@@ -19,6 +19,7 @@ from lambdanets.train.typed import paths
 MAY_DIFFER = {
     "data.source", "data.workers", "data.check", "data.cache", "data.download",
     "engine.save_minutes", "engine.save_steps", "engine.threads",
+    "engine.checkpointing",
 }  # fmt: skip
 
 
