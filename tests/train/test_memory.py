@@ -8,9 +8,10 @@ import timm
 import torch
 
 from lambdanets.train import NoMemoryError, RunConfig, RunError, override
-from lambdanets.train.engine import build_module, spare_activations, spare_memory, tell, train
+from lambdanets.train.engine import build_module, spare_activations, train
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.module import Classifier
+from lambdanets.train.trouble import spare_memory, tell
 from runs import assert_same_end
 
 

@@ -50,7 +50,8 @@ class EngineConfig:
     Args:
         epochs: passes over the training images.
         precision: Lightning's name for it.
-        devices, num_nodes, accelerator, strategy: passed to Lightning; torchrun's own numbers win.
+        devices, num_nodes, accelerator, strategy: passed to Lightning; a launcher's (torchrun's or
+            SLURM's) own numbers win.
         accumulate: batches per optimiser step.
         global_batch: images of an optimiser step over all devices, reached by accumulation; None takes what
             `data.batch_size`, devices and `accumulate` give.
@@ -62,7 +63,7 @@ class EngineConfig:
         compile: run the network through torch.compile.
         channels_last: keep images and weights in channels-last memory.
         deterministic: refuse operators that are not deterministic (the CPU is anyway).
-        sync_batchnorm: batch statistics over all devices.
+        sync_batchnorm: batch statistics over all devices, which have to be GPUs.
         threads: CPU threads of torch, None for its own choice.
         save_minutes: save inside an epoch when the last save is this old, None for never.
         save_steps: save inside an epoch every so many optimiser steps, None for never.

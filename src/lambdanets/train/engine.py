@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +14,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from torch.distributed import DistBackendError
 
 from lambdanets.data import open_splits
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
 from lambdanets.train.config import EngineConfig, RunConfig, load_classes
-from lambdanets.train.errors import NoMemoryError, PeerLostError, RunError
+from lambdanets.train.errors import RunError
+from lambdanets.train.launch import SyncBatchNorms, cluster, launched
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.loaders import Loaders
 from lambdanets.train.module import Classifier
@@ -34,6 +32,7 @@ from lambdanets.train.run import build_network
 from lambdanets.train.saving import Saving
 from lambdanets.train.state import RunState
 from lambdanets.train.summary import RunResult, finish, result
+from lambdanets.train.trouble import tell
 from lambdanets.train.typed import encode, to_json
 
 
@@ -104,44 +103,6 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
     return finish(config, module.state, parameters, files, splits, write=trainer.is_global_zero)
 
 
-def tell(error: Exception, config: RunConfig, world_size: int, files: RunFiles) -> Exception | None:
-    """What a failure of torch's means for the person, None where it is nothing that is foreseen."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return NoMemoryError(spare_memory(config, world_size), files.directory)
-    reason = lost_peer(error) if world_size > 1 else None
-    return None if reason is None else PeerLostError(reason, files.directory)
-
-
-def spare_memory(config: RunConfig, world_size: int) -> str:
-    """Where memory went, and what to do in order of trying: the first things change nothing but the time."""
-    data, engine = config.data, config.engine
-    where = f"data.batch_size={data.batch_size} images of {data.image_size}x{data.image_size} on each device"
-    means = []
-    if data.batch_size > 1:
-        step = engine.global_batch or data.batch_size * world_size * engine.accumulate
-        half = data.batch_size // 2
-        fits = step % (half * world_size) == 0
-        keeps = f"with engine.global_batch={step}, which accumulates to the same step" * fits
-        means.append(" ".join(part for part in (f"data.batch_size={half}", keeps) if part))
-    if engine.precision in ("32", "64"):
-        means.append("engine.precision=bf16-mixed")
-    if not engine.checkpointing:
-        means.append("engine.checkpointing=true")
-    if world_size > 1 and "fsdp" not in engine.strategy:
-        means.append("engine.strategy=fsdp, which divides the weights among the devices")
-    return f"{where}; try, in this order: {'; '.join(means) or 'smaller images or a smaller model'}"
-
-
-def lost_peer(error: RuntimeError) -> str | None:
-    """How the communication between processes broke off, if it did."""
-    said = str(error)
-    if found := re.search(r"[\w ]+ by peer", said):
-        return found[0].strip()
-    if isinstance(error, DistBackendError) or "gloo" in said:
-        return (said.splitlines() or [type(error).__name__])[0]
-    return None
-
-
 def complete(config: RunConfig, files: RunFiles, start: Start) -> RunResult:
     """What came out of a run that was complete already: it needs no images and writes nothing."""
     network = build_network(config, len(load_classes(files.classes)), loads_weights=True)
@@ -201,14 +162,17 @@ def build_trainer(module: Classifier, files: RunFiles, saving: Saving, start: St
         **placement(engine),
         max_epochs=engine.epochs,
         gradient_clip_val=engine.clip_grad,
-        sync_batchnorm=engine.sync_batchnorm,
         limit_train_batches=engine.max_batches,
         limit_val_batches=engine.max_val_batches,
         logger=TensorBoardLogger(files.directory, name="", version="tensorboard", purge_step=purge),
         # In this order: an epoch is measured, saved, and only then shown.
         callbacks=[Recorder(module), saving, Publisher(files, module), LiveProgress(module)],
         enable_checkpointing=False,
-        plugins=[AtomicCheckpointIO((start.path, start.content) if start else None)],
+        plugins=[
+            AtomicCheckpointIO((start.path, start.content) if start else None),
+            *cluster(),
+            *([SyncBatchNorms()] if engine.sync_batchnorm else []),
+        ],
         default_root_dir=files.directory,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
@@ -219,6 +183,8 @@ def build_trainer(module: Classifier, files: RunFiles, saving: Saving, start: St
     module.accumulate = trainer.accumulate_grad_batches = accumulation(module.config, trainer.world_size)
     if engine.ema is not None and isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy):
         raise RunError("engine.ema needs whole weights on every device; with FSDP leave it out")
+    if engine.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise RunError("engine.sync_batchnorm needs GPUs: PyTorch cannot synchronise batch norms on CPUs")
     return trainer
 
 
@@ -255,12 +221,8 @@ def make_trainer(**settings: Any) -> pl.Trainer:
 
 
 def placement(engine: EngineConfig) -> dict[str, Any]:
-    """Where and in which precision to run, as Lightning's Trainer takes it; torchrun's own numbers win."""
-    devices: int | str = engine.devices
-    num_nodes = engine.num_nodes
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    """Where and in which precision to run, as Lightning's Trainer takes it; a launcher's own numbers win."""
+    devices, num_nodes = launched() or (engine.devices, engine.num_nodes)
     exact = {"32": "32-true", "64": "64-true"}
     return {
         "accelerator": engine.accelerator,
