@@ -13,7 +13,7 @@ from lambdanets.train import RunConfig, RunError, TrainingInterrupted, load_run,
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.engine import accumulation, train
 from lambdanets.train.evaluation import evaluate
-from lambdanets.train.module import Classifier, follow
+from lambdanets.train.module import Classifier, follow, pair_up
 from lambdanets.train.run import build_network
 from runs import assert_same_end, interrupt
 
@@ -27,10 +27,23 @@ def test_an_average_follows_weights_and_statistics() -> None:
     average, network = (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2))
     network(torch.randn(5, 3))
     before = {name: value.clone() for name, value in average.state_dict().items()}
-    follow(average, network, 0.75)
+    follow(pair_up(average, network), 0.75)
     for name, new in network.state_dict().items():
         mixed = 0.75 * before[name] + 0.25 * new if new.is_floating_point() else new
         torch.testing.assert_close(average.state_dict()[name], mixed)
+
+
+def test_the_pairs_of_an_average_outlive_what_happens_to_a_network_within_an_epoch() -> None:
+    average, network = (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2))
+    pairs = pair_up(average, network)
+    network.load_state_dict({name: value + 1 for name, value in network.state_dict().items()})
+    average.load_state_dict({name: value - 1 for name, value in average.state_dict().items()})
+    network[0].weight.data = network[0].weight.data.clone()  # pyright: ignore[reportAttributeAccessIssue]
+    network(torch.randn(5, 3)).sum().backward()
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+    follow(pairs, 0.0)
+    for name, new in network.state_dict().items():
+        torch.testing.assert_close(average.state_dict()[name], new)
 
 
 def test_the_average_is_taken_once_a_step_and_warms_up(

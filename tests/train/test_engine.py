@@ -25,7 +25,7 @@ from lambdanets.train import (
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.engine import train
 from lambdanets.train.layout import RunFiles
-from lambdanets.train.module import Classifier, step_seed
+from lambdanets.train.module import Classifier, seed_generators, step_seed
 from lambdanets.train.progress import LiveProgress
 from lambdanets.train.resume import settle
 from lambdanets.train.state import RunState
@@ -115,6 +115,13 @@ def test_each_batch_and_device_has_its_own_randomness() -> None:
     seeds = {step_seed(seed, batch, rank) for seed in range(3) for batch in range(50) for rank in range(3)}
     assert len(seeds) == 450
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_seeding_for_a_step_is_torchs_own() -> None:
+    torch.manual_seed(2**62 + 3)
+    expected = torch.randn(5)
+    seed_generators(2**62 + 3, torch.device("cpu"))
+    assert torch.equal(torch.randn(5), expected)
 
 
 def test_training_is_quiet_and_speaks_one_line_per_epoch(tiny: RunConfig, folder: Path, capfd: Any) -> None:

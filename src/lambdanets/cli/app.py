@@ -159,7 +159,7 @@ def _sentence(error: Exception) -> str | None:
         ours = error.name is None or error.name.startswith("lambdanets")
         return None if ours else missing_extra(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return "out of memory; try a smaller --batch-size, a smaller image, or more --set engine.accumulate."
+        return "out of memory; try a smaller --batch-size or smaller images."
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     # Every mistake that this package foresees is a ValueError or an error class of its own.

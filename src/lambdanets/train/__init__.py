@@ -12,6 +12,7 @@ from lambdanets.train.config import ModelConfig as ModelConfig
 from lambdanets.train.config import RunConfig as RunConfig
 from lambdanets.train.config import load_config as load_config
 from lambdanets.train.errors import CheckpointError as CheckpointError
+from lambdanets.train.errors import NoMemoryError as NoMemoryError
 from lambdanets.train.errors import NonFiniteLossError as NonFiniteLossError
 from lambdanets.train.errors import RunError as RunError
 from lambdanets.train.errors import TrainingInterrupted as TrainingInterrupted

@@ -65,17 +65,20 @@ class EngineConfig:
     Args:
         epochs: passes over the training images.
         precision: Lightning's name for it.
-        devices, num_nodes, accelerator, strategy: passed to Lightning; torchrun's own numbers win.
+        devices, num_nodes, accelerator, strategy: passed to Lightning; a launcher's (torchrun's or
+            SLURM's) own numbers win.
         accumulate: batches per optimiser step.
         global_batch: images of an optimiser step over all devices, reached by accumulation; None takes what
             `data.batch_size`, devices and `accumulate` give.
         ema: decay of an exponential moving average of the weights, None for none. After t steps it is
             min(ema, (1 + t) / (10 + t)). Both are validated, and the average is what is kept as the best.
         clip_grad: largest gradient norm, None for no clipping.
+        checkpointing: compute activations again in the backward pass instead of keeping them: less memory,
+            about a third more time, the same gradients.
         compile: run the network through torch.compile.
         channels_last: keep images and weights in channels-last memory.
         deterministic: refuse operators that are not deterministic (the CPU is anyway).
-        sync_batchnorm: batch statistics over all devices.
+        sync_batchnorm: batch statistics over all devices, which have to be GPUs.
         threads: CPU threads of torch, None for its own choice.
         save_minutes: save inside an epoch when the last save is this old, None for never.
         save_steps: save inside an epoch every so many optimiser steps, None for never.
@@ -92,6 +95,7 @@ class EngineConfig:
     global_batch: int | None = None
     ema: float | None = None
     clip_grad: float | None = None
+    checkpointing: bool = False
     compile: bool = False
     channels_last: bool = False
     deterministic: bool = False

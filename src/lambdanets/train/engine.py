@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +14,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from torch.distributed import DistBackendError
 
 from lambdanets.data import open_splits
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
 from lambdanets.train.config import EngineConfig, RunConfig, load_classes
-from lambdanets.train.errors import PeerLostError, RunError
+from lambdanets.train.errors import RunError
+from lambdanets.train.launch import SyncBatchNorms, cluster, launched
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.loaders import Loaders
 from lambdanets.train.module import Classifier
@@ -34,6 +32,7 @@ from lambdanets.train.run import build_network
 from lambdanets.train.saving import Saving
 from lambdanets.train.state import RunState
 from lambdanets.train.summary import RunResult, finish, result
+from lambdanets.train.trouble import tell
 from lambdanets.train.typed import encode, to_json
 
 
@@ -56,6 +55,7 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
         DataError: the images cannot be used.
         NonFiniteLossError: the loss became NaN or infinite.
         PeerLostError: another process of the run ended.
+        NoMemoryError: the device, or the machine, has too little memory.
         TrainingInterrupted: Ctrl-C or SIGTERM; the run can be resumed.
         CheckpointError: the disk is full, or no checkpoint is intact.
 
@@ -96,23 +96,13 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
         else:
             try:
                 trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
-            except RuntimeError as error:
-                reason = lost_peer(error) if trainer.world_size > 1 else None
-                if reason is None:
+            except (RuntimeError, MemoryError) as error:
+                told = tell(error, config, trainer.world_size, files)
+                if told is None:
                     raise
-                raise PeerLostError(reason, files.directory) from error
+                raise told from error
     parameters = sum(p.numel() for p in module.network.parameters())
     return finish(config, module.state, parameters, files, splits, write=trainer.is_global_zero)
-
-
-def lost_peer(error: RuntimeError) -> str | None:
-    """How the communication between processes broke off, if it did."""
-    said = str(error)
-    if found := re.search(r"[\w ]+ by peer", said):
-        return found[0].strip()
-    if isinstance(error, DistBackendError) or "gloo" in said:
-        return (said.splitlines() or [type(error).__name__])[0]
-    return None
 
 
 def complete(config: RunConfig, files: RunFiles, start: Start) -> RunResult:
@@ -142,9 +132,23 @@ def build_module(config: RunConfig, num_classes: int, *, continues: bool = False
     if config.engine.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     module = Classifier(network, config, num_classes=num_classes, state=RunState())
+    if config.engine.checkpointing:
+        spare_activations(network, config.model.name)  # after the average was made: nobody trains that
     if config.engine.compile:
         network.compile()  # in place, so that the names of the weights stay; the average is not compiled
     return module
+
+
+def spare_activations(network: Any, name: str) -> None:
+    """Let a network of timm's kind compute its activations again in the backward pass.
+
+    Raises:
+        RunError: it cannot.
+    """
+    try:
+        network.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise RunError(f"engine.checkpointing: {name} cannot compute its activations again") from error
 
 
 def describe_weights(config: RunConfig, classes: tuple[str, ...]) -> dict[str, str]:
@@ -169,14 +173,17 @@ def build_trainer(module: Classifier, files: RunFiles, saving: Saving, start: St
         **placement(engine),
         max_epochs=engine.epochs,
         gradient_clip_val=engine.clip_grad,
-        sync_batchnorm=engine.sync_batchnorm,
         limit_train_batches=engine.max_batches,
         limit_val_batches=engine.max_val_batches,
         logger=TensorBoardLogger(files.directory, name="", version="tensorboard", purge_step=purge),
         # In this order: an epoch is measured, saved, and only then shown.
         callbacks=[Recorder(module), saving, Publisher(files, module), LiveProgress(module)],
         enable_checkpointing=False,
-        plugins=[AtomicCheckpointIO((start.path, start.content) if start else None)],
+        plugins=[
+            AtomicCheckpointIO((start.path, start.content) if start else None),
+            *cluster(),
+            *([SyncBatchNorms()] if engine.sync_batchnorm else []),
+        ],
         default_root_dir=files.directory,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
@@ -187,6 +194,8 @@ def build_trainer(module: Classifier, files: RunFiles, saving: Saving, start: St
     module.accumulate = trainer.accumulate_grad_batches = accumulation(module.config, trainer.world_size)
     if engine.ema is not None and isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy):
         raise RunError("engine.ema needs whole weights on every device; with FSDP leave it out")
+    if engine.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise RunError("engine.sync_batchnorm needs GPUs: PyTorch cannot synchronise batch norms on CPUs")
     return trainer
 
 
@@ -223,12 +232,8 @@ def make_trainer(**settings: Any) -> pl.Trainer:
 
 
 def placement(engine: EngineConfig) -> dict[str, Any]:
-    """Where and in which precision to run, as Lightning's Trainer takes it; torchrun's own numbers win."""
-    devices: int | str = engine.devices
-    num_nodes = engine.num_nodes
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    """Where and in which precision to run, as Lightning's Trainer takes it; a launcher's own numbers win."""
+    devices, num_nodes = launched() or (engine.devices, engine.num_nodes)
     exact = {"32": "32-true", "64": "64-true"}
     return {
         "accelerator": engine.accelerator,

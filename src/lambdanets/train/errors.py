@@ -68,6 +68,18 @@ class PeerLostError(RuntimeError):
         )
 
 
+class NoMemoryError(RuntimeError):
+    """Training needs more memory than there is.
+
+    Args:
+        advice: where the memory went and what to do.
+        directory: the run folder.
+    """
+
+    def __init__(self, advice: str, directory: Path) -> None:
+        super().__init__(f"out of memory with {advice}. The checkpoints of {directory}, if any, stand.")
+
+
 class TrainingInterrupted(RuntimeError):
     """Training was asked to stop by a signal and stopped cleanly.
 

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -58,6 +59,7 @@ class Classifier(pl.LightningModule):
         self.batch: tuple[int, tuple[Tensor, Tensor]] | None = None  # the newest, and its number
         self.suspected_step = -1  # up to it every loss is looked at
         self.accumulate = config.engine.accumulate  # batches of an optimiser step
+        self.held: list[tuple[_BatchNorm, float | None, Tensor | None]] = []  # norms during a backward pass
         self.rate = 0.0  # learning rate of the newest step
         self.free_since = time.perf_counter()  # when this process began to wait for the next batch
         metrics: dict[str, Any] = {
@@ -69,6 +71,7 @@ class Classifier(pl.LightningModule):
             metrics["confusion"] = MulticlassConfusionMatrix(num_classes)
         self.metrics = MetricCollection(metrics, compute_groups=False)
         self.average: nn.Module | None = None
+        self.pairs: list[Pairs] | None = None  # of the average and what it follows, found once an epoch
         if config.engine.ema is not None:
             self.average = copy.deepcopy(network).requires_grad_(False)
             raw = {name: copy.deepcopy(metric) for name, metric in metrics.items() if name != "confusion"}
@@ -109,6 +112,7 @@ class Classifier(pl.LightningModule):
         self.free_since = time.perf_counter()
 
     def on_train_epoch_start(self) -> None:
+        self.pairs = None
         self.free_since = time.perf_counter()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -118,7 +122,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, targets = batch
         self.batch = self.state.batches_done, batch
-        torch.manual_seed(step_seed(self.config.seed, self.state.batches_done, self.global_rank))
+        seed_generators(step_seed(self.config.seed, self.state.batches_done, self.global_rank), self.device)
         self.rate = self.learning_rate()
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.rate * group.get("lr_scale", 1.0)
@@ -129,12 +133,27 @@ class Classifier(pl.LightningModule):
         self.state.batches_done += 1
         return loss
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        # What the backward pass computes again must not move the running statistics a second time.
+        if self.config.engine.checkpointing:
+            norms = [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
+            self.held = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+            for norm in norms:
+                norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def on_after_backward(self) -> None:
+        for norm, momentum, count in self.held:
+            norm.momentum, norm.num_batches_tracked = momentum, count
+        self.held = []
+
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         done = self.global_step
         super().optimizer_step(*args, **options)
         if self.average is not None:
             decay = min(self.config.engine.ema or 0.0, (1 + done) / (10 + done))
-            follow(self.average, self.network, decay)
+            if self.pairs is None:
+                self.pairs = pair_up(self.average, self.network)
+            follow(self.pairs, decay)
 
     def learning_rate(self) -> float:
         """The peak learning rate times the schedule's factor at the current optimiser step."""
@@ -158,8 +177,8 @@ class Classifier(pl.LightningModule):
         if self.sums is None:
             raise RuntimeError("training_step runs inside Trainer.fit")
         right = (logits.argmax(1) == targets).sum()
-        images = torch.tensor(float(len(targets)), device=loss.device)
-        self.sums += torch.stack([loss * len(targets), right.to(loss.dtype), images]).to(self.sums.dtype)
+        self.sums[:2] += torch.stack([loss * len(targets), right.to(loss.dtype)])
+        self.sums[2] += len(targets)
 
     def _watch(self, loss: Tensor) -> None:
         self.unseen.append((self.global_step, loss))
@@ -310,16 +329,38 @@ class Classifier(pl.LightningModule):
         self.state.__dict__.update(RunState.from_dict(checkpoint["run_state"]).__dict__)
 
 
+Pairs = tuple[list[Tensor], list[Tensor]]
+
+
+def pair_up(average: nn.Module, network: nn.Module) -> list[Pairs]:
+    """The tensors of an average and those it follows: first all that are averaged, then all that are copied.
+
+    They hold as long as neither module moves to another device or exchanges a tensor; loading is no exchange.
+    """
+    both = average.state_dict(keep_vars=True), network.state_dict(keep_vars=True)
+    pairs = list(zip(*(states.values() for states in both), strict=True))
+    kinds = ([p for p in pairs if p[0].is_floating_point() is floating] for floating in (True, False))
+    return [([mean for mean, _ in kind], [new for _, new in kind]) for kind in kinds]
+
+
 @torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+def follow(pairs: list[Pairs], decay: float) -> None:
     """Move an average of a network's weights and statistics: decay x average + (1 - decay) x new."""
-    pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
-    moving = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
-    means, news = [mean for mean, _ in moving], [new for _, new in moving]
+    (means, news), (counts, new_counts) = pairs
     torch._foreach_lerp_(means, news, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-    for mean, new in pairs:
-        if not mean.is_floating_point():
-            mean.copy_(new)
+    if counts:
+        torch._foreach_copy_(counts, new_counts)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's generators on the CPU and on one device.
+
+    `torch.manual_seed` seeds every kind of device there may be, and remembers a stack trace for each that has
+    not been used: milliseconds in every step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def check_alike(config: RunConfig, fingerprint: str, weights_digest: str = "") -> None:

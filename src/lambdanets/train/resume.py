@@ -24,6 +24,7 @@ MAY_DIFFER = {
     "data.source", "data.pseudo_labels", "data.unlabelled",
     "data.workers", "data.check", "data.cache", "data.download",
     "engine.save_minutes", "engine.save_steps", "engine.threads",
+    "engine.checkpointing",
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from lambdanets.train.module import Classifier
 STOPS = (signal.SIGINT, signal.SIGTERM)
 STOPPING = "stopping at the next step that can be resumed; once more to stop at once"
 AGREE_EVERY = 10  # steps between votes of several devices on whether to save or stop
+SLOW = 0.5  # seconds of a step, from which on every step ends with a vote
 
 
 class Saving(Callback):
@@ -47,6 +48,8 @@ class Saving(Callback):
         self.received: int | None = None
         self.failed = False
         self._saved_at = time.monotonic()
+        self._agree_every = AGREE_EVERY
+        self._agreed = 0, time.monotonic()  # the step and the time of the newest vote
         self._owner = os.getpid()
 
     # Signals
@@ -67,6 +70,7 @@ class Saving(Callback):
         # By now Lightning has put a handler of its own before ours: it would stop without a checkpoint.
         self._listen()
         self._saved_at = time.monotonic()
+        self._agreed = trainer.global_step, time.monotonic()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -103,11 +107,17 @@ class Saving(Callback):
         engine, done = self.module.config.engine, batch_idx + 1
         if done % self.module.accumulate or done >= self.module.state.batches_per_epoch:
             return
-        if trainer.world_size > 1 and trainer.global_step % AGREE_EVERY:
-            return
+        due = engine.save_steps is not None and trainer.global_step % engine.save_steps == 0
+        if trainer.world_size > 1:
+            if not due and trainer.global_step % self._agree_every:
+                return
+            # Whoever wants the processes to end gives them seconds: slow steps are voted on one by one.
+            steps = max(trainer.global_step - self._agreed[0], 1)
+            slow = (time.monotonic() - self._agreed[1]) / steps > SLOW
+            self._agree_every = 1 if _agree(trainer, slow) else AGREE_EVERY
+            self._agreed = trainer.global_step, time.monotonic()
         age = (time.monotonic() - self._saved_at) / 60
-        due = engine.save_minutes is not None and age >= engine.save_minutes
-        due |= engine.save_steps is not None and trainer.global_step % engine.save_steps == 0
+        due |= engine.save_minutes is not None and age >= engine.save_minutes
         stop = _agree(trainer, self.received is not None)
         if _agree(trainer, due) or stop:
             self._save_last(trainer)

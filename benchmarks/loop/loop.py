@@ -1,0 +1,170 @@
+"""What `train` costs beside a bare loop of PyTorch: writes loop.csv. `python loop.py COMMIT`.
+
+A step of `train` and a bare one (forward, backward, optimiser, and the average where there is one) take turns
+in one process, on batches in memory: the bare step is done where `train` fetches a batch. The processor
+seconds of this process count, as other programs may run on the machine; pin it to one core (`taskset -c 0`).
+The overhead is the median of the differences within a pair, over the median bare step.
+"""
+
+import argparse
+import csv
+import io
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset
+
+import lambdanets
+from lambdanets.data import Splits
+from lambdanets.recipes import cifar
+from lambdanets.train import RunConfig, engine, loaders, override
+from lambdanets.train.optim import create_optimizer
+from lambdanets.train.run import build_network
+
+CASES = (("lambda_resnet_cifar", 32, 128), ("lambda_resnet50", 128, 16))  # model, image size, batch
+WARMUP = 5
+
+
+class Turns(Dataset):
+    """One batch again and again; before each, a bare step is done and both are timed."""
+
+    def __init__(self, batch: tuple[Tensor, Tensor], steps: int, bare: Callable[[], None]) -> None:
+        self.batch, self.steps, self.bare = batch, steps, bare
+        self.left: tuple[float, float] | None = None
+        self.times: list[tuple[float, float, float, float]] = []  # train: processor, clock; bare: the same
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        entered = now()
+        self.bare()
+        done = now()
+        if self.left is not None:
+            train = [a - b for a, b in zip(entered, self.left, strict=True)]
+            bare = [a - b for a, b in zip(done, entered, strict=True)]
+            self.times.append((*train, *bare))  # pyright: ignore[reportArgumentType]
+        self.left = now()
+        return self.batch
+
+
+def now() -> tuple[float, float]:
+    return time.process_time(), time.perf_counter()
+
+
+def bare_step(config: RunConfig, batch: tuple[Tensor, Tensor]) -> Callable[[], None]:
+    """The step that a person would write."""
+    network = build_network(config, 10).to(memory_format=torch.channels_last).train()
+    optimiser = create_optimizer(network, config.optimizer)
+    averaged = build_network(config, 10).to(memory_format=torch.channels_last)
+    pairs = zip(averaged.state_dict().values(), network.state_dict().values(), strict=True)
+    moving = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
+    means, news = [mean for mean, _ in moving], [new for _, new in moving]
+    images, targets = batch
+
+    def step() -> None:
+        optimiser.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.engine.precision == "bf16-mixed"):
+            loss = cross_entropy(network(images), targets, label_smoothing=config.loss.label_smoothing)
+        loss.backward()
+        optimiser.step()
+        if config.engine.ema is not None:
+            with torch.no_grad():
+                torch._foreach_lerp_(means, news, 1 - config.engine.ema)
+
+    return step
+
+
+def measure(config: RunConfig, steps: int) -> list[tuple[float, float, float, float]]:
+    size, count = config.data.image_size, config.data.batch_size
+    images = torch.randn(count, 3, size, size).to(memory_format=torch.channels_last)
+    batch = images, torch.randint(10, (count,))
+    turns = Turns(batch, steps, bare_step(config, batch))
+    splits: Any = Splits(turns, [batch], tuple(map(str, range(10))), "")  # pyright: ignore
+    engine.open_splits = lambda *args, **options: splits
+    loaders.train_loader = lambda *args, **options: DataLoader(turns, batch_size=None)
+    loaders.eval_loader = lambda *args, **options: DataLoader([batch], batch_size=None)  # pyright: ignore
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        engine.train(config, run_dir=Path(folder) / "run")
+    return turns.times[WARMUP:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("commit", help="what was measured")
+    parser.add_argument("--steps", type=int, default=60, help="pairs of steps in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", nargs="+", default=[name for name, _, _ in CASES])
+    parser.add_argument("--precisions", nargs="+", default=["32", "bf16-mixed"])
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("loop.csv"))
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    where = {
+        "threads": 1, "cores": cores, "processor": (names or [platform.processor()])[0],
+        "commit": given.commit, "torch": torch.__version__, "lightning": lightning.__version__,
+        "lambdanets": lambdanets.__version__, "python": platform.python_version(),
+        "date": date.today().isoformat(),
+    }  # fmt: skip
+    rows = []
+    for name, size, batch in CASES:
+        for precision in given.precisions:
+            for ema in (None, 0.999):
+                if name not in given.models:
+                    continue
+                config = override(
+                    cifar(), f"model.name={name}", f"data.image_size={size}", f"data.batch_size={batch}",
+                    f"engine.ema={ema}", f"engine.precision={precision}", "engine.epochs=1",
+                    f"engine.max_batches={given.steps}", "engine.threads=1", "engine.accelerator=cpu",
+                    "engine.save_minutes=None",
+                )  # fmt: skip
+                times = [pair for _ in range(given.rounds) for pair in measure(config, given.steps)]
+                over, low, high = overhead([(train, bare) for train, _, bare, _ in times])
+                rows.append(
+                    {
+                        "model": name,
+                        "size": size,
+                        "batch": batch,
+                        "precision": precision,
+                        "ema": ema,
+                        "pairs": len(times),
+                        "train_cpu_ms": f"{1e3 * statistics.median(t[0] for t in times):.2f}",
+                        "bare_cpu_ms": f"{1e3 * statistics.median(t[2] for t in times):.2f}",
+                        "overhead": f"{over:.4f}",
+                        "q20": f"{low:.4f}",
+                        "q80": f"{high:.4f}",
+                        "overhead_clock": f"{overhead([(t[1], t[3]) for t in times])[0]:.4f}",
+                        **where,
+                    }
+                )
+                print({key: rows[-1][key] for key in list(rows[-1])[:12]}, flush=True)
+    with given.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def overhead(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
+    """The median of what `train` took more than the bare step of its pair, as a share, with q20 and q80."""
+    bare = statistics.median(one for _, one in pairs)
+    shares = [(train - one) / bare for train, one in pairs]
+    low, *_, high = statistics.quantiles(shares, n=5)
+    return statistics.median(shares), low, high
+
+
+if __name__ == "__main__":
+    main()

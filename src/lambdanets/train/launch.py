@@ -1,0 +1,62 @@
+"""The processes of a run: who started them, and what Lightning is told about it."""
+
+import os
+
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning.pytorch.plugins import LayerSync
+from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportPrivateImportUsage]
+from torch import nn
+
+from lambdanets.train.errors import RunError
+
+
+class SyncBatchNorms(LayerSync):
+    """Batch statistics over all devices, in timm's norms with an activation too, which PyTorch would lose."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        return convert_sync_batchnorm(model)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        return model
+
+
+def launched() -> tuple[int, int] | None:
+    """Processes on each node, and nodes, as torchrun or SLURM's srun started them; None where neither did.
+
+    Raises:
+        RunError: SLURM does not tell the processes on each node.
+    """
+    variables = os.environ
+    if TorchElasticEnvironment.detect():
+        local = int(variables["LOCAL_WORLD_SIZE"])
+        return local, int(variables["WORLD_SIZE"]) // local
+    if _tasks() < 2:
+        return None
+    if "SLURM_NTASKS_PER_NODE" not in variables:
+        raise RunError(
+            f"SLURM started {_tasks()} processes and does not say how many on each node: ask for them with "
+            "--ntasks-per-node, not with --ntasks"
+        )
+    local = int(variables["SLURM_NTASKS_PER_NODE"])
+    return local, _tasks() // local
+
+
+def cluster() -> list[ClusterEnvironment]:
+    """What Lightning is told about the launcher, beyond what it finds out itself.
+
+    Under SLURM it would put a handler of its own on the signals that announce the end of a job, save in
+    another way than ours, and queue the job again. One task of SLURM's starts its processes itself, as
+    anywhere else.
+    """
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False) if _tasks() > 1 else LightningEnvironment()]
+
+
+def _tasks() -> int:
+    return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else 0
