@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from lambdanets.data.check import progress_bar
+from lambdanets.data.progress import progress_bar
 from lambdanets.train.config import EngineConfig
 from lambdanets.train.engine import make_trainer, placement, quiet
 from lambdanets.train.errors import RunError
 
 TOP = 5
+MANY = 2000  # images that take long enough for a bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ def score(
     dataset: Any = loader.dataset
     total = len(dataset)
     # One process: dealing the images out to several would let each see its own part only.
-    with quiet(), progress_bar(total) as report:
+    with quiet(), progress_bar("Measuring", total, least=MANY) as report:
         scorer = Scorer(network, num_classes, engine, name, kept, watch, lambda done: report(done, total))
         trainer = make_trainer(
             **(placement(engine) | {"devices": 1, "num_nodes": 1, "strategy": "auto"}),
