@@ -16,13 +16,12 @@ from .config import DataConfig
 from .errors import DataError, DataWarning
 from .folder import fingerprint
 from .image_set import ORDER_NEEDS_TAR, ImageSet
-from .progress import Progress, progress_bar
+from .progress import MANY, Progress, progress_bar
 from .sources import STREAMED, open_source, require_package
 from .stream import StreamSet, open_stream
 from .transforms import Pipeline
 
 NAMED = 5
-MANY = 2000  # images whose decoding takes long enough for a bar
 
 
 @dataclass(frozen=True)
