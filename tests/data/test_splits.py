@@ -149,7 +149,7 @@ def test_a_bar_is_shown_in_a_terminal_only(
     write_folder: WriteFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_folder({"train/a": 3, "train/b": 1, "val/a": 3, "val/b": 1})
-    monkeypatch.setattr("lambdanets.data.check.MANY", 1)
+    monkeypatch.setattr("lambdanets.data.splits.MANY", 1)
     open_splits(of(root))
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("TERM", "xterm")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+MANY = 2000  # images that take long enough for a bar
 Progress = Callable[[int, int], None]  # called with (what is done, all there is to do)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from .config import DataConfig
 from .errors import DataError
 from .pictures import Pictures
-from .progress import Progress, progress_bar
+from .progress import MANY, Progress, progress_bar
 from .randomness import permutation
 from .sources import STREAMED, open_source
 from .tar_index import write_index
@@ -25,7 +25,6 @@ from .tar_source import CLASSES
 TIMM_INFO = "_info.json"
 TIMM_SPLITS = {"train": "train", "val": "validation"}
 SHORTER = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg"}  # as webdataset and timm look for them
-MANY = 2000  # images that take long enough for a bar
 
 
 @dataclass(frozen=True)

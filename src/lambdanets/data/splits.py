@@ -17,14 +17,13 @@ from .errors import DataError, DataWarning
 from .folder import fingerprint
 from .image_set import ORDER_NEEDS_TAR, ImageSet
 from .mixed import MixedSet, shares
-from .progress import Progress, progress_bar
+from .progress import MANY, Progress, progress_bar
 from .pseudo import labels_digest, open_pseudo
 from .sources import STREAMED, open_source, require_package
 from .stream import StreamSet, open_stream
 from .transforms import Pipeline
 
 NAMED = 5
-MANY = 2000  # images whose decoding takes long enough for a bar
 
 
 @dataclass(frozen=True)

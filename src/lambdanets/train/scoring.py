@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from lambdanets.data.progress import progress_bar
+from lambdanets.data.progress import MANY, progress_bar
 from lambdanets.train.config import EngineConfig
 from lambdanets.train.engine import make_trainer, placement, quiet
 from lambdanets.train.errors import RunError
 
 TOP = 5
-MANY = 2000  # images that take long enough for a bar
 
 
 @dataclass(frozen=True, kw_only=True)
