@@ -249,8 +249,13 @@ def test_a_vit_is_brought_to_another_size_and_back(tmp_path: Path) -> None:
         losses.append(measure(made, test_set=SETS["v2"]).scores.loss_sum)
     assert losses[2] == pytest.approx(losses[0], rel=0.01)  # its position table was resampled twice
     assert losses[1] != losses[0]
-    with pytest.raises(RunError, match="test_vit cannot take images of 3x100x100: "):
-        measure(made.at_size(100), test_set=SETS["v2"])
+
+    class Picky(torch.nn.Module):
+        def set_input_size(self, img_size: int) -> None:
+            assert img_size % 7 == 0, "a multiple of 7"
+
+    with pytest.raises(RunError, match="test_vit cannot take images of 100x100: a multiple of 7"):
+        replace(made, network=Picky()).at_size(100)
 
 
 def test_the_form_of_the_images_is_the_models_for_tests(tmp_path: Path) -> None:
