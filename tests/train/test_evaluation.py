@@ -11,7 +11,8 @@ import pytest
 import timm
 import torch
 
-from lambdanets.data import DataError
+from lambdanets.data import DataError, DataWarning
+from lambdanets.models import save_for_hub
 from lambdanets.train import RunError
 from lambdanets.train.corruptions import ALEXNET
 from lambdanets.train.evaluation import Evaluation, guess_test_set, measure
@@ -222,6 +223,9 @@ def test_what_cannot_be_measured_is_refused(photos: Photos, tmp_path: Path) -> N
         measure(others, real="timm")
     with pytest.raises(DataError, match=r"for ImageNet's 1,000 classes, and .* knows 7"):
         measure(replace(mine, classes=tuple(PLACES)), real="timm")
+    for name in ("resnet50.a_tag", "no_model"):
+        with pytest.raises(RunError, match=f"{name} cannot be had: "):
+            subject_of_model(name, "digits", checkpoint=photos.weights)
     with pytest.raises(RunError, match=r"lambda_resnet50 are published; give your own with --checkpoint"):
         subject_of_model("lambda_resnet50", "digits")
     torch.save(timm.create_model("lambda_resnet_digits").state_dict(), tmp_path / "digits.pt")
@@ -229,16 +233,47 @@ def test_what_cannot_be_measured_is_refused(photos: Photos, tmp_path: Path) -> N
         subject_of_model("lambda_resnet_digits", "digits", checkpoint=tmp_path / "digits.pt")
 
 
-def test_a_vit_is_brought_to_another_size(tmp_path: Path) -> None:
+def test_a_vit_is_brought_to_another_size_and_back(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pt")
     draw(tmp_path / "set" / "0" / "1.jpeg", 1)
     made = subject_of_model("test_vit", f"folder:{tmp_path / 'set'}", checkpoint=tmp_path / "vit.pt")
+    fixed = timm.create_model("test_vit", dynamic_img_size=False).eval()
+    made = replace(made, network=fixed, data=replace(made.data, workers=0))
     assert made.built_for == 160
-    for size in (160, 96):
-        mine = replace(made, data=replace(made.data, image_size=size, workers=0))
-        assert measure(mine, test_set=SETS["v2"]).scores.images[0] == 1
-    with pytest.raises(RunError, match="test_vit cannot take images of 3x100x100"):
-        measure(replace(mine, data=replace(mine.data, image_size=100)), test_set=SETS["v2"])
+    with pytest.raises(RunError, match="test_vit cannot take images of 3x96x96: "):
+        measure(replace(made, data=replace(made.data, image_size=96)), test_set=SETS["v2"])
+    losses = []
+    for size in (160, 96, 160):
+        made = made.at_size(size)
+        assert made.data.image_size == size
+        losses.append(measure(made, test_set=SETS["v2"]).scores.loss_sum)
+    assert losses[2] == pytest.approx(losses[0], rel=0.01)  # its position table was resampled twice
+    assert losses[1] != losses[0]
+
+    class Picky(torch.nn.Module):
+        def set_input_size(self, img_size: int) -> None:
+            assert img_size % 7 == 0, "a multiple of 7"
+
+    with pytest.raises(RunError, match="test_vit cannot take images of 100x100: a multiple of 7"):
+        replace(made, network=Picky()).at_size(100)
+
+
+def test_the_form_of_the_images_is_the_models_for_tests(tmp_path: Path) -> None:
+    images = {
+        "input_size": (3, 64, 64),
+        "test_input_size": (3, 96, 96),
+        "crop_pct": 0.8,
+        "test_crop_pct": 0.9,
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.4, 0.5, 0.6),
+        "interpolation": "bicubic",
+        "crop_mode": "squash",
+    }
+    save_for_hub(timm.create_model(NAME), tmp_path / "hub", images=images)
+    with pytest.warns(DataWarning, match="with crop_mode 'squash'; here the middle of each is cut out"):
+        data = subject_of_model(f"local-dir:{tmp_path / 'hub'}", "folder:x").data
+    assert (data.image_size, data.crop_pct, data.mean, data.std) == (96, 0.9, images["mean"], images["std"])
+    assert data.interpolation == "bicubic"
 
 
 def test_every_set_says_where_it_is_from() -> None:

@@ -54,6 +54,7 @@ def test_what_classes_mean() -> None:
 
 def test_classes_in_words() -> None:
     assert describe_classes(("n01440764", "cat")) == ("tench, Tinca tinca", "cat")
+    assert describe_classes([str(index) for index in range(1000)]) == describe_classes(wnids())
     assert ImageNetInfo().index_to_description(281) in describe_classes(("n02123045",))[0]
 
 

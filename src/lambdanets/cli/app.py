@@ -17,7 +17,10 @@ from lambdanets.cli.errors import EXIT_OF_SIGNAL, FAILURE, USAGE, UsageError, ch
 # `list` must not wait for Lightning.
 VERBS = {
     "train": ("training", "train a recipe, on its own data or on a folder of photos; continue a run"),
-    "eval": ("evaluating", "measure a run on its validation set or on another one"),
+    "eval": (
+        "evaluating",
+        "measure a run or a model on validation images or ImageNet's test sets",
+    ),
     "predict": ("predicting", "label photos with a run and draw them on a contact sheet"),
     "pseudo-label": ("labelling", "let a run label images, to train another on them"),
     "shard": ("sharding", "pack images into tar archives, to train on with --data tar:FOLDER"),
@@ -51,6 +54,7 @@ examples
   lambdanets train folder --data folder:/data/birds --model lambda_resnet50 --set optimizer.lr=0.1
   lambdanets train --resume runs/2026-11-22-143000-digits
   lambdanets eval runs/2026-11-22-143000-digits
+  lambdanets eval lambda_resnet26t --data folder:/data/imagenet --size 288 --csv results.csv
   lambdanets predict runs/2026-11-22-143000-digits photo.jpg holidays/
   lambdanets pseudo-label runs/teacher --data folder:/data/photos --out labels.csv --threshold 0.8
   lambdanets shard folder:/data/imagenet --out /data/imagenet-shards

@@ -71,7 +71,7 @@ def run(
         weights: The best weights of a run by validation, or those of its last epoch.
         accelerate: Compute the lambda layers of other packages with the kernels of this one.
         size: Height and width of the images in the test.
-        crop: Part of the resized image's side that is kept, in the middle. ImageNet-C is kept whole.
+        crop: Part of the resized image's side that is kept, in the middle; ImageNet-C is whole unless said.
         batch_size: Images that go through the network at once.
         workers: Processes that read images.
         precision: Number format of the computation.
@@ -96,10 +96,12 @@ def run(
         raise UsageError(f"--real has labels for ImageNet's own validation set, and this is {test_set.name}.")
     if crop is None and test_set is not None and test_set.cut:
         crop = 1.0
-    changes = {"image_size": size, "crop_pct": crop, "batch_size": batch_size, "workers": workers}
+    changes = {"crop_pct": crop, "batch_size": batch_size, "workers": workers}
     with usage():
         form = replace(subject.data, **{name: value for name, value in changes.items() if value is not None})
-    subject = replace(subject, data=form)
+        subject = replace(subject, data=form)
+        if size is not None:
+            subject = subject.at_size(size)
     if precision is not None:
         subject = replace(subject, engine=replace(subject.engine, precision=precision))
     if accelerate:

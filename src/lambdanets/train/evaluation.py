@@ -98,7 +98,6 @@ def measure(
         >>> subject = subject_of_model("resnet50", "folder:/data/imagenetv2")
         >>> measure(subject, test_set=SETS["v2"]).scores.figures()["top1"]
     """
-    subject.fit_size(subject.data.image_size)
     names = _folder_names(subject, test_set, real)
     if test_set is not None and test_set is SETS["c"]:
         return _measure_corruptions(subject, names, test_set)
@@ -203,30 +202,33 @@ def _real_labels(images: ImageSet | StreamSet, real: str | Path) -> Any:
 
     if isinstance(images, StreamSet):
         raise DataError("ReaL labels belong to files by name, and the images are streamed.")
-    file = None
+    file, count = None, 50_000
     if str(real) != TIMMS:
         file = Path(real).expanduser()
-        try:
-            labels = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{file} holds no ReaL labels: it is not valid JSON ({error}).") from error
-        if not isinstance(labels, list) or not all(_is_numbers(each) for each in labels):
-            raise DataError(f"{file} holds no ReaL labels: expected a list with a list of numbers per image.")
+        count = len(_read_lists(file))
     paths = [images.path(index) for index in range(len(images))]
-    try:
-        counter = RealLabelsImagenet(paths, real_json=file)
-    except AssertionError as error:
-        count = len(labels) if file else 50_000
+    if len(paths) != count:
         raise DataError(
             f"the ReaL labels are those of {count:,} images and there are {len(paths):,}; "
             "they belong to ImageNet's whole validation set."
-        ) from error
+        )
+    counter = RealLabelsImagenet(paths, real_json=file)
     for path in paths:
         if Path(path).name not in counter.real_labels:
             raise DataError(f"there are no ReaL labels for {path}; expected ILSVRC2012_val_00000001.JPEG ...")
     if not any(counter.real_labels.values()):
         raise DataError(f"{real} has no label for any image.")
     return counter
+
+
+def _read_lists(file: Path) -> list[list[int]]:
+    try:
+        labels = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} holds no ReaL labels: it is not valid JSON ({error}).") from error
+    if not isinstance(labels, list) or not all(_is_numbers(each) for each in labels):
+        raise DataError(f"{file} holds no ReaL labels: expected a list with a list of numbers per image.")
+    return labels
 
 
 def _is_numbers(labels: object) -> bool:

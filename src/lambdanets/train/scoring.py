@@ -52,7 +52,7 @@ class Scores:
     @property
     def error(self) -> float:
         """The fraction of all images whose likeliest class is a wrong one."""
-        return 1 - self.top1.sum() / self.images.sum()
+        return 1 - int(self.top1.sum()) / int(self.images.sum())
 
     def figures(self) -> dict[str, float]:
         """`loss`, `top1`, `top5` (fractions), `images`, `images_per_second`."""
@@ -183,4 +183,5 @@ class Scorer(pl.LightningModule):
         except (AssertionError, RuntimeError, ValueError) as error:
             # The first is timm's way to refuse images, the others are those of layers for one size alone.
             size = "x".join(map(str, images.shape[1:]))
-            raise RunError(f"{self.name} cannot take images of {size}: {error}") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise RunError(f"{self.name} cannot take images of {size}: {reason}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,19 +45,20 @@ class Subject:
     built_for: int
     seed: int = 0
 
-    def fit_size(self, size: int) -> None:
-        """Bring a network that has to know the size of its images (a ViT) to another one.
+    def at_size(self, size: int) -> Subject:
+        """The same with images of another height and width; a network that has to know it (a ViT) is changed.
 
         Raises:
-            RunError: it cannot take images of this size.
+            RunError: the network cannot take images of this size.
         """
+        data = replace(self.data, image_size=size)
         set_size: Any = getattr(self.network, "set_input_size", None)
-        if set_size is None or size == self.built_for:
-            return
-        try:
-            set_size(img_size=size)
-        except (AssertionError, ValueError, RuntimeError) as error:
-            raise RunError(f"{self.name} cannot take images of {size}x{size}: {error}") from error
+        if set_size is not None and size != self.built_for:
+            try:
+                set_size(img_size=size)
+            except (AssertionError, ValueError, RuntimeError) as error:
+                raise RunError(f"{self.name} cannot take images of {size}x{size}: {error}") from error
+        return replace(self, data=data, built_for=size)
 
 
 def subject_of_run(run: Run, *, weights: Literal["best", "last"] = "best") -> Subject:
@@ -90,10 +91,9 @@ def subject_of_model(name: str, source: str, *, checkpoint: str | Path | None = 
         checkpoint: what `load_weights` takes; None takes the published weights.
 
     Raises:
-        RunError: the model has no published weights, they cannot be fetched, or it is not for 1,000 classes
-            and does not name those that it is for.
+        RunError: there is no such model, it has no published weights, they cannot be fetched, or it is not
+            for 1,000 classes and does not name those that it is for.
         WeightsError: the checkpoint cannot be found or read, or is of another model.
-        ValueError: there is no such model.
 
     Example:
         >>> subject_of_model("lambda_resnet26t.c1_in1k", "folder:/data/imagenet")
@@ -102,6 +102,7 @@ def subject_of_model(name: str, source: str, *, checkpoint: str | Path | None = 
     if checkpoint is not None:
         load_weights(network, checkpoint)
     cfg: Any = network.pretrained_cfg
+    built_for = cfg["input_size"][-1]
     form = resolve_model_data_config(network, use_test_size=True)
     if form["crop_mode"] != "center":
         warnings.warn(
@@ -112,7 +113,7 @@ def subject_of_model(name: str, source: str, *, checkpoint: str | Path | None = 
         )
     data = DataConfig(
         source=source,
-        image_size=form["input_size"][-1],
+        image_size=built_for,
         in_chans=form["input_size"][0],
         mean=form["mean"],
         std=form["std"],
@@ -123,15 +124,16 @@ def subject_of_model(name: str, source: str, *, checkpoint: str | Path | None = 
         check=False,
         cache=False,
     )
-    return Subject(
+    subject = Subject(
         name=name,
         weights="published weights" if checkpoint is None else f"weights of {checkpoint}",
         network=network.eval(),
         classes=_classes(name, network),
         data=data,
         engine=EngineConfig(),
-        built_for=cfg["input_size"][-1],
+        built_for=built_for,
     )
+    return subject.at_size(form["input_size"][-1])
 
 
 def is_model_name(name: str) -> bool:
@@ -140,15 +142,13 @@ def is_model_name(name: str) -> bool:
 
 
 def _create(name: str, *, pretrained: bool) -> nn.Module:
-    if not pretrained:
-        return create_model(name)
-    if not name.startswith(PLACES) and not is_model_pretrained(name):
+    if pretrained and not name.startswith(PLACES) and not is_model_pretrained(name):
         raise RunError(f"no trained weights of {name} are published; give your own with --checkpoint FILE")
     try:
-        return create_model(name, pretrained=True)
+        return create_model(name, pretrained=pretrained)
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise RunError(f"the weights of {name} cannot be had: {reason}") from error
+        raise RunError(f"{name} cannot be had: {reason}") from error
 
 
 def _classes(name: str, network: Any) -> tuple[str, ...]:

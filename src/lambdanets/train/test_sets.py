@@ -86,9 +86,9 @@ def describe_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """What people call the classes: the words of WordNet where they are wnids, else their own names."""
     from timm.data.imagenet_info import ImageNetInfo
 
-    info = ImageNetInfo("imagenet-1k")
-    known = set(wnids())
-    return tuple(info.label_name_to_description(name) if name in known else name for name in classes)
+    info, known = ImageNetInfo("imagenet-1k"), set(wnids())
+    meant = imagenet_classes(classes) or classes
+    return tuple(info.label_name_to_description(name) if name in known else name for name in meant)
 
 
 def recognise(root: Path) -> str:
