@@ -65,6 +65,14 @@ def test_a_row_of_timms_table(subject: Subject, evaluation: Evaluation, tmp_path
     assert (tmp_path / "empty.csv").read_text() == f"{HEADER}\n{line}"
 
 
+def test_a_row_goes_into_an_older_table(subject: Subject, evaluation: Evaluation, tmp_path: Path) -> None:
+    older = "model,top1,top1_err,top5,top5_err,param_count,img_size,crop_pct,interpolation,note"
+    (tmp_path / "table.csv").write_text(f"{older}\n")
+    append_row(tmp_path / "table.csv", timm_row(subject, evaluation, label="flat"))
+    line = "flat,36.364,63.636,81.818,18.182,1.24,256,0.950,bicubic,"
+    assert (tmp_path / "table.csv").read_text() == f"{older}\n{line}\n"
+
+
 def test_a_row_by_real_labels(subject: Subject, evaluation: Evaluation) -> None:
     judged = replace(evaluation, real={"top1": 0.5, "top5": 0.75, "images": 8})
     row = timm_row(subject, judged, label="flat")

@@ -84,39 +84,46 @@ def timm_row(subject: Subject, evaluation: Evaluation, *, label: str) -> dict[st
         label,
         str(evaluation.data.image_size),
         *(f"{value:.3f}" for value in (top1, 100 - top1, top5, 100 - top5)),
-        f"{parameters / 1e6:.2f}",
+        f"{parameters / 1e6:,.2f}",
         f"{evaluation.data.crop_pct:.3f}",
         evaluation.data.interpolation,
     )
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def check_table(path: Path) -> None:
+def check_table(path: Path) -> tuple[str, ...]:
     """Make sure, before hours of measuring, that a row can be added to a table.
+
+    Returns:
+        Its columns, in its own order: timm's tables have had more than one.
 
     Raises:
         RunError: the file is a table of something else.
     """
-    if path.exists() and path.stat().st_size:
-        with path.open(newline="", encoding="utf-8") as file:
-            header = tuple(next(csv.reader(file), ()))
-        if header != COLUMNS:
-            raise RunError(f"{path} is no table of timm's results: its first line is not {','.join(COLUMNS)}")
+    if not path.exists() or not path.stat().st_size:
+        return COLUMNS
+    with path.open(newline="", encoding="utf-8") as file:
+        header = tuple(next(csv.reader(file), ()))
+    if missing := [name for name in COLUMNS if name not in header]:
+        raise RunError(f"{path} is no table of timm's results: it lacks the columns {', '.join(missing)}")
+    return header
 
 
 def append_row(path: Path, row: dict[str, str]) -> None:
     """Add a row to a table of timm's results, which is made where there is none.
 
+    Columns that the table has beyond timm's stay empty.
+
     Raises:
         RunError: the file is a table of something else.
     """
-    check_table(path)
+    columns = check_table(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     old = path.read_text(encoding="utf-8") if path.exists() else ""
     if old and not old.endswith("\n"):
         old += "\n"
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     if not old:
         writer.writeheader()
     writer.writerow(row)
