@@ -191,7 +191,7 @@ def test_a_wish_to_stop_while_a_file_is_written_is_no_failed_write(tmp_path: Pat
 def test_weights_are_as_open_to_others_as_any_file(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        save_weights(nn.Linear(2, 2), tmp_path / "w.safetensors", {})
+        save_weights(nn.Linear(2, 2).state_dict(), tmp_path / "w.safetensors", {})
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "w.safetensors").stat().st_mode) == 0o644
@@ -226,13 +226,13 @@ def test_sweeping_removes_leftovers_alone(saved: Path) -> None:
 
 def test_weights_keep_their_values_whatever_their_memory_format(tmp_path: Path) -> None:
     network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    save_weights(network, tmp_path / "w.safetensors", {"model": "conv"})
+    save_weights(network.state_dict(), tmp_path / "w.safetensors", {"model": "conv"})
     assert torch.equal(load_file(tmp_path / "w.safetensors")["weight"], network.weight)
 
 
 def test_weights_that_layers_share_are_saved_under_each_name(tmp_path: Path) -> None:
     network = create_model("lambda_resnet_cifar", num_classes=3, shared_positions=True)
-    save_weights(network, tmp_path / "w.safetensors", {})
+    save_weights(network.state_dict(), tmp_path / "w.safetensors", {})
     saved = load_file(tmp_path / "w.safetensors")
     assert saved.keys() == network.state_dict().keys()
     again = create_model("lambda_resnet_cifar", num_classes=3, shared_positions=True)

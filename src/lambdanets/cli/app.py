@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from types import FrameType
@@ -66,6 +67,8 @@ examples
   lambdanets bench study --data folder:/data/cifar10 --dry-run
 """
 
+FIRST_SPEAKS = 2.0  # seconds
+
 _received: list[int] = []
 _formatted = warnings.formatwarning
 
@@ -101,7 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sentence is None:
             raise
         rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0"
-        if rank == "0" or not getattr(error, "everywhere", False):
+        if rank != "0" and getattr(error, "everywhere", False):
+            # The first process says it. Launchers end all processes when one has failed: it gets the time to.
+            time.sleep(FIRST_SPEAKS)
+        else:
             print(f"lambdanets{'' if rank == '0' else f' (process {rank})'}: {sentence}", file=sys.stderr)
         # Training that was asked to stop brings its own code.
         return USAGE if isinstance(error, UsageError) else getattr(error, "exit_code", FAILURE)

@@ -15,7 +15,9 @@ EXTRA = 'pip install "lambdanets[train]"'
 
 
 class UsageError(ValueError):
-    """The command itself is wrong: exit code 2."""
+    """The command itself is wrong, for all processes that got it: exit code 2."""
+
+    everywhere = True
 
 
 @contextmanager

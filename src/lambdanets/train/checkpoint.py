@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
-from torch import nn
+from torch import Tensor
 
 from lambdanets.train.errors import CheckpointError, DamagedCheckpointError, TrainingInterrupted
 
@@ -209,15 +209,12 @@ def newest_intact(
     return None
 
 
-def save_weights(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    """Write a network's weights as safetensors, with metadata in the header."""
+def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write tensors, such as a network's state, as safetensors, with metadata in the header."""
     from safetensors.torch import save
 
     # The format knows no shared memory: a table that layers share stands under the name of each.
-    tensors = {
-        name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in network.state_dict().items()
-    }
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
     with replacing(path) as temporary:
         # Written by Python: a file of safetensors' own is closed to everybody else, whatever the umask says.
         temporary.write_bytes(save(tensors, metadata=metadata))

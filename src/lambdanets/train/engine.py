@@ -18,8 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from lambdanets.data import open_splits
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
 from lambdanets.train.config import EngineConfig, RunConfig, load_classes
-from lambdanets.train.errors import RunError
-from lambdanets.train.launch import SyncBatchNorms, cluster, launched
+from lambdanets.train.errors import RunError, everywhere
+from lambdanets.train.launch import SyncBatchNorms, cluster, launched, strategy
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.loaders import Loaders
 from lambdanets.train.module import Classifier
@@ -79,8 +79,9 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
     saving = Saving(files, module, describe_weights(config, splits.classes))
     with quiet(), saving.listening():
         # Before anything is written: what cannot be built leaves no folder behind.
-        create_optimizer(module.network, config.optimizer)
-        trainer = build_trainer(module, files, saving, start)
+        with everywhere():
+            create_optimizer(module.network, config.optimizer)
+            trainer = build_trainer(module, files, saving, start)
         if rank_zero_only.rank == 0:
             write_text(files.config, to_json(config))
             write_text(files.classes, json.dumps(splits.classes, indent=1, ensure_ascii=False) + "\n")
@@ -239,7 +240,7 @@ def placement(engine: EngineConfig) -> dict[str, Any]:
         "accelerator": engine.accelerator,
         "devices": devices,
         "num_nodes": num_nodes,
-        "strategy": engine.strategy,
+        "strategy": strategy(engine.strategy),
         "precision": exact.get(engine.precision, engine.precision),
         "deterministic": engine.deterministic,
         "benchmark": not engine.deterministic,

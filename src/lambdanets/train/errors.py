@@ -4,8 +4,20 @@ Those marked `everywhere` are raised by all processes of a run together: the fir
 """
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
+
+
+@contextmanager
+def everywhere() -> Iterator[None]:
+    """Mark what goes wrong in the enclosed lines, where all processes of a run do the same."""
+    try:
+        yield
+    except Exception as error:
+        error.everywhere = True  # pyright: ignore[reportAttributeAccessIssue]
+        raise
 
 
 class RunError(ValueError):

@@ -1,14 +1,14 @@
 """The processes of a run: who started them, and what Lightning is told about it."""
 
 import os
+from typing import Any
 
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.strategies import FSDPStrategy, ParallelStrategy
 from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 
@@ -23,6 +23,24 @@ class SyncBatchNorms(LayerSync):
 
     def revert(self, model: nn.Module) -> nn.Module:
         return model
+
+
+class Sharded(FSDPStrategy):
+    """FSDP whose checkpoints are one whole file of the usual form, written and replaced as all others.
+
+    Lightning's own writes files that a kill can leave half, and runs on GPUs only.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        # The tensors were gathered on the first process when the checkpoint was made.
+        ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+
+def strategy(name: str) -> FSDPStrategy | str:
+    """What Lightning's trainer takes for the name of a strategy."""
+    return Sharded() if name == "fsdp" else name
 
 
 def launched() -> tuple[int, int] | None:

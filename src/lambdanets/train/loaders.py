@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lambdanets.data import Splits, eval_loader, train_loader
-from lambdanets.train.errors import RunError
+from lambdanets.train.errors import RunError, everywhere
 from lambdanets.train.module import Classifier
 
 
@@ -23,20 +23,21 @@ class Loaders(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         config, state = self.module.config, self.module.state
         rank, world_size = self._place()
-        loader = train_loader(
-            self.splits.train,
-            config.data,
-            seed=config.seed,
-            position=lambda: state.position,
-            rank=rank,
-            world_size=world_size,
-        )
-        batches = min(len(loader), config.engine.max_batches or len(loader))
-        if state.batches_per_epoch not in (0, batches):
-            raise RunError(
-                f"the run had {state.batches_per_epoch} batches in an epoch and has {batches} now; "
-                "resume it with the same images and the same number of devices"
+        with everywhere():
+            loader = train_loader(
+                self.splits.train,
+                config.data,
+                seed=config.seed,
+                position=lambda: state.position,
+                rank=rank,
+                world_size=world_size,
             )
+            batches = min(len(loader), config.engine.max_batches or len(loader))
+            if state.batches_per_epoch not in (0, batches):
+                raise RunError(
+                    f"the run had {state.batches_per_epoch} batches in an epoch and has {batches} now; "
+                    "resume it with the same images and the same number of devices"
+                )
         state.batches_per_epoch = batches
         return loader
 

@@ -20,9 +20,10 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 import lambdanets
 from lambdanets.train.config import RunConfig
-from lambdanets.train.errors import NonFiniteLossError, RunError
+from lambdanets.train.errors import NonFiniteLossError, RunError, everywhere
 from lambdanets.train.optim import create_optimizer
 from lambdanets.train.postmortem import Moment, dissect
+from lambdanets.train.run import AVERAGE, NETWORK
 from lambdanets.train.schedule import lr_factor
 from lambdanets.train.state import RunState
 from lambdanets.train.typed import to_json
@@ -60,6 +61,7 @@ class Classifier(pl.LightningModule):
         self.suspected_step = -1  # up to it every loss is looked at
         self.accumulate = config.engine.accumulate  # batches of an optimiser step
         self.held: list[tuple[_BatchNorm, float | None, Tensor | None]] = []  # norms during a backward pass
+        self.optimizer: torch.optim.Optimizer | None = None
         self.rate = 0.0  # learning rate of the newest step
         self.free_since = time.perf_counter()  # when this process began to wait for the next batch
         metrics: dict[str, Any] = {
@@ -83,6 +85,12 @@ class Classifier(pl.LightningModule):
     def kept(self) -> nn.Module:
         """The network whose accuracy counts: the average where there is one."""
         return self.network if self.average is None else self.average
+
+    def kept_weights(self) -> dict[str, Tensor]:
+        """All weights of the network that counts, on the first process; all have to ask for them."""
+        part = NETWORK if self.average is None else AVERAGE
+        states = self.trainer.strategy.lightning_module_state_dict()
+        return {name.removeprefix(part): value for name, value in states.items() if name.startswith(part)}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of shape (b, classes) for images of shape (b, c, height, width)."""
@@ -197,8 +205,10 @@ class Classifier(pl.LightningModule):
         bad = self._look()
         what = "" if bad is None else f"the training loss became {bad[1]}"
         if weights and not what:
-            tensors = [t for t in self.network.state_dict().values() if t.is_floating_point()]
-            if not torch.stack([t.isfinite().all() for t in tensors]).all():
+            # Those of this process: with FSDP it has a part of them.
+            tensors = [*self.network.parameters(), *self.network.buffers()]
+            finite = [t.detach().isfinite().all() for t in tensors if t.is_floating_point()]
+            if not torch.stack(finite).all():
                 what = "the weights became NaN or infinite"
         first = self._first_device(bool(what))
         if first is None:
@@ -318,8 +328,26 @@ class Classifier(pl.LightningModule):
 
     # What Lightning asks for
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return create_optimizer(self.network, self.config.optimizer)
+    def configure_model(self) -> None:
+        # Before FSDP makes flat parts of the parameters: weight decay depends on their axes.
+        if self.trainer.state.fn == "fit":
+            self.optimizer = create_optimizer(self.network, self.config.optimizer)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer | None:
+        return self.optimizer
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        strategy = self.trainer.strategy
+        if gradient_clip_val is not None and isinstance(strategy, FSDPStrategy):
+            # Each process has a part of the gradient; its norm is that of all parts.
+            strategy.model.clip_grad_norm_(gradient_clip_val)  # pyright: ignore
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.gather_sums()
@@ -367,7 +395,7 @@ def check_alike(config: RunConfig, fingerprint: str, weights_digest: str = "") -
     """Make sure that all processes of a run train the same thing, from the same weights, on the same images.
 
     Raises:
-        RunError: on the first of them, where another differs; the others end with it.
+        RunError: where one differs, on all of them.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
@@ -387,10 +415,11 @@ def check_alike(config: RunConfig, fingerprint: str, weights_digest: str = "") -
     first = everyone[0]
     for rank, other in enumerate(everyone):
         differing = [name for name in first if other[name] != first[name]]
-        if differing and torch.distributed.get_rank() == 0:
-            raise RunError(f"process {rank} of the run has other {' and '.join(differing)} than process 0")
         if differing:
-            raise SystemExit(1)
+            with everywhere():
+                raise RunError(
+                    f"process {rank} of the run has other {' and '.join(differing)} than process 0"
+                )
 
 
 def step_seed(seed: int, batch: int, rank: int) -> int:

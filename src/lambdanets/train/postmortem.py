@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lambdanets.train.checkpoint import replacing, save_weights, write_text
+from lambdanets.train.checkpoint import save_weights, write_text
 
 NAMES = ("batch.safetensors", "weights.safetensors", "report.json", "report.txt")
 SHOWN = 8  # of the largest activations and norms, in the text
@@ -62,14 +62,14 @@ def dissect(network: nn.Module, moment: Moment, folder: Path) -> None:
     if moment.batch is None:
         notes.append("there was no batch at hand")
     else:
-        _save_batch(*moment.batch, folder / NAMES[0])
+        save_weights(dict(zip(("images", "targets"), moment.batch, strict=True)), folder / NAMES[0], {})
     if moment.collective:
         notes.append(f"weights and activations are left out: {moment.collective}")
     elif any(name in parameters for name in broken):
         notes.append("weights.safetensors is left out: the weights are NaN or infinite; see last.ckpt")
     else:
         # Before the network runs again: a pass in training mode moves its statistics.
-        save_weights(network, folder / NAMES[1], {"step": str(moment.facts["step"])})
+        save_weights(network.state_dict(), folder / NAMES[1], {"step": str(moment.facts["step"])})
     if moment.stale:
         notes.append(moment.stale)
     elif moment.batch is not None and not moment.collective:
@@ -137,14 +137,6 @@ def trace(network: nn.Module, images: Tensor) -> tuple[str | None, dict[str, flo
 
 def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())
-
-
-def _save_batch(images: Tensor, targets: Tensor, path: Path) -> None:
-    from safetensors.torch import save
-
-    tensors = {"images": images.to("cpu").contiguous(), "targets": targets.to("cpu").contiguous()}
-    with replacing(path) as temporary:
-        temporary.write_bytes(save(tensors))
 
 
 def _plain(value: Any) -> Any:

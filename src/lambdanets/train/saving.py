@@ -134,9 +134,10 @@ class Saving(Callback):
             state.best_confusion = module.confusion
             # The best before the last: a run killed between the two files does this epoch again.
             trainer.save_checkpoint(self.files.best, weights_only=False)
+            weights = module.kept_weights()
             if trainer.is_global_zero:
                 metadata = self.metadata | {"epoch": str(state.best_epoch), "val_top1": str(state.best_top1)}
-                save_weights(module.kept, self.files.weights, metadata)
+                save_weights(weights, self.files.weights, metadata)
         self._save_last(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,0 +1,48 @@
+"""FSDP on two processes of a CPU, through gloo: what DDP trains, saved whole, stopped and continued."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lambdanets.train import RunConfig, RunError, load_run, override
+from lambdanets.train.checkpoint import load_checkpoint
+from lambdanets.train.engine import train
+from launching import TRAIN, finish, start, terminate
+
+WORDS = [
+    "digits", "--batch-size", "16", "--epochs", "3", "--devices", "2", "--set", "engine.accelerator=cpu",
+    "--set", "engine.threads=1", "--set", "engine.max_batches=12", "--set", "engine.save_steps=6",
+    "--set", "engine.clip_grad=0.5",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch has no torch.distributed here")
+def test_two_processes_train_what_those_of_ddp_do(tmp_path: Path) -> None:
+    """Weight decay spares the same parameters, gradients are clipped by the norm of all their parts."""
+    whole, parts = tmp_path / "ddp", tmp_path / "fsdp"
+    ((code, _, said),) = finish(start(*TRAIN, *WORDS, "--set", "engine.strategy=ddp", "--out", whole))
+    assert code == 0, said
+    sharded = start(*TRAIN, *WORDS, "--set", "engine.strategy=fsdp", "--out", parts)
+    ((code, _, said),) = terminate([sharded], parts / "checkpoints" / "last.ckpt")
+    assert code == 143, said
+    assert load_checkpoint(parts / "checkpoints" / "last.ckpt")["global_step"] < 36
+    ((code, shown, said),) = finish(start(*TRAIN, "--resume", parts))
+    assert code == 0, said
+    assert "resuming" in shown
+    one, two = (load_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (whole, parts))
+    assert one["global_step"] == two["global_step"] == 36
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        # The process that writes has its own batch norms' statistics in both.
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+    for name, value in load_run(whole).model().state_dict().items():
+        torch.testing.assert_close(load_run(parts).model().state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_an_average_is_refused(tiny: RunConfig, folder: Path) -> None:
+    options = ("engine.strategy=fsdp", "engine.devices=2", "engine.accelerator=cpu", "engine.ema=0.9")
+    with pytest.raises(RunError, match=r"engine\.ema needs whole weights"):
+        train(override(tiny, *options), run_dir=folder)
+    assert not folder.exists()

@@ -1,0 +1,102 @@
+"""Two processes of torchrun and of SLURM train as one run, stop as one, and say what is wrong once."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lambdanets.train import load_run
+from lambdanets.train.checkpoint import load_checkpoint
+from launching import TORCHRUN, TRAIN, by_hand, by_slurm, finish, free_port, start, terminate
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch has no torch.distributed here"),
+]
+
+HERE = ["--set", "engine.accelerator=cpu", "--set", "engine.threads=1", "--set", "engine.strategy=ddp"]
+SMALL = [
+    *HERE, "--batch-size", "2", "--epochs", "2", "--model", "lambda_resnet_digits",
+    "--set", "data.image_size=8", "--set", "data.in_chans=1", "--set", "data.augment.crop=none",
+    "--set", "data.check=false", "--set", "data.cache=false", "--set", "data.workers=0",
+]  # fmt: skip
+
+
+def test_a_run_is_stopped_and_continued_under_torchrun_and_slurm(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    last = folder / "checkpoints" / "last.ckpt"
+    words = ["digits", *HERE, "--batch-size", "16", "--epochs", "8", "--out", folder,
+             "--set", "engine.max_batches=20", "--set", "engine.save_steps=10"]  # fmt: skip
+    torchrun = [*TORCHRUN, "--master-port", free_port(), *TRAIN]
+    ((_, _, said),) = terminate([start(*torchrun, *words)], last)
+    assert said.count("lambdanets: stopped by SIGTERM: saved at the current step.") == 1, said
+    assert "(process 1)" not in said
+    done = load_checkpoint(last)["run_state"]["batches_done"]
+    assert done < 160
+    ends = terminate(by_slurm("--resume", folder), last)
+    assert [code for code, _, _ in ends] == [143, 143], ends
+    assert [said.count("stopped by SIGTERM") for _, _, said in ends] == [1, 0]
+    assert "resuming" in ends[0][1]
+    assert load_checkpoint(last)["run_state"]["batches_done"] > done
+    # Lightning's own way under SLURM leaves a checkpoint of another kind and queues the job again.
+    assert {path.name for path in last.parent.iterdir()} <= {"last.ckpt", "previous.ckpt", "best.ckpt"}
+    assert not list(folder.glob("*.ckpt"))
+    ends = finish(*by_slurm("--resume", folder))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert ends[0][1].count("epoch 8/8") == 1
+    assert ends[1][1] == ""
+    assert [row["epoch"] for row in load_run(folder).history()] == list(range(1, 9))
+    assert load_checkpoint(last)["global_step"] == 160
+
+
+def test_a_rate_that_diverges_on_two_processes_is_told_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ["--set", "optimizer.lr=1e25", "--set", "schedule.warmup_epochs=0", "--out", folder]
+    torchrun = [*TORCHRUN, "--master-port", free_port(), *TRAIN]
+    ((code, _, said),) = finish(start(*torchrun, "digits", *HERE, "--batch-size", "16", *options))
+    assert code == 1
+    assert said.count("the training loss became") == 1
+    assert f"what led to it is in {folder / 'nonfinite'}" in said
+    report = json.loads((folder / "nonfinite" / "report.json").read_text())
+    assert report["first_nonfinite_output"]
+    assert (folder / "nonfinite" / "batch.safetensors").exists()
+
+
+def test_what_is_wrong_with_the_images_of_one_process_is_told_once(tmp_path: Path) -> None:
+    """Other images where the second process looks; then one that only the second process reads."""
+    for place, count in (("here", 8), ("there", 9)):
+        photos(tmp_path / place / "photos", count)
+    words = ["folder", "--data", "folder:photos", *SMALL, "--out", tmp_path / "other"]
+    ends = finish(*by_hand(*words, folders=[tmp_path / "here", tmp_path / "there"]))
+    assert [code for code, _, _ in ends] == [1, 1]
+    assert said_by(ends) == ["lambdanets: process 1 of the run has other images than process 0"]
+    (tmp_path / "here" / "photos" / "train" / "dog" / "3.png").write_bytes(b"no image")
+    command = [*TRAIN, "folder", "--data", f"folder:{tmp_path / 'here' / 'photos'}", *SMALL, "--devices", "2"]
+    ends = finish(start(*command, "--out", tmp_path / "damaged"))
+    lines = said_by(ends)
+    assert ends[0][0] != 0
+    assert len([line for line in lines if "dog/3.png" in line]) == 1
+    assert len([line for line in lines if "another process of this run ended" in line]) <= 1
+    assert all(line.startswith("lambdanets") for line in lines), lines
+
+
+def test_fewer_images_than_processes_are_told_once(tmp_path: Path) -> None:
+    photos(tmp_path / "photos", 1, classes=("cat",))
+    words = ["folder", "--data", f"folder:{tmp_path / 'photos'}", *SMALL, "--out", tmp_path / "run"]
+    ends = finish(*by_slurm(*words))
+    assert [code for code, _, _ in ends] == [1, 1], ends
+    assert said_by(ends) == ["lambdanets: 1 training images are too few for 2 processes."]
+
+
+def photos(root: Path, count: int, *, classes: tuple[str, ...] = ("cat", "dog")) -> None:
+    for split in ("train", "val"):
+        for shade, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                Image.new("L", (8, 8), 90 * shade + number).save(root / split / name / f"{number}.png")
+
+
+def said_by(ends: list[tuple[int, str, str]]) -> list[str]:
+    return [line for _, _, said in ends for line in said.splitlines() if line]
