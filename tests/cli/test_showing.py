@@ -132,6 +132,8 @@ def test_a_recipe_is_shown_for_the_devices_at_hand(capsys: pytest.CaptureFixture
     [
         (["imagenet-350-152@22"], "there is no recipe 'imagenet-350-152@22'; did you mean"),
         (["imagenet-90", "--images-per-second", "-1"], "images_per_second is above 0; got -1"),
+        (["imagenet-350-50@128", "--images-per-second", "0"], "images_per_second is above 0; got 0"),
+        (["imagenet-90", "--size", "160"], "--size, --num-classes and --train are for models"),
         (["lambda_resnet50", "--devices", "8"], "--devices and --images-per-second are for recipes"),
     ],
 )

@@ -152,7 +152,7 @@ def test_labels_of_another_teacher_are_not_gone_on_with(teacher: Run, scans: Pat
         label(teacher, f"folder:{scans}", out)
 
 
-@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")])
+@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")])
 def test_processes_label_a_part_each(
     names: tuple[str, str], teacher: Run, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

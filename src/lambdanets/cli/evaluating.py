@@ -85,9 +85,12 @@ def run(
         raise UsageError(f"--real has labels for ImageNet's own validation set, not for --as {as_}.")
 
     from lambdanets.train.evaluation import guess_test_set, measure
+    from lambdanets.train.launch import share
     from lambdanets.train.results import check_table
     from lambdanets.train.test_sets import SETS
 
+    if share()[1] > 1:
+        raise UsageError("eval measures in one process: start it without torchrun or srun.")
     if csv is not None:
         check_table(csv)
     subject, elsewhere = _subject(what, data, checkpoint, weights)

@@ -56,7 +56,7 @@ def run(
         keep_labelled=keep_labelled, weights=weights, batch_size=batch_size, workers=workers,
     )  # fmt: skip
     if found is None:
-        stdout().print("this part is labelled; the process that finishes last writes the choice")
+        stdout().print("the part of this process is labelled; the one that finishes last writes the choice")
         return 0
     everything, kept, console = found.everything, found.kept, stdout()
     if found.left_out:

@@ -47,6 +47,8 @@ def run(
         images_per_second: Of a recipe: training images per second of one device.
     """
     if name in list_recipes():
+        if size is not None or num_classes is not None or train:
+            raise UsageError("--size, --num-classes and --train are for models; a recipe has its own.")
         with usage():
             show_recipe(name, devices=devices, images_per_second=images_per_second)
         return 0

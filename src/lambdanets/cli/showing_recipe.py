@@ -38,7 +38,7 @@ def _draw_costs(
     config: RunConfig, said: Statement, devices: tuple[int, ...], rate: float | None, console: Console
 ) -> None:
     source = said.rate_source if rate is None else "given"
-    rate = rate or said.device_rate
+    rate = said.device_rate if rate is None else rate
     if rate is None:
         console.print(
             "\nNo pace of a device is published for it. Measure yours, and give it as --images-per-second: "

@@ -119,6 +119,8 @@ class MixedBatches(Sampler):
             world_size=world_size,
             shards=mixed.labelled.shards if config.order == "shards" else None,
         )
+        # A set smaller than its share of a batch gives smaller batches, of both kinds.
+        self.share = max(1, round(self.share * self.labelled.batch_size / labelled))
         self.seed, self.position = other_seed(seed, PSEUDO), position
         self.rank, self.world_size = rank, world_size
         self._order: tuple[int, np.ndarray] | None = None

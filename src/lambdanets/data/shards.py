@@ -24,7 +24,12 @@ from .tar_source import CLASSES
 
 TIMM_INFO = "_info.json"
 TIMM_SPLITS = {"train": "train", "val": "validation"}
-SHORTER = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg"}  # as webdataset and timm look for them
+SHORTER = {
+    ".jpeg": ".jpg",
+    ".jpe": ".jpg",
+    ".jfif": ".jpg",
+    ".mpo": ".jpg",
+}  # as webdataset and timm look for them
 
 
 @dataclass(frozen=True)
@@ -104,10 +109,15 @@ def write_shards(
             unfinished / TIMM_INFO,
             {"splits": {TIMM_SPLITS[name]: _timm_split(name, lengths[name]) for name in sides}},
         )
-        write_index(
+        found = write_index(
             str(unfinished),
             [_shard_name(name, number) for name in sides for number in range(len(lengths[name]))],
         )
+        if len(found) < total:
+            raise DataError(
+                f"{total - len(found)} of the {total} images of {config.source!r} are of a kind that is "
+                "not read out of shards."
+            )
     return Sharded(
         {name: len(side) for name, side in sides.items()},
         {name: len(each) for name, each in lengths.items()},

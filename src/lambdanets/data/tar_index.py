@@ -81,18 +81,20 @@ def write_index(root: str, shards: Sequence[str]) -> Members:
 
 
 def _load(root: str, sizes: dict[str, int]) -> dict[str, Members]:
-    """What indices say of those shards that still have the size they had then."""
+    """What indices say of those shards that are no younger, and of the size that they had then."""
     known: dict[str, Members] = {}
     for folder in sorted({os.path.dirname(shard) for shard in sizes}):
+        index = os.path.join(root, folder, INDEX)
         try:
-            with np.load(os.path.join(root, folder, INDEX), allow_pickle=False) as file:
+            written = os.path.getmtime(index)
+            with np.load(index, allow_pickle=False) as file:
                 names, then = [os.path.join(folder, name) for name in file["shards"]], file["shard_sizes"]
                 members = Members(tuple(names), *(file[name] for name in ARRAYS))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             continue  # an index only saves time
         ends = np.searchsorted(members.shard, np.arange(len(names) + 1))
         for number, name in enumerate(names):
-            if sizes.get(name) == then[number]:
+            if sizes.get(name) == then[number] and os.path.getmtime(os.path.join(root, name)) <= written:
                 part = members.take(slice(ends[number], ends[number + 1]))
                 known[name] = Members((name,), np.zeros(len(part), np.int32), *_rows(part))
     return known

@@ -235,12 +235,15 @@ def make_trainer(**settings: Any) -> pl.Trainer:
 def placement(engine: EngineConfig) -> dict[str, Any]:
     """Where and in which precision to run, as Lightning's Trainer takes it; a launcher's own numbers win."""
     devices, num_nodes = launched() or (engine.devices, engine.num_nodes)
+    place = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy(engine.strategy)}
+    return arithmetic(engine) | place
+
+
+def arithmetic(engine: EngineConfig) -> dict[str, Any]:
+    """On what kind of device and in which precision, without how many devices there are."""
     exact = {"32": "32-true", "64": "64-true"}
     return {
         "accelerator": engine.accelerator,
-        "devices": devices,
-        "num_nodes": num_nodes,
-        "strategy": strategy(engine.strategy),
         "precision": exact.get(engine.precision, engine.precision),
         "deterministic": engine.deterministic,
         "benchmark": not engine.deterministic,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,8 +27,9 @@ from lambdanets.data.pictures import Pictures
 from lambdanets.data.pseudo import facts_path, overlap, places
 from lambdanets.data.sources import open_source
 from lambdanets.train.checkpoint import write_text
-from lambdanets.train.engine import placement, quiet
+from lambdanets.train.engine import arithmetic, quiet
 from lambdanets.train.label_record import Record, read_record
+from lambdanets.train.launch import local_rank, share
 from lambdanets.train.progress import clock, say
 from lambdanets.train.run import Run
 
@@ -124,10 +124,14 @@ def label(
         "images": _hash(names[index] for index in wanted),
         "classes": list(teacher.classes),
     }
-    rank, parts = _part()
+    rank, parts = share()
     files = [_file(path, part, parts) for part in range(parts)]
     mine = wanted[rank::parts]
-    record = Record(files[rank], about, [names[index] for index in mine], teacher.classes)
+    records = [
+        Record(file, about, [names[index] for index in wanted[part::parts]], teacher.classes)
+        for part, file in enumerate(files)
+    ]
+    record = records[rank]
     done = record.start()
     if done:
         say(f"{done:,} of {len(mine):,} images are labelled already")
@@ -142,7 +146,11 @@ def label(
                 advance(len(chosen))
     if not all(each.exists() for each in files):
         return None
+    for each in records:
+        each.start()  # those of others must be of this teacher, too
     lines, unreadable = read_record(files)
+    if len(lines) == 1:
+        raise DataError(f"not one of the {len(unreadable)} images of {source!r} could be read.")
     everything = parse_labels(lines, path, teacher.classes)
     kept = select(everything, threshold=threshold, per_class=per_class, fill=fill)
     facts = about | {
@@ -191,14 +199,6 @@ def _hash(names: Iterator[str]) -> str:
     return hashed.hexdigest()
 
 
-def _part() -> tuple[int, int]:
-    """Which of how many processes this is, as torchrun or SLURM has it."""
-    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        if rank in os.environ and size in os.environ:
-            return int(os.environ[rank]), int(os.environ[size])
-    return 0, 1
-
-
 def _file(path: Path, part: int, parts: int) -> Path:
     """Where all labels of a part are, chosen or not."""
     return path.with_name(f"{path.stem}.all{'' if parts == 1 else f'-{part + 1}-of-{parts}'}.csv")
@@ -239,12 +239,11 @@ def _answers(teacher: Run, network: nn.Module, loading: DataLoader) -> Iterator[
         torch.set_num_threads(engine.threads)
     if engine.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    settings = placement(engine)
-    local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    settings = arithmetic(engine)
     with quiet():
         fabric = Fabric(
             accelerator=settings["accelerator"],
-            devices=[local] if torch.cuda.is_available() and settings["accelerator"] != "cpu" else 1,
+            devices=[local_rank()] if torch.cuda.is_available() and settings["accelerator"] != "cpu" else 1,
             precision=settings["precision"],
             plugins=[LightningEnvironment()],  # alone, whatever started the process
         )

@@ -64,6 +64,22 @@ def launched() -> tuple[int, int] | None:
     return local, _tasks() // local
 
 
+def share() -> tuple[int, int]:
+    """Which of how many processes of torchrun or of srun this is.
+
+    A job script of SLURM's that is no srun has the job's variables, too, but not those of a step.
+    """
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]), int(os.environ[size])
+    return 0, 1
+
+
+def local_rank() -> int:
+    """Which process of its machine this is."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
 def cluster() -> list[ClusterEnvironment]:
     """What Lightning is told about the launcher, beyond what it finds out itself.
 

@@ -95,9 +95,7 @@ class Saving(Callback):
         self.received = number
         if rank_zero_only.rank == 0:
             with suppress(OSError):  # nobody may be reading
-                sys.stderr.write(
-                    "\nstopping at the next step that can be resumed; once more to stop at once\n"
-                )
+                sys.stderr.write(f"\n{STOPPING}\n")
 
     # Saving
 

@@ -10,13 +10,14 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from lambdanets.data.progress import MANY, progress_bar
 from lambdanets.train.config import EngineConfig
-from lambdanets.train.engine import make_trainer, placement, quiet
+from lambdanets.train.engine import arithmetic, make_trainer, quiet
 from lambdanets.train.errors import RunError
 
 TOP = 5
@@ -128,7 +129,9 @@ def score(
     with quiet(), progress_bar("Measuring", total, least=MANY) as report:
         scorer = Scorer(network, num_classes, engine, name, kept, watch, lambda done: report(done, total))
         trainer = make_trainer(
-            **(placement(engine) | {"devices": 1, "num_nodes": 1, "strategy": "auto"}),
+            **arithmetic(engine),
+            devices=1,
+            plugins=[LightningEnvironment()],  # alone, whatever started the process
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
