@@ -34,7 +34,9 @@ def test_activations_that_are_computed_again_change_no_bit_of_a_run(
 def test_a_network_that_cannot_is_named(
     tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lambdanets.train.engine.build_network", lambda *args: torch.nn.Linear(2, 2))
+    monkeypatch.setattr(
+        "lambdanets.train.engine.build_network", lambda *args, **options: torch.nn.Linear(2, 2)
+    )
     with pytest.raises(RunError, match=r"engine\.checkpointing: lambda_resnet_digits cannot compute"):
         train(override(tiny, "engine.checkpointing=true"), run_dir=folder)
     assert not folder.exists()

@@ -98,6 +98,8 @@ def measure(
         >>> subject = subject_of_model("resnet50", "folder:/data/imagenetv2")
         >>> measure(subject, test_set=SETS["v2"]).scores.figures()["top1"]
     """
+    if real is not None and test_set not in (None, SETS["imagenet"]):
+        raise DataError("ReaL labels are those of ImageNet's own validation set, and of no other test set.")
     names = _folder_names(subject, test_set, real)
     if test_set is not None and test_set is SETS["c"]:
         return _measure_corruptions(subject, names, test_set)
