@@ -111,3 +111,4 @@ def test_a_threshold_that_no_label_reaches(
     assert done.returncode == 2
     assert "no label reaches --threshold 1" in done.stderr
     assert "0 of 60 labels" in done.stdout
+    assert not out.exists()  # nor is there anything that training would take for labels

@@ -169,6 +169,15 @@ def test_other_images_are_not_resumed_on(tmp_path: Path) -> None:
         check_images(files, Splits(None, None, ("a",), now), known)
     with pytest.raises(RunError, match="images were added, removed, renamed or moved"):
         check_images(files, Splits(None, None, ("a",), "those"), start)
+    for seen, now, began in (
+        ("these+l", "these+m", "other"),
+        ("these+l", "these", "other"),
+        ("these", "these+m", "no"),
+        ("", "+m", "no"),
+    ):
+        known = Start(files.last, {"run_state": RunState(fingerprint=seen).to_dict()})
+        with pytest.raises(RunError, match=f"began with {began} pseudo-labels; go on with the same"):
+            check_images(files, Splits(None, None, ("a",), now), known)
 
 
 def test_a_hint_to_continue_can_be_pasted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -30,8 +31,8 @@ class Record:
         self.growing = path.with_name(f"{path.name}.part")
         self.facts = path.with_name(f"{path.name}.json")
 
-    def start(self) -> int:
-        """Return how many images have been through already.
+    def start(self, batch_size: int) -> int:
+        """Return how many images have been through already: whole batches, as long as some are left.
 
         Raises:
             RunError: the file that is there is a function of something else.
@@ -49,16 +50,23 @@ class Record:
                 f"{found[0]} holds labels made with other {' and '.join(other)}; choose another --out, or "
                 "remove it"
             )
-        return len(self.images) if self.path.exists() else self._lines()
+        return len(self.images) if self.path.exists() else self._kept(batch_size)
 
-    def _lines(self) -> int:
-        """The lines that are whole; what a kill left of another is cut off."""
+    def _kept(self, batch_size: int) -> int:
+        """The images of whole batches; what a kill left of another is cut off.
+
+        A batch is made again as it would have been: the last bits of an answer depend on its company.
+        """
         text = self.growing.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        if len(whole) < len(text):
-            self.growing.write_bytes(whole)
-        with open_text(self.growing) as file:
-            return max(0, sum(1 for _ in csv.reader(file)) - 1)
+        whole = text[: text.rfind(b"\n") + 1].decode("utf-8", "surrogateescape")
+        rows = list(csv.reader(io.StringIO(whole, newline="")))
+        done = max(0, len(rows) - 1)
+        if done < len(self.images):
+            done -= done % batch_size
+        kept = csv_lines(rows[: 1 + done]).encode("utf-8", "surrogateescape")
+        if len(kept) < len(text):
+            self.growing.write_bytes(kept)
+        return done
 
     @contextmanager
     def appending(self) -> Iterator[IO[str]]:

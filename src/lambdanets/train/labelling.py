@@ -47,7 +47,8 @@ class Labelled:
         truths: classes of `everything`, of shape (n,), by the names of the folders; None where one has none.
         unreadable: names of the images that could not be read.
         left_out: number of images that the teacher was trained on.
-        file: the chosen labels; a JSON beside it holds the facts.
+        file: the chosen labels; a JSON beside it holds the facts. Where none was chosen, what was there of
+            both stays.
     """
 
     everything: Labels
@@ -132,11 +133,11 @@ def label(
         for part, file in enumerate(files)
     ]
     record = records[rank]
-    done = record.start()
+    size = config.batch_size if batch_size is None else batch_size
+    done = record.start(size)
     if done:
         say(f"{done:,} of {len(mine):,} images are labelled already")
     if not files[rank].exists():
-        size = config.batch_size if batch_size is None else batch_size
         reader = _Reader(pictures, mine[done:], eval_transform(config), size)
         processes = config.workers if workers is None else workers
         loading = DataLoader(reader, batch_size=None, num_workers=processes)
@@ -147,7 +148,7 @@ def label(
     if not all(each.exists() for each in files):
         return None
     for each in records:
-        each.start()  # those of others must be of this teacher, too
+        each.start(size)  # those of others must be of this teacher, too
     lines, unreadable = read_record(files)
     if len(lines) == 1:
         raise DataError(f"not one of the {len(unreadable)} images of {source!r} could be read.")
@@ -162,8 +163,9 @@ def label(
         "labelled": dict(zip(teacher.classes, everything.counts().tolist(), strict=True)),
         "kept": dict(zip(teacher.classes, kept.counts().tolist(), strict=True)),
     }
-    write_text(facts_path(path), json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    write_text(path, to_csv(kept))
+    if len(kept):
+        write_text(facts_path(path), json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        write_text(path, to_csv(kept))
     return Labelled(
         everything=everything,
         kept=kept,

@@ -142,7 +142,16 @@ def check_images(files: RunFiles, splits: Splits, start: Start | None) -> None:
                 f"the run in {files.directory} has {len(stored)} classes, the images have {len(classes)}; "
                 f"they differ in {other}"
             )
-    if start and start.state.fingerprint and start.state.fingerprint != splits.fingerprint:
+    if start is None or start.state.fingerprint == splits.fingerprint:
+        return
+    images, _, labels = start.state.fingerprint.partition("+")
+    if labels != splits.fingerprint.partition("+")[2]:
+        began = "other pseudo-labels" if labels else "no pseudo-labels"
+        raise RunError(
+            f"the run in {files.directory} began with {began}; go on with the same data.pseudo_labels, or "
+            "start a new run"
+        )
+    if images:
         raise RunError(
             f"images were added, removed, renamed or moved since the run in {files.directory} began, and may "
             "have changed sides between training and validation; bring them back, or start a new run"
