@@ -1,4 +1,4 @@
-"""FSDP on two processes of a CPU, through gloo: what DDP trains, saved whole, stopped and continued."""
+"""FSDP trains what DDP does, saves whole files, stops and continues: two processes, through gloo."""
 
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from launching import TRAIN, finish, start, terminate
 WORDS = [
     "digits", "--batch-size", "16", "--epochs", "3", "--devices", "2", "--set", "engine.accelerator=cpu",
     "--set", "engine.threads=1", "--set", "engine.max_batches=12", "--set", "engine.save_steps=6",
-    "--set", "engine.clip_grad=0.5",
+    "--set", "engine.clip_grad=0.5", "--set", "optimizer.weight_decay=0.05",
 ]  # fmt: skip
+
+SHARDED = [Path(__file__).with_name("fsdp_on_cpus.py"), "train"]
 
 
 @pytest.mark.slow
@@ -24,11 +26,11 @@ def test_two_processes_train_what_those_of_ddp_do(tmp_path: Path) -> None:
     whole, parts = tmp_path / "ddp", tmp_path / "fsdp"
     ((code, _, said),) = finish(start(*TRAIN, *WORDS, "--set", "engine.strategy=ddp", "--out", whole))
     assert code == 0, said
-    sharded = start(*TRAIN, *WORDS, "--set", "engine.strategy=fsdp", "--out", parts)
+    sharded = start(*SHARDED, *WORDS, "--set", "engine.strategy=fsdp", "--out", parts)
     ((code, _, said),) = terminate([sharded], parts / "checkpoints" / "last.ckpt")
     assert code == 143, said
     assert load_checkpoint(parts / "checkpoints" / "last.ckpt")["global_step"] < 36
-    ((code, shown, said),) = finish(start(*TRAIN, "--resume", parts))
+    ((code, shown, said),) = finish(start(*SHARDED, "--resume", parts))
     assert code == 0, said
     assert "resuming" in shown
     one, two = (load_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (whole, parts))
@@ -41,8 +43,10 @@ def test_two_processes_train_what_those_of_ddp_do(tmp_path: Path) -> None:
         torch.testing.assert_close(load_run(parts).model().state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_an_average_is_refused(tiny: RunConfig, folder: Path) -> None:
-    options = ("engine.strategy=fsdp", "engine.devices=2", "engine.accelerator=cpu", "engine.ema=0.9")
-    with pytest.raises(RunError, match=r"engine\.ema needs whole weights"):
+def test_what_fsdp_cannot_do_is_refused(tiny: RunConfig, folder: Path) -> None:
+    options = ("engine.strategy=fsdp", "engine.devices=2", "engine.accelerator=cpu")
+    with pytest.raises(RunError, match=r"engine\.strategy=fsdp needs GPUs"):
         train(override(tiny, *options), run_dir=folder)
+    with pytest.raises(RunError, match=r"engine\.ema needs whole weights"):
+        train(override(tiny, *options, "engine.ema=0.9"), run_dir=folder)
     assert not folder.exists()

@@ -193,11 +193,20 @@ def build_trainer(module: Classifier, files: RunFiles, saving: Saving, start: St
         use_distributed_sampler=False,
     )
     module.accumulate = trainer.accumulate_grad_batches = accumulation(module.config, trainer.world_size)
-    if engine.ema is not None and isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy):
-        raise RunError("engine.ema needs whole weights on every device; with FSDP leave it out")
-    if engine.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
-        raise RunError("engine.sync_batchnorm needs GPUs: PyTorch cannot synchronise batch norms on CPUs")
+    check_devices(engine, trainer)
     return trainer
+
+
+def check_devices(engine: EngineConfig, trainer: pl.Trainer) -> None:
+    """Raise RunError where the engine is asked for what its devices cannot do."""
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy)
+    if sharded and engine.ema is not None:
+        raise RunError("engine.ema needs whole weights on every device; with FSDP leave it out")
+    if trainer.strategy.root_device.type == "cpu":
+        if sharded:
+            raise RunError("engine.strategy=fsdp needs GPUs: PyTorch does not divide a network among CPUs")
+        if engine.sync_batchnorm and trainer.world_size > 1:
+            raise RunError("engine.sync_batchnorm needs GPUs: PyTorch cannot synchronise batch norms on CPUs")
 
 
 def accumulation(config: RunConfig, world_size: int) -> int:

@@ -28,7 +28,7 @@ class SyncBatchNorms(LayerSync):
 class Sharded(FSDPStrategy):
     """FSDP whose checkpoints are one whole file of the usual form, written and replaced as all others.
 
-    Lightning's own writes files that a kill can leave half, and runs on GPUs only.
+    Lightning's own takes no file to keep the previous one in.
     """
 
     def save_checkpoint(
