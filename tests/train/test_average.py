@@ -1,5 +1,6 @@
 """The average of the weights, and steps of a given number of images."""
 
+import copy
 import csv
 import signal
 from pathlib import Path
@@ -154,3 +155,13 @@ def test_impossible_values(tiny: RunConfig, change: str, sentence: str) -> None:
 def test_accumulation_is_said_once(tiny: RunConfig) -> None:
     with pytest.raises(ValueError, match=r"engine\.accumulate has to be 1"):
         override(tiny, "engine.accumulate=2", "engine.global_batch=64")
+
+
+def test_a_shared_tensor_moves_once() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False))
+    network[1].weight = network[0].weight
+    average = copy.deepcopy(network)
+    torch.nn.init.zeros_(average[0].weight)
+    torch.nn.init.ones_(network[0].weight)
+    follow(pair_up(average, network), 0.75)
+    assert average[1].weight.item() == 0.25

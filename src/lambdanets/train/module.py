@@ -366,7 +366,9 @@ def pair_up(average: nn.Module, network: nn.Module) -> list[Pairs]:
     They hold as long as neither module moves to another device or exchanges a tensor; loading is no exchange.
     """
     both = average.state_dict(keep_vars=True), network.state_dict(keep_vars=True)
-    pairs = list(zip(*(states.values() for states in both), strict=True))
+    named = zip(*(states.values() for states in both), strict=True)
+    # A table that layers share has a name for each of them, and moves once.
+    pairs = list({id(mean): (mean, new) for mean, new in named}.values())
     kinds = ([p for p in pairs if p[0].is_floating_point() is floating] for floating in (True, False))
     return [([mean for mean, _ in kind], [new for _, new in kind]) for kind in kinds]
 
