@@ -198,6 +198,10 @@ def test_the_index_is_taken_where_it_fits(write_tar: WriteTar, samples: MakeSamp
     # Whether a header was read again shows in what was changed there, the size being kept.
     relabelled = write_tar("s/train-0.tar", samples([1, 0, 1, 0]))
     assert relabelled.stat().st_size == first.stat().st_size
+    written = (first.parent / INDEX).stat().st_mtime
+    os.utime(relabelled, (written + 1, written + 1))
+    assert found() == [1, 0, 1, 0, 1, 1]  # younger than the index
+    os.utime(relabelled, (written - 1, written - 1))
     assert found() == expected
     write_tar("s/train-1.tar", samples([0] * 30, first=4))
     assert found() == [0, 1, 0, 1] + [0] * 30
