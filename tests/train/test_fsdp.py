@@ -14,6 +14,8 @@ WORDS = [
     "digits", "--batch-size", "16", "--epochs", "3", "--devices", "2", "--set", "engine.accelerator=cpu",
     "--set", "engine.threads=1", "--set", "engine.max_batches=12", "--set", "engine.save_steps=6",
     "--set", "engine.clip_grad=0.5", "--set", "optimizer.weight_decay=0.05",
+    # Small: at the recipe's rate rounding errors grow a thousandfold within these steps.
+    "--set", "optimizer.lr=0.01",
 ]  # fmt: skip
 
 SHARDED = [Path(__file__).with_name("fsdp_on_cpus.py"), "train"]
@@ -35,12 +37,16 @@ def test_two_processes_train_what_those_of_ddp_do(tmp_path: Path) -> None:
     assert "resuming" in shown
     one, two = (load_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (whole, parts))
     assert one["global_step"] == two["global_step"] == 36
-    assert one["state_dict"].keys() == two["state_dict"].keys()
-    for name, value in one["state_dict"].items():
-        # The process that writes has its own batch norms' statistics in both.
-        torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-3, atol=1e-4, msg=name)
-    for name, value in load_run(whole).model().state_dict().items():
-        torch.testing.assert_close(load_run(parts).model().state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    # The process that writes has its own batch norms' statistics in both.
+    same(one["state_dict"], two["state_dict"])
+    same(load_run(whole).model().state_dict(), load_run(parts).model().state_dict())
+
+
+def same(ones: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    """To rounding, measured over a whole tensor: of statistics some entries are thousands of times others."""
+    assert ones.keys() == others.keys()
+    for name, value in ones.items():
+        assert (value - others[name]).double().norm() <= 1e-5 * value.double().norm(), name
 
 
 def test_what_fsdp_cannot_do_is_refused(tiny: RunConfig, folder: Path) -> None:

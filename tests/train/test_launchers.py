@@ -83,7 +83,8 @@ def test_what_is_wrong_with_the_images_of_one_process_is_told_once(tmp_path: Pat
 
 
 def test_fewer_images_than_processes_are_told_once(tmp_path: Path) -> None:
-    photos(tmp_path / "photos", 1, classes=("cat",))
+    photos(tmp_path / "photos", 1)
+    (tmp_path / "photos" / "train" / "dog" / "0.png").unlink()
     words = ["folder", "--data", f"folder:{tmp_path / 'photos'}", *SMALL, "--out", tmp_path / "run"]
     ends = finish(*by_slurm(*words))
     assert [code for code, _, _ in ends] == [1, 1], ends
