@@ -37,14 +37,15 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def by_slurm(*words: object) -> list[Started]:
-    """Two tasks on one node, as srun starts them."""
+def by_slurm(*words: object, tasks: int = 2) -> list[Started]:
+    """Tasks on one node, as srun starts them."""
     job = {
-        "SLURM_JOB_ID": 4711, "SLURM_JOB_NAME": "train", "SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 2,
+        "SLURM_JOB_ID": 4711, "SLURM_JOB_NAME": "train",
+        "SLURM_NTASKS": tasks, "SLURM_NTASKS_PER_NODE": tasks,
         "SLURM_NNODES": 1, "SLURM_NODEID": 0, "SLURM_NODELIST": "127.0.0.1",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
     }  # fmt: skip
-    return [start(*TRAIN, *words, **job, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in range(2)]
+    return [start(*TRAIN, *words, **job, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in range(tasks)]
 
 
 def by_hand(*words: object, folders: Iterable[Path]) -> list[Started]:

@@ -84,11 +84,45 @@ def test_what_is_wrong_with_the_images_of_one_process_is_told_once(tmp_path: Pat
 
 def test_fewer_images_than_processes_are_told_once(tmp_path: Path) -> None:
     photos(tmp_path / "photos", 1)
-    (tmp_path / "photos" / "train" / "dog" / "0.png").unlink()
+    words = ["folder", "--data", f"folder:{tmp_path / 'photos'}", *SMALL, "--out", tmp_path / "run"]
+    ends = finish(*by_slurm(*words, tasks=3))
+    assert [code for code, _, _ in ends] == [1, 1, 1], ends
+    assert said_by(ends) == ["lambdanets: 2 training images are too few for 3 processes."]
+
+
+def test_what_all_processes_find_wrong_with_the_images_is_told_once(tmp_path: Path) -> None:
+    """A class that val/ lacks, under torchrun and under SLURM."""
+    photos(tmp_path / "photos", 2)
+    (tmp_path / "photos" / "train" / "mouse").mkdir()
     words = ["folder", "--data", f"folder:{tmp_path / 'photos'}", *SMALL, "--out", tmp_path / "run"]
     ends = finish(*by_slurm(*words))
     assert [code for code, _, _ in ends] == [1, 1], ends
-    assert said_by(ends) == ["lambdanets: 1 training images are too few for 2 processes."]
+    (line,) = said_by(ends)
+    assert line.startswith(f"lambdanets: {tmp_path / 'photos' / 'val'} lacks the class 'mouse'")
+    ((code, _, said),) = finish(start(*TORCHRUN, "--master-port", free_port(), *TRAIN, *words))
+    assert code == 1
+    assert [part for part in said.splitlines() if part.startswith("lambdanets: ")] == [line]
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_one_process_finds_wrong_stops_the_others(tmp_path: Path) -> None:
+    """A folder that is missing on one machine; a run folder that is taken, which the first looks at alone."""
+    photos(tmp_path / "here" / "photos", 2)
+    (tmp_path / "there").mkdir()
+    words = ["folder", "--data", "folder:photos", *SMALL, "--out", tmp_path / "run"]
+    ends = finish(*by_hand(*words, folders=[tmp_path / "here", tmp_path / "there"]))
+    assert [code for code, _, _ in ends] == [1, 1], ends
+    (line,) = said_by(ends)
+    assert line.startswith("lambdanets: process 1 of the run: ")
+    assert "photos" in line
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "run" / "metrics.csv").write_text("epoch\n1\n")
+    words[2] = f"folder:{tmp_path / 'here' / 'photos'}"
+    ends = finish(*by_slurm(*words))
+    assert [code for code, _, _ in ends] == [1, 1], ends
+    (line,) = said_by(ends)
+    assert line.startswith(f"lambdanets: {tmp_path / 'run'} holds a run already")
 
 
 def photos(root: Path, count: int, *, classes: tuple[str, ...] = ("cat", "dog")) -> None:

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from lambdanets.data import open_splits
+from lambdanets.data import Splits, open_splits
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
 from lambdanets.train.config import EngineConfig, RunConfig, load_classes
 from lambdanets.train.errors import RunError, everywhere
 from lambdanets.train.launch import SyncBatchNorms, cluster, launched, strategy
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.loaders import Loaders
+from lambdanets.train.meeting import together
 from lambdanets.train.module import Classifier
 from lambdanets.train.optim import create_optimizer
 from lambdanets.train.postmortem import bad_step, clear
@@ -63,19 +65,10 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
         >>> train(get_recipe("digits"), run_dir="runs/digits")
     """
     files = RunFiles(Path(run_dir))
-    config = settle(config, files, resume=resume)
-    start = find_start(files, config) if resume else None
-    if config.engine.threads:
-        torch.set_num_threads(config.engine.threads)
-    if start and start.completes(config) and files.summary.is_file() and files.classes.is_file():
-        return complete(config, files, start)
-    digest = weights_digest(config.model, start)
-    splits = open_splits(config.data, seed=config.seed)
-    if resume:
-        check_images(files, splits, start)
-
-    module = build_module(config, len(splits.classes), continues=start is not None)
-    module.state.fingerprint, module.state.weights_digest = splits.fingerprint, digest
+    ready = together(lambda: prepare(config, files, resume=resume))
+    if isinstance(ready, Complete):
+        return complete(ready.config, files, ready.start)
+    config, start, splits, module = ready.config, ready.start, ready.splits, ready.module
     saving = Saving(files, module, describe_weights(config, splits.classes))
     with quiet(), saving.listening():
         # Before anything is written: what cannot be built leaves no folder behind.
@@ -104,6 +97,41 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
                 raise told from error
     parameters = sum(p.numel() for p in module.network.parameters())
     return finish(config, module.state, parameters, files, splits, write=trainer.is_global_zero)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a process has in hand before anything is written."""
+
+    config: RunConfig
+    start: Start | None
+    splits: Splits
+    module: Classifier
+
+
+@dataclass(frozen=True)
+class Complete:
+    """A run that has nothing left to be done, which takes no images to see."""
+
+    config: RunConfig
+    start: Start
+
+
+def prepare(config: RunConfig | None, files: RunFiles, *, resume: bool) -> Ready | Complete:
+    """Look at the folder, read what there is to read, and build the module."""
+    config = settle(config, files, resume=resume)
+    start = find_start(files, config) if resume else None
+    if config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    if start and start.completes(config) and files.summary.is_file() and files.classes.is_file():
+        return Complete(config, start)
+    digest = weights_digest(config.model, start)
+    splits = open_splits(config.data, seed=config.seed)
+    if resume:
+        check_images(files, splits, start)
+    module = build_module(config, len(splits.classes), continues=start is not None)
+    module.state.fingerprint, module.state.weights_digest = splits.fingerprint, digest
+    return Ready(config, start, splits, module)
 
 
 def complete(config: RunConfig, files: RunFiles, start: Start) -> RunResult:
