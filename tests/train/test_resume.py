@@ -213,6 +213,22 @@ def test_what_cannot_be_resumed_is_refused(tiny: RunConfig, finished: RunResult,
     assert "workers" not in str(caught.value)
 
 
+def test_a_checkpoint_of_another_model_is_told(
+    tiny: RunConfig, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(tiny, folder, monkeypatch, 2)
+    other = tmp_path / "other"
+    stop_after(override(tiny, "model.name=resnet_digits_conv"), other, monkeypatch, 2)
+    last = folder / "checkpoints" / "last.ckpt"
+    shutil.copy(other / "checkpoints" / "last.ckpt", last)
+    with pytest.raises(RunError) as caught:
+        train(run_dir=folder, resume=True)
+    assert str(caught.value).startswith(
+        f"{last} is a checkpoint of another model than lambda_resnet_digits: they differ in "
+    )
+    assert str(caught.value).count("\n") == 0
+
+
 def test_a_run_is_resumed_with_as_many_images(
     tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,15 @@ from lambdanets.train.optim import create_optimizer
 from lambdanets.train.postmortem import bad_step, clear
 from lambdanets.train.progress import LiveProgress
 from lambdanets.train.recorder import Publisher, Recorder
-from lambdanets.train.resume import Start, check_images, find_start, settle, start_from, weights_digest
+from lambdanets.train.resume import (
+    Start,
+    check_images,
+    check_weights,
+    find_start,
+    settle,
+    start_from,
+    weights_digest,
+)
 from lambdanets.train.run import build_network
 from lambdanets.train.saving import Saving
 from lambdanets.train.state import RunState
@@ -130,6 +138,8 @@ def prepare(config: RunConfig | None, files: RunFiles, *, resume: bool) -> Ready
     if resume:
         check_images(files, splits, start)
     module = build_module(config, len(splits.classes), continues=start is not None)
+    if start:
+        check_weights(start, module, config.model.name)
     module.state.fingerprint, module.state.weights_digest = splits.fingerprint, digest
     return Ready(config, start, splits, module)
 

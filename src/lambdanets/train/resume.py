@@ -132,6 +132,21 @@ def start_from(weights: str, network: nn.Module) -> None:
     say(f"starting from {weights}{head}")
 
 
+def check_weights(start: Start, module: nn.Module, model: str) -> None:
+    """Raise RunError when a checkpoint is of another network than the run's."""
+    stored, own = start.content["state_dict"], module.state_dict()
+    other = [
+        name
+        for name in sorted(stored.keys() | own.keys())
+        if name not in stored or name not in own or stored[name].shape != own[name].shape
+    ]
+    if other:
+        raise RunError(
+            f"{start.path} is a checkpoint of another model than {model}: they differ in {len(other)} "
+            f"tensors, such as {other[0]}; bring the run's own checkpoint back"
+        )
+
+
 def check_images(files: RunFiles, splits: Splits, start: Start | None) -> None:
     """Raise RunError when the images of a resumed run are others, or otherwise divided, than those it saw."""
     if files.classes.is_file():
