@@ -233,8 +233,10 @@ def test_a_sample_is_varied_by_seed_epoch_and_sample_alone(
     write_shards(DataConfig(source=f"folder:{folder}"), tmp_path / "shards", images=6)
     augment = AugmentConfig(crop="pad", pad=2, flip=0.5, color_jitter=0.3)
     found = []
-    for workers, world_size in ((0, 1), (2, 2)):
-        data = config(tmp_path / "shards", image_size=12, batch_size=2, workers=workers, augment=augment)
+    for workers, world_size, batch_size in ((0, 1, 2), (2, 2, 3)):
+        data = config(
+            tmp_path / "shards", image_size=12, batch_size=batch_size, workers=workers, augment=augment
+        )
         train = open_splits(data).train
         of_one = {}
         for rank in range(world_size):
@@ -244,8 +246,8 @@ def test_a_sample_is_varied_by_seed_epoch_and_sample_alone(
             of_one |= {image.numpy().tobytes(): target for images, targets in loader for image, target in
                        zip(images, targets.tolist(), strict=True)}  # fmt: skip
         found.append(of_one)
-    assert len(found[0]) == len(found[1]) == 16
-    assert len(found[0].keys() & found[1].keys()) >= 15  # each leaves out one of 17
+    assert (len(found[0]), len(found[1])) == (16, 12)
+    assert len(found[0].keys() & found[1].keys()) >= 11  # the first leaves out one of 17
 
 
 def test_the_same_images_as_tar(write_folder: WriteFolder, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def config(place: str, **options: object) -> DataConfig:
     return DataConfig(**(values | options))
 
 
-def same(data: DataConfig, other: DataConfig, world_size: int) -> None:
+def same(data: DataConfig, other: DataConfig, world_size: int, epoch: int = 1) -> None:
     one, two = open_splits(data), open_splits(other)
     assert one.fingerprint == two.fingerprint
     for rank in range(world_size):
@@ -55,8 +55,8 @@ def same(data: DataConfig, other: DataConfig, world_size: int) -> None:
         for a, b in (
             (eval_loader(one.val, data, **place), eval_loader(two.val, other, **place)),
             (
-                train_loader(one.train, data, seed=2, position=lambda: (1, 1), **place),
-                train_loader(two.train, other, seed=2, position=lambda: (1, 1), **place),
+                train_loader(one.train, data, seed=2, position=lambda: (epoch, 1), **place),
+                train_loader(two.train, other, seed=2, position=lambda: (epoch, 1), **place),
             ),
         ):
             for first, second in zip(a, b, strict=True):
@@ -73,6 +73,9 @@ def test_they_are_what_the_files_are(root: Path, scheme: str, world_size: int, w
 def test_patterns_and_compressed_shards(root: Path) -> None:
     split = {"train_split": "{a,b}.tar", "val_split": "c.tar::a.tar"}
     same(config(f"pipe:cat {root}", **split), config(str(root), **split), 2)
+    split["train_split"] = "b.tar"  # whose beginning follows its end
+    for epoch in range(6):
+        same(config(f"pipe:cat {root}", **split), config(str(root), **split), 1, epoch)
     plain = config(str(root), train_split="a.tar", val_split="a.tar")
     with tarfile.open(root / "a.tar") as tar, tarfile.open(root / "z.tar", "w:gz") as packed:
         for member in tar:
