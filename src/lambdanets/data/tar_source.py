@@ -25,8 +25,8 @@ TRAIN, VAL, UNDECIDED, NEITHER = range(4)
 
 
 @dataclass(frozen=True)
-class Labels:
-    """What the class of every image is called.
+class ClassWords:
+    """What archives call the class of every image.
 
     Args:
         words: each that occurs.
@@ -82,12 +82,12 @@ def open_tar(
 
 def _labelled(
     root: str, members: Members, sides: np.ndarray, classes: Sequence[str] | None
-) -> tuple[np.ndarray, Labels]:
+) -> tuple[np.ndarray, ClassWords]:
     """The side and the label of every image, from .cls files or from folders."""
     words, inverse = np.unique(members.labels, return_inverse=True)
     if words.all():
         decoded = [word.decode("utf-8", "replace") for word in words]
-        return sides, Labels(decoded, inverse, all(NUMBER.fullmatch(word) for word in decoded))
+        return sides, ClassWords(decoded, inverse, all(NUMBER.fullmatch(word) for word in decoded))
     if words.any():
         raise DataError(f"some archives in {root} have .cls files and others do not; make them alike.")
     # A side goes with each folder: archives of train and of val may be packed from different levels.
@@ -112,7 +112,7 @@ def _labelled(
                 path = path[1:] or path
             label_of[number] = path[0]
     labels, of_folder = np.unique(np.array(label_of, np.str_), return_inverse=True)
-    return side_of[inverse], Labels(labels.tolist(), of_folder[inverse], False)
+    return side_of[inverse], ClassWords(labels.tolist(), of_folder[inverse], False)
 
 
 def _check_flat(root: str, members: Members, flat: np.ndarray) -> None:
@@ -168,7 +168,7 @@ def declared_classes(root: str, *folders: str) -> tuple[str, ...] | None:
 
 def _numbered(
     place: str,
-    labels: Labels,
+    labels: ClassWords,
     sides: np.ndarray,
     classes: Sequence[str] | None,
     declared: Sequence[str] | None,
