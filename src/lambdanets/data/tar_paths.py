@@ -9,8 +9,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..wording import few
 from .errors import DataError
-from .folder import TRAIN_NAMES, VAL_NAMES, shown
+from .folder import TRAIN_NAMES, VAL_NAMES
 
 SUFFIX = ".tar"
 COMPRESSED_SUFFIXES = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
@@ -120,7 +121,7 @@ def _by_words(root: str, paths: Sequence[str]) -> Shards:
         sides.setdefault(side, []).append(path)
     if len(sides) > 1 and "" in sides:
         raise DataError(
-            f"some archives in {root} name their side and others do not ({', '.join(shown(sides['']))}): "
+            f"some archives in {root} name their side and others do not ({few(sides[''])}): "
             "give all of them train or val as a word of their names, or none."
         )
     train, val = _of_side(sides, TRAIN_NAMES), _of_side(sides, VAL_NAMES)

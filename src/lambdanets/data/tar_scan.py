@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..wording import few
 from .errors import DataError
-from .folder import IMAGE_SUFFIXES, ORIGINAL_ARCHIVES, shown
+from .folder import IMAGE_SUFFIXES, ORIGINAL_ARCHIVES
 
 LABEL = "cls"
 LABEL_BYTES = 1024
@@ -105,13 +106,13 @@ def scan(
                 others.add(suffix or "no suffix")
     if links:
         raise DataError(
-            f"{path} holds links ({', '.join(shown(links))}) whose images lie elsewhere; pack it again with "
+            f"{path} holds links ({few(links)}) whose images lie elsewhere; pack it again with "
             "tar --dereference --hard-dereference."
         )
     if labels and labelled:
         images, lacking = _samples(path, images, labels)
         if lacking and not complaint:
-            complaint = f"{path} holds images without a .cls file: {', '.join(shown(lacking))}"
+            complaint = f"{path} holds images without a .cls file: {few(lacking)}"
     if not images:
         raise DataError(f"{path} holds no images; {_instead(others, complaint)}.")
     said = [labels.get(_key(name), b"") if labelled else b"" for name in images]
@@ -215,4 +216,4 @@ def _instead(others: set[str], complaint: str) -> str:
         return f"it holds other archives. {ORIGINAL_ARCHIVES}"
     if complaint:
         return complaint
-    return "it holds files of other kinds: " + ", ".join(shown(sorted(others))) if others else "it is empty"
+    return f"it holds files of other kinds: {few(sorted(others))}" if others else "it is empty"

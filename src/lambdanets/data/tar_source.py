@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..wording import few
 from .config import DataConfig
 from .errors import DataError
-from .folder import CLASS_FOLDERS, TRAIN_NAMES, VAL_NAMES, shown, which_held_out
+from .folder import CLASS_FOLDERS, TRAIN_NAMES, VAL_NAMES, which_held_out
 from .tar import TarPictures
 from .tar_index import read_members
 from .tar_paths import find_shards
@@ -186,7 +187,7 @@ def _numbered(
         if beyond := [word for word in words.values() if not 0 <= int(word) < len(names_by_number)]:
             raise DataError(
                 f"{place} has the class number {beyond[-1]}, but there are {len(names_by_number)} classes "
-                f"({', '.join(shown(names_by_number))}), numbered from 0."
+                f"({few(names_by_number)}), numbered from 0."
             )
         words = {index: names_by_number[int(word)] for index, word in words.items()}
         order = tuple(classes or names_by_number)
@@ -194,10 +195,7 @@ def _numbered(
         order = tuple(classes or declared or sorted(set(words.values())))
     of_name = {name: index for index, name in enumerate(order)}
     if unknown := sorted(set(words.values()) - set(of_name)):
-        raise DataError(
-            f"{place} holds classes that are not known: {', '.join(shown(unknown))}. "
-            f"Known are {', '.join(shown(order))}."
-        )
+        raise DataError(f"{place} holds classes that are not known: {few(unknown)}. Known are {few(order)}.")
     if classes is None:
         _check_sides(place, words, held, declared)
     targets = np.full(number, -1, np.int64)
@@ -221,6 +219,6 @@ def _check_sides(place: str, words: dict[int, str], held: np.ndarray, declared: 
         if names:
             what = "class" if len(names) == 1 else "classes"
             raise DataError(
-                f"the {side} images of {place} lack the {what} {', '.join(shown(sorted(names)))} of the "
+                f"the {side} images of {place} lack the {what} {few(sorted(names))} of the "
                 "others; both sides must hold the same."
             )

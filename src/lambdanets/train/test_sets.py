@@ -11,8 +11,7 @@ from pathlib import Path
 from lambdanets.data import DataError
 from lambdanets.data.folder import TRAIN_NAMES, VAL_NAMES
 from lambdanets.train.corruptions import ALEXNET, EXTRA
-
-SHOWN = 3
+from lambdanets.wording import few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +113,9 @@ def recognise(root: Path) -> str:
     if any(name in known or known & set(_subfolders(root / name)) for name in strange):
         return "c"
     if strange:
-        more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
         raise DataError(
-            f"{root} holds folders that are no classes of ImageNet: {', '.join(map(repr, strange[:SHOWN]))}"
-            f"{more}; expected wnids such as 'n01440764', or the numbers from 0 to 999."
+            f"{root} holds folders that are no classes of ImageNet: {few(strange, 3)}; "
+            "expected wnids such as 'n01440764', or the numbers from 0 to 999."
         )
     for key in ("a", "r"):
         if set(names) == set(_published(key)):
