@@ -176,6 +176,19 @@ def test_a_run_at_another_size_and_on_test_sets(inside: Command, sets: Path, of_
         assert f"({name}, 7 classes to choose from)" in done.stdout
 
 
+def test_all_images_of_a_set_without_val(inside: Command, sets: Path, of_wnids: Path, tmp_path: Path) -> None:
+    """Whether they lie in train/ or not, as the help says."""
+    shutil.copytree(sets / "a", tmp_path / "photos" / "train")
+    losses = []
+    for root in (tmp_path / "photos", tmp_path / "photos" / "train"):
+        done = inside("eval", of_wnids, "--data", f"folder:{root}")
+        assert done.returncode == 0, done.stderr
+        assert "(ImageNet, 7 classes to choose from)" in done.stdout
+        assert value(done.stdout, "images") == "21"
+        losses.append(value(done.stdout, "loss"))
+    assert losses[0] == losses[1]
+
+
 def test_layers_of_timm_on_our_kernels(inside: Command, sets: Path, tmp_path: Path) -> None:
     torch.save(timm.create_model("lambda_resnet26t").state_dict(), tmp_path / "weights.pth")
     words = ("eval", "lambda_resnet26t", "--data", f"folder:{sets / 'v2'}")

@@ -93,6 +93,7 @@ def describe_classes(classes: Sequence[str]) -> tuple[str, ...]:
 def recognise(root: Path) -> str:
     """Which of the test sets a folder is, by the names of the folders in it: a key of `SETS`.
 
+    Of train/ and val/ the latter is looked at, or the one that is there: its images are what is measured.
     ImageNet-A and -R are recognised by all of their 200 classes, ImageNet-Sketch by the names of its files.
 
     Raises:
@@ -100,10 +101,8 @@ def recognise(root: Path) -> str:
     """
     names = _subfolders(root)
     lower = {name.lower(): name for name in names}
-    if side := next((lower[name] for name in VAL_NAMES if name in lower), None):
+    if side := next((lower[name] for name in (*VAL_NAMES, *TRAIN_NAMES) if name in lower), None):
         return recognise(root / side)
-    if any(name in lower for name in TRAIN_NAMES):
-        raise DataError(f"{root} holds training images but no val/ to measure on.")
     if not names:
         raise DataError(f"{root} holds no class folders; each class of a test set has a folder of its own.")
     if all(name.isdecimal() and str(int(name)) == name and int(name) < len(wnids()) for name in names):
