@@ -37,7 +37,7 @@ def run(
 
     Args:
         teacher: The folder of a run.
-        data: Images in any folders.
+        data: Images in any folders; of a folder with train/ and val/, those of train/ alone.
         out: The labels that were chosen: image, label, probability.
         threshold: Least probability of a label.
         per_class: Keep so many images of each class at most, the most confident ones.
