@@ -41,6 +41,11 @@ def test_what_is_refused(inside: Command, tmp_path: Path) -> None:
             "'wds/x:y' is streamed and cannot be shuffled into shards.",
         ),
         (2, ("digits", "--out", tmp_path / "new", "--images", 0), "--images must be 1 or more, got 0."),
+        (
+            2,
+            ("digits", "--out", tmp_path / "new", "--megabytes", 0),
+            "--megabytes must be 1 or more, got 0.",
+        ),
         (2, ("digits",), "--out is missing; see lambdanets shard --help"),
     ):
         done = inside("shard", *words)
