@@ -1,6 +1,7 @@
 """Shards hold the files of their source, and other programs read them."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,14 +148,61 @@ def test_timm_reads_them(photos: Path, tmp_path: Path) -> None:
             assert image.tobytes() == side.pictures.read(index).tobytes()
 
 
+def test_shards_of_a_size(tmp_path: Path) -> None:
+    out, full = tmp_path / "out", 10**6
+    written = write_shards(config("digits"), out, megabytes=1)
+    sizes = [path.stat().st_size for path in sorted(out.glob("train-*.tar"))]
+    assert len(sizes) == written.shards["train"] == 4
+    # An archive ends on a multiple of 10,240 bytes, and the files of a digit take less than that.
+    assert all(full - 2 * 10240 < size <= full for size in sizes[:-1])
+    assert len(open_splits(config(f"tar:{out}", image_size=8)).train) == written.images["train"]
+    write_shards(config("digits"), tmp_path / "both", images=400, megabytes=1)
+    shards = open_splits(config(f"tar:{tmp_path / 'both'}", image_size=8)).train.pictures.shards
+    assert np.bincount(shards).tolist() == [400, 400, 400, 400, 18]
+
+
+def test_images_larger_than_a_shard_are_alone(write_folder: WriteFolder, tmp_path: Path) -> None:
+    root = write_folder({"train/a": 2, "train/b": 1, "val/a": 1, "val/b": 1})
+    for path in (root / "train" / "a").iterdir():
+        noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+        assert path.stat().st_size > 10**6
+    written = write_shards(config(f"folder:{root}"), tmp_path / "out", megabytes=1)
+    assert (written.images, written.shards) == ({"train": 3, "val": 2}, {"train": 3, "val": 1})
+    assert len(open_splits(config(f"tar:{tmp_path / 'out'}")).train) == 3
+
+
+def test_classes_keep_their_names_and_order(
+    write_tar: Callable[..., Path], samples: Callable[..., dict[str, bytes]], tmp_path: Path
+) -> None:
+    """An order that is not sorted, and a class without images, through shards of shards and a stream."""
+    names = ("zebra", "eel", "ant", "Émile's")
+    write_tar("s/train.tar", samples([2, 0, 1]))
+    write_tar("s/val.tar", samples([0, 1, 2], first=5))
+    (tmp_path / "s" / "classes.json").write_text(json.dumps(names))
+    write_shards(config(f"tar:{tmp_path / 's'}"), tmp_path / "once")
+    write_shards(config(f"tar:{tmp_path / 'once'}"), tmp_path / "twice")
+    of_file = {
+        hashlib.md5(content).hexdigest(): int(target)
+        for content, target in zip(list(samples([2, 0, 1]).values())[::2], "201", strict=True)
+    }
+    for name in ("once", "twice"):
+        splits = open_splits(config(f"tar:{tmp_path / name}"))
+        assert splits.classes == names
+        assert dict(contents(splits.train)) == of_file
+    pytest.importorskip("webdataset")
+    assert open_splits(config(f"wds/pets:{tmp_path / 'twice'}")).classes == names
+
+
 def test_what_cannot_be_sharded(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(DataError, match="is there already and is no empty folder"):
         write_shards(config(f"folder:{photos}"), photos)
     with pytest.raises(DataError, match="'wds/photos:x' is streamed and cannot be shuffled into shards"):
         write_shards(config("wds/photos:x"), out)
-    with pytest.raises(ValueError, match=r"images of a shard must be 1 or more, got 0\."):
-        write_shards(config(f"folder:{photos}"), out, images=0)
+    for limit in ("images", "megabytes"):
+        with pytest.raises(ValueError, match=rf"{limit} of a shard must be 1 or more, got 0\."):
+            write_shards(config(f"folder:{photos}"), out, **{limit: 0})
 
     def gone(done: int, total: int) -> None:
         if done == 10:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..wording import few
 from .check import MEMORY_LIMIT, check_set, keep_in_memory, memory_needed
 from .config import DataConfig
 from .errors import DataError, DataWarning
@@ -23,8 +24,6 @@ from .sources import STREAMED, open_source
 from .stream import StreamSet, open_stream
 from .transforms import Pipeline
 from .wds import WdsSet, digest
-
-NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,8 @@ def open_split(
     source = open_source(config, seed=seed, classes=classes)
     if classes is not None and tuple(classes) != source.classes:
         raise DataError(
-            f"{config.source!r} has {len(source.classes)} classes ({', '.join(source.classes[:NAMED])} ...), "
-            f"the run was trained on {len(classes)} ({', '.join(classes[:NAMED])} ...)."
+            f"{config.source!r} has {len(source.classes)} classes ({few(source.classes)}), "
+            f"the run was trained on {len(classes)} ({few(classes)})."
         )
     image_set = ImageSet(
         source.train if split == "train" else source.val,
@@ -184,9 +183,8 @@ def _read(sides: list[ImageSet], config: DataConfig, progress: Progress | None) 
     sentences = [found[index] for found in bad for index in sorted(found)]
     if not sentences:
         return
-    what = f"{len(sentences)} of {total} images cannot be read:\n  " + "\n  ".join(sentences[:NAMED])
-    if len(sentences) > NAMED:
-        what += f"\n  and {len(sentences) - NAMED} more"
+    named = few(sentences, form=str, separator="\n  ")
+    what = f"{len(sentences)} of {total} images cannot be read:\n  {named}"
     if config.on_bad_image == "refuse":
         raise DataError(
             f"{what}\nRepair or remove them, or leave them out with --set data.on_bad_image=skip."

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..wording import few
 from .errors import DataError
-from .folder import IMAGE_SUFFIXES, ORIGINAL_ARCHIVES, shown
+from .folder import IMAGE_SUFFIXES, ORIGINAL_ARCHIVES
 
 LABEL = "cls"
 LABEL_BYTES = 1024
@@ -105,7 +106,7 @@ def scan(
                 others.add(suffix or "no suffix")
     if links:
         raise DataError(
-            f"{path} holds links ({', '.join(shown(links))}) whose images lie elsewhere; pack it again with "
+            f"{path} holds links ({few(links)}) whose images lie elsewhere; pack it again with "
             "tar --dereference --hard-dereference."
         )
     if labels and labelled:
@@ -195,9 +196,9 @@ def _samples(
             raise DataError(f"{path} holds two images of one sample: {other!r} and {name!r}.")
     whole = {name: plain[name] for key, name in keys.items() if labels.get(key)}
     if lacking := [name for key, name in keys.items() if not labels.get(key)]:
-        return whole, f"{path} holds images without a .cls file: {', '.join(shown(lacking))}"
+        return whole, f"{path} holds images without a .cls file: {few(lacking)}"
     if lacking := [f"{key}.{LABEL}" for key in labels if key not in keys]:
-        return whole, f"{path} holds .cls files without an image: {', '.join(shown(lacking))}"
+        return whole, f"{path} holds .cls files without an image: {few(lacking)}"
     return whole, ""
 
 
@@ -206,4 +207,4 @@ def _instead(others: set[str], complaint: str) -> str:
         return f"it holds other archives. {ORIGINAL_ARCHIVES}"
     if complaint:
         return complaint
-    return "it holds files of other kinds: " + ", ".join(shown(sorted(others))) if others else "it is empty"
+    return f"it holds files of other kinds: {few(sorted(others))}" if others else "it is empty"
