@@ -13,7 +13,7 @@ import numpy as np
 
 from .check import MEMORY_LIMIT, check_set, keep_in_memory, memory_needed
 from .config import DataConfig
-from .errors import DataError, DataWarning
+from .errors import NAMED, DataError, DataWarning, listing
 from .folder import fingerprint
 from .image_set import ORDER_NEEDS_TAR, ImageSet
 from .mixed import MixedSet, shares
@@ -22,8 +22,6 @@ from .pseudo import labels_digest, open_pseudo
 from .sources import STREAMED, open_source, require_package
 from .stream import StreamSet, open_stream
 from .transforms import Pipeline
-
-NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -182,9 +180,7 @@ def _read(sides: list[ImageSet], config: DataConfig, progress: Progress | None) 
     sentences = [found[index] for found in bad for index in sorted(found)]
     if not sentences:
         return
-    what = f"{len(sentences)} of {total} images cannot be read:\n  " + "\n  ".join(sentences[:NAMED])
-    if len(sentences) > NAMED:
-        what += f"\n  and {len(sentences) - NAMED} more"
+    what = f"{len(sentences)} of {total} images cannot be read:{listing(sentences)}"
     if config.on_bad_image == "refuse":
         raise DataError(
             f"{what}\nRepair or remove them, or leave them out with --set data.on_bad_image=skip."
