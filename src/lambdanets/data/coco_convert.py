@@ -113,7 +113,7 @@ def masks_to_coco(
             images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
             report(number, len(pictures))
     if bad:
-        raise DataError(f"{len(bad)} files of {root} cannot be used:{listing(bad)}")
+        raise DataError(f"the masks of {root} cannot be converted:{listing(bad)}")
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -146,24 +146,17 @@ def _tell(config: CocoConfig, found: Sequence[tuple[CocoFile, Checked]]) -> None
     """Refuse what is broken, or warn that it is left out; all of it at once."""
     refused, skipped = [], []
     for file, checked in found:
-        for what, policy, bad, total in (
-            ("image", config.on_bad_image, checked.bad_images, len(file.images)),
-            ("annotation", config.on_bad_annotation, checked.bad_annotations, len(file.annotations)),
+        own = f" with their annotations ({checked.with_bad_images})" if checked.with_bad_images else ""
+        for what, policy, bad, total, others in (
+            ("image", config.on_bad_image, checked.bad_images, len(file.images), own),
+            ("annotation", config.on_bad_annotation, checked.bad_annotations, len(file.annotations), ""),
         ):
-            if bad:
-                text = f"{len(bad)} of {total} {what}s of {file.path} cannot be used:{listing(bad)}"
-                if policy == "refuse":
-                    remedy = f"Repair or remove them, or leave them out with --set data.on_bad_{what}=skip."
-                    refused.append(f"{text}\n{remedy}")
-                elif what == "image":
-                    own = (
-                        f" with their {checked.with_bad_images} annotations"
-                        if checked.with_bad_images
-                        else ""
-                    )
-                    skipped.append(f"{text}\nThey are left out{own}.")
-                else:
-                    skipped.append(f"{text}\nThey are left out.")
+            text = f"{len(bad)} of {total} {what}s of {file.path} cannot be used:{listing(bad)}"
+            if bad and policy == "refuse":
+                remedy = f"Repair or remove them, or leave them out with --set data.on_bad_{what}=skip."
+                refused.append(f"{text}\n{remedy}")
+            elif bad:
+                skipped.append(f"{text}\nThey are left out{others}.")
     if refused:
         raise DataError("\n".join(refused))
     if skipped:

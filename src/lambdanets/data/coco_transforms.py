@@ -11,7 +11,6 @@ from torchvision.transforms import v2
 
 from .coco_config import CocoConfig
 
-
 _BoundingBoxes: Any = (
     tv_tensors.BoundingBoxes
 )  # type checkers take it for a Tensor, with a Tensor's arguments
