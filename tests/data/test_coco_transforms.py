@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as tool
 
 from lambdanets.data import CocoConfig, CocoSet, open_coco
 
@@ -111,10 +112,28 @@ def test_the_box_of_a_cut_object_is_that_of_what_is_left(write_coco: WriteCoco, 
 
 
 def test_boxes_that_are_not_cut_keep_their_fractions(write_coco: WriteCoco, coco_entry: Entry) -> None:
-    entry = coco_entry(1, 1, 8, 8, 10, 10, bbox=[8.25, 8.5, 9.5, 9.25])
+    entry = coco_entry(1, 1, 8, 8, 10, 10, bbox=[7.75, 7.5, 10.5, 10.75])
     root = write_coco(train=([(32, 32)], [entry]), val=([(32, 32)], []))
     train, _ = opened(root, image_size=64, flip=0.0)
-    assert train[0][1]["boxes"].tolist() == [[16.5, 17.0, 35.5, 35.5]]
+    assert train[0][1]["boxes"].tolist() == [[15.5, 15.0, 36.5, 36.5]]
+
+
+def test_an_object_whose_mask_vanishes_in_scaling_is_not_learnt(
+    write_coco: WriteCoco, coco_entry: Entry
+) -> None:
+    lines = np.zeros((64, 64), np.uint8)
+    lines[5, 5:60] = lines[5:60, 5] = (
+        1  # a corner of lines a pixel wide: nothing of it may be left, but its box
+    )
+    runs = tool.encode(np.asfortranarray(lines))
+    segmentation = {"size": [64, 64], "counts": runs["counts"].decode()}
+    entry = coco_entry(1, 1, 5, 5, 55, 55, segmentation=segmentation)
+    root = write_coco(train=([(64, 64)], [entry]), val=([(64, 64)], []))
+    train, _ = opened(root, image_size=64, scale=(0.15, 0.4))
+    kept = [train.item(0, epoch)[1]["masks"].flatten(1).sum(1).tolist() for epoch in range(40)]
+    assert [] in kept
+    assert all(pixels > 0 for each in kept for pixels in each)
+    assert any(kept)
 
 
 @pytest.mark.parametrize("size", [(100, 2), (2, 100)])

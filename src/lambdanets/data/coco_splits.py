@@ -235,6 +235,8 @@ def describe_coco(splits: CocoSplits) -> dict[str, int | str]:
         facts[name] = len(side)
         facts[f"{name} objects"] = sum(not entry.get("iscrowd") for each in own for entry in each)
         facts[f"{name} crowds"] = sum(bool(entry.get("iscrowd")) for each in own for entry in each)
-        facts[f"{name} images without objects"] = sum(not each for each in own)
+        facts[f"{name} images without objects"] = sum(
+            all(entry.get("iscrowd") for entry in each) for each in own
+        )
     facts["skipped"] = len(splits.skipped)
     return facts
