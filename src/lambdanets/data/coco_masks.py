@@ -104,8 +104,8 @@ def read_counts(text: str) -> np.ndarray:
     """Return the run lengths that a compressed mask spells.
 
     Each number is written in groups of five bits, low ones first, as characters from "0" on; from the fourth
-    on it is the difference from the number two places before. pycocotools reads past the end of a damaged
-    text, so it is read here first.
+    on it is the difference from the number two places before. Of runs that cover too few pixels pycocotools
+    draws a mask whose rest is whatever was in memory, so they are read here first.
 
     Args:
         text: `counts` of a compressed mask.
