@@ -1,5 +1,6 @@
 """What the pages say in numbers is what the committed rows say."""
 
+import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,26 @@ def test_rates_are_those_of_the_race() -> None:
     for place, family in enumerate(("EfficientNet", "LambdaResNet", "ResNet-RS with SE"), 1):
         assert f"{float(known[family][0].replace(',', '')) / 1e3:.3g}" == published[place]
         assert known[family][1:] == [training[place], inference[place]]
+
+
+def test_accuracies_of_the_noisy_student_are_those_of_its_rows() -> None:
+    with (ROOT / "benchmarks/noisy_student/results.csv").open(newline="") as file:
+        rows = {(row["network"], row["seed"]): float(row["top1"]) for row in csv.DictReader(file)}
+    shown = rows_with(PAGE, "| network | seed 0 | seed 1 |")
+    assert len(shown) == 3
+    for name, *cells in shown:
+        network = name.partition(",")[0]
+        assert cells == [f"{100 * rows[network, seed]:.2f} %" for seed in ("0", "1")]
+    gains = [
+        f"{100 * (rows[network, seed] - rows['teacher', seed]):.1f}"
+        for network in ("student", "control")
+        for seed in ("0", "1")
+    ]
+    student, control = " and ".join(gains[:2]), " and ".join(gains[2:])
+    text = " ".join(PAGE.read_text().split())
+    assert f"The student gains {student} points" in text
+    assert f"the control gains {control} by noise" in text
+    assert f"{student} points above its teacher" in " ".join((ROOT / "docs/imagenet.md").read_text().split())
 
 
 def test_ratios_are_those_of_table_4() -> None:

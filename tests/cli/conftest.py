@@ -1,12 +1,14 @@
 """The command as a person types it: a process of its own, in a folder of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lambdanets.cli import main
 
@@ -80,4 +82,16 @@ def trained(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     (folder,) = (home / "runs").iterdir()
     (folder / "printed.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture
+def two_minds(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that run, whose best weights say 3 to everything and whose last ones are as they were."""
+    folder = tmp_path / "two_minds"
+    shutil.copytree(trained, folder)
+    weights = load_file(folder / "weights.safetensors")
+    weights["fc.weight"].zero_()
+    weights["fc.bias"].zero_()[3] = 10.0
+    save_file(weights, folder / "weights.safetensors")
     return folder

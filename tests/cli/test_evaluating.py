@@ -13,6 +13,7 @@ import torch
 from timm.data.imagenet_info import ImageNetInfo
 
 from lambdanets.models import save_for_hub
+from lambdanets.models.accelerated import TimmLambdaLayer
 from lambdanets.recipes import get_recipe
 from lambdanets.train import override
 from lambdanets.train.engine import train
@@ -174,6 +175,64 @@ def test_a_run_at_another_size_and_on_test_sets(inside: Command, sets: Path, of_
         done = inside("eval", of_wnids, "--data", f"folder:{sets / folder}")
         assert done.returncode == 0, done.stderr
         assert f"({name}, 7 classes to choose from)" in done.stdout
+
+
+def test_all_images_of_a_set_without_val(inside: Command, sets: Path, of_wnids: Path, tmp_path: Path) -> None:
+    """Whether they lie in train/ or not, as the help says."""
+    shutil.copytree(sets / "a", tmp_path / "photos" / "train")
+    losses = []
+    for root in (tmp_path / "photos", tmp_path / "photos" / "train"):
+        done = inside("eval", of_wnids, "--data", f"folder:{root}")
+        assert done.returncode == 0, done.stderr
+        assert "(ImageNet, 7 classes to choose from)" in done.stdout
+        assert value(done.stdout, "images") == "21"
+        losses.append(value(done.stdout, "loss"))
+    assert losses[0] == losses[1]
+
+
+def test_best_and_last_weights_of_a_run(inside: Command, two_minds: Path, tmp_path: Path) -> None:
+    right, top1 = {}, {}
+    for weights, words in (("best", ()), ("last", ("--weights", "last"))):
+        files = [tmp_path / f"{weights}.{suffix}" for suffix in ("csv", "json")]
+        done = inside("eval", two_minds, *words, "--per-class", files[0], "--json", files[1])
+        assert done.returncode == 0, done.stderr
+        assert f"{two_minds}, {weights} weights" in done.stdout.replace("\n", "")
+        with files[0].open(newline="") as file:
+            right[weights] = {row["class"]: float(row["top1"]) for row in csv.DictReader(file)}
+        top1[weights] = json.loads(files[1].read_text())["top1"]
+    assert right["best"] == {str(digit): float(digit == 3) for digit in range(10)}
+    with (two_minds / "metrics.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert top1["last"] == pytest.approx(float(last["val_top1"]), abs=1e-6)
+    assert top1["last"] != pytest.approx(top1["best"], abs=1e-3)
+
+
+def test_layers_of_timm_in_a_run_on_our_kernels(
+    inside: Command, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (
+        "data.image_size=64", "data.in_chans=3", "data.batch_size=4", "data.workers=0",
+        "engine.max_batches=1", "schedule.warmup_epochs=0",
+    )  # fmt: skip
+    changes = [word for setting in settings for word in ("--set", setting)]
+    run = tmp_path / "run"
+    words = ("--model", "lambda_resnet26t", "--data", f"folder:{sets / 'a'}", "--epochs", 1, "--out", run)
+    done = inside("train", "digits", *words, *changes)
+    assert done.returncode == 0, done.stderr
+    forward, calls, losses = TimmLambdaLayer.forward, [], []
+
+    def counted(self: TimmLambdaLayer, x: torch.Tensor) -> torch.Tensor:
+        calls[-1] += 1
+        return forward(self, x)
+
+    monkeypatch.setattr(TimmLambdaLayer, "forward", counted)
+    for accelerated in ((), ("--accelerate",)):
+        calls.append(0)
+        done = inside("eval", run, *accelerated, "--json", tmp_path / "figures.json")
+        assert done.returncode == 0, done.stderr
+        losses.append(json.loads((tmp_path / "figures.json").read_text())["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert calls[0] == 0 < calls[1]
 
 
 def test_layers_of_timm_on_our_kernels(inside: Command, sets: Path, tmp_path: Path) -> None:

@@ -75,6 +75,43 @@ def test_teacher_labels_student(
     assert "40 images that the teacher" in done.stdout
 
 
+def images_and_labels(path: Path) -> dict[str, str]:
+    return dict(line.split(",")[:2] for line in path.read_text().splitlines()[1:])
+
+
+def test_images_that_the_teacher_learned_from_are_kept_where_asked(
+    scans: Path, tmp_path: Path, inside: Command
+) -> None:
+    teacher, found = tmp_path / "teacher", []
+    done = inside("train", "digits", "--data", f"folder:{scans}", "--epochs", 1, "--out", teacher, *TRAIN)
+    assert done.returncode == 0, done.stderr
+    source = ("--data", f"folder:{scans}/train", "--threshold", 0)
+    for words, said in (((), True), (("--keep-labelled",), False)):
+        out = tmp_path / f"labels{len(found)}.csv"
+        done = inside("pseudo-label", teacher, *source, "--out", out, *words)
+        assert done.returncode == 0, done.stderr
+        assert ("40 images that the teacher was trained on are left out" in done.stdout) == said
+        found.append(images_and_labels(out))
+    assert (len(found[0]), len(found[1])) == (200, 240)
+    learned = set(found[1]) - set(found[0])
+    assert [sum(image.startswith(f"{digit}/") for image in learned) for digit in range(10)] == [4] * 10
+
+
+def test_labels_of_the_best_and_of_the_last_weights(
+    two_minds: Path, scans: Path, tmp_path: Path, inside: Command
+) -> None:
+    said = {}
+    for weights, words in (("best", ()), ("last", ("--weights", "last"))):
+        out = tmp_path / f"{weights}.csv"
+        done = inside("pseudo-label", two_minds, "--data", f"folder:{scans}/val", "--out", out,
+                      "--threshold", 0, *words)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        said[weights] = images_and_labels(out)
+    assert set(said["best"].values()) == {"3"}
+    assert said["best"].keys() == said["last"].keys()
+    assert set(said["last"].values()) != {"3"}
+
+
 def test_the_process_that_finishes_last_chooses(
     trained: Path, scans: Path, tmp_path: Path, inside: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

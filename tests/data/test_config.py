@@ -82,7 +82,8 @@ def test_resolved_writes_folders_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for path in ("photos", "./photos/", "~/photos", f"{tmp_path}/other/../photos"):
         assert source(f"folder:{path}") == f"folder:{tmp_path}/photos"
     assert source("torch/cifar10:data") == f"torch/cifar10:{tmp_path}/data"
-    for same in ("digits", "folder:", "torch/cifar10", "hfds/cats", "wds/cats:pipe:cat x"):
+    assert source("wds/cats:shards") == f"wds/cats:{tmp_path}/shards"
+    for same in ("digits", "folder:", "torch/cifar10", "hfds/cats", "wds/cats:pipe:cat x", "wds/cats:gs://x"):
         assert source(same) == same
 
 

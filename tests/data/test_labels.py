@@ -91,7 +91,7 @@ def test_labels_go_through_a_file_to_the_bit(tmp_path: Path) -> None:
         ("image,class\nx.png,dog\n", "lacks the column 'label'; it needs image and label"),
         ("image,label\n", "holds no labels"),
         ("", "lacks the column 'image'"),
-        ("image,label\nx.png,cow\n", "labels 'x.png' as 'cow', no class here; known are cat, dog, emu"),
+        ("image,label\nx.png,cow\n", "labels 'x.png' as 'cow', no class here; known are 'cat', 'dog', 'emu'"),
         ("image,label,probability\nx.png,dog,high\n", "gives 'x.png' the probability 'high'"),
     ],
 )

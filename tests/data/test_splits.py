@@ -174,7 +174,7 @@ def test_open_split_on_another_set(write_folder: WriteFolder) -> None:
     side, classes = open_split(of(root, val_fraction=1.0), "val", classes=tuple("0123456789"))
     assert sorted(side.targets) == [3, 3, 7]
     assert classes == tuple("0123456789")
-    with pytest.raises(DataError, match=r"'digits' has 10 classes .* the run was trained on 2 \(cat, dog"):
+    with pytest.raises(DataError, match=r"'digits' has 10 classes .* the run was trained on 2 \('cat', 'dog"):
         open_split(DIGITS, "val", classes=("cat", "dog"))
     with pytest.raises(DataError, match=r"the train side of .* holds no images"):
         open_split(of(root, val_fraction=1.0), "train")

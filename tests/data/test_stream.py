@@ -1,10 +1,6 @@
-"""Streamed sources pass through timm's readers and say what they cannot promise."""
+"""Sources streamed by timm's readers say what they cannot promise."""
 
-import io
-import json
-import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,14 +13,13 @@ from lambdanets.data import (
     DataWarning,
     describe,
     eval_loader,
-    open_splits,
     train_loader,
 )
 from lambdanets.data.splits import Splits
-from lambdanets.data.stream import StreamSet
+from lambdanets.data.stream import TimmStream
 from lambdanets.data.transforms import Pipeline
 
-DATA = DataConfig(source="wds/pictures", image_size=8, batch_size=4, workers=0)
+DATA = DataConfig(source="hfids/pictures", image_size=8, batch_size=4, workers=0)
 
 
 class Pictures(IterableDataset):
@@ -49,8 +44,8 @@ class Pictures(IterableDataset):
         self.workers = num_workers
 
 
-def stream(number: int) -> StreamSet:
-    return StreamSet(Pictures(number), Pipeline(DATA, train=False), ("a", "b", "c"))
+def stream(number: int) -> TimmStream:
+    return TimmStream(Pictures(number), Pipeline(DATA, train=False), ("a", "b", "c"))
 
 
 def test_training_drops_the_last_part_and_evaluation_does_not() -> None:
@@ -74,7 +69,7 @@ def test_a_stream_says_that_it_cannot_resume_exactly() -> None:
 
 
 def test_a_stream_is_refused_in_several_processes() -> None:
-    says = "^'wds/pictures' is streamed and cannot be divided among 2 processes without repeats; read shards"
+    says = "^'hfids/pictures' is streamed and cannot be divided among 2 processes without repeats; read"
     with pytest.raises(DataError, match=says):
         train_loader(stream(10), DATA, seed=0, position=lambda: (0, 0), world_size=2)
     with pytest.raises(DataError, match=says):
@@ -84,31 +79,3 @@ def test_a_stream_is_refused_in_several_processes() -> None:
 def test_describe_a_stream() -> None:
     facts = describe(Splits(stream(10), stream(5), ("a", "b", "c")))
     assert facts == {"classes": 3, "train": "10 images, streamed", "val": "5 images, streamed", "skipped": 0}
-
-
-def test_webdataset(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
-    sizes = {"train": 20, "validation": 6}
-    for split, number in sizes.items():
-        with tarfile.open(tmp_path / f"{split}.tar", "w") as tar:
-            for index in range(number):
-                file = io.BytesIO()
-                Image.new("RGB", (8, 8), (index,) * 3).save(file, "PNG")
-                for suffix, content in (("png", file.getvalue()), ("cls", str(index % 2).encode())):
-                    entry = tarfile.TarInfo(f"{index:04d}.{suffix}")
-                    entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
-    shards = {
-        name: {"name": name, "num_samples": size, "filenames": [f"{name}.tar"], "shard_lengths": [size]}
-        for name, size in sizes.items()
-    }
-    (tmp_path / "_info.json").write_text(json.dumps({"splits": shards}))
-    data = DataConfig(source=f"wds/pictures:{tmp_path}", image_size=8, batch_size=5, workers=0)
-    with pytest.raises(DataError, match=r"does not name its classes; say how many with data\.num_classes"):
-        open_splits(data)
-    data = DataConfig(source=data.source, image_size=8, batch_size=5, workers=0, num_classes=2)
-    splits = open_splits(data)
-    assert splits.classes == ("0", "1")
-    assert len(list(train_loader(splits.train, data, seed=0, position=lambda: (0, 0)))) == 4
-    targets = [int(target) for _, part in eval_loader(splits.val, data) for target in part]
-    assert targets == [0, 1, 0, 1, 0, 1]

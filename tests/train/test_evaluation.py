@@ -217,7 +217,7 @@ def test_what_cannot_be_measured_is_refused(photos: Photos, tmp_path: Path) -> N
     with pytest.raises(DataError, match="there is no folder"):
         measure(mine, test_set=SETS["c"])
     others = replace(mine, classes=("cat", "dog"))
-    with pytest.raises(DataError, match=r"ImageNet-A is for ImageNet's classes, and .* knows others \(cat"):
+    with pytest.raises(DataError, match=r"ImageNet-A is for ImageNet's classes, and .* knows others \('cat"):
         measure(others, test_set=SETS["a"])
     with pytest.raises(DataError, match="ReaL labels are for ImageNet's classes"):
         measure(others, real="timm")

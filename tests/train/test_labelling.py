@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from lambdanets.data import DataError, open_pictures
+from lambdanets.data import DataError, open_pictures, write_shards
 from lambdanets.recipes import digits
 from lambdanets.train import Run, RunConfig, RunError, load_run, override
 from lambdanets.train import labelling as module
@@ -78,7 +79,7 @@ def test_labels_are_those_of_predict(teacher: Run, scans: Path, tmp_path: Path) 
 def test_images_that_the_teacher_learned_from_are_left_out(teacher: Run, scans: Path, tmp_path: Path) -> None:
     found = label(teacher, f"folder:{scans}", tmp_path / "labels.csv", threshold=0.0)
     assert found.left_out == 40
-    assert len(found.everything) == 300 - 40
+    assert len(found.everything) == 240 - 40
     left = {str(scans / image) for image in found.everything.images}
     learned = set(map(str, (scans / "train").rglob("*.png"))) - left
     assert [sum(f"/{digit}/" in path for path in learned) for digit in range(10)] == [4] * 10
@@ -86,6 +87,32 @@ def test_images_that_the_teacher_learned_from_are_left_out(teacher: Run, scans: 
     of_all = replace(teacher, config=replace(teacher.config, data=data))
     with pytest.raises(DataError, match="trained on all 240 images"):
         label(of_all, f"folder:{scans}/train", tmp_path / "none.csv")
+
+
+def test_validation_images_are_not_labelled(
+    teacher: Run, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would teach what they measure, in a student whose val/ is a copy elsewhere."""
+    said = "has a training and a validation side: only the training side is labelled"
+    copy = tmp_path / "copy"
+    shutil.copytree(scans, copy)
+    (copy / "val").rename(copy / "Test")
+    (copy / "others").mkdir()
+    shutil.copy(next(scans.rglob("*.png")), copy / "others")
+    for source, options in ((scans, {"keep_labelled": True}), (copy, {})):
+        found = label(teacher, f"folder:{source}", tmp_path / f"{source.name}.csv", threshold=0.0, **options)
+        names = [path.relative_to(source).as_posix() for path in sorted((source / "train").rglob("*.png"))]
+        assert found.everything.images == names
+        assert capsys.readouterr().out.splitlines()[0] == f"folder:{source} {said}"
+    write_shards(teacher.config.data, tmp_path / "shards", images=50)
+    found = label(teacher, f"tar:{tmp_path / 'shards'}", tmp_path / "shards.csv", threshold=0.0)
+    assert {image.split("-")[0] for image in found.everything.images} == {"train"}
+    assert said in capsys.readouterr().out
+    # What is not split is labelled whole.
+    shutil.rmtree(copy / "train")
+    found = label(teacher, f"folder:{copy}", tmp_path / "whole.csv", threshold=0.0)
+    assert len(found.everything) == 60 + 1
+    assert said not in capsys.readouterr().out
 
 
 def test_another_choice_needs_no_network(
@@ -143,7 +170,7 @@ def test_a_labelling_that_was_killed_goes_on(
     monkeypatch.setattr(module, "_answers", counts)
     label(teacher, source, tmp_path / "cut.csv", threshold=0.0)
     # The same batches as without the kill: the last bits of an answer depend on its company.
-    assert made == [16] * 12 + [260 % 16]
+    assert made == [16] * 8 + [200 % 16]
     assert not part.exists()
     for name in (".csv", ".all.csv"):
         assert (tmp_path / f"cut{name}").read_bytes() == (tmp_path / f"whole{name}").read_bytes()

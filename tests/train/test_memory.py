@@ -1,5 +1,6 @@
 """Less memory: activations that are computed again, and what a person is told who has too little."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import timm
 import torch
 
 from lambdanets.train import NoMemoryError, RunConfig, RunError, override
-from lambdanets.train.engine import build_module, spare_activations, train
+from lambdanets.train.engine import accumulation, build_module, spare_activations, train
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.module import Classifier
 from lambdanets.train.trouble import spare_memory, tell
@@ -68,22 +69,53 @@ def test_too_little_memory_is_told_with_what_to_do(
     ) as caught:
         train(tiny, run_dir=folder)
     said = str(caught.value)
-    means = ["data.batch_size=8 with engine.global_batch=16", "engine.precision=bf16-mixed"]
+    means = ["data.batch_size=8 with engine.accumulate=2", "engine.precision=bf16-mixed"]
     means += ["engine.checkpointing=true"]
     assert [said.index(means) for means in means] == sorted(said.index(means) for means in means)
     assert "fsdp" not in said
+    assert "In a run that is resumed engine.checkpointing may change, but not the batch" in said
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "settings", "size", "step"),
+    [
+        (16, 1, [], 8, 16),
+        (16, 2, ["engine.accumulate=3"], 8, 96),
+        (64, 8, ["engine.global_batch=4096"], 32, 4096),
+        (15, 1, [], 5, 15),
+        (7, 3, ["engine.accumulate=2"], 2, 42),  # 14 images on each device: by 2, not by 3
+        (2, 1, [], 1, 2),
+    ],
+)
+def test_the_smaller_batch_keeps_the_step(
+    tiny: RunConfig, batch: int, world: int, settings: list[str], size: int, step: int
+) -> None:
+    config = override(tiny, f"data.batch_size={batch}", *settings)
+    said = spare_memory(config, world)
+    advice = re.findall(r"(?:data\.batch_size|engine\.accumulate|engine\.global_batch)=\d+", said)[1:]
+    assert advice[0] == f"data.batch_size={size}"
+    assert f"keeps the step of {step} images" in said
+    changed = override(config, *advice)
+    assert size * world * accumulation(changed, world) == step
+
+
+def test_a_resumed_run_may_do_what_is_said(tiny: RunConfig, folder: Path) -> None:
+    train(override(tiny, "engine.epochs=1"), run_dir=folder)
+    stored = override(tiny, "engine.epochs=1")
+    for change in ("data.batch_size=8", "engine.precision=bf16-mixed", "engine.strategy=fsdp"):
+        with pytest.raises(
+            RunError, match=f"a resumed run keeps its configuration, .* {change.split('=')[0]}"
+        ):
+            train(override(stored, change), run_dir=folder, resume=True)
+    train(override(stored, "engine.checkpointing=true"), run_dir=folder, resume=True)
 
 
 def test_advice_leaves_out_what_is_done_already(tiny: RunConfig, folder: Path) -> None:
     assert "engine.strategy=fsdp" in spare_memory(tiny, 2)
-    assert "data.batch_size=8 with engine.global_batch=64, which" in spare_memory(
-        override(tiny, "engine.global_batch=64"), 2
-    )
     done = override(tiny, "engine.precision=bf16-mixed", "engine.checkpointing=true", "engine.strategy=fsdp")
-    step = "data.batch_size=8 with engine.global_batch=32, which accumulates to the same step"
-    assert spare_memory(done, 2).endswith(f"in this order: {step}")
-    assert spare_memory(override(done, "data.batch_size=1"), 2).endswith("smaller images or a smaller model")
-    assert spare_memory(override(done, "data.batch_size=15"), 1).endswith(
-        "try, in this order: data.batch_size=7"
-    )
+    none = ". In a run that is resumed none of this may change"
+    step = "data.batch_size=8 with engine.accumulate=2, which keeps the step of 32 images"
+    assert spare_memory(done, 2).endswith(f"in this order: {step}{none}")
+    alone = override(done, "data.batch_size=1")
+    assert spare_memory(alone, 2).endswith(f"in this order: smaller images or a smaller model{none}")
     assert tell(RuntimeError("mat1 and mat2"), tiny, 2, RunFiles(folder)) is None

@@ -78,13 +78,15 @@ def test_other_forms_of_the_sets(tmp_path: Path) -> None:
     folders(tmp_path / "both" / "train", PLACES)
     folders(tmp_path / "both" / "val", PLACES)
     assert recognise(tmp_path / "both") == "imagenet"
+    folders(tmp_path / "numbered" / "Train", map(str, range(1000)))
+    assert recognise(tmp_path / "numbered") == "v2"
 
 
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
         ([], "holds no class folders"),
-        (["train/n01440764"], "holds training images but no val/"),
+        (["train/cat"], "train holds folders that are no classes of ImageNet: 'cat'; expected"),
         (["cat", "dog"], "folders that are no classes of ImageNet: 'cat', 'dog'; expected wnids"),
         (["n01440764", "n00000001"], "no classes of ImageNet: 'n00000001'; expected"),
         (["1000", "3"], "no classes of ImageNet: '1000', '3'"),

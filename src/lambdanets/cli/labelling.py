@@ -12,9 +12,9 @@ from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
 from lambdanets.train import load_run
+from lambdanets.wording import few
 
 SHOWN = 30  # classes; the facts beside the labels have all of them
-NAMED = 5
 
 
 def run(
@@ -37,7 +37,7 @@ def run(
 
     Args:
         teacher: The folder of a run.
-        data: Images in any folders.
+        data: Images in any folders; of a folder with train/ and val/, those of train/ alone.
         out: The labels that were chosen: image, label, probability.
         threshold: Least probability of a label.
         per_class: Keep so many images of each class at most, the most confident ones.
@@ -63,10 +63,8 @@ def run(
         console.print(
             f"{found.left_out:,} images that the teacher was trained on are left out", soft_wrap=True
         )
-    for image in found.unreadable[:NAMED]:
-        stderr().print(f"cannot read {escape(image)}")
-    if len(found.unreadable) > NAMED:
-        stderr().print(f"cannot read {len(found.unreadable) - NAMED} more")
+    if found.unreadable:
+        stderr().print(f"cannot read {escape(few(found.unreadable))}")
     rows = table(label="wrap", labelled="right", kept="right", mean_probability="right", right="right")
     counts, chosen = everything.counts(), kept.counts()
     for target in np.argsort(-counts, kind="stable")[:SHOWN]:

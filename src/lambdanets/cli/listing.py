@@ -20,7 +20,7 @@ SOURCES = {
     "torch/NAME:PATH": "a data set of torchvision, downloaded when absent: torch/cifar10, ...",
     "hfds/NAME": "an image data set of the Hugging Face hub (pip install datasets)",
     "hfids/NAME": "the same as a stream, nothing stored (pip install datasets)",
-    "wds/NAME:PATH": "shards of WebDataset (pip install webdataset)",
+    "wds/NAME:PATH": "shards of WebDataset, read from end to end; from URLs, too (pip install webdataset)",
     "tfds/NAME:PATH": "a data set of TensorFlow (pip install tensorflow-datasets)",
 }
 

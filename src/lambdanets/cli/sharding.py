@@ -17,6 +17,7 @@ def run(
     *,
     out: Annotated[Path, shown("FOLDER")],
     images: int = 10_000,
+    megabytes: Annotated[int | None, shown("N", "no limit")] = None,
     seed: int = 0,
     train_split: str = "train",
     val_split: str = "validation",
@@ -31,6 +32,7 @@ def run(
         source: Images: folder:PATH, tar:PATH, digits, or a name of timm such as hfds/NAME.
         out: The folder to make.
         images: Images in a shard, at most.
+        megabytes: Size of a shard, at most; an image that is larger has one of its own.
         seed: Of the order, and of the split where the source has none.
         train_split: The name of the training images of a source of timm.
         val_split: The name of its validation images; "" splits the training images.
@@ -38,8 +40,10 @@ def run(
     with usage():
         if images < 1:
             raise ValueError(f"--images must be 1 or more, got {images}.")
+        if megabytes is not None and megabytes < 1:
+            raise ValueError(f"--megabytes must be 1 or more, got {megabytes}.")
         config = DataConfig(source=source, train_split=train_split, val_split=val_split)
-    written = write_shards(config, out, images=images, seed=seed)
+    written = write_shards(config, out, images=images, megabytes=megabytes, seed=seed)
     for side, number in written.images.items():
         shards = written.shards[side]
         stdout().print(f"{side}: {number:,} images in {shards} shard{'s' * (shards != 1)}")

@@ -16,6 +16,20 @@ Position = Callable[[], tuple[int, int]]
 Batch = tuple[np.ndarray, int | np.ndarray]  # indices, and the epoch they are drawn for, or one for each
 
 
+def whole_batches(size: int, batch_size: int, world_size: int) -> tuple[int, int]:
+    """Return the size of a batch of one of several processes, and how many an epoch has for each.
+
+    A set smaller than one batch gives one smaller batch.
+
+    Raises:
+        DataError: there are fewer samples than processes.
+    """
+    if size < world_size:
+        raise DataError(f"{size} training images are too few for {world_size} processes.")
+    batch_size = min(batch_size, size // world_size)
+    return batch_size, size // (batch_size * world_size)
+
+
 class TrainBatches(Sampler):
     """Batches of one epoch, for one of several processes, from where training stands.
 
@@ -45,14 +59,12 @@ class TrainBatches(Sampler):
         world_size: int,
         shards: np.ndarray | None = None,
     ):
-        if size < world_size:
-            raise DataError(f"{size} training images are too few for {world_size} processes.")
         self.size, self.seed, self.position = size, seed, position
         self.rank, self.world_size, self.shards = rank, world_size, shards
-        self.batch_size = min(batch_size, size // world_size)
+        self.batch_size, self.number = whole_batches(size, batch_size, world_size)
 
     def __len__(self) -> int:
-        return self.size // (self.batch_size * self.world_size)
+        return self.number
 
     def __iter__(self) -> Iterator[Batch]:
         return self._batches(*self.position())  # asked now, not at the first batch

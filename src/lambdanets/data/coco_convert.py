@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ..wording import few
 from .coco_masks import coco_tool
 from .errors import DataError, listing
-from .folder import IMAGE_SUFFIXES, existing, shown
+from .folder import IMAGE_SUFFIXES, existing
 from .images import check_size, read_image, read_values
 from .progress import MANY, progress_bar
 
@@ -173,8 +174,8 @@ def _one_folder_each(root: Path, classes: Sequence[str]) -> tuple[list[_Picture]
             ]
             pictures.append(_Picture(images[0], masks, False))
     if not pictures and not bad:
-        held = shown(sorted(os.listdir(root)))
-        raise DataError(f"{root} must hold {LAYOUTS}; it holds {', '.join(held) or 'nothing'}.")
+        held = few(sorted(os.listdir(root)))
+        raise DataError(f"{root} must hold {LAYOUTS}; it holds {held or 'nothing'}.")
     return pictures, bad
 
 

@@ -10,6 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
+from ..wording import few
 from .coco_check import Checked, check_entries
 from .coco_config import COCO_SOURCES, CocoConfig
 from .coco_json import CocoFile, read_coco
@@ -17,7 +18,7 @@ from .coco_masks import coco_tool
 from .coco_set import CocoSet
 from .coco_transforms import eval_transform_coco, train_transform
 from .errors import DataError, DataWarning, listing
-from .folder import existing, shown, stratum
+from .folder import existing, stratum
 from .progress import MANY, Progress, progress_bar
 
 SPLITS = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid")}
@@ -189,8 +190,7 @@ def _in_order(file: CocoFile, classes: Sequence[str]) -> CocoFile:
     numbers = {name: number for number, name in file.categories.items()}
     if numbers.keys() != set(classes):
         raise DataError(
-            f"{file.path} has the categories {', '.join(shown(list(numbers)))}; the run was trained on "
-            f"{', '.join(shown(list(classes)))}."
+            f"{file.path} has the categories {few(numbers)}; the run was trained on {few(classes)}."
         )
     return replace(file, categories={numbers[name]: name for name in classes})
 
@@ -202,11 +202,11 @@ def _split_file(base: Path, side: Side, config: CocoConfig) -> tuple[str, Path]:
     for name, path in tried:
         if path.is_file():
             return name, path
-    held = shown(sorted(str(path.relative_to(base)) for path in base.glob("**/*.json")))
+    held = few(sorted(str(path.relative_to(base)) for path in base.glob("**/*.json")))
     raise DataError(
         f"{base} has no annotations of the {side} side: looked for "
         f"{', '.join(str(path.relative_to(base)) for _, path in tried)}; json files there: "
-        f"{', '.join(held) or 'none'}. data.{side}_split names another, and data.source is {COCO_SOURCES}."
+        f"{held or 'none'}. data.{side}_split names another, and data.source is {COCO_SOURCES}."
     )
 
 
@@ -222,8 +222,7 @@ def _check_same_categories(files: Sequence[CocoFile]) -> None:
         if differing:
             names = [f"{number} {name}" for number, name in sorted(differing)]
             raise DataError(
-                f"{files[0].path} and {other.path} must list the same categories and differ in "
-                f"{', '.join(shown(names))}."
+                f"{files[0].path} and {other.path} must list the same categories and differ in {few(names)}."
             )
 
 

@@ -89,7 +89,8 @@ class DataConfig:
             random places: a folder of them, a pattern, or one; with class folders or WebDataset's .cls files
             inside, and with train or val in their names, in the folders' around them or inside them, else
             they are split), or a name that timm's `create_dataset` reads, with its folder after a colon:
-            "torch/cifar10:PATH", "hfds/NAME", "wds/NAME:PATH", "tfds/NAME:PATH".
+            "torch/cifar10:PATH", "hfds/NAME", "tfds/NAME:PATH". "wds/NAME:PATH" streams shards of
+            WebDataset from a folder, a URL or a command ("pipe:").
         image_size: height and width of what the model gets, in pixels.
         in_chans: 3 for RGB, 1 for grey.
         mean: of each channel, on a scale from 0 to 1; None takes the digits' own or ImageNet's.
@@ -118,7 +119,8 @@ class DataConfig:
         order: of the training images in an epoch: "global" mixes all of them; "shards" visits archives
             (tar:PATH) at random and mixes those of 16 at a time, for storage that is slow at random places.
         train_split, val_split: names of the splits of a timm source; an empty `val_split` splits the
-            training images by `val_fraction`.
+            training images by `val_fraction`. Of wds/, splits that _info.json beside the shards lists, or
+            shards by name, such as "train-{000000..000009}.tar".
         num_classes: needed only for a streamed source (wds/) that does not name its classes.
         download: let a torch/ source download itself when it is not in its folder.
     """
@@ -201,9 +203,15 @@ class DataConfig:
         )
 
 
+def is_remote(root: str) -> bool:
+    """Whether shards are to be fetched, from a URL or by a command (`pipe:`)."""
+    return root.startswith("pipe:") or "://" in root
+
+
 def written_out(source: str) -> str:
     """Return a source with its folder as an absolute path, to be found from any directory."""
     kind, _, root = source.partition(":")
-    if root and (kind in ("folder", "tar") or kind.startswith("torch/")):
+    local = kind.startswith("wds/") and not is_remote(root)
+    if root and (local or kind in ("folder", "tar") or kind.startswith("torch/")):
         return f"{kind}:{os.path.abspath(os.path.expanduser(root))}"
     return source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NAMED = 5
+from ..wording import few
 
 
 class DataError(ValueError):
@@ -27,5 +27,4 @@ class DataWarning(UserWarning):
 
 def listing(sentences: Sequence[str]) -> str:
     """Return the first few sentences, each on a line of its own, and how many more there are."""
-    more = len(sentences) - NAMED
-    return "\n  ".join(["", *sentences[:NAMED], *([f"and {more} more"] if more > 0 else [])])
+    return "\n  " + few(sentences, form=str, separator="\n  ")

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
+from ..wording import few
 from .errors import DataError
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
 IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".jfif")
-SHOWN = 5
 ORIGINAL_ARCHIVES = (
     "ImageNet's original archives are unpacked into class folders by torchvision: "
     "torchvision.datasets.ImageNet(PATH, split='train'), and again with split='val'"
@@ -157,7 +157,7 @@ def existing(root: str) -> Path:
             f"{path} is a file; folder:PATH wants the folder that holds train/ and val/ or the classes."
         )
     parent = next(parent for parent in path.absolute().parents if parent.is_dir())
-    inside = ", ".join(shown(_subfolders(parent))) or "no folders"
+    inside = few(_subfolders(parent)) or "no folders"
     raise DataError(f"there is no folder {path}. The nearest that exists is {parent}, which holds {inside}.")
 
 
@@ -191,9 +191,7 @@ def _classes(path: Path) -> tuple[str, ...]:
     names = _subfolders(path)
     if not names:
         if archives := sorted(entry.name for entry in os.scandir(path) if entry.name.endswith(".tar")):
-            raise DataError(
-                f"{path} holds archives ({', '.join(shown(archives))}): {_unpacked(path, archives)}."
-            )
+            raise DataError(f"{path} holds archives ({few(archives)}): {_unpacked(path, archives)}.")
         files = sum(entry.is_file() for entry in os.scandir(path))
         held = f"{files} files but no folders" if files else "nothing"
         raise DataError(f"{path} holds {held}; put the images of each class in a folder of its own in it.")
@@ -215,7 +213,7 @@ def _same_classes(train: Path, val: Path) -> None:
         if names:
             what = "class" if len(names) == 1 else "classes"
             raise DataError(
-                f"{path} lacks the {what} {', '.join(shown(sorted(names)))} of {there}; "
+                f"{path} lacks the {what} {few(sorted(names))} of {there}; "
                 "both must hold the same class folders."
             )
 
@@ -223,13 +221,10 @@ def _same_classes(train: Path, val: Path) -> None:
 def _samples(path: Path, classes: Sequence[str]) -> list[Sample]:
     present = set(_subfolders(path))
     if unknown := sorted(present - set(classes)):
-        raise DataError(
-            f"{path} holds classes that are not known: {', '.join(shown(unknown))}. "
-            f"Known are {', '.join(shown(classes))}."
-        )
+        raise DataError(f"{path} holds classes that are not known: {few(unknown)}. Known are {few(classes)}.")
     index = {name: number for number, name in enumerate(classes) if name in present}
     if not index:
-        raise DataError(f"{path} holds none of the class folders {', '.join(shown(classes))}.")
+        raise DataError(f"{path} holds none of the class folders {few(classes)}.")
     for name in index:
         _check_class(path / name)
     found = make_dataset(str(path), index, extensions=IMAGE_SUFFIXES, allow_empty=True)
@@ -245,9 +240,9 @@ def _check_class(path: Path) -> None:
     """Refuse what looks like a level too high; folders beside files are taken as parts of the class."""
     inside = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
     if inside and all(entry.is_dir() for entry in inside):
-        names = shown(sorted(entry.name for entry in inside))
+        names = few(sorted(entry.name for entry in inside))
         raise DataError(
-            f"{path} is read as a class but holds only folders: {', '.join(names)}. If these are the "
+            f"{path} is read as a class but holds only folders: {names}. If these are the "
             "classes, name the folders around them train/ and val/, or give the path of one of those."
         )
 
@@ -259,10 +254,4 @@ def _instead(path: Path) -> str:
     known = "known are " + " ".join(IMAGE_SUFFIXES)
     if not suffixes:
         return f"it is empty ({known})"
-    return "it holds files of other kinds (" + ", ".join(shown(list(suffixes))) + f"); {known}"
-
-
-def shown(names: Sequence[str]) -> list[str]:
-    """Return the first few names in quotes, and how many more there are."""
-    more = len(names) - SHOWN
-    return [repr(name) for name in names[:SHOWN]] + ([f"and {more} more"] if more > 0 else [])
+    return f"it holds files of other kinds ({few(suffixes)}); {known}"

@@ -11,10 +11,10 @@ from typing import IO, Literal
 
 import numpy as np
 
+from ..wording import few
 from .errors import DataError
 
 COLUMNS = ("image", "label", "probability")
-NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ def parse_labels(file: Iterable[str], path: Path, classes: Sequence[str]) -> Lab
     for row in reader:
         target = numbers.get(row["label"])
         if target is None:
-            known = ", ".join(classes[:NAMED]) + (" ..." if len(classes) > NAMED else "")
             raise DataError(
-                f"{path} labels {row['image']!r} as {row['label']!r}, no class here; known are {known}."
+                f"{path} labels {row['image']!r} as {row['label']!r}, no class here; "
+                f"known are {few(classes)}."
             )
         try:
             probabilities.append(float(row.get("probability") or 1.0))

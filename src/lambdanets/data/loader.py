@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from .batches import Batch, EvalBatches, MixedBatches, Position, TrainBatches
 from .config import DataConfig
 from .errors import DataError, DataWarning
 from .image_set import ImageSet
+from .lanes import LaneBatches, Part, evaluation_part, training_part
 from .mixed import MixedSet
-from .stream import StreamSet
+from .stream import StreamSet, TimmStream
+from .wds import WdsSet
 
 
 class Batches(Protocol):
@@ -36,6 +41,30 @@ class _Batched(Dataset):
     def __getitem__(self, batch: Batch) -> tuple[Any, Any]:
         indices, epoch = batch
         return self.data_set.batch(indices, epoch, self.seed)
+
+
+class _Following(Dataset):
+    """Lets a worker read on from where it stands in each lane of a stream."""
+
+    def __init__(self, stream: WdsSet, part: Part, seed: int):
+        self.stream, self.part, self.seed = stream, part, seed
+        self._next: dict[int, tuple[int, int]] = {}
+        self._reading: dict[int, Iterator[tuple[Tensor, Tensor]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, number = place
+        lane = number % self.part.lanes
+        info = get_worker_info()
+        step = math.lcm(self.part.lanes, info.num_workers if info else 1)  # workers take batches in turn
+        if self._next.get(lane) != place:
+            self._reading[lane] = self.stream.batches(
+                self.part, number, step=step, epoch=epoch, seed=self.seed
+            )
+        self._next[lane] = epoch, number + step
+        return next(self._reading[lane])
 
 
 def train_loader(
@@ -63,7 +92,10 @@ def train_loader(
         A loader of (images of shape (b, channels, image_size, image_size), int64 targets of shape (b,)) whose
         length is that of a whole epoch.
     """
-    if isinstance(image_set, StreamSet):
+    if isinstance(image_set, WdsSet):
+        part = training_part(len(image_set), config.batch_size, rank=rank, world_size=world_size)
+        return _lane_loader(image_set, config, part, seed=seed, position=position)
+    if isinstance(image_set, TimmStream):
         return _stream_loader(image_set, config, seed=seed, position=position, world_size=world_size)
     place: Any = {"seed": seed, "position": position, "rank": rank, "world_size": world_size}
     if isinstance(image_set, MixedSet):
@@ -77,7 +109,10 @@ def eval_loader(
     image_set: ImageSet | StreamSet, config: DataConfig, *, rank: int = 0, world_size: int = 1
 ) -> DataLoader:
     """Return the loader of a set in order: every sample once over all processes, the last batch smaller."""
-    if isinstance(image_set, StreamSet):
+    if isinstance(image_set, WdsSet):
+        part = evaluation_part(len(image_set), config.batch_size, rank=rank, world_size=world_size)
+        return _lane_loader(image_set, config, part, seed=0, position=None)
+    if isinstance(image_set, TimmStream):
         return _stream_loader(image_set, config, seed=0, position=None, world_size=world_size)
     batches = EvalBatches(len(image_set), config.batch_size, rank=rank, world_size=world_size)
     return _loader(image_set, config, batches, 0)
@@ -91,6 +126,17 @@ def batched_loader(data_set: Batches, batches: Sampler, *, workers: int, seed: i
     """Return the loader whose workers make a whole batch at once, of the indices and epoch that come."""
     return DataLoader(
         _Batched(data_set, seed), batch_size=None, sampler=batches, **_process_options(workers, seed)
+    )
+
+
+def _lane_loader(
+    stream: WdsSet, config: DataConfig, part: Part, *, seed: int, position: Position | None
+) -> DataLoader:
+    return DataLoader(
+        _Following(stream, part, seed),
+        batch_size=None,
+        sampler=LaneBatches(part, position),
+        **_process_options(config.workers, seed),
     )
 
 
@@ -123,12 +169,13 @@ class _StreamLoader(DataLoader):
 
 
 def _stream_loader(
-    stream: StreamSet, config: DataConfig, *, seed: int, position: Position | None, world_size: int
+    stream: TimmStream, config: DataConfig, *, seed: int, position: Position | None, world_size: int
 ) -> DataLoader:
     if world_size > 1:
         raise DataError(
             f"{config.source!r} is streamed and cannot be divided among {world_size} processes without "
-            "repeats; read shards as tar:PATH, Hugging Face's sets as hfds/NAME, or train with --devices 1."
+            "repeats; read shards as wds/NAME:PATH or tar:PATH, Hugging Face's sets as hfds/NAME, or train "
+            "with --devices 1."
         )
     stream.data_set.set_loader_cfg(num_workers=config.workers)
     loader = _StreamLoader(

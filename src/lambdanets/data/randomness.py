@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 # One independent stream of draws for each use.
-ORDER, PAD_TOP, PAD_LEFT, FLIP, CUT, RECOLOR, ERASE, SHARD = range(1, 9)
+ORDER, PAD_TOP, PAD_LEFT, FLIP, CUT, RECOLOR, ERASE, SHARD, START = range(1, 10)
 WINDOW = 16  # shards whose samples are mixed
 NUMPY = np.random.mtrand._rand  # the generator behind np.random's functions, which timm draws from
 GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step
@@ -76,9 +76,28 @@ def shard_permutation(seed: int, epoch: int, shards: np.ndarray) -> np.ndarray:
         Indices of the samples, of shape (n,).
     """
     present, own = np.unique(shards, return_inverse=True)
-    visited = np.argsort(_draw(keys(seed, epoch, present), SHARD), kind="stable")
-    window = np.argsort(visited)[own] // WINDOW
+    window = np.argsort(shard_order(seed, epoch, present))[own] // WINDOW
     return np.lexsort((_draw(keys(seed, epoch, np.arange(len(shards))), ORDER), window))
+
+
+def shard_order(seed: int, epoch: int, shards: np.ndarray) -> np.ndarray:
+    """Return the places in `shards`, their numbers, in the order in which an epoch visits them."""
+    return np.argsort(_draw(keys(seed, epoch, shards), SHARD), kind="stable")
+
+
+def beginning(seed: int, epoch: int, size: int) -> int:
+    """Return the place, of `size`, at which an epoch begins to go round."""
+    return int(uniform(keys(seed, epoch, np.zeros(1)), START)[0] * size)
+
+
+def jittered(seed: int, epoch: int, places: np.ndarray, reach: int) -> np.ndarray:
+    """Return neighbouring places mixed, but each less than `reach` from where it was.
+
+    What is read in order and handed out in this one keeps less than `reach` waiting, as a shuffle buffer
+    does; unlike what comes out of a buffer, any part of it is known without going through the rest.
+    """
+    late = places + reach * uniform(keys(seed, epoch, places), ORDER)
+    return places[np.argsort(late, kind="stable")]
 
 
 def reseed(key: np.uint64, stream: int) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from .tar_index import write_index
 from .tar_scan import LABEL
 from .tar_source import CLASSES
 
+END = 2 * tarfile.BLOCKSIZE  # of zeros behind the last member of an archive
 TIMM_INFO = "_info.json"
 TIMM_SPLITS = {"train": "train", "val": "validation"}
 SHORTER = {
@@ -52,6 +54,7 @@ def write_shards(
     out: str | os.PathLike[str],
     *,
     images: int = 10_000,
+    megabytes: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Sharded:
@@ -65,6 +68,8 @@ def write_shards(
         config: names the source; it must not be streamed.
         out: the folder to make; it may exist if it is empty. It appears only when everything is written.
         images: in a shard, at most.
+        megabytes: of a shard, of 10^6 bytes, at most; an image that is larger is a shard of its own. None
+            leaves it to `images`.
         seed: of the order of the images, and of the split where the source has none.
         progress: called with (images done, images in all); None shows a bar in a terminal if there are many.
 
@@ -79,6 +84,8 @@ def write_shards(
     """
     if images < 1:
         raise ValueError(f"images of a shard must be 1 or more, got {images}.")
+    if megabytes is not None and megabytes < 1:
+        raise ValueError(f"megabytes of a shard must be 1 or more, got {megabytes}.")
     if config.source.startswith(STREAMED):
         raise DataError(f"{config.source!r} is streamed and cannot be shuffled into shards.")
     folder = Path(out).expanduser().absolute()
@@ -94,16 +101,13 @@ def write_shards(
     with _appearing(folder) as unfinished, bar as report:
         done = 0
         for name, side in sides.items():
-            order = permutation(seed, 0, len(side))
-            lengths[name] = []
-            for start in range(0, len(side), images):
-                path = unfinished / _shard_name(name, start // images)
-                with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-                    for place, index in enumerate(order[start : start + images], start=start):
-                        _add_sample(tar, f"{place:08d}", side, int(index))
-                        done += 1
-                        report(done, total)
-                lengths[name].append(min(images, len(side) - start))
+            order = permutation(seed, 0, len(side)).tolist()
+            with closing(_Shards(unfinished, name, images, megabytes)) as shards:
+                for place, index in enumerate(order):
+                    shards.add(_sample(f"{place:08d}", side, index))
+                    done += 1
+                    report(done, total)
+            lengths[name] = shards.lengths
         _write_json(unfinished / CLASSES, list(source.classes))
         _write_json(
             unfinished / TIMM_INFO,
@@ -142,13 +146,50 @@ def _shard_name(side: str, number: int) -> str:
     return f"{side}-{number:06d}.tar"
 
 
-def _add_sample(tar: tarfile.TarFile, key: str, pictures: Pictures, index: int) -> None:
+class _Shards:
+    """The shards of a side, one open at a time; where a sample does not fit any more, the next begins."""
+
+    def __init__(self, folder: Path, side: str, images: int, megabytes: int | None):
+        self.folder, self.side, self.images = folder, side, images
+        self.limit = math.inf if megabytes is None else megabytes * 10**6
+        self.lengths: list[int] = []  # images in each
+        self.size = 0  # bytes of the members in the one that is open
+        self._tar: tarfile.TarFile | None = None
+
+    def add(self, sample: dict[str, bytes]) -> None:
+        """Write the files of an image, by their names in the archive."""
+        size = sum(tarfile.BLOCKSIZE + _padded(len(part), tarfile.BLOCKSIZE) for part in sample.values())
+        whole = _padded(self.size + size + END, tarfile.RECORDSIZE)
+        if self._tar is None or self.lengths[-1] == self.images or whole > self.limit:
+            self._tar = self._next()
+        for name, part in sample.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(part)
+            self._tar.addfile(entry, io.BytesIO(part))
+        self.lengths[-1] += 1
+        self.size += size
+
+    def close(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+
+    def _next(self) -> tarfile.TarFile:
+        self.close()
+        path = self.folder / _shard_name(self.side, len(self.lengths))
+        self.lengths.append(0)
+        self.size = 0
+        return tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
+
+
+def _sample(key: str, pictures: Pictures, index: int) -> dict[str, bytes]:
+    """The file of an image and that of its class, by their names in the archive."""
     content, suffix = pictures.encoded(index)
     label = str(int(pictures.targets[index])).encode()
-    for kind, part in ((SHORTER.get(suffix, suffix), content), (f".{LABEL}", label)):
-        entry = tarfile.TarInfo(key + kind)
-        entry.size = len(part)
-        tar.addfile(entry, io.BytesIO(part))
+    return {key + SHORTER.get(suffix, suffix): content, f"{key}.{LABEL}": label}
+
+
+def _padded(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
 
 
 def _timm_split(side: str, lengths: list[int]) -> dict[str, object]:

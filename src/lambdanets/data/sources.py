@@ -118,6 +118,10 @@ def class_names(data_set: Any, number: int) -> tuple[str, ...]:
     return tuple(str(names.get(index, index)) for index in range(max(number, len(names))))
 
 
+def unnamed(config: DataConfig) -> DataError:
+    return DataError(f"{config.source!r} does not name its classes; say how many with data.num_classes.")
+
+
 def _digits(config: DataConfig, seed: int) -> Source:
     from sklearn.datasets import load_digits
 

@@ -11,17 +11,19 @@ from typing import Literal
 
 import numpy as np
 
+from ..wording import few
 from .check import MEMORY_LIMIT, check_set, keep_in_memory, memory_needed
 from .config import DataConfig
-from .errors import NAMED, DataError, DataWarning, listing
+from .errors import DataError, DataWarning, listing
 from .folder import fingerprint
 from .image_set import ORDER_NEEDS_TAR, ImageSet
 from .mixed import MixedSet, shares
 from .progress import MANY, Progress, progress_bar
 from .pseudo import labels_digest, open_pseudo
-from .sources import STREAMED, open_source, require_package
+from .sources import STREAMED, open_source
 from .stream import StreamSet, open_stream
 from .transforms import Pipeline
+from .wds import WdsSet, digest
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,6 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
     if config.order == "shards" and not config.source.startswith("tar:"):
         raise DataError(ORDER_NEEDS_TAR)
     if config.source.startswith(STREAMED):
-        require_package(config.source)
         if config.train_per_class is not None:
             raise DataError(
                 f"data.train_per_class needs to know all names, and {config.source!r} is streamed: unpack it "
@@ -77,9 +78,12 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
                 f"data.pseudo_labels are mixed with labelled images in a ratio, and {config.source!r} is "
                 "streamed: unpack it into folders."
             )
-        train, val = (open_stream(config, train=side, seed=seed) for side in (True, False))
+        train, val = (
+            open_stream(config, side, train=side == "train", seed=seed) for side in ("train", "val")
+        )
         _check_classes(config, train.classes)
-        return Splits(train, val, train.classes)
+        shards = [side for side in (train, val) if isinstance(side, WdsSet)]
+        return Splits(train, val, train.classes, digest(shards) if shards else "")
     if config.pseudo_labels is not None:
         shares(config)
     elif config.unlabelled is not None or config.pseudo_ratio != 1:
@@ -125,14 +129,13 @@ def open_split(
     if split not in ("train", "val"):
         raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
     if config.source.startswith(STREAMED):
-        require_package(config.source)
-        stream = open_stream(config, train=False, seed=seed, split=split)
+        stream = open_stream(config, split, train=False, seed=seed)
         return stream, stream.classes
     source = open_source(config, seed=seed, classes=classes)
     if classes is not None and tuple(classes) != source.classes:
         raise DataError(
-            f"{config.source!r} has {len(source.classes)} classes ({', '.join(source.classes[:NAMED])} ...), "
-            f"the run was trained on {len(classes)} ({', '.join(classes[:NAMED])} ...)."
+            f"{config.source!r} has {len(source.classes)} classes ({few(source.classes)}), "
+            f"the run was trained on {len(classes)} ({few(classes)})."
         )
     image_set = ImageSet(
         source.train if split == "train" else source.val,

@@ -52,7 +52,7 @@ class TarPictures:
     def encoded(self, index: int) -> tuple[bytes, str]:
         return self.open(index).getvalue(), os.path.splitext(self.path(index))[1].lower()
 
-    def open(self, index: int) -> BytesIO:
+    def open(self, index: int) -> Named:
         """Return an image's file, as it is in the archive, in memory."""
         members = self.members
         name = self.path(index)
@@ -63,7 +63,7 @@ class TarPictures:
             raise DataError(f"cannot read {name}: {reason(error)}.") from error
         if len(content) < size:
             raise DataError(f"cannot read {name}: the archive has become shorter.")
-        return _Named(content, name)
+        return Named(content, name)
 
     def path(self, index: int) -> str:
         members = self.members
@@ -95,7 +95,9 @@ def unlabelled_tar(root: str, in_chans: int) -> TarPictures:
     return TarPictures(folder, members, np.zeros(len(members), np.int64), in_chans)
 
 
-class _Named(BytesIO):
+class Named(BytesIO):
+    """An image's file in memory, under the name that it is known by."""
+
     def __init__(self, content: bytes, name: str):
         super().__init__(content)
         self.name = name  # what a reader's complaint calls it

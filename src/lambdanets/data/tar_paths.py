@@ -9,8 +9,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..wording import few
 from .errors import DataError
-from .folder import TRAIN_NAMES, VAL_NAMES, shown
+from .folder import TRAIN_NAMES, VAL_NAMES
 
 SUFFIX = ".tar"
 COMPRESSED_SUFFIXES = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
@@ -78,6 +79,12 @@ def all_shards(place: str) -> tuple[str, tuple[str, ...]]:
     return root, tuple(sorted(paths))
 
 
+def side_word(path: str) -> str:
+    """Return the word of an archive's name that says on which side it is, "" where none does."""
+    words = re.split(r"[^a-z]+", os.path.basename(path).lower())
+    return next((name for name in (*TRAIN_NAMES, *VAL_NAMES) if name in words), "")
+
+
 def expand(pattern: str) -> list[str]:
     """Return the files that a path with `*` or braces names, each of the braces' names being there."""
     names = [pattern]
@@ -115,12 +122,10 @@ def _of_side(sides: dict[str, list[str]], names: Sequence[str]) -> tuple[str, ..
 def _by_words(root: str, paths: Sequence[str]) -> Shards:
     sides: dict[str, list[str]] = {}
     for path in paths:
-        words = re.split(r"[^a-z]+", os.path.basename(path).lower())
-        side = next((name for name in (*TRAIN_NAMES, *VAL_NAMES) if name in words), "")
-        sides.setdefault(side, []).append(path)
+        sides.setdefault(side_word(path), []).append(path)
     if len(sides) > 1 and "" in sides:
         raise DataError(
-            f"some archives in {root} name their side and others do not ({', '.join(shown(sides['']))}): "
+            f"some archives in {root} name their side and others do not ({few(sides[''])}): "
             "give all of them train or val as a word of their names, or none."
         )
     train, val = _of_side(sides, TRAIN_NAMES), _of_side(sides, VAL_NAMES)

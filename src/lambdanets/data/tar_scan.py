@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..wording import few
 from .errors import DataError
-from .folder import IMAGE_SUFFIXES, ORIGINAL_ARCHIVES, shown
+from .folder import IMAGE_SUFFIXES, ORIGINAL_ARCHIVES
 
 LABEL = "cls"
 LABEL_BYTES = 1024
@@ -100,21 +101,20 @@ def scan(
             elif suffix in IMAGE_SUFFIXES:
                 images[name] = member.offset_data, member.size
             elif suffix == f".{LABEL}" and member.size <= LABEL_BYTES:
-                labels[_key(name)] = _content(tar, member)
+                labels[sample_key(name)] = _content(tar, member)
             else:
                 others.add(suffix or "no suffix")
     if links:
         raise DataError(
-            f"{path} holds links ({', '.join(shown(links))}) whose images lie elsewhere; pack it again with "
+            f"{path} holds links ({few(links)}) whose images lie elsewhere; pack it again with "
             "tar --dereference --hard-dereference."
         )
     if labels and labelled:
         images, lacking = _samples(path, images, labels)
-        if lacking and not complaint:
-            complaint = f"{path} holds images without a .cls file: {', '.join(shown(lacking))}"
+        complaint = complaint or lacking
     if not images:
         raise DataError(f"{path} holds no images; {_instead(others, complaint)}.")
-    said = [labels.get(_key(name), b"") if labelled else b"" for name in images]
+    said = [labels.get(sample_key(name), b"") if labelled else b"" for name in images]
     return (
         Members(
             (shard,),
@@ -126,18 +126,6 @@ def scan(
         ),
         complaint,
     )
-
-
-def check_end(path: str) -> str:
-    """Return what is wrong with the end of an archive, without reading the rest; "" where nothing is.
-
-    Every whole archive ends with zeros up to a full block; one that was cut in a photograph does not.
-    """
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        file.seek(max(0, size - 2 * BLOCK))
-        whole = size >= 2 * BLOCK and size % BLOCK == 0 and not any(file.read())
-    return "" if whole else f"{path} ends too early"
 
 
 def _check_kind(path: str, size: int) -> None:
@@ -160,7 +148,7 @@ def _opened(path: str) -> tarfile.TarFile:
         raise DataError(f"{path} is not a tar archive: {error}.") from error
 
 
-def _key(name: str) -> str:
+def sample_key(name: str) -> str:
     """What a sample of WebDataset is known by: its name up to the first dot."""
     head, slash, base = name.rpartition("/")
     return head + slash + base.partition(".")[0]
@@ -198,16 +186,20 @@ def _complaint_at_end(path: str, place: int, whole: int) -> str:
 
 def _samples(
     path: str, images: dict[str, tuple[int, int]], labels: dict[str, bytes]
-) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """The images that have a class, and the names of those that have none."""
+) -> tuple[dict[str, tuple[int, int]], str]:
+    """The images that have a class, and a complaint about images and classes that stand alone."""
     # key.seg.png is a mask, not the picture: a sample's picture has nothing between its key and its suffix.
-    plain = {name: place for name, place in images.items() if _key(name) == os.path.splitext(name)[0]}
+    plain = {name: place for name, place in images.items() if sample_key(name) == os.path.splitext(name)[0]}
     keys: dict[str, str] = {}
     for name in plain:
-        if (other := keys.setdefault(_key(name), name)) != name:
+        if (other := keys.setdefault(sample_key(name), name)) != name:
             raise DataError(f"{path} holds two images of one sample: {other!r} and {name!r}.")
-    lacking = [name for key, name in keys.items() if not labels.get(key)]
-    return {name: plain[name] for key, name in keys.items() if labels.get(key)}, lacking
+    whole = {name: plain[name] for key, name in keys.items() if labels.get(key)}
+    if lacking := [name for key, name in keys.items() if not labels.get(key)]:
+        return whole, f"{path} holds images without a .cls file: {few(lacking)}"
+    if lacking := [f"{key}.{LABEL}" for key in labels if key not in keys]:
+        return whole, f"{path} holds .cls files without an image: {few(lacking)}"
+    return whole, ""
 
 
 def _instead(others: set[str], complaint: str) -> str:
@@ -215,4 +207,4 @@ def _instead(others: set[str], complaint: str) -> str:
         return f"it holds other archives. {ORIGINAL_ARCHIVES}"
     if complaint:
         return complaint
-    return "it holds files of other kinds: " + ", ".join(shown(sorted(others))) if others else "it is empty"
+    return f"it holds files of other kinds: {few(sorted(others))}" if others else "it is empty"

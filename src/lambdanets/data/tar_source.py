@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..wording import few
 from .config import DataConfig
 from .errors import DataError
-from .folder import CLASS_FOLDERS, TRAIN_NAMES, VAL_NAMES, shown, which_held_out
+from .folder import CLASS_FOLDERS, TRAIN_NAMES, VAL_NAMES, which_held_out
 from .tar import TarPictures
 from .tar_index import read_members
 from .tar_paths import find_shards
@@ -25,8 +26,8 @@ TRAIN, VAL, UNDECIDED, NEITHER = range(4)
 
 
 @dataclass(frozen=True)
-class Labels:
-    """What the class of every image is called.
+class ClassWords:
+    """What archives call the class of every image.
 
     Args:
         words: each that occurs.
@@ -82,12 +83,12 @@ def open_tar(
 
 def _labelled(
     root: str, members: Members, sides: np.ndarray, classes: Sequence[str] | None
-) -> tuple[np.ndarray, Labels]:
+) -> tuple[np.ndarray, ClassWords]:
     """The side and the label of every image, from .cls files or from folders."""
     words, inverse = np.unique(members.labels, return_inverse=True)
     if words.all():
         decoded = [word.decode("utf-8", "replace") for word in words]
-        return sides, Labels(decoded, inverse, all(NUMBER.fullmatch(word) for word in decoded))
+        return sides, ClassWords(decoded, inverse, all(NUMBER.fullmatch(word) for word in decoded))
     if words.any():
         raise DataError(f"some archives in {root} have .cls files and others do not; make them alike.")
     # A side goes with each folder: archives of train and of val may be packed from different levels.
@@ -112,7 +113,7 @@ def _labelled(
                 path = path[1:] or path
             label_of[number] = path[0]
     labels, of_folder = np.unique(np.array(label_of, np.str_), return_inverse=True)
-    return side_of[inverse], Labels(labels.tolist(), of_folder[inverse], False)
+    return side_of[inverse], ClassWords(labels.tolist(), of_folder[inverse], False)
 
 
 def _check_flat(root: str, members: Members, flat: np.ndarray) -> None:
@@ -168,7 +169,7 @@ def declared_classes(root: str, *folders: str) -> tuple[str, ...] | None:
 
 def _numbered(
     place: str,
-    labels: Labels,
+    labels: ClassWords,
     sides: np.ndarray,
     classes: Sequence[str] | None,
     declared: Sequence[str] | None,
@@ -186,7 +187,7 @@ def _numbered(
         if beyond := [word for word in words.values() if not 0 <= int(word) < len(names_by_number)]:
             raise DataError(
                 f"{place} has the class number {beyond[-1]}, but there are {len(names_by_number)} classes "
-                f"({', '.join(shown(names_by_number))}), numbered from 0."
+                f"({few(names_by_number)}), numbered from 0."
             )
         words = {index: names_by_number[int(word)] for index, word in words.items()}
         order = tuple(classes or names_by_number)
@@ -194,10 +195,7 @@ def _numbered(
         order = tuple(classes or declared or sorted(set(words.values())))
     of_name = {name: index for index, name in enumerate(order)}
     if unknown := sorted(set(words.values()) - set(of_name)):
-        raise DataError(
-            f"{place} holds classes that are not known: {', '.join(shown(unknown))}. "
-            f"Known are {', '.join(shown(order))}."
-        )
+        raise DataError(f"{place} holds classes that are not known: {few(unknown)}. Known are {few(order)}.")
     if classes is None:
         _check_sides(place, words, held, declared)
     targets = np.full(number, -1, np.int64)
@@ -221,6 +219,6 @@ def _check_sides(place: str, words: dict[int, str], held: np.ndarray, declared: 
         if names:
             what = "class" if len(names) == 1 else "classes"
             raise DataError(
-                f"the {side} images of {place} lack the {what} {', '.join(shown(sorted(names)))} of the "
+                f"the {side} images of {place} lack the {what} {few(sorted(names))} of the "
                 "others; both sides must hold the same."
             )

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from .errors import DataError
-from .folder import IMAGE_SUFFIXES, existing
+from .folder import IMAGE_SUFFIXES, TRAIN_NAMES, VAL_NAMES, existing
 from .pictures import FilePictures, Pictures
 from .tar import unlabelled_tar
+from .tar_paths import SUFFIX, side_word
 
 
 class FolderPictures(FilePictures):
@@ -53,6 +54,30 @@ def open_pictures(source: str, in_chans: int = 3) -> Pictures:
     if not names:
         raise DataError(f"{path} holds no images.")
     return FolderPictures(str(path), names, [0] * len(names), in_chans)
+
+
+def training_side(names: Sequence[str]) -> list[int] | None:
+    """Find the images on the training side of a source that is split.
+
+    Args:
+        names: of its images, as `open_pictures` names them. Their first folder is their side, such as train/
+            or val/; else, in archives, a word of the archive's name.
+
+    Returns:
+        Places among the names; None where there are no training images, or no validation images.
+    """
+    sides = list(map(_side, names))
+    if set(sides).isdisjoint(TRAIN_NAMES) or set(sides).isdisjoint(VAL_NAMES):
+        return None
+    return [index for index, side in enumerate(sides) if side in TRAIN_NAMES]
+
+
+def _side(name: str) -> str:
+    place, archived, _ = name.partition(f"{SUFFIX}#")
+    folder, inside, _ = place.lower().partition("/")
+    if inside and folder in (*TRAIN_NAMES, *VAL_NAMES):
+        return folder
+    return side_word(place) if archived else ""
 
 
 def _names(path: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..nn.blocks import Bottleneck
 from ..nn.lambda_layer import LambdaLayer
+from ..wording import few
 from .weight_files import WeightsError
 
 LUCIDRAINS, D_LI14 = "lucidrains/lambda-networks", "d-li14/lambda.pytorch"
@@ -66,7 +67,9 @@ def converted(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
             del result[prefix + key]
         result |= {prefix + key: tensor for key, tensor in _as_ours(theirs, held, layer).items()}
     if obstacles:
-        listing = "; ".join(f"{obstacle} ({_counted(names)})" for obstacle, names in obstacles.items())
+        listing = "; ".join(
+            f"{obstacle} ({few(names, 1, form=str)})" for obstacle, names in obstacles.items()
+        )
         raise WeightsError(f"layers of another implementation do not convert exactly: {listing}")
     return result
 
@@ -108,10 +111,6 @@ def _obstacles(theirs: _Layer, layer: LambdaLayer, model: nn.Module, name: str) 
     if theirs.owner == D_LI14 and isinstance(pool, nn.AvgPool2d) and not pool.count_include_pad:
         found.append(f"the pooling of {D_LI14} counts zeros beyond the border, which needs pool_padding=True")
     return found
-
-
-def _counted(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _as_ours(theirs: _Layer, held: dict[str, Tensor], layer: LambdaLayer) -> dict[str, Tensor]:

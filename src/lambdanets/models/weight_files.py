@@ -9,6 +9,8 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor
 
+from ..wording import few
+
 HUB = "hf-hub:"
 NAMES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
 """Files with weights: of a run, of timm on the hub, and of what is older there."""
@@ -68,7 +70,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(
             f"{path} holds no weights: expected tensors by name, at the top or in 'state_dict' or 'model', "
-            f"found {', '.join(map(str, list(content)[:5])) or 'nothing'}"
+            f"found {few(map(str, content)) or 'nothing'}"
         )
     if path.suffix == ".ckpt":
         for part in PARTS:
@@ -89,7 +91,7 @@ def _unreadable(path: Path, error: Exception) -> WeightsError:
     except Exception:  # no archive of torch's
         needed = []
     if needed or any(sign in str(cause) for sign in ("GLOBAL", "TorchScript")):
-        named = f" ({', '.join(sorted(needed)[:3])})" if needed else ""
+        named = f" ({few(sorted(needed), 3, form=str)})" if needed else ""
         return WeightsError(
             f"{path} holds more than tensors{named}, which can run code when it is loaded, and is refused; "
             "ask for safetensors, or have the state_dict saved by itself"

@@ -24,6 +24,7 @@ from lambdanets.train.run import Run
 from lambdanets.train.scoring import Scores, score
 from lambdanets.train.subject import Subject, subject_of_run
 from lambdanets.train.test_sets import SETS, ImageNetSet, folder_names, imagenet_classes, recognise, wnids
+from lambdanets.wording import few
 
 TIMMS = "timm"  # instead of a file of ReaL labels: the copy that comes with timm
 
@@ -139,8 +140,8 @@ def _folder_names(subject: Subject, test_set: ImageNetSet | None, real: str | Pa
     classes = imagenet_classes(subject.classes)
     if classes is None:
         what = f"{test_set.name} is" if test_set is not None else "ReaL labels are"
-        shown = ", ".join(subject.classes[:3])
-        raise DataError(f"{what} for ImageNet's classes, and {subject.name} knows others ({shown} ...).")
+        others = few(subject.classes, 3)
+        raise DataError(f"{what} for ImageNet's classes, and {subject.name} knows others ({others}).")
     if real is not None and classes != wnids():
         raise DataError(
             f"ReaL labels are for ImageNet's 1,000 classes, and {subject.name} knows {len(classes)}."

@@ -26,6 +26,7 @@ from lambdanets.data.labels import folder_truths, parse_labels, to_csv
 from lambdanets.data.pictures import Pictures
 from lambdanets.data.pseudo import facts_path, overlap, places
 from lambdanets.data.sources import open_source
+from lambdanets.data.unlabelled import training_side
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.engine import arithmetic, quiet
 from lambdanets.train.label_record import Record, read_record
@@ -80,7 +81,8 @@ def label(
 
     Args:
         teacher: from `load_run`.
-        source: "folder:PATH" or "tar:PATH", with images in any folders.
+        source: "folder:PATH" or "tar:PATH", with images in any folders. Where it has train/ and val/, or
+            archives named so, only the training images are labelled: the others measure the student.
         out: the CSV to be, with the columns image, label and probability.
         threshold: least probability of a label that is kept; Xie et al. take 0.3.
         per_class: keep so many of each class at most, the most confident ones.
@@ -114,6 +116,9 @@ def label(
     config, path, source = teacher.config.data, Path(out), written_out(source)
     pictures = open_pictures(source, config.in_chans)
     names = [pictures.path(index) for index in range(len(pictures))]
+    if (rows := training_side(names)) is not None:
+        say(f"{source} has a training and a validation side: only the training side is labelled")
+        pictures, names = pictures.subset(np.array(rows)), [names[row] for row in rows]
     wanted = list(range(len(names))) if keep_labelled else unseen(teacher, source, pictures)
     if not wanted:
         raise DataError(f"the teacher was trained on all {len(names)} images of {source!r}; none is left.")

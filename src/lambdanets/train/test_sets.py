@@ -11,8 +11,7 @@ from pathlib import Path
 from lambdanets.data import DataError
 from lambdanets.data.folder import TRAIN_NAMES, VAL_NAMES
 from lambdanets.train.corruptions import ALEXNET, EXTRA
-
-SHOWN = 3
+from lambdanets.wording import few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +93,7 @@ def describe_classes(classes: Sequence[str]) -> tuple[str, ...]:
 def recognise(root: Path) -> str:
     """Which of the test sets a folder is, by the names of the folders in it: a key of `SETS`.
 
+    Of train/ and val/ the latter is looked at, or the one that is there: its images are what is measured.
     ImageNet-A and -R are recognised by all of their 200 classes, ImageNet-Sketch by the names of its files.
 
     Raises:
@@ -101,10 +101,8 @@ def recognise(root: Path) -> str:
     """
     names = _subfolders(root)
     lower = {name.lower(): name for name in names}
-    if side := next((lower[name] for name in VAL_NAMES if name in lower), None):
+    if side := next((lower[name] for name in (*VAL_NAMES, *TRAIN_NAMES) if name in lower), None):
         return recognise(root / side)
-    if any(name in lower for name in TRAIN_NAMES):
-        raise DataError(f"{root} holds training images but no val/ to measure on.")
     if not names:
         raise DataError(f"{root} holds no class folders; each class of a test set has a folder of its own.")
     if all(name.isdecimal() and str(int(name)) == name and int(name) < len(wnids()) for name in names):
@@ -114,10 +112,9 @@ def recognise(root: Path) -> str:
     if any(name in known or known & set(_subfolders(root / name)) for name in strange):
         return "c"
     if strange:
-        more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
         raise DataError(
-            f"{root} holds folders that are no classes of ImageNet: {', '.join(map(repr, strange[:SHOWN]))}"
-            f"{more}; expected wnids such as 'n01440764', or the numbers from 0 to 999."
+            f"{root} holds folders that are no classes of ImageNet: {few(strange, 3)}; "
+            "expected wnids such as 'n01440764', or the numbers from 0 to 999."
         )
     for key in ("a", "r"):
         if set(names) == set(_published(key)):

@@ -19,23 +19,32 @@ def tell(error: Exception, config: RunConfig, world_size: int, files: RunFiles) 
 
 
 def spare_memory(config: RunConfig, world_size: int) -> str:
-    """Where memory went, and what to do in order of trying: the first things change nothing but the time."""
+    """Where memory went, what to do in order of trying, and which of it a resumed run may do.
+
+    The first things change little but the time. The smaller batch is the largest one, up to half, with which
+    an optimiser step still takes the same number of images.
+    """
     data, engine = config.data, config.engine
     where = f"data.batch_size={data.batch_size} images of {data.image_size}x{data.image_size} on each device"
+    step = engine.global_batch or data.batch_size * world_size * engine.accumulate
+    smaller = [size for size in range(1, data.batch_size // 2 + 1) if step % (size * world_size) == 0]
     means = []
-    if data.batch_size > 1:
-        step = engine.global_batch or data.batch_size * world_size * engine.accumulate
-        half = data.batch_size // 2
-        fits = step % (half * world_size) == 0
-        keeps = f"with engine.global_batch={step}, which accumulates to the same step" * fits
-        means.append(" ".join(part for part in (f"data.batch_size={half}", keeps) if part))
+    if smaller:
+        how = f"engine.accumulate={step // (smaller[-1] * world_size)}"
+        if engine.global_batch is not None:
+            how = f"engine.global_batch={step}"
+        means.append(f"data.batch_size={smaller[-1]} with {how}, which keeps the step of {step} images")
     if engine.precision in ("32", "64"):
         means.append("engine.precision=bf16-mixed")
     if not engine.checkpointing:
         means.append("engine.checkpointing=true")
     if world_size > 1 and "fsdp" not in engine.strategy:
         means.append("engine.strategy=fsdp, which divides the weights among the devices")
-    return f"{where}; try, in this order: {'; '.join(means) or 'smaller images or a smaller model'}"
+    resumed = "none of this may change"
+    if not engine.checkpointing:
+        resumed = "engine.checkpointing may change, but not the batch, the precision or the strategy"
+    order = "; ".join(means) or "smaller images or a smaller model"
+    return f"{where}; try, in this order: {order}. In a run that is resumed {resumed}"
 
 
 def lost_peer(error: Exception) -> str | None:

@@ -1,0 +1,111 @@
+"""Shards that are fetched while they are read."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+
+from .errors import DataError
+from .folder import IMAGE_SUFFIXES
+from .images import reason
+from .tar import Named
+from .tar_scan import LABEL, sample_key
+from .tar_source import NUMBER
+from .wds_splits import INFO, Listed, open_url
+
+BROKEN = (OSError, EOFError, tarfile.TarError, zlib.error)
+
+
+class RemoteShards:
+    """Archives behind URLs, or that commands (`pipe:`) give, opened by webdataset.
+
+    Args:
+        root: what stands before the names.
+        names: of the archives.
+        info: from `read_info`; it must list the length of each.
+        classes: how many there are.
+
+    Raises:
+        DataError: a length is not known.
+    """
+
+    def __init__(self, root: str, names: Sequence[str], info: dict[str, Listed], classes: int):
+        self.root, self.names, self.classes = root, tuple(names), classes
+        known = {name: length for split in info.values() for name, length in split.lengths.items()}
+        if unknown := [name for name in names if name not in known]:
+            raise DataError(
+                f"{os.path.join(root, INFO[0])} does not list the length of {unknown[0]}, by which remote "
+                "shards are divided; list it, or copy the shards to a disk, where they are counted."
+            )
+        self.lengths = np.array([known[name] for name in names], np.int64)
+
+    def read(self, shard: int, places: np.ndarray) -> Iterator[tuple[Named, int]]:
+        """Yield the samples at ascending places; what lies between is fetched and dropped.
+
+        Raises:
+            DataError: the archive breaks off or has another length, or a sample lacks an image or a class.
+        """
+        url = os.path.join(self.root, self.names[shard])
+        samples = self._samples(url, set(places.tolist()), int(places[-1]), int(self.lengths[shard]))
+        while True:
+            try:
+                sample = next(samples, None)
+            except BROKEN as error:
+                raise DataError(f"cannot read {url}: {reason(error)}.") from error
+            if sample is None:
+                return
+            yield sample
+
+    def _samples(self, url: str, wanted: set[int], last: int, length: int) -> Iterator[tuple[Named, int]]:
+        place, sample, more = -1, None, False
+        with open_url(url) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+            files = (member for member in _members(tar) if member.isfile())
+            groups = groupby(files, key=lambda member: sample_key(member.name.removeprefix("./")))
+            for place, (key, members) in enumerate(groups):
+                sample = self._sample(f"{url}#{key}", tar, members) if place in wanted else None
+                if place == last:
+                    more = last == length - 1 and next(groups, None) is not None
+                    break
+                if sample is not None:
+                    yield sample
+        if place < last or sample is None or more:
+            held = "more" if more else place + 1
+            raise DataError(
+                f"{url} holds {held} samples, and {INFO[0]} says {length}; copy the archive again, or write "
+                "its length there."
+            )
+        yield sample
+
+    def _sample(
+        self, name: str, tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]
+    ) -> tuple[Named, int]:
+        image, label = None, ""
+        for member in members:
+            suffix = member.name.removeprefix("./").rpartition("/")[2].partition(".")[2].lower()
+            if f".{suffix}" in IMAGE_SUFFIXES and image is None:
+                image = Named(_content(tar, member), f"{name}.{suffix}")
+            elif suffix == LABEL:
+                label = _content(tar, member).decode("utf-8", "replace").strip()
+        if image is None:
+            raise DataError(f"{name} holds no image, or breaks off.")
+        if not NUMBER.fullmatch(label) or not 0 <= int(label) < self.classes:
+            said = f"has the class {label!r}" if label else "has no .cls file, or breaks off"
+            raise DataError(f"{name} {said}; wds/ takes the numbers of {self.classes} classes, from 0.")
+        return image, int(label)
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # a million would stay in memory
+        if not member.name.rpartition("/")[2].startswith((".", "__")):
+            yield member
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read() if file else b""

@@ -1,0 +1,111 @@
+"""Which shards are a split of `wds/NAME:PATH`, by the file that lies beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from .config import is_remote
+from .errors import DataError
+from .images import reason
+from .tar_paths import expand
+
+INFO = ("_info.json", "info.json")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What is written of a split.
+
+    Args:
+        names: of its shards.
+        lengths: samples in each, by name.
+        alt_label: the field of JSON files that holds the classes, "" where they are in .cls files.
+    """
+
+    names: tuple[str, ...]
+    lengths: dict[str, int]
+    alt_label: str
+
+
+def open_url(url: str) -> Any:
+    """Open what webdataset can, as a binary file to be read: http, https, pipe:, gs and others."""
+    from webdataset.gopen import gopen
+
+    return gopen(url)
+
+
+def read_info(root: str) -> dict[str, Listed]:
+    """Return what _info.json (or info.json) says of the splits by name; nothing where there is none.
+
+    Raises:
+        DataError: it holds something else, or there is none where shards are remote.
+    """
+    why = ""
+    for name in INFO:
+        path = os.path.join(root, name)
+        try:
+            with open_url(path) if is_remote(root) else open(path, "rb") as file:
+                content = file.read()
+        except (OSError, ValueError) as error:  # webdataset's, of a scheme that it does not know
+            why = why or reason(error)
+            continue
+        try:
+            splits = json.loads(content)["splits"].items()
+            return {split: _listed(listed) for split, listed in splits}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f'{path} must be JSON with the splits by name in "splits", and of each the "filenames" of '
+                'its shards and their "shard_lengths".'
+            ) from error
+    if is_remote(root):
+        raise DataError(
+            f"cannot read {os.path.join(root, INFO[0])}: {why}. Remote shards are divided by the lengths "
+            "that it lists; copy them to a disk, where they are counted, or write it."
+        )
+    return {}
+
+
+def _listed(split: dict[str, Any]) -> Listed:
+    names = tuple(split["filenames"])
+    lengths = {name: int(length) for name, length in zip(names, split["shard_lengths"], strict=True)}
+    return Listed(names, lengths, split.get("alt_label") or "")
+
+
+def find_split(root: str, split: str, info: dict[str, Listed]) -> tuple[str, ...]:
+    """Return the names of a split's shards.
+
+    Args:
+        root: what stands before the names.
+        split: listed in `info`, or names with braces, several between `::`; a number of samples behind
+            `|`, as timm has it, is not needed.
+        info: from `read_info`.
+
+    Raises:
+        DataError: there is no such split, or a file of it is not there.
+    """
+    where = os.path.join(root, INFO[0])
+    if split in info:
+        if info[split].alt_label:
+            raise DataError(
+                f"{where} says that the classes of {split!r} are in JSON files; only .cls files are read."
+            )
+        for name in info[split].names:
+            if not is_remote(root) and not os.path.isfile(os.path.join(root, name)):
+                raise DataError(f"{where} lists {name}, and there is no such file.")
+        return info[split].names
+    if ".tar" not in split:
+        known = f"which lists {', '.join(map(repr, info))}" if info else "as there is no such file"
+        raise DataError(
+            f"the split {split!r} is not found in {where}, {known}; name it, or the shards, with "
+            '--set data.train_split="train-{000000..000009}.tar" and data.val_split.'
+        )
+    patterns = split.partition("|")[0].split("::")
+    if is_remote(root):
+        from braceexpand import braceexpand
+
+        return tuple(name for pattern in patterns for name in braceexpand(pattern))
+    paths = [path for pattern in patterns for path in expand(os.path.join(root, pattern))]
+    return tuple(os.path.relpath(path, root) for path in paths)
