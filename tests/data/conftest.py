@@ -1,9 +1,11 @@
 """Small image folders, written where a test runs."""
 
 import io
+import json
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,3 +86,52 @@ def samples() -> Callable[..., dict[str, bytes]]:
         return members
 
     return make
+
+
+def rectangle(left: int, top: int, width: int, height: int) -> dict[str, Any]:
+    """Box, polygon and area of a rectangle, as COCO has them."""
+    right, bottom = left + width, top + height
+    polygon = [left, top, right, top, right, bottom, left, bottom]
+    return {"bbox": [left, top, width, height], "segmentation": [polygon], "area": width * height}
+
+
+@pytest.fixture
+def coco_entry() -> Callable[..., dict[str, Any]]:
+    """Make an annotation of a rectangle, `coco_entry(id, image_id, left, top, width, height)`."""
+
+    def make(number: int, image: int, *place: int, category: int = 3, **more: object) -> dict[str, Any]:
+        own = {"id": number, "image_id": image, "category_id": category, "iscrowd": 0}
+        return own | rectangle(*place) | more
+
+    return make
+
+
+@pytest.fixture
+def write_coco(tmp_path: Path) -> Callable[..., Path]:
+    """Write a COCO folder, `write_coco(train=(sizes, annotations), val=...)`, and return its root.
+
+    Image i of a side has the id i + 1, the name f"{i + 1:03d}.png" and the i-th size (width, height).
+    """
+
+    def write(
+        *, categories: dict[int, str] | None = None, **sides: tuple[Sequence[tuple[int, int]], Sequence[Any]]
+    ) -> Path:
+        root = tmp_path / "coco"
+        (root / "annotations").mkdir(parents=True, exist_ok=True)
+        names = categories or {3: "cat", 7: "dog"}
+        for side, (sizes, annotations) in sides.items():
+            (root / side).mkdir(exist_ok=True)
+            images = []
+            for number, size in enumerate(sizes, start=1):
+                name = f"{number:03d}.png"
+                noise(1000 * len(side) + number, size).save(root / side / name)
+                images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
+            content = {
+                "images": images,
+                "annotations": list(annotations),
+                "categories": [{"id": number, "name": name} for number, name in names.items()],
+            }
+            (root / "annotations" / f"instances_{side}.json").write_text(json.dumps(content))
+        return root
+
+    return write

@@ -1,5 +1,10 @@
 """The data room: everything that turns a source of images into tensors, reproducibly."""
 
+from .coco_config import CocoConfig
+from .coco_convert import Converted, masks_to_coco
+from .coco_loader import coco_eval_loader, coco_train_loader
+from .coco_set import CocoSet
+from .coco_splits import CocoSplits, describe_coco, open_coco, open_coco_split
 from .config import AugmentConfig, DataConfig
 from .errors import DataError, DataWarning
 from .folder import IMAGE_SUFFIXES
@@ -17,6 +22,10 @@ from .unlabelled import open_pictures
 __all__ = [
     "IMAGE_SUFFIXES",
     "AugmentConfig",
+    "CocoConfig",
+    "CocoSet",
+    "CocoSplits",
+    "Converted",
     "DataConfig",
     "DataError",
     "DataWarning",
@@ -26,9 +35,15 @@ __all__ = [
     "Sharded",
     "Splits",
     "StreamSet",
+    "coco_eval_loader",
+    "coco_train_loader",
     "describe",
+    "describe_coco",
     "eval_loader",
     "eval_transform",
+    "masks_to_coco",
+    "open_coco",
+    "open_coco_split",
     "open_pictures",
     "open_split",
     "open_splits",

@@ -70,13 +70,15 @@ class TrainBatches(Sampler):
         return self._batches(*self.position())  # asked now, not at the first batch
 
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
-        if self.shards is None:
-            order = permutation(self.seed, epoch, self.size)
-        else:
-            order = shard_permutation(self.seed, epoch, self.shards)
+        order = self._order(epoch)
         for batch in range(done, len(self)):
             start = (batch * self.world_size + self.rank) * self.batch_size
             yield order[start : start + self.batch_size], epoch
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self.shards is None:
+            return permutation(self.seed, epoch, self.size)
+        return shard_permutation(self.seed, epoch, self.shards)
 
 
 class EvalBatches(Sampler):

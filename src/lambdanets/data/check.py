@@ -23,7 +23,7 @@ def check_set(image_set: ImageSet, progress: Callable[[int], None]) -> dict[int,
     pictures = image_set.pictures
     if not isinstance(pictures, FilePictures | TarPictures):
         return {}
-    return _for_all(pictures.check, len(pictures), progress)
+    return for_all(pictures.check, len(pictures), progress)
 
 
 def keep_in_memory(image_set: ImageSet, progress: Callable[[int], None]) -> dict[int, str]:
@@ -38,7 +38,7 @@ def keep_in_memory(image_set: ImageSet, progress: Callable[[int], None]) -> dict
     def keep(index: int) -> None:
         kept[index] = image_set.prepared(index)
 
-    bad = _for_all(keep, number, progress)
+    bad = for_all(keep, number, progress)
     image_set.kept = kept
     return bad
 
@@ -57,7 +57,9 @@ def memory_needed(image_set: ImageSet) -> int:
     return number * int(np.mean(sizes)) if sizes else 0
 
 
-def _for_all(work: Callable[[int], None], number: int, progress: Callable[[int], None]) -> dict[int, str]:
+def for_all(work: Callable[[int], None], number: int, progress: Callable[[int], None]) -> dict[int, str]:
+    """Call `work` with 0 to number - 1 in threads, and return the DataErrors it raised, by index."""
+
     def chunk(start: int) -> dict[int, str]:
         bad = {}
         for index in range(start, min(start + CHUNK, number)):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ..wording import few
+
 
 class DataError(ValueError):
     """A source that cannot be used as it stands, told in one clear message.
@@ -19,3 +23,8 @@ class DataError(ValueError):
 
 class DataWarning(UserWarning):
     """Images were left out or replaced, or a promise of the room does not hold for this source."""
+
+
+def listing(sentences: Sequence[str]) -> str:
+    """Return the first few sentences, each on a line of its own, and how many more there are."""
+    return "\n  " + few(sentences, form=str, separator="\n  ")

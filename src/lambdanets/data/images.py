@@ -23,7 +23,9 @@ ORIENTATION = 0x0112
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def read_image(source: str | PathLike[str] | IO[bytes], *, in_chans: int = 3) -> Image.Image:
+def read_image(
+    source: str | PathLike[str] | IO[bytes], *, in_chans: int = 3, size: tuple[int, int] | None = None
+) -> Image.Image:
     """Read an image file whole, upright, as RGB or grey.
 
     The EXIF orientation is applied. 16-bit images are scaled to 8 bits, not clipped. What is transparent is
@@ -33,15 +35,44 @@ def read_image(source: str | PathLike[str] | IO[bytes], *, in_chans: int = 3) ->
     Args:
         source: a path or an open binary file.
         in_chans: 3 for RGB, 1 for grey.
+        size: (width, height) of what was annotated, for coordinates that must fit the pixels: an image that
+            is stored in this size is not turned.
 
     Returns:
         The picture, of mode RGB or L, in memory (the file is closed).
 
     Raises:
-        DataError: the file cannot be read, is no image, or ends too early; the message names it.
+        DataError: the file cannot be read, is no image, ends too early, or is of another size; the message
+            names it.
     """
     with _naming(source), _opened(source) as file:
-        return as_mode(upright(_decoded(file)), in_chans)
+        image = _decoded(file)
+        if image.size != size:
+            image = upright(image)
+            _check_size(image.size, size)
+        return as_mode(image, in_chans)
+
+
+def check_size(source: str | PathLike[str] | IO[bytes], size: tuple[int, int]) -> None:
+    """Find out, from its header alone, whether an image has a size (width, height), as stored or upright.
+
+    Raises:
+        DataError: as from `read_image`, as far as the header tells.
+    """
+    with _naming(source), _opened(source) as file, Image.open(file) as image:
+        if image.size != size:
+            turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
+            width, height = image.size
+            _check_size((height, width) if turned else (width, height), size)
+
+
+def _check_size(found: tuple[int, int], size: tuple[int, int] | None) -> None:
+    if size is not None and found != size:
+        (width, height), (listed_width, listed_height) = found, size
+        raise ValueError(
+            f"the image is {width} pixels wide and {height} high, and is listed as {listed_width} wide and "
+            f"{listed_height} high"
+        )
 
 
 def check_image(source: str | PathLike[str] | IO[bytes]) -> None:
@@ -52,6 +83,22 @@ def check_image(source: str | PathLike[str] | IO[bytes]) -> None:
     """
     with _naming(source), _opened(source) as file:
         as_mode(_decoded(file, small=True), 3)
+
+
+def read_values(source: str | PathLike[str] | IO[bytes]) -> np.ndarray:
+    """Read the numbers of an image file of one channel as they are stored: a mask's.
+
+    Returns:
+        Integers of shape (height, width); of a palette the places of its colours.
+
+    Raises:
+        DataError: the file cannot be read, ends too early, or has several channels; the message names it.
+    """
+    with _naming(source), _opened(source) as file:
+        values = np.asarray(_decoded(file))
+        if values.ndim != 2 or values.dtype.kind not in "iub":
+            raise ValueError("a mask has one channel of whole numbers")
+        return values
 
 
 def _opened(source: str | PathLike[str] | IO[bytes]) -> AbstractContextManager[IO[bytes]]:

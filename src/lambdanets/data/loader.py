@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
@@ -21,18 +22,25 @@ from .stream import StreamSet, TimmStream
 from .wds import WdsSet
 
 
+class Batches(Protocol):
+    """A set that makes the batch of any indices, in an epoch of a seed."""
+
+    def __len__(self) -> int: ...
+    def batch(self, indices: np.ndarray, epoch: int | np.ndarray, seed: int) -> tuple[Any, Any]: ...
+
+
 class _Batched(Dataset):
     """Lets a worker make a whole batch at once."""
 
-    def __init__(self, image_set: ImageSet | MixedSet, seed: int):
-        self.image_set, self.seed = image_set, seed
+    def __init__(self, data_set: Batches, seed: int):
+        self.data_set, self.seed = data_set, seed
 
     def __len__(self) -> int:
-        return len(self.image_set)
+        return len(self.data_set)
 
-    def __getitem__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, batch: Batch) -> tuple[Any, Any]:
         indices, epoch = batch
-        return self.image_set.batch(indices, epoch, self.seed)
+        return self.data_set.batch(indices, epoch, self.seed)
 
 
 class _Following(Dataset):
@@ -111,9 +119,13 @@ def eval_loader(
 
 
 def _loader(image_set: ImageSet | MixedSet, config: DataConfig, batches: Sampler, seed: int) -> DataLoader:
-    workers = 0 if image_set.immediate else config.workers
+    return batched_loader(image_set, batches, workers=0 if image_set.immediate else config.workers, seed=seed)
+
+
+def batched_loader(data_set: Batches, batches: Sampler, *, workers: int, seed: int) -> DataLoader:
+    """Return the loader whose workers make a whole batch at once, of the indices and epoch that come."""
     return DataLoader(
-        _Batched(image_set, seed), batch_size=None, sampler=batches, **_process_options(workers, seed)
+        _Batched(data_set, seed), batch_size=None, sampler=batches, **_process_options(workers, seed)
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..wording import few
 from .check import MEMORY_LIMIT, check_set, keep_in_memory, memory_needed
 from .config import DataConfig
-from .errors import DataError, DataWarning
+from .errors import DataError, DataWarning, listing
 from .folder import fingerprint
 from .image_set import ORDER_NEEDS_TAR, ImageSet
 from .mixed import MixedSet, shares
@@ -183,8 +183,7 @@ def _read(sides: list[ImageSet], config: DataConfig, progress: Progress | None) 
     sentences = [found[index] for found in bad for index in sorted(found)]
     if not sentences:
         return
-    named = few(sentences, form=str, separator="\n  ")
-    what = f"{len(sentences)} of {total} images cannot be read:\n  {named}"
+    what = f"{len(sentences)} of {total} images cannot be read:{listing(sentences)}"
     if config.on_bad_image == "refuse":
         raise DataError(
             f"{what}\nRepair or remove them, or leave them out with --set data.on_bad_image=skip."

@@ -1,0 +1,154 @@
+"""What is wrong with the entries of a COCO json: one sentence for each."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .check import for_all
+from .coco_json import CocoFile, is_id
+from .coco_masks import segmentation_fault
+from .images import check_image, check_size
+
+ROUNDING = 1.0  # pixels that a box may reach over the edge: tools round and count edges differently
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The entries without fault, and sentences about the others.
+
+    Args:
+        images: the good ones, each with its `path`.
+        annotations: the good ones of good images, by image id.
+        bad_images: one sentence each.
+        bad_annotations: one sentence each.
+        with_bad_images: number of annotations of bad images.
+    """
+
+    images: list[Entry]
+    annotations: dict[int, list[Entry]]
+    bad_images: list[str]
+    bad_annotations: list[str]
+    with_bad_images: int
+
+
+def check_entries(
+    file: CocoFile,
+    folders: Sequence[Path],
+    *,
+    masks: bool,
+    decode: bool,
+    progress: Callable[[int], None],
+) -> Checked:
+    """Check the images and annotations of a COCO json.
+
+    Args:
+        file: read already.
+        folders: where images may be, in order.
+        masks: whether annotations need a segmentation.
+        decode: decode the images, else only their headers are read.
+        progress: called with the number of images done.
+    """
+    listed, bad_images = _listed(file.images, folders)
+    entries = list(listed.values())
+
+    def check(index: int) -> None:
+        path, size = entries[index]["path"], (entries[index]["width"], entries[index]["height"])
+        check_size(path, size)
+        if decode:
+            check_image(path)
+
+    bad = for_all(check, len(entries), progress)
+    bad_images += [
+        f"image {entries[index]['id']} ({entries[index]['file_name']}): {bad[index]}" for index in sorted(bad)
+    ]
+    images = {entry["id"]: entry for index, entry in enumerate(entries) if index not in bad}
+    ids = {entry["id"] for entry in file.images if isinstance(entry, dict) and is_id(entry.get("id"))}
+    left_out = ids - images.keys()
+    annotations: dict[int, list[Entry]] = {number: [] for number in images}
+    bad_annotations = []
+    with_images = 0
+    seen: set[int] = set()
+    for place, entry in enumerate(file.annotations):
+        if not isinstance(entry, dict) or not is_id(entry.get("id")):
+            bad_annotations.append(f"annotation at place {place}: it has no whole number as its id.")
+            continue
+        if entry["id"] in seen:
+            fault = "its id is taken by another one before it"
+        elif is_id(entry.get("image_id")) and entry["image_id"] in left_out:
+            with_images += 1
+            continue
+        else:
+            fault = _annotation_fault(entry, images, file.categories, masks=masks)
+        seen.add(entry["id"])
+        if fault is None:
+            annotations[entry["image_id"]].append(entry)
+        else:
+            image = images.get(entry["image_id"]) if is_id(entry.get("image_id")) else None
+            of = f" of {image['file_name']}" if image else ""
+            bad_annotations.append(f"annotation {entry['id']}{of}: {fault}.")
+    return Checked(list(images.values()), annotations, bad_images, bad_annotations, with_images)
+
+
+def _listed(entries: Sequence[Any], folders: Sequence[Path]) -> tuple[dict[int, Entry], list[str]]:
+    """The images whose entry is whole and whose file is there, and what is wrong with the others."""
+    found: dict[int, Entry] = {}
+    bad = []
+    for place, entry in enumerate(entries):
+        number = entry.get("id") if isinstance(entry, dict) else None
+        if not is_id(number):
+            bad.append(f"image at place {place}: it has no whole number as its id.")
+            continue
+        name, width, height = (entry.get(key) for key in ("file_name", "width", "height"))
+        if not isinstance(name, str) or not name:
+            bad.append(f"image {number}: it has no file_name.")
+        elif not all(is_id(side) and side > 0 for side in (width, height)):
+            bad.append(f"image {number} ({name}): its width and height are {width!r} and {height!r}.")
+        elif number in found:
+            bad.append(f"image {number} ({name}): its id is taken by {found[number]['file_name']}.")
+        elif path := next((p for folder in folders if (p := folder / name).is_file()), None):
+            found[number] = {key: entry[key] for key in ("id", "file_name", "width", "height")}
+            found[number]["path"] = os.fspath(path)
+        else:
+            looked = ", ".join(str(folder) for folder in folders)
+            bad.append(f"image {number} ({name}): there is no such file in {looked}.")
+    return found, bad
+
+
+def _annotation_fault(
+    entry: Entry, images: dict[int, Entry], categories: dict[int, str], *, masks: bool
+) -> str | None:
+    image = images.get(entry["image_id"]) if is_id(entry.get("image_id")) else None
+    if image is None:
+        return f"it is of image {entry.get('image_id')!r}, which is not listed"
+    if not is_id(entry.get("category_id")) or entry["category_id"] not in categories:
+        return f"it is of category {entry.get('category_id')!r}, which is not listed"
+    height, width = image["height"], image["width"]
+    fault = _box_fault(entry.get("bbox"), height, width)
+    if fault is None and entry.get("iscrowd", 0) not in (0, 1):
+        fault = f"its iscrowd is {entry['iscrowd']!r}, not 0 or 1"
+    if fault is None and "area" in entry and not (_are_numbers([entry["area"]]) and entry["area"] >= 0):
+        fault = f"its area is {entry['area']!r}"
+    if fault is None and masks:
+        fault = segmentation_fault(entry.get("segmentation"), height, width)
+    return fault
+
+
+def _box_fault(box: object, height: int, width: int) -> str | None:
+    if not isinstance(box, list) or len(box) != 4 or not _are_numbers(box):
+        return f"its box is not four numbers [x, y, width, height] but {box!r}"
+    x, y, w, h = box
+    if w <= 0 or h <= 0:
+        return f"its box {box} has no area"
+    if x < -ROUNDING or y < -ROUNDING or x + w > width + ROUNDING or y + h > height + ROUNDING:
+        return f"its box {box} reaches outside the image, which is {width} pixels wide and {height} high"
+    return None
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return set(map(type, values)) <= {int, float} and all(map(math.isfinite, values))

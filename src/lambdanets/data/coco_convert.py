@@ -1,0 +1,206 @@
+"""Folders of mask images turned into a COCO json."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..wording import few
+from .coco_masks import coco_tool
+from .errors import DataError, listing
+from .folder import IMAGE_SUFFIXES, existing
+from .images import check_size, read_image, read_values
+from .progress import MANY, progress_bar
+
+LAYOUTS = (
+    "images/NAME.jpg (or another kind) with masks/NAME.png, whose values number the objects and are 0 "
+    "elsewhere; or, for each image, a folder with the image in images/ and a PNG for each object in masks/"
+)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `masks_to_coco` has written.
+
+    Args:
+        images: number of images.
+        objects: number of annotations.
+    """
+
+    images: int
+    objects: int
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """An image and its mask files, each with the number of its class."""
+
+    path: Path
+    masks: list[tuple[Path, int]]
+    numbered: bool  # a mask's values number objects; else a mask is one object
+
+
+def masks_to_coco(
+    folder: str | os.PathLike[str], out: str | os.PathLike[str], *, classes: Sequence[str] = ("object",)
+) -> Converted:
+    """Write the masks of a folder as a COCO json, with compressed run lengths.
+
+    Two layouts are read. *One mask file for each image*: images/NAME.jpg with masks/NAME.png, an image of one
+    channel that is 0 in the background and has another value for each object. *One for each object*: a
+    folder for each image, with the image in images/ and masks/*.png, each 0 outside and one other value
+    inside; an image whose masks/ is empty has no objects. With several classes, masks/ holds a folder for
+    each, of its name, with the same inside; then an image may lack a file in some of them.
+
+    Args:
+        folder: that holds all this. The json names images from here on: give it as `CocoConfig.images`,
+            unless the json lies in this folder or in its annotations/.
+        out: the file to write; it must not be there yet.
+        classes: names of the classes, which get the ids 1, 2, ...
+
+    Returns:
+        How many images and objects there are.
+
+    Raises:
+        DataError: the folder has neither layout, `out` is there already, or there are images without masks,
+            masks without images, masks of another size than their image, empty masks, masks of several
+            values where one is an object, or files that cannot be read: each is named, and nothing is
+            written.
+
+    Example:
+        >>> masks_to_coco("/data/nuclei", "/data/nuclei/annotations/all.json", classes=("nucleus",))
+    """
+    root, target = existing(os.fspath(folder)), Path(out).expanduser()
+    if not classes or len(set(classes)) < len(classes) or not all(classes):
+        raise ValueError(f"classes must be names, all different, got {classes!r}.")
+    if target.exists():
+        raise DataError(f"{target} is there already.")
+    tool = coco_tool()
+    if (root / "images").is_dir() and (root / "masks").is_dir():
+        pictures, bad = _one_file_each(root, classes)
+    else:
+        pictures, bad = _one_folder_each(root, classes)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    with progress_bar("Reading masks", len(pictures), least=MANY) as report:
+        for number, picture in enumerate(pictures, start=1):
+            try:
+                size = _size(picture)
+                for category, mask in _objects(picture, size):
+                    runs = tool.encode(np.asfortranarray(mask, dtype=np.uint8))
+                    annotations.append(
+                        {
+                            "id": len(annotations) + 1,
+                            "image_id": number,
+                            "category_id": category,
+                            "iscrowd": 0,
+                            "area": int(tool.area(runs)),
+                            "bbox": tool.toBbox(runs).tolist(),
+                            "segmentation": {
+                                "size": [*map(int, runs["size"])],
+                                "counts": runs["counts"].decode(),
+                            },
+                        }
+                    )
+            except DataError as error:
+                bad.append(str(error))
+                continue
+            name = picture.path.relative_to(root).as_posix()
+            images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
+            report(number, len(pictures))
+    if bad:
+        raise DataError(f"the masks of {root} cannot be converted:{listing(bad)}")
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    unfinished.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(unfinished, target)
+    return Converted(len(images), len(annotations))
+
+
+def _files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+    names = os.listdir(folder) if folder.is_dir() else []
+    return [
+        folder / n for n in sorted(names) if n.lower().endswith(tuple(suffixes)) and not n.startswith(".")
+    ]
+
+
+def _mask_folders(masks: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
+    several = len(classes) > 1
+    return [(masks / name if several else masks, number) for number, name in enumerate(classes, start=1)]
+
+
+def _one_file_each(root: Path, classes: Sequence[str]) -> tuple[list[_Picture], list[str]]:
+    images = {path.stem: path for path in reversed(_files(root / "images"))}
+    bad = [
+        f"{path} has the same name as {images[path.stem]}."
+        for path in _files(root / "images")
+        if images[path.stem] != path
+    ]
+    masks: dict[str, list[tuple[Path, int]]] = {name: [] for name in images}
+    for folder, number in _mask_folders(root / "masks", classes):
+        for path in _files(folder, (".png",)):
+            if path.stem in masks:
+                masks[path.stem].append((path, number))
+            else:
+                bad.append(f"{path} has no image of its name in {root / 'images'}.")
+    bad += [
+        f"{images[name]} has no mask of its name in {root / 'masks'}." for name in images if not masks[name]
+    ]
+    if not images:
+        raise DataError(f"{root / 'images'} holds no images.")
+    return [_Picture(images[name], masks[name], True) for name in sorted(images) if masks[name]], bad
+
+
+def _one_folder_each(root: Path, classes: Sequence[str]) -> tuple[list[_Picture], list[str]]:
+    pictures, bad = [], []
+    for folder in sorted(path.parent for path in root.glob("*/images") if path.is_dir()):
+        images = _files(folder / "images")
+        if len(images) != 1:
+            bad.append(f"{folder / 'images'} holds {len(images)} images and should hold one.")
+        elif not (folder / "masks").is_dir():
+            bad.append(f"{folder} has no masks/.")
+        else:
+            masks = [
+                (path, number)
+                for part, number in _mask_folders(folder / "masks", classes)
+                for path in _files(part, (".png",))
+            ]
+            pictures.append(_Picture(images[0], masks, False))
+    if not pictures and not bad:
+        held = few(sorted(os.listdir(root)))
+        raise DataError(f"{root} must hold {LAYOUTS}; it holds {held or 'nothing'}.")
+    return pictures, bad
+
+
+def _size(picture: _Picture) -> tuple[int, int]:
+    """Width and height of the first mask, which the image must have."""
+    if picture.masks:
+        height, width = read_values(picture.masks[0][0]).shape
+        check_size(picture.path, (width, height))
+        return width, height
+    return read_image(picture.path).size
+
+
+def _objects(picture: _Picture, size: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
+    """The class and the mask of each object."""
+    for path, number in picture.masks:
+        values = read_values(path)
+        height, width = values.shape
+        if (width, height) != size:
+            raise DataError(
+                f"{path} is {width} pixels wide and {height} high, its image {size[0]} wide and "
+                f"{size[1]} high."
+            )
+        found = [value for value in np.unique(values) if value]
+        if not picture.numbered and len(found) != 1:
+            held = f"{len(found)} values besides 0, and should hold one" if found else "no object"
+            raise DataError(f"{path} holds {held}.")
+        for value in found:
+            yield number, values == value

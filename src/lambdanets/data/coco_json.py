@@ -1,0 +1,81 @@
+"""A COCO json as it stands in its file: opened, and refused where it is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from .errors import DataError
+from .images import reason
+
+PARTS = ("images", "annotations", "categories")
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """The three lists of a COCO json; entries of the first two are not checked yet.
+
+    Args:
+        path: of the file.
+        images: as listed.
+        annotations: as listed.
+        categories: names by id, in the order of the ids.
+    """
+
+    path: Path
+    images: list[Any]
+    annotations: list[Any]
+    categories: dict[int, str]
+
+
+def read_coco(path: Path) -> CocoFile:
+    """Read a COCO json.
+
+    Raises:
+        DataError: there is no such file, it is cut short, it is no json, or it is another kind of json.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {reason(error)}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no json: it holds bytes that are no text.") from error
+    except json.JSONDecodeError as error:
+        if not text.rstrip().endswith(("}", "]")):
+            raise DataError(f"{path} is cut short, or no json: it ends at {text[-20:]!r}.") from error
+        raise DataError(
+            f"{path} is no json: line {error.lineno}, column {error.colno}: {error.msg}."
+        ) from error
+    if not isinstance(content, dict):
+        hint = "; it is a list, as results are" if isinstance(content, list) else ""
+        raise DataError(f"{path} is no COCO json: it must be an object with {', '.join(PARTS)}{hint}.")
+    for part in PARTS:
+        if not isinstance(content.get(part), list):
+            raise DataError(f"{path} is no COCO json: it has no list {part!r}.")
+    categories = _categories(path, content["categories"])
+    return CocoFile(path, content["images"], content["annotations"], categories)
+
+
+def is_id(value: object) -> TypeGuard[int]:
+    """Return whether something can be the id of an image, an annotation or a category."""
+    return type(value) is int
+
+
+def _categories(path: Path, entries: list[Any]) -> dict[int, str]:
+    if not entries:
+        raise DataError(f"{path} lists no categories.")
+    found: dict[int, str] = {}
+    for place, entry in enumerate(entries):
+        whole = isinstance(entry, dict)
+        number, name = (entry.get("id"), entry.get("name")) if whole else (None, None)
+        if not is_id(number) or not isinstance(name, str) or not name:
+            raise DataError(f"{path}: category {place} lacks a whole number 'id' or a 'name': {entry!r}.")
+        if number in found:
+            raise DataError(f"{path} lists the category id {number} twice: {found[number]!r} and {name!r}.")
+        if name in found.values():
+            raise DataError(f"{path} lists two categories of the name {name!r}.")
+        found[number] = name
+    return dict(sorted(found.items()))

@@ -1,0 +1,136 @@
+"""COCO's forms of a mask: polygons, run lengths as a list, and run lengths as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import DataError
+
+LONGEST = 7  # characters of one run length of 32 bits, five bits in each
+Segmentation = list[list[float]] | dict[str, Any]
+
+
+def coco_tool() -> Any:
+    """Return pycocotools.mask, or say in one sentence what to install.
+
+    Raises:
+        DataError: pycocotools is not installed.
+    """
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise DataError(
+            "COCO's annotations need the package pycocotools: pip install 'lambdanets[detection]'"
+        ) from error
+    return mask
+
+
+def raster(segmentations: Sequence[Segmentation], height: int, width: int) -> np.ndarray:
+    """Return masks as pycocotools draws them.
+
+    Args:
+        segmentations: n of them, of any form, without fault.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+
+    Returns:
+        uint8 of shape (n, height, width), 1 inside.
+    """
+    if not segmentations:
+        return np.zeros((0, height, width), np.uint8)
+    runs = [run_lengths(each, height, width) for each in segmentations]
+    return np.ascontiguousarray(coco_tool().decode(runs).transpose(2, 0, 1))
+
+
+def run_lengths(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
+    """Return any form of a mask as run lengths in text, COCO's compressed form."""
+    tool = coco_tool()
+    if isinstance(segmentation, list):
+        return tool.merge(tool.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return tool.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def segmentation_fault(segmentation: object, height: int, width: int) -> str | None:
+    """Return what is wrong with a mask of an image of that size, without drawing it."""
+    if isinstance(segmentation, dict):
+        return _runs_fault(segmentation, height, width)
+    if not isinstance(segmentation, list) or not segmentation:
+        return "it has no segmentation (boxes alone are learnt with data.masks=False)"
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
+            return "its polygon is not a list of numbers x, y, x, y, ..."
+        if len(polygon) % 2:
+            return f"its polygon has {len(polygon)} coordinates, an odd number"
+        if len(polygon) < 6:
+            return f"its polygon has fewer than 3 points ({len(polygon) // 2})"
+        if not math.isfinite(sum(polygon)):
+            return "its polygon has coordinates that are not finite"
+    return None
+
+
+def _runs_fault(segmentation: dict[str, Any], height: int, width: int) -> str | None:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list) or len(size) != 2:
+        return f"its mask has no size [height, width] but {size!r}"
+    if size != [height, width]:
+        return (
+            f"its mask is {size[1]} pixels wide and {size[0]} high, the image {width} wide and {height} high"
+        )
+    if isinstance(counts, str):
+        try:
+            runs = read_counts(counts)
+        except ValueError as error:
+            return f"the run lengths of its mask are damaged: {error}"
+    elif isinstance(counts, list) and set(map(type, counts)) <= {int}:
+        runs = np.array(counts, dtype=np.int64)
+    else:
+        return "the run lengths of its mask are neither text nor a list of whole numbers"
+    if runs.size and runs.min() < 0:
+        return "the run lengths of its mask are damaged: one is negative"
+    if runs.sum() != height * width:
+        return f"the run lengths of its mask cover {runs.sum()} pixels, the image has {height * width}"
+    if not runs[1::2].any():
+        return "its mask is empty"
+    return None
+
+
+def read_counts(text: str) -> np.ndarray:
+    """Return the run lengths that a compressed mask spells.
+
+    Each number is written in groups of five bits, low ones first, as characters from "0" on; from the fourth
+    on it is the difference from the number two places before. Of runs that cover too few pixels pycocotools
+    draws a mask whose rest is whatever was in memory, so they are read here first.
+
+    Args:
+        text: `counts` of a compressed mask.
+
+    Returns:
+        int64 run lengths, of background and mask in turn.
+
+    Raises:
+        ValueError: the text spells no numbers.
+    """
+    codes = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64) - ord("0")
+    if not codes.size:
+        return codes
+    if codes.min() < 0 or codes.max() > 63:
+        raise ValueError("there are characters that do not occur in them")
+    ends = np.flatnonzero(codes & 32 == 0)
+    if not ends.size or ends[-1] != codes.size - 1:
+        raise ValueError("they are cut short")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > LONGEST:
+        raise ValueError("a number is too long")
+    places = np.arange(codes.size) - np.repeat(starts, lengths)
+    values = np.add.reduceat((codes & 31) << (5 * places), starts)
+    values -= (codes[ends] & 16 != 0) * (1 << (5 * lengths))
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values

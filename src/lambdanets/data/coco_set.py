@@ -1,0 +1,173 @@
+"""One split of annotated images, as a detector sees it: each sample a function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from .coco_masks import coco_tool, raster, run_lengths
+from .coco_transforms import corners
+from .images import read_image
+from .randomness import CUT, keys, preserved, reseed
+
+Sample = tuple[tv_tensors.Image, dict[str, Any]]
+Entry = dict[str, Any]
+KEPT = ("id", "file_name", "width", "height")
+
+
+class CocoSet(Dataset):
+    """Images with objects, without fault.
+
+    Args:
+        images: entries with id, file_name, width, height and path.
+        annotations: those of each image, by image id.
+        categories: names by id; labels number them from 1 in this order.
+        transform: of (image, target); it may draw from the global generators.
+        train: crowds, which are groups that nobody has outlined one by one, are left out of the targets.
+        masks: whether targets have masks.
+        skipped: what was left out before, one sentence each.
+    """
+
+    exact_resume = True
+
+    def __init__(
+        self,
+        images: Sequence[Entry],
+        annotations: dict[int, list[Entry]],
+        categories: dict[int, str],
+        transform: v2.Transform,
+        *,
+        train: bool,
+        masks: bool = True,
+        skipped: Sequence[str] = (),
+    ):
+        self.transform, self.train, self.masks, self.skipped = transform, train, masks, tuple(skipped)
+        self.classes = tuple(categories.values())
+        self.category_ids = tuple(categories)
+        self._labels = {number: label for label, number in enumerate(categories, start=1)}
+        self.image_ids = np.array([entry["id"] for entry in images], dtype=np.int64)
+        self.sizes = np.array([(entry["height"], entry["width"]) for entry in images], dtype=np.int64)
+        # One array of bytes instead of millions of objects: forked workers share it without copying, as no
+        # reference is counted when it is read.
+        self._paths = np.array([os.fsencode(entry["path"]) for entry in images], dtype=np.bytes_)
+        lines = [
+            json.dumps([{key: entry[key] for key in KEPT}, annotations[entry["id"]]]).encode()
+            for entry in images
+        ]
+        self._ends = np.cumsum([len(line) for line in lines], dtype=np.int64)
+        self._lines = np.frombuffer(b"".join(lines), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def entry(self, index: int) -> tuple[Entry, list[Entry]]:
+        """Return the entry of an image and those of its annotations, as the json has them."""
+        start = self._ends[index - 1] if index else 0
+        image, annotations = json.loads(self._lines[start : self._ends[index]].tobytes())
+        return image, annotations
+
+    def content(self) -> bytes:
+        """Return all that is known of the images but where they lie, to tell sets apart."""
+        return self._lines.tobytes() + json.dumps(self.classes).encode()
+
+    def path(self, index: int) -> str:
+        """Return the file a sample comes from."""
+        return os.fsdecode(self._paths[index])
+
+    def original(self, index: int) -> Sample:
+        """Return one sample as it is stored.
+
+        The pixels are those that were annotated: an image that is stored in the size of the json is not
+        turned, whatever its EXIF orientation says; else it is turned upright and must have that size then.
+
+        Args:
+            index: from 0 to len - 1.
+
+        Returns:
+            The RGB image, uint8 of shape (3, height, width), and its target: `boxes` float32 of shape (n, 4),
+            left, top, right and bottom in pixels; `labels` int64 of shape (n,), from 1 on; `masks` uint8 of
+            shape (n, height, width); `area` float32 of shape (n,), in pixels of the stored image, and
+            `iscrowd` int64 of shape (n,); `image_id`, an int; `orig_size`, (height, width) of the stored
+            image.
+
+        Raises:
+            DataError: the image cannot be read, or is of another size; the message names it.
+        """
+        image, annotations = self.entry(index)
+        if self.train:
+            annotations = [entry for entry in annotations if not entry.get("iscrowd")]
+        height, width = size = image["height"], image["width"]
+        picture = np.asarray(read_image(self.path(index), size=(width, height)))
+        boxes = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
+        boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        boxes = boxes.clip(0, [width, height, width, height])
+        target = {
+            "boxes": corners(torch.from_numpy(boxes).float(), size),
+            "labels": torch.tensor([self._labels[e["category_id"]] for e in annotations], dtype=torch.int64),
+            "image_id": image["id"],
+            "area": torch.tensor([self._area(e, size) for e in annotations], dtype=torch.float32),
+            "iscrowd": torch.tensor([e.get("iscrowd", 0) for e in annotations], dtype=torch.int64),
+            "orig_size": size,
+        }
+        if self.masks:
+            drawn = raster([entry["segmentation"] for entry in annotations], height, width)
+            target["masks"] = tv_tensors.Mask(torch.from_numpy(drawn))
+        return tv_tensors.Image(torch.from_numpy(picture.copy()).permute(2, 0, 1).contiguous()), target
+
+    def item(self, index: int, epoch: int = 0, seed: int = 0) -> Sample:
+        """Return one sample as a detector gets it: as `original`, resized and varied.
+
+        Args:
+            index: from 0 to len - 1.
+            epoch: counted from 0; with the seed and the index it decides the random changes.
+            seed: of the run.
+        """
+        images, targets = self.batch([index], epoch, seed)
+        return images[0], targets[0]
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.item(index)
+
+    def batch(
+        self, indices: Sequence[int] | np.ndarray, epoch: int | np.ndarray = 0, seed: int = 0
+    ) -> tuple[list[tv_tensors.Image], list[dict[str, Any]]]:
+        """Return several samples, a list of images and one of targets."""
+        rows = np.asarray(indices, dtype=np.intp)
+        images, targets = [], []
+        with preserved():
+            for row, key in zip(rows, keys(seed, epoch, rows), strict=True):
+                sample = self.original(int(row))
+                reseed(key, CUT)
+                image, target = self.transform(*sample)
+                images.append(image)
+                targets.append(target)
+        return images, targets
+
+    def ground_truth(self) -> dict[str, list[Entry]]:
+        """Return the set as the content of a COCO json, for pycocotools: without what was left out."""
+        images, annotations = [], []
+        for index in range(len(self)):
+            image, own = self.entry(index)
+            size = image["height"], image["width"]
+            images.append(image)
+            annotations += (
+                entry | {"area": self._area(entry, size), "iscrowd": entry.get("iscrowd", 0)} for entry in own
+            )
+        names = zip(self.category_ids, self.classes, strict=True)
+        categories = [{"id": number, "name": name} for number, name in names]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _area(self, entry: Entry, size: tuple[int, int]) -> float:
+        if "area" in entry:
+            return entry["area"]
+        if not self.masks:
+            return entry["bbox"][2] * entry["bbox"][3]
+        return float(coco_tool().area(run_lengths(entry["segmentation"], *size)))

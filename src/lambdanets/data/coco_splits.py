@@ -1,0 +1,241 @@
+"""From a configuration to the two sides of a COCO set, checked and ready to load."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+from ..wording import few
+from .coco_check import Checked, check_entries
+from .coco_config import COCO_SOURCES, CocoConfig
+from .coco_json import CocoFile, read_coco
+from .coco_masks import coco_tool
+from .coco_set import CocoSet
+from .coco_transforms import eval_transform_coco, train_transform
+from .errors import DataError, DataWarning, listing
+from .folder import existing, stratum
+from .progress import MANY, Progress, progress_bar
+
+SPLITS = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid")}
+FILES = ("annotations/instances_{}.json", "annotations/{}.json", "{}/_annotations.coco.json")
+Side = Literal["train", "val"]
+
+
+@dataclass(frozen=True)
+class CocoSplits:
+    """The two sides of a source.
+
+    Attributes:
+        train: varied as the configuration says.
+        val: as evaluation sees it.
+        classes: names, in the order of the labels, the first of which is 1.
+        fingerprint: a hash of what both sides hold: image entries and annotations.
+    """
+
+    train: CocoSet
+    val: CocoSet
+    classes: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """What was left out, one sentence for each image or annotation."""
+        return (*self.train.skipped, *self.val.skipped)
+
+
+def open_coco(config: CocoConfig, *, seed: int = 0, progress: Progress | None = None) -> CocoSplits:
+    """Open a COCO source for training.
+
+    Args:
+        config: the source, and what is made of it.
+        seed: of the split, where the source is one file.
+        progress: called with (images done, images in all) while they are looked at; None shows a bar in a
+            terminal when there are many.
+
+    Returns:
+        Both sides and the names of the classes.
+
+    Raises:
+        DataError: there is no such source, a json in it is none or is cut short, its sides do not have the
+            same categories, a side holds no images, or there are broken images or annotations and the
+            configuration is to refuse them.
+    """
+    sides = _checked(config, ("train", "val"), seed, progress)
+    train, val = (
+        _set(config, *found, train=train) for found, train in zip(sides, (True, False), strict=True)
+    )
+    mark = blake2b(train.content() + b"\0" + val.content(), digest_size=16).hexdigest()
+    return CocoSplits(train, val, train.classes, mark)
+
+
+def open_coco_split(
+    config: CocoConfig,
+    split: Side = "val",
+    *,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> CocoSet:
+    """Open one side of a COCO source for evaluation: nothing in it is varied, and crowds are kept.
+
+    Args:
+        config: the source; with `val_fraction=1.0` all of a single file is its "val" side.
+        split: "train" or "val".
+        seed: of the split.
+        classes: those of the run that is evaluated, in the order of their labels; the file's categories must
+            have the same names, but may have other ids.
+        progress: as in `open_coco`.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
+    [(file, found)] = _checked(config, (split,), seed, progress)
+    if classes is not None:
+        file = _in_order(file, classes)
+    return _set(config, file, found, train=False)
+
+
+def _checked(
+    config: CocoConfig, sides: Sequence[Side], seed: int, progress: Progress | None
+) -> list[tuple[CocoFile, Checked]]:
+    """The json and the good entries of each side, when the broken ones have been told."""
+    coco_tool()
+    root = Path(config.source.removeprefix("coco:")).expanduser()
+    if root.is_file():
+        base = root.parent.parent if root.parent.name == "annotations" else root.parent
+        names, paths = [root.stem.removeprefix("instances_")], [root]
+    else:
+        base = existing(str(root))
+        names, paths = zip(*(_split_file(base, side, config) for side in sides), strict=True)
+    files = [read_coco(path) for path in paths]
+    _check_same_categories(files)
+    total = sum(len(file.images) for file in files)
+    found = []
+    bar = nullcontext(progress) if progress else progress_bar("Looking at images", total, least=MANY)
+    with bar as report:
+        before = 0
+        for name, file in zip(names, files, strict=True):
+            checked = check_entries(
+                file,
+                _folders(base, name, config),
+                masks=config.masks,
+                decode=config.on_bad_image == "skip",
+                progress=lambda done, before=before: report(before + done, total),
+            )
+            found.append((file, checked))
+            before += len(file.images)
+    _tell(config, found)
+    if root.is_file():
+        [(file, checked)] = found
+        return [(file, _part(checked, side, config.val_fraction, seed)) for side in sides]
+    return found
+
+
+def _part(checked: Checked, side: Side, val_fraction: float, seed: int) -> Checked:
+    """One side of a file that is not split: an image's side depends on the seed and on names alone."""
+    names = [image["file_name"] for image in checked.images]
+    held_out = set(range(len(names))) if val_fraction == 1 else stratum(names, val_fraction, seed)
+    images = [image for index, image in enumerate(checked.images) if (index in held_out) == (side == "val")]
+    return replace(checked, images=images)
+
+
+def _tell(config: CocoConfig, found: Sequence[tuple[CocoFile, Checked]]) -> None:
+    """Refuse what is broken, or warn that it is left out; all of it at once."""
+    refused, skipped = [], []
+    for file, checked in found:
+        own = f" with their annotations ({checked.with_bad_images})" if checked.with_bad_images else ""
+        for what, policy, bad, total, others in (
+            ("image", config.on_bad_image, checked.bad_images, len(file.images), own),
+            ("annotation", config.on_bad_annotation, checked.bad_annotations, len(file.annotations), ""),
+        ):
+            text = f"{len(bad)} of {total} {what}s of {file.path} cannot be used:{listing(bad)}"
+            if bad and policy == "refuse":
+                remedy = f"Repair or remove them, or leave them out with --set data.on_bad_{what}=skip."
+                refused.append(f"{text}\n{remedy}")
+            elif bad:
+                skipped.append(f"{text}\nThey are left out{others}.")
+    if refused:
+        raise DataError("\n".join(refused))
+    if skipped:
+        warnings.warn("\n".join(skipped), DataWarning, stacklevel=4)
+
+
+def _set(config: CocoConfig, file: CocoFile, checked: Checked, *, train: bool) -> CocoSet:
+    images = checked.images
+    if train and config.drop_empty:
+        images = [
+            image
+            for image in images
+            if any(not entry.get("iscrowd") for entry in checked.annotations[image["id"]])
+        ]
+    if not images:
+        raise DataError(f"{file.path} leaves no images {'to train on' if train else 'to evaluate on'}.")
+    return CocoSet(
+        images,
+        checked.annotations,
+        file.categories,
+        train_transform(config) if train else eval_transform_coco(config),
+        train=train,
+        masks=config.masks,
+        skipped=(*checked.bad_images, *checked.bad_annotations),
+    )
+
+
+def _in_order(file: CocoFile, classes: Sequence[str]) -> CocoFile:
+    """The same file with its categories in the order of a run's classes."""
+    numbers = {name: number for number, name in file.categories.items()}
+    if numbers.keys() != set(classes):
+        raise DataError(
+            f"{file.path} has the categories {few(numbers)}; the run was trained on {few(classes)}."
+        )
+    return replace(file, categories={numbers[name]: name for name in classes})
+
+
+def _split_file(base: Path, side: Side, config: CocoConfig) -> tuple[str, Path]:
+    chosen = config.train_split if side == "train" else config.val_split
+    names = (chosen,) if chosen else SPLITS[side]
+    tried = [(name, base / pattern.format(name)) for pattern in FILES for name in names]
+    for name, path in tried:
+        if path.is_file():
+            return name, path
+    held = few(sorted(str(path.relative_to(base)) for path in base.glob("**/*.json")))
+    raise DataError(
+        f"{base} has no annotations of the {side} side: looked for "
+        f"{', '.join(str(path.relative_to(base)) for _, path in tried)}; json files there: "
+        f"{held or 'none'}. data.{side}_split names another, and data.source is {COCO_SOURCES}."
+    )
+
+
+def _folders(base: Path, name: str, config: CocoConfig) -> list[Path]:
+    if config.images:
+        return [Path(existing(config.images))]
+    return [base / name, base / "images" / name, base / "images", base]
+
+
+def _check_same_categories(files: Sequence[CocoFile]) -> None:
+    for other in files[1:]:
+        differing = files[0].categories.items() ^ other.categories.items()
+        if differing:
+            names = [f"{number} {name}" for number, name in sorted(differing)]
+            raise DataError(
+                f"{files[0].path} and {other.path} must list the same categories and differ in {few(names)}."
+            )
+
+
+def describe_coco(splits: CocoSplits) -> dict[str, int | str]:
+    """Return short facts about a source, to print or to write into a run's folder."""
+    facts: dict[str, int | str] = {"classes": len(splits.classes)}
+    for name, side in (("train", splits.train), ("val", splits.val)):
+        own = [side.entry(index)[1] for index in range(len(side))]
+        facts[name] = len(side)
+        facts[f"{name} objects"] = sum(not entry.get("iscrowd") for each in own for entry in each)
+        facts[f"{name} crowds"] = sum(bool(entry.get("iscrowd")) for each in own for entry in each)
+        facts[f"{name} images without objects"] = sum(
+            all(entry.get("iscrowd") for entry in each) for each in own
+        )
+    facts["skipped"] = len(splits.skipped)
+    return facts

@@ -1,0 +1,248 @@
+"""Whatever is wrong with a COCO set is named by file and id, and refused or left out, nothing silently."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lambdanets.data import CocoConfig, CocoSplits, DataError, DataWarning, open_coco
+
+WriteCoco = Callable[..., Path]
+Entry = Callable[..., dict[str, Any]]
+SIZE = (20, 16)
+EMPTY = '{"images": [], "annotations": [], "categories": %s}'
+
+
+@pytest.fixture
+def root(write_coco: WriteCoco, coco_entry: Entry) -> Path:
+    """Three images on each side; the first two of them have an object each."""
+    sides = {
+        side: ([SIZE] * 3, [coco_entry(number, number, 1, 1, 4, 4) for number in (1, 2)])
+        for side in ("train", "val")
+    }
+    return write_coco(**sides)
+
+
+def opened(root: Path, **options: Any) -> CocoSplits:
+    return open_coco(CocoConfig(**({"source": f"coco:{root}"} | options)))
+
+
+def changed(root: Path, change: Callable[[dict[str, Any]], object], side: str = "train") -> Path:
+    path = root / "annotations" / f"instances_{side}.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def refusal(root: Path, **options: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        opened(root, **options)
+    return str(caught.value)
+
+
+def test_a_whole_set_is_opened_without_a_warning(root: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        splits = opened(root, on_bad_image="skip", on_bad_annotation="skip")
+    assert (len(splits.train), len(splits.val), splits.skipped) == (3, 3, ())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"bbox": [12, 3, 9.5, 4]},
+            "its box [12, 3, 9.5, 4] reaches outside the image, which is 20 pixels wide",
+        ),
+        ({"bbox": [-2, 3, 9, 4]}, "reaches outside the image"),
+        ({"bbox": [3, 3, 0, 4]}, "its box [3, 3, 0, 4] has no area"),
+        ({"bbox": [3, 3, 5, -4]}, "has no area"),
+        ({"bbox": [3, 3, 5]}, "its box is not four numbers [x, y, width, height] but [3, 3, 5]"),
+        ({"bbox": None}, "its box is not four numbers"),
+        ({"bbox": [3, 3, float("nan"), 4]}, "its box is not four numbers"),
+        ({"segmentation": [[1, 1, 4, 4]]}, "its polygon has fewer than 3 points (2)"),
+        ({"segmentation": {"size": [20, 16], "counts": [5, 315]}}, "its mask is 16 pixels wide and 20 high"),
+        ({"image_id": 9}, "it is of image 9, which is not listed"),
+        ({"image_id": [1]}, "it is of image [1], which is not listed"),
+        ({"category_id": 4}, "it is of category 4, which is not listed"),
+        ({"category_id": "3"}, "it is of category '3', which is not listed"),
+        ({"id": 1}, "its id is taken by another one before it"),
+        ({"id": None}, "annotation at place 1: it has no whole number as its id"),
+        ({"iscrowd": 2}, "its iscrowd is 2, not 0 or 1"),
+        ({"area": -1}, "its area is -1"),
+    ],
+)
+def test_a_bad_annotation(root: Path, change: dict[str, Any], told: str) -> None:
+    path = changed(root, lambda content: content["annotations"][1].update(change))
+    message = refusal(root)
+    heading, sentence, remedy = message.splitlines()
+    assert heading == f"1 of 2 annotations of {path} cannot be used:"
+    assert told in sentence
+    number = change.get("id", 2)
+    assert number is None or sentence.startswith(f"  annotation {number}")
+    assert "data.on_bad_annotation=skip" in remedy
+    assert refusal(root, on_bad_image="skip") == message
+    with pytest.warns(DataWarning) as caught:
+        splits = opened(root, on_bad_annotation="skip")
+    assert len(caught) == 1
+    assert str(caught[0].message) == f"{heading}\n{sentence}\nThey are left out."
+    assert splits.skipped == (sentence.strip(),)
+    assert [len(splits.train.entry(index)[1]) for index in range(3)] == [1, 0, 0]
+    assert [len(splits.val.entry(index)[1]) for index in range(3)] == [1, 1, 0]
+
+
+def test_a_box_may_reach_a_pixel_over_the_edge_and_is_cut(root: Path) -> None:
+    changed(root, lambda content: content["annotations"][0].update(bbox=[-0.5, 1, 21, 15.9]))
+    _, target = opened(root).train.original(0)
+    assert target["boxes"].tolist() == [[0, 1, 20, 16]]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"width": 21}, "the image is 20 pixels wide and 16 high, and is listed as 21 wide and 16 high"),
+        ({"width": None}, "image 2 (002.png): its width and height are None and 16"),
+        ({"file_name": "gone.png"}, "image 2 (gone.png): there is no such file in"),
+        ({"file_name": None}, "image 2: it has no file_name"),
+        ({"id": 1}, "image 1 (002.png): its id is taken by 001.png"),
+        ({"id": "2"}, "image at place 1: it has no whole number as its id"),
+    ],
+)
+def test_a_bad_image(root: Path, change: dict[str, Any], told: str) -> None:
+    path = changed(root, lambda content: content["images"][1].update(change))
+    message = refusal(root)
+    assert message.startswith(f"1 of 3 images of {path} cannot be used:\n  image")
+    assert told in message
+    assert "data.on_bad_image=skip" in message
+    # the annotation of an image that has no id any more is told, too
+    options = {"on_bad_image": "skip"} | ({"on_bad_annotation": "skip"} if "id" in change else {})
+    with pytest.warns(DataWarning, match="1 of 3 images of") as caught:
+        splits = opened(root, **options)
+    assert len(splits.train) == 2
+    assert len(splits.val) == 3
+    assert sum(len(splits.train.entry(index)[1]) for index in range(2)) == 1
+    lost = (
+        "it is of image 2, which is not listed" if "id" in change else "left out with their annotations (1)"
+    )
+    assert lost in str(caught[0].message)
+
+
+@pytest.mark.parametrize("damage", ["text", "empty", "cut"])
+def test_a_corrupt_image(root: Path, damage: str) -> None:
+    path = root / "val" / "002.png"
+    whole = path.read_bytes()
+    path.write_bytes({"text": b"no image", "empty": b"", "cut": whole[: len(whole) // 2]}[damage])
+    if damage == "cut":  # its header is whole; it is met when it is read
+        with pytest.raises(DataError, match=rf"cannot read {path}: image file is truncated"):
+            opened(root).val[1]
+    else:
+        assert f"image 2 (002.png): cannot read {path}: not an image" in refusal(root)
+    with pytest.warns(DataWarning, match="1 of 3 images of .*instances_val.json"):
+        splits = opened(root, on_bad_image="skip")
+    assert splits.val.image_ids.tolist() == [1, 3]
+    assert splits.val[1][1]["image_id"] == 3
+
+
+def test_many_are_counted_and_all_sides_are_told_at_once(root: Path) -> None:
+    def spoil(content: dict[str, Any]) -> None:
+        content["annotations"] = [
+            content["annotations"][0] | {"id": number, "bbox": [0, 0, 0, 0]} for number in range(8)
+        ]
+
+    for side in ("train", "val"):
+        changed(root, spoil, side)
+    (root / "train" / "003.png").unlink()
+    message = refusal(root)
+    assert message.count("8 of 8 annotations of") == 2
+    assert "1 of 3 images of" in message
+    assert message.count("\n  annotation ") == 10
+    assert message.count("\n  and 3 more\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"images": [], "annotations": [{"id": 1, "ima', "is cut short, or no json: it ends at"),
+        ("", "is cut short, or no json"),
+        ('{"images": [,]}', "is no json: line 1, column 13"),
+        ("[]", "is no COCO json: it must be an object with images, annotations, categories; it is a list"),
+        ('{"images": [], "annotations": {}}', "is no COCO json: it has no list 'annotations'"),
+        ('{"images": [], "annotations": [], "categories": []}', "lists no categories"),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1}]}',
+            "category 0 lacks a whole number 'id' or a 'name'",
+        ),
+        (
+            EMPTY % '[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]',
+            "lists the category id 1 twice: 'a' and 'b'",
+        ),
+        (
+            EMPTY % '[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]',
+            "lists two categories of the name 'a'",
+        ),
+        (
+            EMPTY % '[{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]',
+            "leaves no images to train on",
+        ),
+    ],
+)
+def test_what_is_no_coco_json(root: Path, text: str, told: str) -> None:
+    path = root / "annotations" / "instances_train.json"
+    path.write_text(text)
+    message = refusal(root, on_bad_annotation="skip", on_bad_image="skip")
+    assert message.startswith(str(path))
+    assert told in message
+    assert "\n" not in message
+
+
+def test_bytes_that_are_no_text(root: Path) -> None:
+    (root / "annotations" / "instances_val.json").write_bytes(b"\xff\xd8\xff\xe0")
+    assert "instances_val.json is no json: it holds bytes that are no text." in refusal(root)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [({"name": "wolf"}, "7 dog', '7 wolf"), ({"id": 8}, "7 dog', '8 dog")]
+)
+def test_sides_of_other_classes(root: Path, change: dict[str, Any], told: str) -> None:
+    changed(root, lambda content: content["categories"][1].update(change), "val")
+    message = refusal(root)
+    assert "must list the same categories and differ in" in message
+    assert told in message
+
+
+def test_a_source_that_is_not_there(root: Path) -> None:
+    assert f"there is no folder {root / 'no'}. The nearest that exists is {root}" in refusal(root / "no")
+    for source in ("coco:", "folder:x", "coco"):
+        with pytest.raises(ValueError, match=r"data\.source must be coco:FOLDER"):
+            CocoConfig(source=source)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"scale": (0, 1)}, "data.scale must be two numbers, 0 < smallest <= largest"),
+        ({"fill": (0, 0, 256)}, "data.fill must be three whole numbers from 0 to 255"),
+        ({"flip": 2}, "data.flip must be a probability"),
+        ({"val_fraction": 0}, "data.val_fraction must be above 0"),
+        ({"min_area": 0}, "data.min_area must be 1 or more"),
+        ({"batch_size": 0}, "data.batch_size must be 1 or more"),
+        ({"on_bad_image": "drop"}, "data.on_bad_image must be one of refuse, skip"),
+        ({"images": ""}, "data.images must be a name, or None"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        CocoConfig(source="coco:x", **options)
+    assert told in str(caught.value)
+
+
+def test_paths_are_found_from_any_directory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root.parent)
+    config = CocoConfig(source="coco:coco", images="coco/train").resolved()
+    assert (config.source, config.images) == (f"coco:{root}", str(root / "train"))
+    monkeypatch.chdir("/")
+    assert len(open_coco(config).val) == 3

@@ -1,0 +1,210 @@
+"""Folders of masks become a COCO json with the same pixels, or every fault in them is named."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from lambdanets.data import CocoConfig, Converted, DataError, masks_to_coco, open_coco_split
+
+Picture = Callable[..., Image.Image]
+RNG = np.random.default_rng(0)
+SIZE = (13, 11)
+
+
+def labels(number: int, dtype: type = np.uint8, step: int = 1) -> np.ndarray:
+    """Some objects of irregular shape, numbered with gaps, of shape (11, 13)."""
+    found = np.zeros((11, 13), dtype)
+    for k in range(1, number + 1):
+        top, left = RNG.integers(0, 7), RNG.integers(0, 9)
+        found[top : top + 4, left : left + 3] = k * step
+        found[top + 1, left + 1] = 0
+    return found
+
+
+def masks_of(values: np.ndarray) -> list[np.ndarray]:
+    return [values == value for value in sorted(set(values.ravel().tolist()) - {0})]
+
+
+def save(values: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def read(path: Path) -> tuple[COCO, dict[str, list[np.ndarray]]]:
+    """What pycocotools reads: the masks by file name, after checking boxes and areas."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        api = COCO(str(path))
+    found: dict[str, list[np.ndarray]] = {}
+    for image in api.imgs.values():
+        found[image["file_name"]] = []
+        for entry in api.imgToAnns[image["id"]]:
+            mask = api.annToMask(entry)
+            rows, columns = np.nonzero(mask)
+            box = [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+            assert (entry["bbox"], entry["area"], entry["iscrowd"]) == (box, mask.sum(), 0)
+            assert (image["height"], image["width"]) == mask.shape
+            found[image["file_name"]].append(mask.astype(bool))
+    return api, found
+
+
+def same(found: dict[str, list[np.ndarray]], expected: dict[str, list[np.ndarray]]) -> None:
+    assert found.keys() == expected.keys()
+    for name, masks in expected.items():
+        assert {mask.tobytes() for mask in found[name]} == {mask.tobytes() for mask in masks}
+        assert len(found[name]) == len(masks)
+
+
+@pytest.fixture
+def separate(tmp_path: Path, picture: Picture) -> tuple[Path, dict[str, list[np.ndarray]]]:
+    """A folder for each of three images; the last has no objects."""
+    root = tmp_path / "nuclei"
+    expected: dict[str, list[np.ndarray]] = {}
+    for number in range(3):
+        name = f"cell{number}"
+        (root / name / "images").mkdir(parents=True)
+        (root / name / "masks").mkdir()
+        picture(number, SIZE).convert("RGBA").save(root / name / "images" / f"{name}.png")
+        masks = masks_of(labels(4 if number < 2 else 0))
+        for k, mask in enumerate(masks):
+            save(mask.astype(np.uint8) * 255, root / name / "masks" / f"{k}.png")
+        expected[f"{name}/images/{name}.png"] = masks
+    return root, expected
+
+
+@pytest.fixture
+def together(tmp_path: Path, picture: Picture) -> tuple[Path, dict[str, list[np.ndarray]]]:
+    """One numbered mask for each of three images, of 8 bits, of 16 bits, and a palette."""
+    root = tmp_path / "cells"
+    (root / "images").mkdir(parents=True)
+    all_labels = [labels(5), labels(3, np.uint16, 1000), labels(4)]
+    suffixes = ["png", "jpg", "tif"]
+    expected: dict[str, list[np.ndarray]] = {}
+    for number, (values, suffix) in enumerate(zip(all_labels, suffixes, strict=True)):
+        picture(number, SIZE).save(root / "images" / f"cell{number}.{suffix}")
+        save(values, root / "masks" / f"cell{number}.png")
+        expected[f"images/cell{number}.{suffix}"] = masks_of(values)
+    coloured = Image.frombytes("P", SIZE, all_labels[2].tobytes())
+    coloured.putpalette(RNG.integers(0, 256, 768).tolist())
+    coloured.save(root / "masks" / "cell2.png")
+    return root, expected
+
+
+@pytest.mark.parametrize("layout", ["separate", "together"])
+def test_masks_come_back(layout: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    root, expected = request.getfixturevalue(layout)
+    out = tmp_path / "new" / "out.json"
+    objects = sum(map(len, expected.values()))
+    assert masks_to_coco(root, out, classes=("nucleus",)) == Converted(3, objects)
+    api, found = read(out)
+    same(found, expected)
+    assert api.cats == {1: {"id": 1, "name": "nucleus"}}
+    content = json.loads(out.read_text())
+    assert [entry["id"] for entry in content["annotations"]] == list(range(1, objects + 1))
+    assert [path.name for path in out.parent.iterdir()] == ["out.json"]
+    data_set = open_coco_split(CocoConfig(source=f"coco:{out}", images=str(root), val_fraction=1.0))
+    total = sum(len(data_set.original(index)[1]["masks"]) for index in range(len(data_set)))
+    assert total == objects
+
+
+def test_a_json_beside_the_images_needs_no_folder(
+    together: tuple[Path, dict[str, list[np.ndarray]]],
+) -> None:
+    root, _ = together
+    for name in ("annotations/all.json", "all.json"):
+        masks_to_coco(root, root / name)
+        assert len(open_coco_split(CocoConfig(source=f"coco:{root / name}", val_fraction=1.0))) == 3
+
+
+@pytest.mark.parametrize("layout", ["separate", "together"])
+def test_several_classes_have_folders(layout: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    root, expected = request.getfixturevalue(layout)
+    for number, folder in enumerate(sorted(root.glob("**/masks"))):
+        files = sorted(folder.glob("*.png"))
+        for k, path in enumerate(files):
+            target = folder / ("round", "long")[(k + number) % 2] / path.name
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+    masks_to_coco(root, tmp_path / "out.json", classes=("round", "long"))
+    api, found = read(tmp_path / "out.json")
+    same(found, expected)
+    by_class = {number: len(api.getAnnIds(catIds=[number])) for number in (1, 2)}
+    names = {1: "round", 2: "long"}
+    for number, count in by_class.items():
+        paths = [path for path in root.glob("**/*.png") if path.parent.name == names[number]]
+        held = [1 if layout == "separate" else len(masks_of(np.asarray(Image.open(path)))) for path in paths]
+        assert count == sum(held) > 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (
+            lambda root: save(np.zeros((11, 13), np.uint8), root / "cell0/masks/1.png"),
+            "1.png holds no object",
+        ),
+        (
+            lambda root: save(np.arange(143, dtype=np.uint8).reshape(11, 13), root / "cell0/masks/1.png"),
+            "1.png holds 142 values besides 0, and should hold one",
+        ),
+        (
+            lambda root: save(np.eye(12, dtype=np.uint8), root / "cell0/masks/1.png"),
+            "1.png is 12 pixels wide and 12 high, its image 13 wide and 11 high",
+        ),
+        (
+            lambda root: save(np.ones((11, 13, 3), np.uint8), root / "cell0/masks/1.png"),
+            "1.png: a mask has one channel of whole numbers",
+        ),
+        (lambda root: (root / "cell0/masks/1.png").write_bytes(b"no"), "1.png: not an image"),
+        (lambda root: (root / "cell0/images/cell0.png").write_bytes(b"no"), "cell0.png: not an image"),
+        (
+            lambda root: (root / "cell0/images/cell0.png").unlink(),
+            "images holds 0 images and should hold one",
+        ),
+        (lambda root: (root / "cell0/masks").rename(root / "cell0/other"), "cell0 has no masks/"),
+    ],
+)
+def test_faults_of_separate_masks(
+    separate: tuple[Path, Any], tmp_path: Path, spoil: Callable[[Path], object], told: str
+) -> None:
+    root, _ = separate
+    spoil(root)
+    with pytest.raises(DataError) as caught:
+        masks_to_coco(root, tmp_path / "out.json")
+    assert str(caught.value).startswith(f"the masks of {root} cannot be converted:\n  ")
+    assert told in str(caught.value)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_faults_of_numbered_masks_are_told_together(together: tuple[Path, Any], tmp_path: Path) -> None:
+    root, _ = together
+    (root / "masks" / "cell0.png").rename(root / "masks" / "cell9.png")
+    save(np.ones((11, 12), np.uint8), root / "masks" / "cell1.png")
+    Image.open(root / "images" / "cell2.tif").save(root / "images" / "cell2.bmp")
+    with pytest.raises(DataError, match="cannot be converted") as caught:
+        masks_to_coco(root, tmp_path / "out.json")
+    for told in (
+        "cell9.png has no image of its name in",
+        "cell0.png has no mask of its name in",
+        "cell1.jpg: the image is 13 pixels wide and 11 high, and is listed as 12 wide and 11 high",
+        "cell2.tif has the same name as",
+    ):
+        assert told in str(caught.value)
+
+
+def test_what_is_refused_at_once(separate: tuple[Path, Any], tmp_path: Path) -> None:
+    root, _ = separate
+    (tmp_path / "there.json").write_text("{}")
+    with pytest.raises(DataError, match=r"there\.json is there already"):
+        masks_to_coco(root, tmp_path / "there.json")
+    with pytest.raises(DataError, match="must hold images/NAME"):
+        masks_to_coco(root / "cell0" / "images", tmp_path / "out.json")
+    with pytest.raises(ValueError, match="classes must be names, all different"):
+        masks_to_coco(root, tmp_path / "out.json", classes=("a", "a"))

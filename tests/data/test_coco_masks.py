@@ -1,0 +1,115 @@
+"""Every form of a mask becomes the pixels that it means, and a damaged one is told before it is drawn."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pycocotools import mask as tool
+
+from lambdanets.data.coco_masks import raster, read_counts, segmentation_fault
+
+MASKS = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
+    lambda size: arrays(np.uint8, size, elements=st.integers(0, 1))
+)
+
+
+def runs(mask: np.ndarray) -> list[int]:
+    """Run lengths down the columns, of background first, written by hand."""
+    lengths = [(value, len(list(group))) for value, group in groupby(mask.T.ravel().tolist())]
+    return [0] * (lengths[0][0] == 1) + [length for _, length in lengths]
+
+
+def compressed(mask: np.ndarray) -> dict[str, Any]:
+    written = tool.encode(np.asfortranarray(mask))
+    return {"size": list(written["size"]), "counts": written["counts"].decode()}
+
+
+@given(MASKS)
+def test_compressed_run_lengths_are_read(mask: np.ndarray) -> None:
+    assert read_counts(compressed(mask)["counts"]).tolist() == runs(mask)
+
+
+def test_long_runs_are_read() -> None:
+    mask = np.zeros((3000, 2000), np.uint8)
+    mask[5:2900, 3:1999] = 1
+    mask[100:102, 50] = 0
+    assert read_counts(compressed(mask)["counts"]).tolist() == runs(mask)
+
+
+@given(MASKS)
+def test_both_forms_of_run_lengths_are_drawn(mask: np.ndarray) -> None:
+    height, width = mask.shape
+    forms = [compressed(mask), {"size": [height, width], "counts": runs(mask)}]
+    np.testing.assert_array_equal(raster(forms, height, width), [mask, mask])
+    faults = [segmentation_fault(form, height, width) for form in forms]
+    assert faults == ([None, None] if mask.any() else ["its mask is empty"] * 2)
+
+
+@given(st.tuples(*[st.integers(0, 8)] * 2), st.tuples(*[st.integers(1, 8)] * 2))
+def test_a_rectangle_is_the_pixels_within(start: tuple[int, int], size: tuple[int, int]) -> None:
+    (left, top), (width, height) = start, size
+    right, bottom = left + width, top + height
+    polygon = [left, top, right, top, right, bottom, left, bottom]
+    expected = np.zeros((1, 17, 16), np.uint8)
+    expected[0, top:bottom, left:right] = 1
+    np.testing.assert_array_equal(raster([[polygon]], 17, 16), expected)
+
+
+def test_several_polygons_are_one_mask() -> None:
+    parts = [[0, 0, 2, 0, 2, 2, 0, 2], [4, 4, 6, 4, 6, 5, 4, 5]]
+    expected = np.zeros((6, 7), np.uint8)
+    expected[:2, :2] = 1
+    expected[4, 4:6] = 1
+    np.testing.assert_array_equal(raster([parts], 6, 7), expected[None])
+    assert raster([], 6, 7).shape == (0, 6, 7)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "told"),
+    [
+        (None, "no segmentation"),
+        ([], "no segmentation"),
+        ([[1, 1, 4, 1]], r"fewer than 3 points \(2\)"),
+        ([[1, 1, 4, 1, 4]], "5 coordinates, an odd number"),
+        ([[[1, 1], [4, 1], [4, 4]]], "not a list of numbers"),
+        ([[1, 1, 4, 1, 4, "4"]], "not a list of numbers"),
+        ([[1, 1, 4, 1, 4, float("nan")]], "not finite"),
+        ({"counts": [20]}, r"no size \[height, width\] but None"),
+        ({"size": [5, 4], "counts": [3, 17]}, "5 high, the image 5 wide and 4 high"),
+        ({"size": [4, 5], "counts": [3, 16]}, "cover 19 pixels, the image has 20"),
+        ({"size": [4, 5], "counts": [23, -3]}, "one is negative"),
+        ({"size": [4, 5], "counts": [20]}, "mask is empty"),
+        ({"size": [4, 5], "counts": []}, "cover 0 pixels"),
+        ({"size": [4, 5], "counts": [3.0, 17.0]}, "neither text nor a list of whole numbers"),
+        ({"size": [4, 5], "counts": "3a 4"}, "characters that do not occur"),
+        ({"size": [4, 5], "counts": "3é"}, "characters that do not occur"),
+        ({"size": [4, 5], "counts": "3a"}, "cut short"),
+        ({"size": [4, 5], "counts": "oooooooo1"}, "a number is too long"),
+        ({"size": [4, 5], "counts": "33"}, "cover 6 pixels"),
+    ],
+)
+def test_what_is_wrong_with_a_mask(segmentation: object, told: str) -> None:
+    with pytest.raises(AssertionError, match=told):
+        raise AssertionError(segmentation_fault(segmentation, 4, 5))
+
+
+@given(MASKS, st.data())
+def test_a_damaged_text_never_passes_for_another_size(mask: np.ndarray, data: st.DataObject) -> None:
+    whole = compressed(mask)
+    place = data.draw(st.integers(0, len(whole["counts"]) - 1))
+    text = whole["counts"][:place] + data.draw(st.text(max_size=3)) + whole["counts"][place + 1 :]
+    height, width = mask.shape
+    if segmentation_fault(whole | {"counts": text}, height, width) is None:
+        drawn = raster([whole | {"counts": text}], height, width)[0]
+        assert runs_without_zeros(read_counts(text).tolist()) == runs_without_zeros(runs(drawn))
+
+
+def runs_without_zeros(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs of one value as (value, length), joined where a run of none lies between them."""
+    values = [value % 2 for value, length in enumerate(lengths) for _ in range(length)]
+    return [(value, len(list(group))) for value, group in groupby(values)]
