@@ -119,6 +119,7 @@ def class_names(data_set: Any, number: int) -> tuple[str, ...]:
 
 
 def unnamed(config: DataConfig) -> DataError:
+    """Return the complaint about a stream of which nothing says how many classes it has."""
     return DataError(f"{config.source!r} does not name its classes; say how many with data.num_classes.")
 
 

@@ -40,7 +40,7 @@ def together(prepare: Callable[[], T]) -> T:
     failure, result = None, None
     try:
         result = prepare()
-    except Exception as error:
+    except Exception as error:  # whatever it is, the others are told before it is raised again
         failure = error
     sentence = None if failure is None else str(failure) or type(failure).__name__
     first, told = _verdict(sentence)
