@@ -29,9 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 import lambdanets
 from lambdanets.data import Splits
 from lambdanets.recipes import cifar
-from lambdanets.train import RunConfig, engine, loaders, override
+from lambdanets.train import RunConfig, engine, module, override
 from lambdanets.train.optim import create_optimizer
-from lambdanets.train.run import build_network
 
 CASES = (("lambda_resnet_cifar", 32, 128), ("lambda_resnet50", 128, 16))  # model, image size, batch
 WARMUP = 5
@@ -66,9 +65,9 @@ def now() -> tuple[float, float]:
 
 def bare_step(config: RunConfig, batch: tuple[Tensor, Tensor]) -> Callable[[], None]:
     """The step that a person would write."""
-    network = build_network(config, 10).to(memory_format=torch.channels_last).train()
+    network = config.network(10).to(memory_format=torch.channels_last).train()
     optimiser = create_optimizer(network, config.optimizer)
-    averaged = build_network(config, 10).to(memory_format=torch.channels_last)
+    averaged = config.network(10).to(memory_format=torch.channels_last)
     pairs = zip(averaged.state_dict().values(), network.state_dict().values(), strict=True)
     moving = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
     means, news = [mean for mean, _ in moving], [new for _, new in moving]
@@ -94,8 +93,8 @@ def measure(config: RunConfig, steps: int) -> list[tuple[float, float, float, fl
     turns = Turns(batch, steps, bare_step(config, batch))
     splits: Any = Splits(turns, [batch], tuple(map(str, range(10))), "")  # pyright: ignore
     engine.open_splits = lambda *args, **options: splits
-    loaders.train_loader = lambda *args, **options: DataLoader(turns, batch_size=None)
-    loaders.eval_loader = lambda *args, **options: DataLoader([batch], batch_size=None)  # pyright: ignore
+    module.train_loader = lambda *args, **options: DataLoader(turns, batch_size=None)
+    module.eval_loader = lambda *args, **options: DataLoader([batch], batch_size=None)  # pyright: ignore
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         engine.train(config, run_dir=Path(folder) / "run")
     return turns.times[WARMUP:]

@@ -9,7 +9,7 @@ import timm
 import torch
 
 from lambdanets.train import NoMemoryError, RunConfig, RunError, override
-from lambdanets.train.engine import accumulation, build_module, spare_activations, train
+from lambdanets.train.engine import CLASSIFICATION, accumulation, build_module, spare_activations, train
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.module import Classifier
 from lambdanets.train.trouble import spare_memory, tell
@@ -23,7 +23,7 @@ def test_activations_that_are_computed_again_change_no_bit_of_a_run(
     config = override(tiny, "engine.epochs=2", "engine.ema=0.9", "model.options.drop_rate=0.1")
     train(config, run_dir=tmp_path / "usual")
     passes: list[bool] = []
-    module = build_module(override(config, "engine.checkpointing=true"), 10)
+    module = build_module(CLASSIFICATION, override(config, "engine.checkpointing=true"), [*"0123456789"])
     inner: Any = module.network.get_submodule("layer2")[0]
     inner.register_forward_pre_hook(lambda *_: passes.append(True))
     module.network(torch.zeros(2, 1, 8, 8)).sum().backward()
@@ -35,9 +35,7 @@ def test_activations_that_are_computed_again_change_no_bit_of_a_run(
 def test_a_network_that_cannot_is_named(
     tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "lambdanets.train.engine.build_network", lambda *args, **options: torch.nn.Linear(2, 2)
-    )
+    monkeypatch.setattr("lambdanets.train.RunConfig.network", lambda *args, **options: torch.nn.Linear(2, 2))
     with pytest.raises(RunError, match=r"engine\.checkpointing: lambda_resnet_digits cannot compute"):
         train(override(tiny, "engine.checkpointing=true"), run_dir=folder)
     assert not folder.exists()

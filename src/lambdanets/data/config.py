@@ -202,6 +202,11 @@ class DataConfig:
             std=self.std or std,
         )
 
+    def placeless(self) -> DataConfig:
+        """Return the same without the places where images and labels lie, which differ between machines."""
+        labels = self.pseudo_labels and "labels"
+        return replace(self, source="digits", pseudo_labels=labels, unlabelled=None)
+
 
 def is_remote(root: str) -> bool:
     """Whether shards are to be fetched, from a URL or by a command (`pipe:`)."""

@@ -5,12 +5,12 @@ import re
 import torch
 from torch.distributed import DistBackendError
 
-from lambdanets.train.config import RunConfig
+from lambdanets.train.config import BaseConfig
 from lambdanets.train.errors import NoMemoryError, PeerLostError
 from lambdanets.train.layout import RunFiles
 
 
-def tell(error: Exception, config: RunConfig, world_size: int, files: RunFiles) -> Exception | None:
+def tell(error: Exception, config: BaseConfig, world_size: int, files: RunFiles) -> Exception | None:
     """What a failure of torch's means for the person, None where it is nothing that is foreseen."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return NoMemoryError(spare_memory(config, world_size), files.directory)
@@ -18,7 +18,7 @@ def tell(error: Exception, config: RunConfig, world_size: int, files: RunFiles) 
     return None if reason is None else PeerLostError(reason, files.directory)
 
 
-def spare_memory(config: RunConfig, world_size: int) -> str:
+def spare_memory(config: BaseConfig, world_size: int) -> str:
     """Where memory went, what to do in order of trying, and which of it a resumed run may do.
 
     The first things change little but the time. The smaller batch is the largest one, up to half, with which
