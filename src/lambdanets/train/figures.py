@@ -35,7 +35,7 @@ def draw_curves(history: Sequence[dict[str, float]], path: Path, title: str = ""
     rate.plot(epochs, [row["lr"] for row in history], color=INK, **(style | {"marker": ""}))
     loss.legend(frameon=False, loc="upper right", labelcolor="linecolor")
     for axes, name in ((loss, "loss"), (accuracy, "accuracy (%)"), (rate, "learning rate")):
-        _plain(axes, name)
+        plain_axes(axes, name)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     rate.set_ylim(bottom=0)
@@ -44,7 +44,7 @@ def draw_curves(history: Sequence[dict[str, float]], path: Path, title: str = ""
     accuracy.set_ylim(top=100)
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str = "") -> None:
@@ -88,10 +88,11 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str
     top1 = 100 * float(matrix.diagonal().sum() / matrix.sum().clamp(min=1))
     title = f"{top1:.2f} % of {int(matrix.sum()):,} validation images right"
     axes.set_title(title + (f", {note}" if note else ""), fontsize=11, loc="left", color=INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _plain(axes: Any, name: str) -> None:
+def plain_axes(axes: Any, name: str) -> None:
+    """Give axes the look of all figures of a run: a title on the left, quiet lines."""
     axes.set_title(name, loc="left", fontsize=10, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(QUIET)
@@ -108,6 +109,7 @@ def _mark_best(axes: Any, epoch: float, value: float) -> None:
     axes.text(0.99, 0.04, f"best {value:.2f} %, epoch {epoch:.0f}", color=VAL, fontweight="bold", **place)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG, as a whole or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", facecolor="white")
