@@ -53,12 +53,16 @@ def draw_curves(
     for axes, panel in zip(shown, panels, strict=True):
         colours = CURVES if len(panel.curves) > 2 else (TRAIN, VAL)
         for (label, column), colour in zip(panel.curves.items(), colours, strict=False):
-            points = [(row["epoch"], panel.scale * row[column]) for row in history if column in row]
-            axes.plot(*zip(*points, strict=True), color=colour, label=label, **style) if points else None
+            measured = [row for row in history if column in row]
+            values = [panel.scale * row[column] for row in measured]
+            axes.plot([row["epoch"] for row in measured], values, color=colour, label=label, **style)
     rate.plot(epochs, [row["lr"] for row in history], color=INK, **(style | {"marker": ""}))
-    shown[0].legend(frameon=False, loc="upper right", labelcolor="linecolor")
+    for place, (axes, panel) in enumerate(zip(shown, panels, strict=True)):
+        if not place or panel.curves.keys() != panels[place - 1].curves.keys():
+            corner = "upper left" if panel.best else "upper right"  # what is best at its highest rises
+            axes.legend(frameon=False, loc=corner, labelcolor="linecolor")
     for axes, name in zip((*shown, rate), (*(panel.name for panel in panels), "learning rate"), strict=True):
-        _plain(axes, name)
+        plain_axes(axes, name)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     rate.set_ylim(bottom=0)
@@ -70,7 +74,7 @@ def draw_curves(
             axes.set_ylim(top=panel.scale)
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str = "") -> None:
@@ -114,10 +118,11 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str
     top1 = 100 * float(matrix.diagonal().sum() / matrix.sum().clamp(min=1))
     title = f"{top1:.2f} % of {int(matrix.sum()):,} validation images right"
     axes.set_title(title + (f", {note}" if note else ""), fontsize=11, loc="left", color=INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _plain(axes: Any, name: str) -> None:
+def plain_axes(axes: Any, name: str) -> None:
+    """Give axes the look of all figures of a run: a title on the left, quiet lines."""
     axes.set_title(name, loc="left", fontsize=10, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(QUIET)
@@ -134,6 +139,7 @@ def _mark_best(axes: Any, epoch: float, value: float) -> None:
     axes.text(0.99, 0.04, f"best {value:.2f} %, epoch {epoch:.0f}", color=VAL, fontweight="bold", **place)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG, as a whole or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", facecolor="white")
