@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -21,7 +20,7 @@ from lambdanets.train.learner import Learner
 from lambdanets.train.state import RunState
 
 from .network import Detector
-from .pairs import Pair, draw_pairs
+from .pairs import draw_pairs, pair, spread
 from .report import draw_precision_recall, write_per_class
 from .results import Entry, merge, to_detections, to_results
 from .results_json import write_results
@@ -169,27 +168,19 @@ class DetectionModule(Learner):
     def _draw_sheet(self, files: RunFiles) -> None:
         """Draw images spread over the validation set, with what is there and what was found."""
         rules = self.config.validation
-        count = min(rules.sheet, len(self._val))
-        chosen = [place * len(self._val) // count for place in range(count)]
-        title = f"{self.config.model.name}, epoch {self.state.position[0]}"
-        pairs = self._pairs(chosen)
-        draw_pairs(pairs, files.sheet, title, names=self.classes, threshold=rules.threshold)
-
-    def _pairs(self, chosen: Sequence[int]) -> Iterator[Pair]:
+        chosen = spread(len(self._val), rules.sheet)
         wanted = {int(self._val.image_ids[index]) for index in chosen}
         found: dict[int, list[Entry]] = {number: [] for number in wanted}
         for entry in self.results:
             if entry["image_id"] in wanted:
                 found[entry["image_id"]].append(entry)
-        for index in chosen:
-            picture, truth = self._val.original(index)
-            entries = found[truth["image_id"]]
-            yield Pair(
-                name=Path(self._val.path(index)).name,
-                image=Image.fromarray(picture.permute(1, 2, 0).numpy()),
-                truth=truth,
-                found=to_detections(entries, self._val.category_ids, truth["orig_size"]),
-            )
+
+        def find(image: Tensor, target: dict[str, Any]) -> dict[str, Tensor]:
+            return to_detections(found[target["image_id"]], self._val.category_ids, target["orig_size"])
+
+        pairs = (pair(self._val, index, find) for index in chosen)
+        title = f"{self.config.model.name}, epoch {self.state.position[0]}"
+        draw_pairs(pairs, files.sheet, title, names=self.classes, threshold=rules.threshold)
 
     def on_best(self) -> None:
         if self.scores is None or self.files is None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
+from torch import Tensor
 
+from lambdanets.data import CocoSet
 from lambdanets.detection.drawing import draw_objects
 from lambdanets.train.pages import (
     CARD,
@@ -53,6 +55,31 @@ class Pair:
     image: Image.Image
     truth: dict[str, Any]
     found: dict[str, Any]
+
+
+def pair(images: CocoSet, index: int, find: Callable[[Tensor, dict[str, Any]], dict[str, Any]]) -> Pair:
+    """Return an image of a set with what is there and what was found.
+
+    Args:
+        images: the set.
+        index: in it.
+        find: from an image, uint8 of shape (3, height, width), and its target, both as stored, to what was
+            found in it.
+    """
+    picture, truth = images.original(index)
+    pixels = picture.as_subclass(Tensor)
+    return Pair(
+        name=Path(images.path(index)).name,
+        image=Image.fromarray(pixels.permute(1, 2, 0).numpy()),
+        truth=truth,
+        found=find(pixels, truth),
+    )
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Return `count` places spread evenly over `total`, or all where there are fewer."""
+    count = min(count, total)
+    return [place * total // count for place in range(count)]
 
 
 @dataclass(frozen=True)

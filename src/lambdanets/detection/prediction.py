@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +14,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from lambdanets.data import DataError, read_image
+from lambdanets.data import DataError, open_coco_split, read_image
 from lambdanets.data.coco_transforms import eval_transform_coco
 from lambdanets.train import Run
 from lambdanets.train.prediction import ready, reason, search
 
+from .pairs import Pair, pair, spread
 from .run_config import DetectionConfig
+
+Finder = Callable[[Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +73,10 @@ def predict(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is from 0 to 1, got {threshold}")
-    network, device = ready(run, weights)
-    resize = eval_transform_coco(run.config.data)
-    half = "bf16" in run.config.engine.precision
-    return _found(network, device, resize, half, search(paths), threshold)
+    return _predicted(_finder(run, weights), search(paths), threshold)
 
 
-def _found(
-    network: Any, device: torch.device, resize: Any, half: bool, paths: Iterable[Path], threshold: float
-) -> Iterator[Detections]:
+def _predicted(find: Finder, paths: Iterable[Path], threshold: float) -> Iterator[Detections]:
     for path in paths:
         if path.is_dir():
             yield Detections(path=str(path), error="there are no images in this folder")
@@ -89,11 +86,49 @@ def _found(
         except (DataError, OSError) as error:
             yield Detections(path=str(path), error=reason(error, path))
             continue
-        pixels = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
-        image = resize(pixels).as_subclass(Tensor).to(device)
-        with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
-            [found] = network.detect([image], [(picture.height, picture.width)])
+        found = find(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
         kept = found["scores"] >= threshold
         yield Detections(
-            path=str(path), image=picture, found={name: value[kept].cpu() for name, value in found.items()}
+            path=str(path), image=picture, found={name: value[kept] for name, value in found.items()}
         )
+
+
+def _finder(run: Run[DetectionConfig], weights: Literal["best", "last"]) -> Finder:
+    """From an image, uint8 of shape (3, height, width), to what is found in it, in its pixels."""
+    network, device = ready(run, weights)
+    detector: Any = network
+    resize = eval_transform_coco(run.config.data)
+    half = run.config.engine.precision == "bf16-mixed"
+
+    def find(image: Tensor) -> dict[str, Tensor]:
+        resized = resize(tv_tensors.Image(image)).as_subclass(Tensor).to(device)
+        height, width = image.shape[-2:]
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            [found] = detector.detect([resized], [(height, width)])
+        return {name: value.cpu() for name, value in found.items()}
+
+    return find
+
+
+def predict_samples(
+    run: Run[DetectionConfig], count: int, *, weights: Literal["best", "last"] = "best"
+) -> Iterator[Pair]:
+    """Find objects in images of the run's own validation set, with what is there beside them.
+
+    The images are spread evenly over the set.
+
+    Args:
+        run: from `load_run`.
+        count: how many; the whole set when it holds fewer.
+        weights: the best ones by validation, or those of the last epoch.
+
+    Raises:
+        ValueError: `count` is not positive.
+        RunError: the run has no such weights yet.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    config = run.config
+    images = open_coco_split(config.data, "val", seed=config.seed, classes=run.classes)
+    find = _finder(run, weights)
+    return (pair(images, index, lambda image, _: find(image)) for index in spread(len(images), count))

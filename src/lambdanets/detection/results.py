@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from lambdanets.data.coco_masks import coco_tool, run_lengths
+from lambdanets.data.coco_masks import coco_tool, raster, run_lengths
 
 Entry = dict[str, Any]
 INSIDE = 0.5  # a pixel with more than this belongs to the object, as in torchvision's reference
@@ -92,6 +93,29 @@ def _as_text(runs: Entry) -> Entry:
         "size": [int(side) for side in runs["size"]],
         "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
     }
+
+
+def to_detections(
+    entries: Sequence[Entry], category_ids: Sequence[int], size: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Return the entries of one image as a network gives them: what `to_results` was given, masks binary.
+
+    Args:
+        entries: in COCO's results format.
+        category_ids: those of the set, in the order of the labels.
+        size: (height, width) of the stored image.
+    """
+    label = {number: place for place, number in enumerate(category_ids, start=1)}
+    boxes = torch.tensor([entry["bbox"] for entry in entries]).reshape(-1, 4)
+    found = {
+        "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
+        "labels": torch.tensor([label[entry["category_id"]] for entry in entries], dtype=torch.int64),
+        "scores": torch.tensor([entry["score"] for entry in entries]),
+    }
+    if all("segmentation" in entry for entry in entries):
+        drawn = raster([entry["segmentation"] for entry in entries], *size)
+        found["masks"] = torch.from_numpy(drawn)[:, None].bool()
+    return found
 
 
 def ground_truth_as_results(ground_truth: dict[str, list[Entry]]) -> list[Entry]:

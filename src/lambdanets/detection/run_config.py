@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 
@@ -10,7 +11,9 @@ from lambdanets.data import CocoConfig
 from lambdanets.train.config import BaseConfig
 
 from .config import DetectorConfig
-from .network import Detector, create_detector
+
+if TYPE_CHECKING:
+    from .network import Detector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +52,21 @@ class DetectionConfig(BaseConfig):
 
     def network(self, num_classes: int, *, loads_weights: bool = False) -> Detector:
         """The detector: images to losses in training, to objects in evaluation."""
+        from .network import create_detector
+
         return create_detector(
             self.model, num_classes=num_classes, masks=self.data.masks, loads_weights=loads_weights
         )
 
     def start(self, network: nn.Module) -> str:
         """Load `model.weights`, those of a classifier, into the backbone."""
-        if not isinstance(network, Detector):
-            raise TypeError(f"expected a Detector, got {type(network).__name__}")
+        backbone: Any = network.backbone
         weights = self.model.weights or ""
-        network.backbone.start(weights)
+        backbone.start(weights)
         return f"the backbone starts from {weights}, pyramid and heads at random"
 
-    def named(self, name: str) -> DetectionConfig:
-        """The same with another backbone; the options of one mean nothing to another."""
+    def named(self, name: str) -> Self:
+        """The same with another backbone, and none of its options."""
         if name == self.model.name:
             return self
         return replace(self, model=replace(self.model, name=name, options={}))

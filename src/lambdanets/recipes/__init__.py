@@ -1,6 +1,7 @@
 """Recipes: functions that return one complete training configuration each."""
 
 from lambdanets.recipes.cifar import cifar as cifar
+from lambdanets.recipes.coco import coco as coco
 from lambdanets.recipes.digits import digits as digits
 from lambdanets.recipes.folder import folder as folder
 from lambdanets.recipes.imagenet import imagenet_90 as imagenet_90

@@ -3,19 +3,22 @@
 from collections.abc import Callable
 from functools import partial
 
+from lambdanets.detection import DetectionConfig
 from lambdanets.recipes.cifar import cifar
+from lambdanets.recipes.coco import coco
 from lambdanets.recipes.digits import digits
 from lambdanets.recipes.folder import folder
 from lambdanets.recipes.imagenet import ROWS, imagenet_90, imagenet_350
 from lambdanets.train import RunConfig, override
 from lambdanets.train.typed import nearest
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {
+RECIPES: dict[str, Callable[[], RunConfig | DetectionConfig]] = {
     "digits": digits,
     "cifar": cifar,
     "folder": folder,
     "imagenet-90": imagenet_90,
     **{row.name: partial(imagenet_350, row) for row in ROWS},
+    "coco": coco,
 }
 NARROW = (8, 16, 32, 64)  # channels inside the blocks of a miniature's stages
 
@@ -25,7 +28,7 @@ def list_recipes() -> list[str]:
     return list(RECIPES)
 
 
-def get_recipe(name: str) -> RunConfig:
+def get_recipe(name: str) -> RunConfig | DetectionConfig:
     """The complete configuration of a recipe.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -172,6 +172,10 @@ class BaseConfig:
         """
         raise NotImplementedError
 
+    def named(self, name: str) -> Self:
+        """The same with another model; the options of one mean nothing to another."""
+        raise NotImplementedError
+
     def start(self, network: nn.Module) -> str:
         """Load the weights that a run starts from, `model.weights`, and return a sentence on them.
 
@@ -199,6 +203,10 @@ class RunConfig(BaseConfig):
         network = create_model(self.model.name, **options)
         set_momentum(network, self.model.bn_momentum)
         return network
+
+    def named(self, name: str) -> Self:
+        """The same with another model, and none of the options."""
+        return self if name == self.model.name else replace(self, model=ModelConfig(name=name))
 
     def start(self, network: nn.Module) -> str:
         """Load `model.weights`; a head of another number of classes is left out."""
