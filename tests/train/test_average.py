@@ -51,7 +51,7 @@ def test_the_average_is_taken_once_a_step_and_warms_up(
     averaged: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decays: list[float] = []
-    monkeypatch.setattr("lambdanets.train.module.follow", lambda *args: decays.append(args[-1]))
+    monkeypatch.setattr("lambdanets.train.learner.follow", lambda *args: decays.append(args[-1]))
     train(override(averaged, "engine.accumulate=2", "engine.epochs=2"), run_dir=folder)
     assert decays == [min(0.8, (1 + step) / (10 + step)) for step in range(4)]
 

@@ -164,7 +164,7 @@ def test_a_report_that_cannot_be_written_hides_nothing(
     def full(*args: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr("lambdanets.train.module.dissect", full)
+    monkeypatch.setattr("lambdanets.train.learner.dissect", full)
     config = override(tiny, "optimizer.lr=1e30", "schedule.warmup_epochs=0")
     with pytest.raises(NonFiniteLossError, match=r"could not be written down \(no space\)"):
         train(config, run_dir=folder)

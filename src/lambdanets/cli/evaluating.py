@@ -66,8 +66,8 @@ def run(
 
     Args:
         what: The folder of a run, or a model of ImageNet: a name of timm's registry or ours, or hf-hub:NAME.
-        data: Other images with the same classes, such as folder:PATH, of a detector coco:PATH; where they have
-            no validation side of their own, all of them are measured. A model needs it.
+        data: Other images with the same classes, such as folder:PATH, of a detector coco:PATH; where they
+            have no validation side of their own, all of them are measured. A model needs it.
         as_: Which of ImageNet's sets the images are: its validation set, -V2, -A, -R, -Sketch or -C. On -A
             and -R only the classes in the folder are there to choose from.
         real: Measure by ReaL labels too: their real.json, or the copy that timm brings.
