@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -65,7 +65,10 @@ def evaluate(
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     images = open_coco_split(config.data, "val", seed=config.seed, classes=run.classes)
-    module = DetectionModule(run.model(weights), config, classes=run.classes, state=RunState())
+    network: Any = run.model(weights)
+    if config.engine.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    module = DetectionModule(network, config, classes=run.classes, state=RunState())
     module.val_set = images
     with quiet():
         trainer = make_trainer(
