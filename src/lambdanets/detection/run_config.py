@@ -21,8 +21,8 @@ class ValidationConfig:
     """How a detector is validated while it trains.
 
     Args:
-        max_detections: of an image, the likeliest ones, that count; COCO's is 100. The network's own limit is
-            `model.box_detections_per_img`.
+        max_detections: of an image, the likeliest ones, that count, more than 10; COCO's is 100. The
+            network's own limit is `model.box_detections_per_img`.
         sheet: images that are drawn with what is there beside what was found, in every validation; 0 draws
             none.
         threshold: least score of what is drawn.
@@ -33,7 +33,7 @@ class ValidationConfig:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, least in (("max_detections", 1), ("sheet", 0)):
+        for name, least in (("max_detections", 11), ("sheet", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"validation.{name} is {least} or more; got {getattr(self, name)}")
         if not 0 <= self.threshold <= 1:
