@@ -71,11 +71,11 @@ def random_set() -> Callable[[int], tuple[dict[str, list[Entry]], list[dict[str,
         categories = [{"id": n, "name": name} for n, name in ((3, "cat"), (7, "dog"), (20, "fish"))]
         images, annotations, detections = [], [], []
         for number in range(11, 19):
-            height, width = (int(side) for side in draw.integers(120, 220, 2))
+            height, width = (int(side) for side in draw.integers(160, 240, 2))
             images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
             boxes = []
             for _ in range(draw.integers(0, 9)):
-                size = np.exp(draw.uniform(np.log(8), np.log(115), 2))
+                size = np.exp(draw.uniform(np.log(8), np.log(160), 2))
                 corner = draw.uniform(0, np.maximum(1, [width, height] - size))
                 label = int(draw.integers(1, 3))  # there is no fish
                 boxes.append((label, *corner, *size))

@@ -127,9 +127,17 @@ def test_names_are_left_out_where_they_would_hide_objects() -> None:
     assert plates(draw(blank(), boxes[:30]))
     assert not plates(draw(blank(), boxes[:31]))
     assert not plates(draw(blank(), [[300, 300, 309, 309]]))
-    # The only places for the second name are on the first object, which is as small.
-    crowded = [[0, 0, 600, 12], [0, 12, 600, 24]]
+    # There is no room but on the objects themselves, which are as small as the names.
+    crowded = [[0, 0, 60, 12], [0, 12, 60, 24]]
     assert not plates(draw(blank(600, 24), crowded))
+
+
+def test_a_name_that_all_objects_have_is_left_out() -> None:
+    box = [[200, 200, 400, 400]]
+    assert not plates(draw(blank(), box, names=["nucleus"]))
+    long, short = (draw(blank(), box, names=names, scores=torch.tensor([0.5])) for names in (FEW, ["cat"]))
+    assert plates(short)
+    assert where(short, COLOURS[0]).sum() < where(long, COLOURS[0]).sum()
 
 
 def test_names_do_not_cover_one_another() -> None:

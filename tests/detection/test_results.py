@@ -50,7 +50,7 @@ def test_an_entry_is_what_was_found() -> None:
         {"image_id": 9, "category_id": 20, "bbox": [0, 0, 1, 1], "score": 0.25},
     ]
     assert runs["size"] == [2, 3]
-    assert tool.decode(runs).tolist() == [[0, 0, 1], [0, 1, 1]]
+    assert tool.decode([runs])[..., 0].tolist() == [[0, 0, 1], [0, 1, 1]]
 
 
 def test_numbers_are_those_of_the_network_in_few_digits() -> None:
@@ -88,7 +88,7 @@ def test_masks_are_read_as_they_were(masks: np.ndarray) -> None:
     boxes = [[0.0, 0.0, 1.0, 1.0]] * len(masks)
     entries = to_results([detection(*boxes, masks=torch.from_numpy(masks)[:, None])], [1], [1])
     assert json.loads(json.dumps(entries)) == entries
-    read = [tool.decode(entry["segmentation"]) for entry in entries]
+    read = [tool.decode([entry["segmentation"]])[..., 0] for entry in entries]
     np.testing.assert_array_equal(np.reshape(read, masks.shape), masks > 0.5)
 
 
@@ -120,8 +120,8 @@ def test_ground_truth_becomes_results_without_crowds(ground_truth: GroundTruth) 
     assert (first["image_id"], first["category_id"], first["bbox"], first["score"]) == (1, 3, [2, 3, 4, 5], 1)
     drawn = np.zeros((200, 200), np.uint8)
     drawn[3:8, 2:6] = 1
-    np.testing.assert_array_equal(tool.decode(first["segmentation"]), drawn)
-    assert tool.decode(second["segmentation"]).sum() == 2
+    np.testing.assert_array_equal(tool.decode([first["segmentation"]])[..., 0], drawn)
+    assert tool.decode([second["segmentation"]]).sum() == 2
     json.dumps([first, second])
 
 

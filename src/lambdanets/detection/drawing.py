@@ -36,9 +36,10 @@ def draw_objects(
 ) -> Image.Image:
     """Draw objects onto an image.
 
-    With one class each object has a colour of its own, with several each class; after twelve the colours
-    repeat. Names stand above, below or in their box, where they cover no other name and little of any object;
-    where there is no such place, on tiny objects and among more than 30 objects they are left out.
+    With several classes each has its colour, and objects have names; with one class each object has a colour
+    of its own, and a name would tell nothing. After twelve the colours repeat. Names and scores stand above,
+    below or in their box, where they cover no others and little of any object; where there is no such place,
+    on tiny objects and among more than 30 objects they are left out.
 
     Args:
         image: of any mode; it stays as it is.
@@ -59,14 +60,12 @@ def draw_objects(
     numbers = labels.tolist()
     keys = [label - 1 for label in numbers] if len(names) > 1 else range(len(numbers))
     colours = [COLOURS[key % len(COLOURS)] for key in keys]
-    line = max(1, round((picture.width * picture.height) ** 0.5 / 350))
+    line = max(1, round((picture.width * picture.height) ** 0.5 / 300))
     sides = (corners[:, 2:] - corners[:, :2]).clip(0)
     largest_first = np.argsort(-sides.prod(1), kind="stable").tolist()
     if masks is not None:
-        pixels = np.array(picture)
         for index in largest_first:
-            _paint(pixels, masks[index], colours[index], line)
-        picture = Image.fromarray(pixels)
+            _paint(picture, masks[index], colours[index], line)
     draw = ImageDraw.Draw(picture)
     for index in largest_first:
         draw.rectangle(
@@ -76,7 +75,8 @@ def draw_objects(
         )
     if len(numbers) <= MANY:
         known = [None] * len(numbers) if scores is None else scores.tolist()
-        words = [_words(names[label - 1], value) for label, value in zip(numbers, known, strict=True)]
+        called = [names[int(label) - 1] if len(names) > 1 else "" for label in numbers]
+        words = [_words(name, value) for name, value in zip(called, known, strict=True)]
         _draw_tags(picture, corners, words, colours)
     return picture
 
@@ -86,24 +86,21 @@ def _sized(image: Image.Image, longest: int | None) -> Image.Image:
     factor = -(-LEAST // side) if longest is None else longest / side
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     resample = Image.Resampling.NEAREST if side <= TINY else Image.Resampling.LANCZOS
-    return image.resize(size, resample) if size != image.size else image
+    return image.resize(size, resample) if size != image.size else image.copy()
 
 
-def _paint(pixels: np.ndarray, mask: Tensor, colour: str, line: int) -> None:
+def _paint(picture: Image.Image, mask: Tensor, colour: str, line: int) -> None:
     """Mix a colour into the inside of a mask, and draw its rim, `line` pixels wide, in the colour itself."""
-    inside = _inside(mask, (pixels.shape[1], pixels.shape[0]))
+    inside = _inside(mask, picture.size)
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     if not rows.size:
         return
-    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    inside = inside[part]
+    inside = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     core = np.pad(inside, line)  # so that there is a rim where the mask is cut off by the edge, too
     for axis in (0, 1):
-        core = np.lib.stride_tricks.sliding_window_view(core, 2 * line + 1, axis=axis).all(-1)
-    ink = np.array(ImageColor.getrgb(colour), dtype=np.float32)
-    cut = pixels[part]
-    cut[core] = np.round((1 - FILL) * cut[core] + FILL * ink)
-    cut[inside & ~core] = ink
+        core = np.logical_and.reduce([np.roll(core, shift, axis) for shift in range(-line, line + 1)])
+    opacity = np.where(core[line:-line, line:-line], round(255 * FILL), 255) * inside
+    picture.paste(colour, (int(columns[0]), int(rows[0])), Image.fromarray(opacity.astype(np.uint8)))
 
 
 def _inside(mask: Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -127,7 +124,7 @@ def _within(box: np.ndarray, size: tuple[int, int]) -> Box:
 def _words(name: str, score: float | None) -> str:
     name = " ".join(name.split())
     short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1].rstrip() + "…"
-    return short if score is None else f"{short} {score:.2f}"
+    return short if score is None else f"{short} {score:.2f}".strip()
 
 
 def _draw_tags(
@@ -140,7 +137,7 @@ def _draw_tags(
     height, pad = round(1.4 * size), round(0.3 * size)
     taken: list[Box] = []
     for box, text, colour in zip(corners, words, colours, strict=True):
-        if max(box[2:] - box[:2]) < height:
+        if not text or max(box[2:] - box[:2]) < height:
             continue
         width = round(letters.getlength(text)) + 2 * pad
         place = _place((width, height), box, picture.size, taken, corners)

@@ -50,7 +50,7 @@ def _curves(axes: Any, scores: KindScores) -> None:
         axes.plot(recall, 100 * curve, color=colour, linewidth=1.8, label=f"{label}   {reached}")
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 102)
-    axes.legend(frameon=False, loc="lower left", labelcolor="linecolor", fontsize=9)
+    axes.legend(frameon=False, loc="best", labelcolor="linecolor", fontsize=9)
 
 
 def write_per_class(scores: Scores, path: str | os.PathLike[str]) -> None:

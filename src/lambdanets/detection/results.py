@@ -59,7 +59,7 @@ def _of_image(found: dict[str, Tensor], image_id: int, category_ids: Sequence[in
             f"labels must be from 1 to {len(category_ids)}, the number of categories; image {image_id} "
             f"has the label {bad[0]}."
         )
-    boxes[:, 2:] -= boxes[:, :2]
+    boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     entries: list[Entry] = [
         {
             "image_id": image_id,

@@ -75,8 +75,9 @@ def _fault(entry: object) -> str | None:
 def _runs_fault(mask: object) -> str | None:
     """What is wrong with a mask; unlike that of an annotated object, one that was found may be empty."""
     size, counts = (mask.get("size"), mask.get("counts")) if isinstance(mask, dict) else (None, None)
-    whole = isinstance(size, list) and len(size) == 2 and all(is_id(side) and side > 0 for side in size)
-    if not whole or not isinstance(counts, str):
+    if not (isinstance(size, list) and len(size) == 2 and all(is_id(side) and side > 0 for side in size)):
+        size = None
+    if size is None or not isinstance(counts, str):
         return 'its segmentation is not run lengths as text, {"size": [height, width], "counts": "..."}'
     try:
         runs = read_counts(counts)

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -138,7 +138,7 @@ def score(
 
     Example:
         >>> truth = coco_set.ground_truth()
-        >>> score(truth, ground_truth_as_results(truth), masks=True).box.values["ap"]
+        >>> round(score(truth, ground_truth_as_results(truth), masks=True).figures()["mask_ap"], 9)
         1.0
     """
     if max_detections <= FEWER[-1]:
@@ -177,13 +177,17 @@ def _check(ground_truth: dict[str, list[Entry]], results: Sequence[Entry], *, ma
 
 
 def _score(
-    ground_truth: dict[str, list[Entry]], results: list[Entry], kind: str, max_detections: int
+    ground_truth: dict[str, list[Entry]],
+    results: list[Entry],
+    kind: Literal["bbox", "segm"],
+    max_detections: int,
 ) -> KindScores:
     """Run pycocotools, which changes what it is given and prints, on copies and silently."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    truth, found = COCO(), COCO()
+    truth: Any = COCO()  # a package without complete types
+    found: Any = COCO()
     annotations = [each | {"id": n} for n, each in enumerate(ground_truth["annotations"], start=1)]
     truth.dataset = ground_truth | {"annotations": annotations}
     with contextlib.redirect_stdout(io.StringIO()):
