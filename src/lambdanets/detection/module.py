@@ -53,13 +53,13 @@ class DetectionModule(Learner):
         self, network: nn.Module, config: DetectionConfig, *, classes: Sequence[str], state: RunState
     ) -> None:
         super().__init__(network, config, classes=classes, state=state)
-        kinds = ("mask", "box") if config.data.masks else ("box",)
+        self.kinds = ("mask", "box") if config.data.masks else ("box",)
         self.losses_shown = {
             loss: name for loss, name in LOSSES.items() if config.data.masks or name != "masks"
         }
         self.measured = ("loss", *self.losses_shown.values())
-        self.columns = tuple(f"val_{kind}_{figure}" for kind in kinds for figure in KEPT)
-        self.crown = f"val_{kinds[0]}_ap"
+        self.columns = tuple(f"val_{kind}_{figure}" for kind in self.kinds for figure in KEPT)
+        self.crown = f"val_{self.kinds[0]}_ap"
         self.val_set: CocoSet | None = None
         self.seen: list[int] = []  # images of this validation, by this process
         self.found: list[Entry] = []  # in them
@@ -127,8 +127,9 @@ class DetectionModule(Learner):
         parts = self._gathered()
         if parts is not None:
             self.results = merge(found for _, found in parts)
+            seen = {number for numbers, _ in parts for number in numbers}
             self.scores = score(
-                self._truth({number for seen, _ in parts for number in seen}),
+                self._truth(seen),
                 self.results,
                 masks=self.config.data.masks,
                 max_detections=self.config.validation.max_detections,
@@ -139,7 +140,7 @@ class DetectionModule(Learner):
             figures = {name: value for name, value in figures.items() if not math.isnan(value)}
             figures = {self.crown: 0.0} | figures
             if self.config.validation.sheet and self.files is not None:
-                self._draw_sheet(self.files)
+                self._draw_sheet(self.files, seen)
         self.validation = self.trainer.strategy.broadcast(figures)
 
     def _truth(self, seen: set[int]) -> dict[str, list[Entry]]:
@@ -165,14 +166,14 @@ class DetectionModule(Learner):
             raise RuntimeError("the validation set is known once its loader is made")
         return self.val_set
 
-    def _draw_sheet(self, files: RunFiles) -> None:
-        """Draw images spread over the validation set, with what is there and what was found."""
+    def _draw_sheet(self, files: RunFiles, seen: set[int]) -> None:
+        """Draw images spread over those that were seen, with what is there and what was found."""
         rules = self.config.validation
-        chosen = spread(len(self._val), rules.sheet)
-        wanted = {int(self._val.image_ids[index]) for index in chosen}
-        found: dict[int, list[Entry]] = {number: [] for number in wanted}
+        places = [place for place, number in enumerate(self._val.image_ids.tolist()) if number in seen]
+        chosen = [places[place] for place in spread(len(places), rules.sheet)]
+        found: dict[int, list[Entry]] = {self._val.image_ids[place]: [] for place in chosen}
         for entry in self.results:
-            if entry["image_id"] in wanted:
+            if entry["image_id"] in found:
                 found[entry["image_id"]].append(entry)
 
         def find(image: Tensor, target: dict[str, Any]) -> dict[str, Tensor]:
@@ -197,14 +198,14 @@ class DetectionModule(Learner):
 
     def say_epoch(self, row: Mapping[str, float]) -> str:
         line = f"train {row['train_loss']:.3f}"
-        return f"{line}  val {self.say_val(row)}" if self.crown in row else line
+        return f"{line}  val {self._say(row, self.kinds[0])}" if self.crown in row else line
 
     def say_val(self, row: Mapping[str, float]) -> str:
-        return ", ".join(
-            f"{kind} AP {100 * row[f'val_{kind}_ap']:.1f} AP50 {100 * row.get(f'val_{kind}_ap50', 0.0):.1f}"
-            for kind in ("mask", "box")
-            if f"val_{kind}_ap" in row
-        )
+        return ", ".join(self._say(row, kind) for kind in self.kinds)
+
+    def _say(self, row: Mapping[str, float], kind: str) -> str:
+        ap, ap50 = (100 * row.get(f"val_{kind}_{figure}", 0.0) for figure in ("ap", "ap50"))
+        return f"{kind} AP {ap:.1f} AP50 {ap50:.1f}"
 
     def say_data(self, splits: CocoSplits) -> str:
         return f"{len(splits.train):,} training and {len(splits.val):,} validation images"
@@ -216,7 +217,7 @@ class DetectionModule(Learner):
         losses = {name: f"train_{name}" for name in self.losses_shown.values()}
         figures = {
             f"{kind} {label}": f"val_{kind}_{figure}"
-            for kind in (("mask", "box") if self.config.data.masks else ("box",))
+            for kind in self.kinds
             for figure, label in (("ap", "AP"), ("ap50", "AP50"))
         }
         panels = (
