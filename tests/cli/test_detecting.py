@@ -49,7 +49,7 @@ def test_train_says_what_it_reached_and_what_to_do_next(detector: Path) -> None:
 
 
 def test_eval_writes_results_that_others_can_read(inside: Command, detector: Path, tmp_path: Path) -> None:
-    files = [tmp_path / name for name in ("found.json", "figures.json", "classes.csv")]
+    files = [tmp_path / name for name in ("found", "figures.json", "classes.csv")]
     words = ["--results", files[0], "--json", files[1], "--per-class", files[2], "--max-detections", 12]
     done = inside("eval", detector, *words)
     assert done.returncode == 0, done.stderr
@@ -58,9 +58,12 @@ def test_eval_writes_results_that_others_can_read(inside: Command, detector: Pat
     figures = json.loads(files[1].read_text())
     assert figures["images"] == 3
     assert set(figures) >= {"box_ap", "mask_ap50", "mask_ar12", "classes"}
-    for entry in json.loads(files[0].read_text()):
-        assert entry["category_id"] in (3, 8)
-        assert len(entry["bbox"]) == 4
+    boxes, masks = (json.loads((files[0] / f"{name}.json").read_text()) for name in ("boxes", "masks"))
+    assert len(boxes) == len(masks) > 0
+    assert all(set(entry) == {"image_id", "category_id", "bbox", "score"} for entry in boxes)
+    assert all(
+        entry["category_id"] in (3, 8) and entry["segmentation"]["size"] == [64, 64] for entry in masks
+    )
     with files[2].open(newline="") as file:
         assert [row["class"] for row in csv.DictReader(file)] == ["disc", "bar"]
 
@@ -136,7 +139,7 @@ def test_what_does_not_fit_a_detector_is_one_sentence(
 def test_what_does_not_fit_a_classifier_is_one_sentence(inside: Command, trained: Path) -> None:
     for words, option in (
         (["predict", trained, "--samples", 2, "--threshold", 0.5], "--threshold"),
-        (["eval", trained, "--results", "x.json"], "--results"),
+        (["eval", trained, "--results", "x"], "--results"),
     ):
         done = inside(*words)
         assert done.returncode == 2

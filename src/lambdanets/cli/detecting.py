@@ -42,7 +42,7 @@ def evaluate_run(
     results: Path | None,
 ) -> int:
     """Measure a run by COCO's figures; the arguments are those of `lambdanets eval`."""
-    from lambdanets.detection import evaluate, load_run, write_per_class, write_results
+    from lambdanets.detection import evaluate, load_run, write_kinds, write_per_class
 
     opened = load_run(run)
     changes = {"image_size": size, "batch_size": batch_size, "workers": workers}
@@ -65,10 +65,11 @@ def evaluate_run(
         json.parent.mkdir(parents=True, exist_ok=True)
         plain = {"run": str(run), "weights": weights, "data": form.source} | scores.to_plain()
         json.write_text(json_format.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    written = [("classes", per_class), ("figures", json)]
     if results is not None:
-        results.parent.mkdir(parents=True, exist_ok=True)
-        write_results(evaluation.results, results)
-    for name, file in (("classes", per_class), ("figures", json), ("results", results)):
+        files = write_kinds(evaluation.results, results, masks=form.masks)
+        written += [("results", file) for file in files]
+    for name, file in written:
         if file is not None:
             stdout().print(f"{name}: {escape(str(file))}", soft_wrap=True)
     return 0

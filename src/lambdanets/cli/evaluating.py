@@ -57,7 +57,7 @@ def run(
     per_class: Annotated[Path | None, shown("FILE.csv")] = None,
     csv: Annotated[Path | None, shown("FILE.csv")] = None,
     json: Annotated[Path | None, shown("FILE.json")] = None,
-    results: Annotated[Path | None, shown("FILE.json")] = None,
+    results: Annotated[Path | None, shown("FOLDER")] = None,
 ) -> int:
     """Measure a run or a model on its validation set, on other images, or on ImageNet's test sets.
 
@@ -83,7 +83,7 @@ def run(
         per_class: Write the accuracy of each class, and print the best and the worst.
         csv: Add a row to a table of timm's results; with --real, by these labels.
         json: Write all figures for other programs.
-        results: Write what a detector found, in COCO's results format.
+        results: Write what a detector found, in COCO's results format: boxes.json and masks.json.
     """
     if stored_task(Path(what)) == "detection":
         given = {"--as": as_, "--real": real, "--checkpoint": checkpoint, "--accelerate": accelerate}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lambdanets.detection.results import to_detections as to_detections
     from lambdanets.detection.results import to_results as to_results
     from lambdanets.detection.results_json import read_results as read_results
+    from lambdanets.detection.results_json import write_kinds as write_kinds
     from lambdanets.detection.results_json import write_results as write_results
     from lambdanets.detection.scores import KindScores as KindScores
     from lambdanets.detection.scores import Scores as Scores
@@ -57,6 +58,7 @@ _LAZY = {
     "to_detections": "results",
     "to_results": "results",
     "train": "task",
+    "write_kinds": "results_json",
     "write_per_class": "report",
     "write_results": "results_json",
 }

@@ -23,7 +23,7 @@ from .network import Detector
 from .pairs import draw_pairs, pair, spread
 from .report import draw_precision_recall, write_per_class
 from .results import Entry, merge, to_detections, to_results
-from .results_json import write_results
+from .results_json import write_kinds
 from .run_config import DetectionConfig
 from .scores import Scores, score
 
@@ -186,7 +186,7 @@ class DetectionModule(Learner):
     def on_best(self) -> None:
         if self.scores is None or self.files is None:
             return
-        write_results(self.results, self.files.results_json)
+        write_kinds(self.results, self.files.found, masks=self.config.data.masks)
         write_per_class(self.scores, self.files.per_class)
         title = f"{self.config.model.name} on {self.config.data.source}, epoch {self.state.position[0]}"
         draw_precision_recall(self.scores, self.files.precision_recall, title)

@@ -13,7 +13,7 @@ from lambdanets.data import DataError
 from lambdanets.data.coco_json import is_id
 from lambdanets.data.coco_masks import read_counts
 from lambdanets.data.images import reason
-from lambdanets.detection.results import Entry
+from lambdanets.detection.results import Entry, of_boxes, of_masks
 from lambdanets.train.checkpoint import write_text
 
 
@@ -25,6 +25,29 @@ def write_results(entries: Sequence[Entry], path: str | os.PathLike[str]) -> Non
     """
     lines = ",\n".join(json.dumps(entry, separators=(",", ":"), allow_nan=False) for entry in entries)
     write_text(Path(path), f"[{lines}]\n")
+
+
+def write_kinds(entries: Sequence[Entry], folder: str | os.PathLike[str], *, masks: bool) -> list[Path]:
+    """Write entries as boxes.json and, with masks, masks.json: pycocotools gives our figures of each of them.
+
+    They are two files, as `of_masks` says why.
+
+    Args:
+        entries: from `to_results`.
+        folder: where; made if it is not there.
+        masks: whether the entries have masks.
+
+    Returns:
+        The files.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written.
+    """
+    kinds = {"boxes": of_boxes(entries)} | ({"masks": of_masks(entries)} if masks else {})
+    files = {Path(folder) / f"{name}.json": own for name, own in kinds.items()}
+    for file, own in files.items():
+        write_results(own, file)
+    return list(files)
 
 
 def read_results(path: str | os.PathLike[str]) -> list[Entry]:

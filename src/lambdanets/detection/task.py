@@ -25,7 +25,7 @@ def train(config: DetectionConfig | None = None, *, run_dir: str | Path, resume:
     """Train a detector on annotated images and leave one folder.
 
     Args, result and errors are those of `lambdanets.train.train`. Beside what every run leaves, the folder
-    holds, of the best validation, `results.json` in COCO's format, `precision_recall.png` and `classes.csv`,
+    holds, of the best validation, `results/` in COCO's format, `precision_recall.png` and `classes.csv`,
     and of the newest one `sheet.png`, on which images have what is there beside what was found.
 
     Example:

@@ -44,9 +44,9 @@ class RunFiles:
         return self.directory / "precision_recall.png"
 
     @property
-    def results_json(self) -> Path:
+    def found(self) -> Path:
         """What a detector found in the best validation, in COCO's results format."""
-        return self.directory / "results.json"
+        return self.directory / "results"
 
     @property
     def per_class(self) -> Path:
