@@ -15,7 +15,7 @@ import torch
 from lambdanets.data import DataConfig, write_shards
 from lambdanets.train import RunConfig, override, to_json
 from lambdanets.train.checkpoint import load_checkpoint
-from lambdanets.train.module import check_alike
+from lambdanets.train.learner import check_alike
 from lambdanets.train.trouble import lost_peer
 from runs import assert_same_end
 

@@ -149,7 +149,7 @@ def test_a_run_becomes_a_folder_for_the_hub(finished: RunResult, tmp_path: Path)
 
 
 def test_processes_with_other_weights_are_told(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lambdanets.train.module import check_alike
+    from lambdanets.train.learner import check_alike
 
     mine: list[dict[str, str]] = []
 
