@@ -96,7 +96,7 @@ class Backbone(nn.Module):
 
     def layers(self, coarse: bool = False) -> dict[str, int]:
         """Return the depth of each parameter of the network, from 0 on, for layer-wise learning rates."""
-        depths = group_parameters(self.body, self.body.group_matcher(coarse=coarse), reverse=True)
+        depths: Any = group_parameters(self.body, self.body.group_matcher(coarse=coarse), reverse=True)
         return {f"body.{name}": depth for name, depth in depths.items()}
 
 

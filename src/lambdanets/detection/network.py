@@ -75,6 +75,11 @@ class Detector(GeneralizedRCNN):
         masks: whether there is a mask head.
     """
 
+    backbone: Backbone
+    rpn: Any
+    roi_heads: Any
+    transform: Any
+
     def __init__(self, config: DetectorConfig, backbone: Backbone, *, num_classes: int, masks: bool) -> None:
         transform = _ToBatch(
             0, 0, list(config.image_mean), list(config.image_std), size_divisible=backbone.strides[-1]
@@ -114,10 +119,14 @@ class Detector(GeneralizedRCNN):
         proposals, _ = self.rpn(batch, features)
         detections, _ = self.roi_heads(features, proposals, batch.image_sizes)
         for found, size, wanted in zip(detections, batch.image_sizes, sizes, strict=True):
-            found["boxes"] = resize_boxes(found["boxes"], size, wanted)
+            found["boxes"] = resize_boxes(found["boxes"], list(size), list(wanted))
             if "masks" in found:
                 found["masks"] = _pasted(found["masks"], found["boxes"], wanted)
         return detections
+
+    def compile(self, **options: Any) -> None:
+        """Compile the backbone in place: in what follows, sizes are other ones with every image."""
+        self.backbone.compile(**options)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: the backbone's activations are computed again in the backward pass."""
