@@ -20,7 +20,7 @@ SOURCES = {
     "coco:PATH": "for detectors: a folder or a json in COCO's format (pip install 'lambdanets[detection]')",
     "torch/NAME:PATH": "a data set of torchvision, downloaded when absent: torch/cifar10, ...",
     "hfds/NAME": "an image data set of the Hugging Face hub (pip install datasets)",
-    "hfids/NAME": "the same as a stream, nothing stored (pip install datasets)",
+    "hfids/NAME": "the same, streamed from parquet files, nothing stored (pip install datasets)",
     "wds/NAME:PATH": "shards of WebDataset, read from end to end; from URLs, too (pip install webdataset)",
     "tfds/NAME:PATH": "a data set of TensorFlow (pip install tensorflow-datasets)",
 }
