@@ -159,8 +159,11 @@ def _telling(what: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0].rstrip(".:") if lines else type(error).__name__
+        first: BaseException = error
+        while first.__cause__ is not None:  # translators wrap the reason in advice to their developers
+            first = first.__cause__
+        lines = [line.strip() for line in str(first).splitlines() if line.strip()]
+        reason = lines[0].rstrip(".:") if lines else type(first).__name__
         raise ExportError(f"{what}: {reason}") from error
 
 
