@@ -53,9 +53,9 @@ def _with_positions(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> tupl
     They are the query's logit of each row and column, and which row and column the key is in.
     """
     height, width = rows.shape[-1], columns.shape[-1]
-    key = torch.arange(height * width, device=q.device)[:, None]
-    in_row = key // width == torch.arange(height, device=q.device)
-    in_column = key % width == torch.arange(width, device=q.device)
+    row, column = (torch.arange(size, device=q.device) for size in (height, width))
+    in_row = (row[:, None] == row)[:, None].expand(-1, width, -1).flatten(0, 1)
+    in_column = (column[:, None] == column)[None].expand(height, -1, -1).flatten(0, 1)
     place = torch.cat([in_row, in_column], dim=1).to(q.dtype).expand(*k.shape[:2], -1, -1)
     return torch.cat([q, rows, columns], dim=-1), torch.cat([k, place], dim=-1)
 
