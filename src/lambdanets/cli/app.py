@@ -25,6 +25,7 @@ VERBS = {
     "predict": ("predicting", "label photos with a run, or draw the objects that a detector finds in them"),
     "pseudo-label": ("labelling", "let a run label images, to train another on them"),
     "masks-to-coco": ("converting", "write a folder of mask images as a COCO json, to train a detector on"),
+    "export": ("exporting", "write a run or a model as one file, for torch.export or onnxruntime"),
     "shard": ("sharding", "pack images into tar archives, to train on with --data tar:FOLDER"),
     "list": ("listing", "models, recipes and data sources"),
     "show": ("showing", "one model: stages, parameters, MACs, the kernel of every lambda layer"),
@@ -60,6 +61,7 @@ examples
   lambdanets eval lambda_resnet26t --data folder:/data/imagenet --size 288 --csv results.csv
   lambdanets predict runs/2026-11-22-143000-digits photo.jpg holidays/
   lambdanets pseudo-label runs/teacher --data folder:/data/photos --out labels.csv --threshold 0.8
+  lambdanets export runs/2026-11-22-143000-digits --format onnx --out digits.onnx
   lambdanets shard folder:/data/imagenet --out /data/imagenet-shards
   lambdanets list 'lambda*'
   lambdanets show lambda_resnet152 --size 256

@@ -146,9 +146,9 @@ def _subject(
     what: str, data: str | None, checkpoint: str | None, weights: Literal["best", "last"]
 ) -> "tuple[Subject, bool]":
     """What is measured, and whether on images other than a run's own."""
-    from lambdanets.train.subject import is_model_name, subject_of_model, subject_of_run
+    from lambdanets.train.subject import names_run, subject_of_model, subject_of_run
 
-    if (Path(what) / "config.json").is_file() or not is_model_name(what):
+    if names_run(what):
         if checkpoint is not None:
             raise UsageError(f"--checkpoint goes with the name of a model; {what} is no such name.")
         subject = subject_of_run(load_run(what), weights=weights)
