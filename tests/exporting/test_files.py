@@ -119,7 +119,7 @@ def test_what_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     export(tmp_path / "right.pt2")
     for name, by in (("scaled", 1e-3), ("nan", float("nan"))):
         off["by"] = by
-        with pytest.raises(ExportError, match="gives other outputs than the network"):
+        with pytest.raises(ExportError, match="gives other y than the network"):
             export(tmp_path / f"{name}.pt2")
     off["rows"] = 1
     with pytest.raises(ExportError, match=re.escape("shapes [(1, 2)], the network [(2, 2)]")):

@@ -114,7 +114,8 @@ def export_network(
         with _telling(f"format {format!r} cannot hold this network"):
             form.write(program, unfinished, interface, opset)
             run = form.load(unfinished, interface)
-        difference, largest = _compare([_outputs(run, example) for example in examples], expected)
+        found = [_outputs(run, example) for example in examples]
+        difference, largest = _compare(found, expected, interface.outputs)
         os.replace(unfinished, file)
     return Exported(
         file=file,
@@ -167,7 +168,9 @@ def _telling(what: str) -> Iterator[None]:
         raise ExportError(f"{what}: {reason}") from error
 
 
-def _compare(found: Sequence[list[Tensor]], expected: Sequence[list[Tensor]]) -> tuple[float, float]:
+def _compare(
+    found: Sequence[list[Tensor]], expected: Sequence[list[Tensor]], names: Sequence[str]
+) -> tuple[float, float]:
     """The largest difference and the largest expected output.
 
     Raises:
@@ -178,12 +181,12 @@ def _compare(found: Sequence[list[Tensor]], expected: Sequence[list[Tensor]]) ->
         shapes = [[tuple(y.shape) for y in outputs] for outputs in (some, others)]
         if shapes[0] != shapes[1]:
             raise ExportError(f"the file gives outputs of shapes {shapes[0]}, the network {shapes[1]}")
-        for y, truth in zip(some, others, strict=True):
+        for name, y, truth in zip(names, some, others, strict=True):
             apart = (y.double() - truth.double()).abs().max().item()
             scale = truth.double().abs().max().item()
             if not apart <= TOLERANCE * scale:  # NaN is no agreement
                 raise ExportError(
-                    f"the file gives other outputs than the network: they differ by up to {apart:.2g} "
+                    f"the file gives other {name} than the network: they differ by up to {apart:.2g} "
                     f"where the largest is {scale:.2g}; nothing was written"
                 )
             difference, largest = max(difference, apart), max(largest, scale)
