@@ -20,7 +20,7 @@ from lambdanets.data import Splits, open_splits
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
 from lambdanets.train.config import EngineConfig, RunConfig, load_classes
 from lambdanets.train.errors import RunError, everywhere
-from lambdanets.train.launch import SyncBatchNorms, cluster, launched, strategy
+from lambdanets.train.launch import SyncBatchNorms, cannot_divide, cluster, launched, strategy
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.loaders import Loaders
 from lambdanets.train.meeting import together
@@ -99,7 +99,7 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
             try:
                 trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
             except (RuntimeError, MemoryError) as error:
-                told = tell(error, config, trainer.world_size, files)
+                told = tell(error, config, trainer, files)
                 if told is None:
                     raise
                 raise told from error
@@ -237,14 +237,12 @@ def build_trainer(module: Classifier, files: RunFiles, saving: Saving, start: St
 
 def check_devices(engine: EngineConfig, trainer: pl.Trainer) -> None:
     """Raise RunError where the engine is asked for what its devices cannot do."""
+    device = trainer.strategy.root_device.type
     sharded = isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy)
-    if sharded and engine.ema is not None:
-        raise RunError("engine.ema needs whole weights on every device; with FSDP leave it out")
-    if trainer.strategy.root_device.type == "cpu":
-        if sharded:
-            raise RunError("engine.strategy=fsdp needs GPUs: PyTorch does not divide a network among CPUs")
-        if engine.sync_batchnorm and trainer.world_size > 1:
-            raise RunError("engine.sync_batchnorm needs GPUs: PyTorch cannot synchronise batch norms on CPUs")
+    if sharded and (reason := cannot_divide(engine, device)):
+        raise RunError(reason)
+    if device == "cpu" and engine.sync_batchnorm and trainer.world_size > 1:
+        raise RunError("engine.sync_batchnorm needs GPUs: PyTorch cannot synchronise batch norms on CPUs")
 
 
 def accumulation(config: RunConfig, world_size: int) -> int:
