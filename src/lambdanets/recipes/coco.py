@@ -22,7 +22,7 @@ def coco() -> DetectionConfig:
     Expect: box AP 49.4, mask AP 43.5 (published, Table 6; not trained here).
     Needs: GPUs; the paper used 128 TPUv3 cores. data.batch_size images on each GPU; 64 GPUs of 4 images make
         the 256. Its pace was not measured here.
-    Command: torchrun --nproc-per-node 8 -m lambdanets train coco --data coco:/data/coco --out runs/coco
+    Command: lambdanets train coco --data coco:/data/coco --devices 8
     """
     return DetectionConfig(
         recipe="coco",

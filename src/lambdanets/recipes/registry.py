@@ -9,6 +9,7 @@ from lambdanets.recipes.coco import coco
 from lambdanets.recipes.digits import digits
 from lambdanets.recipes.folder import folder
 from lambdanets.recipes.imagenet import ROWS, imagenet_90, imagenet_350
+from lambdanets.recipes.nuclei import nuclei
 from lambdanets.train import RunConfig, override
 from lambdanets.train.config import Config
 from lambdanets.train.typed import nearest
@@ -20,6 +21,7 @@ RECIPES: dict[str, Callable[[], RunConfig | DetectionConfig]] = {
     "imagenet-90": imagenet_90,
     **{row.name: partial(imagenet_350, row) for row in ROWS},
     "coco": coco,
+    "nuclei": nuclei,
 }
 NARROW = (8, 16, 32, 64)  # channels inside the blocks of a miniature's stages
 DETECTOR = (

@@ -20,7 +20,7 @@ from lambdanets.data import open_splits
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
 from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, load_classes
 from lambdanets.train.errors import RunError, everywhere
-from lambdanets.train.launch import SyncBatchNorms, cluster, launched, strategy
+from lambdanets.train.launch import SyncBatchNorms, cannot_divide, cluster, launched, strategy
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
 from lambdanets.train.loaders import Loaders
@@ -128,7 +128,7 @@ def learn(
             try:
                 trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
             except (RuntimeError, MemoryError) as error:
-                told = tell(error, settled, trainer.world_size, files)
+                told = tell(error, settled, trainer, files)
                 if told is None:
                     raise
                 raise told from error
@@ -254,14 +254,12 @@ def build_trainer(module: Learner, files: RunFiles, saving: Saving, start: Start
 
 def check_devices(engine: EngineConfig, trainer: pl.Trainer) -> None:
     """Raise RunError where the engine is asked for what its devices cannot do."""
+    device = trainer.strategy.root_device.type
     sharded = isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy)
-    if sharded and engine.ema is not None:
-        raise RunError("engine.ema needs whole weights on every device; with FSDP leave it out")
-    if trainer.strategy.root_device.type == "cpu":
-        if sharded:
-            raise RunError("engine.strategy=fsdp needs GPUs: PyTorch does not divide a network among CPUs")
-        if engine.sync_batchnorm and trainer.world_size > 1:
-            raise RunError("engine.sync_batchnorm needs GPUs: PyTorch cannot synchronise batch norms on CPUs")
+    if sharded and (reason := cannot_divide(engine, device)):
+        raise RunError(reason)
+    if device == "cpu" and engine.sync_batchnorm and trainer.world_size > 1:
+        raise RunError("engine.sync_batchnorm needs GPUs: PyTorch cannot synchronise batch norms on CPUs")
 
 
 def accumulation(config: BaseConfig, world_size: int) -> int:
