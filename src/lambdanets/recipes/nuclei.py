@@ -8,8 +8,8 @@ from lambdanets.train import EngineConfig, OptimizerConfig, ScheduleConfig
 def nuclei() -> DetectionConfig:
     """Mask R-CNN with a small LambdaResNet on cell nuclei, from scratch, on a CPU.
 
-    Follows: no table of the paper; its detector in small, for many small objects of one class. Anchors of 8 to
-        128 pixels, narrow heads, up to 300 objects in an image, AdamW.
+    Follows: no table of the paper; its detector in small, for many small objects of one class. Anchors of 8
+        to 128 pixels, narrow heads, up to 300 objects in an image, AdamW.
     Expect: not measured yet over its whole length.
     Needs: about an hour of two CPU cores with bfloat16 instructions for 430 images of 256 pixels.
     Command: lambdanets train nuclei --data coco:/data/nuclei
