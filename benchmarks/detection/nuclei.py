@@ -1,8 +1,8 @@
 """Cell nuclei, lambda layers beside convolutions: `python nuclei.py DATA FOLDER COMMIT [--models ...]`.
 
-DATA is a folder with annotations/instances_train.json and instances_val.json. Every network is trained by the
-recipe `nuclei`, with the same seed and as many steps, by the command that a person would type. What is finished
-in FOLDER is not done again, what was cut off goes on; so several of these may run side by side, each with its
+DATA is a folder with annotations/instances_train.json and instances_val.json. Every network is trained by
+the recipe `nuclei`, with the same seed and as many steps, by the command that a person would type. What is
+finished in FOLDER is not done again, what was cut off goes on; so several may run side by side, each with its
 own --models and --no-collect. At the end nuclei.csv (the best epochs), curves.csv and nuclei.json are written
 here, with the sheet of drawn predictions and the precision-recall curves of each.
 """
