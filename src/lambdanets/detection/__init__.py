@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lambdanets.detection.report import write_per_class as write_per_class
     from lambdanets.detection.results import ground_truth_as_results as ground_truth_as_results
     from lambdanets.detection.results import merge as merge
+    from lambdanets.detection.results import of_boxes as of_boxes
+    from lambdanets.detection.results import of_masks as of_masks
     from lambdanets.detection.results import to_detections as to_detections
     from lambdanets.detection.results import to_results as to_results
     from lambdanets.detection.results_json import read_results as read_results
@@ -51,6 +53,8 @@ _LAZY = {
     "ground_truth_as_results": "results",
     "load_run": "task",
     "merge": "results",
+    "of_boxes": "results",
+    "of_masks": "results",
     "predict": "prediction",
     "predict_samples": "prediction",
     "read_results": "results_json",
