@@ -21,6 +21,7 @@ from lambdanets.detection import (
     of_boxes,
     of_masks,
     read_results,
+    to_detections,
     to_results,
     write_results,
 )
@@ -226,3 +227,17 @@ def test_a_mask_that_was_found_may_be_empty(tmp_path: Path) -> None:
     empty = tool.encode(np.zeros((2, 3), np.uint8, order="F"))["counts"].decode()
     write_results([GOOD | {"segmentation": {"size": [2, 3], "counts": empty}}], path)
     assert len(read_results(path)) == 1
+
+
+@pytest.mark.parametrize("with_masks", [True, False])
+def test_entries_give_the_detections_again(with_masks: bool) -> None:
+    masks = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(0))
+    found = detection([1, 0, 4, 5], [0.5, 0, 2, 1.25], labels=[2, 1], scores=[0.75, 0.5],
+                      masks=masks if with_masks else None)  # fmt: skip
+    again = to_detections(to_results([found], [4], [3, 7]), [3, 7], (5, 7))
+    for name in ("boxes", "labels", "scores"):
+        assert torch.equal(again[name], found[name])
+    if with_masks:
+        assert torch.equal(again["masks"], masks > 0.5)
+    nothing = to_detections([], [3, 7], (5, 7))
+    assert nothing["boxes"].shape == (0, 4)
