@@ -34,7 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which hardware tests did not run; a green run without a GPU must not read as more."""
     for mark in NEEDS_HARDWARE:
-        skipped = sum(mark in report.keywords for report in terminalreporter.stats.get("skipped", []))
+        # A whole module that is skipped has a report without keywords.
+        reports = terminalreporter.stats.get("skipped", [])
+        skipped = sum(mark in getattr(report, "keywords", ()) for report in reports)
         deselected = sum(mark in item.keywords for item in terminalreporter.stats.get("deselected", []))
         if skipped:
             reason = _what_is_missing(mark) or "each for its own reason"

@@ -86,22 +86,31 @@ def test_rates_are_those_of_the_race() -> None:
 
 def test_accuracies_of_the_noisy_student_are_those_of_its_rows() -> None:
     with (ROOT / "benchmarks/noisy_student/results.csv").open(newline="") as file:
-        rows = {(row["network"], row["seed"]): float(row["top1"]) for row in csv.DictReader(file)}
+        rows = {(row["round"], row["network"], row["seed"]): row for row in csv.DictReader(file)}
+    reached = {key: float(row["top1"]) for key, row in rows.items()}
     shown = rows_with(PAGE, "| network | seed 0 | seed 1 |")
-    assert len(shown) == 3
+    assert len(shown) == 4
     for name, *cells in shown:
-        network = name.partition(",")[0]
-        assert cells == [f"{100 * rows[network, seed]:.2f} %" for seed in ("0", "1")]
-    gains = [
-        f"{100 * (rows[network, seed] - rows['teacher', seed]):.1f}"
-        for network in ("student", "control")
-        for seed in ("0", "1")
-    ]
-    student, control = " and ".join(gains[:2]), " and ".join(gains[2:])
-    text = " ".join(PAGE.read_text().split())
-    assert f"The student gains {student} points" in text
-    assert f"the control gains {control} by noise" in text
-    assert f"{student} points above its teacher" in " ".join((ROOT / "docs/imagenet.md").read_text().split())
+        key = tuple(name.partition(",")[0].split())
+        assert cells == [f"{100 * reached[(*key, seed)]:.2f} %" for seed in ("0", "1")]
+
+    def gains(network: tuple[str, str], beside: tuple[str, str], sign: int = 1) -> str:
+        found = (sign * 100 * (reached[(*network, seed)] - reached[(*beside, seed)]) for seed in ("0", "1"))
+        return " and ".join(f"{gain:.1f}" for gain in found)
+
+    plain = gains(("plain", "student"), ("plain", "teacher"))
+    noise = gains(("noisy", "teacher"), ("plain", "teacher"))
+    lost = gains(("noisy", "student"), ("noisy", "teacher"), -1)
+    text, guide = (" ".join(page.read_text().split()) for page in (PAGE, ROOT / "docs/imagenet.md"))
+    assert f"the student gains {plain} points on its teacher" in text
+    assert f"give the second teacher {noise}." in text
+    assert f"the student is {lost} points below its teacher" in text
+    assert f"{plain} points above a teacher without noise, and {lost} points below one with it" in guide
+    kept, every = (
+        " and ".join(f"{100 * float(rows['noisy', 'student', seed][part]):.0f}" for seed in ("0", "1"))
+        for part in ("pseudo_right", "all_right")
+    )
+    assert f"although {kept} % of the labels that it keeps are right (of all, {every} %)" in text
 
 
 def test_ratios_are_those_of_table_4() -> None:

@@ -3,7 +3,10 @@
 A step of `train` and a bare one (forward, backward, optimiser, and the average where there is one) take turns
 in one process, on batches in memory: the bare step is done where `train` fetches a batch. The processor
 seconds of this process count, as other programs may run on the machine; pin it to one core (`taskset -c 0`).
-The overhead is the median of the differences within a pair, over the median bare step.
+
+What `train` adds does not depend on the number of images: it is the median of the differences within a pair,
+at batches of two, where it is not lost among the differences between large steps. The overhead is that over
+the median bare step of the recipe's batch.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +33,11 @@ from torch.utils.data import DataLoader, Dataset
 import lambdanets
 from lambdanets.data import Splits
 from lambdanets.recipes import cifar
-from lambdanets.train import RunConfig, engine, loaders, override
+from lambdanets.train import RunConfig, engine, module, override
 from lambdanets.train.optim import create_optimizer
-from lambdanets.train.run import build_network
 
 CASES = (("lambda_resnet_cifar", 32, 128), ("lambda_resnet50", 128, 16))  # model, image size, batch
+FEW = 2  # images of the batches at which the difference is measured
 WARMUP = 5
 
 
@@ -66,9 +70,9 @@ def now() -> tuple[float, float]:
 
 def bare_step(config: RunConfig, batch: tuple[Tensor, Tensor]) -> Callable[[], None]:
     """The step that a person would write."""
-    network = build_network(config, 10).to(memory_format=torch.channels_last).train()
+    network = config.network(10).to(memory_format=torch.channels_last).train()
     optimiser = create_optimizer(network, config.optimizer)
-    averaged = build_network(config, 10).to(memory_format=torch.channels_last)
+    averaged = config.network(10).to(memory_format=torch.channels_last)
     pairs = zip(averaged.state_dict().values(), network.state_dict().values(), strict=True)
     moving = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
     means, news = [mean for mean, _ in moving], [new for _, new in moving]
@@ -87,15 +91,30 @@ def bare_step(config: RunConfig, batch: tuple[Tensor, Tensor]) -> Callable[[], N
     return step
 
 
-def measure(config: RunConfig, steps: int) -> list[tuple[float, float, float, float]]:
+def random_batch(config: RunConfig) -> tuple[Tensor, Tensor]:
     size, count = config.data.image_size, config.data.batch_size
     images = torch.randn(count, 3, size, size).to(memory_format=torch.channels_last)
-    batch = images, torch.randint(10, (count,))
+    return images, torch.randint(10, (count,))
+
+
+def measure_bare(config: RunConfig, steps: int) -> list[float]:
+    """Processor seconds of bare steps of the recipe's batch."""
+    step = bare_step(config, random_batch(config))
+    times = [now()[0]]
+    for _ in range(WARMUP + steps):
+        step()
+        times.append(now()[0])
+    return [after - before for before, after in pairwise(times)][WARMUP:]
+
+
+def measure(config: RunConfig, steps: int) -> list[tuple[float, float, float, float]]:
+    """Processor and clock seconds of steps of `train` and of the bare ones before them."""
+    batch = random_batch(config)
     turns = Turns(batch, steps, bare_step(config, batch))
     splits: Any = Splits(turns, [batch], tuple(map(str, range(10))), "")  # pyright: ignore
     engine.open_splits = lambda *args, **options: splits
-    loaders.train_loader = lambda *args, **options: DataLoader(turns, batch_size=None)
-    loaders.eval_loader = lambda *args, **options: DataLoader([batch], batch_size=None)  # pyright: ignore
+    module.train_loader = lambda *args, **options: DataLoader(turns, batch_size=None)
+    module.eval_loader = lambda *args, **options: DataLoader([batch], batch_size=None)  # pyright: ignore
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         engine.train(config, run_dir=Path(folder) / "run")
     return turns.times[WARMUP:]
@@ -104,8 +123,9 @@ def measure(config: RunConfig, steps: int) -> list[tuple[float, float, float, fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("commit", help="what was measured")
-    parser.add_argument("--steps", type=int, default=60, help="pairs of steps in a round")
+    parser.add_argument("--steps", type=int, default=200, help="pairs of small steps in a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bare-steps", type=int, default=20, help="bare steps of the recipe's batch")
     parser.add_argument("--models", nargs="+", default=[name for name, _, _ in CASES])
     parser.add_argument("--precisions", nargs="+", default=["32", "bf16-mixed"])
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("loop.csv"))
@@ -132,8 +152,12 @@ def main() -> None:
                     f"engine.max_batches={given.steps}", "engine.threads=1", "engine.accelerator=cpu",
                     "engine.save_minutes=None",
                 )  # fmt: skip
-                times = [pair for _ in range(given.rounds) for pair in measure(config, given.steps)]
-                over, low, high = overhead([(train, bare) for train, _, bare, _ in times])
+                torch.set_num_threads(1)
+                bare = 1e3 * statistics.median(measure_bare(config, given.bare_steps))
+                small = override(config, f"data.batch_size={FEW}")
+                times = [pair for _ in range(given.rounds) for pair in measure(small, given.steps)]
+                added, low, high = middle([1e3 * (train - own) for train, _, own, _ in times])
+                clock, _, _ = middle([1e3 * (train - own) for _, train, _, own in times])
                 rows.append(
                     {
                         "model": name,
@@ -142,28 +166,27 @@ def main() -> None:
                         "precision": precision,
                         "ema": ema,
                         "pairs": len(times),
-                        "train_cpu_ms": f"{1e3 * statistics.median(t[0] for t in times):.2f}",
-                        "bare_cpu_ms": f"{1e3 * statistics.median(t[2] for t in times):.2f}",
-                        "overhead": f"{over:.4f}",
-                        "q20": f"{low:.4f}",
-                        "q80": f"{high:.4f}",
-                        "overhead_clock": f"{overhead([(t[1], t[3]) for t in times])[0]:.4f}",
+                        "bare_cpu_ms": f"{bare:.2f}",
+                        "small_bare_cpu_ms": f"{1e3 * statistics.median(own for _, _, own, _ in times):.2f}",
+                        "added_cpu_ms": f"{added:.3f}",
+                        "added_q20": f"{low:.3f}",
+                        "added_q80": f"{high:.3f}",
+                        "added_clock_ms": f"{clock:.3f}",
+                        "overhead": f"{added / bare:.4f}",
                         **where,
                     }
                 )
-                print({key: rows[-1][key] for key in list(rows[-1])[:12]}, flush=True)
+                print({key: rows[-1][key] for key in list(rows[-1])[:13]}, flush=True)
     with given.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
 
 
-def overhead(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
-    """The median of what `train` took more than the bare step of its pair, as a share, with q20 and q80."""
-    bare = statistics.median(one for _, one in pairs)
-    shares = [(train - one) / bare for train, one in pairs]
-    low, *_, high = statistics.quantiles(shares, n=5)
-    return statistics.median(shares), low, high
+def middle(values: list[float]) -> tuple[float, float, float]:
+    """The median with q20 and q80."""
+    low, *_, high = statistics.quantiles(values, n=5)
+    return statistics.median(values), low, high
 
 
 if __name__ == "__main__":

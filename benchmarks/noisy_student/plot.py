@@ -11,10 +11,12 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).parent
 BATCH = 128  # images of a step
 NETWORKS = {
-    "teacher": ("teacher: 4,000 labels", "0.45"),
-    "control": ("control: 4,000 labels, the student's noise and length", "#d98324"),
-    "student": ("student: labels and pseudo-labels", "#5b4fa8"),
+    ("plain", "teacher"): ("teacher", "0.62"),
+    ("plain", "student"): ("its student", "#5b4fa8"),
+    ("noisy", "teacher"): ("teacher with its student's noise and length", "#d98324"),
+    ("noisy", "student"): ("its student", "#1a7f4b"),
 }
+TICKS = ("teacher", "student", "teacher\nwith noise", "student")
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -31,7 +33,7 @@ def main() -> None:
     )
     for network, (label, colour) in NETWORKS.items():
         for seed in seeds:
-            own = [row for row in curves if (row["network"], row["seed"]) == (network, seed)]
+            own = [row for row in curves if (row["round"], row["network"], row["seed"]) == (*network, seed)]
             left.plot(
                 [int(float(row["step"])) * BATCH / 1000 for row in own],
                 [100 * float(row["val_top1"]) for row in own],
@@ -40,18 +42,24 @@ def main() -> None:
                 label=label if seed == seeds[0] else None,
             )
     last = {
-        network: {row["seed"]: 100 * float(row["top1"]) for row in results if row["network"] == network}
+        network: {
+            row["seed"]: 100 * float(row["top1"])
+            for row in results
+            if (row["round"], row["network"]) == network
+        }
         for network in NETWORKS
     }
-    for seed in seeds:
-        right.plot(range(len(NETWORKS)), [last[name][seed] for name in NETWORKS], color="0.8", zorder=0)
+    for place, name in enumerate(("plain", "noisy")):
+        for seed in seeds:
+            pair = [last[name, network][seed] for network in ("teacher", "student")]
+            right.plot([2 * place, 2 * place + 1], pair, color="0.8", zorder=0)
     means = {network: sum(values.values()) / len(values) for network, values in last.items()}
     for place, (network, (_, colour)) in enumerate(NETWORKS.items()):
         values = list(last[network].values())
         right.scatter([place] * len(values), values, color=colour, s=28)
-        gain = "" if network == "teacher" else f"\n{means[network] - means['teacher']:+.1f} points"
+        gain = means[network] - means[network[0], "teacher"]
         at = (place, max(values))
-        words = f"{means[network]:.1f} %{gain}"
+        words = f"{means[network]:.1f} %" + (f"\n{gain:+.1f} points" if network[1] == "student" else "")
         right.annotate(words, at, (0, 8), textcoords="offset points", ha="center")
     left.set(xlabel="training images, thousands", ylabel="top-1 accuracy on the validation images, %")
     left.set_title("after every epoch, a line for each seed")
@@ -59,9 +67,9 @@ def main() -> None:
     left.set_xlim(left=0)
     bottom, top = left.get_ylim()
     left.set_ylim(bottom, top + 0.12 * (top - bottom))  # room for the words over the highest point
-    right.set_xticks(range(len(NETWORKS)), list(NETWORKS))
+    right.set_xticks(range(len(NETWORKS)), TICKS)
     right.set_xlim(-0.5, len(NETWORKS) - 0.5)
-    right.set_title("last epoch: mean, and gain over the teacher")
+    right.set_title("last epoch: mean, and gain over its teacher")
     for axes in (left, right):
         axes.title.set_size(10)
     for suffix in ("png", "svg"):

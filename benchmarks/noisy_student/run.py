@@ -1,9 +1,10 @@
 """Noisy student, as a person would type it: `python run.py DATA FOLDER COMMIT [--seeds 0 1]`.
 
 DATA is a folder of CIFAR-10 with train/ and val/. For each seed a teacher learns from 400 labels of each
-class and labels the other images of train/, and a student learns from both, with noise. A control has the
-student's noise and as many steps, and the labelled images alone. What is finished in FOLDER is not done
-again, what was cut off goes on. At the end results.csv, curves.csv and runs.json are written here.
+class and labels the other images of train/, and a student of the same size learns from both, with noise. In
+the round "plain" the teacher has no noise; in the round "noisy" it has its student's noise and as many steps:
+what the student then gains, it gains from the pseudo-labels. What is finished in FOLDER is not done again,
+what was cut off goes on. At the end results.csv, curves.csv and runs.json are written here.
 """
 
 import argparse
@@ -12,8 +13,10 @@ import json
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -26,15 +29,29 @@ NOISE = [
     "--set", "data.augment.rand_augment=rand-m9-n2-mstd0.5",
     "--set", "model.options.drop_rate=0.2", "--set", "model.options.drop_path_rate=0.1",
 ]  # fmt: skip
-RATIO = 7  # pseudo-labelled images for each labelled one: 250 steps of 128 in an epoch of 4,000 labelled
-TEACHER, CONTROL, STUDENT = 40, 64, 8  # epochs; 64 of 31 steps are as long as 8 of 250
-STEPS = {
-    "teacher": ["--epochs", str(TEACHER)],
-    "control": ["--epochs", str(CONTROL), *NOISE],
-    "student": ["--epochs", str(STUDENT), *NOISE, "--set", f"data.pseudo_ratio={RATIO}"],
+
+
+@dataclass(frozen=True)
+class Round:
+    """A teacher and its student, in words of the command; every network but a plain teacher has 2,000 steps.
+
+    Args:
+        teacher, student: options of `train`.
+        ratio: pseudo-labelled images for each labelled one.
+        threshold: least probability of a label that is kept.
+    """
+
+    teacher: tuple[str, ...]
+    student: tuple[str, ...]
+    ratio: int
+    threshold: float
+
+
+# An epoch is the labelled images once: 31 steps of 128 alone, 125 with three others for each, 250 with seven.
+ROUNDS = {
+    "plain": Round(("--epochs", "40"), ("--epochs", "8", *NOISE), ratio=7, threshold=0.3),
+    "noisy": Round(("--epochs", "64", *NOISE), ("--epochs", "16", *NOISE), ratio=3, threshold=0.5),
 }
-
-
 CURVE = ("epoch", "step", "train_loss", "train_top1", "val_loss", "val_top1")
 
 
@@ -44,7 +61,7 @@ def lambdanets(*words: str) -> None:
     subprocess.run(command, check=True)
 
 
-def train(run: Path, data: str, seed: int, options: list[str]) -> None:
+def train(run: Path, data: str, seed: int, *options: str) -> None:
     if (run / "summary.txt").exists():
         return
     if (run / "checkpoints" / "last.ckpt").exists():
@@ -55,17 +72,16 @@ def train(run: Path, data: str, seed: int, options: list[str]) -> None:
         )
 
 
-def one_seed(folder: Path, data: Path, seed: int) -> None:
-    place, source = folder / f"seed{seed}", f"folder:{data}"
-    labels = place / "labels.csv"
-    train(place / "teacher", source, seed, STEPS["teacher"])
+def one(place: Path, own: Round, data: Path, seed: int) -> None:
+    source, labels = f"folder:{data}", place / "labels.csv"
+    train(place / "teacher", source, seed, *own.teacher)
     if not labels.exists():
         lambdanets(
             "pseudo-label", str(place / "teacher"), "--data", f"{source}/train", "--out", str(labels),
-            "--weights", "last", "--workers", "1",
+            "--weights", "last", "--workers", "1", "--threshold", str(own.threshold),
         )  # fmt: skip
-    train(place / "student", source, seed, [*STEPS["student"], "--set", f"data.pseudo_labels={labels}"])
-    train(place / "control", source, seed, STEPS["control"])
+    pseudo = ("--set", f"data.pseudo_ratio={own.ratio}", "--set", f"data.pseudo_labels={labels}")
+    train(place / "student", source, seed, *own.student, *pseudo)
 
 
 def right(path: Path) -> tuple[int, float]:
@@ -77,16 +93,16 @@ def right(path: Path) -> tuple[int, float]:
 
 def collect(folder: Path, seeds: list[int], commit: str) -> None:
     results, curves, configs = [], [], {}
-    for seed in seeds:
-        place = folder / f"seed{seed}"
+    for name, seed in product(ROUNDS, seeds):
+        place = folder / name / f"seed{seed}"
         every, kept = right(place / "labels.all.csv"), right(place / "labels.csv")
-        for step in STEPS:
+        for step in ("teacher", "student"):
             run = place / step
-            configs[f"seed{seed}/{step}"] = json.loads((run / "config.json").read_text())
+            configs[f"{name}/seed{seed}/{step}"] = json.loads((run / "config.json").read_text())
             with (run / "metrics.csv").open(newline="") as file:
                 history = list(csv.DictReader(file))
-            own = {"seed": seed, "network": step}
-            curves += [own | {name: row[name] for name in CURVE} for row in history]
+            own = {"round": name, "seed": seed, "network": step}
+            curves += [own | {column: row[column] for column in CURVE} for row in history]
             results.append(
                 own
                 | {
@@ -128,7 +144,8 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--no-collect", action="store_true", help="train, as one of several side by side")
     words = parser.parse_args()
-    for number in words.seeds:
-        one_seed(words.folder.absolute(), words.data.absolute(), number)
+    for name, number in product(ROUNDS, words.seeds):
+        place = words.folder.absolute() / name / f"seed{number}"
+        one(place, ROUNDS[name], words.data.absolute(), number)
     if not words.no_collect:
         collect(words.folder, words.seeds, words.commit)

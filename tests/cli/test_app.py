@@ -21,7 +21,11 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 WRONG = {
     "trian digits": ["there is no verb 'trian'", "did you mean train?"],
-    "frobnicate": ["there is no verb", "train, eval, predict, pseudo-label, shard, list, show, plan"],
+    "frobnicate": [
+        "there is no verb",
+        "train, eval, predict, pseudo-label",
+        "export, shard, list, show, plan",
+    ],
     "train": ["name a recipe", "digits", "--resume"],
     "train digist": ["there is no recipe 'digist'", "did you mean digits?"],
     "train digits --modle x": ["there is no option '--modle'", "did you mean --model"],

@@ -19,7 +19,7 @@ from lambdanets.data.splits import Splits
 from lambdanets.data.stream import TimmStream
 from lambdanets.data.transforms import Pipeline
 
-DATA = DataConfig(source="hfids/pictures", image_size=8, batch_size=4, workers=0)
+DATA = DataConfig(source="tfds/pictures", image_size=8, batch_size=4, workers=0)
 
 
 class Pictures(IterableDataset):
@@ -69,7 +69,7 @@ def test_a_stream_says_that_it_cannot_resume_exactly() -> None:
 
 
 def test_a_stream_is_refused_in_several_processes() -> None:
-    says = "^'hfids/pictures' is streamed and cannot be divided among 2 processes without repeats; read"
+    says = "^'tfds/pictures' is streamed and cannot be divided among 2 processes without repeats; read"
     with pytest.raises(DataError, match=says):
         train_loader(stream(10), DATA, seed=0, position=lambda: (0, 0), world_size=2)
     with pytest.raises(DataError, match=says):

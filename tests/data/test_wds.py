@@ -1,6 +1,5 @@
 """Shards that are streamed: every sample once, whatever the numbers of processes, workers and shards."""
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from lambdanets.data import (
     AugmentConfig,
@@ -22,11 +20,12 @@ from lambdanets.data import (
     lanes,
     open_split,
     open_splits,
+    sequential,
     train_loader,
-    wds,
     write_shards,
 )
 from lambdanets.data.tar import TarPictures
+from numbered import numbered, numbers
 
 WriteTar = Callable[..., Path]
 WriteFolder = Callable[..., Path]
@@ -36,21 +35,8 @@ Samples = Callable[..., dict[str, bytes]]
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lanes and what is mixed in them are made for large sets."""
-    for module in (lanes, wds):
+    for module in (lanes, sequential):
         monkeypatch.setattr(module, "REACH", 8)
-
-
-def numbered(number: int) -> bytes:
-    """A picture that tells its number."""
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4), (number % 256, number // 256, 77)).save(file, "PNG")
-    return file.getvalue()
-
-
-def numbers(images: Tensor) -> list[int]:
-    levels = (images[:, :, 0, 0] * 255).round().long()
-    assert (levels[:, 2] == 77).all()
-    return (levels[:, 0] + 256 * levels[:, 1]).tolist()
 
 
 @pytest.fixture
@@ -189,7 +175,7 @@ def test_what_waits_in_one_epoch_comes_in_another(write_wds: Callable[..., Path]
 
 
 def test_neighbours_are_mixed(write_wds: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (lanes, wds):
+    for module in (lanes, sequential):
         monkeypatch.setattr(module, "REACH", 40)
     (found,) = trained(config(write_wds([100])))
     spread = [max(batch) - min(batch) for batch in found]

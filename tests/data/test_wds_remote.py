@@ -15,8 +15,8 @@ from lambdanets.data import (
     eval_loader,
     lanes,
     open_splits,
+    sequential,
     train_loader,
-    wds,
 )
 
 WriteTar = Callable[..., Path]
@@ -27,7 +27,7 @@ LENGTHS = {"a.tar": 7, "b.tar": 12, "c.tar": 1}
 @pytest.fixture
 def root(write_tar: WriteTar, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip("webdataset")
-    for module in (lanes, wds):
+    for module in (lanes, sequential):
         monkeypatch.setattr(module, "REACH", 4)
     first = 0
     for name, length in LENGTHS.items():

@@ -108,12 +108,13 @@ def test_one_graph_holds_the_operator_forward_and_backward(case: Case) -> None:
 
 @pytest.mark.parametrize("options", [{"scope": 5}, {"scope": 23}, {"grid": 9}], ids=str)
 def test_an_exported_layer_serves_any_size(options: dict[str, Any]) -> None:
-    layer = LambdaLayer2d(8, dim_k=4, **options).eval()
+    layer = LambdaLayer2d(8, dim_k=4, **options).double().eval()
     height, width = torch.export.Dim("height", min=2, max=64), torch.export.Dim("width", min=2, max=64)
-    x = torch.randn(2, 8, 12, 15)
+    x = torch.randn(2, 8, 12, 15, dtype=torch.float64)
     exported = torch.export.export(layer, (x,), dynamic_shapes=({2: height, 3: width},))
+    assert not [node for node in exported.graph.nodes if "lambdanets" in str(node.target)]
     for size in ((12, 15), (3, 40), (31, 7)):
-        x = torch.randn(2, 8, *size)
+        x = torch.randn(2, 8, *size, dtype=torch.float64)
         torch.testing.assert_close(exported.module()(x), layer(x))
 
 

@@ -8,11 +8,14 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from torch import nn
 
-from lambdanets.models import create_model
+from lambdanets.detection import DetectionConfig
+from lambdanets.detection import load_run as load_detector
+from lambdanets.detection import train as train_detector
 from lambdanets.recipes import get_recipe, list_recipes, miniature
-from lambdanets.train import RunConfig, from_json, load_run, to_json
+from lambdanets.train import from_json, load_run, to_json
 from lambdanets.train.engine import accumulation, train
 from lambdanets.train.optim import create_optimizer
+from object_sets import write_objects
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +47,17 @@ def test_an_unknown_recipe_is_told_with_its_nearest() -> None:
 @pytest.mark.parametrize("name", list_recipes())
 def test_a_recipe_names_a_model_that_exists(name: str) -> None:
     config = get_recipe(name)
-    create_model(config.model.name, device="meta", in_chans=config.data.in_chans, **config.model.options)
-    assert from_json(RunConfig, to_json(config)) == config
+    with torch.device("meta"):
+        config.network(10)
+    assert from_json(type(config), to_json(config)) == config
 
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_a_miniature_runs(name: str, photos: Path, tmp_path: Path) -> None:
     config = miniature(get_recipe(name))
+    if isinstance(config, DetectionConfig):
+        detects(config, tmp_path)
+        return
     if name != "digits":
         config = replace(config, data=replace(config.data, source=f"folder:{photos}"))
     result = train(config, run_dir=tmp_path / "run")
@@ -60,6 +67,15 @@ def test_a_miniature_runs(name: str, photos: Path, tmp_path: Path) -> None:
     run = load_run(tmp_path / "run")
     assert len(run.classes) == (10 if name == "digits" else 2)
     run.model()
+
+
+def detects(config: DetectionConfig, folder: Path) -> None:
+    source = write_objects(folder / "objects", train=4, val=3)
+    config = replace(config, data=replace(config.data, source=f"coco:{source}"))
+    result = train_detector(config, run_dir=folder / "run")
+    assert [row["epoch"] for row in result.history] == [1, 2]
+    assert all(np.isfinite(row["train_loss"]) for row in result.history)
+    load_detector(folder / "run").model()
 
 
 # Table 20 of the paper: depth, sizes; magnitude of RandAugment, dropout, stochastic depth.

@@ -14,8 +14,8 @@ from lambdanets.train import RunConfig, RunError, TrainingInterrupted, load_run,
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.engine import accumulation, train
 from lambdanets.train.evaluation import evaluate
-from lambdanets.train.module import Classifier, follow, pair_up
-from lambdanets.train.run import build_network
+from lambdanets.train.learner import follow, pair_up
+from lambdanets.train.module import Classifier
 from runs import assert_same_end, interrupt
 
 
@@ -51,7 +51,7 @@ def test_the_average_is_taken_once_a_step_and_warms_up(
     averaged: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decays: list[float] = []
-    monkeypatch.setattr("lambdanets.train.module.follow", lambda *args: decays.append(args[-1]))
+    monkeypatch.setattr("lambdanets.train.learner.follow", lambda *args: decays.append(args[-1]))
     train(override(averaged, "engine.accumulate=2", "engine.epochs=2"), run_dir=folder)
     assert decays == [min(0.8, (1 + step) / (10 + step)) for step in range(4)]
 
@@ -62,14 +62,14 @@ def test_both_are_validated_and_the_average_is_kept(averaged: RunConfig, folder:
         rows = list(csv.DictReader(file))
     assert all(row["val_top1"] and row["raw_top1"] for row in rows)
     assert any(row["val_loss"] != row["raw_loss"] for row in rows)
-    assert result.best_top1 == max(row["val_top1"] for row in result.history)
+    assert result.best["val_top1"] == max(row["val_top1"] for row in result.history)
     run = load_run(folder)
     states = load_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
     kept = run.model("last").state_dict()
     assert all(torch.equal(value, states[f"average.{name}"]) for name, value in kept.items())
     moved = [name for name, value in kept.items() if not torch.equal(value, states[f"network.{name}"])]
     assert len(moved) > len(kept) / 2
-    assert evaluate(run)["top1"] == pytest.approx(result.best_top1, abs=1e-6)
+    assert evaluate(run)["top1"] == pytest.approx(result.best["val_top1"], abs=1e-6)
     assert evaluate(run, weights="last")["loss"] == pytest.approx(result.history[-1]["val_loss"], rel=1e-4)
 
 
@@ -134,7 +134,7 @@ def test_the_learning_rate_grows_with_the_images_of_a_step(
 
 
 def test_momentum_of_batch_norms(tiny: RunConfig) -> None:
-    network = build_network(override(tiny, "model.bn_momentum=0.003"), 10)
+    network = override(tiny, "model.bn_momentum=0.003").network(10)
     assert {m.momentum for m in network.modules() if isinstance(m, _BatchNorm)} == {0.003}
 
 

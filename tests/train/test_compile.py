@@ -10,7 +10,7 @@ import torch
 
 from lambdanets.models.resnet import ResNet
 from lambdanets.models.zoo import CONFIGS
-from lambdanets.train import RunConfig, TrainingInterrupted, engine, override
+from lambdanets.train import RunConfig, TrainingInterrupted, override
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.engine import train
 from runs import interrupt
@@ -26,9 +26,7 @@ def test_a_compiled_network(tiny: RunConfig, tmp_path: Path, monkeypatch: pytest
         CONFIGS["lambda_resnet_digits"],
         depths=(1,), widths=(16,), operator_blocks=("all",), squeeze_excite=(False,),
     )  # fmt: skip
-    monkeypatch.setattr(
-        engine, "build_network", lambda *_, **__: ResNet(one_block, num_classes=10, in_chans=1)
-    )
+    monkeypatch.setattr(RunConfig, "network", lambda *_, **__: ResNet(one_block, num_classes=10, in_chans=1))
     config = override(
         # Without drop path, whose numbers are others when compiled; with a small rate, as rounding grows.
         tiny, "engine.compile=true", "engine.epochs=2", "engine.max_batches=3", "engine.max_val_batches=1",

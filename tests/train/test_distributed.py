@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from lambdanets.data import DataConfig, write_shards
 from lambdanets.train import RunConfig, override, to_json
 from lambdanets.train.checkpoint import load_checkpoint
-from lambdanets.train.module import check_alike
+from lambdanets.train.learner import check_alike
 from lambdanets.train.trouble import lost_peer
 from runs import assert_same_end
 
@@ -71,9 +72,16 @@ def test_two_processes_train_what_one_does_that_accumulates(tmp_path: Path, sour
         )
 
 
-def test_shards_are_streamed_to_two_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["wds", "hfids"])
+def test_files_are_streamed_to_two_processes(tmp_path: Path, source: str) -> None:
     write_shards(DataConfig(source="digits"), tmp_path / "shards", images=500)
-    words = ["--data", f"wds/digits:{tmp_path / 'shards'}", *TWO, "--epochs", "2", "--set", "data.workers=1"]
+    words = [*TWO, "--epochs", "2", "--set", "data.workers=1"]
+    if source == "wds":
+        words += ["--data", f"wds/digits:{tmp_path / 'shards'}"]
+    else:
+        pytest.importorskip("datasets", reason="the package datasets is not installed")
+        write_parquet(tmp_path / "shards", tmp_path / "set")
+        words += ["--data", f"hfids/{tmp_path / 'set'}:{tmp_path / 'cache'}", "--set", "data.num_classes=10"]
     done = run(*words, "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 2/2") == 1
@@ -82,6 +90,23 @@ def test_shards_are_streamed_to_two_processes(tmp_path: Path) -> None:
     assert end["global_step"] == 2 * (images // 64)
     history = end["run_state"]["history"]
     assert history[1]["train_loss"] < history[0]["train_loss"]
+
+
+def write_parquet(shards: Path, out: Path) -> None:
+    """Copy the samples of each archive into a parquet file."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    (out / "data").mkdir(parents=True)
+    for path in shards.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore
+        keys = [name.removesuffix(".cls") for name in files if name.endswith(".cls")]
+        table = pyarrow.table({
+            "image": [{"bytes": files[f"{key}.png"]} for key in keys],
+            "label": [int(files[f"{key}.cls"]) for key in keys],
+        })  # fmt: skip
+        write_table(table, out / "data" / path.with_suffix(".parquet").name, row_group_size=100)
 
 
 @pytest.mark.skipif(

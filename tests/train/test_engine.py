@@ -25,7 +25,8 @@ from lambdanets.train import (
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.engine import train
 from lambdanets.train.layout import RunFiles
-from lambdanets.train.module import Classifier, seed_generators, step_seed
+from lambdanets.train.learner import seed_generators, step_seed
+from lambdanets.train.module import Classifier
 from lambdanets.train.progress import LiveProgress
 from lambdanets.train.resume import settle
 from lambdanets.train.state import RunState
@@ -62,7 +63,7 @@ def test_metrics_are_one_tidy_row_per_epoch(finished: RunResult) -> None:
         assert 0 <= values["data_wait"] < 1
     best = max(rows, key=lambda row: (float(row["val_top1"]), -float(row["val_loss"])))
     assert finished.best_epoch == int(best["epoch"])
-    assert finished.best_top1 == pytest.approx(float(best["val_top1"]), abs=1e-6)
+    assert finished.best["val_top1"] == pytest.approx(float(best["val_top1"]), abs=1e-6)
 
 
 def test_the_summary_says_what_a_person_asks(finished: RunResult) -> None:
@@ -151,9 +152,8 @@ def test_a_loss_that_explodes_stops_the_run(tiny: RunConfig, folder: Path, saves
     assert ("there is no checkpoint yet" in said) == (not kept)
     assert bool(kept) == (saves is not None)
     if not kept:  # what failed before it saved anything does not block its folder
-        assert (
-            settle(override(config, "optimizer.lr=0.1"), RunFiles(folder), resume=False).optimizer.lr == 0.1
-        )
+        slower = override(config, "optimizer.lr=0.1")
+        assert settle(slower, RunFiles(folder), RunConfig, resume=False).optimizer.lr == 0.1
     for path in kept:
         states = load_checkpoint(path)["state_dict"].values()
         assert all(tensor.isfinite().all() for tensor in states)
@@ -231,7 +231,7 @@ def test_images_that_a_network_refuses_are_told(tiny: RunConfig) -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             raise AssertionError("Input height (8) doesn't match model (224).")
 
-    module = Classifier(Picky(), tiny, num_classes=10, state=RunState())
+    module = Classifier(Picky(), tiny, classes=[*"0123456789"], state=RunState())
     with pytest.raises(RunError, match=r"cannot take images of 1x8x8: Input height"):
         module(torch.zeros(2, 1, 8, 8))
 
@@ -258,7 +258,7 @@ def test_of_equal_accuracies_the_lower_loss_is_the_best(
 
     monkeypatch.setattr(Classifier, "on_validation_epoch_end", measured)
     result = train(override(tiny, "engine.max_batches=1"), run_dir=folder)
-    assert (result.best_epoch, result.best_top1) == (2, 0.5)
+    assert (result.best_epoch, result.best["val_top1"]) == (2, 0.5)
 
 
 def test_a_seed_is_one_that_torch_takes(tiny: RunConfig) -> None:

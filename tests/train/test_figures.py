@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from lambdanets.train.figures import draw_confusion, draw_curves
+from lambdanets.train.module import CURVES
 
 VAL = (200, 71, 47)  # the colour of the validation curve
 
@@ -23,7 +24,7 @@ def pixels(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("epochs", [1, 2, 40])
 def test_curves_show_the_validation(tmp_path: Path, epochs: int) -> None:
     path = tmp_path / "curves.png"
-    draw_curves(rows(epochs), path, "a run")
+    draw_curves(rows(epochs), path, CURVES, "a run")
     drawn = pixels(path)
     assert (np.abs(drawn - VAL).sum(-1) < 30).sum() > 50
     assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]

@@ -2,14 +2,25 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import lightning.pytorch as pl
 import pytest
 import timm
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import FSDPStrategy
 
 from lambdanets.train import NoMemoryError, RunConfig, RunError, override
-from lambdanets.train.engine import accumulation, build_module, spare_activations, train
+from lambdanets.train.engine import (
+    CLASSIFICATION,
+    accumulation,
+    build_module,
+    check_devices,
+    spare_activations,
+    train,
+)
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.module import Classifier
 from lambdanets.train.trouble import spare_memory, tell
@@ -23,7 +34,7 @@ def test_activations_that_are_computed_again_change_no_bit_of_a_run(
     config = override(tiny, "engine.epochs=2", "engine.ema=0.9", "model.options.drop_rate=0.1")
     train(config, run_dir=tmp_path / "usual")
     passes: list[bool] = []
-    module = build_module(override(config, "engine.checkpointing=true"), 10)
+    module = build_module(CLASSIFICATION, override(config, "engine.checkpointing=true"), [*"0123456789"])
     inner: Any = module.network.get_submodule("layer2")[0]
     inner.register_forward_pre_hook(lambda *_: passes.append(True))
     module.network(torch.zeros(2, 1, 8, 8)).sum().backward()
@@ -35,9 +46,7 @@ def test_activations_that_are_computed_again_change_no_bit_of_a_run(
 def test_a_network_that_cannot_is_named(
     tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "lambdanets.train.engine.build_network", lambda *args, **options: torch.nn.Linear(2, 2)
-    )
+    monkeypatch.setattr("lambdanets.train.RunConfig.network", lambda *args, **options: torch.nn.Linear(2, 2))
     with pytest.raises(RunError, match=r"engine\.checkpointing: lambda_resnet_digits cannot compute"):
         train(override(tiny, "engine.checkpointing=true"), run_dir=folder)
     assert not folder.exists()
@@ -91,7 +100,7 @@ def test_the_smaller_batch_keeps_the_step(
     tiny: RunConfig, batch: int, world: int, settings: list[str], size: int, step: int
 ) -> None:
     config = override(tiny, f"data.batch_size={batch}", *settings)
-    said = spare_memory(config, world)
+    said = spare_memory(config, world, "cpu")
     advice = re.findall(r"(?:data\.batch_size|engine\.accumulate|engine\.global_batch)=\d+", said)[1:]
     assert advice[0] == f"data.batch_size={size}"
     assert f"keeps the step of {step} images" in said
@@ -111,11 +120,27 @@ def test_a_resumed_run_may_do_what_is_said(tiny: RunConfig, folder: Path) -> Non
 
 
 def test_advice_leaves_out_what_is_done_already(tiny: RunConfig, folder: Path) -> None:
-    assert "engine.strategy=fsdp" in spare_memory(tiny, 2)
     done = override(tiny, "engine.precision=bf16-mixed", "engine.checkpointing=true", "engine.strategy=fsdp")
     none = ". In a run that is resumed none of this may change"
     step = "data.batch_size=8 with engine.accumulate=2, which keeps the step of 32 images"
-    assert spare_memory(done, 2).endswith(f"in this order: {step}{none}")
+    assert spare_memory(done, 2, "cuda").endswith(f"in this order: {step}{none}")
     alone = override(done, "data.batch_size=1")
-    assert spare_memory(alone, 2).endswith(f"in this order: smaller images or a smaller model{none}")
-    assert tell(RuntimeError("mat1 and mat2"), tiny, 2, RunFiles(folder)) is None
+    assert spare_memory(alone, 2, "cuda").endswith(f"in this order: smaller images or a smaller model{none}")
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    assert tell(RuntimeError("mat1 and mat2"), tiny, trainer, RunFiles(folder)) is None
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("ema", ["None", "0.9"])
+def test_dividing_the_weights_is_advised_where_it_is_accepted(tiny: RunConfig, device: str, ema: str) -> None:
+    config = override(tiny, f"engine.ema={ema}")
+    devices = [torch.device(device, number) for number in range(2)]
+    sharded = FSDPStrategy(parallel_devices=devices, cluster_environment=LightningEnvironment())
+    try:
+        check_devices(config.engine, cast(pl.Trainer, SimpleNamespace(strategy=sharded, world_size=2)))
+        accepted = True
+    except RunError:
+        accepted = False
+    assert accepted == (device == "cuda" and ema == "None")
+    assert ("engine.strategy=fsdp" in spare_memory(config, 2, device)) == accepted
+    assert "fsdp" not in spare_memory(config, 1, device)

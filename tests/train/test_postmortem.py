@@ -16,7 +16,6 @@ from lambdanets.train.layout import RunFiles
 from lambdanets.train.module import Classifier
 from lambdanets.train.postmortem import Moment, bad_step, dissect, trace
 from lambdanets.train.resume import settle
-from lambdanets.train.run import build_network
 
 
 class Log(nn.Module):
@@ -33,7 +32,8 @@ def moment(**changes: object) -> Moment:
         "facts": {"what": "the training loss became nan", "step": 7, "learning_rate": math.inf},
         "losses": [(6, 0.5), (7, math.nan)],
         "seed": 3,
-        "batch": (torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1])),
+        "tensors": (batch := {"images": torch.randn(5, 3), "targets": torch.tensor([0, 1, 1, 0, 1])}),
+        "inputs": (batch["images"],),
     }
     return Moment(**usual | changes)  # pyright: ignore[reportArgumentType]
 
@@ -41,7 +41,7 @@ def moment(**changes: object) -> Moment:
 def test_the_first_module_with_a_bad_output_is_named() -> None:
     model = network()
     with torch.no_grad():
-        first, largest = trace(model, torch.randn(5, 3))
+        first, largest = trace(model, (torch.randn(5, 3),))
     assert first == "1.0"
     assert list(largest) == ["0", "1.0", "1.1", "1", "2", "network"]
     assert math.isfinite(largest["0"])
@@ -49,7 +49,7 @@ def test_the_first_module_with_a_bad_output_is_named() -> None:
     assert not any(module._forward_hooks for module in model.modules())
     model[1][0] = nn.Identity()  # pyright: ignore[reportIndexIssue]
     with torch.no_grad():
-        first, largest = trace(model, torch.ones(1, 3))
+        first, largest = trace(model, (torch.ones(1, 3),))
         assert first is None
         assert largest["0"] == pytest.approx(float(model[0](torch.ones(1, 3)).abs().max()))
 
@@ -67,9 +67,8 @@ def test_what_is_written_gives_the_step_again(tmp_path: Path) -> None:
     assert report["weight_norms"] == pytest.approx(norms)
     assert report["last_gradient_norms"].keys() == norms.keys()
     batch, weights = (load_file(tmp_path / f"{name}.safetensors") for name in ("batch", "weights"))
-    assert told.batch is not None
-    assert torch.equal(batch["images"], told.batch[0])
-    assert torch.equal(batch["targets"], told.batch[1])
+    assert told.tensors is not None
+    assert all(torch.equal(batch[name], told.tensors[name]) for name in ("images", "targets"))
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     text = (tmp_path / "report.txt").read_text()
     assert text.startswith("the training loss became nan at step 7\n")
@@ -91,7 +90,7 @@ def test_what_cannot_be_kept_is_said_and_nothing_old_is_left(tmp_path: Path) -> 
     assert report["notes"][0].startswith("weights.safetensors is left out")
     assert report["notes"][1] == "the batch is a later one"
     assert not (tmp_path / "weights.safetensors").exists()
-    dissect(network(), moment(collective="it is in parts", batch=None), tmp_path)
+    dissect(network(), moment(collective="it is in parts", tensors=None), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.txt"}
 
 
@@ -112,7 +111,7 @@ def test_a_rate_that_diverges_leaves_what_gives_the_loss_again(
     assert report["first_nonfinite_output"] in report["largest_activations"]
     assert not math.isfinite(float(report["losses"][-1][1]))
     # From the files alone, as a person would: the same weights, batch, seed and precision.
-    model = build_network(config, 10).train()
+    model = config.network(10).train()
     model.load_state_dict(load_file(kept / "weights.safetensors"))
     batch = load_file(kept / "batch.safetensors")
     torch.manual_seed(report["seed"])
@@ -120,7 +119,7 @@ def test_a_rate_that_diverges_leaves_what_gives_the_loss_again(
         logits = model(batch["images"])
     assert not cross_entropy(logits.float(), batch["targets"]).isfinite()
     # Nothing was saved: the folder is free for the next attempt, which removes what the first left here.
-    settle(config, RunFiles(folder), resume=False)
+    settle(config, RunFiles(folder), RunConfig, resume=False)
     train(override(tiny, "engine.epochs=1", "engine.max_batches=1"), run_dir=folder)
     assert not list(kept.iterdir())
 
@@ -145,7 +144,7 @@ def test_where_losses_are_looked_at_now_and_then_the_first_bad_one_is_told(
 
     monkeypatch.setattr(Classifier, "_watch", elsewhere)
     monkeypatch.setattr(Classifier, "check_finite", check)
-    monkeypatch.setattr("lambdanets.train.module.CHECK_EVERY", 3)
+    monkeypatch.setattr("lambdanets.train.learner.CHECK_EVERY", 3)
     config = override(tiny, "engine.save_steps=None", "engine.max_batches=5", "engine.epochs=2")
     with pytest.raises(NonFiniteLossError, match=r"became nan at step 5 \(epoch 2"):
         train(config, run_dir=folder)
@@ -165,7 +164,7 @@ def test_a_report_that_cannot_be_written_hides_nothing(
     def full(*args: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr("lambdanets.train.module.dissect", full)
+    monkeypatch.setattr("lambdanets.train.learner.dissect", full)
     config = override(tiny, "optimizer.lr=1e30", "schedule.warmup_epochs=0")
     with pytest.raises(NonFiniteLossError, match=r"could not be written down \(no space\)"):
         train(config, run_dir=folder)

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 from rich.progress import Progress, TaskID
+from torch import nn
 
 from lambdanets.data import DataConfig
-from lambdanets.train import RunConfig, override
+from lambdanets.train import ModelConfig, RunConfig, override
+from lambdanets.train.module import Classifier
 from lambdanets.train.progress import LiveProgress, advise, clock, epoch_line, say, waiting
+from lambdanets.train.state import RunState
 
 
 @pytest.mark.parametrize(
@@ -21,12 +24,17 @@ def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 
 
+def learner(*changes: str, data: DataConfig | None = None) -> Classifier:
+    config = RunConfig(recipe="tiny", model=ModelConfig(name="none"), data=data or DataConfig())
+    return Classifier(nn.Identity(), override(config, *changes), classes=["a", "b"], state=RunState())
+
+
 def test_an_epoch_is_one_line() -> None:
     row = {
         "epoch": 3, "train_loss": 1.2345, "train_top1": 0.5, "val_loss": 1.5, "val_top1": 0.62345,
         "images_per_second": 1234.5,
     }  # fmt: skip
-    line = epoch_line(row, 20)
+    line = epoch_line(learner("engine.epochs=20"), row)
     assert line.startswith("epoch  3/20  train 1.234  50.0 %")
     assert "val 1.500 62.34 %" in line
     assert line.endswith("1,234 images/s")
@@ -96,7 +104,7 @@ def test_slow_images_are_told_once_a_run_with_what_to_do(
     ],
 )  # fmt: skip
 def test_advice_on_slow_images(data: DataConfig, workers: int, cores: int, means: list[str]) -> None:
-    said = advise(0.314, data, workers=workers, cores=cores)
+    said = advise(0.314, learner(data=data), workers=workers, cores=cores)
     start, *listed = said.split("; try ")
     assert start == "training waited for images 31 % of its time"
     # No part of a means holds ", " but the first's brackets.

@@ -36,6 +36,17 @@ def test_linear_and_constant() -> None:
     assert set(factors(ScheduleConfig(name="constant"))) == {1.0}
 
 
+def test_steps_drop_to_a_tenth_each() -> None:
+    values = factors(ScheduleConfig(name="steps", warmup_epochs=2, drops=(0.5, 0.8)))
+    assert values[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert values[10:25] == [1.0] * 15
+    assert values[25:40] == pytest.approx([0.1] * 15)
+    assert values[40:] == pytest.approx([0.01] * 10)
+    for drops in ((0.8, 0.5), (0.5, 0.5), (0.5, 1.0), (0.0,)):
+        with pytest.raises(ValueError, match=r"schedule\.drops"):
+            ScheduleConfig(name="steps", drops=drops)
+
+
 def test_a_run_shorter_than_its_warmup_never_divides_by_zero() -> None:
     values = factors(ScheduleConfig(warmup_epochs=20), epochs=2)
     assert values == pytest.approx([(step + 1) / 10 for step in range(10)])

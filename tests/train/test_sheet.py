@@ -6,21 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from lambdanets.train.pages import CARD, GAP, MARGIN, PAD, PAPER, SCALE
 from lambdanets.train.prediction import Prediction
-from lambdanets.train.sheet import (
-    ACCENT,
-    CARD,
-    GAP,
-    MARGIN,
-    OTHER,
-    PAD,
-    PAPER,
-    PICTURE,
-    RIGHT,
-    SCALE,
-    WRONG,
-    draw_sheets,
-)
+from lambdanets.train.sheet import ACCENT, OTHER, PICTURE, RIGHT, WRONG, draw_sheets
 
 
 def colours(image: Image.Image) -> set[tuple[int, ...]]:

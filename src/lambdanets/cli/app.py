@@ -22,8 +22,10 @@ VERBS = {
         "evaluating",
         "measure a run or a model on validation images or ImageNet's test sets",
     ),
-    "predict": ("predicting", "label photos with a run and draw them on a contact sheet"),
+    "predict": ("predicting", "label photos with a run, or draw the objects that a detector finds in them"),
     "pseudo-label": ("labelling", "let a run label images, to train another on them"),
+    "masks-to-coco": ("converting", "write a folder of mask images as a COCO json, to train a detector on"),
+    "export": ("exporting", "write a run or a model as one file, for torch.export or onnxruntime"),
     "shard": ("sharding", "pack images into tar archives, to train on with --data tar:FOLDER"),
     "list": ("listing", "models, recipes and data sources"),
     "show": ("showing", "one model: stages, parameters, MACs, the kernel of every lambda layer"),
@@ -53,11 +55,13 @@ EXAMPLES = """\
 examples
   lambdanets train digits
   lambdanets train folder --data folder:/data/birds --model lambda_resnet50 --set optimizer.lr=0.1
+  lambdanets train coco --data coco:/data/coco --model lambda_resnet50 --batch-size 2
   lambdanets train --resume runs/2026-11-22-143000-digits
   lambdanets eval runs/2026-11-22-143000-digits
   lambdanets eval lambda_resnet26t --data folder:/data/imagenet --size 288 --csv results.csv
   lambdanets predict runs/2026-11-22-143000-digits photo.jpg holidays/
   lambdanets pseudo-label runs/teacher --data folder:/data/photos --out labels.csv --threshold 0.8
+  lambdanets export runs/2026-11-22-143000-digits --format onnx --out digits.onnx
   lambdanets shard folder:/data/imagenet --out /data/imagenet-shards
   lambdanets list 'lambda*'
   lambdanets show lambda_resnet152 --size 256

@@ -10,9 +10,10 @@ from tyro import conf
 
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import shown
+from lambdanets.cli.options import refuse, shown
 from lambdanets.data import DataConfig
 from lambdanets.train import load_run
+from lambdanets.train.config import stored_task
 
 if TYPE_CHECKING:
     from lambdanets.train.evaluation import Evaluation
@@ -52,18 +53,21 @@ def run(
         Literal["32", "bf16-mixed", "16-mixed", "64"] | None,
         shown("32 | bf16-mixed | 16-mixed | 64", "the run's, or 32"),
     ] = None,
+    max_detections: Annotated[int | None, shown("N", "the run's")] = None,
     per_class: Annotated[Path | None, shown("FILE.csv")] = None,
     csv: Annotated[Path | None, shown("FILE.csv")] = None,
     json: Annotated[Path | None, shown("FILE.json")] = None,
+    results: Annotated[Path | None, shown("FOLDER")] = None,
 ) -> int:
     """Measure a run or a model on its validation set, on other images, or on ImageNet's test sets.
 
-    One process does it, on one device.
+    One process does it, on one device. A run that detects objects is measured by COCO's figures, of boxes and
+    masks.
 
     Args:
         what: The folder of a run, or a model of ImageNet: a name of timm's registry or ours, or hf-hub:NAME.
-        data: Other images with the same classes, such as folder:PATH; where they have no val/ of their own,
-            all of them are measured. A model needs it.
+        data: Other images with the same classes, such as folder:PATH, of a detector coco:PATH; where they
+            have no validation side of their own, all of them are measured. A model needs it.
         as_: Which of ImageNet's sets the images are: its validation set, -V2, -A, -R, -Sketch or -C. On -A
             and -R only the classes in the folder are there to choose from.
         real: Measure by ReaL labels too: their real.json, or the copy that timm brings.
@@ -75,10 +79,31 @@ def run(
         batch_size: Images that go through the network at once.
         workers: Processes that read images.
         precision: Number format of the computation.
+        max_detections: Of an image, the likeliest ones that count, of a detector; COCO's is 100.
         per_class: Write the accuracy of each class, and print the best and the worst.
         csv: Add a row to a table of timm's results; with --real, by these labels.
         json: Write all figures for other programs.
+        results: Write what a detector found, in COCO's results format: boxes.json and masks.json.
     """
+    if stored_task(Path(what)) == "detection":
+        given = {"--as": as_, "--real": real, "--checkpoint": checkpoint, "--accelerate": accelerate}
+        refuse(given | {"--crop": crop, "--csv": csv}, "a classifier", Path(what))
+        from lambdanets.cli.detecting import evaluate_run
+
+        return evaluate_run(
+            Path(what),
+            data=data,
+            weights=weights,
+            size=size,
+            batch_size=batch_size,
+            workers=workers,
+            precision=precision,
+            max_detections=max_detections,
+            per_class=per_class,
+            json=json,
+            results=results,
+        )
+    refuse({"--max-detections": max_detections, "--results": results}, "a detector", Path(what))
     if as_ is not None and data is None:
         raise UsageError("--as says what the images of --data are; name them with --data folder:PATH.")
     if real is not None and as_ not in (None, "imagenet"):
@@ -121,9 +146,9 @@ def _subject(
     what: str, data: str | None, checkpoint: str | None, weights: Literal["best", "last"]
 ) -> "tuple[Subject, bool]":
     """What is measured, and whether on images other than a run's own."""
-    from lambdanets.train.subject import is_model_name, subject_of_model, subject_of_run
+    from lambdanets.train.subject import names_run, subject_of_model, subject_of_run
 
-    if (Path(what) / "config.json").is_file() or not is_model_name(what):
+    if names_run(what):
         if checkpoint is not None:
             raise UsageError(f"--checkpoint goes with the name of a model; {what} is no such name.")
         subject = subject_of_run(load_run(what), weights=weights)

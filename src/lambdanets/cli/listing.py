@@ -17,9 +17,10 @@ SOURCES = {
     "digits": "scikit-learn's 1,797 scanned handwritten digits, 8x8 pixels; part of the installation",
     "folder:PATH": "your photos: train/ and val/ with a folder per class, or class folders, to be split",
     "tar:PATH": "the same in tar archives, read without unpacking: shards of WebDataset or class folders",
+    "coco:PATH": "for detectors: a folder or a json in COCO's format (pip install 'lambdanets[detection]')",
     "torch/NAME:PATH": "a data set of torchvision, downloaded when absent: torch/cifar10, ...",
     "hfds/NAME": "an image data set of the Hugging Face hub (pip install datasets)",
-    "hfids/NAME": "the same as a stream, nothing stored (pip install datasets)",
+    "hfids/NAME": "the same, streamed from parquet files, nothing stored (pip install datasets)",
     "wds/NAME:PATH": "shards of WebDataset, read from end to end; from URLs, too (pip install webdataset)",
     "tfds/NAME:PATH": "a data set of TensorFlow (pip install tensorflow-datasets)",
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
@@ -21,6 +22,12 @@ Device = Annotated[str, conf.arg(metavar="cpu | cuda")]
 def shown(metavar: str, default: str | None = None) -> Any:
     """Return how an option looks in the help: its value, and its default where "None" would say nothing."""
     return conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "")
+
+
+def refuse(options: dict[str, Any], what: str, run: Path) -> None:
+    """Raise UsageError where an option was given that is not for this run but for another kind."""
+    if given := [name for name, value in options.items() if value not in (None, False)]:
+        raise UsageError(f"{given[0]} is for runs of {what}; {run} is none.")
 
 
 def check_device(device: str) -> None:

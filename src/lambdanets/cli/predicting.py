@@ -9,8 +9,9 @@ from tyro import conf
 
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import FAILURE, UsageError
-from lambdanets.cli.options import shown
+from lambdanets.cli.options import refuse, shown
 from lambdanets.train import Run, load_run
+from lambdanets.train.config import stored_task
 from lambdanets.train.prediction import Prediction, predict, predict_samples
 
 
@@ -19,14 +20,17 @@ def run(
     paths: Annotated[tuple[Path, ...], conf.Positional, shown("IMAGE | FOLDER")] = (),
     *,
     samples: Annotated[int | None, shown("N")] = None,
-    top: int = 5,
-    out: Annotated[Path | None, shown("SHEET.png", "predictions.png in the run")] = None,
+    top: Annotated[int | None, shown("N", "5")] = None,
+    threshold: Annotated[float | None, shown("SCORE", "0.5")] = None,
+    out: Annotated[
+        Path | None, shown("SHEET.png | FOLDER", "predictions.png or predictions/ in the run")
+    ] = None,
     json: Annotated[Path | None, shown("FILE.json")] = None,
     weights: Literal["best", "last"] = "best",
-    batch_size: int = 32,
+    batch_size: Annotated[int | None, shown("N", "32")] = None,
     strict: bool = False,
 ) -> int:
-    """Label photos with a run and draw them on a contact sheet.
+    """Label photos with a run and draw them on a contact sheet, or draw the objects that a detector finds.
 
     A file that is no readable image is named and skipped; the command fails when none could be read.
 
@@ -34,18 +38,36 @@ def run(
         run: The folder of a run.
         paths: Image files, and folders, which are searched with everything inside.
         samples: Instead of files, take this many samples of the run's own validation set and show the truth.
-        top: Classes to show for each image.
-        out: Where to draw the contact sheet; further pages get a number.
+        top: Classes to show for each image, of a classifier.
+        threshold: Least score of an object, of a detector.
+        out: Where to draw: of a classifier the contact sheet, whose further pages get a number; of a detector
+            the folder of the drawings, or with --samples the sheet.
         json: Where to write the predictions for other programs.
         weights: The best weights by validation, or those of the last epoch.
-        batch_size: Images that go through the network at once.
+        batch_size: Images that go through a classifier at once.
         strict: Fail when any image could not be read.
     """
     if bool(paths) == (samples is not None):
         raise UsageError(
             "name images or folders, or take --samples 20 of the run's validation set; one of both."
         )
+    if stored_task(run) == "detection":
+        refuse({"--top": top, "--batch-size": batch_size}, "a classifier", run)
+        from lambdanets.cli.detecting import predict_run
+
+        return predict_run(
+            run,
+            paths,
+            samples=samples,
+            threshold=0.5 if threshold is None else threshold,
+            out=out,
+            json=json,
+            weights=weights,
+            strict=strict,
+        )
+    refuse({"--threshold": threshold}, "a detector", run)
     opened = load_run(run)
+    top, batch_size = top or 5, batch_size or 32
     sheet = out or run / "predictions.png"
     if sheet.suffix.lower() != ".png":
         raise UsageError(f"--out is a PNG image, so its name ends in .png; got {str(sheet)!r}.")

@@ -5,6 +5,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lambdanets.cli.console import draw, stdout, table
+from lambdanets.data import CocoConfig
+from lambdanets.detection import DetectionConfig, DetectorConfig
 from lambdanets.recipes import DEVICES, Statement, costs, get_recipe, statement
 from lambdanets.recipes.budget import IMAGENET, LINK
 from lambdanets.train import ModelConfig, RunConfig
@@ -19,13 +21,19 @@ def show_recipe(name: str, *, devices: tuple[int, ...] | None, images_per_second
     for heading, text in (said.sections | {"Sets": "  ".join(settings(config))}).items():
         rows.add_row(f"[dim]{heading}[/]", escape(text))
     console.print(rows)
-    if name.startswith("imagenet"):
+    if isinstance(config, RunConfig) and name.startswith("imagenet"):
         _draw_costs(config, said, devices or DEVICES, images_per_second, console)
 
 
-def settings(config: RunConfig) -> list[str]:
+def settings(config: RunConfig | DetectionConfig) -> list[str]:
     """The fields of a configuration that are not the defaults, as `--set` takes them."""
-    plain = paths(RunConfig(recipe=config.recipe, model=ModelConfig(name=config.model.name)))
+    recipe, model = config.recipe, config.model.name
+    if isinstance(config, RunConfig):
+        usual = RunConfig(recipe=recipe, model=ModelConfig(name=model))
+    else:
+        data = CocoConfig(source=config.data.source)
+        usual = DetectionConfig(recipe=recipe, model=DetectorConfig(name=model), data=data)
+    plain = paths(usual)
     changed = {name: value for name, value in paths(config).items() if plain[name] != value}
     options = changed.pop("model.options", {})
     return [

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from tyro import conf
@@ -91,7 +91,7 @@ def run(
         changes = [f"{path}={value}" for path, value in shortcuts.items() if value is not None]
         if trunk == "mini" and data is None:
             raise UsageError("--trunk mini needs photos: give --data folder:PATH.")
-        base = get_recipe(studies.TRUNKS[trunk].recipe)
+        base: Any = get_recipe(studies.TRUNKS[trunk].recipe)
         options = {**base.model.options, **studies.TRUNKS[trunk].options}
         config = override(replace(base, model=replace(base.model, options=options)), *changes, *set)
         config = replace(config, data=config.data.resolved())

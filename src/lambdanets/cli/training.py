@@ -2,23 +2,23 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from tyro import conf
 
 from lambdanets.cli.errors import UsageError, check_name, usage
 from lambdanets.cli.options import shown
-from lambdanets.models import create_model
+from lambdanets.detection import DetectionConfig
 from lambdanets.models.weights import weights_for
 from lambdanets.recipes import get_recipe, list_recipes
-from lambdanets.train import ModelConfig, RunConfig, load_config, override
+from lambdanets.train import RunConfig, load_config, override
+from lambdanets.train.config import stored_task
 from lambdanets.train.optim import create_optimizer
 
 STARTED = "LAMBDANETS_STARTED"  # tells the processes that Lightning starts the name of the one run folder
@@ -40,13 +40,15 @@ def run(
 ) -> int:
     """Train a recipe, or continue a run.
 
-    Everything is left in one folder: configuration, metrics, curves, confusion matrix, checkpoints, summary.
+    Everything is left in one folder: configuration, metrics, curves, checkpoints, summary; of a classifier
+    its confusion matrix, of a detector what it found.
     Ctrl-C stops cleanly; `lambdanets train --resume RUN` then continues as if nothing had happened.
 
     Args:
         recipe: Name of a recipe; `lambdanets list` has them all.
         model: Another model than the recipe's.
-        data: Other images: digits, folder:PATH, tar:PATH, or a name of timm such as torch/cifar10:PATH.
+        data: Other images: digits, folder:PATH, tar:PATH, or a name of timm such as torch/cifar10:PATH; for a
+            detector coco:FOLDER or coco:ANNOTATIONS.json.
         out: The run folder.
         resume: A run folder to continue; it needs no recipe and keeps its own configuration.
         epochs: Passes over the training images.
@@ -75,14 +77,13 @@ def run(
     if recipe is not None or changes or model is not None:
         base = _stored(resume, recipe) if resume is not None else get_recipe(recipe or "")
         with usage():
-            config = override(_with_model(base, model), *changes)
+            config = override(base if model is None else base.named(model), *changes)
             _check_parts(config, starts=resume is None)
     directory = resume or out or _new_directory(recipe or "")
 
     from lightning.pytorch.utilities import rank_zero_only
 
-    from lambdanets.train import train
-
+    train = _train(config, resume)
     try:
         result = train(config, run_dir=directory, resume=resume is not None)
     except KeyboardInterrupt:
@@ -99,35 +100,41 @@ def run(
     return 0
 
 
-def _stored(run: Path, recipe: str | None) -> RunConfig:
-    config = load_config(run / "config.json")
+def _train(config: RunConfig | DetectionConfig | None, run: Path | None) -> Callable[..., Any]:
+    """The function that trains what a configuration describes, or the one in the folder of a run."""
+    task = config.TASK if config is not None else stored_task(run) if run is not None else None
+    if task == DetectionConfig.TASK:
+        from lambdanets.detection import train
+    else:
+        from lambdanets.train import train
+    return train
+
+
+def _stored(run: Path, recipe: str | None) -> RunConfig | DetectionConfig:
+    kind = DetectionConfig if stored_task(run) == DetectionConfig.TASK else RunConfig
+    config = load_config(run / "config.json", kind)
     if recipe is not None and recipe != config.recipe:
         raise UsageError(f"{run} is a run of the recipe {config.recipe!r}, not of {recipe!r}.")
     return config
 
 
-def _with_model(config: RunConfig, name: str | None) -> RunConfig:
-    """The options of a recipe's model mean nothing to another one."""
-    if name is None or name == config.model.name:
-        return config
-    return replace(config, model=ModelConfig(name=name))
-
-
-def _check_parts(config: RunConfig, *, starts: bool) -> None:
-    """Build model and optimiser, and run the model, without memory; for a new run, look at its weights too.
+def _check_parts(config: RunConfig | DetectionConfig, *, starts: bool) -> None:
+    """Build network and optimiser, and run it, without memory; for a new run, look at its weights too.
 
     A wrong name, option, size or file of weights should be told before the images are read.
     """
-    name, channels, size = config.model.name, config.data.in_chans, config.data.image_size
-    options = {"in_chans": channels, **config.model.options, "pretrained": False}
+    name = config.model.name
     with torch.device("meta"):
         with _telling(f"model.options do not fit {name!r}"):
-            model = create_model(name, **options).eval()
-        with _telling(f"{name!r} cannot take images of {channels} x {size} x {size}"), torch.no_grad():
-            model(torch.empty(1, channels, size, size))
-        create_optimizer(model, config.optimizer)
+            network: Any = config.network(2, loads_weights=True)
+        if isinstance(config, RunConfig):
+            channels, size = config.data.in_chans, config.data.image_size
+            with _telling(f"{name!r} cannot take images of {channels} x {size} x {size}"), torch.no_grad():
+                network.eval()(torch.empty(1, channels, size, size))
+        create_optimizer(network, config.optimizer)
     if starts and config.model.weights is not None:
-        weights_for(model, config.model.weights, head="replace")
+        trunk = network if isinstance(config, RunConfig) else network.backbone.body
+        weights_for(trunk, config.model.weights, head="replace")
 
 
 @contextmanager

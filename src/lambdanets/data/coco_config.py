@@ -92,3 +92,7 @@ class CocoConfig:
         root = os.path.abspath(os.path.expanduser(self.source.removeprefix("coco:")))
         images = self.images and os.path.abspath(os.path.expanduser(self.images))
         return replace(self, source=f"coco:{root}", images=images)
+
+    def placeless(self) -> CocoConfig:
+        """Return the same without the places where images and annotations lie."""
+        return replace(self, source="coco:.", images=None)

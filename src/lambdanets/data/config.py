@@ -90,7 +90,8 @@ class DataConfig:
             inside, and with train or val in their names, in the folders' around them or inside them, else
             they are split), or a name that timm's `create_dataset` reads, with its folder after a colon:
             "torch/cifar10:PATH", "hfds/NAME", "tfds/NAME:PATH". "wds/NAME:PATH" streams shards of
-            WebDataset from a folder, a URL or a command ("pipe:").
+            WebDataset from a folder, a URL or a command ("pipe:"), and "hfids/NAME" the parquet files of a
+            Hugging Face data set, from the hub or a folder.
         image_size: height and width of what the model gets, in pixels.
         in_chans: 3 for RGB, 1 for grey.
         mean: of each channel, on a scale from 0 to 1; None takes the digits' own or ImageNet's.
@@ -121,7 +122,7 @@ class DataConfig:
         train_split, val_split: names of the splits of a timm source; an empty `val_split` splits the
             training images by `val_fraction`. Of wds/, splits that _info.json beside the shards lists, or
             shards by name, such as "train-{000000..000009}.tar".
-        num_classes: needed only for a streamed source (wds/) that does not name its classes.
+        num_classes: needed only for a streamed source (wds/, hfids/) that does not name its classes.
         download: let a torch/ source download itself when it is not in its folder.
     """
 
@@ -202,6 +203,11 @@ class DataConfig:
             std=self.std or std,
         )
 
+    def placeless(self) -> DataConfig:
+        """Return the same without the places where images and labels lie, which differ between machines."""
+        labels = self.pseudo_labels and "labels"
+        return replace(self, source="digits", pseudo_labels=labels, unlabelled=None)
+
 
 def is_remote(root: str) -> bool:
     """Whether shards are to be fetched, from a URL or by a command (`pipe:`)."""
@@ -211,6 +217,10 @@ def is_remote(root: str) -> bool:
 def written_out(source: str) -> str:
     """Return a source with its folder as an absolute path, to be found from any directory."""
     kind, _, root = source.partition(":")
+    if kind.startswith("hfids/"):
+        name, root = (os.path.expanduser(path) for path in (kind.removeprefix("hfids/"), root))
+        name = os.path.abspath(name) if os.path.isdir(name) else name  # else one of the hub
+        return f"hfids/{name}" + (f":{os.path.abspath(root)}" if root else "")
     local = kind.startswith("wds/") and not is_remote(root)
     if root and (local or kind in ("folder", "tar") or kind.startswith("torch/")):
         return f"{kind}:{os.path.abspath(os.path.expanduser(root))}"

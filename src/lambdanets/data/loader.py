@@ -18,8 +18,8 @@ from .errors import DataError, DataWarning
 from .image_set import ImageSet
 from .lanes import LaneBatches, Part, evaluation_part, training_part
 from .mixed import MixedSet
+from .sequential import SequentialSet
 from .stream import StreamSet, TimmStream
-from .wds import WdsSet
 
 
 class Batches(Protocol):
@@ -46,7 +46,7 @@ class _Batched(Dataset):
 class _Following(Dataset):
     """Lets a worker read on from where it stands in each lane of a stream."""
 
-    def __init__(self, stream: WdsSet, part: Part, seed: int):
+    def __init__(self, stream: SequentialSet, part: Part, seed: int):
         self.stream, self.part, self.seed = stream, part, seed
         self._next: dict[int, tuple[int, int]] = {}
         self._reading: dict[int, Iterator[tuple[Tensor, Tensor]]] = {}
@@ -92,7 +92,7 @@ def train_loader(
         A loader of (images of shape (b, channels, image_size, image_size), int64 targets of shape (b,)) whose
         length is that of a whole epoch.
     """
-    if isinstance(image_set, WdsSet):
+    if isinstance(image_set, SequentialSet):
         part = training_part(len(image_set), config.batch_size, rank=rank, world_size=world_size)
         return _lane_loader(image_set, config, part, seed=seed, position=position)
     if isinstance(image_set, TimmStream):
@@ -109,7 +109,7 @@ def eval_loader(
     image_set: ImageSet | StreamSet, config: DataConfig, *, rank: int = 0, world_size: int = 1
 ) -> DataLoader:
     """Return the loader of a set in order: every sample once over all processes, the last batch smaller."""
-    if isinstance(image_set, WdsSet):
+    if isinstance(image_set, SequentialSet):
         part = evaluation_part(len(image_set), config.batch_size, rank=rank, world_size=world_size)
         return _lane_loader(image_set, config, part, seed=0, position=None)
     if isinstance(image_set, TimmStream):
@@ -130,7 +130,7 @@ def batched_loader(data_set: Batches, batches: Sampler, *, workers: int, seed: i
 
 
 def _lane_loader(
-    stream: WdsSet, config: DataConfig, part: Part, *, seed: int, position: Position | None
+    stream: SequentialSet, config: DataConfig, part: Part, *, seed: int, position: Position | None
 ) -> DataLoader:
     return DataLoader(
         _Following(stream, part, seed),
@@ -174,8 +174,8 @@ def _stream_loader(
     if world_size > 1:
         raise DataError(
             f"{config.source!r} is streamed and cannot be divided among {world_size} processes without "
-            "repeats; read shards as wds/NAME:PATH or tar:PATH, Hugging Face's sets as hfds/NAME, or train "
-            "with --devices 1."
+            "repeats; read shards as wds/NAME:PATH or tar:PATH, Hugging Face's sets as hfids/NAME or "
+            "hfds/NAME, or train with --devices 1."
         )
     stream.data_set.set_loader_cfg(num_workers=config.workers)
     loader = _StreamLoader(

@@ -20,10 +20,10 @@ from .image_set import ORDER_NEEDS_TAR, ImageSet
 from .mixed import MixedSet, shares
 from .progress import MANY, Progress, progress_bar
 from .pseudo import labels_digest, open_pseudo
+from .sequential import SequentialSet, digest
 from .sources import STREAMED, open_source
 from .stream import StreamSet, open_stream
 from .transforms import Pipeline
-from .wds import WdsSet, digest
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
             open_stream(config, side, train=side == "train", seed=seed) for side in ("train", "val")
         )
         _check_classes(config, train.classes)
-        shards = [side for side in (train, val) if isinstance(side, WdsSet)]
+        shards = [side for side in (train, val) if isinstance(side, SequentialSet)]
         return Splits(train, val, train.classes, digest(shards) if shards else "")
     if config.pseudo_labels is not None:
         shares(config)

@@ -1,4 +1,4 @@
-"""Sources that are read from one end to the other: shards of WebDataset, and what timm streams."""
+"""Sources that are read from one end to the other: shards, parquet files, and what timm streams."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from .config import DataConfig
+from .hfids import open_hfids
+from .sequential import SequentialSet
 from .sources import class_names, create_timm, require_package, unnamed
 from .transforms import Pipeline
-from .wds import WdsSet, open_wds
+from .wds import open_wds
 
 
 class TimmStream(IterableDataset):
@@ -38,7 +40,7 @@ class TimmStream(IterableDataset):
             yield self.pipeline.finish(self.pipeline.prepare(image)[None], key)[0], int(target)
 
 
-StreamSet = TimmStream | WdsSet  # sets without random access
+StreamSet = TimmStream | SequentialSet  # sets without random access
 
 
 def open_stream(config: DataConfig, side: Literal["train", "val"], *, train: bool, seed: int) -> StreamSet:
@@ -46,6 +48,8 @@ def open_stream(config: DataConfig, side: Literal["train", "val"], *, train: boo
     split = config.train_split if side == "train" else config.val_split
     if config.source.startswith("wds/"):
         return open_wds(config, split, train=train)
+    if config.source.startswith("hfids/"):
+        return open_hfids(config, split, train=train)
     require_package(config.source)
     data_set = create_timm(
         config,

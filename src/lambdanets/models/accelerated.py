@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
@@ -119,7 +120,7 @@ class AcceleratedLayer(nn.Module):
         e, bias = self.positions()
         y = lambda_layer(q, k, v, e.to(dtype), context=LocalContext(tuple(x.shape[2:]), tuple(e.shape[:2])))
         if bias is not None:
-            y = y + (q @ bias.to(dtype))[..., None]
+            y = y + torch.einsum("bhnk,k->bhn", q, bias.to(dtype))[..., None]
         return to_channels(y, x)
 
     def extra_repr(self) -> str:

@@ -215,7 +215,8 @@ class LambdaLayer(nn.Module):
             kernel=self.kernel,
         )
         if self.position_bias is not None:
-            y = y + (q.to(dtype) @ self.position_bias.to(dtype))[..., None]
+            # No product of a matrix and a vector: onnxruntime 1.32 gives a wrong one of a transposed matrix.
+            y = y + torch.einsum("bhnk,k->bhn", q.to(dtype), self.position_bias.to(dtype))[..., None]
         return to_channels(y, x)
 
     def _projections(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -135,7 +135,7 @@ class LocalAttention2d(SelfAttention2d):
         k, v = kv.permute(1, 0, 4, 5, 2, 6, 7, 3).flatten(5, 6).flatten(1, 3)  # (b s t) h m d
         bias = self._position_logits(q, high, wide)
         y = attend(q.flatten(4, 5).flatten(0, 2), k, v, bias)
-        y = y.unflatten(2, (high.tile, wide.tile)).unflatten(0, (len(x), high.count, wide.count))
+        y = y.unflatten(2, (high.tile, wide.tile)).unflatten(0, (x.shape[0], high.count, wide.count))
         y = y.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)  # b h height width d
         y = y[:, :, : high.length, : wide.length].flatten(2, 3)
         return to_channels(y, x)

@@ -31,7 +31,7 @@ def separable_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: 
     Returns:
         Tensor of shape (b h n d).
     """
-    if q.device.type != "cpu":
+    if q.device.type != "cpu" or torch.compiler.is_exporting():  # a file holds no blocks of this machine's
         return fused(q, k, v, rows, columns)
     if q.dtype.itemsize < 4 and rows.shape[-1] + columns.shape[-1] <= SMALL:
         return _InBlocks.apply(*_with_positions(q, k, rows, columns), v)
@@ -53,9 +53,10 @@ def _with_positions(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> tupl
     They are the query's logit of each row and column, and which row and column the key is in.
     """
     height, width = rows.shape[-1], columns.shape[-1]
-    in_row = torch.eye(height, dtype=q.dtype, device=q.device).repeat_interleave(width, 0)
-    in_column = torch.eye(width, dtype=q.dtype, device=q.device).repeat(height, 1)
-    place = torch.cat([in_row, in_column], dim=1).expand(*k.shape[:2], -1, -1)
+    row, column = (torch.arange(size, device=q.device) for size in (height, width))
+    in_row = (row[:, None] == row)[:, None].expand(-1, width, -1).flatten(0, 1)
+    in_column = (column[:, None] == column)[None].expand(height, -1, -1).flatten(0, 1)
+    place = torch.cat([in_row, in_column], dim=1).to(q.dtype).expand(*k.shape[:2], -1, -1)
     return torch.cat([q, rows, columns], dim=-1), torch.cat([k, place], dim=-1)
 
 

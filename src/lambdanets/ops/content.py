@@ -113,7 +113,7 @@ def chunking(n: int) -> tuple[int, int]:
 def cut(x: Tensor, n: int, chunks: int, chunk: int, fill: float | bool = 0.0) -> Tensor:
     """b m ... -> b chunks chunk ...; elements after the last of the n queries are seen by none."""
     x = x[:, :n]
-    spare = x.new_full((len(x), chunks * chunk - x.shape[1], *x.shape[2:]), fill)
+    spare = x.new_full((x.shape[0], chunks * chunk - x.shape[1], *x.shape[2:]), fill)
     return torch.cat([x, spare], dim=1).unflatten(1, (chunks, chunk))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from .checks import check_arguments
 from .content import content_output
 from .context import Context, RelativeContext
+from .exported import exported_output
 from .kernels import reference
 from .order import order_of
 from .planner import resolve
@@ -85,13 +86,16 @@ def lambda_layer(
     y = None
     if e is not None:
         if isinstance(context, RelativeContext) and context.is_table(e):
-            geometry = geometry_of(context)
+            relative = context
         else:
-            geometry = geometry_of(None)
+            relative = None
             visible = context.visible(e.shape[1], e.device)
             e = e if visible is None else e.masked_fill(~visible[:, :, None, None], 0)
         refuse_transforms(q, v, e)
-        y = position_output(q, v, e, *geometry, order_of(q), *kernels)
+        if torch.compiler.is_exporting():
+            y = exported_output(q, v, e, relative)
+        else:
+            y = position_output(q, v, e, *geometry_of(relative), order_of(q), *kernels)
     if content:
         y = content_output(q, k, v, context, mask, normalize, y)
     assert y is not None

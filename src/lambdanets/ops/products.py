@@ -48,8 +48,12 @@ def product_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
 
 
 def no_autocast(device: str) -> AbstractContextManager[object]:
-    """Products in the types they are given: a kernel has chosen its precision."""
-    return torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
+    """Products in the types they are given: a kernel has chosen its precision.
+
+    Nothing where autocast is off: an exported graph would have a part of its own for it.
+    """
+    on = is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 
 from lambdanets.train import RunConfig
 from lambdanets.train.optim import create_optimizer
-from lambdanets.train.run import build_network
 
 from .settings import Cell, Study
 
@@ -38,7 +37,7 @@ def count_parameters(study: Study, contenders: Sequence[str]) -> dict[str, int]:
         size = config.data.image_size
         try:
             with torch.device("meta"), torch.no_grad():
-                network = build_network(config, study.images.classes).eval()
+                network = config.network(study.images.classes).eval()
                 create_optimizer(network, config.optimizer)
                 counted[name] = sum(parameter.numel() for parameter in network.parameters())
                 network(torch.empty(1, config.data.in_chans, size, size))

@@ -97,7 +97,7 @@ def describe(study: Study, cell: Cell, result: RunResult, *, jobs: int) -> Recor
         classes=study.images.classes,
         fingerprint=study.images.fingerprint,
         top1=last["val_top1"],
-        best_top1=result.best_top1,
+        best_top1=result.best["val_top1"],
         best_epoch=result.best_epoch,
         train_top1=last["train_top1"],
         train_loss=last["train_loss"],

@@ -27,9 +27,10 @@ from lambdanets.train.typed import to_json as to_json
 if TYPE_CHECKING:
     from lambdanets.train.engine import train as train
     from lambdanets.train.evaluation import evaluate as evaluate
+    from lambdanets.train.exporting import export as export
     from lambdanets.train.summary import RunResult as RunResult
 
-_LAZY = {"train": "engine", "evaluate": "evaluation", "RunResult": "summary"}
+_LAZY = {"train": "engine", "evaluate": "evaluation", "export": "exporting", "RunResult": "summary"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,17 @@
 """The complete, typed description of one run; a recipe is a function that returns one."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeVar
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.data import DataConfig
+from lambdanets.models import create_model, load_weights
 from lambdanets.models.weight_files import HUB
 from lambdanets.train.errors import RunError
 from lambdanets.train.optim import OptimizerConfig
@@ -40,7 +46,7 @@ class ModelConfig:
         if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
             raise ValueError(f"model.bn_momentum is above 0 and at most 1, or None; got {self.bn_momentum}")
 
-    def resolved(self) -> "ModelConfig":
+    def resolved(self) -> ModelConfig:
         """The same with the path of `weights` written out, so that a run can be resumed from anywhere."""
         if self.weights is None or self.weights.startswith(HUB):
             return self
@@ -82,6 +88,7 @@ class EngineConfig:
         threads: CPU threads of torch, None for its own choice.
         save_minutes: save inside an epoch when the last save is this old, None for never.
         save_steps: save inside an epoch every so many optimiser steps, None for never.
+        validate_every: epochs from one validation to the next; the last epoch always has one.
         max_batches, max_val_batches: shorten every epoch, for trials and tests.
     """
 
@@ -103,6 +110,7 @@ class EngineConfig:
     threads: int | None = None
     save_minutes: float | None = 10.0
     save_steps: int | None = None
+    validate_every: int = 1
     max_batches: int | None = None
     max_val_batches: int | None = None
 
@@ -114,6 +122,7 @@ class EngineConfig:
             "global_batch",
             "threads",
             "save_steps",
+            "validate_every",
             "max_batches",
             "max_val_batches",
         ):
@@ -133,15 +142,20 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Everything a run is a function of."""
+class BaseConfig:
+    """Everything a run is a function of, whatever it learns.
+
+    Its `data` has `source`, `image_size`, `batch_size`, `workers` and `placeless()`, its `model` a `name` and
+    `weights`; both have `resolved()`, which writes their paths out.
+    """
+
+    TASK = ""
 
     recipe: str
-    model: ModelConfig
-    data: DataConfig = field(default_factory=DataConfig)
+    model: Any
+    data: Any
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     seed: int = 0
 
@@ -149,17 +163,101 @@ class RunConfig:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is from 0 to below 2**63; got {self.seed}")
 
+    def network(self, num_classes: int, *, loads_weights: bool = False) -> nn.Module:
+        """The network of a run before its first step.
 
-def load_config(path: Path) -> RunConfig:
+        Args:
+            num_classes: of the data.
+            loads_weights: weights follow; those it would fetch are left out.
+        """
+        raise NotImplementedError
+
+    def named(self, name: str) -> Self:
+        """The same with another model; the options of one mean nothing to another."""
+        raise NotImplementedError
+
+    def start(self, network: nn.Module) -> str:
+        """Load the weights that a run starts from, `model.weights`, and return a sentence on them.
+
+        Raises:
+            WeightsError: they cannot be read, or are of another model.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(BaseConfig):
+    """Everything a run of image classification is a function of."""
+
+    TASK = "classification"
+
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def network(self, num_classes: int, *, loads_weights: bool = False) -> nn.Module:
+        """The network: images of shape (b, c, height, width) to logits of shape (b, num_classes)."""
+        options = {"in_chans": self.data.in_chans, **self.model.options, "num_classes": num_classes}
+        if loads_weights:
+            options["pretrained"] = False
+        network = create_model(self.model.name, **options)
+        set_momentum(network, self.model.bn_momentum)
+        return network
+
+    def named(self, name: str) -> Self:
+        """The same with another model, and none of the options."""
+        return self if name == self.model.name else replace(self, model=ModelConfig(name=name))
+
+    def start(self, network: nn.Module) -> str:
+        """Load `model.weights`; a head of another number of classes is left out."""
+        weights = self.model.weights or ""
+        kept = load_weights(network, weights, head="replace")
+        head = f"; {' and '.join(kept)} start anew: its head is for another number of classes" if kept else ""
+        return f"starting from {weights}{head}"
+
+
+def set_momentum(network: nn.Module, momentum: float | None) -> None:
+    """Set the weight of a batch in the running statistics of all batch norms; None leaves them."""
+    if momentum is not None:
+        for module in network.modules():
+            if isinstance(module, _BatchNorm):
+                module.momentum = momentum
+
+
+Config = TypeVar("Config", bound=BaseConfig)
+
+
+def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
     """The configuration stored in a `config.json`.
+
+    Args:
+        path: the file.
+        kind: what its run learnt.
 
     Raises:
         RunError: it cannot be read as one.
     """
     try:
-        return from_json(RunConfig, path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        task = _task(json.loads(text))
+        if task != kind.TASK:
+            raise ValueError(f"it is of a run of {task}, not of {kind.TASK}")
+        return from_json(kind, text)
     except ValueError as error:
         raise RunError(f"{path} cannot be used: {error}") from error
+
+
+def stored_task(folder: Path) -> str | None:
+    """What the run in a folder learnt: "classification" or "detection"; None where there is no telling."""
+    try:
+        return _task(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def _task(plain: Any) -> str:
+    source = plain.get("data", {}).get("source", "") if isinstance(plain, dict) else ""
+    return "detection" if str(source).startswith("coco:") else RunConfig.TASK
 
 
 def load_classes(path: Path) -> tuple[str, ...]:

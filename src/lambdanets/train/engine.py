@@ -3,11 +3,11 @@
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import lightning.pytorch as pl
 import torch
@@ -16,18 +16,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from lambdanets.data import Splits, open_splits
+from lambdanets.data import open_splits
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
-from lambdanets.train.config import EngineConfig, RunConfig, load_classes
+from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, load_classes
 from lambdanets.train.errors import RunError, everywhere
-from lambdanets.train.launch import SyncBatchNorms, cluster, launched, strategy
+from lambdanets.train.launch import SyncBatchNorms, cannot_divide, cluster, launched, strategy
 from lambdanets.train.layout import RunFiles
+from lambdanets.train.learner import Learner
 from lambdanets.train.loaders import Loaders
 from lambdanets.train.meeting import together
 from lambdanets.train.module import Classifier
 from lambdanets.train.optim import create_optimizer
 from lambdanets.train.postmortem import bad_step, clear
-from lambdanets.train.progress import LiveProgress
+from lambdanets.train.progress import LiveProgress, say
 from lambdanets.train.recorder import Publisher, Recorder
 from lambdanets.train.resume import (
     Start,
@@ -35,19 +36,39 @@ from lambdanets.train.resume import (
     check_weights,
     find_start,
     settle,
-    start_from,
     weights_digest,
 )
-from lambdanets.train.run import build_network
 from lambdanets.train.saving import Saving
 from lambdanets.train.state import RunState
 from lambdanets.train.summary import RunResult, finish, result
 from lambdanets.train.trouble import tell
-from lambdanets.train.typed import encode, to_json
+from lambdanets.train.typed import to_json
+
+
+@dataclass(frozen=True)
+class Task(Generic[Config]):
+    """What can be learnt: all that the engine has to know of it.
+
+    Attributes:
+        config: how a run of it is described.
+        open: from a configuration to the data, which has `classes` and a `fingerprint`.
+        learner: the Lightning module.
+    """
+
+    config: type[Config]
+    open: Callable[[Config], Any]
+    learner: type[Learner]
+
+
+def _open_images(config: RunConfig) -> Any:
+    return open_splits(config.data, seed=config.seed)
+
+
+CLASSIFICATION = Task(RunConfig, _open_images, Classifier)
 
 
 def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool = False) -> RunResult:
-    """Train one network and leave one folder.
+    """Train one network on labelled images and leave one folder.
 
     Args:
         config: what to train; None, when resuming, takes the folder's own.
@@ -72,81 +93,87 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
     Example:
         >>> train(get_recipe("digits"), run_dir="runs/digits")
     """
+    return learn(CLASSIFICATION, config, run_dir=run_dir, resume=resume)
+
+
+def learn(
+    task: Task[Config], config: Config | None = None, *, run_dir: str | Path, resume: bool = False
+) -> RunResult:
+    """As `train`, for any task."""
     files = RunFiles(Path(run_dir))
-    ready = together(lambda: prepare(config, files, resume=resume))
+    ready = together(lambda: prepare(task, config, files, resume=resume))
     if isinstance(ready, Complete):
         return complete(ready.config, files, ready.start)
-    config, start, splits, module = ready.config, ready.start, ready.splits, ready.module
-    saving = Saving(files, module, describe_weights(config, splits.classes))
+    start, splits, module = ready.start, ready.splits, ready.module
+    settled = module.config
+    saving = Saving(files, module)
     with quiet(), saving.listening():
         # Before anything is written: what cannot be built leaves no folder behind.
         with everywhere():
-            create_optimizer(module.network, config.optimizer)
+            create_optimizer(module.network, settled.optimizer)
             trainer = build_trainer(module, files, saving, start)
         if rank_zero_only.rank == 0:
-            write_text(files.config, to_json(config))
+            write_text(files.config, to_json(settled))
             write_text(files.classes, json.dumps(splits.classes, indent=1, ensure_ascii=False) + "\n")
             if not resume:
                 clear(files.nonfinite)
         module.last_checkpoint = start.path if start else None
-        module.nonfinite_folder = files.nonfinite
+        module.files = files
         module.suspected_step = bad_step(files.nonfinite) if start else -1
         resumed = {"ckpt_path": start.path, "weights_only": True} if start else {}
-        if start and start.completes(config):
+        if start and start.completes(settled):
             # Killed between its last checkpoint and its summary.
             module.on_load_checkpoint(start.content)
         else:
             try:
                 trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
             except (RuntimeError, MemoryError) as error:
-                told = tell(error, config, trainer.world_size, files)
+                told = tell(error, settled, trainer, files)
                 if told is None:
                     raise
                 raise told from error
-    parameters = sum(p.numel() for p in module.network.parameters())
-    return finish(config, module.state, parameters, files, splits, write=trainer.is_global_zero)
+    return finish(module, files, splits, write=trainer.is_global_zero)
 
 
 @dataclass(frozen=True)
 class Ready:
     """What a process has in hand before anything is written."""
 
-    config: RunConfig
     start: Start | None
-    splits: Splits
-    module: Classifier
+    splits: Any
+    module: Learner
 
 
 @dataclass(frozen=True)
 class Complete:
     """A run that has nothing left to be done, which takes no images to see."""
 
-    config: RunConfig
+    config: BaseConfig
     start: Start
 
 
-def prepare(config: RunConfig | None, files: RunFiles, *, resume: bool) -> Ready | Complete:
+def prepare(task: Task[Config], config: Config | None, files: RunFiles, *, resume: bool) -> Ready | Complete:
     """Look at the folder, read what there is to read, and build the module."""
-    config = settle(config, files, resume=resume)
+    config = settle(config, files, task.config, resume=resume)
     start = find_start(files, config) if resume else None
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     if start and start.completes(config) and files.summary.is_file() and files.classes.is_file():
         return Complete(config, start)
-    digest = weights_digest(config.model, start)
-    splits = open_splits(config.data, seed=config.seed)
+    digest = weights_digest(config.model.weights, start)
+    splits = task.open(config)
     if resume:
         check_images(files, splits, start)
-    module = build_module(config, len(splits.classes), continues=start is not None)
+    module = build_module(task, config, splits.classes, continues=start is not None)
     if start:
         check_weights(start, module, config.model.name)
     module.state.fingerprint, module.state.weights_digest = splits.fingerprint, digest
-    return Ready(config, start, splits, module)
+    return Ready(start, splits, module)
 
 
-def complete(config: RunConfig, files: RunFiles, start: Start) -> RunResult:
+def complete(config: BaseConfig, files: RunFiles, start: Start) -> RunResult:
     """What came out of a run that was complete already: it needs no images and writes nothing."""
-    network = build_network(config, len(load_classes(files.classes)), loads_weights=True)
+    network = config.network(len(load_classes(files.classes)), loads_weights=True)
     parameters = sum(p.numel() for p in network.parameters())
     lines = files.summary.read_text(encoding="utf-8").splitlines(keepends=True)
     # The folder may have moved since.
@@ -155,22 +182,25 @@ def complete(config: RunConfig, files: RunFiles, start: Start) -> RunResult:
     return result(config, start.state, parameters, files, summary, already_complete=True)
 
 
-def build_module(config: RunConfig, num_classes: int, *, continues: bool = False) -> Classifier:
+def build_module(
+    task: Task[Config], config: Config, classes: Sequence[str], *, continues: bool = False
+) -> Learner:
     """The module of a run before its first step: a function of the configuration, and of `model.weights`.
 
     Args:
+        task: what is learnt.
         config: the run.
-        num_classes: length of the logits.
+        classes: names, in the order of the network's answers.
         continues: a checkpoint follows: the weights that the run started from are not needed.
     """
     torch.manual_seed(config.seed)
     weights = config.model.weights
-    network = build_network(config, num_classes, loads_weights=continues or weights is not None)
+    network = config.network(len(classes), loads_weights=continues or weights is not None)
     if weights is not None and not continues:
-        start_from(weights, network)
+        say(config.start(network))
     if config.engine.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    module = Classifier(network, config, num_classes=num_classes, state=RunState())
+    module = task.learner(network, config, classes=classes, state=RunState())
     if config.engine.checkpointing:
         spare_activations(network, config.model.name)  # after the average was made: nobody trains that
     if config.engine.compile:
@@ -190,20 +220,7 @@ def spare_activations(network: Any, name: str) -> None:
         raise RunError(f"engine.checkpointing: {name} cannot compute its activations again") from error
 
 
-def describe_weights(config: RunConfig, classes: tuple[str, ...]) -> dict[str, str]:
-    """What a person needs to use the weights without the run folder: the header of the safetensors file."""
-    return {
-        "recipe": config.recipe,
-        "model": config.model.name,
-        "options": json.dumps(encode(config.model.options)),
-        "in_chans": str(config.data.in_chans),
-        "image_size": str(config.data.image_size),
-        "num_classes": str(len(classes)),
-        "classes": json.dumps(classes, ensure_ascii=False),
-    }
-
-
-def build_trainer(module: Classifier, files: RunFiles, saving: Saving, start: Start | None) -> pl.Trainer:
+def build_trainer(module: Learner, files: RunFiles, saving: Saving, start: Start | None) -> pl.Trainer:
     """Lightning's trainer for a run, with our callbacks and nothing that speaks unasked."""
     engine = module.config.engine
     # Points that a killed run logged after the checkpoint are logged again.
@@ -237,17 +254,15 @@ def build_trainer(module: Classifier, files: RunFiles, saving: Saving, start: St
 
 def check_devices(engine: EngineConfig, trainer: pl.Trainer) -> None:
     """Raise RunError where the engine is asked for what its devices cannot do."""
+    device = trainer.strategy.root_device.type
     sharded = isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy)
-    if sharded and engine.ema is not None:
-        raise RunError("engine.ema needs whole weights on every device; with FSDP leave it out")
-    if trainer.strategy.root_device.type == "cpu":
-        if sharded:
-            raise RunError("engine.strategy=fsdp needs GPUs: PyTorch does not divide a network among CPUs")
-        if engine.sync_batchnorm and trainer.world_size > 1:
-            raise RunError("engine.sync_batchnorm needs GPUs: PyTorch cannot synchronise batch norms on CPUs")
+    if sharded and (reason := cannot_divide(engine, device)):
+        raise RunError(reason)
+    if device == "cpu" and engine.sync_batchnorm and trainer.world_size > 1:
+        raise RunError("engine.sync_batchnorm needs GPUs: PyTorch cannot synchronise batch norms on CPUs")
 
 
-def accumulation(config: RunConfig, world_size: int) -> int:
+def accumulation(config: BaseConfig, world_size: int) -> int:
     """Batches of an optimiser step.
 
     Raises:

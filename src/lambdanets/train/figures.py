@@ -1,6 +1,7 @@
 """The two pictures of a run: its curves and its confusion matrix."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,42 +10,71 @@ from torch import Tensor
 from lambdanets.train.checkpoint import replacing
 
 TRAIN, VAL, QUIET, INK = "#7f8fa6", "#c8472f", "#d9dde3", "#2b2f36"
+CURVES = (VAL, TRAIN, "#2f6fde", "#1a7f4b", "#b07d2b", "#7a4fa3")  # where there are more than two
 FEW_CLASSES = 20  # up to here the confusion matrix has names and numbers
 
 
-def draw_curves(history: Sequence[dict[str, float]], path: Path, title: str = "") -> None:
-    """Draw loss, accuracy and learning rate over the epochs.
+@dataclass(frozen=True)
+class Panel:
+    """One of the pictures of the curves.
 
     Args:
-        history: rows of `metrics.csv`.
+        name: what is drawn, with its unit.
+        curves: the columns of `metrics.csv`, by their labels; what was measured in training comes first.
+        scale: what the numbers are multiplied by.
+        best: the column whose best epoch is marked.
+    """
+
+    name: str
+    curves: Mapping[str, str]
+    scale: float = 1.0
+    best: str = ""
+
+
+def draw_curves(
+    history: Sequence[Mapping[str, float]], path: Path, panels: Sequence[Panel], title: str = ""
+) -> None:
+    """Draw what was measured, and the learning rate, over the epochs.
+
+    Args:
+        history: rows of `metrics.csv`; what an epoch has not measured is passed over.
         path: the PNG.
+        panels: the pictures, from the left.
         title: above the panels.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(11, 4.4), dpi=150, layout="constrained")
-    loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(5, 5, 3))
+    *shown, rate = figure.subplots(1, len(panels) + 1, width_ratios=(*(5 for _ in panels), 3))
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) < 25 else ""
     style: dict[str, Any] = {"marker": marker, "markersize": 3.5, "linewidth": 1.8, "clip_on": False}
-    for axes, name, scale in ((loss, "loss", 1), (accuracy, "top1", 100)):
-        for part, colour, label in (("train", TRAIN, "training"), ("val", VAL, "validation")):
-            values = [scale * row[f"{part}_{name}"] for row in history]
-            axes.plot(epochs, values, color=colour, label=label, **style)
+    for axes, panel in zip(shown, panels, strict=True):
+        colours = CURVES if len(panel.curves) > 2 else (TRAIN, VAL)
+        for (label, column), colour in zip(panel.curves.items(), colours, strict=False):
+            measured = [row for row in history if column in row]
+            values = [panel.scale * row[column] for row in measured]
+            axes.plot([row["epoch"] for row in measured], values, color=colour, label=label, **style)
     rate.plot(epochs, [row["lr"] for row in history], color=INK, **(style | {"marker": ""}))
-    loss.legend(frameon=False, loc="upper right", labelcolor="linecolor")
-    for axes, name in ((loss, "loss"), (accuracy, "accuracy (%)"), (rate, "learning rate")):
-        _plain(axes, name)
+    for place, (axes, panel) in enumerate(zip(shown, panels, strict=True)):
+        if not place or panel.curves.keys() != panels[place - 1].curves.keys():
+            corner = "upper left" if panel.best else "upper right"  # what is best at its highest rises
+            axes.legend(frameon=False, loc=corner, labelcolor="linecolor")
+    for axes, name in zip((*shown, rate), (*(panel.name for panel in panels), "learning rate"), strict=True):
+        plain_axes(axes, name)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     rate.set_ylim(bottom=0)
-    best = max(history, key=lambda row: row["val_top1"])
-    _mark_best(accuracy, best["epoch"], 100 * best["val_top1"])
-    accuracy.set_ylim(top=100)
+    for axes, panel in zip(shown, panels, strict=True):
+        measured = [row for row in history if panel.best in row]
+        if measured:
+            best = max(measured, key=lambda row: row[panel.best])
+            _mark_best(axes, best["epoch"], panel.scale * best[panel.best])
+            axes.set_ylim(top=panel.scale)
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str = "") -> None:
@@ -88,10 +118,11 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str
     top1 = 100 * float(matrix.diagonal().sum() / matrix.sum().clamp(min=1))
     title = f"{top1:.2f} % of {int(matrix.sum()):,} validation images right"
     axes.set_title(title + (f", {note}" if note else ""), fontsize=11, loc="left", color=INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _plain(axes: Any, name: str) -> None:
+def plain_axes(axes: Any, name: str) -> None:
+    """Give axes the look of all figures of a run: a title on the left, quiet lines."""
     axes.set_title(name, loc="left", fontsize=10, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(QUIET)
@@ -108,6 +139,7 @@ def _mark_best(axes: Any, epoch: float, value: float) -> None:
     axes.text(0.99, 0.04, f"best {value:.2f} %, epoch {epoch:.0f}", color=VAL, fontweight="bold", **place)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG, as a whole or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", facecolor="white")

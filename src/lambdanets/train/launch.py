@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ParallelStrategy
 from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 
+from lambdanets.train.config import EngineConfig
 from lambdanets.train.errors import RunError
 
 
@@ -41,6 +42,15 @@ class Sharded(FSDPStrategy):
 def strategy(name: str) -> FSDPStrategy | str:
     """What Lightning's trainer takes for the name of a strategy."""
     return Sharded() if name == "fsdp" else name
+
+
+def cannot_divide(engine: EngineConfig, device: str) -> str:
+    """Why weights cannot be divided among devices of a type, such as "cuda"; "" where they can."""
+    if engine.ema is not None:
+        return "engine.ema needs whole weights on every device; with FSDP leave it out"
+    if device == "cpu":
+        return "engine.strategy=fsdp needs GPUs: PyTorch does not divide a network among CPUs"
+    return ""
 
 
 def launched() -> tuple[int, int] | None:

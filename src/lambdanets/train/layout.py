@@ -35,6 +35,24 @@ class RunFiles:
         return self.directory / "confusion.png"
 
     @property
+    def sheet(self) -> Path:
+        """Of a detector: images with what is there beside what was found."""
+        return self.directory / "sheet.png"
+
+    @property
+    def precision_recall(self) -> Path:
+        return self.directory / "precision_recall.png"
+
+    @property
+    def found(self) -> Path:
+        """What a detector found in the best validation, in COCO's results format."""
+        return self.directory / "results"
+
+    @property
+    def per_class(self) -> Path:
+        return self.directory / "classes.csv"
+
+    @property
     def weights(self) -> Path:
         return self.directory / "weights.safetensors"
 

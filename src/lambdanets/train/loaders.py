@@ -1,11 +1,12 @@
 """The loaders of a run, made once the rank of this process is known."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from lambdanets.data import Splits, eval_loader, train_loader
 from lambdanets.train.errors import RunError, everywhere
-from lambdanets.train.module import Classifier
+from lambdanets.train.learner import Learner
 
 
 class Loaders(pl.LightningDataModule):
@@ -16,7 +17,7 @@ class Loaders(pl.LightningDataModule):
         module: what is trained; its state knows the position.
     """
 
-    def __init__(self, splits: Splits, module: Classifier) -> None:
+    def __init__(self, splits: Any, module: Learner) -> None:
         super().__init__()
         self.splits, self.module = splits, module
 
@@ -24,14 +25,7 @@ class Loaders(pl.LightningDataModule):
         config, state = self.module.config, self.module.state
         rank, world_size = self._place()
         with everywhere():
-            loader = train_loader(
-                self.splits.train,
-                config.data,
-                seed=config.seed,
-                position=lambda: state.position,
-                rank=rank,
-                world_size=world_size,
-            )
+            loader = self.module.train_loader(self.splits, rank=rank, world_size=world_size)
             batches = min(len(loader), config.engine.max_batches or len(loader))
             if state.batches_per_epoch not in (0, batches):
                 raise RunError(
@@ -43,7 +37,7 @@ class Loaders(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         rank, world_size = self._place()
-        return eval_loader(self.splits.val, self.module.config.data, rank=rank, world_size=world_size)
+        return self.module.val_loader(self.splits, rank=rank, world_size=world_size)
 
     def _place(self) -> tuple[int, int]:
         if self.trainer is None:

@@ -1,96 +1,79 @@
-"""The Lightning module: loss, step, metrics, and randomness as a function of the step."""
+"""The Lightning module of image classification: loss, metrics, and what is said and drawn of them."""
 
 import copy
-import hashlib
-import math
-import time
-from collections import deque
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-import lambdanets
+from lambdanets.data import MixedSet, Splits, eval_loader, train_loader
 from lambdanets.train.config import RunConfig
-from lambdanets.train.errors import NonFiniteLossError, RunError, everywhere
-from lambdanets.train.optim import create_optimizer
-from lambdanets.train.postmortem import Moment, dissect
-from lambdanets.train.run import AVERAGE, NETWORK
-from lambdanets.train.schedule import lr_factor
+from lambdanets.train.errors import RunError
+from lambdanets.train.figures import Panel, draw_confusion, draw_curves
+from lambdanets.train.layout import RunFiles
+from lambdanets.train.learner import Learner
 from lambdanets.train.state import RunState
-from lambdanets.train.typed import to_json
 
 CONFUSION_LIMIT = 1000  # classes; beyond it the matrix is larger than many networks
-CHECK_EVERY = 50  # batches between looks at the loss where a look stops the accelerator
-RECENT = 100  # losses that are kept to be looked at when one is bad
+CURVES = (
+    Panel("loss", {"training": "train_loss", "validation": "val_loss"}),
+    Panel("accuracy (%)", {"training": "train_top1", "validation": "val_top1"}, scale=100, best="val_top1"),
+)
 
 
-class Classifier(pl.LightningModule):
+class Classifier(Learner):
     """Trains a network on labelled images.
-
-    The generators of torch are seeded anew for every batch from (seed, batch, rank): dropout and drop path
-    are a function of the step, so that a run continued from a checkpoint equals one that never stopped.
 
     Args:
         network: images of shape (b, c, height, width) to logits of shape (b, classes).
         config: the run.
-        num_classes: length of the logits.
+        classes: names, in the order of the logits.
         state: progress of the run, shared with the callbacks.
     """
 
-    def __init__(self, network: nn.Module, config: RunConfig, *, num_classes: int, state: RunState) -> None:
-        super().__init__()
-        self.network = network
-        self.config = config
-        self.state = state
+    measured = ("loss", "top1")
+    columns = ("val_loss", "val_top1", "val_top5", "raw_loss", "raw_top1", "raw_top5")
+    crown = "val_top1"
+
+    def __init__(
+        self, network: nn.Module, config: RunConfig, *, classes: Sequence[str], state: RunState
+    ) -> None:
+        super().__init__(network, config, classes=classes, state=state)
         self.memory_format = torch.channels_last if config.engine.channels_last else torch.contiguous_format
-        self.last_checkpoint: Path | None = None
-        self.nonfinite_folder: Path | None = None  # where a bad step is written down
-        self.sums: Tensor | None = None  # loss, right answers and images of this epoch, on this device
-        self.unseen: list[tuple[int, Tensor]] = []  # step and loss of every batch since the last look
-        self.losses: deque[tuple[int, float]] = deque(maxlen=RECENT)  # those looked at
-        self.batch: tuple[int, tuple[Tensor, Tensor]] | None = None  # the newest, and its number
-        self.suspected_step = -1  # up to it every loss is looked at
-        self.accumulate = config.engine.accumulate  # batches of an optimiser step
-        self.held: list[tuple[_BatchNorm, float | None, Tensor | None]] = []  # norms during a backward pass
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.rate = 0.0  # learning rate of the newest step
-        self.free_since = time.perf_counter()  # when this process began to wait for the next batch
+        number = len(classes)
         metrics: dict[str, Any] = {
             "loss": MeanMetric(),
-            "top1": MulticlassAccuracy(num_classes, average="micro"),
-            "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes)),
+            "top1": MulticlassAccuracy(number, average="micro"),
+            "top5": MulticlassAccuracy(number, average="micro", top_k=min(5, number)),
         }
-        if num_classes <= CONFUSION_LIMIT:
-            metrics["confusion"] = MulticlassConfusionMatrix(num_classes)
+        if number <= CONFUSION_LIMIT:
+            metrics["confusion"] = MulticlassConfusionMatrix(number)
         self.metrics = MetricCollection(metrics, compute_groups=False)
-        self.average: nn.Module | None = None
-        self.pairs: list[Pairs] | None = None  # of the average and what it follows, found once an epoch
-        if config.engine.ema is not None:
-            self.average = copy.deepcopy(network).requires_grad_(False)
+        if self.average is not None:
             raw = {name: copy.deepcopy(metric) for name, metric in metrics.items() if name != "confusion"}
             self.raw_metrics = MetricCollection(raw, compute_groups=False)
-        self.validation: dict[str, float] = {}
         self.confusion: Tensor | None = None
 
-    @property
-    def kept(self) -> nn.Module:
-        """The network whose accuracy counts: the average where there is one."""
-        return self.network if self.average is None else self.average
+    def train_loader(self, splits: Splits, *, rank: int, world_size: int) -> DataLoader:
+        return train_loader(
+            splits.train,
+            self.config.data,
+            seed=self.config.seed,
+            position=lambda: self.state.position,
+            rank=rank,
+            world_size=world_size,
+        )
 
-    def kept_weights(self) -> dict[str, Tensor]:
-        """All weights of the network that counts, on the first process; all have to ask for them."""
-        part = NETWORK if self.average is None else AVERAGE
-        states = self.trainer.strategy.lightning_module_state_dict()
-        return {name.removeprefix(part): value for name, value in states.items() if name.startswith(part)}
+    def val_loader(self, splits: Splits, *, rank: int, world_size: int) -> DataLoader:
+        return eval_loader(splits.val, self.config.data, rank=rank, world_size=world_size)
+
+    # Training
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of shape (b, classes) for images of shape (b, c, height, width)."""
@@ -104,198 +87,18 @@ class Classifier(pl.LightningModule):
             size = "x".join(map(str, images.shape[1:]))
             raise RunError(f"{self.config.model.name} cannot take images of {size}: {error}") from error
 
-    # Training
-
-    def on_fit_start(self) -> None:
-        check_alike(self.config, self.state.fingerprint, self.state.weights_digest)
-        self.suspected_step = self.trainer.strategy.broadcast(self.suspected_step)
-
-    def on_train_start(self) -> None:
-        if self.sums is None:
-            # Sums of a continued epoch come over all devices; they go on on one of them.
-            state = self.state
-            start = [state.loss_sum, state.correct, state.images] if self.global_rank == 0 else [0.0] * 3
-            wide = torch.float32 if self.device.type == "mps" else torch.float64
-            self.sums = torch.tensor(start, dtype=wide, device=self.device)
-        self.free_since = time.perf_counter()
-
-    def on_train_epoch_start(self) -> None:
-        self.pairs = None
-        self.free_since = time.perf_counter()
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # Lightning calls this after the callbacks: a checkpoint that one of them took is no waiting for data.
-        self.free_since = time.perf_counter()
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor], int]:
         images, targets = batch
-        self.batch = self.state.batches_done, batch
-        seed_generators(step_seed(self.config.seed, self.state.batches_done, self.global_rank), self.device)
-        self.rate = self.learning_rate()
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.rate * group.get("lr_scale", 1.0)
         logits = self(images)
         loss = cross_entropy(logits, targets, label_smoothing=self.config.loss.label_smoothing)
-        self._watch(loss.detach())
-        self._count(loss.detach(), logits.detach(), targets)
-        self.state.batches_done += 1
-        return loss
+        right = (logits.detach().argmax(1) == targets).sum()
+        return loss, [loss * len(targets), right], len(targets)
 
-    def on_before_backward(self, loss: Tensor) -> None:
-        # What the backward pass computes again must not move the running statistics a second time.
-        if self.config.engine.checkpointing:
-            norms = [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
-            self.held = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-            for norm in norms:
-                norm.momentum, norm.num_batches_tracked = 0.0, None
+    def inputs(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor]:
+        return (batch[0],)
 
-    def on_after_backward(self) -> None:
-        for norm, momentum, count in self.held:
-            norm.momentum, norm.num_batches_tracked = momentum, count
-        self.held = []
-
-    def optimizer_step(self, *args: Any, **options: Any) -> None:
-        done = self.global_step
-        super().optimizer_step(*args, **options)
-        if self.average is not None:
-            decay = min(self.config.engine.ema or 0.0, (1 + done) / (10 + done))
-            if self.pairs is None:
-                self.pairs = pair_up(self.average, self.network)
-            follow(self.pairs, decay)
-
-    def learning_rate(self) -> float:
-        """The peak learning rate times the schedule's factor at the current optimiser step."""
-        steps = self.steps_per_epoch
-        total = steps * self.config.engine.epochs
-        factor = lr_factor(self.global_step, self.config.schedule, total_steps=total, steps_per_epoch=steps)
-        optimizer = self.config.optimizer
-        return optimizer.lr * factor * self.step_images / (optimizer.lr_batch or self.step_images)
-
-    @property
-    def step_images(self) -> int:
-        """Images of an optimiser step, over all devices."""
-        return self.config.data.batch_size * self.trainer.world_size * self.accumulate
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch; the last one may be of fewer batches."""
-        return -(-self.state.batches_per_epoch // self.accumulate)
-
-    def _count(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        if self.sums is None:
-            raise RuntimeError("training_step runs inside Trainer.fit")
-        right = (logits.argmax(1) == targets).sum()
-        self.sums[:2] += torch.stack([loss * len(targets), right.to(loss.dtype)])
-        self.sums[2] += len(targets)
-
-    def _watch(self, loss: Tensor) -> None:
-        self.unseen.append((self.global_step, loss))
-        # Looking at a number makes an accelerator wait.
-        each = self.device.type == "cpu" or self.global_step <= self.suspected_step
-        if each or len(self.unseen) >= CHECK_EVERY:
-            self.check_finite()
-
-    def check_finite(self, *, weights: bool = False) -> None:
-        """Raise NonFiniteLossError, on all devices together, when a loss so far was NaN or infinite.
-
-        Args:
-            weights: look at the weights too, as before they are saved: the step after a finite loss may have
-                spoilt them.
-        """
-        bad = self._look()
-        what = "" if bad is None else f"the training loss became {bad[1]}"
-        if weights and not what:
-            # Those of this process: with FSDP it has a part of them.
-            tensors = [*self.network.parameters(), *self.network.buffers()]
-            finite = [t.detach().isfinite().all() for t in tensors if t.is_floating_point()]
-            if not torch.stack(finite).all():
-                what = "the weights became NaN or infinite"
-        first = self._first_device(bool(what))
-        if first is None:
-            return
-        told: dict[str, Any] = {}
-        if first == self.global_rank:
-            # Weights are looked at after the optimiser's step, losses before it.
-            step = bad[0] if bad else self.losses[-1][0] if self.losses else self.global_step
-            epoch = step // self.steps_per_epoch + 1
-            told = {"what": what, "step": step, "epoch": epoch, "learning_rate": self.rate}
-            told["report"] = self._write_down(told, is_loss=bad is not None)
-        told = self.trainer.strategy.broadcast(told, src=first)
-        raise NonFiniteLossError(**told, checkpoint=self.last_checkpoint)
-
-    def _look(self) -> tuple[int, float] | None:
-        """Step and loss of the first bad batch since the last look."""
-        if not self.unseen:
-            return None
-        steps, tensors = zip(*self.unseen, strict=True)
-        self.unseen.clear()
-        values = [tensors[0].item()] if len(tensors) == 1 else torch.stack(tensors).tolist()
-        seen = list(zip(steps, values, strict=True))
-        self.losses.extend(seen)
-        return next((each for each in seen if not math.isfinite(each[1])), None)
-
-    def _first_device(self, met: bool) -> int | None:
-        """The first of the devices that say so, None when no one does."""
-        world = self.trainer.world_size
-        if world == 1:
-            return 0 if met else None
-        rank = torch.tensor(float(self.global_rank if met else world), device=self.device)
-        first = int(self.trainer.strategy.reduce(rank, reduce_op="min"))
-        return first if first < world else None
-
-    def _write_down(self, facts: dict[str, Any], *, is_loss: bool) -> str:
-        """Keep what is needed to study a bad step; returns what the person should know about it."""
-        if self.nonfinite_folder is None:
-            return ""
-        number, batch = self.batch or (self.state.batches_done, None)
-        collective = stale = ""
-        if not is_loss:
-            stale = "the loss was finite: the step with this batch and these gradients spoilt the weights"
-        elif self.losses[-1][0] != facts["step"] or number != self.state.batches_done:
-            stale = (
-                "the batch is a later one than that of the bad loss, as the loss is not looked at in every "
-                "step here. Resume the run: up to this step it will be, and this folder then holds that batch"
-            )
-        if self.trainer.world_size > 1:
-            if any(isinstance(module, nn.SyncBatchNorm) for module in self.network.modules()):
-                collective = "with engine.sync_batchnorm one process cannot run the network alone"
-            if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
-                collective = "with FSDP one process has a part of the weights"
-        more = {"process": self.global_rank, "batch": number, "precision": self.config.engine.precision}
-        moment = Moment(
-            facts=facts | more,
-            losses=list(self.losses),
-            seed=step_seed(self.config.seed, number, self.global_rank),
-            batch=batch,
-            stale=stale,
-            collective=collective,
-            context=self.trainer.precision_plugin.forward_context(),
-        )
-        try:
-            dissect(self.network, moment, self.nonfinite_folder)
-        except Exception as error:
-            # Whatever goes wrong here, the reason to stop is the loss.
-            return f"what led to it could not be written down ({(str(error).splitlines() or [''])[0]})"
-        return f"what led to it is in {self.nonfinite_folder}"
-
-    def running(self) -> tuple[float, float, float]:
-        """Mean loss, accuracy and images of the epoch so far, on this device."""
-        if self.sums is None:
-            return 0.0, 0.0, 0.0
-        loss, right, images = self.sums.tolist()
-        return loss / max(images, 1), right / max(images, 1), images
-
-    def gather_sums(self) -> None:
-        """Bring the sums of all devices into the state."""
-        if self.sums is not None:
-            total = self.trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
-            self.state.loss_sum, self.state.correct, self.state.images = total.tolist()
-
-    def start_epoch(self) -> None:
-        """Clear the running sums."""
-        self.state.start_epoch()
-        if self.sums is not None:
-            self.sums.zero_()
+    def tensors(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return dict(zip(("images", "targets"), batch, strict=True))
 
     # Validation
 
@@ -326,105 +129,48 @@ class Classifier(pl.LightningModule):
                 self.confusion = confusion
             self.validation |= {f"{prefix}{name}": float(value) for name, value in values.items()}
 
-    # What Lightning asks for
+    def merit(self, row: Mapping[str, float]) -> tuple[float, ...]:
+        return row["val_top1"], -row["val_loss"]
 
-    def configure_model(self) -> None:
-        # Before FSDP makes flat parts of the parameters: weight decay depends on their axes.
-        if self.trainer.state.fn == "fit":
-            self.optimizer = create_optimizer(self.network, self.config.optimizer)
+    def on_best(self) -> None:
+        self.state.best_confusion = self.confusion
 
-    def configure_optimizers(self) -> torch.optim.Optimizer | None:
-        return self.optimizer
+    # What is said and drawn
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Any,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        strategy = self.trainer.strategy
-        if gradient_clip_val is not None and isinstance(strategy, FSDPStrategy):
-            # Each process has a part of the gradient; its norm is that of all parts.
-            strategy.model.clip_grad_norm_(gradient_clip_val)  # pyright: ignore
-        else:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+    def say_train(self, means: Mapping[str, float]) -> str:
+        return f"loss {means['loss']:.3f}  accuracy {100 * means['top1']:.1f} %"
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.gather_sums()
-        checkpoint["run_state"] = self.state.to_dict()
+    def say_epoch(self, row: Mapping[str, float]) -> str:
+        line = f"train {row['train_loss']:.3f} {100 * row['train_top1']:5.1f} %"
+        if "val_top1" in row:
+            line += f"  val {row['val_loss']:.3f} {100 * row['val_top1']:5.2f} %"
+        return line
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.state.__dict__.update(RunState.from_dict(checkpoint["run_state"]).__dict__)
+    def say_val(self, row: Mapping[str, float]) -> str:
+        return f"{100 * row['val_top1']:.2f} % validation accuracy"
 
+    def say_data(self, splits: Splits) -> str:
+        train = f"{len(splits.train):,} training"
+        if isinstance(splits.train, MixedSet):
+            train = f"{len(splits.train.labelled):,} labelled, {len(splits.train.pseudo):,} pseudo-labelled"
+        return f"{train} and {len(splits.val):,} validation images"
 
-Pairs = tuple[list[Tensor], list[Tensor]]
+    def remedies(self) -> list[str]:
+        data = self.config.data
+        cache = [] if data.cache is True else ["data.cache=true where they fit into memory"]
+        return [
+            *cache,
+            "images stored at the size they are trained at",
+            "tar: shards instead of single files",
+        ]
 
+    def header(self) -> dict[str, str]:
+        return super().header() | {"in_chans": str(self.config.data.in_chans)}
 
-def pair_up(average: nn.Module, network: nn.Module) -> list[Pairs]:
-    """The tensors of an average and those it follows: first all that are averaged, then all that are copied.
+    def draw_curves(self, path: Path, title: str = "") -> None:
+        draw_curves(self.state.history, path, CURVES, title)
 
-    They hold as long as neither module moves to another device or exchanges a tensor; loading is no exchange.
-    """
-    both = average.state_dict(keep_vars=True), network.state_dict(keep_vars=True)
-    named = zip(*(states.values() for states in both), strict=True)
-    # A table that layers share has a name for each of them, and moves once.
-    pairs = list({id(mean): (mean, new) for mean, new in named}.values())
-    kinds = ([p for p in pairs if p[0].is_floating_point() is floating] for floating in (True, False))
-    return [([mean for mean, _ in kind], [new for _, new in kind]) for kind in kinds]
-
-
-@torch.no_grad()
-def follow(pairs: list[Pairs], decay: float) -> None:
-    """Move an average of a network's weights and statistics: decay x average + (1 - decay) x new."""
-    (means, news), (counts, new_counts) = pairs
-    torch._foreach_lerp_(means, news, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-    if counts:
-        torch._foreach_copy_(counts, new_counts)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed torch's generators on the CPU and on one device.
-
-    `torch.manual_seed` seeds every kind of device there may be, and remembers a stack trace for each that has
-    not been used: milliseconds in every step.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
-
-
-def check_alike(config: RunConfig, fingerprint: str, weights_digest: str = "") -> None:
-    """Make sure that all processes of a run train the same thing, from the same weights, on the same images.
-
-    Raises:
-        RunError: where one differs, on all of them.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    # Where images and weights lie may differ from machine to machine; which they are may not.
-    data = config.data
-    if fingerprint:
-        data = replace(data, source="digits", pseudo_labels=data.pseudo_labels and "labels", unlabelled=None)
-    model = replace(config.model, weights=None) if weights_digest else config.model
-    mine = {
-        "configuration": to_json(replace(config, data=data, model=model)),
-        "images": fingerprint,
-        "weights to start from": weights_digest,
-        "versions": f"lambdanets {lambdanets.__version__}, torch {torch.__version__}",
-    }
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, mine)
-    first = everyone[0]
-    for rank, other in enumerate(everyone):
-        differing = [name for name in first if other[name] != first[name]]
-        if differing:
-            with everywhere():
-                raise RunError(
-                    f"process {rank} of the run has other {' and '.join(differing)} than process 0"
-                )
-
-
-def step_seed(seed: int, batch: int, rank: int) -> int:
-    """A 63-bit seed that is a function of the run's seed, the batch since its start, and the device."""
-    digest = hashlib.blake2b(f"{seed}/{batch}/{rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    def draw_best(self, files: RunFiles) -> None:
+        if self.state.best_confusion is not None:
+            note = f"epoch {self.state.best_epoch}"
+            draw_confusion(self.state.best_confusion, self.classes, files.confusion, note)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import ValuesView
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,8 @@ class Moment:
         facts: what was wrong and where in the run, in plain types: `step` is that of the first bad loss.
         losses: (step, loss) of the last batches, the bad one among them.
         seed: of torch's generators, just before the forward pass of the batch.
-        batch: images and targets at hand.
+        tensors: of the batch at hand, by name; None where there is none.
+        inputs: what the network is called with for that batch.
         stale: why that batch with the weights as they are now says nothing, "" when it gives the bad loss.
         collective: why this process cannot run the network alone, "" when it can.
         context: the precision of the run.
@@ -33,7 +35,8 @@ class Moment:
     facts: dict[str, Any]
     losses: list[tuple[int, float]]
     seed: int
-    batch: tuple[Tensor, Tensor] | None
+    tensors: dict[str, Tensor] | None
+    inputs: tuple[Any, ...] = ()
     stale: str = ""
     collective: str = ""
     context: AbstractContextManager[Any] = field(default_factory=nullcontext)
@@ -59,10 +62,10 @@ def dissect(network: nn.Module, moment: Moment, folder: Path) -> None:
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     report: dict[str, Any] = moment.facts | {"seed": moment.seed, "nonfinite_weights": broken}
     notes = []
-    if moment.batch is None:
+    if moment.tensors is None:
         notes.append("there was no batch at hand")
     else:
-        save_weights(dict(zip(("images", "targets"), moment.batch, strict=True)), folder / NAMES[0], {})
+        save_weights(moment.tensors, folder / NAMES[0], {})
     if moment.collective:
         notes.append(f"weights and activations are left out: {moment.collective}")
     elif any(name in parameters for name in broken):
@@ -72,10 +75,10 @@ def dissect(network: nn.Module, moment: Moment, folder: Path) -> None:
         save_weights(network.state_dict(), folder / NAMES[1], {"step": str(moment.facts["step"])})
     if moment.stale:
         notes.append(moment.stale)
-    elif moment.batch is not None and not moment.collective:
+    elif moment.tensors is not None and not moment.collective:
         torch.manual_seed(moment.seed)
         with moment.context:
-            first, largest = trace(network, moment.batch[0])
+            first, largest = trace(network, moment.inputs)
         report |= {"first_nonfinite_output": first, "largest_activations": largest}
     report["weight_norms"] = {name: float(p.norm()) for name, p in parameters.items()}
     report["last_gradient_norms"] = {name: float(g.norm()) for name, g in gradients.items()}
@@ -98,7 +101,7 @@ def bad_step(folder: Path) -> int:
         return -1
 
 
-def trace(network: nn.Module, images: Tensor) -> tuple[str | None, dict[str, float]]:
+def trace(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[str | None, dict[str, float]]:
     """Run a network and look at what every module in it gives out.
 
     Returns:
@@ -109,10 +112,8 @@ def trace(network: nn.Module, images: Tensor) -> tuple[str | None, dict[str, flo
     first: list[str] = []
 
     def look(name: str, output: Any) -> None:
-        tensors = (
-            [output] if isinstance(output, Tensor) else output if isinstance(output, tuple | list) else []
-        )
-        for tensor in tensors:
+        parts = output.values() if isinstance(output, dict) else output
+        for tensor in parts if isinstance(parts, tuple | list | ValuesView) else [parts]:
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
                 value = float(tensor.abs().max())
                 # NaN stays: it is larger than any number here.
@@ -128,7 +129,7 @@ def trace(network: nn.Module, images: Tensor) -> tuple[str | None, dict[str, flo
     ]
     try:
         # Not called as a module: a compiled one would run without the hooks.
-        look("network", network.forward(images))
+        look("network", network.forward(*inputs))
     finally:
         for hook in hooks:
             hook.remove()

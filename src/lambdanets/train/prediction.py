@@ -78,7 +78,7 @@ def predict(
     """
     _check_positive(top=top, batch_size=batch_size)
     transform = eval_transform(run.config.data)
-    model, device = _ready(run, weights)
+    model, device = ready(run, weights)
 
     def load(path: Path) -> Tensor | str:
         if path.is_dir():
@@ -86,12 +86,12 @@ def predict(
         try:
             return transform(read_image(path))
         except (DataError, OSError) as error:
-            return _reason(error, path)
+            return reason(error, path)
 
     results: list[Prediction] = []
     # Decoding photos takes longer than a small network; Pillow decodes outside the interpreter's lock.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for batch in _batches(_files(paths), batch_size):
+        for batch in _batches(search(paths), batch_size):
             loaded = list(pool.map(load, batch))
             images = [each for each in loaded if isinstance(each, Tensor)]
             answers = iter(_classify(model, images, device, run.classes, top))
@@ -135,7 +135,7 @@ def predict_samples(
         raise ValueError(f"samples cannot be picked from a stream such as {run.config.data.source!r}")
     count = min(count, len(image_set))
     chosen = [(index * len(image_set)) // count for index in range(count)]
-    model, device = _ready(run, weights)
+    model, device = ready(run, weights)
     results: list[Prediction] = []
     for batch in _batches(chosen, batch_size):
         items = [image_set.item(index, 0, run.config.seed) for index in batch]
@@ -159,13 +159,13 @@ def _check_positive(**values: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def _ready(run: Run, weights: Literal["best", "last"]) -> tuple[nn.Module, torch.device]:
+def ready(run: Run, weights: Literal["best", "last"]) -> tuple[nn.Module, torch.device]:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = device or torch.device("cpu")
     return run.model(weights).to(device).eval(), device
 
 
-def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+def search(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
     """The files meant by the paths, one that is named itself whatever its suffix.
 
     A folder without any image stands for itself, to be reported.
@@ -186,7 +186,7 @@ def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def _reason(error: Exception, path: Path) -> str:
+def reason(error: Exception, path: Path) -> str:
     """The reader's message without the file's name, which stands beside it anyway."""
     return str(error).removeprefix(f"cannot read {path}: ").rstrip(".")
 

@@ -12,8 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from lambdanets.data import DataConfig
-from lambdanets.train.module import Classifier
+from lambdanets.train.learner import Learner
 
 REFRESH = 0.25  # seconds between looks at the running sums, which stop an accelerator
 WORTH_SHOWING, WORTH_ADVICE = 0.05, 0.10  # shares of the training time that went into waiting for images
@@ -23,7 +22,7 @@ WORTH_SECONDS = 5.0  # of an epoch; below it nothing is to be gained by advice
 class LiveProgress(Callback):
     """Progress of the epoch with loss, accuracy, images/s and the time left in the whole run."""
 
-    def __init__(self, module: Classifier, console: Console | None = None) -> None:
+    def __init__(self, module: Learner, console: Console | None = None) -> None:
         self.module = module
         self.console = console or Console(file=sys.stdout)
         self._progress: Progress | None = None
@@ -53,7 +52,6 @@ class LiveProgress(Callback):
             return
         self._looked = time.monotonic()
         state = self.module.state
-        loss, accuracy, _ = self.module.running()
         seconds = state.train_seconds or 1.0
         epochs = self.module.config.engine.epochs
         speed = (batch_idx + 1) * len(batch[1]) * trainer.world_size / seconds
@@ -61,7 +59,7 @@ class LiveProgress(Callback):
             self._task,
             description=f"epoch {trainer.current_epoch + 1:>{len(str(epochs))}}/{epochs}",
             completed=batch_idx + 1,
-            detail=f"loss {loss:.3f}  accuracy {100 * accuracy:.1f} %  {speed:,.0f} images/s  "
+            detail=f"{self.module.say_train(self.module.running())}  {pace(speed)}  "
             f"{clock(self._left())} left{waiting(state.wait_seconds / seconds)}",
         )
 
@@ -86,13 +84,12 @@ class LiveProgress(Callback):
         if trainer.is_global_zero:
             row = state.history[-1]
             left = f"  {clock(self._left())} left" if state.position[0] < epochs else ""
-            self._print(epoch_line(row, epochs) + left + waiting(row["data_wait"]))
+            self._print(epoch_line(self.module, row) + left + waiting(row["data_wait"]))
             # Told from the history, a run that is resumed does not hear it twice.
             if waits(row) and not any(map(waits, state.history[:-1])):
                 local = max(trainer.world_size // trainer.num_nodes, 1)
                 workers = getattr(trainer.train_dataloader, "num_workers", 0)
-                data = self.module.config.data
-                self._print(advise(row["data_wait"], data, workers=workers, cores=cores() // local))
+                self._print(advise(row["data_wait"], self.module, workers=workers, cores=cores() // local))
         if self._progress is not None and self._task is not None:
             self._progress.update(
                 self._task, description="", completed=0, total=state.batches_per_epoch, detail=""
@@ -125,14 +122,16 @@ class LiveProgress(Callback):
         return (time.monotonic() - self._started) / max(done, 1) * (total - state.batches_done)
 
 
-def epoch_line(row: dict[str, float], epochs: int) -> str:
-    """One finished epoch, losses and accuracies, as a line that fits a terminal of 80 columns."""
-    return (
-        f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  "
-        f"train {row['train_loss']:.3f} {100 * row['train_top1']:5.1f} %  "
-        f"val {row['val_loss']:.3f} {100 * row['val_top1']:5.2f} %  "
-        f"{row['images_per_second']:,.0f} images/s"
-    )
+def epoch_line(learner: Learner, row: dict[str, float]) -> str:
+    """One finished epoch as a line that fits a terminal of 80 columns."""
+    epochs = learner.config.engine.epochs
+    number = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}"
+    return f"{number}  {learner.say_epoch(row)}  {pace(row['images_per_second'])}"
+
+
+def pace(images_per_second: float) -> str:
+    """Images per second, with a decimal where there are few."""
+    return f"{images_per_second:,.{0 if images_per_second >= 10 else 1}f} images/s"
 
 
 def waiting(share: float) -> str:
@@ -146,24 +145,20 @@ def waits(row: dict[str, float]) -> bool:
     return share > WORTH_ADVICE and share * row["seconds"] > WORTH_SECONDS
 
 
-def advise(share: float, data: DataConfig, *, workers: int, cores: int) -> str:
+def advise(share: float, learner: Learner, *, workers: int, cores: int) -> str:
     """What to do about images that come too slowly, in the order of trying.
 
     Args:
         share: of the training time, spent on waiting.
-        data: the run's.
+        learner: what is trained.
         workers: processes that read images for this one; 0 is none, as where all are in memory.
         cores: of the processor, for each process of the run.
     """
-    if workers == 0 and data.workers:
+    if workers == 0 and learner.config.data.workers:
         means = ["fewer changes in data.augment (the images are in memory already)"]
     else:
-        means = []
-        if workers < cores:
-            means.append(f"more data.workers ({workers} now, with {cores} cores for each process)")
-        if data.cache is not True:
-            means.append("data.cache=true where they fit into memory")
-        means += ["images stored at the size they are trained at", "tar: shards instead of single files"]
+        more = f"more data.workers ({workers} now, with {cores} cores for each process)"
+        means = [*([more] if workers < cores else []), *learner.remedies()]
     return f"training waited for images {100 * share:.0f} % of its time; try {', '.join(means)}"
 
 

@@ -9,28 +9,26 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from lambdanets.train.checkpoint import write_text
-from lambdanets.train.figures import draw_curves
 from lambdanets.train.layout import RunFiles
-from lambdanets.train.module import Classifier
+from lambdanets.train.learner import Learner
 
-COLUMNS = (
-    "epoch", "step", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5",
-    "raw_loss", "raw_top1", "raw_top5",
-    "images_per_second", "images_per_cpu_second", "data_wait", "seconds",
-)  # fmt: skip
+FIRST = ("epoch", "step", "lr")
+LAST = ("images_per_second", "images_per_cpu_second", "data_wait", "seconds")
 CURVES_EVERY = 20.0  # seconds between drawings of the curves: a drawing takes about one
 LOG_EVERY = 50  # steps between points of the training loss in TensorBoard
 
 
-def to_csv(history: list[dict[str, float]]) -> str:
+def to_csv(learner: Learner) -> str:
     """The text of `metrics.csv`: accuracies as fractions, `data_wait` as a fraction of the training time.
 
-    A column that an epoch trained by an older version lacks is empty there. The `raw_` ones, of the trained
-    weights, are those of runs that keep an average, whose `val_` ones are the average's.
+    What an epoch has not measured, as without a validation, is empty there. The `raw_` columns, of the
+    trained weights, are those of runs that keep an average, whose `val_` ones are the average's.
     """
-    text = io.StringIO()
-    averaged = any("raw_top1" in row for row in history)
-    columns = [name for name in COLUMNS if averaged or not name.startswith("raw_")]
+    text, history = io.StringIO(), learner.state.history
+    trained = [f"train_{name}" for name in learner.measured]
+    known = (*FIRST, *trained, *learner.columns, *LAST)
+    averaged = any(name.startswith("raw_") for row in history for name in row)
+    columns = [name for name in known if averaged or not name.startswith("raw_")]
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for row in history:
@@ -41,7 +39,7 @@ def to_csv(history: list[dict[str, float]]) -> str:
 class Recorder(Callback):
     """Times the batches and closes every epoch with its row in the run's state: checkpoints hold it."""
 
-    def __init__(self, module: Classifier) -> None:
+    def __init__(self, module: Learner) -> None:
         self.module = module
         self._counted = time.perf_counter()
         self._cpu = time.process_time()
@@ -73,15 +71,15 @@ class Recorder(Callback):
         module, state = self.module, self.module.state
         module.gather_sums()
         self._count_time()
+        images = state.sums["images"]
         row = {
             "epoch": state.position[0],
             "step": trainer.global_step,
             "lr": module.rate,
-            "train_loss": state.loss_sum / state.images,
-            "train_top1": state.correct / state.images,
+            **{f"train_{name}": state.sums[name] / images for name in module.measured},
             **module.validation,
-            "images_per_second": state.images / state.train_seconds,
-            "images_per_cpu_second": state.images / max(state.cpu_seconds, 1e-9),
+            "images_per_second": images / state.train_seconds,
+            "images_per_cpu_second": images / max(state.cpu_seconds, 1e-9),
             "data_wait": state.wait_seconds / state.train_seconds,
             "seconds": state.epoch_seconds,
         }
@@ -101,7 +99,7 @@ class Publisher(Callback):
     instead of repeating lines.
     """
 
-    def __init__(self, files: RunFiles, module: Classifier) -> None:
+    def __init__(self, files: RunFiles, module: Learner) -> None:
         self.files = files
         self.module = module
         self._drawn = 0.0
@@ -110,9 +108,9 @@ class Publisher(Callback):
         history = self.module.state.history
         log(trainer, {name: value for name, value in history[-1].items() if name != "step"})
         if trainer.is_global_zero:
-            write_text(self.files.metrics, to_csv(history))
+            write_text(self.files.metrics, to_csv(self.module))
             if time.monotonic() - self._drawn > CURVES_EVERY:
-                draw_curves(history, self.files.curves)
+                self.module.draw_curves(self.files.curves)
                 self._drawn = time.monotonic()
 
 

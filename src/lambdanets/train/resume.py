@@ -8,11 +8,9 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from lambdanets.data import Splits
-from lambdanets.models import load_weights
 from lambdanets.models.weight_files import find_weights
 from lambdanets.train.checkpoint import newest_intact, sweep
-from lambdanets.train.config import ModelConfig, RunConfig, load_classes, load_config
+from lambdanets.train.config import BaseConfig, Config, load_classes, load_config
 from lambdanets.train.errors import RunError
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.progress import say
@@ -22,7 +20,7 @@ from lambdanets.wording import few
 
 # What may differ when a run is continued: where and how fast it runs, nothing that its result depends on.
 MAY_DIFFER = {
-    "data.source", "data.pseudo_labels", "data.unlabelled",
+    "data.source", "data.images", "data.pseudo_labels", "data.unlabelled",
     "data.workers", "data.check", "data.cache", "data.download",
     "engine.save_minutes", "engine.save_steps", "engine.threads",
     "engine.checkpointing",
@@ -40,12 +38,12 @@ class Start:
     def state(self) -> RunState:
         return RunState.from_dict(self.content["run_state"])
 
-    def completes(self, config: RunConfig) -> bool:
+    def completes(self, config: BaseConfig) -> bool:
         """Whether nothing is left to be trained."""
         return self.state.position[0] >= config.engine.epochs
 
 
-def settle(config: RunConfig | None, files: RunFiles, *, resume: bool) -> RunConfig:
+def settle(config: Config | None, files: RunFiles, kind: type[Config], *, resume: bool) -> Config:
     """The configuration to run, once the folder is known to be fit for it.
 
     Raises:
@@ -62,7 +60,7 @@ def settle(config: RunConfig | None, files: RunFiles, *, resume: bool) -> RunCon
         return config
     if not files.config.is_file():
         raise RunError(f"{files.directory} is no run to resume: it has no config.json")
-    stored = load_config(files.config)
+    stored = load_config(files.config, kind)
     if config is None:
         return stored
     was, now = paths(stored), paths(config)
@@ -75,7 +73,7 @@ def settle(config: RunConfig | None, files: RunFiles, *, resume: bool) -> RunCon
     return config
 
 
-def find_start(files: RunFiles, config: RunConfig) -> Start | None:
+def find_start(files: RunFiles, config: BaseConfig) -> Start | None:
     """The newest intact checkpoint of a run that is resumed, None when it has none yet.
 
     Raises:
@@ -108,7 +106,7 @@ def find_start(files: RunFiles, config: RunConfig) -> Start | None:
     return start
 
 
-def weights_digest(config: ModelConfig, start: Start | None) -> str:
+def weights_digest(weights: str | None, start: Start | None) -> str:
     """SHA-256 of the file of weights that a run starts from, or started from; "" where there is none.
 
     Raises:
@@ -116,21 +114,10 @@ def weights_digest(config: ModelConfig, start: Start | None) -> str:
     """
     if start is not None:
         return start.state.weights_digest
-    if config.weights is None:
+    if weights is None:
         return ""
-    with find_weights(config.weights).open("rb") as file:
+    with find_weights(weights).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def start_from(weights: str, network: nn.Module) -> None:
-    """Load the weights that a run starts from, and say so.
-
-    Raises:
-        WeightsError: they cannot be read, or are of another model.
-    """
-    kept = load_weights(network, weights, head="replace")
-    head = f"; {' and '.join(kept)} start anew: its head is for another number of classes" if kept else ""
-    say(f"starting from {weights}{head}")
 
 
 def check_weights(start: Start, module: nn.Module, model: str) -> None:
@@ -148,7 +135,7 @@ def check_weights(start: Start, module: nn.Module, model: str) -> None:
         )
 
 
-def check_images(files: RunFiles, splits: Splits, start: Start | None) -> None:
+def check_images(files: RunFiles, splits: Any, start: Start | None) -> None:
     """Raise RunError when the images of a resumed run are others, or otherwise divided, than those it saw."""
     if files.classes.is_file():
         stored, classes = load_classes(files.classes), splits.classes

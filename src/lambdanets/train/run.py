@@ -4,13 +4,12 @@ import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from lambdanets.models import create_model, save_for_hub
-from lambdanets.train.config import RunConfig, load_classes, load_config
+from lambdanets.models import save_for_hub
+from lambdanets.train.config import Config, RunConfig, load_classes, load_config
 from lambdanets.train.errors import RunError
 from lambdanets.train.layout import RunFiles
 
@@ -18,7 +17,7 @@ NETWORK, AVERAGE = "network.", "average."  # of the trained weights and their av
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[Config]):
     """A finished or unfinished run.
 
     Attributes:
@@ -27,7 +26,7 @@ class Run:
         directory: the run folder.
     """
 
-    config: RunConfig
+    config: Config
     classes: tuple[str, ...]
     directory: Path
 
@@ -56,7 +55,7 @@ class Run:
         if which not in ("best", "last"):
             raise RunError(f"which is 'best' or 'last'; got {which!r}")
         weights = self._weights(which)
-        network = build_network(self.config, len(self.classes), loads_weights=True)
+        network = self.config.network(len(self.classes), loads_weights=True)
         fit_weights(network, weights, self)
         return network.eval()
 
@@ -105,20 +104,7 @@ class Run:
         return {name.removeprefix(part): value for name, value in states.items() if name.startswith(part)}
 
 
-def build_network(config: RunConfig, num_classes: int, *, loads_weights: bool = False) -> nn.Module:
-    """The network of a run before its first step; weights it starts from are left out where others follow."""
-    options = {"in_chans": config.data.in_chans, **config.model.options, "num_classes": num_classes}
-    if loads_weights:
-        options["pretrained"] = False
-    network = create_model(config.model.name, **options)
-    if config.model.bn_momentum is not None:
-        for module in network.modules():
-            if isinstance(module, _BatchNorm):
-                module.momentum = config.model.bn_momentum
-    return network
-
-
-def fit_weights(network: nn.Module, weights: dict[str, Tensor], run: Run) -> None:
+def fit_weights(network: nn.Module, weights: dict[str, Tensor], run: Run[Any]) -> None:
     """Load weights into a network, or say in one sentence why they do not fit.
 
     Raises:
@@ -148,11 +134,12 @@ def fit_weights(network: nn.Module, weights: dict[str, Tensor], run: Run) -> Non
     network.load_state_dict(weights)
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, kind: type[Config] = RunConfig) -> Run[Config]:
     """Open a run folder.
 
     Args:
         path: the folder that `train` wrote, wherever it lies now.
+        kind: what the run learnt.
 
     Raises:
         RunError: the folder is no run, or its configuration or its classes cannot be read.
@@ -164,4 +151,4 @@ def load_run(path: str | Path) -> Run:
     missing = [file.name for file in (files.config, files.classes) if not file.is_file()]
     if missing:
         raise RunError(f"{directory} is no run: it has no {' and no '.join(missing)}")
-    return Run(load_config(files.config), load_classes(files.classes), directory)
+    return Run(load_config(files.config, kind), load_classes(files.classes), directory)

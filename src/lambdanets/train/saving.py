@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lambdanets.train.checkpoint import save_weights
 from lambdanets.train.errors import TrainingInterrupted
 from lambdanets.train.layout import RunFiles
-from lambdanets.train.module import Classifier
+from lambdanets.train.learner import Learner
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 STOPPING = "stopping at the next step that can be resumed; once more to stop at once"
@@ -38,13 +38,11 @@ class Saving(Callback):
     Args:
         files: the run folder.
         module: the module that is trained.
-        metadata: for the header of the safetensors file.
     """
 
-    def __init__(self, files: RunFiles, module: Classifier, metadata: dict[str, str]) -> None:
+    def __init__(self, files: RunFiles, module: Learner) -> None:
         self.files = files
         self.module = module
-        self.metadata = metadata
         self.received: int | None = None
         self.failed = False
         self._saved_at = time.monotonic()
@@ -126,16 +124,15 @@ class Saving(Callback):
         module, state = self.module, self.module.state
         module.check_finite(weights=True)
         row = state.history[-1]
-        best = max(state.history, key=lambda epoch: (epoch["val_top1"], -epoch["val_loss"]))
-        if best is row:
-            state.best_epoch, state.best_top1 = int(row["epoch"]), row["val_top1"]
-            state.best_confusion = module.confusion
+        if module.crown in row and (not state.best or module.merit(row) > module.merit(state.best)):
+            state.best_epoch = int(row["epoch"])
+            module.on_best()
             # The best before the last: a run killed between the two files does this epoch again.
             trainer.save_checkpoint(self.files.best, weights_only=False)
             weights = module.kept_weights()
             if trainer.is_global_zero:
-                metadata = self.metadata | {"epoch": str(state.best_epoch), "val_top1": str(state.best_top1)}
-                save_weights(weights, self.files.weights, metadata)
+                metadata = {"epoch": str(state.best_epoch), module.crown: str(row[module.crown])}
+                save_weights(weights, self.files.weights, module.header() | metadata)
         self._save_last(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 
 from lambdanets.data import read_image
+from lambdanets.train.pages import (
+    CARD,
+    EDGE,
+    GAP,
+    HEADER,
+    INK,
+    MARGIN,
+    PAD,
+    ROW,
+    SCALE,
+    TRACK,
+    Fonts,
+    blank_page,
+    fitted,
+    page_fonts,
+    page_path,
+    rounded,
+    write_line,
+    write_pages,
+)
 from lambdanets.train.prediction import Prediction
 
-SCALE = 2  # pixels per unit of the layout below: crisp on today's screens
-PAPER, CARD, EDGE, TRACK = "#f3f4f6", "#ffffff", "#e2e4e9", "#eceef2"
-INK, SOFT = "#1b1f27", "#6b7280"
 ACCENT, OTHER, RIGHT, WRONG = "#2f6fde", "#b4c3dc", "#1a7f4b", "#c8372d"
-MARGIN, GAP, PAD = 24, 16, 12
-PICTURE, ROW, HEADER = 184, 19, 58
+PICTURE = 184
 LABELS = 104  # most room for class names; bars have the rest
-MARK = "lambdanets contact sheet"  # in the file, so that only our own old pages are ever removed
 SMALL_IMAGE = 64  # pixels; below it, smoothing would hide what the network was given
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Fonts:
-    title: ImageFont.FreeTypeFont
-    text: ImageFont.FreeTypeFont
-    strong: ImageFont.FreeTypeFont
 
 
 def draw_sheets(
@@ -61,38 +66,22 @@ def draw_sheets(
     Raises:
         ValueError: The path does not end in .png.
     """
-    first = Path(path)
-    if first.suffix.lower() != ".png":
-        raise ValueError(f"the contact sheet is a PNG image; its path must end in .png, got {str(path)!r}")
+    first = page_path(path)
     readable = [each for each in predictions if each.labels]
-    pages = [readable[start : start + per_page] for start in range(0, len(readable), per_page)][:max_pages]
-    first.parent.mkdir(parents=True, exist_ok=True)
-    fonts = _fonts()
-    mark = PngInfo()
-    mark.add_text("Software", MARK)
-    written: list[Path] = []
-    for number, page in enumerate(pages, start=1):
-        target = _numbered(first, number)
-        caption = _caption(readable, number, len(pages), per_page)
-        _page(page, title, caption, fonts, columns).save(target, optimize=True, pnginfo=mark)
-        written.append(target)
-    number = len(written) + 1
-    while written and _is_ours(stale := _numbered(first, number)):
-        stale.unlink()
-        number += 1
-    return written
+    parts = [readable[start : start + per_page] for start in range(0, len(readable), per_page)][:max_pages]
+    return write_pages(_pages(readable, parts, title, columns, per_page), first)
 
 
-def _numbered(first: Path, number: int) -> Path:
-    return first if number == 1 else first.with_stem(f"{first.stem}-{number}")
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            return image.info.get("Software") == MARK
-    except (OSError, Image.DecompressionBombError):
-        return False
+def _pages(
+    readable: Sequence[Prediction],
+    parts: Sequence[Sequence[Prediction]],
+    title: str,
+    columns: int,
+    per_page: int,
+) -> Iterator[Image.Image]:
+    fonts = page_fonts()
+    for number, part in enumerate(parts, start=1):
+        yield _page(part, title, _caption(readable, number, len(parts), per_page), fonts, columns)
 
 
 def _caption(readable: Sequence[Prediction], number: int, pages: int, per_page: int) -> str:
@@ -107,7 +96,7 @@ def _caption(readable: Sequence[Prediction], number: int, pages: int, per_page: 
     return "  ·  ".join(parts)
 
 
-def _page(page: Sequence[Prediction], title: str, caption: str, fonts: _Fonts, columns: int) -> Image.Image:
+def _page(page: Sequence[Prediction], title: str, caption: str, fonts: Fonts, columns: int) -> Image.Image:
     columns = min(columns, len(page))
     bars = max(len(each.labels) for each in page)
     lines = 2 if any(each.truth is not None for each in page) else 1
@@ -116,34 +105,34 @@ def _page(page: Sequence[Prediction], title: str, caption: str, fonts: _Fonts, c
     # A page of one or two images still has to hold its title.
     width = max(2 * MARGIN + columns * card[0] + (columns - 1) * GAP, 520)
     height = HEADER + rows * card[1] + (rows - 1) * GAP + 2 * MARGIN
-    sheet = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)
+    sheet = blank_page(width, height, title, caption, fonts)
     draw = ImageDraw.Draw(sheet)
-    _text(draw, (MARGIN, MARGIN - 4), _fitted(title, fonts.title, width - 2 * MARGIN), fonts.title, INK)
-    _text(draw, (MARGIN, MARGIN + 26), caption, fonts.text, SOFT)
     for index, prediction in enumerate(page):
         row, column = divmod(index, columns)
         left = MARGIN + column * (card[0] + GAP)
         top = MARGIN + HEADER + row * (card[1] + GAP)
-        _rounded(draw, (left, top, left + card[0], top + card[1]), 10, CARD, EDGE)
+        rounded(draw, (left, top, left + card[0], top + card[1]), 10, CARD, EDGE)
         _card(sheet, draw, prediction, (left + PAD, top + PAD), fonts)
     return sheet
 
 
 def _card(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, each: Prediction, corner: tuple[int, int], fonts: _Fonts
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, each: Prediction, corner: tuple[int, int], fonts: Fonts
 ) -> None:
     left, top = corner
     picture = _thumbnail(each.image or read_image(each.path), PICTURE * SCALE)
-    _rounded(draw, (left, top, left + PICTURE, top + PICTURE), 6, TRACK)
+    rounded(draw, (left, top, left + PICTURE, top + PICTURE), 6, TRACK)
     offset = [(PICTURE * SCALE - size) // 2 for size in picture.size]
     sheet.paste(picture, (left * SCALE + offset[0], top * SCALE + offset[1]))
     y = top + PICTURE + 8
     name = Path(each.path).name if each.image is None else each.path
-    _text(draw, (left, y), _fitted(name, fonts.strong, PICTURE, keep_end=True), fonts.strong, INK)
+    write_line(draw, (left, y), fitted(name, fonts.strong, PICTURE, keep_end=True), fonts.strong, INK)
     y += ROW
     if each.truth is not None:
         mark, colour = ("✓", RIGHT) if each.right else ("✗", WRONG)
-        _text(draw, (left, y), _fitted(f"{mark} true: {each.truth}", fonts.text, PICTURE), fonts.text, colour)
+        write_line(
+            draw, (left, y), fitted(f"{mark} true: {each.truth}", fonts.text, PICTURE), fonts.text, colour
+        )
         y += ROW
     y += 6
     middle = min(max(map(fonts.strong.getlength, each.labels)) / SCALE + 8, LABELS)
@@ -164,12 +153,12 @@ def _bar(
 ) -> None:
     left, top = corner
     right = left + PICTURE
-    _text(draw, (left, top), _fitted(label, font, indent - 8), font, INK)
+    write_line(draw, (left, top), fitted(label, font, indent - 8), font, INK)
     track = (left + indent, top + 3, right - 46, top + 11)
-    _rounded(draw, track, 4, TRACK)
+    rounded(draw, track, 4, TRACK)
     length = (track[2] - track[0]) * probability
     if length >= 1:
-        _rounded(draw, (track[0], track[1], track[0] + length, track[3]), 4, colour)
+        rounded(draw, (track[0], track[1], track[0] + length, track[3]), 4, colour)
     number = f"{probability:.1%}" if probability < 0.99995 else "100%"
     draw.text((right * SCALE, top * SCALE), number, INK, font, anchor="ra")
 
@@ -180,49 +169,3 @@ def _thumbnail(image: Image.Image, side: int) -> Image.Image:
     smooth = max(image.size) > SMALL_IMAGE
     resample = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
     return image.convert("RGB").resize((size[0], size[1]), resample, reducing_gap=3.0 if smooth else None)
-
-
-def _fonts() -> _Fonts:
-    # DejaVu comes with matplotlib, so class names in most alphabets are legible on every machine.
-    plain, bold = (
-        font_manager.findfont(font_manager.FontProperties(family="DejaVu Sans", weight=weight))
-        for weight in ("normal", "bold")
-    )
-    return _Fonts(
-        title=ImageFont.truetype(bold, 17 * SCALE),
-        text=ImageFont.truetype(plain, 11 * SCALE),
-        strong=ImageFont.truetype(bold, 11 * SCALE),
-    )
-
-
-def _fitted(text: str, font: ImageFont.FreeTypeFont, width: float, *, keep_end: bool = False) -> str:
-    """The text, shortened by an ellipsis where it is too wide; a file name keeps its end too."""
-    text = " ".join(text.split()) or "?"
-    for shortened in (text, *_shorter(text, keep_end)):
-        if font.getlength(shortened) <= width * SCALE:
-            return shortened
-    return "…"
-
-
-def _shorter(text: str, keep_end: bool) -> Iterator[str]:
-    for length in range(len(text) - 1, 0, -1):
-        end = length // 2 if keep_end else 0
-        yield text[: length - end].rstrip() + "…" + (text[-end:] if end else "")
-
-
-def _text(
-    draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, font: ImageFont.FreeTypeFont, colour: str
-) -> None:
-    draw.text((corner[0] * SCALE, corner[1] * SCALE), text, colour, font)
-
-
-def _rounded(
-    draw: ImageDraw.ImageDraw,
-    box: tuple[float, float, float, float],
-    radius: int,
-    fill: str,
-    outline: str | None = None,
-) -> None:
-    scaled = [round(value * SCALE) for value in box]
-    radius = min(radius * SCALE, (scaled[2] - scaled[0]) // 2, (scaled[3] - scaled[1]) // 2)
-    draw.rounded_rectangle(scaled, radius, fill, outline, width=SCALE if outline else 0)

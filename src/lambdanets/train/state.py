@@ -13,28 +13,25 @@ class RunState:
     Attributes:
         batches_done: batches trained on since the start of the run, on one device.
         batches_per_epoch: of the training loader.
-        loss_sum, correct, images: of the epoch so far, over all devices.
+        sums: of what training measures, and its images, in the epoch so far over all devices.
         train_seconds, wait_seconds, epoch_seconds: of the epoch so far, over all sessions.
         cpu_seconds: of the processor, in all threads of the process that trains, over the training batches.
         history: one finished epoch each: the rows of `metrics.csv`.
-        best_epoch, best_top1: the best validation accuracy so far; epoch 0 is none yet.
-        best_confusion: its confusion matrix of shape (classes, classes), truth by prediction.
+        best_epoch: the best so far by its validation; 0 is none yet.
+        best_confusion: of a classifier, of shape (classes, classes), truth by prediction.
         fingerprint: of the names and classes of the images on both sides, "" where the source has none.
         weights_digest: SHA-256 of the file of weights that the run started from, "" where it had none.
     """
 
     batches_done: int = 0
     batches_per_epoch: int = 0
-    loss_sum: float = 0.0
-    correct: float = 0.0
-    images: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
     train_seconds: float = 0.0
     wait_seconds: float = 0.0
     epoch_seconds: float = 0.0
     cpu_seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
-    best_top1: float = -1.0
     best_confusion: Tensor | None = None
     fingerprint: str = ""
     weights_digest: str = ""
@@ -49,9 +46,14 @@ class RunState:
         """Time spent on finished epochs and the current one."""
         return sum(row["seconds"] for row in self.history) + self.epoch_seconds
 
+    @property
+    def best(self) -> dict[str, float]:
+        """The row of the best epoch; empty before there is one."""
+        return next((row for row in self.history if row["epoch"] == self.best_epoch), {})
+
     def start_epoch(self) -> None:
         """Clear the running sums."""
-        self.loss_sum = self.correct = self.images = 0.0
+        self.sums = {}
         self.train_seconds = self.wait_seconds = self.epoch_seconds = self.cpu_seconds = 0.0
 
     def to_dict(self) -> dict[str, Any]:

@@ -52,12 +52,7 @@ class Subject:
             RunError: the network cannot take images of this size.
         """
         data = replace(self.data, image_size=size)
-        set_size: Any = getattr(self.network, "set_input_size", None)
-        if set_size is not None and size != self.built_for:
-            try:
-                set_size(img_size=size)
-            except (AssertionError, ValueError, RuntimeError) as error:
-                raise RunError(f"{self.name} cannot take images of {size}x{size}: {error}") from error
+        fit_to_size(self.network, self.name, size, self.built_for)
         return replace(self, data=data, built_for=size)
 
 
@@ -98,9 +93,7 @@ def subject_of_model(name: str, source: str, *, checkpoint: str | Path | None = 
     Example:
         >>> subject_of_model("lambda_resnet26t.c1_in1k", "folder:/data/imagenet")
     """
-    network = _create(name, pretrained=checkpoint is None)
-    if checkpoint is not None:
-        load_weights(network, checkpoint)
+    network = trained_model(name, checkpoint=checkpoint)
     cfg: Any = network.pretrained_cfg
     built_for = cfg["input_size"][-1]
     form = resolve_model_data_config(network, use_test_size=True)
@@ -127,7 +120,7 @@ def subject_of_model(name: str, source: str, *, checkpoint: str | Path | None = 
     subject = Subject(
         name=name,
         weights="published weights" if checkpoint is None else f"weights of {checkpoint}",
-        network=network.eval(),
+        network=network,
         classes=_classes(name, network),
         data=data,
         engine=EngineConfig(),
@@ -136,9 +129,45 @@ def subject_of_model(name: str, source: str, *, checkpoint: str | Path | None = 
     return subject.at_size(form["input_size"][-1])
 
 
+def trained_model(name: str, *, checkpoint: str | Path | None = None) -> nn.Module:
+    """A model of timm's registry or ours, or one of the hub, in evaluation mode, with its weights.
+
+    Args:
+        name: of the registry, hf-hub:OWNER/NAME, or local-dir:FOLDER.
+        checkpoint: what `load_weights` takes; None takes the published weights.
+
+    Raises:
+        RunError: there is no such model, it has no published weights, or they cannot be fetched.
+        WeightsError: the checkpoint cannot be found or read, or is of another model.
+    """
+    network = _create(name, pretrained=checkpoint is None)
+    if checkpoint is not None:
+        load_weights(network, checkpoint)
+    return network.eval()
+
+
+def fit_to_size(network: nn.Module, name: str, size: int, built_for: int) -> None:
+    """Prepare a network that has to know it (a ViT) for images of another height and width.
+
+    Raises:
+        RunError: the network cannot take images of this size.
+    """
+    set_size: Any = getattr(network, "set_input_size", None)
+    if set_size is not None and size != built_for:
+        try:
+            set_size(img_size=size)
+        except (AssertionError, ValueError, RuntimeError) as error:
+            raise RunError(f"{name} cannot take images of {size}x{size}: {error}") from error
+
+
 def is_model_name(name: str) -> bool:
     """Whether a word names a model rather than a folder."""
     return name.startswith(PLACES) or is_model(name)
+
+
+def names_run(word: str) -> bool:
+    """Whether a word that names a run or a model is to be taken for a run."""
+    return (Path(word) / "config.json").is_file() or not is_model_name(word)
 
 
 def _create(name: str, *, pretrained: bool) -> nn.Module:

@@ -2,27 +2,35 @@
 
 import re
 
+import lightning.pytorch as pl
 import torch
 from torch.distributed import DistBackendError
 
-from lambdanets.train.config import RunConfig
+from lambdanets.train.config import BaseConfig
 from lambdanets.train.errors import NoMemoryError, PeerLostError
+from lambdanets.train.launch import cannot_divide
 from lambdanets.train.layout import RunFiles
 
 
-def tell(error: Exception, config: RunConfig, world_size: int, files: RunFiles) -> Exception | None:
+def tell(error: Exception, config: BaseConfig, trainer: pl.Trainer, files: RunFiles) -> Exception | None:
     """What a failure of torch's means for the person, None where it is nothing that is foreseen."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return NoMemoryError(spare_memory(config, world_size), files.directory)
-    reason = lost_peer(error) if world_size > 1 else None
+        device = trainer.strategy.root_device.type
+        return NoMemoryError(spare_memory(config, trainer.world_size, device), files.directory)
+    reason = lost_peer(error) if trainer.world_size > 1 else None
     return None if reason is None else PeerLostError(reason, files.directory)
 
 
-def spare_memory(config: RunConfig, world_size: int) -> str:
+def spare_memory(config: BaseConfig, world_size: int, device: str) -> str:
     """Where memory went, what to do in order of trying, and which of it a resumed run may do.
 
     The first things change little but the time. The smaller batch is the largest one, up to half, with which
     an optimiser step still takes the same number of images.
+
+    Args:
+        config: the run.
+        world_size: number of processes.
+        device: type of their devices, such as "cuda".
     """
     data, engine = config.data, config.engine
     where = f"data.batch_size={data.batch_size} images of {data.image_size}x{data.image_size} on each device"
@@ -38,7 +46,7 @@ def spare_memory(config: RunConfig, world_size: int) -> str:
         means.append("engine.precision=bf16-mixed")
     if not engine.checkpointing:
         means.append("engine.checkpointing=true")
-    if world_size > 1 and "fsdp" not in engine.strategy:
+    if world_size > 1 and "fsdp" not in engine.strategy and not cannot_divide(engine, device):
         means.append("engine.strategy=fsdp, which divides the weights among the devices")
     resumed = "none of this may change"
     if not engine.checkpointing:

@@ -1,0 +1,96 @@
+"""Cell nuclei, lambda layers beside convolutions: `python nuclei.py DATA FOLDER COMMIT [--models ...]`.
+
+DATA is a folder with annotations/instances_train.json and instances_val.json. Every network is trained by
+the recipe `nuclei`, with the same seed and as many steps, by the command that a person would type. What is
+finished in FOLDER is not done again, what was cut off goes on; so several may run side by side, each with its
+own --models and --no-collect. At the end nuclei.csv (the best epochs), curves.csv and nuclei.json are written
+here, with the sheet of drawn predictions and the precision-recall curves of each.
+"""
+
+import argparse
+import csv
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from collect import processor  # noqa: E402
+
+MODELS = ("lambda_resnet_mini", "resnet_mini_conv")
+PACKAGES = ("torch", "torchvision", "timm", "lightning", "lambdanets")
+
+
+def train(run: Path, data: Path, model: str, threads: int, changes: list[str]) -> None:
+    if (run / "summary.txt").exists():
+        return
+    command = [sys.executable, "-m", "lambdanets", "train"]
+    if (run / "checkpoints" / "last.ckpt").exists():
+        command += ["--resume", str(run)]
+    else:
+        command += ["nuclei", "--model", model, "--data", f"coco:{data}", "--out", str(run)]
+        settings = [f"engine.threads={threads}", f"data.images={data}", *changes]
+        command += [word for setting in settings for word in ("--set", setting)]
+    print(" ".join(command[3:]), flush=True)
+    subprocess.run(command, check=True)
+
+
+def collect(folder: Path, models: list[str], commit: str) -> None:
+    best, curves, configs = [], [], {}
+    for model in models:
+        run = folder / model
+        with (run / "metrics.csv").open(newline="") as file:
+            history = list(csv.DictReader(file))
+        config = json.loads((run / "config.json").read_text())
+        config["data"] |= {"source": "coco:nuclei-dsb2018", "images": None}  # where it lay says nothing
+        configs[model] = config
+        top = max((row for row in history if row["val_mask_ap"]), key=lambda row: float(row["val_mask_ap"]))
+        minutes = round(sum(float(row["seconds"]) for row in history) / 60, 1)
+        figures = {name: value for name, value in top.items() if name.startswith("val_")}
+        pace = history[-1]["images_per_cpu_second"]
+        best.append(
+            {"model": model, "epoch": top["epoch"], "minutes": minutes, "images_per_cpu_second": pace}
+            | figures
+        )
+        curves += [{"model": model} | row for row in history]
+        for name in ("sheet", "precision_recall", "curves"):
+            shutil.copy(run / f"{name}.png", HERE / f"{model}-{name}.png")
+    for name, rows in (("nuclei", best), ("curves", curves)):
+        with (HERE / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    provenance = {
+        "date": date.today().isoformat(),
+        "commit": commit,
+        "processor": processor(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "configs": configs,
+    }
+    (HERE / "nuclei.json").write_text(json.dumps(provenance, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("commit")
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--set", nargs="*", default=[], help="changes of the recipe, for trials")
+    parser.add_argument("--no-collect", action="store_true", help="train, as one of several side by side")
+    words = parser.parse_args()
+    for model in words.models:
+        train(words.folder / model, words.data.absolute(), model, words.threads, words.set)
+    if not words.no_collect:
+        collect(words.folder, words.models, words.commit)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Learn 16 images of COCO by heart: `python overfit.py DATA FOLDER COMMIT`.
+
+DATA is a folder in COCO's layout. The 16 are the images of train2017 with the most forms of annotations
+(crowds, both kinds of run lengths, polygons, none at all), by their ids; a detector trains on them and is
+measured on them, which says that data, network, losses and figures fit together, and nothing else. What is
+finished in FOLDER is not done again. At the end overfit.csv, overfit.json and the sheet of the 16, annotated
+beside found, are written here.
+"""
+
+import argparse
+import csv
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from collect import processor  # noqa: E402
+
+COUNT = 16
+SETTINGS = {
+    "data.image_size": 320,
+    "data.crop": "false",
+    "data.scale": "1,1",
+    "data.flip": 0,
+    "data.batch_size": 4,
+    "data.workers": 1,
+    "model.norms": "batch",
+    "model.bn_momentum": 0.1,
+    "model.fpn_channels": 96,
+    "model.anchor_sizes": "16,32,64,128,256",
+    "model.box_dim": 256,
+    "model.mask_dim": 96,
+    "model.mask_convs": 2,
+    "model.rpn_post_nms_top_n_train": 500,
+    "model.box_batch_size_per_image": 128,
+    "optimizer.name": "adamw",
+    "optimizer.lr": 1e-3,
+    "optimizer.lr_batch": "None",
+    "optimizer.weight_decay": 0,
+    "schedule.name": "cosine",
+    "schedule.warmup_epochs": 5,
+    "engine.sync_batchnorm": "false",
+    "engine.precision": "bf16-mixed",
+    "engine.clip_grad": 5,
+    "validation.sheet": 16,
+}
+
+
+def subset(data: Path, target: Path) -> int:
+    """Write the annotations of the 16 images as both sides of a folder; the number of objects."""
+    content = json.loads((data / "annotations" / "instances_train2017.json").read_text())
+    own: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
+    for entry in content["annotations"]:
+        own[entry["image_id"]].append(entry)
+    ranked = sorted(own, key=lambda number: (-len(forms(own[number])), number))
+    chosen = set(ranked[:COUNT])
+    few = content | {
+        "images": [image for image in content["images"] if image["id"] in chosen],
+        "annotations": [entry for entry in content["annotations"] if entry["image_id"] in chosen],
+    }
+    (target / "annotations").mkdir(parents=True, exist_ok=True)
+    for side in ("train", "val"):
+        (target / "annotations" / f"instances_{side}.json").write_text(json.dumps(few))
+    return len(few["annotations"])
+
+
+def forms(entries: list[dict]) -> set[str]:
+    found = {"none"} if not entries else set()
+    for entry in entries:
+        mask = entry["segmentation"]
+        kind = (
+            "polygons" if isinstance(mask, list) else "text" if isinstance(mask["counts"], str) else "numbers"
+        )
+        found |= {kind, *(["crowd"] if entry["iscrowd"] else [])}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("commit")
+    parser.add_argument("--model", default="lambda_resnet_mini")
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=1)
+    words = parser.parse_args()
+    source, run = words.folder / "sixteen", words.folder / "run"
+    objects = subset(words.data, source)
+    settings = SETTINGS | {
+        "data.images": words.data / "train2017",
+        "engine.epochs": words.epochs,
+        "engine.threads": words.threads,
+        "engine.validate_every": 25,
+    }
+    changes = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "lambdanets", "train"]
+    if (run / "checkpoints" / "last.ckpt").exists():
+        command += ["--resume", str(run)]
+    else:
+        command += ["coco", "--model", words.model, "--data", f"coco:{source}", "--out", str(run), *changes]
+    print(" ".join(command), flush=True)
+    subprocess.run(command, check=True)
+    with (run / "metrics.csv").open(newline="") as file:
+        history = list(csv.DictReader(file))
+    names = ["epoch", "step", "train_loss", *(name for name in history[0] if name.startswith("val_"))]
+    with (HERE / "overfit.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(row for row in history if row["val_mask_ap"])
+    provenance = {
+        "date": date.today().isoformat(),
+        "commit": words.commit,
+        "processor": processor(),
+        "python": platform.python_version(),
+        "model": words.model,
+        "images": COUNT,
+        "objects": objects,
+        "minutes": round(sum(float(row["seconds"]) for row in history) / 60, 1),
+        **{
+            package: version(package)
+            for package in ("torch", "torchvision", "timm", "lightning", "lambdanets")
+        },
+        "settings": {name: str(value) for name, value in settings.items() if name != "data.images"},
+    }
+    (HERE / "overfit.json").write_text(json.dumps(provenance, indent=1) + "\n")
+    for page in sorted(run.glob("sheet*.png")):
+        shutil.copy(page, HERE / page.name.replace("sheet", "overfit"))
+
+
+if __name__ == "__main__":
+    main()

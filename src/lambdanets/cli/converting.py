@@ -1,0 +1,36 @@
+"""`lambdanets masks-to-coco`: a folder of mask images as a COCO json, which `--data coco:FILE.json` reads."""
+
+from pathlib import Path
+from typing import Annotated
+
+from rich.markup import escape
+from tyro import conf
+
+from lambdanets.cli.console import stdout
+from lambdanets.cli.options import shown
+from lambdanets.data import masks_to_coco
+
+
+def run(
+    folder: Annotated[Path, conf.Positional, shown("FOLDER")],
+    *,
+    out: Annotated[Path, shown("FILE.json")],
+    classes: Annotated[tuple[str, ...], shown("NAME ...", "object")] = ("object",),
+) -> int:
+    """Write the masks of a folder as a COCO json, to train a detector on.
+
+    The folder holds images/NAME.jpg with masks/NAME.png, whose values number the objects and are 0 elsewhere;
+    or a folder for each image, with the image in images/ and a PNG for each object in masks/. With several
+    classes, masks/ holds a folder for each, of its name, with the same inside.
+
+    Args:
+        folder: Images and masks.
+        out: The file to write. The images stay where they are: put it into the folder or its annotations/.
+        classes: Names of the classes.
+    """
+    written = masks_to_coco(folder, out, classes=classes)
+    stdout().print(f"{written.images:,} images with {written.objects:,} objects")
+    found = out.resolve().parent in (folder.resolve(), folder.resolve() / "annotations")
+    images = "" if found else f" --set data.images={folder}"
+    stdout().print(f"train on them with --data coco:{escape(f'{out}{images}')}", soft_wrap=True)
+    return 0

@@ -1,0 +1,206 @@
+"""`lambdanets eval` and `lambdanets predict` for runs that detect objects."""
+
+import json as json_format
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.markup import escape
+
+from lambdanets.cli.console import draw, stderr, stdout, table
+from lambdanets.cli.errors import FAILURE, UsageError, usage
+from lambdanets.data import CocoConfig
+
+if TYPE_CHECKING:
+    from lambdanets.detection import Detections, Scores
+
+FIGURES = {
+    "ap": "AP (IoU 0.50 to 0.95)",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "AP of small objects (below 32x32)",
+    "ap_medium": "AP of medium objects",
+    "ap_large": "AP of large objects (above 96x96)",
+}
+EXTREMES = 5  # best and worst classes that are printed
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    data: str | None,
+    weights: Literal["best", "last"],
+    size: int | None,
+    batch_size: int | None,
+    workers: int | None,
+    precision: str | None,
+    max_detections: int | None,
+    per_class: Path | None,
+    json: Path | None,
+    results: Path | None,
+) -> int:
+    """Measure a run by COCO's figures; the arguments are those of `lambdanets eval`."""
+    from lambdanets.detection import evaluate, load_run, write_kinds, write_per_class
+
+    opened = load_run(run)
+    changes = {"image_size": size, "batch_size": batch_size, "workers": workers}
+    own = opened.config.data
+    with usage():
+        form = replace(own, **{name: value for name, value in changes.items() if value is not None})
+        if data is not None:
+            form = _elsewhere(form, data)
+        config = opened.config
+        if precision is not None:
+            config = replace(config, engine=replace(config.engine, precision=precision))
+        opened = replace(opened, config=config)
+    evaluation = evaluate(opened, data=form, weights=weights, max_detections=max_detections)
+    scores = evaluation.scores
+    _print_scores(f"{run}, {weights} weights, on {form.source}", scores)
+    if per_class is not None:
+        _print_classes(scores)
+        write_per_class(scores, per_class)
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        plain = {"run": str(run), "weights": weights, "data": form.source} | scores.to_plain()
+        json.write_text(json_format.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    written = [("classes", per_class), ("figures", json)]
+    if results is not None:
+        files = write_kinds(evaluation.results, results, masks=form.masks)
+        written += [("results", file) for file in files]
+    for name, file in written:
+        if file is not None:
+            stdout().print(f"{name}: {escape(str(file))}", soft_wrap=True)
+    return 0
+
+
+def _elsewhere(config: CocoConfig, source: str) -> CocoConfig:
+    """All of a single file, the validation side of a folder; of the run's own, what the run has not seen."""
+    other = replace(config, source=source)
+    if other.resolved().source == config.resolved().source:
+        return other
+    return replace(other, images=None, train_split=None, val_split=None, val_fraction=1.0)
+
+
+def _print_scores(title: str, scores: "Scores") -> None:
+    kinds = scores.kinds
+    rows = table(**{"measure": "left"} | dict.fromkeys(kinds, "right"))
+    names = FIGURES | {
+        name: f"AR with {name.removeprefix('ar')} detections"
+        for name in scores.box.values
+        if name.startswith("ar") and name[2:].isdigit()
+    }
+    for name, text in names.items():
+        rows.add_row(text, *(_percent(kind.values[name]) for kind in kinds.values()))
+    draw(stdout(), f"{title}: {scores.images:,} images, {int(scores.objects.sum()):,} objects", rows)
+
+
+def _print_classes(scores: "Scores") -> None:
+    key = "mask_ap" if scores.mask else "box_ap"
+    ranked = sorted(
+        (row for row in scores.per_class() if not math.isnan(row[key])), key=lambda row: -row[key]
+    )
+    parts = {"all classes": ranked}
+    if len(ranked) > 2 * EXTREMES:
+        parts = {"best classes": ranked[:EXTREMES], "worst classes": ranked[-EXTREMES:]}
+    for title, chosen in parts.items():
+        columns = [name for name in (chosen[0] if chosen else {}) if name not in ("class", "objects")]
+        rows = table(**{"class": "wrap", "objects": "right"} | dict.fromkeys(columns, "right"))
+        for row in chosen:
+            figures = (_percent(row[name]) for name in columns)
+            rows.add_row(escape(row["class"]), f"{row['objects']:,}", *figures)
+        draw(stdout(), title, rows)
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.1%}"
+
+
+def predict_run(
+    run: Path,
+    paths: tuple[Path, ...],
+    *,
+    samples: int | None,
+    threshold: float,
+    out: Path | None,
+    json: Path | None,
+    weights: Literal["best", "last"],
+    strict: bool,
+) -> int:
+    """Find objects with a run and draw them; the arguments are those of `lambdanets predict`."""
+    from lambdanets.detection import draw_objects, draw_pairs, load_run, predict, predict_samples
+
+    opened = load_run(run)
+    if samples is not None:
+        if json is not None:
+            raise UsageError("--json goes with images; of the validation set, eval --results writes all.")
+        sheet = out or run / "predictions.png"
+        pairs = predict_samples(opened, samples, weights=weights)
+        title = f"{opened.config.model.name}  ·  {run}"
+        with usage():
+            pages = draw_pairs(pairs, sheet, title, names=opened.classes, threshold=threshold)
+        for page in pages:
+            stdout().print(f"sheet: {escape(str(page))}", soft_wrap=True)
+        return 0
+    folder = out or run / "predictions"
+    if folder.suffix.lower() == ".png":
+        raise UsageError(f"--out is the folder of the drawings, one for each image; got {str(folder)!r}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = table(image="wrap", objects="right", found="wrap", drawing="wrap")
+    entries: list[dict[str, Any]] = []
+    unread = 0
+    taken: set[str] = set()
+    for each in predict(opened, paths, threshold=threshold, weights=weights):
+        entries.append(_entry(each, opened.classes))
+        if each.image is None:
+            unread += 1
+            stderr().print(f"skipped {escape(each.path)}: {escape(each.error or '')}.")
+            continue
+        target = folder / _free_name(Path(each.path), taken)
+        found = each.found
+        draw_objects(
+            each.image, found["boxes"], found["labels"], opened.classes, found["scores"], found.get("masks")
+        ).save(target)
+        counts = _counts(each, opened.classes)
+        rows.add_row(escape(each.path), str(len(found["labels"])), escape(counts), escape(str(target)))
+    if rows.row_count:
+        draw(stdout(), f"{opened.config.model.name} from {run}, scores from {threshold:g}", rows)
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_text(json_format.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        stdout().print(f"predictions: {escape(str(json))}", soft_wrap=True)
+    failed = unread == len(entries) or (strict and bool(unread))
+    if failed:
+        stderr().print(f"lambdanets: {unread} of {len(entries)} images could not be read.")
+    return FAILURE if failed else 0
+
+
+def _free_name(path: Path, taken: set[str]) -> str:
+    """A name for a drawing that no other one of this call has."""
+    names: Iterator[str] = (
+        f"{path.stem}{'' if number == 1 else f'-{number}'}.png" for number in range(1, len(taken) + 2)
+    )
+    name = next(each for each in names if each not in taken)
+    taken.add(name)
+    return name
+
+
+def _counts(each: "Detections", classes: tuple[str, ...]) -> str:
+    numbers: dict[str, int] = {}
+    for label in each.found["labels"].tolist():
+        numbers[classes[label - 1]] = numbers.get(classes[label - 1], 0) + 1
+    return ", ".join(f"{count} {name}" for name, count in sorted(numbers.items(), key=lambda item: -item[1]))
+
+
+def _entry(each: "Detections", classes: tuple[str, ...]) -> dict[str, Any]:
+    """One image for other programs: a path, and objects as in COCO's results, with names of classes."""
+    if each.image is None:
+        return {"path": each.path, "error": each.error}
+    from lambdanets.detection import to_results
+
+    objects = []
+    for found in to_results([each.found], [0], range(len(classes))):
+        kept = {name: value for name, value in found.items() if name not in ("image_id", "category_id")}
+        objects.append({"class": classes[found["category_id"]]} | kept)
+    return {"path": each.path, "width": each.image.width, "height": each.image.height, "objects": objects}

@@ -1,0 +1,74 @@
+"""`lambdanets export`: a run or a model as one file, for torch.export or onnxruntime."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.markup import escape
+from tyro import conf
+
+from lambdanets.cli.console import stdout
+from lambdanets.cli.errors import UsageError
+from lambdanets.cli.options import shown
+
+
+def run(
+    what: Annotated[str, conf.Positional, shown("RUN | MODEL")],
+    *,
+    format: Annotated[Literal["torch", "onnx"], shown("torch | onnx")],
+    out: Annotated[
+        Path | None, shown("FILE.pt2 | FILE.onnx", "network.pt2 or .onnx in the run, or MODEL.pt2")
+    ] = None,
+    weights: Literal["best", "last"] = "best",
+    checkpoint: Annotated[str | None, shown("FILE | FOLDER | hf-hub:NAME", "published ones")] = None,
+    size: Annotated[int | None, shown("PIXELS", "the run's or the model's")] = None,
+    dynamic_size: bool = False,
+    batch_size: Annotated[int | None, shown("N", "any")] = None,
+    opset: Annotated[int | None, shown("N", "PyTorch's")] = None,
+) -> int:
+    """Write a run or a model as one file that needs nothing of this package, and compare it with the network.
+
+    The file holds the names of the classes and how images are prepared, and takes any number of images. It
+    appears when it gives what the network gives.
+
+    Args:
+        what: The folder of a run, or a model: a name of timm's registry or ours, or hf-hub:NAME.
+        format: A program of torch.export, or ONNX.
+        out: The file; it may not exist yet.
+        weights: The best weights of a run by validation, or those of its last epoch.
+        checkpoint: Weights for a model.
+        size: Height and width of the images.
+        dynamic_size: Take images of any height and width, where the network can; a fixed size is faster.
+        batch_size: Take so many images at once and no others.
+        opset: Version of ONNX's operators.
+    """
+    from lambdanets.exporting import FORMATS
+    from lambdanets.train import export, load_run
+    from lambdanets.train.subject import names_run, trained_model
+
+    if names_run(what):
+        if checkpoint is not None:
+            raise UsageError(f"--checkpoint goes with the name of a model; {what} is no such name.")
+        source, unasked = load_run(what), Path(what) / "network"
+    else:
+        if weights != "best":
+            raise UsageError("--weights chooses among those of a run; a model takes --checkpoint.")
+        source, unasked = trained_model(what, checkpoint=checkpoint), Path(what.rpartition("/")[2])
+    file = out or unasked.with_name(unasked.name + FORMATS[format].SUFFIX)
+    made = export(
+        source, file, format=format, weights=weights, size=size,
+        dynamic_size=dynamic_size, batch_size=batch_size, opset=opset,
+    )  # fmt: skip
+    shapes = ", ".join(f"{name} {_axes(axes)}" for name, axes in made.inputs.items())
+    tried = ", ".join(" and ".join(map(_axes, each)) for each in made.compared)
+    console = stdout()
+    console.print(f"{escape(str(made.file))}: {shapes}", soft_wrap=True)
+    console.print(
+        f"largest difference from the network: {made.difference:.2g} in outputs up to {made.largest:.2g} "
+        f"(random images, {tried})",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _axes(sizes: tuple[int | str, ...]) -> str:
+    return "x".join(map(str, sizes))

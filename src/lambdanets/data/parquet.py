@@ -1,0 +1,165 @@
+"""Images in the rows of parquet files, each read from one end to the other, a row group at a time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .errors import DataError, DataWarning
+from .images import reason
+from .tar import Named
+
+AT_ONCE = 16  # footers that are fetched side by side: a data set may have hundreds, behind a network
+
+
+class ParquetShards:
+    """Parquet files on a disk, or wherever else fsspec opens them; nothing is kept of what is fetched.
+
+    A lane that reads holds one row group, in memory.
+
+    Args:
+        names: of the files.
+        paths: of the files, or their URLs.
+        lengths: rows in each.
+        image: path of the column that holds the images' files, such as "image.bytes".
+        label: that of the classes, as numbers.
+        classes: how many there are.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        paths: Sequence[str],
+        lengths: Sequence[int],
+        *,
+        image: str,
+        label: str,
+        classes: int,
+    ):
+        self.names, self.paths, self.lengths = tuple(names), tuple(paths), np.array(lengths, np.int64)
+        self.image, self.label, self.classes = image, label, classes
+
+    def read(self, shard: int, places: np.ndarray) -> Iterator[tuple[Named, int]]:
+        """Yield the rows at ascending places; row groups without any of them are not fetched.
+
+        Raises:
+            DataError: the file cannot be read or has another length, or a row has no class.
+        """
+        name, rows = self.names[shard], self._rows(shard, places)
+        for place in places.tolist():
+            with _naming(name):
+                content, target = next(rows)
+            if target is None or not 0 <= target < self.classes:
+                raise _wrong_class(f"{name}#{place}", target, self.classes)
+            yield Named(content or b"", f"{name}#{place}"), target
+
+    def _rows(self, shard: int, places: np.ndarray) -> Iterator[tuple[bytes | None, int | None]]:
+        from pyarrow.parquet import ParquetFile
+
+        with _opened(self.paths[shard]) as file, ParquetFile(file) as parquet:
+            footer = parquet.metadata
+            if footer.num_rows != self.lengths[shard]:
+                raise ValueError(f"it has {footer.num_rows} rows now, and had {self.lengths[shard]}")
+            lengths = np.array([footer.row_group(group).num_rows for group in range(footer.num_row_groups)])
+            ends = np.cumsum(lengths)
+            groups = np.searchsorted(ends, places, side="right")
+            for group in np.unique(groups).tolist():
+                columns = [self.image, self.label]
+                table = parquet.read_row_group(group, columns=columns, use_threads=False).flatten()
+                images, targets = (table.column(column) for column in columns)
+                for row in (places[groups == group] - (ends[group] - lengths[group])).tolist():
+                    yield images[row].as_py(), targets[row].as_py()
+
+
+def read_footers(names: Sequence[str], paths: Sequence[str], *, skip: bool) -> list[Any]:
+    """Read what parquet files say of themselves at their ends; of their rows nothing is fetched.
+
+    Args:
+        names: of the files.
+        paths: of the files, or their URLs.
+        skip: leave out, with a warning, what is no whole parquet file.
+
+    Returns:
+        pyarrow's FileMetaData of each, None where a file is left out.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    import pyarrow
+
+    def found(name: str, path: str) -> Any:
+        try:
+            return _footer(name, path)
+        except DataError as error:
+            # A network that fails, unlike a file that is cut off, would not fail for every process alike.
+            if skip and isinstance(error.__cause__, pyarrow.ArrowInvalid):
+                return error
+            raise
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        footers = list(pool.map(found, names, paths))
+    for footer in footers:
+        if isinstance(footer, DataError):
+            warnings.warn(f"{footer} It is left out.", DataWarning, stacklevel=2)
+    return [None if isinstance(footer, DataError) else footer for footer in footers]
+
+
+def _footer(name: str, path: str) -> Any:
+    from pyarrow.parquet import read_metadata
+
+    with _naming(name), _opened(path) as file:
+        return read_metadata(file)
+
+
+def check_rows(name: str, footer: Any, *, image: str, label: str, classes: int) -> None:
+    """Find out, from a footer alone, whether the rows of a file hold images and classes.
+
+    Args:
+        name: of the file.
+        footer: from `read_footers`.
+        image: path of the column that holds the images' files.
+        label: that of the classes.
+        classes: how many there are.
+
+    Raises:
+        DataError: a column is missing, images lie elsewhere, or a class is out of range, as far as is told.
+    """
+    leaves = [footer.schema.column(number).path for number in range(footer.num_columns)]
+    for column in (image, label):
+        if column not in leaves:
+            raise DataError(f"{name} has no column {column!r}, unlike what its data set says.")
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        images, targets = (group.column(leaves.index(column)).statistics for column in (image, label))
+        if images and images.has_null_count and 0 < group.num_rows == images.null_count:
+            raise DataError(f"{name} holds no images; paths of images, if it has any, are not followed.")
+        if targets and targets.has_min_max:
+            for target in (targets.min, targets.max):
+                if not 0 <= target < classes:
+                    raise _wrong_class(name, target, classes)
+
+
+def _wrong_class(where: str, target: int | None, classes: int) -> DataError:
+    said = "a row without a class" if target is None else f"the class {target}"
+    return DataError(f"{where} has {said}; hfids/ takes the numbers of {classes} classes, from 0.")
+
+
+def _opened(path: str) -> Any:
+    """Open a file for pyarrow, which asks for all of a column at once: reading ahead would fetch it twice."""
+    from fsspec import url_to_fs
+
+    system, inside = url_to_fs(path)
+    return system.open(inside, "rb", cache_type="none")
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # every file system, and its client, raises kinds of its own
+        raise DataError(f"cannot read {name}: {reason(error)}.") from error

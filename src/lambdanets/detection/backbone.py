@@ -1,0 +1,164 @@
+"""A classification network as the backbone of a detector: its feature maps, through a feature pyramid."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from timm.models import group_parameters
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from lambdanets.models import create_model, load_weights
+from lambdanets.wording import few
+
+from .config import DetectorConfig
+
+
+class Backbone(nn.Module):
+    """A network of our family or of timm without its head, and a feature pyramid on its maps.
+
+    Parameters are named as in torchvision's `BackboneWithFPN`.
+
+    Args:
+        config: name, options, start and what of it is fixed; the pyramid.
+        loads_weights: weights follow: neither those of the configuration nor published ones are read.
+
+    Attributes:
+        out_channels: of each map.
+        strides: side of the image over that of each map.
+
+    Raises:
+        ValueError: there is no such network, it has no maps of these reductions, takes images of one size
+            alone, has fewer stages than are to be frozen, or has no batch norms to freeze.
+        WeightsError: the weights cannot be found or read, or are of another network.
+    """
+
+    def __init__(self, config: DetectorConfig, *, loads_weights: bool = False) -> None:
+        super().__init__()
+        options = {**config.options, "num_classes": 0}
+        if loads_weights:
+            options["pretrained"] = False
+        self.body: Any = create_model(config.name, **options)
+        if config.weights is not None and not loads_weights:
+            self.start(config.weights)
+        self.indices, channels = _take(self.body, config)
+        self._fixed = _fix(self.body, config)
+        _try(self.body, self.indices, channels, config)
+        self.fpn = FeaturePyramidNetwork(
+            channels,
+            config.fpn_channels,
+            extra_blocks=LastLevelMaxPool(),
+            norm_layer=nn.BatchNorm2d if config.head_norm else None,
+        )
+        self.out_channels = config.fpn_channels
+        self.strides = (*config.reductions, 2 * config.reductions[-1])
+        self.train()
+
+    def start(self, weights: str) -> None:
+        """Load the weights of a classifier, without its head.
+
+        Args:
+            weights: what `lambdanets.models.load_weights` takes.
+
+        Raises:
+            WeightsError: they cannot be found or read, or are of another network.
+        """
+        load_weights(self.body, weights, head="replace")
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Return the maps of the pyramid by name, "0", "1", ... and "pool", the largest first.
+
+        Args:
+            images: of shape (b, 3, height, width); sides that are multiples of the last stride give maps
+                whose strides are exact.
+        """
+        maps = self.body.forward_intermediates(images, indices=self.indices, intermediates_only=True)
+        return self.fpn(OrderedDict((str(level), each) for level, each in enumerate(maps)))
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set training or evaluation mode; what is frozen stays in the latter."""
+        super().train(mode)
+        for name in self._fixed:
+            self.body.get_submodule(name).eval()
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: activations inside the network are computed again in the backward pass."""
+        self.body.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that weight decay should spare, such as position tables."""
+        names = self.body.no_weight_decay() if hasattr(self.body, "no_weight_decay") else ()
+        return {f"body.{name}" for name in names}
+
+    def layers(self, coarse: bool = False) -> dict[str, int]:
+        """Return the depth of each parameter of the network, from 0 on, for layer-wise learning rates."""
+        depths: Any = group_parameters(self.body, self.body.group_matcher(coarse=coarse), reverse=True)
+        return {f"body.{name}": depth for name, depth in depths.items()}
+
+
+def _take(body: Any, config: DetectorConfig) -> tuple[list[int], list[int]]:
+    """Cut off what the maps of the pyramid do not need; the numbers of these maps and their channels."""
+    info = getattr(body, "feature_info", None)
+    if not info or not hasattr(body, "prune_intermediate_layers"):
+        raise ValueError(f"model.name {config.name} gives no feature maps; take another network")
+    last = {each["reduction"]: (index, each["num_chs"]) for index, each in enumerate(info)}
+    if missing := [reduction for reduction in config.reductions if reduction not in last]:
+        raise ValueError(
+            f"model.reductions {config.reductions}: {config.name} has no feature map of {missing[0]}, but of "
+            f"{few(map(str, last), form=str)}"
+        )
+    indices, channels = zip(*(last[reduction] for reduction in config.reductions), strict=True)
+    body.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True)
+    return list(indices), list(channels)
+
+
+def _fix(body: Any, config: DetectorConfig) -> list[str]:
+    """Fix the weights of what is frozen; the names of the modules in which nothing is trained."""
+    if config.frozen_stages:
+        stages = list(group_parameters(body, body.group_matcher(coarse=True)).values())
+        if config.frozen_stages > len(stages):
+            raise ValueError(
+                f"model.frozen_stages is at most {len(stages)}, the stem and the other stages of "
+                f"{config.name}; got {config.frozen_stages}"
+            )
+        for names in stages[: config.frozen_stages]:
+            for name in names:
+                body.get_parameter(name).requires_grad_(False)
+    if config.norms == "frozen":
+        norms = [module for module in body.modules() if isinstance(module, _BatchNorm)]
+        if not norms:
+            raise ValueError(f"model.norms='frozen' has no effect: {config.name} has no batch norms")
+        for norm in norms:
+            norm.requires_grad_(False)
+    fixed = []
+    for name, module in body.named_modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            fixed.append(name)
+    return fixed
+
+
+def _try(body: Any, indices: list[int], channels: list[int], config: DetectorConfig) -> None:
+    """Run the network on an oblong image: what needs images of one size says so now, not in training."""
+    height, width = side = 2 * config.reductions[-1], 4 * config.reductions[-1]
+    parameter = next(body.parameters())
+    image = torch.zeros(1, 3, *side, device=parameter.device, dtype=parameter.dtype)
+    body.eval()
+    try:
+        with torch.no_grad():
+            maps = body.forward_intermediates(image, indices=indices, intermediates_only=True)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"model.name {config.name} cannot take images of any size, which a detector has to: {reason}"
+        ) from error
+    for each, depth, reduction in zip(maps, channels, config.reductions, strict=True):
+        if each.shape[1:] != (depth, height // reduction, width // reduction):
+            raise ValueError(
+                f"model.name {config.name} gives a map of shape {tuple(each.shape[1:])} where reduction "
+                f"{reduction} has {(depth, height // reduction, width // reduction)}; take another network"
+            )

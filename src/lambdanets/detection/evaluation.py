@@ -1,0 +1,87 @@
+"""COCO's figures of a run, on its validation images or on others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+
+from lambdanets.data import CocoConfig, coco_eval_loader, open_coco_split
+from lambdanets.train import Run
+from lambdanets.train.engine import arithmetic, make_trainer, quiet
+from lambdanets.train.state import RunState
+
+from .module import DetectionModule
+from .results import Entry
+from .run_config import DetectionConfig
+from .scores import Scores
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run finds, and how well.
+
+    Attributes:
+        scores: COCO's figures.
+        results: what was found, in COCO's results format.
+    """
+
+    scores: Scores
+    results: list[Entry]
+
+
+def evaluate(
+    run: Run[DetectionConfig],
+    *,
+    data: CocoConfig | None = None,
+    weights: Literal["best", "last"] = "best",
+    max_detections: int | None = None,
+) -> Evaluation:
+    """Measure a run on the validation side of a COCO source, in one process.
+
+    Args:
+        run: from `load_run`.
+        data: other images of the same classes, or the same in another form; None takes the run's own.
+        weights: the best ones by validation, or those of the last epoch.
+        max_detections: of an image, the likeliest ones, that count; None takes the run's.
+
+    Raises:
+        DataError: the images cannot be used.
+        RunError: the run has no such weights yet.
+
+    Example:
+        >>> evaluate(load_run("runs/nuclei")).scores.figures()["mask_ap50"]
+    """
+    config = run.config
+    rules = config.validation
+    config = replace(
+        config,
+        data=data or config.data,
+        validation=replace(rules, max_detections=max_detections or rules.max_detections),
+        engine=replace(config.engine, ema=None, max_val_batches=None),
+    )
+    if config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    images = open_coco_split(config.data, "val", seed=config.seed, classes=run.classes)
+    network: Any = run.model(weights)
+    if config.engine.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    module = DetectionModule(network, config, classes=run.classes, state=RunState())
+    module.val_set = images
+    with quiet():
+        trainer = make_trainer(
+            **arithmetic(config.engine),
+            devices=1,
+            plugins=[LightningEnvironment()],  # alone, whatever started the process
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.validate(module, coco_eval_loader(images, config.data), verbose=False)
+    if module.scores is None:
+        raise RuntimeError("the first process has the scores")
+    return Evaluation(module.scores, module.results)

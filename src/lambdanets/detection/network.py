@@ -1,0 +1,238 @@
+"""Mask R-CNN, composed of torchvision's parts."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
+
+from .backbone import Backbone
+from .config import DetectorConfig
+
+Found = dict[str, Tensor]
+INSIDE = 0.5  # a pixel of a higher probability is the object's
+
+
+def create_detector(
+    config: DetectorConfig, *, num_classes: int, masks: bool, loads_weights: bool = False
+) -> Detector:
+    """Return a detector before its first step: its backbone as the configuration says, its heads at random.
+
+    Args:
+        config: backbone, heads and numbers.
+        num_classes: classes of objects, without the background; labels run from 1 to `num_classes`.
+        masks: whether it has a mask head, or finds boxes alone.
+        loads_weights: weights of the whole detector follow: those that the backbone would start from are not
+            read.
+
+    Raises:
+        ValueError: the network cannot be a backbone, or has not what the configuration asks for.
+        WeightsError: the weights cannot be found or read, or are of another network.
+
+    Example:
+        >>> config = DetectorConfig(name="lambda_resnet50", weights="runs/imagenet", norms="frozen")
+        >>> detector = create_detector(config, num_classes=80, masks=True)
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes is 1 or more, the background not counted; got {num_classes}")
+    return Detector(
+        config, Backbone(config, loads_weights=loads_weights), num_classes=num_classes, masks=masks
+    )
+
+
+class Detector(GeneralizedRCNN):
+    """Finds objects: their boxes, classes and masks. Called as torchvision's detectors are.
+
+    In training `detector(images, targets)` gives a dict of losses. In evaluation `detector(images)` gives for
+    each image a dict: `boxes` of shape (n, 4), left, top, right and bottom in its pixels; `labels` of shape
+    (n,), from 1 on; `scores` of shape (n,), the best first; `masks` of shape (n, 1, height, width),
+    probabilities.
+
+    Images are RGB of shape (3, height, width), of any sizes, uint8 or from 0 to 1. They are not resized, but
+    normalised, and padded at the right and at the bottom to a batch whose sides all strides divide. Targets
+    are as from `CocoSet`: `boxes`, `labels` and, with a mask head, `masks`; an image may have no objects.
+
+    Under autocast convolutions and fully connected layers run in low precision; boxes, scores and losses are
+    computed in float32, as bfloat16 does not tell pixel 513 from 515.
+
+    Args:
+        config: heads and numbers.
+        backbone: gives the feature maps.
+        num_classes: without the background.
+        masks: whether there is a mask head.
+    """
+
+    backbone: Backbone
+    rpn: Any
+    roi_heads: Any
+    transform: Any
+
+    def __init__(self, config: DetectorConfig, backbone: Backbone, *, num_classes: int, masks: bool) -> None:
+        transform = _ToBatch(
+            0, 0, list(config.image_mean), list(config.image_std), size_divisible=backbone.strides[-1]
+        )
+        super().__init__(backbone, _proposing(config), _heads(config, num_classes, masks=masks), transform)
+        for part in (self.backbone, self.rpn.head, self.roi_heads.box_predictor):
+            part.register_forward_hook(_in_float32)
+        if masks:
+            self.roi_heads.mask_predictor.register_forward_hook(_in_float32)
+        if config.bn_momentum is not None:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.momentum = config.bn_momentum
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Found]:
+        """Return what is in images, in the pixels of other sizes of them, such as those they are stored in.
+
+        Args:
+            images: as for a call in evaluation.
+            sizes: (height, width) for each.
+
+        Returns:
+            As a call does, but `masks` are of the sizes asked for, and boolean: a hundred probabilities for
+            each pixel of a photo are gigabytes.
+
+        Raises:
+            RuntimeError: the detector is in training mode.
+            ValueError: there is not one size for each image.
+        """
+        if self.training:
+            raise RuntimeError("detect() needs evaluation mode: call eval() first")
+        if len(sizes) != len(images):
+            raise ValueError(f"there must be one size for each of the {len(images)} images, got {len(sizes)}")
+        batch, _ = self.transform(list(images))
+        features = self.backbone(batch.tensors)
+        proposals, _ = self.rpn(batch, features)
+        detections, _ = self.roi_heads(features, proposals, batch.image_sizes)
+        for found, size, wanted in zip(detections, batch.image_sizes, sizes, strict=True):
+            found["boxes"] = resize_boxes(found["boxes"], list(size), list(wanted))
+            if "masks" in found:
+                found["masks"] = _pasted(found["masks"], found["boxes"], wanted)
+        return detections
+
+    def compile(self, **options: Any) -> None:
+        """Compile the backbone in place: in what follows, sizes are other ones with every image."""
+        self.backbone.compile(**options)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: the backbone's activations are computed again in the backward pass."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that weight decay should spare: those of the backbone."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> Any:
+        """Return a function that orders parameters by depth: the backbone's layers, and then all the rest."""
+        layers = {f"backbone.{name}": depth for name, depth in self.backbone.layers(coarse).items()}
+        return lambda name: layers.get(name, float("inf"))
+
+
+class _ToBatch(GeneralizedRCNNTransform):
+    """Normalises and pads; torchvision's own resizes too, in evaluation even where it is told not to."""
+
+    def normalize(self, image: Tensor) -> Tensor:
+        return super().normalize(image / 255 if image.dtype == torch.uint8 else image)
+
+    def resize(self, image: Tensor, target: Found | None = None) -> tuple[Tensor, Found | None]:
+        return image, target
+
+
+def _proposing(config: DetectorConfig) -> RegionProposalNetwork:
+    ratios = (config.aspect_ratios,) * len(config.anchor_sizes)
+    anchors = AnchorGenerator(tuple((size,) for size in config.anchor_sizes), ratios)
+    return RegionProposalNetwork(
+        anchors,
+        RPNHead(config.fpn_channels, len(config.aspect_ratios)),
+        config.rpn_fg_iou_thresh,
+        config.rpn_bg_iou_thresh,
+        config.rpn_batch_size_per_image,
+        config.rpn_positive_fraction,
+        {"training": config.rpn_pre_nms_top_n_train, "testing": config.rpn_pre_nms_top_n_test},
+        {"training": config.rpn_post_nms_top_n_train, "testing": config.rpn_post_nms_top_n_test},
+        config.rpn_nms_thresh,
+    )
+
+
+def _heads(config: DetectorConfig, num_classes: int, *, masks: bool) -> RoIHeads:
+    box_pool = _pool(config, 7)
+    mask: dict[str, nn.Module] = {}
+    if masks:
+        layers = (config.mask_dim,) * config.mask_convs
+        norm = nn.BatchNorm2d if config.head_norm else None
+        mask = {
+            "mask_roi_pool": _pool(config, 14),
+            "mask_head": MaskRCNNHeads(config.fpn_channels, layers, 1, norm_layer=norm),
+            "mask_predictor": MaskRCNNPredictor(config.mask_dim, config.mask_dim, num_classes + 1),
+        }
+    return RoIHeads(
+        box_pool,
+        _box_head(config, config.fpn_channels * 7 * 7),
+        FastRCNNPredictor(config.box_dim, num_classes + 1),
+        config.box_fg_iou_thresh,
+        config.box_bg_iou_thresh,
+        config.box_batch_size_per_image,
+        config.box_positive_fraction,
+        None,
+        config.box_score_thresh,
+        config.box_nms_thresh,
+        config.box_detections_per_img,
+        **mask,
+    )
+
+
+def _pool(config: DetectorConfig, size: int) -> MultiScaleRoIAlign:
+    """Pools regions from the map that fits their size.
+
+    Left alone, it infers the scale of the maps from the first batch, and keeps it for good: a wrong one where
+    that batch was padded much.
+    """
+    steps = config.reductions
+    pool = MultiScaleRoIAlign([str(level) for level in range(len(steps))], size, sampling_ratio=2)
+    pool.scales = [1 / step for step in steps]
+    pool.map_levels = initLevelMapper(steps[0].bit_length() - 1, steps[-1].bit_length() - 1)
+    return pool
+
+
+def _box_head(config: DetectorConfig, dim: int) -> nn.Sequential:
+    """torchvision's `TwoMLPHead`, with a norm after each layer where the heads have norms."""
+    layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
+    for number in (6, 7):
+        layers.append((f"fc{number}", nn.Linear(dim, config.box_dim, bias=not config.head_norm)))
+        if config.head_norm:
+            layers.append((f"norm{number}", nn.BatchNorm1d(config.box_dim)))
+        layers.append((f"act{number}", nn.ReLU(inplace=True)))
+        dim = config.box_dim
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _in_float32(module: nn.Module, args: Any, output: Any) -> Any:
+    """A forward hook that gives what a part computes in low precision as float32."""
+    if isinstance(output, Tensor):
+        return output.to(torch.promote_types(output.dtype, torch.float32))
+    if isinstance(output, dict):
+        return type(output)((name, _in_float32(module, args, each)) for name, each in output.items())
+    return type(output)(_in_float32(module, args, each) for each in output)
+
+
+def _pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks in their place in an image, one after the other: probabilities of all take four times as much."""
+    pasted = masks.new_zeros((len(masks), 1, *size), dtype=torch.bool)
+    for number in range(len(masks)):
+        own = slice(number, number + 1)
+        pasted[own] = paste_masks_in_image(masks[own], boxes[own], size) > INSIDE
+    return pasted

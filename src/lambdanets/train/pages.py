@@ -1,0 +1,145 @@
+"""Pages of cards with pictures: their look, and the numbered files they are written to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+SCALE = 2  # pixels per unit of the layout below: crisp on today's screens
+PAPER, CARD, EDGE, TRACK = "#f3f4f6", "#ffffff", "#e2e4e9", "#eceef2"
+INK, SOFT = "#1b1f27", "#6b7280"
+MARGIN, GAP, PAD = 24, 16, 12
+ROW, HEADER = 19, 58
+MARK = "lambdanets contact sheet"  # in the file, so that only our own old pages are ever removed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fonts:
+    """The three fonts of a page."""
+
+    title: ImageFont.FreeTypeFont
+    text: ImageFont.FreeTypeFont
+    strong: ImageFont.FreeTypeFont
+
+
+def font(size: float, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Return DejaVu, which comes with matplotlib: most alphabets are legible on every machine.
+
+    Args:
+        size: in pixels.
+        bold: for titles and names.
+    """
+    weight = "bold" if bold else "normal"
+    path = font_manager.findfont(font_manager.FontProperties(family="DejaVu Sans", weight=weight))
+    return ImageFont.truetype(path, size)
+
+
+def page_fonts() -> Fonts:
+    """Return the fonts of a page."""
+    return Fonts(title=font(17 * SCALE, bold=True), text=font(11 * SCALE), strong=font(11 * SCALE, bold=True))
+
+
+def page_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a first page.
+
+    Raises:
+        ValueError: the path does not end in .png.
+    """
+    first = Path(path)
+    if first.suffix.lower() != ".png":
+        raise ValueError(f"the contact sheet is a PNG image; its path must end in .png, got {str(path)!r}")
+    return first
+
+
+def write_pages(pages: Iterable[Image.Image], first: Path) -> list[Path]:
+    """Write pages under numbered names, and remove further ones that an earlier, longer sheet left there.
+
+    Args:
+        pages: drawn when they are asked for, one at a time.
+        first: path of the first page; the further ones are `name-2.png`, `name-3.png`.
+
+    Returns:
+        The files written.
+    """
+    first.parent.mkdir(parents=True, exist_ok=True)
+    mark = PngInfo()
+    mark.add_text("Software", MARK)
+    written: list[Path] = []
+    for number, page in enumerate(pages, start=1):
+        target = _numbered(first, number)
+        page.save(target, optimize=True, pnginfo=mark)
+        written.append(target)
+    number = len(written) + 1
+    while written and _is_ours(stale := _numbered(first, number)):
+        stale.unlink()
+        number += 1
+    return written
+
+
+def _numbered(first: Path, number: int) -> Path:
+    return first if number == 1 else first.with_stem(f"{first.stem}-{number}")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == MARK
+    except (OSError, Image.DecompressionBombError):
+        return False
+
+
+def blank_page(width: int, height: int, title: str, caption: str, fonts: Fonts) -> Image.Image:
+    """Return a page, of a size in units, with a title and a line below it at the top."""
+    sheet = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    write_line(draw, (MARGIN, MARGIN - 4), fitted(title, fonts.title, width - 2 * MARGIN), fonts.title, INK)
+    write_line(draw, (MARGIN, MARGIN + 26), caption, fonts.text, SOFT)
+    return sheet
+
+
+def fitted(text: str, font: ImageFont.FreeTypeFont, width: float, *, keep_end: bool = False) -> str:
+    """Return the text, shortened by an ellipsis where it is wider than so many units.
+
+    Args:
+        text: of any kind; white space becomes single spaces.
+        font: it is written in.
+        width: in units.
+        keep_end: shorten in the middle, for file names.
+    """
+    text = " ".join(text.split()) or "?"
+    for shortened in (text, *_shorter(text, keep_end)):
+        if font.getlength(shortened) <= width * SCALE:
+            return shortened
+    return "…"
+
+
+def _shorter(text: str, keep_end: bool) -> Iterator[str]:
+    for length in range(len(text) - 1, 0, -1):
+        end = length // 2 if keep_end else 0
+        yield text[: length - end].rstrip() + "…" + (text[-end:] if end else "")
+
+
+def write_line(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, font: ImageFont.FreeTypeFont, colour: str
+) -> None:
+    """Write a line of text, whose upper left corner is given in units."""
+    draw.text((corner[0] * SCALE, corner[1] * SCALE), text, colour, font)
+
+
+def rounded(
+    draw: ImageDraw.ImageDraw,
+    box: tuple[float, float, float, float],
+    radius: int,
+    fill: str,
+    outline: str | None = None,
+) -> None:
+    """Draw a rectangle with round corners, in units."""
+    scaled = [round(value * SCALE) for value in box]
+    radius = min(radius * SCALE, (scaled[2] - scaled[0]) // 2, (scaled[3] - scaled[1]) // 2)
+    draw.rounded_rectangle(scaled, radius, fill, outline, width=SCALE if outline else 0)

@@ -1,0 +1,212 @@
+"""Detectors from the command line: photos with a COCO json, one command to train, one to predict."""
+
+import csv
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lambdanets.data import DataWarning, read_image
+from lambdanets.recipes import coco, miniature
+from lambdanets.train.typed import paths
+from object_sets import write_objects
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def small() -> list[str]:
+    """What makes a miniature of the recipe, as a person would type it."""
+    usual, mini = paths(coco()), paths(miniature(coco()))
+    changes = [f"{name}={mini[name]!r}" for name in mini if mini[name] != usual[name]]
+    return [word for change in (*changes, "engine.precision=32") for word in ("--set", change)]
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_objects(tmp_path_factory.mktemp("objects") / "photos", train=4, val=3)
+
+
+@pytest.fixture(scope="module")
+def detector(command: Command, objects: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run, trained by a command in a process of its own."""
+    folder = tmp_path_factory.mktemp("runs") / "detector"
+    done = command("train", "coco", "--data", f"coco:{objects}", "--out", folder, *small())
+    assert done.returncode == 0, done.stderr
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder
+
+
+def test_train_says_what_it_reached_and_what_to_do_next(detector: Path) -> None:
+    shown = (detector / "printed.txt").read_text()
+    assert "epoch 1/2  train" in shown
+    assert "mask AP" in shown
+    assert "4 training and 3 validation images, 2 classes" in shown
+    assert f"lambdanets predict {detector} --samples 20" in shown
+
+
+def test_eval_writes_results_that_others_can_read(inside: Command, detector: Path, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("found", "figures.json", "classes.csv")]
+    words = ["--results", files[0], "--json", files[1], "--per-class", files[2], "--max-detections", 12]
+    done = inside("eval", detector, *words)
+    assert done.returncode == 0, done.stderr
+    assert "AP (IoU 0.50 to 0.95)" in done.stdout
+    assert "AR with 12 detections" in done.stdout
+    figures = json.loads(files[1].read_text())
+    assert figures["images"] == 3
+    assert set(figures) >= {"box_ap", "mask_ap50", "mask_ar12", "classes"}
+    boxes, masks = (json.loads((files[0] / f"{name}.json").read_text()) for name in ("boxes", "masks"))
+    assert len(boxes) == len(masks) > 0
+    assert all(set(entry) == {"image_id", "category_id", "bbox", "score"} for entry in boxes)
+    assert all(
+        entry["category_id"] in (3, 8) and entry["segmentation"]["size"] == [64, 64] for entry in masks
+    )
+    with files[2].open(newline="") as file:
+        assert [row["class"] for row in csv.DictReader(file)] == ["disc", "bar"]
+
+
+def test_eval_on_other_images_takes_all_of_a_single_json(
+    inside: Command, detector: Path, tmp_path: Path
+) -> None:
+    other = write_objects(tmp_path / "other", train=5, val=1, seed=9)
+    file = other / "annotations" / "instances_train.json"
+    done = inside("eval", detector, "--data", f"coco:{file}")
+    assert done.returncode == 0, done.stderr
+    assert "5 images" in done.stdout
+
+
+def test_predict_draws_photos_of_a_folder(
+    command: Command, detector: Path, objects: Path, tmp_path: Path
+) -> None:
+    """Two photos of the same name in two folders, one that is turned by its EXIF tag, one that is none."""
+    for number, place in enumerate(("a", "b")):
+        (tmp_path / place).mkdir()
+        photo = read_image(objects / "val" / "001.png").resize((120, 80 + number))
+        tags = photo.getexif()
+        tags[0x0112] = 6 if number else 1
+        photo.save(tmp_path / place / "photo.jpg", exif=tags)
+    (tmp_path / "a" / "broken.jpg").write_bytes(b"no image")
+    out, file = tmp_path / "drawn", tmp_path / "found.json"
+    words = ["--threshold", 0.0, "--out", out, "--json", file]
+    done = command("predict", detector, tmp_path / "a", tmp_path / "b", *words)
+    assert done.returncode == 0, done.stderr
+    assert "broken.jpg" in done.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["photo-2.png", "photo.png"]
+    with Image.open(out / "photo.png") as wide, Image.open(out / "photo-2.png") as tall:
+        assert wide.width > wide.height
+        assert tall.height > tall.width
+    broken, *seen = json.loads(file.read_text())
+    assert "error" in broken
+    assert [(each["width"], each["height"]) for each in seen] == [(120, 80), (81, 120)]
+    for each in seen:
+        for found in each["objects"]:
+            assert found["class"] in ("disc", "bar")
+            assert found["segmentation"]["size"] == [each["height"], each["width"]]
+
+
+def test_predict_shows_samples_beside_the_truth(inside: Command, detector: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    done = inside("predict", detector, "--samples", 2, "--out", sheet)
+    assert done.returncode == 0, done.stderr
+    with Image.open(sheet) as image:
+        assert min(image.size) > 300
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["predict", "RUN", "--samples", 2, "--top", 3], "--top is for runs of a classifier"),
+        (["predict", "RUN", "x.png", "--out", "x.png"], "--out is the folder of the drawings"),
+        (["predict", "RUN", "--samples", 2, "--json", "x.json"], "eval --results writes all"),
+        (["predict", "RUN", "x.png", "--threshold", 2], "threshold is from 0 to 1"),
+        (["eval", "RUN", "--real", "timm"], "--real is for runs of a classifier"),
+        (["eval", "RUN", "--size", 0], "data.image_size"),
+        (["pseudo-label", "RUN", "--data", "digits", "--out", "x.csv"], "of a run of detection"),
+    ],
+)
+def test_what_does_not_fit_a_detector_is_one_sentence(
+    inside: Command, detector: Path, words: list[object], sentence: str
+) -> None:
+    done = inside(*(detector if word == "RUN" else word for word in words))
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_does_not_fit_a_classifier_is_one_sentence(inside: Command, trained: Path) -> None:
+    for words, option in (
+        (["predict", trained, "--samples", 2, "--threshold", 0.5], "--threshold"),
+        (["eval", trained, "--results", "x"], "--results"),
+    ):
+        done = inside(*words)
+        assert done.returncode == 2
+        assert f"{option} is for runs of a detector" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--set", "model.frozen_stages=2"], "would fix what has not been trained"),
+        (["--model", "vit_tiny_patch16_224"], "vit_tiny_patch16_224"),
+        (["--model", "lambda_resnet51"], "lambda_resnet51"),
+        (["--set", "model.options.widths=3"], "model.options do not fit"),
+        (["--set", "data.scale=2,1"], "data.scale"),
+        (["--set", "validation.threshold=2"], "validation.threshold"),
+        (["--set", "data.crop_pct=0.9"], "data.crop_pct"),
+        (["--data", "folder:photos"], "coco:FOLDER"),
+        (["--set", "model.weights=missing.pt"], "missing.pt"),
+    ],
+)
+def test_a_wrong_setting_is_told_before_the_images_are_read(
+    inside: Command, words: list[object], sentence: str, tmp_path: Path
+) -> None:
+    done = inside("train", "coco", "--data", "coco:nowhere", "--out", tmp_path / "run", *small(), *words)
+    assert done.returncode in (1, 2)
+    assert sentence in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_annotation_is_named(inside: Command, tmp_path: Path) -> None:
+    source = write_objects(tmp_path / "set", train=2, val=1)
+    file = source / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"] = [1, 1, 0, 5]
+    file.write_text(json.dumps(content))
+    words = ["train", "coco", "--data", f"coco:{source}", "--out", tmp_path / "run", *small()]
+    refused = inside(*words, "--set", "data.on_bad_annotation=refuse")
+    assert refused.returncode == 1
+    assert "annotation 1 of 001.png: its box [1, 1, 0, 5] has no area" in refused.stderr
+    with pytest.warns(DataWarning, match="annotation 1 of 001.png"):
+        skipped = inside(*words, "--epochs", 1)
+    assert skipped.returncode == 0, skipped.stderr
+
+
+def test_masks_become_a_json_to_train_on(inside: Command, tmp_path: Path) -> None:
+    root = tmp_path / "cells"
+    for place in ("images", "masks"):
+        (root / place).mkdir(parents=True)
+    for number in range(4):
+        mask = np.zeros((48, 40), np.uint8)
+        mask[5:15, 5:20], mask[30:40, 10:30] = 1, 2
+        Image.fromarray(mask).save(root / "masks" / f"{number}.png")
+        Image.fromarray(mask * 100).convert("RGB").save(root / "images" / f"{number}.png")
+    done = inside("masks-to-coco", root, "--out", root / "all.json", "--classes", "cell")
+    assert done.returncode == 0, done.stderr
+    assert "4 images with 8 objects" in done.stdout
+    assert "data.images" not in done.stdout
+    source = ["--data", f"coco:{root / 'all.json'}", "--set", "data.val_fraction=0.5"]
+    trained = inside("train", "coco", *source, "--out", tmp_path / "run", *small(), "--epochs", 1)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["cell"]
+
+
+def test_list_and_show_know_the_recipe(inside: Command) -> None:
+    listed = inside("list", "coco*")
+    assert "coco" in listed.stdout
+    shown = inside("show", "coco")
+    assert "Table 6" in shown.stdout
+    assert "data.image_size=1024" not in shown.stdout  # the default
+    assert "optimizer.lr=0.32" in shown.stdout
