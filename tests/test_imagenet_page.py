@@ -1,5 +1,6 @@
 """The table of docs/imagenet.md is what the recipes and the model of their cost say."""
 
+import csv
 from pathlib import Path
 
 from lambdanets.recipes import costs, get_recipe
@@ -20,3 +21,19 @@ def test_the_table_of_recipes() -> None:
         settings = [str(row.magnitude), str(row.dropout), f"{row.stochastic_depth:g}"]
         expected.append([row.name, *settings, *published, f"{eight:.0f}", f"{many:.1f}", f"{most:.1f}"])
     assert rows == expected
+
+
+def test_the_cost_of_the_loop() -> None:
+    with (PAGE.parents[1] / "benchmarks/loop/loop.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    text = " ".join(PAGE.read_text().split())
+    shares = {
+        model: [100 * float(row["overhead"]) for row in rows if row["model"] == model]
+        for model in ("lambda_resnet_cifar", "lambda_resnet50")
+    }
+    small = [float(row["added_cpu_ms"]) for row in rows if row["model"] == "lambda_resnet_cifar"]
+    assert f"{min(small):.1f} to {max(small):.1f} ms of processor time for a step" in text
+    for model, batch in (("lambda_resnet_cifar", 128), ("lambda_resnet50", 16)):
+        own = shares[model]
+        assert f"{min(own):.1f} to {max(own):.1f} % of a step of {batch} images" in text
+    assert max(map(max, shares.values())) < 3
