@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lambdanets.data import Splits
 from lambdanets.train import (
@@ -227,6 +228,18 @@ def test_a_checkpoint_of_another_model_is_told(
         f"{last} is a checkpoint of another model than lambda_resnet_digits: they differ in "
     )
     assert str(caught.value).count("\n") == 0
+
+
+def test_a_checkpoint_of_another_version_is_told(
+    tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(tiny, folder, monkeypatch, 2)
+    last = folder / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    content["run_state"]["best_top1"] = 0.5
+    torch.save(content, last)
+    with pytest.raises(RunError, match="another version of lambdanets"):
+        train(run_dir=folder, resume=True)
 
 
 def test_a_run_is_resumed_with_as_many_images(

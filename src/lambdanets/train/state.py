@@ -1,9 +1,11 @@
 """Where a run is: the little that must survive a kill besides weights and optimiser."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
+
+from lambdanets.train.errors import RunError
 
 
 @dataclass(kw_only=True)
@@ -62,5 +64,14 @@ class RunState:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "RunState":
-        """The state that `to_dict` gave."""
+        """The state that `to_dict` gave.
+
+        Raises:
+            RunError: another version of this package gave it, which kept other things.
+        """
+        if plain.keys() != {each.name for each in fields(cls)}:
+            raise RunError(
+                "the checkpoint is of another version of lambdanets, which kept other things of a run: "
+                "continue the run with the version that began it"
+            )
         return cls(**plain)
