@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from safetensors.torch import load_file
 
 from lambdanets.detection import DetectionConfig, evaluate, load_run, predict, predict_samples, train
 from lambdanets.detection.module import DetectionModule
 from lambdanets.recipes import coco, miniature
-from lambdanets.train import RunError, RunResult, override
+from lambdanets.train import NonFiniteLossError, RunError, RunResult, override
 from lambdanets.train.checkpoint import load_checkpoint
 from launching import TORCHRUN, TRAIN, finish, free_port, start
 from object_sets import write_objects
@@ -122,6 +123,18 @@ def test_batches_of_no_objects_at_all_are_trained_on(tiny: DetectionConfig, tmp_
     result = train(config, run_dir=tmp_path / "run")
     assert result.history[0]["train_boxes"] == 0
     assert result.best["val_mask_ap"] == 0
+
+
+def test_a_rate_that_diverges_leaves_what_led_to_it(tiny: DetectionConfig, tmp_path: Path) -> None:
+    wild = ["optimizer.lr=1e25", "optimizer.lr_batch=None", "schedule.warmup_epochs=0", "engine.ema=None"]
+    with pytest.raises(NonFiniteLossError, match="became nan at step 1 "):
+        train(override(tiny, *wild, "engine.save_steps=None"), run_dir=tmp_path / "run")
+    kept = tmp_path / "run" / "nonfinite"
+    batch = load_file(kept / "batch.safetensors")
+    assert batch["0.image"].dtype == torch.uint8
+    assert {name.split(".")[1] for name in batch} >= {"image", "boxes", "labels", "masks"}
+    report = json.loads((kept / "report.json").read_text())
+    assert report["first_nonfinite_output"].startswith("backbone")
 
 
 def test_boxes_alone(tiny: DetectionConfig, tmp_path: Path) -> None:
