@@ -89,7 +89,11 @@ def check(bank: Bank, file: Path, *images: Tensor) -> None:
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_any_number_of_images_of_any_size(suffix: str, tmp_path: Path) -> None:
-    bank = Bank(FREE)
+    # Both formats hold one graph: the slower one gets those that differ most.
+    some = (
+        FREE if suffix == ".onnx" else {name: FREE[name] for name in ("intra_depth", "everywhere", "axial")}
+    )
+    bank = Bank(some)
     examples = [(torch.randn(2, DIM, 6, 5),), (torch.randn(3, DIM, 4, 9),)]
     write(bank, tmp_path / f"bank{suffix}", examples, {0: "batch", 2: "height", 3: "width"})
     check(bank, tmp_path / f"bank{suffix}", torch.randn(1, DIM, 7, 10))
