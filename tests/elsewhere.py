@@ -21,9 +21,11 @@ np.savez(found, **dict(zip(names, values)), **{"facts/" + name: value for name, 
 TORCH = """
 import sys
 sys.modules["lambdanets"] = None  # importing it fails
-import numpy as np, torch
+import zipfile
+import numpy as np, torch, torchvision
 file, given, found = sys.argv[1:]
-facts = {"classes": "", "mean": "", "std": "", "input_size": "", "model": ""}
+with zipfile.ZipFile(file) as archive:
+    facts = {name.rpartition("/extra/")[2]: "" for name in archive.namelist() if "/extra/" in name}
 program = torch.export.load(file, extra_files=facts)
 with torch.no_grad():
     values = program.module()(*(torch.from_numpy(value) for value in np.load(given).values()))

@@ -2,15 +2,22 @@
 
 import csv
 import json
+import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from detectors import pictures
+from elsewhere import run_elsewhere
 from lambdanets.data import DataWarning, read_image
+from lambdanets.detection import load_run
 from lambdanets.recipes import coco, miniature
 from lambdanets.train.typed import paths
 from object_sets import write_objects
@@ -107,6 +114,62 @@ def test_predict_draws_photos_of_a_folder(
             assert found["segmentation"]["size"] == [each["height"], each["width"]]
 
 
+def test_export_writes_a_file_for_any_image(inside: Command, detector: Path, tmp_path: Path) -> None:
+    done = inside("export", detector, "--format", "onnx", "--dynamic-size", "--out", tmp_path / "d.onnx")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    first, second = done.stdout.splitlines()
+    assert first == f"{tmp_path / 'd.onnx'}: image 3xheightxwidth"
+    assert re.fullmatch(
+        r"largest difference from the network: \S+ in \d+ objects \(validation images, .*\)", second
+    )
+    [image] = pictures((70, 90))
+    found = run_elsewhere(tmp_path / "d.onnx", image=image.numpy())
+    network: Any = load_run(detector).model()
+    with torch.no_grad():
+        [truth] = network.regions([image])
+    assert len(truth["scores"]) > 0
+    for name, value in truth.items():
+        np.testing.assert_allclose(found[name], value.numpy(), rtol=0, atol=1e-3)
+    refused = inside("export", detector, "--format", "torch", "--batch-size", 2)
+    assert refused.returncode == 2
+    assert "--batch-size is for runs of a classifier" in refused.stderr
+
+
+def test_drawings_do_not_replace_photos(inside: Command, detector: Path, tmp_path: Path) -> None:
+    photos = write_objects(tmp_path / "set", train=1, val=2) / "val"
+    before = {path.name: path.read_bytes() for path in photos.iterdir()}
+    for given in (photos, photos / "001.png", tmp_path / "set"):
+        done = inside("predict", detector, given, "--out", photos)
+        assert done.returncode == 2
+        assert "holds images to look at" in done.stderr
+    done = inside("predict", detector, photos, "--out", photos / "drawn")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (photos / "drawn").iterdir()) == ["001.png", "002.png"]
+    assert {path.name: path.read_bytes() for path in photos.iterdir() if path.is_file()} == before
+
+
+def test_eval_of_a_json_whose_images_are_elsewhere(
+    inside: Command, detector: Path, objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "all.json"
+    shutil.copy(objects / "annotations" / "instances_val.json", file)
+    alone = inside("eval", detector, "--data", f"coco:{file}")
+    assert alone.returncode == 1
+    done = inside("eval", detector, "--data", f"coco:{file}", "--images", objects / "val")
+    assert done.returncode == 0, done.stderr
+    assert "3 images" in done.stdout
+    link = tmp_path / "link"
+    link.symlink_to(objects)  # the run's own, under another name
+    done = inside("eval", detector, "--data", f"coco:{link}", "--json", tmp_path / "figures.json")
+    assert json.loads((tmp_path / "figures.json").read_text())["images"] == 3
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_RANK", 0), ("TORCHELASTIC_RUN_ID", "x")):
+        monkeypatch.setenv(name, str(value))
+    done = inside("eval", detector)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "start it without torchrun" in done.stderr
+
+
 def test_predict_shows_samples_beside_the_truth(inside: Command, detector: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     done = inside("predict", detector, "--samples", 2, "--out", sheet)
@@ -121,9 +184,12 @@ def test_predict_shows_samples_beside_the_truth(inside: Command, detector: Path,
         (["predict", "RUN", "--samples", 2, "--top", 3], "--top is for runs of a classifier"),
         (["predict", "RUN", "x.png", "--out", "x.png"], "--out is the folder of the drawings"),
         (["predict", "RUN", "--samples", 2, "--json", "x.json"], "eval --results writes all"),
-        (["predict", "RUN", "x.png", "--threshold", 2], "threshold is from 0 to 1"),
+        (["predict", "RUN", "x.png", "--threshold", 2], "--threshold is from 0 to 1; got 2"),
         (["eval", "RUN", "--real", "timm"], "--real is for runs of a classifier"),
         (["eval", "RUN", "--size", 0], "data.image_size"),
+        (["eval", "RUN", "--max-detections", 0], "--max-detections is 11 or more; got 0"),
+        (["eval", "RUN", "--images", "photos"], "--images says where the images of --data are"),
+        (["predict", "RUN", "--samples", 2, "--threshold", 70], "--threshold is from 0 to 1; got 70"),
         (["pseudo-label", "RUN", "--data", "digits", "--out", "x.csv"], "of a run of detection"),
     ],
 )

@@ -54,6 +54,16 @@ def test_an_entry_is_what_was_found() -> None:
     assert tool.decode([runs])[..., 0].tolist() == [[0, 0, 1], [0, 1, 1]]
 
 
+@given(arrays(np.bool_, st.tuples(st.integers(1, 7), st.integers(1, 9))), st.data())
+def test_run_lengths_are_pycocotools(mask: np.ndarray, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, mask.shape[1]))
+    mask[:, :first] = False  # columns at the left in which there is nothing
+    found = detection([0, 0, 1, 1], masks=torch.from_numpy(mask)[None, None])
+    [entry] = to_results([found], [1], [1])
+    expected = tool.encode(np.asfortranarray(mask.astype(np.uint8)))
+    assert entry["segmentation"] == {"size": list(mask.shape), "counts": expected["counts"].decode()}
+
+
 def test_numbers_are_those_of_the_network_in_few_digits() -> None:
     scores = torch.tensor([0.1, 0.99999994, 0.99999988, 1e-7])
     entries = to_results([detection(*torch.rand(4, 4).tolist(), scores=scores.tolist())], [1], [1])

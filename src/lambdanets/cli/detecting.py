@@ -11,7 +11,9 @@ from rich.markup import escape
 
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import FAILURE, UsageError, usage
+from lambdanets.cli.options import place
 from lambdanets.data import CocoConfig
+from lambdanets.detection.run_config import LEAST_DETECTIONS
 
 if TYPE_CHECKING:
     from lambdanets.detection import Detections, Scores
@@ -31,6 +33,7 @@ def evaluate_run(
     run: Path,
     *,
     data: str | None,
+    images: Path | None,
     weights: Literal["best", "last"],
     size: int | None,
     batch_size: int | None,
@@ -44,13 +47,17 @@ def evaluate_run(
     """Measure a run by COCO's figures; the arguments are those of `lambdanets eval`."""
     from lambdanets.detection import evaluate, load_run, write_kinds, write_per_class
 
+    if max_detections is not None and max_detections < LEAST_DETECTIONS:
+        raise UsageError(f"--max-detections is {LEAST_DETECTIONS} or more; got {max_detections}.")
+    if images is not None and data is None:
+        raise UsageError("--images says where the images of --data are; name that with --data coco:PATH.")
     opened = load_run(run)
     changes = {"image_size": size, "batch_size": batch_size, "workers": workers}
     own = opened.config.data
     with usage():
         form = replace(own, **{name: value for name, value in changes.items() if value is not None})
         if data is not None:
-            form = _elsewhere(form, data)
+            form = _elsewhere(form, data, images)
         config = opened.config
         if precision is not None:
             config = replace(config, engine=replace(config.engine, precision=precision))
@@ -75,12 +82,13 @@ def evaluate_run(
     return 0
 
 
-def _elsewhere(config: CocoConfig, source: str) -> CocoConfig:
+def _elsewhere(config: CocoConfig, source: str, images: Path | None) -> CocoConfig:
     """All of a single file, the validation side of a folder; of the run's own, what the run has not seen."""
     other = replace(config, source=source)
-    if other.resolved().source == config.resolved().source:
-        return other
-    return replace(other, images=None, train_split=None, val_split=None, val_fraction=1.0)
+    if place(other.resolved().source) == place(config.resolved().source):
+        return other if images is None else replace(other, images=str(images))
+    folder = None if images is None else str(images)
+    return replace(other, images=folder, train_split=None, val_split=None, val_fraction=1.0)
 
 
 def _print_scores(title: str, scores: "Scores") -> None:
@@ -131,6 +139,8 @@ def predict_run(
     """Find objects with a run and draw them; the arguments are those of `lambdanets predict`."""
     from lambdanets.detection import draw_objects, draw_pairs, load_run, predict, predict_samples
 
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold is from 0 to 1; got {threshold:g}.")
     opened = load_run(run)
     if samples is not None:
         if json is not None:
@@ -146,12 +156,13 @@ def predict_run(
     folder = out or run / "predictions"
     if folder.suffix.lower() == ".png":
         raise UsageError(f"--out is the folder of the drawings, one for each image; got {str(folder)!r}.")
+    photos = _photos(paths, folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = table(image="wrap", objects="right", found="wrap", drawing="wrap")
     entries: list[dict[str, Any]] = []
     unread = 0
     taken: set[str] = set()
-    for each in predict(opened, paths, threshold=threshold, weights=weights):
+    for each in predict(opened, photos, threshold=threshold, weights=weights):
         entries.append(_entry(each, opened.classes))
         if each.image is None:
             unread += 1
@@ -174,6 +185,19 @@ def predict_run(
     if failed:
         stderr().print(f"lambdanets: {unread} of {len(entries)} images could not be read.")
     return FAILURE if failed else 0
+
+
+def _photos(paths: tuple[Path, ...], drawings: Path) -> list[Path]:
+    """The files to look at, none of which a drawing may replace."""
+    from lambdanets.train.prediction import search
+
+    found, folder = list(search(paths)), drawings.resolve()
+    if inside := [path for path in found if path.resolve().parent == folder]:
+        raise UsageError(
+            f"--out {drawings} holds images to look at, such as {inside[0]}, which drawings could replace; "
+            "name a folder of its own."
+        )
+    return found
 
 
 def _free_name(path: Path, taken: set[str]) -> str:

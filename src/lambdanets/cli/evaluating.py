@@ -10,7 +10,7 @@ from tyro import conf
 
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import refuse, shown
+from lambdanets.cli.options import place, refuse, shown
 from lambdanets.data import DataConfig
 from lambdanets.train import load_run
 from lambdanets.train.config import stored_task
@@ -33,6 +33,7 @@ def run(
     what: Annotated[str, conf.Positional, shown("RUN | MODEL")],
     *,
     data: Annotated[str | None, shown("SOURCE", "the run's own validation set")] = None,
+    images: Annotated[Path | None, shown("FOLDER", "beside --data")] = None,
     as_: Annotated[
         Literal["imagenet", "v2", "a", "r", "sketch", "c"] | None,
         conf.arg(
@@ -68,6 +69,7 @@ def run(
         what: The folder of a run, or a model of ImageNet: a name of timm's registry or ours, or hf-hub:NAME.
         data: Other images with the same classes, such as folder:PATH, of a detector coco:PATH; where they
             have no validation side of their own, all of them are measured. A model needs it.
+        images: Where the images of a detector's --data are, when not beside it.
         as_: Which of ImageNet's sets the images are: its validation set, -V2, -A, -R, -Sketch or -C. On -A
             and -R only the classes in the folder are there to choose from.
         real: Measure by ReaL labels too: their real.json, or the copy that timm brings.
@@ -85,6 +87,10 @@ def run(
         json: Write all figures for other programs.
         results: Write what a detector found, in COCO's results format: boxes.json and masks.json.
     """
+    from lambdanets.train.launch import share
+
+    if share()[1] > 1:
+        raise UsageError("eval measures in one process: start it without torchrun or srun.")
     if stored_task(Path(what)) == "detection":
         given = {"--as": as_, "--real": real, "--checkpoint": checkpoint, "--accelerate": accelerate}
         refuse(given | {"--crop": crop, "--csv": csv}, "a classifier", Path(what))
@@ -93,6 +99,7 @@ def run(
         return evaluate_run(
             Path(what),
             data=data,
+            images=images,
             weights=weights,
             size=size,
             batch_size=batch_size,
@@ -103,19 +110,17 @@ def run(
             json=json,
             results=results,
         )
-    refuse({"--max-detections": max_detections, "--results": results}, "a detector", Path(what))
+    given = {"--images": images, "--max-detections": max_detections, "--results": results}
+    refuse(given, "a detector", Path(what))
     if as_ is not None and data is None:
         raise UsageError("--as says what the images of --data are; name them with --data folder:PATH.")
     if real is not None and as_ not in (None, "imagenet"):
         raise UsageError(f"--real has labels for ImageNet's own validation set, not for --as {as_}.")
 
     from lambdanets.train.evaluation import guess_test_set, measure
-    from lambdanets.train.launch import share
     from lambdanets.train.results import check_table
     from lambdanets.train.test_sets import SETS
 
-    if share()[1] > 1:
-        raise UsageError("eval measures in one process: start it without torchrun or srun.")
     if csv is not None:
         check_table(csv)
     subject, elsewhere = _subject(what, data, checkpoint, weights)
@@ -156,7 +161,7 @@ def _subject(
         if data is not None:
             with usage():
                 subject = replace(subject, data=_elsewhere(own, data))
-        return subject, _place(subject.data) != _place(own)
+        return subject, place(subject.data.resolved().source) != place(own.resolved().source)
     if data is None:
         raise UsageError(f"{what} is a model without images of its own; name some with --data folder:PATH.")
     if weights != "best":
@@ -192,14 +197,9 @@ def _write(
 def _elsewhere(config: DataConfig, source: str) -> DataConfig:
     """All of another source; of the run's own, however its path is written, what the run has not seen."""
     other = replace(config, source=source)
-    if _place(other) == _place(config):
+    if place(other.resolved().source) == place(config.resolved().source):
         return other
     return replace(other, val_fraction=1.0)
-
-
-def _place(config: DataConfig) -> tuple[str, Path]:
-    kind, _, root = config.resolved().source.partition(":")
-    return kind, Path(root).resolve()
 
 
 def _print(label: str, evaluation: "Evaluation") -> None:

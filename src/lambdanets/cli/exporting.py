@@ -1,14 +1,17 @@
 """`lambdanets export`: a run or a model as one file, for torch.export or onnxruntime."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.markup import escape
 from tyro import conf
 
 from lambdanets.cli.console import stdout
 from lambdanets.cli.errors import UsageError
-from lambdanets.cli.options import shown
+from lambdanets.cli.options import refuse, shown
+
+if TYPE_CHECKING:
+    from lambdanets.exporting import Exported
 
 
 def run(
@@ -27,8 +30,8 @@ def run(
 ) -> int:
     """Write a run or a model as one file that needs nothing of this package, and compare it with the network.
 
-    The file holds the names of the classes and how images are prepared, and takes any number of images. It
-    appears when it gives what the network gives.
+    The file holds the names of the classes and how images are prepared. That of a classifier takes any number
+    of images, that of a detector one. It appears when it gives what the network gives.
 
     Args:
         what: The folder of a run, or a model: a name of timm's registry or ours, or hf-hub:NAME.
@@ -38,13 +41,25 @@ def run(
         checkpoint: Weights for a model.
         size: Height and width of the images.
         dynamic_size: Take images of any height and width, where the network can; a fixed size is faster.
-        batch_size: Take so many images at once and no others.
+        batch_size: Take so many images at once and no others, of a classifier.
         opset: Version of ONNX's operators.
     """
     from lambdanets.exporting import FORMATS
     from lambdanets.train import export, load_run
+    from lambdanets.train.config import stored_task
     from lambdanets.train.subject import names_run, trained_model
 
+    if names_run(what) and stored_task(Path(what)) == "detection":
+        refuse({"--checkpoint": checkpoint, "--batch-size": batch_size}, "a classifier", Path(what))
+        from lambdanets import detection
+
+        file = out or Path(what) / f"network{FORMATS[format].SUFFIX}"
+        found = detection.export(
+            detection.load_run(what), file, format=format, weights=weights, size=size,
+            dynamic_size=dynamic_size, opset=opset,
+        )  # fmt: skip
+        _say(found, f"{found.difference:.2g} in {found.objects} objects", f"{found.images} images")
+        return 0
     if names_run(what):
         if checkpoint is not None:
             raise UsageError(f"--checkpoint goes with the name of a model; {what} is no such name.")
@@ -58,16 +73,17 @@ def run(
         source, file, format=format, weights=weights, size=size,
         dynamic_size=dynamic_size, batch_size=batch_size, opset=opset,
     )  # fmt: skip
+    _say(made, f"{made.difference:.2g} in outputs up to {made.largest:.2g}", "random images")
+    return 0
+
+
+def _say(made: "Exported", difference: str, images: str) -> None:
+    """Print the file, what it takes, and how far it is from the network."""
     shapes = ", ".join(f"{name} {_axes(axes)}" for name, axes in made.inputs.items())
     tried = ", ".join(" and ".join(map(_axes, each)) for each in made.compared)
     console = stdout()
     console.print(f"{escape(str(made.file))}: {shapes}", soft_wrap=True)
-    console.print(
-        f"largest difference from the network: {made.difference:.2g} in outputs up to {made.largest:.2g} "
-        f"(random images, {tried})",
-        soft_wrap=True,
-    )
-    return 0
+    console.print(f"largest difference from the network: {difference} ({images}, {tried})", soft_wrap=True)
 
 
 def _axes(sizes: tuple[int | str, ...]) -> str:

@@ -30,6 +30,12 @@ def refuse(options: dict[str, Any], what: str, run: Path) -> None:
         raise UsageError(f"{given[0]} is for runs of {what}; {run} is none.")
 
 
+def place(source: str) -> tuple[str, Path]:
+    """Return the kind of a source of images and where it is, however its path is written."""
+    kind, _, root = source.partition(":")
+    return kind, Path(root).resolve()
+
+
 def check_device(device: str) -> None:
     """Raise UsageError where a device is not here, or not one."""
     try:

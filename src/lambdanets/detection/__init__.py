@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lambdanets.detection.drawing import draw_objects as draw_objects
     from lambdanets.detection.evaluation import Evaluation as Evaluation
     from lambdanets.detection.evaluation import evaluate as evaluate
+    from lambdanets.detection.exporting import ExportedDetector as ExportedDetector
+    from lambdanets.detection.exporting import export as export
     from lambdanets.detection.network import Detector as Detector
     from lambdanets.detection.network import create_detector as create_detector
     from lambdanets.detection.pairs import Pair as Pair
@@ -42,6 +44,7 @@ _LAZY = {
     "Detections": "prediction",
     "Detector": "network",
     "Evaluation": "evaluation",
+    "ExportedDetector": "exporting",
     "KindScores": "scores",
     "Pair": "pairs",
     "Scores": "scores",
@@ -50,6 +53,7 @@ _LAZY = {
     "draw_pairs": "pairs",
     "draw_precision_recall": "report",
     "evaluate": "evaluation",
+    "export": "exporting",
     "ground_truth_as_results": "results",
     "load_run": "task",
     "merge": "results",

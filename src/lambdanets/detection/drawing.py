@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lambdanets.train.pages import INK, font
 
+from .results import INSIDE
+
 # Bright and far apart in hue: they stand out from photos, dark fluorescence and purple stains alike.
 COLOURS = (
     *("#ff3b3b", "#19b5fe", "#ffd21f", "#b86bff", "#2ee66b", "#ff8a1f"),
@@ -105,7 +107,7 @@ def _paint(picture: Image.Image, mask: Tensor, colour: str, line: int) -> None:
 
 def _inside(mask: Tensor, size: tuple[int, int]) -> np.ndarray:
     """A mask in the size (width, height) of the drawing, as bool of shape (height, width)."""
-    drawn = (mask.detach().reshape(mask.shape[-2:]) > 0.5).cpu().numpy()
+    drawn = (mask.detach().reshape(mask.shape[-2:]) > INSIDE).cpu().numpy()
     if size == drawn.shape[::-1]:
         return drawn
     tiny = max(drawn.shape) <= TINY

@@ -19,7 +19,7 @@ from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
 from lambdanets.train.state import RunState
 
-from .network import Detector
+from .network import Detector, placed
 from .pairs import draw_pairs, pair, spread
 from .report import draw_precision_recall, write_per_class
 from .results import Entry, merge, to_detections, to_results
@@ -117,10 +117,11 @@ class DetectionModule(Learner):
     def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
         images, targets = batch
         network: Any = self.kept
-        found = network.detect([_plain(image) for image in images], [each["orig_size"] for each in targets])
-        image_ids = [each["image_id"] for each in targets]
-        self.seen += image_ids
-        self.found += to_results(found, image_ids, self._val.category_ids)
+        regions = network.regions([_plain(image) for image in images])
+        for image, target, found in zip(images, targets, regions, strict=True):
+            drawn = placed(found, image.shape[-2:], target["orig_size"])
+            self.seen.append(target["image_id"])
+            self.found += to_results([drawn], [target["image_id"]], self._val.category_ids)
 
     def on_validation_epoch_end(self) -> None:
         self.scores, figures = None, {}
@@ -188,7 +189,7 @@ class DetectionModule(Learner):
             return
         write_kinds(self.results, self.files.found, masks=self.config.data.masks)
         write_per_class(self.scores, self.files.per_class)
-        title = f"{self.config.model.name} on {self.config.data.source}, epoch {self.state.position[0]}"
+        title = f"{self.config.model.name}, epoch {self.state.position[0]}"
         draw_precision_recall(self.scores, self.files.precision_recall, title)
 
     # What is said and drawn

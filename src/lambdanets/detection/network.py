@@ -7,23 +7,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
+from torchvision.models.detection.roi_heads import (
+    RoIHeads,
+    expand_boxes,
+    expand_masks,
+    paste_mask_in_image,
+)
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
 from .backbone import Backbone
 from .config import DetectorConfig
+from .results import INSIDE
 
 Found = dict[str, Tensor]
-INSIDE = 0.5  # a pixel of a higher probability is the object's
 
 
 def create_detector(
@@ -95,16 +101,19 @@ class Detector(GeneralizedRCNN):
                     module.momentum = config.bn_momentum
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Found]:
+    def detect(
+        self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], *, threshold: float = 0.0
+    ) -> list[Found]:
         """Return what is in images, in the pixels of other sizes of them, such as those they are stored in.
 
         Args:
             images: as for a call in evaluation.
             sizes: (height, width) for each.
+            threshold: least score of what is returned.
 
         Returns:
             As a call does, but `masks` are of the sizes asked for, and boolean: a hundred probabilities for
-            each pixel of a photo are gigabytes.
+            each pixel of a photo are gigabytes. `regions` and `placed` do it image by image.
 
         Raises:
             RuntimeError: the detector is in training mode.
@@ -114,15 +123,22 @@ class Detector(GeneralizedRCNN):
             raise RuntimeError("detect() needs evaluation mode: call eval() first")
         if len(sizes) != len(images):
             raise ValueError(f"there must be one size for each of the {len(images)} images, got {len(sizes)}")
+        found = []
+        for each, image, wanted in zip(self.regions(images), images, sizes, strict=True):
+            kept = each["scores"] >= threshold
+            likely = {name: value[kept] for name, value in each.items()}
+            found.append(placed(likely, image.shape[-2:], wanted))
+        return found
+
+    def regions(self, images: Sequence[Tensor]) -> list[Found]:
+        """Return what is in images as a call in evaluation does, but masks as the mask head gives them.
+
+        They are probabilities of shape (n, 1, 28, 28), spread over the boxes.
+        """
         batch, _ = self.transform(list(images))
         features = self.backbone(batch.tensors)
         proposals, _ = self.rpn(batch, features)
-        detections, _ = self.roi_heads(features, proposals, batch.image_sizes)
-        for found, size, wanted in zip(detections, batch.image_sizes, sizes, strict=True):
-            found["boxes"] = resize_boxes(found["boxes"], list(size), list(wanted))
-            if "masks" in found:
-                found["masks"] = _pasted(found["masks"], found["boxes"], wanted)
-        return detections
+        return self.roi_heads(features, proposals, batch.image_sizes)[0]
 
     def compile(self, **options: Any) -> None:
         """Compile the backbone in place: in what follows, sizes are other ones with every image."""
@@ -143,13 +159,54 @@ class Detector(GeneralizedRCNN):
 
 
 class _ToBatch(GeneralizedRCNNTransform):
-    """Normalises and pads; torchvision's own resizes too, in evaluation even where it is told not to."""
+    """Normalises and pads; torchvision's own resizes too, in evaluation even where it is told not to.
+
+    Sizes are whole and positive numbers throughout, which a graph can follow: torchvision's pass through
+    floats, and ONNX divides towards zero.
+    """
 
     def normalize(self, image: Tensor) -> Tensor:
         return super().normalize(image / 255 if image.dtype == torch.uint8 else image)
 
     def resize(self, image: Tensor, target: Found | None = None) -> tuple[Tensor, Found | None]:
         return image, target
+
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        step = size_divisible
+        height, width = (
+            (max(image.shape[axis] for image in images) + step - 1) // step * step for axis in (1, 2)
+        )
+        return torch.stack(
+            [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+        )
+
+
+class RegionPool(MultiScaleRoIAlign):
+    """Pools regions from the map that fits their size, as torchvision's `MultiScaleRoIAlign` does.
+
+    That one infers the scale of the maps from the first batch, and keeps it for good: a wrong one where that
+    batch was padded much. And it cannot be traced where the number of regions depends on the image.
+
+    Args:
+        reductions: side of the image over that of each map.
+        size: side of what is pooled.
+    """
+
+    def __init__(self, reductions: Sequence[int], size: int) -> None:
+        super().__init__([str(level) for level in range(len(reductions))], size, sampling_ratio=2)
+        self.scales = [1 / step for step in reductions]
+        self.map_levels = initLevelMapper(reductions[0].bit_length() - 1, reductions[-1].bit_length() - 1)
+
+    def forward(self, x: Found, boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """Return what is pooled, of shape (regions of all images, channels, size, size)."""
+        maps = [x[name] for name in self.featmap_names]
+        rois = torch.cat([F.pad(each, (1, 0), value=float(image)) for image, each in enumerate(boxes)])
+        levels = self.map_levels(boxes)
+        pooled = maps[0].new_zeros(rois.shape[0], maps[0].shape[1], *self.output_size)
+        for level, (features, scale) in enumerate(zip(maps, self.scales, strict=True)):
+            own = torch.where(levels == level)[0]
+            pooled[own] = roi_align(features, rois[own], self.output_size, scale, self.sampling_ratio)
+        return pooled
 
 
 def _proposing(config: DetectorConfig) -> RegionProposalNetwork:
@@ -169,18 +226,17 @@ def _proposing(config: DetectorConfig) -> RegionProposalNetwork:
 
 
 def _heads(config: DetectorConfig, num_classes: int, *, masks: bool) -> RoIHeads:
-    box_pool = _pool(config, 7)
     mask: dict[str, nn.Module] = {}
     if masks:
         layers = (config.mask_dim,) * config.mask_convs
         norm = nn.BatchNorm2d if config.head_norm else None
         mask = {
-            "mask_roi_pool": _pool(config, 14),
+            "mask_roi_pool": RegionPool(config.reductions, 14),
             "mask_head": MaskRCNNHeads(config.fpn_channels, layers, 1, norm_layer=norm),
             "mask_predictor": MaskRCNNPredictor(config.mask_dim, config.mask_dim, num_classes + 1),
         }
     return RoIHeads(
-        box_pool,
+        RegionPool(config.reductions, 7),
         _box_head(config, config.fpn_channels * 7 * 7),
         FastRCNNPredictor(config.box_dim, num_classes + 1),
         config.box_fg_iou_thresh,
@@ -193,19 +249,6 @@ def _heads(config: DetectorConfig, num_classes: int, *, masks: bool) -> RoIHeads
         config.box_detections_per_img,
         **mask,
     )
-
-
-def _pool(config: DetectorConfig, size: int) -> MultiScaleRoIAlign:
-    """Pools regions from the map that fits their size.
-
-    Left alone, it infers the scale of the maps from the first batch, and keeps it for good: a wrong one where
-    that batch was padded much.
-    """
-    steps = config.reductions
-    pool = MultiScaleRoIAlign([str(level) for level in range(len(steps))], size, sampling_ratio=2)
-    pool.scales = [1 / step for step in steps]
-    pool.map_levels = initLevelMapper(steps[0].bit_length() - 1, steps[-1].bit_length() - 1)
-    return pool
 
 
 def _box_head(config: DetectorConfig, dim: int) -> nn.Sequential:
@@ -229,10 +272,31 @@ def _in_float32(module: nn.Module, args: Any, output: Any) -> Any:
     return type(output)(_in_float32(module, args, each) for each in output)
 
 
+def placed(found: Found, size: Sequence[int], wanted: tuple[int, int]) -> Found:
+    """Return regions of an image in the pixels of another size of it, with masks drawn there.
+
+    Args:
+        found: of an image, as from `Detector.regions`.
+        size: its (height, width).
+        wanted: the other (height, width).
+
+    Returns:
+        The same, and `masks`, where there are such, boolean of shape (n, 1, *wanted).
+    """
+    moved = found | {"boxes": resize_boxes(found["boxes"], list(size), list(wanted))}
+    if "masks" in found:
+        moved["masks"] = _pasted(found["masks"], moved["boxes"], wanted)
+    return moved
+
+
 def _pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks in their place in an image, one after the other: probabilities of all take four times as much."""
+    """As torchvision's `paste_masks_in_image`, but each is drawn in its own place alone."""
     pasted = masks.new_zeros((len(masks), 1, *size), dtype=torch.bool)
-    for number in range(len(masks)):
-        own = slice(number, number + 1)
-        pasted[own] = paste_masks_in_image(masks[own], boxes[own], size) > INSIDE
+    masks, scale = expand_masks(masks, padding=1)
+    for number, box in enumerate(expand_boxes(boxes, scale).to(torch.int64).tolist()):
+        left, top = max(box[0], 0), max(box[1], 0)
+        window = pasted[number, 0, top : max(box[3] + 1, 0), left : max(box[2] + 1, 0)]
+        if window.numel():
+            place = torch.tensor(box) - torch.tensor([left, top, left, top])
+            window.copy_(paste_mask_in_image(masks[number, 0], place, *window.shape) > INSIDE)
     return pasted

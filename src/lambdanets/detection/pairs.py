@@ -99,7 +99,6 @@ def draw_pairs(
     names: Sequence[str],
     threshold: float = 0.5,
     per_page: int = 8,
-    max_pages: int = 4,
 ) -> list[Path]:
     """Draw images on one or more PNG pages, each with its objects on the left and those found on the right.
 
@@ -112,7 +111,6 @@ def draw_pairs(
         names: of the classes, in the order of the labels.
         threshold: objects found with a lower score are not drawn.
         per_page: most images on one page.
-        max_pages: pages after which drawing stops, and no more rows are taken.
 
     Returns:
         The files written; none when there are no rows.
@@ -121,11 +119,11 @@ def draw_pairs(
         ValueError: the path does not end in .png.
     """
     first = page_path(path)
-    return write_pages(_pages(islice(rows, per_page * max_pages), title, names, threshold, per_page), first)
+    return write_pages(_pages(rows, title, names, threshold, per_page), first)
 
 
 def _pages(
-    rows: Iterator[Pair], title: str, names: Sequence[str], threshold: float, per_page: int
+    rows: Iterable[Pair], title: str, names: Sequence[str], threshold: float, per_page: int
 ) -> Iterator[Image.Image]:
     fonts = page_fonts()
     cards = (_drawn(row, names, threshold) for row in rows)

@@ -22,7 +22,7 @@ from lambdanets.train.prediction import ready, reason, search
 from .pairs import Pair, pair, spread
 from .run_config import DetectionConfig
 
-Finder = Callable[[Tensor], dict[str, Tensor]]
+Finder = Callable[..., dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +86,8 @@ def _predicted(find: Finder, paths: Iterable[Path], threshold: float) -> Iterato
         except (DataError, OSError) as error:
             yield Detections(path=str(path), error=reason(error, path))
             continue
-        found = find(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
-        kept = found["scores"] >= threshold
-        yield Detections(
-            path=str(path), image=picture, found={name: value[kept] for name, value in found.items()}
-        )
+        found = find(torch.from_numpy(np.array(picture)).permute(2, 0, 1), threshold=threshold)
+        yield Detections(path=str(path), image=picture, found=found)
 
 
 def _finder(run: Run[DetectionConfig], weights: Literal["best", "last"]) -> Finder:
@@ -100,11 +97,11 @@ def _finder(run: Run[DetectionConfig], weights: Literal["best", "last"]) -> Find
     resize = eval_transform_coco(run.config.data)
     half = run.config.engine.precision == "bf16-mixed"
 
-    def find(image: Tensor) -> dict[str, Tensor]:
+    def find(image: Tensor, *, threshold: float = 0.0) -> dict[str, Tensor]:
         resized = resize(tv_tensors.Image(image)).as_subclass(Tensor).to(device)
         height, width = image.shape[-2:]
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            [found] = detector.detect([resized], [(height, width)])
+            [found] = detector.detect([resized], [(height, width)], threshold=threshold)
         return {name: value.cpu() for name, value in found.items()}
 
     return find

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lambdanets.data.coco_masks import coco_tool, raster, run_lengths
+from lambdanets.data.coco_masks import raster, run_lengths
 
 Entry = dict[str, Any]
 INSIDE = 0.5  # a pixel with more than this belongs to the object, as in torchvision's reference
@@ -81,10 +81,28 @@ def _shortest(value: np.float32) -> float:
 
 
 def _encoded(masks: Tensor) -> list[Entry]:
-    drawn = (masks.detach()[:, 0] > INSIDE).byte().cpu().numpy()
-    if not len(drawn):
-        return []
-    return [_as_text(runs) for runs in coco_tool().encode(np.asfortranarray(drawn.transpose(1, 2, 0)))]
+    return [
+        _as_runs((mask if mask.dtype == torch.bool else mask > INSIDE).cpu().numpy())
+        for mask in masks.detach()[:, 0]
+    ]
+
+
+def _as_runs(inside: np.ndarray) -> Entry:
+    """A mask of shape (height, width) as run lengths in text; columns without it are not looked through."""
+    height, width = inside.shape
+    columns = np.flatnonzero(inside.any(axis=0))
+    counts = [height * width]
+    if len(columns):
+        first, last = int(columns[0]), int(columns[-1]) + 1
+        line = np.ascontiguousarray(inside[:, first:last].T).ravel()
+        ends = np.flatnonzero(line[1:] != line[:-1]) + 1
+        counts = np.diff(ends, prepend=0, append=len(line)).tolist()
+        counts = [0, *counts] if line[0] else counts
+        counts[0] += first * height
+        if last < width or not line[-1]:
+            rest = (width - last) * height
+            counts = [*counts, rest] if line[-1] else [*counts[:-1], counts[-1] + rest]
+    return _as_text(run_lengths({"size": [height, width], "counts": counts}, height, width))
 
 
 def _as_text(runs: Entry) -> Entry:

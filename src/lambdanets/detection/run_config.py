@@ -15,6 +15,8 @@ from .config import DetectorConfig
 if TYPE_CHECKING:
     from .network import Detector
 
+LEAST_DETECTIONS = 11  # recall is told for 1, for 10 and for as many as count
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
@@ -33,7 +35,7 @@ class ValidationConfig:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, least in (("max_detections", 11), ("sheet", 0)):
+        for name, least in (("max_detections", LEAST_DETECTIONS), ("sheet", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"validation.{name} is {least} or more; got {getattr(self, name)}")
         if not 0 <= self.threshold <= 1:

@@ -23,6 +23,9 @@ TOLERANCE = 1e-4
 differ by about 1e-6 in float32, a wrong border or a wrong entry of a table by 1e-3 and more."""
 
 
+Compare = Callable[[Sequence[str], Sequence[Tensor], Sequence[Tensor]], tuple[float, float]]
+
+
 class Format(Protocol):
     """What a format of files knows."""
 
@@ -70,6 +73,7 @@ def export_network(
     outputs: Sequence[str],
     facts: Mapping[str, str] | None = None,
     opset: int | None = None,
+    compare: Compare | None = None,
 ) -> Exported:
     """Write a network as one file that needs nothing of this package, and compare what it gives.
 
@@ -85,6 +89,8 @@ def export_network(
         outputs: The name of each output, in the order in which nested outputs are flattened.
         facts: What whoever runs the file has to know, by name; kept as extra files or as metadata.
         opset: Version of ONNX's operators; None leaves it to PyTorch.
+        compare: How outputs are held against those of the network, as `compare_outputs` does, which it is
+            unless said; for outputs whose sizes or order hang on rounding.
 
     Returns:
         What was written, and the largest difference.
@@ -115,7 +121,7 @@ def export_network(
             form.write(program, unfinished, interface, opset)
             run = form.load(unfinished, interface)
         found = [_outputs(run, example) for example in examples]
-        difference, largest = _compare(found, expected, interface.outputs)
+        apart = [(compare or compare_outputs)(outputs, *each) for each in zip(found, expected, strict=True)]
         os.replace(unfinished, file)
     return Exported(
         file=file,
@@ -124,8 +130,8 @@ def export_network(
             for (name, axes), x in zip(inputs.items(), examples[0], strict=True)
         },
         compared=tuple(tuple(tuple(x.shape) for x in example) for example in examples),
-        difference=difference,
-        largest=largest,
+        difference=max(difference for difference, _ in apart),
+        largest=max(largest for _, largest in apart),
     )
 
 
@@ -168,26 +174,25 @@ def _telling(what: str) -> Iterator[None]:
         raise ExportError(f"{what}: {reason}") from error
 
 
-def _compare(
-    found: Sequence[list[Tensor]], expected: Sequence[list[Tensor]], names: Sequence[str]
+def compare_outputs(
+    names: Sequence[str], found: Sequence[Tensor], expected: Sequence[Tensor]
 ) -> tuple[float, float]:
-    """The largest difference and the largest expected output.
+    """Return the largest difference of the outputs of a file from a network's, and the network's largest.
 
     Raises:
         ExportError: Outputs are of other shapes, or further apart than rounding is.
     """
+    shapes = [[tuple(y.shape) for y in outputs] for outputs in (found, expected)]
+    if shapes[0] != shapes[1]:
+        raise ExportError(f"the file gives outputs of shapes {shapes[0]}, the network {shapes[1]}")
     difference = largest = 0.0
-    for some, others in zip(found, expected, strict=True):
-        shapes = [[tuple(y.shape) for y in outputs] for outputs in (some, others)]
-        if shapes[0] != shapes[1]:
-            raise ExportError(f"the file gives outputs of shapes {shapes[0]}, the network {shapes[1]}")
-        for name, y, truth in zip(names, some, others, strict=True):
-            apart = (y.double() - truth.double()).abs().max().item()
-            scale = truth.double().abs().max().item()
-            if not apart <= TOLERANCE * scale:  # NaN is no agreement
-                raise ExportError(
-                    f"the file gives other {name} than the network: they differ by up to {apart:.2g} "
-                    f"where the largest is {scale:.2g}; nothing was written"
-                )
-            difference, largest = max(difference, apart), max(largest, scale)
+    for name, y, truth in zip(names, found, expected, strict=True):
+        apart = (y.double() - truth.double()).abs().max().item()
+        scale = truth.double().abs().max().item()
+        if not apart <= TOLERANCE * scale:  # NaN is no agreement
+            raise ExportError(
+                f"the file gives other {name} than the network: they differ by up to {apart:.2g} "
+                f"where the largest is {scale:.2g}; nothing was written"
+            )
+        difference, largest = max(difference, apart), max(largest, scale)
     return difference, largest
