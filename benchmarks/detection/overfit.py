@@ -52,8 +52,8 @@ SETTINGS = {
 }
 
 
-def subset(data: Path, target: Path) -> int:
-    """Write the annotations of the 16 images as both sides of a folder; the number of objects."""
+def subset(data: Path, target: Path) -> tuple[int, list[str]]:
+    """Write the annotations of the 16 images as both sides of a folder; the number of objects, and the files."""
     content = json.loads((data / "annotations" / "instances_train2017.json").read_text())
     own: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
     for entry in content["annotations"]:
@@ -67,7 +67,7 @@ def subset(data: Path, target: Path) -> int:
     (target / "annotations").mkdir(parents=True, exist_ok=True)
     for side in ("train", "val"):
         (target / "annotations" / f"instances_{side}.json").write_text(json.dumps(few))
-    return len(few["annotations"])
+    return len(few["annotations"]), [image["file_name"] for image in few["images"]]
 
 
 def forms(entries: list[dict]) -> set[str]:
@@ -91,9 +91,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     words = parser.parse_args()
     source, run = words.folder / "sixteen", words.folder / "run"
-    objects = subset(words.data, source)
+    objects, names = subset(words.data, source)
+    images = words.data if "/" in names[0] else words.data / "train2017"  # COCO's own names are bare
     settings = SETTINGS | {
-        "data.images": words.data / "train2017",
+        "data.images": images,
         "engine.epochs": words.epochs,
         "engine.threads": words.threads,
         "engine.validate_every": 25,
@@ -108,9 +109,9 @@ def main() -> None:
     subprocess.run(command, check=True)
     with (run / "metrics.csv").open(newline="") as file:
         history = list(csv.DictReader(file))
-    names = ["epoch", "step", "train_loss", *(name for name in history[0] if name.startswith("val_"))]
+    columns = ["epoch", "step", "train_loss", *(name for name in history[0] if name.startswith("val_"))]
     with (HERE / "overfit.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n", extrasaction="ignore")
+        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(row for row in history if row["val_mask_ap"])
     provenance = {
