@@ -53,7 +53,7 @@ SETTINGS = {
 
 
 def subset(data: Path, target: Path) -> tuple[int, list[str]]:
-    """Write the annotations of the 16 images as both sides of a folder; the number of objects, and the files."""
+    """Write the annotations of the 16 images as both sides of a folder; how many objects, and the files."""
     content = json.loads((data / "annotations" / "instances_train2017.json").read_text())
     own: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
     for entry in content["annotations"]:
