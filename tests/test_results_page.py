@@ -14,12 +14,15 @@ from lambdanets.study import read, summary_table
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs/results.md", ROOT / "README.md"
 STUDY, MODELS = ROOT / "benchmarks/study", ROOT / "benchmarks/models"
+MEASURED = ("box_ap", "box_ap50", "mask_ap", "mask_ap50")
 BASE = {"1": "1.00x"}  # the row or column that the others are divided by
 
 
 def plain(cell: str) -> str:
     """A cell without emphasis, links and typographic minus signs."""
-    return re.sub(r"\s*\(.*\)$", "", cell.replace("*", "").replace("\N{MINUS SIGN}", "-").strip())
+    return re.sub(
+        r"\s*\(.*\)$", "", cell.replace("*", "").replace("`", "").replace("\N{MINUS SIGN}", "-").strip()
+    )
 
 
 def rows_with(path: Path, heading: str) -> list[list[str]]:
@@ -111,6 +114,24 @@ def test_accuracies_of_the_noisy_student_are_those_of_its_rows() -> None:
         for part in ("pseudo_right", "all_right")
     )
     assert f"although {kept} % of the labels that it keeps are right (of all, {every} %)" in text
+
+
+def test_precisions_are_those_of_the_detectors() -> None:
+    with (ROOT / "benchmarks/detection/nuclei.csv").open(newline="") as file:
+        best = {row["model"]: row for row in csv.DictReader(file)}
+    guide = ROOT / "docs/detection.md"
+    for page, heading, names in (
+        (PAGE, "| mask AP, small |", (*MEASURED, "mask_ap_small", "mask_ap_medium")),
+        (guide, "| images/s of a core |", MEASURED),
+    ):
+        for name, second, *cells in rows_with(page, heading):
+            row = best.pop(name) if page is guide else best[name]
+            assert cells[: len(names)] == [f"{100 * float(row[f'val_{figure}']):.1f}" for figure in names]
+            if page is guide:
+                assert cells[-1] == f"{float(row['images_per_cpu_second']):.1f}"
+            else:
+                assert second == row["epoch"]
+    assert not best
 
 
 def test_ratios_are_those_of_table_4() -> None:

@@ -4,7 +4,7 @@ DATA is a folder with annotations/instances_train.json and instances_val.json. E
 the recipe `nuclei`, with the same seed and as many steps, by the command that a person would type. What is
 finished in FOLDER is not done again, what was cut off goes on; so several may run side by side, each with its
 own --models and --no-collect. At the end nuclei.csv (the best epochs), curves.csv and nuclei.json are written
-here, with the sheet of drawn predictions and the precision-recall curves of each.
+here, with a figure of the curves, and the sheet of drawn predictions and the precision-recall curves of each.
 """
 
 import argparse
@@ -18,11 +18,21 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import matplotlib
+from PIL import Image
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from collect import processor  # noqa: E402
 
 MODELS = ("lambda_resnet_mini", "resnet_mini_conv")
+LOOKS = (
+    ("lambda_resnet_mini", "lambda layers", "#5b4fa8"),
+    ("resnet_mini_conv", "3x3 convolutions", "#d98324"),
+)
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "lambdanets")
 
 
@@ -51,20 +61,22 @@ def collect(folder: Path, models: list[str], commit: str) -> None:
         configs[model] = config
         top = max((row for row in history if row["val_mask_ap"]), key=lambda row: float(row["val_mask_ap"]))
         minutes = round(sum(float(row["seconds"]) for row in history) / 60, 1)
-        figures = {name: value for name, value in top.items() if name.startswith("val_")}
+        figures = {name: value for name, value in top.items() if name.startswith("val_") and value}
         pace = history[-1]["images_per_cpu_second"]
         best.append(
             {"model": model, "epoch": top["epoch"], "minutes": minutes, "images_per_cpu_second": pace}
             | figures
         )
         curves += [{"model": model} | row for row in history]
-        for name in ("sheet", "precision_recall", "curves"):
-            shutil.copy(run / f"{name}.png", HERE / f"{model}-{name}.png")
+        shutil.copy(run / "precision_recall.png", HERE / f"{model}-precision_recall.png")
+        with Image.open(run / "sheet.png") as sheet:
+            sheet.convert("RGB").save(HERE / f"{model}-sheet.jpg", quality=88)
     for name, rows in (("nuclei", best), ("curves", curves)):
         with (HERE / f"{name}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+    draw(curves)
     provenance = {
         "date": date.today().isoformat(),
         "commit": commit,
@@ -74,6 +86,24 @@ def collect(folder: Path, models: list[str], commit: str) -> None:
         "configs": configs,
     }
     (HERE / "nuclei.json").write_text(json.dumps(provenance, indent=1) + "\n")
+
+
+def draw(curves: list[dict[str, str]]) -> None:
+    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for model, label, colour in LOOKS:
+        rows = [row for row in curves if row["model"] == model]
+        epochs, losses = zip(*((int(row["epoch"]), float(row["train_loss"])) for row in rows), strict=True)
+        right.plot(epochs, losses, color=colour, label=label)
+        rows = [row for row in rows if row["val_mask_ap"]]
+        epochs = [int(row["epoch"]) for row in rows]
+        for figure_of, line in (("val_mask_ap", "-"), ("val_mask_ap50", ":")):
+            values = [100 * float(row[figure_of]) for row in rows]
+            left.plot(epochs, values, line, marker="o", markersize=3, color=colour)
+    left.set(ylim=(0, 100), xlabel="epoch", ylabel="mask AP50 (dotted) and AP (%)")
+    right.set(ylim=(0, None), xlabel="epoch", ylabel="training loss")
+    right.legend(frameon=False)
+    figure.savefig(HERE / "curves.png", dpi=150)
 
 
 def main() -> None:

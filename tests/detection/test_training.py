@@ -19,6 +19,7 @@ from lambdanets.detection.module import DetectionModule
 from lambdanets.recipes import coco, miniature
 from lambdanets.train import NonFiniteLossError, RunError, RunResult, override
 from lambdanets.train.checkpoint import load_checkpoint
+from lambdanets.train.state import RunState
 from launching import TORCHRUN, TRAIN, finish, free_port, start
 from object_sets import write_objects
 from runs import assert_same_end
@@ -85,6 +86,12 @@ def test_the_table_holds_what_pycocotools_says_of_the_results(finished: RunResul
         for place, figure in enumerate(FIGURES):
             # What is undefined is -1 there and missing here.
             assert finished.best.get(f"val_{name}_{figure}", -1.0) == judge.stats[place]
+
+
+def test_the_table_has_the_recall_of_as_many_as_count(tiny: DetectionConfig) -> None:
+    config = override(tiny, "validation.max_detections=300")
+    module = DetectionModule(config.network(2), config, classes=("disc", "bar"), state=RunState())
+    assert {name for name in module.columns if "_ar" in name} == {"val_mask_ar300", "val_box_ar300"}
 
 
 def test_evaluation_gives_what_training_measured(finished: RunResult) -> None:

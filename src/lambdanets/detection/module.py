@@ -34,7 +34,7 @@ LOSSES = {  # torchvision's names, and the columns'
     "loss_box_reg": "boxes",
     "loss_mask": "masks",
 }
-KEPT = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")  # of COCO's figures, in the table
+KEPT = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # of COCO's figures, in the table
 
 
 class DetectionModule(Learner):
@@ -58,7 +58,8 @@ class DetectionModule(Learner):
             loss: name for loss, name in LOSSES.items() if config.data.masks or name != "masks"
         }
         self.measured = ("loss", *self.losses_shown.values())
-        self.columns = tuple(f"val_{kind}_{figure}" for kind in self.kinds for figure in KEPT)
+        kept = (*KEPT, f"ar{config.validation.max_detections}")
+        self.columns = tuple(f"val_{kind}_{figure}" for kind in self.kinds for figure in kept)
         self.crown = f"val_{self.kinds[0]}_ap"
         self.val_set: CocoSet | None = None
         self.seen: list[int] = []  # images of this validation, by this process

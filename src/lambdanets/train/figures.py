@@ -60,7 +60,9 @@ def draw_curves(
     for place, (axes, panel) in enumerate(zip(shown, panels, strict=True)):
         if not place or panel.curves.keys() != panels[place - 1].curves.keys():
             corner = "upper left" if panel.best else "upper right"  # what is best at its highest rises
-            axes.legend(frameon=False, loc=corner, labelcolor="linecolor")
+            axes.legend(
+                frameon=False, loc="best" if len(panel.curves) > 2 else corner, labelcolor="linecolor"
+            )
     for axes, name in zip((*shown, rate), (*(panel.name for panel in panels), "learning rate"), strict=True):
         plain_axes(axes, name)
         axes.set_xlabel("epoch")
