@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,21 @@ def coco_tool() -> Any:
     return mask
 
 
+@dataclass(frozen=True)
+class Masks:
+    """The masks of an image, not drawn yet: as they are written in a json.
+
+    Args:
+        segmentations: of any form, without fault.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+    """
+
+    segmentations: Sequence[Segmentation]
+    height: int
+    width: int
+
+
 def raster(segmentations: Sequence[Segmentation], height: int, width: int) -> np.ndarray:
     """Return masks as pycocotools draws them.
 
@@ -40,10 +56,64 @@ def raster(segmentations: Sequence[Segmentation], height: int, width: int) -> np
     Returns:
         uint8 of shape (n, height, width), 1 inside.
     """
-    if not segmentations:
-        return np.zeros((0, height, width), np.uint8)
-    runs = [run_lengths(each, height, width) for each in segmentations]
-    return np.ascontiguousarray(coco_tool().decode(runs).transpose(2, 0, 1))
+    drawn = np.zeros((len(segmentations), height, width), np.uint8)
+    for own, segmentation in zip(drawn, segmentations, strict=True):
+        top, left, part = sampled(segmentation, height, width, np.arange(height), np.arange(width))
+        own[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return drawn
+
+
+def sampled(
+    segmentation: Segmentation, height: int, width: int, rows: np.ndarray, columns: np.ndarray
+) -> tuple[int, int, np.ndarray]:
+    """Return a mask at some rows and columns of its image; only what is in their reach is drawn.
+
+    Args:
+        segmentation: of any form, without fault.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        rows: ascending, of shape (h,); one may occur several times.
+        columns: the same, of shape (w,).
+
+    Returns:
+        The first of `rows` and the first of `columns` at which the mask is, and uint8 from there on to the
+        last ones, 1 inside; of shape (0, 0) where the mask is at none of them.
+    """
+    nothing = 0, 0, np.zeros((0, 0), np.uint8)
+    edges = np.cumsum(_runs(segmentation, height, width))
+    edges = edges[: len(edges) // 2 * 2].reshape(-1, 2)  # where each run of the mask begins and ends
+    edges = edges[edges[:, 0] < edges[:, 1]]
+    if not len(edges):
+        return nothing
+    left, right = np.searchsorted(columns, [edges[0, 0] // height, (edges[-1, 1] - 1) // height + 1])
+    if left == right:
+        return nothing
+    columns = columns[left:right]
+    first, last = columns[0] * height, (columns[-1] + 1) * height
+    lengths = np.diff(edges.clip(first, last).ravel(), prepend=first, append=last)
+    strip = np.repeat(np.arange(len(lengths)).astype(np.uint8) & 1, lengths).reshape(-1, height)
+    held = np.flatnonzero(strip.any(0)[rows])
+    if not len(held):
+        return nothing
+    top, rows = int(held[0]), rows[held[0] : held[-1] + 1]
+    low, high = rows[0], rows[-1] + 1
+    part = np.ascontiguousarray(strip[:, low:high].T)
+    if part.shape != (len(rows), len(columns)):
+        part = part.take(columns - columns[0], axis=1).take(rows - low, axis=0)
+        within = [np.flatnonzero(part.any(axis)) for axis in (1, 0)]
+        if not len(within[0]):
+            return nothing
+        (y, x), (bottom, right) = (tuple(int(each[end]) for each in within) for end in (0, -1))
+        top, left, part = top + y, left + x, part[y : bottom + 1, x : right + 1]
+    return top, int(left), part
+
+
+def _runs(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
+    """Run lengths, of background and mask in turn, of any form of a mask."""
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+        return np.array(segmentation["counts"], np.int64)
+    counts = run_lengths(segmentation, height, width)["counts"]
+    return read_counts(counts if isinstance(counts, str) else counts.decode())
 
 
 def run_lengths(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from .coco_config import COCO_SOURCES, CocoConfig
 from .coco_json import CocoFile, read_coco
 from .coco_masks import coco_tool
 from .coco_set import CocoSet
-from .coco_transforms import eval_transform_coco, train_transform
+from .coco_transforms import Vary, eval_transform_coco
 from .errors import DataError, DataWarning, listing
 from .folder import existing, stratum
 from .progress import MANY, Progress, progress_bar
@@ -178,7 +178,7 @@ def _set(config: CocoConfig, file: CocoFile, checked: Checked, *, train: bool) -
         images,
         checked.annotations,
         file.categories,
-        train_transform(config) if train else eval_transform_coco(config),
+        Vary(config) if train else eval_transform_coco(config),
         train=train,
         masks=config.masks,
         skipped=(*checked.bad_images, *checked.bad_annotations),
