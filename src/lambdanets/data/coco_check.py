@@ -135,7 +135,7 @@ def _annotation_fault(
     if fault is None and "area" in entry and not (_are_numbers([entry["area"]]) and entry["area"] >= 0):
         fault = f"its area is {entry['area']!r}"
     if fault is None and masks:
-        fault = segmentation_fault(entry.get("segmentation"), height, width)
+        fault = segmentation_fault(entry.get("segmentation"), height, width, entry["bbox"])
     return fault
 
 

@@ -128,13 +128,12 @@ class Vary(nn.Module):
 
     def draw(self, size: Size) -> tuple[View, bool]:
         """Return what is shown of an image of a size, and whether it is flipped."""
-        config = self.config
-        least, most = config.scale
+        side, (least, most) = self.config.image_size, self.config.scale
         scale = least + torch.rand(()).item() * (most - least)
-        scaled = _to_side(*size, scale * config.image_size)
-        window = (config.image_size,) * 2 if config.crop else scaled
-        corner = tuple(map(_begin, scaled, window))
-        return View(scaled, (corner[0], corner[1]), window), torch.rand(()).item() < config.flip
+        scaled = _to_side(*size, scale * side)
+        window = (side, side) if self.config.crop else scaled
+        corner = _begin(scaled[0], window[0]), _begin(scaled[1], window[1])
+        return View(scaled, corner, window), torch.rand(()).item() < self.config.flip
 
     def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Take an image and its target, whose masks are not drawn yet, and return both, drawn."""
