@@ -33,7 +33,7 @@ class CocoSet(Dataset):
         transform: of (image, target), whose masks it draws; it may draw from the global generators.
         train: crowds, which are groups that nobody has outlined one by one, are left out of the targets.
         masks: whether targets have masks.
-        skipped: what was left out before, one sentence each.
+        skipped: what was left out of its json before, one sentence each.
     """
 
     exact_resume = True
