@@ -157,8 +157,7 @@ def _annotation_fault(
 
 
 def _box_fault(box: object, height: int, width: int) -> str | None:
-    numbers = isinstance(box, list) and len(box) == 4 and set(map(type, box)) <= {int, float}
-    if not numbers or any(value != value for value in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"its box is not four numbers [x, y, width, height] but {box!r}"
     x, y, w, h = box
     if w <= 0 or h <= 0:
@@ -170,5 +169,9 @@ def _box_fault(box: object, height: int, width: int) -> str | None:
     return None
 
 
-def _is_area(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and value == value
+
+
+def _is_area(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= LARGEST

@@ -19,7 +19,6 @@ from .folder import IMAGE_SUFFIXES, existing
 from .images import check_size, read_image, read_values
 from .progress import MANY, progress_bar
 
-CORNERS_TOUCH = np.ones((3, 3), int)
 LAYOUTS = (
     "images/NAME.jpg (or another kind) with masks/NAME.png, whose values number the objects and are 0 "
     "elsewhere; or, for each image, a folder with the image in images/ and a PNG for each object in masks/"
@@ -232,10 +231,18 @@ def _read(picture: _Picture) -> tuple[tuple[int, int], list[_Object]]:
         places = ndimage.find_objects(numbered)
         for number, (value, place) in enumerate(zip(present, places, strict=True), start=1):
             mask = numbered[place] == number
-            parts = ndimage.label(mask, CORNERS_TOUCH)[1] if picture.numbered else 1
+            parts = _parts(mask) if picture.numbered else 1
             name = f"{path}: {value}"
             objects.append(_Object(name, category, place[0].start, place[1].start, mask, parts))
     return size or read_image(picture.path).size, objects
+
+
+def _parts(mask: np.ndarray) -> int:
+    """Number of parts that do not touch, not even with their corners."""
+    from scipy import ndimage
+
+    found: Any = ndimage.label(mask, np.ones((3, 3), int))
+    return found[1]
 
 
 def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
