@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as tool
 
-from lambdanets.data.coco_masks import raster, read_counts, segmentation_fault
+from lambdanets.data.coco_masks import raster, read_counts, sampled, segmentation_fault
 
 MASKS = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
     lambda size: arrays(np.uint8, size, elements=st.integers(0, 1))
@@ -48,6 +48,19 @@ def test_both_forms_of_run_lengths_are_drawn(mask: np.ndarray) -> None:
     np.testing.assert_array_equal(raster(forms, height, width), [mask, mask])
     faults = [segmentation_fault(form, height, width) for form in forms]
     assert faults == ([None, None] if mask.any() else ["its mask is empty"] * 2)
+
+
+@given(MASKS, *[st.lists(st.integers(0, 8), min_size=1, max_size=12)] * 2)
+def test_rows_and_columns_are_those_of_the_whole_mask(
+    mask: np.ndarray, rows: list[int], columns: list[int]
+) -> None:
+    height, width = mask.shape
+    y, x = np.sort(np.array(rows) % height), np.sort(np.array(columns) % width)
+    top, left, part = sampled(compressed(mask), height, width, y, x)
+    drawn = np.zeros((len(y), len(x)), np.uint8)
+    drawn[top : top + part.shape[0], left : left + part.shape[1]] = part
+    np.testing.assert_array_equal(drawn, mask[np.ix_(y, x)])
+    assert part.size == 0 or all(edge.any() for edge in (part[0], part[-1], part[:, 0], part[:, -1]))
 
 
 @given(st.tuples(*[st.integers(0, 8)] * 2), st.tuples(*[st.integers(1, 8)] * 2))

@@ -13,9 +13,7 @@ import numpy as np
 from .errors import DataError
 
 LONGEST = 7  # characters of one run length of 32 bits, five bits in each
-REACH = (
-    1_000_000  # pixels from the image's corner; pycocotools counts in 32 bits, and each pixel of an outline
-)
+REACH = 1_000_000  # pixels that a polygon may reach; pycocotools walks along all of them
 SOLID = 4.0  # a polygon with sides of so many pixels that fills a quarter of them covers a pixel
 NEAR, FIT = 5.0, 0.5  # a mask fits its box when all edges are so near, or they share so much of their union
 Extent = tuple[float, float, float, float]  # left, top, right and bottom
@@ -103,14 +101,12 @@ def sampled(
     top, rows = int(held[0]), rows[held[0] : held[-1] + 1]
     low, high = rows[0], rows[-1] + 1
     part = np.ascontiguousarray(strip[:, low:high].T)
-    if part.shape != (len(rows), len(columns)):
-        part = part.take(columns - columns[0], axis=1).take(rows - low, axis=0)
-        within = [np.flatnonzero(part.any(axis)) for axis in (1, 0)]
-        if not len(within[0]):
-            return nothing
-        (y, x), (bottom, right) = (tuple(int(each[end]) for each in within) for end in (0, -1))
-        top, left, part = top + y, left + x, part[y : bottom + 1, x : right + 1]
-    return top, int(left), part
+    part = part.take(columns - columns[0], axis=1).take(rows - low, axis=0)
+    within = [np.flatnonzero(part.any(axis)) for axis in (1, 0)]
+    if not len(within[0]):
+        return nothing
+    (y, x), (bottom, right) = (tuple(int(each[end]) for each in within) for end in (0, -1))
+    return top + y, int(left) + x, part[y : bottom + 1, x : right + 1]
 
 
 def _runs(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
