@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lambdanets.data import CocoConfig, CocoSplits, DataError, DataWarning, open_coco
+from lambdanets.data import CocoConfig, CocoSplits, DataError, DataWarning, describe_coco, open_coco
 
 WriteCoco = Callable[..., Path]
 Entry = Callable[..., dict[str, Any]]
@@ -65,6 +65,12 @@ def test_a_whole_set_is_opened_without_a_warning(root: Path) -> None:
         ({"bbox": None}, "its box is not four numbers"),
         ({"bbox": [3, 3, float("nan"), 4]}, "its box is not four numbers"),
         ({"segmentation": [[1, 1, 4, 4]]}, "its polygon has fewer than 3 points (2)"),
+        ({"segmentation": [[30, 1, 34, 1, 34, 5]]}, "its polygon covers no pixel of the image"),
+        ({"segmentation": [[1, 1, 5, 1, 3, 1]]}, "its polygon covers no pixel of the image"),
+        (
+            {"segmentation": [[4, 4, 20, 4, 20, 16, 4, 16]]},
+            "its mask reaches from (4, 4) to (20, 16) and its box from (1, 1) to (5, 5)",
+        ),
         ({"segmentation": {"size": [20, 16], "counts": [5, 315]}}, "its mask is 16 pixels wide and 20 high"),
         ({"image_id": 9}, "it is of image 9, which is not listed"),
         ({"image_id": [1]}, "it is of image [1], which is not listed"),
@@ -74,6 +80,12 @@ def test_a_whole_set_is_opened_without_a_warning(root: Path) -> None:
         ({"id": None}, "annotation at place 1: it has no whole number as its id"),
         ({"iscrowd": 2}, "its iscrowd is 2, not 0 or 1"),
         ({"area": -1}, "its area is -1"),
+        ({"area": 10**400}, "its area is 1000"),
+        ({"bbox": [10**400, 1.5, 3, 4]}, "reaches outside the image"),
+        ({"bbox": [1.5, 1, 10**400, 4]}, "reaches outside the image"),
+        ({"segmentation": {"size": [16, 20], "counts": [10**30]}}, "one is beyond the image's 320 pixels"),
+        ({"image_id": 2**63}, "it is of image 9223372036854775808, which is not listed"),
+        ({"id": 2**63}, "annotation at place 1: its id 9223372036854775808 is beyond 64 bits"),
     ],
 )
 def test_a_bad_annotation(root: Path, change: dict[str, Any], told: str) -> None:
@@ -82,22 +94,21 @@ def test_a_bad_annotation(root: Path, change: dict[str, Any], told: str) -> None
     heading, sentence, remedy = message.splitlines()
     assert heading == f"1 of 2 annotations of {path} cannot be used:"
     assert told in sentence
-    number = change.get("id", 2)
-    assert number is None or sentence.startswith(f"  annotation {number}")
+    assert sentence.startswith(f"  annotation {change.get('id', 2)}") or "at place 1" in sentence
     assert "data.on_bad_annotation=skip" in remedy
     assert refusal(root, on_bad_image="skip") == message
     with pytest.warns(DataWarning) as caught:
         splits = opened(root, on_bad_annotation="skip")
     assert len(caught) == 1
     assert str(caught[0].message) == f"{heading}\n{sentence}\nThey are left out."
-    assert splits.skipped == (sentence.strip(),)
+    assert splits.skipped == (f"{path}: {sentence.strip()}",)
     assert [len(splits.train.entry(index)[1]) for index in range(3)] == [1, 0, 0]
     assert [len(splits.val.entry(index)[1]) for index in range(3)] == [1, 1, 0]
 
 
 def test_a_box_may_reach_a_pixel_over_the_edge_and_is_cut(root: Path) -> None:
     changed(root, lambda content: content["annotations"][0].update(bbox=[-0.5, 1, 21, 15.9]))
-    _, target = opened(root).train.original(0)
+    _, target = opened(root, masks=False).train.original(0)
     assert target["boxes"].tolist() == [[0, 1, 20, 16]]
 
 
@@ -110,6 +121,8 @@ def test_a_box_may_reach_a_pixel_over_the_edge_and_is_cut(root: Path) -> None:
         ({"file_name": None}, "image 2: it has no file_name"),
         ({"id": 1}, "image 1 (002.png): its id is taken by 001.png"),
         ({"id": "2"}, "image at place 1: it has no whole number as its id"),
+        ({"id": 2**63}, "image at place 1: its id 9223372036854775808 is beyond 64 bits"),
+        ({"file_name": "a" * 300}, "aaa): cannot look for it: file name too long"),
     ],
 )
 def test_a_bad_image(root: Path, change: dict[str, Any], told: str) -> None:
@@ -118,6 +131,7 @@ def test_a_bad_image(root: Path, change: dict[str, Any], told: str) -> None:
     assert message.startswith(f"1 of 3 images of {path} cannot be used:\n  image")
     assert told in message
     assert "data.on_bad_image=skip" in message
+    assert ("data.images=FOLDER" in message) == ("there is no such file" in told)
     # the annotation of an image that has no id any more is told, too
     options = {"on_bad_image": "skip"} | ({"on_bad_annotation": "skip"} if "id" in change else {})
     with pytest.warns(DataWarning, match="1 of 3 images of") as caught:
@@ -147,6 +161,14 @@ def test_a_corrupt_image(root: Path, damage: str) -> None:
     assert splits.val[1][1]["image_id"] == 3
 
 
+def test_where_images_are_not_found_another_folder_is_named(root: Path) -> None:
+    for path in (root / "train").iterdir():
+        path.unlink()
+    assert "data.images=FOLDER names the folder that the file names start from" in refusal(root)
+    with pytest.warns(DataWarning, match=r"left out.*data\.images=FOLDER"):
+        assert "to train on. --set data.images=FOLDER" in refusal(root, on_bad_image="skip")
+
+
 def test_many_are_counted_and_all_sides_are_told_at_once(root: Path) -> None:
     def spoil(content: dict[str, Any]) -> None:
         content["annotations"] = [
@@ -161,6 +183,19 @@ def test_many_are_counted_and_all_sides_are_told_at_once(root: Path) -> None:
     assert "1 of 3 images of" in message
     assert message.count("\n  annotation ") == 10
     assert message.count("\n  and 3 more\n") == 2
+    with pytest.warns(DataWarning, match=r"told by open_coco\(\.\.\.\)\.skipped"):
+        told = opened(root, on_bad_image="skip", on_bad_annotation="skip").skipped
+    paths = [root / "annotations" / f"instances_{side}.json" for side in ("train", "val")]
+    faults = [f"{path}: annotation {number} of 001.png: " for path in paths for number in range(8)]
+    assert sorted(text.partition("its box")[0] for text in told[1:]) == faults
+    assert told[0].startswith(f"{paths[0]}: image 3 (003.png): there is no such file in ")
+
+
+def test_what_is_skipped_of_a_single_file_is_told_once(root: Path) -> None:
+    path = changed(root, lambda content: content["annotations"][1].update(bbox=[0, 0, 0, 0]))
+    with pytest.warns(DataWarning):
+        splits = opened(path, images=str(root / "train"), on_bad_annotation="skip")
+    assert len(splits.skipped) == describe_coco(splits)["skipped"] == 1
 
 
 @pytest.mark.parametrize(
@@ -169,6 +204,8 @@ def test_many_are_counted_and_all_sides_are_told_at_once(root: Path) -> None:
         ('{"images": [], "annotations": [{"id": 1, "ima', "is cut short, or no json: it ends at"),
         ("", "is cut short, or no json"),
         ('{"images": [,]}', "is no json: line 1, column 13"),
+        ("[" * 100_000 + "]", "is no COCO json: it holds a number or a list beyond all measure"),
+        ("[" + "1" * 5000 + "]", "it holds a number or a list beyond all measure"),
         ("[]", "is no COCO json: it must be an object with images, annotations, categories; it is a list"),
         ('{"images": [], "annotations": {}}', "is no COCO json: it has no list 'annotations'"),
         ('{"images": [], "annotations": [], "categories": []}', "lists no categories"),
@@ -238,6 +275,24 @@ def test_options_out_of_range(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError) as caught:
         CocoConfig(source="coco:x", **options)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"val_fraction": 0.3}, r"no use for data\.val_fraction=0\.3: .* has a validation side of its own"),
+        ({"group_by_ratio": True}, r"no use for data\.group_by_ratio: with data\.crop all images"),
+    ],
+)
+def test_what_an_option_does_not_do_is_said(root: Path, options: dict[str, Any], told: str) -> None:
+    with pytest.warns(DataWarning, match=told):
+        opened(root, **options)
+
+
+def test_a_single_file_has_no_splits_to_name(root: Path) -> None:
+    path = root / "annotations" / "instances_train.json"
+    message = refusal(path, train_split="train", val_split="val")
+    assert message.startswith(f"data.train_split and data.val_split must be None: {path} is one file")
 
 
 def test_paths_are_found_from_any_directory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from lambdanets.data import CocoConfig, Converted, DataError, masks_to_coco, open_coco_split
+from lambdanets.cli import converting
+from lambdanets.data import CocoConfig, Converted, DataError, DataWarning, masks_to_coco, open_coco_split
 
 Picture = Callable[..., Image.Image]
 RNG = np.random.default_rng(0)
@@ -197,6 +199,35 @@ def test_faults_of_numbered_masks_are_told_together(together: tuple[Path, Any], 
         "cell2.tif has the same name as",
     ):
         assert told in str(caught.value)
+
+
+def test_parts_that_do_not_touch_are_told(together: tuple[Path, Any], tmp_path: Path) -> None:
+    root, expected = together
+    binary = np.zeros((11, 13), np.uint8)
+    binary[1:4, 1:4] = binary[4, 4] = binary[7:9, 2:5] = binary[2:9, 9] = 255  # corners touch
+    save(binary, root / "masks" / "cell0.png")
+    save(np.zeros((11, 13), np.uint8), root / "masks" / "cell2.png")
+    save(binary.astype(np.uint16) * 200, root / "masks" / "cell1.png")
+    with pytest.warns(DataWarning, match="2 of 2 objects have parts that do not touch") as caught:
+        masks_to_coco(root, tmp_path / "out.json")
+    for name, value in (("cell0", 255), ("cell1", 51_000)):
+        assert f"{name}.png: {value} has 3 parts." in str(caught[0].message)
+    found = read(tmp_path / "out.json")[1]
+    same(found, {name: [binary > 0] if "2" not in name else [] for name in expected})
+
+
+def test_the_command_that_is_printed_reads_the_json(
+    together: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = together[0].rename(tmp_path / "my cells")
+    converting.run(root, out=tmp_path / "my masks.json")
+    words = shlex.split(capsys.readouterr().out.partition("train on them with ")[2])
+    assert words == [
+        "--data",
+        f"coco:{tmp_path / 'my masks.json'}",
+        "--set",
+        f"data.images={root}",
+    ]
 
 
 def test_what_is_refused_at_once(separate: tuple[Path, Any], tmp_path: Path) -> None:

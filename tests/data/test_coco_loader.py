@@ -44,6 +44,7 @@ def root(write_coco: WriteCoco, coco_entry: Entry) -> Path:
 
 def opened(root: Path, **options: Any) -> tuple[CocoConfig, CocoSplits]:
     values = {"source": f"coco:{root}", "image_size": 24, "scale": (0.5, 2.0), "batch_size": 2, "workers": 0}
+    values["crop"] = not options.get("group_by_ratio", False)
     config = CocoConfig(**(values | options))
     return config, open_coco(config)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as tool
 
-from lambdanets.data.coco_masks import raster, read_counts, segmentation_fault
+from lambdanets.data.coco_masks import raster, read_counts, sampled, segmentation_fault
 
 MASKS = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
     lambda size: arrays(np.uint8, size, elements=st.integers(0, 1))
@@ -50,6 +50,19 @@ def test_both_forms_of_run_lengths_are_drawn(mask: np.ndarray) -> None:
     assert faults == ([None, None] if mask.any() else ["its mask is empty"] * 2)
 
 
+@given(MASKS, *[st.lists(st.integers(0, 8), min_size=1, max_size=12)] * 2)
+def test_rows_and_columns_are_those_of_the_whole_mask(
+    mask: np.ndarray, rows: list[int], columns: list[int]
+) -> None:
+    height, width = mask.shape
+    y, x = np.sort(np.array(rows) % height), np.sort(np.array(columns) % width)
+    top, left, part = sampled(compressed(mask), height, width, y, x)
+    drawn = np.zeros((len(y), len(x)), np.uint8)
+    drawn[top : top + part.shape[0], left : left + part.shape[1]] = part
+    np.testing.assert_array_equal(drawn, mask[np.ix_(y, x)])
+    assert part.size == 0 or all(edge.any() for edge in (part[0], part[-1], part[:, 0], part[:, -1]))
+
+
 @given(st.tuples(*[st.integers(0, 8)] * 2), st.tuples(*[st.integers(1, 8)] * 2))
 def test_a_rectangle_is_the_pixels_within(start: tuple[int, int], size: tuple[int, int]) -> None:
     (left, top), (width, height) = start, size
@@ -82,7 +95,7 @@ def test_several_polygons_are_one_mask() -> None:
         ({"counts": [20]}, r"no size \[height, width\] but None"),
         ({"size": [5, 4], "counts": [3, 17]}, "5 high, the image 5 wide and 4 high"),
         ({"size": [4, 5], "counts": [3, 16]}, "cover 19 pixels, the image has 20"),
-        ({"size": [4, 5], "counts": [23, -3]}, "one is negative"),
+        ({"size": [4, 5], "counts": [13, -3, 10]}, "one is negative"),
         ({"size": [4, 5], "counts": [20]}, "mask is empty"),
         ({"size": [4, 5], "counts": []}, "cover 0 pixels"),
         ({"size": [4, 5], "counts": [3.0, 17.0]}, "neither text nor a list of whole numbers"),
@@ -91,11 +104,50 @@ def test_several_polygons_are_one_mask() -> None:
         ({"size": [4, 5], "counts": "3a"}, "cut short"),
         ({"size": [4, 5], "counts": "oooooooo1"}, "a number is too long"),
         ({"size": [4, 5], "counts": "33"}, "cover 6 pixels"),
+        ({"size": [4, 5], "counts": [10**30, 20]}, "damaged: one is beyond the image's 20 pixels"),
+        ({"size": [4, 5], "counts": [-(10**30), 20]}, "beyond the image's 20 pixels"),
+        ([[9, 1, 12, 1, 12, 3]], "covers no pixel of the image, which is 5 pixels wide and 4 high"),
+        ([[1, 1, 4, 1, 3, 1], [0, 0, 4, 4, 2, 2]], "its polygons cover no pixel"),
+        ([[1, 1, 4, 1, 4, 10**400]], "not finite, or further than 1,000,000 pixels away"),
+        ([[-1e9, 1, 4, 1, 4, 3]], "further than"),
     ],
 )
 def test_what_is_wrong_with_a_mask(segmentation: object, told: str) -> None:
     with pytest.raises(AssertionError, match=told):
         raise AssertionError(segmentation_fault(segmentation, 4, 5))
+
+
+@given(st.lists(st.lists(st.floats(-4, 14), min_size=6, max_size=12), min_size=1, max_size=2))
+def test_polygons_without_fault_cover_a_pixel(parts: list[list[float]]) -> None:
+    polygons = [part[: len(part) // 2 * 2] for part in parts]
+    covered = bool(tool.area(tool.merge(tool.frPyObjects(polygons, 10, 12))))
+    assert (segmentation_fault(polygons, 10, 12) is None) == covered
+
+
+@pytest.mark.parametrize("form", ["polygon", "runs"])
+@pytest.mark.parametrize(
+    ("box", "fits"),
+    [
+        ([20, 30, 40, 20], True),
+        ([25, 26, 40, 20], True),  # no edge further than five pixels
+        ([20, 30, 70, 20], True),  # they share more than half
+        ([20, 30, 90, 20], False),
+        ([60, 30, 40, 20], False),
+        ([0, 0, 10, 8], False),
+    ],
+)
+def test_a_mask_must_fit_its_box(form: str, box: list[float], fits: bool) -> None:
+    mask = np.zeros((100, 120), np.uint8)
+    mask[30:50, 20:60] = 1
+    forms = {"polygon": [[20, 30, 60, 30, 60, 50, 20, 50]], "runs": compressed(mask)}
+    fault = segmentation_fault(forms[form], 100, 120, box)
+    assert fits == (fault is None)
+    assert fits or str(fault).startswith("its mask reaches from (20, 30) to (60, 50) and its box from (")
+
+
+def test_what_hangs_over_the_edge_is_compared_within_the_image() -> None:
+    polygon = [-300, -300, 15, -300, 15, 20, -300, 20]
+    assert segmentation_fault([polygon], 100, 120, [0, 0, 15, 20]) is None
 
 
 @given(MASKS, st.data())

@@ -179,7 +179,7 @@ def test_the_listed_size_says_whether_a_photo_was_annotated_upright(
     np.testing.assert_array_equal(opened(root)[1][0][0].permute(1, 2, 0).numpy(), expected)
 
 
-@pytest.mark.parametrize("prefix", ["", "val/", "images/", "images/val/", "deep/er/"])
+@pytest.mark.parametrize("prefix", ["", "val/", "images/", "images/val/", "deep/er/", "annotations/"])
 def test_where_images_are_found(write_coco: WriteCoco, prefix: str) -> None:
     root = write_coco(train=([SIZE], []), val=([SIZE], []))
     inside = "deep/er/" if prefix == "deep/er/" else ""
@@ -233,6 +233,26 @@ def test_one_file_is_split_by_names(write_coco: WriteCoco, coco_entry: Entry) ->
     assert len(open_coco_split(CocoConfig(source=source, val_fraction=1.0))) == 20
     with pytest.raises(DataError, match="leaves no images to train on"):
         open_coco(CocoConfig(source=source, val_fraction=1.0))
+
+
+def test_a_photo_that_is_listed_twice_is_on_one_side(write_coco: WriteCoco) -> None:
+    path = write_coco(all=([SIZE] * 12, [])) / "annotations" / "instances_all.json"
+    content = json.loads(path.read_text())
+    for number, entry in enumerate(content["images"]):
+        spelt = "./" * (number % 3 == 0)
+        entry["file_name"] = f"{spelt}{number // 3 + 1:03d}.png"
+    path.write_text(json.dumps(content))
+    for seed in range(3):
+        splits = open_coco(CocoConfig(source=f"coco:{path}", val_fraction=0.25), seed=seed)
+        assert (len(splits.train), len(splits.val)) == (9, 3)
+        assert len({Path(splits.val.path(index)).name for index in range(3)}) == 1
+
+
+def test_one_image_is_not_split(write_coco: WriteCoco) -> None:
+    path = write_coco(all=([SIZE], [])) / "annotations" / "instances_all.json"
+    with pytest.raises(DataError, match="has one image, which cannot be split into training and validation"):
+        opened(path)
+    assert len(open_coco_split(CocoConfig(source=f"coco:{path}", val_fraction=1.0))) == 1
 
 
 def test_the_fingerprint_tells_sets_apart(write_coco: WriteCoco, coco_entry: Entry) -> None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as tool
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from lambdanets.data import CocoConfig, CocoSet, open_coco
 
@@ -141,6 +143,45 @@ def test_a_strip_becomes_no_less_than_a_pixel_wide(write_coco: WriteCoco, size: 
     root = write_coco(train=([size], []), val=([size], []))
     train, _ = opened(root, image_size=20, scale=(0.1, 0.2))
     assert train[0][0].shape == (3, 20, 20)
+
+
+@pytest.mark.parametrize(("size", "shape"), [((900, 5), (1, 128)), ((5, 900), (128, 1))])
+def test_a_strip_is_evaluated_a_pixel_wide(
+    write_coco: WriteCoco, coco_entry: Entry, size: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    entry = coco_entry(1, 1, 0, 0, *size)
+    root = write_coco(train=([size], []), val=([size], [entry]))
+    image, target = opened(root, image_size=128)[1][0]
+    assert image.shape[1:] == target["masks"].shape[1:] == target["boxes"].canvas_size == shape
+    assert target["boxes"].tolist() == [[0, 0, shape[1], shape[0]]]
+    assert target["masks"].all()
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.5, 0.77, 1.0, 1.9])
+def test_a_mask_pixel_is_that_under_the_middle_of_the_image_pixel(
+    write_coco: WriteCoco, coco_entry: Entry, scale: float
+) -> None:
+    """As torchvision's nearest-exact; plain nearest is half a pixel of the larger grid off."""
+    blob = np.random.default_rng(0).random((60, 80)) < 0.5
+    runs = tool.encode(np.asfortranarray(blob, np.uint8))
+    segmentation = {"size": [60, 80], "counts": runs["counts"].decode()}
+    entry = coco_entry(1, 1, 0, 0, 80, 60, segmentation=segmentation)
+    root = write_coco(train=([(80, 60)], [entry]), val=([(80, 60)], [entry]))
+    side = int(scale * 80)
+    size = [int(side * 60 / 80), side]
+    exact = InterpolationMode.NEAREST_EXACT
+    expected = resize(torch.from_numpy(blob)[None].byte(), size, interpolation=exact)
+    train, val = opened(root, image_size=side, crop=False, flip=0.0)
+    assert torch.equal(train[0][1]["masks"], expected)
+    assert torch.equal(val[0][1]["masks"], expected)
+
+
+def test_no_more_is_sent_than_the_crop(painted: Path) -> None:
+    train, _ = opened(painted, image_size=40, scale=(2.0, 2.0))
+    for epoch in range(4):
+        image, target = train.item(0, epoch)
+        for sent in (image, target["masks"]):
+            assert sent.untyped_storage().nbytes() == sent.numel()
 
 
 def test_evaluation_keeps_the_shape(painted: Path) -> None:

@@ -1,5 +1,6 @@
 """`lambdanets masks-to-coco`: a folder of mask images as a COCO json, which `--data coco:FILE.json` reads."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,6 @@ def run(
     written = masks_to_coco(folder, out, classes=classes)
     stdout().print(f"{written.images:,} images with {written.objects:,} objects")
     found = out.resolve().parent in (folder.resolve(), folder.resolve() / "annotations")
-    images = "" if found else f" --set data.images={folder}"
-    stdout().print(f"train on them with --data coco:{escape(f'{out}{images}')}", soft_wrap=True)
+    options = ["--data", f"coco:{out}", *([] if found else ["--set", f"data.images={folder}"])]
+    stdout().print(f"train on them with {escape(shlex.join(options))}", soft_wrap=True)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from typing import Any
 from .check import for_all
 from .coco_json import CocoFile, is_id
 from .coco_masks import segmentation_fault
-from .images import check_image, check_size
+from .images import check_image, check_size, reason
 
 ROUNDING = 1.0  # pixels that a box may reach over the edge: tools round and count edges differently
+LARGEST = 1e15  # an area, in pixels
 Entry = dict[str, Any]
 
 
@@ -28,6 +28,7 @@ class Checked:
         bad_images: one sentence each.
         bad_annotations: one sentence each.
         with_bad_images: number of annotations of bad images.
+        missing: number of images whose file was not found.
     """
 
     images: list[Entry]
@@ -35,6 +36,7 @@ class Checked:
     bad_images: list[str]
     bad_annotations: list[str]
     with_bad_images: int
+    missing: int
 
 
 def check_entries(
@@ -54,7 +56,7 @@ def check_entries(
         decode: decode the images, else only their headers are read.
         progress: called with the number of images done.
     """
-    listed, bad_images = _listed(file.images, folders)
+    listed, bad_images, missing = _listed(file.images, folders)
     entries = list(listed.values())
 
     def check(index: int) -> None:
@@ -76,7 +78,7 @@ def check_entries(
     seen: set[int] = set()
     for place, entry in enumerate(file.annotations):
         if not isinstance(entry, dict) or not is_id(entry.get("id")):
-            bad_annotations.append(f"annotation at place {place}: it has no whole number as its id.")
+            bad_annotations.append(f"annotation at place {place}: {_id_fault(entry)}.")
             continue
         if entry["id"] in seen:
             fault = "its id is taken by another one before it"
@@ -92,17 +94,20 @@ def check_entries(
             image = images.get(entry["image_id"]) if is_id(entry.get("image_id")) else None
             of = f" of {image['file_name']}" if image else ""
             bad_annotations.append(f"annotation {entry['id']}{of}: {fault}.")
-    return Checked(list(images.values()), annotations, bad_images, bad_annotations, with_images)
+    return Checked(list(images.values()), annotations, bad_images, bad_annotations, with_images, missing)
 
 
-def _listed(entries: Sequence[Any], folders: Sequence[Path]) -> tuple[dict[int, Entry], list[str]]:
-    """The images whose entry is whole and whose file is there, and what is wrong with the others."""
+def _listed(entries: Sequence[Any], folders: Sequence[Path]) -> tuple[dict[int, Entry], list[str], int]:
+    """The images whose entry is whole and whose file is there, what is wrong with the others, and how many of
+    them have no file.
+    """
     found: dict[int, Entry] = {}
     bad = []
+    missing = 0
     for place, entry in enumerate(entries):
         number = entry.get("id") if isinstance(entry, dict) else None
         if not is_id(number):
-            bad.append(f"image at place {place}: it has no whole number as its id.")
+            bad.append(f"image at place {place}: {_id_fault(entry)}.")
             continue
         name, width, height = (entry.get(key) for key in ("file_name", "width", "height"))
         if not isinstance(name, str) or not name:
@@ -111,13 +116,25 @@ def _listed(entries: Sequence[Any], folders: Sequence[Path]) -> tuple[dict[int, 
             bad.append(f"image {number} ({name}): its width and height are {width!r} and {height!r}.")
         elif number in found:
             bad.append(f"image {number} ({name}): its id is taken by {found[number]['file_name']}.")
-        elif path := next((p for folder in folders if (p := folder / name).is_file()), None):
-            found[number] = {key: entry[key] for key in ("id", "file_name", "width", "height")}
-            found[number]["path"] = os.fspath(path)
         else:
-            looked = ", ".join(str(folder) for folder in folders)
-            bad.append(f"image {number} ({name}): there is no such file in {looked}.")
-    return found, bad
+            try:
+                path = next((p for folder in folders if (p := folder / name).is_file()), None)
+            except OSError as error:
+                bad.append(f"image {number} ({name}): cannot look for it: {reason(error)}.")
+                continue
+            if path is None:
+                looked = ", ".join(str(folder) for folder in folders)
+                bad.append(f"image {number} ({name}): there is no such file in {looked}.")
+                missing += 1
+            else:
+                found[number] = {key: entry[key] for key in ("id", "file_name", "width", "height")}
+                found[number]["path"] = os.fspath(path)
+    return found, bad, missing
+
+
+def _id_fault(entry: object) -> str:
+    number = entry.get("id") if isinstance(entry, dict) else None
+    return f"its id {number} is beyond 64 bits" if type(number) is int else "it has no whole number as its id"
 
 
 def _annotation_fault(
@@ -132,23 +149,29 @@ def _annotation_fault(
     fault = _box_fault(entry.get("bbox"), height, width)
     if fault is None and entry.get("iscrowd", 0) not in (0, 1):
         fault = f"its iscrowd is {entry['iscrowd']!r}, not 0 or 1"
-    if fault is None and "area" in entry and not (_are_numbers([entry["area"]]) and entry["area"] >= 0):
+    if fault is None and "area" in entry and not _is_area(entry["area"]):
         fault = f"its area is {entry['area']!r}"
     if fault is None and masks:
-        fault = segmentation_fault(entry.get("segmentation"), height, width)
+        fault = segmentation_fault(entry.get("segmentation"), height, width, entry["bbox"])
     return fault
 
 
 def _box_fault(box: object, height: int, width: int) -> str | None:
-    if not isinstance(box, list) or len(box) != 4 or not _are_numbers(box):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"its box is not four numbers [x, y, width, height] but {box!r}"
     x, y, w, h = box
     if w <= 0 or h <= 0:
         return f"its box {box} has no area"
-    if x < -ROUNDING or y < -ROUNDING or x + w > width + ROUNDING or y + h > height + ROUNDING:
+    beyond = max(x, w) > width + 2 * ROUNDING or max(y, h) > height + 2 * ROUNDING  # integers may be endless
+    beyond = beyond or min(x, y) < -ROUNDING
+    if beyond or x + w > width + ROUNDING or y + h > height + ROUNDING:
         return f"its box {box} reaches outside the image, which is {width} pixels wide and {height} high"
     return None
 
 
-def _are_numbers(values: Sequence[Any]) -> bool:
-    return set(map(type, values)) <= {int, float} and all(map(math.isfinite, values))
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and value == value
+
+
+def _is_area(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= LARGEST

@@ -19,11 +19,12 @@ class CocoConfig:
         source: "coco:FOLDER" (annotations/instances_train2017.json and instances_val2017.json, or the same
             without the year; or train/_annotations.coco.json and valid/_annotations.coco.json), or
             "coco:ANNOTATIONS.json", one file, whose images are split by `val_fraction`.
-        images: the folder that the file names start from; None looks in that of the split, in images/ and in
-            the source's folder itself.
+        images: the folder that the file names start from; None looks in that of the split, in images/, in the
+            source's folder itself, which is above annotations/, and beside the json.
         train_split, val_split: names of the splits of a folder, for files of other names; None takes
-            train2017 or train, and val2017, val or valid.
+            train2017 or train, and val2017, val or valid. Of a single file they must be None.
         val_fraction: part of the images of one file that is held out; 1.0 holds out everything, to evaluate.
+            A photo that is listed twice is on one side.
         masks: whether there are masks to learn, or boxes alone.
         image_size: side of the square that training cuts out, in pixels, and the longer side of an image at
             scale 1.

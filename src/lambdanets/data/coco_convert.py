@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from ..wording import few
 from .coco_masks import coco_tool
-from .errors import DataError, listing
+from .errors import DataError, DataWarning, listing
 from .folder import IMAGE_SUFFIXES, existing
 from .images import check_size, read_image, read_values
 from .progress import MANY, progress_bar
@@ -46,6 +47,18 @@ class _Picture:
     numbered: bool  # a mask's values number objects; else a mask is one object
 
 
+@dataclass(frozen=True)
+class _Object:
+    """An object, cut out of its mask."""
+
+    name: str  # its file, and its value there
+    category: int
+    top: int
+    left: int
+    mask: np.ndarray
+    parts: int  # that do not touch; 1 where they are not counted
+
+
 def masks_to_coco(
     folder: str | os.PathLike[str], out: str | os.PathLike[str], *, classes: Sequence[str] = ("object",)
 ) -> Converted:
@@ -68,9 +81,13 @@ def masks_to_coco(
 
     Raises:
         DataError: the folder has neither layout, `out` is there already, or there are images without masks,
-            masks without images, masks of another size than their image, empty masks, masks of several
-            values where one is an object, or files that cannot be read: each is named, and nothing is
-            written.
+            masks without images, masks of another size than their image, files that cannot be read, or, where
+            a file is one object, masks that are empty or hold several values: each is named, and nothing is
+            written. A numbered mask that is 0 everywhere is an image without objects.
+
+    Warns:
+        DataWarning: of numbered masks in which a number has several parts that do not touch: where each
+            part is an object, they need numbers of their own.
 
     Example:
         >>> masks_to_coco("/data/nuclei", "/data/nuclei/annotations/all.json", classes=("nucleus",))
@@ -87,17 +104,19 @@ def masks_to_coco(
         pictures, bad = _one_folder_each(root, classes)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    scattered: list[str] = []
     with progress_bar("Reading masks", len(pictures), least=MANY) as report:
         for number, picture in enumerate(pictures, start=1):
             try:
-                size = _size(picture)
-                for category, mask in _objects(picture, size):
-                    runs = tool.encode(np.asfortranarray(mask, dtype=np.uint8))
+                size, objects = _read(picture)
+                scattered += [f"{each.name} has {each.parts} parts." for each in objects if each.parts > 1]
+                for each in objects:
+                    runs = tool.frPyObjects(_run_lengths(each, size), *size[::-1])
                     annotations.append(
                         {
                             "id": len(annotations) + 1,
                             "image_id": number,
-                            "category_id": category,
+                            "category_id": each.category,
                             "iscrowd": 0,
                             "area": int(tool.area(runs)),
                             "bbox": tool.toBbox(runs).tolist(),
@@ -115,6 +134,13 @@ def masks_to_coco(
             report(number, len(pictures))
     if bad:
         raise DataError(f"the masks of {root} cannot be converted:{listing(bad)}")
+    if scattered:
+        warnings.warn(
+            f"{len(scattered)} of {len(annotations)} objects have parts that do not touch:"
+            f"{listing(scattered)}\nWhere each part is an object, give it a number of its own.",
+            DataWarning,
+            stacklevel=2,
+        )
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -179,28 +205,59 @@ def _one_folder_each(root: Path, classes: Sequence[str]) -> tuple[list[_Picture]
     return pictures, bad
 
 
-def _size(picture: _Picture) -> tuple[int, int]:
-    """Width and height of the first mask, which the image must have."""
-    if picture.masks:
-        height, width = read_values(picture.masks[0][0]).shape
-        check_size(picture.path, (width, height))
-        return width, height
-    return read_image(picture.path).size
+def _read(picture: _Picture) -> tuple[tuple[int, int], list[_Object]]:
+    """Width and height of an image, and its objects."""
+    from scipy import ndimage
 
-
-def _objects(picture: _Picture, size: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
-    """The class and the mask of each object."""
-    for path, number in picture.masks:
+    size: tuple[int, int] | None = None
+    objects: list[_Object] = []
+    for path, category in picture.masks:
         values = read_values(path)
         height, width = values.shape
-        if (width, height) != size:
+        if size is None:
+            size = width, height
+            check_size(picture.path, size)
+        elif (width, height) != size:
             raise DataError(
                 f"{path} is {width} pixels wide and {height} high, its image {size[0]} wide and "
                 f"{size[1]} high."
             )
-        found = [value for value in np.unique(values) if value]
-        if not picture.numbered and len(found) != 1:
-            held = f"{len(found)} values besides 0, and should hold one" if found else "no object"
+        if values.min(initial=0) < 0 or values.max(initial=0) >= 2**16:
+            raise DataError(f"{path} holds values beyond 16 bits.")
+        present, numbered = _numbered(values)
+        if not picture.numbered and len(present) != 1:
+            held = f"{len(present)} values besides 0, and should hold one" if len(present) else "no object"
             raise DataError(f"{path} holds {held}.")
-        for value in found:
-            yield number, values == value
+        places = ndimage.find_objects(numbered)
+        for number, (value, place) in enumerate(zip(present, places, strict=True), start=1):
+            mask = numbered[place] == number
+            parts = _parts(mask) if picture.numbered else 1
+            name = f"{path}: {value}"
+            objects.append(_Object(name, category, place[0].start, place[1].start, mask, parts))
+    return size or read_image(picture.path).size, objects
+
+
+def _parts(mask: np.ndarray) -> int:
+    """Number of parts that do not touch, not even with their corners."""
+    from scipy import ndimage
+
+    found: Any = ndimage.label(mask, np.ones((3, 3), int))
+    return found[1]
+
+
+def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values besides 0, ascending, and the same mask with 1, 2, ... in their place."""
+    values = values.astype(np.uint16)
+    held = np.bincount(values.ravel()) > 0  # far quicker than sorting
+    held[0] = False
+    return np.flatnonzero(held), (np.cumsum(held) * held)[values]
+
+
+def _run_lengths(each: _Object, size: tuple[int, int]) -> dict[str, Any]:
+    """An object as run lengths of the whole image, whose width and height are given."""
+    width, height = size
+    columns = np.zeros((each.mask.shape[1], height), np.int8)
+    columns[:, each.top : each.top + each.mask.shape[0]] = each.mask.T
+    edges = np.flatnonzero(np.diff(columns.ravel(), prepend=0, append=0)) + each.left * height
+    counts = np.diff(edges, prepend=0, append=width * height).tolist()
+    return {"size": [height, width], "counts": counts if counts[-1] else counts[:-1]}

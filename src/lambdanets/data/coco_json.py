@@ -49,6 +49,8 @@ def read_coco(path: Path) -> CocoFile:
         raise DataError(
             f"{path} is no json: line {error.lineno}, column {error.colno}: {error.msg}."
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no COCO json: it holds a number or a list beyond all measure.") from error
     if not isinstance(content, dict):
         hint = "; it is a list, as results are" if isinstance(content, list) else ""
         raise DataError(f"{path} is no COCO json: it must be an object with {', '.join(PARTS)}{hint}.")
@@ -60,8 +62,8 @@ def read_coco(path: Path) -> CocoFile:
 
 
 def is_id(value: object) -> TypeGuard[int]:
-    """Return whether something can be the id of an image, an annotation or a category."""
-    return type(value) is int
+    """Return whether something can be the id of an image, an annotation or a category: an int of 64 bits."""
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _categories(path: Path, entries: list[Any]) -> dict[int, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,10 @@ import numpy as np
 from .errors import DataError
 
 LONGEST = 7  # characters of one run length of 32 bits, five bits in each
+REACH = 1_000_000  # pixels that a polygon may reach; pycocotools walks along all of them
+SOLID = 4.0  # a polygon with sides of so many pixels that fills a quarter of them covers a pixel
+NEAR, FIT = 5.0, 0.5  # a mask fits its box when all edges are so near, or they share so much of their union
+Extent = tuple[float, float, float, float]  # left, top, right and bottom
 Segmentation = list[list[float]] | dict[str, Any]
 
 
@@ -29,6 +35,21 @@ def coco_tool() -> Any:
     return mask
 
 
+@dataclass(frozen=True)
+class Masks:
+    """The masks of an image, not drawn yet: as they are written in a json.
+
+    Args:
+        segmentations: of any form, without fault.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+    """
+
+    segmentations: Sequence[Segmentation]
+    height: int
+    width: int
+
+
 def raster(segmentations: Sequence[Segmentation], height: int, width: int) -> np.ndarray:
     """Return masks as pycocotools draws them.
 
@@ -40,10 +61,67 @@ def raster(segmentations: Sequence[Segmentation], height: int, width: int) -> np
     Returns:
         uint8 of shape (n, height, width), 1 inside.
     """
-    if not segmentations:
-        return np.zeros((0, height, width), np.uint8)
-    runs = [run_lengths(each, height, width) for each in segmentations]
-    return np.ascontiguousarray(coco_tool().decode(runs).transpose(2, 0, 1))
+    drawn = np.zeros((len(segmentations), height, width), np.uint8)
+    for own, segmentation in zip(drawn, segmentations, strict=True):
+        top, left, part = sampled(segmentation, height, width, np.arange(height), np.arange(width))
+        own[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return drawn
+
+
+def sampled(
+    segmentation: Segmentation, height: int, width: int, rows: np.ndarray, columns: np.ndarray
+) -> tuple[int, int, np.ndarray]:
+    """Return a mask at some rows and columns of its image; only what is in their reach is drawn.
+
+    Args:
+        segmentation: of any form, without fault.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        rows: ascending, of shape (h,); one may occur several times.
+        columns: the same, of shape (w,).
+
+    Returns:
+        The first of `rows` and the first of `columns` at which the mask is, and uint8 from there on to the
+        last ones, 1 inside; of shape (0, 0) where the mask is at none of them.
+    """
+    nothing = 0, 0, np.zeros((0, 0), np.uint8)
+    edges = _edges(_runs(segmentation, height, width))
+    if not len(edges):
+        return nothing
+    left, right = np.searchsorted(columns, [edges[0, 0] // height, (edges[-1, 1] - 1) // height + 1])
+    if left == right:
+        return nothing
+    columns = columns[left:right]
+    first, last = columns[0] * height, (columns[-1] + 1) * height
+    lengths = np.diff(edges.clip(first, last).ravel(), prepend=first, append=last)
+    strip = np.repeat(np.arange(len(lengths)).astype(np.uint8) & 1, lengths).reshape(-1, height)
+    held = np.flatnonzero(np.any(strip, axis=0)[rows])
+    if not len(held):
+        return nothing
+    top, rows = int(held[0]), rows[held[0] : held[-1] + 1]
+    low, high = rows[0], rows[-1] + 1
+    part = np.ascontiguousarray(strip[:, low:high].T)
+    part = part.take(columns - columns[0], axis=1).take(rows - low, axis=0)
+    within = [np.flatnonzero(part.any(axis)) for axis in (1, 0)]
+    if not len(within[0]):
+        return nothing
+    (y, x), (bottom, right) = (tuple(int(each[end]) for each in within) for end in (0, -1))
+    return top + y, int(left) + x, part[y : bottom + 1, x : right + 1]
+
+
+def _runs(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
+    """Run lengths, of background and mask in turn, of any form of a mask."""
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+        return np.array(segmentation["counts"], np.int64)
+    counts = run_lengths(segmentation, height, width)["counts"]
+    return read_counts(counts if isinstance(counts, str) else counts.decode())
+
+
+def _edges(runs: np.ndarray) -> np.ndarray:
+    """Where each run of the mask begins and ends, of shape (n, 2), counted down the columns."""
+    ends = np.cumsum(runs)
+    edges = ends[: len(ends) // 2 * 2].reshape(-1, 2)
+    return edges[edges[:, 0] < edges[:, 1]]
 
 
 def run_lengths(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
@@ -56,12 +134,53 @@ def run_lengths(segmentation: Segmentation, height: int, width: int) -> dict[str
     return segmentation
 
 
-def segmentation_fault(segmentation: object, height: int, width: int) -> str | None:
-    """Return what is wrong with a mask of an image of that size, without drawing it."""
+def segmentation_fault(
+    segmentation: object, height: int, width: int, box: Sequence[float] | None = None
+) -> str | None:
+    """Return what is wrong with a mask of an image of that size, drawing it only where it may be empty.
+
+    Args:
+        segmentation: whatever a json has.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        box: left, top, width and height, which the mask must fit roughly; None for any.
+    """
     if isinstance(segmentation, dict):
-        return _runs_fault(segmentation, height, width)
+        extent = _runs_extent(segmentation, height, width)
+    else:
+        extent = _polygons_extent(segmentation, height, width)
+    if isinstance(extent, str) or box is None:
+        return extent if isinstance(extent, str) else None
+    own = _cut(extent, height, width)
+    boxed = _cut((box[0], box[1], box[0] + box[2], box[1] + box[3]), height, width)
+    if max(abs(a - b) for a, b in zip(own, boxed, strict=True)) <= NEAR:
+        return None
+    common = _area((*map(max, own[:2], boxed[:2]), *map(min, own[2:], boxed[2:])))
+    if common >= FIT * (_area(own) + _area(boxed) - common):
+        return None
+    (left, top, right, bottom), (x, y, most, last) = own, boxed
+    return (
+        f"its mask reaches from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) and its box from "
+        f"({x:g}, {y:g}) to ({most:g}, {last:g})"
+    )
+
+
+def _cut(extent: Extent, height: int, width: int) -> Extent:
+    left, top, right, bottom = extent
+    return max(0, left), max(0, top), min(width, right), min(height, bottom)
+
+
+def _area(extent: Sequence[float]) -> float:
+    left, top, right, bottom = extent
+    return max(0, right - left) * max(0, bottom - top)
+
+
+def _polygons_extent(segmentation: object, height: int, width: int) -> Extent | str:
+    """Where polygons begin and end, or what is wrong with them."""
     if not isinstance(segmentation, list) or not segmentation:
         return "it has no segmentation (boxes alone are learnt with data.masks=False)"
+    extents = []
+    seen = False
     for polygon in segmentation:
         if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
             return "its polygon is not a list of numbers x, y, x, y, ..."
@@ -69,12 +188,24 @@ def segmentation_fault(segmentation: object, height: int, width: int) -> str | N
             return f"its polygon has {len(polygon)} coordinates, an odd number"
         if len(polygon) < 6:
             return f"its polygon has fewer than 3 points ({len(polygon) // 2})"
-        if not math.isfinite(sum(polygon)):
-            return "its polygon has coordinates that are not finite"
-    return None
+        x, y = polygon[::2], polygon[1::2]
+        left, top, right, bottom = extent = min(x), min(y), max(x), max(y)
+        if not (min(left, top) > -REACH and max(right, bottom) < REACH and math.isfinite(sum(polygon))):
+            return f"its polygon has coordinates that are not finite, or further than {REACH:,} pixels away"
+        extents.append(extent)
+        within = left >= -1 and top >= -1 and right <= width + 1 and bottom <= height + 1
+        if within and min(right - left, bottom - top) >= SOLID:
+            twice = sum(map(mul, x, [*y[1:], y[0]])) - sum(map(mul, y, [*x[1:], x[0]]))
+            seen = seen or abs(twice) >= (right - left) * (bottom - top) / 2
+    if not seen and not coco_tool().area(run_lengths(segmentation, height, width)):
+        outlines = "polygon covers" if len(segmentation) == 1 else "polygons cover"
+        return f"its {outlines} no pixel of the image, which is {width} pixels wide and {height} high"
+    lefts, tops, rights, bottoms = zip(*extents, strict=True)
+    return min(lefts), min(tops), max(rights), max(bottoms)
 
 
-def _runs_fault(segmentation: dict[str, Any], height: int, width: int) -> str | None:
+def _runs_extent(segmentation: dict[str, Any], height: int, width: int) -> Extent | str:
+    """Where the mask of run lengths begins and ends, or what is wrong with them."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, list) or len(size) != 2:
         return f"its mask has no size [height, width] but {size!r}"
@@ -88,6 +219,9 @@ def _runs_fault(segmentation: dict[str, Any], height: int, width: int) -> str | 
         except ValueError as error:
             return f"the run lengths of its mask are damaged: {error}"
     elif isinstance(counts, list) and set(map(type, counts)) <= {int}:
+        longest = height * width
+        if counts and not -longest <= min(counts) <= max(counts) <= longest:
+            return f"the run lengths of its mask are damaged: one is beyond the image's {longest} pixels"
         runs = np.array(counts, dtype=np.int64)
     else:
         return "the run lengths of its mask are neither text nor a list of whole numbers"
@@ -95,9 +229,14 @@ def _runs_fault(segmentation: dict[str, Any], height: int, width: int) -> str | 
         return "the run lengths of its mask are damaged: one is negative"
     if runs.sum() != height * width:
         return f"the run lengths of its mask cover {runs.sum()} pixels, the image has {height * width}"
-    if not runs[1::2].any():
+    edges = _edges(runs)
+    if not len(edges):
         return "its mask is empty"
-    return None
+    columns, rows = np.divmod(edges - [0, 1], height)  # of the first and the last pixel of each run
+    left, right = int(columns[0, 0]), int(columns[-1, 1]) + 1
+    if (columns[:, 0] < columns[:, 1]).any():
+        return left, 0, right, height
+    return left, int(rows.min()), right, int(rows.max()) + 1
 
 
 def read_counts(text: str) -> np.ndarray:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 
-from .coco_masks import coco_tool, raster, run_lengths
+from .coco_masks import Masks, coco_tool, raster, run_lengths
 from .coco_transforms import corners
 from .images import read_image
 from .randomness import CUT, keys, preserved, reseed
@@ -30,10 +30,10 @@ class CocoSet(Dataset):
         images: entries with id, file_name, width, height and path.
         annotations: those of each image, by image id.
         categories: names by id; labels number them from 1 in this order.
-        transform: of (image, target); it may draw from the global generators.
+        transform: of (image, target), whose masks it draws; it may draw from the global generators.
         train: crowds, which are groups that nobody has outlined one by one, are left out of the targets.
         masks: whether targets have masks.
-        skipped: what was left out before, one sentence each.
+        skipped: what was left out of its json before, one sentence each.
     """
 
     exact_resume = True
@@ -43,7 +43,7 @@ class CocoSet(Dataset):
         images: Sequence[Entry],
         annotations: dict[int, list[Entry]],
         categories: dict[int, str],
-        transform: v2.Transform,
+        transform: nn.Module,
         *,
         train: bool,
         masks: bool = True,
@@ -101,11 +101,20 @@ class CocoSet(Dataset):
         Raises:
             DataError: the image cannot be read, or is of another size; the message names it.
         """
+        image, target = self._stored(index)
+        if "masks" in target:
+            masks = target["masks"]
+            drawn = raster(masks.segmentations, masks.height, masks.width)
+            target["masks"] = tv_tensors.Mask(torch.from_numpy(drawn))
+        return image, target
+
+    def _stored(self, index: int) -> Sample:
+        """One sample as it is stored, its masks not drawn yet."""
         image, annotations = self.entry(index)
         if self.train:
             annotations = [entry for entry in annotations if not entry.get("iscrowd")]
         height, width = size = image["height"], image["width"]
-        picture = np.asarray(read_image(self.path(index), size=(width, height)))
+        picture = np.array(read_image(self.path(index), size=(width, height)))
         boxes = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
         boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
         boxes = boxes.clip(0, [width, height, width, height])
@@ -118,9 +127,8 @@ class CocoSet(Dataset):
             "orig_size": size,
         }
         if self.masks:
-            drawn = raster([entry["segmentation"] for entry in annotations], height, width)
-            target["masks"] = tv_tensors.Mask(torch.from_numpy(drawn))
-        return tv_tensors.Image(torch.from_numpy(picture.copy()).permute(2, 0, 1).contiguous()), target
+            target["masks"] = Masks([entry["segmentation"] for entry in annotations], height, width)
+        return tv_tensors.Image(torch.from_numpy(picture).permute(2, 0, 1)), target
 
     def item(self, index: int, epoch: int = 0, seed: int = 0) -> Sample:
         """Return one sample as a detector gets it: as `original`, resized and varied.
@@ -144,7 +152,7 @@ class CocoSet(Dataset):
         images, targets = [], []
         with preserved():
             for row, key in zip(rows, keys(seed, epoch, rows), strict=True):
-                sample = self.original(int(row))
+                sample = self._stored(int(row))
                 reseed(key, CUT)
                 image, target = self.transform(*sample)
                 images.append(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,13 +17,14 @@ from .coco_config import COCO_SOURCES, CocoConfig
 from .coco_json import CocoFile, read_coco
 from .coco_masks import coco_tool
 from .coco_set import CocoSet
-from .coco_transforms import eval_transform_coco, train_transform
-from .errors import DataError, DataWarning, listing
+from .coco_transforms import Vary, eval_transform_coco
+from .errors import LISTED, DataError, DataWarning, listing
 from .folder import existing, stratum
 from .progress import MANY, Progress, progress_bar
 
 SPLITS = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid")}
 FILES = ("annotations/instances_{}.json", "annotations/{}.json", "{}/_annotations.coco.json")
+ELSEWHERE = "--set data.images=FOLDER names the folder that the file names start from."
 Side = Literal["train", "val"]
 
 
@@ -35,17 +37,15 @@ class CocoSplits:
         val: as evaluation sees it.
         classes: names, in the order of the labels, the first of which is 1.
         fingerprint: a hash of what both sides hold: image entries and annotations.
+        skipped: what was left out, one sentence for each image or annotation, which begins with its json;
+            all of them, while a warning has a few.
     """
 
     train: CocoSet
     val: CocoSet
     classes: tuple[str, ...]
     fingerprint: str
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """What was left out, one sentence for each image or annotation."""
-        return (*self.train.skipped, *self.val.skipped)
+    skipped: tuple[str, ...]
 
 
 def open_coco(config: CocoConfig, *, seed: int = 0, progress: Progress | None = None) -> CocoSplits:
@@ -62,15 +62,18 @@ def open_coco(config: CocoConfig, *, seed: int = 0, progress: Progress | None = 
 
     Raises:
         DataError: there is no such source, a json in it is none or is cut short, its sides do not have the
-            same categories, a side holds no images, or there are broken images or annotations and the
-            configuration is to refuse them.
+            same categories, a side holds no images, there are broken images or annotations and the
+            configuration is to refuse them, or it names splits of what is a single file.
     """
+    _check_options(config)
     sides = _checked(config, ("train", "val"), seed, progress)
     train, val = (
         _set(config, *found, train=train) for found, train in zip(sides, (True, False), strict=True)
     )
     mark = blake2b(train.content() + b"\0" + val.content(), digest_size=16).hexdigest()
-    return CocoSplits(train, val, train.classes, mark)
+    # A single file has both sides, and its faults are of the file.
+    skipped = train.skipped if sides[0][0].path == sides[1][0].path else (*train.skipped, *val.skipped)
+    return CocoSplits(train, val, train.classes, mark, skipped)
 
 
 def open_coco_split(
@@ -99,6 +102,24 @@ def open_coco_split(
     return _set(config, file, found, train=False)
 
 
+def _check_options(config: CocoConfig) -> None:
+    """Say which options this source makes useless."""
+    root = Path(config.source.removeprefix("coco:")).expanduser()
+    named = [f"data.{name}" for name in ("train_split", "val_split") if getattr(config, name)]
+    if root.is_file() and named:
+        raise DataError(
+            f"{' and '.join(named)} must be None: {root} is one file, which data.val_fraction splits."
+        )
+    if root.is_dir() and config.val_fraction != CocoConfig.val_fraction:
+        _useless(f"data.val_fraction={config.val_fraction}: {root} has a validation side of its own")
+    if config.crop and config.group_by_ratio:
+        _useless("data.group_by_ratio: with data.crop all images are of one shape")
+
+
+def _useless(what: str) -> None:
+    warnings.warn(f"there is no use for {what}.", DataWarning, stacklevel=4)
+
+
 def _checked(
     config: CocoConfig, sides: Sequence[Side], seed: int, progress: Progress | None
 ) -> list[tuple[CocoFile, Checked]]:
@@ -121,7 +142,7 @@ def _checked(
         for name, file in zip(names, files, strict=True):
             checked = check_entries(
                 file,
-                _folders(base, name, config),
+                _folders(base, name, file.path, config),
                 masks=config.masks,
                 decode=config.on_bad_image == "skip",
                 progress=lambda done, before=before: report(before + done, total),
@@ -131,15 +152,34 @@ def _checked(
     _tell(config, found)
     if root.is_file():
         [(file, checked)] = found
-        return [(file, _part(checked, side, config.val_fraction, seed)) for side in sides]
+        return [(file, _part(file, checked, side, config.val_fraction, seed)) for side in sides]
     return found
 
 
-def _part(checked: Checked, side: Side, val_fraction: float, seed: int) -> Checked:
-    """One side of a file that is not split: an image's side depends on the seed and on names alone."""
-    names = [image["file_name"] for image in checked.images]
-    held_out = set(range(len(names))) if val_fraction == 1 else stratum(names, val_fraction, seed)
-    images = [image for index, image in enumerate(checked.images) if (index in held_out) == (side == "val")]
+def _part(file: CocoFile, checked: Checked, side: Side, val_fraction: float, seed: int) -> Checked:
+    """One side of a file that is not split: an image's side depends on the seed and on names alone.
+
+    A photo that is listed several times is on one side.
+    """
+    names: dict[str, str] = {}  # the first one of each photo
+    photos = [os.path.normpath(image["path"]) for image in checked.images]
+    for photo, image in zip(photos, checked.images, strict=True):
+        names.setdefault(photo, image["file_name"])
+    if len(names) == 1 and val_fraction < 1:
+        raise DataError(
+            f"{file.path} has one image, which cannot be split into training and validation; "
+            "data.val_fraction=1.0 evaluates on it."
+        )
+    order = list(names)
+    chosen = range(len(order))
+    if val_fraction < 1:
+        chosen = stratum(list(names.values()), val_fraction, seed)
+    held_out = {order[index] for index in chosen}
+    images = [
+        image
+        for photo, image in zip(photos, checked.images, strict=True)
+        if (photo in held_out) == (side == "val")
+    ]
     return replace(checked, images=images)
 
 
@@ -153,11 +193,14 @@ def _tell(config: CocoConfig, found: Sequence[tuple[CocoFile, Checked]]) -> None
             ("annotation", config.on_bad_annotation, checked.bad_annotations, len(file.annotations), ""),
         ):
             text = f"{len(bad)} of {total} {what}s of {file.path} cannot be used:{listing(bad)}"
+            hint = f" {ELSEWHERE}" if what == "image" and checked.missing else ""
+            if len(bad) > LISTED:
+                hint += " All that is left out is told by open_coco(...).skipped."
             if bad and policy == "refuse":
                 remedy = f"Repair or remove them, or leave them out with --set data.on_bad_{what}=skip."
-                refused.append(f"{text}\n{remedy}")
+                refused.append(f"{text}\n{remedy}{hint}")
             elif bad:
-                skipped.append(f"{text}\nThey are left out{others}.")
+                skipped.append(f"{text}\nThey are left out{others}.{hint}")
     if refused:
         raise DataError("\n".join(refused))
     if skipped:
@@ -173,15 +216,16 @@ def _set(config: CocoConfig, file: CocoFile, checked: Checked, *, train: bool) -
             if any(not entry.get("iscrowd") for entry in checked.annotations[image["id"]])
         ]
     if not images:
-        raise DataError(f"{file.path} leaves no images {'to train on' if train else 'to evaluate on'}.")
+        hint = f" {ELSEWHERE}" if checked.missing else ""
+        raise DataError(f"{file.path} leaves no images {'to train on' if train else 'to evaluate on'}.{hint}")
     return CocoSet(
         images,
         checked.annotations,
         file.categories,
-        train_transform(config) if train else eval_transform_coco(config),
+        Vary(config) if train else eval_transform_coco(config),
         train=train,
         masks=config.masks,
-        skipped=(*checked.bad_images, *checked.bad_annotations),
+        skipped=[f"{file.path}: {told}" for told in (*checked.bad_images, *checked.bad_annotations)],
     )
 
 
@@ -210,10 +254,11 @@ def _split_file(base: Path, side: Side, config: CocoConfig) -> tuple[str, Path]:
     )
 
 
-def _folders(base: Path, name: str, config: CocoConfig) -> list[Path]:
+def _folders(base: Path, name: str, path: Path, config: CocoConfig) -> list[Path]:
     if config.images:
         return [Path(existing(config.images))]
-    return [base / name, base / "images" / name, base / "images", base]
+    places = [base / name, base / "images" / name, base / "images", base, path.parent]
+    return list(dict.fromkeys(places))
 
 
 def _check_same_categories(files: Sequence[CocoFile]) -> None:

@@ -1,91 +1,212 @@
-"""How annotated images are resized, cut and flipped: torchvision's transforms, put together."""
+"""How annotated images are resized, cut and flipped, and how their boxes and masks follow."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from .coco_config import CocoConfig
+from .coco_masks import Masks, sampled
+
+Size = tuple[int, int]  # height and width
 
 _BoundingBoxes: Any = (
     tv_tensors.BoundingBoxes
 )  # type checkers take it for a Tensor, with a Tensor's arguments
 
 
-def corners(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+def corners(boxes: Tensor, size: Size) -> tv_tensors.BoundingBoxes:
     """Return left, top, right and bottom, of shape (n, 4), as boxes on an image of that height and width."""
     return _BoundingBoxes(boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size)
 
 
-class Jitter(v2.ScaleJitter):
-    """torchvision's, for long images, too: a side of less than a pixel is one pixel."""
+@dataclass(frozen=True)
+class View:
+    """What is shown of an image: it is scaled, then a window is cut out, which may reach over its edges.
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the size to resize to."""
-        height, width = super().make_params(flat_inputs)["size"]
-        return {"size": (max(1, height), max(1, width))}
-
-
-class TightenCutBoxes(nn.Module):
-    """Shrink the boxes of objects that a crop has cut to what is left of their masks.
-
-    Cutting a box keeps parts of it in which the object may have nothing. Boxes that do not touch the edge
-    stay as they are, as annotations are finer than pixels; objects of which nothing is left get a box without
-    area.
+    Args:
+        scaled: height and width to which the whole image is scaled.
+        corner: top and left of the window in the scaled image; negative where it begins outside.
+        window: height and width of the window.
     """
+
+    scaled: Size
+    corner: Size
+    window: Size
+
+    def image(self, image: Tensor, fill: tuple[int, int, int]) -> Tensor:
+        """Return uint8 of shape (3, *window) out of an image of any size, `fill` outside of it."""
+        shown = F.resize(image, list(self.scaled), antialias=True)
+        if self.scaled == self.window:
+            return shown
+        (top, bottom), (left, right) = self._inside()
+        cut = torch.empty((3, *self.window), dtype=image.dtype)
+        cut[:] = torch.tensor(fill, dtype=image.dtype)[:, None, None]
+        y, x = self.corner
+        cut[:, top - y : bottom - y, left - x : right - x] = shown[:, top:bottom, left:right]
+        return cut
+
+    def boxes(self, boxes: Tensor, size: Size) -> Tensor:
+        """Return left, top, right and bottom in the window, cut to it, of boxes on an image of that size."""
+        (height, width), (top, left), (bottom, right) = self.scaled, self.corner, self.window
+        ratio = boxes.new_tensor([width / size[1], height / size[0]] * 2)
+        moved = boxes * ratio - boxes.new_tensor([left, top] * 2)
+        return torch.minimum(moved.clamp(min=0), moved.new_tensor([right, bottom] * 2))
+
+    def masks(self, masks: Masks) -> list[tuple[int, int, np.ndarray]]:
+        """Return for each mask the top and left in the window of where it is, and what of it is there.
+
+        A pixel of the scaled image shows the pixel of the image that its middle lies in.
+        """
+        grids = []
+        for (first, last), scaled, size in zip(
+            self._inside(), self.scaled, (masks.height, masks.width), strict=True
+        ):
+            grids.append((2 * np.arange(first, last) + 1) * size // (2 * scaled))
+        (top, _), (left, _) = self._inside()
+        y, x = top - self.corner[0], left - self.corner[1]
+        parts = (sampled(each, masks.height, masks.width, *grids) for each in masks.segmentations)
+        return [(y + row, x + column, part) for row, column, part in parts]
+
+    def _inside(self) -> list[Size]:
+        """Where the window begins and ends in the scaled image, along the height and along the width."""
+        return [
+            (max(0, first), min(length, first + side))
+            for first, side, length in zip(self.corner, self.window, self.scaled, strict=True)
+        ]
+
+
+class Fit(nn.Module):
+    """Bring the longer side of an image to a length; None leaves it as it is.
+
+    It takes an image, or an image and its target, whose masks are not drawn yet; and returns the same, drawn.
+    """
+
+    def __init__(self, side: int | None):
+        super().__init__()
+        self.side = side
+
+    def forward(self, image: Tensor, target: dict[str, Any] | None = None) -> Any:
+        """Scale an image, and its target where there is one."""
+        size = height, width = _size(image)
+        scaled = _to_side(height, width, self.side) if self.side else size
+        view = View(scaled, (0, 0), scaled)
+        shown = tv_tensors.Image(view.image(image, (0, 0, 0)))
+        if target is None:
+            return shown
+        changed: dict[str, Any] = {"boxes": corners(view.boxes(_plain(target["boxes"]), size), scaled)}
+        if "masks" in target:
+            changed["masks"] = _drawn(view.masks(target["masks"]), scaled)
+        return shown, target | changed
+
+
+def eval_transform_coco(config: CocoConfig) -> Fit:
+    """Return what brings evaluated images to their size; targets follow."""
+    return Fit(config.image_size if config.resize else None)
+
+
+class Vary(nn.Module):
+    """Scale, cut and flip an image at random, drawing from torch's generator.
+
+    What is not seen any more, or is smaller than `config.min_area`, is dropped from boxes, labels, masks,
+    area and iscrowd alike. Masks are drawn last, of what is left and within the window alone.
+
+    Boxes of objects that the window has cut shrink to what is left of their masks: cutting a box keeps parts
+    of it in which the object may have nothing. Boxes that do not touch the edge stay as they are, as
+    annotations are finer than pixels.
+    """
+
+    def __init__(self, config: CocoConfig):
+        super().__init__()
+        self.config = config
+
+    def draw(self, size: Size) -> tuple[View, bool]:
+        """Return what is shown of an image of a size, and whether it is flipped."""
+        side, (least, most) = self.config.image_size, self.config.scale
+        scale = least + torch.rand(()).item() * (most - least)
+        scaled = _to_side(*size, scale * side)
+        window = (side, side) if self.config.crop else scaled
+        corner = _begin(scaled[0], window[0]), _begin(scaled[1], window[1])
+        return View(scaled, corner, window), torch.rand(()).item() < self.config.flip
 
     def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Take and return an image and its target."""
-        if "masks" not in target:
-            return image, target
-        boxes, masks = (target[name].as_subclass(Tensor) for name in ("boxes", "masks"))
-        height, width = image.shape[-2:]
-        left = torch.stack([*_extent(masks.amax(1)), *_extent(masks.amax(2))])[[0, 2, 1, 3]].T
-        least, most = torch.maximum(boxes, left)[:, :2], torch.minimum(boxes, left)[:, 2:]
-        tight = torch.cat([least, torch.maximum(least, most)], dim=1)
-        touches = (boxes[:, :2] <= 0).any(1) | (boxes[:, 2:] >= boxes.new_tensor([width, height])).any(1)
-        touches |= left[:, 2] == 0
-        boxes = torch.where(touches[:, None], tight, boxes)
-        return image, target | {"boxes": corners(boxes, (height, width))}
+        """Take an image and its target, whose masks are not drawn yet, and return both, drawn."""
+        size = _size(image)
+        view, flipped = self.draw(size)
+        shown = view.image(image, self.config.fill)
+        boxes = view.boxes(_plain(target["boxes"]), size)
+        kept = np.flatnonzero(self._large(boxes))
+        parts = None
+        if "masks" in target:
+            masks = target["masks"]
+            some = [masks.segmentations[index] for index in kept]
+            parts = view.masks(Masks(some, masks.height, masks.width))
+            tight = _tightened(boxes[kept], parts, view.window)
+            large = self._large(tight)
+            kept, boxes = kept[large], tight[large]
+            parts = [part for part, stays in zip(parts, large, strict=True) if stays]
+        else:
+            boxes = boxes[kept]
+        if flipped:
+            shown = shown.flip(-1)
+            boxes[:, [0, 2]] = view.window[1] - boxes[:, [2, 0]]
+        changed: dict[str, Any] = {name: target[name][kept] for name in ("labels", "area", "iscrowd")}
+        changed["boxes"] = corners(boxes, view.window)
+        if parts is not None:
+            changed["masks"] = _drawn(parts, view.window, flipped=flipped)
+        return tv_tensors.Image(shown.contiguous()), target | changed
+
+    def _large(self, boxes: Tensor) -> np.ndarray:
+        sides = boxes[:, 2:] - boxes[:, :2]
+        return ((sides >= 1).all(1) & (sides.prod(1) >= self.config.min_area)).numpy()
 
 
-def _extent(line: Tensor) -> tuple[Tensor, Tensor]:
-    """Where what is not zero begins and ends in each row, of shape (n, length); 0 and 0 where all is zero."""
-    places = torch.arange(line.shape[1], dtype=torch.float32)
-    end = torch.where(line > 0, places + 1, 0).amax(1)
-    begin = torch.where(line > 0, places, line.shape[1]).amin(1)
-    return torch.minimum(begin, end), end
+def _to_side(height: int, width: int, side: float) -> Size:
+    """A size of the same shape with that longer side; no less than a pixel."""
+    longer = max(height, width)
+    return max(1, int(side * height / longer)), max(1, int(side * width / longer))
 
 
-def train_transform(config: CocoConfig) -> v2.Compose:
-    """Return what varies training images, drawing from torch's generator: scale, crop and flip.
-
-    It takes and returns (image, target). What is not seen any more, or is smaller than `config.min_area`, is
-    dropped from boxes, labels, masks, area and iscrowd alike.
-    """
-    side = config.image_size
-    steps: list[nn.Module] = [Jitter((side, side), config.scale)]
-    if config.crop:
-        fill = {tv_tensors.Image: config.fill, "others": 0}
-        steps.append(v2.RandomCrop(side, pad_if_needed=True, fill=fill))
-    return v2.Compose(
-        [
-            *steps,
-            TightenCutBoxes(),
-            v2.RandomHorizontalFlip(config.flip),
-            v2.SanitizeBoundingBoxes(min_area=config.min_area, labels_getter=_by_object),
-        ]
-    )
+def _begin(length: int, window: int) -> int:
+    """A random place of a window on an image, or of the image in the window where that is longer."""
+    room = length - window
+    drawn = int(torch.randint(abs(room) + 1, ())) if room else 0
+    return drawn if room >= 0 else drawn + room
 
 
-def eval_transform_coco(config: CocoConfig) -> v2.Transform:
-    """Return what brings evaluated images to their size; targets follow."""
-    return v2.Resize(size=None, max_size=config.image_size) if config.resize else v2.Identity()
+def _tightened(boxes: Tensor, parts: list[tuple[int, int, np.ndarray]], window: Size) -> Tensor:
+    """Boxes that touch the edge, shrunk to their masks; without area where nothing is left of these."""
+    extents = [
+        (left, top, left + part.shape[1], top + part.shape[0]) if part.size else (0, 0, 0, 0)
+        for top, left, part in parts
+    ]
+    left = boxes.new_tensor(extents).reshape(-1, 4)
+    least, most = torch.maximum(boxes, left)[:, :2], torch.minimum(boxes, left)[:, 2:]
+    tight = torch.cat([least, torch.maximum(least, most)], dim=1)
+    touches = (boxes[:, :2] <= 0).any(1) | (boxes[:, 2:] >= boxes.new_tensor(window[::-1])).any(1)
+    touches |= left[:, 2] == 0
+    return torch.where(touches[:, None], tight, boxes)
 
 
-def _by_object(inputs: tuple[Tensor, dict[str, Any]]) -> tuple[Tensor, ...]:
-    return tuple(inputs[1][name] for name in ("labels", "area", "iscrowd"))
+def _drawn(
+    parts: list[tuple[int, int, np.ndarray]], window: Size, *, flipped: bool = False
+) -> tv_tensors.Mask:
+    """Masks in whole, uint8 of shape (n, *window)."""
+    drawn = np.zeros((len(parts), *window), np.uint8)
+    for own, (top, left, part) in zip(drawn[:, :, ::-1] if flipped else drawn, parts, strict=True):
+        own[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return tv_tensors.Mask(torch.from_numpy(drawn))
+
+
+def _size(image: Tensor) -> Size:
+    return image.shape[-2], image.shape[-1]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.as_subclass(Tensor)

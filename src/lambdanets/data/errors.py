@@ -25,6 +25,9 @@ class DataWarning(UserWarning):
     """Images were left out or replaced, or a promise of the room does not hold for this source."""
 
 
+LISTED = 5  # sentences of one kind that a message has in full
+
+
 def listing(sentences: Sequence[str]) -> str:
     """Return the first few sentences, each on a line of its own, and how many more there are."""
-    return "\n  " + few(sentences, form=str, separator="\n  ")
+    return "\n  " + few(sentences, LISTED, form=str, separator="\n  ")
