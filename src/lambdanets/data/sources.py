@@ -82,6 +82,10 @@ def _found(config: DataConfig, seed: int, classes: Sequence[str] | None) -> Sour
         return Source(*open_tar(config, seed=seed, classes=classes))
     if config.source.startswith(("torch/", "hfds/")):
         return _named(config, seed)
+    if kind == "coco":
+        raise DataError(
+            f"{config.source!r} holds annotated objects, for a detector: train the recipe coco or nuclei."
+        )
     found = "folder" if os.path.isdir(config.source) else "tar" if config.source.endswith(".tar") else ""
     hint = f" Did you mean '{found}:{config.source}'?" if found else ""
     raise DataError(f"data.source must be {SOURCES}; got {config.source!r}.{hint}")

@@ -84,7 +84,7 @@ def export(
         step = _reduction(network)
         if format == "torch" and side <= step:
             raise ExportError(
-                f"with dynamic_size a file of format 'torch' takes images above {step} pixels alone, and those "
+                f"for any size a file of format 'torch' takes images above {step} pixels alone, and those "
                 f"of {facts.model} have {side}: export it as 'onnx', or for this size alone"
             )
         traced = max(side, LEAST_MAP * step)
