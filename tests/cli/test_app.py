@@ -14,6 +14,7 @@ import torch
 
 import lambdanets
 from lambdanets.cli import main, planning
+from lambdanets.cli.app import VERBS
 from lambdanets.data import DataWarning
 from lambdanets.train import NonFiniteLossError, TrainingInterrupted
 
@@ -31,7 +32,7 @@ WRONG = {
     "train digits --modle x": ["there is no option '--modle'", "did you mean --model"],
     "train digits --model lambda_resne50": ["'lambda_resne50'", "did you mean", "lambda_resnet50"],
     "train digits extra": ["unexpected argument 'extra'"],
-    "train digits --epochs many": ["--epochs", "many"],
+    "train digits --epochs many": ["--epochs takes a whole number; got 'many'; see lambdanets train --help"],
     "train digits --epochs": ["--epochs"],
     "train digits --epochs 0": ["engine.epochs", "0"],
     "train digits --set lr=1": ["'lr'", "did you mean 'optimizer.lr'?"],
@@ -63,7 +64,15 @@ WRONG = {
     "plan --grid 8 --no-content --no-position": ["content or position"],
     "predict run": ["name images or folders", "--samples 20"],
     "predict run photo.jpg --samples 3": ["one of both"],
-    "predict run --samples some": ["--samples", "some"],
+    "predict run --samples some": ["--samples takes a whole number; got 'some'"],
+    "predict run x.jpg --threshold high": ["--threshold takes a number; got 'high'"],
+    "predict run x.jpg --top 0": ["--top must be at least 1, got 0"],
+    "predict run x.jpg --batch-size 0": ["--batch-size must be at least 1, got 0"],
+    "predict run --samples 0": ["--samples must be at least 1, got 0"],
+    "predict run x.jpg --threshold 0": ["--threshold is for runs of a detector"],
+    "predict run x.jpg --json .": ["--json is a file, and . is a folder"],
+    "eval run --per-class .": ["--per-class is a file, and . is a folder"],
+    "eval run --json /dev/null/x.json": ["--json /dev/null/x.json cannot be written"],
 }
 
 FAILING = {
@@ -74,6 +83,7 @@ FAILING = {
     "train digits --data folder:no/such/photos --out x": ["no/such/photos"],
     "train digits --data no/such/photos --out x": ["'no/such/photos'", "folder:PATH"],
     "train digits --data digist --out x": ["'digist'"],
+    "train digits --data coco:x --out x": ["'coco:x' holds annotated objects", "the recipe coco or nuclei"],
 }
 
 
@@ -239,7 +249,9 @@ def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str], verb: st
 def test_help_names_all_verbs(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert main(words) == 0
     shown = capsys.readouterr().out
-    assert all(f"\n  {verb} " in shown for verb in ("train", "eval", "predict", "list", "show", "plan"))
+    assert all(f"\n  {verb} " in shown for verb in VERBS)
+    starts = {line.index(what) for line in shown.splitlines() for _, what in VERBS.values() if what in line}
+    assert len(starts) == 1
 
 
 def test_the_script_and_the_module_are_one_command(command: Command) -> None:

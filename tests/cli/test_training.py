@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lambdanets.cli import training
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -47,6 +49,18 @@ def test_the_end_of_a_run_is_told(trained: Path) -> None:
     printed = (trained / "printed.txt").read_text()
     assert (trained / "summary.txt").read_text().strip() in printed
     assert f"lambdanets predict runs/{trained.name} --samples 20" in printed
+
+
+def test_what_is_streamed_has_no_samples(trained: Path, tmp_path: Path) -> None:
+    config = json.loads((trained / "config.json").read_text())
+    for source, words in (
+        ("hfids/pets", f"eval {tmp_path}"),
+        ("wds/pets:/pets", f"eval {tmp_path}"),
+        ("hfds/pets", f"predict {tmp_path} --samples 20"),
+    ):
+        config["data"]["source"] = source
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert training.next_step(tmp_path) == f"lambdanets {words}"
 
 
 def test_a_finished_run_has_nothing_to_resume(inside: Command, trained: Path) -> None:

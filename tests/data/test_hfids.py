@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -241,6 +242,63 @@ def test_columns_of_other_names_and_files_that_tell_nothing(write_hfids: Callabl
         open_splits(config(root))
 
 
+def test_columns_are_chosen_by_name(write_hfids: Callable[..., Path]) -> None:
+    coarse = CLASSES | {"names": ["pet", "fish", "none"]}
+    root = write_hfids([8], features={"img": IMAGE, "fine": CLASSES, "coarse": coarse, "more": IMAGE})
+    for column, names in (("fine", NAMES), ("coarse", ("pet", "fish", "none"))):
+        splits = open_splits(config(root, label_column=column, image_column="img"))
+        assert (len(splits.train), splits.classes) == (8, names)
+        assert splits.train.shards.image == "img.bytes"
+    stored = config(root, source=f"hfds/{root}:{root.parent}/cache", label_column="coarse")
+    with pytest.raises(
+        DataError, match=r"has no images in a column 'image'; name theirs with data\.image_col"
+    ):
+        open_splits(stored)
+    assert open_splits(replace(stored, image_column="img")).classes == ("pet", "fish", "none")
+    with pytest.raises(
+        DataError, match=r"^data\.image_column and data\.label_column are those of hfds/ and hfi"
+    ):
+        open_splits(DataConfig(label_column="fine"))
+
+
+def test_other_classes_than_the_runs_are_refused(write_hfids: Callable[..., Path]) -> None:
+    root = write_hfids([6])
+    assert open_split(config(root), classes=NAMES)[1] == NAMES
+    for other, says in (
+        (
+            ("cat", "eel", "dog"),
+            "the classes of the run in another order: number 1 is 'dog', and 'eel' in the",
+        ),
+        (
+            ("cat", "dog", "fox"),
+            r"has 3 classes \('cat', 'dog', 'eel'\), the run was trained on 3 \('cat', 'd",
+        ),
+        (("0", "1", "2"), r"the run was trained on 3 \('0', '1', '2'\)"),
+    ):
+        with pytest.raises(DataError, match=says):
+            open_split(config(root), classes=other)
+    data = config(write_hfids([6], told=False), num_classes=3)
+    assert open_split(data, classes=("0", "1", "2"))[1] == ("0", "1", "2")  # nobody has named them
+    with pytest.raises(DataError, match=r"has 3 classes .* the run was trained on 4"):
+        open_split(data, classes=("0", "1", "2", "3"))
+
+
+def test_a_data_set_of_one_split_is_no_dead_end(write_hfids: Callable[..., Path]) -> None:
+    root = write_hfids([6])
+    for path in (root / "data").glob("validation-*"):
+        path.unlink()
+    says = (
+        f"has no split 'validation', but 'train' alone, and streams cannot be divided; 'hfds/{root}:.*' with "
+        "an empty data.val_split downloads it"
+    )
+    with pytest.raises(DataError, match=says):
+        open_splits(config(root))
+    halves = open_splits(
+        config(root, source=f"hfds/{root}:{root.parent}/cache", val_split="", val_fraction=0.5)
+    )
+    assert (len(halves.train), len(halves.val)) == (3, 3)
+
+
 def test_files_behind_urls(write_hfids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """As on the hub, whose URLs have a revision in them."""
     from fsspec import filesystem
@@ -266,7 +324,20 @@ def test_files_behind_urls(write_hfids: Callable[..., Path], monkeypatch: pytest
         ({"val_split": "test"}, r"has no split 'test'; name one that it has, 'train', 'validation', with"),
         (
             {"val_split": ""},
-            r"has no split ''; name one that it has, 'train', 'validation', with data.tr",
+            r"^data\.val_split is empty.* streams cannot be divided; 'hfds/.*' with an empty data\.val_split",
+        ),
+        (
+            {"val_split": "train"},
+            r"^data\.train_split and data\.val_split are both 'train', and a run is validated on images that",
+        ),
+        ({"source": "hfids/"}, r"^data\.source 'hfids/' lacks a name: write hfids/NAME\.$"),
+        (
+            {"label_column": "fine"},
+            r"has no column of class numbers 'fine'; data\.label_column is one of 'ima",
+        ),
+        (
+            {"image_column": "label"},
+            r"has no column of images 'label'; data\.image_column is one of 'image'\.$",
         ),
         ({"source": "hfids/{root}/none"}, r"cannot open 'hfids/.*/none': Couldn't find any data file at"),
         ({"train_per_class": 3}, "train_per_class needs to know all names, and 'hfids/.*' is streamed"),
@@ -285,12 +356,12 @@ def test_what_cannot_be_opened(write_hfids: Callable[..., Path], options: dict[s
     ("features", "says"),
     [
         ({"image": IMAGE, "text": TEXT},
-         "has no column of class numbers; of 'image', 'text', the one to read must be called 'label'"),
-        ({"image": TEXT, "label": CLASSES}, "has no column of images; of 'image', 'label', the one to read"),
+         "has no column of class numbers; name the one to read with data.label_column, of 'image', 'text'"),
+        ({"image": TEXT, "label": CLASSES}, "has no column of images; name the one to read with data.im"),
         ({"a": IMAGE, "b": IMAGE, "label": CLASSES},
-         "has several columns of images: 'a', 'b'; of 'a', 'b', 'label', the one to read must be called"),
+         "has several columns of images: 'a', 'b'; name the one to read with data.image_column, of 'a'"),
         ({"image": IMAGE, "fine": CLASSES, "coarse": CLASSES},
-         "has several columns of class numbers: 'fine', 'coarse'; of"),
+         "has several columns of class numbers: 'fine', 'coarse'; name the one to read with data.label_col"),
     ],
 )  # fmt: skip
 def test_columns_that_are_not_there(
@@ -318,7 +389,7 @@ def test_what_is_not_parquet_is_another_sources(tmp_path: Path) -> None:
         for name in ("cat", "dog"):
             (tmp_path / "set" / side / name).mkdir(parents=True)
             (tmp_path / "set" / side / name / "a.png").write_bytes(numbered(1))
-    says = "does not lie in parquet files, which alone are streamed; 'hfds/.*' downloads it, for any number"
+    says = f"parquet files, which alone are streamed; 'folder:{tmp_path}/set' reads images in class folders"
     with pytest.raises(DataError, match=says):
         open_splits(config(tmp_path / "set"))
 
@@ -335,6 +406,17 @@ def test_classes_out_of_range(tmp_path: Path, labels: list[int], says: str) -> N
         write(tmp_path / "set" / "data" / f"{side}.parquet", [numbered(0)] * 6, own)
     with pytest.raises(DataError, match=f"^{says}"):
         open_splits(config(tmp_path / "set"))
+
+
+@pytest.mark.parametrize(("values", "kind"), [(["cat", "dog", "eel"], "string"), ([0.0, 1.0, 2.0], "double")])
+def test_classes_that_are_no_whole_numbers(tmp_path: Path, values: list[Any], kind: str) -> None:
+    table = pa.table({"image": [{"bytes": numbered(0)}] * 3, "label": values})
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    for side in ("train", "validation"):
+        pq.write_table(table, tmp_path / "set" / "data" / f"{side}.parquet")
+    says = rf"^data/train\.parquet stores the classes in 'label' as {kind}, and hfids/ takes whole numbers: s"
+    with pytest.raises(DataError, match=says):
+        open_splits(config(tmp_path / "set", label_column="label", num_classes=3))
 
 
 def one(tmp_path: Path, files: Sequence[bytes | None], labels: Sequence[int | None], **options: Any) -> Path:

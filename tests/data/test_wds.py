@@ -268,7 +268,7 @@ def test_the_fingerprint_tells_other_shards(write_wds: Callable[..., Path]) -> N
 )
 def test_splits_by_name_and_by_pattern(write_wds: Callable[..., Path], split: str, size: int) -> None:
     pytest.importorskip("braceexpand")
-    assert len(open_splits(config(write_wds([2, 3, 4]), train_split=split)).train) == size
+    assert len(open_splits(config(write_wds([2, 3, 4]), train_split=split, val_split="train")).train) == size
 
 
 def test_without_a_list_of_splits_the_shards_are_named(write_wds: Callable[..., Path]) -> None:
@@ -347,17 +347,17 @@ def test_samples_that_are_not_whole(
     write_tar: WriteTar, samples: Samples, kind: str, says: str, left: int | None
 ) -> None:
     path = write_tar("shards/a.tar", damaged(samples, kind))
-    data = config(path.parent, train_split="a.tar", val_split="a.tar")
+    data = config(path.parent, val_split="a.tar")
     with pytest.raises(DataError, match=f"^{path} {says}") as caught:
-        open_splits(data)
+        open_split(data)
     assert "\n" not in str(caught.value)
-    data = config(path.parent, train_split="a.tar", val_split="a.tar", on_bad_image="skip")
+    data = config(path.parent, val_split="a.tar", on_bad_image="skip")
     if left is None:
         with pytest.raises(DataError, match=f"^{path} {says}"):
-            open_splits(data)
+            open_split(data)
     else:
         with pytest.warns(DataWarning, match=f"^{path} {says}The rest is left out"):
-            assert len(open_splits(data).train) == left
+            assert len(open_split(data)[0]) == left
 
 
 def test_a_truncated_shard(write_wds: Callable[..., Path], truncate: Callable[[Path], None]) -> None:
@@ -377,17 +377,17 @@ def test_an_image_that_cannot_be_decoded(write_tar: WriteTar, samples: Samples) 
     members = samples([0, 1, 2, 0, 1, 2])
     members["000001.png"] = b"no picture"
     path = write_tar("shards/a.tar", members)
-    data = config(path.parent, image_size=12, train_split="a.tar", val_split="a.tar", batch_size=3)
+    data = config(path.parent, image_size=12, val_split="a.tar", batch_size=3)
     with pytest.raises(DataError, match=r"^cannot read a\.tar#000001\.png: not an image"):
-        list(eval_loader(open_splits(data).val, data))
-    data = config(path.parent, image_size=12, train_split="a.tar", val_split="a.tar", batch_size=3,
+        list(eval_loader(open_split(data)[0], data))
+    data = config(path.parent, image_size=12, val_split="a.tar", batch_size=3,
                   on_bad_image="skip")  # fmt: skip
     with pytest.warns(DataWarning, match=r"a\.tar#000001\.png: .* a\.tar#000002\.png stands in for it"):
-        first, second = eval_loader(open_splits(data).val, data)
+        first, second = eval_loader(open_split(data)[0], data)
     assert first[1].tolist() == [0, 2, 2]
     assert torch.equal(first[0][1], first[0][2])
     assert second[1].tolist() == [0, 1, 2]
-    lone = config(path.parent, image_size=12, train_split="a.tar", val_split="a.tar", batch_size=1,
+    lone = config(path.parent, image_size=12, val_split="a.tar", batch_size=1,
                   on_bad_image="skip")  # fmt: skip
     with pytest.raises(DataError, match="not one of the 1 images of a batch can be read; the first: cannot"):
-        list(eval_loader(open_splits(lone).val, lone))
+        list(eval_loader(open_split(lone)[0], lone))

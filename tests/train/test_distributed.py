@@ -9,15 +9,18 @@ import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lambdanets.data import DataConfig, write_shards
+from lambdanets.data import DataConfig, DataError, write_shards
 from lambdanets.train import RunConfig, override, to_json
 from lambdanets.train.checkpoint import load_checkpoint
+from lambdanets.train.engine import train
+from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import check_alike
-from lambdanets.train.trouble import lost_peer
+from lambdanets.train.trouble import lost_peer, tell
 from runs import assert_same_end
 
 pytestmark = [
@@ -178,6 +181,24 @@ def test_processes_that_differ_are_told_by_the_first(
         check_alike(tiny, "abc")
     assert getattr(caught.value, "everywhere", False)  # the first process tells it for all
     assert "abc" not in to_json(tiny)
+
+
+def test_fewer_validation_images_than_processes(tiny: RunConfig, tmp_path: Path) -> None:
+    config = override(tiny, "data.val_fraction=0.001", "engine.devices=11", "engine.strategy=ddp")
+    says = "^10 validation images for 11 processes, each of which needs one: hold out more images, or use few"
+    with pytest.raises(DataError, match=says) as caught:
+        train(config, run_dir=tmp_path / "run")
+    assert getattr(caught.value, "everywhere", False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_lost_process_leaves_a_way_on(tiny: RunConfig, tmp_path: Path) -> None:
+    files, two = RunFiles(tmp_path), SimpleNamespace(world_size=2)
+    lost = RuntimeError("Connection reset by peer")
+    assert "There is no checkpoint yet. Begin again with: lamb" in str(tell(lost, tiny, two, files))
+    files.last.parent.mkdir()
+    files.last.touch()
+    assert "The newest checkpoint stands. Continue with: lamb" in str(tell(lost, tiny, two, files))
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,9 @@ def test_the_best_weights_are_the_best_checkpoint(finished: RunResult) -> None:
         tensors = {name: file.get_tensor(name) for name in list(file.keys())}
     assert metadata["model"] == "lambda_resnet_digits"
     assert metadata["num_classes"] == "10"
+    form = {name: json.loads(metadata[name]) for name in ("in_chans", "mean", "std", "crop_pct")}
+    assert form == {"in_chans": 1, "mean": [0.305], "std": [0.376], "crop_pct": 1.0}
+    assert metadata["interpolation"] == "bicubic"
     assert json.loads(metadata["classes"]) == [str(digit) for digit in range(10)]
     states = {
         n.removeprefix("network."): t for n, t in best["state_dict"].items() if n.startswith("network.")

@@ -12,7 +12,7 @@ import timm
 import torch
 
 from lambdanets.data import DataError, DataWarning
-from lambdanets.models import save_for_hub
+from lambdanets.models import WeightsError, save_for_hub
 from lambdanets.train import RunError
 from lambdanets.train.corruptions import ALEXNET
 from lambdanets.train.evaluation import Evaluation, guess_test_set, measure
@@ -231,6 +231,17 @@ def test_what_cannot_be_measured_is_refused(photos: Photos, tmp_path: Path) -> N
     torch.save(timm.create_model("lambda_resnet_digits").state_dict(), tmp_path / "digits.pt")
     with pytest.raises(RunError, match=r"lambda_resnet_digits has 10 classes, whose names are unknown"):
         subject_of_model("lambda_resnet_digits", "digits", checkpoint=tmp_path / "digits.pt")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").touch()
+    torch.save(
+        timm.create_model("lambda_resnet_digits", num_classes=7).state_dict(), run / "pytorch_model.bin"
+    )
+    says = (
+        r"are for 7 classes and the model is for 10; name the run itself in place of lambda_resnet_digits: "
+    )
+    with pytest.raises(WeightsError, match=f"{says}{run}$"):
+        subject_of_model("lambda_resnet_digits", "digits", checkpoint=run)
 
 
 def test_a_vit_is_brought_to_another_size_and_back(tmp_path: Path) -> None:

@@ -43,8 +43,11 @@ def test_shared_tables_of_intra_depth(tmp_path: Path) -> None:
     tables = [layer.positions for layer in network.modules() if isinstance(layer, LambdaLayer2d)]
     assert len(tables) == 2
     assert tables[0] is tables[1]
-    made = export(network, tmp_path / "n.onnx", format="onnx", dynamic_size=True)
+    # Images of one reduction, whose last map is a single position, are traced larger.
+    made = export(network, tmp_path / "n.onnx", format="onnx", dynamic_size=True, size=4)
     assert made.inputs == {"images": ("batch", 3, "height", "width")}
+    compared = [sizes for (sizes,) in made.compared]
+    assert compared == [(2, 3, 16, 16), (1, 3, 12, 20), (3, 3, 12, 20), (1, 3, 4, 4)]
     assert 0 < made.difference < 1e-4 * made.largest
     check(made.file, network, torch.randn(5, 3, 28, 44))
 
@@ -73,6 +76,10 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="Linear does not say which images it takes"):
         export(nn.Linear(3, 2), file, format="torch")
     vit = create_model("vit_tiny_patch16_224")
-    with pytest.raises(ExportError, match=r"^the network cannot take inputs of shape \(1, 3, 32, 96\): "):
+    with pytest.raises(ExportError, match=r"^the network cannot take inputs of shape \(1, 3, 48, 80\): "):
         export(vit, file, format="torch", size=64, dynamic_size=True)
+    with pytest.raises(
+        ExportError, match=r"'torch' takes images above 16 pixels alone, and those of vit_tiny.* 16:"
+    ):
+        export(vit, file, format="torch", size=16, dynamic_size=True)
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lambdanets.data import DataError
-from lambdanets.train import RunError, RunResult, evaluate, load_run, override
+from lambdanets.train import CheckpointError, RunError, RunResult, evaluate, load_run, override
 
 
 @pytest.fixture
@@ -120,6 +120,10 @@ def test_damaged_weights_are_taken_from_the_best_checkpoint(copy: Path, capsys: 
     said = capsys.readouterr().err
     assert "weights.safetensors is damaged" in said
     assert "best.ckpt" in said
+    (copy / "checkpoints" / "best.ckpt").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match=r"best\.ckpt.*; --weights last takes those of the last epoch$"):
+        load_run(copy).model()
+    load_run(copy).model("last")
     (copy / "checkpoints" / "best.ckpt").unlink()
     with pytest.raises(RunError, match=r"weights\.safetensors is damaged.*and there is no .*best\.ckpt"):
         load_run(copy).model()

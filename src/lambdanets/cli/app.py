@@ -148,17 +148,22 @@ def _run(words: list[str]) -> int:
 
 
 def _second_help(verb: str) -> str:
-    names = "\n".join(f"  {name:<9}{line}" for name, (_, line) in SECOND[verb].items())
+    names = _columns({name: line for name, (_, line) in SECOND[verb].items()})
     return (
         f"usage: lambdanets {verb} WHAT [options]      lambdanets {verb} WHAT --help says what it takes\n\n"
         f"{VERBS[verb][1]}\n\n{names}"
     )
 
 
+def _columns(lines: dict[str, str]) -> str:
+    width = max(map(len, lines)) + 2
+    return "\n".join(f"  {name:<{width}}{line}" for name, line in lines.items())
+
+
 def _help() -> str:
     import lambdanets
 
-    verbs = "\n".join(f"  {verb:<13}{line}" for verb, (_, line) in VERBS.items())
+    verbs = _columns({verb: line for verb, (_, line) in VERBS.items()})
     return (
         f"lambdanets {lambdanets.__version__}: lambda layers and LambdaResNets on PyTorch\n\n"
         f"usage: lambdanets VERB [options]      lambdanets VERB --help says what a verb takes\n\n"

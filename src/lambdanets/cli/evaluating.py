@@ -10,7 +10,7 @@ from tyro import conf
 
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import place, refuse, shown
+from lambdanets.cli.options import check_outputs, place, refuse, shown
 from lambdanets.data import DataConfig
 from lambdanets.train import load_run
 from lambdanets.train.config import stored_task
@@ -91,6 +91,7 @@ def run(
 
     if share()[1] > 1:
         raise UsageError("eval measures in one process: start it without torchrun or srun.")
+    check_outputs({"--per-class": per_class, "--csv": csv, "--json": json})
     if stored_task(Path(what)) == "detection":
         given = {"--as": as_, "--real": real, "--checkpoint": checkpoint, "--accelerate": accelerate}
         refuse(given | {"--crop": crop, "--csv": csv}, "a classifier", Path(what))

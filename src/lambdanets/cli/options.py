@@ -1,6 +1,7 @@
 """Options of a verb, read by tyro from the signature of its function."""
 
 import io
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
@@ -15,6 +16,12 @@ from tyro import conf
 
 from lambdanets.cli.errors import UsageError, suggestion
 
+# What Python says of a word that is no number -> what an option takes instead.
+NUMBERS = {
+    "a whole number": r"invalid literal for int\(\) with base 10:",
+    "a number": "could not convert string to float:",
+}
+
 DtypeName = Literal["float32", "float64", "bfloat16", "float16"]
 Device = Annotated[str, conf.arg(metavar="cpu | cuda")]
 
@@ -26,7 +33,7 @@ def shown(metavar: str, default: str | None = None) -> Any:
 
 def refuse(options: dict[str, Any], what: str, run: Path) -> None:
     """Raise UsageError where an option was given that is not for this run but for another kind."""
-    if given := [name for name, value in options.items() if value not in (None, False)]:
+    if given := [name for name, value in options.items() if value is not None and value is not False]:
         raise UsageError(f"{given[0]} is for runs of {what}; {run} is none.")
 
 
@@ -34,6 +41,20 @@ def place(source: str) -> tuple[str, Path]:
     """Return the kind of a source of images and where it is, however its path is written."""
     kind, _, root = source.partition(":")
     return kind, Path(root).resolve()
+
+
+def check_outputs(files: dict[str, Path | None]) -> None:
+    """Raise UsageError, before long work, where a file that an option names could not be written."""
+    for option, file in files.items():
+        if file is None:
+            continue
+        if file.is_dir():
+            raise UsageError(f"{option} is a file, and {file} is a folder.")
+        folder = next(each for each in file.absolute().parents if each.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise UsageError(
+                f"{option} {file} cannot be written: {folder} is no folder that can be written to."
+            )
 
 
 def check_device(device: str) -> None:
@@ -134,4 +155,8 @@ def _sentence(box: str) -> str:
     if first[0].startswith("Missing from") and len(first) > 1:
         return f"{first[1].split()[0]} is missing"
     text = " ".join(first).rstrip(".")
+    if option := re.match(r"Error parsing (--[\w-]+):", text):
+        for what, complaint in NUMBERS.items():
+            if found := re.search(complaint + " ('.*?'|\".*?\")", text):
+                return f"{option[1]} takes {what}; got {found[1]}"
     return text[:1].lower() + text[1:]

@@ -9,7 +9,7 @@ from tyro import conf
 
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import FAILURE, UsageError
-from lambdanets.cli.options import refuse, shown
+from lambdanets.cli.options import check_outputs, refuse, shown
 from lambdanets.train import Run, load_run
 from lambdanets.train.config import stored_task
 from lambdanets.train.prediction import Prediction, predict, predict_samples
@@ -51,6 +51,10 @@ def run(
         raise UsageError(
             "name images or folders, or take --samples 20 of the run's validation set; one of both."
         )
+    for option, number in (("--samples", samples), ("--top", top), ("--batch-size", batch_size)):
+        if number is not None and number < 1:
+            raise UsageError(f"{option} must be at least 1, got {number}.")
+    check_outputs({"--json": json})
     if stored_task(run) == "detection":
         refuse({"--top": top, "--batch-size": batch_size}, "a classifier", run)
         from lambdanets.cli.detecting import predict_run
@@ -66,11 +70,12 @@ def run(
             strict=strict,
         )
     refuse({"--threshold": threshold}, "a detector", run)
-    opened = load_run(run)
-    top, batch_size = top or 5, batch_size or 32
     sheet = out or run / "predictions.png"
     if sheet.suffix.lower() != ".png":
         raise UsageError(f"--out is a PNG image, so its name ends in .png; got {str(sheet)!r}.")
+    check_outputs({"--out": sheet})
+    opened = load_run(run)
+    top, batch_size = 5 if top is None else top, 32 if batch_size is None else batch_size
     if samples is not None:
         predictions = predict_samples(opened, samples, top=top, batch_size=batch_size, weights=weights)
     else:

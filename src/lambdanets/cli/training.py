@@ -14,6 +14,7 @@ from tyro import conf
 
 from lambdanets.cli.errors import UsageError, check_name, usage
 from lambdanets.cli.options import shown
+from lambdanets.data.sources import STREAMED
 from lambdanets.detection import DetectionConfig
 from lambdanets.models.weights import weights_for
 from lambdanets.recipes import get_recipe, list_recipes
@@ -95,9 +96,16 @@ def run(
     finally:
         os.environ.pop(STARTED, None)
     if rank_zero_only.rank == 0:
-        hint = f"lambdanets predict {quote(str(directory))} --samples 20"
-        print(f"\n{result.summary.rstrip()}\n\nSee what it learned: {hint}")
+        print(f"\n{result.summary.rstrip()}\n\nSee what it learned: {next_step(directory)}")
     return 0
+
+
+def next_step(run: Path) -> str:
+    """The command that shows what a run learned; samples cannot be picked from a stream."""
+    name = quote(str(run))
+    if _stored(run, None).data.source.startswith(STREAMED):
+        return f"lambdanets eval {name}"
+    return f"lambdanets predict {name} --samples 20"
 
 
 def _train(config: RunConfig | DetectionConfig | None, run: Path | None) -> Callable[..., Any]:

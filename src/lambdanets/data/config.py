@@ -122,6 +122,8 @@ class DataConfig:
         train_split, val_split: names of the splits of a timm source; an empty `val_split` splits the
             training images by `val_fraction`. Of wds/, splits that _info.json beside the shards lists, or
             shards by name, such as "train-{000000..000009}.tar".
+        image_column, label_column: names of a Hugging Face data set's columns (hfds/, hfids/). None takes
+            "image" and "label"; of hfids/ otherwise the only column of images, and of classes with names.
         num_classes: needed only for a streamed source (wds/, hfids/) that does not name its classes.
         download: let a torch/ source download itself when it is not in its folder.
     """
@@ -147,6 +149,8 @@ class DataConfig:
     order: Literal["global", "shards"] = "global"
     train_split: str = "train"
     val_split: str = "validation"
+    image_column: str | None = None
+    label_column: str | None = None
     num_classes: int | None = None
     download: bool = True
 

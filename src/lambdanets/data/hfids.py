@@ -11,15 +11,15 @@ from .config import DataConfig
 from .errors import DataError
 from .parquet import ParquetShards, check_rows, read_footers
 from .sequential import SequentialSet
-from .sources import require_package, unnamed
+from .sources import check_named, require_package, unnamed
 from .transforms import Pipeline
 
 
 def open_hfids(config: DataConfig, split: str, *, train: bool) -> SequentialSet:
     """Open a split of `hfids/NAME`.
 
-    The column of images is "image", or the only one of that kind; that of classes is "label", or the only one
-    whose classes have names.
+    The column of images is `config.image_column`, or "image", or the only one of that kind; that of classes
+    is `config.label_column`, or "label", or the only one whose classes have names.
 
     Args:
         config: names a data set of the hub or a folder, and behind a colon, if anything, a folder for what
@@ -32,6 +32,7 @@ def open_hfids(config: DataConfig, split: str, *, train: bool) -> SequentialSet:
             no classes, or a file of it cannot be read.
     """
     require_package(config.source)
+    check_named(config)
     builder = _builder(config)
     names, paths = _files(config, split, builder)
     footers = read_footers(names, paths, skip=config.on_bad_image == "skip")
@@ -53,6 +54,12 @@ def open_hfids(config: DataConfig, split: str, *, train: bool) -> SequentialSet:
     return SequentialSet(shards, Pipeline(config, train=train), classes, train=train, skip_bad=skip)
 
 
+def undivided(config: DataConfig) -> str:
+    """What to do about a data set of one split."""
+    other = config.source.replace("hfids/", "hfds/", 1)
+    return f"{other!r} with an empty data.val_split downloads it and divides its training images"
+
+
 def _builder(config: DataConfig) -> Any:
     from datasets import load_dataset_builder
 
@@ -69,9 +76,17 @@ def _files(config: DataConfig, split: str, builder: Any) -> tuple[list[str], lis
     """Names of a split's files that are the same wherever the data set lies, and where they are."""
     files = {str(side): list(paths) for side, paths in (builder.config.data_files or {}).items()}
     if not files or not all(path.endswith(".parquet") for paths in files.values() for path in paths):
+        name = os.path.expanduser(config.source.partition(":")[0].removeprefix("hfids/"))
+        other = f"{config.source.replace('hfids/', 'hfds/', 1)!r} downloads it, for any number of processes"
+        if os.path.isdir(name):
+            other = f"'folder:{name}' reads images in class folders"
         raise DataError(
-            f"{config.source!r} does not lie in parquet files, which alone are streamed; "
-            f"{config.source.replace('hfids/', 'hfds/', 1)!r} downloads it, for any number of processes."
+            f"{config.source!r} does not lie in parquet files, which alone are streamed; {other}."
+        )
+    if split not in files and len(files) == 1:
+        raise DataError(
+            f"{config.source!r} has no split {split!r}, but {few(files)} alone, and streams cannot be "
+            f"divided; {undivided(config)}."
         )
     if split not in files:
         raise DataError(
@@ -101,12 +116,22 @@ def _columns(config: DataConfig, features: Mapping[str, Any]) -> tuple[str, str]
         return isinstance(feature, ClassLabel) or (column == "label" and numbers)
 
     found = []
-    for name, what, fits in (("image", "images", is_image), ("label", "class numbers", is_label)):
+    for name, chosen, what, fits in (
+        ("image", config.image_column, "images", is_image),
+        ("label", config.label_column, "class numbers", is_label),
+    ):
         columns = [column for column, feature in features.items() if fits(column, feature)]
-        if name not in columns and len(columns) != 1:
+        known = columns if name == "image" else list(features)
+        if chosen is not None and chosen not in known:
+            raise DataError(
+                f"{config.source!r} has no column of {what} {chosen!r}; data.{name}_column is one of "
+                f"{few(known)}."
+            )
+        if chosen is None and name not in columns and len(columns) != 1:
             held = f"several columns of {what}: {few(columns)}" if columns else f"no column of {what}"
             raise DataError(
-                f"{config.source!r} has {held}; of {few(features)}, the one to read must be called {name!r}."
+                f"{config.source!r} has {held}; name the one to read with data.{name}_column, of "
+                f"{few(features)}."
             )
-        found.append(name if name in columns else columns[0])
+        found.append(chosen or (name if name in columns else columns[0]))
     return found[0], found[1]

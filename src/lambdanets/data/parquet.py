@@ -127,12 +127,20 @@ def check_rows(name: str, footer: Any, *, image: str, label: str, classes: int) 
         classes: how many there are.
 
     Raises:
-        DataError: a column is missing, images lie elsewhere, or a class is out of range, as far as is told.
+        DataError: a column is missing, images lie elsewhere, classes are not stored as whole numbers, or one
+            is out of range, as far as is told.
     """
     leaves = [footer.schema.column(number).path for number in range(footer.num_columns)]
     for column in (image, label):
         if column not in leaves:
             raise DataError(f"{name} has no column {column!r}, unlike what its data set says.")
+    stored = footer.schema.column(leaves.index(label))
+    if stored.physical_type not in ("INT32", "INT64") or stored.logical_type.type not in ("INT", "NONE"):
+        kind = footer.schema.to_arrow_schema().field(label).type
+        raise DataError(
+            f"{name} stores the classes in {label!r} as {kind}, and hfids/ takes whole numbers: store them "
+            "as int64, or read the data set as hfds/, which converts those whose classes have names."
+        )
     for number in range(footer.num_row_groups):
         group = footer.row_group(number)
         images, targets = (group.column(leaves.index(column)).statistics for column in (image, label))

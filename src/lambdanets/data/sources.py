@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..wording import few
 from .config import SOURCES, DataConfig
 from .errors import DataError
 from .folder import digests, read_folder, relative, stratum
@@ -81,6 +82,10 @@ def _found(config: DataConfig, seed: int, classes: Sequence[str] | None) -> Sour
         return Source(*open_tar(config, seed=seed, classes=classes))
     if config.source.startswith(("torch/", "hfds/")):
         return _named(config, seed)
+    if kind == "coco":
+        raise DataError(
+            f"{config.source!r} holds annotated objects, for a detector: train the recipe coco or nuclei."
+        )
     found = "folder" if os.path.isdir(config.source) else "tar" if config.source.endswith(".tar") else ""
     hint = f" Did you mean '{found}:{config.source}'?" if found else ""
     raise DataError(f"data.source must be {SOURCES}; got {config.source!r}.{hint}")
@@ -93,11 +98,22 @@ def require_package(source: str) -> None:
             raise DataError(f"the source {source!r} needs the package {module}: pip install {package}")
 
 
+def check_named(config: DataConfig) -> None:
+    """Raise DataError where a source of timm's form has nothing behind its slash."""
+    kind, _, name = config.source.partition(":")[0].partition("/")
+    if not name:
+        raise DataError(f"data.source {config.source!r} lacks a name: write {kind}/NAME.")
+
+
 def create_timm(config: DataConfig, split: str, **options: Any) -> Any:
     """Open a split with timm's `create_dataset`, and say in one sentence what went wrong if it does."""
     from timm.data.dataset_factory import create_dataset
 
+    check_named(config)
     name, _, root = config.source.partition(":")
+    if name.startswith("hfds/"):
+        options["input_key"] = config.image_column or "image"
+        options["target_key"] = config.label_column or "label"
     if name.startswith("torch/"):
         options["download"] = config.download
         root = root or os.path.join(os.path.expanduser("~"), ".cache", "lambdanets", name)
@@ -155,7 +171,17 @@ def _named(config: DataConfig, seed: int) -> Source:
 
 def _targets(config: DataConfig, data_set: Any) -> np.ndarray:
     if config.source.startswith("hfds/"):
-        found = data_set.reader.dataset[data_set.reader.label_key]
+        reader = data_set.reader
+        table = reader.dataset.data
+        # Where there is no column of images, timm's cast has added one that is empty.
+        held = [name for name in table.column_names if table.column(name).null_count < len(table)]
+        for column, what in ((reader.image_key, "image"), (reader.label_key, "label")):
+            if column not in held:
+                raise DataError(
+                    f"{config.source!r} has no {what}s in a column {column!r}; name theirs with "
+                    f"data.{what}_column, of {few(held)}."
+                )
+        found = reader.dataset[reader.label_key]
     else:
         found = getattr(data_set, "targets", None)
     targets = np.asarray([] if found is None else list(found))

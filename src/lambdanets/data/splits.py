@@ -16,6 +16,7 @@ from .check import MEMORY_LIMIT, check_set, keep_in_memory, memory_needed
 from .config import DataConfig
 from .errors import DataError, DataWarning, listing
 from .folder import fingerprint
+from .hfids import undivided
 from .image_set import ORDER_NEEDS_TAR, ImageSet
 from .mixed import MixedSet, shares
 from .progress import MANY, Progress, progress_bar
@@ -67,6 +68,7 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
     """
     if config.order == "shards" and not config.source.startswith("tar:"):
         raise DataError(ORDER_NEEDS_TAR)
+    _check_names(config)
     if config.source.startswith(STREAMED):
         if config.train_per_class is not None:
             raise DataError(
@@ -120,23 +122,24 @@ def open_split(
         config: the source; with `val_fraction=1.0` all of a folder that is not split is its "val" side.
         split: "train" or "val".
         seed: of the split.
-        classes: those of the run that is evaluated; a folder may hold some of them but no others.
+        classes: those of the run that is evaluated; a folder may hold some of them but no others, another
+            source must name the same in the same order, or number as many.
         progress: as in `open_splits`.
 
     Returns:
         The images and the names of the classes.
+
+    Raises:
+        DataError: as in `open_splits`; or the classes are others.
     """
     if split not in ("train", "val"):
         raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
     if config.source.startswith(STREAMED):
         stream = open_stream(config, split, train=False, seed=seed)
+        _check_known(config, stream.classes, classes)
         return stream, stream.classes
     source = open_source(config, seed=seed, classes=classes)
-    if classes is not None and tuple(classes) != source.classes:
-        raise DataError(
-            f"{config.source!r} has {len(source.classes)} classes ({few(source.classes)}), "
-            f"the run was trained on {len(classes)} ({few(classes)})."
-        )
+    _check_known(config, source.classes, classes)
     image_set = ImageSet(
         source.train if split == "train" else source.val,
         Pipeline(config, train=False),
@@ -149,10 +152,46 @@ def open_split(
     return image_set, source.classes
 
 
+def _check_names(config: DataConfig) -> None:
+    """Raise DataError where names of splits or columns are given that this source cannot follow."""
+    hugging_face = config.source.startswith(("hfds/", "hfids/"))
+    if not hugging_face and (config.image_column or config.label_column):
+        raise DataError("data.image_column and data.label_column are those of hfds/ and hfids/ alone.")
+    streamed = config.source.startswith(STREAMED)
+    if not streamed and not config.source.startswith(("torch/", "hfds/")):
+        return
+    if config.val_split != config.train_split and (config.val_split or not streamed):
+        return
+    what = f"data.train_split and data.val_split are both {config.train_split!r}"
+    what = what if config.val_split else "data.val_split is empty"
+    how = "leave data.val_split empty, which holds out data.val_fraction of them."
+    if streamed:
+        how = "name another split, as streams cannot be divided."
+    if config.source.startswith("hfids/"):
+        how = f"{how[:-1]}; {undivided(config)}."
+    raise DataError(f"{what}, and a run is validated on images that it is not trained on: {how}")
+
+
 def _check_classes(config: DataConfig, classes: Sequence[str]) -> None:
     if len(classes) < 2:
         held = f"holds one class ({classes[0]!r})" if classes else "holds no classes"
         raise DataError(f"{config.source!r} {held}; at least two are needed to train on.")
+
+
+def _check_known(config: DataConfig, found: tuple[str, ...], known: Sequence[str] | None) -> None:
+    """Raise DataError where a source has other classes than the run, or the same in another order."""
+    if known is None or tuple(known) == found:
+        return
+    if sorted(known) == sorted(found):
+        place = next(index for index, name in enumerate(found) if name != known[index])
+        raise DataError(
+            f"{config.source!r} has the classes of the run in another order: number {place} is "
+            f"{found[place]!r}, and {known[place]!r} in the run."
+        )
+    raise DataError(
+        f"{config.source!r} has {len(found)} classes ({few(found)}), "
+        f"the run was trained on {len(known)} ({few(known)})."
+    )
 
 
 def _fingerprint(config: DataConfig, sides: Sequence[ImageSet]) -> str:

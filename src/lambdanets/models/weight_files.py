@@ -21,6 +21,14 @@ class WeightsError(ValueError):
     """Weights cannot be found or read, or are not those of the model."""
 
 
+class OtherClassesError(WeightsError):
+    """Weights are for another number of classes than the model."""
+
+    def __init__(self, source: str | Path, have: int, need: int) -> None:
+        self.sentence = f"the weights in {source} are for {have} classes and the model is for {need}"
+        super().__init__(f"{self.sentence}; head='replace' leaves their head out")
+
+
 def find_weights(source: str | Path) -> Path:
     """The file that a source of weights means; one on the hub is fetched, unless it was before.
 

@@ -16,7 +16,7 @@ from ..nn.positions import crop_table, resize_table
 from .accelerated import LucidrainsLambdaLayer, TimmLambdaLayer
 from .conversion import converted, of_d_li14
 from .registry import list_models
-from .weight_files import WeightsError, find_weights, read_weights
+from .weight_files import OtherClassesError, WeightsError, find_weights, read_weights
 from .zoo import CONFIGS
 
 Head = Literal["same", "replace"]
@@ -167,10 +167,7 @@ def _check(
         if name in needed and weights[name].shape != target[name].shape:
             have, need = tuple(weights[name].shape), tuple(target[name].shape)
             if name.rpartition(".")[0] in _classifiers(model) and have[1:] == need[1:]:
-                raise WeightsError(
-                    f"the weights in {source} are for {have[0]} classes and the model is for {need[0]}; "
-                    "head='replace' leaves their head out"
-                )
+                raise OtherClassesError(source, have[0], need[0])
             raise WeightsError(
                 f"the weights in {source} are not those of {what} with its options: {name} has the shape "
                 f"{have}, the model needs {need}{likeness(theirs)}"

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from lambdanets.data import open_splits
+from lambdanets.data import DataError, open_splits
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
 from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, load_classes
 from lambdanets.train.errors import RunError, everywhere
@@ -112,6 +112,7 @@ def learn(
         with everywhere():
             create_optimizer(module.network, settled.optimizer)
             trainer = build_trainer(module, files, saving, start)
+            check_shares(splits, trainer.world_size)
         if rank_zero_only.rank == 0:
             write_text(files.config, to_json(settled))
             write_text(files.classes, json.dumps(splits.classes, indent=1, ensure_ascii=False) + "\n")
@@ -260,6 +261,16 @@ def check_devices(engine: EngineConfig, trainer: pl.Trainer) -> None:
         raise RunError(reason)
     if device == "cpu" and engine.sync_batchnorm and trainer.world_size > 1:
         raise RunError("engine.sync_batchnorm needs GPUs: PyTorch cannot synchronise batch norms on CPUs")
+
+
+def check_shares(splits: Any, world_size: int) -> None:
+    """Raise DataError where a process would have no validation image: Lightning takes no empty loader."""
+    held = len(splits.val)
+    if held < world_size:
+        raise DataError(
+            f"{held} validation image{'s' * (held != 1)} for {world_size} processes, each of which needs "
+            "one: hold out more images, or use fewer devices."
+        )
 
 
 def accumulation(config: BaseConfig, world_size: int) -> int:

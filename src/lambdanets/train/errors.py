@@ -71,12 +71,16 @@ class PeerLostError(RuntimeError):
     Args:
         reason: what the communication library said.
         directory: the run folder.
+        saved: whether it holds a checkpoint.
     """
 
-    def __init__(self, reason: str, directory: Path) -> None:
+    def __init__(self, reason: str, directory: Path, *, saved: bool) -> None:
+        stands = (
+            "The newest checkpoint stands. Continue" if saved else "There is no checkpoint yet. Begin again"
+        )
         super().__init__(
             f"another process of this run ended ({reason}); its own last words say why. "
-            f"The newest checkpoint stands. Continue with: lambdanets train --resume {quote(str(directory))}"
+            f"{stands} with: lambdanets train --resume {quote(str(directory))}"
         )
 
 
@@ -106,7 +110,7 @@ class TrainingInterrupted(RuntimeError):
     def __init__(self, number: int, directory: Path, *, saved: bool) -> None:
         self.number, self.directory, self.saved = number, directory, saved
         self.exit_code = 128 + number
-        where = "saved at the current step" if saved else "stopped; the newest checkpoint stands"
+        where = "saved at the current step" if saved else "stopped; the newest checkpoint, if any, stands"
         super().__init__(
             f"stopped by {signal.Signals(number).name}: {where}. "
             f"Continue with: lambdanets train --resume {quote(str(directory))}"

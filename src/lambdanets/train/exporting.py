@@ -16,7 +16,8 @@ from lambdanets.train.run import Run
 from lambdanets.train.subject import fit_to_size
 from lambdanets.train.test_sets import wnids
 
-STEP = 32  # pixels by which a second size differs: the reduction of most networks
+REDUCTION = 32  # pixels for one of the last map, of networks that do not say theirs
+LEAST_MAP = 4  # side of the last map of what is traced for any size: one of 1 would be taken for a constant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +79,23 @@ def export(
     side = facts.input_size[-1]
     network.eval()
     fit_to_size(network, facts.model, side, built_for)
-    step = STEP if side >= 2 * STEP else max(1, side // 4)
-    other = (side - step, side + step) if dynamic_size else (side, side)
     first, *others = (2, 1, 3) if batch_size is None else (batch_size, batch_size)
+    if dynamic_size:
+        step = _reduction(network)
+        if format == "torch" and side <= step:
+            raise ExportError(
+                f"for any size a file of format 'torch' takes images above {step} pixels alone, and those "
+                f"of {facts.model} have {side}: export it as 'onnx', or for this size alone"
+            )
+        traced = max(side, LEAST_MAP * step)
+        shapes = [(first, traced, traced), *((count, traced - step, traced + step) for count in others)]
+        if traced != side:
+            shapes.append((others[0], side, side))
+    else:
+        shapes = [(count, side, side) for count in (first, *others)]
     generator = torch.Generator().manual_seed(0)
     examples = [
-        (torch.randn(count, facts.input_size[0], *sides, generator=generator),)
-        for count, sides in ((first, (side, side)), *((count, other) for count in others))
+        (torch.randn(count, facts.input_size[0], *sides, generator=generator),) for count, *sides in shapes
     ]
     axes = ({0: "batch"} if batch_size is None else {}) | ({2: "height", 3: "width"} if dynamic_size else {})
     return export_network(
@@ -97,6 +108,12 @@ def export(
         facts={name: json.dumps(value, ensure_ascii=False) for name, value in asdict(facts).items()},
         opset=opset,
     )
+
+
+def _reduction(network: nn.Module) -> int:
+    """Pixels of the image for one of the last map."""
+    stages: Any = getattr(network, "feature_info", None)
+    return stages[-1]["reduction"] if stages else REDUCTION
 
 
 def _parts(

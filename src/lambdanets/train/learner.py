@@ -135,7 +135,7 @@ class Learner(pl.LightningModule):
         raise NotImplementedError
 
     def header(self) -> dict[str, str]:
-        """What a person needs to use the weights without the run folder."""
+        """What a person needs to use the weights without the run folder, in the words of `config.json`."""
         config = self.config
         return {
             "recipe": config.recipe,

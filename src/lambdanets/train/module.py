@@ -1,6 +1,7 @@
 """The Lightning module of image classification: loss, metrics, and what is said and drawn of them."""
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,14 @@ class Classifier(Learner):
         ]
 
     def header(self) -> dict[str, str]:
-        return super().header() | {"in_chans": str(self.config.data.in_chans)}
+        data = self.config.data.resolved()
+        return super().header() | {
+            "in_chans": str(data.in_chans),
+            "mean": json.dumps(data.mean),
+            "std": json.dumps(data.std),
+            "crop_pct": str(data.crop_pct),
+            "interpolation": data.interpolation,
+        }
 
     def draw_curves(self, path: Path, title: str = "") -> None:
         draw_curves(self.state.history, path, CURVES, title)

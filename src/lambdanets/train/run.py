@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lambdanets.models import save_for_hub
 from lambdanets.train.config import Config, RunConfig, load_classes, load_config
-from lambdanets.train.errors import RunError
+from lambdanets.train.errors import CheckpointError, RunError
 from lambdanets.train.layout import RunFiles
 
 NETWORK, AVERAGE = "network.", "average."  # of the trained weights and their average in a checkpoint
@@ -99,7 +99,12 @@ class Run(Generic[Config]):
         path = self.files.best if which == "best" else self.files.last
         if not path.exists():
             raise RunError(f"{self.directory} has no {which} weights yet: no epoch has ended")
-        states = load_checkpoint(path)["state_dict"]
+        try:
+            states = load_checkpoint(path)["state_dict"]
+        except CheckpointError as error:
+            if which == "last" or not self.files.last.exists():
+                raise
+            raise type(error)(f"{error}; --weights last takes those of the last epoch") from error
         part = AVERAGE if any(name.startswith(AVERAGE) for name in states) else NETWORK
         return {name.removeprefix(part): value for name, value in states.items() if name.startswith(part)}
 

@@ -12,7 +12,8 @@ from timm.models import is_model, is_model_pretrained
 from torch import nn
 
 from lambdanets.data import DataConfig, DataWarning
-from lambdanets.models import create_model, load_weights
+from lambdanets.models import WeightsError, create_model, load_weights
+from lambdanets.models.weight_files import OtherClassesError
 from lambdanets.train.config import EngineConfig
 from lambdanets.train.errors import RunError
 from lambdanets.train.run import Run
@@ -142,7 +143,13 @@ def trained_model(name: str, *, checkpoint: str | Path | None = None) -> nn.Modu
     """
     network = _create(name, pretrained=checkpoint is None)
     if checkpoint is not None:
-        load_weights(network, checkpoint)
+        try:
+            load_weights(network, checkpoint)
+        except OtherClassesError as error:
+            run = Path(checkpoint)
+            is_run = (run / "config.json").is_file()
+            advice = f"; name the run itself in place of {name}: {run}" if is_run else ""
+            raise WeightsError(f"{error.sentence}{advice}") from error
     return network.eval()
 
 

@@ -18,7 +18,11 @@ def tell(error: Exception, config: BaseConfig, trainer: pl.Trainer, files: RunFi
         device = trainer.strategy.root_device.type
         return NoMemoryError(spare_memory(config, trainer.world_size, device), files.directory)
     reason = lost_peer(error) if trainer.world_size > 1 else None
-    return None if reason is None else PeerLostError(reason, files.directory)
+    return (
+        None
+        if reason is None
+        else PeerLostError(reason, files.directory, saved=any(file.exists() for file in files.checkpoints))
+    )
 
 
 def spare_memory(config: BaseConfig, world_size: int, device: str) -> str:
