@@ -248,6 +248,8 @@ def test_a_broken_annotation_is_named(inside: Command, tmp_path: Path) -> None:
     with pytest.warns(DataWarning, match="annotation 1 of 001.png"):
         skipped = inside(*words, "--epochs", 1)
     assert skipped.returncode == 0, skipped.stderr
+    [line] = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
+    assert line.endswith("annotation 1 of 001.png: its box [1, 1, 0, 5] has no area.")
 
 
 def test_masks_become_a_json_to_train_on(inside: Command, tmp_path: Path) -> None:

@@ -19,6 +19,11 @@ class RunFiles:
         return self.directory / "classes.json"
 
     @property
+    def skipped(self) -> Path:
+        """What was left out of the images or annotations, one sentence a line; not there if nothing was."""
+        return self.directory / "skipped.txt"
+
+    @property
     def metrics(self) -> Path:
         return self.directory / "metrics.csv"
 
