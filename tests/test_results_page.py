@@ -134,6 +134,18 @@ def test_precisions_are_those_of_the_detectors() -> None:
     assert not best
 
 
+def test_costs_are_those_of_the_backbones() -> None:
+    with (ROOT / "benchmarks/detection/backbones/models.csv").open(newline="") as file:
+        rows = {(row["model"], row["mode"]): row for row in csv.DictReader(file)}
+    shown = rows_with(ROOT / "docs/detection.md", "| training step, s |")
+    assert len(shown) == 6
+    for name, *cells in shown:
+        train, evaluate = (rows[name, mode] for mode in ("train", "eval"))
+        memory = [f"{float(row['peak_mib']):,.0f}" for row in (train, evaluate)]
+        seconds = [float(row["cpu_ms"]) / 1000 for row in (train, evaluate)]
+        assert cells == [f"{seconds[0]:.1f}", memory[0], f"{seconds[1]:.2f}", memory[1]]
+
+
 def test_ratios_are_those_of_table_4() -> None:
     paper, inference, training = columns(table_of("table4", "Table 4"), "ratio")
     rows = rows_with(PAGE, "all 3x3 convolutions of a ResNet-50 replaced")
