@@ -129,6 +129,16 @@ def test_evaluation_sees_everything_once(root: Path, world_size: int) -> None:
     assert sorted(seen) == splits.val.image_ids.tolist()
 
 
+def test_evaluation_draws_no_masks(root: Path) -> None:
+    config, splits = opened(root)
+    for images, targets in coco_eval_loader(splits.val, config):
+        for image, target, whole in zip(images, targets, map(splits.val.item, range(9)), strict=False):
+            assert "masks" in whole[1]
+            assert set(target) == set(whole[1]) - {"masks"}
+            assert torch.equal(image, whole[0])
+        break
+
+
 def test_batches_of_one_shape(root: Path) -> None:
     ratios = {number: np.log2(width / height) for number, (width, height) in enumerate(SIZES, start=1)}
     bounds = [-1, -0.5, 0, 0.5, 1]

@@ -100,6 +100,9 @@ def test_evaluation_gives_what_training_measured(finished: RunResult) -> None:
     for name in ("box_ap", "mask_ap", "mask_ar100"):
         assert figures[name] == pytest.approx(finished.best[f"val_{name}"], abs=1e-6)
     same(found.results, json.loads((finished.directory / "results" / "boxes.json").read_text()))
+    more = evaluate(load_run(finished.directory), max_detections=120)
+    assert max(Counter(entry["image_id"] for entry in found.results).values()) == 20
+    assert max(Counter(entry["image_id"] for entry in more.results).values()) > 20
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5])

@@ -78,6 +78,9 @@ def coco_train_loader(
 def coco_eval_loader(
     data_set: CocoSet, config: CocoConfig, *, rank: int = 0, world_size: int = 1
 ) -> DataLoader:
-    """Return the loader of a set in order: every image once over all processes, the last batch smaller."""
+    """Return the loader of a set in order: every image once over all processes, the last batch smaller.
+
+    Targets are without masks: what is found is held against `CocoSet.ground_truth`.
+    """
     batches = EvalBatches(len(data_set), config.batch_size, rank=rank, world_size=world_size)
-    return batched_loader(data_set, batches, workers=config.workers, seed=0)
+    return batched_loader(data_set.without_masks(), batches, workers=config.workers, seed=0)

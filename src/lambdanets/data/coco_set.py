@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,12 @@ class CocoSet(Dataset):
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def without_masks(self) -> CocoSet:
+        """Return the same images, whose targets have no masks: drawing them takes time and memory."""
+        bare = copy(self)
+        bare.masks = False
+        return bare
 
     def entry(self, index: int) -> tuple[Entry, list[Entry]]:
         """Return the entry of an image and those of its annotations, as the json has them."""

@@ -45,8 +45,8 @@ def evaluate(
         run: from `load_run`.
         data: other images of the same classes, or the same in another form; None takes the run's own.
         weights: the best ones by validation, or those of the last epoch.
-        max_detections: of an image, the likeliest ones, that count; None takes the run's. The detector gives
-            so many where it would give fewer.
+        max_detections: of an image, the likeliest ones, that count; the detector gives so many where it would
+            give fewer. None takes the run's.
 
     Raises:
         DataError: the images cannot be used.
@@ -67,8 +67,8 @@ def evaluate(
         torch.set_num_threads(config.engine.threads)
     images = open_coco_split(config.data, "val", seed=config.seed, classes=run.classes)
     network: Any = run.model(weights)
-    heads, most = network.roi_heads, config.validation.max_detections
-    heads.detections_per_img = max(heads.detections_per_img, most)
+    if max_detections is not None:
+        network.roi_heads.detections_per_img = max(network.roi_heads.detections_per_img, max_detections)
     if config.engine.channels_last:
         network = network.to(memory_format=torch.channels_last)
     module = DetectionModule(network, config, classes=run.classes, state=RunState())
