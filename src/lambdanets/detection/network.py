@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +15,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import (
-    RoIHeads,
-    expand_boxes,
-    expand_masks,
-    paste_mask_in_image,
-)
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, roi_align
@@ -171,6 +167,14 @@ class _ToBatch(GeneralizedRCNNTransform):
     def resize(self, image: Tensor, target: Found | None = None) -> tuple[Tensor, Found | None]:
         return image, target
 
+    def postprocess(
+        self, result: list[Found], image_shapes: list[tuple[int, int]], original_image_sizes: Any
+    ) -> list[Found]:
+        if self.training:
+            return result
+        sizes = zip(result, image_shapes, original_image_sizes, strict=True)
+        return [_moved(found, size, wanted, binary=False) for found, size, wanted in sizes]
+
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         step = size_divisible
         height, width = (
@@ -272,7 +276,7 @@ def _in_float32(module: nn.Module, args: Any, output: Any) -> Any:
     return type(output)(_in_float32(module, args, each) for each in output)
 
 
-def placed(found: Found, size: Sequence[int], wanted: tuple[int, int]) -> Found:
+def placed(found: Found, size: Sequence[int], wanted: Sequence[int]) -> Found:
     """Return regions of an image in the pixels of another size of it, with masks drawn there.
 
     Args:
@@ -283,20 +287,45 @@ def placed(found: Found, size: Sequence[int], wanted: tuple[int, int]) -> Found:
     Returns:
         The same, and `masks`, where there are such, boolean of shape (n, 1, *wanted).
     """
+    return _moved(found, size, wanted, binary=True)
+
+
+def _moved(found: Found, size: Sequence[int], wanted: Sequence[int], *, binary: bool) -> Found:
     moved = found | {"boxes": resize_boxes(found["boxes"], list(size), list(wanted))}
     if "masks" in found:
-        moved["masks"] = _pasted(found["masks"], moved["boxes"], wanted)
+        shift = [side / (2 * before) for side, before in zip(wanted, size, strict=True)]
+        masks = found["masks"]
+        dtype = torch.bool if binary else masks.dtype
+        moved["masks"] = masks.new_zeros((len(masks), 1, *wanted), dtype=dtype)
+        for number, box in enumerate(moved["boxes"].tolist()):
+            _draw(moved["masks"][number, 0], masks[number], box, shift)
     return moved
 
 
-def _pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """As torchvision's `paste_masks_in_image`, but each is drawn in its own place alone."""
-    pasted = masks.new_zeros((len(masks), 1, *size), dtype=torch.bool)
-    masks, scale = expand_masks(masks, padding=1)
-    for number, box in enumerate(expand_boxes(boxes, scale).to(torch.int64).tolist()):
-        left, top = max(box[0], 0), max(box[1], 0)
-        window = pasted[number, 0, top : max(box[3] + 1, 0), left : max(box[2] + 1, 0)]
-        if window.numel():
-            place = torch.tensor(box) - torch.tensor([left, top, left, top])
-            window.copy_(paste_mask_in_image(masks[number, 0], place, *window.shape) > INSIDE)
-    return pasted
+@torch.no_grad()
+def _draw(image: Tensor, mask: Tensor, box: Sequence[float], shift: Sequence[float]) -> None:
+    """Draw a mask over its box, pixel by pixel: probabilities, or where they say that the object is.
+
+    What masks are taught is pooled by RoIAlign as torchvision has it, which takes a pixel to be at its upper
+    left corner: the object is half a pixel of the network's image further down and to the right. torchvision
+    draws masks where they were not taught, and over boxes that are cut to whole pixels; of perfect masks on
+    small objects that leaves an AP of about three quarters.
+
+    Args:
+        image: of shape (height, width), zeros; float or bool.
+        mask: probabilities of shape (1, height, width).
+        box: left, top, right and bottom in pixels of the image.
+        shift: half a pixel of the network's image, down and across, in those of this one.
+    """
+    left, top, right, bottom = box
+    spans, places = [], []
+    for side, begin, end, half in zip(image.shape, (top, left), (bottom, right), shift, strict=True):
+        first = min(max(math.ceil(begin - 0.5), 0), side - 1)
+        last = max(min(math.ceil(end - 0.5), side), first + 1)  # the middles of these pixels are in the box
+        middles = torch.arange(first, last, dtype=mask.dtype, device=mask.device) + 0.5
+        places.append(2 * (middles - half - begin) / max(end - begin, 1e-6) - 1)
+        spans.append(slice(first, last))
+    down, across = places
+    grid = torch.stack(torch.broadcast_tensors(across[None, :], down[:, None]), dim=-1)
+    drawn = F.grid_sample(mask[None], grid[None], padding_mode="border", align_corners=False)[0, 0]
+    image[*spans] = drawn if image.is_floating_point() else drawn > INSIDE
