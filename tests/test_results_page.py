@@ -126,12 +126,22 @@ def test_precisions_are_those_of_the_detectors() -> None:
     ):
         for name, second, *cells in rows_with(page, heading):
             row = best.pop(name) if page is guide else best[name]
-            assert cells[: len(names)] == [f"{100 * float(row[f'val_{figure}']):.1f}" for figure in names]
+            assert cells[: len(names)] == [f"{100 * float(row[figure]):.1f}" for figure in names]
             if page is guide:
                 assert cells[-1] == f"{float(row['images_per_cpu_second']):.1f}"
             else:
                 assert second == row["epoch"]
     assert not best
+
+
+def test_drawn_masks_are_those_of_their_rows() -> None:
+    with (ROOT / "benchmarks/detection/masks.csv").open(newline="") as file:
+        rows = {(row["set"], row["drawing"]): row for row in csv.DictReader(file)}
+    shown = rows_with(ROOT / "docs/detection.md", "| masks drawn by |")
+    assert len(shown) == 2
+    for name, *cells in shown:
+        pairs = [(rows[each, name], figure) for each in ("coco-cc", "nuclei") for figure in ("", "_small")]
+        assert cells == [f"{100 * float(row[f'mask_ap{figure}']):.1f}" for row, figure in pairs]
 
 
 def test_costs_are_those_of_the_backbones() -> None:

@@ -3,8 +3,9 @@
 DATA is a folder with annotations/instances_train.json and instances_val.json. Every network is trained by
 the recipe `nuclei`, with the same seed and as many steps, by the command that a person would type. What is
 finished in FOLDER is not done again, what was cut off goes on; so several may run side by side, each with its
-own --models and --no-collect. At the end nuclei.csv (the best epochs), curves.csv and nuclei.json are written
-here, with a figure of the curves, and the sheet of drawn predictions and the precision-recall curves of each.
+own --models and --no-collect. At the end nuclei.csv (the best weights, by the verb eval), curves.csv and
+nuclei.json are written here, with a figure of the curves, and the sheet of drawn predictions and the
+precision-recall curves of each.
 """
 
 import argparse
@@ -33,6 +34,11 @@ LOOKS = (
     ("lambda_resnet_mini", "lambda layers", "#5b4fa8"),
     ("resnet_mini_conv", "3x3 convolutions", "#d98324"),
 )
+FIGURES = [
+    f"{kind}_{name}"
+    for kind in ("box", "mask")
+    for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ar300")
+]
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "lambdanets")
 
 
@@ -50,6 +56,14 @@ def train(run: Path, data: Path, model: str, threads: int, changes: list[str]) -
     subprocess.run(command, check=True)
 
 
+def measured(run: Path) -> dict[str, float]:
+    file = run / "figures.json"
+    if not file.exists():
+        words = ["eval", str(run), "--workers", "0", "--json", str(file)]
+        subprocess.run([sys.executable, "-m", "lambdanets", *words], check=True)
+    return json.loads(file.read_text())
+
+
 def collect(folder: Path, models: list[str], commit: str) -> None:
     best, curves, configs = [], [], {}
     for model in models:
@@ -61,7 +75,7 @@ def collect(folder: Path, models: list[str], commit: str) -> None:
         configs[model] = config
         top = max((row for row in history if row["val_mask_ap"]), key=lambda row: float(row["val_mask_ap"]))
         minutes = round(sum(float(row["seconds"]) for row in history) / 60, 1)
-        figures = {name: value for name, value in top.items() if name.startswith("val_") and value}
+        figures = {name: round(value, 6) for name, value in measured(run).items() if name in FIGURES}
         pace = history[-1]["images_per_cpu_second"]
         best.append(
             {"model": model, "epoch": top["epoch"], "minutes": minutes, "images_per_cpu_second": pace}

@@ -147,6 +147,13 @@ def test_drawings_do_not_replace_photos(inside: Command, detector: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (photos / "drawn").iterdir()) == ["001.png", "002.png"]
     assert {path.name: path.read_bytes() for path in photos.iterdir() if path.is_file()} == before
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "001.png").symlink_to(photos / "001.png")
+    assert inside("predict", detector, links, "--out", links).returncode == 2
+    assert inside("predict", detector, photos / "001.png", "--out", links).returncode == 0
+    assert not (links / "001.png").is_symlink()
+    assert (photos / "001.png").read_bytes() == before["001.png"]
 
 
 def test_eval_of_a_json_whose_images_are_elsewhere(

@@ -56,6 +56,7 @@ def test_a_program_of_torch_finds_what_the_detector_finds(tmp_path: Path) -> Non
         "classes": ["disc", "bar"],
         "image_size": SIDE,
         "resize": True,
+        "fill": [124, 116, 104],
         "score_threshold": 0.0,
     }
 
@@ -106,6 +107,9 @@ def test_objects_are_compared_one_by_one() -> None:
         [value[:0] for value in objects()],
     ):
         with pytest.raises(ExportError, match="the detector alone finds"):
+            compare(wrong)
+    for wrong in (objects(scores=[0.9, torch.nan, 0.0505]), objects(boxes=[[torch.nan] * 4] * 3)):
+        with pytest.raises(ExportError, match="alone finds"):
             compare(wrong)
     more = [torch.cat([value, value[:1]]) for value in objects()]
     more[0][3] += 7

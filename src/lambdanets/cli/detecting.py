@@ -138,6 +138,7 @@ def predict_run(
 ) -> int:
     """Find objects with a run and draw them; the arguments are those of `lambdanets predict`."""
     from lambdanets.detection import draw_objects, draw_pairs, load_run, predict, predict_samples
+    from lambdanets.train.checkpoint import replacing
 
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is from 0 to 1; got {threshold:g}.")
@@ -170,9 +171,11 @@ def predict_run(
             continue
         target = folder / _free_name(Path(each.path), taken)
         found = each.found
-        draw_objects(
+        drawing = draw_objects(
             each.image, found["boxes"], found["labels"], opened.classes, found["scores"], found.get("masks")
-        ).save(target)
+        )
+        with replacing(target) as part:  # a link to a photo is replaced, not followed
+            drawing.save(part, format="PNG")
         counts = _counts(each, opened.classes)
         rows.add_row(escape(each.path), str(len(found["labels"])), escape(counts), escape(str(target)))
     if rows.row_count:
@@ -192,10 +195,10 @@ def _photos(paths: tuple[Path, ...], drawings: Path) -> list[Path]:
     from lambdanets.train.prediction import search
 
     found, folder = list(search(paths)), drawings.resolve()
-    if inside := [path for path in found if path.resolve().parent == folder]:
+    if inside := [path for path in found if folder in (path.resolve().parent, path.parent.resolve())]:
         raise UsageError(
-            f"--out {drawings} holds images to look at, such as {inside[0]}, which drawings could replace; "
-            "name a folder of its own."
+            f"--out {drawings} holds images to look at, photos or drawings of an earlier call, such as "
+            f"{inside[0]}, which drawings could replace; name another folder, or images outside of it."
         )
     return found
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from rich.markup import escape
 from tyro import conf
 
-from lambdanets.cli.console import stdout
+from lambdanets.cli.console import stderr, stdout
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import refuse, shown
 
@@ -59,6 +59,10 @@ def run(
             dynamic_size=dynamic_size, opset=opset,
         )  # fmt: skip
         _say(found, f"{found.difference:.2g} in {found.objects} objects", f"{found.images} images")
+        if not found.objects:
+            stderr().print(
+                "lambdanets: nothing was found in these images: no boxes and masks were compared."
+            )
         return 0
     if names_run(what):
         if checkpoint is not None:

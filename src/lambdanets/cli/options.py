@@ -50,6 +50,10 @@ def check_outputs(files: dict[str, Path | None]) -> None:
             continue
         if file.is_dir():
             raise UsageError(f"{option} is a file, and {file} is a folder.")
+        if file.exists():
+            if not os.access(file, os.W_OK):
+                raise UsageError(f"{option} {file} cannot be written: it is there and may not be changed.")
+            continue
         folder = next(each for each in file.absolute().parents if each.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise UsageError(

@@ -194,8 +194,8 @@ def _tell(config: CocoConfig, found: Sequence[tuple[CocoFile, Checked]]) -> None
         ):
             text = f"{len(bad)} of {total} {what}s of {file.path} cannot be used:{listing(bad)}"
             hint = f" {ELSEWHERE}" if what == "image" and checked.missing else ""
-            if len(bad) > LISTED:
-                hint += " All that is left out is told by open_coco(...).skipped."
+            if len(bad) > LISTED and policy == "skip":
+                hint += " A run's skipped.txt has all of them, and open_coco(...).skipped."
             if bad and policy == "refuse":
                 remedy = f"Repair or remove them, or leave them out with --set data.on_bad_{what}=skip."
                 refused.append(f"{text}\n{remedy}{hint}")

@@ -186,11 +186,11 @@ def _tightened(boxes: Tensor, parts: list[tuple[int, int, np.ndarray]], window: 
         (left, top, left + part.shape[1], top + part.shape[0]) if part.size else (0, 0, 0, 0)
         for top, left, part in parts
     ]
-    left = boxes.new_tensor(extents).reshape(-1, 4)
-    least, most = torch.maximum(boxes, left)[:, :2], torch.minimum(boxes, left)[:, 2:]
+    seen = boxes.new_tensor(extents).reshape(-1, 4)
+    least, most = torch.maximum(boxes, seen)[:, :2], torch.minimum(boxes, seen)[:, 2:]
     tight = torch.cat([least, torch.maximum(least, most)], dim=1)
     touches = (boxes[:, :2] <= 0).any(1) | (boxes[:, 2:] >= boxes.new_tensor(window[::-1])).any(1)
-    touches |= left[:, 2] == 0
+    touches |= seen[:, 2] == 0  # nothing is
     return torch.where(touches[:, None], tight, boxes)
 
 

@@ -123,7 +123,8 @@ def open_split(
         split: "train" or "val".
         seed: of the split.
         classes: those of the run that is evaluated; a folder may hold some of them but no others, another
-            source must name the same in the same order, or number as many.
+            source must name the same in the same order; one that only numbers its classes names them "0", "1"
+            and so on.
         progress: as in `open_splits`.
 
     Returns:

@@ -102,8 +102,9 @@ def export(
     facts = {
         "model": config.model.name,
         "classes": run.classes,
-        "image_size": config.data.image_size,
-        "resize": config.data.resize,
+        "image_size": config.data.image_size if dynamic_size else side,
+        "resize": config.data.resize or not dynamic_size,
+        "fill": config.data.fill,
         "score_threshold": config.model.box_score_thresh,
     }
     graph = _OneImage(detector.eval())
@@ -198,7 +199,7 @@ class _Compared:
             ("the detector", "the file"), (others["scores"], some["scores"]), nearest, strict=True
         ):
             last = scores.amin() if len(scores) == self.most else self.threshold
-            missed = (near > TOLERANCE) & (scores > last + TOLERANCE)
+            missed = ~(near <= TOLERANCE) & ~(scores <= last + TOLERANCE)  # NaN is no agreement
             if missed.any():
                 raise ExportError(
                     f"{whose} alone finds {int(missed.sum())} of {len(missed)} objects; nothing was written"

@@ -10,8 +10,8 @@ def nuclei() -> DetectionConfig:
 
     Follows: no table of the paper; its detector in small, for many small objects of one class. Anchors of 8
         to 128 pixels, narrow heads, up to 300 objects in an image, AdamW.
-    Measured: on 108 images of the Data Science Bowl of 2018 a mask AP of 52.2 % and AP50 of 84.9 %, the best
-        epoch of 40 (benchmarks/detection); with convolutions 52.7 % and 85.7 %.
+    Measured: on 108 images of the Data Science Bowl of 2018 a mask AP of 53.1 % and AP50 of 84.7 %, the best
+        epoch of 40 (benchmarks/detection); with convolutions 53.1 % and 84.8 %.
     Needs: 80 minutes of one CPU core with bfloat16 instructions for 430 images of 256 pixels and larger.
     Command: lambdanets train nuclei --data coco:/data/nuclei
         A folder with annotations/instances_train.json and instances_val.json, or a single json; masks-to-coco

@@ -116,6 +116,7 @@ def learn(
         if rank_zero_only.rank == 0:
             write_text(files.config, to_json(settled))
             write_text(files.classes, json.dumps(splits.classes, indent=1, ensure_ascii=False) + "\n")
+            files.skipped.unlink(missing_ok=True)
             if splits.skipped:
                 write_text(files.skipped, "\n".join(splits.skipped) + "\n")
             if not resume:
