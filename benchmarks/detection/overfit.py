@@ -47,6 +47,7 @@ SETTINGS = {
     "schedule.warmup_epochs": 5,
     "engine.sync_batchnorm": "false",
     "engine.precision": "bf16-mixed",
+    "engine.channels_last": "true",
     "engine.clip_grad": 5,
     "validation.sheet": 16,
 }
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("commit")
     parser.add_argument("--model", default="lambda_resnet_mini")
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=280)
     parser.add_argument("--threads", type=int, default=1)
     words = parser.parse_args()
     source, run = words.folder / "sixteen", words.folder / "run"
