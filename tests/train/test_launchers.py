@@ -87,7 +87,10 @@ def test_fewer_images_than_processes_are_told_once(tmp_path: Path) -> None:
     words = ["folder", "--data", f"folder:{tmp_path / 'photos'}", *SMALL, "--out", tmp_path / "run"]
     ends = finish(*by_slurm(*words, tasks=3))
     assert [code for code, _, _ in ends] == [1, 1, 1], ends
-    assert said_by(ends) == ["lambdanets: 2 training images are too few for 3 processes."]
+    assert said_by(ends) == [
+        "lambdanets: 2 validation images for 3 processes, each of which needs one: hold out more images, or use "
+        "fewer devices."
+    ]
 
 
 def test_what_all_processes_find_wrong_with_the_images_is_told_once(tmp_path: Path) -> None:
