@@ -88,8 +88,8 @@ def test_fewer_images_than_processes_are_told_once(tmp_path: Path) -> None:
     ends = finish(*by_slurm(*words, tasks=3))
     assert [code for code, _, _ in ends] == [1, 1, 1], ends
     assert said_by(ends) == [
-        "lambdanets: 2 validation images for 3 processes, each of which needs one: hold out more images, or use "
-        "fewer devices."
+        "lambdanets: 2 validation images for 3 processes, each of which needs one: hold out more images, or "
+        "use fewer devices."
     ]
 
 
