@@ -9,6 +9,7 @@ so results are the same from run to run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -16,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...problem import Problem
+from .call import Call
 from .geometry import as_plane, power, precision, sizes
 from .tiles import entries, query_rows, store_query_rows, to_elements, to_offsets, values
 
@@ -156,64 +158,94 @@ PARTS = 8  # of the batch, each with a table of its own before they are added
 
 def tile_sizes(problem: Problem) -> dict[str, int]:
     """Sizes of a program's tiles: BN neighbours of a row, BC rows of the context, all heads, all of k."""
-    width = max(problem.grid[-1], (problem.context_grid or problem.grid)[-1])
     return {
         "BH": power(problem.num_heads, 1, 1 << 30),
-        "BN": power(width, 16, 16),
+        "BN": 16,
         "BC": power(1 if len(problem.grid) == 1 else problem.grid[0], 1, 4),
         "BK": power(problem.dim_k, 16, 1 << 30),
         "BV": power(problem.dim_v, 16, 128),
     }
 
 
-def _types(q: Tensor) -> dict[str, object]:
-    wide = tl.float64 if q.dtype == torch.float64 else tl.float32
-    return {"SUM": wide, "PRECISION": precision(q.dtype)}
+def _constants(problem: Problem) -> dict[str, Any]:
+    wide = tl.float64 if problem.dtype == torch.float64 else tl.float32
+    return {**tile_sizes(problem), "SUM": wide, "PRECISION": precision(problem.dtype)}
+
+
+def _numbers(problem: Problem) -> tuple[int, ...]:
+    return (problem.num_heads, problem.dim_k, problem.dim_v, problem.dim_u, *sizes(problem))
+
+
+def output_call(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> Call:
+    """What writes the position part into y."""
+    e, constants = as_plane(e), _constants(problem)
+    ny, nx, *_ = sizes(problem)
+    instances = (
+        ny * triton.cdiv(nx, constants["BN"]),
+        triton.cdiv(problem.dim_v, constants["BV"]),
+        problem.batch,
+    )
+    strides = (*q.stride(), *v.stride(), *e.stride(), *y.stride())
+    return Call(output_program, instances, (q, v, e, y, *strides, *_numbers(problem)), constants)
+
+
+def query_gradient_call(g: Tensor, v: Tensor, e: Tensor, problem: Problem, dq: Tensor) -> Call:
+    """What writes the gradient of q."""
+    e, constants = as_plane(e), _constants(problem)
+    ny, nx, *_ = sizes(problem)
+    instances = (ny * triton.cdiv(nx, constants["BN"]), problem.batch)
+    strides = (*g.stride(), *v.stride(), *e.stride(), *dq.stride())
+    return Call(query_gradient_program, instances, (g, v, e, dq, *strides, *_numbers(problem)), constants)
+
+
+def value_gradient_call(g: Tensor, q: Tensor, e: Tensor, problem: Problem, dv: Tensor) -> Call:
+    """What writes the gradient of v."""
+    e, constants = as_plane(e), _constants(problem)
+    _, _, my, mx, *_ = sizes(problem)
+    instances = (
+        triton.cdiv(my, constants["BC"]) * triton.cdiv(mx, constants["BN"]),
+        triton.cdiv(problem.dim_v, constants["BV"]) * problem.dim_u,
+        problem.batch,
+    )
+    strides = (*g.stride(), *q.stride(), *e.stride(), *dv.stride())
+    return Call(value_gradient_program, instances, (g, q, e, dv, *strides, *_numbers(problem)), constants)
+
+
+def table_gradient_call(g: Tensor, q: Tensor, v: Tensor, problem: Problem, de: Tensor) -> Call:
+    """What writes the gradient of the table in parts (*parts offsets offsets k u), each of some examples."""
+    constants = _constants(problem)
+    del constants["BC"]
+    *_, ly, lx, _, _ = sizes(problem)
+    instances = (ly * triton.cdiv(lx, constants["BN"]), problem.dim_u, len(de))
+    strides = (*g.stride(), *q.stride(), *v.stride(), *de.stride())
+    numbers = (problem.batch, *_numbers(problem))
+    return Call(table_gradient_program, instances, (g, q, v, de, *strides, *numbers), constants)
 
 
 def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
     """Write the position part into y (b h n v), from q (b h n k), v (b m v u) and a table."""
-    e, geometry, tile = as_plane(e), sizes(problem), tile_sizes(problem)
-    b, h, _, k = q.shape
-    dim_v, u = v.shape[2:]
-    programs = (geometry[0] * triton.cdiv(geometry[1], tile["BN"]), triton.cdiv(dim_v, tile["BV"]), b)
-    output_program[programs](
-        q, v, e, y, *q.stride(), *v.stride(), *e.stride(), *y.stride(), h, k, dim_v, u, *geometry,
-        **tile, **_types(q),
-    )  # fmt: skip
+    output_call(q, v, e, problem, y).launch()
 
 
 def gradients(
     g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of q, v and e, each where it is wanted, from that of the position part."""
-    table, geometry, tile = as_plane(e), sizes(problem), tile_sizes(problem)
-    b, h, _, k = q.shape
-    dim_v, u = v.shape[2:]
-    rest = (h, k, dim_v, u, *geometry)
-    ny, nx, my, mx, ly, lx = geometry[:6]
     dq = dv = de = None
     if wanted[0]:
         dq = torch.empty_like(q)
-        query_gradient_program[(ny * triton.cdiv(nx, tile["BN"]), b)](
-            g, v, table, dq, *g.stride(), *v.stride(), *table.stride(), *dq.stride(), *rest,
-            **tile, **_types(q),
-        )  # fmt: skip
+        query_gradient_call(g, v, e, problem, dq).launch()
     if wanted[1]:
         dv = torch.empty_like(v)
-        tiles_of_context = triton.cdiv(my, tile["BC"]) * triton.cdiv(mx, tile["BN"])
-        value_gradient_program[(tiles_of_context, triton.cdiv(dim_v, tile["BV"]) * u, b)](
-            g, q, table, dv, *g.stride(), *q.stride(), *table.stride(), *dv.stride(), *rest,
-            **tile, **_types(q),
-        )  # fmt: skip
+        value_gradient_call(g, q, e, problem, dv).launch()
     if wanted[2]:
-        wide = torch.promote_types(e.dtype, torch.float32)
-        parts = max(1, min(PARTS, b))
-        summed = table.new_zeros(parts, *table.shape, dtype=wide)
-        of_entries = {name: size for name, size in tile.items() if name != "BC"}
-        table_gradient_program[(ly * triton.cdiv(lx, tile["BN"]), u, parts)](
-            g, q, v, summed, *g.stride(), *q.stride(), *v.stride(), *summed.stride(), b, *rest,
-            **of_entries, **_types(q),
-        )  # fmt: skip
-        de = summed.sum(0).view(e.shape)
+        parts = table_parts(e, problem)
+        table_gradient_call(g, q, v, problem, parts).launch()
+        de = parts.sum(0).view(e.shape)
     return dq, dv, de
+
+
+def table_parts(e: Tensor, problem: Problem) -> Tensor:
+    """Zeros for the parts of the table's gradient; entries that no query may see stay so."""
+    wide = torch.promote_types(e.dtype, torch.float32)
+    return e.new_zeros(max(1, min(PARTS, problem.batch)), *as_plane(e).shape, dtype=wide)
