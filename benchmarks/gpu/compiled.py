@@ -21,12 +21,10 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 from triton.backends.nvidia.compiler import get_ptxas
 
 from lambdanets.ops import Problem
-from lambdanets.ops.kernels.triton import skewed
-from lambdanets.ops.kernels.triton.call import Call
+from lambdanets.ops.kernels.triton.programs import every_call
 
 LIMITS = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory that a program may have
 CASES = {
@@ -73,29 +71,13 @@ def _number(pattern: str, text: str) -> int:
     return int(match[1])
 
 
-def calls(problem: Problem) -> Iterator[Call]:
-    """Every program's launch for a problem, on tensors without memory."""
-    b, h, n, m = problem.batch, problem.num_heads, problem.num_queries, problem.num_context
-
-    def sized(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=problem.dtype, device="meta")
-
-    y = sized(b, h, n, problem.dim_v)
-    q, v = sized(b, h, n, problem.dim_k), sized(b, m, problem.dim_v, problem.dim_u)
-    e = sized(*problem.context.table_shape, problem.dim_k, problem.dim_u)
-    yield skewed.output_call(q, v, e, problem, y)
-    yield skewed.query_gradient_call(y, v, e, problem, q)
-    yield skewed.value_gradient_call(y, q, e, problem, v)
-    yield skewed.table_gradient_call(y, q, v, problem, skewed.table_parts(e, problem))
-
-
 def rows() -> Iterator[dict[str, Any]]:
     for name, problem in CASES.items():
-        for call in calls(problem):
+        for call in every_call(problem):
             for capability, limit in LIMITS.items():
                 found = resources(call.compile(capability), capability)
                 yield {
-                    "program": call.program.__name__,
+                    "program": f"{call.program.__module__.rpartition('.')[2]}.{call.program.__name__.removesuffix('_program')}",
                     "case": name,
                     "problem": str(problem),
                     "capability": capability,

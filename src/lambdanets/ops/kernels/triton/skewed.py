@@ -18,8 +18,10 @@ from torch import Tensor
 
 from ...problem import Problem
 from .call import Call
-from .geometry import as_plane, power, precision, sizes
+from .geometry import as_plane, power, precision, sizes, unsupported
 from .tiles import entries, query_rows, store_query_rows, to_elements, to_offsets, values
+
+__all__ = ["gradients", "output", "unsupported"]
 
 
 @triton.jit
