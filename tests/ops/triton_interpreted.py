@@ -3,9 +3,14 @@
 `test_triton.py` runs these in a process of their own: TRITON_INTERPRET has to be set before Triton is imported.
 """
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+import triton.language as tl
 from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from cases import BY_NAME, CASES, Case
 from closeness import assert_close_by_name
@@ -31,6 +36,23 @@ def problem_of(case: Case, dtype: torch.dtype = torch.float64) -> Problem:
 SERVED = [case for case in RELATIVE if not skewed.unsupported(problem_of(case))]
 SMALL = [case for case in SERVED if max(case.n, case.m) < LARGE or case in SEAMS]
 LOW = [BY_NAME[name] for name in ("global-2d", "local-2d-rectangle", "local-u4-1d", "causal")]
+
+
+@pytest.fixture(autouse=True)
+def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter keeps bfloat16 as bits and multiplies the bits (Triton's issue 11584); here, the numbers."""
+    as_it_is = InterpreterBuilder.create_dot
+
+    def widened(x: TensorHandle) -> TensorHandle:
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        bits = x.data.astype(np.uint32) << 16
+        return TensorHandle(bits.view(np.float32), tl.float32)
+
+    def create_dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
+        return as_it_is(self, widened(a), widened(b), *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
 
 
 def strided(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...problem import Problem
 from .call import Call
 from .geometry import as_plane, power, precision, sizes, unsupported
-from .tiles import entries, query_rows, store_query_rows, to_elements, to_offsets, values
+from .tiles import entries, looked_up, query_rows, store_query_rows, to_elements, to_offsets, values
 
 __all__ = ["gradients", "output", "unsupported"]
 
@@ -143,7 +143,7 @@ def table_gradient_program(
                         v + b * v_b + u * v_u, v_m, v_v, ny + oy - CY, m0, MY, MX, V, v0, 1, 2 * BN, BV
                     )
                     pairs += tl.dot(upstream, tl.trans(some), input_precision=PRECISION, out_dtype=SUM)
-                by_offset = tl.gather(pairs.to(q.dtype.element_ty), x[:, None] + offset[None, :], 1)
+                by_offset = looked_up(pairs.to(q.dtype.element_ty), x[:, None] + offset[None, :], BH * BN, 2 * BN)
                 queries = query_rows(q + b * q_b, q_h, q_n, q_k, ny, n0, NX, H, K, 0, BH, BN, BK)
                 total += tl.dot(tl.trans(by_offset), queries, input_precision=PRECISION, out_dtype=SUM)
     k = tl.arange(0, BK)

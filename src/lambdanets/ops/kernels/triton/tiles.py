@@ -63,20 +63,33 @@ def values(v, stride_m, stride_v, y, x0, height, width, V, v0, BC: tl.constexpr,
 
 
 @triton.jit
+def looked_up(p, column, ROWS: tl.constexpr, FROM: tl.constexpr):
+    """A map of the shape of `column` from one of ROWS by FROM: of each row, what stands in those columns.
+
+    Triton takes it through shared memory, there in blocks of 8 columns, 4 rows and 2 blocks by turns: row by row,
+    the rows of a product's result would all be written to the same banks. (Given two axes, it makes 8 shuffles
+    per element of it.)
+    """
+    blocks = tl.permute(tl.reshape(p, [ROWS // 4, 4, FROM // 16, 2, 8]), (2, 0, 3, 1, 4))
+    row = tl.arange(0, ROWS)[:, None]
+    index = column // 16 * (ROWS * 16) + row // 4 * 64 + column // 8 % 2 * 32 + row % 4 * 8 + column % 8
+    found = tl.gather(tl.reshape(blocks, [ROWS * FROM]), tl.reshape(index, [column.shape[0] * column.shape[1]]), 0)
+    return tl.reshape(found, column.shape)
+
+
+@triton.jit
 def to_elements(p, BH: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr):
     """A map (h x) by offsets (c o) as one by context elements (c x): each row shifted by its query's x."""
-    x = tl.arange(0, BH * BN) % BN
-    column = tl.arange(0, BC * BN)
-    first = (column // BN) * (2 * BN) + column % BN + (BN - 1)
-    return tl.gather(p, first[None, :] - x[:, None], 1)
+    x, column = (tl.arange(0, BH * BN) % BN)[:, None], tl.arange(0, BC * BN)[None, :]
+    return looked_up(p, column // BN * (2 * BN) + column % BN + (BN - 1) - x, BH * BN, BC * 2 * BN)
 
 
 @triton.jit
 def to_offsets(s, BH: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr):
     """The transpose of `to_elements`: a map by context elements as one by offsets, zero where it has none."""
-    x = tl.arange(0, BH * BN) % BN
-    column = tl.arange(0, BC * 2 * BN)
-    element = (column % (2 * BN))[None, :] - (BN - 1) + x[:, None]
+    x, column = (tl.arange(0, BH * BN) % BN)[:, None], tl.arange(0, BC * 2 * BN)[None, :]
+    element = column % (2 * BN) - (BN - 1) + x
     inside = (element >= 0) & (element < BN)
-    index = (column // (2 * BN) * BN)[None, :] + tl.where(inside, element, 0)
-    return tl.where(inside, tl.gather(s, index, 1), 0.0)
+    return tl.where(
+        inside, looked_up(s, column // (2 * BN) * BN + tl.where(inside, element, 0), BH * BN, BC * BN), 0.0
+    )
