@@ -16,9 +16,10 @@ from cases import BY_NAME, CASES, Case
 from closeness import assert_close_by_name
 from lambdanets.ops import Problem
 from lambdanets.ops.kernels import reference
-from lambdanets.ops.kernels.triton import lambda_first, skewed
+from lambdanets.ops.kernels.triton import by_position, lambda_first, skewed
 from oracles import lambda_layer_einsum
 
+PROGRAMS = {"skewed": skewed, "lambda first": lambda_first, "by position": by_position}
 LARGE = 70  # elements: the interpreter takes many seconds for more
 SEAMS = [  # more than a tile on every axis that has tiles
     Case(name="seams-2d", grid=(6, 17), scope=(4, 5), batch=1, dim_v=133, num_heads=5, dim_k=17),
@@ -65,11 +66,12 @@ def by_programs(case: Case, dtype: torch.dtype, *, scattered: bool = False) -> d
     inputs = {**case.inputs(dtype), "g": case.upstream(dtype)}
     q, v, e, g = (strided(inputs[name]) if scattered else inputs[name] for name in "qveg")
     problem = problem_of(case, dtype)
-    skewed_y, lambda_y = torch.full_like(g, torch.nan), torch.full_like(g, torch.nan)
-    skewed.output(q, v, e, problem, skewed_y)
-    lambda_first.output(q, v, e, problem, lambda_y)
+    results = {}
+    for name, program in PROGRAMS.items():
+        results[name] = torch.full_like(g, torch.nan)
+        program.output(q, v, e, problem, results[name])
     dq, dv, de = skewed.gradients(g, q, v, e, problem, (True, True, True))
-    return {"skewed": skewed_y, "lambda first": lambda_y, "dq": dq, "dv": dv, "de": de.to(dtype)}
+    return {**results, "dq": dq, "dv": dv, "de": de.to(dtype)}
 
 
 def by_definition(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -79,7 +81,7 @@ def by_definition(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
     problem, y = problem_of(case), torch.empty_like(g)
     reference.output(q, v, e, problem, y)
     dq, dv, de = reference.gradients(g, q, v, e, problem, (True, True, True))
-    return {"skewed": y, "lambda first": y, "dq": dq, "dv": dv, "de": de}
+    return {**dict.fromkeys(PROGRAMS, y), "dq": dq, "dv": dv, "de": de}
 
 
 def by_einsum(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -93,7 +95,7 @@ def by_einsum(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
         content=False,
     )
     dq, dv, de = torch.autograd.grad(y, [inputs[name] for name in "qve"], case.upstream(dtype))
-    return {"skewed": y.detach(), "lambda first": y.detach(), "dq": dq, "dv": dv, "de": de}
+    return {**dict.fromkeys(PROGRAMS, y.detach()), "dq": dq, "dv": dv, "de": de}
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from . import lambda_first, skewed
+from . import by_position, lambda_first, skewed
 from .call import Call
 
 
@@ -22,6 +22,7 @@ def every_call(problem: Problem) -> Iterator[Call]:
     q, v = sized(b, h, n, problem.dim_k), sized(b, m, problem.dim_v, problem.dim_u)
     e = sized(*problem.context.table_shape, problem.dim_k, problem.dim_u)
     yield lambda_first.output_call(q, v, e, problem, y)
+    yield by_position.output_call(q, v, e, problem, y)
     yield skewed.output_call(q, v, e, problem, y)
     yield skewed.query_gradient_call(y, v, e, problem, q)
     yield skewed.value_gradient_call(y, q, e, problem, v)
