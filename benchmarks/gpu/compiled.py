@@ -1,4 +1,4 @@
-"""Registers, shared memory and spills of the Triton programs, compiled for sm_80 and sm_90 with no GPU present.
+"""Registers, shared memory and spills of the Triton programs, compiled for sm_80 and sm_90 without a GPU.
 
     python benchmarks/gpu/compiled.py [compiled.csv]
 
@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -28,21 +29,22 @@ from lambdanets.ops.kernels.triton.programs import every_call
 
 LIMITS = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory that a program may have
 CASES = {
-    "c4": Problem(grid=(14, 14), scope=(23, 23), batch=128, dim_v=64, dtype=torch.bfloat16),
-    "c5": Problem(grid=(7, 7), batch=128, dim_v=128, dtype=torch.bfloat16),
-    "64x64": Problem(grid=(64, 64), batch=8, dim_v=64, dtype=torch.bfloat16),
-    "c4 float32": Problem(grid=(14, 14), scope=(23, 23), batch=128, dim_v=64),
+    "c4": Problem(grid=(14, 14), scope=(23, 23), batch=128, dim_v=64, dtype=torch.bfloat16, device="cuda"),
+    "c5": Problem(grid=(7, 7), batch=128, dim_v=128, dtype=torch.bfloat16, device="cuda"),
+    "64x64": Problem(grid=(64, 64), batch=8, dim_v=64, dtype=torch.bfloat16, device="cuda"),
+    "c4 float32": Problem(grid=(14, 14), scope=(23, 23), batch=128, dim_v=64, device="cuda"),
 }
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled program takes of an SM: registers per thread, bytes, and the products it is made of."""
+    """What a compiled program takes of an SM: registers per thread, bytes; its products and moves."""
 
     registers: int
     spilled: int
     shared: int
     products: str
+    moves: str
 
 
 def resources(compiled: Any, capability: int) -> Resources:
@@ -55,13 +57,21 @@ def resources(compiled: Any, capability: int) -> Resources:
         command = [get_ptxas(capability).path, "-v", f"-arch=sm_{capability}{suffix}", "--regAllocOptLevel=2"]
         command += [str(source), "-o", str(source.with_suffix(".cubin"))]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    products = [name for name in ("wgmma.mma_async", "mma.sync") if re.search(rf"^\s*{name}", ptx, re.M)]
     return Resources(
         registers=_number(r"Used (\d+) registers", said),
         spilled=_number(r"(\d+) bytes spill stores", said),
         shared=compiled.metadata.shared,
-        products=" ".join(products) or "none",
+        products=_counts(r"^\s*(wgmma\.mma_async|mma\.sync)", ptx) or "none",
+        moves=_counts(
+            r"^\s*(?:@%p\d+ )?(ld\.shared|st\.shared|ldmatrix|stmatrix|shfl|cp\.async\.c[ag])\S*", ptx
+        ),
     )
+
+
+def _counts(pattern: str, ptx: str) -> str:
+    """How often instructions stand in a program, loops counted once."""
+    found = Counter(match[1] for match in re.finditer(pattern, ptx, re.M))
+    return " ".join(f"{name}={count}" for name, count in sorted(found.items()))
 
 
 def _number(pattern: str, text: str) -> int:
@@ -75,21 +85,25 @@ def rows() -> Iterator[dict[str, Any]]:
     for name, problem in CASES.items():
         for call in every_call(problem):
             for capability, limit in LIMITS.items():
+                module = call.program.__module__.rpartition(".")[2]
                 found = resources(call.compile(capability), capability)
                 yield {
-                    "program": f"{call.program.__module__.rpartition('.')[2]}.{call.program.__name__.removesuffix('_program')}",
+                    "program": f"{module}.{call.program.__name__.removesuffix('_program')}",
                     "case": name,
                     "problem": str(problem),
                     "capability": capability,
                     "instances": "x".join(map(str, call.instances)),
                     "threads": 32 * call.warps,
                     "stages": call.stages,
-                    "tile": " ".join(f"{key}={value}" for key, value in call.constants.items() if key[0] == "B"),
+                    "tile": " ".join(
+                        f"{key}={value}" for key, value in call.constants.items() if key[0] == "B"
+                    ),
                     "registers": found.registers,
                     "spilled_bytes": found.spilled,
                     "shared_bytes": found.shared,
                     "fits": found.shared <= limit,
                     "products": found.products,
+                    "moves": found.moves,
                     "triton": triton.__version__,
                     "torch": torch.__version__,
                     "python": platform.python_version(),
@@ -105,7 +119,10 @@ def main(path: str = "benchmarks/gpu/compiled.csv") -> None:
                 writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
                 writer.writeheader()
             writer.writerow(row)
-            print(*(row[key] for key in ("program", "case", "capability", "registers", "spilled_bytes")), end=" ")
+            print(
+                *(row[key] for key in ("program", "case", "capability", "registers", "spilled_bytes")),
+                end=" ",
+            )
             print(*(row[key] for key in ("shared_bytes", "products", "tile", "instances")), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Operations, bytes and bounds of the position part on a GPU, from sizes alone: the tables of docs/roofline.md.
+"""Operations, bytes and bounds of the position part on a GPU, from sizes alone: docs/roofline.md.
 
     python benchmarks/gpu/roofline.py
 
@@ -142,7 +142,7 @@ def forms(h: int, k: int, v: int) -> dict[str, tuple[float, float]]:
         "lambda first, E as a view": (products["lambda"], read["lambda"]),
         "skewed in float32": (products["skewed"], read["skewed"] + h * (2 * WIDE + WIDE)),
         "skewed in bfloat16": (products["skewed"], read["skewed"] + h * (2 * ITEM + ITEM)),
-        "attention by (b h), turned": (products["attention"], read["attention"] + h * 2 * ITEM),
+        "attention by positions": (products["attention"], read["attention"] + h * 2 * ITEM),
     }
 
 
@@ -162,6 +162,26 @@ def clocks() -> None:
     table(head, rows)
 
 
+def fetched() -> None:
+    """What the programs as prototyped fetch of the table and of the values, from the second-level cache."""
+    head = ["program", "examples", "positions", "v 64", "v 128"]
+    rows = []
+    for name, order, examples, positions in (
+        ("lambda first", "lambda", 2, 8),
+        ("attention by positions", "attention", 4, 16),
+        ("skewed", "skewed", 1, 16),
+    ):
+        row = [name, str(examples), str(positions)]
+        for v in (64, 128):
+            h, k = 4, 16
+            flops = {"lambda": 2 * k * v, "attention": 2 * h * (k + v), "skewed": 2 * h * (2 * k + v)}[order]
+            entries = 2 * k / positions if order == "skewed" else k / examples
+            moved = ITEM * (entries + v / positions)
+            row.append(f"{moved:.0f} bytes, {flops / moved:.0f} flops/byte")
+        rows.append(row)
+    table(head, rows)
+
+
 def tiles() -> None:
     """What a program holds: sums and maps in registers, operands of one step in shared memory."""
     head = ["tile", "v", "sums, KiB", "map, KiB", "registers per thread", "operands, KiB"]
@@ -172,9 +192,29 @@ def tiles() -> None:
             sums = WIDE * positions * k * v
             operands = ITEM * context * (positions * k + v)
             rows.append(
-                _tile(f"lambda first: {positions} n, {context} m, {threads} threads", v, sums, 0, threads, operands)
+                _tile(
+                    f"lambda first: {positions} n, {context} m, {threads} threads",
+                    v,
+                    sums,
+                    0,
+                    threads,
+                    operands,
+                )
             )
-    for width, rows_of_context, threads in ((8, 8, 128), (16, 2, 128), (16, 4, 128), (16, 4, 256), (32, 2, 256)):
+    for v in (64, 128):
+        examples, positions, context, threads = 4, 16, 32, 256
+        sums = WIDE * examples * h * positions * v
+        held = WIDE * examples * h * positions * context
+        operands = ITEM * context * (positions * k + examples * v) + held // 2
+        name = f"by positions: {examples} b, {positions} n, {context} m, {threads} threads"
+        rows.append(_tile(name, v, sums, held, threads, operands))
+    for width, rows_of_context, threads in (
+        (8, 8, 128),
+        (16, 2, 128),
+        (16, 4, 128),
+        (16, 4, 256),
+        (32, 2, 256),
+    ):
         for v in (64, 128):
             sums = WIDE * h * width * v
             skew = WIDE * h * width * rows_of_context * (2 * width)
@@ -186,7 +226,13 @@ def tiles() -> None:
 
 def _tile(name: str, v: int, sums: int, held: int, threads: int, operands: int) -> list[str]:
     registers = (sums + held) / WIDE / threads
-    return [name, str(v), *(f"{x / 1024:.0f}" for x in (sums, held)), f"{registers:.0f}", f"{operands / 1024:.1f}"]
+    return [
+        name,
+        str(v),
+        *(f"{x / 1024:.0f}" for x in (sums, held)),
+        f"{registers:.0f}",
+        f"{operands / 1024:.1f}",
+    ]
 
 
 def flash() -> None:
@@ -215,6 +261,7 @@ if __name__ == "__main__":
         ("Work", work),
         ("Bounds", bounds),
         ("Clocks", clocks),
+        ("Fetched", fetched),
         ("Tiles", tiles),
         ("Softmax attention", flash),
     ):

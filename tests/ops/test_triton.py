@@ -18,7 +18,15 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory that a progr
 def test_programs_equal_the_definition_by_the_interpreter() -> None:
     here = Path(__file__)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here.with_name("triton_interpreted.py"))],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            str(here.with_name("triton_interpreted.py")),
+        ],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=here.parents[2],
         capture_output=True,

@@ -1,6 +1,7 @@
 """The Triton programs against the definition, by Triton's interpreter.
 
-`test_triton.py` runs these in a process of their own: TRITON_INTERPRET has to be set before Triton is imported.
+`test_triton.py` runs these in a process of their own: TRITON_INTERPRET has to be set before Triton is
+imported.
 """
 
 from typing import Any
@@ -41,7 +42,7 @@ LOW = [BY_NAME[name] for name in ("global-2d", "local-2d-rectangle", "local-u4-1
 
 @pytest.fixture(autouse=True)
 def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter keeps bfloat16 as bits and multiplies the bits (Triton's issue 11584); here, the numbers."""
+    """The interpreter multiplies the bits of bfloat16 (Triton's issue 11584); here, the numbers."""
     as_it_is = InterpreterBuilder.create_dot
 
     def widened(x: TensorHandle) -> TensorHandle:

@@ -90,7 +90,7 @@ def output_program(
 
 
 def tile_sizes(problem: Problem) -> dict[str, int]:
-    """Sizes of a program's tiles: BB examples, all heads, BN queries, BM context elements, all of k, BV values."""
+    """Sizes of a program's tiles: BB examples, all heads, BN queries, BM context elements, BV values."""
     heads = power(problem.num_heads, 1, 1 << 30)
     return {
         "BB": max(1, 16 // heads),

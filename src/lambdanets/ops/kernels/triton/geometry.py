@@ -1,4 +1,4 @@
-"""A problem's grids and table as the numbers that the programs take: two axes, the first of length 1 in 1-D."""
+"""A problem's grids and table as the numbers that programs take: two axes, the first of length 1 in 1-D."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ def unsupported(problem: Problem) -> list[str]:
 
 
 def sizes(problem: Problem) -> tuple[int, ...]:
-    """Query grid, context grid, entries of the table that may be seen, and the entry of offset 0, y before x."""
+    """Query grid, context grid, entries that may be seen, and the entry of offset 0; y before x."""
     context = problem.context
-    seen = [c + 1 if problem.causal else length for length, c in zip(context.table_shape, context.centre)]
-    seen = [min(s, length) for s, length in zip(seen, context.table_shape, strict=True)]
+    seen = context.table_shape
+    if problem.causal:
+        seen = (min(context.table_shape[0], context.centre[0] + 1),)
     one = (1,) * (2 - len(context.grid))
     nothing = (0,) * (2 - len(context.grid))
     return (*one, *context.grid, *one, *context.key_grid, *one, *seen, *nothing, *context.centre)

@@ -1,4 +1,4 @@
-"""Lambdas first, in registers: a product of values and embeddings, to which queries are applied before storing.
+"""Lambdas first, in registers: a product of values and embeddings, to which queries are applied.
 
 A program forms the position lambdas of BN queries, transposed: rows (b v), columns (n k). Their columns need
 the same embeddings for all its BB examples, fetched from the table entry by entry.
@@ -83,7 +83,7 @@ def output_program(
 
 
 def tile_sizes(problem: Problem) -> dict[str, int]:
-    """Sizes of a program's tiles: BB examples, all heads, BN queries, BM context elements, all of k, BV values."""
+    """Sizes of a program's tiles: BB examples, all heads, BN queries, BM context elements, BV values."""
     dim_k = power(problem.dim_k, 16, 1 << 30)
     dim_v = power(problem.dim_v, 16, 64)
     heads = power(problem.num_heads, 1, 1 << 30)

@@ -1,4 +1,4 @@
-"""Attention order in one program: queries meet a slice of the table, the map is shifted, then meets the values.
+"""Attention order in one program: queries meet a slice of the table, the map, shifted, the values.
 
 For the queries of a row and the context elements of a row all embeddings are neighbours in the table. One
 product gives the map by offsets, a shift of each of its rows makes it one by context elements. All sums are
@@ -59,7 +59,7 @@ def query_gradient_program(
     BH: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     SUM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq for BN queries of a row and all heads of one example: the map's gradient is g v, by offset times E."""
+    """dq for BN queries of a row and all heads of one example: that of the map is g v, by offset times E."""
     across = tl.cdiv(NX, BN)
     ny, n0 = tl.program_id(0) // across, tl.program_id(0) % across * BN
     b = tl.program_id(1).to(tl.int64)
@@ -143,7 +143,9 @@ def table_gradient_program(
                         v + b * v_b + u * v_u, v_m, v_v, ny + oy - CY, m0, MY, MX, V, v0, 1, 2 * BN, BV
                     )
                     pairs += tl.dot(upstream, tl.trans(some), input_precision=PRECISION, out_dtype=SUM)
-                by_offset = looked_up(pairs.to(q.dtype.element_ty), x[:, None] + offset[None, :], BH * BN, 2 * BN)
+                by_offset = looked_up(
+                    pairs.to(q.dtype.element_ty), x[:, None] + offset[None, :], BH * BN, 2 * BN
+                )
                 queries = query_rows(q + b * q_b, q_h, q_n, q_k, ny, n0, NX, H, K, 0, BH, BN, BK)
                 total += tl.dot(tl.trans(by_offset), queries, input_precision=PRECISION, out_dtype=SUM)
     k = tl.arange(0, BK)
