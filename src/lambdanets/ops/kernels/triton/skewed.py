@@ -21,6 +21,8 @@ from .call import Call
 from .geometry import as_plane, power, precision, sizes, unsupported
 from .tiles import entries, looked_up, query_rows, store_query_rows, to_elements, to_offsets, values
 
+ONE_ROW = tl.constexpr(1)
+
 __all__ = ["gradients", "output", "unsupported"]
 
 
@@ -140,7 +142,7 @@ def table_gradient_program(
                     upstream = query_rows(g + b * g_b, g_h, g_n, g_v, ny, n0, NX, H, V, v0, BH, BN, BV)
                     m0 = n0 + o0 - CX
                     some = values(
-                        v + b * v_b + u * v_u, v_m, v_v, ny + oy - CY, m0, MY, MX, V, v0, 1, 2 * BN, BV
+                        v + b * v_b + u * v_u, v_m, v_v, ny + oy - CY, m0, MY, MX, V, v0, ONE_ROW, 2 * BN, BV
                     )
                     pairs += tl.dot(upstream, tl.trans(some), input_precision=PRECISION, out_dtype=SUM)
                 by_offset = looked_up(

@@ -1,8 +1,8 @@
 """What the programs share: tiles of queries, table and values, and the shift between offsets and elements.
 
 A tile of queries is BN neighbours of one row of the grid for BH heads; its rows are (h x), heads first. A
-tile of the context is BC rows of BN neighbours; its columns are (c x). Between them lie 2 BN - 1 offsets on the
-second axis (2 BN, the last for nothing), so the tile of the table has (c o).
+tile of the context is BC rows of BN neighbours; its columns are (c x). Between them lie 2 BN - 1 offsets on
+the second axis (2 BN, the last for nothing), so the tile of the table has (c o).
 """
 
 from __future__ import annotations
