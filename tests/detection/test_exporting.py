@@ -109,7 +109,7 @@ def test_objects_are_compared_one_by_one() -> None:
         with pytest.raises(ExportError, match="the detector alone finds"):
             compare(wrong)
     for wrong in (objects(scores=[0.9, torch.nan, 0.0505]), objects(boxes=[[torch.nan] * 4] * 3)):
-        with pytest.raises(ExportError, match="alone finds"):
+        with pytest.raises(ExportError, match="that are not finite"):
             compare(wrong)
     more = [torch.cat([value, value[:1]]) for value in objects()]
     more[0][3] += 7

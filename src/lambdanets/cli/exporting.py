@@ -60,9 +60,7 @@ def run(
         )  # fmt: skip
         _say(found, f"{found.difference:.2g} in {found.objects} objects", f"{found.images} images")
         if not found.objects:
-            stderr().print(
-                "lambdanets: nothing was found in these images: no boxes and masks were compared."
-            )
+            stderr().print("lambdanets: nothing was found in these images: no boxes and masks were compared.")
         return 0
     if names_run(what):
         if checkpoint is not None:

@@ -192,6 +192,9 @@ class _Compared:
     def __call__(
         self, names: Sequence[str], found: Sequence[Tensor], expected: Sequence[Tensor]
     ) -> tuple[float, float]:
+        for name, value in zip(names, found, strict=True):
+            if not value.isfinite().all():
+                raise ExportError(f"the file gives {name} that are not finite; nothing was written")
         some, others = (dict(zip(names, outputs, strict=True)) for outputs in (found, expected))
         apart = F.pad(self._apart(some, others), (0, 1, 0, 1), value=torch.inf)
         nearest = apart[:-1].amin(1), apart[:, :-1].amin(0)
@@ -199,7 +202,7 @@ class _Compared:
             ("the detector", "the file"), (others["scores"], some["scores"]), nearest, strict=True
         ):
             last = scores.amin() if len(scores) == self.most else self.threshold
-            missed = ~(near <= TOLERANCE) & ~(scores <= last + TOLERANCE)  # NaN is no agreement
+            missed = (near > TOLERANCE) & (scores > last + TOLERANCE)
             if missed.any():
                 raise ExportError(
                     f"{whose} alone finds {int(missed.sum())} of {len(missed)} objects; nothing was written"
