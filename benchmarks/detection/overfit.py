@@ -11,12 +11,13 @@ import argparse
 import csv
 import json
 import platform
-import shutil
 import subprocess
 import sys
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+
+from PIL import Image
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -132,7 +133,10 @@ def main() -> None:
     }
     (HERE / "overfit.json").write_text(json.dumps(provenance, indent=1) + "\n")
     for page in sorted(run.glob("sheet*.png")):
-        shutil.copy(page, HERE / page.name.replace("sheet", "overfit"))
+        with Image.open(page) as sheet:
+            sheet.convert("RGB").save(
+                HERE / page.with_suffix(".jpg").name.replace("sheet", "overfit"), quality=88
+            )
 
 
 if __name__ == "__main__":
