@@ -1,4 +1,4 @@
-# make demo | test | test-triton | lint | format | clean. Needs Python 3.11 or newer and make; everything else goes into .venv.
+# make demo | test | lint | format | clean. Needs Python 3.11 or newer and make; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= passive
 # Workers of the test run; each uses one thread.
 JOBS ?= 2
 
-.PHONY: demo test test-triton lint format clean install
+.PHONY: demo test lint format clean install
 .DEFAULT_GOAL := test
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -29,11 +29,7 @@ demo: $(INSTALLED)
 	@echo "Look at $(DEMO): curves.png, confusion.png, predictions.png, summary.txt"
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not triton"
-
-# The GPU programs, by Triton's interpreter and compiler on a CPU: some minutes.
-test-triton: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m triton
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
