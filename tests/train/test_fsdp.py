@@ -14,8 +14,8 @@ WORDS = [
     "digits", "--batch-size", "16", "--epochs", "3", "--devices", "2", "--set", "engine.accelerator=cpu",
     "--set", "engine.threads=1", "--set", "engine.max_batches=12", "--set", "engine.save_steps=6",
     "--set", "engine.clip_grad=0.5", "--set", "optimizer.weight_decay=0.05",
-    # Small: at the recipe's rate rounding errors grow a thousandfold within these steps.
-    "--set", "optimizer.lr=0.01",
+    # Small: at ten times this rate rounding errors grow a hundredfold within these steps.
+    "--set", "optimizer.lr=0.001",
 ]  # fmt: skip
 
 SHARDED = [Path(__file__).with_name("fsdp_on_cpus.py"), "train"]
@@ -43,14 +43,10 @@ def test_two_processes_train_what_those_of_ddp_do(tmp_path: Path) -> None:
 
 
 def same(ones: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
-    """To rounding, measured over a whole tensor: of statistics some entries are thousands of times others.
-
-    After 36 steps rounding has grown to 5e-5 of a tensor on one processor. Biases that began at zero are of
-    the order of 1e-5.
-    """
+    """To rounding, measured over a whole tensor: of statistics some entries are thousands of times others."""
     assert ones.keys() == others.keys()
     for name, value in ones.items():
-        assert (value - others[name]).double().norm() <= 3e-4 * value.double().norm() + 1e-8, name
+        assert (value - others[name]).double().norm() <= 1e-5 * value.double().norm(), name
 
 
 def test_what_fsdp_cannot_do_is_refused(tiny: RunConfig, folder: Path) -> None:
