@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..wording import few
-from .coco_masks import coco_tool
+from .coco_masks import coco_tool, counted, run_lengths
 from .errors import DataError, DataWarning, listing
 from .folder import IMAGE_SUFFIXES, existing
 from .images import check_size, read_image, read_values
@@ -110,8 +110,9 @@ def masks_to_coco(
             try:
                 size, objects = _read(picture)
                 scattered += [f"{each.name} has {each.parts} parts." for each in objects if each.parts > 1]
+                width, height = size
                 for each in objects:
-                    runs = tool.frPyObjects(_run_lengths(each, size), *size[::-1])
+                    runs = run_lengths(counted(each.mask, each.top, each.left, height, width), height, width)
                     annotations.append(
                         {
                             "id": len(annotations) + 1,
@@ -251,13 +252,3 @@ def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     held = np.bincount(values.ravel()) > 0  # far quicker than sorting
     held[0] = False
     return np.flatnonzero(held), (np.cumsum(held) * held)[values]
-
-
-def _run_lengths(each: _Object, size: tuple[int, int]) -> dict[str, Any]:
-    """An object as run lengths of the whole image, whose width and height are given."""
-    width, height = size
-    columns = np.zeros((each.mask.shape[1], height), np.int8)
-    columns[:, each.top : each.top + each.mask.shape[0]] = each.mask.T
-    edges = np.flatnonzero(np.diff(columns.ravel(), prepend=0, append=0)) + each.left * height
-    counts = np.diff(edges, prepend=0, append=width * height).tolist()
-    return {"size": [height, width], "counts": counts if counts[-1] else counts[:-1]}

@@ -134,6 +134,23 @@ def run_lengths(segmentation: Segmentation, height: int, width: int) -> dict[str
     return segmentation
 
 
+def counted(part: np.ndarray, top: int, left: int, height: int, width: int) -> dict[str, Any]:
+    """Return a mask that is 0 outside of a part of its image as run lengths, COCO's uncompressed form.
+
+    Args:
+        part: what of the mask is there, bool of shape (h, w).
+        top: its first row in the image.
+        left: its first column.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+    """
+    columns = np.zeros((part.shape[1], height), np.int8)
+    columns[:, top : top + part.shape[0]] = part.T
+    edges = np.flatnonzero(np.diff(columns.ravel(), prepend=0, append=0)) + left * height
+    counts = np.diff(edges, prepend=0, append=width * height).tolist()
+    return {"size": [height, width], "counts": counts if counts[-1] else counts[:-1]}
+
+
 def segmentation_fault(
     segmentation: object, height: int, width: int, box: Sequence[float] | None = None
 ) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lambdanets.data.coco_masks import raster, run_lengths
+from lambdanets.data.coco_masks import counted, raster, run_lengths
 
 Entry = dict[str, Any]
 INSIDE = 0.5  # a pixel with more than this belongs to the object, as in torchvision's reference
@@ -91,18 +91,8 @@ def _as_runs(inside: np.ndarray) -> Entry:
     """A mask of shape (height, width) as run lengths in text; columns without it are not looked through."""
     height, width = inside.shape
     columns = np.flatnonzero(inside.any(axis=0))
-    counts = [height * width]
-    if len(columns):
-        first, last = int(columns[0]), int(columns[-1]) + 1
-        line = np.ascontiguousarray(inside[:, first:last].T).ravel()
-        ends = np.flatnonzero(line[1:] != line[:-1]) + 1
-        counts = np.diff(ends, prepend=0, append=len(line)).tolist()
-        counts = [0, *counts] if line[0] else counts
-        counts[0] += first * height
-        if last < width or not line[-1]:
-            rest = (width - last) * height
-            counts = [*counts, rest] if line[-1] else [*counts[:-1], counts[-1] + rest]
-    return _as_text(run_lengths({"size": [height, width], "counts": counts}, height, width))
+    first, end = (columns[0], columns[-1] + 1) if len(columns) else (0, 0)
+    return _as_text(run_lengths(counted(inside[:, first:end], 0, first, height, width), height, width))
 
 
 def _as_text(runs: Entry) -> Entry:
