@@ -107,7 +107,7 @@ def export(
         "fill": config.data.fill,
         "score_threshold": config.model.box_score_thresh,
     }
-    graph = _OneImage(detector.eval())
+    graph = _OneImage(detector)
     compared = _Compared(config.model.box_score_thresh, config.model.box_detections_per_img, side)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*create_unbacked_symint", FutureWarning)  # torchvision's
