@@ -84,10 +84,10 @@ def evaluate_run(
 
 def _elsewhere(config: CocoConfig, source: str, images: Path | None) -> CocoConfig:
     """All of a single file, the validation side of a folder; of the run's own, what the run has not seen."""
-    other = replace(config, source=source)
-    if place(other.resolved().source) == place(config.resolved().source):
-        return other if images is None else replace(other, images=str(images))
     folder = None if images is None else str(images)
+    other = replace(config, source=source, images=folder or config.images)
+    if place(other) == place(config):
+        return other
     return replace(other, images=folder, train_split=None, val_split=None, val_fraction=1.0)
 
 

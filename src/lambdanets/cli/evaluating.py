@@ -162,7 +162,7 @@ def _subject(
         if data is not None:
             with usage():
                 subject = replace(subject, data=_elsewhere(own, data))
-        return subject, place(subject.data.resolved().source) != place(own.resolved().source)
+        return subject, place(subject.data) != place(own)
     if data is None:
         raise UsageError(f"{what} is a model without images of its own; name some with --data folder:PATH.")
     if weights != "best":
@@ -198,7 +198,7 @@ def _write(
 def _elsewhere(config: DataConfig, source: str) -> DataConfig:
     """All of another source; of the run's own, however its path is written, what the run has not seen."""
     other = replace(config, source=source)
-    if place(other.resolved().source) == place(config.resolved().source):
+    if place(other) == place(config):
         return other
     return replace(other, val_fraction=1.0)
 

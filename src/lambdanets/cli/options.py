@@ -8,13 +8,16 @@ from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import torch
 import tyro
 from tyro import conf
 
 from lambdanets.cli.errors import UsageError, suggestion
+
+if TYPE_CHECKING:
+    from lambdanets.data import CocoConfig, DataConfig
 
 # What Python says of a word that is no number -> what an option takes instead.
 NUMBERS = {
@@ -37,9 +40,9 @@ def refuse(options: dict[str, Any], what: str, run: Path) -> None:
         raise UsageError(f"{given[0]} is for runs of {what}; {run} is none.")
 
 
-def place(source: str) -> tuple[str, Path]:
+def place(config: "DataConfig | CocoConfig") -> tuple[str, Path]:
     """Return the kind of a source of images and where it is, however its path is written."""
-    kind, _, root = source.partition(":")
+    kind, _, root = config.resolved().source.partition(":")
     return kind, Path(root).resolve()
 
 
