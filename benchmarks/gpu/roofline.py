@@ -13,7 +13,7 @@ from dataclasses import dataclass
 ITEM = 2  # bytes of a number
 WIDE = 4  # bytes of a sum
 
-# Rates of a card: operations and bytes per second. "measured" by us on that card, "published" by NVIDIA.
+# Rates of a card: operations and bytes per second. "measured" before, no rows are here; NVIDIA's.
 CARDS = {
     "H200, measured": (790e12, 4.3e12),
     "H100 SXM, published": (989e12, 3.35e12),

@@ -7,16 +7,13 @@ map is turned from n (b h) m to b (h n) m. No offset is computed that no pair ha
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ...problem import Problem
-from .call import Call
-from .geometry import as_plane, power, precision, sizes, unsupported
+from .call import Call, of_examples
+from .geometry import power, unsupported
 
 __all__ = ["output", "output_call", "unsupported"]
 
@@ -104,17 +101,7 @@ def tile_sizes(problem: Problem) -> dict[str, int]:
 
 def output_call(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> Call:
     """What writes the position part into y."""
-    e, tile = as_plane(e), tile_sizes(problem)
-    wide = tl.float64 if q.dtype == torch.float64 else tl.float32
-    constants: dict[str, Any] = {**tile, "SUM": wide, "PRECISION": precision(q.dtype)}
-    instances = (
-        triton.cdiv(problem.num_queries, tile["BN"]),
-        triton.cdiv(problem.dim_v, tile["BV"]),
-        triton.cdiv(problem.batch, tile["BB"]),
-    )
-    numbers = (problem.batch, problem.num_heads, problem.dim_k, problem.dim_v, problem.dim_u, *sizes(problem))
-    strides = (*q.stride(), *v.stride(), *e.stride(), *y.stride())
-    return Call(output_program, instances, (q, v, e, y, *strides, *numbers), constants, warps=8)
+    return of_examples(output_program, tile_sizes(problem), q, v, e, problem, y)
 
 
 def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:

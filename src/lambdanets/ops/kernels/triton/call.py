@@ -11,6 +11,9 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ...problem import Problem
+from .geometry import arithmetic, as_plane, sizes
+
 TYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
@@ -57,3 +60,19 @@ class Call:
         ordered = {name: signature.get(name, "constexpr") for name in names}
         source = ASTSource(self.program, ordered, constants, attributes)
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options)
+
+
+def of_examples(
+    program: Any, tile: dict[str, int], q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor
+) -> Call:
+    """What writes the position part into y, BN queries and BV values of BB examples at a time."""
+    e = as_plane(e)
+    instances = (
+        triton.cdiv(problem.num_queries, tile["BN"]),
+        triton.cdiv(problem.dim_v, tile["BV"]),
+        triton.cdiv(problem.batch, tile["BB"]),
+    )
+    strides = (*q.stride(), *v.stride(), *e.stride(), *y.stride())
+    numbers = (problem.batch, problem.num_heads, problem.dim_k, problem.dim_v, problem.dim_u, *sizes(problem))
+    arguments = (q, v, e, y, *strides, *numbers)
+    return Call(program, instances, arguments, tile | arithmetic(q.dtype), warps=8)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from ...problem import Problem
@@ -43,6 +46,14 @@ def power(size: int, least: int, most: int) -> int:
     return min(most, max(least, 1 << (size - 1).bit_length()))
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How tensor cores take float32: as it is, unless PyTorch's own products are allowed to round it."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+def arithmetic(dtype: torch.dtype) -> dict[str, Any]:
+    """The constants of a program's products.
+
+    SUM is float32, or float64 for float64. PRECISION is how tensor cores take float32: as it is, unless
+    PyTorch's own products are allowed to round it.
+    """
+    rounded = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return {
+        "SUM": tl.float64 if dtype == torch.float64 else tl.float32,
+        "PRECISION": "tf32" if rounded else "ieee",
+    }

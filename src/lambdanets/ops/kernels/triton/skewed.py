@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...problem import Problem
 from .call import Call
-from .geometry import as_plane, power, precision, sizes, unsupported
+from .geometry import arithmetic, as_plane, power, sizes, unsupported
 from .tiles import entries, looked_up, query_rows, store_query_rows, to_elements, to_offsets, values
 
 ONE_ROW = tl.constexpr(1)
@@ -174,8 +174,7 @@ def tile_sizes(problem: Problem) -> dict[str, int]:
 
 
 def _constants(problem: Problem) -> dict[str, Any]:
-    wide = tl.float64 if problem.dtype == torch.float64 else tl.float32
-    return {**tile_sizes(problem), "SUM": wide, "PRECISION": precision(problem.dtype)}
+    return tile_sizes(problem) | arithmetic(problem.dtype)
 
 
 def _numbers(problem: Problem) -> tuple[int, ...]:

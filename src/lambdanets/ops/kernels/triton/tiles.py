@@ -12,58 +12,35 @@ import triton.language as tl
 
 
 @triton.jit
-def query_rows(
-    p,
-    stride_h,
-    stride_n,
-    stride_d,
-    y,
-    x0,
-    width,
-    H,
-    D,
-    d0,
-    BH: tl.constexpr,
-    BN: tl.constexpr,
-    BD: tl.constexpr,
+def _of_query_rows(
+    stride_h, stride_n, stride_d, y, x0, width, H, D, d0, BH: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr
 ):
-    """Rows (h x) of q, or of the gradient of the output, for the queries x0 ... of row y; zero beyond."""
+    """Where rows (h x) for the queries x0 ... of row y are, and which of them there are."""
     row = tl.arange(0, BH * BN)
     h, x, d = row // BN, x0 + row % BN, d0 + tl.arange(0, BD)
     where = h.to(tl.int64) * stride_h + (y * width + x).to(tl.int64) * stride_n
     mask = (h < H) & (x < width)
-    return tl.load(
-        p + where[:, None] + d[None, :] * stride_d, mask=mask[:, None] & (d < D)[None, :], other=0.0
-    )
+    return where[:, None] + d[None, :] * stride_d, mask[:, None] & (d < D)[None, :]
+
+
+@triton.jit
+def query_rows(
+    p, stride_h, stride_n, stride_d, y, x0, width, H, D, d0,
+    BH: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Rows (h x) of q, or of the gradient of the output, for the queries x0 ... of row y; zero beyond."""
+    where, mask = _of_query_rows(stride_h, stride_n, stride_d, y, x0, width, H, D, d0, BH, BN, BD)
+    return tl.load(p + where, mask=mask, other=0.0)
 
 
 @triton.jit
 def store_query_rows(
-    p,
-    tile,
-    stride_h,
-    stride_n,
-    stride_d,
-    y,
-    x0,
-    width,
-    H,
-    D,
-    d0,
-    BH: tl.constexpr,
-    BN: tl.constexpr,
-    BD: tl.constexpr,
-):
+    p, tile, stride_h, stride_n, stride_d, y, x0, width, H, D, d0,
+    BH: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
     """Write what `query_rows` would read."""
-    row = tl.arange(0, BH * BN)
-    h, x, d = row // BN, x0 + row % BN, d0 + tl.arange(0, BD)
-    where = h.to(tl.int64) * stride_h + (y * width + x).to(tl.int64) * stride_n
-    mask = (h < H) & (x < width)
-    tl.store(
-        p + where[:, None] + d[None, :] * stride_d,
-        tile.to(p.dtype.element_ty),
-        mask=mask[:, None] & (d < D)[None, :],
-    )
+    where, mask = _of_query_rows(stride_h, stride_n, stride_d, y, x0, width, H, D, d0, BH, BN, BD)
+    tl.store(p + where, tile.to(p.dtype.element_ty), mask=mask)
 
 
 @triton.jit
