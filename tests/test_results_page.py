@@ -36,6 +36,12 @@ def rows_with(path: Path, heading: str) -> list[list[str]]:
     return found
 
 
+def committed(file: str) -> list[dict[str, str]]:
+    """The rows of a committed CSV."""
+    with (ROOT / "benchmarks" / file).open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
 def table_of(name: str, title: str) -> Table:
     """A table of a committed bench of networks."""
     (table,) = (
@@ -88,8 +94,8 @@ def test_rates_are_those_of_the_race() -> None:
 
 
 def test_accuracies_of_the_noisy_student_are_those_of_its_rows() -> None:
-    with (ROOT / "benchmarks/noisy_student/results.csv").open(newline="") as file:
-        rows = {(row["round"], row["network"], row["seed"]): row for row in csv.DictReader(file)}
+    every = committed("noisy_student/results.csv")
+    rows = {(row["round"], row["network"], row["seed"]): row for row in every}
     reached = {key: float(row["top1"]) for key, row in rows.items()}
     shown = rows_with(PAGE, "| network | seed 0 | seed 1 |")
     assert len(shown) == 4
@@ -117,8 +123,7 @@ def test_accuracies_of_the_noisy_student_are_those_of_its_rows() -> None:
 
 
 def test_precisions_are_those_of_the_detectors() -> None:
-    with (ROOT / "benchmarks/detection/nuclei.csv").open(newline="") as file:
-        best = {row["model"]: row for row in csv.DictReader(file)}
+    best = {row["model"]: row for row in committed("detection/nuclei.csv")}
     guide = ROOT / "docs/detection.md"
     for page, heading, names in (
         (PAGE, "| mask AP, small |", (*MEASURED, "mask_ap_small", "mask_ap_medium")),
@@ -135,8 +140,7 @@ def test_precisions_are_those_of_the_detectors() -> None:
 
 
 def test_drawn_masks_are_those_of_their_rows() -> None:
-    with (ROOT / "benchmarks/detection/masks.csv").open(newline="") as file:
-        rows = {(row["set"], row["drawing"]): row for row in csv.DictReader(file)}
+    rows = {(row["set"], row["drawing"]): row for row in committed("detection/masks.csv")}
     shown = rows_with(ROOT / "docs/detection.md", "| masks drawn by |")
     assert len(shown) == 2
     for name, *cells in shown:
@@ -145,8 +149,7 @@ def test_drawn_masks_are_those_of_their_rows() -> None:
 
 
 def test_costs_are_those_of_the_backbones() -> None:
-    with (ROOT / "benchmarks/detection/backbones/models.csv").open(newline="") as file:
-        rows = {(row["model"], row["mode"]): row for row in csv.DictReader(file)}
+    rows = {(row["model"], row["mode"]): row for row in committed("detection/backbones/models.csv")}
     shown = rows_with(ROOT / "docs/detection.md", "| training step, s |")
     assert len(shown) == 6
     for name, *cells in shown:
