@@ -25,7 +25,7 @@ import triton
 from triton.backends.nvidia.compiler import get_ptxas
 
 from lambdanets.ops import Problem
-from lambdanets.ops.kernels.triton.programs import every_call
+from lambdanets.ops.kernels.triton.programs import without_memory
 
 LIMITS = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory that a program may have
 CASES = {
@@ -83,7 +83,7 @@ def _number(pattern: str, text: str) -> int:
 
 def rows() -> Iterator[dict[str, Any]]:
     for name, problem in CASES.items():
-        for call in every_call(problem):
+        for _, _, call in without_memory(problem):
             for capability, limit in LIMITS.items():
                 module = call.program.__module__.rpartition(".")[2]
                 found = resources(call.compile(capability), capability)

@@ -1,9 +1,11 @@
-"""The Triton programs against the definition, by Triton's interpreter.
+"""The Triton programs by Triton's interpreter: every tile, seams, places that need 64 bits, odd memory.
 
-`test_triton.py` runs these in a process of their own: TRITON_INTERPRET has to be set before Triton is
-imported.
+`test_triton.py` runs these, and the tests of all kernels for kernel "triton", in processes of their own:
+TRITON_INTERPRET has to be set before Triton is imported. As a plugin of pytest it mends the interpreter.
 """
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,33 +17,23 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from cases import BY_NAME, CASES, Case
 from closeness import assert_close_by_name
-from lambdanets.ops import Problem
-from lambdanets.ops.kernels import reference
-from lambdanets.ops.kernels.triton import by_position, lambda_first, skewed
-from oracles import lambda_layer_einsum
+from lambdanets.ops import Problem, lambda_layer
+from lambdanets.ops.kernels import reference, triton
+from lambdanets.ops.kernels.triton import programs
+from lambdanets.ops.kernels.triton.tile import Tile, table_parts, tiles
 
-PROGRAMS = {"skewed": skewed, "lambda first": lambda_first, "by position": by_position}
-LARGE = 70  # elements: the interpreter takes many seconds for more
 SEAMS = [  # more than a tile on every axis that has tiles
-    Case(name="seams-2d", grid=(6, 17), scope=(4, 5), batch=1, dim_v=133, num_heads=5, dim_k=17),
-    Case(name="seams-global", grid=(2, 19), context_grid=(3, 18), batch=1, dim_v=3, num_heads=1, dim_k=3),
+    Case(name="seams-2d", grid=(5, 9), scope=(4, 5), batch=1, dim_v=67, num_heads=3, dim_k=17),
+    Case(name="seams-global", grid=(19,), context_grid=(33,), batch=1, dim_v=3, num_heads=1, dim_k=3),
     Case(name="seams-batch", grid=(3, 2), batch=9, dim_v=67, num_heads=2, dim_k=2),
+    Case(name="seams-heads", grid=(5,), batch=3, dim_v=5, num_heads=19, dim_k=33),
+    Case(name="seams-depth", grid=(2, 3, 5), scope=(2, 3, 3), dim_u=2, batch=2, dim_v=3, num_heads=2),
 ]
-RELATIVE = [case for case in CASES + SEAMS if case.position and not case.masked]
+LAYOUTS = [BY_NAME[name] for name in ("global-2d", "local-2d-rectangle", "local-u4-1d", "causal", "local-3d")]
 
 
-def problem_of(case: Case, dtype: torch.dtype = torch.float64) -> Problem:
-    inputs = case.inputs(dtype)
-    return Problem.of(*(inputs[name] for name in "qkve"), case.context(), False, True)
-
-
-SERVED = [case for case in RELATIVE if not skewed.unsupported(problem_of(case))]
-SMALL = [case for case in SERVED if max(case.n, case.m) < LARGE or case in SEAMS]
-LOW = [BY_NAME[name] for name in ("global-2d", "local-2d-rectangle", "local-u4-1d", "causal")]
-
-
-@pytest.fixture(autouse=True)
-def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _bfloat16_products() -> Iterator[None]:
     """The interpreter multiplies the bits of bfloat16 (Triton's issue 11584); here, the numbers."""
     as_it_is = InterpreterBuilder.create_dot
 
@@ -54,79 +46,162 @@ def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
     def create_dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
         return as_it_is(self, widened(a), widened(b), *rest)
 
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_dot", create_dot)
+        yield
 
 
-def strided(x: Tensor) -> Tensor:
+def problem_of(case: Case, dtype: torch.dtype = torch.float64) -> Problem:
+    inputs = case.inputs(dtype)
+    return Problem.of(*(inputs[name] for name in "qkve"), case.context(), False, False)
+
+
+def by_tiles(
+    case: Case, chosen: dict[str, Tile], order: Callable[[Tensor], Tensor] = lambda x: x
+) -> dict[str, Tensor]:
+    """The output and the gradients with given tiles, from tensors in some order in memory."""
+    x = {name: order(value) for name, value in (case.inputs() | {"g": case.upstream()}).items()}
+    problem = problem_of(case)
+    results = {"output": order(torch.full_like(x["g"], torch.nan))}
+    results |= {"d" + name: order(torch.full_like(x[name], torch.nan)) for name in "qv"}
+    results["de"] = order(torch.zeros_like(x["e"]))
+    q, v, e, g = (x[name] for name in "qveg")
+    calls = [
+        programs.output_call(q, v, e, problem, results["output"], chosen["output"]),
+        programs.query_gradient_call(g, v, e, problem, results["dq"], chosen["dq"]),
+        programs.value_gradient_call(g, q, e, problem, results["dv"], chosen["dv"]),
+        *programs.table_calls(g, q, v, problem, results["de"], chosen["de"]),
+    ]
+    for call in calls:
+        call.launch()
+    return results
+
+
+def by_definition(case: Case) -> dict[str, Tensor]:
+    x, g = case.inputs(), case.upstream()
+    problem, y = problem_of(case), torch.empty_like(g)
+    reference.output(x["q"], x["v"], x["e"], problem, y)
+    dq, dv, de = reference.gradients(g, x["q"], x["v"], x["e"], problem, (True, True, True))
+    return {"output": y, "dq": dq, "dv": dv, "de": de}
+
+
+def every_tile(problem: Problem) -> list[dict[str, Tile]]:
+    """Tiles for all programs, so often that each program has had each of those that it tries in any type."""
+    tried = {
+        name: list(
+            dict.fromkeys([*tiles(problem, name), *tiles(replace(problem, dtype=torch.bfloat16), name)])
+        )
+        for name in ("output", "dq", "dv", "de")
+    }
+    rounds = max(map(len, tried.values()))
+    return [{name: of_it[i % len(of_it)] for name, of_it in tried.items()} for i in range(rounds)]
+
+
+@pytest.mark.parametrize("case", SEAMS, ids=str)
+def test_every_tile_gives_the_definition(case: Case) -> None:
+    exact = by_definition(case)
+    for chosen in every_tile(problem_of(case)):
+        assert_close_by_name(by_tiles(case, chosen), exact)
+
+
+def small(problem: Problem) -> dict[str, Tile]:
+    """Tiles so small that a small problem has many of everything."""
+    tile = Tile(examples=2, heads=2, queries=8, context=16, values=16)
+    return {"output": tile, "dq": tile, "dv": tile, "de": replace(tile, context=8)}
+
+
+def scattered(x: Tensor) -> Tensor:
     """The same numbers with gaps between them and the axes stored in reverse."""
     wide = x.permute(*reversed(range(x.ndim))).contiguous().repeat_interleave(2, 0)[::2]
     return wide.permute(*reversed(range(x.ndim)))
 
 
-def by_programs(case: Case, dtype: torch.dtype, *, scattered: bool = False) -> dict[str, Tensor]:
-    inputs = {**case.inputs(dtype), "g": case.upstream(dtype)}
-    q, v, e, g = (strided(inputs[name]) if scattered else inputs[name] for name in "qveg")
-    problem = problem_of(case, dtype)
-    results = {}
-    for name, program in PROGRAMS.items():
-        results[name] = torch.full_like(g, torch.nan)
-        program.output(q, v, e, problem, results[name])
-    dq, dv, de = skewed.gradients(g, q, v, e, problem, (True, True, True))
-    return {**results, "dq": dq, "dv": dv, "de": de.to(dtype)}
+def far_apart(x: Tensor) -> Tensor:
+    """The same numbers, the first axis that has several in steps beyond what 32 bits count.
+
+    The system gives memory to the few pages that are touched.
+    """
+    axis = next(i for i, size in enumerate(x.shape) if size > 1)
+    steps = list(x.contiguous().stride())
+    steps[axis] = 2**31 // (x.shape[axis] - 1) + 4096
+    places = 1 + sum((size - 1) * step for size, step in zip(x.shape, steps, strict=True))
+    room = torch.from_numpy(np.empty(places, x.numpy().dtype))  # torch.empty would be filled with NaN here
+    return room.as_strided(x.shape, steps).copy_(x)
 
 
-def by_definition(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Results in float64 for inputs that were rounded to a type."""
-    inputs = {name: x.double() for name, x in case.inputs(dtype).items()}
-    q, v, e, g = inputs["q"], inputs["v"], inputs["e"], case.upstream(dtype).double()
-    problem, y = problem_of(case), torch.empty_like(g)
-    reference.output(q, v, e, problem, y)
-    dq, dv, de = reference.gradients(g, q, v, e, problem, (True, True, True))
-    return {**dict.fromkeys(PROGRAMS, y), "dq": dq, "dv": dv, "de": de}
+@pytest.mark.parametrize("order", [scattered, far_apart])
+@pytest.mark.parametrize("case", LAYOUTS, ids=str)
+def test_any_order_in_memory(case: Case, order: Callable[[Tensor], Tensor]) -> None:
+    assert_close_by_name(by_tiles(case, small(problem_of(case)), order), by_definition(case))
 
 
-def by_einsum(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
-    inputs = {name: x.requires_grad_(name != "k") for name, x in case.inputs(dtype).items()}
-    y = lambda_layer_einsum(
-        **inputs,
-        grid=case.grid,
-        context_grid=case.context_grid,
-        scope=case.scope,
-        causal=case.causal,
-        content=False,
-    )
-    dq, dv, de = torch.autograd.grad(y, [inputs[name] for name in "qve"], case.upstream(dtype))
-    return {**dict.fromkeys(PROGRAMS, y.detach()), "dq": dq, "dv": dv, "de": de}
-
-
-@pytest.mark.parametrize("case", SMALL, ids=str)
-def test_outputs_and_gradients_equal_the_definition(case: Case) -> None:
-    assert_close_by_name(by_programs(case, torch.float64), by_definition(case, torch.float64))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", LOW, ids=str)
-def test_low_precision_is_at_most_twice_as_wrong_as_the_plain_einsum(case: Case, dtype: torch.dtype) -> None:
-    assert_close_by_name(by_programs(case, dtype), by_definition(case, dtype), by_einsum(case, dtype))
-
-
-@pytest.mark.parametrize("case", LOW, ids=str)
-def test_inputs_need_not_be_contiguous(case: Case) -> None:
-    found = by_programs(case, torch.float64, scattered=True)
-    assert_close_by_name(found, by_definition(case, torch.float64))
-
-
-def test_only_dense_embeddings_dilation_and_three_axes_are_refused() -> None:
-    refused = {case.name for case in RELATIVE if case not in SERVED}
-    expected = {
-        case.name for case in RELATIVE if case.dense or len(case.grid) > 2 or max(case.dilation or (1,)) > 1
-    }
-    assert refused == expected
+def test_a_tables_gradient_is_summed_in_parts_of_the_batch() -> None:
+    case = Case(name="parts", grid=(3, 2), batch=7, dim_v=3, num_heads=2, dim_k=2)
+    chosen = small(problem_of(case))
+    assert table_parts(problem_of(case), chosen["de"])[0] == 4
+    assert_close_by_name(by_tiles(case, chosen), by_definition(case))
 
 
 def test_a_gradient_that_is_not_wanted_is_not_formed() -> None:
     case = BY_NAME["global-1d"]
     x = case.inputs()
     wanted = (False, True, False)
-    found = skewed.gradients(case.upstream(), x["q"], x["v"], x["e"], problem_of(case), wanted)
+    found = triton.gradients(case.upstream(), x["q"], x["v"], x["e"], problem_of(case), wanted)
     assert [gradient is not None for gradient in found] == list(wanted)
+
+
+def test_a_batch_of_none() -> None:
+    case = replace(BY_NAME["global-2d"], batch=0)
+    x = {name: value.requires_grad_() for name, value in case.inputs().items()}
+    y = case.call(lambda_layer, x, kernel="triton")
+    assert y.shape == (0, case.num_heads, case.n, case.dim_v)
+    gradients = torch.autograd.grad(y.sum(), [x[name] for name in "qve"])
+    assert [g.shape for g in gradients] == [x[name].shape for name in "qve"]
+    assert not gradients[2].any()
+
+
+def test_an_upstream_gradient_without_memory_of_its_own() -> None:
+    """As `y.sum().backward()` makes it: one number, seen from all places."""
+    case = BY_NAME["local-2d-rectangle"]
+    found, exact = (
+        torch.autograd.grad(case.call(lambda_layer, x, kernel=kernel).sum(), [x[name] for name in "qve"])
+        for kernel, x in (
+            (kernel, {name: value.requires_grad_() for name, value in case.inputs().items()})
+            for kernel in ("triton", "reference")
+        )
+    )
+    assert_close_by_name(dict(zip("qve", found, strict=True)), dict(zip("qve", exact, strict=True)))
+
+
+def test_gradients_to_second_order() -> None:
+    case = Case(name="small", grid=(2, 3), scope=(2, 3), batch=1, num_heads=2, dim_k=2, dim_v=2)
+    x = [case.inputs()[name].requires_grad_() for name in "qkve"]
+
+    def call(*tensors: Tensor) -> Tensor:
+        return case.call(lambda_layer, dict(zip("qkve", tensors, strict=True)), kernel="triton")
+
+    assert torch.autograd.gradcheck(call, x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, x, fast_mode=True)
+
+
+def test_the_library_operator_is_one_to_pytorch() -> None:
+    """Fake tensors, functions without hidden state, the same gradients under a graph."""
+    case = BY_NAME["local-2d-rectangle"]
+    x = case.inputs()
+    geometry = (list(case.grid), list(case.grid), list(case.scope or ()), [1] * len(case.grid), False)
+    tensors = [x[name].requires_grad_() for name in "qve"]
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+    arguments = (*tensors, *geometry, "hnv", "triton", "triton")
+    torch.library.opcheck(torch.ops.lambdanets.position_output, arguments, test_utils=checks)
+
+
+def test_only_dense_embeddings_dilation_and_masks_are_refused() -> None:
+    refused = set()
+    for case in CASES:
+        x = case.inputs()
+        problem = Problem.of(x["q"], x["k"], x["v"], x.get("e"), case.context(), case.content, True)
+        if triton.unsupported(problem):
+            refused.add(case.name)
+    dilated = {case.name for case in CASES if max(case.dilation or (1,)) > 1}
+    unrelated = {case.name for case in CASES if case.position and (case.dense or case.masked)}
+    assert refused == dilated | unrelated

@@ -124,6 +124,26 @@ class RelativeContext(Context):
             parts.append(slice(first, last + 1))
         return tuple(parts)
 
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of a query and a context element with an entry; about, if dilated between unlike grids."""
+        axes = zip(self.grid, self.key_grid, self.reach(), self.centre, self.step, strict=True)
+        return math.prod(
+            _axis_pairs(queries, keys, centre - part.start, part.stop - 1 - centre, step)
+            for queries, keys, part, centre, step in axes
+        )
+
+
+def _axis_pairs(queries: int, keys: int, before: int, after: int, step: int) -> int:
+    """Pairs on one axis, with so many entries before and after that of offset 0, `step` apart."""
+    # Offset o has min(queries, keys) places, fewer where it is beyond what one grid is longer than the other:
+    # on each side of offset 0 the missing ones are an arithmetic series.
+    shorter = min(queries, keys)
+    ahead = max(0, after * step - (keys - shorter))
+    behind = max(0, before * step - (queries - shorter))
+    missing = ahead * (ahead + step) + behind * (behind + step)
+    return shorter * (before + after + 1) - missing // (2 * step)
+
 
 @dataclass(frozen=True)
 class GlobalContext(RelativeContext):

@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..problem import Cost, Problem
-from . import attention, conv, fft, reference
+from . import attention, conv, fft, reference, triton
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -35,5 +35,5 @@ class Kernel(Protocol):
     def cost(self, problem: Problem, *, backward: bool = False) -> Cost: ...
 
 
-_MODULES: tuple[Kernel, ...] = (reference, conv, attention, fft)
+_MODULES: tuple[Kernel, ...] = (reference, conv, attention, fft, triton)
 KERNELS = {kernel.NAME: kernel for kernel in _MODULES}

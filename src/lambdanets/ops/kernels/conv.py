@@ -185,7 +185,7 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     """The pairs of query and context element inside the grid; a block's position lambdas are stored."""
     p = problem
     lambdas = p.batch * p.num_queries * p.dim_k * p.dim_v
-    pairs = math.prod([_pairs(*axis) for axis in _axes(p.context)])
+    pairs = p.context.num_pairs
     convolved = 2 * p.batch * pairs * p.dim_k * p.dim_v * p.dim_u
     applied = 2 * p.num_heads * lambdas
     small = p.num_queries * p.batch
@@ -214,25 +214,3 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
         peak_bytes=block * (3 if backward else 2) + images * (2 if backward else 1),
         seconds=seconds,
     )
-
-
-def _axes(context: RelativeContext) -> list[tuple[int, int, int, int, int]]:
-    """For each axis: queries, context elements, entries before and after offset 0, and their distance."""
-    reach = context.reach()
-    return [
-        (queries, keys, centre - part.start, part.stop - 1 - centre, step)
-        for queries, keys, centre, part, step in zip(
-            context.grid, context.key_grid, context.centre, reach, context.step, strict=True
-        )
-    ]
-
-
-def _pairs(queries: int, keys: int, before: int, after: int, step: int) -> int:
-    """About how many pairs one axis has inside the grid: a convolution does not multiply by padding."""
-    # Offset o has min(queries, keys) places, fewer where it is beyond what one grid is longer than the other:
-    # on each side of offset 0 the missing ones are an arithmetic series.
-    shorter = min(queries, keys)
-    ahead = max(0, after * step - (keys - shorter))
-    behind = max(0, before * step - (queries - shorter))
-    missing = ahead * (ahead + step) + behind * (behind + step)
-    return shorter * (before + after + 1) - missing // (2 * step)

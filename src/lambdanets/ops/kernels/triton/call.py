@@ -11,9 +11,6 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ...problem import Problem
-from .geometry import arithmetic, as_plane, sizes
-
 TYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
@@ -24,21 +21,21 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Call:
-    """A program, its grid of instances, its arguments in order and its constants by name."""
+    """A program, how many instances of it run, its arguments in order and its constants by name."""
 
     program: Any
-    instances: tuple[int, ...]
+    instances: int
     arguments: tuple[Tensor | int, ...]
     constants: dict[str, Any]
-    warps: int = 4
-    stages: int = 2
+    warps: int
+    stages: int
 
     @property
     def options(self) -> dict[str, Any]:
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
     def launch(self) -> None:
-        self.program[self.instances](*self.arguments, **self.constants, **self.options)
+        self.program[(self.instances,)](*self.arguments, **self.constants, **self.options)
 
     def compile(self, capability: int) -> Any:
         """The program as Triton compiles it for this call on a device of this capability, as 80 or 90.
@@ -54,25 +51,9 @@ class Call:
             elif value == 1:
                 constants[name] = value
             else:
-                signature[name] = "i32"
+                signature[name] = "i32" if value < 2**31 else "i64"
             if name in signature and (isinstance(value, Tensor) or value % 16 == 0):
                 attributes[(place,)] = [["tt.divisibility", 16]]
         ordered = {name: signature.get(name, "constexpr") for name in names}
         source = ASTSource(self.program, ordered, constants, attributes)
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options)
-
-
-def of_examples(
-    program: Any, tile: dict[str, int], q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor
-) -> Call:
-    """What writes the position part into y, BN queries and BV values of BB examples at a time."""
-    e = as_plane(e)
-    instances = (
-        triton.cdiv(problem.num_queries, tile["BN"]),
-        triton.cdiv(problem.dim_v, tile["BV"]),
-        triton.cdiv(problem.batch, tile["BB"]),
-    )
-    strides = (*q.stride(), *v.stride(), *e.stride(), *y.stride())
-    numbers = (problem.batch, problem.num_heads, problem.dim_k, problem.dim_v, problem.dim_u, *sizes(problem))
-    arguments = (q, v, e, y, *strides, *numbers)
-    return Call(program, instances, arguments, tile | arithmetic(q.dtype), warps=8)

@@ -1,59 +1,51 @@
-"""A problem's grids and table as the numbers that programs take: two axes, the first of length 1 in 1-D."""
+"""A problem's sizes as programs take them: three axes, the first of length 1 where there are fewer."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-import triton.language as tl
-from torch import Tensor
+from functools import lru_cache
 
 from ...problem import Problem
 
-Pair = tuple[int, int]
+
+def sizes(problem: Problem) -> dict[str, int]:
+    """What programs call a problem's sizes.
+
+    Its own are B, H, K, V, U. On each of the axes Z, Y, X: N queries, M context elements, L entries of the
+    table that some pair meets, of which entry C stands for offset 0.
+    """
+    p, context = problem, problem.context
+    reach = context.reach()
+    axes = {
+        "N": context.grid,
+        "M": context.key_grid,
+        "L": [part.stop - part.start for part in reach],
+        "C": [c - part.start for c, part in zip(context.centre, reach, strict=True)],
+    }
+    named = {"B": p.batch, "H": p.num_heads, "K": p.dim_k, "V": p.dim_v, "U": p.dim_u}
+    for name, of_axes in axes.items():
+        padded = [0 if name == "C" else 1] * (3 - len(of_axes)) + list(of_axes)
+        named |= {name + axis: size for axis, size in zip("ZYX", padded, strict=True)}
+    return named
 
 
-def unsupported(problem: Problem) -> list[str]:
-    """Why these programs cannot serve a problem; empty if they can."""
-    reasons = []
-    if not problem.relative:
-        reasons.append("dense embeddings are not read, only tables of offsets")
-    if len(problem.grid) > 2:
-        reasons.append(f"grids have one axis or two, not {len(problem.grid)}")
-    if problem.dilation and max(problem.dilation) > 1:
-        reasons.append("dilated scopes are not served")
-    return reasons
-
-
-def sizes(problem: Problem) -> tuple[int, ...]:
-    """Query grid, context grid, entries that may be seen, and the entry of offset 0; y before x."""
-    context = problem.context
-    seen = context.table_shape
-    if problem.causal:
-        seen = (min(context.table_shape[0], context.centre[0] + 1),)
-    one = (1,) * (2 - len(context.grid))
-    nothing = (0,) * (2 - len(context.grid))
-    return (*one, *context.grid, *one, *context.key_grid, *one, *seen, *nothing, *context.centre)
-
-
-def as_plane(e: Tensor) -> Tensor:
-    """A table (*offsets k u) with two axes of offsets."""
-    return e if e.ndim == 4 else e[None]
-
-
-def power(size: int, least: int, most: int) -> int:
+def power(size: int, least: int = 1, most: int = 1 << 30) -> int:
     """The power of two that holds a size, within limits that are powers of two."""
     return min(most, max(least, 1 << (size - 1).bit_length()))
 
 
-def arithmetic(dtype: torch.dtype) -> dict[str, Any]:
-    """The constants of a program's products.
+@lru_cache(maxsize=4096)
+def patch(grid: tuple[int, ...], positions: int) -> tuple[int, int]:
+    """So many neighbours (a power of two) down and across: the squarest of the fewest beyond the borders."""
+    height, width = (1, *grid)[-2:]
+    shapes = [(positions >> i, 1 << i) for i in range(positions.bit_length())]
 
-    SUM is float32, or float64 for float64. PRECISION is how tensor cores take float32: as it is, unless
-    PyTorch's own products are allowed to round it.
-    """
-    rounded = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    return {
-        "SUM": tl.float64 if dtype == torch.float64 else tl.float32,
-        "PRECISION": "tf32" if rounded else "ieee",
-    }
+    def waste(shape: tuple[int, int]) -> tuple[int, int]:
+        down, across = shape
+        return -(-height // down) * down * -(-width // across) * across, down + across
+
+    return min(shapes, key=waste)
+
+
+def apart(length: int, centre: int, side: int) -> int:
+    """How far apart patches of queries and of the context can be on an axis of a table: so many distances."""
+    return -(-centre // side) + 1 - (-(length - 1 - centre) // side)

@@ -1,68 +1,70 @@
 """Lambdas first, in registers: a product of values and embeddings, to which queries are applied.
 
-A program forms the position lambdas of BN queries, transposed: rows (b v), columns (n k). Their columns need
-the same embeddings for all its BB examples, fetched from the table entry by entry.
+A program forms the position lambdas of a patch of queries, transposed: rows (b v), columns (n k). The
+columns need the same embeddings for all its examples.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ...problem import Problem
-from .call import Call, of_examples
-from .geometry import power, unsupported
-
-__all__ = ["output", "output_call", "unsupported"]
+from .blocks import corner, entry, number, patches, places, step, steps, window
 
 
 @triton.jit
 def output_program(
     q, v, e, y,
-    q_b, q_h, q_n, q_k, v_b, v_m, v_v, v_u, e_y, e_x, e_k, e_u, y_b, y_h, y_n, y_v,
-    B, H, K, V, U, NY, NX, MY, MX, LY, LX, CY, CX,
-    BB: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr,
+    q_b, q_h, q_n, q_k, v_b, v_m, v_v, v_u, e_z, e_y, e_x, e_k, e_u, y_b, y_h, y_n, y_v,
+    B, H, K, V, U, NZ, NY, NX, MZ, MY, MX, LZ, LY, LX, CZ, CY, CX,
+    BB: tl.constexpr, BH: tl.constexpr, NTY: tl.constexpr, NTX: tl.constexpr, MTY: tl.constexpr,
+    MTX: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, INDEX: tl.constexpr, SUM: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y for BN queries, neighbours in their order, all heads, BV values, of BB examples."""
-    n0, v0, b0 = tl.program_id(0) * BN, tl.program_id(1) * BV, tl.program_id(2) * BB
-    row = tl.arange(0, BB * BV)
-    b, d = (b0 + row // BV).to(tl.int64), v0 + row % BV
+    """y (b h n v) for a patch of queries, BH heads, BV values, of BB examples."""
+    BN: tl.constexpr = NTY * NTX
+    BM: tl.constexpr = MTY * MTX
+    grid, other, table, centre = (NZ, NY, NX), (MZ, MY, MX), (LZ, LY, LX), (CZ, CY, CX)
+    rest = tl.program_id(0) // patches(grid, NTY, NTX)
+    n = corner(tl.program_id(0) % patches(grid, NTY, NTX), grid, NTY, NTX)
+    v0, rest = rest % tl.cdiv(V, BV) * BV, rest // tl.cdiv(V, BV)
+    h0, b0 = rest % tl.cdiv(H, BH) * BH, rest // tl.cdiv(H, BH) * BB
+    row, column = tl.arange(0, BB * BV), tl.arange(0, BN * BK)
+    b, d, k = b0 + row // BV, v0 + row % BV, column % BK
     row_mask = (b < B) & (d < V)
-    column = tl.arange(0, BN * BK)
-    n, k = n0 + column // BK, column % BK
-    column_mask = (n < NY * NX) & (k < K)
-    ny, nx = n // NX, n % NX
-    last_y = tl.minimum(NY - 1, (n0 + BN - 1) // NX)
-    start = tl.maximum(0, n0 // NX - CY) * MX
-    stop = tl.minimum(MY, last_y - CY + LY) * MX
+    ny, nx, column_mask = places(column // BK, n, grid, NTX)
+    column_mask &= k < K
+    met = window(n, grid, other, table, centre, NTY, NTX)
     lambdas = tl.zeros([BB * BV, BN * BK], SUM)
-    for u in range(U):
-        for m0 in range(start, stop, BM):
-            m = m0 + tl.arange(0, BM)
-            my, mx = m // MX, m % MX
-            some = tl.load(
-                v + (b * v_b + d * v_v)[:, None] + m.to(tl.int64)[None, :] * v_m + u * v_u,
-                mask=row_mask[:, None] & (m < MY * MX)[None, :],
-                other=0.0,
-            )
-            oy, ox = my[:, None] - ny[None, :] + CY, mx[:, None] - nx[None, :] + CX
-            inside = (oy >= 0) & (oy < LY) & (ox >= 0) & (ox < LX) & (my < MY)[:, None]
-            embeddings = tl.load(
-                e + oy.to(tl.int64) * e_y + ox * e_x + k[None, :] * e_k + u * e_u,
-                mask=inside & column_mask[None, :],
-                other=0.0,
-            )
-            lambdas += tl.dot(some, embeddings, input_precision=PRECISION, out_dtype=SUM)
-    of_query = tl.arange(0, BH * BN)
-    h, at = of_query // BN, n0 + of_query % BN
-    example = b0.to(tl.int64) + tl.arange(0, BB)
-    where = n.to(tl.int64)[:, None] * q_n + h.to(tl.int64)[None, :] * q_h + k[:, None] * q_k
-    same = (n[:, None] == at[None, :]) & column_mask[:, None] & (h < H)[None, :]
+    for i in range(U * steps(met, MTY, MTX)):
+        u, m = step(i, met, MTY, MTX)
+        my, mx, m_mask = places(tl.arange(0, BM), m, other, MTX)
+        of_values = (b.to(INDEX) * v_b + d.to(INDEX) * v_v)[:, None]
+        of_values += (number(m[0], my, mx, other, INDEX) * v_m)[None, :]
+        values = tl.load(
+            v + u.to(INDEX) * v_u + of_values, mask=row_mask[:, None] & m_mask[None, :], other=0.0
+        )
+        oy, ox = my[:, None] - ny[None, :] + CY, mx[:, None] - nx[None, :] + CX
+        where, inside = entry((e_z, e_y, e_x), m[0] - n[0] + CZ, oy, ox, table, INDEX)
+        some = tl.load(
+            e + u.to(INDEX) * e_u + where + (k.to(INDEX) * e_k)[None, :],
+            mask=inside & column_mask[None, :],
+            other=0.0,
+        )
+        lambdas += tl.dot(values, some, input_precision=PRECISION, out_dtype=SUM)
+    # One product applies the queries of all positions: each to the lambdas of its own, zeros to the others'.
+    of_head = tl.arange(0, BH * BN)
+    h, own = h0 + of_head // BN, of_head % BN
+    own_y, own_x, own_mask = places(own, n, grid, NTX)
+    own_mask &= h < H
+    of_own = h.to(INDEX) * q_h + number(n[0], own_y, own_x, grid, INDEX) * q_n
+    example = b0 + tl.arange(0, BB)
     queries = tl.load(
-        q + example[:, None, None] * q_b + where[None, :, :],
-        mask=same[None, :, :] & (example < B)[:, None, None],
+        q
+        + (example.to(INDEX) * q_b)[:, None, None]
+        + ((k.to(INDEX) * q_k)[:, None] + of_own[None, :])[None, :, :],
+        mask=(example < B)[:, None, None]
+        & ((k < K)[:, None] & own_mask[None, :] & ((column // BK)[:, None] == own[None, :]))[None, :, :],
         other=0.0,
     )
     applied = tl.dot(
@@ -71,34 +73,9 @@ def output_program(
         input_precision=PRECISION,
         out_dtype=SUM,
     )
-    result = tl.reshape(applied, [BB * BV, BH * BN])
+    of_own = h.to(INDEX) * y_h + number(n[0], own_y, own_x, grid, INDEX) * y_n
     tl.store(
-        y + (b * y_b + d * y_v)[:, None] + (h.to(tl.int64) * y_h + at.to(tl.int64) * y_n)[None, :],
-        result.to(y.dtype.element_ty),
-        mask=row_mask[:, None] & ((h < H) & (at < NY * NX))[None, :],
+        y + (b.to(INDEX) * y_b + d.to(INDEX) * y_v)[:, None] + of_own[None, :],
+        tl.reshape(applied, [BB * BV, BH * BN]).to(y.dtype.element_ty),
+        mask=row_mask[:, None] & own_mask[None, :],
     )
-
-
-def tile_sizes(problem: Problem) -> dict[str, int]:
-    """Sizes of a program's tiles: BB examples, all heads, BN queries, BM context elements, BV values."""
-    dim_k = power(problem.dim_k, 16, 1 << 30)
-    dim_v = power(problem.dim_v, 16, 64)
-    heads = power(problem.num_heads, 1, 1 << 30)
-    return {
-        "BB": power(problem.batch, 1, 128 // dim_v),
-        "BH": heads,
-        "BN": max(128 // dim_k, 16 // heads, 1),
-        "BM": 64,
-        "BK": dim_k,
-        "BV": dim_v,
-    }
-
-
-def output_call(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> Call:
-    """What writes the position part into y."""
-    return of_examples(output_program, tile_sizes(problem), q, v, e, problem, y)
-
-
-def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
-    """Write the position part into y (b h n v), from q (b h n k), v (b m v u) and a table."""
-    output_call(q, v, e, problem, y).launch()
