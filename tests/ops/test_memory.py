@@ -18,6 +18,7 @@ from lambdanets.ops import (
     planner,
 )
 from lambdanets.ops.problem import Cost
+from running import RUNNING
 
 
 def kept_bytes(*args: torch.Tensor, **options: object) -> int:
@@ -54,7 +55,7 @@ def test_masked_content_keeps_no_weights_of_all_pairs(monkeypatch: pytest.Monkey
     assert kept_bytes(q, keys, v, context=context, kernel="attention") < pairs / 4
 
 
-@pytest.mark.parametrize("kernel", list(KERNELS))
+@pytest.mark.parametrize("kernel", RUNNING)
 def test_the_gradient_of_a_long_table_is_summed_in_full_precision(kernel: str) -> None:
     n, context = 1200, GlobalContext((1200,))
     q, k, v = torch.rand(1, 1, n, 2), torch.rand(1, n, 2, 1), torch.rand(1, n, 2, 1)
@@ -133,7 +134,7 @@ def test_what_no_kernel_can_hold_is_refused_before_it_starts(machine: Callable[[
     made = plan(Problem.of(q, k, v, e, context))
     assert made.kernel is None
     assert made.refusal == str(error.value)
-    assert all(row.verdict == "too large" for row in made.rows)
+    assert {row.verdict for row in made.rows if row.cost is not None} == {"too large"}
     with pytest.raises(MemoryError, match="kernel 'reference'"):
         lambda_layer(q[some], k[some], v[some], e, context=context, kernel="reference")
     machine(2**19)
@@ -197,7 +198,7 @@ def test_a_call_takes_about_the_memory_that_the_planner_needs_for_it(
     assert peak < 1.25 * said
 
 
-@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "reference"])
+@pytest.mark.parametrize("kernel", [name for name in RUNNING if name != "reference"])
 def test_between_forward_and_backward_only_the_inputs_are_kept(kernel: str) -> None:
     n = 20 * 21
     q, k = torch.randn(2, 4, n, 8, requires_grad=True), torch.randn(2, n, 8, 1, requires_grad=True)
@@ -256,7 +257,7 @@ def test_a_further_kernel_is_planned_without_further_changes(monkeypatch: pytest
     assert lambda_layer(q, k, v, e, context=context, kernel="instant").shape == (1, 2, 35, 5)
 
 
-@pytest.mark.parametrize("kernel", sorted(KERNELS))
+@pytest.mark.parametrize("kernel", RUNNING)
 def test_an_empty_batch_gives_an_empty_output(kernel: str) -> None:
     q, k, v, e = (
         torch.randn(0, 2, 15, 3),

@@ -9,10 +9,11 @@ from torch import Tensor
 from cases import BY_NAME, CASES, Case
 from closeness import assert_close_by_name
 from lambdanets import LambdaLayer2d
-from lambdanets.ops import KERNELS, GlobalContext, LocalContext, Problem, functional, lambda_layer, plan
+from lambdanets.ops import GlobalContext, LocalContext, Problem, functional, lambda_layer, plan
 from lambdanets.ops.position import geometry_of, position_gradients, position_output
+from running import RUNNING
 
-kernels = pytest.mark.parametrize("kernel", list(KERNELS))
+kernels = pytest.mark.parametrize("kernel", RUNNING)
 CONTEXTS = {
     "global": GlobalContext((3, 4)),
     "local": LocalContext((3, 4), (3, 2)),
@@ -36,7 +37,7 @@ def supported(name: str, kernel: str) -> bool:
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
-@pytest.mark.parametrize("kernel", ["auto", *KERNELS])
+@pytest.mark.parametrize("kernel", ["auto", *RUNNING])
 def test_registration_is_sound(name: str, kernel: str) -> None:
     if not supported(name, kernel):
         return
@@ -156,7 +157,7 @@ def test_derivatives_that_torch_would_get_wrong_are_refused() -> None:
     torch.func.grad(lambda x: layer(x).square().sum())(x)
 
 
-@kernels
+@pytest.mark.parametrize("kernel", ["reference", "attention", "conv", "fft"])
 @pytest.mark.parametrize("size", [64, 700, 2**20])
 def test_the_sizes_of_blocks_do_not_show_in_positions(
     kernel: str, size: int, monkeypatch: pytest.MonkeyPatch

@@ -169,7 +169,8 @@ def test_a_call_poses_the_problem_it_is(name: str) -> None:
 def test_costs_grow_with_the_work(name: str) -> None:
     problem = Problem(grid=(8, 8), scope=(5, 5), batch=2)
     cost = KERNELS[name].cost(problem)
-    assert min(cost.flops, cost.bytes, cost.peak_bytes) > 0
+    assert min(cost.flops, cost.bytes) > 0
+    assert cost.peak_bytes > 0 or name == "triton"  # which has no temporaries
     backward = KERNELS[name].cost(problem, backward=True)
     assert backward.flops > 1.9 * cost.flops
     assert backward.seconds > cost.seconds > 0

@@ -3,17 +3,26 @@
 And what the tuner does, with times that are given.
 """
 
+from __future__ import annotations
+
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from lambdanets.ops import Problem
+from lambdanets.ops import Problem, plan
 from lambdanets.ops.kernels import triton
+from lambdanets.ops.kernels.triton.tile import Tile, tiles
 
+tuning = pytest.importorskip("lambdanets.ops.kernels.triton.tuning", exc_type=ImportError)
+OutOfResources = tuning.OutOfResources
 pytestmark = pytest.mark.triton
 HERE = Path(__file__).parent
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory that a program may have, by capability
@@ -42,7 +51,7 @@ def test_programs_equal_the_definition_by_the_interpreter() -> None:
 
 @pytest.mark.slow
 def test_the_kernel_passes_the_tests_of_all_kernels_by_the_interpreter() -> None:
-    interpreted(str(HERE / "test_kernels.py"), "-k", "triton and not cuda")
+    interpreted(str(HERE / "test_kernels.py"), "-k", "triton and not cuda and not keys_of_any_size")
 
 
 @pytest.mark.slow
@@ -71,3 +80,166 @@ def test_some_tile_fits_into_the_smallest_device(dtype: torch.dtype, sizes: tupl
         if not fits.get(name):
             fits[name] = call.compile(80).metadata.shared <= LEAST_SHARED
     assert fits == dict.fromkeys(("output", "dq", "dv", "de"), True)
+
+
+class Launches:
+    """Stands for the launches of a program: those of some tiles find no room, and each takes its time."""
+
+    def __init__(self, times: dict[Tile, float], without_room: Sequence[Tile] = ()) -> None:
+        self.times, self.without_room = times, without_room
+        self.launched: list[Tile] = []
+
+    def calls(self, tile: Tile) -> Any:
+        return [self.Launch(self, tile)]
+
+    def milliseconds(self, call: Callable[[], None]) -> float:
+        call()
+        return self.times[self.launched[-1]]
+
+    @dataclass
+    class Launch:
+        launches: Launches
+        tile: Tile
+
+        def launch(self) -> None:
+            if self.tile in self.launches.without_room:
+                raise OutOfResources(200_000, 100_000, "shared memory")
+            self.launches.launched.append(self.tile)
+
+
+A, B, C = (Tile(examples, 4, 16, 16, 64) for examples in (1, 2, 4))
+
+
+@pytest.mark.parametrize(
+    ("times", "without_room", "taken"),
+    [
+        ((3.0, 2.0, 1.0), (), C),
+        ((1.02, 1.01, 1.0), (), A),  # a tie
+        ((2.0, 1.02, 1.0), (), B),
+        ((1.0, 2.0, 3.0), (A,), B),
+        ((1.0, 2.0, 3.0), (A, B), C),
+    ],
+)
+def test_the_first_of_the_fastest_tiles_is_taken(
+    times: tuple[float, ...], without_room: Sequence[Tile], taken: Tile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = Launches(dict(zip((A, B, C), times, strict=True)), without_room)
+    monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
+    assert tuning.fastest([A, B, C], launches.calls) == taken
+
+
+def test_a_device_without_room_for_any_tile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = Launches({}, [A, B])
+    monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
+    for take in (tuning.fastest, tuning.first_with_room):
+        with pytest.raises(OutOfResources, match="100000"):
+            take([A, B], launches.calls)
+
+
+def test_without_trials_the_first_tile_with_room_is_launched_once() -> None:
+    launches = Launches({}, [A])
+    tuning.first_with_room([A, B, C], launches.calls)
+    assert launches.launched == [B]
+
+
+def test_a_tile_is_found_once_and_kept_in_a_file(tmp_path: Path) -> None:
+    found: list[Tile] = []
+
+    def find() -> Tile:
+        found.append(B)
+        return B
+
+    file = tmp_path / "folder" / "tile.json"
+    assert [tuning.kept(file, [A, B], find) for _ in range(3)] == [B, B, B]
+    assert len(found) == 1
+    assert json.loads(file.read_text()) == asdict(B)
+    assert [path.name for path in file.parent.iterdir()] == ["tile.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"examples": 1}', json.dumps(asdict(C)), "\0"])
+def test_a_file_with_something_else_is_found_again_and_mended(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "tile.json"
+    file.write_text(text)
+    assert tuning.kept(file, [A, B], lambda: B) == B
+    assert json.loads(file.read_text()) == asdict(B)
+
+
+def test_a_folder_that_cannot_be_written_is_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert tuning.kept(tmp_path / "file" / "tile.json", [A, B], lambda: B) == B
+    assert tuning.kept(None, [A, B], lambda: A) == A
+
+
+@pytest.mark.parametrize("program", ["output", "dq", "dv", "de"])
+def test_few_tiles_are_tried_always_the_same(program: str) -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        for batch, heads, depth in ((1, 1, 8), (128, 4, 16), (3, 24, 256)):
+            problem = Problem(grid=(9, 9), batch=batch, num_heads=heads, dim_k=depth, dtype=dtype)
+            tried = tiles(problem, program)
+            assert 1 <= len(tried) <= 6
+            assert len(set(tried)) == len(tried)
+            assert tried == tiles(replace(problem), program)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "cpu"}, "runs on CUDA devices"),
+        ({"device": "xpu"}, "runs on CUDA devices"),
+        ({"dense": True}, "dense embeddings"),
+        ({"masked": True}, "dense embeddings"),
+        ({"grid": (2, 2, 2, 2)}, "three axes"),
+        ({"scope": (3, 3), "dilation": (1, 2)}, "dilated"),
+        ({"dim_k": 257}, "at most 256"),
+        ({"grid": (2**16, 2**16)}, "2,147,483,647 positions"),
+        ({"grid": (1,), "context_grid": (2**31,)}, "2,147,483,647 positions"),
+    ],
+    ids=str,
+)
+def test_what_is_not_served_is_refused_with_its_reason(options: dict[str, Any], words: str) -> None:
+    problem = Problem(**{"grid": (8, 8), "device": "cuda"} | options)
+    reasons = triton.unsupported(problem)
+    assert [words in reason for reason in reasons] == [True], reasons
+    row = next(row for row in plan(replace(problem, batch=0)).rows if row.kernel == "triton")
+    assert row.verdict == "cannot serve"
+    assert words in row.reason
+
+
+def test_an_old_device_or_one_of_another_maker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(grid=(8, 8), device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: ((9, 0), (7, 5))[i])
+    triton._missing.cache_clear()
+    assert "compute capability 8.0, here is one of 7.5" in triton.unsupported(problem)[0]
+    triton._missing.cache_clear()
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "NVIDIA" in triton.unsupported(problem)[0]
+    triton._missing.cache_clear()
+
+
+def test_without_triton_the_kernel_is_refused_and_nothing_else_changes() -> None:
+    program = """
+import sys
+sys.modules["triton"] = None
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else found(name, *rest)
+import torch
+from lambdanets.ops import GlobalContext, Problem, lambda_layer, plan
+print(plan(Problem(grid=(8, 8), device="cuda")))
+q, k, v, e = torch.ones(1, 1, 4, 2), torch.ones(1, 4, 2, 1), torch.ones(1, 4, 3, 1), torch.ones(7, 2, 1)
+print(lambda_layer(q, k, v, e, context=GlobalContext((4,))).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "cannot serve: Triton is not installed" in done.stdout
+    assert "torch.Size([1, 1, 4, 3])" in done.stdout
+
+
+def test_on_a_gpu_it_is_planned_and_costs_no_memory_forwards() -> None:
+    made = plan(Problem(grid=(14, 14), batch=128, dtype=torch.bfloat16, device="cuda", train=True))
+    row = next(row for row in made.rows if row.kernel == "triton")
+    assert row.cost is not None
+    assert row.cost.peak_bytes == 0
+    assert made.kernel == "triton"

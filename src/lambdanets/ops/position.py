@@ -101,7 +101,7 @@ def position_output(
     problem = problem_of(q, v, grid, context_grid, scope, dilation, causal)
     chosen = KERNELS[choose(kernel, problem)]
     with no_autocast(q.device.type):
-        chosen.output(q.contiguous(), v, e, problem, y)
+        chosen.output(q, v, e, problem, y)
     return y
 
 
@@ -136,7 +136,7 @@ def position_gradients(
     problem = problem_of(q, v, grid, context_grid, scope, dilation, causal)
     chosen = KERNELS[choose(backward_kernel, problem, backward=True)]
     with no_autocast(q.device.type):
-        found = chosen.gradients(g, q.contiguous(), v, e, problem, wanted)
+        found = chosen.gradients(g, q, v, e, problem, wanted)
     first, second, third = (_like(x, some) for x, some in zip(given, found, strict=True))
     return first, second, third
 

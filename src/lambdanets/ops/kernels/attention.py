@@ -43,6 +43,7 @@ class Block:
 def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
     """Write the position part into y (b h n v), from q (b h n k), v (b m v u) and a table or dense e."""
     context = problem.context if problem.relative else None
+    q = q.contiguous()
     b, h = q.shape[:2]
     dim_v = v.shape[2]
     values = v.transpose(2, 3)  # b m u v
@@ -60,6 +61,7 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of q, v and e, each where it is wanted, from that of the position part."""
     context = problem.context if problem.relative else None
+    q = q.contiguous()
     b, h = q.shape[:2]
     m, dim_v, u = v.shape[1:]
     wide = torch.promote_types(q.dtype, torch.float32)  # of what is summed over blocks

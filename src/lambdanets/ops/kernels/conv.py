@@ -32,7 +32,7 @@ BACKWARD = 22e9 if ONEDNN else 10e9
 
 def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
     """Write the position part into y (b h n v) from q (b h n k), v (b m v u), a table e (*offsets k u)."""
-    window = Window.of(e, problem.context)
+    q, window = q.contiguous(), Window.of(e, problem.context)
     for batch, depth in blocks(q, v):
         lambdas = window.lambdas(window.images(v[batch, :, depth]), batch.stop - batch.start)  # b n k v
         for one, of_one in zip(batch_range(batch), lambdas, strict=True):
@@ -43,7 +43,7 @@ def gradients(
     g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of q, v and e, each where it is wanted, from that of the position part."""
-    window = Window.of(e, problem.context)
+    q, window = q.contiguous(), Window.of(e, problem.context)
     wide = torch.promote_types(q.dtype, torch.float32)  # of what is summed over blocks
     dq = q.new_zeros(q.shape, dtype=wide) if wanted[0] else None
     dv = v.new_empty(v.shape) if wanted[1] else None

@@ -110,7 +110,7 @@ class Work:
     @classmethod
     def of(cls, q: Tensor, v: Tensor, e: Tensor, context: RelativeContext) -> Work:
         layout = Layout.of(context)
-        queries = layout.to_queries(q.to(torch.promote_types(q.dtype, torch.float32)))
+        queries = layout.to_queries(q.contiguous().to(torch.promote_types(q.dtype, torch.float32)))
         return cls(
             layout,
             queries,

@@ -22,7 +22,6 @@ from .geometry import patch, power, sizes
 from .tile import LEAST, Tile, table_parts, tiles
 
 NAME = "triton"
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DEEPEST = 256  # dim_k whose embeddings a program has room for
 LONGEST = 2**31 - 1  # positions that 32 bits count
 CAPABILITY = (8, 0)  # with tensor cores for all of these types
@@ -81,8 +80,6 @@ def unsupported(problem: Problem) -> list[str]:
         reasons.append(f"grids have up to three axes, not {len(problem.grid)}")
     if problem.dilation and max(problem.dilation) > 1:
         reasons.append("dilated scopes are not served")
-    if problem.dtype not in DTYPES:
-        reasons.append(f"numbers of type {problem.dtype} are not served")
     if problem.dim_k > DEEPEST:
         reasons.append(f"query depths are at most {DEEPEST}, not {problem.dim_k}")
     if max(problem.num_queries, problem.num_context) > LONGEST:
