@@ -92,11 +92,11 @@ def rows() -> Iterator[dict[str, Any]]:
                     "case": name,
                     "problem": str(problem),
                     "capability": capability,
-                    "instances": "x".join(map(str, call.instances)),
+                    "instances": call.instances,
                     "threads": 32 * call.warps,
                     "stages": call.stages,
                     "tile": " ".join(
-                        f"{key}={value}" for key, value in call.constants.items() if key[0] == "B"
+                        f"{key}={value}" for key, value in call.constants.items() if key[0] in "BNM"
                     ),
                     "registers": found.registers,
                     "spilled_bytes": found.spilled,

@@ -10,8 +10,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,9 +34,10 @@ LEAST_SHARED = 99 * 1024  # of a device of capability 8.6 or 8.9
 def interpreted(*arguments: str) -> None:
     """Tests run by the interpreter, in a process of their own."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "triton_interpreted"]
+    path = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [*command, *arguments],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE)},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(path)},
         cwd=HERE.parents[1],
         capture_output=True,
         text=True,
@@ -140,6 +143,64 @@ def test_without_trials_the_first_tile_with_room_is_launched_once() -> None:
     launches = Launches({}, [A])
     tuning.first_with_room([A, B, C], launches.calls)
     assert launches.launched == [B]
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """Stands for a CUDA device: whether a graph is recorded on it is `capturing`."""
+    it = SimpleNamespace(capturing=False)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: it.capturing)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
+    monkeypatch.setattr(tuning, "_taken", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    torch.use_deterministic_algorithms(False)  # which the fixture of these tests has set
+    return it
+
+
+def on_device(*strides: int) -> SimpleNamespace:
+    return SimpleNamespace(device=torch.device("cuda", 0), stride=lambda: strides)
+
+
+def test_a_program_is_tuned_once_for_each_order_in_memory(
+    device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    problem = Problem(grid=(9, 9), batch=64, dtype=torch.bfloat16, device="cuda")
+    tried = tiles(problem, "output")
+    launches = Launches({tile: 9.0 - i for i, tile in enumerate(tried)})
+    monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
+    for _ in range(2):
+        tuning.run("output", problem, [on_device(8, 1)], launches.calls)
+    assert launches.launched == [*tried, tried[-1], tried[-1]]
+    tuning.run("output", problem, [on_device(1, 8)], launches.calls)
+    assert launches.launched[len(tried) + 2 :] == [*tried, tried[-1]]
+    assert len(list((tmp_path / "lambdanets" / "tiles").iterdir())) == 2
+    monkeypatch.setattr(tuning, "_taken", {})  # as in another process
+    before = len(launches.launched)
+    tuning.run("output", problem, [on_device(8, 1)], launches.calls)
+    assert launches.launched[before:] == [tried[-1]]
+
+
+def test_no_clock_decides_while_a_graph_is_recorded_or_results_must_repeat(
+    device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    problem = Problem(grid=(9, 9), batch=64, dtype=torch.bfloat16, device="cuda")
+    tried = tiles(problem, "dv")
+    launches = Launches({tile: 9.0 - i for i, tile in enumerate(tried)})
+    monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
+    device.capturing = True
+    tuning.run("dv", problem, [on_device(1)], launches.calls)
+    assert launches.launched == [tried[0]]
+    assert not list(tmp_path.iterdir())
+    device.capturing = False
+    tuning.run("dv", problem, [on_device(1)], launches.calls)
+    device.capturing = True
+    tuning.run("dv", problem, [on_device(1)], launches.calls)
+    assert launches.launched[-1] == tried[-1]  # what was found before is taken
+    device.capturing = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    tuning.run("dv", problem, [on_device(1)], launches.calls)
+    assert launches.launched[-1] == tried[0]
 
 
 def test_a_tile_is_found_once_and_kept_in_a_file(tmp_path: Path) -> None:
