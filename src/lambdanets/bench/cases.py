@@ -83,7 +83,7 @@ class Case:
             dim_u=self.dim_u,
             batch=self.batch,
             dtype=dtype,
-            device=device,
+            device=torch.device(device).type,
             train=train,
         )
 
