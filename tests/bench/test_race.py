@@ -171,8 +171,11 @@ def test_a_result_that_differs_is_a_row_without_times_where_that_is_forgiven(mac
 
     broken = Contender(name="broken", role="peer", build=Wrong, adopt=adopt)
     wrong = replace(broken, name="wrong", build=lambda case: Wrong(case).requires_grad_(), adopt=_scaled)
-    rows = race([CASE], replace(SETTINGS, forgiving=True), machine, contenders=[OURS, broken, wrong])
+    failing = replace(broken, name="failing", build=lambda case: Short(AttributeError("no such program\nat")))
+    who = [OURS, broken, wrong, replace(failing, adopt=None)]
+    rows = race([CASE], replace(SETTINGS, forgiving=True), machine, contenders=who)
     assert all(row.samples == 2 for row in rows if row.contender == "lambdanets")
+    assert row_of(rows, "failing").note == "failed: AttributeError: no such program"
     for name, how in (("broken", "float32, against lambdanets"), ("wrong", "on a crop in float64")):
         row = row_of(rows, name)
         assert (row.samples, row.wall_ms) == (0, pytest.approx(math.nan, nan_ok=True))

@@ -212,14 +212,28 @@ def by_name(name: str, role: str) -> Contender:
     return next(each for each in CONTENDERS if (each.name, each.role) == (name, role))
 
 
-def made(contender: Contender, case: Case, dtype: torch.dtype, device: str) -> nn.Module:
+def made(
+    contender: Contender, case: Case, dtype: torch.dtype, device: str, channels_last: bool = False
+) -> nn.Module:
     """Return the contender's module for a case, built where it runs.
 
     A peer keeps the offsets of its global positions as a plain attribute, which `to` does not move: it would
     send them to the GPU in every call.
+
+    Args:
+        contender: Whose.
+        case: Sizes.
+        dtype: Of the weights.
+        device: Where.
+        channels_last: Whether convolutions have their weights as they use them on such inputs; tables of
+            positions, of four axes too, stay as they are.
     """
     with torch.device(device):
-        return contender.build(case).to(device, dtype)
+        module = contender.build(case).to(device, dtype)
+    for each in module.modules():
+        if channels_last and isinstance(each, nn.Conv2d):
+            each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 def free_memory(device: torch.device) -> int:

@@ -74,7 +74,7 @@ class Request:
         return self._pass(self.case)
 
     def _pass(self, case: Case) -> Callable[[], Result]:
-        module = made(by_name(self.name, self.role), case, self.dtype, self.device)
+        module = made(by_name(self.name, self.role), case, self.dtype, self.device, self.channels_last)
         given = inputs(case, self.dtype, self.device, channels_last=self.channels_last)
         return prepare(module, self.which, *given)
 

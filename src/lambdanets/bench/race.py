@@ -18,6 +18,7 @@ from .memory import SHORT, Request, is_out_of_memory, peak_mib
 from .passes import Pass, Result, inputs, least_bytes, prepare
 from .records import NONE, Record
 
+FAILED = "failed"
 SHARE = 0.8  # of the free memory that a contender may be expected to need
 
 Key = tuple[str, str]
@@ -36,9 +37,10 @@ class Settings:
         rounds: Samples of each contender.
         max_seconds: Whose first call takes longer is measured by that one.
         memory: Whether peaks are measured, on a CPU each in a process of its own.
-        channels_last: Whether the channels of a position lie side by side in memory, in input and weights.
-        forgiving: Whether a result that differs costs its contender the times alone, with a row that says so;
-            otherwise it stops the bench.
+        channels_last: Whether the channels of a position lie side by side in memory, in inputs and in the
+            weights of 3x3 convolutions.
+        forgiving: Whether an error, or a result that differs, costs its contender the times alone, with a row
+            that says so; otherwise it stops the bench.
     """
 
     passes: tuple[Pass, ...] = ("train", "eval")
@@ -101,10 +103,10 @@ def race(
             try:
                 error = check(case, contender, settings.device, settings.dtype)
                 exact[key] = NONE if error is None else error
-            except CheckError as error:
+            except Exception as error:  # a compiler's, a driver's: they have no class in common
                 if not settings.forgiving:
                     raise
-                wrong[key] = str(error)
+                wrong[key] = _fault(error)
         for which in settings.passes:
             out = {
                 key: sentence
@@ -170,8 +172,14 @@ def _race_once(
     for key, entrant in sorted(entrants.items(), key=lambda item: item[1].contender.role != "layer"):
         if key in out:
             entrant.notes.append(out[key])
-        else:
+            continue
+        try:
             start(entrant)
+        except Exception as error:  # as above
+            if not settings.forgiving:
+                raise
+            entrant.run = None
+            entrant.notes.append(_fault(error))
     start.clear()
     running = {_text(key): each for key, each in entrants.items() if each.run is not None}
     timings = alternate(
@@ -187,6 +195,14 @@ def _race_once(
         key: _record(case, which, entrant, timings.get(_text(key)), reference, settings)
         for key, entrant in entrants.items()
     }
+
+
+def _fault(error: Exception) -> str:
+    """What the row of a contender says that is wrong or has failed."""
+    if isinstance(error, CheckError):
+        return str(error)
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{FAILED}: {type(error).__name__}: {first}"
 
 
 class _Start:
@@ -238,7 +254,8 @@ class _Start:
 
     def _first_call(self, entrant: _Entrant) -> Result:
         settings, contender = self.settings, entrant.contender
-        module = made(contender, replace(self.case, batch=entrant.batch), settings.dtype, settings.device)
+        case = replace(self.case, batch=entrant.batch)
+        module = made(contender, case, settings.dtype, settings.device, settings.channels_last)
         if contender.adopt is not None:
             contender.adopt(self.ours, module)
         x, upstream = (each[: entrant.batch] for each in self.given)
@@ -258,13 +275,7 @@ class _Start:
             entrant.error = distance(result, self.expected[batch])
             dtype = self.settings.dtype
             what = f"{self.which} in {str(dtype).removeprefix('torch.')}, against {OURS}"
-            try:
-                require_close(entrant.error, ROUNDED[dtype], contender, self.case, what)
-            except CheckError as error:
-                if not self.settings.forgiving:
-                    raise
-                entrant.notes.append(str(error))
-                entrant.run = None
+            require_close(entrant.error, ROUNDED[dtype], contender, self.case, what)
 
 
 def _text(key: Key) -> str:

@@ -64,7 +64,7 @@ class Record:
         mode: "train" or "eval".
         contender: Who.
         role: "layer", "kernel", "peer" or "other".
-        layout: Of input and weights in memory: "contiguous" (channels before positions) or "channels_last".
+        layout: Of the input in memory: "contiguous" (channels before positions) or "channels_last".
         kernel: The kernel that ours took, forward and backward where they differ.
         note: Why it took no part, or how its numbers differ from the others'; "" is the rule.
         wall_ms: Median by the clock; with its quantiles `wall_q20` and `wall_q80`.
@@ -214,7 +214,7 @@ def provenance(dtype: torch.dtype, device: str, threads: int, machine: Machine) 
         copy_gbs=machine.copy_gbs,
         dtype=str(dtype).removeprefix("torch."),
         lambdanets=lambdanets.__version__,
-        commit=_commit(),
+        commit=commit(),
         torch=torch.__version__,
         timm=_version("timm"),
         lambda_networks=_version("lambda-networks"),
@@ -269,8 +269,8 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def _commit() -> str:
-    """The commit of the checkout that this package runs from, with + if files differ; "" if there is none.
+def commit() -> str:
+    """Return the commit of the checkout that this package runs from, with + if files differ, or "".
 
     A copy of a checkout without its history is told the commit by LAMBDANETS_COMMIT.
     """
