@@ -78,7 +78,9 @@ def collect(folder: Path, models: list[str], commit: str, results: Path) -> None
         configs[model] = config
         top = max((row for row in history if row["val_mask_ap"]), key=lambda row: float(row["val_mask_ap"]))
         minutes = round(sum(float(row["seconds"]) for row in history) / 60, 1)
-        figures = {name: round(value, 6) for name, value in measured(run).items() if name in FIGURES}
+        found = {name: value for name, value in measured(run).items() if name in FIGURES}
+        # Of a size that no object has there is none.
+        figures = {name: None if value is None else round(value, 6) for name, value in found.items()}
         pace = history[-1]["images_per_cpu_second"]
         best.append(
             {"model": model, "epoch": top["epoch"], "minutes": minutes, "images_per_cpu_second": pace}

@@ -95,6 +95,7 @@ def nuclei(words: argparse.Namespace, out: Path) -> int:
             draw(list(csv.DictReader(file)), words.draw)
         return 0
     from lambdanets.bench.records import commit
+    from lambdanets.recipes import get_recipe
 
     data = unpacked(words.data, ("annotations",), words.unpack)
     changes = [f"engine.accelerator={'gpu' if words.device == 'cuda' else 'cpu'}", "engine.devices=1"]
@@ -102,10 +103,11 @@ def nuclei(words: argparse.Namespace, out: Path) -> int:
     if words.quick:
         models = DETECTORS[:1]
         changes += [*FEW, "engine.epochs=1", "data.image_size=64", "data.workers=0"]
-    elif words.epochs:
-        changes.append(f"engine.epochs={words.epochs}")
-    elif words.short:
-        changes.append(f"engine.epochs={epochs_within(words.minutes, data, changes, out)}")
+    else:
+        epochs = words.epochs or get_recipe("nuclei").engine.epochs
+        if words.short:
+            epochs = min(epochs, epochs_within(words.minutes, data, changes, out))
+        changes.append(f"engine.epochs={epochs}")
     results = out / "results"
     results.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "benchmarks/detection/nuclei.py"), str(data), str(out)]
@@ -146,7 +148,7 @@ def main() -> int:
     parser.add_argument("data", type=Path, nargs="?", help="an archive, its folder, or a folder of images")
     parser.add_argument("--short", action="store_true", help="as many epochs as fit into --minutes")
     parser.add_argument("--minutes", type=float, default=MINUTES)
-    parser.add_argument("--epochs", type=int, help="so many, or at most so many in a short study")
+    parser.add_argument("--epochs", type=int, help="so many, with --short at most so many")
     parser.add_argument("--unpack", type=Path, default=Path("runs/gpu-data"), help="where archives go")
     parser.add_argument(
         "--trunk", choices=("cifar_half", "cifar", "mini"), default="cifar", help="of a study"
