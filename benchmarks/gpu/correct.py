@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/correct.py [--minutes 8] [-k EXPRESSION]
 
-Collects the files that name the marker alone: others may need packages that are not here. Leaves
+Collects tests/ops and tests/nn, which need torch alone; others may need packages that are not here. Leaves
 correct.csv, a row for each kernel and type, and failures.txt. The exit status is pytest's, or 1 where the
 time was up. With --device cpu the same tests run on the processor.
 """
@@ -10,18 +10,17 @@ time was up. With --device cpu the same tests run on the processor.
 from __future__ import annotations
 
 import csv
-import re
 import sys
 import time
-from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from common import FAILURE, MINUTES, ROOT, Parser, begin, stop
+from common import FAILURE, MINUTES, ROOT, Parser, begin
 
 if TYPE_CHECKING:
-    import pytest
+    from counting import Row
 
     from lambdanets.bench import Provenance
 
@@ -29,97 +28,8 @@ WANTED = {
     "triton": "no kernel of Triton is tested",
     "hypothesis": "tests that draw their cases at random are not collected; none of them is for a GPU",
 }
+FOLDERS = (ROOT / "tests/ops", ROOT / "tests/nn")
 QUICK = "low_precision and global-2d-row"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """The tests of one kernel in one type.
-
-    Attributes:
-        kernel: Its name; "" for tests that name none.
-        dtype: The type that the tests name; "" for those with a type of their own, mostly float64.
-        passed: How many.
-        failed: How many, errors in their preparation included.
-        left_out: How many were skipped.
-        seconds: Of all of them together, programs compiled on the way included.
-        why: Reasons of those left out, each with its number.
-    """
-
-    kernel: str
-    dtype: str
-    passed: int
-    failed: int
-    left_out: int
-    seconds: float
-    why: str
-
-
-@dataclass(eq=False)
-class Recorder:
-    """A plugin of pytest that counts results by kernel and type, and leaves out what the time is up for."""
-
-    ends: float
-    results: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
-    seconds: Counter[tuple[str, str]] = field(default_factory=Counter)
-    why: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    late: int = 0
-    keys: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        self.keys = {item.nodeid: _key(item) for item in items}
-
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        import pytest
-
-        if time.monotonic() > self.ends:
-            self.late += 1
-            pytest.skip("the time was up")
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        key = self.keys[report.nodeid]
-        self.seconds[key] += report.duration
-        if report.failed:
-            self.failures.append(f"{report.nodeid} ({report.when})\n{report.longreprtext}\n")
-        if report.skipped and isinstance(report.longrepr, tuple):
-            reason = report.longrepr[2].removeprefix("Skipped: ")
-            self.why.setdefault(key, Counter())[reason] += 1
-        if report.failed or report.skipped or report.when == "call":
-            self.results.setdefault(key, Counter())[report.outcome] += 1
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            self.failures.append(f"{report.nodeid} (collection)\n{report.longreprtext}\n")
-
-    def rows(self) -> list[Row]:
-        return [
-            Row(
-                kernel=key[0],
-                dtype=key[1],
-                passed=found["passed"],
-                failed=found["failed"],
-                left_out=found["skipped"],
-                seconds=round(self.seconds[key], 2),
-                why="; ".join(f"{n} {reason}" for reason, n in self.why.get(key, Counter()).items()),
-            )
-            for key, found in sorted(self.results.items())
-        ]
-
-
-def _key(item: pytest.Item) -> tuple[str, str]:
-    """The kernel and the type of a test, from its parameters; Triton's own files name no kernel in them."""
-    import torch
-
-    from lambdanets.ops import KERNELS
-
-    spec: Any = getattr(item, "callspec", None)
-    values = list(spec.params.values()) if spec is not None else []
-    kernel = next((value for value in values if isinstance(value, str) and value in KERNELS), "")
-    if not kernel and "triton" in item.nodeid:
-        kernel = "triton"
-    kind = next((value for value in values if isinstance(value, torch.dtype)), "")
-    return kernel, str(kind).removeprefix("torch.")
 
 
 def show(path: Path) -> None:
@@ -148,18 +58,20 @@ def main() -> int:
 
     import pytest
     import torch
+    from counting import Recorder
 
     from lambdanets import bench
 
-    files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if _for_gpu(path)]
-    if not files:
-        stop("no test is marked gpu")
     marker = "gpu" if words.device == "cuda" else "not gpu and not slow"
     chosen = words.chosen or (QUICK if words.quick else "")
     options = ["-q", "-p", "no:cacheprovider", "-m", marker, "--rootdir", str(ROOT)]
     options += ["-k", chosen] if chosen else []
+    if find_spec("hypothesis") is None:
+        options += [
+            f"--ignore={path}" for path in FOLDERS[0].glob("*.py") if "hypothesis" in path.read_text()
+        ]
     recorder = Recorder(ends=time.monotonic() + 60 * words.minutes)
-    code = int(pytest.main([*options, *map(str, files)], plugins=[recorder]))
+    code = int(pytest.main([*options, *map(str, FOLDERS)], plugins=[recorder]))
 
     out = words.out or Path("runs/gpu-correct")
     out.mkdir(parents=True, exist_ok=True)
@@ -174,15 +86,13 @@ def main() -> int:
     return code or (FAILURE if recorder.late else 0)
 
 
-def _for_gpu(path: Path) -> bool:
-    return re.search(r"mark\.gpu\b", path.read_text()) is not None
-
-
 UNSAID = {"dtype", "gemm_gflops", "gemm_gflops_cpu", "copy_gbs"}  # of a race
 
 
 def write(path: Path, rows: list[Row], where: Provenance) -> None:
     """Write the rows, each with where they are from."""
+    from counting import Row
+
     places = {name: value for name, value in asdict(where).items() if name not in UNSAID}
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, [*(each.name for each in fields(Row)), *places], lineterminator="\n")
