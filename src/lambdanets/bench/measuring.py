@@ -171,19 +171,20 @@ def measure_machine(dtype: torch.dtype, device: str, *, side: int = 0, times: in
         times: How often.
     """
     watch = Stopwatch(device)
-    side = side or (8192 if torch.device(device).type == "cuda" else 1536)
-    # Drawn there: for a GPU they are a billion, and the processor would take longer than all the rest.
+    on_gpu = torch.device(device).type == "cuda"
+    side = side or (8192 if on_gpu else 1536)
+    # Drawn there: for a GPU they are many, and the processor would take longer than all the rest. The copy is
+    # of far more than caches hold.
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    source = torch.randn(16 * side * side, device=device)
+    source = torch.randn((4 if on_gpu else 16) * side * side, device=device)
     target = torch.empty_like(source)
     with torch.inference_mode(), full_float32():
         products = [watch.sample(lambda: a @ b) for _ in range(times)]
         copies = [watch.sample(lambda: target.copy_(source)) for _ in range(times)]
     wall = min(sample for sample, _ in products)
     cpu = min(sample for _, sample in products)
-    on_cpu = torch.device(device).type == "cpu"
     return Machine(
         gflops=2 * side**3 / wall / 1e6,
-        gflops_cpu=2 * side**3 / (cpu if on_cpu else wall) / 1e6,
+        gflops_cpu=2 * side**3 / (wall if on_gpu else cpu) / 1e6,
         copy_gbs=2 * source.nbytes / min(sample for sample, _ in copies) / 1e6,
     )
