@@ -1,4 +1,4 @@
-"""The model race on a GPU: LambdaResNets, ResNet-RS and EfficientNets at the sizes of the paper.
+"""The model race on a GPU: LambdaResNets, ResNet-RS (SE, and without) and EfficientNets at the paper's sizes.
 
     python benchmarks/gpu/networks.py [--minutes 8] [--resume]
 
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from common import FAILURE, MINUTES, Parser, begin, figures, memory_too
 
 TOGETHER = 4  # how many take turns
+CONVOLUTIONS = "ResNet-RS without SE"
 WANTED = {"matplotlib": "no figures now; --draw race.csv draws them on another machine"}
 
 
@@ -49,8 +51,15 @@ def main() -> int:
     import torch
 
     from lambdanets.bench import Settings, networks
+    from lambdanets.bench.networks.published import RS
 
     entries = networks.racers()
+    # Without squeeze-and-excitation nothing is published at these sizes: times alone, after the race.
+    entries += [
+        replace(entry, model=entry.model.removesuffix("_se"), family=CONVOLUTIONS, published=None)
+        for entry in entries
+        if entry.family == RS
+    ]
     if words.quick:  # the first point of each family
         entries = list({entry.family: entry for entry in reversed(entries)}.values())
     path = (words.out or Path("runs/gpu-networks")) / "race.csv"

@@ -126,7 +126,12 @@ def test_networks_has_a_row_of_each_family_and_draws_them_again(
     done = script("networks", *TINY, "--out", "out")
     assert done.returncode == 0, done.stderr
     found = rows(tmp_path / "out/race.csv")
-    assert {row["family"] for row in found} == {"LambdaResNet", "EfficientNet", "ResNet-RS with SE"}
+    assert {row["family"]: row["published_top1"] for row in found} == {
+        "LambdaResNet": "77.4",
+        "EfficientNet": "77.1",
+        "ResNet-RS with SE": "78.8",
+        "ResNet-RS without SE": "",
+    }
     assert {row["mode"] for row in found} == {"train", "eval"}
     assert all(float(row["wall_ms"]) > 0 and row["dtype"] == "bfloat16" for row in found)
     assert (tmp_path / "out/race-pareto.png").exists()
