@@ -27,7 +27,7 @@ class Estimate:
         images_per_second: in training, by the clock, beside as many other processes as the study has.
         images_per_cpu_second: by processor time: what a machine with nothing else to do would come near to.
         seconds: of a whole cell, validations included, without `start`.
-        start: seconds of its process outside of the epochs: imports, and the check of all images.
+        start: seconds of its process outside of the epochs, with the few training images of the trial.
     """
 
     images_per_second: float
