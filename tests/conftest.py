@@ -5,11 +5,15 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from hypothesis import settings
 
-settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=25)
-settings.register_profile("search", deadline=None, max_examples=500)  # pytest --hypothesis-profile search
-settings.load_profile("repeatable")
+if (
+    find_spec("hypothesis") is not None
+):  # a machine with a GPU may not have it, nor do the tests of a GPU need it
+    from hypothesis import settings
+
+    settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=25)
+    settings.register_profile("search", deadline=None, max_examples=500)  # pytest --hypothesis-profile search
+    settings.load_profile("repeatable")
 
 
 def _what_is_missing(mark: str) -> str | None:

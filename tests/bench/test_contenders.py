@@ -38,8 +38,9 @@ def peer(name: str) -> Contender:
 )
 def test_a_peer_with_our_weights_is_our_layer(name: str, case: Case) -> None:
     contender = peer(name)
-    assert contender.refuses(case) == ""
-    error = check(case, [contender])[name, "peer"]
+    assert contender.refuses(case, torch.float32, "cpu") == ""
+    error = check(case, contender)
+    assert error is not None
     assert 0 < error < 1e-12
 
 
@@ -55,8 +56,9 @@ def test_a_peer_with_our_weights_is_our_layer(name: str, case: Case) -> None:
 )
 def test_every_kernel_is_compared_with_the_definition(case: Case) -> None:
     ours = [each for each in CONTENDERS if each.role in ("layer", "kernel")]
-    able = {(each.name, each.role) for each in ours if not each.refuses(case.crop())}
-    errors = check(case, ours)
+    able = {(each.name, each.role) for each in ours if not each.refuses(case.crop(), torch.float64, "cpu")}
+    found = {(each.name, each.role): check(case, each) for each in ours}
+    errors = {key: error for key, error in found.items() if error is not None}
     assert set(errors) == able
     assert errors["reference", "kernel"] == 0
     assert max(errors.values()) < 1e-11
@@ -71,7 +73,18 @@ def _skewed(ours: nn.Module, theirs: nn.Module) -> None:
 def test_a_table_read_backwards_is_found() -> None:
     broken = replace(by_name("lambdanets", "layer"), name="broken", role="peer", adopt=_skewed)
     with pytest.raises(CheckError, match=r"broken is wrong on square .*float64"):
-        check(SQUARE, [broken])
+        check(SQUARE, broken)
+
+
+def test_who_refuses_float64_is_compared_in_the_type_of_the_bench() -> None:
+    def refuses(case: Case, dtype: torch.dtype, device: str) -> str:
+        return "" if dtype == torch.float32 else "cannot serve: float32 alone"
+
+    single = replace(by_name("fft", "kernel"), refuses=refuses)
+    error = check(SQUARE, single)
+    assert error is not None
+    assert 1e-9 < error < 1e-5
+    assert check(SQUARE, single, dtype=torch.bfloat16) is None
 
 
 @pytest.mark.parametrize("name", ["timm", "lucidrains"])
@@ -102,14 +115,14 @@ def test_gradients_of_peers_are_right_at_batch_one(name: str) -> None:
     ],
 )
 def test_who_cannot_take_part_says_why(name: str, case: Case, sentence: str) -> None:
-    reason = peer(name).refuses(case)
+    reason = peer(name).refuses(case, torch.float32, "cpu")
     assert reason.startswith("cannot take part: ")
     assert sentence in reason
 
 
 def test_an_absent_peer_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert by_name("lucidrains", "peer").refuses(SQUARE) == NOT_INSTALLED
+    assert by_name("lucidrains", "peer").refuses(SQUARE, torch.float32, "cpu") == NOT_INSTALLED
 
 
 @pytest.mark.parametrize("name", ["SDPA", "3x3 conv"])

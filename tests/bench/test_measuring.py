@@ -5,7 +5,14 @@ import time
 import pytest
 import torch
 
-from lambdanets.bench.measuring import Stopwatch, Timing, alternate, measure_machine, quantiles
+from lambdanets.bench.measuring import (
+    Stopwatch,
+    Timing,
+    alternate,
+    full_float32,
+    measure_machine,
+    quantiles,
+)
 
 
 def test_all_take_turns_each_round_in_another_order() -> None:
@@ -59,6 +66,21 @@ def test_a_slow_first_call_is_the_only_one() -> None:
 def test_quantiles() -> None:
     assert quantiles([5.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == pytest.approx((3.5, 2.0, 5.0))
     assert quantiles([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_the_first_call_is_one_call_on_a_processor_and_gives_what_it_gave() -> None:
+    called: list[int] = []
+    timing, result = Stopwatch("cpu").first(lambda: called.append(1) or "result")
+    assert (called, result) == ([1], "result")
+    assert (len(timing.wall), len(timing.cpu), timing.single) == (1, 1, False)
+
+
+def test_float32_is_float32_and_what_was_allowed_before_is_allowed_after() -> None:
+    assert torch.backends.cudnn.allow_tf32
+    with full_float32():
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_processor_time_counts_work() -> None:

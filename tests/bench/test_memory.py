@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lambdanets.bench import Case
-from lambdanets.bench.memory import CLEAR, Request, peak_mib
+from lambdanets.bench.memory import CLEAR, Request, is_out_of_memory, peak_mib
 
 pytestmark = pytest.mark.skipif(not CLEAR.exists(), reason="this system does not tell peaks")
 
@@ -37,6 +37,22 @@ def test_training_holds_more_than_inference() -> None:
     ]
     assert all(isinstance(peak, float) for peak in peaks)
     assert 0 < peaks[0] < peaks[1]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("out of resource: shared memory, required: 300000"), False),
+        (RuntimeError("shapes differ"), False),
+    ],
+)
+def test_memory_that_is_short_by_its_error(error: Exception, short: bool) -> None:
+    assert is_out_of_memory(error) == short
 
 
 def test_a_process_that_fails_is_told() -> None:

@@ -70,7 +70,10 @@ def test_a_result_that_differs_stops_everything(machine: Machine) -> None:
 
 def test_who_refuses_has_a_row_with_the_reason(machine: Machine) -> None:
     other = Contender(
-        name="shy", role="other", build=OURS.build, refuses=lambda case: "cannot take part: shy"
+        name="shy",
+        role="other",
+        build=OURS.build,
+        refuses=lambda case, dtype, device: "cannot take part: shy",
     )
     rows = race([CASE], replace(SETTINGS, passes=("eval",)), machine, contenders=[OURS, other])
     shy = row_of(rows, "shy", "eval")
@@ -82,7 +85,7 @@ def test_who_needs_too_much_memory_is_left_out_before_it_runs(machine: Machine) 
     def never(case: Case) -> nn.Module:
         raise AssertionError("was built")
 
-    large = Contender(name="large", role="other", build=never, needs=lambda case, train, dtype: 2**60)
+    large = Contender(name="large", role="other", build=never, needs=lambda case, *how: 2**60)
     rows = race([CASE], replace(SETTINGS, passes=("eval",)), machine, contenders=[OURS, large])
     assert row_of(rows, "large", "eval").note.startswith("left out: needs about 1073741824 GiB")
 
@@ -103,14 +106,99 @@ def test_memory_that_runs_out_is_a_row_and_a_bug_is_not(machine: Machine) -> Non
         return Contender(name="short", role="other", build=lambda case: Short(error))
 
     for error, note in (
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
-        (MemoryError("needs 3 GiB"), "cannot take part: needs 3 GiB"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            "left out: out of memory, even with one example",
+        ),
+        (MemoryError("needs 3 GiB"), "left out: needs 3 GiB, even with one example"),
         (ValueError("odd sizes only"), "cannot take part: odd sizes only"),
     ):
         rows = race([CASE], settings, machine, contenders=[OURS, failing(error)])
         assert row_of(rows, "short", "eval").note == note
     with pytest.raises(RuntimeError, match="shapes"):
         race([CASE], settings, machine, contenders=[OURS, failing(RuntimeError("shapes differ"))])
+
+
+class OneAtATime(nn.Module):
+    """Our layer where memory suffices for one example."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.layer = OURS.build(case)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float32 and len(x) > 1:
+            raise torch.OutOfMemoryError
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_who_is_out_of_memory_goes_on_with_half_the_batch(machine: Machine, mode: Any) -> None:
+    def adopt(ours: nn.Module, theirs: Any) -> None:
+        theirs.layer.load_state_dict(ours.state_dict())
+
+    lean = Contender(name="lean", role="peer", build=OneAtATime, adopt=adopt)
+    case = replace(CASE, batch=5)
+    rows = race([case], replace(SETTINGS, passes=(mode,)), machine, contenders=[OURS, lean])
+    ours, half = rows
+    assert (ours.batch, ours.note) == (5, "")
+    assert half.batch == 1
+    assert half.title == ours.title == "5x16, 6x5 global"
+    assert half.note == "out of memory at batch 5, halved; out of memory at batch 2, halved"
+    assert half.ratio == pytest.approx(5 * half.wall_ms / ours.wall_ms)
+    assert 0 <= half.error < 1e-5, "compared with our layer at its own batch"
+
+
+def test_who_needs_half_the_batch_by_the_sizes_has_it_from_the_start(machine: Machine) -> None:
+    class Few(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert len(x) == 1
+            return x
+
+    few = Contender(
+        name="few",
+        role="other",
+        build=lambda case: Few(),
+        needs=lambda case, *how: 2**60 if case.batch > 1 else 0,
+    )
+    _, row = race([CASE], replace(SETTINGS, passes=("eval",)), machine, contenders=[OURS, few])
+    assert (row.batch, row.note, row.samples) == (1, "out of memory at batch 2, halved", 2)
+
+
+def test_a_result_that_differs_is_a_row_without_times_where_that_is_forgiven(machine: Machine) -> None:
+    def adopt(ours: nn.Module, theirs: Any) -> None:
+        theirs.layer.load_state_dict(ours.state_dict())
+
+    broken = Contender(name="broken", role="peer", build=Wrong, adopt=adopt)
+    wrong = replace(broken, name="wrong", build=lambda case: Wrong(case).requires_grad_(), adopt=_scaled)
+    failing = replace(broken, name="failing", build=lambda case: Short(AttributeError("no such program\nat")))
+    who = [OURS, broken, wrong, replace(failing, adopt=None)]
+    rows = race([CASE], replace(SETTINGS, forgiving=True), machine, contenders=who)
+    assert all(row.samples == 2 for row in rows if row.contender == "lambdanets")
+    assert row_of(rows, "failing").note == "failed: AttributeError: no such program"
+    for name, how in (("broken", "float32, against lambdanets"), ("wrong", "on a crop in float64")):
+        row = row_of(rows, name)
+        assert (row.samples, row.wall_ms) == (0, pytest.approx(math.nan, nan_ok=True))
+        assert how in row.note
+        assert "No speed is shown" in row.note
+
+
+def _scaled(ours: nn.Module, theirs: Any) -> None:
+    theirs.layer.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        theirs.layer.positions.mul_(1.01)
+
+
+def test_every_pass_moves_its_input_output_and_weights(machine: Machine) -> None:
+    settings = replace(SETTINGS, channels_last=True, dtype=torch.bfloat16)
+    convolution = by_name("3x3 conv", "other")
+    rows = race([CASE], settings, machine, contenders=[OURS, convolution])
+    numbers = 2 * 2 * 16 * 6 * 5 + 9 * 16 * 16
+    row = row_of(rows, "3x3 conv")
+    assert row.layout == "channels_last"
+    assert row.gbytes == pytest.approx(2 * 2 * numbers / 1e9)
+    assert row_of(rows, "3x3 conv", "eval").gbytes == pytest.approx(2 * numbers / 1e9)
+    assert row.of_copy == pytest.approx(1e3 * row.gbytes / row.wall_ms / machine.copy_gbs)
 
 
 def test_on_a_curve_the_slow_stop(machine: Machine) -> None:

@@ -1,5 +1,6 @@
 """What is written is read again, and nothing else is taken for it."""
 
+import csv
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,24 @@ def test_rows_survive_the_file(tmp_path: Path, records: list[Record], where: Pro
         assert math.isnan(other.error64)
         assert type(other.batch) is int
     assert [each.name for each in tmp_path.iterdir()] == ["op.csv"]
+
+
+def test_a_file_without_the_newer_columns_is_read(
+    tmp_path: Path, records: list[Record], where: Provenance
+) -> None:
+    path = tmp_path / "op.csv"
+    write(path, records, where)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    newer = {"layout", "gbytes", "of_copy", "triton"}
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, [name for name in rows[0] if name not in newer], extrasaction="ignore")
+        table.writeheader()
+        table.writerows(rows)
+    again, place = read(path)
+    assert place == where
+    assert again[0].layout == "contiguous"
+    assert math.isnan(again[0].of_copy)
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "case\n", ""])
@@ -63,3 +82,9 @@ def test_provenance_names_machine_and_versions(machine: Machine) -> None:
     assert found.processor
     assert found.gemm_gflops == machine.gflops
     assert found.date[:2] == "20"
+
+
+def test_a_copy_of_a_checkout_is_told_its_commit(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # without git there is no history to ask
+    monkeypatch.setenv("LAMBDANETS_COMMIT", "abc1234")
+    assert provenance(torch.float32, "cpu", 1, machine).commit == "abc1234"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lambdanets.study import Cell, Progress, Study, StudyFiles, read
+from lambdanets.study import Cell, Estimate, Progress, Study, StudyFiles, read
 from lambdanets.study.locking import locked
 from lambdanets.study.records import words as words_of
 
@@ -127,6 +127,7 @@ def test_mistakes_are_told_before_anything_is_trained(inside: Command, tmp_path:
         (("--epochs", 0), "engine.epochs is 1 or more; got 0"),
         (("--precision", "fp8"), "engine.precision is one of '32', 'bf16-mixed'"),
         (("--jobs", 0), "--jobs is 1 or more; got 0"),
+        (("--minutes", 0), "--minutes is above 0; got 0"),
         (("--subset", 0), "data.train_per_class must be 1 or more, or None, got 0"),
         (("--set", "optimizer.rl=1"), "there is no setting 'optimizer.rl'"),
         (("--report",), "holds no finished cells"),
@@ -138,6 +139,36 @@ def test_mistakes_are_told_before_anything_is_trained(inside: Command, tmp_path:
         assert done.returncode == 2
         assert sentence in done.stderr
     assert not (tmp_path / "study").exists()
+
+
+def test_a_study_of_some_minutes_has_the_epochs_that_fit(
+    inside: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two cells of 15 epochs at 100 s and 5 s to begin: 13.3 s an epoch, 110 s are left of two minutes."""
+    one = Estimate(images_per_second=1.0, images_per_cpu_second=1.0, seconds=100.0, start=5.0)
+    kept: list[Study] = []
+
+    def estimate(study: Study, names: list[str], **how: object) -> tuple[dict[str, Estimate], dict]:
+        return dict.fromkeys(names, one), {}
+
+    def run(study: Study, *rest: object) -> int:
+        kept.append(study)
+        return 0
+
+    monkeypatch.setattr("lambdanets.study.estimate", estimate)
+    monkeypatch.setattr("lambdanets.cli.studying._run", run)
+    words = ("bench", "study", "--trunk", "digits", "--contenders", "conv", "--seeds", "0,1", "--jobs", 1)
+    done = inside(*words, "--minutes", 2, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "8 epochs of 15 fit into 2 minutes, this trial included" in done.stdout
+    (study,) = kept
+    assert study.config.engine.epochs == 8
+    assert study.config.schedule.warmup_epochs <= 2
+    assert inside(*words, "--minutes", 60, "--out", tmp_path).returncode == 0
+    assert kept[-1].config.engine.epochs == 15, "the trunk's own, and no more"
+    too_few = inside(*words, "--minutes", 0.3, "--out", tmp_path)
+    assert too_few.returncode == 2
+    assert "not one epoch of each of 2 cells fits into 0.3 minutes" in too_few.stderr
 
 
 @pytest.mark.skipif(

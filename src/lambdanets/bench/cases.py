@@ -83,7 +83,7 @@ class Case:
             dim_u=self.dim_u,
             batch=self.batch,
             dtype=dtype,
-            device=device,
+            device=torch.device(device).type,
             train=train,
         )
 
@@ -131,16 +131,22 @@ _STAGES = (
     _square("c4-global", 128, 256, 14),
     _square("c5-global", 128, 512, 7),
 )
+_GLOBAL_STAGES = (
+    _square("c2-global", 128, 64, 56),
+    _square("c3-global", 128, 128, 28),
+    *_STAGES[-2:],
+)
 _WIDE = (_square("g64", 1, 256, 64), _square("g96", 1, 256, 96), _square("g128", 1, 256, 128))
 _GLOBAL = tuple(_square(f"global-{s}", 1, 64, s, series="global") for s in (*SIDES, LARGE_SIDE))
 _LOCAL = tuple(_square(f"local-{s}", 1, 64, s, 23, series="scope 23") for s in (*SIDES, LARGE_SIDE))
 
 CASES: dict[str, Case] = {
-    case.name: case for group in (_LAYERS, _STAGES, _WIDE, _GLOBAL, _LOCAL) for case in group
+    case.name: case for group in (_LAYERS, _STAGES, _GLOBAL_STAGES, _WIDE, _GLOBAL, _LOCAL) for case in group
 }
 GROUPS: dict[str, tuple[str, ...]] = {
     "layers": tuple(case.name for case in _LAYERS),
     "stages": tuple(case.name for case in _STAGES),
+    "stages-global": tuple(case.name for case in _GLOBAL_STAGES),
     "wide": tuple(case.name for case in _WIDE),
     "series-global": tuple(case.name for case in _GLOBAL),
     "series-local": tuple(case.name for case in _LOCAL),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -11,8 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lambdanets.nn.lambda_layer import LambdaLayer
 
 from .cases import Case
-from .contenders import Contender, our_layer
-from .passes import Pass, Result, inputs, prepare
+from .contenders import Contender, made, our_layer
+from .passes import Result, inputs, prepare
 
 # Root mean squares of the difference relative to those of the result. The crop is compared with the
 # definition in float64, the case itself with our layer in its own precision, where rounding accumulates.
@@ -54,38 +52,43 @@ def require_close(error: float, allowed: float, contender: Contender, case: Case
         )
 
 
-def check(case: Case, contenders: Sequence[Contender], device: str = "cpu") -> dict[tuple[str, str], float]:
-    """Compare every contender that computes the lambda layer with the definition, on a crop, in float64.
+def check(
+    case: Case, contender: Contender, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> float | None:
+    """Compare a contender that computes the lambda layer with the definition in float64, on a crop.
 
     Outputs in training and inference, the gradient of the input and, for our kernels, of every parameter.
 
     Args:
         case: The case, of which a crop of few positions and channels is taken.
-        contenders: Who is checked; those of another function or who refuse the crop are passed over.
+        contender: Who is checked, in float64 too.
         device: Where.
+        dtype: The type of who refuses float64.
 
     Returns:
-        The largest relative difference of each, by name and role.
+        The largest relative difference; None for another function, and for who refuses the crop.
 
     Raises:
-        CheckError: One of them differs.
+        CheckError: It differs.
     """
     crop = case.crop()
+    own = next((each for each in (torch.float64, dtype) if not contender.refuses(crop, each, device)), None)
+    if contender.adopt is None or own is None:
+        return None
     definition = make_layer(crop, "reference", torch.float64, device)
-    x, upstream = inputs(crop, torch.float64, device)
-    errors: dict[tuple[str, str], float] = {}
-    for contender in contenders:
-        if contender.adopt is None or contender.refuses(crop):
-            continue
-        module = contender.build(crop).to(device, torch.float64)
-        contender.adopt(definition, module)
-        worst = 0.0
-        # Inference first: training moves the running statistics of the norms.
-        for which in ("eval", "train"):
-            worst = max(worst, _compare(module, definition, which, x, upstream))
-        require_close(worst, EXACT, contender, case, "on a crop in float64, against the definition")
-        errors[contender.name, contender.role] = worst
-    return errors
+    given = inputs(crop, torch.float64, device)
+    module = made(contender, crop, own, device)
+    contender.adopt(definition, module)
+    worst = 0.0
+    # Inference first: training moves the running statistics of the norms.
+    for which in ("eval", "train"):
+        expected = prepare(definition, which, *given)()
+        actual = prepare(module, which, *(each.to(own) for each in given))()
+        worst = max(worst, _apart(actual, expected, isinstance(module, LambdaLayer)))
+    allowed = EXACT if own == torch.float64 else ROUNDED[own]
+    name = str(own).removeprefix("torch.")
+    require_close(worst, allowed, contender, case, f"on a crop in {name}, against the definition")
+    return worst
 
 
 def make_layer(case: Case, kernel: str, dtype: torch.dtype, device: str, seed: int = 0) -> LambdaLayer:
@@ -102,10 +105,8 @@ def make_layer(case: Case, kernel: str, dtype: torch.dtype, device: str, seed: i
     return layer.to(device, dtype)
 
 
-def _compare(module: nn.Module, definition: LambdaLayer, which: Pass, x: Tensor, upstream: Tensor) -> float:
-    expected = prepare(definition, which, x, upstream)()
-    actual = prepare(module, which, x, upstream)()
+def _apart(actual: Result, expected: Result, ours: bool) -> float:
     errors = [distance(actual, expected)]
-    if isinstance(module, LambdaLayer):
+    if ours:
         errors += [difference(actual.gradients[name], each) for name, each in expected.gradients.items()]
     return max(errors)

@@ -39,17 +39,18 @@ class Contender:
         role: "layer" is ours, "kernel" ours with one kernel, "peer" another implementation of the same
             function, "other" another function that a network may hold in its place.
         build: Makes the module for a case.
-        refuses: A sentence if it cannot take part in a case, else "".
+        refuses: A sentence if it cannot take part in a case, of this type on this device, else "".
         adopt: Copies the weights of our layer into the module; None where the function is another one.
-        needs: Bytes of temporaries that it is known to hold at once, by case and whether it trains.
+        needs: Bytes of temporaries that it is known to hold at once, by case, whether it trains, type and
+            device.
     """
 
     name: str
     role: Role
     build: Callable[[Case], nn.Module]
-    refuses: Callable[[Case], str] = lambda case: ""
+    refuses: Callable[[Case, torch.dtype, str], str] = lambda case, dtype, device: ""
     adopt: Callable[[LambdaLayer, nn.Module], None] | None = None
-    needs: Callable[[Case, bool, torch.dtype], int] = lambda case, train, dtype: 0
+    needs: Callable[[Case, bool, torch.dtype, str], int] = lambda case, train, dtype, device: 0
 
 
 class Attention(nn.Module):
@@ -91,13 +92,13 @@ def lines_of(problem: Problem, kernel: str) -> list[Row]:
     return [row for row in (*made.rows, *made.backward_rows) if row.kernel == kernel]
 
 
-def _kernel_refuses(case: Case, kernel: str) -> str:
-    (line,) = lines_of(case.problem(), kernel)
+def _kernel_refuses(case: Case, dtype: torch.dtype, device: str, kernel: str) -> str:
+    (line,) = lines_of(case.problem(dtype=dtype, device=device), kernel)
     return f"cannot serve: {line.reason}" if line.cost is None else ""
 
 
-def _kernel_needs(case: Case, train: bool, dtype: torch.dtype, kernel: str) -> int:
-    lines = lines_of(case.problem(train=train, dtype=dtype), kernel)
+def _kernel_needs(case: Case, train: bool, dtype: torch.dtype, device: str, kernel: str) -> int:
+    lines = lines_of(case.problem(train=train, dtype=dtype, device=device), kernel)
     return max((line.cost.peak_bytes for line in lines if line.cost is not None), default=0)
 
 
@@ -115,7 +116,7 @@ def _lucidrains(case: Case) -> nn.Module:
         return _mended(Layer(case.dim, **sizes, **geometry), case)
 
 
-def _lucidrains_refuses(case: Case) -> str:
+def _lucidrains_refuses(case: Case, dtype: torch.dtype, device: str) -> str:
     if importlib.util.find_spec("lambda_networks") is None:
         return NOT_INSTALLED
     if case.rank == 2 and case.scope is None and case.grid[0] != case.grid[1]:
@@ -132,7 +133,7 @@ def _timm(case: Case) -> nn.Module:
     return _mended(Layer(case.dim, num_heads=case.num_heads, dim_head=case.dim_k, **sizes), case)
 
 
-def _timm_refuses(case: Case) -> str:
+def _timm_refuses(case: Case, dtype: torch.dtype, device: str) -> str:
     if case.dim_u > 1:
         return "cannot take part: its intra-depth u is 1"
     return _square_and_odd(case)
@@ -151,7 +152,7 @@ def _mended(module: nn.Module, case: Case) -> nn.Module:
 
 
 def _contiguous_gradient(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-    if output.requires_grad:
+    if output.requires_grad and output.device.type == "cpu":
         output.register_hook(Tensor.contiguous)
 
 
@@ -163,7 +164,7 @@ def _square_and_odd(case: Case) -> str:
     return ""
 
 
-def _peer_needs(case: Case, train: bool, dtype: torch.dtype, tables: int) -> int:
+def _peer_needs(case: Case, train: bool, dtype: torch.dtype, device: str, tables: int) -> int:
     """The expanded table (`tables` times n m k u) and the lambdas, of which training holds two of each."""
     n = case.positions
     pairs = tables * n * n * case.dim_k * case.dim_u if case.scope is None else 0
@@ -188,7 +189,7 @@ CONTENDERS: tuple[Contender, ...] = (
         refuses=_timm_refuses,
         adopt=to_timm,
         # It expands its table over the batch.
-        needs=lambda case, train, dtype: _peer_needs(case, train, dtype, tables=3 * case.batch),
+        needs=lambda case, *how: _peer_needs(case, *how, tables=3 * case.batch),
     ),
     Contender(name="SDPA", role="other", build=Attention),
     Contender(name="3x3 conv", role="other", build=_convolution),
@@ -211,10 +212,36 @@ def by_name(name: str, role: str) -> Contender:
     return next(each for each in CONTENDERS if (each.name, each.role) == (name, role))
 
 
+def made(
+    contender: Contender, case: Case, dtype: torch.dtype, device: str, channels_last: bool = False
+) -> nn.Module:
+    """Return the contender's module for a case, built where it runs.
+
+    A peer keeps the offsets of its global positions as a plain attribute, which `to` does not move: it would
+    send them to the GPU in every call.
+
+    Args:
+        contender: Whose.
+        case: Sizes.
+        dtype: Of the weights.
+        device: Where.
+        channels_last: Whether convolutions have their weights as they use them on such inputs; tables of
+            positions, of four axes too, stay as they are.
+    """
+    with torch.device(device):
+        module = contender.build(case).to(device, dtype)
+    for each in module.modules():
+        if channels_last and isinstance(each, nn.Conv2d):
+            each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
+
+
 def free_memory(device: torch.device) -> int:
     """Return the bytes that a process may still take; very many where the system does not say."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What PyTorch keeps of freed tensors is taken from the system's view, and free all the same.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     try:
         with open("/proc/meminfo") as file:
             lines = dict(line.split(":", 1) for line in file)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 # A sample shorter than this is several calls: the clock and the launch of a GPU's program cost microseconds.
 LEAST_SAMPLE = 5e-3
@@ -32,6 +36,23 @@ class Timing:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     single: bool = False
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Let float32 be float32: by PyTorch's default a GPU rounds it to TF32 in convolutions, not in products.
+
+    Convolutions would be raced against products of another precision, and fail the comparison of results.
+    """
+    kinds: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [kind.allow_tf32 for kind in kinds]
+    for kind in kinds:
+        kind.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for kind, allowed in zip(kinds, before, strict=True):
+            kind.allow_tf32 = allowed
 
 
 def quantiles(samples: list[float]) -> tuple[float, float, float]:
@@ -61,6 +82,18 @@ class Stopwatch:
     def _wait(self) -> None:
         if self._cuda:
             torch.cuda.synchronize()
+
+    def first(self, run: Callable[[], T]) -> tuple[Timing, T]:
+        """Time the first call and return what it gave.
+
+        On a GPU it is the second: the first loads programs onto it and may compile them, which says nothing
+        about the next ones.
+        """
+        if self._cuda:
+            run()
+        timing, kept = Timing(), []
+        self.record(timing, lambda: kept.append(run()))
+        return timing, kept[0]
 
     def record(self, timing: Timing, run: Callable[[], object], calls: int = 1) -> None:
         wall, cpu = self.sample(run, calls)
@@ -138,18 +171,20 @@ def measure_machine(dtype: torch.dtype, device: str, *, side: int = 0, times: in
         times: How often.
     """
     watch = Stopwatch(device)
-    side = side or (8192 if torch.device(device).type == "cuda" else 1536)
-    a, b = (torch.randn(side, side).to(device, dtype) for _ in range(2))
-    source = torch.randn(16 * side * side).to(device)
+    on_gpu = torch.device(device).type == "cuda"
+    side = side or (8192 if on_gpu else 1536)
+    # Drawn there: for a GPU they are many, and the processor would take longer than all the rest. The copy is
+    # of far more than caches hold.
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    source = torch.randn((4 if on_gpu else 16) * side * side, device=device)
     target = torch.empty_like(source)
-    with torch.inference_mode():
+    with torch.inference_mode(), full_float32():
         products = [watch.sample(lambda: a @ b) for _ in range(times)]
         copies = [watch.sample(lambda: target.copy_(source)) for _ in range(times)]
     wall = min(sample for sample, _ in products)
     cpu = min(sample for _, sample in products)
-    on_cpu = torch.device(device).type == "cpu"
     return Machine(
         gflops=2 * side**3 / wall / 1e6,
-        gflops_cpu=2 * side**3 / (cpu if on_cpu else wall) / 1e6,
+        gflops_cpu=2 * side**3 / (wall if on_gpu else cpu) / 1e6,
         copy_gbs=2 * source.nbytes / min(sample for sample, _ in copies) / 1e6,
     )

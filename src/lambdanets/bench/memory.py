@@ -1,4 +1,4 @@
-"""Peak memory of one pass, in a process of its own that has done nothing else."""
+"""Peak memory of one pass: on a CPU in a process of its own that has done nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from .cases import Case
-from .contenders import by_name
+from .contenders import by_name, made
 from .passes import Pass, Result, inputs, prepare
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -62,35 +62,40 @@ class Request:
     dtype: torch.dtype
     device: str
     threads: int
+    channels_last: bool = False
     whole: bool = False
 
     def warm_up(self) -> None:
         small = self.case.crop()
-        if not by_name(self.name, self.role).refuses(small):
+        if not by_name(self.name, self.role).refuses(small, self.dtype, self.device):
             self._pass(small)()
 
     def prepare(self) -> Callable[[], Result]:
         return self._pass(self.case)
 
     def _pass(self, case: Case) -> Callable[[], Result]:
-        module = by_name(self.name, self.role).build(case).to(self.device, self.dtype)
-        return prepare(module, self.which, *inputs(case, self.dtype, self.device))
+        module = made(by_name(self.name, self.role), case, self.dtype, self.device, self.channels_last)
+        given = inputs(case, self.dtype, self.device, channels_last=self.channels_last)
+        return prepare(module, self.which, *given)
 
 
 def peak_mib(job: Job) -> float | str:
-    """Return how far a pass raises the memory of a fresh process, in MiB, or why that is unknown.
+    """Return how far a pass raises memory, in MiB, or why that is unknown.
 
-    On a CPU it is the peak of the resident memory above what is resident just before, after imports and
-    a pass on a miniature; on a GPU the peak of what PyTorch has allocated there. Whether weights and inputs
-    belong to what is before is the job's to say.
+    On a CPU it is the peak of the resident memory of a fresh process above what is resident just before,
+    after imports and a pass on a miniature; on a GPU the peak of what PyTorch has allocated there, which it
+    counts exactly, so that no process of its own is needed. Whether weights and inputs belong to what is
+    before is the job's to say.
     """
+    if torch.device(job.device).type == "cuda":
+        return _measure(job)
     methods = multiprocessing.get_all_start_methods()
     # A fork server has imported everything once, also what the first call would, and has never run anything.
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         context.set_forkserver_preload([__name__, "lambdanets.models", "torch._dynamo"])
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_measure, args=(job, theirs), daemon=True)
+    child = context.Process(target=_answer, args=(job, theirs), daemon=True)
     child.start()
     theirs.close()
     try:
@@ -105,7 +110,7 @@ def peak_mib(job: Job) -> float | str:
         child.join()
 
 
-def _measure(job: Job, answer: Connection) -> None:
+def _answer(job: Job, answer: Connection) -> None:
     # Ctrl-C is for the parent, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Tensors of some size get pages of their own, which go back to the system with them. By default glibc
@@ -113,12 +118,15 @@ def _measure(job: Job, answer: Connection) -> None:
     # another one in every run.
     _glibc("mallopt", M_MMAP_THRESHOLD, OWN_PAGES)
     torch.set_num_threads(job.threads)
-    job.warm_up()
+    answer.send(_measure(job))
+
+
+def _measure(job: Job) -> float | str:
     device = torch.device(job.device)
     if device.type != "cuda" and not CLEAR.exists():
-        answer.send("this system does not tell peaks")
-        return
+        return "this system does not tell peaks"
     try:
+        job.warm_up()
         empty = _begin(device)
         run = job.prepare()
         if job.whole:  # what `prepare` built the network from lies in the heap between what is held
@@ -126,12 +134,13 @@ def _measure(job: Job, answer: Connection) -> None:
             _glibc("malloc_trim", 0)
         held = _begin(device)
         kept = run()
-        answer.send(_peak(device) - (empty if job.whole else held))
+        peak = _peak(device) - (empty if job.whole else held)
         del kept
+        return peak
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        answer.send(SHORT[0])
+        return SHORT[0]
 
 
 def _glibc(function: str, *arguments: int) -> None:
@@ -167,5 +176,7 @@ def _status(name: str) -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory is short; PyTorch's CPU allocator raises a plain RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+    """Whether an error says that memory is short; only PyTorch's allocator for GPUs has a class for it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(words in str(error) for words in ("allocate memory", "out of memory", "ALLOC_FAILED"))

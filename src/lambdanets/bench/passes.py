@@ -22,11 +22,33 @@ class Result:
     gradients: dict[str, Tensor]
 
 
-def inputs(case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return a random input and a random gradient of the output, the same for every contender."""
+def inputs(
+    case: Case, dtype: torch.dtype, device: str, seed: int = 0, *, channels_last: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return a random input and a random gradient of the output, the same for every contender.
+
+    Args:
+        case: Whose shape, (b, dim, *grid), both have.
+        dtype: Their type.
+        device: Where.
+        seed: Of their numbers.
+        channels_last: Whether the channels of a position lie side by side in memory.
+    """
     generator = torch.Generator().manual_seed(seed)
     x, upstream = (torch.randn(case.shape, generator=generator).to(device, dtype) for _ in range(2))
+    if channels_last:
+        x, upstream = (each.movedim(1, -1).contiguous().movedim(-1, 1) for each in (x, upstream))
     return x, upstream
+
+
+def least_bytes(module: nn.Module, which: Pass, x: Tensor) -> int:
+    """Return the bytes that a pass cannot but move, whatever it computes.
+
+    Input and weights are read and an output as large as the input is written; in training the gradients of
+    all three, too. Each once.
+    """
+    weights = sum(each.numel() * each.element_size() for each in module.parameters())
+    return (2 if which == "train" else 1) * (2 * x.numel() * x.element_size() + weights)
 
 
 def prepare(module: nn.Module, which: Pass, x: Tensor, upstream: Tensor) -> Callable[[], Result]:

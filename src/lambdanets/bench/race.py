@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from lambdanets.ops import plan
 
 from .cases import Case
-from .checking import ROUNDED, check, distance, make_layer, require_close
-from .contenders import CONTENDERS, OURS, Contender, free_memory, lines_of
-from .measuring import Machine, Stopwatch, Timing, alternate, quantiles
-from .memory import Request, is_out_of_memory, peak_mib
-from .passes import Pass, Result, inputs, prepare
+from .checking import ROUNDED, CheckError, check, distance, make_layer, require_close
+from .contenders import CONTENDERS, OURS, Contender, free_memory, lines_of, made
+from .measuring import Machine, Stopwatch, Timing, alternate, full_float32, quantiles
+from .memory import SHORT, Request, is_out_of_memory, peak_mib
+from .passes import Pass, Result, inputs, least_bytes, prepare
 from .records import NONE, Record
 
+FAILED = "failed"
 SHARE = 0.8  # of the free memory that a contender may be expected to need
 
 Key = tuple[str, str]
@@ -35,7 +36,11 @@ class Settings:
         threads: Threads of PyTorch.
         rounds: Samples of each contender.
         max_seconds: Whose first call takes longer is measured by that one.
-        memory: Whether peaks are measured, each in a process of its own.
+        memory: Whether peaks are measured, on a CPU each in a process of its own.
+        channels_last: Whether the channels of a position lie side by side in memory, in inputs and in the
+            weights of 3x3 convolutions.
+        forgiving: Whether an error, or a result that differs, costs its contender the times alone, with a row
+            that says so; otherwise it stops the bench.
     """
 
     passes: tuple[Pass, ...] = ("train", "eval")
@@ -45,6 +50,8 @@ class Settings:
     rounds: int = 9
     max_seconds: float = 20.0
     memory: bool = True
+    channels_last: bool = False
+    forgiving: bool = False
 
     def __post_init__(self) -> None:
         for name in ("threads", "rounds"):
@@ -54,6 +61,7 @@ class Settings:
             raise ValueError(f"max_seconds must be greater than 0, got {self.max_seconds}")
 
 
+@full_float32()
 def race(
     cases: Sequence[Case],
     settings: Settings,
@@ -66,8 +74,9 @@ def race(
     """Race the contenders over the cases.
 
     In every case all take turns on one input; those that compute the lambda layer have the weights of ours
-    and are compared with it before they are timed. On a curve, who exceeds `max_seconds` at one size takes no
-    part in larger ones.
+    and are compared with it before they are timed. Who memory does not suffice for goes on with half the
+    batch, and its row says so; ratios are those of one example. On a curve, who exceeds `max_seconds` at one
+    size takes no part in larger ones.
 
     Args:
         cases: The cases, the points of a curve from small to large.
@@ -81,38 +90,49 @@ def race(
         One row for each case, pass and contender, those who took no part with the reason.
 
     Raises:
-        CheckError: A contender's results differ from ours.
+        CheckError: A contender's results differ from ours, and the settings do not forgive it.
     """
     torch.set_num_threads(settings.threads)
     records: list[Record] = []
     tired: dict[tuple[str, str, Key], str] = {}
     for case in cases:
         report(f"{case.name}: {case}; comparing results")
-        exact = check(case, contenders, settings.device)
+        exact: dict[Key, float] = {}
+        wrong: dict[Key, str] = {}
+        for key, contender in _keyed(contenders).items():
+            try:
+                error = check(case, contender, settings.device, settings.dtype)
+                exact[key] = NONE if error is None else error
+            except Exception as error:  # a compiler's, a driver's: they have no class in common
+                if not settings.forgiving:
+                    raise
+                wrong[key] = _fault(error)
         for which in settings.passes:
             out = {
                 key: sentence
                 for key, contender in _keyed(contenders).items()
                 if (
-                    sentence := _sits_out(contender, case, which, settings)
+                    sentence := wrong.get(key, "")
+                    or contender.refuses(case, settings.dtype, settings.device)
                     or tired.get((case.series, which, key), "")
                 )
             }
             report(f"{case.name}: {which}, {len(contenders) - len(out)} in turn, {settings.rounds} rounds")
             rows = _race_once(case, which, settings, contenders, out)
             for key, record in rows.items():
-                if case.series and record.note.startswith("one call"):
+                if case.series and record.samples == 1 and "one call" in record.note:
                     tired[case.series, which, key] = (
                         f"left out: took {record.wall_ms / 1e3:.0f} s at {record.grid} already"
                     )
             if settings.memory:
-                report(f"{case.name}: {which}, memory, a process each")
+                report(f"{case.name}: {which}, memory")
             for key, contender in _keyed(contenders).items():
                 record = replace(rows[key], error64=exact.get(key, NONE))
                 if record.samples:
-                    record = _with_flops(record, case, contender, settings, machine)
-                if settings.memory and record.samples:
-                    record = _with_memory(record, case, which, settings)
+                    measured = replace(case, batch=record.batch)
+                    record = _with_flops(record, measured, contender, settings, machine)
+                    if settings.memory:
+                        record = _with_memory(record, measured, which, settings)
                 records.append(record)
             save(records)
     return records
@@ -122,70 +142,140 @@ def _keyed(contenders: Sequence[Contender]) -> dict[Key, Contender]:
     return {(each.name, each.role): each for each in contenders}
 
 
-def _sits_out(contender: Contender, case: Case, which: Pass, settings: Settings) -> str:
-    sentence = contender.refuses(case)
-    if sentence:
-        return sentence
-    needs = contender.needs(case, which == "train", settings.dtype)
-    free = free_memory(torch.device(settings.device))
-    if needs > SHARE * free:
-        return f"left out: needs about {needs / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free"
-    return ""
+@dataclass
+class _Entrant:
+    """A contender in one pass of a case: how many examples it takes, what it runs, what it gave first."""
+
+    contender: Contender
+    batch: int
+    notes: list[str] = field(default_factory=list)
+    run: Callable[[], Result] | None = None
+    first: Timing = field(default_factory=Timing)
+    error: float = NONE
+    least_bytes: int = 0
+
+    def halve(self, why: str) -> None:
+        """Go on with half the batch and say so, or say that there is no half."""
+        if self.batch > 1:
+            self.notes.append(f"{SHORT[0]} at batch {self.batch}, halved")
+        else:
+            self.notes = [f"left out: {why}, even with one example"]
+        self.batch //= 2
 
 
 def _race_once(
     case: Case, which: Pass, settings: Settings, contenders: Sequence[Contender], out: dict[Key, str]
 ) -> dict[Key, Record]:
-    ours = make_layer(case, "auto", settings.dtype, settings.device)
-    x, upstream = inputs(case, settings.dtype, settings.device)
-    watch = Stopwatch(settings.device)
-    expected: Result | None = None
-    runs: dict[Key, Callable[[], Result]] = {}
-    first: dict[Key, Timing] = {}
-    errors: dict[Key, float] = {}
-    notes = dict(out)
+    entrants = {key: _Entrant(each, case.batch) for key, each in _keyed(contenders).items()}
+    start = _Start(case, which, settings)
     # Ours first: what the others give is compared with it.
-    order = sorted(_keyed(contenders).items(), key=lambda item: item[1].role != "layer")
-    for key, contender in order:
+    for key, entrant in sorted(entrants.items(), key=lambda item: item[1].contender.role != "layer"):
         if key in out:
+            entrant.notes.append(out[key])
             continue
-        module = contender.build(case).to(settings.device, settings.dtype)
-        if contender.adopt is not None:
-            contender.adopt(ours, module)
-        run = prepare(module, which, x, upstream)
-        results: list[Result] = []
-        timing = Timing()
         try:
-            watch.record(timing, lambda run=run, results=results: results.append(run()))
-        except (MemoryError, RuntimeError, ValueError) as error:
-            # A kernel may know only now that it cannot serve; whatever else is wrong is not ours to hide.
-            if not (is_out_of_memory(error) or isinstance(error, ValueError)):
+            start(entrant)
+        except Exception as error:  # as above
+            if not settings.forgiving:
                 raise
-            short = is_out_of_memory(error) and not isinstance(error, MemoryError)
-            notes[key] = "out of memory" if short or not str(error) else f"cannot take part: {error}"
-            continue
-        if contender.role == "layer":
-            expected = results[0]
-        elif contender.adopt is not None and expected is not None:
-            errors[key] = distance(results[0], expected)
-            what = f"{which} in {str(settings.dtype).removeprefix('torch.')}, against {OURS}"
-            require_close(errors[key], ROUNDED[settings.dtype], contender, case, what)
-        runs[key], first[key] = run, timing
-        del results
-    expected = None
-    gc.collect()
+            entrant.run = None
+            entrant.notes.append(_fault(error))
+    start.clear()
+    running = {_text(key): each for key, each in entrants.items() if each.run is not None}
     timings = alternate(
-        {_text(key): run for key, run in runs.items()},
+        {name: each.run for name, each in running.items() if each.run is not None},
         rounds=settings.rounds,
-        first={_text(key): timing for key, timing in first.items()},
+        first={name: each.first for name, each in running.items()},
         max_seconds=settings.max_seconds,
         device=settings.device,
     )
-    reference = next((timings[_text(key)] for key in runs if key[1] == "layer"), None)
+    ours = next((key for key, each in entrants.items() if each.contender.role == "layer"), None)
+    reference = None if ours is None else (timings.get(_text(ours)), entrants[ours].batch)
     return {
-        key: _record(case, which, contender, timings.get(_text(key)), reference, errors.get(key), notes)
-        for key, contender in _keyed(contenders).items()
+        key: _record(case, which, entrant, timings.get(_text(key)), reference, settings)
+        for key, entrant in entrants.items()
     }
+
+
+def _fault(error: Exception) -> str:
+    """What the row of a contender says that is wrong or has failed."""
+    if isinstance(error, CheckError):
+        return str(error)
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{FAILED}: {type(error).__name__}: {first}"
+
+
+class _Start:
+    """Builds entrants, makes their first calls, with half the batch where memory is short, and compares."""
+
+    def __init__(self, case: Case, which: Pass, settings: Settings) -> None:
+        self.case = case
+        self.which: Pass = which
+        self.settings = settings
+        self.ours = make_layer(case, "auto", settings.dtype, settings.device)
+        self.given = inputs(case, settings.dtype, settings.device, channels_last=settings.channels_last)
+        self.watch = Stopwatch(settings.device)
+        self.expected: dict[int, Result] = {}  # what our layer gives, by batch
+
+    def __call__(self, entrant: _Entrant) -> None:
+        while entrant.batch and entrant.run is None:
+            if short := self._short_of_memory(entrant):
+                entrant.halve(short)
+                continue
+            try:
+                result = self._first_call(entrant)
+            except (MemoryError, RuntimeError, ValueError) as error:
+                # A kernel may know only now that it cannot serve; whatever else is wrong is not ours to hide.
+                if is_out_of_memory(error):
+                    entrant.halve(str(error) if isinstance(error, MemoryError) else SHORT[0])
+                elif isinstance(error, ValueError):
+                    entrant.notes.append(f"cannot take part: {error}")
+                    return
+                else:
+                    raise
+            else:
+                self._compare(entrant, result)
+                return
+            gc.collect()  # only now: the error holds the frames with the tensors
+
+    def clear(self) -> None:
+        """Forget the results: what comes next needs the memory."""
+        self.expected.clear()
+        gc.collect()
+
+    def _short_of_memory(self, entrant: _Entrant) -> str:
+        settings = self.settings
+        case = replace(self.case, batch=entrant.batch)
+        needs = entrant.contender.needs(case, self.which == "train", settings.dtype, settings.device)
+        free = free_memory(torch.device(settings.device))
+        if needs > SHARE * free:
+            return f"needs about {needs / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free"
+        return ""
+
+    def _first_call(self, entrant: _Entrant) -> Result:
+        settings, contender = self.settings, entrant.contender
+        case = replace(self.case, batch=entrant.batch)
+        module = made(contender, case, settings.dtype, settings.device, settings.channels_last)
+        if contender.adopt is not None:
+            contender.adopt(self.ours, module)
+        x, upstream = (each[: entrant.batch] for each in self.given)
+        run = prepare(module, self.which, x, upstream)
+        entrant.first, result = self.watch.first(run)
+        entrant.run, entrant.least_bytes = run, least_bytes(module, self.which, x)
+        return result
+
+    def _compare(self, entrant: _Entrant, result: Result) -> None:
+        contender, batch = entrant.contender, entrant.batch
+        if contender.role == "layer":
+            self.expected[batch] = result
+        elif contender.adopt is not None and batch <= max(self.expected, default=0):
+            if batch not in self.expected:
+                given = (each[:batch] for each in self.given)
+                self.expected[batch] = prepare(self.ours, self.which, *given)()
+            entrant.error = distance(result, self.expected[batch])
+            dtype = self.settings.dtype
+            what = f"{self.which} in {str(dtype).removeprefix('torch.')}, against {OURS}"
+            require_close(entrant.error, ROUNDED[dtype], contender, self.case, what)
 
 
 def _text(key: Key) -> str:
@@ -195,19 +285,19 @@ def _text(key: Key) -> str:
 def _record(
     case: Case,
     which: Pass,
-    contender: Contender,
+    entrant: _Entrant,
     timing: Timing | None,
-    ours: Timing | None,
-    error: float | None,
-    notes: dict[Key, str],
+    ours: tuple[Timing | None, int] | None,
+    settings: Settings,
 ) -> Record:
+    contender = entrant.contender
     blank = Record(
         case=case.name,
         title=str(case),
         series=case.series,
         grid="x".join(map(str, case.grid)),
         scope="x".join(map(str, case.scope)) if case.scope else "global",
-        batch=case.batch,
+        batch=entrant.batch if timing else case.batch,
         dim=case.dim,
         num_heads=case.num_heads,
         dim_k=case.dim_k,
@@ -215,16 +305,20 @@ def _record(
         mode=which,
         contender=contender.name,
         role=contender.role,
-        note=notes.get((contender.name, contender.role), ""),
+        layout="channels_last" if settings.channels_last else "contiguous",
+        note="; ".join(entrant.notes),
+        error=entrant.error,
     )
     if timing is None:
         return blank
     wall, cpu = quantiles(timing.wall), quantiles(timing.cpu or [NONE])
-    base_wall = quantiles(ours.wall)[0] if ours else NONE
-    base_cpu = quantiles(ours.cpu)[0] if ours and ours.cpu else NONE
+    base, batch = ours or (None, 0)
+    share = batch / entrant.batch  # of the examples of ours' call
+    base_wall = quantiles(base.wall)[0] if base else NONE
+    base_cpu = quantiles(base.cpu)[0] if base and base.cpu else NONE
     return replace(
         blank,
-        note="one call, without a warm-up" if timing.single else "",
+        note="; ".join([*entrant.notes, *(["one call, without a warm-up"] if timing.single else [])]),
         wall_ms=wall[0],
         wall_q20=wall[1],
         wall_q80=wall[2],
@@ -232,16 +326,20 @@ def _record(
         cpu_q20=cpu[1],
         cpu_q80=cpu[2],
         samples=len(timing.wall),
-        ratio=wall[0] / base_wall,
-        ratio_cpu=cpu[0] / base_cpu,
-        error=NONE if error is None else error,
+        ratio=share * wall[0] / base_wall,
+        ratio_cpu=share * cpu[0] / base_cpu,
+        gbytes=entrant.least_bytes / 1e9,
     )
 
 
 def _with_flops(
     record: Record, case: Case, contender: Contender, settings: Settings, machine: Machine
 ) -> Record:
-    """Operations of our own rows, and which kernels they took; projections have twice as many backward."""
+    """What of the machine's best it reaches: all in bytes, our own rows in operations, too.
+
+    Operations of our rows are those of the kernels that they took; projections have twice as many backward.
+    """
+    record = replace(record, of_copy=1e3 * record.gbytes / record.wall_ms / machine.copy_gbs)
     if contender.role not in ("layer", "kernel"):
         return record
     problem = case.problem(train=record.mode == "train", dtype=settings.dtype, device=settings.device)
@@ -276,6 +374,7 @@ def _with_memory(record: Record, case: Case, which: Pass, settings: Settings) ->
             dtype=settings.dtype,
             device=settings.device,
             threads=settings.threads,
+            channels_last=settings.channels_last,
         )
     )
     if isinstance(found, str):

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +43,7 @@ class Provenance:
     python: str
     system: str
     date: str
+    triton: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Record:
         series: The curve it belongs to, or "".
         grid: Sizes of the grid, 14x14.
         scope: Of the position table, or "global".
-        batch: b.
+        batch: b; smaller than the title's where memory did not suffice, and then the note says so.
         dim: Channels.
         num_heads: h.
         dim_k: k.
@@ -63,19 +64,25 @@ class Record:
         mode: "train" or "eval".
         contender: Who.
         role: "layer", "kernel", "peer" or "other".
+        layout: Of the input in memory: "contiguous" (channels before positions) or "channels_last".
         kernel: The kernel that ours took, forward and backward where they differ.
         note: Why it took no part, or how its numbers differ from the others'; "" is the rule.
         wall_ms: Median by the clock; with its quantiles `wall_q20` and `wall_q80`.
         cpu_ms: The same by processor time, of all threads.
         samples: How many.
-        peak_mib: Rise of memory in a process of its own.
-        ratio: Its time over that of our layer, by the clock.
+        peak_mib: Rise of memory, on a CPU in a process of its own, on a GPU of what PyTorch has allocated.
+        ratio: Its time for one example over that of our layer, by the clock.
         ratio_cpu: The same by processor time.
-        error64: Difference from the definition on a crop in float64; nan where that is another function.
+        error64: Difference from the definition on a crop in float64, of a kernel that refuses float64 in the
+            type of the bench; nan where that is another function.
         error: Difference from our layer in this case itself.
         gflop: Operations of our rows, projections included; nan for others.
         of_gemm: Operations per second, as a fraction of those of a matrix product in the same run.
         of_gemm_cpu: The same by processor time.
+        gbytes: Gigabytes that the pass cannot but move: input, output, weights and, in training, their
+            gradients, each once.
+        of_copy: These per second, as a fraction of what a copy moves in the same run. Of the roofline, a row
+            reaches the larger of `of_gemm` and `of_copy`.
     """
 
     case: str
@@ -91,6 +98,7 @@ class Record:
     mode: str
     contender: str
     role: str
+    layout: str = "contiguous"
     kernel: str = ""
     note: str = ""
     wall_ms: float = NONE
@@ -108,6 +116,8 @@ class Record:
     gflop: float = NONE
     of_gemm: float = NONE
     of_gemm_cpu: float = NONE
+    gbytes: float = NONE
+    of_copy: float = NONE
 
     @property
     def positions(self) -> int:
@@ -204,13 +214,14 @@ def provenance(dtype: torch.dtype, device: str, threads: int, machine: Machine) 
         copy_gbs=machine.copy_gbs,
         dtype=str(dtype).removeprefix("torch."),
         lambdanets=lambdanets.__version__,
-        commit=_commit(),
+        commit=commit(),
         torch=torch.__version__,
         timm=_version("timm"),
         lambda_networks=_version("lambda-networks"),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
         date=f"{datetime.now():%Y-%m-%d %H:%M}",
+        triton=_version("triton"),
     )
 
 
@@ -224,12 +235,16 @@ def cell(value: object) -> object:
 def parse(kind: type, row: Mapping[str, str | None]) -> Any:
     """Return the dataclass of `str`, `int` and `float` fields that a row's words give.
 
+    A column that the file is too old to have leaves its field as it is by default.
+
     Raises:
         KeyError: A field is missing.
         ValueError: A word is no number, or the row ends before it.
     """
     values: dict[str, object] = {}
     for field in fields(kind):
+        if field.name not in row and field.default is not MISSING:
+            continue
         text = row[field.name]
         if text is None:
             raise ValueError(f"the row is cut short before its column {field.name!r}")
@@ -254,8 +269,11 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def _commit() -> str:
-    """The commit of the checkout that this package runs from, with + if files differ; "" if there is none."""
+def commit() -> str:
+    """Return the commit of the checkout that this package runs from, with + if files differ, or "".
+
+    A copy of a checkout without its history is told the commit by LAMBDANETS_COMMIT.
+    """
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -267,5 +285,5 @@ def _commit() -> str:
 
     # An installed package may lie inside some other project's checkout.
     if git("ls-files", "--error-unmatch", Path(__file__).name) == "":
-        return ""
+        return os.environ.get("LAMBDANETS_COMMIT", "")
     return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")

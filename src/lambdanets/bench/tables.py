@@ -23,7 +23,9 @@ LEGEND = (
     "and output projection; 3x3 conv (3 per axis) is the convolution that the layer replaces, without batch "
     "norm. Numbers are medians, all taking turns in one process; ± is half of what lies between the 20 % and "
     "80 % quantiles; 3.0x beside a time is what it takes over what ours takes. Peers are those of the same "
-    "function. GEMM: operations per second over those of a matrix product in the same run."
+    "function. GEMM: operations per second over those of a matrix product in the same run. copy: bytes of "
+    "input, output, weights and their gradients, each once, per second, over those of a copy in that run. "
+    "Of the roofline a layer reaches the larger of the two."
 )
 SINGLE = "*"
 
@@ -105,7 +107,7 @@ def threads(number: int) -> str:
     return f"{number} thread{'s' if number != 1 else ''}"
 
 
-VERSIONS = ("torch", "timm", "lambda_networks", "python")
+VERSIONS = ("torch", "timm", "lambda_networks", "triton", "python")
 
 
 def _times(rows: list[Record], mode: str, clock: Clock) -> Table:
@@ -124,10 +126,11 @@ def _times(rows: list[Record], mode: str, clock: Clock) -> Table:
                 _with_range(ours, clock),
                 times(best.over_ours(clock)) if best and ours.samples else "-",
                 *(_beside(found.get(name), clock) for name in names),
-                f"{part:.0%}" if not math.isnan(part) else "-",
+                _percent(part),
+                _percent(ours.of_copy),
             )
         )
-    headings = ("case", "input", "ours", "fastest peer / ours", *names, "GEMM")
+    headings = ("case", "input", "ours", "fastest peer / ours", *names, "GEMM", "copy")
     title = f"{PASSES[mode]}: {CLOCKS[clock]}"
     return Table(title=title, headings=headings, rows=tuple(body), notes=_notes(layers))
 
@@ -179,6 +182,10 @@ def _notes(rows: list[Record]) -> tuple[str, ...]:
             mark = f"{SINGLE} " if row.samples == 1 else ""
             reasons.setdefault((f"{mark}{row.contender}", row.note), []).append(row.case)
     return tuple(f"{who}: {note} ({', '.join(cases)})" for (who, note), cases in reasons.items())
+
+
+def _percent(part: float) -> str:
+    return "-" if math.isnan(part) else f"{part:.0%}"
 
 
 def number(value: float) -> str:

@@ -37,6 +37,7 @@ def run(
     rounds: int = 9,
     max_seconds: float = 20.0,
     memory: bool = True,
+    channels_last: bool = False,
     large: bool = False,
     clock: Clock = "wall",
     out: Path = Path("runs/bench-op"),
@@ -45,11 +46,11 @@ def run(
     """Race our lambda layer and its kernels against other implementations, attention and the convolution.
 
     Results are compared before anything is timed; where they differ there are no times. All take turns in one
-    process; peak memory is measured in a process each. Leaves op.csv (every row with its provenance), op.md
-    and figures.
+    process; peak memory is measured in a process each, on a GPU in the same one. Leaves op.csv (every row
+    with its provenance), op.md and figures.
 
     Args:
-        cases: Cases or groups of them: layers, stages, wide, series-global, series-local.
+        cases: Cases or groups of them: layers, stages, stages-global, wide, series-global, series-local.
         grid: A case by hand: the sizes of its grid, for example 40x56.
         scope: Of a case by hand: position table entries per axis; global positions when not given.
         batch: Of a case by hand: batch size, b.
@@ -64,6 +65,7 @@ def run(
         rounds: Samples of each contender.
         max_seconds: Whose first call takes longer is measured by that one call.
         memory: Peak memory is measured, too.
+        channels_last: The channels of a position lie side by side in memory, as in a network on a GPU.
         large: Series go up to 256x256.
         clock: Which time is shown; on a busy machine the processor's says more than the clock on the wall.
         out: The folder for rows, report and figures.
@@ -88,6 +90,7 @@ def run(
                 rounds=rounds,
                 max_seconds=max_seconds,
                 memory=memory,
+                channels_last=channels_last,
             )
             single = [case for case in chosen if case.batch * case.positions == 1]
             if single and "train" in settings.passes:

@@ -3,7 +3,8 @@
 import os
 import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ def run(
     contenders: Annotated[str | None, shown("NAME,NAME", "all of the trunk")] = None,
     seeds: Annotated[str | None, shown("N,N", "0,1,2")] = None,
     epochs: Annotated[int | None, shown("N", "the trunk's")] = None,
+    minutes: Annotated[float | None, shown("N", "as long as the epochs take")] = None,
     subset: Annotated[int | None, shown("N", "all")] = None,
     size: Annotated[int | None, shown("N", "the recipe's")] = None,
     batch_size: Annotated[int | None, shown("N", "the recipe's")] = None,
@@ -58,6 +60,8 @@ def run(
         contenders: Which of them; the others can follow later.
         seeds: Each gives one run to every contender.
         epochs: Passes over the training images.
+        minutes: As many epochs as fit into these minutes, at most --epochs, by the time of a few steps; a
+            study that goes on keeps its own number.
         subset: Training images of each class, the same for all; the validation images stay.
         size: Height and width of the images.
         batch_size: Images in a step.
@@ -103,10 +107,46 @@ def run(
     with usage():
         parameters = studies.count_parameters(study, [contender.name for contender in chosen])
         cells = studies.cells_of(chosen, numbers)
-        if dry_run:
+        if minutes is not None and files.begun:
+            study = _with_epochs(study, studies.load_study(files).config.engine.epochs)
+        elif minutes is not None and not minutes > 0:
+            raise UsageError(f"--minutes is above 0; got {minutes:g}.")
+        if dry_run or (minutes is not None and not files.begun):
             studies.joined(study, files)  # what the folder would refuse needs no estimate
-            return _estimate(study, files, cells, parameters, parallel)
+            begun = time.monotonic()
+            found, code = _estimate(study, files, cells, parameters, parallel)
+            if minutes is not None and found and not files.begun:
+                left_over = minutes - (time.monotonic() - begun) / 60
+                study = _with_epochs(study, _within(left_over, minutes, found, study, cells, parallel))
+            if dry_run or code:
+                return code
         return _run(study, files, cells, parallel)
+
+
+def _within(
+    left_over: float,
+    minutes: float,
+    found: Mapping[str, studies.Estimate],
+    study: Study,
+    cells: list[Cell],
+    jobs: int,
+) -> int:
+    epochs = study.config.engine.epochs
+    fitting = studies.epochs_within(left_over, found, cells, epochs=epochs, jobs=jobs)
+    if not fitting:
+        raise UsageError(f"not one epoch of each of {len(cells)} cells fits into {minutes:g} minutes.")
+    of_all = f", {epochs} were asked for" if fitting > epochs else f" of {epochs}"
+    stdout().print(
+        f"{fitting} epochs{of_all} fit into {minutes:g} minutes, this trial included", markup=False
+    )
+    return min(fitting, epochs)
+
+
+def _with_epochs(study: Study, epochs: int) -> Study:
+    """The study with other epochs, of which the warm-up is a quarter at most."""
+    warmup = min(study.config.schedule.warmup_epochs, epochs // 4)
+    changes = (f"engine.epochs={epochs}", f"schedule.warmup_epochs={warmup}")
+    return replace(study, config=override(study.config, *changes))
 
 
 def _chosen(trunk: Trunk, names: str | None) -> tuple[studies.Contender, ...]:
@@ -185,7 +225,8 @@ def _run(study: Study, files: StudyFiles, cells: list[Cell], jobs: int) -> int:
 
 def _estimate(
     study: Study, files: StudyFiles, cells: list[Cell], parameters: dict[str, int], jobs: int
-) -> int:
+) -> tuple[Mapping[str, studies.Estimate], int]:
+    """Show what the open cells would take; return the estimates, and the exit status."""
     rows = {record.cell for record in studies.read(files.cells)}
     open_cells = [cell for cell in cells if cell not in rows]
     names = list(dict.fromkeys(cell.contender for cell in open_cells))
@@ -215,7 +256,7 @@ def _estimate(
         stdout().print("the machine is busy with other work; alone, the cells would be faster", markup=False)
     how = f"a few steps of each in precision {study.config.engine.precision}; nothing was kept"
     stdout().print(f"about {left(total / jobs)} in all, from {how}", markup=False)
-    return FAILURE if failed else 0
+    return found, FAILURE if failed else 0
 
 
 def _report_alone(files: StudyFiles, contenders: str | None, seeds: str | None) -> int:

@@ -10,6 +10,7 @@ from .contenders import TRUNKS as TRUNKS
 from .contenders import Contender as Contender
 from .contenders import Trunk as Trunk
 from .estimate import Estimate as Estimate
+from .estimate import epochs_within as epochs_within
 from .estimate import estimate as estimate
 from .figures import draw_figures as draw_figures
 from .records import Record as Record
@@ -26,5 +27,6 @@ from .settings import StudyFiles as StudyFiles
 from .settings import cells_of as cells_of
 from .settings import find_images as find_images
 from .settings import joined as joined
+from .settings import load_study as load_study
 from .settings import settle as settle
 from .settings import with_precision as with_precision

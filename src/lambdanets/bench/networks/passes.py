@@ -54,8 +54,9 @@ class Step:
     def prepare(self) -> Callable[[], Tensor]:
         """Build the network with random weights and return the pass, which gives logits or the loss."""
         torch.manual_seed(0)
-        network = create_model(self.entry.model, **dict(self.entry.options))
-        images = torch.randn(self.batch, self.channels, *self.entry.size)
+        with torch.device(self.device):  # drawing a hundred million weights on the processor takes seconds
+            network = create_model(self.entry.model, **dict(self.entry.options))
+            images = torch.randn(self.batch, self.channels, *self.entry.size)
         layout: dict[str, Any] = {"memory_format": torch.channels_last}
         if self.which == "eval":
             network = network.eval().to(self.device, self.dtype, **layout)

@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from lambdanets.bench.contenders import free_memory
-from lambdanets.bench.measuring import Stopwatch, Timing, alternate, measure_machine, quantiles
+from lambdanets.bench.measuring import (
+    Stopwatch,
+    Timing,
+    alternate,
+    full_float32,
+    measure_machine,
+    quantiles,
+)
 from lambdanets.bench.memory import SHORT, is_out_of_memory, peak_mib
 from lambdanets.bench.passes import Pass
 from lambdanets.bench.race import SHARE, Settings
@@ -48,6 +55,7 @@ def check(entries: Sequence[Entry], settings: Settings, limits: Limits) -> None:
         cost(entry, batch=limits.batch, train="train" in settings.passes)
 
 
+@full_float32()
 def measure(
     bench: str,
     entries: Sequence[Entry],
@@ -61,7 +69,7 @@ def measure(
     """Measure networks: throughput of training steps and inference in turn, and peak memory.
 
     Neighbours in the sequence take turns, as many as `limits.together` and memory allow. Peaks come first,
-    each in a process of its own, which also finds out which batch fits: a process that memory does not
+    which also finds out which batch fits; on a CPU each in a process of its own: one that memory does not
     suffice for takes nobody else with it.
 
     Args:
@@ -131,7 +139,8 @@ def _fitting(
     kept: list[Contender] = []
     for contender in group:
         if settings.memory:
-            work.begin(f"{contender.entry.title}: {_WORDS[which]}, memory in its own process")
+            where = "" if torch.device(settings.device).type == "cuda" else " in its own process"
+            work.begin(f"{contender.entry.title}: {_WORDS[which]}, memory{where}")
             _probe(contender, which, settings)
             work.finish(contender.probe)
         free = SHARE * free_memory(torch.device(settings.device)) / 2**20
@@ -244,16 +253,15 @@ def _take_turns(
 def _start(contender: Contender, which: Pass, settings: Settings, watch: Stopwatch) -> None:
     """Make the first call, with half the batch as long as memory does not suffice."""
     while not _is_out(contender, which):
-        timing = Timing()
         try:
             run = _step(contender, which, settings).prepare()
-            watch.record(timing, run)
+            timing, _ = watch.first(run)
         except (MemoryError, RuntimeError) as error:
             # Whatever else is wrong is not ours to hide.
             if not is_out_of_memory(error):
                 raise
             run = None
-        if run is not None:
+        else:
             contender.run, contender.first = run, timing
             return
         gc.collect()  # only now: the error holds the frames with the tensors

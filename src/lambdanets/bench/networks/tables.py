@@ -26,8 +26,9 @@ LEGEND = (
     "forward pass in inference mode; both on random images in channels-last layout, with random weights. "
     "Images per second are from the median step; ± is half of what lies between the 20 % and 80 % quantiles, "
     "* a single step. The networks of a group took turns in one process. Peak memory is all that a network "
-    "with its batch, gradients, momenta and temporaries adds to a process of its own. In bfloat16 training "
-    "has float32 weights and autocast, inference bfloat16 weights. GMAC: 10^9 multiply-adds of a forward "
+    "with its batch, gradients, momenta and temporaries adds to a process of its own, on a GPU to what "
+    "PyTorch has allocated there. In bfloat16 training has float32 weights and autocast, inference bfloat16 "
+    "weights. GMAC: 10^9 multiply-adds of a forward "
     "pass for one image, those of our lambda layers as the kernels planned for one image do them, those of "
     "local attention with all of its tiles. What is published is marked so and was not measured here."
 )
