@@ -119,7 +119,7 @@ def run(name: str, problem: Problem, inputs: tuple[torch.Tensor, ...], backward:
 
 
 def medians(problem: Problem, backward: bool) -> dict[str, float]:
-    inputs = tuple(computed_in(*problem.random_inputs()))
+    inputs = tuple(computed_in(problem.dtype, *problem.random_inputs()))
     costs = {name: KERNELS[name].cost(problem, backward=backward) for name in able(problem)}
     least = min(cost.seconds for cost in costs.values())
     names = [

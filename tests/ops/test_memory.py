@@ -238,6 +238,7 @@ def test_peak_memory_is_about_what_the_planner_says(kernel: str, problem: Proble
 def test_a_further_kernel_is_planned_without_further_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     class Instant:
         NAME = "instant"
+        APPLIES_CONTENT = False
         output = staticmethod(KERNELS["reference"].output)
         gradients = staticmethod(KERNELS["reference"].gradients)
         unsupported = staticmethod(KERNELS["reference"].unsupported)

@@ -28,7 +28,8 @@ def arguments(name: str, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
     n, m = (7, 5) if context is None else (context.num_queries, context.num_context)
     table = (n, m) if context is None else context.table_shape
     q, v, e = torch.randn(2, 3, n, 2), torch.randn(2, m, 4, 2), torch.randn(*table, 2, 2)
-    tensors = [x.to(dtype).requires_grad_() for x in (q, v, e)]
+    lambdas = torch.randn(2, 2, 4) if name in ("global", "local", "dense") else None
+    tensors = [None if x is None else x.to(dtype).requires_grad_() for x in (q, v, e, lambdas)]
     return *tensors, *geometry_of(context)
 
 
@@ -43,9 +44,14 @@ def test_registration_is_sound(name: str, kernel: str) -> None:
         return
     inputs = arguments(name, torch.float32)
     g = torch.randn(2, 3, inputs[0].shape[2], 4, requires_grad=True)
-    asked = {"hnv": [True, True, True], "hvn": [False, True, False], "nhv": [True, False, True]}
+    asked = {
+        "hnv": [True, True, True, True],
+        "hvn": [False, True, False, True],
+        "nhv": [True, False, True, False],
+    }
     for order, wanted in asked.items():
         torch.library.opcheck(position_output, (*inputs, order, kernel, kernel))
+        wanted[3] &= inputs[3] is not None
         torch.library.opcheck(position_gradients, (g, *inputs, order, kernel, kernel, wanted))
 
 
@@ -55,9 +61,10 @@ def test_gradients_of_gradients_are_right(name: str, kernel: str) -> None:
     if not supported(name, kernel):
         return
     *tensors, grid, keys, scope, dilation, causal = arguments(name)
+    tensors = [x for x in tensors if x is not None]
 
-    def call(*tensors: Tensor) -> Tensor:
-        return position_output(*tensors, grid, keys, scope, dilation, causal, "hnv", kernel, kernel)
+    def call(q: Tensor, v: Tensor, e: Tensor, lambdas: Tensor | None = None) -> Tensor:
+        return position_output(q, v, e, lambdas, grid, keys, scope, dilation, causal, "hnv", kernel, kernel)
 
     torch.manual_seed(1)
     assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
@@ -192,4 +199,6 @@ def test_torch_counts_the_operations_of_the_chosen_kernels() -> None:
         layer(x).sum().backward()
     counted = {str(name): flops for name, flops in counter.get_flop_counts()["Global"].items()}
     made = plan(Problem(grid=(9, 8), scope=5, batch=3, dim_k=4, dim_v=4, content=False, train=True))
-    assert counted["lambdanets.position_output"] + counted["lambdanets.position_gradients"] == made.flops
+    applied = 3 * 2 * 3 * 4 * (9 * 8) * 4 * 4  # content lambdas to queries, and both gradients of that
+    operators = counted["lambdanets.position_output"] + counted["lambdanets.position_gradients"]
+    assert operators == made.flops + applied

@@ -191,7 +191,8 @@ def test_the_library_operator_is_one_to_pytorch() -> None:
     geometry = (list(case.grid), list(case.grid), list(case.scope or ()), [1] * len(case.grid), False)
     tensors = [x[name].requires_grad_() for name in "qve"]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-    arguments = (*tensors, *geometry, "hnv", "triton", "triton")
+    lambdas = torch.randn(case.batch, case.dim_k, case.dim_v, dtype=torch.float64, requires_grad=True)
+    arguments = (*tensors, lambdas, *geometry, "hnv", "triton", "triton")
     torch.library.opcheck(torch.ops.lambdanets.position_output, arguments, test_utils=checks)
 
 

@@ -7,13 +7,15 @@ would vanish. How they are normalised (`normalize`) is the last argument through
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .context import Context, MaskedContext, RelativeContext
-from .order import as_rows, from_rows, order_of
+from .order import as_rows, from_rows
 from .products import no_autocast, product_dtype
 
 CHUNK = (
@@ -25,30 +27,73 @@ MASKED_BLOCK = 2**24  # elements of the weights b*n*m*k*u formed at once under a
 TINY = 1e-12  # the least norm that keys are divided by, as in torch.nn.functional.normalize
 
 
+def shared(context: Context) -> bool:
+    """Whether one content lambda serves all queries: nothing but padding says who sees whom."""
+    return not isinstance(context, MaskedContext) and not (
+        isinstance(context, RelativeContext) and context.causal
+    )
+
+
+def content_lambda(k: Tensor, v: Tensor, mask: Tensor | None, normalize: str) -> Tensor:
+    """The content lambda (b k v) that all queries share: the sum over m and u of kbar v, in float32 at least.
+
+    `v` is already zero where `mask` hides.
+    """
+    wide = torch.promote_types(k.dtype, torch.float32)
+    with no_autocast(k.device.type):
+        kbar = normalized(k.to(wide), None if mask is None else ~mask[:, :, None, None], 1, normalize)
+        return torch.einsum("bmku,bmvu->bkv", kbar, v.to(wide))
+
+
+def applied(q: Tensor, lambdas: Tensor, order: str, position: Tensor | None = None) -> Tensor:
+    """q times content lambdas (b k v), added to the position part (b h n v) if there is one, in an order."""
+    dtype = product_dtype(q.dtype, q.device.type)
+    with no_autocast(q.device.type):
+        left, right = _factors(as_rows(q.to(dtype), order), lambdas.to(dtype), q.shape[1], order)
+        if position is None:
+            y = torch.bmm(left, right)
+        else:
+            y = torch.baddbmm(as_rows(position.to(dtype), order), left, right)
+    return from_rows(y, q.shape[1], order).to(q.dtype)
+
+
+def _factors(rows: Tensor, lambdas: Tensor, num_heads: int, order: str) -> tuple[Tensor, Tensor]:
+    """The two sides of rows times a matrix per example: turned over where that is how rows lie in memory."""
+    if order != "hvn":
+        return rows, lambdas
+    return lambdas.mT[:, None].expand(-1, num_heads, -1, -1).flatten(0, 1), rows
+
+
+def applied_gradients(
+    g: Tensor, q: Tensor, lambdas: Tensor, order: str, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of q and of content lambdas, each where it is wanted, from that of `applied`."""
+    upstream, num_heads = as_rows(g, order), q.shape[1]
+    dq = dlambdas = None
+    if wanted[0]:
+        dq = from_rows(torch.bmm(*_factors(upstream, lambdas.mT, num_heads, order)), num_heads, order)
+    if wanted[1]:
+        rows = as_rows(q, order)
+        if order == "hvn":
+            dlambdas = torch.bmm(rows, upstream.mT).unflatten(0, (-1, num_heads)).sum(1)
+        else:
+            dlambdas = torch.bmm(rows.mT, upstream)
+    return dq, dlambdas
+
+
 def content_output(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    context: Context,
-    mask: Tensor | None,
-    normalize: str,
-    position: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None, normalize: str
 ) -> Tensor:
-    """The content part of shape b h n v, added to the position part if there is one.
+    """The content part of shape b h n v where each query has a content lambda of its own.
 
     `v` is already zero where `mask` hides.
     """
     wide = torch.promote_types(q.dtype, torch.float32)
-    k, v = k.to(wide), v.to(wide)
+    part = masked_content
+    if not isinstance(context, MaskedContext):
+        part = causal_content if normalize == "softmax" else causal_linear_content
     with no_autocast(q.device.type):
-        if isinstance(context, MaskedContext):
-            part = masked_content
-        elif isinstance(context, RelativeContext) and context.causal:
-            part = causal_content if normalize == "softmax" else causal_linear_content
-        else:
-            return shared_content(q, k, v, mask, normalize, position)
-        y = part(q, k, v, context, mask, normalize)
-        return y if position is None else position + y
+        return part(q, k.to(wide), v.to(wide), context, mask, normalize)
 
 
 def normalized(k: Tensor, hidden: Tensor | None, axis: int, normalize: str) -> Tensor:
@@ -59,23 +104,6 @@ def normalized(k: Tensor, hidden: Tensor | None, axis: int, normalize: str) -> T
         return k.masked_fill(hidden, torch.finfo(k.dtype).min).softmax(axis).masked_fill(hidden, 0)
     visible = k if hidden is None else k.masked_fill(hidden, 0)
     return F.normalize(visible, dim=axis, eps=TINY) if normalize == "l2" else visible
-
-
-def shared_content(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, normalize: str, position: Tensor | None
-) -> Tensor:
-    """One content lambda for all queries: sum over m and u of kbar v, then applied to q."""
-    kbar = normalized(k, None if mask is None else ~mask[:, :, None, None], 1, normalize)
-    content_lambda = torch.einsum("bmku,bmvu->bkv", kbar, v)
-    order, dtype = order_of(q), product_dtype(q.dtype, q.device.type)
-    left, right = as_rows(q.to(dtype), order), content_lambda.to(dtype)
-    if order == "hvn":  # transposed, as all of it lies in memory
-        left, right = right.mT[:, None].expand(-1, q.shape[1], -1, -1).flatten(0, 1), left
-    if position is None:
-        y = torch.bmm(left, right)
-    else:
-        y = torch.baddbmm(as_rows(position.to(dtype), order), left, right)
-    return from_rows(y, q.shape[1], order).to(q.dtype)
 
 
 def masked_content(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_arguments
-from .content import content_output
+from .content import applied, content_lambda, content_output, shared
 from .context import Context, RelativeContext
 from .exported import exported_output
 from .kernels import reference
@@ -83,6 +83,7 @@ def lambda_layer(
         return reference.apply(q, k, v, e, context=context, mask=mask, content=content, normalize=normalize)
     if mask is not None:
         v = v.masked_fill(~mask[:, :, None, None], 0)
+    lambdas = content_lambda(k, v, mask, normalize) if content and shared(context) else None
     y = None
     if e is not None:
         if isinstance(context, RelativeContext) and context.is_table(e):
@@ -92,11 +93,15 @@ def lambda_layer(
             visible = context.visible(e.shape[1], e.device)
             e = e if visible is None else e.masked_fill(~visible[:, :, None, None], 0)
         refuse_transforms(q, v, e)
-        if torch.compiler.is_exporting():
-            y = exported_output(q, v, e, relative)
+        if not torch.compiler.is_exporting():
+            y = position_output(q, v, e, lambdas, *geometry_of(relative), order_of(q), *kernels)
         else:
-            y = position_output(q, v, e, *geometry_of(relative), order_of(q), *kernels)
-    if content:
-        y = content_output(q, k, v, context, mask, normalize, y)
+            y = exported_output(q, v, e, relative)
+            y = y if lambdas is None else applied(q, lambdas, order_of(q), y)
+    elif lambdas is not None:
+        y = applied(q, lambdas, order_of(q))
+    if content and lambdas is None:
+        own = content_output(q, k, v, context, mask, normalize)
+        y = own if y is None else y + own
     assert y is not None
     return y

@@ -7,7 +7,7 @@ is a new file and its line here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -24,11 +24,23 @@ class Kernel(Protocol):
     @property
     def NAME(self) -> str: ...
 
-    def output(self, q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None: ...
+    @property
+    def APPLIES_CONTENT(self) -> bool:
+        """Whether content lambdas (b k v), or None, follow the arguments of `output` and of `gradients`.
 
-    def gradients(
-        self, g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, wanted: Sequence[bool]
-    ) -> Gradients: ...
+        Such a kernel adds their product with q to its output, and to the gradient of q its share.
+        """
+        ...
+
+    @property
+    def output(self) -> Callable[..., None]:
+        """Of q, v, e, problem, y."""
+        ...
+
+    @property
+    def gradients(self) -> Callable[..., Gradients]:
+        """Of g, q, v, e, problem, wanted."""
+        ...
 
     def unsupported(self, problem: Problem) -> list[str]: ...
 
@@ -36,4 +48,4 @@ class Kernel(Protocol):
 
 
 _MODULES: tuple[Kernel, ...] = (reference, conv, attention, fft, triton)
-KERNELS = {kernel.NAME: kernel for kernel in _MODULES}
+KERNELS: dict[str, Kernel] = {kernel.NAME: kernel for kernel in _MODULES}

@@ -24,6 +24,7 @@ from ..scratch import Scratch
 from ..tables import box_entries, collect, read
 
 NAME = "attention"
+APPLIES_CONTENT = False
 # Bytes of the map and of the embeddings of a block of several rows: they stay in a core's own cache.
 # Where each example is a call of its own, larger blocks cost less, if a smaller one would skip no context.
 BLOCK = 2**21

@@ -24,6 +24,7 @@ from ..products import ONEDNN, product_dtype
 from ..tables import trimmed
 
 NAME = "conv"
+APPLIES_CONTENT = False
 BLOCK = 2**24  # bytes of the position lambdas formed at once
 TAPS = 50  # a window of this many products per lambda runs at half the rate
 # Operations per second of the gradients of a convolution, however many taps.

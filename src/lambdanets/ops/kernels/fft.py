@@ -32,6 +32,7 @@ from ..scratch import Scratch
 from ..tables import collect
 
 NAME = "fft"
+APPLIES_CONTENT = False
 ROWS = 64  # rows of a block's matrix product: query rows times k
 COLUMNS = 512  # columns of it: batch times v
 BLOCK = 2**24  # bytes of the matrices of a block of queries for some frequencies

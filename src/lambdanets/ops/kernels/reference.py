@@ -22,6 +22,7 @@ from ..problem import Cost, Problem
 from ..tables import collect, pair_entries
 
 NAME = "reference"
+APPLIES_CONTENT = False
 
 
 def apply(

@@ -22,27 +22,39 @@ from .geometry import patch, power, sizes
 from .tile import LEAST, Tile, table_parts, tiles
 
 NAME = "triton"
+APPLIES_CONTENT = True
 DEEPEST = 256  # dim_k whose embeddings a program has room for
 LONGEST = 2**31 - 1  # positions that 32 bits count
 CAPABILITY = (8, 0)  # with tensor cores for all of these types
 SHARE = 0.3  # of the rate of large products that shared memory lets through: docs/roofline.md, not measured
 
 
-def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
-    """Write the position part into y (b h n v), from q (b h n k), v (b m v u) and a table."""
+def output(
+    q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor, lambdas: Tensor | None = None
+) -> None:
+    """Write the position part into y (b h n v), from q (b h n k), v (b m v u) and a table.
+
+    Content lambdas (b k v), if given, are applied to q as well.
+    """
     from . import programs, tuning
 
     def calls(tile: Tile) -> list[programs.Call]:
-        return [programs.output_call(q, v, e, problem, y, tile)]
+        return [programs.output_call(q, v, e, problem, y, tile, lambdas)]
 
     if problem.batch:
         tuning.run("output", problem, (q, v, e, y), calls)
 
 
 def gradients(
-    g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, wanted: Sequence[bool]
+    g: Tensor,
+    q: Tensor,
+    v: Tensor,
+    e: Tensor,
+    problem: Problem,
+    wanted: Sequence[bool],
+    lambdas: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of q, v and e, each where it is wanted, from that of the position part."""
+    """The gradients of q, v and e, each where it is wanted, from that of the output."""
     from . import programs, tuning
 
     dq = torch.empty_like(q) if wanted[0] else None
@@ -55,7 +67,7 @@ def gradients(
             "dq",
             problem,
             (g, v, e, dq),
-            lambda tile: [programs.query_gradient_call(g, v, e, problem, dq, tile)],
+            lambda tile: [programs.query_gradient_call(g, v, e, problem, dq, tile, lambdas)],
         )
     if dv is not None:
         tuning.run(

@@ -133,6 +133,19 @@ def by_example(
 
 
 @triton.jit
+def of_lambdas(
+    strides, b0, v0, sizes, BB: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, INDEX: tl.constexpr
+):
+    """The tile (b, k, v) of content lambdas: its places, and which there are."""
+    b, k, v = b0 + tl.arange(0, BB), tl.arange(0, BK), v0 + tl.arange(0, BV)
+    where = (b.to(INDEX) * strides[0])[:, None, None] + (k.to(INDEX) * strides[1])[None, :, None]
+    return (
+        where + (v.to(INDEX) * strides[2])[None, None, :],
+        (b < sizes[0])[:, None, None] & (k < sizes[1])[None, :, None] & (v < sizes[2])[None, None, :],
+    )
+
+
+@triton.jit
 def entry(strides, oz, oy, ox, table, INDEX: tl.constexpr):
     """The places of entries (oz, oy, ox) of a table, and which there are; oz always is."""
     inside = (oy >= 0) & (oy < table[1]) & (ox >= 0) & (ox < table[2])

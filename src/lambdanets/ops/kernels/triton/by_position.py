@@ -12,19 +12,35 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .blocks import ONE, by_example, by_position, corner, entries, patches, read, step, steps, window, write
+from .blocks import (
+    ONE,
+    by_example,
+    by_position,
+    corner,
+    entries,
+    of_lambdas,
+    patches,
+    read,
+    step,
+    steps,
+    window,
+    write,
+)
 
 
 @triton.jit
 def output_program(
-    q, v, e, y,
-    q_b, q_h, q_n, q_k, v_b, v_m, v_v, v_u, e_z, e_y, e_x, e_k, e_u, y_b, y_h, y_n, y_v,
+    q, v, e, y, c,
+    q_b, q_h, q_n, q_k, v_b, v_m, v_v, v_u, e_z, e_y, e_x, e_k, e_u, y_b, y_h, y_n, y_v, c_b, c_k, c_v,
     B, H, K, V, U, NZ, NY, NX, MZ, MY, MX, LZ, LY, LX, CZ, CY, CX,
     BB: tl.constexpr, BH: tl.constexpr, NTY: tl.constexpr, NTX: tl.constexpr, MTY: tl.constexpr,
-    MTX: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, INDEX: tl.constexpr, SUM: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MTX: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, CONTENT: tl.constexpr, INDEX: tl.constexpr,
+    SUM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y (b h n v) for a patch of queries, BH heads, BV values, of BB examples: (q E) turned, times v."""
+    """y (b h n v) for a patch of queries, BH heads, BV values, of BB examples: (q E) turned, times v.
+
+    And, if CONTENT, q times content lambdas c (b k v).
+    """
     BN: tl.constexpr = NTY * NTX
     BM: tl.constexpr = MTY * MTX
     grid, other, table, centre = (NZ, NY, NX), (MZ, MY, MX), (LZ, LY, LX), (CZ, CY, CX)
@@ -47,20 +63,27 @@ def output_program(
         )
         values = read(v + u.to(INDEX) * v_u, of_context)
         total += tl.dot(turned, values, input_precision=PRECISION, out_dtype=SUM)
+    if CONTENT:
+        at = by_example((q_b, q_h, q_n, q_k), b0, h0, n, 0, (B, H, K), grid, BB, BH, NTY, NTX, BK, INDEX)
+        lambdas = read(c, of_lambdas((c_b, c_k, c_v), b0, v0, (B, K, V), BB, BK, BV, INDEX))
+        total += tl.dot(read(q, at), lambdas, input_precision=PRECISION, out_dtype=SUM)
     of_output = by_example((y_b, y_h, y_n, y_v), b0, h0, n, v0, (B, H, V), grid, BB, BH, NTY, NTX, BV, INDEX)
     write(y, of_output, total)
 
 
 @triton.jit
 def query_gradient_program(
-    g, v, e, dq,
-    g_b, g_h, g_n, g_v, v_b, v_m, v_v, v_u, e_z, e_y, e_x, e_k, e_u, q_b, q_h, q_n, q_k,
+    g, v, e, dq, c,
+    g_b, g_h, g_n, g_v, v_b, v_m, v_v, v_u, e_z, e_y, e_x, e_k, e_u, q_b, q_h, q_n, q_k, c_b, c_k, c_v,
     B, H, K, V, U, NZ, NY, NX, MZ, MY, MX, LZ, LY, LX, CZ, CY, CX,
     BB: tl.constexpr, BH: tl.constexpr, NTY: tl.constexpr, NTX: tl.constexpr, MTY: tl.constexpr,
-    MTX: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, INDEX: tl.constexpr, SUM: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MTX: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, CONTENT: tl.constexpr, INDEX: tl.constexpr,
+    SUM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq (b h n k) for a patch of queries, BH heads, of BB examples: (g v) turned, times E."""
+    """dq (b h n k) for a patch of queries, BH heads, of BB examples: (g v) turned, times E.
+
+    And, if CONTENT, g times content lambdas c (b k v), transposed.
+    """
     BN: tl.constexpr = NTY * NTX
     BM: tl.constexpr = MTY * MTX
     grid, other, table, centre = (NZ, NY, NX), (MZ, MY, MX), (LZ, LY, LX), (CZ, CY, CX)
@@ -85,6 +108,10 @@ def query_gradient_program(
             of_pairs = entries((e_z, e_y, e_x, e_k), n, m, table, centre, K, NTY, NTX, MTY, MTX, BK, INDEX)
             some = read(e + u.to(INDEX) * e_u, of_pairs)
             total += tl.dot(turned, some, input_precision=PRECISION, out_dtype=SUM)
+        if CONTENT:
+            lambdas = read(c, of_lambdas((c_b, c_k, c_v), b0, v0, (B, K, V), BB, BK, BV, INDEX))
+            own = tl.dot(upstream, tl.permute(lambdas, (0, 2, 1)), input_precision=PRECISION, out_dtype=SUM)
+            total += tl.permute(tl.reshape(own, [BB * BH, BN, BK]), (1, 0, 2))
     at = by_position((q_b, q_h, q_n, q_k), b0, h0, n, (B, H, K), grid, BB, BH, NTY, NTX, BK, INDEX)
     write(dq, at, total)
 

@@ -14,14 +14,17 @@ from .blocks import corner, entry, number, patches, places, step, steps, window
 
 @triton.jit
 def output_program(
-    q, v, e, y,
-    q_b, q_h, q_n, q_k, v_b, v_m, v_v, v_u, e_z, e_y, e_x, e_k, e_u, y_b, y_h, y_n, y_v,
+    q, v, e, y, c,
+    q_b, q_h, q_n, q_k, v_b, v_m, v_v, v_u, e_z, e_y, e_x, e_k, e_u, y_b, y_h, y_n, y_v, c_b, c_k, c_v,
     B, H, K, V, U, NZ, NY, NX, MZ, MY, MX, LZ, LY, LX, CZ, CY, CX,
     BB: tl.constexpr, BH: tl.constexpr, NTY: tl.constexpr, NTX: tl.constexpr, MTY: tl.constexpr,
-    MTX: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, INDEX: tl.constexpr, SUM: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MTX: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, CONTENT: tl.constexpr, INDEX: tl.constexpr,
+    SUM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y (b h n v) for a patch of queries, BH heads, BV values, of BB examples."""
+    """y (b h n v) for a patch of queries, BH heads, BV values, of BB examples.
+
+    If CONTENT, content lambdas c (b k v) are added to the position lambdas.
+    """
     BN: tl.constexpr = NTY * NTX
     BM: tl.constexpr = MTY * MTX
     grid, other, table, centre = (NZ, NY, NX), (MZ, MY, MX), (LZ, LY, LX), (CZ, CY, CX)
@@ -52,6 +55,9 @@ def output_program(
             other=0.0,
         )
         lambdas += tl.dot(values, some, input_precision=PRECISION, out_dtype=SUM)
+    if CONTENT:
+        of_content = (b.to(INDEX) * c_b + d.to(INDEX) * c_v)[:, None] + (k.to(INDEX) * c_k)[None, :]
+        lambdas += tl.load(c + of_content, mask=row_mask[:, None] & (k < K)[None, :], other=0.0).to(SUM)
     # One product applies the queries of all positions: each to the lambdas of its own, zeros to the others'.
     of_head = tl.arange(0, BH * BN)
     h, own = h0 + of_head // BN, of_head % BN

@@ -23,15 +23,20 @@ WIDE = 2**31  # places beyond which they need 64 bits
 SUMMED = 16  # entries of a table that one program adds up
 
 
-def output_call(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor, tile: Tile) -> Call:
-    """What writes the position part into y (b h n v)."""
+def output_call(
+    q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor, tile: Tile, lambdas: Tensor | None = None
+) -> Call:
+    """What writes the position part, and q times content lambdas (b k v) if given, into y (b h n v)."""
     program = (by_position if tile.first == "queries" else lambda_first).output_program
-    return _call(program, problem, tile, (q, v, _entries(e, problem), y))
+    return _call(program, problem, tile, (q, v, _entries(e, problem), y), lambdas=lambdas)
 
 
-def query_gradient_call(g: Tensor, v: Tensor, e: Tensor, problem: Problem, dq: Tensor, tile: Tile) -> Call:
+def query_gradient_call(
+    g: Tensor, v: Tensor, e: Tensor, problem: Problem, dq: Tensor, tile: Tile, lambdas: Tensor | None = None
+) -> Call:
     """What writes the gradient of q (b h n k)."""
-    return _call(by_position.query_gradient_program, problem, tile, (g, v, _entries(e, problem), dq))
+    tensors = (g, v, _entries(e, problem), dq)
+    return _call(by_position.query_gradient_program, problem, tile, tensors, lambdas=lambdas)
 
 
 def value_gradient_call(g: Tensor, q: Tensor, e: Tensor, problem: Problem, dv: Tensor, tile: Tile) -> Call:
@@ -73,10 +78,19 @@ def _depth(problem: Problem) -> int:
 
 
 def _call(
-    program: Any, problem: Problem, tile: Tile, tensors: tuple[Tensor, ...], parts: Tensor | None = None
+    program: Any,
+    problem: Problem,
+    tile: Tile,
+    tensors: tuple[Tensor, ...],
+    parts: Tensor | None = None,
+    lambdas: Tensor | None = None,
 ) -> Call:
     """A launch: tensors, parts, which come first where they are read, strides of the tensors, and numbers."""
+    instances, numbers, constants = _fixed(program, problem, tile, rounded())
     given = tensors
+    if "CONTENT" in program.arg_names:
+        constants = constants | {"CONTENT": lambdas is not None}
+        tensors = given = (*tensors, tensors[0].new_empty(0, 0, 0) if lambdas is None else lambdas)
     if parts is not None:
         given = (parts, *tensors) if program is by_position.table_sum_program else (*tensors, parts)
     # Steps of 0 where there is one of something: Triton cannot know that it is at 0 of steps of 1.
@@ -85,7 +99,6 @@ def _call(
         steps = [step if size > 1 else 0 for size, step in zip(x.shape, x.stride(), strict=True)]
         reach = max(reach, sum((size - 1) * step for size, step in zip(x.shape, steps, strict=True)))
         strides += [] if x is parts else steps
-    instances, numbers, constants = _fixed(program, problem, tile, rounded())
     constants = constants | {"INDEX": tl.int64 if reach >= WIDE else tl.int32}
     return Call(program, instances, (*given, *strides, *numbers), constants, tile.warps, tile.stages)
 
@@ -99,10 +112,11 @@ def without_memory(problem: Problem) -> Iterator[tuple[str, Tile, Call]]:
 
     y, q = (sized(p.batch, p.num_heads, p.num_queries, depth) for depth in (p.dim_v, p.dim_k))
     v, e = sized(p.batch, p.num_context, p.dim_v, p.dim_u), sized(*table, p.dim_k, p.dim_u)
+    lambdas = sized(p.batch, p.dim_k, p.dim_v) if p.content else None
     for tile in tiles(p, "output"):
-        yield "output", tile, output_call(q, v, e, p, y, tile)
+        yield "output", tile, output_call(q, v, e, p, y, tile, lambdas)
     for tile in tiles(p, "dq"):
-        yield "dq", tile, query_gradient_call(y, v, e, p, q, tile)
+        yield "dq", tile, query_gradient_call(y, v, e, p, q, tile, lambdas)
     for tile in tiles(p, "dv"):
         yield "dv", tile, value_gradient_call(y, q, e, p, v, tile)
     for tile in tiles(p, "de"):
