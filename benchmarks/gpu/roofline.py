@@ -114,17 +114,19 @@ def work() -> None:
 
 
 def bounds() -> None:
-    head = ["case", "card", "moved", "lambda first", "attention", "skewed", "lambdas stored"]
+    head = ["case", "card", "moved", "lambda first", "attention", "skewed", "content apart", "lambdas stored"]
     rows = []
     for case in CASES:
         for card, (compute, copy) in CARDS.items():
             lambdas = 2 * ITEM * case.batch * case.n * case.k * case.v
+            again = ITEM * case.batch * case.n * case.h * (case.k + 2 * case.v)  # q, and y read and written
             rows.append(
                 [
                     case.name,
                     card,
                     f"{case.bytes / copy * 1e6:.1f}",
                     *(f"{x / compute * 1e6:.1f}" for x in case.flops.values()),
+                    f"{(case.bytes + again) / copy * 1e6:.1f}",
                     f"{(case.bytes + lambdas) / copy * 1e6:.1f}",
                 ]
             )
@@ -135,14 +137,19 @@ def forms(h: int, k: int, v: int) -> dict[str, tuple[float, float]]:
     """Operations and bytes through shared memory of a form of the kernel, per pair and example."""
     products = {"lambda": 2 * k * v, "attention": 2 * h * (k + v), "skewed": 2 * h * (2 * k + v)}
     read = {order: flops / SHARED_OPERAND for order, flops in products.items()}
-    embedding = 2 * ITEM * k  # of a pair, from the table and into the operand
+    # Of a pair, from the cache (which is the same memory) and into the operand; both serve many.
+    embedding, values = 2 * ITEM * k, 2 * ITEM * v
+    first, attention, skewed = read["lambda"] + values / 8, read["attention"], read["skewed"] + values / 16
     return {
-        "lambda first, 1 example": (products["lambda"], read["lambda"] + embedding),
-        "lambda first, 4 examples": (products["lambda"], read["lambda"] + embedding / 4),
-        "lambda first, E as a view": (products["lambda"], read["lambda"]),
-        "skewed in float32": (products["skewed"], read["skewed"] + h * (2 * WIDE + WIDE)),
-        "skewed in bfloat16": (products["skewed"], read["skewed"] + h * (2 * ITEM + ITEM)),
-        "attention by positions": (products["attention"], read["attention"] + h * 2 * ITEM),
+        "lambda first, 1 example": (products["lambda"], first + embedding),
+        "lambda first, 4 examples": (products["lambda"], first + embedding / 4),
+        "lambda first, E as a view": (products["lambda"], first),
+        "skewed in float32": (products["skewed"], skewed + h * (2 * WIDE + WIDE)),
+        "skewed in bfloat16": (products["skewed"], skewed + h * (2 * ITEM + ITEM)),
+        "by positions, 4 examples": (
+            products["attention"],
+            attention + values / 16 + embedding / 4 + h * 2 * ITEM,
+        ),
     }
 
 
@@ -163,20 +170,20 @@ def clocks() -> None:
 
 
 def fetched() -> None:
-    """What the programs as prototyped fetch of the table and of the values, from the second-level cache."""
+    """What the programs fetch of the table and of the values, from the second-level cache."""
     head = ["program", "examples", "positions", "v 64", "v 128"]
     rows = []
-    for name, order, examples, positions in (
-        ("lambda first", "lambda", 2, 8),
-        ("attention by positions", "attention", 4, 16),
-        ("skewed", "skewed", 1, 16),
+    for name, examples, positions in (
+        ("lambda first", 2, 8),
+        ("lambda first", 4, 8),
+        ("by positions", 2, 16),
+        ("by positions", 4, 16),
     ):
         row = [name, str(examples), str(positions)]
         for v in (64, 128):
             h, k = 4, 16
-            flops = {"lambda": 2 * k * v, "attention": 2 * h * (k + v), "skewed": 2 * h * (2 * k + v)}[order]
-            entries = 2 * k / positions if order == "skewed" else k / examples
-            moved = ITEM * (entries + v / positions)
+            flops = 2 * k * v if name == "lambda first" else 2 * h * (k + v)
+            moved = ITEM * (k / examples + v / positions)
             row.append(f"{moved:.0f} bytes, {flops / moved:.0f} flops/byte")
         rows.append(row)
     table(head, rows)
@@ -184,51 +191,28 @@ def fetched() -> None:
 
 def tiles() -> None:
     """What a program holds: sums and maps in registers, operands of one step in shared memory."""
-    head = ["tile", "v", "sums, KiB", "map, KiB", "registers per thread", "operands, KiB"]
+    head = ["tile", "sums, KiB", "map, KiB", "registers per thread", "operands, KiB"]
     rows = []
     h, k = 4, 16
-    for positions, context, threads in ((4, 64, 128), (8, 64, 128), (8, 64, 256), (16, 64, 256)):
-        for v in (64, 128):
-            sums = WIDE * positions * k * v
-            operands = ITEM * context * (positions * k + v)
-            rows.append(
-                _tile(
-                    f"lambda first: {positions} n, {context} m, {threads} threads",
-                    v,
-                    sums,
-                    0,
-                    threads,
-                    operands,
-                )
-            )
-    for v in (64, 128):
-        examples, positions, context, threads = 4, 16, 32, 256
+    positions, context, threads, v = 8, 32, 256, 64
+    for examples in (2, 4):
+        sums = WIDE * examples * positions * k * v
+        operands = ITEM * context * (positions * k + examples * v)
+        name = f"lambda first: {examples} b, {positions} n, {context} m, {threads} threads"
+        rows.append(_tile(name, sums, 0, threads, operands))
+    for examples, positions, context, threads in ((4, 16, 32, 256), (4, 16, 16, 128), (2, 16, 32, 128)):
         sums = WIDE * examples * h * positions * v
         held = WIDE * examples * h * positions * context
         operands = ITEM * context * (positions * k + examples * v) + held // 2
         name = f"by positions: {examples} b, {positions} n, {context} m, {threads} threads"
-        rows.append(_tile(name, v, sums, held, threads, operands))
-    for width, rows_of_context, threads in (
-        (8, 8, 128),
-        (16, 2, 128),
-        (16, 4, 128),
-        (16, 4, 256),
-        (32, 2, 256),
-    ):
-        for v in (64, 128):
-            sums = WIDE * h * width * v
-            skew = WIDE * h * width * rows_of_context * (2 * width)
-            operands = ITEM * rows_of_context * (2 * width * k + width * v) + skew
-            name = f"skewed: {h}x{width} rows, {rows_of_context}x{width} m, {threads} threads"
-            rows.append(_tile(name, v, sums, skew, threads, operands))
+        rows.append(_tile(name, sums, held, threads, operands))
     table(head, rows)
 
 
-def _tile(name: str, v: int, sums: int, held: int, threads: int, operands: int) -> list[str]:
+def _tile(name: str, sums: int, held: int, threads: int, operands: int) -> list[str]:
     registers = (sums + held) / WIDE / threads
     return [
         name,
-        str(v),
         *(f"{x / 1024:.0f}" for x in (sums, held)),
         f"{registers:.0f}",
         f"{operands / 1024:.1f}",
