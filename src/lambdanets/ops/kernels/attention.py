@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..context import RelativeContext
-from ..machine import gemm_seconds, move_seconds
+from ..machine import gemm_seconds, move_seconds, on_gpu
 from ..problem import Cost, Problem
 from ..products import ONEDNN, products
 from ..scratch import Scratch
@@ -29,6 +29,7 @@ APPLIES_CONTENT = False
 # Where each example is a call of its own, larger blocks cost less, if a smaller one would skip no context.
 BLOCK = 2**21
 WHOLE = 8 if ONEDNN else 1
+GPU_BLOCK = 2**28  # the same on a GPU, where a call costs more than a cache saves; not measured
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ def _block_size(problem: Problem) -> tuple[int, int]:
     reach = sum(_reach(p))
     per_pair = p.itemsize * p.dim_u * (p.batch * p.num_heads + p.dim_k)
     budget = BLOCK if reach < keys[0] else BLOCK * WHOLE
+    if on_gpu(p):
+        budget = GPU_BLOCK
     area = budget // max(
         1, per_pair * math.prod(p.grid[1:]) * math.prod(keys[1:])
     )  # rows of both, multiplied
