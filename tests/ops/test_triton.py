@@ -279,6 +279,25 @@ def test_an_old_device_or_one_of_another_maker_is_refused(monkeypatch: pytest.Mo
     triton._missing.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("missing", "words"), [("which", "finds no C compiler"), ("Path", "no nowhere; install Python's headers")]
+)
+def test_a_machine_on_which_triton_cannot_compile_is_refused(
+    missing: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (9, 0))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(triton, "which", lambda name: None if missing == "which" else "/a/compiler")
+    if missing == "Path":
+        monkeypatch.setattr(triton, "Path", lambda *parts: Path("nowhere"))
+    triton._missing.cache_clear()
+    reasons = triton.unsupported(Problem(grid=(8, 8), device="cuda"))
+    triton._missing.cache_clear()
+    assert [words in reason for reason in reasons] == [True]
+
+
 def test_without_triton_the_kernel_is_refused_and_nothing_else_changes() -> None:
     program = """
 import sys

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 import os
+import sysconfig
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
 
 import torch
 from torch import Tensor
@@ -114,6 +117,11 @@ def _missing(device: str) -> tuple[str, ...]:
         if least < CAPABILITY:
             needs, has = (".".join(map(str, numbers)) for numbers in (CAPABILITY, least))
             return (f"it needs a device of compute capability {needs}, here is one of {has}",)
+        if not (os.environ.get("CC") or which("gcc") or which("clang")):
+            return ("Triton finds no C compiler; install gcc or clang, or set CC",)
+        headers = Path(sysconfig.get_path("include"), "Python.h")
+        if not headers.exists():
+            return (f"Triton compiles C and there is no {headers}; install Python's headers",)
     return ()
 
 
