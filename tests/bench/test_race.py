@@ -260,13 +260,18 @@ def test_who_loses_the_gpu_on_the_crop_has_rows_of_every_pass(
     broken = Contender(
         name="broken", role="peer", build=lambda case: Short(RuntimeError("lost")), adopt=_none
     )
-    monkeypatch.setattr(MODULE, "is_lost", lambda device: True)
     settings = replace(FORGIVING, passes=("train", "eval"))
+    monkeypatch.setattr(MODULE, "is_lost", lambda device: True)
     with pytest.raises(DeviceLost):
         race([CASE], settings, machine, contenders=[OURS, broken], save=lambda rows: saved.extend(rows))
     assert [(row.contender, row.mode, row.note) for row in saved] == [
         ("broken", mode, "failed: RuntimeError: lost") for mode in ("train", "eval")
     ]
+    monkeypatch.undo()
+    known = {("tiny", row.mode, ("broken", "peer")): row.note for row in saved}
+    again = race([CASE], settings, machine, contenders=[OURS, broken], known=known, save=lambda rows: None)
+    assert [row.samples for row in again if row.contender == "lambdanets"] == [2, 2]
+    assert [row.note for row in again if row.contender == "broken"] == [row.note for row in saved]
 
 
 def _none(ours: nn.Module, theirs: nn.Module) -> None:

@@ -106,6 +106,7 @@ def race(
             row; a pass that was not at its end has no others.
     """
     torch.set_num_threads(settings.threads)
+    known = known or {}
     records: list[Record] = []
     tired: dict[tuple[str, str, Key], str] = {}
     for case in cases:
@@ -113,6 +114,8 @@ def race(
         exact: dict[Key, float] = {}
         wrong: dict[Key, str] = {}
         for key, contender in _keyed(contenders).items():
+            if all((case.name, which, key) in known for which in settings.passes):
+                continue
             try:
                 error = check(case, contender, settings.device, settings.dtype)
                 exact[key] = NONE if error is None else error
@@ -131,7 +134,7 @@ def race(
                 for key, contender in _keyed(contenders).items()
                 if (
                     sentence := wrong.get(key, "")
-                    or (known or {}).get((case.name, which, key), "")
+                    or known.get((case.name, which, key), "")
                     or contender.refuses(case, settings.dtype, settings.device)
                     or tired.get((case.series, which, key), "")
                 )

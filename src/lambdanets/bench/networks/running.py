@@ -103,6 +103,8 @@ def measure(
     order = [*(key for key in kept if key not in order), *order]
     rows: dict[tuple[str, ...], Measured] = dict(kept)
     for entry in entries:
+        if all(blank(bench, entry, which).key in rows for which in settings.passes):
+            continue
         report(f"{entry.title}: parameters and multiply-adds", 0.0)
         absent(entry)  # seconds for the largest; kept, so that nobody waits for it again
     lineups = {
