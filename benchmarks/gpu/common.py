@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +18,11 @@ sys.path.insert(0, str(ROOT / "src"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
 
 MINUTES = 8.0
-FAILURE, USAGE = 1, 2
+FAILURE, USAGE, LOST = (
+    1,
+    2,
+    9,
+)  # exit statuses; 9 of a worker whose GPU answers no more, pytest has none like it
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +65,52 @@ def begin(words: argparse.Namespace, *, needed: Sequence[str], wanted: dict[str,
 
         if not torch.cuda.is_available():
             stop("there is no CUDA device here; --device cpu --quick shows whether the script works")
+
+
+def add_worker(parser: Parser, what: str) -> None:
+    """Add the options of a script whose work is done in processes of its own; see `in_workers`."""
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"no {what} begins later")
+    parser.add_argument("--resume", action="store_true", help="go on with the rows in the folder")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+
+
+def in_workers(script: str, minutes: float, resume: bool, *options: str) -> int:
+    """Do the work of a script in a process of its own, and return its exit status.
+
+    An error of what runs on a GPU can leave this process without one: then another process goes on with what
+    is left. Who has failed has a row and is not asked again.
+
+    Args:
+        script: The script, which is run with the same options and `--worker`.
+        minutes: For all of these processes together.
+        resume: Whether the first of them goes on as well.
+        options: More of them.
+    """
+    ends = time.monotonic() + 60 * minutes
+    while True:
+        left = max(0.0, (ends - time.monotonic()) / 60)
+        words = [sys.executable, script, *sys.argv[1:], *options, "--worker", "--minutes", f"{left:.4f}"]
+        code = subprocess.run([*words, *(["--resume"] if resume else [])], check=False).returncode
+        if code != LOST or time.monotonic() > ends:
+            return code
+        print("the GPU was lost; another process goes on", file=sys.stderr, flush=True)
+        resume = True
+
+
+def put_aside(path: Path) -> None:
+    """Keep the rows of an earlier run beside those of the one that begins."""
+    if path.exists():
+        path.replace(path.with_suffix(".previous.csv"))
+
+
+def drawn(draw: Callable[[Path], None], path: Path) -> list[str]:
+    """Draw from rows, where there are any, and return what went wrong: nothing else is lost by it."""
+    try:
+        if path.exists():
+            draw(path)
+    except Exception as error:
+        return [f"{path}: neither report nor figures: {type(error).__name__}: {error}"]
+    return []
 
 
 def memory_too(words: argparse.Namespace) -> bool:

@@ -1,14 +1,17 @@
 """Every kernel against the definition on a GPU: what `pytest -m gpu` passes, fails and leaves out.
 
-    python benchmarks/gpu/correct.py [--minutes 8] [-k EXPRESSION]
+    python benchmarks/gpu/correct.py [--minutes 8] [--resume] [-k EXPRESSION]
 
 Collects tests/ops and tests/nn, which need torch alone; others may need packages that are not here. Leaves
-correct.csv, a row for each kernel and type, and failures.txt. The exit status is pytest's, or 1 where the
-time was up. With --device cpu the same tests run on the processor.
+correct.csv, a row for each kernel and type, and failures.txt, both kept up to date while it runs. Where an
+error has cost the process the GPU, another one goes on with the next test; --resume does so after the time
+was up. The exit status is pytest's, or 1 where a test was left out or has failed in an earlier process. With
+--device cpu the same tests run on the processor.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 import time
@@ -17,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import FAILURE, MINUTES, ROOT, Parser, begin
+from common import FAILURE, LOST, ROOT, Parser, add_worker, begin, in_workers
 
 if TYPE_CHECKING:
     from counting import Row
@@ -46,16 +49,22 @@ def show(path: Path) -> None:
         print(f"{row['kernel'] or '-':<12}{row['dtype'] or '-':<12}{numbers}  {row['why']}")
 
 
-def main() -> int:
-    parser = Parser(__doc__, "correct.csv")
-    parser.add_argument("-k", dest="chosen", default="", help="tests whose names fit, as pytest has it")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="tests that begin later are left out")
-    words = parser.parse_args()
-    begin(words, needed=("torch", "timm", "pytest"), wanted=WANTED)
-    if words.draw:
-        show(words.draw)
-        return 0
+UNSAID = {"dtype", "gemm_gflops", "gemm_gflops_cpu", "copy_gbs"}  # of a race
 
+
+def write(path: Path, rows: list[Row], where: Provenance) -> None:
+    """Write the rows, each with where they are from."""
+    from counting import Row
+
+    places = {name: value for name, value in asdict(where).items() if name not in UNSAID}
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, [*(each.name for each in fields(Row)), *places], lineterminator="\n")
+        table.writeheader()
+        table.writerows(asdict(row) | places for row in rows)
+
+
+def work(words: argparse.Namespace, out: Path) -> int:
+    """Run the tests that have not been run yet, and return an exit status."""
     import pytest
     import torch
     from counting import Recorder
@@ -70,34 +79,56 @@ def main() -> int:
         options += [
             f"--ignore={path}" for path in FOLDERS[0].glob("*.py") if "hypothesis" in path.read_text()
         ]
-    recorder = Recorder(ends=time.monotonic() + 60 * words.minutes)
-    code = int(pytest.main([*options, *map(str, FOLDERS)], plugins=[recorder]))
-
-    out = words.out or Path("runs/gpu-correct")
-    out.mkdir(parents=True, exist_ok=True)
     nan = bench.Machine(gflops=float("nan"), gflops_cpu=float("nan"), copy_gbs=float("nan"))
     where = bench.provenance(torch.float32, words.device, torch.get_num_threads(), nan)
-    write(out / "correct.csv", recorder.rows(), where)
-    (out / "failures.txt").write_text("\n".join(recorder.failures))
-    print(*recorder.failures, sep="\n")
-    show(out / "correct.csv")
-    if recorder.late:
-        print(f"{recorder.late} tests were left out: {words.minutes:g} minutes were over", file=sys.stderr)
-    return code or (FAILURE if recorder.late else 0)
+
+    def save(recorder: Recorder) -> None:
+        write(out / "correct.csv", recorder.rows(), where)
+        (out / "failures.txt").write_text("\n".join(recorder.failures))
+        (out / "state.json").write_text(recorder.state())
+
+    recorder = Recorder(ends=time.monotonic() + 60 * words.minutes, device=words.device, save=save)
+    if words.resume and (out / "state.json").exists():
+        recorder.go_on((out / "state.json").read_text())
+    before = len(recorder.seen)
+    code = int(pytest.main([*options, *map(str, FOLDERS)], plugins=[recorder]))
+    save(recorder)
+    if recorder.lost:
+        return LOST
+    if before and code == pytest.ExitCode.NO_TESTS_COLLECTED:
+        code = 0
+    return code or (FAILURE if recorder.late or recorder.failures else 0)
 
 
-UNSAID = {"dtype", "gemm_gflops", "gemm_gflops_cpu", "copy_gbs"}  # of a race
+SAID = {
+    0: "all tests have passed, or have said why they cannot run here",
+    FAILURE: "tests have failed, or were left out; failures.txt and the column why say which",
+    5: "no test was chosen",
+}
 
 
-def write(path: Path, rows: list[Row], where: Provenance) -> None:
-    """Write the rows, each with where they are from."""
-    from counting import Row
-
-    places = {name: value for name, value in asdict(where).items() if name not in UNSAID}
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, [*(each.name for each in fields(Row)), *places], lineterminator="\n")
-        table.writeheader()
-        table.writerows(asdict(row) | places for row in rows)
+def main() -> int:
+    parser = Parser(__doc__, "correct.csv")
+    parser.add_argument("-k", dest="chosen", default="", help="tests whose names fit, as pytest has it")
+    add_worker(parser, "test")
+    words = parser.parse_args()
+    begin(words, needed=("torch", "timm", "pytest"), wanted={} if words.worker else WANTED)
+    if words.draw:
+        show(words.draw)
+        return 0
+    out = words.out or Path("runs/gpu-correct")
+    if words.worker:
+        return work(words, out)
+    out.mkdir(parents=True, exist_ok=True)
+    if not words.resume:
+        for name in ("correct.csv", "failures.txt"):
+            (out / name).unlink(missing_ok=True)
+    code = in_workers(__file__, words.minutes, words.resume)
+    if (out / "correct.csv").exists():
+        print((out / "failures.txt").read_text())
+        show(out / "correct.csv")
+    print(f"exit status {code}: {SAID.get(code, 'its process ended early')}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

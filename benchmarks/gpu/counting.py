@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 
+from lambdanets.bench.memory import is_lost
 from lambdanets.ops import KERNELS
+
+LATE = "the time was up"
+SECONDS = 5.0  # between two times that what was counted is saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,26 +44,74 @@ class Row:
 
 @dataclass(eq=False)
 class Recorder:
-    """A plugin of pytest that counts results by kernel and type, and leaves out what the time is up for."""
+    """A plugin of pytest that counts results by kernel and type.
+
+    It leaves out what the time is up for, and ends the session where the GPU answers no more: every later
+    test would fail.
+
+    Attributes:
+        ends: When the time is up, by the monotonic clock.
+        device: Where the tests run.
+        save: Told of the recorder every few seconds.
+    """
 
     ends: float
+    device: str
+    save: Callable[[Recorder], None]
     results: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
     seconds: Counter[tuple[str, str]] = field(default_factory=Counter)
     why: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    late: int = 0
+    late: Counter[tuple[str, str]] = field(default_factory=Counter)
+    left: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
+    lost: bool = False
+    saved: float = field(default_factory=time.monotonic)
+    session: Any = None
     keys: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def state(self) -> str:
+        """Return what another process goes on from; tests that the time was up for are tried again."""
+        results = [
+            [*key, dict(found), self.seconds[key], self.why.get(key, {})]
+            for key, found in self.results.items()
+        ]
+        return json.dumps({"results": results, "failures": self.failures, "seen": sorted(self.seen)})
+
+    def go_on(self, state: str) -> None:
+        """Take over what another process has counted; its tests are not run again."""
+        found = json.loads(state)
+        self.failures, self.seen = found["failures"], set(found["seen"])
+        for kernel, dtype, results, seconds, why in found["results"]:
+            key = kernel, dtype
+            self.results[key], self.seconds[key], self.why[key] = Counter(results), seconds, Counter(why)
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        self.session = session
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         self.keys = {item.nodeid: _key(item) for item in items}
+        items[:] = [item for item in items if item.nodeid not in self.seen]
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         if time.monotonic() > self.ends:
-            self.late += 1
-            pytest.skip("the time was up")
+            pytest.skip(LATE)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        if time.monotonic() > self.saved + SECONDS:
+            self.save(self)
+            self.saved = time.monotonic()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         key = self.keys[report.nodeid]
+        if report.skipped and isinstance(report.longrepr, tuple) and report.longrepr[2].endswith(LATE):
+            self.late[key] += 1
+            self.left.add(report.nodeid)
+        if report.nodeid in self.left:  # its teardown is reported as well
+            return
+        self.seen.add(report.nodeid)
+        if report.failed and is_lost(self.device):
+            self.lost, self.session.shouldstop = True, "the GPU was lost"
         self.seconds[key] += report.duration
         if report.failed:
             self.failures.append(f"{report.nodeid} ({report.when})\n{report.longreprtext}\n")
@@ -72,18 +126,23 @@ class Recorder:
             self.failures.append(f"{report.nodeid} (collection)\n{report.longreprtext}\n")
 
     def rows(self) -> list[Row]:
+        everything = {key: self.results.get(key, Counter()) for key in sorted({*self.results, *self.late})}
         return [
             Row(
                 kernel=key[0],
                 dtype=key[1],
                 passed=found["passed"],
                 failed=found["failed"],
-                left_out=found["skipped"],
+                left_out=found["skipped"] + self.late[key],
                 seconds=round(self.seconds[key], 2),
-                why="; ".join(f"{n} {reason}" for reason, n in self.why.get(key, Counter()).items()),
+                why="; ".join(f"{n} {reason}" for reason, n in self._reasons(key).items()),
             )
-            for key, found in sorted(self.results.items())
+            for key, found in everything.items()
         ]
+
+    def _reasons(self, key: tuple[str, str]) -> dict[str, int]:
+        late = {LATE: self.late[key]} if key in self.late else {}
+        return {**self.why.get(key, {}), **late}
 
 
 def _key(item: pytest.Item) -> tuple[str, str]:

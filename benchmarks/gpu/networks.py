@@ -4,17 +4,35 @@
 
 What `lambdanets bench race` does, in one run: training steps under bfloat16 autocast and inference in
 bfloat16, channels last, batches of 128 that are halved until they fit. Accuracies are published ones. Leaves
-race.csv, race.md with the speed at matched accuracy, and figures; --resume goes on where the time was up.
+race.csv, race.md with the speed at matched accuracy, and figures; --resume goes on where the time was up. A
+network that fails has a row that says so; where its error has cost the process the GPU, another one goes on.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from common import FAILURE, MINUTES, Parser, begin, figures, memory_too
+from common import (
+    FAILURE,
+    LOST,
+    Parser,
+    add_worker,
+    begin,
+    drawn,
+    figures,
+    in_workers,
+    memory_too,
+    put_aside,
+    stop,
+)
+
+if TYPE_CHECKING:
+    from lambdanets.bench import networks
 
 TOGETHER = 4  # how many take turns
 CONVOLUTIONS = "ResNet-RS without SE"
@@ -36,21 +54,9 @@ def draw(path: Path) -> None:
     print(report)
 
 
-def main() -> int:
-    parser = Parser(__doc__, "race.csv")
-    parser.add_argument("--batch", type=int, default=128, help="images of a pass, halved until it fits")
-    parser.add_argument("--rounds", type=int, default=5, help="samples of each network")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="nothing begins later")
-    parser.add_argument("--resume", action="store_true", help="go on with the rows in the folder")
-    words = parser.parse_args()
-    begin(words, needed=("torch", "timm"), wanted=WANTED)
-    if words.draw:
-        draw(words.draw)
-        return 0
-
-    import torch
-
-    from lambdanets.bench import Settings, networks
+def chosen(words: argparse.Namespace) -> list[networks.Entry]:
+    """Return the networks of the race, and after them those that no accuracy is published for."""
+    from lambdanets.bench import networks
     from lambdanets.bench.networks.published import RS
 
     entries = networks.racers()
@@ -62,17 +68,46 @@ def main() -> int:
     ]
     if words.quick:  # the first point of each family
         entries = list({entry.family: entry for entry in reversed(entries)}.values())
-    path = (words.out or Path("runs/gpu-networks")) / "race.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    return entries
+
+
+def troubles(words: argparse.Namespace, path: Path) -> list[str]:
+    """Say which networks have not been run, and which rows are of an error."""
+    from lambdanets.bench import networks
+    from lambdanets.bench.race import FAILED
+
+    rows = [row for row, _ in networks.read(path, "race")] if path.exists() else []
+    done = {(row.title, row.model, row.mode) for row in rows}
+    missing = [
+        f"{each.model} {each.title} {which}"
+        for each in chosen(words)
+        for which in ("train", "eval")
+        if (each.title, each.model, which) not in done
+    ]
+    found = [f"{row.model} {row.title} {row.mode}: {row.note}" for row in rows if FAILED in row.note]
+    if missing:
+        found.append(f"not run: {', '.join(missing)}; the same command with --resume goes on")
+    return found
+
+
+def work(words: argparse.Namespace, path: Path) -> int:
+    """Run the race, and return an exit status."""
+    import torch
+
+    from lambdanets.bench import Settings, networks
+    from lambdanets.bench.race import DeviceLost
+
     ends = time.monotonic() + 60 * words.minutes
     said = ""
 
     def report(what: str, done: float) -> None:
         nonlocal said
-        if time.monotonic() > ends and done < 1:
+        if what == said:
+            return
+        # Who has made the first steps is timed, too: their time would be for nothing.
+        if time.monotonic() > ends and done < 1 and " in turn: " not in what:
             raise TimeIsUp
-        if what != said:
-            print(f"{100 * done:3.0f} %  {what}", flush=True)
+        print(f"{100 * done:3.0f} %  {what}", flush=True)
         said = what
 
     settings = Settings(
@@ -82,12 +117,12 @@ def main() -> int:
         rounds=1 if words.quick else words.rounds,
         max_seconds=4.0,
         memory=memory_too(words),
+        forgiving=True,
     )
-    code = 0
     try:
         networks.measure(
             "race",
-            entries,
+            chosen(words),
             settings,
             networks.Limits(batch=2 if words.quick else words.batch, fixed=True, together=TOGETHER),
             earlier=networks.read(path, "race") if words.resume and path.exists() else [],
@@ -95,11 +130,39 @@ def main() -> int:
             save=lambda rows: networks.write(path, rows) if rows else None,
         )
     except TimeIsUp:
-        print(f"{words.minutes:g} minutes are over; the same command with --resume goes on", file=sys.stderr)
-        code = FAILURE
-    if path.exists():
-        draw(path)
-    return code
+        print("the time is up", file=sys.stderr, flush=True)
+        return FAILURE
+    except DeviceLost as error:
+        print(error, file=sys.stderr, flush=True)
+        return LOST
+    except ValueError as error:  # of earlier rows, measured otherwise
+        stop(str(error))
+    return 0
+
+
+def main() -> int:
+    parser = Parser(__doc__, "race.csv")
+    parser.add_argument("--batch", type=int, default=128, help="images of a pass, halved until it fits")
+    parser.add_argument("--rounds", type=int, default=5, help="samples of each network")
+    add_worker(parser, "network")
+    words = parser.parse_args()
+    begin(words, needed=("torch", "timm"), wanted={} if words.worker else WANTED)
+    if words.draw:
+        draw(words.draw)
+        return 0
+    path = (words.out or Path("runs/gpu-networks")) / "race.csv"
+    if words.worker:
+        return work(words, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not words.resume:
+        put_aside(path)
+    code = in_workers(__file__, words.minutes, words.resume)
+    found = troubles(words, path) + drawn(draw, path)
+    if code not in (0, FAILURE):
+        found.append(f"its process ended with {code}")
+    if found:
+        print("\n".join(found), file=sys.stderr)
+    return FAILURE if found else 0
 
 
 if __name__ == "__main__":

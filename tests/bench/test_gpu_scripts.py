@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imported]:
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     monkeypatch.setattr("sys.path", [str(FOLDER), *sys.path])
     yield importlib.import_module
-    for name in ("common", "layers", "networks", "training", "nuclei"):
+    for name in ("common", "counting", "layers", "networks", "training", "nuclei"):
         if name not in before:
             sys.modules.pop(name, None)
 
@@ -115,8 +116,100 @@ def test_layers_leaves_rows_of_two_types_and_draws_them_again(
 def test_a_race_that_the_time_was_up_for_is_no_success(script: Script, tmp_path: Path) -> None:
     done = script("layers", *TINY, "--dtypes", "float32", "--minutes", 0, "--out", "out")
     assert done.returncode == 1
-    assert "float32: no time left for tiny local" in done.stderr
+    missing = "tiny train, tiny eval, tiny local train, tiny local eval"
+    assert f"float32: not run: {missing}; the same command with --resume goes on" in done.stderr
     assert not (tmp_path / "out/float32/op.csv").exists()
+
+
+@pytest.mark.slow
+def test_layers_goes_on_with_what_has_no_rows(script: Script, tmp_path: Path) -> None:
+    words = ("layers", *TINY, "--dtypes", "float32", "--out", "out")
+    path = tmp_path / "out/float32/op.csv"
+    assert script(*words).returncode == 0
+    whole = rows(path)
+    kept = [row for row in whole if (row["case"], row["mode"]) != ("tiny local", "eval")]
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(whole[0]))
+        table.writeheader()
+        # Who has lost the GPU in the pass that is missing is not asked again.
+        table.writerows(
+            [*kept, whole[-1] | {"wall_ms": "", "samples": 0, "note": "failed: RuntimeError: lost"}]
+        )
+    done = script(*words, "--resume")
+    assert done.returncode == 1
+    assert f"float32: tiny local, eval, {whole[-1]['contender']}: failed: RuntimeError: lost" in done.stderr
+    again = rows(path)
+    assert again[: len(kept)] == kept
+    assert [(row["case"], row["mode"], row["contender"]) for row in again] == [
+        (row["case"], row["mode"], row["contender"]) for row in whole
+    ]
+    assert again[-1]["note"] == "failed: RuntimeError: lost"
+    changed = path.read_text().replace(f",{torch.__version__},", ",1.0,")
+    path.write_text(changed)
+    assert f"op.csv has torch 1.0, this is {torch.__version__}" in script(*words, "--resume").stderr
+
+
+def test_a_worker_that_loses_the_gpu_is_followed_by_another(
+    imported: Imported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    common = imported("common")
+    told = tmp_path / "told.txt"
+    work = tmp_path / "work.py"
+    work.write_text(
+        "import sys\n"
+        f"with open({str(told)!r}, 'a') as file:\n"
+        "    print('--worker' in sys.argv, '--resume' in sys.argv, '--some' in sys.argv, file=file)\n"
+        f"sys.exit(0 if '--resume' in sys.argv else {common.LOST})\n"
+    )
+    monkeypatch.setattr("sys.argv", ["work.py", "--some"])
+    assert common.in_workers(str(work), 1.0, resume=False) == 0
+    assert told.read_text().splitlines() == ["True False True", "True True True"]
+    assert common.in_workers(str(work), -1.0, resume=False) == common.LOST, "not after the time was up"
+
+
+def test_tests_go_on_after_the_one_that_loses_the_gpu(
+    imported: Imported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    counting = imported("counting")
+    file = tmp_path / "test_three.py"
+    file.write_text(
+        "import pytest\n"
+        "@pytest.mark.parametrize('kernel', ['conv', 'fft', 'triton'])\n"
+        "def test_it(kernel):\n"
+        "    assert kernel != 'fft'\n"
+    )
+
+    def run(recorder: Any) -> int:
+        options = [
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--import-mode=importlib",
+            f"--rootdir={tmp_path}",
+            str(file),
+        ]
+        return int(pytest.main(options, plugins=[recorder]))
+
+    def recorder(ends: float = math.inf) -> Any:
+        return counting.Recorder(ends=ends, device="cuda", save=lambda recorder: None)
+
+    first = recorder()
+    monkeypatch.setattr(counting, "is_lost", lambda device: True)
+    run(first)
+    assert first.lost
+    assert [(row.kernel, row.passed, row.failed) for row in first.rows()] == [("conv", 1, 0), ("fft", 0, 1)]
+    monkeypatch.setattr(counting, "is_lost", lambda device: False)
+    late = recorder(ends=0.0)
+    late.go_on(first.state())
+    run(late)
+    assert (late.rows()[-1].kernel, late.rows()[-1].why) == ("triton", "1 the time was up")
+    last = recorder()
+    last.go_on(late.state())
+    assert run(last) == 0
+    assert not last.lost
+    found = [(row.kernel, row.passed, row.failed, row.left_out) for row in last.rows()]
+    assert found == [("conv", 1, 0, 0), ("fft", 0, 1, 0), ("triton", 1, 0, 0)]
+    assert len(last.failures) == 1
 
 
 @pytest.mark.slow

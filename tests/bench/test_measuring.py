@@ -1,6 +1,7 @@
 """Who is called how often, in which order, and what the samples say."""
 
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -76,11 +77,53 @@ def test_the_first_call_is_one_call_on_a_processor_and_gives_what_it_gave() -> N
 
 
 def test_float32_is_float32_and_what_was_allowed_before_is_allowed_after() -> None:
-    assert torch.backends.cudnn.allow_tf32
+    kinds: Any = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [kind.fp32_precision for kind in kinds]
+    assert before[0] == "tf32"
     with full_float32():
-        assert not torch.backends.cudnn.allow_tf32
-        assert not torch.backends.cuda.matmul.allow_tf32
-    assert torch.backends.cudnn.allow_tf32
+        assert [kind.fp32_precision for kind in kinds] == ["ieee", "ieee"]
+    assert [kind.fp32_precision for kind in kinds] == before
+    assert torch.backends.cudnn.allow_tf32, "the older words are understood as before"
+
+
+def test_float32_is_float32_where_the_newer_words_have_allowed_less() -> None:
+    products: Any = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32"
+    try:
+        with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+            assert products.allow_tf32
+        with full_float32():
+            assert products.fp32_precision == "ieee"
+        assert products.fp32_precision == "tf32"
+    finally:
+        products.fp32_precision = before
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_who_fails_in_turn_takes_nobody_along(calls: int) -> None:
+    """At once, or after two good calls."""
+    called: list[int] = []
+    told: list[str] = []
+
+    def fail() -> None:
+        called.append(1)
+        if len(called) >= calls:
+            raise RuntimeError("no more")
+
+    def race(**how: Any) -> dict[str, Timing]:
+        called.clear()
+        first = {"bad": Timing(wall=[10.0]), "good": Timing(wall=[10.0])}
+        runs = {"bad": fail, "good": lambda: time.sleep(1e-3)}
+        return alternate(runs, rounds=4, first=first, max_seconds=1, device="cpu", **how)
+
+    timings = race(failed=lambda name, error: told.append(f"{name}: {error}"))
+    assert told == ["bad: no more"]
+    assert len(called) == calls
+    assert timings.keys() == {"good"}
+    assert len(timings["good"].wall) == 4
+    with pytest.raises(RuntimeError, match="no more"):
+        race()
 
 
 def test_processor_time_counts_work() -> None:

@@ -1,6 +1,8 @@
 """The race itself, on cases of milliseconds: who takes part, who is refused, what each row says."""
 
 import math
+import re
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +12,10 @@ from torch import nn
 
 from lambdanets.bench import CONTENDERS, Case, CheckError, Contender, Machine, Record, Settings, race
 from lambdanets.bench.contenders import by_name
+from lambdanets.bench.race import DeviceLost, _judges
+from lambdanets.ops import plan
 
+MODULE = sys.modules[race.__module__]  # the package has a function of this name
 CASE = Case(name="tiny", grid=(6, 5), batch=2, dim=16)
 OURS = by_name("lambdanets", "layer")
 SETTINGS = Settings(rounds=2, memory=False)
@@ -162,7 +167,8 @@ def test_who_needs_half_the_batch_by_the_sizes_has_it_from_the_start(machine: Ma
         needs=lambda case, *how: 2**60 if case.batch > 1 else 0,
     )
     _, row = race([CASE], replace(SETTINGS, passes=("eval",)), machine, contenders=[OURS, few])
-    assert (row.batch, row.note, row.samples) == (1, "out of memory at batch 2, halved", 2)
+    assert (row.batch, row.samples) == (1, 2)
+    assert re.fullmatch(r"needs about 1073741824 GiB, \d+ GiB are free at batch 2, halved", row.note)
 
 
 def test_a_result_that_differs_is_a_row_without_times_where_that_is_forgiven(machine: Machine) -> None:
@@ -187,6 +193,128 @@ def _scaled(ours: nn.Module, theirs: Any) -> None:
     theirs.layer.load_state_dict(ours.state_dict())
     with torch.no_grad():
         theirs.layer.positions.mul_(1.01)
+
+
+FORGIVING = replace(SETTINGS, passes=("eval",), forgiving=True)
+
+
+class FailsLater(nn.Module):
+    """Serves the first call and fails from the second on."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls > 1:
+            raise RuntimeError("an illegal memory access")
+        return x
+
+
+def test_who_fails_while_it_is_timed_is_a_row_where_that_is_forgiven(machine: Machine) -> None:
+    later = Contender(name="later", role="other", build=FailsLater)
+    ours, row = race([CASE], FORGIVING, machine, contenders=[OURS, later])
+    assert ours.samples == 2
+    assert (row.note, row.samples) == ("failed: RuntimeError: an illegal memory access", 0)
+    with pytest.raises(RuntimeError, match="an illegal memory access"):
+        race([CASE], replace(FORGIVING, forgiving=False), machine, contenders=[OURS, later])
+
+
+def test_a_peak_that_fails_costs_no_times_where_that_is_forgiven(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(job: Any) -> float:
+        raise RuntimeError("no such program")
+
+    monkeypatch.setattr(MODULE, "peak_mib", fail)
+    settings = replace(FORGIVING, memory=True)
+    (ours,) = race([CASE], settings, machine, contenders=[OURS])
+    assert (ours.samples, ours.note) == (2, "memory: failed: RuntimeError: no such program")
+    with pytest.raises(RuntimeError, match="no such program"):
+        race([CASE], replace(settings, forgiving=False), machine, contenders=[OURS])
+
+
+def test_who_loses_the_gpu_has_a_row_and_takes_no_part_afterwards(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[Record] = []
+    later = Contender(name="later", role="other", build=FailsLater)
+    who: dict[str, Any] = {"contenders": [OURS, later]}
+    with monkeypatch.context() as patch:
+        patch.setattr(MODULE, "is_lost", lambda device: True)
+        with pytest.raises(DeviceLost):
+            race([CASE], FORGIVING, machine, **who, save=lambda rows: saved.extend(rows))
+    (row,) = saved
+    assert (row.contender, row.note) == ("later", "failed: RuntimeError: an illegal memory access")
+    known = {("tiny", "eval", ("later", "other")): row.note}
+    ours, again = race([CASE], FORGIVING, machine, **who, known=known)
+    assert ours.samples == 2
+    assert (again.note, again.samples) == (row.note, 0)
+
+
+def test_who_loses_the_gpu_on_the_crop_has_rows_of_every_pass(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[Record] = []
+    broken = Contender(
+        name="broken", role="peer", build=lambda case: Short(RuntimeError("lost")), adopt=_none
+    )
+    settings = replace(FORGIVING, passes=("train", "eval"))
+    monkeypatch.setattr(MODULE, "is_lost", lambda device: True)
+    with pytest.raises(DeviceLost):
+        race([CASE], settings, machine, contenders=[OURS, broken], save=lambda rows: saved.extend(rows))
+    assert [(row.contender, row.mode, row.note) for row in saved] == [
+        ("broken", mode, "failed: RuntimeError: lost") for mode in ("train", "eval")
+    ]
+    monkeypatch.undo()
+    known = {("tiny", row.mode, ("broken", "peer")): row.note for row in saved}
+    again = race([CASE], settings, machine, contenders=[OURS, broken], known=known, save=lambda rows: None)
+    assert [row.samples for row in again if row.contender == "lambdanets"] == [2, 2]
+    assert [row.note for row in again if row.contender == "broken"] == [row.note for row in saved]
+
+
+def _none(ours: nn.Module, theirs: nn.Module) -> None:
+    pass
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_programs_of_our_own_are_compared_with_another_kernel(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    """Or, where our layer takes them and they are wrong, everybody else would be."""
+
+    def adopt(ours: nn.Module, theirs: Any) -> None:
+        theirs.layer.load_state_dict(ours.state_dict())
+
+    monkeypatch.setattr(MODULE, "_judges", lambda *how: ["fft", "conv"])
+    broken = replace(OURS, build=Wrong, adopt=adopt)
+    peer = by_name("timm", "peer")
+    settings = replace(FORGIVING, passes=(mode,))
+    ours, theirs = race([CASE], settings, machine, contenders=[broken, peer])
+    assert (ours.samples, ours.error) == (0, pytest.approx(0.01, rel=0.1))
+    assert f"{mode} in float32, against lambdanets by fft, it differs" in ours.note
+    assert theirs.samples == 2
+    assert theirs.error < 1e-5
+    monkeypatch.setattr(MODULE, "_judges", lambda *how: ["none", "conv"])
+    ours, _ = race([CASE], settings, machine, contenders=[OURS, peer])
+    assert 0 <= ours.error < 1e-5, "the first that serves"
+    monkeypatch.setattr(MODULE, "_judges", lambda *how: ["none"])
+    ours, theirs = race([CASE], settings, machine, contenders=[OURS, peer])
+    assert (ours.samples, ours.note) == (2, "compared with no other kernel in this case")
+    assert theirs.error < 1e-5
+
+
+def test_who_says_what_is_right_is_asked_where_our_layer_takes_triton(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for device, judges in (("cpu", []), ("cuda", ["attention", "fft", "conv", "reference"])):
+        if device == "cuda" and not any(each.name == "triton" for each in CONTENDERS):
+            continue
+        settings = replace(SETTINGS, device=device, dtype=torch.bfloat16)
+        taken = plan(CASE.problem(dtype=torch.bfloat16, device=device)).kernel
+        assert _judges(CASE, "eval", settings) == (judges if taken == "triton" else [])
 
 
 def test_every_pass_moves_its_input_output_and_weights(machine: Machine) -> None:

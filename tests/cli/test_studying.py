@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lambdanets.study import Cell, Estimate, Progress, Study, StudyFiles, read
+from lambdanets.study import Cell, Estimate, Progress, Study, StudyFiles, read, settle
 from lambdanets.study.locking import locked
 from lambdanets.study.records import words as words_of
 
@@ -169,6 +169,14 @@ def test_a_study_of_some_minutes_has_the_epochs_that_fit(
     too_few = inside(*words, "--minutes", 0.3, "--out", tmp_path)
     assert too_few.returncode == 2
     assert "not one epoch of each of 2 cells fits into 0.3 minutes" in too_few.stderr
+    settle(kept[0], StudyFiles(tmp_path))
+    begun = tmp_path / "runs/conv-0/config.json"
+    begun.parent.mkdir(parents=True)
+    begun.touch()
+    wrong = inside(*words, "--minutes", -1, "--out", tmp_path)
+    assert (wrong.returncode, "--minutes is above 0; got -1" in wrong.stderr) == (2, True), "goes on or not"
+    assert inside(*words, "--minutes", 0.3, "--out", tmp_path).returncode == 0
+    assert kept[-1].config.engine.epochs == 8, "a study that goes on keeps its own number"
 
 
 @pytest.mark.skipif(

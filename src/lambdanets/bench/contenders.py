@@ -62,9 +62,12 @@ class Attention(nn.Module):
         self.to_qkv = CONVOLUTIONS[case.rank](case.dim, 3 * case.dim, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = self.to_qkv(x).flatten(2).unflatten(1, (3, self.num_heads, self.dim_v))
-        # The CPU's fused attention is six times slower on strided channels than this copy is.
-        q, k, v = heads.mT.contiguous().unbind(1)
+        heads = self.to_qkv(x).flatten(2).unflatten(1, (3, self.num_heads, self.dim_v)).mT
+        # The CPU's fused attention is six times slower on strided channels than this copy is; a GPU's needs
+        # channels side by side, which they are in that layout.
+        if heads.device.type == "cpu" or heads.stride(-1) != 1:
+            heads = heads.contiguous()
+        q, k, v = heads.unbind(1)
         y = F.scaled_dot_product_attention(q, k, v)
         return y.mT.flatten(1, 2).unflatten(2, x.shape[2:])
 

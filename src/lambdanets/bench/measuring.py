@@ -17,9 +17,8 @@ T = TypeVar("T")
 # A sample shorter than this is several calls: the clock and the launch of a GPU's program cost microseconds.
 LEAST_SAMPLE = 5e-3
 MOST_CALLS = 200
-LONG = (
-    1e3  # milliseconds; who takes so long in the first call is sampled call by call without a second warm-up
-)
+# Milliseconds; who takes so long in the first call is sampled call by call without a second warm-up.
+LONG = 1e3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +29,17 @@ class Timing:
         wall: By the clock.
         cpu: Processor time of all threads of this process, which other programs do not lengthen; empty on
             a GPU.
-        single: The first call took longer than allowed, and is the only sample.
+        single: The first call (on a GPU the second) took longer than allowed, and is the only sample.
     """
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     single: bool = False
+
+    @property
+    def unwarmed(self) -> str:
+        """What else is said of a single sample: on a GPU, without processor time, a call came before it."""
+        return ", without a warm-up" if self.cpu else ""
 
 
 @contextmanager
@@ -43,16 +47,17 @@ def full_float32() -> Iterator[None]:
     """Let float32 be float32: by PyTorch's default a GPU rounds it to TF32 in convolutions, not in products.
 
     Convolutions would be raced against products of another precision, and fail the comparison of results.
+    The older `allow_tf32` cannot be read any more once somebody has set one of these.
     """
-    kinds: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [kind.allow_tf32 for kind in kinds]
+    kinds: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [kind.fp32_precision for kind in kinds]
     for kind in kinds:
-        kind.allow_tf32 = False
+        kind.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for kind, allowed in zip(kinds, before, strict=True):
-            kind.allow_tf32 = allowed
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 def quantiles(samples: list[float]) -> tuple[float, float, float]:
@@ -67,7 +72,8 @@ class Stopwatch:
     """Takes samples of a call on one device."""
 
     def __init__(self, device: str) -> None:
-        self._cuda = torch.device(device).type == "cuda"
+        self._device = torch.device(device)
+        self._cuda = self._device.type == "cuda"
 
     def sample(self, run: Callable[[], object], calls: int = 1) -> tuple[float, float]:
         """Return the milliseconds of one call by the clock and of the processor, as a mean of some calls."""
@@ -81,7 +87,7 @@ class Stopwatch:
 
     def _wait(self) -> None:
         if self._cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
 
     def first(self, run: Callable[[], T]) -> tuple[Timing, T]:
         """Time the first call and return what it gave.
@@ -110,6 +116,7 @@ def alternate(
     max_seconds: float,
     device: str,
     tick: Callable[[str], None] = lambda name: None,
+    failed: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, Timing]:
     """Time calls in turn, round after round, each round in another order.
 
@@ -119,13 +126,14 @@ def alternate(
     Args:
         runs: The calls.
         rounds: How many samples of each, or of whom how many.
-        first: The timing of each one's first call, which was its warm-up.
+        first: The timing of each one's first call; see `Stopwatch.first`.
         max_seconds: Whose first call took longer is not called again; that call is its only sample.
         device: Where they run.
         tick: Told who was sampled.
+        failed: Told whose call raised what, who then is called no more; without it the error goes on.
 
     Returns:
-        The samples of each.
+        The samples of each; none of those that failed.
     """
     watch = Stopwatch(device)
     timings, calls = {}, {}
@@ -134,14 +142,30 @@ def alternate(
             timings[name] = Timing(wall=first[name].wall, cpu=first[name].cpu, single=True)
             continue
         timings[name] = Timing()
-        again = first[name].wall[0] if first[name].wall[0] > LONG else watch.sample(run)[0]
+        again = first[name].wall[0]
+        if again <= LONG:
+            try:
+                again, _ = watch.sample(run)
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(name, error)
+                del timings[name]
+                continue
         calls[name] = min(MOST_CALLS, max(1, round(1e3 * LEAST_SAMPLE / again)))
     wanted = {name: rounds if isinstance(rounds, int) else rounds[name] for name in calls}
     order = random.Random(0)
     for turn in range(max(wanted.values(), default=0)):
-        still = [name for name in calls if turn < wanted[name]]
+        still = [name for name in calls if name in timings and turn < wanted[name]]
         for name in order.sample(still, len(still)):
-            watch.record(timings[name], runs[name], calls[name])
+            try:
+                watch.record(timings[name], runs[name], calls[name])
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(name, error)
+                del timings[name]
+                continue
             tick(name)
     return timings
 

@@ -83,9 +83,9 @@ def peak_mib(job: Job) -> float | str:
     """Return how far a pass raises memory, in MiB, or why that is unknown.
 
     On a CPU it is the peak of the resident memory of a fresh process above what is resident just before,
-    after imports and a pass on a miniature; on a GPU the peak of what PyTorch has allocated there, which it
-    counts exactly, so that no process of its own is needed. Whether weights and inputs belong to what is
-    before is the job's to say.
+    after imports and a pass on a miniature; on a GPU the peak of what PyTorch has allocated there in a second
+    call, which it counts exactly, so that no process of its own is needed: the first one's tuning is nobody's
+    memory. Whether weights and inputs belong to what is before is the job's to say.
     """
     if torch.device(job.device).type == "cuda":
         return _measure(job)
@@ -132,6 +132,8 @@ def _measure(job: Job) -> float | str:
         if job.whole:  # what `prepare` built the network from lies in the heap between what is held
             gc.collect()
             _glibc("malloc_trim", 0)
+        if device.type == "cuda":
+            run()
         held = _begin(device)
         kept = run()
         peak = _peak(device) - (empty if job.whole else held)
@@ -179,4 +181,31 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory is short; only PyTorch's allocator for GPUs has a class for it."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return any(words in str(error) for words in ("allocate memory", "out of memory", "ALLOC_FAILED"))
+    return any(words in str(error) for words in SHORT_WORDS)
+
+
+# Of PyTorch's allocator for processors, the driver and Triton, cuBLAS, cuDNN.
+SHORT_WORDS = ("allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+
+
+def release(device: str) -> None:
+    """Give back what a call that failed has held, on a GPU to everybody: libraries allocate there as well.
+
+    Only after the `except` clause that caught its error: the error holds the frames with the tensors.
+    """
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def is_lost(device: str) -> bool:
+    """Whether a GPU answers no more: after some errors of a program nothing runs in this process."""
+    if torch.device(device).type != "cuda":
+        return False
+    for _ in range(2):  # another error may still be on its way, and is told once
+        try:
+            torch.cuda.synchronize(torch.device(device))
+        except RuntimeError:
+            continue
+        return False
+    return True

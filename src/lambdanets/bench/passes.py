@@ -34,8 +34,9 @@ def inputs(
         seed: Of their numbers.
         channels_last: Whether the channels of a position lie side by side in memory.
     """
-    generator = torch.Generator().manual_seed(seed)
-    x, upstream = (torch.randn(case.shape, generator=generator).to(device, dtype) for _ in range(2))
+    # Drawn there: one core would take longer than everything that a GPU does with them.
+    generator = torch.Generator(device).manual_seed(seed)
+    x, upstream = (torch.randn(case.shape, generator=generator, device=device).to(dtype) for _ in range(2))
     if channels_last:
         x, upstream = (each.movedim(1, -1).contiguous().movedim(-1, 1) for each in (x, upstream))
     return x, upstream

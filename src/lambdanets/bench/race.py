@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
+from lambdanets.nn.lambda_layer import LambdaLayer
 from lambdanets.ops import plan
 
 from .cases import Case
 from .checking import ROUNDED, CheckError, check, distance, make_layer, require_close
 from .contenders import CONTENDERS, OURS, Contender, free_memory, lines_of, made
 from .measuring import Machine, Stopwatch, Timing, alternate, full_float32, quantiles
-from .memory import SHORT, Request, is_out_of_memory, peak_mib
+from .memory import SHORT, Request, is_lost, is_out_of_memory, peak_mib, release
 from .passes import Pass, Result, inputs, least_bytes, prepare
 from .records import NONE, Record
 
 FAILED = "failed"
 SHARE = 0.8  # of the free memory that a contender may be expected to need
+# Where our layer takes a kernel of its own making, what all are compared with in the case itself is our layer
+# by another one, the first that serves; or this kernel would be compared with itself.
+OWN_PROGRAMS = "triton"
+JUDGES = ("attention", "fft", "conv", "reference")
 
 Key = tuple[str, str]
 Report = Callable[[str], None]
@@ -40,7 +45,7 @@ class Settings:
         channels_last: Whether the channels of a position lie side by side in memory, in inputs and in the
             weights of 3x3 convolutions.
         forgiving: Whether an error, or a result that differs, costs its contender the times alone, with a row
-            that says so; otherwise it stops the bench.
+            that says so; otherwise it stops the bench. A GPU that is lost stops it all the same.
     """
 
     passes: tuple[Pass, ...] = ("train", "eval")
@@ -61,6 +66,10 @@ class Settings:
             raise ValueError(f"max_seconds must be greater than 0, got {self.max_seconds}")
 
 
+class DeviceLost(RuntimeError):
+    """A GPU answers no more to this process, after an error of what ran on it."""
+
+
 @full_float32()
 def race(
     cases: Sequence[Case],
@@ -68,6 +77,7 @@ def race(
     machine: Machine,
     *,
     contenders: Sequence[Contender] = CONTENDERS,
+    known: Mapping[tuple[str, str, Key], str] | None = None,
     report: Report = lambda line: None,
     save: Callable[[list[Record]], None] = lambda records: None,
 ) -> list[Record]:
@@ -83,16 +93,20 @@ def race(
         settings: How.
         machine: The best that the hardware reached just before.
         contenders: Who; our layer must be among them, for it is what the others are compared with.
+        known: By case, pass and contender, why somebody takes no part: who lost the GPU to a process before.
         report: Told a line on what happens.
-        save: Given all rows so far after every pass.
+        save: Given all rows so far after every pass, and before an error goes on.
 
     Returns:
         One row for each case, pass and contender, those who took no part with the reason.
 
     Raises:
         CheckError: A contender's results differ from ours, and the settings do not forgive it.
+        DeviceLost: The GPU answers no more, and the settings forgive errors. The one whose error it was has a
+            row; a pass that was not at its end has no others.
     """
     torch.set_num_threads(settings.threads)
+    known = known or {}
     records: list[Record] = []
     tired: dict[tuple[str, str, Key], str] = {}
     for case in cases:
@@ -100,25 +114,40 @@ def race(
         exact: dict[Key, float] = {}
         wrong: dict[Key, str] = {}
         for key, contender in _keyed(contenders).items():
+            if all((case.name, which, key) in known for which in settings.passes):
+                continue
             try:
                 error = check(case, contender, settings.device, settings.dtype)
                 exact[key] = NONE if error is None else error
             except Exception as error:  # a compiler's, a driver's: they have no class in common
                 if not settings.forgiving:
                     raise
-                wrong[key] = _fault(error)
+                wrong[key] = fault(error)
+                if is_lost(settings.device):
+                    lost = _Entrant(contender, case.batch, [wrong[key]])
+                    records += [_record(case, which, lost, None, None, settings) for which in settings.passes]
+                    save(records)
+                    raise DeviceLost(wrong[key]) from error
         for which in settings.passes:
             out = {
                 key: sentence
                 for key, contender in _keyed(contenders).items()
                 if (
                     sentence := wrong.get(key, "")
+                    or known.get((case.name, which, key), "")
                     or contender.refuses(case, settings.dtype, settings.device)
                     or tired.get((case.series, which, key), "")
                 )
             }
             report(f"{case.name}: {which}, {len(contenders) - len(out)} in turn, {settings.rounds} rounds")
-            rows = _race_once(case, which, settings, contenders, out)
+            entrants = {key: _Entrant(each, case.batch) for key, each in _keyed(contenders).items()}
+            try:
+                rows = _race_once(case, which, settings, entrants, out)
+            except DeviceLost:
+                failed = [each for each in entrants.values() if each.failed]
+                records += [_record(case, which, each, None, None, settings) for each in failed]
+                save(records)
+                raise
             for key, record in rows.items():
                 if case.series and record.samples == 1 and "one call" in record.note:
                     tired[case.series, which, key] = (
@@ -135,6 +164,8 @@ def race(
                         record = _with_memory(record, measured, which, settings)
                 records.append(record)
             save(records)
+            if settings.forgiving and is_lost(settings.device):
+                raise DeviceLost(f"{case.name}: {which}, memory")
     return records
 
 
@@ -153,20 +184,31 @@ class _Entrant:
     first: Timing = field(default_factory=Timing)
     error: float = NONE
     least_bytes: int = 0
+    failed: bool = False
+
+    def fail(self, error: Exception, settings: Settings) -> None:
+        """Take no further part, and say why.
+
+        Raises:
+            DeviceLost: The GPU answers no more.
+        """
+        self.run, self.failed = None, True
+        self.notes.append(fault(error))
+        if is_lost(settings.device):
+            raise DeviceLost(self.notes[-1]) from error
 
     def halve(self, why: str) -> None:
         """Go on with half the batch and say so, or say that there is no half."""
         if self.batch > 1:
-            self.notes.append(f"{SHORT[0]} at batch {self.batch}, halved")
+            self.notes.append(f"{why} at batch {self.batch}, halved")
         else:
             self.notes = [f"left out: {why}, even with one example"]
         self.batch //= 2
 
 
 def _race_once(
-    case: Case, which: Pass, settings: Settings, contenders: Sequence[Contender], out: dict[Key, str]
+    case: Case, which: Pass, settings: Settings, entrants: dict[Key, _Entrant], out: dict[Key, str]
 ) -> dict[Key, Record]:
-    entrants = {key: _Entrant(each, case.batch) for key, each in _keyed(contenders).items()}
     start = _Start(case, which, settings)
     # Ours first: what the others give is compared with it.
     for key, entrant in sorted(entrants.items(), key=lambda item: item[1].contender.role != "layer"):
@@ -178,8 +220,7 @@ def _race_once(
         except Exception as error:  # as above
             if not settings.forgiving:
                 raise
-            entrant.run = None
-            entrant.notes.append(_fault(error))
+            entrant.fail(error, settings)
     start.clear()
     running = {_text(key): each for key, each in entrants.items() if each.run is not None}
     timings = alternate(
@@ -188,6 +229,7 @@ def _race_once(
         first={name: each.first for name, each in running.items()},
         max_seconds=settings.max_seconds,
         device=settings.device,
+        failed=(lambda name, error: running[name].fail(error, settings)) if settings.forgiving else None,
     )
     ours = next((key for key, each in entrants.items() if each.contender.role == "layer"), None)
     reference = None if ours is None else (timings.get(_text(ours)), entrants[ours].batch)
@@ -197,7 +239,7 @@ def _race_once(
     }
 
 
-def _fault(error: Exception) -> str:
+def fault(error: Exception) -> str:
     """What the row of a contender says that is wrong or has failed."""
     if isinstance(error, CheckError):
         return str(error)
@@ -215,7 +257,8 @@ class _Start:
         self.ours = make_layer(case, "auto", settings.dtype, settings.device)
         self.given = inputs(case, settings.dtype, settings.device, channels_last=settings.channels_last)
         self.watch = Stopwatch(settings.device)
-        self.expected: dict[int, Result] = {}  # what our layer gives, by batch
+        self.judges = _judges(case, which, settings)
+        self.expected: dict[int, tuple[str, Result]] = {}  # what our layer gives, and by whom, by batch
 
     def __call__(self, entrant: _Entrant) -> None:
         while entrant.batch and entrant.run is None:
@@ -236,7 +279,7 @@ class _Start:
             else:
                 self._compare(entrant, result)
                 return
-            gc.collect()  # only now: the error holds the frames with the tensors
+            release(self.settings.device)
 
     def clear(self) -> None:
         """Forget the results: what comes next needs the memory."""
@@ -266,16 +309,49 @@ class _Start:
 
     def _compare(self, entrant: _Entrant, result: Result) -> None:
         contender, batch = entrant.contender, entrant.batch
-        if contender.role == "layer":
-            self.expected[batch] = result
-        elif contender.adopt is not None and batch <= max(self.expected, default=0):
-            if batch not in self.expected:
-                given = (each[:batch] for each in self.given)
-                self.expected[batch] = prepare(self.ours, self.which, *given)()
-            entrant.error = distance(result, self.expected[batch])
+        if contender.adopt is None:
+            return
+        if batch not in self.expected and self.judges:
+            self._judge(batch)
+        if contender.role == "layer" and batch not in self.expected:
+            if self.judges:
+                entrant.notes.append("compared with no other kernel in this case")
+            self.expected[batch] = OURS, result
+            return
+        if batch not in self.expected and batch <= max(self.expected, default=0):
+            self.expected[batch] = OURS, self._by(self.ours, batch)
+        if batch in self.expected:
+            by, expected = self.expected[batch]
+            entrant.error = distance(result, expected)
             dtype = self.settings.dtype
-            what = f"{self.which} in {str(dtype).removeprefix('torch.')}, against {OURS}"
+            what = f"{self.which} in {str(dtype).removeprefix('torch.')}, against {by}"
             require_close(entrant.error, ROUNDED[dtype], contender, self.case, what)
+
+    def _judge(self, batch: int) -> None:
+        """Let the first other kernel that serves say what is right."""
+        settings, case = self.settings, replace(self.case, batch=batch)
+        for name in self.judges:
+            try:
+                layer = make_layer(case, name, settings.dtype, settings.device)
+                layer.load_state_dict(self.ours.state_dict())
+                self.expected[batch] = f"{OURS} by {name}", self._by(layer, batch)
+                return
+            except Exception:  # whatever it is, the next one is asked
+                if is_lost(settings.device):
+                    raise
+            release(settings.device)
+
+    def _by(self, layer: LambdaLayer, batch: int) -> Result:
+        return prepare(layer, self.which, *(each[:batch] for each in self.given))()
+
+
+def _judges(case: Case, which: Pass, settings: Settings) -> list[str]:
+    """Kernels that say what is right in a case itself, the first that serves; none where our layer does."""
+    problem = case.problem(train=which == "train", dtype=settings.dtype, device=settings.device)
+    made = plan(problem)
+    if OWN_PROGRAMS not in (made.kernel, made.backward_kernel):
+        return []
+    return [name for name in JUDGES if all(line.cost is not None for line in lines_of(problem, name))]
 
 
 def _text(key: Key) -> str:
@@ -318,7 +394,7 @@ def _record(
     base_cpu = quantiles(base.cpu)[0] if base and base.cpu else NONE
     return replace(
         blank,
-        note="; ".join([*entrant.notes, *(["one call, without a warm-up"] if timing.single else [])]),
+        note="; ".join([*entrant.notes, *([f"one call{timing.unwarmed}"] if timing.single else [])]),
         wall_ms=wall[0],
         wall_q20=wall[1],
         wall_q80=wall[2],
@@ -365,18 +441,22 @@ def _with_flops(
 
 
 def _with_memory(record: Record, case: Case, which: Pass, settings: Settings) -> Record:
-    found = peak_mib(
-        Request(
-            case=case,
-            name=record.contender,
-            role=record.role,
-            which=which,
-            dtype=settings.dtype,
-            device=settings.device,
-            threads=settings.threads,
-            channels_last=settings.channels_last,
-        )
+    request = Request(
+        case=case,
+        name=record.contender,
+        role=record.role,
+        which=which,
+        dtype=settings.dtype,
+        device=settings.device,
+        threads=settings.threads,
+        channels_last=settings.channels_last,
     )
+    try:
+        found = peak_mib(request)
+    except Exception as error:  # as above
+        if not settings.forgiving:
+            raise
+        found = fault(error)
     if isinstance(found, str):
         return replace(record, note="; ".join(filter(None, (record.note, f"memory: {found}"))))
     return replace(record, peak_mib=found)

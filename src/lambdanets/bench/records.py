@@ -75,7 +75,7 @@ class Record:
         ratio_cpu: The same by processor time.
         error64: Difference from the definition on a crop in float64, of a kernel that refuses float64 in the
             type of the bench; nan where that is another function.
-        error: Difference from our layer in this case itself.
+        error: Difference from our layer in this case itself, by another kernel where it takes Triton's.
         gflop: Operations of our rows, projections included; nan for others.
         of_gemm: Operations per second, as a fraction of those of a matrix product in the same run.
         of_gemm_cpu: The same by processor time.

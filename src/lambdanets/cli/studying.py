@@ -107,10 +107,10 @@ def run(
     with usage():
         parameters = studies.count_parameters(study, [contender.name for contender in chosen])
         cells = studies.cells_of(chosen, numbers)
+        if minutes is not None and not minutes > 0:
+            raise UsageError(f"--minutes is above 0; got {minutes:g}.")
         if minutes is not None and files.begun:
             study = _with_epochs(study, studies.load_study(files).config.engine.epochs)
-        elif minutes is not None and not minutes > 0:
-            raise UsageError(f"--minutes is above 0; got {minutes:g}.")
         if dry_run or (minutes is not None and not files.begun):
             studies.joined(study, files)  # what the folder would refuse needs no estimate
             begun = time.monotonic()

@@ -10,6 +10,7 @@ import torch
 from lambdanets.bench import Machine, Provenance, Settings
 from lambdanets.bench.networks import Entry, Limits, Measured, check, entries, measure, running
 from lambdanets.bench.networks.passes import Step
+from lambdanets.bench.race import DeviceLost
 
 PAIR = entries(["lambda_resnet_digits", "resnet_digits_conv"])
 SETTINGS = Settings(rounds=2, memory=False)
@@ -115,6 +116,72 @@ def test_a_bug_is_not_short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Step, "prepare", prepare)
     with pytest.raises(RuntimeError, match="shapes differ"):
         bench()
+
+
+FORGIVING = replace(SETTINGS, passes=("eval",), forgiving=True)
+
+
+@pytest.mark.parametrize("where", ["prepare", "first step", "in turn", "memory"])
+def test_a_network_that_fails_has_a_row_where_that_is_forgiven(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    prepared, calls = Step.prepare, 0
+
+    def prepare(step: Step) -> Any:
+        run = prepared(step)
+        if step.entry is not PAIR[0]:
+            return run
+
+        def fail() -> Any:
+            nonlocal calls
+            calls += 1
+            if where == "first step" or calls > 1:
+                raise AttributeError("no such program\nat all")
+            return run()
+
+        if where == "prepare":
+            raise AttributeError("no such program")
+        return fail
+
+    def peak(job: Step) -> float:
+        if where == "memory" and job.entry is PAIR[0]:
+            raise AttributeError("no such program")
+        return 7.0
+
+    monkeypatch.setattr(Step, "prepare", prepare)
+    monkeypatch.setattr(running, "peak_mib", peak)
+    settings = replace(FORGIVING, memory=True)
+    found = bench(settings=settings)
+    bad, good = (row for row, _ in found)
+    assert (bad.samples, bad.batch) == (0, 0)
+    assert bad.note == "not run: failed: AttributeError: no such program"
+    assert (good.samples, good.note) == (2, "")
+    assert bench(settings=settings, earlier=found) == found, "the error would come again"
+
+
+def test_who_loses_the_gpu_has_a_row_and_the_others_come_when_the_bench_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepared = Step.prepare
+    saved: list[Measured] = []
+
+    def prepare(step: Step) -> Any:
+        if step.entry is PAIR[0]:
+            raise RuntimeError("an illegal memory access")
+        return prepared(step)
+
+    monkeypatch.setattr(Step, "prepare", prepare)
+    monkeypatch.setattr(running, "is_lost", lambda device: True)
+    with pytest.raises(DeviceLost):
+        bench(settings=FORGIVING, save=lambda rows: saved.extend(rows))
+    ((row, _),) = saved
+    assert (row.model, row.note) == (
+        PAIR[0].model,
+        "not run: failed: RuntimeError: an illegal memory access",
+    )
+    bad, good = (row for row, _ in bench(settings=FORGIVING, earlier=saved))
+    assert bad == row
+    assert good.samples == 2
 
 
 def test_long_steps_have_smaller_batches_unless_the_batch_was_asked_for() -> None:

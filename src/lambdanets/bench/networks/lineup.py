@@ -55,6 +55,7 @@ class Contender:
     run: Callable[[], object] | None = None
     first: Timing = field(default_factory=Timing)
     rounds: int = 0
+    failed: bool = False
     # Seconds that are expected: for the peak, the first step, and all samples together.
     probe: float = 0.0
     step: float = 0.0

@@ -36,7 +36,8 @@ class Row:
         wall_ms: Median by the clock for the whole batch; with its quantiles `wall_q20` and `wall_q80`.
         cpu_ms: The same by processor time, of all threads.
         samples: How many.
-        peak_mib: All that the network, its batch and its pass add to a process of their own.
+        peak_mib: All that the network, its batch and its pass add to a process of their own, on a GPU to what
+            PyTorch has allocated there.
         maps_gib: Maps or position tables as the paper's Table 4 counts them, by formula.
         published_source: Where the following are from; nothing of them is measured here.
         published_top1: Accuracy on ImageNet, percent.

@@ -17,9 +17,9 @@ from lambdanets.bench.measuring import (
     measure_machine,
     quantiles,
 )
-from lambdanets.bench.memory import SHORT, is_out_of_memory, peak_mib
+from lambdanets.bench.memory import SHORT, is_lost, is_out_of_memory, peak_mib, release
 from lambdanets.bench.passes import Pass
-from lambdanets.bench.race import SHARE, Settings
+from lambdanets.bench.race import FAILED, SHARE, DeviceLost, Settings, fault
 from lambdanets.bench.records import NONE, Provenance, provenance
 
 from .entries import Entry, absent, cost
@@ -75,12 +75,13 @@ def measure(
     Args:
         bench: What for; see `Row`.
         entries: The networks. Those that this installation does not have get rows that say so.
-        settings: How; `max_seconds` is the time that the samples of one network and pass may take.
+        settings: How; `max_seconds` is the time that the samples of one network and pass may take. Forgiven
+            errors cost their network the times alone; its row says so, and stays when a bench goes on.
         limits: With which batch, and who is left out.
         earlier: Rows of a bench that was cut short; what they measured is not measured again, and none of
             them is lost.
         report: Told what goes on, and the fraction of the expected work that is done.
-        save: Given all rows so far after every group and pass.
+        save: Given all rows so far after every group and pass, and before an error goes on.
 
     Returns:
         One row for each network and pass, in the order of the networks, with its provenance. Before them
@@ -88,18 +89,22 @@ def measure(
 
     Raises:
         ValueError: Earlier rows were measured elsewhere or otherwise, or for another batch.
+        DeviceLost: The GPU answers no more, and the settings forgive errors. The one whose error it was has a
+            row.
     """
     torch.set_num_threads(settings.threads)
     machine = measure_machine(settings.dtype, settings.device)
     where = provenance(settings.dtype, settings.device, settings.threads, machine)
     order = [blank(bench, entry, which).key for entry in entries for which in settings.passes]
-    kept = {row.key: (row, place) for row, place in earlier if row.samples or row.key not in order}
+    kept = {row.key: (row, place) for row, place in earlier if _is_kept(row, order)}
     for row, place in kept.values():
         _require_alike(row, place, where, limits)
     number = max((row.group for row, _ in kept.values()), default=0)
     order = [*(key for key in kept if key not in order), *order]
     rows: dict[tuple[str, ...], Measured] = dict(kept)
     for entry in entries:
+        if all(blank(bench, entry, which).key in rows for which in settings.passes):
+            continue
         report(f"{entry.title}: parameters and multiply-adds", 0.0)
         absent(entry)  # seconds for the largest; kept, so that nobody waits for it again
     lineups = {
@@ -117,19 +122,32 @@ def measure(
         for which in settings.passes:
             if turn >= len(lineups[which]):
                 continue
-            for group in _fitting(lineups[which][turn], which, settings, work):
-                number += 1
-                place = provenance(
-                    settings.dtype,
-                    settings.device,
-                    settings.threads,
-                    measure_machine(settings.dtype, settings.device),
-                )
-                for row in _take_turns(bench, group, which, settings, limits, number, work):
-                    rows[row.key] = row, place
+            try:
+                for group in _fitting(lineups[which][turn], which, settings, work):
+                    number += 1
+                    place = provenance(
+                        settings.dtype,
+                        settings.device,
+                        settings.threads,
+                        measure_machine(settings.dtype, settings.device),
+                    )
+                    for row in _take_turns(bench, group, which, settings, limits, number, work):
+                        rows[row.key] = row, place
+                    save(ordered())
+            except DeviceLost:
+                for each in lineups[which][turn]:
+                    row = _row(bench, each, which, None, limits, 0)
+                    if each.failed and row.key not in rows:
+                        rows[row.key] = row, where
                 save(ordered())
+                raise
     work.report("done", 1.0)
     return ordered()
+
+
+def _is_kept(row: Row, order: Sequence[tuple[str, ...]]) -> bool:
+    """Whether an earlier row stays: of a time, of an error that would come again, or of what is not asked."""
+    return bool(row.samples) or FAILED in row.note or row.key not in order
 
 
 def _fitting(
@@ -141,7 +159,12 @@ def _fitting(
         if settings.memory:
             where = "" if torch.device(settings.device).type == "cuda" else " in its own process"
             work.begin(f"{contender.entry.title}: {_WORDS[which]}, memory{where}")
-            _probe(contender, which, settings)
+            try:
+                _probe(contender, which, settings)
+            except Exception as error:  # a compiler's, a driver's: they have no class in common
+                if not settings.forgiving:
+                    raise
+                _fail(contender, error, settings)
             work.finish(contender.probe)
         free = SHARE * free_memory(torch.device(settings.device)) / 2**20
         if kept and _together_mib([*kept, contender], which) > free:
@@ -163,6 +186,18 @@ def _together_mib(group: list[Contender], which: Pass) -> float:
     return weights + max(peaks, default=0.0)
 
 
+def _fail(contender: Contender, error: Exception, settings: Settings) -> None:
+    """Let a network take no further part, and say why.
+
+    Raises:
+        DeviceLost: The GPU answers no more.
+    """
+    contender.run, contender.failed, contender.batch = None, True, 0
+    contender.notes.append(f"{NOT_RUN}: {fault(error)}")
+    if is_lost(settings.device):
+        raise DeviceLost(contender.notes[-1]) from error
+
+
 def _probe(contender: Contender, which: Pass, settings: Settings) -> None:
     while not _is_out(contender, which):
         found = peak_mib(_step(contender, which, settings))
@@ -174,6 +209,7 @@ def _probe(contender: Contender, which: Pass, settings: Settings) -> None:
             return
         if not _halve(contender, found):
             return
+        release(settings.device)
 
 
 def _is_out(contender: Contender, which: Pass) -> bool:
@@ -222,7 +258,12 @@ def _take_turns(
     watch = Stopwatch(settings.device)
     for contender in group:
         work.begin(f"{contender.entry.title}: {_WORDS[which]}, first step")
-        _start(contender, which, settings, watch)
+        try:
+            _start(contender, which, settings, watch)
+        except Exception as error:  # as above
+            if not settings.forgiving:
+                raise
+            _fail(contender, error, settings)
         if contender.run is not None:
             seconds = contender.first.wall[0] / 1e3
             contender.rounds = max(1, int(min(settings.rounds, settings.max_seconds / seconds)))
@@ -243,6 +284,7 @@ def _take_turns(
         max_seconds=settings.max_seconds,
         device=settings.device,
         tick=tick,
+        failed=(lambda name, error: _fail(running[name], error, settings)) if settings.forgiving else None,
     )
     for place, contender in enumerate(group):
         contender.run = None
@@ -264,7 +306,7 @@ def _start(contender: Contender, which: Pass, settings: Settings, watch: Stopwat
         else:
             contender.run, contender.first = run, timing
             return
-        gc.collect()  # only now: the error holds the frames with the tensors
+        release(settings.device)
         _halve(contender, SHORT[0])
 
 
@@ -285,7 +327,7 @@ def _row(
         return row
     wall, cpu = quantiles(timing.wall), quantiles(timing.cpu or [NONE])
     if timing.single:
-        row = replace(row, note="; ".join([*contender.notes, "one step, without a warm-up"]))
+        row = replace(row, note="; ".join([*contender.notes, f"one step{timing.unwarmed}"]))
     return replace(
         row,
         wall_ms=wall[0],
