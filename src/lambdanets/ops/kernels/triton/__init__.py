@@ -27,7 +27,7 @@ from .tile import LEAST, Tile, table_parts, tiles
 NAME = "triton"
 APPLIES_CONTENT = True
 DEEPEST = 256  # dim_k whose embeddings a program has room for
-LONGEST = 2**31 - 1  # positions that 32 bits count
+LONGEST = 2**29  # positions of a grid: 32 bits count what two of them are apart, and a tile beyond
 CAPABILITY = (8, 0)  # with tensor cores for all of these types
 SHARE = 0.3  # of the rate of large products that shared memory lets through: docs/roofline.md, not measured
 
