@@ -298,6 +298,27 @@ def test_a_machine_on_which_triton_cannot_compile_is_refused(
     assert [words in reason for reason in reasons] == [True]
 
 
+def test_what_a_machine_lacks_is_no_part_of_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph cannot hold a look at files, and the layer's has to be one."""
+    cuda = SimpleNamespace(
+        is_available=lambda: True, device_count=lambda: 1, get_device_capability=lambda i: (7, 5)
+    )
+    monkeypatch.setattr(triton, "torch", SimpleNamespace(cuda=cuda, version=SimpleNamespace(hip=None)))
+    problem = Problem(grid=(8, 8), device="cuda")
+
+    def count(x: torch.Tensor) -> torch.Tensor:
+        return x + len(triton.unsupported(problem))
+
+    for capability, reasons in (((9, 0), 0), ((7, 5), 1)):
+        monkeypatch.setattr(cuda, "get_device_capability", lambda i, found=capability: found)
+        monkeypatch.setenv("CC", "a compiler")
+        triton._missing.cache_clear()
+        torch.compiler.reset()
+        found = torch.compile(count, fullgraph=True, backend="eager")(torch.zeros(1))
+        assert found == reasons == len(triton.unsupported(problem))
+    triton._missing.cache_clear()
+
+
 def test_without_triton_the_kernel_is_refused_and_nothing_else_changes() -> None:
     program = """
 import sys
@@ -323,3 +344,9 @@ def test_on_a_gpu_it_is_planned_and_costs_no_memory_forwards() -> None:
     assert row.cost is not None
     assert row.cost.peak_bytes == 0
     assert made.kernel == "triton"
+
+
+def test_its_memory_backwards_is_small_beside_lambdas() -> None:
+    problem = Problem(grid=(64, 64), batch=16, dtype=torch.bfloat16, device="cuda")
+    lambdas = problem.batch * problem.num_queries * problem.dim_k * problem.dim_v * problem.itemsize
+    assert 4 * triton.cost(problem, backward=True).peak_bytes < lambdas

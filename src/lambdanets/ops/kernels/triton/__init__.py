@@ -103,6 +103,7 @@ def unsupported(problem: Problem) -> list[str]:
 
 
 @lru_cache(maxsize=8)
+@torch.compiler.assume_constant_result  # or a compiled graph would break at the first look at a file
 def _missing(device: str) -> tuple[str, ...]:
     """What this machine lacks for a type of device."""
     if find_spec("triton") is None:
