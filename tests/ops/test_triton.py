@@ -203,6 +203,25 @@ def test_no_clock_decides_while_a_graph_is_recorded_or_results_must_repeat(
     assert launches.launched[-1] == tried[0]
 
 
+def test_a_device_with_no_memory_left_for_trials_takes_the_first_tile_and_tries_later(
+    device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    problem = Problem(grid=(9, 9), batch=64, dtype=torch.bfloat16, device="cuda")
+    tried = tiles(problem, "dq")
+    launches = Launches({tile: 9.0 - i for i, tile in enumerate(tried)})
+
+    def without_memory(call: Callable[[], None]) -> float:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(tuning, "_milliseconds", without_memory)
+    tuning.run("dq", problem, [on_device(1)], launches.calls)
+    assert launches.launched == [tried[0]]
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
+    tuning.run("dq", problem, [on_device(1)], launches.calls)
+    assert launches.launched[-1] == tried[-1]
+
+
 def test_a_tile_is_found_once_and_kept_in_a_file(tmp_path: Path) -> None:
     found: list[Tile] = []
 
