@@ -26,7 +26,7 @@ PROBLEM = Problem(grid=(14, 14), scope=(23, 23), batch=32, dtype=torch.bfloat16,
 
 @pytest.fixture
 def tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """Tiles are tried, as for a user, and kept in a folder of the test's own."""
+    """Tiles are tried, as for a user, and kept in a folder of the test's own; memory is not filled first."""
     from lambdanets.ops.kernels.triton import tuning
 
     monkeypatch.setattr(tuning, "_taken", {})
@@ -147,7 +147,7 @@ def test_a_training_step_is_recorded_as_a_graph_and_repeated(tuned: Path, warm: 
 @triton
 @pytest.mark.parametrize("kind", ["forward", "backward"])
 def test_nothing_of_the_size_of_lambdas_or_of_maps_is_stored(kind: str) -> None:
-    problem = Problem(grid=(64, 64), batch=4, dtype=torch.bfloat16, device="cuda")
+    problem = Problem(grid=(64, 64), batch=16, dtype=torch.bfloat16, device="cuda")
     g, q, v, e = problem.random_inputs()
     y = torch.empty_like(g)
 
@@ -166,8 +166,7 @@ def test_nothing_of_the_size_of_lambdas_or_of_maps_is_stored(kind: str) -> None:
     torch.cuda.synchronize()
     rise = torch.cuda.max_memory_allocated() - before - sum(x.nbytes for x in found if x is not None)
     said = KERNELS["triton"].cost(problem, backward=kind == "backward").peak_bytes
-    assert rise <= 1.1 * said + 2**20
-    assert 4 * said < problem.batch * 64**2 * 16 * 64 * 2  # position lambdas
+    assert rise <= 1.1 * said + 2**20  # which `test_triton.py` compares with lambdas
 
 
 @triton
@@ -201,12 +200,11 @@ def test_a_layer_under_autocast_computes_in_half_precision() -> None:
 
 @triton
 @pytest.mark.slow
-def test_tensors_of_more_than_2_to_the_31_numbers() -> None:
+def test_tensors_of_more_than_2_to_the_31_numbers(tuned: Path) -> None:
     """The last positions of a sequence whose values are more than 32 bits count, beside a short sequence."""
     n, scope, dim_v = 2**25 + 8, 5, 64
     if torch.cuda.mem_get_info()[0] < 16 * 2**30:
         pytest.skip("needs 16 GiB of GPU memory")
-    torch.use_deterministic_algorithms(False)  # or memory would be filled first
     options = {"device": "cuda", "dtype": torch.bfloat16}
     q, v = torch.randn(1, 1, n, 16, **options), torch.randn(1, n, dim_v, 1, **options)
     e = torch.randn(scope, 16, 1, **options)

@@ -27,7 +27,7 @@ from .tile import LEAST, Tile, table_parts, tiles
 NAME = "triton"
 APPLIES_CONTENT = True
 DEEPEST = 256  # dim_k whose embeddings a program has room for
-LONGEST = 2**31 - 1  # positions that 32 bits count
+LONGEST = 2**29  # positions of a grid: 32 bits count what two of them are apart, and a tile beyond
 CAPABILITY = (8, 0)  # with tensor cores for all of these types
 SHARE = 0.3  # of the rate of large products that shared memory lets through: docs/roofline.md, not measured
 
@@ -103,6 +103,7 @@ def unsupported(problem: Problem) -> list[str]:
 
 
 @lru_cache(maxsize=8)
+@torch.compiler.assume_constant_result  # or a compiled graph would break at the first look at a file
 def _missing(device: str) -> tuple[str, ...]:
     """What this machine lacks for a type of device."""
     if find_spec("triton") is None:

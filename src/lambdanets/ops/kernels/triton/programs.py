@@ -96,9 +96,13 @@ def _call(
     # Steps of 0 where there is one of something: Triton cannot know that it is at 0 of steps of 1.
     strides, reach = [], 0
     for x in given:
-        steps = [step if size > 1 else 0 for size, step in zip(x.shape, x.stride(), strict=True)]
-        reach = max(reach, sum((size - 1) * step for size, step in zip(x.shape, steps, strict=True)))
-        strides += [] if x is parts else steps
+        last = 0
+        for size, step in zip(x.shape, x.stride(), strict=True):
+            step = step if size > 1 else 0
+            last += (size - 1) * step
+            if x is not parts:
+                strides.append(step)
+        reach = max(reach, last)
     constants = constants | {"INDEX": tl.int64 if reach >= WIDE else tl.int32}
     return Call(program, instances, (*given, *strides, *numbers), constants, tile.warps, tile.stages)
 

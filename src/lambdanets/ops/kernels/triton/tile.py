@@ -42,7 +42,8 @@ class Tile:
     first: str = "queries"
 
 
-def tiles(problem: Problem, program: str) -> list[Tile]:
+@lru_cache(maxsize=4096)  # as it is asked for at every launch
+def tiles(problem: Problem, program: str) -> tuple[Tile, ...]:
     """The tiles that are tried for a program: "output", or the gradient "dq", "dv" or "de"."""
     heads = power(problem.num_heads, most=LEAST)
     rows = LEAST // heads  # examples whose heads together are as many rows as tensor cores take
@@ -52,7 +53,7 @@ def tiles(problem: Problem, program: str) -> list[Tile]:
     pairs = max(LEAST, (2048 if wide else 8192) // depth)  # of two patches: their embeddings stay as large
     if program == "de":
         side = power(math.isqrt(pairs), most=8 if wide else 16)
-        return [Tile(examples, heads, side, side, values, warps) for warps in (8, 4)]
+        return tuple(Tile(examples, heads, side, side, values, warps) for warps in (8, 4))
     # The products add up over the context, or for dv over the queries of all heads: over 16 of them at least.
     large, small = min(32, max(LEAST, pairs // LEAST)), LEAST
     shapes = [(large, 8), (small, 8), (small, 4)]
@@ -65,7 +66,7 @@ def tiles(problem: Problem, program: str) -> list[Tile]:
         found.append(replace(found[0], examples=examples // 2, warps=4))
     if program == "output" and not wide:
         found += _lambdas_first(problem, heads, depth, values)
-    return list(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found))
 
 
 def _lambdas_first(problem: Problem, heads: int, depth: int, values: int) -> list[Tile]:

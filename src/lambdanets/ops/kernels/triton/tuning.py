@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -38,7 +39,8 @@ def run(program: str, problem: Problem, tensors: Sequence[Tensor], calls: Calls)
     """Launch a program with its tile, which is found by trials the first time.
 
     Nothing is tried, and the first tile that the device has room for is taken, where no clock may decide what
-    is rounded (`torch.use_deterministic_algorithms`), while a CUDA graph is recorded, and by the interpreter.
+    is rounded (`torch.use_deterministic_algorithms`), while a CUDA graph is recorded, by the interpreter, and
+    where trials, which empty the device's cache by writing 256 MiB, would take more memory than is left.
 
     Args:
         program: "output", "dq", "dv" or "de".
@@ -56,14 +58,15 @@ def run(program: str, problem: Problem, tensors: Sequence[Tensor], calls: Calls)
     with torch.cuda.device(device):
         key = (program, problem, device, rounded(), *(x.stride() for x in tensors))
         tile = _taken.get(key)
-        if torch.are_deterministic_algorithms_enabled() or (
-            tile is None and torch.cuda.is_current_stream_capturing()
-        ):
-            first_with_room(candidates, calls)
-            return
+        if torch.are_deterministic_algorithms_enabled():
+            tile = None
+        elif tile is None and not torch.cuda.is_current_stream_capturing():
+            with suppress(torch.OutOfMemoryError):  # the next call tries again
+                tile = _taken[key] = kept(_file(key), candidates, lambda: fastest(candidates, calls))
         if tile is None:
-            tile = _taken[key] = kept(_file(key), candidates, lambda: fastest(candidates, calls))
-        launch(calls(tile))
+            first_with_room(candidates, calls)
+        else:
+            launch(calls(tile))
 
 
 def launch(calls: Sequence[Call]) -> None:
@@ -88,9 +91,8 @@ def fastest(candidates: Sequence[Tile], calls: Calls) -> Tile:
     """
     times = {}
     for tile in candidates:
-        made = calls(tile)
         with suppress(OutOfResources):
-            times[tile] = _milliseconds(lambda made=made: launch(made))
+            times[tile] = _milliseconds(partial(launch, calls(tile)))
     if not times:
         launch(calls(candidates[-1]))  # to say what it would take
     return next(tile for tile in times if times[tile] <= TIE * min(times.values()))
