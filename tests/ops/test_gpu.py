@@ -65,11 +65,13 @@ def test_tiles_are_tried_once_and_kept(tuned: Path) -> None:
 
 @triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_every_tile_is_right_and_repeats_its_bits(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("sizes", [(5, 5), (1, 1)], ids=str)
+def test_every_tile_is_right_and_repeats_its_bits(dtype: torch.dtype, sizes: tuple[int, int]) -> None:
     """With more of everything than a tile has."""
     from lambdanets.ops.kernels.triton import programs
 
-    case = Case(name="seams", grid=(9, 37), scope=(6, 11), batch=5, num_heads=5, dim_k=17, dim_v=133)
+    batch, heads = sizes
+    case = Case(name="seams", grid=(9, 37), scope=(6, 11), batch=batch, num_heads=heads, dim_k=17, dim_v=133)
     x = case.inputs(dtype, "cuda")
     q, v, e = x["q"], x["v"], x["e"]
     g = case.upstream(dtype, "cuda")

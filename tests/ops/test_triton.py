@@ -159,7 +159,7 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
 
 
 def on_device(*strides: int) -> SimpleNamespace:
-    return SimpleNamespace(device=torch.device("cuda", 0), stride=lambda: strides)
+    return SimpleNamespace(device=torch.device("cuda", 0), ndim=len(strides), stride=strides.__getitem__)
 
 
 def test_a_program_is_tuned_once_for_each_order_in_memory(
@@ -179,6 +179,29 @@ def test_a_program_is_tuned_once_for_each_order_in_memory(
     before = len(launches.launched)
     tuning.run("output", problem, [on_device(8, 1)], launches.calls)
     assert launches.launched[before:] == [tried[-1]]
+
+
+def test_problems_of_about_the_same_sizes_share_a_tile(
+    device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem(grid=(50, 67), scope=(7, 7), batch=6, dtype=torch.bfloat16, device="cuda")
+    tried = tiles(problem, "dv")
+    launches = Launches(dict.fromkeys(tried, 1.0))
+    monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
+    for like in ({}, {"grid": (61, 110)}, {"batch": 8}, {"content": False}):
+        tuning.run("dv", replace(problem, **like), [on_device(8, 1)], launches.calls)
+    assert len(launches.launched) == len(tried) + 4
+    for unlike in ({"grid": (50, 129)}, {"batch": 9}, {"scope": (9, 9)}, {"dtype": torch.float16}):
+        before = len(launches.launched)
+        tuning.run("dv", replace(problem, **unlike), [on_device(8, 1)], launches.calls)
+        assert len(launches.launched) > before + 1
+
+
+@pytest.mark.parametrize("program", ["output", "dq", "dv", "de"])
+def test_tiles_of_like_problems_are_tried_for_both(program: str) -> None:
+    for batch in range(1, 40):
+        problem = Problem(grid=(9, batch), batch=batch, num_heads=3, dtype=torch.bfloat16, device="cuda")
+        assert tiles(problem, program) == tiles(tuning.alike(program, problem), program)
 
 
 def test_no_clock_decides_while_a_graph_is_recorded_or_results_must_repeat(

@@ -11,8 +11,8 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -24,6 +24,7 @@ from triton.testing import do_bench
 
 from ...problem import Problem
 from .call import Call
+from .geometry import power
 from .programs import rounded
 from .tile import Tile, tiles
 
@@ -56,7 +57,7 @@ def run(program: str, problem: Problem, tensors: Sequence[Tensor], calls: Calls)
         launch(calls(candidates[0]))
         return
     with torch.cuda.device(device):
-        key = (program, problem, device, rounded(), *(x.stride() for x in tensors))
+        key = (program, alike(program, problem), device, rounded(), *map(_order, tensors))
         tile = _taken.get(key)
         if torch.are_deterministic_algorithms_enabled():
             tile = None
@@ -67,6 +68,20 @@ def run(program: str, problem: Problem, tensors: Sequence[Tensor], calls: Calls)
             first_with_room(candidates, calls)
         else:
             launch(calls(tile))
+
+
+@lru_cache(maxsize=4096)
+def alike(program: str, problem: Problem) -> Problem:
+    """The problem whose tile serves those of about its sizes: photos of many sizes are not tried apart."""
+    grids = {"grid": problem.grid, "context_grid": problem.context.key_grid}
+    powers = {name: tuple(map(power, grid)) for name, grid in grids.items()}
+    content = problem.content and program in ("output", "dq")
+    return replace(problem, batch=power(problem.batch), content=content, **powers)  # type: ignore[arg-type]
+
+
+def _order(x: Tensor) -> tuple[int, ...]:
+    """A tensor's axes as they follow each other in memory."""
+    return tuple(sorted(range(x.ndim), key=x.stride))
 
 
 def launch(calls: Sequence[Call]) -> None:
