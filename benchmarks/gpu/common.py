@@ -18,11 +18,8 @@ sys.path.insert(0, str(ROOT / "src"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
 
 MINUTES = 8.0
-FAILURE, USAGE, LOST = (
-    1,
-    2,
-    9,
-)  # exit statuses; 9 of a worker whose GPU answers no more, pytest has none like it
+FAILURE, USAGE = 1, 2  # exit statuses
+LOST = 9  # of a worker whose GPU answers no more; pytest has none like it
 
 
 class Parser(argparse.ArgumentParser):

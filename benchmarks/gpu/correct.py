@@ -121,7 +121,7 @@ def main() -> int:
         return work(words, out)
     out.mkdir(parents=True, exist_ok=True)
     if not words.resume:
-        for name in ("correct.csv", "failures.txt"):
+        for name in ("correct.csv", "failures.txt", "state.json"):
             (out / name).unlink(missing_ok=True)
     code = in_workers(__file__, words.minutes, words.resume)
     if (out / "correct.csv").exists():
