@@ -42,6 +42,16 @@ def patches(grid, TY: tl.constexpr, TX: tl.constexpr):
 
 
 @triton.jit
+def instance(
+    grid, V, H, TY: tl.constexpr, TX: tl.constexpr, BV: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr
+):
+    """What this instance of a program writes: where its patch begins, its first value, head and example."""
+    at, rest = tl.program_id(0) % patches(grid, TY, TX), tl.program_id(0) // patches(grid, TY, TX)
+    v0, rest = rest % tl.cdiv(V, BV) * BV, rest // tl.cdiv(V, BV)
+    return corner(at, grid, TY, TX), v0, rest % tl.cdiv(H, BH) * BH, rest // tl.cdiv(H, BH) * BB
+
+
+@triton.jit
 def seen(x, T: tl.constexpr, N, C, L, M):
     """What x ... x + T - 1 of an axis of length N see of one of length M: first, and one past the last."""
     start = tl.maximum(0, x - C)

@@ -18,6 +18,7 @@ from .blocks import (
     by_position,
     corner,
     entries,
+    instance,
     of_lambdas,
     patches,
     read,
@@ -44,10 +45,7 @@ def output_program(
     BN: tl.constexpr = NTY * NTX
     BM: tl.constexpr = MTY * MTX
     grid, other, table, centre = (NZ, NY, NX), (MZ, MY, MX), (LZ, LY, LX), (CZ, CY, CX)
-    rest = tl.program_id(0) // patches(grid, NTY, NTX)
-    n = corner(tl.program_id(0) % patches(grid, NTY, NTX), grid, NTY, NTX)
-    v0, rest = rest % tl.cdiv(V, BV) * BV, rest // tl.cdiv(V, BV)
-    h0, b0 = rest % tl.cdiv(H, BH) * BH, rest // tl.cdiv(H, BH) * BB
+    n, v0, h0, b0 = instance(grid, V, H, NTY, NTX, BV, BH, BB)
     at = by_position((q_b, q_h, q_n, q_k), b0, h0, n, (B, H, K), grid, BB, BH, NTY, NTX, BK, INDEX)
     queries = read(q, at)
     met = window(n, grid, other, table, centre, NTY, NTX)
@@ -87,9 +85,7 @@ def query_gradient_program(
     BN: tl.constexpr = NTY * NTX
     BM: tl.constexpr = MTY * MTX
     grid, other, table, centre = (NZ, NY, NX), (MZ, MY, MX), (LZ, LY, LX), (CZ, CY, CX)
-    rest = tl.program_id(0) // patches(grid, NTY, NTX)
-    n = corner(tl.program_id(0) % patches(grid, NTY, NTX), grid, NTY, NTX)
-    h0, b0 = rest % tl.cdiv(H, BH) * BH, rest // tl.cdiv(H, BH) * BB
+    n, _, h0, b0 = instance(grid, ONE, H, NTY, NTX, BV, BH, BB)
     met = window(n, grid, other, table, centre, NTY, NTX)
     total = tl.zeros([BN, BB * BH, BK], SUM)
     for v0 in range(0, V, BV):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .blocks import corner, entry, number, patches, places, step, steps, window
+from .blocks import entry, instance, number, places, step, steps, window
 
 
 @triton.jit
@@ -28,10 +28,7 @@ def output_program(
     BN: tl.constexpr = NTY * NTX
     BM: tl.constexpr = MTY * MTX
     grid, other, table, centre = (NZ, NY, NX), (MZ, MY, MX), (LZ, LY, LX), (CZ, CY, CX)
-    rest = tl.program_id(0) // patches(grid, NTY, NTX)
-    n = corner(tl.program_id(0) % patches(grid, NTY, NTX), grid, NTY, NTX)
-    v0, rest = rest % tl.cdiv(V, BV) * BV, rest // tl.cdiv(V, BV)
-    h0, b0 = rest % tl.cdiv(H, BH) * BH, rest // tl.cdiv(H, BH) * BB
+    n, v0, h0, b0 = instance(grid, V, H, NTY, NTX, BV, BH, BB)
     row, column = tl.arange(0, BB * BV), tl.arange(0, BN * BK)
     b, d, k = b0 + row // BV, v0 + row % BV, column % BK
     row_mask = (b < B) & (d < V)
