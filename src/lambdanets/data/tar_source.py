@@ -86,10 +86,11 @@ def _labelled(
 ) -> tuple[np.ndarray, ClassWords]:
     """The side and the label of every image, from .cls files or from folders."""
     words, inverse = np.unique(members.labels, return_inverse=True)
-    if words.all():
+    has_label = words != b""  # `words.all()` is an error for bytes in NumPy 1
+    if has_label.all():
         decoded = [word.decode("utf-8", "replace") for word in words]
         return sides, ClassWords(decoded, inverse, all(NUMBER.fullmatch(word) for word in decoded))
-    if words.any():
+    if has_label.any():
         raise DataError(f"some archives in {root} have .cls files and others do not; make them alike.")
     # A side goes with each folder: archives of train and of val may be packed from different levels.
     folders, inverse = np.unique(
