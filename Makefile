@@ -1,14 +1,15 @@
-# make demo | test | lint | format | clean. Needs Python 3.11 or newer and make; everything else goes into .venv.
+# make demo | test | test-lowest | lint | format | clean. Needs Python 3.11 or newer and make; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+LOWEST := .venv-lowest
 DEMO := runs/demo
 # Threads that wait asleep: on a busy machine spinning ones slow each other down many times over.
 export OMP_WAIT_POLICY ?= passive
 # Workers of the test run; each uses one thread.
 JOBS ?= 2
 
-.PHONY: demo test lint format clean install
+.PHONY: demo test test-lowest lint format clean install
 .DEFAULT_GOAL := test
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -16,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv (PyTorch is large: some minutes the first time) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[detection,export]' --group dev
 	@touch $@
 
 install: $(INSTALLED)
@@ -31,6 +32,19 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
+# The oldest versions that pyproject.toml claims, in an environment of their own.
+$(LOWEST)/.installed: pyproject.toml
+	@echo "Installing the oldest supported versions into $(LOWEST) (some minutes) ..."
+	@rm -rf $(LOWEST)
+	@$(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+		--editable '.[detection,export,bench]' --group test
+	@touch $@
+
+test-lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -42,4 +56,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(LOWEST) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
