@@ -23,10 +23,12 @@ RECIPES: dict[str, Callable[[], RunConfig | DetectionConfig]] = {
     "coco": coco,
     "nuclei": nuclei,
 }
-NARROW = (8, 16, 32, 64)  # channels inside the blocks of a miniature's stages
-DETECTOR = (
+TRUNK = (  # a miniature of the networks for ImageNet and of a detector's backbone
+    "model.options.widths=[8, 16, 32, 64]",
     "model.options.depths=(1, 1, 2, 1)",
     "model.options.operator_blocks=((), (), (1,), 'all')",
+)
+DETECTOR = (
     "model.options.stem_width=8",
     "model.fpn_channels=16",
     "model.anchor_sizes=(8, 16, 32, 64, 128)",
@@ -67,14 +69,14 @@ def miniature(config: Config) -> Config:
     """The same run in a few steps on one core: every part is used, nothing is learnt.
 
     Images stay as they are up to 32 pixels, with a detector 64, and shrink to that beyond; networks for
-    ImageNet and detectors become narrow. The data may still have to be named.
+    ImageNet and detectors become narrow and shallow. The data may still have to be named.
     """
     detects = isinstance(config, DetectionConfig)
-    narrow = detects or config.recipe.startswith("imagenet")
+    small = detects or config.recipe.startswith("imagenet")
     side, images = (64, 2) if detects else (32, 8)
     return override(
         config,
-        *([f"model.options.widths={list(NARROW)}"] if narrow else []),
+        *(TRUNK if small else ()),
         *(DETECTOR if detects else ()),
         f"data.image_size={min(config.data.image_size, side)}",
         f"data.batch_size={images}",
