@@ -28,7 +28,7 @@ def by_hand(layer: LambdaLayer2d, x: torch.Tensor, normalize: str, softmax_queri
 @pytest.mark.parametrize("grads", [True, False])
 def test_without_batch_norm_the_layer_is_the_operator_on_its_projections(normalize: str, grads: bool) -> None:
     layer = LambdaLayer2d(
-        6, 12, dim_k=5, num_heads=3, scope=3, normalize=normalize, batch_norm=False, dtype=torch.float64
+        6, 12, dim_k=5, num_heads=3, scope=3, normalize=normalize, norm=None, dtype=torch.float64
     )
     x = torch.randn(2, 6, 4, 7, dtype=torch.float64)
     both = normalize == "softmax_both"
@@ -49,14 +49,14 @@ def test_evaluation_folds_the_same_numbers_whatever_the_normalisation() -> None:
 def test_the_default_is_the_papers() -> None:
     options = {"dim_k": 5, "num_heads": 3, "scope": 3, "dtype": torch.float64}
     plain, said = (
-        LambdaLayer2d(6, **options, **more) for more in ({}, {"normalize": "softmax", "batch_norm": True})
+        LambdaLayer2d(6, **options, **more) for more in ({}, {"normalize": "softmax", "norm": "batch"})
     )
     said.load_state_dict(plain.state_dict())
     x = torch.randn(2, 6, 4, 7, dtype=torch.float64)
     assert_close(said(x), plain(x))
     assert "normalize" not in repr(plain)
-    assert "normalize='l2', batch_norm=False" in repr(
-        LambdaLayer2d(6, num_heads=3, scope=3, normalize="l2", batch_norm=False)
+    assert "normalize='l2', norm=None" in repr(
+        LambdaLayer2d(6, num_heads=3, scope=3, normalize="l2", norm=None)
     )
 
 

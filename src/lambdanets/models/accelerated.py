@@ -3,12 +3,46 @@
 from __future__ import annotations
 
 import torch
+from timm.layers.lambda_layer import LambdaLayer
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ..nn.folding import Part, foldable, project, project_apart, untouched
 from ..nn.layout import dense_like, ordered_gradient, to_channels
 from ..ops import LocalContext, lambda_layer
+
+
+@torch.fx.wrap
+def _checked(x: Tensor) -> Tensor:
+    if x.ndim != 4:
+        raise ValueError(f"x must be of shape (b dim height width), got {tuple(x.shape)}")
+    return x
+
+
+@torch.fx.wrap
+def _operate(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    e: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    num_heads: int,
+    dim_u: int,
+) -> Tensor:
+    """Compute the output (b, dim_out, height, width) from normed projections: one node in torch.fx."""
+    queries, values = ordered_gradient(queries), ordered_gradient(values)
+    dtype = keys.dtype  # under autocast norms and projections may differ in type
+    q = queries.flatten(2).unflatten(1, (num_heads, -1)).mT.to(dtype)
+    k = keys.flatten(2).unflatten(1, (dim_u, -1)).permute(0, 3, 2, 1)
+    v = values.flatten(2).unflatten(1, (dim_u, -1)).permute(0, 3, 2, 1).to(dtype)
+    y = lambda_layer(q, k, v, e.to(dtype), context=LocalContext(tuple(x.shape[2:]), tuple(e.shape[:2])))
+    if bias is not None:
+        y = y + torch.einsum("bhnk,k->bhn", q, bias.to(dtype))[..., None]
+    return to_channels(y, x)
+
+
+torch.fx.wrap("dense_like")
 
 
 class AcceleratedLayer(nn.Module):
@@ -102,26 +136,16 @@ class AcceleratedLayer(nn.Module):
             ValueError: If `x` has other axes.
             RuntimeError: If the position convolution has been changed, other than in its weights.
         """
-        if x.ndim != 4:
-            raise ValueError(f"x must be of shape (b dim height width), got {tuple(x.shape)}")
+        x = _checked(x)
         projections = [getattr(self, name) for name in self.projection_names]
-        if foldable(projections, [self.norm_q, self.norm_v]):
+        if foldable(x, projections, [self.norm_q, self.norm_v]):
             queries, keys, values = project(x, self.weights())
         else:
             queries, keys, values = self.projections(x)
-            queries, values = ordered_gradient(queries), ordered_gradient(values)
-        dtype = keys.dtype  # under autocast norms and projections may differ in type
-        q = queries.flatten(2).unflatten(1, (self.num_heads, -1)).mT.to(dtype)
-        k = keys.flatten(2).unflatten(1, (self.dim_u, -1)).permute(0, 3, 2, 1)
-        v = values.flatten(2).unflatten(1, (self.dim_u, -1)).permute(0, 3, 2, 1).to(dtype)
         obstacle = self.obstacle(self)
         if obstacle is not None:
             raise RuntimeError(f"accelerate has read {self.convolution} as a table, but now {obstacle}")
-        e, bias = self.positions()
-        y = lambda_layer(q, k, v, e.to(dtype), context=LocalContext(tuple(x.shape[2:]), tuple(e.shape[:2])))
-        if bias is not None:
-            y = y + torch.einsum("bhnk,k->bhn", q, bias.to(dtype))[..., None]
-        return to_channels(y, x)
+        return _operate(queries, keys, values, *self.positions(), x, self.num_heads, self.dim_u)
 
     def extra_repr(self) -> str:
         *scope, dim_k, dim_u = self.positions()[0].shape
@@ -255,6 +279,6 @@ class DLi14LambdaLayer(AcceleratedLayer):
         return self.lambda_conv.weight.squeeze(2).permute(2, 3, 0, 1), self.lambda_conv.bias
 
 
-# Their geometry is a function of the sizes, so torch.fx takes the layers as leaves.
-for _layer in (TimmLambdaLayer, LucidrainsLambdaLayer, DLi14LambdaLayer):
+# timm's graphs (feature_cls="fx") keep the layers whole, its own too: `accelerate` finds it in them.
+for _layer in (LambdaLayer, TimmLambdaLayer, LucidrainsLambdaLayer, DLi14LambdaLayer):
     register_notrace_module(_layer)
