@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from timm.layers.lambda_layer import LambdaLayer
 from timm.models import register_notrace_module
@@ -42,6 +44,8 @@ def _operate(
     return to_channels(y, x)
 
 
+torch.library.define("lambdanets::accelerated_output", torch.library.infer_schema(_operate, mutates_args=()))
+torch.library.impl("lambdanets::accelerated_output", "CompositeImplicitAutograd", _operate)
 torch.fx.wrap("dense_like")
 
 
@@ -63,19 +67,21 @@ class AcceleratedLayer(nn.Module):
         The operator has no such term; it is added here.
     """
 
-    convolution: str  # the attribute of the original that is a convolution in its local form
-    side: int  # the axis of this convolution, of one entry, along which the original lays the values
-    indices: str | None  # the attribute of the original, of n x m entries, that gathers its embeddings
-    projection_names: tuple[str, ...]
-    norm_q: nn.BatchNorm2d
-    norm_v: nn.BatchNorm2d
-    num_heads: int
-    dim_u: int = 1
+    if TYPE_CHECKING:  # TorchScript would read the annotations of attributes, and knows no modules there
+        convolution: str  # the attribute of the original that is a convolution in its local form
+        side: int  # the axis of this convolution, of one entry, along which the original lays the values
+        indices: str | None  # the attribute of the original, of n x m entries, that gathers its embeddings
+        projection_names: tuple[str, ...]
+        norm_q: nn.BatchNorm2d
+        norm_v: nn.BatchNorm2d
+        num_heads: int
+        dim_u: int
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         # By reference, registries and all: nothing is copied, and hooks can still be removed by their handle.
         self.__dict__.update(layer.__dict__)
+        self.dim_u = 1
         self._buffers = {name: buffer for name, buffer in layer._buffers.items() if name != self.indices}
         if self.indices is not None:
             self.__dict__.pop(self.indices, None)
@@ -136,6 +142,21 @@ class AcceleratedLayer(nn.Module):
             ValueError: If `x` has other axes.
             RuntimeError: If the position convolution has been changed, other than in its weights.
         """
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+            queries, keys, values = self.projections(x)
+            e, bias = self.positions()
+            y = torch.ops.lambdanets.accelerated_output(
+                queries, keys, values, e, bias, x, self.num_heads, self.dim_u
+            )
+        else:
+            y = self._forward(x)
+        return self.resized(y)
+
+    def resized(self, y: Tensor) -> Tensor:
+        """The output of the whole layer: `y`, or `y` pooled where the original strides."""
+        return y
+
+    def _forward(self, x: Tensor) -> Tensor:
         x = _checked(x)
         projections = [getattr(self, name) for name in self.projection_names]
         if foldable(x, projections, [self.norm_q, self.norm_v]):
@@ -163,15 +184,16 @@ class TimmLambdaLayer(AcceleratedLayer):
     side = 2
     indices = "rel_pos_indices"
     projection_names = ("qkv",)
-    qkv: nn.Conv2d
-    conv_lambda: nn.Conv3d | None
-    pos_emb: Tensor
-    pool: nn.Module
-    dim_qk: int
-    dim_v: int
+    if TYPE_CHECKING:
+        qkv: nn.Conv2d
+        conv_lambda: nn.Conv3d | None
+        pos_emb: Tensor
+        pool: nn.Module
+        dim_qk: int
+        dim_v: int
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pool(super().forward(x))
+    def resized(self, y: Tensor) -> Tensor:
+        return self.pool(y)
 
     @property
     def _parts(self) -> list[int]:
@@ -204,14 +226,15 @@ class LucidrainsLambdaLayer(AcceleratedLayer):
     side = 0
     indices = "rel_pos"
     projection_names = ("to_q", "to_k", "to_v")
-    to_q: nn.Conv2d
-    to_k: nn.Conv2d
-    to_v: nn.Conv2d
-    pos_conv: nn.Conv3d
-    rel_pos_emb: Tensor
-    local_contexts: bool
-    heads: int
-    u: int
+    if TYPE_CHECKING:
+        to_q: nn.Conv2d
+        to_k: nn.Conv2d
+        to_v: nn.Conv2d
+        pos_conv: nn.Conv3d
+        rel_pos_emb: Tensor
+        local_contexts: bool
+        heads: int
+        u: int
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__(layer)
@@ -238,14 +261,15 @@ class DLi14LambdaLayer(AcceleratedLayer):
     side = 0
     indices = None
     projection_names = ("conv_qkv",)
-    conv_qkv: nn.Conv2d
-    lambda_conv: nn.Conv3d
-    avgpool: nn.Module
-    stride: int
-    Nh: int
-    dk: int
-    du: int
-    dv: int
+    if TYPE_CHECKING:
+        conv_qkv: nn.Conv2d
+        lambda_conv: nn.Conv3d
+        avgpool: nn.Module
+        stride: int
+        Nh: int
+        dk: int
+        du: int
+        dv: int
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__(layer)
@@ -258,8 +282,7 @@ class DLi14LambdaLayer(AcceleratedLayer):
         sizes = {"Nh", "dk", "du", "dv", "stride"}
         return layer._modules.keys() - {"avgpool"} == held and sizes <= vars(layer).keys()
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
+    def resized(self, y: Tensor) -> Tensor:
         return self.avgpool(y) if self.stride > 1 else y
 
     @property

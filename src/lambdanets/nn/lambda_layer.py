@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -171,7 +172,7 @@ class LambdaLayer(nn.Module):
             self.register_parameter("position_bias", None)
         self.reset_parameters()
 
-    def _make_norm(self, channels: int, **factory: Any) -> nn.Module:
+    def _make_norm(self, channels: int, **factory: Any) -> _BatchNorm | ChannelRMSNorm | nn.Identity:
         if self.norm is None:
             return nn.Identity()
         # The epsilon of the batch norms: that of PyTorch's RMS norm is the dtype's, 1e-3 in float16.
@@ -227,7 +228,38 @@ class LambdaLayer(nn.Module):
         Raises:
             ValueError: If a shape does not fit.
         """
-        source = _checked_source(x, context, self.dim, self.rank, self.causal)
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+            return self._scripted(x, context, mask)
+        else:
+            return self._forward(x, context, mask)
+
+    def _scripted(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Apply the layer in TorchScript, which knows `_operate` as a library operator."""
+        source = x if context is None else context
+        keys: Tensor | None = None
+        if self.to_keys is not None:
+            keys = self.to_keys(source)
+        return torch.ops.lambdanets.layer_output(
+            self.norm_queries(self.to_queries(x)),
+            keys,
+            self.norm_values(self.to_values(source)),
+            self.positions,
+            self.position_bias,
+            x,
+            source,
+            mask,
+            self.num_heads,
+            self.dim_k,
+            self.dim_u,
+            self.dilation,
+            self.causal,
+            self.content,
+            self.normalize,
+            self.kernel,
+        )
+
+    def _forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        source = _checked_source(x, context, self.dim, self.rank)
         # A graph of torch.fx may be traced in training and run in evaluation; a compiled one cannot warn.
         if not (isinstance(x, Proxy) or torch.compiler.is_compiling()):
             self._check_statistics(x, source, mask)
@@ -241,14 +273,14 @@ class LambdaLayer(nn.Module):
             x,
             source,
             mask,
-            num_heads=self.num_heads,
-            dim_k=self.dim_k,
-            dim_u=self.dim_u,
-            dilation=self.dilation,
-            causal=self.causal,
-            content=self.content,
-            normalize=self.normalize,
-            kernel=self.kernel,
+            self.num_heads,
+            self.dim_k,
+            self.dim_u,
+            self.dilation,
+            self.causal,
+            self.content,
+            self.normalize,
+            self.kernel,
         )
 
     def _projections(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -341,7 +373,7 @@ class LambdaLayer(nn.Module):
 
 
 @torch.fx.wrap
-def _checked_source(x: Tensor, context: Tensor | None, dim: int, rank: int, causal: bool) -> Tensor:
+def _checked_source(x: Tensor, context: Tensor | None, dim: int, rank: int) -> Tensor:
     """Return where keys and values come from: the context, or `x` without one.
 
     Raises:
@@ -359,11 +391,6 @@ def _checked_source(x: Tensor, context: Tensor | None, dim: int, rank: int, caus
             raise ValueError(f"{name} has no positions: it is of shape {tuple(given.shape)}")
     if source.shape[0] != x.shape[0]:
         raise ValueError(f"context must have the batch size of x, {x.shape[0]}, got {source.shape[0]}")
-    if causal and source.shape[2] != x.shape[2]:
-        raise ValueError(
-            f"causal=True needs a context as long as x, {x.shape[2]} positions, got {source.shape[2]}: both "
-            "begin at position 0; for the outputs of the last positions apply the layer to the whole sequence"
-        )
     return source
 
 
@@ -377,11 +404,10 @@ def _operate(
     x: Tensor,
     source: Tensor,
     mask: Tensor | None,
-    *,
     num_heads: int,
     dim_k: int,
     dim_u: int,
-    dilation: tuple[int, ...],
+    dilation: Sequence[int],
     causal: bool,
     content: bool,
     normalize: str,
@@ -402,7 +428,15 @@ def _operate(
         dim_k: k.
         dim_u: u.
         dilation: As in the layer, as are all that follow.
+
+    Raises:
+        ValueError: If a causal layer gets a context of another length, or the mask does not fit.
     """
+    if causal and source.shape[2] != x.shape[2]:
+        raise ValueError(
+            f"causal=True needs a context as long as x, {x.shape[2]} positions, got {source.shape[2]}: both "
+            "begin at position 0; for the outputs of the last positions apply the layer to the whole sequence"
+        )
     queries, values = ordered_gradient(queries), ordered_gradient(values)
     q = queries.flatten(2).unflatten(1, (num_heads, dim_k)).mT
     if normalize == "softmax_both":
@@ -420,7 +454,9 @@ def _operate(
         geometry = GlobalContext(grid, context_grid=context_grid, causal=causal)
     else:
         scope = tuple(positions.shape[:-2])
-        geometry = LocalContext(grid, scope, dilation=dilation, context_grid=context_grid, causal=causal)
+        geometry = LocalContext(
+            grid, scope, dilation=tuple(dilation), context_grid=context_grid, causal=causal
+        )
     y = lambda_layer(
         q.to(dtype),
         k,
@@ -436,6 +472,10 @@ def _operate(
         # No product of a matrix and a vector: onnxruntime 1.32 gives a wrong one of a transposed matrix.
         y = y + torch.einsum("bhnk,k->bhn", q.to(dtype), position_bias.to(dtype))[..., None]
     return to_channels(y, x)
+
+
+torch.library.define("lambdanets::layer_output", torch.library.infer_schema(_operate, mutates_args=()))
+torch.library.impl("lambdanets::layer_output", "CompositeImplicitAutograd", _operate)
 
 
 def _flat_mask(mask: Tensor, source: Tensor) -> Tensor:
