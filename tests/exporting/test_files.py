@@ -25,7 +25,7 @@ FREE = {
     "intra_depth": LambdaLayer2d(DIM, scope=5, dilation=2, dim_u=2, position_bias=True, **SMALL),
     "everywhere": LambdaLayer2d(DIM, grid=6, normalize="l2", **SMALL),
     "content": LambdaLayer2d(DIM, position=False, **SMALL),
-    "position": LambdaLayer2d(DIM, scope=7, content=False, batch_norm=False, **SMALL),
+    "position": LambdaLayer2d(DIM, scope=7, content=False, norm=None, **SMALL),
     "attention": GlobalAttention2d(DIM, num_heads=3, grid=5),
     "axial": AxialAttention2d(DIM, num_heads=3, grid=5),
     "linear_attention": LinearAttention2d(DIM, num_heads=3),

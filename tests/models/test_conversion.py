@@ -75,7 +75,7 @@ def test_a_layer_that_computes_something_else_is_refused(tmp_path: Path, more: d
         load_weights(ours, saved(theirs, tmp_path / "w.pt"))
 
 
-@pytest.mark.parametrize("more", [{"num_heads": 6}, {"scope": 5}, {"batch_norm": False}, {"content": False}])
+@pytest.mark.parametrize("more", [{"num_heads": 6}, {"scope": 5}, {"norm": None}, {"content": False}])
 def test_a_layer_of_other_sizes_is_refused(tmp_path: Path, more: dict[str, Any]) -> None:
     theirs = awake(LambdaLayer(DIM, **LUCIDRAINS["local"]))
     ours = LambdaLayer2d(DIM, **({"dim_k": 5, "num_heads": 3, "scope": 3, "position_bias": True} | more))

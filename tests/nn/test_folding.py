@@ -107,7 +107,7 @@ def test_projections_of_another_kind_are_not_folded() -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_what_follows_a_projection_may_write_in_place(channels_last: bool) -> None:
     """For a single image a part of the joined projections would be a view, on which that is an error."""
-    layer = LambdaLayer2d(6, 8, num_heads=2, scope=3, batch_norm=False, dtype=torch.float64)
+    layer = LambdaLayer2d(6, 8, num_heads=2, scope=3, norm=None, dtype=torch.float64)
     layer.norm_values = nn.ReLU(inplace=True)
     x = torch.randn(1, 6, 5, 7, dtype=torch.float64)
     layer(x.contiguous(memory_format=torch.channels_last) if channels_last else x).sum().backward()

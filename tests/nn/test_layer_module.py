@@ -194,6 +194,7 @@ def test_resize_positions_needs_a_global_table(options: dict[str, Any]) -> None:
         ({"kernel": None}, ["kernel", "None"]),
         ({"normalize": None}, ["normalize", "None"]),
         ({"dim_k": 2.0}, ["dim_k", "int"]),
+        ({"norm": "layer"}, ["norm", "layer", "rms"]),
         ({"scope": None, "position": False, "kernel": "conv"}, ["kernel", "conv", "position"]),
         ({"scope": None, "position": False, "position_bias": True}, ["position_bias", "position=False"]),
     ],
@@ -237,7 +238,38 @@ def test_wrong_inputs_are_named(shapes: dict[str, tuple[int, ...]], words: list[
 
 def test_a_mask_of_numbers_is_refused() -> None:
     with pytest.raises(ValueError, match="mask"):
-        LambdaLayer1d(8, scope=3)(torch.ones(2, 8, 5), mask=torch.ones(2, 5))
+        LambdaLayer1d(8, scope=3).eval()(torch.ones(2, 8, 5), mask=torch.ones(2, 5))
+
+
+@pytest.mark.parametrize("length", [1, 4, 6])
+def test_a_causal_layer_refuses_a_context_of_another_length(length: int) -> None:
+    """The last position alone, as a step of decoding would give it, would be position 0."""
+    layer, x = LambdaLayer1d(8, scope=3, causal=True).eval(), torch.randn(2, 8, 5)
+    with pytest.raises(ValueError, match=rf"causal=True needs a context as long as x, {length} positions"):
+        layer(torch.randn(2, 8, length), context=x)
+    assert torch.equal(layer(x, context=x), layer(x))
+
+
+def test_a_packed_sequence_is_refused_with_what_to_do() -> None:
+    packed = nn.utils.rnn.pack_sequence([torch.randn(5, 8), torch.randn(3, 8)])
+    with pytest.raises(ValueError, match="must be a tensor, got PackedSequence; pad the sequences and give"):
+        LambdaLayer1d(8, scope=3)(packed)
+
+
+def test_one_value_per_channel_is_refused_by_batch_norms_in_training_only() -> None:
+    x = torch.randn(1, 8, 1, 1)
+    layer = LambdaLayer2d(8, scope=3)
+    with pytest.raises(ValueError, match=r"more than one value per channel.*give a larger batch or grid"):
+        layer(x)
+    with pytest.raises(ValueError, match=r"but context of shape \(1, 8, 1, 1\) has one"):
+        layer(torch.randn(1, 8, 2, 2), context=x)
+    assert layer.eval()(x).isfinite().all()
+    assert LambdaLayer2d(8, scope=3, norm="rms")(x).isfinite().all()
+
+
+def test_parameters_beyond_the_machines_memory_are_refused_before_they_are_allocated() -> None:
+    with pytest.raises(MemoryError, match=r"dim_k=1000000000.* take 356,000,000,256 bytes, the machine has"):
+        LambdaLayer2d(16, dim_k=10**9, scope=3)
 
 
 def test_repr_says_what_the_layer_is() -> None:

@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from timm.layers.lambda_layer import LambdaLayer
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ..nn.folding import Part, foldable, project, project_apart, untouched
 from ..nn.layout import dense_like, ordered_gradient, to_channels
 from ..ops import LocalContext, lambda_layer
+
+
+@torch.fx.wrap
+def _checked(x: Tensor) -> Tensor:
+    if x.ndim != 4:
+        raise ValueError(f"x must be of shape (b dim height width), got {tuple(x.shape)}")
+    return x
+
+
+@torch.fx.wrap
+def _operate(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    e: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    num_heads: int,
+    dim_u: int,
+) -> Tensor:
+    """Compute the output (b, dim_out, height, width) from normed projections: one node in torch.fx."""
+    queries, values = ordered_gradient(queries), ordered_gradient(values)
+    dtype = keys.dtype  # under autocast norms and projections may differ in type
+    q = queries.flatten(2).unflatten(1, (num_heads, -1)).mT.to(dtype)
+    k = keys.flatten(2).unflatten(1, (dim_u, -1)).permute(0, 3, 2, 1)
+    v = values.flatten(2).unflatten(1, (dim_u, -1)).permute(0, 3, 2, 1).to(dtype)
+    y = lambda_layer(q, k, v, e.to(dtype), context=LocalContext(tuple(x.shape[2:]), tuple(e.shape[:2])))
+    if bias is not None:
+        y = y + torch.einsum("bhnk,k->bhn", q, bias.to(dtype))[..., None]
+    return to_channels(y, x)
+
+
+torch.library.define("lambdanets::accelerated_output", torch.library.infer_schema(_operate, mutates_args=()))
+torch.library.impl("lambdanets::accelerated_output", "CompositeImplicitAutograd", _operate)
+torch.fx.wrap("dense_like")
 
 
 class AcceleratedLayer(nn.Module):
@@ -29,19 +67,21 @@ class AcceleratedLayer(nn.Module):
         The operator has no such term; it is added here.
     """
 
-    convolution: str  # the attribute of the original that is a convolution in its local form
-    side: int  # the axis of this convolution, of one entry, along which the original lays the values
-    indices: str | None  # the attribute of the original, of n x m entries, that gathers its embeddings
-    projection_names: tuple[str, ...]
-    norm_q: nn.BatchNorm2d
-    norm_v: nn.BatchNorm2d
-    num_heads: int
-    dim_u: int = 1
+    if TYPE_CHECKING:  # TorchScript would read the annotations of attributes, and knows no modules there
+        convolution: str  # the attribute of the original that is a convolution in its local form
+        side: int  # the axis of this convolution, of one entry, along which the original lays the values
+        indices: str | None  # the attribute of the original, of n x m entries, that gathers its embeddings
+        projection_names: tuple[str, ...]
+        norm_q: nn.BatchNorm2d
+        norm_v: nn.BatchNorm2d
+        num_heads: int
+        dim_u: int
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         # By reference, registries and all: nothing is copied, and hooks can still be removed by their handle.
         self.__dict__.update(layer.__dict__)
+        self.dim_u = 1
         self._buffers = {name: buffer for name, buffer in layer._buffers.items() if name != self.indices}
         if self.indices is not None:
             self.__dict__.pop(self.indices, None)
@@ -102,26 +142,31 @@ class AcceleratedLayer(nn.Module):
             ValueError: If `x` has other axes.
             RuntimeError: If the position convolution has been changed, other than in its weights.
         """
-        if x.ndim != 4:
-            raise ValueError(f"x must be of shape (b dim height width), got {tuple(x.shape)}")
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+            queries, keys, values = self.projections(x)
+            e, bias = self.positions()
+            y = torch.ops.lambdanets.accelerated_output(
+                queries, keys, values, e, bias, x, self.num_heads, self.dim_u
+            )
+        else:
+            y = self._forward(x)
+        return self.resized(y)
+
+    def resized(self, y: Tensor) -> Tensor:
+        """The output of the whole layer: `y`, or `y` pooled where the original strides."""
+        return y
+
+    def _forward(self, x: Tensor) -> Tensor:
+        x = _checked(x)
         projections = [getattr(self, name) for name in self.projection_names]
-        if foldable(projections, [self.norm_q, self.norm_v]):
+        if foldable(x, projections, [self.norm_q, self.norm_v]):
             queries, keys, values = project(x, self.weights())
         else:
             queries, keys, values = self.projections(x)
-            queries, values = ordered_gradient(queries), ordered_gradient(values)
-        dtype = keys.dtype  # under autocast norms and projections may differ in type
-        q = queries.flatten(2).unflatten(1, (self.num_heads, -1)).mT.to(dtype)
-        k = keys.flatten(2).unflatten(1, (self.dim_u, -1)).permute(0, 3, 2, 1)
-        v = values.flatten(2).unflatten(1, (self.dim_u, -1)).permute(0, 3, 2, 1).to(dtype)
         obstacle = self.obstacle(self)
         if obstacle is not None:
             raise RuntimeError(f"accelerate has read {self.convolution} as a table, but now {obstacle}")
-        e, bias = self.positions()
-        y = lambda_layer(q, k, v, e.to(dtype), context=LocalContext(tuple(x.shape[2:]), tuple(e.shape[:2])))
-        if bias is not None:
-            y = y + torch.einsum("bhnk,k->bhn", q, bias.to(dtype))[..., None]
-        return to_channels(y, x)
+        return _operate(queries, keys, values, *self.positions(), x, self.num_heads, self.dim_u)
 
     def extra_repr(self) -> str:
         *scope, dim_k, dim_u = self.positions()[0].shape
@@ -139,15 +184,16 @@ class TimmLambdaLayer(AcceleratedLayer):
     side = 2
     indices = "rel_pos_indices"
     projection_names = ("qkv",)
-    qkv: nn.Conv2d
-    conv_lambda: nn.Conv3d | None
-    pos_emb: Tensor
-    pool: nn.Module
-    dim_qk: int
-    dim_v: int
+    if TYPE_CHECKING:
+        qkv: nn.Conv2d
+        conv_lambda: nn.Conv3d | None
+        pos_emb: Tensor
+        pool: nn.Module
+        dim_qk: int
+        dim_v: int
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pool(super().forward(x))
+    def resized(self, y: Tensor) -> Tensor:
+        return self.pool(y)
 
     @property
     def _parts(self) -> list[int]:
@@ -180,14 +226,15 @@ class LucidrainsLambdaLayer(AcceleratedLayer):
     side = 0
     indices = "rel_pos"
     projection_names = ("to_q", "to_k", "to_v")
-    to_q: nn.Conv2d
-    to_k: nn.Conv2d
-    to_v: nn.Conv2d
-    pos_conv: nn.Conv3d
-    rel_pos_emb: Tensor
-    local_contexts: bool
-    heads: int
-    u: int
+    if TYPE_CHECKING:
+        to_q: nn.Conv2d
+        to_k: nn.Conv2d
+        to_v: nn.Conv2d
+        pos_conv: nn.Conv3d
+        rel_pos_emb: Tensor
+        local_contexts: bool
+        heads: int
+        u: int
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__(layer)
@@ -214,14 +261,15 @@ class DLi14LambdaLayer(AcceleratedLayer):
     side = 0
     indices = None
     projection_names = ("conv_qkv",)
-    conv_qkv: nn.Conv2d
-    lambda_conv: nn.Conv3d
-    avgpool: nn.Module
-    stride: int
-    Nh: int
-    dk: int
-    du: int
-    dv: int
+    if TYPE_CHECKING:
+        conv_qkv: nn.Conv2d
+        lambda_conv: nn.Conv3d
+        avgpool: nn.Module
+        stride: int
+        Nh: int
+        dk: int
+        du: int
+        dv: int
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__(layer)
@@ -234,8 +282,7 @@ class DLi14LambdaLayer(AcceleratedLayer):
         sizes = {"Nh", "dk", "du", "dv", "stride"}
         return layer._modules.keys() - {"avgpool"} == held and sizes <= vars(layer).keys()
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
+    def resized(self, y: Tensor) -> Tensor:
         return self.avgpool(y) if self.stride > 1 else y
 
     @property
@@ -255,6 +302,6 @@ class DLi14LambdaLayer(AcceleratedLayer):
         return self.lambda_conv.weight.squeeze(2).permute(2, 3, 0, 1), self.lambda_conv.bias
 
 
-# Their geometry is a function of the sizes, so torch.fx takes the layers as leaves.
-for _layer in (TimmLambdaLayer, LucidrainsLambdaLayer, DLi14LambdaLayer):
+# timm's graphs (feature_cls="fx") keep the layers whole, its own too: `accelerate` finds it in them.
+for _layer in (LambdaLayer, TimmLambdaLayer, LucidrainsLambdaLayer, DLi14LambdaLayer):
     register_notrace_module(_layer)

@@ -37,7 +37,8 @@ class ResNetConfig:
         content: Whether lambdas have a content part (Table 10).
         position: Whether lambdas have a position part (Table 10); without it `scope` has no effect.
         normalize: How lambda layers normalise keys, and queries with "softmax_both" (Table 12).
-        batch_norm: Whether a batch norm follows the queries and the values of lambda layers (Table 12).
+        norm: What follows the projections to queries and values of lambda layers: "batch", a batch norm;
+            "rms", an RMS norm over channels at each position; or "none" (Table 12).
         position_bias: Whether lambda layers add one learned lambda to the position lambdas of all, as the
             position convolutions of other implementations do.
         pool_padding: Whether the pooling after a strided operator averages over zeros beyond the border too,
@@ -67,7 +68,7 @@ class ResNetConfig:
     content: bool = True
     position: bool = True
     normalize: Normalize = "softmax"
-    batch_norm: bool = True
+    norm: Literal["batch", "rms", "none"] = "batch"
     position_bias: bool = False
     pool_padding: bool = False
     shared_positions: bool = False
@@ -80,7 +81,11 @@ class ResNetConfig:
                     f"{name} must have one entry for each of the {len(self.depths)} stages of depths="
                     f"{self.depths}, got {getattr(self, name)!r}"
                 )
-        for name, known in (("stem", ("conv7", "deep", "conv3")), ("shortcut", ("conv", "pool"))):
+        for name, known in (
+            ("stem", ("conv7", "deep", "conv3")),
+            ("shortcut", ("conv", "pool")),
+            ("norm", ("batch", "rms", "none")),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("operator_blocks", "squeeze_excite"):

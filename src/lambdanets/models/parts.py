@@ -50,7 +50,7 @@ def _lambda(width: int, place: Place, *, config: ResNetConfig, **factory: Any) -
         content=config.content,
         position=config.position,
         normalize=config.normalize,
-        batch_norm=config.batch_norm,
+        norm=None if config.norm == "none" else config.norm,
         position_bias=config.position_bias,
         kernel=config.kernel,
         **factory,
@@ -88,7 +88,7 @@ def _undilated(what: str) -> ValueError:
     )
 
 
-# Their geometry is a function of the sizes, so torch.fx takes the layers as leaves.
+# timm's graphs (feature_cls="fx") keep the layers whole.
 for _layer in (LambdaLayer2d, GlobalAttention2d, AxialAttention2d, LocalAttention2d, LinearAttention2d):
     register_notrace_module(_layer)
 

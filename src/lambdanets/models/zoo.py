@@ -5,7 +5,7 @@ The ablations have no names of their own: they are options of `resnet50_lambda` 
     Table 9   dim_k, num_heads and dim_u (with dim_u > 1 the paper has scope=7)
     Table 10  position=False (content only); content=False (position only)
     Table 11  resnet50_ccll with scope=3, 7, 15, 23, 31 or "global"
-    Table 12  normalize="softmax_both", "l2" or "none"; batch_norm=False
+    Table 12  normalize="softmax_both", "l2" or "none"; norm="none"
     Table 14  operator_blocks: the lambda layers of c4, such as ((), (), (6, 12, 18), "all")
 
 Blocks are counted from 0. The paper lists the lambda blocks of c4 without saying where it starts; its strided

@@ -10,6 +10,16 @@ from .folding import foldable, project
 from .layout import ordered_gradient
 
 
+@torch.fx.wrap
+def _checked(x: Tensor, dim: int) -> Tensor:
+    if x.ndim != 4 or x.shape[1] != dim:
+        raise ValueError(f"x must be of shape (b {dim} h w), got {tuple(x.shape)}")
+    return x
+
+
+torch.fx.wrap("ordered_gradient")
+
+
 class Projections(nn.Module):
     """Queries, keys and values of all heads by one 1x1 convolution without bias: 3 * dim * dim_out weights.
 
@@ -55,11 +65,10 @@ class Projections(nn.Module):
         Raises:
             ValueError: If the shape of `x` is another.
         """
-        if x.ndim != 4 or x.shape[1] != self.dim:
-            raise ValueError(f"x must be of shape (b {self.dim} h w), got {tuple(x.shape)}")
+        x = _checked(x, self.dim)
         if self.norm is None:
             y = self.conv(x)
-        elif foldable([self.conv], [self.norm]):
+        elif foldable(x, [self.conv], [self.norm]):
             (y,) = project(x, [(self.conv.weight, self.conv.bias, self.norm)])
         else:
             y = ordered_gradient(self.norm(self.conv(x)))

@@ -11,6 +11,27 @@ from .layout import is_channels_last, ordered_gradient
 from .positions import table_shape
 
 
+@torch.fx.wrap
+def _attend_along(qkv: Tensor, positions: Tensor, x: Tensor, axis: str) -> Tensor:
+    """Attention along "height" or "width" from projections (b 3 h d height width), as images like `x`.
+
+    One node in a graph of torch.fx.
+    """
+    # To (qkv, b, lines, h, length, d).
+    lines = qkv.permute(1, 0, 5, 2, 4, 3) if axis == "height" else qkv.permute(1, 0, 4, 2, 5, 3)
+    q, k, v = lines.flatten(1, 2).contiguous()
+    q = q * q.shape[-1] ** -0.5
+    offsets = offsets_table(positions.to(q.dtype), q.shape[2])
+    bias = torch.einsum("bhnd,nmd->bhnm", q, offsets)
+    y = attend(q, k, v, bias).unflatten(0, lines.shape[1:3])
+    y = y.permute(0, 2, 4, 3, 1) if axis == "height" else y.permute(0, 2, 4, 1, 3)
+    layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    return y.flatten(1, 2).contiguous(memory_format=layout)
+
+
+torch.fx.wrap("ordered_gradient")
+
+
 class AxialAttention2d(SelfAttention2d):
     """Every position attends to its column, then every position of the result to its row.
 
@@ -60,21 +81,9 @@ class AxialAttention2d(SelfAttention2d):
         self.reset_parameters()
 
     def _attend(self, x: Tensor) -> Tensor:
-        columns = self.along_height(x).permute(1, 0, 5, 2, 4, 3)  # qkv b width h height d
-        layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-        y = self._attend_along(columns, self.positions_height).permute(0, 2, 4, 3, 1)
-        y = ordered_gradient(self.norm(y.flatten(1, 2).contiguous(memory_format=layout)))
-        rows = self.along_width(y).permute(1, 0, 4, 2, 5, 3)  # qkv b height h width d
-        y = self._attend_along(rows, self.positions_width).permute(0, 2, 4, 1, 3)
-        return y.flatten(1, 2).contiguous(memory_format=layout)
-
-    def _attend_along(self, qkv: Tensor, positions: Tensor) -> Tensor:
-        """Attention on the last axis but one of (qkv, b, lines, h, length, d), returned without the first."""
-        q, k, v = qkv.flatten(1, 2).contiguous()
-        q = q * self.dim_head**-0.5
-        offsets = offsets_table(positions.to(q.dtype), q.shape[2])
-        bias = torch.einsum("bhnd,nmd->bhnm", q, offsets)
-        return attend(q, k, v, bias).unflatten(0, qkv.shape[1:3])
+        y = _attend_along(self.along_height(x), self.positions_height, x, "height")
+        y = ordered_gradient(self.norm(y))
+        return _attend_along(self.along_width(y), self.positions_width, x, "width")
 
     def extra_repr(self) -> str:
         grid = tuple((len(table) + 1) // 2 for table in (self.positions_height, self.positions_width))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -23,12 +24,14 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 Part = tuple[Tensor, Tensor | None, _BatchNorm | None]
 
 
-def joinable(modules: Sequence[nn.Module]) -> bool:
-    """Whether one 1x1 projection says all that these projections, and norms if any, would do.
+def joinable(x: Tensor, modules: Sequence[nn.Module]) -> bool:
+    """Whether one 1x1 projection of `x` computes all that these projections, and norms if any, would do.
 
-    It does not where somebody hooked into a module or exchanged it; and a trace keeps the modules.
+    It does not where somebody hooked into a module or exchanged it; and a trace, by torch.jit or torch.fx,
+    keeps the modules.
     """
-    return not (torch._C._is_tracing() or _has_any_global_hook()) and all(
+    traced = torch._C._is_tracing() or isinstance(x, Proxy)
+    return not (traced or _has_any_global_hook()) and all(
         (type(m) in _NORMS or (type(m) in _CONVOLUTIONS and _is_pointwise(m))) and untouched(m)
         for m in modules
     )
@@ -45,13 +48,13 @@ def untouched(module: nn.Module) -> bool:
     return not any(hooks) and "forward" not in vars(module)
 
 
-def foldable(projections: Sequence[Any], norms: Sequence[nn.Module]) -> bool:
-    """Whether projections can be joined with the norms after them: in evaluation without gradients."""
+def foldable(x: Tensor, projections: Sequence[Any], norms: Sequence[nn.Module]) -> bool:
+    """Whether projections of `x` can be joined with the norms after them: in evaluation without gradients."""
     return (
         not torch.is_grad_enabled()
         and all(type(norm) in _NORMS for norm in norms)
         and not any(norm.training or norm.running_mean is None for norm in norms)
-        and joinable([*projections, *norms])
+        and joinable(x, [*projections, *norms])
     )
 
 
@@ -69,7 +72,7 @@ def project_apart(x: Tensor, projections: Sequence[Any]) -> list[Tensor]:
     """
     biases = [p.bias for p in projections if isinstance(p, _CONVOLUTIONS) and p.bias is not None]
     alike = len(biases) in (0, len(projections))
-    if len(projections) == 1 or not alike or not joinable(projections):
+    if len(projections) == 1 or not alike or not joinable(x, projections):
         return [p(x) for p in projections]
     weight = torch.cat([p.weight for p in projections])
     bias = torch.cat(biases) if biases else None

@@ -12,6 +12,21 @@ from .positions import table_shape
 from .separable import separable_attention
 
 
+@torch.fx.wrap
+def _operate(qkv: Tensor, positions_height: Tensor, positions_width: Tensor, x: Tensor) -> Tensor:
+    """Compute the output from projections (b 3 h d height width): one node in a graph of torch.fx."""
+    q, k, v = qkv.flatten(4).mT.contiguous().unbind(1)  # b h n d
+    q = q * q.shape[-1] ** -0.5
+    height, width = x.shape[-2:]
+    # The logit that each query gives to each row (b h n height) and to each column (b h n width).
+    on_grid = q.unflatten(2, (height, width))
+    by_height = offsets_table(positions_height.to(q.dtype), height)
+    by_width = offsets_table(positions_width.to(q.dtype), width)
+    rows = torch.einsum("bhyxd,yjd->bhyxj", on_grid, by_height).flatten(2, 3)
+    columns = torch.einsum("bhyxd,xjd->bhyxj", on_grid, by_width).flatten(2, 3)
+    return to_channels(separable_attention(q, k, v, rows, columns), x)
+
+
 class GlobalAttention2d(SelfAttention2d):
     """Every position attends to every other, by content and by relative height and width.
 
@@ -60,20 +75,7 @@ class GlobalAttention2d(SelfAttention2d):
         self.reset_parameters()
 
     def _attend(self, x: Tensor) -> Tensor:
-        q, k, v = self.projections(x).flatten(4).mT.contiguous().unbind(1)  # b h n d
-        height, width = x.shape[-2:]
-        q = q * self.dim_head**-0.5
-        rows, columns = self._position_logits(q, height, width)
-        return to_channels(separable_attention(q, k, v, rows, columns), x)
-
-    def _position_logits(self, q: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """The logit that each query gives to each row (b h n height) and to each column (b h n width)."""
-        on_grid = q.unflatten(2, (height, width))
-        by_height = offsets_table(self.positions_height.to(q.dtype), height)
-        by_width = offsets_table(self.positions_width.to(q.dtype), width)
-        rows = torch.einsum("bhyxd,yjd->bhyxj", on_grid, by_height)
-        columns = torch.einsum("bhyxd,xjd->bhyxj", on_grid, by_width)
-        return rows.flatten(2, 3), columns.flatten(2, 3)
+        return _operate(self.projections(x), self.positions_height, self.positions_width, x)
 
     def extra_repr(self) -> str:
         grid = tuple((len(table) + 1) // 2 for table in (self.positions_height, self.positions_width))

@@ -10,6 +10,18 @@ from .attending import Projections, SelfAttention2d
 from .layout import to_channels
 
 
+@torch.fx.wrap
+def _operate(qkv: Tensor, x: Tensor) -> Tensor:
+    """Compute the output from projections (b 3 h d height width): one node in a graph of torch.fx."""
+    q, k, v = qkv.flatten(4).unbind(1)  # b h d n
+    # In half precision the weights of many positions would vanish.
+    wide = torch.promote_types(k.dtype, torch.float32)
+    with no_autocast(x.device.type):
+        summary = k.to(wide).softmax(-1) @ v.to(wide).mT  # b h d v
+        y = q.to(wide).softmax(-2).mT @ summary
+    return to_channels(y.to(v.dtype), x)
+
+
 class LinearAttention2d(SelfAttention2d):
     """Attention in time and memory linear in the positions, without positions (efficient attention).
 
@@ -48,10 +60,4 @@ class LinearAttention2d(SelfAttention2d):
         self.reset_parameters()
 
     def _attend(self, x: Tensor) -> Tensor:
-        q, k, v = self.projections(x).flatten(4).unbind(1)  # b h d n
-        # In half precision the weights of many positions would vanish.
-        wide = torch.promote_types(k.dtype, torch.float32)
-        with no_autocast(x.device.type):
-            summary = k.to(wide).softmax(-1) @ v.to(wide).mT  # b h d v
-            y = q.to(wide).softmax(-2).mT @ summary
-        return to_channels(y.to(v.dtype), x)
+        return _operate(self.projections(x), x)

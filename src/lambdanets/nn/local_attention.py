@@ -65,6 +65,43 @@ class _Axis:
         return entry.clamp(0, self.window - 1), visible
 
 
+@torch.fx.wrap
+def _operate(
+    qkv: Tensor, positions_height: Tensor, positions_width: Tensor, x: Tensor, window: int
+) -> Tensor:
+    """Compute the output from projections (b 3 h d height width): one node in a graph of torch.fx."""
+    high, wide = (_Axis.of(length, window) for length in x.shape[-2:])
+    q = F.pad(qkv[:, 0], (0, wide.count * wide.tile - wide.length, 0, high.count * high.tile - high.length))
+    q = q.unflatten(4, (wide.count, wide.tile)).unflatten(3, (high.count, high.tile))
+    q = q.permute(0, 3, 5, 1, 4, 6, 2) * q.shape[-1] ** -0.5  # b s t h y x d, in tile s t
+    kv = F.pad(qkv[:, 1:], (*wide.padding, *high.padding))
+    kv = kv.unfold(4, high.keys, high.tile).unfold(5, wide.keys, wide.tile)
+    k, v = kv.permute(1, 0, 4, 5, 2, 6, 7, 3).flatten(5, 6).flatten(1, 3)  # (b s t) h m d
+    bias = _position_logits(q, positions_height, positions_width, high, wide)
+    y = attend(q.flatten(4, 5).flatten(0, 2), k, v, bias)
+    y = y.unflatten(2, (high.tile, wide.tile)).unflatten(0, (x.shape[0], high.count, wide.count))
+    y = y.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)  # b h height width d
+    y = y[:, :, : high.length, : wide.length].flatten(2, 3)
+    return to_channels(y, x)
+
+
+def _position_logits(
+    q: Tensor, positions_height: Tensor, positions_width: Tensor, high: _Axis, wide: _Axis
+) -> Tensor:
+    """The logits (b s t) h n m that queries give by position, far below all others where m is hidden."""
+    # Finite, as a query of the padding may see nothing; hidden rows and columns and the content add up.
+    far = torch.finfo(q.dtype).min / 4
+    by_row, by_column = q.split(q.shape[-1] // 2, dim=-1)
+    entry, visible = high.geometry(q.device)
+    rows = torch.einsum("bsthyxd,hyjd->bsthyxj", by_row, positions_height.to(q.dtype)[:, entry])
+    rows = rows.masked_fill(~visible[:, None, None, :, None], far)
+    entry, visible = wide.geometry(q.device)
+    columns = torch.einsum("bsthyxd,hxjd->bsthyxj", by_column, positions_width.to(q.dtype)[:, entry])
+    columns = columns.masked_fill(~visible[:, None, None], far)
+    bias = rows[..., None] + columns[..., None, :]
+    return bias.flatten(6).flatten(4, 5).flatten(0, 2)
+
+
 class LocalAttention2d(SelfAttention2d):
     """Every position attends to the window round it, by content and relative position.
 
@@ -123,36 +160,7 @@ class LocalAttention2d(SelfAttention2d):
         self.reset_parameters()
 
     def _attend(self, x: Tensor) -> Tensor:
-        qkv = self.projections(x)  # b 3 h d height width
-        high, wide = (_Axis.of(length, self.window) for length in x.shape[-2:])
-        q = F.pad(
-            qkv[:, 0], (0, wide.count * wide.tile - wide.length, 0, high.count * high.tile - high.length)
-        )
-        q = q.unflatten(4, (wide.count, wide.tile)).unflatten(3, (high.count, high.tile))
-        q = q.permute(0, 3, 5, 1, 4, 6, 2) * self.dim_head**-0.5  # b s t h y x d, in tile s t
-        kv = F.pad(qkv[:, 1:], (*wide.padding, *high.padding))
-        kv = kv.unfold(4, high.keys, high.tile).unfold(5, wide.keys, wide.tile)
-        k, v = kv.permute(1, 0, 4, 5, 2, 6, 7, 3).flatten(5, 6).flatten(1, 3)  # (b s t) h m d
-        bias = self._position_logits(q, high, wide)
-        y = attend(q.flatten(4, 5).flatten(0, 2), k, v, bias)
-        y = y.unflatten(2, (high.tile, wide.tile)).unflatten(0, (x.shape[0], high.count, wide.count))
-        y = y.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)  # b h height width d
-        y = y[:, :, : high.length, : wide.length].flatten(2, 3)
-        return to_channels(y, x)
-
-    def _position_logits(self, q: Tensor, high: _Axis, wide: _Axis) -> Tensor:
-        """The logits (b s t) h n m that queries give by position, far below all others where m is hidden."""
-        # Finite, as a query of the padding may see nothing; hidden rows and columns and the content add up.
-        far = torch.finfo(q.dtype).min / 4
-        by_row, by_column = q.split(self.dim_head // 2, dim=-1)
-        entry, visible = high.geometry(q.device)
-        rows = torch.einsum("bsthyxd,hyjd->bsthyxj", by_row, self.positions_height.to(q.dtype)[:, entry])
-        rows = rows.masked_fill(~visible[:, None, None, :, None], far)
-        entry, visible = wide.geometry(q.device)
-        columns = torch.einsum("bsthyxd,hxjd->bsthyxj", by_column, self.positions_width.to(q.dtype)[:, entry])
-        columns = columns.masked_fill(~visible[:, None, None], far)
-        bias = rows[..., None] + columns[..., None, :]
-        return bias.flatten(6).flatten(4, 5).flatten(0, 2)
+        return _operate(self.projections(x), self.positions_height, self.positions_width, x, self.window)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, window={self.window}"

@@ -57,6 +57,16 @@ def applied(q: Tensor, lambdas: Tensor, order: str, position: Tensor | None = No
     return from_rows(y, q.shape[1], order).to(q.dtype)
 
 
+def add_applied(y: Tensor, q: Tensor, lambdas: Tensor, order: str) -> None:
+    """Add q times content lambdas (b k v), both of the dtype of products, to y (b h n v) in place."""
+    left, right = _factors(as_rows(q, order), lambdas, q.shape[1], order)
+    rows = as_rows(y, order)
+    if rows.dtype == left.dtype:
+        rows.baddbmm_(left, right)
+    else:
+        rows.copy_(torch.baddbmm(rows.to(left.dtype), left, right))
+
+
 def _factors(rows: Tensor, lambdas: Tensor, num_heads: int, order: str) -> tuple[Tensor, Tensor]:
     """The two sides of rows times a matrix per example: turned over where that is how rows lie in memory."""
     if order != "hvn":

@@ -17,11 +17,16 @@ def order_of(q: Tensor) -> str:
 
 
 def new_output(q: Tensor, dim_v: int, order: str) -> Tensor:
-    """An empty output b h n v in an order."""
+    """Allocate an output b h n v in an order.
+
+    The tensor is not a view: PyTorch forbids in-place operations on views that a library operator returns.
+    """
     b, h, n, _ = q.shape
-    if order == "hvn":
-        return q.new_empty(b, h, dim_v, n).mT
-    return q.new_empty(b, n, h, dim_v).transpose(1, 2) if order == "nhv" else q.new_empty(b, h, n, dim_v)
+    shape = {"b": b, "h": h, "n": n, "v": dim_v}
+    strides, step = {}, 1
+    for axis in reversed(f"b{order}"):
+        strides[axis], step = step, step * shape[axis]
+    return q.new_empty_strided(tuple(shape.values()), tuple(strides[axis] for axis in shape))
 
 
 def as_rows(x: Tensor, order: str) -> Tensor:

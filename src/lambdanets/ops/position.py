@@ -19,7 +19,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from .content import applied, applied_gradients
+from .content import add_applied, applied, applied_gradients
 from .context import LocalContext, RelativeContext
 from .kernels import KERNELS
 from .order import new_output
@@ -109,8 +109,8 @@ def position_output(
 
     The orders are those of `order`; an empty grid says that e is dense.
     """
-    y, dtype = new_output(q, v.shape[2], order), q.dtype
-    q, v, e, lambdas = computed_in(dtype, q, v, e, lambdas)
+    y = new_output(q, v.shape[2], order)
+    q, v, e, lambdas = computed_in(q.dtype, q, v, e, lambdas)
     problem = problem_of(q, v, grid, context_grid, scope, dilation, causal, content=lambdas is not None)
     chosen = KERNELS[choose(kernel, problem)]
     with no_autocast(q.device.type):
@@ -118,7 +118,9 @@ def position_output(
             chosen.output(q, v, e, problem, y, lambdas)
             return y
         chosen.output(q, v, e, problem, y)
-    return y if lambdas is None else applied(q, lambdas, order, y).to(dtype)
+        if lambdas is not None:
+            add_applied(y, q, lambdas, order)
+    return y
 
 
 @position_output.register_fake

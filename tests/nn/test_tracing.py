@@ -1,0 +1,88 @@
+"""The layers in graphs of torch.fx."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization import QConfigMapping, quantize_fx
+
+from closeness import assert_close, assert_close_by_name
+from lambdanets.nn import (
+    AxialAttention2d,
+    GlobalAttention2d,
+    LambdaLayer1d,
+    LambdaLayer2d,
+    LambdaLayer3d,
+    LinearAttention2d,
+    LocalAttention2d,
+)
+
+DOUBLE: dict[str, Any] = {"num_heads": 2, "dtype": torch.float64}
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "1d-causal-rms": (LambdaLayer1d(8, **DOUBLE, scope=3, causal=True, norm="rms"), (6,)),
+    "2d": (LambdaLayer2d(8, **DOUBLE, scope=3), (3, 4)),
+    "2d-content": (LambdaLayer2d(8, **DOUBLE, position=False, norm=None), (3, 4)),
+    "2d-position-bias": (
+        LambdaLayer2d(8, **DOUBLE, grid=4, content=False, position_bias=True, dim_u=2),
+        (3, 4),
+    ),
+    "3d": (LambdaLayer3d(8, **DOUBLE, scope=3), (2, 3, 2)),
+    "global-attention": (GlobalAttention2d(8, **DOUBLE, grid=4), (3, 4)),
+    "axial-attention": (AxialAttention2d(8, **DOUBLE, grid=4), (3, 4)),
+    "local-attention": (LocalAttention2d(8, **DOUBLE, window=3), (3, 4)),
+    "linear-attention": (LinearAttention2d(8, **DOUBLE), (3, 4)),
+}
+
+
+def step(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The output and the gradient of each parameter, by name."""
+    y = module(x)
+    names, parameters = zip(*sorted(module.named_parameters()), strict=True)
+    return {"output": y} | dict(zip(names, torch.autograd.grad(y.square().sum(), parameters), strict=True))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_symbolic_trace_computes_what_the_layer_does(name: str) -> None:
+    """In training and in evaluation, on any size, and after pickling."""
+    layer, grid = copy.deepcopy(LAYERS[name])
+    graph = pickle.loads(pickle.dumps(torch.fx.symbolic_trace(copy.deepcopy(layer))))
+    x = torch.randn(2, 8, *grid, dtype=torch.float64)
+    assert_close_by_name(step(graph, x), step(layer, x))
+    larger = torch.randn(1, 8, *(size + 1 for size in grid), dtype=torch.float64)
+    with torch.no_grad():
+        assert_close(graph.eval()(larger), layer.eval()(larger))
+
+
+def test_a_trace_in_evaluation_without_gradients_keeps_the_modules() -> None:
+    layer = LambdaLayer2d(8, **DOUBLE, scope=3).eval()
+    with torch.no_grad():
+        graph = torch.fx.symbolic_trace(layer)
+    called = {node.target for node in graph.graph.nodes if node.op == "call_module"}
+    assert called == {"to_queries", "to_keys", "to_values", "norm_queries", "norm_values"}
+    layer.norm_queries.running_var.mul_(3)  # the graph shares the modules
+    x = torch.randn(2, 8, 3, 4, dtype=torch.float64)
+    assert_close(graph(x), layer(x))
+
+
+def test_a_trace_takes_a_context_and_a_mask_and_checks_them() -> None:
+    layer = LambdaLayer2d(8, **DOUBLE, scope=3, norm="rms")
+    graph = torch.fx.symbolic_trace(layer)
+    x, context = (torch.randn(2, 8, *grid, dtype=torch.float64) for grid in ((3, 4), (2, 5)))
+    mask = torch.rand(2, 2, 5) < 0.7
+    assert_close(graph(x, context, mask), layer(x, context, mask))
+    for wrong in (x[:, :7], x[:1]):
+        with pytest.raises(ValueError, match="context must"):
+            graph(x, wrong)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch announces that its quantisation moves to torchao
+def test_fx_quantisation_prepares_the_projections() -> None:
+    mapping = QConfigMapping().set_global(torch.ao.quantization.default_qconfig)
+    layer = nn.Sequential(nn.Conv2d(3, 8, 1), LambdaLayer2d(8, num_heads=2, scope=3)).eval()
+    x = torch.randn(2, 3, 4, 5)
+    prepared = quantize_fx.prepare_fx(copy.deepcopy(layer), mapping, (x,))
+    torch.testing.assert_close(prepared(x), layer(x))
+    assert quantize_fx.convert_fx(prepared)(x).shape == (2, 8, 4, 5)
