@@ -36,7 +36,7 @@ def open_pseudo(config: DataConfig, source: Source) -> ImageSet:
     path = Path(config.pseudo_labels or "").expanduser()
     labels = read_labels(path, source.classes)
     unlabelled = config.unlabelled or _stored_source(path)
-    pictures = open_pictures(unlabelled, config.in_chans)
+    pictures = open_pictures(unlabelled, config.in_chans, config.max_pixels)
     index = {pictures.path(number): number for number in range(len(pictures))}
     missing = [image for image in labels.images if image not in index]
     if missing:

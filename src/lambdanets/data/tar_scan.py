@@ -11,7 +11,8 @@ import numpy as np
 
 from ..wording import few
 from .errors import DataError
-from .folder import IMAGE_SUFFIXES, ORIGINAL_ARCHIVES
+from .folder import ORIGINAL_ARCHIVES
+from .images import IMAGE_SUFFIXES
 
 LABEL = "cls"
 LABEL_BYTES = 1024

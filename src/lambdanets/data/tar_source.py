@@ -74,10 +74,11 @@ def open_tar(
             place,
             val_fraction=config.val_fraction,
             seed=seed,
+            hold_out=config.hold_out,
         )
         sides[undecided] = np.where(held_out, VAL, TRAIN)
     train, val = (np.flatnonzero(sides == side) for side in (TRAIN, VAL))
-    pictures = TarPictures(found.root, members, targets, config.in_chans)
+    pictures = TarPictures(found.root, members, targets, config.in_chans, config.max_pixels)
     return pictures.subset(train), pictures.subset(val), names
 
 

@@ -11,8 +11,7 @@ from itertools import groupby
 import numpy as np
 
 from .errors import DataError
-from .folder import IMAGE_SUFFIXES
-from .images import reason
+from .images import IMAGE_SUFFIXES, reason
 from .tar import Named
 from .tar_scan import LABEL, sample_key
 from .tar_source import NUMBER

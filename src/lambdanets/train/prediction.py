@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lambdanets.data import IMAGE_SUFFIXES, DataError, StreamSet, eval_transform, open_split, read_image
+from lambdanets.data.files import find_images, warn_left_out
 from lambdanets.train.run import Run
 
 Item = TypeVar("Item")
@@ -84,7 +85,7 @@ def predict(
         if path.is_dir():
             return "there are no images in this folder"
         try:
-            return transform(read_image(path))
+            return transform(read_image(path, max_pixels=run.config.data.max_pixels))
         except (DataError, OSError) as error:
             return reason(error, path)
 
@@ -168,16 +169,15 @@ def ready(run: Run, weights: Literal["best", "last"]) -> tuple[nn.Module, torch.
 def search(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
     """The files meant by the paths, one that is named itself whatever its suffix.
 
-    A folder without any image stands for itself, to be reported.
+    A folder without any image stands for itself, to be reported. What is left out in a folder is said.
     """
     for path in map(Path, paths):
         if not path.is_dir():
             yield path
             continue
-        inside = (
-            each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file()
-        )
-        yield from sorted(inside) or [path]
+        found = find_images(str(path), IMAGE_SUFFIXES)
+        warn_left_out(str(path), found.others, found.stray)
+        yield from sorted(map(Path, found.images)) or [path]
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
