@@ -16,7 +16,7 @@ SOURCES = (
     "'digits', 'folder:PATH', 'tar:PATH', or a name of timm's create_dataset: torch/, hfds/, hfids/, wds/, "
     "tfds/"
 )
-MAX_PIXELS = 178_956_970  # of an image; 512 MiB as RGB. Pillow's own limit
+MAX_PIXELS = 2**28  # of an image: 768 MiB as RGB
 HoldOut = Literal["exact", "stable"]
 _RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|t\w+))*")
 

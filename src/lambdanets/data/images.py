@@ -33,7 +33,6 @@ UNREADABLE = (
 )
 ORIENTATION = 0x0112
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-TO_EIGHT_BITS = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
 ROWS = 256  # converted at a time: whole copies of a large scan in wider numbers would fill the memory
 JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # 0 is a byte of data, D0 to D7 restart a scan
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
@@ -190,7 +189,7 @@ def _identified(file: IO[bytes], max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels:
         raise ValueError(
             f"its {image.width} x {image.height} = {image.width * image.height:,} pixels are more than "
-            f"data.max_pixels={max_pixels} allows; if the image is to be read, set data.max_pixels higher"
+            f"the limit of {max_pixels:,}; raise data.max_pixels (predict: --max-pixels) if it is to be read"
         )
     return image
 
@@ -272,11 +271,11 @@ def as_mode(image: Image.Image, in_chans: int) -> Image.Image:
 
 def from_sixteen_bits(image: Image.Image) -> Image.Image:
     """Scale a 16-bit grey image to 8 bits: 0 stays 0 and 65535 becomes 255."""
-    values = np.asarray(image)
-    scaled = np.empty(values.shape, np.uint8)
-    for start in range(0, len(values), ROWS):
-        rows = values[start : start + ROWS]
-        if rows.min(initial=0) < 0 or rows.max(initial=0) > 65535:
+    scaled = np.empty((image.height, image.width), np.uint8)
+    for top in range(0, image.height, ROWS):
+        rows = slice(top, min(top + ROWS, image.height))
+        values = np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
+        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
             raise ValueError("integer pixels beyond 16 bits have no agreed white; save it with 8 or 16 bits")
-        scaled[start : start + ROWS] = TO_EIGHT_BITS[rows]
+        scaled[rows] = (values.astype(np.uint32) * 255 + 32895) >> 16  # divided by 257, and rounded
     return Image.fromarray(scaled)

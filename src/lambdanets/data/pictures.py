@@ -179,10 +179,15 @@ class DatasetPictures:
             return content, f".{Image.open(BytesIO(content)).format}".lower()
 
     def _stored(self, index: int) -> Any:
-        image = getattr(self.data_set, "reader", self.data_set)[int(self.indices[index])][0]
-        if image is None:
-            raise ValueError("it has no image")
-        return image
+        return getattr(self.data_set, "reader", self.data_set)[int(self.indices[index])][0]
+
+    def _empty(self, index: int) -> bool:
+        """Whether a row of Hugging Face's has no image, which timm's reader takes for granted."""
+        reader, place = getattr(self.data_set, "reader", None), int(self.indices[index])
+        if not hasattr(reader, "image_key"):
+            return False
+        image = reader.dataset[place][reader.image_key]
+        return image is None or not (image["bytes"] or image["path"])
 
     @contextmanager
     def _naming(self, index: int) -> Iterator[None]:
@@ -190,13 +195,15 @@ class DatasetPictures:
             yield
         except DataError as error:
             raise DataError(f"cannot read {self.path(index)}: {str(error).rpartition(': ')[2]}") from error
-        except UNREADABLE as error:
-            raise DataError(f"cannot read {self.path(index)}: {reason(error)}.") from error
+        except (*UNREADABLE, AssertionError) as error:
+            why = "the row has no image" if self._empty(index) else reason(error)
+            raise DataError(f"cannot read {self.path(index)}: {why}.") from error
 
     def path(self, index: int) -> str:
         place = int(self.indices[index])
-        if hasattr(self.data_set, "filename") and (name := self.data_set.filename(place)):
-            return str(name)
+        if hasattr(self.data_set, "filename") and not self._empty(index):
+            name = self.data_set.filename(place)
+            return str(name) if name else f"{self.name}#{place}"
         return f"{self.name}#{place}"
 
     def place(self, index: int) -> str:

@@ -54,6 +54,7 @@ def predict(
     top: int = 5,
     batch_size: int = 32,
     weights: Literal["best", "last"] = "best",
+    max_pixels: int | None = None,
 ) -> list[Prediction]:
     """Classify image files, and the images inside folders, with a trained run.
 
@@ -66,18 +67,20 @@ def predict(
         top: How many classes to keep for each image; all of them when the run has fewer.
         batch_size: Images that go through the network at once.
         weights: The best weights by validation, or those of the last epoch.
+        max_pixels: A larger image is not read; None takes what the run was trained with.
 
     Returns:
         One prediction for each image, in the order of the paths.
 
     Raises:
-        ValueError: `top` or `batch_size` is not positive.
+        ValueError: `top`, `batch_size` or `max_pixels` is not positive.
 
     Example:
         >>> for each in predict(load_run("runs/birds"), ["photo.jpg", "holidays/"]):
         ...     print(each.path, each.labels[0], f"{each.probabilities[0]:.1%}")
     """
-    _check_positive(top=top, batch_size=batch_size)
+    limit = run.config.data.max_pixels if max_pixels is None else max_pixels
+    _check_positive(top=top, batch_size=batch_size, max_pixels=limit)
     transform = eval_transform(run.config.data)
     model, device = ready(run, weights)
 
@@ -85,7 +88,7 @@ def predict(
         if path.is_dir():
             return "there are no images in this folder"
         try:
-            return transform(read_image(path, max_pixels=run.config.data.max_pixels))
+            return transform(read_image(path, max_pixels=limit))
         except (DataError, OSError) as error:
             return reason(error, path)
 
