@@ -53,7 +53,12 @@ def run(
         raise UsageError(
             "name images or folders, or take --samples 20 of the run's validation set; one of both."
         )
-    for option, number in (("--samples", samples), ("--top", top), ("--batch-size", batch_size), ("--max-pixels", max_pixels)):
+    for option, number in (
+        ("--samples", samples),
+        ("--top", top),
+        ("--batch-size", batch_size),
+        ("--max-pixels", max_pixels),
+    ):
         if number is not None and number < 1:
             raise UsageError(f"{option} must be at least 1, got {number}.")
     check_outputs({"--json": json})

@@ -26,7 +26,7 @@ class DataWarning(UserWarning):
 
 
 def printable(text: str) -> str:
-    """Return a text in which bytes of file names that are no UTF-8 are written as \\udcff, to be stored anywhere."""
+    """Return a text with bytes of file names that are no UTF-8 as \\udcff, which can be stored anywhere."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ..wording import few
 from .config import HoldOut
 from .errors import DataError, DataWarning, printable
-from .files import find_images, identity, is_stray, suffix_of, warn_left_out
+from .files import find_images, identity, is_stray, warn_left_out
 from .images import IMAGE_SUFFIXES
 
 TRAIN_NAMES = ("train", "training")
@@ -209,8 +209,8 @@ def _classes(path: Path) -> tuple[str, ...]:
     for name in names:
         if printable(name) != name:
             raise DataError(
-                f"the class folder {path / name} has a name that is not UTF-8; rename it, as the names of the "
-                "classes are stored as text."
+                f"the class folder {path / name} has a name that is not UTF-8; rename it, as names of classes "
+                "are stored as text."
             )
     if not names:
         if archives := sorted(entry.name for entry in os.scandir(path) if entry.name.endswith(".tar")):
@@ -266,18 +266,19 @@ def _samples(path: Path, classes: Sequence[str], *, measured: bool = False) -> t
             stray += [entry.name] * entry.is_dir()
         elif entry.name.lower().endswith(IMAGE_SUFFIXES):
             others["in no class folder"] += 1
-    linked, empty = path.is_symlink(), []
+    linked, empty = path.is_symlink(), {}
     for name, number in sorted(index.items()):
         _check_class(path / name)
         found = find_images(str(path / name), IMAGE_SUFFIXES)
         if not found.images:
-            empty.append(name)
+            empty[name] = found.others
         samples += [(image, number) for image in found.images]
         others += found.others
         stray += found.stray
         linked |= found.linked
     if empty and not (measured and samples):
-        raise DataError(f"class folder {path / empty[0]} holds no images; {_instead(path / empty[0])}.")
+        name, held = next(iter(empty.items()))
+        raise DataError(f"class folder {path / name} holds no images; {_instead(held)}.")
     warn_unmeasured(path, empty)
     warn_left_out(str(path), others, stray)
     return (_once(samples, classes) if linked else samples), linked
@@ -292,8 +293,8 @@ def _check_apart(train: list[Sample], val: list[Sample]) -> None:
     for name, _ in val:
         if (file := identity(name)) in seen:
             raise DataError(
-                f"{name} and {seen[file]} are one file, by a link: a run is validated on images that it is not "
-                "trained on; remove one of them."
+                f"{name} and {seen[file]} are one file, by a link: a run is validated on images that it is "
+                "not trained on; remove one of them."
             )
 
 
@@ -333,10 +334,7 @@ def _check_class(path: Path) -> None:
         )
 
 
-def _instead(path: Path) -> str:
-    suffixes = Counter(
-        Path(name).suffix.lower() or "no suffix" for _, _, files in os.walk(path) for name in files
-    )
+def _instead(suffixes: Counter[str]) -> str:
     known = "known are " + " ".join(IMAGE_SUFFIXES)
     if not suffixes:
         return f"it is empty ({known})"

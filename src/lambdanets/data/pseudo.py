@@ -13,6 +13,7 @@ import numpy as np
 
 from .config import DataConfig
 from .errors import DataError, DataWarning
+from .files import open_regular
 from .image_set import ImageSet
 from .labels import read_labels
 from .pictures import Pictures
@@ -101,8 +102,9 @@ def _root(source: str) -> str | None:
 
 def _stored_source(path: Path) -> str:
     try:
-        return json.loads(facts_path(path).read_text(encoding="utf-8"))["source"]
-    except (OSError, ValueError, KeyError, TypeError):
+        with open_regular(facts_path(path)) as file:
+            return json.loads(file.read())["source"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DataError(
             f"{facts_path(path)} does not say where the images are: give data.unlabelled=folder:PATH."
         ) from None

@@ -211,10 +211,11 @@ def _targets(config: DataConfig, data_set: Any) -> np.ndarray:
 
 
 def _labelled_rows(config: DataConfig, split: str, targets: np.ndarray) -> np.ndarray:
-    """The rows of a split that have a class; a data set marks with a negative number that a label is kept back."""
+    """The rows of a split that have a class; a negative number stands for one that is kept back."""
     rows = np.flatnonzero(targets >= 0)
     if lacking := len(targets) - len(rows):
-        what = f"{lacking} of the {len(targets)} images of the split {split!r} of {config.source!r} have no class"
+        held = f"the {len(targets)} images of the split {split!r} of {config.source!r}"
+        what = f"{lacking} of {held} have no class"
         if config.on_bad_image == "refuse" or not len(rows):
             leave_out = ", or leave them out with --set data.on_bad_image=skip" if len(rows) else ""
             raise DataError(

@@ -160,7 +160,7 @@ def declared_classes(root: str, *folders: str) -> tuple[str, ...] | None:
         try:
             with open(path, encoding="utf-8") as file:
                 names = json.load(file)
-        except ValueError:
+        except (ValueError, RecursionError):
             names = None
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise DataError(f'{path} must be a list of the classes\' names, such as ["cat", "dog"].')

@@ -86,4 +86,3 @@ def _side(name: str) -> str:
     if inside and folder in (*TRAIN_NAMES, *VAL_NAMES):
         return folder
     return side_word(place) if archived else ""
-
