@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _received.clear()
     previous = {number: signal.signal(number, _stop) for number in EXIT_OF_SIGNAL}
     warnings.formatwarning = _warning
+    # The reader has a limit of its own, data.max_pixels; Pillow calls half of it an attack.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit", module="PIL")
     try:
         code = _run(words)
         sys.stdout.flush()

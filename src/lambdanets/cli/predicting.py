@@ -28,6 +28,7 @@ def run(
     json: Annotated[Path | None, shown("FILE.json")] = None,
     weights: Literal["best", "last"] = "best",
     batch_size: Annotated[int | None, shown("N", "32")] = None,
+    max_pixels: Annotated[int | None, shown("N", "the run's")] = None,
     strict: bool = False,
 ) -> int:
     """Label photos with a run and draw them on a contact sheet, or draw the objects that a detector finds.
@@ -45,18 +46,24 @@ def run(
         json: Where to write the predictions for other programs.
         weights: The best weights by validation, or those of the last epoch.
         batch_size: Images that go through a classifier at once.
+        max_pixels: Width times height of the largest image that a classifier reads.
         strict: Fail when any image could not be read.
     """
     if bool(paths) == (samples is not None):
         raise UsageError(
             "name images or folders, or take --samples 20 of the run's validation set; one of both."
         )
-    for option, number in (("--samples", samples), ("--top", top), ("--batch-size", batch_size)):
+    for option, number in (
+        ("--samples", samples),
+        ("--top", top),
+        ("--batch-size", batch_size),
+        ("--max-pixels", max_pixels),
+    ):
         if number is not None and number < 1:
             raise UsageError(f"{option} must be at least 1, got {number}.")
     check_outputs({"--json": json})
     if stored_task(run) == "detection":
-        refuse({"--top": top, "--batch-size": batch_size}, "a classifier", run)
+        refuse({"--top": top, "--batch-size": batch_size, "--max-pixels": max_pixels}, "a classifier", run)
         from lambdanets.cli.detecting import predict_run
 
         return predict_run(
@@ -79,7 +86,9 @@ def run(
     if samples is not None:
         predictions = predict_samples(opened, samples, top=top, batch_size=batch_size, weights=weights)
     else:
-        predictions = predict(opened, paths, top=top, batch_size=batch_size, weights=weights)
+        predictions = predict(
+            opened, paths, top=top, batch_size=batch_size, weights=weights, max_pixels=max_pixels
+        )
     _print(predictions, opened)
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)

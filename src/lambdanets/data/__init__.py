@@ -7,9 +7,8 @@ from .coco_set import CocoSet
 from .coco_splits import CocoSplits, describe_coco, open_coco, open_coco_split
 from .config import AugmentConfig, DataConfig
 from .errors import DataError, DataWarning
-from .folder import IMAGE_SUFFIXES
 from .image_set import ImageSet
-from .images import read_image
+from .images import IMAGE_SUFFIXES, read_image
 from .labels import Labels, read_labels, select
 from .loader import eval_loader, train_loader
 from .mixed import MixedSet

@@ -16,6 +16,8 @@ SOURCES = (
     "'digits', 'folder:PATH', 'tar:PATH', or a name of timm's create_dataset: torch/, hfds/, hfids/, wds/, "
     "tfds/"
 )
+MAX_PIXELS = 2**28  # of an image: 768 MiB as RGB
+HoldOut = Literal["exact", "stable"]
 _RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|t\w+))*")
 
 
@@ -101,6 +103,10 @@ class DataConfig:
         augment: how training images are varied.
         val_fraction: part that is held out when a source is not split already; 1.0 holds out everything,
             to evaluate on a folder that is not split.
+        hold_out: how a folder or archives that are not split already are. "exact" holds out that part of each
+            class, rounded, and one image at least; where files are added or removed, a few others may change
+            sides. "stable" lets each file's own name decide: it stays on its side whatever comes and goes,
+            and the part is met on average only.
         train_per_class: train on so many images of each class (all, where it has fewer), chosen by their
             names alone: the same for every seed. None takes all. A streamed source cannot.
         pseudo_labels: CSV of labels that a network gave (`lambdanets pseudo-label` writes it): train on these
@@ -113,6 +119,8 @@ class DataConfig:
         interpolation: nearest, bilinear, bicubic or lanczos.
         on_bad_image: "refuse" to start when an image cannot be decoded or an archive was cut off, or "skip"
             what is not whole with a warning.
+        max_pixels: width times height that an image may have at most; a larger one is refused before it is
+            decoded, as a small file may hold one that fills the memory. Set it higher for large scans.
         check: decode every image of a folder or of archives before training starts. Without it (for
             millions of images) a bad one is met on the way: it is replaced by its neighbour under "skip",
             else it ends the run.
@@ -137,6 +145,7 @@ class DataConfig:
     workers: int = 2
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     val_fraction: float = 0.1
+    hold_out: HoldOut = "exact"
     train_per_class: int | None = None
     pseudo_labels: str | None = None
     unlabelled: str | None = None
@@ -144,6 +153,7 @@ class DataConfig:
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
     on_bad_image: Literal["refuse", "skip"] = "refuse"
+    max_pixels: int = MAX_PIXELS
     check: bool = True
     cache: bool | Literal["auto"] = "auto"
     order: Literal["global", "shards"] = "global"
@@ -156,7 +166,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check(isinstance(self.source, str) and bool(self.source), "data.source", SOURCES, self.source)
-        for name, least in (("image_size", 1), ("batch_size", 1), ("workers", 0)):
+        for name, least in (("image_size", 1), ("batch_size", 1), ("workers", 0), ("max_pixels", 1)):
             value = getattr(self, name)
             _check(isinstance(value, int) and value >= least, f"data.{name}", f"{least} or more", value)
         _check(self.in_chans in (1, 3), "data.in_chans", "1 (grey) or 3 (RGB)", self.in_chans)
@@ -174,6 +184,7 @@ class DataConfig:
             _check(_is_fraction(value) and value > 0, f"data.{name}", "above 0 and at most 1", value)
         choices = {
             "interpolation": INTERPOLATIONS,
+            "hold_out": ("exact", "stable"),
             "on_bad_image": ("refuse", "skip"),
             "cache": (True, False, "auto"),
             "order": ("global", "shards"),

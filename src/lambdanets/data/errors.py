@@ -18,11 +18,16 @@ class DataError(ValueError):
     def __init__(self, message: str):
         if message.startswith("Caught ") and "Original Traceback" in message:
             message = message.rpartition("DataError: ")[2].strip()
-        super().__init__(message)
+        super().__init__(printable(message))
 
 
 class DataWarning(UserWarning):
     """Images were left out or replaced, or a promise of the room does not hold for this source."""
+
+
+def printable(text: str) -> str:
+    """Return a text with bytes of file names that are no UTF-8 as \\udcff, which can be stored anywhere."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 LISTED = 5  # sentences of one kind that a message has in full

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from ..wording import few
-from .errors import DataError
+from .config import HoldOut
+from .errors import DataError, DataWarning, printable
+from .files import find_images, identity, is_stray, warn_left_out
+from .images import IMAGE_SUFFIXES
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
-IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".jfif")
 ORIGINAL_ARCHIVES = (
     "ImageNet's original archives are unpacked into class folders by torchvision: "
     "torchvision.datasets.ImageNet(PATH, split='train'), and again with split='val'"
@@ -38,8 +40,18 @@ class Folder:
     classes: tuple[str, ...]
 
 
-def read_folder(root: str, *, val_fraction: float, seed: int, classes: Sequence[str] | None = None) -> Folder:
+def read_folder(
+    root: str,
+    *,
+    val_fraction: float,
+    seed: int,
+    classes: Sequence[str] | None = None,
+    hold_out: HoldOut = "exact",
+) -> Folder:
     """Find the images of a folder and their split.
+
+    Symbolic links are followed. A file that has several names in a class is taken once. Files of other kinds
+    and what is hidden are left out, with a warning.
 
     Args:
         root: holds train/ and val/ (or validation/, valid/, test/) with one folder per class, or the class
@@ -47,9 +59,11 @@ def read_folder(root: str, *, val_fraction: float, seed: int, classes: Sequence[
         val_fraction: part of each class that is held out where the folder is not split; 1.0 takes all.
         seed: of the split. An image's side depends on the seed and on names alone.
         classes: number the classes in this order; None takes the sorted folder names.
+        hold_out: how a folder that is not split is, as in `DataConfig`.
 
     Raises:
-        DataError: there is no such folder, no class in it, or the two sides do not agree.
+        DataError: there is no such folder, no class in it, the two sides do not agree, a link leads round in
+            a circle, or a file belongs to two classes or to both sides.
     """
     path = existing(root)
     train, val = _sides(path)
@@ -60,29 +74,28 @@ def read_folder(root: str, *, val_fraction: float, seed: int, classes: Sequence[
     if val is not None:
         names = tuple(classes) if classes else _classes(train or val)
         if train is not None and classes is None:
-            _same_classes(train, val)
-        return Folder(_samples(train, names) if train else [], _samples(val, names), names)
+            _check_classes(train, val)
+        trained, linked = _samples(train, names) if train is not None else ([], False)
+        measured, linked_too = _samples(val, names, measured=True)
+        if classes is None and (linked or linked_too):
+            _check_apart(trained, measured)
+        return Folder(trained, measured, names)
     top = train or path
     names = tuple(classes) if classes else _classes(top)
-    held_out = split(_samples(top, names), names, top, val_fraction=val_fraction, seed=seed)
-    return Folder(*held_out, names)
-
-
-def split(
-    samples: list[Sample], classes: Sequence[str], top: Path, *, val_fraction: float, seed: int
-) -> tuple[list[Sample], list[Sample]]:
-    """Divide samples class by class; a file stays on its side while others come and go around it.
-
-    The part that is held out is met on average. Only where a class would have an empty side does the nearest
-    file change over to it.
-    """
-    names = [relative(name, top) for name, _ in samples]
-    targets = np.array([target for _, target in samples], np.int64)
-    held_out = which_held_out(names, targets, classes, top, val_fraction=val_fraction, seed=seed)
+    samples, _ = _samples(top, names)
+    held_out = which_held_out(
+        [relative(name, top) for name, _ in samples],
+        np.array([target for _, target in samples], np.int64),
+        names,
+        top,
+        val_fraction=val_fraction,
+        seed=seed,
+        hold_out=hold_out,
+    )
     sides: tuple[list[Sample], list[Sample]] = ([], [])
     for sample, out in zip(samples, held_out.tolist(), strict=True):
         sides[out].append(sample)
-    return sides
+    return Folder(*sides, names)
 
 
 def which_held_out(
@@ -93,25 +106,29 @@ def which_held_out(
     *,
     val_fraction: float,
     seed: int,
+    hold_out: HoldOut,
 ) -> np.ndarray:
     """Return which images are held out, booleans of shape (n,), by their names class by class."""
+    choose = stratum if hold_out == "exact" else below_threshold
     held_out = np.full(len(targets), val_fraction == 1)
     for target in np.unique(targets) if val_fraction < 1 else ():
         members = np.flatnonzero(targets == target)
         if len(members) < 2:
             raise DataError(
                 f"class {classes[target]!r} in {place} holds one image; at least two are needed to train on "
-                "one and validate on another. Add images, or make train/ and val/ folders."
+                "one and validate on another. Add images, or make train/ and val/ folders, where val/ may "
+                "lack the class."
             )
-        chosen = below_threshold([names[int(index)] for index in members], val_fraction, seed)
+        chosen = choose([names[int(index)] for index in members], val_fraction, seed)
         held_out[members[sorted(chosen)]] = True
     return held_out
 
 
 def below_threshold(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:
-    """Return which of the names of one class are held out, each by its own digest: for files that may change.
+    """Return which of the names of one class are held out, each by its own digest.
 
-    At least one is held out, and never all.
+    A name stays on its side while others come and go; the part is met on average. At least one is held out,
+    and never all.
     """
     places = [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests(names, seed)]
     ranked = sorted(range(len(names)), key=places.__getitem__)
@@ -120,7 +137,7 @@ def below_threshold(names: Sequence[str], val_fraction: float, seed: int) -> set
 
 
 def stratum(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:
-    """Return which of the names of one class are held out, exactly that part: for a set that is fixed.
+    """Return which of the names of one class are held out, exactly that part: those of the lowest digests.
 
     At least one is held out, and never all.
     """
@@ -162,9 +179,7 @@ def existing(root: str) -> Path:
 
 
 def _subfolders(path: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not is_stray(entry.name))
 
 
 def _sides(path: Path) -> tuple[Path | None, Path | None]:
@@ -177,7 +192,9 @@ def _sides(path: Path) -> tuple[Path | None, Path | None]:
         train = None
     if val is not None and not _subfolders(val):
         if (train is not None or len(held) == 1) and (images := _images(val)):
-            raise DataError(f"{val} holds {images} images but no class folders: {CLASS_FOLDERS}.")
+            # The images of a contest's test/ have no labels: there the classes are in train/ alone.
+            instead = f"; or train on folder:{train}, of which data.val_fraction is held out" if train else ""
+            raise DataError(f"{val} holds {images} images but no class folders: {CLASS_FOLDERS}{instead}.")
         if train is None:
             val = None
     return train, val
@@ -189,6 +206,12 @@ def _images(path: Path) -> int:
 
 def _classes(path: Path) -> tuple[str, ...]:
     names = _subfolders(path)
+    for name in names:
+        if printable(name) != name:
+            raise DataError(
+                f"the class folder {path / name} has a name that is not UTF-8; rename it, as names of classes "
+                "are stored as text."
+            )
     if not names:
         if archives := sorted(entry.name for entry in os.scandir(path) if entry.name.endswith(".tar")):
             raise DataError(f"{path} holds archives ({few(archives)}): {_unpacked(path, archives)}.")
@@ -204,41 +227,105 @@ def _unpacked(path: Path, archives: Sequence[str]) -> str:
     return f"tar:{path} reads them as they are"
 
 
-def _same_classes(train: Path, val: Path) -> None:
-    of_train, of_val = _classes(train), _classes(val)
-    for there, path, names in (
-        (train, val, set(of_train) - set(of_val)),
-        (val, train, set(of_val) - set(of_train)),
-    ):
-        if names:
-            what = "class" if len(names) == 1 else "classes"
-            raise DataError(
-                f"{path} lacks the {what} {few(sorted(names))} of {there}; "
-                "both must hold the same class folders."
-            )
+def _check_classes(train: Path, val: Path) -> None:
+    """Refuse a class that cannot be learnt; say which cannot be measured."""
+    of_train, of_val = set(_classes(train)), set(_classes(val))
+    if unknown := of_val - of_train:
+        what = "class" if len(unknown) == 1 else "classes"
+        raise DataError(
+            f"{train} lacks the {what} {few(sorted(unknown))} of {val}; put images of it there, or remove it "
+            f"from {val.name}/."
+        )
+    warn_unmeasured(val, of_train - of_val)
 
 
-def _samples(path: Path, classes: Sequence[str]) -> list[Sample]:
+def warn_unmeasured(val: str | Path, names: Iterable[str]) -> None:
+    """Say which classes have no validation images."""
+    if lacking := sorted(names):
+        what = "class" if len(lacking) == 1 else "classes"
+        warnings.warn(
+            f"{val} holds no images of the {what} {few(lacking)}, for which nothing is measured.",
+            DataWarning,
+            stacklevel=2,
+        )
+
+
+def _samples(path: Path, classes: Sequence[str], *, measured: bool = False) -> tuple[list[Sample], bool]:
+    """The images of a side, class by class, and whether links lead to some; validation may lack a class."""
     present = set(_subfolders(path))
     if unknown := sorted(present - set(classes)):
         raise DataError(f"{path} holds classes that are not known: {few(unknown)}. Known are {few(classes)}.")
     index = {name: number for number, name in enumerate(classes) if name in present}
     if not index:
         raise DataError(f"{path} holds none of the class folders {few(classes)}.")
-    for name in index:
+    samples: list[Sample] = []
+    others: Counter[str] = Counter()
+    stray = []
+    for entry in os.scandir(path):
+        if is_stray(entry.name):
+            stray += [entry.name] * entry.is_dir()
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            others["in no class folder"] += 1
+    linked, empty = path.is_symlink(), {}
+    for name, number in sorted(index.items()):
         _check_class(path / name)
-    found = make_dataset(str(path), index, extensions=IMAGE_SUFFIXES, allow_empty=True)
-    samples = [(name, number) for name, number in found if not os.path.basename(name).startswith(".")]
-    filled = {number for _, number in samples}
-    for name, number in index.items():
-        if number not in filled:
-            raise DataError(f"class folder {path / name} holds no images; {_instead(path / name)}.")
-    return samples
+        found = find_images(str(path / name), IMAGE_SUFFIXES)
+        if not found.images:
+            empty[name] = found.others
+        samples += [(image, number) for image in found.images]
+        others += found.others
+        stray += found.stray
+        linked |= found.linked
+    if empty and not (measured and samples):
+        name, held = next(iter(empty.items()))
+        raise DataError(f"class folder {path / name} holds no images; {_instead(held)}.")
+    warn_unmeasured(path, empty)
+    warn_left_out(str(path), others, stray)
+    return (_once(samples, classes) if linked else samples), linked
+
+
+def _check_apart(train: list[Sample], val: list[Sample]) -> None:
+    """Refuse validation images that are training images, too, by a link."""
+    seen = {}
+    for name, _ in train:
+        if (file := identity(name)) is not None:
+            seen[file] = name
+    for name, _ in val:
+        if (file := identity(name)) in seen:
+            raise DataError(
+                f"{name} and {seen[file]} are one file, by a link: a run is validated on images that it is "
+                "not trained on; remove one of them."
+            )
+
+
+def _once(samples: list[Sample], classes: Sequence[str]) -> list[Sample]:
+    """Each file once, by the first of its names; a file has one class."""
+    seen: dict[tuple[int, int], Sample] = {}
+    kept = []
+    for name, target in samples:
+        file = identity(name)
+        if file is None or file not in seen:
+            kept.append((name, target))
+        if file is not None:
+            first, its = seen.setdefault(file, (name, target))
+            if its != target:
+                raise DataError(
+                    f"{first} and {name} are one file, by a link, in the classes {classes[its]!r} and "
+                    f"{classes[target]!r}; remove one of them."
+                )
+    if len(kept) < len(samples):
+        warnings.warn(
+            f"{len(samples) - len(kept)} of {len(samples)} names of images are links to others of the same "
+            "class and are left out.",
+            DataWarning,
+            stacklevel=2,
+        )
+    return kept
 
 
 def _check_class(path: Path) -> None:
     """Refuse what looks like a level too high; folders beside files are taken as parts of the class."""
-    inside = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+    inside = [entry for entry in os.scandir(path) if not is_stray(entry.name)]
     if inside and all(entry.is_dir() for entry in inside):
         names = few(sorted(entry.name for entry in inside))
         raise DataError(
@@ -247,10 +334,7 @@ def _check_class(path: Path) -> None:
         )
 
 
-def _instead(path: Path) -> str:
-    suffixes = Counter(
-        Path(name).suffix.lower() or "no suffix" for _, _, files in os.walk(path) for name in files
-    )
+def _instead(suffixes: Counter[str]) -> str:
     known = "known are " + " ".join(IMAGE_SUFFIXES)
     if not suffixes:
         return f"it is empty ({known})"

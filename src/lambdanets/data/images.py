@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from io import BytesIO
 from os import SEEK_END, PathLike
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
+from .config import MAX_PIXELS
 from .errors import DataError
+from .files import open_regular
+
+# Suffixes of formats that every build of Pillow reads, and of those that need a feature of it.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+)
+SUFFIXES_BY_FEATURE = {"webp": (".webp",), "avif": (".avif",), "jpg_2000": (".jp2", ".j2k")}
 
 # What PIL's decoders let through when a file is damaged; anything else is a fault of ours and propagates.
 UNREADABLE = (
@@ -21,32 +33,53 @@ UNREADABLE = (
 )
 ORIENTATION = 0x0112
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+ROWS = 256  # converted at a time: whole copies of a large scan in wider numbers would fill the memory
+JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # 0 is a byte of data, D0 to D7 restart a scan
+PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_OPENING = threading.Lock()
+
+
+def _supported(feature: str) -> bool:
+    """Whether Pillow was built with a feature, and knows it."""
+    return (feature in features.modules or feature in features.codecs) and bool(features.check(feature))
+
+
+IMAGE_SUFFIXES = (
+    *SUFFIXES,
+    *(suffix for name, some in SUFFIXES_BY_FEATURE.items() if _supported(name) for suffix in some),
+)
 
 
 def read_image(
-    source: str | PathLike[str] | IO[bytes], *, in_chans: int = 3, size: tuple[int, int] | None = None
+    source: str | PathLike[str] | IO[bytes],
+    *,
+    in_chans: int = 3,
+    size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """Read an image file whole, upright, as RGB or grey.
 
     The EXIF orientation is applied. 16-bit images are scaled to 8 bits, not clipped. What is transparent is
     laid on white, as on a page. Of an animation the first frame is taken. A file that ends too early is never
     read in part; flipped bits inside a JPEG cannot be told from a picture, as the format has no checksum.
+    What stands behind the end of an image, such as the film of a motion photo, is not looked at.
 
     Args:
         source: a path or an open binary file.
         in_chans: 3 for RGB, 1 for grey.
         size: (width, height) of what was annotated, for coordinates that must fit the pixels: an image that
             is stored in this size is not turned.
+        max_pixels: a larger image is refused before it is decoded.
 
     Returns:
         The picture, of mode RGB or L, in memory (the file is closed).
 
     Raises:
-        DataError: the file cannot be read, is no image, ends too early, or is of another size; the message
-            names it.
+        DataError: the file cannot be read, is no image, ends too early, is too large, or is of another size;
+            the message names it.
     """
     with _naming(source), _opened(source) as file:
-        image = _decoded(file)
+        image = _decoded(file, max_pixels)
         if image.size != size:
             image = upright(image)
             _check_size(image.size, size)
@@ -59,7 +92,7 @@ def check_size(source: str | PathLike[str] | IO[bytes], size: tuple[int, int]) -
     Raises:
         DataError: as from `read_image`, as far as the header tells.
     """
-    with _naming(source), _opened(source) as file, Image.open(file) as image:
+    with _naming(source), _opened(source) as file, _identified(file, MAX_PIXELS) as image:
         if image.size != size:
             turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
             width, height = image.size
@@ -75,14 +108,14 @@ def _check_size(found: tuple[int, int], size: tuple[int, int] | None) -> None:
         )
 
 
-def check_image(source: str | PathLike[str] | IO[bytes]) -> None:
+def check_image(source: str | PathLike[str] | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> None:
     """Find out what `read_image` would say; JPEGs are decoded at an eighth of the size, which is as strict.
 
     Raises:
         DataError: as from `read_image`.
     """
     with _naming(source), _opened(source) as file:
-        as_mode(_decoded(file, small=True), 3)
+        as_mode(_decoded(file, max_pixels, small=True), 3)
 
 
 def read_values(source: str | PathLike[str] | IO[bytes]) -> np.ndarray:
@@ -95,14 +128,14 @@ def read_values(source: str | PathLike[str] | IO[bytes]) -> np.ndarray:
         DataError: the file cannot be read, ends too early, or has several channels; the message names it.
     """
     with _naming(source), _opened(source) as file:
-        values = np.asarray(_decoded(file))
+        values = np.asarray(_decoded(file, MAX_PIXELS))
         if values.ndim != 2 or values.dtype.kind not in "iub":
             raise ValueError("a mask has one channel of whole numbers")
         return values
 
 
 def _opened(source: str | PathLike[str] | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
-    return open(source, "rb") if isinstance(source, str | PathLike) else nullcontext(source)
+    return open_regular(source) if isinstance(source, str | PathLike) else nullcontext(source)
 
 
 @contextmanager
@@ -114,16 +147,64 @@ def _naming(source: str | PathLike[str] | IO[bytes]) -> Iterator[None]:
         raise DataError(f"cannot read {name}: {reason(error)}.") from error
 
 
-def _decoded(file: IO[bytes], *, small: bool = False) -> Image.Image:
+def _decoded(file: IO[bytes], max_pixels: int, *, small: bool = False) -> Image.Image:
     # Another library may have allowed half-read images; a grey lower half must never be trained on.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-    image = Image.open(file)
-    if small:
-        image.draft("RGB", (1, 1))
-    image.load()
+    try:
+        image = _loaded(file, max_pixels, small)
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise
+        # Pillow refuses a PNG for much text in it, such as a program's workflow, which says nothing here.
+        image = _loaded(_without_text(file), max_pixels, small)
     if image.format in ("JPEG", "MPO"):
         _check_end(file)
     return image
+
+
+def _loaded(file: IO[bytes], max_pixels: int, small: bool) -> Image.Image:
+    image = _identified(file, max_pixels)
+    if image.format == "EPS":
+        raise ValueError("EPS is a program that draws an image; save the image as PNG")
+    if small:
+        image.draft("RGB", (1, 1))
+    image.load()
+    return image
+
+
+def _identified(file: IO[bytes], max_pixels: int) -> Image.Image:
+    """Read the header of an image, and refuse one with too many pixels."""
+    try:
+        image = Image.open(file)
+    except Image.DecompressionBombError:
+        file.seek(0)
+        # Pillow's limit is one for the whole process. Only for what is beyond it is it lifted, and then for
+        # the header alone.
+        with _OPENING:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                image = Image.open(file)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+    if image.width * image.height > max_pixels:
+        raise ValueError(
+            f"its {image.width} x {image.height} = {image.width * image.height:,} pixels are more than "
+            f"the limit of {max_pixels:,}; raise data.max_pixels (predict: --max-pixels) if it is to be read"
+        )
+    return image
+
+
+def _without_text(file: IO[bytes]) -> IO[bytes]:
+    """Return a PNG file without its texts and its colour profile; what is damaged stays as it is."""
+    file.seek(0)
+    whole = file.read()
+    start = end = len(PngImagePlugin._MAGIC)
+    parts = [whole[:start]]
+    while end < len(whole):
+        start, end = end, end + 12 + int.from_bytes(whole[end : end + 4], "big")
+        if whole[start + 4 : start + 8] not in PNG_TEXT:
+            parts.append(whole[start:end])
+    return BytesIO(b"".join(parts))
 
 
 def _check_end(file: IO[bytes]) -> None:
@@ -131,8 +212,20 @@ def _check_end(file: IO[bytes]) -> None:
     file.seek(-1, SEEK_END)
     if file.read(1) == b"\0":
         file.seek(0)
-        if not file.read().rstrip(b"\0").endswith(b"\xff\xd9"):
+        if not _ends(file.read()):
             raise OSError("image file is truncated and filled up with zeros")
+
+
+def _ends(jpeg: bytes) -> bool:
+    """Whether the first image of a JPEG file has its end marker, whatever follows it."""
+    place = 2  # behind the marker of the beginning
+    while (marker := JPEG_MARKER.search(jpeg, place)) is not None:
+        if marker[1] == b"\xd9":
+            return True
+        place = marker.end()
+        if marker[1] != b"\x01":  # all others carry their length; a scan's data follow it
+            place += int.from_bytes(jpeg[place : place + 2], "big")
+    return False
 
 
 def reason(error: BaseException) -> str:
@@ -178,7 +271,11 @@ def as_mode(image: Image.Image, in_chans: int) -> Image.Image:
 
 def from_sixteen_bits(image: Image.Image) -> Image.Image:
     """Scale a 16-bit grey image to 8 bits: 0 stays 0 and 65535 becomes 255."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise ValueError("integer pixels beyond 16 bits have no agreed white; save it with 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    scaled = np.empty((image.height, image.width), np.uint8)
+    for top in range(0, image.height, ROWS):
+        rows = slice(top, min(top + ROWS, image.height))
+        values = np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
+        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+            raise ValueError("integer pixels beyond 16 bits have no agreed white; save it with 8 or 16 bits")
+        scaled[rows] = (values.astype(np.uint32) * 255 + 32895) >> 16  # divided by 257, and rounded
+    return Image.fromarray(scaled)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -13,6 +13,7 @@ import numpy as np
 
 from ..wording import few
 from .errors import DataError
+from .files import regular
 
 COLUMNS = ("image", "label", "probability")
 
@@ -92,7 +93,8 @@ def csv_lines(rows: Iterable[Sequence[str]]) -> str:
 
 def open_text(path: Path, mode: Literal["r", "a"] = "r") -> IO[str]:
     """Open a file that names files: their names are bytes, and not always text."""
-    return path.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
+    encoding = "utf-8-sig" if mode == "r" else "utf-8"  # spreadsheets write a byte order mark
+    return open(path, mode, newline="", encoding=encoding, errors="surrogateescape", opener=regular)
 
 
 def read_labels(path: Path, classes: Sequence[str]) -> Labels:
@@ -113,31 +115,66 @@ def read_labels(path: Path, classes: Sequence[str]) -> Labels:
 
 def parse_labels(file: Iterable[str], path: Path, classes: Sequence[str]) -> Labels:
     """Read the lines of a CSV of labels; `path` is for what has to be said about them."""
-    reader = csv.DictReader(file)
-    if missing := [name for name in COLUMNS[:2] if name not in (reader.fieldnames or ())]:
+    rows = numbered_rows(file, path)
+    _, heading = next(rows, (0, []))
+    if missing := [name for name in COLUMNS[:2] if name not in heading]:
         raise DataError(f"{path} lacks the column {missing[0]!r}; it needs image and label.")
     numbers = {name: number for number, name in enumerate(classes)}
     images: list[str] = []
     targets: list[int] = []
     probabilities: list[float] = []
-    for row in reader:
-        target = numbers.get(row["label"])
+    first: dict[str, tuple[int, int]] = {}  # of each image the class and the line
+    for line, values in rows:
+        row = dict(zip(heading, values, strict=False))
+        image, label, number = (row.get(name, "") for name in COLUMNS)
+        target = numbers.get(label)
         if target is None:
             raise DataError(
-                f"{path} labels {row['image']!r} as {row['label']!r}, no class here; "
+                f"{path} (line {line}) labels {image!r} as {label!r}, no class here; "
                 f"known are {few(classes)}."
             )
-        try:
-            probabilities.append(float(row.get("probability") or 1.0))
-        except ValueError:
+        before, its_line = first.setdefault(image, (target, line))
+        if before != target:
             raise DataError(
-                f"{path} gives {row['image']!r} the probability {row['probability']!r}, which is no number."
-            ) from None
-        images.append(row["image"])
+                f"{path} labels {image!r} as {classes[before]!r} (line {its_line}) and as {label!r} (line "
+                f"{line}); keep one of both."
+            )
+        probabilities.append(
+            _probability(number or "1", f"{path} (line {line}) gives {image!r} the probability")
+        )
+        images.append(image)
         targets.append(target)
     if not images:
         raise DataError(f"{path} holds no labels.")
     return Labels(images, np.array(targets, np.int64), np.array(probabilities, np.float32), tuple(classes))
+
+
+def _probability(text: str, gives: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise DataError(f"{gives} {text!r}, which is no number.") from None
+    if not 0 <= number <= 1:
+        raise DataError(f"{gives} {text}, which is not from 0 to 1.")
+    return number
+
+
+def numbered_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a CSV that are not empty, each with the number of the line that it ends in.
+
+    Raises:
+        DataError: a line cannot be read, such as one with a quote that is never closed.
+    """
+    reader = csv.reader(file)
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise DataError(f"{path} cannot be read at line {reader.line_num}: {error}.") from error
+        if row is None:
+            return
+        if row:
+            yield reader.line_num, row
 
 
 def folder_truths(labels: Labels) -> np.ndarray | None:

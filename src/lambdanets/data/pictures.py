@@ -12,7 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from .config import MAX_PIXELS
 from .errors import DataError
+from .files import open_regular
 from .images import UNREADABLE, as_mode, check_image, read_image, reason
 
 
@@ -36,6 +38,8 @@ class Pictures(Protocol):
 
 def real(path: str) -> str:
     """Return where a file really lies; its folder is looked up once."""
+    if os.path.islink(path):
+        return os.path.realpath(path)
     folder, name = os.path.split(path)
     return os.path.join(_real(folder), name)
 
@@ -78,14 +82,23 @@ class ArrayPictures:
 
 
 class FilePictures:
-    """Image files with a class each."""
+    """Image files with a class each.
 
-    def __init__(self, paths: Sequence[str], targets: Sequence[int], in_chans: int):
+    Args:
+        paths: of the files.
+        targets: classes, one for each path.
+        in_chans: 3 for RGB, 1 for grey.
+        max_pixels: larger images are refused.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], targets: Sequence[int], in_chans: int, max_pixels: int = MAX_PIXELS
+    ):
         # One array of bytes instead of a million strings: forked workers share it without copying, as no
         # reference is counted when it is read.
         self.names = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         self.targets = np.asarray(targets, dtype=np.int64)
-        self.in_chans = in_chans
+        self.in_chans, self.max_pixels = in_chans, max_pixels
 
     def __len__(self) -> int:
         return len(self.names)
@@ -95,16 +108,19 @@ class FilePictures:
         return self.path(index)
 
     def read(self, index: int) -> Image.Image:
-        return read_image(self.file(index), in_chans=self.in_chans)
+        return read_image(self.file(index), in_chans=self.in_chans, max_pixels=self.max_pixels)
 
     def check(self, index: int) -> None:
         """Find out what `read` would say."""
-        check_image(self.file(index))
+        check_image(self.file(index), max_pixels=self.max_pixels)
 
     def encoded(self, index: int) -> tuple[bytes, str]:
         path = self.file(index)
-        with open(path, "rb") as file:
-            return file.read(), os.path.splitext(path)[1].lower()
+        try:
+            with open_regular(path) as file:
+                return file.read(), os.path.splitext(path)[1].lower()
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {reason(error)}.") from error
 
     def path(self, index: int) -> str:
         return os.fsdecode(self.names[index])
@@ -113,7 +129,8 @@ class FilePictures:
         return real(self.file(index))
 
     def subset(self, indices: np.ndarray) -> FilePictures:
-        return FilePictures([self.path(i) for i in indices], self.targets[indices].tolist(), self.in_chans)
+        paths = [self.path(index) for index in indices]
+        return FilePictures(paths, self.targets[indices].tolist(), self.in_chans, self.max_pixels)
 
 
 class DatasetPictures:
@@ -124,11 +141,22 @@ class DatasetPictures:
             replace damaged images silently.
         indices: the part of it that is used.
         targets: classes of shape (n,), one for each index.
+        in_chans: 3 for RGB, 1 for grey.
+        name: of the data set, for messages.
+        max_pixels: larger images are refused, where the data set gives files.
     """
 
-    def __init__(self, data_set: Any, indices: np.ndarray, targets: np.ndarray, in_chans: int, name: str):
+    def __init__(
+        self,
+        data_set: Any,
+        indices: np.ndarray,
+        targets: np.ndarray,
+        in_chans: int,
+        name: str,
+        max_pixels: int = MAX_PIXELS,
+    ):
         self.data_set, self.indices, self.targets = data_set, indices, targets
-        self.in_chans, self.name = in_chans, name
+        self.in_chans, self.name, self.max_pixels = in_chans, name, max_pixels
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -139,7 +167,7 @@ class DatasetPictures:
             if isinstance(image, Image.Image):
                 return as_mode(image, self.in_chans)
             with image:
-                return read_image(image, in_chans=self.in_chans)
+                return read_image(image, in_chans=self.in_chans, max_pixels=self.max_pixels)
 
     def encoded(self, index: int) -> tuple[bytes, str]:
         with self._naming(index):
@@ -153,19 +181,29 @@ class DatasetPictures:
     def _stored(self, index: int) -> Any:
         return getattr(self.data_set, "reader", self.data_set)[int(self.indices[index])][0]
 
+    def _empty(self, index: int) -> bool:
+        """Whether a row of Hugging Face's has no image, which timm's reader takes for granted."""
+        reader, place = getattr(self.data_set, "reader", None), int(self.indices[index])
+        if not hasattr(reader, "image_key"):
+            return False
+        image = reader.dataset[place][reader.image_key]
+        return image is None or not (image["bytes"] or image["path"])
+
     @contextmanager
     def _naming(self, index: int) -> Iterator[None]:
         try:
             yield
         except DataError as error:
             raise DataError(f"cannot read {self.path(index)}: {str(error).rpartition(': ')[2]}") from error
-        except UNREADABLE as error:
-            raise DataError(f"cannot read {self.path(index)}: {reason(error)}.") from error
+        except (*UNREADABLE, AssertionError) as error:
+            why = "the row has no image" if self._empty(index) else reason(error)
+            raise DataError(f"cannot read {self.path(index)}: {why}.") from error
 
     def path(self, index: int) -> str:
         place = int(self.indices[index])
-        if hasattr(self.data_set, "filename") and (name := self.data_set.filename(place)):
-            return str(name)
+        if hasattr(self.data_set, "filename") and not self._empty(index):
+            name = self.data_set.filename(place)
+            return str(name) if name else f"{self.name}#{place}"
         return f"{self.name}#{place}"
 
     def place(self, index: int) -> str:
@@ -173,7 +211,7 @@ class DatasetPictures:
 
     def subset(self, indices: np.ndarray) -> DatasetPictures:
         rest, targets = self.indices[indices], self.targets[indices]
-        return DatasetPictures(self.data_set, rest, targets, self.in_chans, self.name)
+        return DatasetPictures(self.data_set, rest, targets, self.in_chans, self.name, self.max_pixels)
 
 
 def _png(image: Image.Image) -> tuple[bytes, str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from .config import DataConfig
 from .errors import DataError, DataWarning
+from .files import open_regular
 from .image_set import ImageSet
 from .labels import read_labels
 from .pictures import Pictures
@@ -36,7 +37,7 @@ def open_pseudo(config: DataConfig, source: Source) -> ImageSet:
     path = Path(config.pseudo_labels or "").expanduser()
     labels = read_labels(path, source.classes)
     unlabelled = config.unlabelled or _stored_source(path)
-    pictures = open_pictures(unlabelled, config.in_chans)
+    pictures = open_pictures(unlabelled, config.in_chans, config.max_pixels)
     index = {pictures.path(number): number for number in range(len(pictures))}
     missing = [image for image in labels.images if image not in index]
     if missing:
@@ -101,8 +102,9 @@ def _root(source: str) -> str | None:
 
 def _stored_source(path: Path) -> str:
     try:
-        return json.loads(facts_path(path).read_text(encoding="utf-8"))["source"]
-    except (OSError, ValueError, KeyError, TypeError):
+        with open_regular(facts_path(path)) as file:
+            return json.loads(file.read())["source"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DataError(
             f"{facts_path(path)} does not say where the images are: give data.unlabelled=folder:PATH."
         ) from None

@@ -129,7 +129,8 @@ class SequentialSet:
 
     def _prepared(self, file: Named) -> np.ndarray | DataError:
         try:
-            return self.pipeline.prepare(read_image(file, in_chans=self.pipeline.in_chans))
+            image = read_image(file, in_chans=self.pipeline.in_chans, max_pixels=self.pipeline.max_pixels)
+            return self.pipeline.prepare(image)
         except DataError as error:
             if not self.skip_bad:
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..wording import few
 from .config import SOURCES, DataConfig
-from .errors import DataError
+from .errors import DataError, DataWarning
 from .folder import digests, read_folder, relative, stratum
 from .pictures import ArrayPictures, DatasetPictures, FilePictures, Pictures
 from .tar_source import open_tar
@@ -72,9 +73,17 @@ def _found(config: DataConfig, seed: int, classes: Sequence[str] | None) -> Sour
     if kind == "folder":
         if not root:
             raise DataError(f"data.source {config.source!r} lacks a path: write folder:PATH.")
-        found = read_folder(root, val_fraction=config.val_fraction, seed=seed, classes=classes)
+        found = read_folder(
+            root,
+            val_fraction=config.val_fraction,
+            seed=seed,
+            classes=classes,
+            hold_out=config.hold_out,
+        )
         train, val = (
-            FilePictures([path for path, _ in side], [target for _, target in side], config.in_chans)
+            FilePictures(
+                [path for path, _ in side], [target for _, target in side], config.in_chans, config.max_pixels
+            )
             for side in (found.train, found.val)
         )
         return Source(train, val, found.classes)
@@ -116,7 +125,7 @@ def create_timm(config: DataConfig, split: str, **options: Any) -> Any:
         options["target_key"] = config.label_column or "label"
     if name.startswith("torch/"):
         options["download"] = config.download
-        root = root or os.path.join(os.path.expanduser("~"), ".cache", "lambdanets", name)
+        root = root or os.path.join(_cache(), "lambdanets", name)
     root = os.path.expanduser(root) or None
     try:
         with redirect_stdout(io.StringIO()):  # torchvision and timm print on the way
@@ -125,6 +134,12 @@ def create_timm(config: DataConfig, split: str, **options: Any) -> Any:
         why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         place = f" in {root}" if root else ""
         raise DataError(f"timm cannot open the split {split!r} of {name!r}{place}: {why}.") from error
+
+
+def _cache() -> str:
+    """The user's folder for what can be fetched again, by the XDG convention: a relative path is not one."""
+    folder = os.environ.get("XDG_CACHE_HOME", "")
+    return folder if os.path.isabs(folder) else os.path.join(os.path.expanduser("~"), ".cache")
 
 
 def class_names(data_set: Any, number: int) -> tuple[str, ...]:
@@ -155,16 +170,21 @@ def _digits(config: DataConfig, seed: int) -> Source:
 def _named(config: DataConfig, seed: int) -> Source:
     data_set = create_timm(config, config.train_split)
     targets = _targets(config, data_set)
+    rows = _labelled_rows(config, config.train_split, targets)
     if config.val_split:
         other = create_timm(config, config.val_split)
         other_targets = _targets(config, other)
-        parts = np.arange(len(targets)), np.arange(len(other_targets))
+        parts = rows, _labelled_rows(config, config.val_split, other_targets)
     else:
         other, other_targets = data_set, targets
-        names = [f"{config.source}#{index}" for index in range(len(targets))]
-        parts = _split(targets, names, config.val_fraction, seed)
-    train = DatasetPictures(data_set, parts[0], targets[parts[0]], config.in_chans, config.source)
-    val = DatasetPictures(other, parts[1], other_targets[parts[1]], config.in_chans, config.source)
+        names = [f"{config.source}#{index}" for index in rows]
+        parts = tuple(rows[side] for side in _split(targets[rows], names, config.val_fraction, seed))
+    train, val = (
+        DatasetPictures(
+            held, rows, numbers[rows], config.in_chans, config.source, max_pixels=config.max_pixels
+        )
+        for held, rows, numbers in ((data_set, parts[0], targets), (other, parts[1], other_targets))
+    )
     number = 1 + max(targets.max(initial=-1), other_targets.max(initial=-1))
     return Source(train, val, class_names(data_set, int(number)))
 
@@ -188,6 +208,22 @@ def _targets(config: DataConfig, data_set: Any) -> np.ndarray:
     if targets.ndim != 1 or targets.dtype.kind not in "iu" or targets.size != len(data_set):
         raise DataError(f"{config.source!r} does not give one class number for each image.")
     return targets.astype(np.int64)
+
+
+def _labelled_rows(config: DataConfig, split: str, targets: np.ndarray) -> np.ndarray:
+    """The rows of a split that have a class; a negative number stands for one that is kept back."""
+    rows = np.flatnonzero(targets >= 0)
+    if lacking := len(targets) - len(rows):
+        held = f"the {len(targets)} images of the split {split!r} of {config.source!r}"
+        what = f"{lacking} of {held} have no class"
+        if config.on_bad_image == "refuse" or not len(rows):
+            leave_out = ", or leave them out with --set data.on_bad_image=skip" if len(rows) else ""
+            raise DataError(
+                f"{what} (number {targets.min()}); name another split with data.train_split and "
+                f"data.val_split, or divide the training images with an empty data.val_split{leave_out}."
+            )
+        warnings.warn(f"{what} and are left out.", DataWarning, stacklevel=2)
+    return rows
 
 
 def _split(

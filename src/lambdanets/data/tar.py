@@ -9,7 +9,9 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
+from .config import MAX_PIXELS
 from .errors import DataError
+from .files import regular
 from .images import check_image, read_image, reason
 from .pictures import real
 from .tar_index import read_members
@@ -27,10 +29,18 @@ class TarPictures:
         members: where the images lie.
         targets: classes of shape (n,).
         in_chans: 3 for RGB, 1 for grey.
+        max_pixels: larger images are refused.
     """
 
-    def __init__(self, root: str, members: Members, targets: np.ndarray, in_chans: int):
-        self.root, self.members, self.in_chans = root, members, in_chans
+    def __init__(
+        self,
+        root: str,
+        members: Members,
+        targets: np.ndarray,
+        in_chans: int,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        self.root, self.members, self.in_chans, self.max_pixels = root, members, in_chans, max_pixels
         self.targets = np.asarray(targets, dtype=np.int64)
         self._files = _Files(tuple(os.path.join(root, shard) for shard in members.shards))
 
@@ -43,11 +53,11 @@ class TarPictures:
         return self.members.shard
 
     def read(self, index: int) -> Image.Image:
-        return read_image(self.open(index), in_chans=self.in_chans)
+        return read_image(self.open(index), in_chans=self.in_chans, max_pixels=self.max_pixels)
 
     def check(self, index: int) -> None:
         """Find out what `read` would say."""
-        check_image(self.open(index))
+        check_image(self.open(index), max_pixels=self.max_pixels)
 
     def encoded(self, index: int) -> tuple[bytes, str]:
         return self.open(index).getvalue(), os.path.splitext(self.path(index))[1].lower()
@@ -73,15 +83,17 @@ class TarPictures:
         return real(os.path.join(self.root, self.path(index)))
 
     def subset(self, indices: np.ndarray) -> TarPictures:
-        return TarPictures(self.root, self.members.take(indices), self.targets[indices], self.in_chans)
+        members, targets = self.members.take(indices), self.targets[indices]
+        return TarPictures(self.root, members, targets, self.in_chans, self.max_pixels)
 
 
-def unlabelled_tar(root: str, in_chans: int) -> TarPictures:
+def unlabelled_tar(root: str, in_chans: int, max_pixels: int = MAX_PIXELS) -> TarPictures:
     """Return all images of tar archives, whatever their classes; every target is 0.
 
     Args:
         root: a folder, searched with everything inside, one archive, or a pattern of them.
         in_chans: 3 for RGB, 1 for grey.
+        max_pixels: larger images are refused when they are read.
 
     Raises:
         DataError: there are no archives, or one of them is damaged or holds no images.
@@ -92,7 +104,7 @@ def unlabelled_tar(root: str, in_chans: int) -> TarPictures:
     """
     folder, shards = all_shards(root)
     members = read_members(folder, shards, labelled=False)
-    return TarPictures(folder, members, np.zeros(len(members), np.int64), in_chans)
+    return TarPictures(folder, members, np.zeros(len(members), np.int64), in_chans, max_pixels)
 
 
 class Named(BytesIO):
@@ -107,7 +119,7 @@ class _File:
     """One open archive; it is closed when nobody reads from it any more, in whichever thread that is."""
 
     def __init__(self, path: str):
-        self.number = os.open(path, os.O_RDONLY)
+        self.number = regular(path, os.O_RDONLY)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):

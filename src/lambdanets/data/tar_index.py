@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import tarfile
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import IO
 
 import numpy as np
 
 from .errors import DataError, DataWarning
+from .files import open_regular, warn_left_out
 from .progress import progress_bar
-from .tar_scan import Members, scan
+from .tar_scan import BLOCK, Members, Scanned, scan
 
 INDEX = "_index.npz"
 SCANNERS = 8  # shards read at a time: on networked storage most of it is waiting
 LONG = 2**30  # bytes of shards whose headers take long enough for a bar
+SPOTS = 3  # headers of a shard that are compared with the index
 ARRAYS = ("shard", "offsets", "sizes", "names", "labels")
 
 
@@ -36,7 +42,7 @@ def read_members(
         DataError: a shard cannot be read at random places, is damaged, or holds no images.
     """
     sizes = {shard: os.path.getsize(os.path.join(root, shard)) for shard in shards}
-    known = _load(root, sizes) if indexed else {}
+    known, damaged = _load(root, sizes) if indexed else ({}, [])
     missing = [shard for shard in shards if shard not in known]
     total = sum(sizes[shard] for shard in missing)
     passed = dict.fromkeys(missing, 0)
@@ -45,59 +51,141 @@ def read_members(
         ThreadPoolExecutor(SCANNERS) as pool,
     ):
 
-        def found(shard: str) -> tuple[Members, str]:
+        def found(shard: str) -> Scanned:
             def moved(place: int) -> None:
                 passed[shard] = place
                 report(sum(passed.values()), total)
 
             result = scan(root, shard, labelled=labelled, moved=moved)
             moved(sizes[shard])
-            if result[1] and not skip:
+            if result.complaint and not skip:
                 raise DataError(
-                    f"{result[1]}. Copy or make the shard again, or leave out what it lacks with "
+                    f"{result.complaint}. Copy or make the shard again, or leave out what it lacks with "
                     "--set data.on_bad_image=skip."
                 )
             return result
 
-        for shard, (members, complaint) in zip(missing, pool.map(found, missing), strict=True):
-            if complaint:
-                warnings.warn(f"{complaint}. The rest is left out.", DataWarning, stacklevel=2)
-            known[shard] = members
+        scanned = dict(zip(missing, pool.map(found, missing), strict=True))
+    for shard, result in scanned.items():
+        if result.complaint:
+            warnings.warn(f"{result.complaint}. The rest is left out.", DataWarning, stacklevel=2)
+        known[shard] = result.members
+    others = sum((result.others for result in scanned.values()), Counter())
+    warn_left_out(root, others, {name for result in scanned.values() for name in result.stray})
+    for folder in damaged:
+        own = [shard for shard in shards if os.path.dirname(shard) == folder]
+        whole = labelled and not any(scanned[shard].complaint for shard in own if shard in scanned)
+        _mend(root, folder, _joined([known[shard] for shard in own]), sizes, whole=whole)
     return _joined([known[shard] for shard in shards])
 
 
 def write_index(root: str, shards: Sequence[str]) -> Members:
     """Read the headers of shards that lie in one folder, and write what they say beside them."""
     members = read_members(root, shards, indexed=False)
-    arrays = {name: getattr(members, name) for name in ARRAYS}
     sizes = [os.path.getsize(os.path.join(root, shard)) for shard in shards]
-    np.savez_compressed(
-        os.path.join(root, INDEX),
-        shards=np.array(shards, np.str_),
-        shard_sizes=np.array(sizes, np.int64),
-        **arrays,
-    )
+    _write(os.path.join(root, INDEX), members, shards, sizes)
     return members
 
 
-def _load(root: str, sizes: dict[str, int]) -> dict[str, Members]:
-    """What indices say of those shards that are no younger, and of the size that they had then."""
+def _write(path: str, members: Members, names: Sequence[str], sizes: Sequence[int]) -> None:
+    np.savez_compressed(
+        path,
+        shards=np.array(names, np.str_),
+        shard_sizes=np.array(sizes, np.int64),
+        **{name: getattr(members, name) for name in ARRAYS},
+    )
+
+
+def _mend(root: str, folder: str, members: Members, sizes: dict[str, int], *, whole: bool) -> None:
+    """Write a damaged index anew where that is allowed; where it is not, the headers are read each time."""
+    index = os.path.join(root, folder, INDEX)
+    unfinished = os.path.join(root, folder, f".{os.getpid()}{INDEX}")
+    outcome = "The headers of its shards were read instead"
+    if whole:
+        try:
+            names = [os.path.basename(shard) for shard in members.shards]
+            _write(unfinished, members, names, [sizes[shard] for shard in members.shards])
+            os.replace(unfinished, index)
+            outcome += ", and it was written anew"
+        except OSError:
+            with suppress(OSError):
+                os.remove(unfinished)
+    warnings.warn(f"the index {index} is damaged. {outcome}.", DataWarning, stacklevel=3)
+
+
+def _load(root: str, sizes: dict[str, int]) -> tuple[dict[str, Members], list[str]]:
+    """What indices say of those shards that they fit, and the folders whose index is damaged."""
     known: dict[str, Members] = {}
+    damaged = []
     for folder in sorted({os.path.dirname(shard) for shard in sizes}):
         index = os.path.join(root, folder, INDEX)
         try:
-            written = os.path.getmtime(index)
-            with np.load(index, allow_pickle=False) as file:
-                names, then = [os.path.join(folder, name) for name in file["shards"]], file["shard_sizes"]
-                members = Members(tuple(names), *(file[name] for name in ARRAYS))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            continue  # an index only saves time
-        ends = np.searchsorted(members.shard, np.arange(len(names) + 1))
-        for number, name in enumerate(names):
-            if sizes.get(name) == then[number] and os.path.getmtime(os.path.join(root, name)) <= written:
-                part = members.take(slice(ends[number], ends[number + 1]))
-                known[name] = Members((name,), np.zeros(len(part), np.int32), *_rows(part))
-    return known
+            with open_regular(index) as file:
+                written = os.fstat(file.fileno()).st_mtime
+                parts, then = _parts(file, folder)
+        except FileNotFoundError:
+            continue
+        except Exception:  # whatever a damaged file makes the libraries raise: an index only saves time
+            damaged.append(folder)
+            continue
+        fitting = {
+            name: part
+            for name, part in parts.items()
+            if sizes.get(name) == then[name] and os.path.getmtime(os.path.join(root, name)) <= written
+        }
+        if all(_agrees(root, part) for part in fitting.values()):
+            known |= fitting
+        else:
+            damaged.append(folder)
+    return known, damaged
+
+
+def _parts(file: IO[bytes], folder: str) -> tuple[dict[str, Members], dict[str, int]]:
+    """What an index says of each shard, and the size of each.
+
+    Raises:
+        ValueError: it cannot be so; reading may raise much else.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if archive.testzip() is not None:  # NumPy alone does not look at every checksum
+            raise ValueError("a checksum is wrong")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as arrays:
+        names, sizes = (
+            [os.path.join(folder, name) for name in arrays["shards"].tolist()],
+            arrays["shard_sizes"],
+        )
+        members = Members(tuple(names), *(arrays[name] for name in ARRAYS))
+    shard, columns = members.shard, [members.shard, *_rows(members)]
+    forms = [(column.dtype.kind, column.shape) for column in columns]
+    if forms != [(kind, shard.shape) for kind in "iiiSS"] or sizes.shape != (len(names),):
+        raise ValueError("its columns do not belong together")
+    if (np.diff(shard) < 0).any() or (shard < 0).any():
+        raise ValueError("its images are not in the order of their shards")
+    room = sizes[shard] - members.offsets
+    if (members.offsets < BLOCK).any() or (members.sizes < 0).any() or (members.sizes > room).any():
+        raise ValueError("its images lie outside their shards")
+    bounds = np.searchsorted(shard, np.arange(len(names) + 1))
+    parts = {}
+    for number, name in enumerate(names):
+        part = members.take(slice(bounds[number], bounds[number + 1]))
+        parts[name] = Members((name,), np.zeros(len(part), np.int32), *_rows(part))
+    return parts, dict(zip(names, sizes.tolist(), strict=True))
+
+
+def _agrees(root: str, members: Members) -> bool:
+    """Whether the headers of a few images in a shard say the same as its index."""
+    with open_regular(os.path.join(root, members.shards[0])) as file:
+        for row in np.unique(np.linspace(0, len(members) - 1, SPOTS).astype(int)) if len(members) else ():
+            file.seek(int(members.offsets[row]) - BLOCK)
+            try:
+                header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
+            except tarfile.TarError:
+                return False
+            name = os.fsencode(header.name.removeprefix("./"))
+            if header.size != members.sizes[row] or not members.names[row].startswith(name):
+                return False
+    return True
 
 
 def _rows(members: Members) -> list[np.ndarray]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..wording import few
 from .errors import DataError
-from .folder import IMAGE_SUFFIXES, ORIGINAL_ARCHIVES
+from .files import is_stray, suffix_of
+from .folder import ORIGINAL_ARCHIVES
+from .images import IMAGE_SUFFIXES
 
 LABEL = "cls"
 LABEL_BYTES = 1024
@@ -50,9 +53,27 @@ class Members:
         return Members(self.shards, *(row[indices] for row in rows))
 
 
+@dataclass(frozen=True)
+class Scanned:
+    """What the headers of a shard say.
+
+    Attributes:
+        members: its images.
+        complaint: what is wrong with the shard that leaves these of use, "" where nothing is.
+        others: the number of files that are no images by suffix; none where .cls files make samples, which
+            hold other files by design.
+        stray: names of what is hidden or left by other programs.
+    """
+
+    members: Members
+    complaint: str
+    others: Counter[str] = field(default_factory=Counter)
+    stray: frozenset[str] = frozenset()
+
+
 def scan(
     root: str, shard: str, *, labelled: bool = True, moved: Callable[[int], None] = lambda place: None
-) -> tuple[Members, str]:
+) -> Scanned:
     """Find the images of one shard.
 
     Args:
@@ -60,9 +81,6 @@ def scan(
         shard: name of the archive.
         labelled: where there are .cls files, as in WebDataset's samples, every image must have one.
         moved: called with the bytes passed so far.
-
-    Returns:
-        The images, and what is wrong with the shard that leaves these of use: "" where nothing is.
 
     Raises:
         DataError: nothing in the shard is of use, or it cannot be read at random places.
@@ -73,7 +91,9 @@ def scan(
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, bytes] = {}
     links: list[str] = []
-    others: set[str] = set()
+    sparse: list[str] = []
+    others: Counter[str] = Counter()
+    stray: set[str] = set()
     whole = 0
     with _opened(path) as tar:
         while True:
@@ -88,14 +108,24 @@ def scan(
                 break
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # a million would stay in memory
             name = member.name.removeprefix("./")
-            if member.isdir() or member.offset_data + member.size > size:
+            suffix = suffix_of(name)
+            if member.isdir():
                 continue
+            if member.size < 0:  # Python's reader would go back, for ever
+                complaint = _damaged(path, member.offset, whole)
+                break
+            if member.issparse() and (suffix in IMAGE_SUFFIXES or suffix == f".{LABEL}"):
+                sparse.append(name)
+                continue
+            if member.isreg() and not member.issparse() and member.offset_data + member.size > size:
+                complaint = _early(path, whole)
+                break
             whole += 1
             if whole % REPORTED == 0:
                 moved(member.offset_data)
-            if name.startswith(".") or "/." in name:
+            if strays := [part for part in name.split("/") if is_stray(part)]:
+                stray.update(strays if suffix in IMAGE_SUFFIXES else ())
                 continue
-            suffix = os.path.splitext(name)[1].lower()
             if member.issym() or member.islnk():
                 links.append(name)
             elif suffix in IMAGE_SUFFIXES:
@@ -103,11 +133,16 @@ def scan(
             elif suffix == f".{LABEL}" and member.size <= LABEL_BYTES:
                 labels[sample_key(name)] = _content(tar, member)
             else:
-                others.add(suffix or "no suffix")
+                others[suffix] += 1
     if links:
         raise DataError(
             f"{path} holds links ({few(links)}) whose images lie elsewhere; pack it again with "
             "tar --dereference --hard-dereference."
+        )
+    if sparse:
+        raise DataError(
+            f"{path} holds sparse files ({few(sparse)}), which do not lie in it as they are; pack it again "
+            "without tar's --sparse."
         )
     if labels and labelled:
         images, lacking = _samples(path, images, labels)
@@ -115,17 +150,15 @@ def scan(
     if not images:
         raise DataError(f"{path} holds no images; {_instead(others, complaint)}.")
     said = [labels.get(sample_key(name), b"") if labelled else b"" for name in images]
-    return (
-        Members(
-            (shard,),
-            np.zeros(len(images), np.int32),
-            np.array([place for place, _ in images.values()], np.int64),
-            np.array([length for _, length in images.values()], np.int64),
-            np.array([os.fsencode(name) for name in images], np.bytes_),
-            np.array(said, np.bytes_),
-        ),
-        complaint,
+    members = Members(
+        (shard,),
+        np.zeros(len(images), np.int32),
+        np.array([place for place, _ in images.values()], np.int64),
+        np.array([length for _, length in images.values()], np.int64),
+        np.array([os.fsencode(name) for name in images], np.bytes_),
+        np.array(said, np.bytes_),
     )
+    return Scanned(members, complaint, Counter() if labels else others, frozenset(stray))
 
 
 def _check_kind(path: str, size: int) -> None:
@@ -202,7 +235,7 @@ def _samples(
     return whole, ""
 
 
-def _instead(others: set[str], complaint: str) -> str:
+def _instead(others: Counter[str], complaint: str) -> str:
     if ".tar" in others:
         return f"it holds other archives. {ORIGINAL_ARCHIVES}"
     if complaint:

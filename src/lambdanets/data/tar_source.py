@@ -74,10 +74,11 @@ def open_tar(
             place,
             val_fraction=config.val_fraction,
             seed=seed,
+            hold_out=config.hold_out,
         )
         sides[undecided] = np.where(held_out, VAL, TRAIN)
     train, val = (np.flatnonzero(sides == side) for side in (TRAIN, VAL))
-    pictures = TarPictures(found.root, members, targets, config.in_chans)
+    pictures = TarPictures(found.root, members, targets, config.in_chans, config.max_pixels)
     return pictures.subset(train), pictures.subset(val), names
 
 
@@ -160,7 +161,7 @@ def declared_classes(root: str, *folders: str) -> tuple[str, ...] | None:
         try:
             with open(path, encoding="utf-8") as file:
                 names = json.load(file)
-        except ValueError:
+        except (ValueError, RecursionError):
             names = None
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise DataError(f'{path} must be a list of the classes\' names, such as ["cat", "dog"].')

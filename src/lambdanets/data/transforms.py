@@ -36,7 +36,7 @@ class Pipeline:
     def __init__(self, config: DataConfig, *, train: bool):
         config = config.resolved()
         augment = config.augment
-        self.in_chans = config.in_chans
+        self.in_chans, self.max_pixels = config.in_chans, config.max_pixels
         self.image_size = config.image_size
         self.flip = augment.flip if train else 0.0
         self.pad = augment.pad if train and augment.crop == "pad" else 0

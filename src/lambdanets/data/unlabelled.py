@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
+from .config import MAX_PIXELS
 from .errors import DataError
-from .folder import IMAGE_SUFFIXES, TRAIN_NAMES, VAL_NAMES, existing
+from .files import find_images, warn_left_out
+from .folder import TRAIN_NAMES, VAL_NAMES, existing, relative
+from .images import IMAGE_SUFFIXES
 from .pictures import FilePictures, Pictures
 from .tar import unlabelled_tar
 from .tar_paths import SUFFIX, side_word
@@ -18,8 +20,10 @@ from .tar_paths import SUFFIX, side_word
 class FolderPictures(FilePictures):
     """Image files named from the root of their folder."""
 
-    def __init__(self, root: str, names: Sequence[str], targets: Sequence[int], in_chans: int):
-        super().__init__(names, targets, in_chans)
+    def __init__(
+        self, root: str, names: Sequence[str], targets: Sequence[int], in_chans: int, max_pixels: int
+    ):
+        super().__init__(names, targets, in_chans, max_pixels)
         self.root = root
 
     def file(self, index: int) -> str:
@@ -27,15 +31,17 @@ class FolderPictures(FilePictures):
 
     def subset(self, indices: np.ndarray) -> FolderPictures:
         names = [self.path(index) for index in indices]
-        return FolderPictures(self.root, names, self.targets[indices].tolist(), self.in_chans)
+        targets = self.targets[indices].tolist()
+        return FolderPictures(self.root, names, targets, self.in_chans, self.max_pixels)
 
 
-def open_pictures(source: str, in_chans: int = 3) -> Pictures:
+def open_pictures(source: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS) -> Pictures:
     """Find all images of a source, whatever their classes.
 
     Args:
         source: "folder:PATH", with images in any folders, or "tar:PATH".
         in_chans: 3 for RGB, 1 for grey.
+        max_pixels: larger images are refused when they are read.
 
     Returns:
         The pictures, all of class 0, with the names that `path` gives from the root of the source; those of a
@@ -46,14 +52,16 @@ def open_pictures(source: str, in_chans: int = 3) -> Pictures:
     """
     kind, _, root = source.partition(":")
     if kind == "tar" and root:
-        return unlabelled_tar(root, in_chans)
+        return unlabelled_tar(root, in_chans, max_pixels)
     if kind != "folder" or not root:
         raise DataError(f"images without labels come from folder:PATH or tar:PATH, got {source!r}.")
     path = existing(root)
-    names = sorted(_names(path))
-    if not names:
+    found = find_images(str(path), IMAGE_SUFFIXES)
+    if not found.images:
         raise DataError(f"{path} holds no images.")
-    return FolderPictures(str(path), names, [0] * len(names), in_chans)
+    warn_left_out(str(path), found.others, found.stray)
+    names = sorted(relative(name, path) for name in found.images)
+    return FolderPictures(str(path), names, [0] * len(names), in_chans, max_pixels)
 
 
 def training_side(names: Sequence[str]) -> list[int] | None:
@@ -78,11 +86,3 @@ def _side(name: str) -> str:
     if inside and folder in (*TRAIN_NAMES, *VAL_NAMES):
         return folder
     return side_word(place) if archived else ""
-
-
-def _names(path: Path) -> Iterator[str]:
-    for folder, inner, files in os.walk(path):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in files:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                yield os.path.relpath(os.path.join(folder, name), path).replace(os.sep, "/")

@@ -79,4 +79,4 @@ def _pictures(config: DataConfig, root: str, names: Sequence[str], classes: int)
                 f"tar:{root} reads names and class folders too."
             )
     targets = np.array([int(word) for word in decoded], np.int64)[inverse]
-    return TarPictures(root, members, targets, config.in_chans)
+    return TarPictures(root, members, targets, config.in_chans, config.max_pixels)

@@ -11,8 +11,8 @@ from itertools import groupby
 import numpy as np
 
 from .errors import DataError
-from .folder import IMAGE_SUFFIXES
-from .images import reason
+from .files import is_stray
+from .images import IMAGE_SUFFIXES, reason
 from .tar import Named
 from .tar_scan import LABEL, sample_key
 from .tar_source import NUMBER
@@ -102,7 +102,10 @@ class RemoteShards:
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # a million would stay in memory
-        if not member.name.rpartition("/")[2].startswith((".", "__")):
+        if member.size < 0 or member.issparse():
+            raise tarfile.ReadError(f"{member.name!r} is a sparse file or has a damaged header")
+        parts = member.name.removeprefix("./").split("/")
+        if not parts[-1].startswith("__") and not any(map(is_stray, parts)):
             yield member
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from .config import is_remote
 from .errors import DataError
+from .files import open_regular
 from .images import reason
 from .tar_paths import expand
 
@@ -47,7 +48,7 @@ def read_info(root: str) -> dict[str, Listed]:
     for name in INFO:
         path = os.path.join(root, name)
         try:
-            with open_url(path) if is_remote(root) else open(path, "rb") as file:
+            with open_url(path) if is_remote(root) else open_regular(path) as file:
                 content = file.read()
         except (OSError, ValueError) as error:  # webdataset's, of a scheme that it does not know
             why = why or reason(error)
@@ -55,7 +56,7 @@ def read_info(root: str) -> dict[str, Listed]:
         try:
             splits = json.loads(content)["splits"].items()
             return {split: _listed(listed) for split, listed in splits}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f'{path} must be JSON with the splits by name in "splits", and of each the "filenames" of '
                 'its shards and their "shard_lengths".'

@@ -16,7 +16,7 @@ from lambdanets.models.weight_files import HUB
 from lambdanets.train.errors import RunError
 from lambdanets.train.optim import OptimizerConfig
 from lambdanets.train.schedule import ScheduleConfig
-from lambdanets.train.typed import from_json
+from lambdanets.train.typed import decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,11 +238,14 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
         RunError: it cannot be read as one.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        task = _task(json.loads(text))
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        task = _task(plain)
         if task != kind.TASK:
             raise ValueError(f"it is of a run of {task}, not of {kind.TASK}")
-        return from_json(kind, text)
+        if task == RunConfig.TASK and isinstance(plain, dict) and isinstance(plain.get("data"), dict):
+            # Runs from before there was a choice divided their images in this way, and must go on so.
+            plain["data"].setdefault("hold_out", "stable")
+        return decode(kind, plain)
     except ValueError as error:
         raise RunError(f"{path} cannot be used: {error}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from lambdanets.data.labels import COLUMNS, csv_lines, open_text
+from lambdanets.data.labels import COLUMNS, csv_lines, numbered_rows, open_text
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.errors import RunError
 
@@ -43,7 +42,7 @@ class Record:
             return 0
         try:
             was = json.loads(self.facts.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             was = {}
         if other := [name for name, value in self.about.items() if was.get(name) != value]:
             raise RunError(
@@ -59,7 +58,7 @@ class Record:
         """
         text = self.growing.read_bytes()
         whole = text[: text.rfind(b"\n") + 1].decode("utf-8", "surrogateescape")
-        rows = list(csv.reader(io.StringIO(whole, newline="")))
+        rows = [row for _, row in numbered_rows(io.StringIO(whole, newline=""), self.growing)]
         done = max(0, len(rows) - 1)
         if done < len(self.images):
             done -= done % batch_size
@@ -104,7 +103,15 @@ def read_record(paths: Sequence[Path]) -> tuple[list[str], list[str]]:
     lines, unreadable = [csv_lines([COLUMNS])], []
     for path in paths:
         with open_text(path) as file:
-            for image, label, number in list(csv.reader(file))[1:]:
+            rows = numbered_rows(file, path)
+            next(rows, None)
+            for line, row in rows:
+                if len(row) != len(COLUMNS):
+                    raise RunError(
+                        f"{path} is damaged: line {line} has {len(row)} values, not {len(COLUMNS)}; remove "
+                        "the file to label its images anew"
+                    )
+                image, label, number = row
                 if label:
                     lines.append(csv_lines([(image, label, number)]))
                 else:

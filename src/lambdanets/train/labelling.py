@@ -114,7 +114,7 @@ def label(
         if value is not None and value < least:
             raise ValueError(f"{name} is {least} or more; got {value}")
     config, path, source = teacher.config.data, Path(out), written_out(source)
-    pictures = open_pictures(source, config.in_chans)
+    pictures = open_pictures(source, config.in_chans, config.max_pixels)
     names = [pictures.path(index) for index in range(len(pictures))]
     if (rows := training_side(names)) is not None:
         say(f"{source} has a training and a validation side: only the training side is labelled")

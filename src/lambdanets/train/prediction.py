@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lambdanets.data import IMAGE_SUFFIXES, DataError, StreamSet, eval_transform, open_split, read_image
+from lambdanets.data.files import find_images, warn_left_out
 from lambdanets.train.run import Run
 
 Item = TypeVar("Item")
@@ -53,6 +54,7 @@ def predict(
     top: int = 5,
     batch_size: int = 32,
     weights: Literal["best", "last"] = "best",
+    max_pixels: int | None = None,
 ) -> list[Prediction]:
     """Classify image files, and the images inside folders, with a trained run.
 
@@ -65,18 +67,20 @@ def predict(
         top: How many classes to keep for each image; all of them when the run has fewer.
         batch_size: Images that go through the network at once.
         weights: The best weights by validation, or those of the last epoch.
+        max_pixels: A larger image is not read; None takes what the run was trained with.
 
     Returns:
         One prediction for each image, in the order of the paths.
 
     Raises:
-        ValueError: `top` or `batch_size` is not positive.
+        ValueError: `top`, `batch_size` or `max_pixels` is not positive.
 
     Example:
         >>> for each in predict(load_run("runs/birds"), ["photo.jpg", "holidays/"]):
         ...     print(each.path, each.labels[0], f"{each.probabilities[0]:.1%}")
     """
-    _check_positive(top=top, batch_size=batch_size)
+    limit = run.config.data.max_pixels if max_pixels is None else max_pixels
+    _check_positive(top=top, batch_size=batch_size, max_pixels=limit)
     transform = eval_transform(run.config.data)
     model, device = ready(run, weights)
 
@@ -84,7 +88,7 @@ def predict(
         if path.is_dir():
             return "there are no images in this folder"
         try:
-            return transform(read_image(path))
+            return transform(read_image(path, max_pixels=limit))
         except (DataError, OSError) as error:
             return reason(error, path)
 
@@ -168,16 +172,15 @@ def ready(run: Run, weights: Literal["best", "last"]) -> tuple[nn.Module, torch.
 def search(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
     """The files meant by the paths, one that is named itself whatever its suffix.
 
-    A folder without any image stands for itself, to be reported.
+    A folder without any image stands for itself, to be reported. What is left out in a folder is said.
     """
     for path in map(Path, paths):
         if not path.is_dir():
             yield path
             continue
-        inside = (
-            each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file()
-        )
-        yield from sorted(inside) or [path]
+        found = find_images(str(path), IMAGE_SUFFIXES)
+        warn_left_out(str(path), found.others, found.stray)
+        yield from sorted(map(Path, found.images)) or [path]
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

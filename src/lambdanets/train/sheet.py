@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def _card(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, each: Prediction, corner: tuple[int, int], fonts: Fonts
 ) -> None:
     left, top = corner
-    picture = _thumbnail(each.image or read_image(each.path), PICTURE * SCALE)
+    picture = _thumbnail(each.image or read_image(each.path, max_pixels=sys.maxsize), PICTURE * SCALE)
     rounded(draw, (left, top, left + PICTURE, top + PICTURE), 6, TRACK)
     offset = [(PICTURE * SCALE - size) // 2 for size in picture.size]
     sheet.paste(picture, (left * SCALE + offset[0], top * SCALE + offset[1]))

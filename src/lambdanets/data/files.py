@@ -1,0 +1,154 @@
+"""The files of a folder: which are images by their names, which are left out, and how one is opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import IO
+
+from ..wording import few
+from .errors import DataError, DataWarning
+
+# What other programs leave beside one's files: copies and thumbnails among them look like images.
+STRAY = frozenset(
+    {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
+    | {"thumbs.db", "desktop.ini"}
+)
+KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+@dataclass
+class Found:
+    """What lies in a folder, with everything inside.
+
+    Attributes:
+        images: paths of the files that are images by their suffix, in the order of their folders.
+        others: the number of other files by suffix.
+        stray: hidden folders and images, and what other programs left, by path.
+        linked: whether anything was reached by a symbolic link.
+    """
+
+    images: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    stray: list[str] = field(default_factory=list)
+    linked: bool = False
+
+
+def is_stray(name: str) -> bool:
+    """Whether the name of a file or folder says that it is hidden, or left by another program."""
+    return name.startswith(".") or name.lower() in STRAY
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file's name for counting, in small letters."""
+    return os.path.splitext(name)[1].lower() or "no suffix"
+
+
+def find_images(top: str, suffixes: tuple[str, ...]) -> Found:
+    """Find the images in a folder and in the folders inside, also behind symbolic links.
+
+    Args:
+        top: the folder.
+        suffixes: those of images, in small letters.
+
+    Raises:
+        DataError: a folder cannot be read, or a link leads to a folder that holds the link.
+    """
+    found = Found(linked=os.path.islink(top))
+    by_folder: dict[str, list[str]] = {}
+    waiting: list[tuple[str, tuple[str, ...]]] = [(top, ())]
+    while waiting:
+        folder, around = waiting.pop()
+        names = []
+        for entry in _entries(folder):
+            if entry.is_dir():
+                if is_stray(entry.name):
+                    found.stray.append(entry.path)
+                elif entry.is_symlink():
+                    found.linked = True
+                    outside = (*around, os.path.realpath(folder))
+                    _check_loop(entry.path, outside)
+                    waiting.append((entry.path, outside))
+                else:
+                    waiting.append((entry.path, around))
+            elif not entry.name.lower().endswith(suffixes):
+                if not is_stray(entry.name):
+                    found.others[suffix_of(entry.name)] += 1
+            elif is_stray(entry.name):
+                found.stray.append(entry.path)
+            else:
+                found.linked = found.linked or entry.is_symlink()
+                names.append(entry.name)
+        by_folder[folder] = sorted(names)
+    found.images = [os.path.join(folder, name) for folder in sorted(by_folder) for name in by_folder[folder]]
+    return found
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise DataError(f"the folder {folder} cannot be read: {why}.") from error
+
+
+def _check_loop(link: str, around: Sequence[str]) -> None:
+    target = os.path.realpath(link)
+    for folder in around:
+        if os.path.commonpath([folder, target]) == target:
+            raise DataError(
+                f"{link} is a link to {target}, a folder that holds the link itself: its images would be "
+                "taken again and again; remove the link."
+            )
+
+
+def warn_left_out(place: str, others: Counter[str], stray: Iterable[str] = ()) -> None:
+    """Say once which files of a folder or of archives are not read: so many of each kind, and strays."""
+    parts = []
+    if others:
+        counts = [f"{number:,} {suffix}" for suffix, number in others.most_common()]
+        number = others.total()
+        parts.append(f"{number:,} file{'s' * (number > 1)} ({few(counts, form=str)})")
+    names = Counter(os.path.basename(path) for path in stray)
+    if names:
+        parts.append(f"what is hidden or left by other programs ({few(sorted(names))})")
+    if parts:
+        warnings.warn(f"{place}: left out {' and '.join(parts)}.", DataWarning, stacklevel=2)
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """Return what is one for all names of a file; None where there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file to be read, and nothing else that has a name: a pipe or a device may never end.
+
+    Raises:
+        OSError: there is no such file, or it is no regular one.
+    """
+    return open(path, "rb", opener=regular)
+
+
+def regular(path: str | os.PathLike[str], flags: int) -> int:
+    """Open a file as `os.open` does, for `open(opener=...)`; refuse what is neither a file nor a folder."""
+    number = os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would wait for one
+    kind = stat.S_IFMT(os.fstat(number).st_mode)
+    if kind in (stat.S_IFREG, stat.S_IFDIR):
+        return number
+    os.close(number)
+    raise OSError(f"it is {KINDS.get(kind, 'something else')}, not a file")
