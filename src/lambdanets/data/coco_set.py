@@ -59,6 +59,9 @@ class CocoSet(Dataset):
         # One array of bytes instead of millions of objects: forked workers share it without copying, as no
         # reference is counted when it is read.
         self._paths = np.array([os.fsencode(entry["path"]) for entry in images], dtype=np.bytes_)
+        own = [entry for image in images for entry in annotations[image["id"]]]
+        self.crowds = sum(bool(entry.get("iscrowd")) for entry in own)
+        self.objects = len(own) - self.crowds
         lines = [
             json.dumps([{key: entry[key] for key in KEPT}, annotations[entry["id"]]]).encode()
             for entry in images
