@@ -21,11 +21,14 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
+from lambdanets.ops.machine import memory
+
 from .backbone import Backbone
 from .config import DetectorConfig
 from .results import INSIDE
 
 Found = dict[str, Tensor]
+MASK_SIDE = 28  # pixels of a mask as the mask head gives it
 
 
 def create_detector(
@@ -41,7 +44,8 @@ def create_detector(
             read.
 
     Raises:
-        ValueError: the network cannot be a backbone, or has not what the configuration asks for.
+        ValueError: the network cannot be a backbone, has not what the configuration asks for, or has heads of
+            so many classes that they, and what they give for one image, need more memory than there is.
         WeightsError: the weights cannot be found or read, or are of another network.
 
     Example:
@@ -50,9 +54,22 @@ def create_detector(
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is 1 or more, the background not counted; got {num_classes}")
+    needed = num_classes * _bytes_per_class(config, masks=masks)
+    if needed > (available := memory("cpu") or needed):
+        raise ValueError(
+            f"a detector of {num_classes:,} classes needs at least {needed / 2**30:,.1f} GiB for its heads and "
+            f"the scores and masks of one image, and there are {available / 2**30:,.1f}: train it on fewer "
+            "categories"
+        )
     return Detector(
         config, Backbone(config, loads_weights=loads_weights), num_classes=num_classes, masks=masks
     )
+
+
+def _bytes_per_class(config: DetectorConfig, *, masks: bool) -> int:
+    """What a class takes, in float32, of the last layers' weights and of their outputs for one image."""
+    boxes = 5 * (config.box_dim + config.rpn_post_nms_top_n_test)
+    return 4 * (boxes + masks * (config.mask_dim + MASK_SIDE**2 * config.box_detections_per_img))
 
 
 class Detector(GeneralizedRCNN):
