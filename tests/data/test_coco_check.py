@@ -375,7 +375,7 @@ def test_names_of_other_systems_are_found(root: Path, written: str) -> None:
             image["file_name"] = written.format(image["file_name"])
 
     changed(root, rename)
-    with pytest.warns(DataWarning, match="3 of 3 file names of .* another system or folder:\n.* is read from"):
+    with pytest.warns(DataWarning, match="3 of 3 file names of .* another system or folder:\n.* is"):
         train = opened(root).train
     assert [train.path(index) for index in range(3)] == [str(path) for path in files]
 

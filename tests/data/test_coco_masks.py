@@ -168,7 +168,7 @@ def runs_without_zeros(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def inside(polygon: list[float], height: int, width: int) -> np.ndarray:
-    """Whether the middle of each pixel is in a polygon: a ray to the right crosses its outline oddly often."""
+    """Whether the middle of each pixel is in a polygon: a ray crosses its outline an odd number of times."""
     points = np.array(polygon).reshape(-1, 2)
     y, x = np.mgrid[:height, :width] + 0.5
     within = np.zeros((height, width), bool)

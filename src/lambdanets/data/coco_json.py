@@ -97,8 +97,8 @@ def _categories(path: Path, entries: list[Any], annotations: list[Any]) -> dict[
             ]
             if len(kept) != 1:
                 raise DataError(
-                    f"{path} lists two categories of the name {name!r}, with the ids {same[0]} and {same[1]}; "
-                    "rename or remove one."
+                    f"{path} lists two categories of the name {name!r}, with the ids {same[0]} and "
+                    f"{same[1]}; rename or remove one."
                 )
         for number in set(same) - set(kept):
             del found[number]

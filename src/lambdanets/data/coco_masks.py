@@ -52,6 +52,14 @@ class Masks:
     height: int
     width: int
 
+    def __len__(self) -> int:
+        return len(self.segmentations)
+
+    def __getitem__(self, chosen: np.ndarray) -> Masks:
+        """Return some of them, by their indices or by a boolean for each."""
+        indices = np.arange(len(self))[np.asarray(chosen)]
+        return Masks([self.segmentations[index] for index in indices], self.height, self.width)
+
 
 def raster(segmentations: Sequence[Segmentation], height: int, width: int) -> np.ndarray:
     """Return masks as pycocotools draws them.
@@ -155,7 +163,7 @@ def counted(part: np.ndarray, top: int, left: int, height: int, width: int) -> d
 
 
 def cleaned(segmentation: Any, height: int, width: int) -> Any:
-    """Return polygons with numbers in place of digits in text, cut off where they reach far outside the image.
+    """Return polygons with numbers where some were text, cut off where they reach far outside the image.
 
     pycocotools walks along the whole outline of a polygon in memory, and overflows on long ones. So what is
     further away than the image is wide or high is cut off. All else stays as it is, faults included.
@@ -174,7 +182,7 @@ def cleaned(segmentation: Any, height: int, width: int) -> Any:
             polygon = [as_number(value) for value in polygon]
         if isinstance(polygon, list) and len(polygon) >= 6 and set(map(type, polygon)) <= {int, float}:
             least, most = min(polygon), max(polygon)
-            if (least < near or most > far) and -REACH < least and most < REACH and len(polygon) % 2 == 0:
+            if (least < near or most > far) and least > -REACH and most < REACH and len(polygon) % 2 == 0:
                 # The edges of the window are outside of the image: what is drawn along them is not seen.
                 polygon = _clipped(polygon, (-width, -height, 2 * width, 2 * height))
         polygons.append(polygon)
