@@ -1,14 +1,17 @@
 """Whatever is wrong with a COCO set is named by file and id, and refused or left out, nothing silently."""
 
 import json
+import unicodedata
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lambdanets.data import CocoConfig, CocoSplits, DataError, DataWarning, describe_coco, open_coco
+from lambdanets.data.coco_splits import check_objects
 
 WriteCoco = Callable[..., Path]
 Entry = Callable[..., dict[str, Any]]
@@ -301,3 +304,159 @@ def test_paths_are_found_from_any_directory(root: Path, monkeypatch: pytest.Monk
     assert (config.source, config.images) == (f"coco:{root}", str(root / "train"))
     monkeypatch.chdir("/")
     assert len(open_coco(config).val) == 3
+
+
+def objects_checked(root: Path, **options: Any) -> None:
+    config = CocoConfig(source=f"coco:{root}", **options)
+    check_objects(config, open_coco(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda entries: entries.clear(), "have no objects: they have no annotations."),
+        (
+            lambda entries: [entry.update(iscrowd=1) for entry in entries],
+            "all 2 annotations are marked as crowds (iscrowd 1), on which a detector is not trained. CVAT",
+        ),
+        (
+            lambda entries: [entry.update(category_id="3") for entry in entries],
+            "it is of category '3', which is not listed: it is text, and ids are whole numbers",
+        ),
+        (
+            lambda entries: [entry.pop("segmentation") for entry in entries],
+            "it has no segmentation (boxes alone are learnt with data.masks=False)",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::lambdanets.data.DataWarning")
+def test_images_without_objects_are_not_trained_on(
+    root: Path, change: Callable[[list[Any]], object], told: str
+) -> None:
+    changed(root, lambda content: change(content["annotations"]))
+    with pytest.raises(DataError) as caught:
+        objects_checked(root, on_bad_annotation="skip")
+    assert str(caught.value).startswith(f"the 3 training images of coco:{root} have no objects: ")
+    assert told in str(caught.value)
+
+
+def test_few_objects_are_trained_on_with_a_warning(root: Path, coco_entry: Entry) -> None:
+    crowds = [coco_entry(number, 1, 1, 1, 4, 4, iscrowd=1) for number in (3, 4, 5)]
+    changed(root, lambda content: content["annotations"].extend(crowds))
+    with pytest.warns(DataWarning, match=r"3 of 5 annotations of the training images .* crowds"):
+        objects_checked(root)
+
+
+def test_validation_images_without_objects_are_named(root: Path) -> None:
+    changed(root, lambda content: content["annotations"].clear(), "val")
+    with pytest.warns(DataWarning, match=r"the 3 validation images .* have no objects"):
+        objects_checked(root)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        r"photos\{}",
+        "photos%5C{}",
+        "/home/ann/project/photos/{}",
+        "file:///home/ann/photos/{}",
+        r"C:\Users\ann\train\photos\{}",
+        "../ann/photos/{}",
+        "cafe\u0301/{}",
+    ],
+)
+def test_names_of_other_systems_are_found(root: Path, written: str) -> None:
+    folder = root / "train" / (unicodedata.normalize("NFC", "cafe\u0301") if "cafe" in written else "photos")
+    folder.mkdir()
+    files = [path.rename(folder / path.name) for path in sorted((root / "train").glob("*.png"))]
+
+    def rename(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            image["file_name"] = written.format(image["file_name"])
+
+    changed(root, rename)
+    with pytest.warns(DataWarning, match="3 of 3 file names of .* another system or folder:\n.* is"):
+        train = opened(root).train
+    assert [train.path(index) for index in range(3)] == [str(path) for path in files]
+
+
+def test_a_name_that_could_be_two_files_is_refused(root: Path) -> None:
+    changed(root, lambda content: content["images"][0].update(file_name="/home/ann/001.png"))
+    (root / "001.png").write_bytes((root / "train" / "001.png").read_bytes())
+    first, second = root / "train" / "001.png", root / "001.png"
+    assert f"image 1 (/home/ann/001.png): it could be {first} or {second}." in refusal(root)
+
+
+def test_two_names_of_one_file_are_refused(root: Path) -> None:
+    def rename(content: dict[str, Any]) -> None:
+        for image, folder in zip(content["images"], "abc", strict=True):
+            image["file_name"] = f"/home/ann/{folder}/001.png"
+
+    changed(root, rename)
+    message = refusal(root)
+    assert message.startswith("3 of 3 images of")
+    path = root / "train" / "001.png"
+    assert f"(/home/ann/a/001.png): {path} is there under this and under another file_name." in message
+
+
+def test_numbers_as_text_and_null_are_read(root: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        first, second = content["annotations"]
+        first.update(area=None, iscrowd=None)
+        second.update(bbox=["1", "1.0", "4", "4"], area="16.5", iscrowd="0")
+        second["segmentation"] = [[str(value) for value in second["segmentation"][0]]]
+        content["images"][0].update(width="20", height="16.0")
+
+    whole = opened(root).train
+    changed(root, change)
+    train = opened(root).train
+    for index in range(3):
+        image, target = whole.original(index)
+        other, same = train.original(index)
+        assert torch.equal(image, other)
+        assert torch.equal(target["boxes"], same["boxes"])
+        assert torch.equal(target["masks"], same["masks"])
+    assert [train.original(index)[1]["area"].tolist() for index in range(2)] == [[16], [16.5]]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"id": 1, "name": "cat", "supercategory": "none"},
+        {"id": 0, "name": "_background_"},
+        {"id": -1, "name": "__ignore__", "supercategory": None},
+    ],
+)
+def test_categories_that_tools_add_are_left_out(root: Path, more: dict[str, Any]) -> None:
+    for side in ("train", "val"):
+        changed(root, lambda content: content["categories"].insert(0, more), side)
+    changed(root, lambda content: content["annotations"].clear(), "val")
+    for side in ("train", "val"):
+        changed(root, lambda content: content["categories"][1].update(supercategory="cats"), side)
+    assert opened(root).classes == ("cat", "dog")
+
+
+def test_two_annotated_categories_of_one_name_are_refused(root: Path, coco_entry: Entry) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["categories"].append({"id": 9, "name": "cat"})
+        content["annotations"].append(coco_entry(9, 3, 1, 1, 4, 4, category=9))
+
+    changed(root, change)
+    assert "lists two categories of the name 'cat', with the ids 3 and 9" in refusal(root)
+
+
+def test_a_polygon_far_outside_is_cut_off(root: Path) -> None:
+    # Between x = -999,999 and 999,999 to and fro, down the image: it covers every second row.
+    turns = [value for row in range(16) for value in ((-1) ** (row // 2 % 2) * -999_999, row + row % 2)]
+    far = [-999_999, 4, 999_999, 4, 999_999, 12, -999_999, 12]
+
+    def change(content: dict[str, Any]) -> None:
+        content["annotations"][0].update(segmentation=[far], bbox=[0, 4, 20, 8])
+        content["annotations"][1].update(segmentation=[turns], bbox=[0, 0, 20, 16])
+
+    changed(root, change)
+    train = opened(root).train
+    masks = train.original(0)[1]["masks"].numpy()
+    assert masks[0, 4:12].all()
+    assert masks.sum() == 8 * 20
+    assert train.original(1)[1]["masks"].any()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as tool
 
-from lambdanets.data.coco_masks import raster, read_counts, sampled, segmentation_fault
+from lambdanets.data.coco_masks import cleaned, raster, read_counts, sampled, segmentation_fault
 
 MASKS = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
     lambda size: arrays(np.uint8, size, elements=st.integers(0, 1))
@@ -165,3 +165,41 @@ def runs_without_zeros(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """Runs of one value as (value, length), joined where a run of none lies between them."""
     values = [value % 2 for value, length in enumerate(lengths) for _ in range(length)]
     return [(value, len(list(group))) for value, group in groupby(values)]
+
+
+def inside(polygon: list[float], height: int, width: int) -> np.ndarray:
+    """Whether the middle of each pixel is in a polygon: a ray crosses its outline an odd number of times."""
+    points = np.array(polygon).reshape(-1, 2)
+    y, x = np.mgrid[:height, :width] + 0.5
+    within = np.zeros((height, width), bool)
+    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        crosses = (y0 <= y) != (y1 <= y)
+        within ^= crosses & (x < x0 + (x1 - x0) * (y - y0) / np.where(crosses, y1 - y0, 1))
+    return within
+
+
+@pytest.mark.parametrize("reach", [100, 3_000, 900_000])
+def test_polygons_that_are_cut_off_cover_the_same_pixels(reach: float) -> None:
+    draw, wrong = np.random.default_rng(0), 0
+    for _ in range(50):
+        spread = np.tile(draw.choice([20, reach], draw.integers(3, 9)), (2, 1)).T
+        polygon = (draw.normal(size=spread.shape) * spread).clip(-999_999, 999_999).ravel().tolist()
+        [cut] = cleaned([polygon], 24, 32)
+        assert np.min(cut) >= -32
+        assert np.max(cut) <= 64
+        wrong += (raster([[cut]], 24, 32)[0] != inside(polygon, 24, 32)).sum()
+    assert wrong <= 0.005 * 50 * 24 * 32  # pycocotools rounds corners to a fifth of a pixel
+
+
+def test_a_polygon_inside_stays_as_it_is() -> None:
+    polygon = [-3, 2.5, 40, 2, 10, 47.0]
+    assert cleaned([polygon], 24, 32) == [polygon]
+
+
+def test_outlines_beyond_all_measure_are_refused() -> None:
+    far = [value for row in range(2000) for value in ((-1) ** row * 999_999, row / 100)]
+    long = [value for row in range(100_000) for value in (row % 2 * 32, row / 5000)]
+    told = "the outline of its polygons is longer than 2,000,000 pixels"
+    assert segmentation_fault([far], 24, 32) == told  # pycocotools dies of it
+    assert segmentation_fault(cleaned([far], 24, 32), 24, 32) is None
+    assert segmentation_fault([long], 24, 32) == told

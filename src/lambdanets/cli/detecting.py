@@ -16,7 +16,8 @@ from lambdanets.data import CocoConfig
 from lambdanets.detection.run_config import LEAST_DETECTIONS
 
 if TYPE_CHECKING:
-    from lambdanets.detection import Detections, Scores
+    from lambdanets.detection import DetectionConfig, Detections, Scores
+    from lambdanets.train import Run
 
 FIGURES = {
     "ap": "AP (IoU 0.50 to 0.95)",
@@ -40,12 +41,14 @@ def evaluate_run(
     workers: int | None,
     precision: str | None,
     max_detections: int | None,
+    tile: str,
     per_class: Path | None,
     json: Path | None,
     results: Path | None,
 ) -> int:
     """Measure a run by COCO's figures; the arguments are those of `lambdanets eval`."""
     from lambdanets.detection import evaluate, load_run, write_kinds, write_per_class
+    from lambdanets.detection.tiling import check_tile
 
     if max_detections is not None and max_detections < LEAST_DETECTIONS:
         raise UsageError(f"--max-detections is {LEAST_DETECTIONS} or more; got {max_detections}.")
@@ -62,8 +65,11 @@ def evaluate_run(
         if precision is not None:
             config = replace(config, engine=replace(config.engine, precision=precision))
         opened = replace(opened, config=config)
-    evaluation = evaluate(opened, data=form, weights=weights, max_detections=max_detections)
+        option = check_tile(tile)
+    evaluation = evaluate(opened, data=form, weights=weights, max_detections=max_detections, tile=option)
     scores = evaluation.scores
+    if evaluation.tiled:
+        stdout().print(_tiled(evaluation.tiled, scores.images, opened, option), soft_wrap=True)
     _print_scores(f"{run}, {weights} weights, on {form.source}", scores)
     if per_class is not None:
         _print_classes(scores)
@@ -131,6 +137,7 @@ def predict_run(
     *,
     samples: int | None,
     threshold: float,
+    tile: str,
     out: Path | None,
     json: Path | None,
     weights: Literal["best", "last"],
@@ -138,16 +145,19 @@ def predict_run(
 ) -> int:
     """Find objects with a run and draw them; the arguments are those of `lambdanets predict`."""
     from lambdanets.detection import draw_objects, draw_pairs, load_run, predict, predict_samples
+    from lambdanets.detection.tiling import TrainingSizes, check_tile
     from lambdanets.train.checkpoint import replacing
 
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is from 0 to 1; got {threshold:g}.")
+    with usage():
+        option = check_tile(tile)
     opened = load_run(run)
     if samples is not None:
         if json is not None:
             raise UsageError("--json goes with images; of the validation set, eval --results writes all.")
         sheet = out or run / "predictions.png"
-        pairs = predict_samples(opened, samples, weights=weights)
+        pairs = predict_samples(opened, samples, weights=weights, tile=option)
         title = f"{opened.config.model.name}  ·  {run}"
         with usage():
             pages = draw_pairs(pairs, sheet, title, names=opened.classes, threshold=threshold)
@@ -163,14 +173,18 @@ def predict_run(
     entries: list[dict[str, Any]] = []
     unread = 0
     taken: set[str] = set()
-    for each in predict(opened, photos, threshold=threshold, weights=weights):
+    tiled = shrunk = 0
+    sizes, form = TrainingSizes.read(opened.files.image_sizes, opened.config.data), opened.config.data
+    for each in predict(opened, photos, threshold=threshold, weights=weights, tile=option):
         entries.append(_entry(each, opened.classes))
         if each.image is None:
             unread += 1
             stderr().print(f"skipped {escape(each.path)}: {escape(each.error or '')}.")
             continue
         target = folder / _free_name(Path(each.path), taken)
-        found = each.found
+        tiled += each.tiles > 1
+        shrunk += each.tiles == 1 and sizes.too_large(each.image.size, form)
+        found = each.objects
         drawing = draw_objects(
             each.image, found["boxes"], found["labels"], opened.classes, found["scores"], found.get("masks")
         )
@@ -180,6 +194,14 @@ def predict_run(
         rows.add_row(escape(each.path), str(len(found["labels"])), escape(counts), escape(str(target)))
     if rows.row_count:
         draw(stdout(), f"{opened.config.model.name} from {run}, scores from {threshold:g}", rows)
+    if tiled:
+        stdout().print(_tiled(tiled, rows.row_count, opened, option), soft_wrap=True)
+    if shrunk:
+        stdout().print(
+            f"{shrunk:,} of {rows.row_count:,} images were shrunk far more than those of the training (about "
+            f"{sizes.median:,} pixels long): small objects are missed. --tile auto looks at them in tiles.",
+            soft_wrap=True,
+        )
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
         json.write_text(json_format.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -188,6 +210,19 @@ def predict_run(
     if failed:
         stderr().print(f"lambdanets: {unread} of {len(entries)} images could not be read.")
     return FAILURE if failed else 0
+
+
+def _tiled(number: int, total: int, run: "Run[DetectionConfig]", option: int | str) -> str:
+    """The sentence about images that were looked at in tiles."""
+    from lambdanets.detection.tiling import TrainingSizes
+
+    own = TrainingSizes.read(run.files.image_sizes, run.config.data).median
+    side = own if option == "auto" else option
+    return (
+        f"{number:,} of {total:,} images are much larger than those of the training (about {own:,} pixels "
+        f"long): they were looked at in overlapping tiles of {side:,} pixels. For objects larger than a tile "
+        "name a larger SIZE with --tile, or --tile off, which shrinks the images."
+    )
 
 
 def _photos(paths: tuple[Path, ...], drawings: Path) -> list[Path]:
@@ -215,7 +250,7 @@ def _free_name(path: Path, taken: set[str]) -> str:
 
 def _counts(each: "Detections", classes: tuple[str, ...]) -> str:
     numbers: dict[str, int] = {}
-    for label in each.found["labels"].tolist():
+    for label in each.objects["labels"].tolist():
         numbers[classes[label - 1]] = numbers.get(classes[label - 1], 0) + 1
     return ", ".join(f"{count} {name}" for name, count in sorted(numbers.items(), key=lambda item: -item[1]))
 
@@ -227,7 +262,7 @@ def _entry(each: "Detections", classes: tuple[str, ...]) -> dict[str, Any]:
     from lambdanets.detection import to_results
 
     objects = []
-    for found in to_results([each.found], [0], range(len(classes))):
+    for found in to_results([each.objects], [0], range(len(classes))):
         kept = {name: value for name, value in found.items() if name not in ("image_id", "category_id")}
         objects.append({"class": classes[found["category_id"]]} | kept)
     return {"path": each.path, "width": each.image.width, "height": each.image.height, "objects": objects}

@@ -55,6 +55,7 @@ def run(
         shown("32 | bf16-mixed | 16-mixed | 64", "the run's, or 32"),
     ] = None,
     max_detections: Annotated[int | None, shown("N", "the run's")] = None,
+    tile: Annotated[str | None, shown("auto | SIZE | off", "auto")] = None,
     per_class: Annotated[Path | None, shown("FILE.csv")] = None,
     csv: Annotated[Path | None, shown("FILE.csv")] = None,
     json: Annotated[Path | None, shown("FILE.json")] = None,
@@ -82,6 +83,7 @@ def run(
         workers: Processes that read images.
         precision: Number format of the computation.
         max_detections: Of an image, the likeliest ones that count, of a detector; COCO's is 100.
+        tile: Of a detector, look at large images in overlapping tiles, as predict does.
         per_class: Write the accuracy of each class, and print the best and the worst.
         csv: Add a row to a table of timm's results; with --real, by these labels.
         json: Write all figures for other programs.
@@ -107,11 +109,12 @@ def run(
             workers=workers,
             precision=precision,
             max_detections=max_detections,
+            tile=tile or "auto",
             per_class=per_class,
             json=json,
             results=results,
         )
-    given = {"--images": images, "--max-detections": max_detections, "--results": results}
+    given = {"--images": images, "--max-detections": max_detections, "--tile": tile, "--results": results}
     refuse(given, "a detector", Path(what))
     if as_ is not None and data is None:
         raise UsageError("--as says what the images of --data are; name them with --data folder:PATH.")

@@ -22,6 +22,7 @@ def run(
     samples: Annotated[int | None, shown("N")] = None,
     top: Annotated[int | None, shown("N", "5")] = None,
     threshold: Annotated[float | None, shown("SCORE", "0.5")] = None,
+    tile: Annotated[str | None, shown("auto | SIZE | off", "auto")] = None,
     out: Annotated[
         Path | None, shown("SHEET.png | FOLDER", "predictions.png or predictions/ in the run")
     ] = None,
@@ -41,6 +42,8 @@ def run(
         samples: Instead of files, take this many samples of the run's own validation set and show the truth.
         top: Classes to show for each image, of a classifier.
         threshold: Least score of an object, of a detector.
+        tile: Of a detector, look at large images in overlapping tiles: auto does so where an image would be
+            shrunk far more than those of the training; a size in pixels for all images that are larger.
         out: Where to draw: of a classifier the contact sheet, whose further pages get a number; of a detector
             the folder of the drawings, or with --samples the sheet.
         json: Where to write the predictions for other programs.
@@ -71,12 +74,13 @@ def run(
             paths,
             samples=samples,
             threshold=0.5 if threshold is None else threshold,
+            tile=tile or "auto",
             out=out,
             json=json,
             weights=weights,
             strict=strict,
         )
-    refuse({"--threshold": threshold}, "a detector", run)
+    refuse({"--threshold": threshold, "--tile": tile}, "a detector", run)
     sheet = out or run / "predictions.png"
     if sheet.suffix.lower() != ".png":
         raise UsageError(f"--out is a PNG image, so its name ends in .png; got {str(sheet)!r}.")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
+from urllib.parse import unquote
 
 from .check import for_all
 from .coco_json import CocoFile, is_id
-from .coco_masks import segmentation_fault
+from .coco_masks import as_number, cleaned, segmentation_fault
 from .images import check_image, check_size, reason
 
 ROUNDING = 1.0  # pixels that a box may reach over the edge: tools round and count edges differently
 LARGEST = 1e15  # an area, in pixels
+ELSEWHERE = re.compile(r"(file:/*)?([A-Za-z]:)?/|\.\./")  # how a path to another folder begins
 Entry = dict[str, Any]
 
 
@@ -29,6 +34,7 @@ class Checked:
         bad_annotations: one sentence each.
         with_bad_images: number of annotations of bad images.
         missing: number of images whose file was not found.
+        respelled: one sentence each about images whose file was found under another spelling of its name.
     """
 
     images: list[Entry]
@@ -37,6 +43,7 @@ class Checked:
     bad_annotations: list[str]
     with_bad_images: int
     missing: int
+    respelled: list[str]
 
 
 def check_entries(
@@ -56,7 +63,7 @@ def check_entries(
         decode: decode the images, else only their headers are read.
         progress: called with the number of images done.
     """
-    listed, bad_images, missing = _listed(file.images, folders)
+    listed, bad_images, missing, respelled = _listed(file.images, folders)
     entries = list(listed.values())
 
     def check(index: int) -> None:
@@ -86,6 +93,7 @@ def check_entries(
             with_images += 1
             continue
         else:
+            entry = _plain(entry, images, masks=masks)
             fault = _annotation_fault(entry, images, file.categories, masks=masks)
         seen.add(entry["id"])
         if fault is None:
@@ -94,14 +102,19 @@ def check_entries(
             image = images.get(entry["image_id"]) if is_id(entry.get("image_id")) else None
             of = f" of {image['file_name']}" if image else ""
             bad_annotations.append(f"annotation {entry['id']}{of}: {fault}.")
-    return Checked(list(images.values()), annotations, bad_images, bad_annotations, with_images, missing)
+    return Checked(
+        list(images.values()), annotations, bad_images, bad_annotations, with_images, missing, respelled
+    )
 
 
-def _listed(entries: Sequence[Any], folders: Sequence[Path]) -> tuple[dict[int, Entry], list[str], int]:
-    """The images whose entry is whole and whose file is there, what is wrong with the others, and how many of
-    them have no file.
+def _listed(
+    entries: Sequence[Any], folders: Sequence[Path]
+) -> tuple[dict[int, Entry], list[str], int, list[str]]:
+    """The images whose entry is whole and whose file is there, what is wrong with the others, how many of
+    them have no file, and which files were found under another spelling of the name.
     """
     found: dict[int, Entry] = {}
+    respelled: dict[int, Path] = {}
     bad = []
     missing = 0
     for place, entry in enumerate(entries):
@@ -109,7 +122,7 @@ def _listed(entries: Sequence[Any], folders: Sequence[Path]) -> tuple[dict[int, 
         if not is_id(number):
             bad.append(f"image at place {place}: {_id_fault(entry)}.")
             continue
-        name, width, height = (entry.get(key) for key in ("file_name", "width", "height"))
+        name, width, height = entry.get("file_name"), *(as_number(entry.get(k)) for k in ("width", "height"))
         if not isinstance(name, str) or not name:
             bad.append(f"image {number}: it has no file_name.")
         elif not all(is_id(side) and side > 0 for side in (width, height)):
@@ -119,33 +132,87 @@ def _listed(entries: Sequence[Any], folders: Sequence[Path]) -> tuple[dict[int, 
         else:
             try:
                 path = next((p for folder in folders if (p := folder / name).is_file()), None)
+                others = [] if path else _respelled(name, folders)
             except OSError as error:
                 bad.append(f"image {number} ({name}): cannot look for it: {reason(error)}.")
                 continue
-            if path is None:
+            if path is None and len(others) == 1:
+                path = respelled[number] = others[0]
+            if path is None and others:
+                bad.append(f"image {number} ({name}): it could be {others[0]} or {others[1]}.")
+            elif path is None:
                 looked = ", ".join(str(folder) for folder in folders)
                 bad.append(f"image {number} ({name}): there is no such file in {looked}.")
                 missing += 1
             else:
-                found[number] = {key: entry[key] for key in ("id", "file_name", "width", "height")}
+                found[number] = {"id": number, "file_name": name, "width": width, "height": height}
                 found[number]["path"] = os.fspath(path)
-    return found, bad, missing
+    names = Counter(path for path, _ in {(each["path"], each["file_name"]) for each in found.values()})
+    for number, path in list(respelled.items()):
+        if names[os.fspath(path)] > 1:
+            name = found.pop(number)["file_name"]
+            del respelled[number]
+            bad.append(f"image {number} ({name}): {path} is there under this and under another file_name.")
+    told = [f"{found[number]['file_name']} is read from {path}." for number, path in respelled.items()]
+    return found, bad, missing, told
+
+
+def _respelled(name: str, folders: Sequence[Path]) -> list[Path]:
+    """The files that a name of another system may mean: Windows' separators, a URL's escapes, accents written
+    in two ways. Of a path to another folder the last parts count, as many of them as are found.
+    """
+    spellings = dict.fromkeys(
+        normalize(form, spelling)
+        for plain in (name, unquote(name))
+        for spelling in (plain, plain.replace("\\", "/"))
+        for form in ("NFC", "NFD")
+    )
+    spellings.pop(name, None)
+    if found := _files(folders, spellings):
+        return found
+    endings = [spelling.split("/") for spelling in (name, *spellings) if ELSEWHERE.match(spelling)]
+    for length in range(max(map(len, endings), default=1) - 1, 0, -1):
+        if found := _files(folders, ("/".join(parts[-length:]) for parts in endings)):
+            return found
+    return []
+
+
+def _files(folders: Sequence[Path], names: Iterable[str]) -> list[Path]:
+    """The different files of some names in some folders."""
+    paths = [folder / name for name in names if name for folder in folders]
+    return list({path.resolve(): path for path in paths if path.is_file()}.values())
 
 
 def _id_fault(entry: object) -> str:
     number = entry.get("id") if isinstance(entry, dict) else None
-    return f"its id {number} is beyond 64 bits" if type(number) is int else "it has no whole number as its id"
+    if type(number) is int:
+        return f"its id {number} is beyond 64 bits"
+    return f"it has no whole number as its id{f' but the text {number!r}' if type(number) is str else ''}"
+
+
+def _plain(entry: Entry, images: dict[int, Entry], *, masks: bool) -> Entry:
+    """An annotation whose numbers are numbers where some were text, without what is null, and with its
+    polygons cut off where they reach far outside of the image.
+    """
+    plain = {key: value for key, value in entry.items() if value is not None}
+    plain |= {key: as_number(plain[key]) for key in ("area", "iscrowd") if key in plain}
+    if isinstance(plain.get("bbox"), list):
+        plain["bbox"] = [as_number(value) for value in plain["bbox"]]
+    image = images.get(plain["image_id"]) if is_id(plain.get("image_id")) else None
+    if masks and image and "segmentation" in plain:
+        plain["segmentation"] = cleaned(plain["segmentation"], image["height"], image["width"])
+    return plain
 
 
 def _annotation_fault(
     entry: Entry, images: dict[int, Entry], categories: dict[int, str], *, masks: bool
 ) -> str | None:
-    image = images.get(entry["image_id"]) if is_id(entry.get("image_id")) else None
-    if image is None:
-        return f"it is of image {entry.get('image_id')!r}, which is not listed"
-    if not is_id(entry.get("category_id")) or entry["category_id"] not in categories:
-        return f"it is of category {entry.get('category_id')!r}, which is not listed"
-    height, width = image["height"], image["width"]
+    for what, listed in (("image", images), ("category", categories)):
+        number = entry.get(f"{what}_id")
+        if not is_id(number) or number not in listed:
+            hint = ": it is text, and ids are whole numbers" if type(number) is str else ""
+            return f"it is of {what} {number!r}, which is not listed{hint}"
+    height, width = (images[entry["image_id"]][side] for side in ("height", "width"))
     fault = _box_fault(entry.get("bbox"), height, width)
     if fault is None and entry.get("iscrowd", 0) not in (0, 1):
         fault = f"its iscrowd is {entry['iscrowd']!r}, not 0 or 1"

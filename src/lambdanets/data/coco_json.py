@@ -11,6 +11,7 @@ from .errors import DataError
 from .images import reason
 
 PARTS = ("images", "annotations", "categories")
+BACKGROUND = ("_background_", "__ignore__")  # labelme's categories of what is no object
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class CocoFile:
         path: of the file.
         images: as listed.
         annotations: as listed.
-        categories: names by id, in the order of the ids.
+        categories: names by id, in the order of the ids. labelme's `_background_` is left out where it has no
+            annotations, and so is a category of the same name as an annotated one: Roboflow's root.
     """
 
     path: Path
@@ -57,7 +59,7 @@ def read_coco(path: Path) -> CocoFile:
     for part in PARTS:
         if not isinstance(content.get(part), list):
             raise DataError(f"{path} is no COCO json: it has no list {part!r}.")
-    categories = _categories(path, content["categories"])
+    categories = _categories(path, content["categories"], content["annotations"])
     return CocoFile(path, content["images"], content["annotations"], categories)
 
 
@@ -66,10 +68,12 @@ def is_id(value: object) -> TypeGuard[int]:
     return type(value) is int and -(2**63) <= value < 2**63
 
 
-def _categories(path: Path, entries: list[Any]) -> dict[int, str]:
+def _categories(path: Path, entries: list[Any], annotations: list[Any]) -> dict[int, str]:
     if not entries:
         raise DataError(f"{path} lists no categories.")
     found: dict[int, str] = {}
+    roots: set[int] = set()
+    numbers: dict[str, list[int]] = {}
     for place, entry in enumerate(entries):
         whole = isinstance(entry, dict)
         number, name = (entry.get("id"), entry.get("name")) if whole else (None, None)
@@ -77,7 +81,25 @@ def _categories(path: Path, entries: list[Any]) -> dict[int, str]:
             raise DataError(f"{path}: category {place} lacks a whole number 'id' or a 'name': {entry!r}.")
         if number in found:
             raise DataError(f"{path} lists the category id {number} twice: {found[number]!r} and {name!r}.")
-        if name in found.values():
-            raise DataError(f"{path} lists two categories of the name {name!r}.")
         found[number] = name
+        numbers.setdefault(name, []).append(number)
+        if entry.get("supercategory") in (None, "none"):
+            roots.add(number)
+    own = (entry.get("category_id") for entry in annotations if isinstance(entry, dict))
+    annotated = {number for number in own if is_id(number)}
+    for name, same in numbers.items():
+        kept = same
+        if name in BACKGROUND and len(found) > 1:
+            kept = [number for number in same if number in annotated]
+        elif len(same) > 1:
+            kept = [number for number in same if number in annotated] or [
+                number for number in same if number not in roots
+            ]
+            if len(kept) != 1:
+                raise DataError(
+                    f"{path} lists two categories of the name {name!r}, with the ids {same[0]} and "
+                    f"{same[1]}; rename or remove one."
+                )
+        for number in set(same) - set(kept):
+            del found[number]
     return dict(sorted(found.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import mul
@@ -13,9 +14,11 @@ import numpy as np
 from .errors import DataError
 
 LONGEST = 7  # characters of one run length of 32 bits, five bits in each
-REACH = 1_000_000  # pixels that a polygon may reach; pycocotools walks along all of them
+REACH = 1_000_000  # pixels that a polygon may reach
+LONGEST_OUTLINE = 2_000_000  # pixels, of an object's polygons; pycocotools takes some 120 bytes for each
 SOLID = 4.0  # a polygon with sides of so many pixels that fills a quarter of them covers a pixel
 NEAR, FIT = 5.0, 0.5  # a mask fits its box when all edges are so near, or they share so much of their union
+NUMBER = re.compile(r"\s*[-+]?[0-9]{1,15}(\.[0-9]*)?([eE][-+]?[0-9]{1,2})?\s*", re.ASCII)
 Extent = tuple[float, float, float, float]  # left, top, right and bottom
 Segmentation = list[list[float]] | dict[str, Any]
 
@@ -48,6 +51,14 @@ class Masks:
     segmentations: Sequence[Segmentation]
     height: int
     width: int
+
+    def __len__(self) -> int:
+        return len(self.segmentations)
+
+    def __getitem__(self, chosen: np.ndarray) -> Masks:
+        """Return some of them, by their indices or by a boolean for each."""
+        indices = np.arange(len(self))[np.asarray(chosen)]
+        return Masks([self.segmentations[index] for index in indices], self.height, self.width)
 
 
 def raster(segmentations: Sequence[Segmentation], height: int, width: int) -> np.ndarray:
@@ -151,6 +162,63 @@ def counted(part: np.ndarray, top: int, left: int, height: int, width: int) -> d
     return {"size": [height, width], "counts": counts if counts[-1] else counts[:-1]}
 
 
+def cleaned(segmentation: Any, height: int, width: int) -> Any:
+    """Return polygons with numbers where some were text, cut off where they reach far outside the image.
+
+    pycocotools walks along the whole outline of a polygon in memory, and overflows on long ones. So what is
+    further away than the image is wide or high is cut off. All else stays as it is, faults included.
+
+    Args:
+        segmentation: whatever a json has.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+    """
+    if not isinstance(segmentation, list):
+        return segmentation
+    near, far = -min(height, width), 2 * min(height, width)
+    polygons = []
+    for polygon in segmentation:
+        if isinstance(polygon, list) and str in set(map(type, polygon)):
+            polygon = [as_number(value) for value in polygon]
+        if isinstance(polygon, list) and len(polygon) >= 6 and set(map(type, polygon)) <= {int, float}:
+            least, most = min(polygon), max(polygon)
+            if (least < near or most > far) and least > -REACH and most < REACH and len(polygon) % 2 == 0:
+                # The edges of the window are outside of the image: what is drawn along them is not seen.
+                polygon = _clipped(polygon, (-width, -height, 2 * width, 2 * height))
+        polygons.append(polygon)
+    return polygons
+
+
+def as_number(value: Any) -> Any:
+    """Return the number that a text spells, such as 3 for "3"; anything else as it is."""
+    if type(value) is not str or not NUMBER.fullmatch(value):
+        return value
+    number = float(value)
+    return int(number) if number.is_integer() else number
+
+
+def _clipped(polygon: list[float], window: Extent) -> list[float]:
+    """The part of a polygon inside a window, by the algorithm of Sutherland and Hodgman.
+
+    What is left may run along the window's edge, to and fro. A polygon of which nothing is left becomes a
+    single point of the window's corner; one that is not finite stays as it is.
+    """
+    points = np.array(polygon, np.float64).reshape(-1, 2)
+    if not np.isfinite(points).all():
+        return polygon
+    for side, limit in enumerate(window):
+        axis, sign = side % 2, 1 if side < 2 else -1
+        depth = sign * (points[:, axis] - limit)  # how far inside each point is
+        within, following = depth >= 0, np.roll(depth >= 0, -1)
+        to = np.roll(points, -1, axis=0)
+        part = depth / np.where(within != following, depth - np.roll(depth, -1), 1)
+        crossings = points + part[:, None] * (to - points)
+        crossings[:, axis] = limit
+        both = np.stack([points, crossings], axis=1)
+        points = both[np.stack([within, within != following], axis=1)]
+    return points.ravel().tolist() if len(points) >= 3 else [window[0], window[1]] * 3
+
+
 def segmentation_fault(
     segmentation: object, height: int, width: int, box: Sequence[float] | None = None
 ) -> str | None:
@@ -197,6 +265,7 @@ def _polygons_extent(segmentation: object, height: int, width: int) -> Extent | 
     if not isinstance(segmentation, list) or not segmentation:
         return "it has no segmentation (boxes alone are learnt with data.masks=False)"
     extents = []
+    longest = 0.0
     seen = False
     for polygon in segmentation:
         if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
@@ -209,16 +278,25 @@ def _polygons_extent(segmentation: object, height: int, width: int) -> Extent | 
         left, top, right, bottom = extent = min(x), min(y), max(x), max(y)
         if not (min(left, top) > -REACH and max(right, bottom) < REACH and math.isfinite(sum(polygon))):
             return f"its polygon has coordinates that are not finite, or further than {REACH:,} pixels away"
+        longest += len(x) * max(right - left, bottom - top)
         extents.append(extent)
         within = left >= -1 and top >= -1 and right <= width + 1 and bottom <= height + 1
         if within and min(right - left, bottom - top) >= SOLID:
             twice = sum(map(mul, x, [*y[1:], y[0]])) - sum(map(mul, y, [*x[1:], x[0]]))
             seen = seen or abs(twice) >= (right - left) * (bottom - top) / 2
+    if longest > LONGEST_OUTLINE and sum(map(_outline, segmentation)) > LONGEST_OUTLINE:
+        return f"the outline of its polygons is longer than {LONGEST_OUTLINE:,} pixels"
     if not seen and not coco_tool().area(run_lengths(segmentation, height, width)):
         outlines = "polygon covers" if len(segmentation) == 1 else "polygons cover"
         return f"its {outlines} no pixel of the image, which is {width} pixels wide and {height} high"
     lefts, tops, rights, bottoms = zip(*extents, strict=True)
     return min(lefts), min(tops), max(rights), max(bottoms)
+
+
+def _outline(polygon: list[float]) -> float:
+    """The length of a polygon's outline in pixels, as pycocotools walks it: along the longer of both axes."""
+    points = np.array(polygon, np.float64).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, -1, axis=0)).max(axis=1).sum())
 
 
 def _runs_extent(segmentation: dict[str, Any], height: int, width: int) -> Extent | str:

@@ -59,6 +59,9 @@ class CocoSet(Dataset):
         # One array of bytes instead of millions of objects: forked workers share it without copying, as no
         # reference is counted when it is read.
         self._paths = np.array([os.fsencode(entry["path"]) for entry in images], dtype=np.bytes_)
+        own = [entry for image in images for entry in annotations[image["id"]]]
+        self.crowds = sum(bool(entry.get("iscrowd")) for entry in own)
+        self.objects = len(own) - self.crowds
         lines = [
             json.dumps([{key: entry[key] for key in KEPT}, annotations[entry["id"]]]).encode()
             for entry in images
@@ -108,15 +111,15 @@ class CocoSet(Dataset):
         Raises:
             DataError: the image cannot be read, or is of another size; the message names it.
         """
-        image, target = self._stored(index)
+        image, target = self.stored(index)
         if "masks" in target:
             masks = target["masks"]
             drawn = raster(masks.segmentations, masks.height, masks.width)
             target["masks"] = tv_tensors.Mask(torch.from_numpy(drawn))
         return image, target
 
-    def _stored(self, index: int) -> Sample:
-        """One sample as it is stored, its masks not drawn yet."""
+    def stored(self, index: int) -> Sample:
+        """Return one sample as `original` does, with its masks not drawn yet: as `Masks`."""
         image, annotations = self.entry(index)
         if self.train:
             annotations = [entry for entry in annotations if not entry.get("iscrowd")]
@@ -159,7 +162,7 @@ class CocoSet(Dataset):
         images, targets = [], []
         with preserved():
             for row, key in zip(rows, keys(seed, epoch, rows), strict=True):
-                sample = self._stored(int(row))
+                sample = self.stored(int(row))
                 reseed(key, CUT)
                 image, target = self.transform(*sample)
                 images.append(image)

@@ -64,6 +64,9 @@ def open_coco(config: CocoConfig, *, seed: int = 0, progress: Progress | None = 
         DataError: there is no such source, a json in it is none or is cut short, its sides do not have the
             same categories, a side holds no images, there are broken images or annotations and the
             configuration is to refuse them, or it names splits of what is a single file.
+
+    Warns:
+        DataWarning: of what was left out, and of files that were found under another spelling of their names.
     """
     _check_options(config)
     sides = _checked(config, ("train", "val"), seed, progress)
@@ -74,6 +77,41 @@ def open_coco(config: CocoConfig, *, seed: int = 0, progress: Progress | None = 
     # A single file has both sides, and its faults are of the file.
     skipped = train.skipped if sides[0][0].path == sides[1][0].path else (*train.skipped, *val.skipped)
     return CocoSplits(train, val, train.classes, mark, skipped)
+
+
+def check_objects(config: CocoConfig, splits: CocoSplits) -> None:
+    """Refuse to train on images without a single object, and warn where few are left.
+
+    Raises:
+        DataError: there are no objects to train on; the message says why.
+
+    Warns:
+        DataWarning: most annotations are crowds, or the validation side has no objects.
+    """
+    train, val, source = splits.train, splits.val, config.source
+    marked = "marked as crowds (iscrowd 1), on which a detector is not trained. CVAT marks every mask so: "
+    marked += "where each is one object, set its iscrowd to 0."
+    if not train.objects:
+        reason = "they have no annotations."
+        if train.crowds:
+            reason = f"all {train.crowds} annotations are {marked}"
+        elif train.skipped:
+            reason = f"what the json lists cannot be used:{listing(train.skipped)}"
+        raise DataError(f"the {len(train)} training images of {source} have no objects: {reason}")
+    if train.crowds > train.objects:
+        total = train.crowds + train.objects
+        warnings.warn(
+            f"{train.crowds} of {total} annotations of the training images of {source} are {marked}",
+            DataWarning,
+            stacklevel=2,
+        )
+    if not val.objects:
+        warnings.warn(
+            f"the {len(val)} validation images of {source} have no objects: average precision cannot be "
+            "measured on them, nor the best epoch be chosen.",
+            DataWarning,
+            stacklevel=2,
+        )
 
 
 def open_coco_split(
@@ -187,6 +225,11 @@ def _tell(config: CocoConfig, found: Sequence[tuple[CocoFile, Checked]]) -> None
     """Refuse what is broken, or warn that it is left out; all of it at once."""
     refused, skipped = [], []
     for file, checked in found:
+        if checked.respelled:
+            skipped.append(
+                f"{len(checked.respelled)} of {len(file.images)} file names of {file.path} are written for "
+                f"another system or folder:{listing(checked.respelled)}"
+            )
         own = f" with their annotations ({checked.with_bad_images})" if checked.with_bad_images else ""
         for what, policy, bad, total, others in (
             ("image", config.on_bad_image, checked.bad_images, len(file.images), own),

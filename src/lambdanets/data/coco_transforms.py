@@ -144,9 +144,7 @@ class Vary(nn.Module):
         kept = np.flatnonzero(self._large(boxes))
         parts = None
         if "masks" in target:
-            masks = target["masks"]
-            some = [masks.segmentations[index] for index in kept]
-            parts = view.masks(Masks(some, masks.height, masks.width))
+            parts = view.masks(target["masks"][kept])
             tight = _tightened(boxes[kept], parts, view.window)
             large = self._large(tight)
             kept, boxes = kept[large], tight[large]

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
+from lambdanets.data.coco_masks import Masks, sampled
 from lambdanets.train.pages import INK, font
 
 from .results import INSIDE
@@ -32,7 +33,7 @@ def draw_objects(
     labels: Tensor,
     names: Sequence[str],
     scores: Tensor | None = None,
-    masks: Tensor | None = None,
+    masks: Tensor | Masks | None = None,
     *,
     longest: int | None = None,
 ) -> Image.Image:
@@ -49,7 +50,8 @@ def draw_objects(
         labels: of shape (n,), from 1 on.
         names: of the classes, in the order of the labels.
         scores: of shape (n,), written after the names.
-        masks: of shape (n, height, width) or (n, 1, height, width), from 0 to 1: above 0.5 is inside.
+        masks: of shape (n, height, width) or (n, 1, height, width), from 0 to 1: above 0.5 is inside. Or
+            `Masks`, which are drawn one by one, and only the pixels that are shown: masks of large images.
         longest: longer side of the drawing in pixels; None keeps the image's, or enlarges a small one by a
             whole factor to 512 or more.
 
@@ -67,7 +69,7 @@ def draw_objects(
     largest_first = np.argsort(-sides.prod(1), kind="stable").tolist()
     if masks is not None:
         for index in largest_first:
-            _paint(picture, masks[index], colours[index], line)
+            _paint(picture, _inside(masks, index, picture.size), colours[index], line)
     draw = ImageDraw.Draw(picture)
     for index in largest_first:
         draw.rectangle(
@@ -91,9 +93,8 @@ def _sized(image: Image.Image, longest: int | None) -> Image.Image:
     return image.resize(size, resample) if size != image.size else image.copy()
 
 
-def _paint(picture: Image.Image, mask: Tensor, colour: str, line: int) -> None:
+def _paint(picture: Image.Image, inside: np.ndarray, colour: str, line: int) -> None:
     """Mix a colour into the inside of a mask, and draw its rim, `line` pixels wide, in the colour itself."""
-    inside = _inside(mask, picture.size)
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     if not rows.size:
         return
@@ -105,9 +106,20 @@ def _paint(picture: Image.Image, mask: Tensor, colour: str, line: int) -> None:
     picture.paste(colour, (int(columns[0]), int(rows[0])), Image.fromarray(opacity.astype(np.uint8)))
 
 
-def _inside(mask: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """A mask in the size (width, height) of the drawing, as bool of shape (height, width)."""
-    drawn = (mask.detach().reshape(mask.shape[-2:]) > INSIDE).cpu().numpy()
+def _inside(masks: Tensor | Masks, index: int, size: tuple[int, int]) -> np.ndarray:
+    """One of several masks in the size (width, height) of the drawing, as bool of shape (height, width)."""
+    if isinstance(masks, Masks):
+        # Where the drawing is smaller, only pixels that it shows; else all of them.
+        rows, columns = (
+            (2 * np.arange(min(shown, side)) + 1) * side // (2 * min(shown, side))
+            for shown, side in zip(size[::-1], (masks.height, masks.width), strict=True)
+        )
+        top, left, part = sampled(masks.segmentations[index], masks.height, masks.width, rows, columns)
+        drawn = np.zeros((len(rows), len(columns)), bool)
+        drawn[top : top + part.shape[0], left : left + part.shape[1]] = part
+    else:
+        mask = masks[index]
+        drawn = (mask.detach().reshape(mask.shape[-2:]) > INSIDE).cpu().numpy()
     if size == drawn.shape[::-1]:
         return drawn
     tiny = max(drawn.shape) <= TINY

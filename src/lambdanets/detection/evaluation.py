@@ -7,16 +7,19 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from torch import Tensor
 
-from lambdanets.data import CocoConfig, coco_eval_loader, open_coco_split
+from lambdanets.data import CocoConfig, CocoSet, coco_eval_loader, open_coco_split
 from lambdanets.train import Run
 from lambdanets.train.engine import arithmetic, make_trainer, quiet
 from lambdanets.train.state import RunState
 
 from .module import DetectionModule
-from .results import Entry
+from .prediction import Finder
+from .results import Entry, merge, to_results
 from .run_config import DetectionConfig
-from .scores import Scores
+from .scores import Scores, score
+from .tiling import TileOption, TrainingSizes, check_tile
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,12 @@ class Evaluation:
     Attributes:
         scores: COCO's figures.
         results: what was found, in COCO's results format.
+        tiled: number of images that were looked at in tiles.
     """
 
     scores: Scores
     results: list[Entry]
+    tiled: int = 0
 
 
 def evaluate(
@@ -38,6 +43,7 @@ def evaluate(
     data: CocoConfig | None = None,
     weights: Literal["best", "last"] = "best",
     max_detections: int | None = None,
+    tile: TileOption = "auto",
 ) -> Evaluation:
     """Measure a run on the validation side of a COCO source, in one process.
 
@@ -47,8 +53,10 @@ def evaluate(
         weights: the best ones by validation, or those of the last epoch.
         max_detections: of an image, the likeliest ones, that count; the detector gives so many where it would
             give fewer. None takes the run's.
+        tile: as for `predict`. Where it asks for tiles, every image is looked at alone.
 
     Raises:
+        ValueError: `tile` is none of those of `predict`.
         DataError: the images cannot be used.
         RunError: the run has no such weights yet.
 
@@ -66,6 +74,14 @@ def evaluate(
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     images = open_coco_split(config.data, "val", seed=config.seed, classes=run.classes)
+    sizes, tile = TrainingSizes.read(run.files.image_sizes, config.data), check_tile(tile)
+    tiled = sum(sizes.tile(size, config.data, tile) is not None for size in images.sizes.tolist())
+    if tiled:
+        find = Finder(replace(run, config=config), weights, tile, most=max_detections)
+        results = merge([_found(find, images)])
+        limit = config.validation.max_detections
+        scores = score(images.ground_truth(), results, masks=config.data.masks, max_detections=limit)
+        return Evaluation(scores, results, tiled)
     network: Any = run.model(weights)
     if max_detections is not None:
         network.roi_heads.detections_per_img = max(network.roi_heads.detections_per_img, max_detections)
@@ -88,3 +104,14 @@ def evaluate(
     if module.scores is None:
         raise RuntimeError("the first process has the scores")
     return Evaluation(module.scores, module.results)
+
+
+def _found(find: Finder, images: CocoSet) -> list[Entry]:
+    """What is found in the images of a set, one after the other."""
+    entries: list[Entry] = []
+    bare = images.without_masks()
+    for index in range(len(bare)):
+        image, target = bare.stored(index)
+        objects, _ = find(image.as_subclass(Tensor))
+        entries += to_results([objects], [target["image_id"]], images.category_ids)
+    return entries

@@ -19,13 +19,14 @@ from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
 from lambdanets.train.state import RunState
 
-from .network import Detector, placed
+from .network import Detector, outlined
 from .pairs import draw_pairs, pair, spread
 from .report import draw_precision_recall, write_per_class
-from .results import Entry, merge, to_detections, to_results
+from .results import Entry, Objects, merge, to_objects, to_results
 from .results_json import write_kinds
 from .run_config import DetectionConfig
 from .scores import Scores, score
+from .tiling import TrainingSizes
 
 LOSSES = {  # torchvision's names, and the columns'
     "loss_objectness": "objectness",
@@ -62,12 +63,14 @@ class DetectionModule(Learner):
         self.columns = tuple(f"val_{kind}_{figure}" for kind in self.kinds for figure in kept)
         self.crown = f"val_{self.kinds[0]}_ap"
         self.val_set: CocoSet | None = None
+        self.sizes: TrainingSizes | None = None  # of the training images
         self.seen: list[int] = []  # images of this validation, by this process
         self.found: list[Entry] = []  # in them
         self.scores: Scores | None = None  # of the newest validation, on the first process
         self.results: list[Entry] = []  # what these are of
 
     def train_loader(self, splits: CocoSplits, *, rank: int, world_size: int) -> DataLoader:
+        self.sizes = TrainingSizes.of(splits.train.sizes)
         return coco_train_loader(
             splits.train,
             self.config.data,
@@ -88,6 +91,11 @@ class DetectionModule(Learner):
             with everywhere():
                 raise RunError("a detector trains with engine.strategy=ddp, not with FSDP")
         super().on_fit_start()
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.sizes is not None and self.files is not None and self.trainer.is_global_zero:
+            self.sizes.write(self.files.image_sizes)
 
     def step(self, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> tuple[Tensor, list[Tensor], int]:
         images, targets = self.inputs(batch)
@@ -120,9 +128,9 @@ class DetectionModule(Learner):
         network: Any = self.kept
         regions = network.regions([_plain(image) for image in images])
         for image, target, found in zip(images, targets, regions, strict=True):
-            drawn = placed(found, image.shape[-2:], target["orig_size"])
+            objects = outlined(found, image.shape[-2:], target["orig_size"])
             self.seen.append(target["image_id"])
-            self.found += to_results([drawn], [target["image_id"]], self._val.category_ids)
+            self.found += to_results([objects], [target["image_id"]], self._val.category_ids)
 
     def on_validation_epoch_end(self) -> None:
         self.scores, figures = None, {}
@@ -178,8 +186,8 @@ class DetectionModule(Learner):
             if entry["image_id"] in found:
                 found[entry["image_id"]].append(entry)
 
-        def find(image: Tensor, target: dict[str, Any]) -> dict[str, Tensor]:
-            return to_detections(found[target["image_id"]], self._val.category_ids, target["orig_size"])
+        def find(image: Tensor, target: dict[str, Any]) -> Objects:
+            return to_objects(found[target["image_id"]], self._val.category_ids, target["orig_size"])
 
         pairs = (pair(self._val, index, find) for index in chosen)
         title = f"{self.config.model.name}, epoch {self.state.position[0]}"

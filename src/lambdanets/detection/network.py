@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +21,15 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
+from lambdanets.data.coco_masks import Masks
+from lambdanets.ops.machine import memory
+
 from .backbone import Backbone
 from .config import DetectorConfig
-from .results import INSIDE
+from .results import INSIDE, Objects, as_runs
 
 Found = dict[str, Tensor]
+MASK_SIDE = 28  # pixels of a mask as the mask head gives it
 
 
 def create_detector(
@@ -41,7 +45,8 @@ def create_detector(
             read.
 
     Raises:
-        ValueError: the network cannot be a backbone, or has not what the configuration asks for.
+        ValueError: the network cannot be a backbone, has not what the configuration asks for, or has heads of
+            so many classes that they, and what they give for one image, need more memory than there is.
         WeightsError: the weights cannot be found or read, or are of another network.
 
     Example:
@@ -50,9 +55,22 @@ def create_detector(
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is 1 or more, the background not counted; got {num_classes}")
+    needed = num_classes * _bytes_per_class(config, masks=masks)
+    if needed > (available := memory("cpu") or needed):
+        raise ValueError(
+            f"a detector of {num_classes:,} classes needs at least {needed / 2**30:,.1f} GiB for its heads "
+            f"and the scores and masks of one image, and there are {available / 2**30:,.1f}: train it on "
+            "fewer categories"
+        )
     return Detector(
         config, Backbone(config, loads_weights=loads_weights), num_classes=num_classes, masks=masks
     )
+
+
+def _bytes_per_class(config: DetectorConfig, *, masks: bool) -> int:
+    """What a class takes, in float32, of the last layers' weights and of their outputs for one image."""
+    boxes = 5 * (config.box_dim + config.rpn_post_nms_top_n_test)
+    return 4 * (boxes + masks * (config.mask_dim + MASK_SIDE**2 * config.box_detections_per_img))
 
 
 class Detector(GeneralizedRCNN):
@@ -109,7 +127,7 @@ class Detector(GeneralizedRCNN):
 
         Returns:
             As a call does, but `masks` are of the sizes asked for, and boolean: a hundred probabilities for
-            each pixel of a photo are gigabytes. `regions` and `placed` do it image by image.
+            each pixel of a photo are gigabytes; `regions` and `outlined` give masks as run lengths.
 
         Raises:
             RuntimeError: the detector is in training mode.
@@ -290,18 +308,39 @@ def placed(found: Found, size: Sequence[int], wanted: Sequence[int], *, binary: 
     """
     moved = found | {"boxes": resize_boxes(found["boxes"], list(size), list(wanted))}
     if "masks" in found:
-        shift = [side / (2 * before) for side, before in zip(wanted, size, strict=True)]
         masks = found["masks"]
         dtype = torch.bool if binary else masks.dtype
         moved["masks"] = masks.new_zeros((len(masks), 1, *wanted), dtype=dtype)
-        for number, box in enumerate(moved["boxes"].tolist()):
-            _draw(moved["masks"][number, 0], masks[number], box, shift)
+        for whole, (top, left, part) in zip(moved["masks"][:, 0], _parts(found, size, wanted), strict=True):
+            whole[top : top + part.shape[0], left : left + part.shape[1]] = part > INSIDE if binary else part
+    return moved
+
+
+def outlined(found: Found, size: Sequence[int], wanted: Sequence[int]) -> Objects:
+    """Return regions of an image as `placed` does, on the CPU, with masks as run lengths.
+
+    Whole masks of all objects at once would take n times the memory of the image.
+
+    Args:
+        found: of an image, as from `Detector.regions`.
+        size: its (height, width).
+        wanted: the other (height, width).
+    """
+    boxes = resize_boxes(found["boxes"], list(size), list(wanted))
+    moved: Objects = {name: value.cpu() for name, value in (found | {"boxes": boxes}).items()}
+    if "masks" in found:
+        height, width = wanted
+        runs = [
+            as_runs((part > INSIDE).cpu().numpy(), top, left, height, width)
+            for top, left, part in _parts(found, size, wanted)
+        ]
+        moved["masks"] = Masks(runs, height, width)
     return moved
 
 
 @torch.no_grad()
-def _draw(image: Tensor, mask: Tensor, box: Sequence[float], shift: Sequence[float]) -> None:
-    """Draw a mask over its box, pixel by pixel: probabilities, or where they say that the object is.
+def _parts(found: Found, size: Sequence[int], wanted: Sequence[int]) -> Iterator[tuple[int, int, Tensor]]:
+    """Draw the masks of regions over their boxes, pixel by pixel: top, left and probabilities of each.
 
     What masks are taught is pooled by RoIAlign as torchvision has it, which takes a pixel to be at its upper
     left corner: the object is half a pixel of the network's image further down and to the right. torchvision
@@ -309,20 +348,21 @@ def _draw(image: Tensor, mask: Tensor, box: Sequence[float], shift: Sequence[flo
     small objects that leaves an AP of about 0.7 (benchmarks/detection/masks.csv).
 
     Args:
-        image: of shape (height, width), zeros; float or bool.
-        mask: probabilities of shape (1, height, width).
-        box: left, top, right and bottom in pixels of the image.
-        shift: half a pixel of the network's image, down and across, in those of this one.
+        found: of an image, as from `Detector.regions`.
+        size: its (height, width).
+        wanted: the (height, width) in which the masks are drawn.
     """
-    left, top, right, bottom = box
-    spans, places = [], []
-    for side, begin, end, half in zip(image.shape, (top, left), (bottom, right), shift, strict=True):
-        first = min(max(math.ceil(begin - 0.5), 0), side - 1)
-        last = max(min(math.ceil(end - 0.5), side), first + 1)  # the middles of these pixels are in the box
-        middles = torch.arange(first, last, dtype=mask.dtype, device=mask.device) + 0.5
-        places.append(2 * (middles - half - begin) / max(end - begin, 1e-6) - 1)
-        spans.append(slice(first, last))
-    down, across = places
-    grid = torch.stack(torch.broadcast_tensors(across[None, :], down[:, None]), dim=-1)
-    drawn = F.grid_sample(mask[None], grid[None], padding_mode="border", align_corners=False)[0, 0]
-    image[*spans] = drawn if image.is_floating_point() else drawn > INSIDE
+    shift = [side / (2 * before) for side, before in zip(wanted, size, strict=True)]
+    boxes = resize_boxes(found["boxes"], list(size), list(wanted)).tolist()
+    for mask, (left, top, right, bottom) in zip(found["masks"], boxes, strict=True):
+        corner, places = [], []
+        for side, begin, end, half in zip(wanted, (top, left), (bottom, right), shift, strict=True):
+            first = min(max(math.ceil(begin - 0.5), 0), side - 1)
+            last = max(min(math.ceil(end - 0.5), side), first + 1)  # the middles of these are in the box
+            middles = torch.arange(first, last, dtype=mask.dtype, device=mask.device) + 0.5
+            places.append(2 * (middles - half - begin) / max(end - begin, 1e-6) - 1)
+            corner.append(first)
+        down, across = places
+        grid = torch.stack(torch.broadcast_tensors(across[None, :], down[:, None]), dim=-1)
+        drawn = F.grid_sample(mask[None], grid[None], padding_mode="border", align_corners=False)[0, 0]
+        yield corner[0], corner[1], drawn

@@ -47,7 +47,7 @@ class Pair:
     Attributes:
         name: of its file.
         image: as it is stored.
-        truth: its target, as `CocoSet.original` gives it; crowds are not drawn.
+        truth: its target, as `CocoSet.original` or `CocoSet.stored` gives it; crowds are not drawn.
         found: what a network found, as `to_results` takes it.
     """
 
@@ -66,7 +66,7 @@ def pair(images: CocoSet, index: int, find: Callable[[Tensor, dict[str, Any]], d
         find: from an image, uint8 of shape (3, height, width), and its target, both as stored, to what was
             found in it.
     """
-    picture, truth = images.original(index)
+    picture, truth = images.stored(index)
     pixels = picture.as_subclass(Tensor)
     return Pair(
         name=Path(images.path(index)).name,

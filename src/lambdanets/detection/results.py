@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lambdanets.data.coco_masks import counted, raster, run_lengths
+from lambdanets.data.coco_masks import Masks, counted, raster, run_lengths
 
 Entry = dict[str, Any]
+# What is found in an image: boxes, labels and scores as tensors; masks as one, or as `Masks` of run lengths.
+Objects = dict[str, Any]
 INSIDE = 0.5  # a pixel with more than this belongs to the object, as in torchvision's reference
 
 
 def to_results(
-    detections: Sequence[dict[str, Tensor]], image_ids: Sequence[int], category_ids: Sequence[int]
+    detections: Sequence[Objects], image_ids: Sequence[int], category_ids: Sequence[int]
 ) -> list[Entry]:
     """Return what a network found in some images as entries of COCO's results format.
 
@@ -26,7 +28,8 @@ def to_results(
     Args:
         detections: for each image `boxes` of shape (n, 4), left, top, right and bottom in pixels of the
             stored image; `labels` of shape (n,), from 1 on; `scores` of shape (n,); and, where there are
-            masks, `masks` of shape (n, 1, height, width), from 0 to 1, in the size of the stored image.
+            masks, `masks` of shape (n, 1, height, width), from 0 to 1, in the size of the stored image, or
+            `Masks` of run lengths in text.
         image_ids: of the images.
         category_ids: those of the set, in the order of the labels: `CocoSet.category_ids`.
 
@@ -49,7 +52,7 @@ def to_results(
     ]
 
 
-def _of_image(found: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[Entry]:
+def _of_image(found: Objects, image_id: int, category_ids: Sequence[int]) -> list[Entry]:
     boxes, scores = (found[name].detach().float().cpu().numpy() for name in ("boxes", "scores"))
     labels = found["labels"].tolist()
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
@@ -80,19 +83,27 @@ def _shortest(value: np.float32) -> float:
     return float(str(value))
 
 
-def _encoded(masks: Tensor) -> list[Entry]:
+def _encoded(masks: Tensor | Masks) -> Sequence[Any]:
+    if isinstance(masks, Masks):
+        return masks.segmentations
     return [
-        _as_runs((mask if mask.dtype == torch.bool else mask > INSIDE).cpu().numpy())
+        _whole((mask if mask.dtype == torch.bool else mask > INSIDE).cpu().numpy())
         for mask in masks.detach()[:, 0]
     ]
 
 
-def _as_runs(inside: np.ndarray) -> Entry:
+def _whole(inside: np.ndarray) -> Entry:
     """A mask of shape (height, width) as run lengths in text; columns without it are not looked through."""
-    height, width = inside.shape
     columns = np.flatnonzero(inside.any(axis=0))
-    first, end = (columns[0], columns[-1] + 1) if len(columns) else (0, 0)
-    return _as_text(run_lengths(counted(inside[:, first:end], 0, first, height, width), height, width))
+    first, end = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
+    return as_runs(inside[:, first:end], 0, first, *inside.shape)
+
+
+def as_runs(part: np.ndarray, top: int, left: int, height: int, width: int) -> Entry:
+    """Return a mask that is 0 outside of a part of its image as run lengths in text; the arguments are those
+    of `counted`.
+    """
+    return _as_text(run_lengths(counted(part, top, left, height, width), height, width))
 
 
 def _as_text(runs: Entry) -> Entry:
@@ -113,17 +124,30 @@ def to_detections(
         category_ids: those of the set, in the order of the labels.
         size: (height, width) of the stored image.
     """
+    return drawn(to_objects(entries, category_ids, size))
+
+
+def to_objects(entries: Sequence[Entry], category_ids: Sequence[int], size: tuple[int, int]) -> Objects:
+    """Return the same, with masks as `Masks` of run lengths."""
     label = {number: place for place, number in enumerate(category_ids, start=1)}
     boxes = torch.tensor([entry["bbox"] for entry in entries]).reshape(-1, 4)
-    found = {
+    found: Objects = {
         "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
         "labels": torch.tensor([label[entry["category_id"]] for entry in entries], dtype=torch.int64),
         "scores": torch.tensor([entry["score"] for entry in entries]),
     }
     if all("segmentation" in entry for entry in entries):
-        drawn = raster([entry["segmentation"] for entry in entries], *size)
-        found["masks"] = torch.from_numpy(drawn)[:, None].bool()
+        found["masks"] = Masks([entry["segmentation"] for entry in entries], *size)
     return found
+
+
+def drawn(found: Objects) -> dict[str, Tensor]:
+    """Return objects with their masks drawn: boolean, of shape (n, 1, height, width)."""
+    masks = found.get("masks")
+    if not isinstance(masks, Masks):
+        return found
+    whole = raster(masks.segmentations, masks.height, masks.width)
+    return found | {"masks": torch.from_numpy(whole)[:, None].bool()}
 
 
 def ground_truth_as_results(ground_truth: dict[str, list[Entry]]) -> list[Entry]:

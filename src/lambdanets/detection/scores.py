@@ -215,7 +215,8 @@ def _summary(evaluation: Any, category_ids: Sequence[int]) -> KindScores:
     values |= {f"ar{count}": _mean(recall[..., 0, n]) for n, count in enumerate(params.maxDets)}
     values |= {f"ar_{size}": _mean(recall[..., n, -1]) for n, size in enumerate(SIZES, start=1)}
     # pycocotools sorts the categories by their ids; here they keep the order of the labels.
-    own = precision[:, :, [params.catIds.index(number) for number in category_ids], 0, -1]
+    order = {number: place for place, number in enumerate(params.catIds)}
+    own = precision[:, :, [order[number] for number in category_ids], 0, -1]
     own = np.where(own < 0, np.nan, own).transpose(0, 2, 1)
     return KindScores(
         values=values,

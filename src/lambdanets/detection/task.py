@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lambdanets.data import CocoSplits, open_coco
+from lambdanets.data.coco_splits import check_objects
 from lambdanets.train import Run
 from lambdanets.train import load_run as load_any_run
 from lambdanets.train.engine import Task, learn
@@ -15,7 +16,9 @@ from .run_config import DetectionConfig
 
 
 def _open(config: DetectionConfig) -> CocoSplits:
-    return open_coco(config.data, seed=config.seed)
+    splits = open_coco(config.data, seed=config.seed)
+    check_objects(config.data, splits)
+    return splits
 
 
 DETECTION = Task(DetectionConfig, _open, DetectionModule)

@@ -24,6 +24,11 @@ class RunFiles:
         return self.directory / "skipped.txt"
 
     @property
+    def image_sizes(self) -> Path:
+        """How large the images were that a detector was trained on."""
+        return self.directory / "image_sizes.json"
+
+    @property
     def metrics(self) -> Path:
         return self.directory / "metrics.csv"
 
