@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
+from lambdanets import files
 from lambdanets.models.tensor_files import (
     DamagedFileError,
     UnsafeFileError,
@@ -57,18 +58,10 @@ def replacing(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
     Raises:
         CheckpointError: the disk is full, or the folder cannot be written; what was there before stands.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        _sync(temporary)
-        if previous is not None and path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with files.replacing(path, previous=previous) as temporary:
+            yield temporary
     except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         # A wish to stop is not a failed write, even where closing the half-written file failed after it.
         if stop := _behind(error, TrainingInterrupted) or _behind(error, KeyboardInterrupt):
             raise stop from None
@@ -90,14 +83,6 @@ def sweep(directory: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _explain(path: Path, error: BaseException, previous: Path | None) -> CheckpointError:
     kept = f"there was no {path.name} before"
     if path.exists():
@@ -109,7 +94,8 @@ def _explain(path: Path, error: BaseException, previous: Path | None) -> Checkpo
         return CheckpointError(
             f"the disk is full: {path} could not be saved; {kept}. Free some space and resume."
         )
-    return CheckpointError(f"{path} could not be saved ({error}); {kept}.")
+    reason = cause.strerror if cause is not None and cause.strerror else error
+    return CheckpointError(f"{path} could not be saved ({reason}); {kept}.")
 
 
 def _behind(error: BaseException, kind: type[E]) -> E | None:

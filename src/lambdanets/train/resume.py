@@ -161,13 +161,13 @@ def check_optimizer(start: Start, module: nn.Module, own: Optimizer) -> None:
         for part, value in state.items():
             if name in parameters and not _of_shape(value, parameters[name].shape):
                 raise RunError(
-                    f"{another}: {part} of parameter {name} has the shape {tuple(value.shape)}, the parameter "
-                    f"{tuple(parameters[name].shape)}; bring the run's own checkpoint back"
+                    f"{another}: {part} of parameter {name} has the shape {tuple(value.shape)}, the "
+                    f"parameter {tuple(parameters[name].shape)}; bring the run's own checkpoint back"
                 )
 
 
 def _of_shape(value: Any, shape: Sequence[int]) -> bool:
-    """Whether an optimiser may keep this of a parameter: some keep sums over axes, which are then of size 1."""
+    """Whether an optimiser may keep this of a parameter: some keep sums over axes, then of size 1."""
     if not isinstance(value, Tensor) or value.ndim != len(shape):
         return True
     return all(have in (1, need) for have, need in zip(value.shape, shape, strict=True))
