@@ -136,7 +136,9 @@ def test_a_pickle_that_needs_code_is_refused_and_not_run(tmp_path: Path, new: bo
 
 def test_a_whole_model_is_refused_by_the_names_of_its_classes(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "w.pt")
-    with pytest.raises(WeightsError, match=r"holds more than tensors \(torch\.nn\.modules\.linear\.Linear\)"):
+    with pytest.raises(
+        WeightsError, match=r"holds more than tensors and plain values \(torch\.nn\.modules\.linear\.Linear\)"
+    ):
         load_weights(create_model(ONE), tmp_path / "w.pt")
 
 
@@ -145,7 +147,7 @@ def test_a_whole_model_is_refused_by_the_names_of_its_classes(tmp_path: Path) ->
 def test_a_damaged_file(tmp_path: Path, name: str, keep: int) -> None:
     path = saved(create_model(ONE), tmp_path / name)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(WeightsError, match=r"is damaged, or (no safetensors|holds no weights)"):
+    with pytest.raises(WeightsError, match=r"is damaged"):
         load_weights(create_model(ONE), path)
 
 

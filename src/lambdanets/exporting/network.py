@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from ..files import naming
 from . import onnx_file, torch_file
 from .interface import ExportError, Interface
 
@@ -98,6 +99,7 @@ def export_network(
     Raises:
         ExportError: The format is unknown or a package for it is missing, the file exists, the network cannot
             be traced or translated, or the file gives something else than the network.
+        OSError: The disk is full, or the folder cannot be written.
 
     Example:
         >>> export_network(
@@ -117,7 +119,7 @@ def export_network(
     file.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
         unfinished = Path(folder) / file.name
-        with _telling(f"format {format!r} cannot hold this network"):
+        with naming(file, unfinished), _telling(f"format {format!r} cannot hold this network"):
             form.write(program, unfinished, interface, opset)
             run = form.load(unfinished, interface)
         found = [_outputs(run, example) for example in examples]
@@ -166,12 +168,21 @@ def _telling(what: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if cause := _disk_error(error):
+            raise cause from error
         first: BaseException = error
         while first.__cause__ is not None:  # translators wrap the reason in advice to their developers
             first = first.__cause__
         lines = [line.strip() for line in str(first).splitlines() if line.strip()]
         reason = lines[0].rstrip(".:") if lines else type(first).__name__
         raise ExportError(f"{what}: {reason}") from error
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """The first error of the operating system among those that led to this one: no matter of the network."""
+    while error is not None and not (isinstance(error, OSError) and error.errno):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def compare_outputs(

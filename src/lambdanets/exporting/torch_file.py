@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,10 @@ def check(opset: int | None) -> None:
 
 def write(program: ExportedProgram, file: Path, interface: Interface, opset: int | None) -> None:
     """Write a program whose operators are PyTorch's own."""
-    torch.export.save(program, file, extra_files=dict(interface.facts))
+    # Through memory: where a write fails, torch's writer ends the process, or hides the reason.
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files=dict(interface.facts))
+    file.write_bytes(content.getbuffer())
 
 
 def load(file: Path, interface: Interface) -> Callable[..., object]:

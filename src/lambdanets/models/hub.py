@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
+from ..files import replacing
+from .tensor_files import write_safetensors
 from .weight_files import WeightsError
 
 
@@ -21,8 +24,9 @@ def save_for_hub(
 ) -> Path:
     """Write `model.safetensors` and timm's `config.json`: weights, architecture, options, labels, images.
 
-    `create_model("local-dir:FOLDER", pretrained=True)` loads it, timm's too once this package is imported;
-    hf-hub:OWNER/NAME does where the folder has been uploaded.
+    Once this package is imported, the folder opens with `create_model("local-dir:FOLDER", pretrained=True)`,
+    ours or timm's, and with `AutoModel`, `AutoModelForImageClassification` and `pipeline` of transformers;
+    under the name OWNER/NAME where it has been uploaded (hf-hub:OWNER/NAME for timm).
 
     Args:
         model: A model made by `create_model`, ours or timm's, accelerated or not.
@@ -40,8 +44,6 @@ def save_for_hub(
     Example:
         >>> save_for_hub(create_model("lambda_resnet_cifar"), "hub/cifar", images={"crop_pct": 0.9})
     """
-    from safetensors.torch import save
-
     cfg: Any = getattr(model, "pretrained_cfg", None)
     made: Any = getattr(model, "_model_args", None)
     if not cfg or made is None:
@@ -55,12 +57,13 @@ def save_for_hub(
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # The format knows no shared memory: a table that layers share stands under the name of each.
-    tensors = {
-        name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()
-    }
-    # Written by Python: a file of safetensors' own is closed to everybody else, whatever the umask says.
-    (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     config = {"pretrained_cfg": dict(images or {})} | ({"label_names": list(labels)} if labels else {})
-    save_config_for_hf(model, str(folder / "config.json"), model_config=config)
+    with replacing(folder / "model.safetensors") as weights:
+        write_safetensors(weights, model.state_dict(), {"format": "pt"})
+    with replacing(folder / "config.json") as described:
+        save_config_for_hf(model, str(described), model_config=config)
+        content = json.loads(described.read_text(encoding="utf-8"))
+        # transformers gives timm the number of classes by itself; twice is an error.
+        content.get("model_args", {}).pop("num_classes", None)
+        described.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return folder

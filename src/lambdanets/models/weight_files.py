@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import errno
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
-from timm.models import load_state_dict
+from timm.models import clean_state_dict
 from torch import Tensor
 
 from ..wording import few
+from .tensor_files import DamagedFileError, UnsafeFileError, first_line, read_archive, read_safetensors
 
 HUB = "hf-hub:"
 NAMES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
 """Files with weights: of a run, of timm on the hub, and of what is older there."""
+CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
+"""Names under which training scripts save weights, as timm knows them and in its order; the last is ours."""
 PARTS = ("average.", "network.")  # of a run's checkpoint; where there is an average, it is what counts
 
 
@@ -54,61 +57,73 @@ def find_weights(source: str | Path) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name.
+    """Read the tensors of a file by name; where it has checksums, they are verified.
 
-    Safetensors, or what `torch.save` wrote of a state_dict: by itself or under `state_dict_ema`, `model_ema`,
-    `state_dict` or `model`, the first of these that is there. Wrappers of DDP and torch.compile before the
-    names are taken off. A run's own checkpoint (.ckpt) gives the average of its weights where it keeps one.
+    Safetensors, or what `torch.save` wrote of a state_dict: by itself, under the first of `CONTAINERS` that
+    is there, or under the only name that holds tensors by name. What DDP, torch.compile and AveragedModel
+    add to the names is taken off. A run's own checkpoint (.ckpt) gives the average of its weights where it
+    has one.
 
     Args:
         path: The file. Nothing in it is run: a pickle of more than tensors and plain types is refused.
 
     Raises:
-        WeightsError: It cannot be read as weights.
+        WeightsError: It is damaged, or holds no weights.
         OSError: It cannot be read at all.
     """
     try:
-        content = load_state_dict(str(path), use_ema=True, device="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged bytes make unpicklers fail in any way
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a seek to nowhere
-            raise
-        raise _unreadable(path, error) from error
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(
-            f"{path} holds no weights: expected tensors by name, at the top or in 'state_dict' or 'model', "
-            f"found {few(map(str, content)) or 'nothing'}"
-        )
+        content = read_safetensors(path) if path.suffix == ".safetensors" else read_archive(path)
+    except DamagedFileError as error:
+        raise WeightsError(f"{error}{same_weights(path)}") from error
+    except UnsafeFileError as error:
+        raise WeightsError(f"{error}; ask for safetensors, or have the state_dict saved by itself") from error
+    weights = _state_dict(path, content)
     if path.suffix == ".ckpt":
         for part in PARTS:
             inside = {
-                name.removeprefix(part): each for name, each in content.items() if name.startswith(part)
+                name.removeprefix(part): each for name, each in weights.items() if name.startswith(part)
             }
             if inside:
                 return inside
-    return content
+    return weights
 
 
-def _unreadable(path: Path, error: Exception) -> WeightsError:
-    if path.suffix == ".safetensors":
-        return WeightsError(f"{path} is damaged, or no safetensors ({_line(error)})")
-    cause = error.__cause__ or error
-    try:
-        needed = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # no archive of torch's
-        needed = []
-    if needed or any(sign in str(cause) for sign in ("GLOBAL", "TorchScript")):
-        named = f" ({few(sorted(needed), 3, form=str)})" if needed else ""
-        return WeightsError(
-            f"{path} holds more than tensors{named}, which can run code when it is loaded, and is refused; "
-            "ask for safetensors, or have the state_dict saved by itself"
+def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
+    """Return the tensors by name in what a file holds, under the names that the network itself gives them."""
+    held = {"": content, **(content if isinstance(content, Mapping) else {})}
+    states = [name for name, value in held.items() if _is_state_dict(value)]
+    known = [name for name in ("", *CONTAINERS) if name in states]
+    if not known and len(states) > 1:
+        raise WeightsError(
+            f"{path} holds several networks' weights, {few(states)}: save the one that is meant by itself"
         )
-    return WeightsError(f"{path} is damaged, or holds no weights of PyTorch")
+    if not states:
+        container = next((held[name] for name in CONTAINERS if isinstance(held.get(name), Mapping)), content)
+        found = few(map(str, container)) if isinstance(container, Mapping) else type(container).__name__
+        raise WeightsError(
+            f"{path} holds no weights: expected tensors by name, at the top or in 'state_dict' or 'model', "
+            f"found {found or 'nothing'}"
+        )
+    weights = dict(held[known[0] if known else states[0]])
+    if all(name == "n_averaged" or name.startswith("module.") for name in weights):
+        weights.pop("n_averaged", None)  # of AveragedModel: the steps that were averaged
+    return clean_state_dict(weights)
 
 
-def _line(error: Exception | None) -> str:
-    return (str(error).splitlines() or [""])[0].rstrip(". ") or type(error).__name__
+def _is_state_dict(value: object) -> bool:
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(name, str) and isinstance(each, Tensor) for name, each in value.items())
+
+
+def same_weights(path: Path) -> str:
+    """Say which other file of a run has the weights of this one."""
+    others = {
+        "weights.safetensors": path.parent / "checkpoints" / "best.ckpt",
+        "best.ckpt": path.parent.parent / "weights.safetensors",
+    }
+    other = others.get(path.name)
+    return f"; {other} has the same weights" if other is not None and other.is_file() else ""
 
 
 def _from_hub(name: str) -> Path:
@@ -127,4 +142,4 @@ def _from_hub(name: str) -> Path:
                 offline, reason = isinstance(error, LocalEntryNotFoundError), reason or error
     except (OSError, ValueError, RuntimeError) as error:
         reason = error
-    raise WeightsError(f"{HUB}{name} gives no {' and no '.join(NAMES[1:])}: {_line(reason)}") from reason
+    raise WeightsError(f"{HUB}{name} gives no {' and no '.join(NAMES[1:])}: {first_line(reason)}") from reason

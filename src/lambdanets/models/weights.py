@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +23,7 @@ from .zoo import CONFIGS
 
 Head = Literal["same", "replace"]
 Positions = Literal["same", "resize", "middle"]
+COUNTER = "num_batches_tracked"
 
 
 def load_weights(
@@ -70,12 +73,56 @@ def weights_for(
         if value not in known.__args__:
             raise WeightsError(f"{name} must be one of {', '.join(known.__args__)}, got {value!r}")
     target = model.state_dict()
-    theirs = read_weights(find_weights(source))
+    theirs = _as_named_here(read_weights(find_weights(source)), target)
     weights = converted(theirs, model)
     kept = _without_head(weights, target, model) if head == "replace" else ()
     _fit_tables(weights, target, model, positions)
     _check(weights, target.keys() - set(kept), target, model, source, theirs)
+    check_finite(weights, model, source)
+    _check_shared(weights, model, source)
     return weights, kept
+
+
+def check_finite(weights: Mapping[str, Tensor], model: nn.Module, source: str | Path) -> None:
+    """Raise WeightsError where parameters, or statistics of norms, are NaN or infinite.
+
+    Args:
+        weights: By name, as the model's `state_dict` has them.
+        model: Tells parameters from other buffers, such as masks, which may hold infinity.
+        source: Where the weights come from.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, tensor in weights.items():
+        counts = name in parameters or name.endswith(("running_mean", "running_var"))
+        if counts and not tensor.isfinite().all():
+            number = int((~tensor.isfinite()).sum())
+            raise WeightsError(
+                f"the weights of {source} cannot be used: {number:,} of the {tensor.numel():,} elements of "
+                f"{name} are NaN or infinite"
+            )
+
+
+def _as_named_here(weights: dict[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what all names begin with and the model's do not; add the counters that old files lack.
+
+    A network inside another module is saved as `model.NAME`, `net.NAME`, `backbone.NAME` and so on. Files of
+    PyTorch 0.4 and older have no `num_batches_tracked`: as in PyTorch, these start at zero.
+    """
+    prefix = _common(weights).removesuffix(_common(target))
+    named = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    weights = named if named.keys() & target.keys() else weights
+    if not any(name.endswith(COUNTER) for name in weights):
+        means = {name for name in weights if name.endswith(".running_mean")}
+        counters = [f"{name.removesuffix('running_mean')}{COUNTER}" for name in means]
+        weights |= {name: torch.zeros((), dtype=torch.long) for name in counters if name in target}
+    return weights
+
+
+def _common(names: Iterable[str]) -> str:
+    """Return the modules that all names begin with, with a dot behind each."""
+    paths = [name.split(".")[:-1] for name in names]
+    same = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return "".join(f"{parts[0]}." for parts in same)
 
 
 def _classifiers(model: nn.Module) -> list[str]:
@@ -160,9 +207,8 @@ def _check(
             )
         if unknown:
             said.append(f"{len(unknown)} are unknown (the first is {unknown[0]})")
-        raise WeightsError(
-            f"the weights in {source} are not those of {what}: {' and '.join(said)}{likeness(theirs)}"
-        )
+        hint = _nested(theirs, target) or likeness(theirs)
+        raise WeightsError(f"the weights in {source} are not those of {what}: {' and '.join(said)}{hint}")
     for name in target:
         if name in needed and weights[name].shape != target[name].shape:
             have, need = tuple(weights[name].shape), tuple(target[name].shape)
@@ -172,13 +218,26 @@ def _check(
                 f"the weights in {source} are not those of {what} with its options: {name} has the shape "
                 f"{have}, the model needs {need}{likeness(theirs)}"
             )
+
+
+def _check_shared(weights: dict[str, Tensor], model: nn.Module, source: str | Path) -> None:
+    """Raise WeightsError where a tensor that layers share differs between them."""
     first: dict[nn.Parameter, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         other = first.setdefault(parameter, name)
         if name in weights and other in weights and not torch.equal(weights[name], weights[other]):
             raise WeightsError(
-                f"{other} and {name} are one tensor in {what}, and two that differ in {source}"
+                f"{other} and {name} are one tensor in {_name(model)}, and two that differ in {source}"
             )
+
+
+def _nested(weights: dict[str, Tensor], target: dict[str, Tensor]) -> str:
+    """Say that a part of the names would be the model's without what they begin with."""
+    parts = Counter(name.partition(".")[0] for name in weights if name.partition(".")[2] in target)
+    if not parts:
+        return ""
+    listing = " and ".join(f"{number} in {part!r}" for part, number in parts.items())
+    return f"; it has {listing} under the model's names: save the state_dict of one of these by itself"
 
 
 def _name(model: nn.Module) -> str:

@@ -2,11 +2,8 @@
 
 import errno
 import os
-import pickle
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +11,39 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
+from lambdanets import files
+from lambdanets.models.tensor_files import (
+    DamagedFileError,
+    UnsafeFileError,
+    first_line,
+    read_archive,
+    write_safetensors,
+)
 from lambdanets.train.errors import CheckpointError, DamagedCheckpointError, TrainingInterrupted
+from lambdanets.train.state import RunState
 
-KEYS = ("state_dict", "optimizer_states", "loops", "global_step", "run_state")  # of a run's checkpoint
+PROGRESS = {"total": {"ready": int, "completed": int}, "current": {"ready": int, "completed": int}}
+CHECKPOINT = {
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "state_dict": {},
+    "loops": {
+        "fit_loop": {
+            "epoch_progress": PROGRESS,
+            "epoch_loop.batch_progress": PROGRESS,
+            "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": PROGRESS}},
+        }
+    },
+    "callbacks": {},
+    "optimizer_states": [{"state": {}, "param_groups": [{"params": list}]}],
+    "lr_schedulers": list,
+    "run_state": {},
+}
+"""What a run's checkpoint has at least; Lightning passes over in silence what is missing in one.
+
+A dict stands for one with these keys, a list for one of at least one element of this form.
+"""
 E = TypeVar("E", bound=BaseException)
 
 
@@ -31,18 +58,10 @@ def replacing(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
     Raises:
         CheckpointError: the disk is full, or the folder cannot be written; what was there before stands.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        _sync(temporary)
-        if previous is not None and path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with files.replacing(path, previous=previous) as temporary:
+            yield temporary
     except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         # A wish to stop is not a failed write, even where closing the half-written file failed after it.
         if stop := _behind(error, TrainingInterrupted) or _behind(error, KeyboardInterrupt):
             raise stop from None
@@ -64,14 +83,6 @@ def sweep(directory: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _explain(path: Path, error: BaseException, previous: Path | None) -> CheckpointError:
     kept = f"there was no {path.name} before"
     if path.exists():
@@ -83,7 +94,8 @@ def _explain(path: Path, error: BaseException, previous: Path | None) -> Checkpo
         return CheckpointError(
             f"the disk is full: {path} could not be saved; {kept}. Free some space and resume."
         )
-    return CheckpointError(f"{path} could not be saved ({error}); {kept}.")
+    reason = cause.strerror if cause is not None and cause.strerror else error
+    return CheckpointError(f"{path} could not be saved ({reason}); {kept}.")
 
 
 def _behind(error: BaseException, kind: type[E]) -> E | None:
@@ -125,55 +137,73 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A run's checkpoint on the CPU, its checksums verified, nothing but tensors and plain types unpickled.
+    """Read a run's checkpoint on the CPU; its checksums and the types of all its parts are verified.
 
     Raises:
         DamagedCheckpointError: what the file holds is damaged, or is no checkpoint of a run.
-        CheckpointError: the file is missing, or cannot be read now: that says nothing about its content.
+        CheckpointError: the file is missing, or cannot be read now, which says nothing about its content; or
+            it holds more than tensors and plain values.
     """
     try:
-        _verify(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_archive(path)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}") from None
-    except pickle.UnpicklingError as error:
-        raise _damaged(path, error) from error
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except DamagedFileError as error:
+        raise DamagedCheckpointError(f"the checkpoint {error}") from error
+    except UnsafeFileError as error:
+        raise CheckpointError(f"the checkpoint {error}; put the run's own checkpoint in its place") from error
+    except (OSError, MemoryError) as error:
         raise CheckpointError(
-            f"the checkpoint {path} cannot be read now ({_line(error)}); nothing was changed"
+            f"the checkpoint {path} cannot be read now ({first_line(error)}); nothing was changed"
         ) from error
-    missing = [key for key in KEYS if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise _damaged(path, f"it is no checkpoint of a run: it lacks {', '.join(missing)}")
+    if reason := _wrong_part(content):
+        raise DamagedCheckpointError(f"the checkpoint {path} is damaged, or no checkpoint of a run: {reason}")
     return content
 
 
-def _verify(path: Path) -> None:
-    """Compare the checksums of a checkpoint's archive, which torch does not."""
-    with path.open("rb") as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                damaged = archive.testzip()
-                names = archive.namelist()
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-            # zipfile calls an archive bad whose end it could not read.
-            if cause := _behind(error, OSError):
-                raise cause from None
-            raise _damaged(path, error) from error
-    if damaged:
-        raise _damaged(path, f"in {damaged}")
-    if not any(name.endswith("data.pkl") for name in names):
-        raise _damaged(path, "it is an archive of another kind")
+def _wrong_part(content: Any) -> str:
+    """Return what is missing in a checkpoint, or is of another type than a run writes, or ""."""
+    if reason := _misfit(content, CHECKPOINT, ""):
+        return reason
+    if not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
+        return "state_dict holds other things than tensors"
+    steps = content["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
+    if steps["optimizer"]["step"]["total"]["completed"] != content["global_step"]:
+        return "loops are not those of global_step"
+    return _wrong_optimizer(content) or RunState.misfit(content["run_state"])
 
 
-def _damaged(path: Path, reason: object) -> DamagedCheckpointError:
-    return DamagedCheckpointError(f"the checkpoint {path} is damaged ({_line(reason)})")
+def _misfit(value: Any, form: Any, where: str) -> str:
+    """Return where a value is not of a form, as `CHECKPOINT` is one, or ""."""
+    kind = form if isinstance(form, type) else Mapping if isinstance(form, dict) else list
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return f"{where or 'its content'} is a {type(value).__name__}"
+    if isinstance(form, dict):
+        if missing := [name for name in form if name not in value]:
+            return f"{where or 'it'} lacks {', '.join(missing)}"
+        inner = [(value[name], each, f"{where}.{name}".lstrip(".")) for name, each in form.items()]
+    elif isinstance(form, list):
+        if not value:
+            return f"{where} is empty"
+        inner = [(each, form[0], where) for each in value]
+    else:
+        inner = []
+    return next((reason for each in inner if (reason := _misfit(*each))), "")
 
 
-def _line(reason: object) -> str:
-    return (str(reason).splitlines() or [type(reason).__name__])[0]
+def _wrong_optimizer(content: Mapping[str, Any]) -> str:
+    if len(content["optimizer_states"]) > 1:
+        return "optimizer_states holds more than one optimiser"
+    [states] = content["optimizer_states"]
+    state, groups = states["state"], states["param_groups"]
+    if not all(isinstance(each, Mapping) for each in state.values()):
+        return "optimizer_states.state is not one of each parameter"
+    if not state.keys() <= {name for group in groups for name in group["params"]}:
+        return "optimizer_states.state has other parameters than the groups"
+    moving = any(group.get("momentum") or "betas" in group for group in groups)
+    if moving and not state and content["global_step"]:
+        return "optimizer_states.state is empty"
+    return ""
 
 
 def newest_intact(
@@ -210,11 +240,6 @@ def newest_intact(
 
 
 def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write tensors, such as a network's state, as safetensors, with metadata in the header."""
-    from safetensors.torch import save
-
-    # The format knows no shared memory: a table that layers share stands under the name of each.
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
+    """Write tensors, such as a network's state, as safetensors, with metadata and a checksum."""
     with replacing(path) as temporary:
-        # Written by Python: a file of safetensors' own is closed to everybody else, whatever the umask says.
-        temporary.write_bytes(save(tensors, metadata=metadata))
+        write_safetensors(temporary, weights, metadata)

@@ -33,6 +33,7 @@ from lambdanets.train.recorder import Publisher, Recorder
 from lambdanets.train.resume import (
     Start,
     check_images,
+    check_optimizer,
     check_weights,
     find_start,
     settle,
@@ -171,6 +172,7 @@ def prepare(task: Task[Config], config: Config | None, files: RunFiles, *, resum
     module = build_module(task, config, splits.classes, continues=start is not None)
     if start:
         check_weights(start, module, config.model.name)
+        check_optimizer(start, module, create_optimizer(module.network, config.optimizer))
     module.state.fingerprint, module.state.weights_digest = splits.fingerprint, digest
     return Ready(start, splits, module)
 

@@ -1,12 +1,14 @@
 """Before the first step: is the folder fit for the run, and where does the run start or continue?"""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lambdanets.models.weight_files import find_weights
 from lambdanets.train.checkpoint import newest_intact, sweep
@@ -133,6 +135,42 @@ def check_weights(start: Start, module: nn.Module, model: str) -> None:
             f"{start.path} is a checkpoint of another model than {model}: they differ in {len(other)} "
             f"tensors, such as {other[0]}; bring the run's own checkpoint back"
         )
+
+
+def check_optimizer(start: Start, module: nn.Module, own: Optimizer) -> None:
+    """Raise RunError when a checkpoint's optimiser state is of other parameters than the run's.
+
+    Args:
+        start: the checkpoint.
+        module: what is trained.
+        own: the run's optimiser before its first step.
+    """
+    [stored] = start.content["optimizer_states"]
+    another = f"{start.path} has the state of another optimiser than the run's"
+    groups = stored["param_groups"], own.param_groups
+    theirs, ours = ([len(group["params"]) for group in each] for each in groups)
+    if theirs != ours:
+        raise RunError(
+            f"{another}: its groups have {theirs} parameters, the run's {ours}; bring the run's own "
+            "checkpoint back"
+        )
+    # Numbered in the order of the groups; where the weights are divided between processes, by their names.
+    parameters: dict[Any, Tensor] = dict(module.named_parameters())
+    parameters |= dict(enumerate(each for group in own.param_groups for each in group["params"]))
+    for name, state in stored["state"].items():
+        for part, value in state.items():
+            if name in parameters and not _of_shape(value, parameters[name].shape):
+                raise RunError(
+                    f"{another}: {part} of parameter {name} has the shape {tuple(value.shape)}, the "
+                    f"parameter {tuple(parameters[name].shape)}; bring the run's own checkpoint back"
+                )
+
+
+def _of_shape(value: Any, shape: Sequence[int]) -> bool:
+    """Whether an optimiser may keep this of a parameter: some keep sums over axes, then of size 1."""
+    if not isinstance(value, Tensor) or value.ndim != len(shape):
+        return True
+    return all(have in (1, need) for have, need in zip(value.shape, shape, strict=True))
 
 
 def check_images(files: RunFiles, splits: Any, start: Start | None) -> None:

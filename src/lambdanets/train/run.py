@@ -9,6 +9,8 @@ from typing import Any, Generic, Literal
 from torch import Tensor, nn
 
 from lambdanets.models import save_for_hub
+from lambdanets.models.tensor_files import DamagedFileError, read_safetensors
+from lambdanets.models.weights import check_finite
 from lambdanets.train.config import Config, RunConfig, load_classes, load_config
 from lambdanets.train.errors import CheckpointError, RunError
 from lambdanets.train.layout import RunFiles
@@ -51,6 +53,7 @@ class Run(Generic[Config]):
         Raises:
             RunError: there are no such weights yet, or they are of another model or number of classes.
             CheckpointError: the checkpoint is damaged.
+            WeightsError: the weights hold NaN or infinity.
         """
         if which not in ("best", "last"):
             raise RunError(f"which is 'best' or 'last'; got {which!r}")
@@ -83,19 +86,15 @@ class Run(Generic[Config]):
         return save_for_hub(self.model(which), folder, labels=self.classes, images=images)
 
     def _weights(self, which: str) -> dict[str, Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         from lambdanets.train.checkpoint import load_checkpoint
 
         if which == "best" and self.files.weights.exists():
             try:
-                return load_file(self.files.weights)
-            except SafetensorError as error:
-                sentence = f"{self.files.weights} is damaged ({error})"
+                return read_safetensors(self.files.weights)
+            except DamagedFileError as error:
                 if not self.files.best.exists():
-                    raise RunError(f"{sentence}, and there is no {self.files.best}") from error
-                print(f"{sentence}; the weights come from {self.files.best}", file=sys.stderr)
+                    raise RunError(f"{error}, and there is no {self.files.best}") from error
+                print(f"{error}; the weights come from {self.files.best}", file=sys.stderr)
         path = self.files.best if which == "best" else self.files.last
         if not path.exists():
             raise RunError(f"{self.directory} has no {which} weights yet: no epoch has ended")
@@ -114,6 +113,7 @@ def fit_weights(network: nn.Module, weights: dict[str, Tensor], run: Run[Any]) -
 
     Raises:
         RunError: they are of another number of classes or of another model.
+        WeightsError: they hold NaN or infinity.
     """
     mine = network.state_dict()
     shared = [name for name in mine if name in weights]
@@ -136,6 +136,7 @@ def fit_weights(network: nn.Module, weights: dict[str, Tensor], run: Run[Any]) -
             f"the weights in {run.directory} are not of {run.config.model.name!r} with its options: "
             f"{name} has the shape {have}, the model needs {need}"
         )
+    check_finite(weights, network, run.directory)
     network.load_state_dict(weights)
 
 

@@ -1,11 +1,13 @@
 """Where a run is: the little that must survive a kill besides weights and optimiser."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import Tensor
 
 from lambdanets.train.errors import RunError
+from lambdanets.train.typed import decode
 
 
 @dataclass(kw_only=True)
@@ -61,6 +63,17 @@ class RunState:
     def to_dict(self) -> dict[str, Any]:
         """Plain types and tensors, as a checkpoint that loads with `weights_only=True` needs."""
         return asdict(self)
+
+    @classmethod
+    def misfit(cls, plain: Mapping[str, Any]) -> str:
+        """Return which field is of another type than `to_dict` gives, or ""."""
+        for name, kind in get_type_hints(cls).items():
+            try:
+                if name in plain:
+                    decode(kind, plain[name], f"run_state.{name}")
+            except ValueError as error:
+                return str(error)
+        return ""
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "RunState":

@@ -14,6 +14,7 @@ from torch import nn
 from lambdanets.data import DataConfig, DataWarning
 from lambdanets.models import WeightsError, create_model, load_weights
 from lambdanets.models.weight_files import OtherClassesError
+from lambdanets.models.weights import check_finite
 from lambdanets.train.config import EngineConfig
 from lambdanets.train.errors import RunError
 from lambdanets.train.run import Run
@@ -139,7 +140,8 @@ def trained_model(name: str, *, checkpoint: str | Path | None = None) -> nn.Modu
 
     Raises:
         RunError: there is no such model, it has no published weights, or they cannot be fetched.
-        WeightsError: the checkpoint cannot be found or read, or is of another model.
+        WeightsError: the checkpoint cannot be found or read, is of another model, or the weights hold NaN or
+            infinity.
     """
     network = _create(name, pretrained=checkpoint is None)
     if checkpoint is not None:
@@ -150,6 +152,7 @@ def trained_model(name: str, *, checkpoint: str | Path | None = None) -> nn.Modu
             is_run = (run / "config.json").is_file()
             advice = f"; name the run itself in place of {name}: {run}" if is_run else ""
             raise WeightsError(f"{error.sentence}{advice}") from error
+    check_finite(network.state_dict(), network, name)
     return network.eval()
 
 

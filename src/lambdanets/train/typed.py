@@ -184,7 +184,12 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if origin is dict or kind is dict:
         if not isinstance(value, Mapping):
             raise _mismatch(kind, value, where)
-        return {str(key): _tuples(item) for key, item in value.items()}
+        inner = args[1] if args else Any
+        return {str(key): _decode(inner, item, f"{where}.{key}") for key, item in value.items()}
+    if origin is list:
+        if not isinstance(value, list):
+            raise _mismatch(kind, value, where)
+        return [_decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     if kind in (None, types.NoneType):
         if value is None:
             return None
