@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# Requests to stop: Ctrl-C, the end of a job, a closed terminal, and those that batch systems send before the end.
+# Requests to stop: Ctrl-C, the end of a job, a closed terminal, and what batch systems send before the end.
 STOP_SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -206,8 +206,8 @@ def lost_worker(error: BaseException) -> str | None:
     while seen is not None:
         text = str(seen)
         if "DataLoader worker (pid" in text:
-            found = re.search(r"by signal: ([\w ]+)", text) or re.search(r"exit code (-?\d+)", text)
-            return f"killed: {found[1].strip()}" if found else "it ended unexpectedly"
+            found = re.search(r"by signal: ([\w ]+)|(exit code -?\d+)", text)
+            return (found[1] or found[2]).strip() if found else "it ended unexpectedly"
         if "unable to" in text and ("/torch_" in text or "shared memory" in text):
             return "no shared memory was left"
         seen = seen.__cause__ or seen.__context__

@@ -193,7 +193,7 @@ def _sentence(error: Exception) -> str | None:
             f"a process that reads images was lost ({lost}), probably for want of memory or of shared memory "
             "(/dev/shm); try fewer workers."
         )
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return "out of memory; try a smaller --batch-size or smaller images."
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."

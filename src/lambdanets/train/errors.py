@@ -95,11 +95,11 @@ class WorkerLostError(RuntimeError):
     """
 
     def __init__(self, reason: str, directory: Path, *, workers: int, saved: bool) -> None:
-        stands = "The newest checkpoint stands. Continue" if saved else "There is no checkpoint yet. Begin again"
+        stands = "The newest checkpoint stands" if saved else "There is no checkpoint yet"
         super().__init__(
-            f"a process that reads images was lost ({reason}), probably for want of memory or of shared memory "
-            f"(/dev/shm). {stands} with fewer of them (there were {workers}): lambdanets train --resume "
-            f"{quote(str(directory))} --set data.workers={workers // 2}"
+            f"a process that reads images was lost ({reason}), probably for want of memory or of shared "
+            f"memory (/dev/shm). {stands}. Go on with fewer of them (there were {workers}): "
+            f"lambdanets train --resume {quote(str(directory))} --set data.workers={workers // 2}"
         )
 
 

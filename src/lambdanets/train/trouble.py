@@ -43,11 +43,7 @@ def tell(
         device = trainer.strategy.root_device.type
         return NoMemoryError(spare_memory(config, trainer.world_size, device), files.directory)
     reason = lost_peer(error) if trainer.world_size > 1 else None
-    return (
-        None
-        if reason is None
-        else PeerLostError(reason, files.directory, saved=saved)
-    )
+    return None if reason is None else PeerLostError(reason, files.directory, saved=saved)
 
 
 def spare_memory(config: BaseConfig, world_size: int, device: str) -> str:
