@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lambdanets.processes import locked
 from lambdanets.study import Cell, Estimate, Progress, Study, StudyFiles, read, settle
-from lambdanets.study.locking import locked
 from lambdanets.study.records import words as words_of
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

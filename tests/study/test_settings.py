@@ -21,7 +21,6 @@ from lambdanets.study import (
     with_precision,
 )
 from lambdanets.study.contenders import Contender
-from lambdanets.study.locking import locked
 from lambdanets.study.settings import load_study
 from lambdanets.train import from_json, override, to_json
 
@@ -148,13 +147,3 @@ def test_time_left_follows_each_contenders_own_pace() -> None:
     # slow: 10 s an epoch, 8 and 10 left; fast: 2 s, 9 and 10 left; new: their mean, 6 s, 10 left.
     assert progress.seconds_left() == pytest.approx(18 * 10 + 19 * 2 + 10 * 6)
     assert progress.waiting == later
-
-
-def test_a_lock_is_told_and_let_go(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    with locked(path, "the study"):
-        again = locked(path, "the study", patience=0.3)
-        with pytest.raises(ValueError, match="another process is at work on the study"), again:
-            pass
-    with locked(path, "the study"):
-        pass

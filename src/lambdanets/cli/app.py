@@ -13,6 +13,7 @@ from types import FrameType
 import torch
 
 from lambdanets.cli.errors import EXIT_OF_SIGNAL, FAILURE, USAGE, UsageError, check_name, missing_extra
+from lambdanets.processes import listened_signals, lost_worker
 
 # Verb -> its module and its line of help. A module is imported only when its verb is asked for:
 # `list` must not wait for Lightning.
@@ -84,14 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `lambdanets`; those of the process when not given.
 
     Returns:
-        0 done, 1 failed, 2 the command is wrong, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
+        0 done, 1 failed, 2 the command is wrong, 130 stopped by Ctrl-C, 128 + n by another signal.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     with_traceback = words[:1] == ["--traceback"]
     if with_traceback:
         words.pop(0)
     _received.clear()
-    previous = {number: signal.signal(number, _stop) for number in EXIT_OF_SIGNAL}
+    previous = {number: signal.signal(number, _stop) for number in listened_signals()}
     warnings.formatwarning = _warning
     # The reader has a limit of its own, data.max_pixels; Pillow calls half of it an attack.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit", module="PIL")
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The first process says it. Launchers end all processes when one has failed: it gets the time to.
             time.sleep(FIRST_SPEAKS)
         else:
-            print(f"lambdanets{'' if rank == '0' else f' (process {rank})'}: {sentence}", file=sys.stderr)
+            _print_error(f"lambdanets{'' if rank == '0' else f' (process {rank})'}: {sentence}")
         # Training that was asked to stop brings its own code.
         return USAGE if isinstance(error, UsageError) else getattr(error, "exit_code", FAILURE)
     finally:
@@ -174,12 +175,27 @@ def _help() -> str:
     )
 
 
+def _print_error(sentence: str) -> None:
+    try:
+        print(sentence, file=sys.stderr, flush=True)
+    except OSError:
+        # The terminal is gone; what is left in the buffer must not fail again at exit, and change its code.
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _sentence(error: Exception) -> str | None:
     """Return what to tell the person, or None when the error is ours and deserves its traceback."""
     if isinstance(error, ModuleNotFoundError):
         ours = error.name is None or error.name.startswith("lambdanets")
         return None if ours else missing_extra(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    # Training has a sentence of its own.
+    if not type(error).__module__.startswith("lambdanets.") and (lost := lost_worker(error)) is not None:
+        return (
+            f"a process that reads images was lost ({lost}), probably for want of memory or of shared memory "
+            "(/dev/shm); try fewer workers."
+        )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return "out of memory; try a smaller --batch-size or smaller images."
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."

@@ -1,15 +1,13 @@
 """What a person reads when something is wrong: one sentence and an exit code, never a traceback."""
 
 import difflib
-import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from lambdanets.processes import STOP_SIGNALS
+
 FAILURE, USAGE = 1, 2
-EXIT_OF_SIGNAL: dict[int, int] = {
-    signal.SIGINT: 130,
-    signal.SIGTERM: 143,
-}  # the shells' convention: 128 + number
+EXIT_OF_SIGNAL: dict[int, int] = {number: 128 + number for number in STOP_SIGNALS}  # as shells do
 
 EXTRA = 'pip install "lambdanets[train]"'
 

@@ -18,9 +18,9 @@ from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import FAILURE, UsageError, check_name, usage
 from lambdanets.cli.options import shown
 from lambdanets.cli.study_view import View, left
+from lambdanets.processes import InUseError, locked
 from lambdanets.recipes import get_recipe
 from lambdanets.study import Cell, Progress, Record, Study, StudyFiles, Trunk
-from lambdanets.study.locking import AtWork, locked
 from lambdanets.train import RunConfig, override
 
 SEEDS = (0, 1, 2)
@@ -263,7 +263,7 @@ def _report_alone(files: StudyFiles, contenders: str | None, seeds: str | None) 
     with usage():
         if files.results():
             # Whoever is at work on the study keeps the tables whole.
-            with suppress(AtWork), locked(files.lock, f"the study in {files.directory}"):
+            with suppress(InUseError), locked(files.lock, f"the study in {files.directory}"):
                 studies.restore(files)
         records = studies.read(files.cells)
         if not records:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from lambdanets.processes import leave_signals_to_parent
+
 from .batches import Batch, EvalBatches, MixedBatches, Position, TrainBatches
 from .config import DataConfig
 from .errors import DataError, DataWarning
@@ -144,6 +146,7 @@ def _process_options(workers: int, seed: int) -> dict[str, Any]:
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,
+        "worker_init_fn": leave_signals_to_parent,
         "pin_memory": torch.cuda.is_available(),
         # The loader draws a number at every start; from the global generator it would shift the model's.
         "generator": torch.Generator().manual_seed(seed),

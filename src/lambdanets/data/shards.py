@@ -13,6 +13,8 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from lambdanets.processes import locked
+
 from .config import DataConfig
 from .errors import DataError
 from .pictures import Pictures
@@ -78,6 +80,7 @@ def write_shards(
 
     Raises:
         DataError: the source cannot be used, or the folder holds something.
+        InUseError: another process writes the same folder.
 
     Example:
         >>> write_shards(DataConfig(source="folder:/data/imagenet"), "/data/imagenet-shards")
@@ -133,13 +136,14 @@ def write_shards(
 def _appearing(folder: Path) -> Iterator[Path]:
     """A folder that takes its name when it is complete, and is removed when it does not become so."""
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        os.replace(unfinished, folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    with locked(folder.with_name(f".{folder.name}.lock"), str(folder)):
+        unfinished.mkdir(parents=True)
+        try:
+            yield unfinished
+            os.replace(unfinished, folder)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
 
 
 def _shard_name(side: str, number: int) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import sys
 import threading
@@ -21,10 +20,10 @@ import torch
 
 from lambdanets import bench
 from lambdanets.bench.records import NONE
+from lambdanets.processes import locked
 from lambdanets.train import TrainingInterrupted
 from lambdanets.train.typed import encode
 
-from .locking import locked
 from .records import Record, words
 from .settings import Cell, Study, StudyFiles, load_study
 
@@ -58,7 +57,7 @@ def run_cell(files: StudyFiles, cell: Cell, *, jobs: int) -> None:
     study = load_study(files)
     directory = files.run(cell)
     directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory / ".lock", f"the run in {directory}", patience=PATIENCE):
+    with locked(directory / ".cell.lock", f"the run in {directory}", patience=PATIENCE):
         if files.result(cell).is_file():
             return
         begun = (directory / "config.json").is_file()
@@ -125,6 +124,8 @@ def peak_mib() -> float:
         # Not getrusage, whose peak a process inherits from the one that started it.
         sizes: dict[str, Any] = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
         return int(sizes["VmHWM"].split()[0]) / 2**10
+    import resource
+
     scale = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20
 

@@ -4,7 +4,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from lambdanets.data import DataError, open_splits
+from lambdanets.processes import locked, require_posix
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
 from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, load_classes
 from lambdanets.train.errors import RunError, everywhere
@@ -32,6 +33,7 @@ from lambdanets.train.progress import LiveProgress, say
 from lambdanets.train.recorder import Publisher, Recorder
 from lambdanets.train.resume import (
     Start,
+    check_free,
     check_images,
     check_optimizer,
     check_weights,
@@ -84,11 +86,13 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
         RunError: the folder holds a run already, or none to resume, or one with another configuration or
             other images; or the optimizer, the engine or the model cannot do what is asked of them.
         WeightsError: the weights that the run starts from cannot be found or read, or are of another model.
+        InUseError: another process trains in `run_dir`.
         DataError: the images cannot be used.
         NonFiniteLossError: the loss became NaN or infinite.
         PeerLostError: another process of the run ended.
         NoMemoryError: the device, or the machine, has too little memory.
-        TrainingInterrupted: Ctrl-C or SIGTERM; the run can be resumed.
+        WorkerLostError: a process that reads images was killed, perhaps for want of memory.
+        TrainingInterrupted: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2; the run can be resumed.
         CheckpointError: the disk is full, or no checkpoint is intact.
 
     Example:
@@ -101,43 +105,20 @@ def learn(
     task: Task[Config], config: Config | None = None, *, run_dir: str | Path, resume: bool = False
 ) -> RunResult:
     """As `train`, for any task."""
+    require_posix("training")
     files = RunFiles(Path(run_dir))
-    ready = together(lambda: prepare(task, config, files, resume=resume))
-    if isinstance(ready, Complete):
-        return complete(ready.config, files, ready.start)
-    start, splits, module = ready.start, ready.splits, ready.module
-    settled = module.config
-    saving = Saving(files, module)
-    with quiet(), saving.listening():
-        # Before anything is written: what cannot be built leaves no folder behind.
-        with everywhere():
-            create_optimizer(module.network, settled.optimizer)
-            trainer = build_trainer(module, files, saving, start)
-            check_shares(splits, trainer.world_size)
-        if rank_zero_only.rank == 0:
-            write_text(files.config, to_json(settled))
-            write_text(files.classes, json.dumps(splits.classes, indent=1, ensure_ascii=False) + "\n")
-            files.skipped.unlink(missing_ok=True)
-            if splits.skipped:
-                write_text(files.skipped, "\n".join(splits.skipped) + "\n")
-            if not resume:
-                clear(files.nonfinite)
-        module.last_checkpoint = start.path if start else None
-        module.files = files
-        module.suspected_step = bad_step(files.nonfinite) if start else -1
-        resumed = {"ckpt_path": start.path, "weights_only": True} if start else {}
-        if start and start.completes(settled):
-            # Killed between its last checkpoint and its summary.
-            module.on_load_checkpoint(start.content)
-        else:
-            try:
-                trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
-            except (RuntimeError, MemoryError) as error:
-                told = tell(error, settled, trainer, files)
-                if told is None:
-                    raise
-                raise told from error
-    return finish(module, files, splits, write=trainer.is_global_zero)
+    with ExitStack() as until_end:
+
+        def claim() -> None:
+            if rank_zero_only.rank == 0:
+                until_end.enter_context(locked(files.lock, f"the run in {files.directory}"))
+                if not resume:
+                    check_free(files)
+
+        ready = together(lambda: prepare(task, config, files, resume=resume, claim=claim))
+        if isinstance(ready, Complete):
+            return complete(ready.config, files, ready.start)
+        return _fit(ready, files, resume=resume, claim=claim)
 
 
 @dataclass(frozen=True)
@@ -157,9 +138,60 @@ class Complete:
     start: Start
 
 
-def prepare(task: Task[Config], config: Config | None, files: RunFiles, *, resume: bool) -> Ready | Complete:
-    """Look at the folder, read what there is to read, and build the module."""
+def _fit(ready: Ready, files: RunFiles, *, resume: bool, claim: Callable[[], None]) -> RunResult:
+    start, splits, module = ready.start, ready.splits, ready.module
+    settled = module.config
+    saving = Saving(files, module)
+    with quiet(), saving.listening():
+        # Before anything is written: what cannot be built leaves no folder behind.
+        with everywhere():
+            create_optimizer(module.network, settled.optimizer)
+            trainer = build_trainer(module, files, saving, start)
+            check_shares(splits, trainer.world_size)
+        if not resume:
+            together(claim)
+        if rank_zero_only.rank == 0:
+            write_text(files.config, to_json(settled))
+            write_text(files.classes, json.dumps(splits.classes, indent=1, ensure_ascii=False) + "\n")
+            files.skipped.unlink(missing_ok=True)
+            if splits.skipped:
+                write_text(files.skipped, "\n".join(splits.skipped) + "\n")
+            if not resume:
+                clear(files.nonfinite)
+        module.last_checkpoint = start.path if start else None
+        module.files = files
+        module.suspected_step = bad_step(files.nonfinite) if start else -1
+        resumed = {"ckpt_path": start.path, "weights_only": True} if start else {}
+        if start and start.completes(settled):
+            # Killed between its last checkpoint and its summary.
+            module.on_load_checkpoint(start.content)
+        else:
+            try:
+                trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
+            except (RuntimeError, MemoryError, OSError, EOFError) as error:
+                told = tell(error, settled, trainer, files, stopped_by=saving.received)
+                if told is None:
+                    raise
+                raise told from error
+    return finish(module, files, splits, write=trainer.is_global_zero)
+
+
+def prepare(
+    task: Task[Config],
+    config: Config | None,
+    files: RunFiles,
+    *,
+    resume: bool,
+    claim: Callable[[], None],
+) -> Ready | Complete:
+    """Look at the folder, read what there is to read, and build the module.
+
+    A run that is resumed takes its folder at once: damaged files in it are set aside. A new one takes it when
+    all is known to fit, as it would have to make it.
+    """
     config = settle(config, files, task.config, resume=resume)
+    if resume:
+        claim()
     start = find_start(files, config) if resume else None
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)

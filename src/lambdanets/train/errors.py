@@ -84,6 +84,25 @@ class PeerLostError(RuntimeError):
         )
 
 
+class WorkerLostError(RuntimeError):
+    """A process that reads images for training ended.
+
+    Args:
+        reason: how it ended.
+        directory: the run folder.
+        workers: such processes of each training process.
+        saved: whether the folder holds a checkpoint.
+    """
+
+    def __init__(self, reason: str, directory: Path, *, workers: int, saved: bool) -> None:
+        stands = "The newest checkpoint stands" if saved else "There is no checkpoint yet"
+        super().__init__(
+            f"a process that reads images was lost ({reason}), probably for want of memory or of shared "
+            f"memory (/dev/shm). {stands}. Go on with fewer of them (there were {workers}): "
+            f"lambdanets train --resume {quote(str(directory))} --set data.workers={workers // 2}"
+        )
+
+
 class NoMemoryError(RuntimeError):
     """Training needs more memory than there is.
 
@@ -100,7 +119,7 @@ class TrainingInterrupted(RuntimeError):
     """Training was asked to stop by a signal and stopped cleanly.
 
     Args:
-        number: the signal, SIGINT or SIGTERM.
+        number: the signal.
         directory: the run folder.
         saved: whether a checkpoint of the very last step was written.
     """

@@ -29,6 +29,7 @@ class Record:
         self.path, self.about, self.images, self.classes = path, about, images, classes
         self.growing = path.with_name(f"{path.name}.part")
         self.facts = path.with_name(f"{path.name}.json")
+        self.lock = path.with_name(f".{path.name}.lock")
 
     def start(self, batch_size: int) -> int:
         """Return how many images have been through already: whole batches, as long as some are left.

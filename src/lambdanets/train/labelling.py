@@ -27,6 +27,7 @@ from lambdanets.data.pictures import Pictures
 from lambdanets.data.pseudo import facts_path, overlap, places
 from lambdanets.data.sources import open_source
 from lambdanets.data.unlabelled import training_side
+from lambdanets.processes import leave_signals_to_parent, locked
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.engine import arithmetic, quiet
 from lambdanets.train.label_record import Record, read_record
@@ -98,6 +99,7 @@ def label(
         ValueError: the threshold is no probability, a number is too small, or `fill` lacks `per_class`.
         DataError: there are no such images, none is left, or none could be read.
         RunError: labels of another teacher or of other images are in the way.
+        InUseError: another process makes the same labels.
 
     References:
         Xie et al., Self-training with Noisy Student, arXiv 1911.04252, section 3; LambdaNetworks, Table 5.
@@ -139,17 +141,22 @@ def label(
     ]
     record = records[rank]
     size = config.batch_size if batch_size is None else batch_size
-    done = record.start(size)
-    if done:
-        say(f"{done:,} of {len(mine):,} images are labelled already")
-    if not files[rank].exists():
-        reader = _Reader(pictures, mine[done:], eval_transform(config), size)
-        processes = config.workers if workers is None else workers
-        loading = DataLoader(reader, batch_size=None, num_workers=processes)
-        with record.appending() as file, _progress(len(mine), done) as advance:
-            for chosen, targets, probabilities in _answers(teacher, network, loading):
-                record.append(file, [names[index] for index in chosen], targets, probabilities)
-                advance(len(chosen))
+    with locked(record.lock, f"{record.path}"):
+        done = record.start(size)
+        if done:
+            say(f"{done:,} of {len(mine):,} images are labelled already")
+        if not files[rank].exists():
+            reader = _Reader(pictures, mine[done:], eval_transform(config), size)
+            loading = DataLoader(
+                reader,
+                batch_size=None,
+                num_workers=config.workers if workers is None else workers,
+                worker_init_fn=leave_signals_to_parent,
+            )
+            with record.appending() as file, _progress(len(mine), done) as advance:
+                for chosen, targets, probabilities in _answers(teacher, network, loading):
+                    record.append(file, [names[index] for index in chosen], targets, probabilities)
+                    advance(len(chosen))
     if not all(each.exists() for each in files):
         return None
     for each in records:

@@ -11,6 +11,11 @@ class RunFiles:
     directory: Path
 
     @property
+    def lock(self) -> Path:
+        """Locked by the process that trains; removed at the end."""
+        return self.directory / ".lock"
+
+    @property
     def config(self) -> Path:
         return self.directory / "config.json"
 

@@ -111,7 +111,8 @@ class LiveProgress(Callback):
 
     def _stop(self) -> None:
         if self._progress is not None:
-            self._progress.stop()
+            with suppress(OSError):  # the terminal is gone
+                self._progress.stop()
             self._progress = None
 
     def _left(self) -> float:
@@ -180,7 +181,7 @@ def say(sentence: str) -> None:
         return
     try:
         print(sentence, flush=True)
-    except BrokenPipeError:
+    except OSError:  # a pipe that is closed, a terminal that is gone
         # What is left in the buffer, and whatever is printed later, must not fail either.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -56,9 +56,8 @@ def settle(config: Config | None, files: RunFiles, kind: type[Config], *, resume
     if not resume:
         if config is None:
             raise RunError("train needs a config unless it resumes a run")
-        # A run that failed before it left anything does not stand in the way of the next.
-        if files.results and rank_zero_only.rank == 0:
-            raise RunError(f"{files.directory} holds a run already; resume it, or choose another folder")
+        if rank_zero_only.rank == 0:
+            check_free(files)
         return config
     if not files.config.is_file():
         raise RunError(f"{files.directory} is no run to resume: it has no config.json")
@@ -73,6 +72,12 @@ def settle(config: Config | None, files: RunFiles, kind: type[Config], *, resume
             f"a resumed run keeps its configuration, and this one changes {listing}; start a new run"
         )
     return config
+
+
+def check_free(files: RunFiles) -> None:
+    """Raise RunError where a folder holds a run; one that failed before it left anything does not count."""
+    if files.results:
+        raise RunError(f"{files.directory} holds a run already; resume it, or choose another folder")
 
 
 def find_start(files: RunFiles, config: BaseConfig) -> Start | None:

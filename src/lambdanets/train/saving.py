@@ -11,22 +11,25 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
+from lambdanets.processes import listened_signals
 from lambdanets.train.checkpoint import save_weights
 from lambdanets.train.errors import TrainingInterrupted
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+PASSED_ON = 5.0  # seconds in which a signal that comes twice is one: a launcher or a shell sends it again
 STOPPING = "stopping at the next step that can be resumed; once more to stop at once"
 AGREE_EVERY = 10  # steps between votes of several devices on whether to save or stop
 SLOW = 0.5  # seconds of a step, from which on every step ends with a vote
 
 
 class Saving(Callback):
-    """Saves last, previous and best, inside long epochs too, and stops cleanly on Ctrl-C and SIGTERM.
+    """Saves last, previous and best, inside long epochs too, and stops cleanly on signals.
 
     Inside an epoch a checkpoint is only ever taken after an optimiser step, and never after the epoch's last:
     from there, and from the end of the epoch, Lightning continues exactly. What is asked for elsewhere, as
@@ -44,6 +47,8 @@ class Saving(Callback):
         self.files = files
         self.module = module
         self.received: int | None = None
+        self._received_at = 0.0
+        self._stops: tuple[int, ...] = ()  # signals that are listened to
         self.failed = False
         self._saved_at = time.monotonic()
         self._agree_every = AGREE_EVERY
@@ -54,8 +59,9 @@ class Saving(Callback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as a wish to stop, from before the loaders fork to the trainer's end."""
-        before = {number: signal.getsignal(number) for number in STOPS}
+        """Take signals as requests to stop, from before the loaders fork to the trainer's end."""
+        self._stops = listened_signals()
+        before = {number: signal.getsignal(number) for number in self._stops}
         self._listen()
         try:
             yield
@@ -77,20 +83,21 @@ class Saving(Callback):
 
     def _listen(self) -> None:
         if _in_main_thread():
-            for number in STOPS:
+            for number in self._stops:
                 signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
-            # A forked loader worker: Ctrl-C reaches it too and is its parent's business.
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
-            return
+            return  # a process that reads images, just forked: it is its parent that decides
         if self.failed and number == signal.SIGTERM:
             return  # a launcher ends all processes when one has failed: this one has its own last words
         if self.received is not None:
+            # A person presses Ctrl-C again; torchrun sends its processes what their group got already.
+            again = number != signal.SIGINT or TorchElasticEnvironment.detect()
+            if again and time.monotonic() - self._received_at < PASSED_ON:
+                return
             raise TrainingInterrupted(number, self.files.directory, saved=False)
-        self.received = number
+        self.received, self._received_at = number, time.monotonic()
         if rank_zero_only.rank == 0:
             with suppress(OSError):  # nobody may be reading
                 sys.stderr.write(f"\n{STOPPING}\n")
@@ -118,7 +125,7 @@ class Saving(Callback):
         if _agree(trainer, due) or stop:
             self._save_last(trainer)
         if stop:
-            raise self._interruption()
+            raise self._interruption(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module, state = self.module, self.module.state
@@ -138,7 +145,7 @@ class Saving(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Here rather than at the end of an epoch, which others have yet to print and to draw.
         if self.module.state.batches_done and _agree(trainer, self.received is not None):
-            raise self._interruption()
+            raise self._interruption(trainer)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
         self.module.check_finite(weights=True)
@@ -147,8 +154,10 @@ class Saving(Callback):
         self.module.last_checkpoint = self.files.last
         self._saved_at = time.monotonic()
 
-    def _interruption(self) -> TrainingInterrupted:
-        return TrainingInterrupted(self.received or signal.SIGTERM, self.files.directory, saved=True)
+    def _interruption(self, trainer: pl.Trainer) -> TrainingInterrupted:
+        received = torch.tensor(float(self.received or 0), device=self.module.device)
+        number = int(trainer.strategy.reduce(received, reduce_op="max"))  # not all devices have got one
+        return TrainingInterrupted(number, self.files.directory, saved=True)
 
 
 def _in_main_thread() -> bool:

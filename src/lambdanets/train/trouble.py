@@ -6,23 +6,44 @@ import lightning.pytorch as pl
 import torch
 from torch.distributed import DistBackendError
 
+from lambdanets.processes import lost_worker
 from lambdanets.train.config import BaseConfig
-from lambdanets.train.errors import NoMemoryError, PeerLostError
+from lambdanets.train.errors import NoMemoryError, PeerLostError, TrainingInterrupted, WorkerLostError
 from lambdanets.train.launch import cannot_divide
 from lambdanets.train.layout import RunFiles
 
 
-def tell(error: Exception, config: BaseConfig, trainer: pl.Trainer, files: RunFiles) -> Exception | None:
-    """What a failure of torch's means for the person, None where it is nothing that is foreseen."""
+def tell(
+    error: Exception,
+    config: BaseConfig,
+    trainer: pl.Trainer,
+    files: RunFiles,
+    *,
+    stopped_by: int | None = None,
+) -> Exception | None:
+    """Return the error that explains a failure inside the trainer, None where it is not foreseen.
+
+    Args:
+        error: as the trainer raised it.
+        config: the run.
+        trainer: that ran.
+        files: of the run.
+        stopped_by: the signal that asked the run to stop, if one did.
+    """
+    saved = any(file.exists() for file in files.checkpoints)
+    workers = config.data.workers
+    lost = lost_worker(error)
+    if lost is None and workers and isinstance(error, ConnectionResetError | EOFError):
+        lost = "its connection broke off"  # what reading from it meets before torch has looked at it
+    if lost is not None:
+        if stopped_by is not None:
+            return TrainingInterrupted(stopped_by, files.directory, saved=False)
+        return WorkerLostError(lost, files.directory, workers=workers, saved=saved)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         device = trainer.strategy.root_device.type
         return NoMemoryError(spare_memory(config, trainer.world_size, device), files.directory)
     reason = lost_peer(error) if trainer.world_size > 1 else None
-    return (
-        None
-        if reason is None
-        else PeerLostError(reason, files.directory, saved=any(file.exists() for file in files.checkpoints))
-    )
+    return None if reason is None else PeerLostError(reason, files.directory, saved=saved)
 
 
 def spare_memory(config: BaseConfig, world_size: int, device: str) -> str:
