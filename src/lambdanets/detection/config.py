@@ -151,6 +151,10 @@ class DetectorConfig:
             raise ValueError("model.weights is a file, a folder or hf-hub:OWNER/NAME, or None; got ''")
         if self.weights is not None and self.options.get("pretrained"):
             raise ValueError("model.weights and model.options.pretrained=true both name a start; keep one")
+        if "checkpoint_path" in self.options:
+            raise ValueError(
+                "model.options.checkpoint_path: the weights that a run starts from go to model.weights"
+            )
         if self.frozen_stages < 0:
             raise ValueError(f"model.frozen_stages is 0 or more; got {self.frozen_stages}")
         if self.weights is None and not self.options.get("pretrained"):

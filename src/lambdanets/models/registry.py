@@ -5,6 +5,7 @@ import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -13,6 +14,7 @@ from torch import nn
 
 from .config import ResNetConfig
 from .resnet import ResNet
+from .weight_files import check_source, read_content
 
 _names: set[str] = set()
 _ARCHITECTURE = frozenset(field.name for field in fields(ResNetConfig))
@@ -37,6 +39,8 @@ def create_model(name: str, **options: Any) -> nn.Module:
 
     Raises:
         ValueError: If there is no such model or option, or no trained weights although `pretrained` is set.
+        WeightsError: If a file of weights is damaged.
+        OSError: If it cannot be read.
 
     Example:
         >>> model = create_model("lambda_resnet_cifar", num_classes=100, drop_path_rate=0.1)
@@ -51,6 +55,12 @@ def create_model(name: str, **options: Any) -> nn.Module:
         own_source = options.get("pretrained_cfg") or options.get("pretrained_cfg_overlay")
         if options.get("pretrained") and name in _names and not (own_source or is_model_pretrained(name)):
             raise ValueError(f"pretrained=True: no trained weights of {name} are published; leave it out")
+    else:
+        check_source(name, weights=bool(options.get("pretrained")))
+    overlay = (options.get("pretrained") and options.get("pretrained_cfg_overlay")) or {}
+    for file in (options.get("checkpoint_path"), overlay.get("file")):
+        if file and Path(file).suffix not in (".npz", ".npy"):
+            read_content(Path(file))  # timm verifies no checksum
     return timm.create_model(name, **options)
 
 

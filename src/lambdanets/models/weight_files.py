@@ -9,12 +9,16 @@ from typing import Any
 from timm.models import clean_state_dict
 from torch import Tensor
 
+from ..files import parse_json
 from ..wording import few
 from .tensor_files import DamagedFileError, UnsafeFileError, first_line, read_archive, read_safetensors
 
-HUB = "hf-hub:"
+HUB, LOCAL = "hf-hub:", "local-dir:"
 NAMES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
 """Files with weights: of a run, of timm on the hub, and of what is older there."""
+TIMM_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+TIMM_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".bin")
+"""The files that timm looks for in a folder, in its order."""
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
 """Names under which training scripts save weights, as timm knows them and in its order; the last is ours."""
 PARTS = ("average.", "network.")  # of a run's checkpoint; where there is an average, it is what counts
@@ -71,13 +75,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         WeightsError: It is damaged, or holds no weights.
         OSError: It cannot be read at all.
     """
-    try:
-        content = read_safetensors(path) if path.suffix == ".safetensors" else read_archive(path)
-    except DamagedFileError as error:
-        raise WeightsError(f"{error}{same_weights(path)}") from error
-    except UnsafeFileError as error:
-        raise WeightsError(f"{error}; ask for safetensors, or have the state_dict saved by itself") from error
-    weights = _state_dict(path, content)
+    weights = _state_dict(path, read_content(path))
     if path.suffix == ".ckpt":
         for part in PARTS:
             inside = {
@@ -86,6 +84,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             if inside:
                 return inside
     return weights
+
+
+def read_content(path: Path) -> Any:
+    """Read all that is in a file of weights; where it has checksums, they are verified.
+
+    Raises:
+        WeightsError: It is damaged, or cannot be read without running what is in it.
+        OSError: It cannot be read at all.
+    """
+    try:
+        return read_safetensors(path) if path.suffix == ".safetensors" else read_archive(path)
+    except DamagedFileError as error:
+        raise WeightsError(f"{error}{same_weights(path)}") from error
+    except UnsafeFileError as error:
+        raise WeightsError(f"{error}; ask for safetensors, or have the state_dict saved by itself") from error
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
@@ -124,6 +137,53 @@ def same_weights(path: Path) -> str:
     }
     other = others.get(path.name)
     return f"; {other} has the same weights" if other is not None and other.is_file() else ""
+
+
+def check_source(name: str, *, weights: bool) -> None:
+    """Verify the files from which timm makes a model that is not in its registry, before timm reads them.
+
+    Args:
+        name: local-dir:FOLDER, or hf-hub:OWNER/NAME, of which there is only something to verify once it has
+            been fetched.
+        weights: Whether they are read too, beside the configuration.
+
+    Raises:
+        WeightsError: One is damaged, or is not what timm can read.
+    """
+    if name.startswith(LOCAL):
+        folder = Path(name.removeprefix(LOCAL))
+        config = folder / "config.json"
+        files = [folder / file for file in TIMM_NAMES] + [
+            file for suffix in TIMM_SUFFIXES for file in sorted(folder.glob(f"*{suffix}"))
+        ]
+    elif name.startswith(HUB):
+        from huggingface_hub import try_to_load_from_cache
+
+        repository, _, revision = name.removeprefix(HUB).partition("@")
+        found = [
+            try_to_load_from_cache(repository, file, revision=revision or None)
+            for file in ("config.json", *NAMES[1:])
+        ]
+        config, *files = [Path(file) if isinstance(file, str) else Path() for file in found]
+    else:
+        return
+    if config.is_file():
+        _check_config(config)
+    file = next((file for file in files if file.is_file()), None)
+    if weights and file is not None:
+        read_content(file)
+
+
+def _check_config(path: Path) -> None:
+    try:
+        config = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} cannot be used: it is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        raise WeightsError(f"{path} cannot be used: it names no architecture, as timm's configurations do")
+    for part in ("model_args", "pretrained_cfg"):
+        if not isinstance(config.get(part, {}), dict):
+            raise WeightsError(f"{path} cannot be used: {part} is a {type(config[part]).__name__}")
 
 
 def _from_hub(name: str) -> Path:

@@ -43,6 +43,10 @@ class ModelConfig:
             raise ValueError("model.weights is a file, a folder or hf-hub:OWNER/NAME, or None; got ''")
         if self.weights is not None and self.options.get("pretrained"):
             raise ValueError("model.weights and model.options.pretrained=true both name a start; keep one")
+        if "checkpoint_path" in self.options:
+            raise ValueError(
+                "model.options.checkpoint_path: the weights that a run starts from go to model.weights"
+            )
         if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
             raise ValueError(f"model.bn_momentum is above 0 and at most 1, or None; got {self.bn_momentum}")
 
