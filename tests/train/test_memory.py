@@ -144,3 +144,15 @@ def test_dividing_the_weights_is_advised_where_it_is_accepted(tiny: RunConfig, d
     assert accepted == (device == "cuda" and ema == "None")
     assert ("engine.strategy=fsdp" in spare_memory(config, 2, device)) == accepted
     assert "fsdp" not in spare_memory(config, 1, device)
+
+
+@pytest.mark.parametrize("model", ["resnet_digits_conv", "lambda_resnet_digits"])
+def test_a_batch_of_one_value_per_channel_names_the_settings(
+    tiny: RunConfig, folder: Path, model: str
+) -> None:
+    one = override(tiny, f"model.name={model}", "data.batch_size=1", "data.image_size=1")
+    with pytest.raises(
+        ValueError,
+        match=r"more than one value per channel, but data\.batch_size=1 and data\.image_size=1 give",
+    ):
+        train(one, run_dir=folder)

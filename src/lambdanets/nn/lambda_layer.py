@@ -315,8 +315,9 @@ class LambdaLayer(nn.Module):
         ]
         if not batched:
             return
+        synchronised = isinstance(self.norm_queries, nn.SyncBatchNorm)  # over processes, each with one value
         for name, part in batched:
-            if part.shape[0] * math.prod(part.shape[2:]) == 1:
+            if part.shape[0] * math.prod(part.shape[2:]) == 1 and not synchronised:
                 raise ValueError(
                     f"norm='batch' needs more than one value per channel in training, but {name} of shape "
                     f"{tuple(part.shape)} has one; give a larger batch or grid, or take norm='rms' or None"

@@ -168,7 +168,7 @@ def _fit(ready: Ready, files: RunFiles, *, resume: bool, claim: Callable[[], Non
         else:
             try:
                 trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
-            except (RuntimeError, MemoryError, OSError, EOFError) as error:
+            except (RuntimeError, ValueError, MemoryError, OSError, EOFError) as error:
                 told = tell(error, settled, trainer, files, stopped_by=saving.received)
                 if told is None:
                     raise

@@ -30,6 +30,8 @@ def tell(
         files: of the run.
         stopped_by: the signal that asked the run to stop, if one did.
     """
+    if "more than 1 value per channel" in str(error):
+        return one_value_per_channel(config)
     saved = any(file.exists() for file in files.checkpoints)
     workers = config.data.workers
     lost = lost_worker(error)
@@ -44,6 +46,16 @@ def tell(
         return NoMemoryError(spare_memory(config, trainer.world_size, device), files.directory)
     reason = lost_peer(error) if trainer.world_size > 1 else None
     return None if reason is None else PeerLostError(reason, files.directory, saved=saved)
+
+
+def one_value_per_channel(config: BaseConfig) -> ValueError:
+    """Return the error for a batch norm that got a single value per channel in training."""
+    data = config.data
+    return ValueError(
+        "batch norms in training need more than one value per channel, but data.batch_size="
+        f"{data.batch_size} and data.image_size={data.image_size} give maps of one image and one position; "
+        "take a larger data.batch_size or data.image_size"
+    )
 
 
 def spare_memory(config: BaseConfig, world_size: int, device: str) -> str:
