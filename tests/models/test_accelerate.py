@@ -11,6 +11,7 @@ from timm.layers.lambda_layer import LambdaLayer as TimmOriginal
 from timm.models import FeatureGraphNet
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from closeness import assert_close, assert_close_by_name, error
 from foreign import DLi14, LambdaLayer, awake
@@ -494,3 +495,48 @@ def test_the_models_of_timm_at_their_own_size_agree_in_float32(name: str) -> Non
     with torch.no_grad():
         for mode in (True, False):
             assert error(fast.train(mode)(x), model.train(mode)(x)) < 1e-4
+
+
+@every_form
+def test_in_place_operations_may_follow_an_accelerated_layer(form: str) -> None:
+    layer, x = made(form)
+    fast = accelerate(copy.deepcopy(layer))
+    assert_close_by_name(
+        step(nn.Sequential(fast, nn.ReLU(inplace=True)), x), step(nn.Sequential(layer, nn.ReLU()), x)
+    )
+
+
+@every_form
+def test_torch_fx_traces_an_accelerated_layer(form: str) -> None:
+    layer, x = made(form)
+    fast = accelerate(copy.deepcopy(layer))
+    graph = torch.fx.symbolic_trace(fast)
+    assert_close_by_name(step(graph, x), step(layer, x))
+    with torch.no_grad():
+        assert_close(graph.eval()(x[:1]), layer.eval()(x[:1]))
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch announces the end of TorchScript
+@pytest.mark.parametrize("form", [f"timm-{name}" for name in TIMM] + ["d-li14-u-strided"])
+def test_torchscript_compiles_the_accelerated_layers_whose_originals_it_compiles(form: str) -> None:
+    layer, x = made(form)
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(accelerate(copy.deepcopy(layer))), file)
+    file.seek(0)
+    scripted = torch.jit.load(file)
+    assert_close_by_name(step(scripted, x), step(layer, x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_models_are_traced_before_acceleration_and_after() -> None:
+    model = awake(timm.create_model("lambda_resnet26t", num_classes=10)).double().eval()
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        node = "stages.2"
+        expected = create_feature_extractor(copy.deepcopy(model), [node])(x)[node]
+        fast = accelerate(copy.deepcopy(model))
+        assert_close(create_feature_extractor(fast, [node])(x)[node], expected)
+        traced = accelerate(FeatureGraphNet(copy.deepcopy(model), (3,)))
+        assert any(isinstance(module, AcceleratedLayer) for module in traced.modules())
+        assert_close(traced(x)[0], expected)
+        assert_close(torch.jit.script(fast)(x), model(x))

@@ -7,6 +7,7 @@ import timm
 import torch
 from timm.models import group_parameters
 from timm.optim import param_groups_weight_decay
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from lambdanets.models import ResNet, create_model
 from lambdanets.models.zoo import CONFIGS
@@ -286,3 +287,19 @@ def test_torch_fx_takes_the_lambda_layer_as_a_leaf() -> None:
     x = torch.randn(1, 3, 32, 32)
     for mine, other in zip(by_fx(x), by_hand(x), strict=True):
         assert mine.shape == other.shape
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_torchvisions_feature_extractor_finds_the_nodes_of_the_networks(name: str) -> None:
+    model = create_model(name).eval()
+    x = images(model)
+    nodes = ["layer2", "layer2.0.conv2"]
+    if isinstance(model.get_submodule(nodes[1]), LambdaLayer2d):
+        nodes.append("layer2.0.conv2.norm_values")
+    traced = create_feature_extractor(model, nodes)(x)
+    kept = {}
+    for node in nodes:
+        model.get_submodule(node).register_forward_hook(lambda _, args, y, node=node: kept.update({node: y}))
+    model(x)
+    for node in nodes:
+        torch.testing.assert_close(traced[node], kept[node])

@@ -107,3 +107,10 @@ def test_the_entry_points_can_be_imported_as_in_timm():
 
     assert isinstance(zoo.lambda_resnet152, types.FunctionType)
     assert zoo.lambda_resnet_digits(num_classes=7, device="meta").num_classes == 7
+
+
+def test_norm_none_is_refused_as_timm_would_drop_it() -> None:
+    with pytest.raises(
+        ValueError, match="norm=None: timm leaves out options that are None; give norm='none'"
+    ):
+        create_model("lambda_resnet_digits", norm=None)

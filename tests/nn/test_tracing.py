@@ -1,6 +1,7 @@
-"""The layers in graphs of torch.fx."""
+"""The layers in graphs of torch.fx and in TorchScript."""
 
 import copy
+import io
 import pickle
 from typing import Any
 
@@ -19,6 +20,7 @@ from lambdanets.nn import (
     LinearAttention2d,
     LocalAttention2d,
 )
+from lambdanets.nn.lambda_layer import LambdaLayer
 
 DOUBLE: dict[str, Any] = {"num_heads": 2, "dtype": torch.float64}
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -86,3 +88,32 @@ def test_fx_quantisation_prepares_the_projections() -> None:
     prepared = quantize_fx.prepare_fx(copy.deepcopy(layer), mapping, (x,))
     torch.testing.assert_close(prepared(x), layer(x))
     assert quantize_fx.convert_fx(prepared)(x).shape == (2, 8, 4, 5)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch announces the end of TorchScript
+@pytest.mark.parametrize(
+    "name", [name for name, (layer, _) in LAYERS.items() if isinstance(layer, LambdaLayer)]
+)
+def test_torchscript_computes_what_the_layer_does(name: str) -> None:
+    """In training and in evaluation, after saving and loading."""
+    layer, grid = copy.deepcopy(LAYERS[name])
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(copy.deepcopy(layer)), file)
+    file.seek(0)
+    scripted = torch.jit.load(file)
+    x = torch.randn(2, 8, *grid, dtype=torch.float64)
+    assert_close_by_name(step(scripted, x), step(layer, x))
+    with torch.no_grad():
+        assert_close(scripted.eval()(x[:1]), layer.eval()(x[:1]))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_takes_a_context_and_a_mask_and_checks_them() -> None:
+    layer = LambdaLayer1d(8, scope=3, causal=True, norm="rms", **DOUBLE)
+    scripted = torch.jit.script(layer)
+    x, context = torch.randn(2, 2, 8, 6, dtype=torch.float64)
+    mask = torch.rand(2, 6) < 0.7
+    assert_close(scripted(x, context, mask), layer(x, context, mask))
+    # TorchScript raises every error of an operator as a RuntimeError of the same words.
+    with pytest.raises(RuntimeError, match="causal=True needs a context as long as x, 1 positions, got 6"):
+        scripted(x[..., -1:], context)
