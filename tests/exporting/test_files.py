@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {"dim_k": 5, "num_heads": 3}
 FREE = {
     "local": LambdaLayer2d(DIM, 6, scope=(4, 9), normalize="softmax_both", **SMALL),
     "intra_depth": LambdaLayer2d(DIM, scope=5, dilation=2, dim_u=2, position_bias=True, **SMALL),
-    "everywhere": LambdaLayer2d(DIM, grid=6, normalize="l2", **SMALL),
+    "everywhere": LambdaLayer2d(DIM, grid=6, normalize="l2", norm="rms", **SMALL),
     "content": LambdaLayer2d(DIM, position=False, **SMALL),
     "position": LambdaLayer2d(DIM, scope=7, content=False, norm=None, **SMALL),
     "attention": GlobalAttention2d(DIM, num_heads=3, grid=5),

@@ -73,7 +73,7 @@ def _operate(
     high, wide = (_Axis.of(length, window) for length in x.shape[-2:])
     q = F.pad(qkv[:, 0], (0, wide.count * wide.tile - wide.length, 0, high.count * high.tile - high.length))
     q = q.unflatten(4, (wide.count, wide.tile)).unflatten(3, (high.count, high.tile))
-    q = q.permute(0, 3, 5, 1, 4, 6, 2) * q.shape[-1] ** -0.5  # b s t h y x d, in tile s t
+    q = q.permute(0, 3, 5, 1, 4, 6, 2) * qkv.shape[3] ** -0.5  # b s t h y x d, in tile s t
     kv = F.pad(qkv[:, 1:], (*wide.padding, *high.padding))
     kv = kv.unfold(4, high.keys, high.tile).unfold(5, wide.keys, wide.tile)
     k, v = kv.permute(1, 0, 4, 5, 2, 6, 7, 3).flatten(5, 6).flatten(1, 3)  # (b s t) h m d
