@@ -10,6 +10,7 @@ from timm.models import model_entrypoint
 from lambdanets.models import create_model, list_models
 from lambdanets.models.registry import register
 from lambdanets.models.zoo import CONFIGS
+from lambdanets.nn import LambdaLayer2d
 
 
 def test_timm_creates_the_same_class_with_the_same_parameters():
@@ -109,8 +110,10 @@ def test_the_entry_points_can_be_imported_as_in_timm():
     assert zoo.lambda_resnet_digits(num_classes=7, device="meta").num_classes == 7
 
 
-def test_norm_none_is_refused_as_timm_would_drop_it() -> None:
-    with pytest.raises(
-        ValueError, match="norm=None: timm leaves out options that are None; give norm='none'"
-    ):
-        create_model("lambda_resnet_digits", norm=None)
+@pytest.mark.parametrize("none", [None, "none"])
+def test_none_as_an_ablation_reaches_the_layers(none: str | None) -> None:
+    """timm leaves out options that are None."""
+    model = create_model("lambda_resnet_digits", norm=none, normalize=none, device="meta")
+    layers = [layer for layer in model.modules() if isinstance(layer, LambdaLayer2d)]
+    assert layers
+    assert {(layer.norm, layer.normalize) for layer in layers} == {(None, "none")}

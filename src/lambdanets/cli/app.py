@@ -195,6 +195,8 @@ def _sentence(error: Exception) -> str | None:
             f"a process that reads images was lost ({lost}), probably for want of memory or of shared memory "
             "(/dev/shm); try fewer workers."
         )
+    if type(error) is MemoryError and str(error):  # of the planner or a layer; NumPy's is a class of its own
+        return str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return "out of memory; try a smaller --batch-size or smaller images."
     if isinstance(error, OSError) and error.strerror:

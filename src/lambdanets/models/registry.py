@@ -45,8 +45,8 @@ def create_model(name: str, **options: Any) -> nn.Module:
     Example:
         >>> model = create_model("lambda_resnet_cifar", num_classes=100, drop_path_rate=0.1)
     """
-    if options.get("norm", "batch") is None:
-        raise ValueError("norm=None: timm leaves out options that are None; give norm='none'")
+    # timm leaves out options that are None, which for these two would be their default.
+    options |= {key: "none" for key in ("norm", "normalize") if key in options and options[key] is None}
     if ":" not in name:
         if not is_model(name):
             raise ValueError(
