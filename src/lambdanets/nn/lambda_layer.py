@@ -53,7 +53,8 @@ class LambdaLayer(nn.Module):
     what it hides by zero.
 
     In-place operations may follow the layer. `torch.fx` traces it: the projections and norms are nodes of
-    their own, the operator between them is one function.
+    their own, the operator is one function. `torch.jit.script` compiles it; a saved file needs this package
+    to be imported where it is loaded.
 
     Args:
         dim: Channels of the input.
