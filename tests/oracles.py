@@ -162,8 +162,13 @@ def lambda_layer_einsum(
     mask: Tensor | None = None,
     content: bool = True,
     normalize: str = "softmax",
+    constant_norm: bool = False,
 ) -> Tensor:
-    """The same operator as the plain einsum formula, every intermediate in the precision of the inputs."""
+    """The same operator as the plain einsum formula, every intermediate in the precision of the inputs.
+
+    With `constant_norm` the sum or norm that keys are divided by passes no gradient on: what is left of that
+    of k is one of the two terms that cancel in it.
+    """
     n, m = q.shape[2], k.shape[1]
     seen = torch.ones(k.shape[0], n, m, dtype=torch.bool, device=q.device)
     if causal:
@@ -179,12 +184,14 @@ def lambda_layer_einsum(
         largest = scores.amax(2, keepdim=True).detach().clamp(min=torch.finfo(k.dtype).min)
         exponential = (scores - largest).exp()
         total = exponential.sum(2, keepdim=True)
+        total = total.detach() if constant_norm else total
         normalised = exponential / torch.where(total > 0, total, 1)
         lambdas = lambdas + torch.einsum("bnmku,bmvu->bnkv", normalised, v)
     elif content:
         normalised = torch.where(seen[..., None, None], k[:, None], 0)
         if normalize == "l2":
             total = normalised.square().sum(2, keepdim=True)
+            total = total.detach() if constant_norm else total
             normalised = normalised / torch.where(total > 0, total, 1).sqrt()
         lambdas = lambdas + torch.einsum("bnmku,bmvu->bnkv", normalised, v)
     if e is not None:
