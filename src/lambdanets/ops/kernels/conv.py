@@ -154,35 +154,45 @@ class Window:
     def add_table_gradient(self, de: Tensor, dlambdas: Tensor, v: Tensor) -> None:
         """Add to de (*offsets k u) what values b m v u and the gradient of their lambdas, (b n) v k, give.
 
-        Windows of the values along all axes but the first are formed, those along the first are slices of
-        them; of the second axis, as many entries at once as `BLOCK` bytes hold.
+        A row of values on the first axis meets as many rows of lambdas as the table has entries there: a
+        matrix product, whose other side are the row's windows along the other axes. Of the second axis, as
+        many entries at once as `BLOCK` bytes hold.
         """
         rows, *others = self._grid
-        x = dlambdas.unflatten(0, (len(v), rows, -1)).transpose(2, 3)  # b rows v others k
-        x = x.reshape(len(v), -1, dlambdas.shape[2]).mT  # b k (rows v others)
-        images = v.unflatten(1, self._key_grid).movedim(-2, 2)  # b rows v *others u
-        pads = self._pads
-        images = F.pad(images, [0, 0, *pads[:-2], 0, 0, *pads[-2:]])
-        windows = images
-        for axis, (step, taps) in enumerate(zip(self.step[1:], self.weight.shape[3:], strict=True), start=3):
-            windows = windows.unfold(axis, (taps - 1) * step + 1, 1)[..., ::step]
-        windows = windows.movedim(3 + len(others), -1)  # b rows v *others *entries u
-        entries = windows.shape[3 + len(others)]
-        at_once = max(1, BLOCK * entries // max(1, windows.numel() * windows.element_size()))
-        table = de[self.reach] if len(self.context.grid) > 1 else de[self.reach].unsqueeze(0)
-        for first in range(0, entries, at_once):
-            part = windows.narrow(3 + len(others), first, min(at_once, entries - first))
-            shape = part.shape[3 + len(others) :]
-            part = part.reshape(*part.shape[:2], -1, math.prod(shape))  # b rows (v others) (entries u)
-            for tap in range(self.weight.shape[2]):
-                start = tap * self.step[0]
-                some = torch.bmm(x, part[:, start : start + rows].flatten(1, 2)).sum(0, dtype=de.dtype)
-                table[tap, first : first + at_once] += some.unflatten(1, shape).movedim(0, -2)
+        first, *pads = zip(self.before, self.after, strict=True)
+        (length, *lengths), (step, *steps) = self.weight.shape[2:], self.step
+        x = dlambdas.unflatten(0, (len(v), rows, -1)).permute(0, 3, 2, 1, 4)  # b v others rows k
+        before = (length - 1) * step - first[0]
+        after = self._key_grid[0] + first[0] - rows
+        x = F.pad(x, [0, 0, before, after]).flatten(1, 2)
+        images = v.unflatten(1, self._key_grid).movedim(-2, 1)  # b v rows *others u
+        images = F.pad(images, [0, 0, *(size for side in reversed(pads) for size in side)])
+        for axis, (size, between) in enumerate(zip(lengths, steps, strict=True), start=3):
+            images = images.unfold(axis, (size - 1) * between + 1, 1)[..., ::between]
+        entries = 3 + len(others)  # the first axis of entries in the windows b v rows *others *entries u
+        windows = images.movedim(entries, -1)
+        per_entry = windows[:, :, :1].numel() * windows.element_size() // lengths[0]
+        at_once = max(1, BLOCK // max(1, per_entry))
+        table = (de if len(self.context.grid) > 1 else de.unsqueeze(0))[self._whole_reach]
+        for start in range(0, lengths[0], at_once):
+            some = windows.narrow(entries, start, min(at_once, lengths[0] - start))
+            shape = some.shape[entries:]  # *entries u
+            total = de.new_zeros(math.prod(shape), length * x.shape[-1])
+            for row in range(self._key_grid[0]):
+                left = some[:, :, row].reshape(len(v), -1, math.prod(shape))
+                right = x[:, :, row : row + (length - 1) * step + 1 : step].flatten(2)
+                total += torch.bmm(left.mT, right).sum(0, dtype=de.dtype)
+            found = total.view(*shape, length, -1).flip(-2)  # *entries u first k
+            table[:, start : start + at_once] += found.movedim(-2, 0).transpose(-2, -1)
 
     def values(self, images: Tensor, u: int, dim_v: int) -> Tensor:
         """Images ((b v), u, *grid), padded as they were, as values b m v u."""
         images = images if self._padding else F.pad(images, [-size for size in self._pads])
         return images.movedim(1, -1).reshape(-1, dim_v, self.context.num_context, u).transpose(1, 2)
+
+    @property
+    def _whole_reach(self) -> tuple[slice, ...]:
+        return self.reach if len(self.reach) > 1 else (slice(None), *self.reach)
 
     @property
     def _grid(self) -> tuple[int, ...]:
