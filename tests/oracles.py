@@ -128,18 +128,22 @@ def dense_embeddings(
 ) -> Tensor:
     """The relative table `e` written out as E (n, m, k, u), zero outside the scope; differentiable in `e`."""
     context_grid = context_grid or grid
-    rows, beyond = [], e.new_zeros(e.shape[-2:])
-    for n in range(math.prod(grid)):
-        row = []
-        for m in range(math.prod(context_grid)):
-            from_cell, to_cell = cell(n, grid), cell(m, context_grid)
-            if scope is None:
-                entry = global_entry(from_cell, to_cell, grid)
-            else:
-                entry = local_entry(from_cell, to_cell, scope, dilation or (1,) * len(scope))
-            row.append(beyond if entry is None else e[entry])
-        rows.append(torch.stack(row))
-    return torch.stack(rows)
+    axes = len(grid)
+    index, found = torch.zeros((), dtype=torch.long), torch.ones((), dtype=torch.bool)
+    for axis in range(axes):  # the entry of an axis depends on the two coordinates of that axis alone
+        pairs = product(range(grid[axis]), range(context_grid[axis]))
+        if scope is None:
+            entry = [global_entry((f,), (t,), (grid[axis],)) for f, t in pairs]
+        else:
+            step = 1 if dilation is None else dilation[axis]
+            entry = [local_entry((f,), (t,), (scope[axis],), (step,)) for f, t in pairs]
+        shape = [1] * (2 * axes)
+        shape[axis], shape[axes + axis] = grid[axis], context_grid[axis]
+        found = found & torch.tensor([x is not None for x in entry]).view(shape)
+        index = index * e.shape[axis] + torch.tensor([0 if x is None else x[0] for x in entry]).view(shape)
+    n, m = math.prod(grid), math.prod(context_grid)
+    index, found = index.reshape(n, m).to(e.device), found.reshape(n, m).to(e.device)
+    return torch.where(found[..., None, None], e.flatten(0, axes - 1)[index], 0)
 
 
 def lambda_layer_einsum(
@@ -157,8 +161,14 @@ def lambda_layer_einsum(
     visible: Tensor | None = None,
     mask: Tensor | None = None,
     content: bool = True,
+    normalize: str = "softmax",
+    constant_norm: bool = False,
 ) -> Tensor:
-    """The same operator as the plain einsum formula, every intermediate in the precision of the inputs."""
+    """The same operator as the plain einsum formula, every intermediate in the precision of the inputs.
+
+    With `constant_norm` the sum or norm that keys are divided by passes no gradient on: what is left of that
+    of k is one of the two terms that cancel in it.
+    """
     n, m = q.shape[2], k.shape[1]
     seen = torch.ones(k.shape[0], n, m, dtype=torch.bool, device=q.device)
     if causal:
@@ -168,13 +178,21 @@ def lambda_layer_einsum(
     if mask is not None:
         seen = seen & mask[:, None, :]
     lambdas = q.new_zeros(())
-    if content:
+    if content and normalize == "softmax":
         # exp and division written out: a row that sees nothing must give 0, where softmax gives NaN
         scores = torch.where(seen[..., None, None], k[:, None], -torch.inf)
         largest = scores.amax(2, keepdim=True).detach().clamp(min=torch.finfo(k.dtype).min)
         exponential = (scores - largest).exp()
         total = exponential.sum(2, keepdim=True)
+        total = total.detach() if constant_norm else total
         normalised = exponential / torch.where(total > 0, total, 1)
+        lambdas = lambdas + torch.einsum("bnmku,bmvu->bnkv", normalised, v)
+    elif content:
+        normalised = torch.where(seen[..., None, None], k[:, None], 0)
+        if normalize == "l2":
+            total = normalised.square().sum(2, keepdim=True)
+            total = total.detach() if constant_norm else total
+            normalised = normalised / torch.where(total > 0, total, 1).sqrt()
         lambdas = lambdas + torch.einsum("bnmku,bmvu->bnkv", normalised, v)
     if e is not None:
         if not dense:

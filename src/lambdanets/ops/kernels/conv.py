@@ -48,7 +48,7 @@ def gradients(
     wide = torch.promote_types(q.dtype, torch.float32)  # of what is summed over blocks
     dq = q.new_zeros(q.shape, dtype=wide) if wanted[0] else None
     dv = v.new_empty(v.shape) if wanted[1] else None
-    dweight = torch.zeros_like(window.weight, dtype=wide) if wanted[2] else None
+    de = torch.zeros_like(e, dtype=wide, memory_format=torch.contiguous_format) if wanted[2] else None
     for batch, depth in blocks(q, v):
         images = window.images(v[batch, :, depth])
         if dq is not None:
@@ -56,16 +56,16 @@ def gradients(
             for one, of_one in zip(batch_range(batch), lambdas, strict=True):
                 upstream = g[one, :, :, depth].transpose(0, 1)
                 dq[one] += torch.bmm(upstream, of_one.mT).transpose(0, 1)
-        if dv is None and dweight is None:
+        if dv is None and de is None:
             continue
         by_query = g[batch, :, :, depth].permute(0, 2, 3, 1).flatten(0, 1)  # (b n) v h
         dlambdas = torch.bmm(by_query, q[batch].transpose(1, 2).flatten(0, 1))  # (b n) v k
-        dimages, some = window.backward(dlambdas, images, (dv is not None, dweight is not None))
         if dv is not None:
+            dimages = window.images_gradient(dlambdas, images)
             dv[batch, :, depth] = window.values(dimages, v.shape[3], dlambdas.shape[1])
-        if dweight is not None:
-            dweight += some
-    return dq, dv, None if dweight is None else window.table(dweight, e)
+        if de is not None:
+            window.add_table_gradient(de, dlambdas, v[batch, :, depth])
+    return dq, dv, de
 
 
 def batch_range(batch: slice) -> range:
@@ -91,6 +91,7 @@ class Window:
     """
 
     context: RelativeContext
+    dtype: torch.dtype
     weight: Tensor
     reach: tuple[slice, ...]
     before: tuple[int, ...]
@@ -111,14 +112,16 @@ class Window:
         ]
         if len(context.grid) == 1:
             weight, before, after, steps = weight.unsqueeze(2), [0, *before], [0, *after], (1, *steps)
+        if weight.ndim == 5 and weight.device.type == "cpu":
+            # oneDNN leaves parts of the lambdas unwritten in half precision on some grids of three axes.
+            weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         weight = weight.contiguous(memory_format=_channels_last(weight.ndim))
-        return cls(context, weight, context.reach(), tuple(before), tuple(after), tuple(steps))
+        return cls(context, e.dtype, weight, context.reach(), tuple(before), tuple(after), tuple(steps))
 
     def images(self, v: Tensor) -> Tensor:
         """Values b m v u as images ((b v), u, *grid), padded where a convolution cannot pad by itself."""
-        grid = self.context.key_grid
-        grid = grid if len(grid) > 1 else (1, *grid)
-        images = v.permute(0, 2, 1, 3).reshape(-1, *grid, v.shape[3]).movedim(-1, 1)
+        images = v.permute(0, 2, 1, 3).reshape(-1, *self._key_grid, v.shape[3]).movedim(-1, 1)
+        images = images.to(self.weight.dtype)
         return images if self._padding else F.pad(images, self._pads)
 
     @property
@@ -133,37 +136,71 @@ class Window:
     def lambdas(self, images: Tensor, examples: int) -> Tensor:
         """Position lambdas of shape b n k v of some examples."""
         convolution = F.conv2d if images.ndim == 4 else F.conv3d
-        x = convolution(images, self.weight, padding=self._padding or 0, dilation=self.step)
+        x = convolution(images, self.weight, padding=self._padding or 0, dilation=self.step).to(self.dtype)
         return x.movedim(1, -1).flatten(1, -2).unflatten(0, (examples, -1)).permute(0, 2, 3, 1)
 
-    def backward(self, dlambdas: Tensor, images: Tensor, wanted: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
-        """Gradients of the images and of the weight from those of the lambdas, (b n) v k."""
-        n = self.context.num_queries
-        grid = self.context.grid if len(self.context.grid) > 1 else (1, *self.context.grid)
-        x = dlambdas.unflatten(0, (-1, n)).transpose(1, 2).flatten(0, 1)  # (b v) n k
-        x = x.unflatten(1, grid).movedim(-1, 1)
+    def images_gradient(self, dlambdas: Tensor, images: Tensor) -> Tensor:
+        """The gradient of the images from that of the lambdas, (b n) v k."""
+        x = dlambdas.unflatten(0, (-1, self.context.num_queries)).transpose(1, 2).flatten(0, 1)  # (b v) n k
+        x = x.unflatten(1, self._grid).movedim(-1, 1).to(self.weight.dtype)
         axes = len(self.step)
         weight = self.weight.contiguous()  # for one image PyTorch's own loops know no other order
-        if axes == 3 and x.dtype in (torch.bfloat16, torch.float16):
-            # oneDNN leaves parts of a weight's gradient unwritten in bfloat16 on some grids of three axes.
-            x, images, weight = x.float(), images.float(), weight.float()
-        dimages, dweight, _ = torch.ops.aten.convolution_backward(
+        dimages, _, _ = torch.ops.aten.convolution_backward(
             x, images, weight, None, [1] * axes, self._padding or [0] * axes, list(self.step),
-            False, [0] * axes, 1, [*wanted, False],
+            False, [0] * axes, 1, [True, False, False],
         )  # fmt: skip
-        return dimages, dweight
+        return dimages
+
+    def add_table_gradient(self, de: Tensor, dlambdas: Tensor, v: Tensor) -> None:
+        """Add to de (*offsets k u) what values b m v u and the gradient of their lambdas, (b n) v k, give.
+
+        A row of values on the first axis meets as many rows of lambdas as the table has entries there: a
+        matrix product, whose other side are the row's windows along the other axes. Of the second axis, as
+        many entries at once as `BLOCK` bytes hold.
+        """
+        rows, *others = self._grid
+        first, *pads = zip(self.before, self.after, strict=True)
+        (length, *lengths), (step, *steps) = self.weight.shape[2:], self.step
+        x = dlambdas.unflatten(0, (len(v), rows, -1)).permute(0, 3, 2, 1, 4)  # b v others rows k
+        before = (length - 1) * step - first[0]
+        after = self._key_grid[0] + first[0] - rows
+        x = F.pad(x, [0, 0, before, after]).flatten(1, 2)
+        images = v.unflatten(1, self._key_grid).movedim(-2, 1)  # b v rows *others u
+        images = F.pad(images, [0, 0, *(size for side in reversed(pads) for size in side)])
+        for axis, (size, between) in enumerate(zip(lengths, steps, strict=True), start=3):
+            images = images.unfold(axis, (size - 1) * between + 1, 1)[..., ::between]
+        entries = 3 + len(others)  # the first axis of entries in the windows b v rows *others *entries u
+        windows = images.movedim(entries, -1)
+        per_entry = windows[:, :, :1].numel() * windows.element_size() // lengths[0]
+        at_once = max(1, BLOCK // max(1, per_entry))
+        table = (de if len(self.context.grid) > 1 else de.unsqueeze(0))[self._whole_reach]
+        for start in range(0, lengths[0], at_once):
+            some = windows.narrow(entries, start, min(at_once, lengths[0] - start))
+            shape = some.shape[entries:]  # *entries u
+            total = de.new_zeros(math.prod(shape), length * x.shape[-1])
+            for row in range(self._key_grid[0]):
+                left = some[:, :, row].reshape(len(v), -1, math.prod(shape))
+                right = x[:, :, row : row + (length - 1) * step + 1 : step].flatten(2)
+                total += torch.bmm(left.mT, right).sum(0, dtype=de.dtype)
+            found = total.view(*shape, length, -1).flip(-2)  # *entries u first k
+            table[:, start : start + at_once] += found.movedim(-2, 0).transpose(-2, -1)
 
     def values(self, images: Tensor, u: int, dim_v: int) -> Tensor:
         """Images ((b v), u, *grid), padded as they were, as values b m v u."""
         images = images if self._padding else F.pad(images, [-size for size in self._pads])
         return images.movedim(1, -1).reshape(-1, dim_v, self.context.num_context, u).transpose(1, 2)
 
-    def table(self, weight: Tensor, e: Tensor) -> Tensor:
-        """The weight's gradient as that of the whole table."""
-        weight = weight.squeeze(2) if len(self.context.grid) == 1 else weight
-        table = torch.zeros_like(e, dtype=weight.dtype, memory_format=torch.contiguous_format)
-        table[self.reach] = weight.movedim((0, 1), (-2, -1))
-        return table
+    @property
+    def _whole_reach(self) -> tuple[slice, ...]:
+        return self.reach if len(self.reach) > 1 else (slice(None), *self.reach)
+
+    @property
+    def _grid(self) -> tuple[int, ...]:
+        return self.context.grid if len(self.context.grid) > 1 else (1, *self.context.grid)
+
+    @property
+    def _key_grid(self) -> tuple[int, ...]:
+        return self.context.key_grid if len(self.context.key_grid) > 1 else (1, *self.context.key_grid)
 
 
 def _channels_last(ndim: int) -> torch.memory_format:

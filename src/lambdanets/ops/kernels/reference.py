@@ -71,7 +71,11 @@ def normalized(keys: Tensor, unseen: Tensor | None, axis: int, normalize: str) -
         kbar = keys.masked_fill(hidden, torch.finfo(keys.dtype).min).softmax(axis)
         return kbar.masked_fill(hidden, 0)
     visible = keys if hidden is None else keys.masked_fill(hidden, 0)
-    return F.normalize(visible, dim=axis) if normalize == "l2" else visible
+    if normalize != "l2":
+        return visible
+    # In float32 at least: the least norm that is divided by, 1e-12, is zero in float16.
+    wide = torch.promote_types(keys.dtype, torch.float32)
+    return F.normalize(visible.to(wide), dim=axis).to(keys.dtype)
 
 
 def position_embeddings(e: Tensor, context: Context) -> Tensor:

@@ -1,0 +1,460 @@
+"""A random differential test: every kernel against the formula in float64, on problems from the whole space.
+
+`python tests/ops/differential.py --seed S --minutes M` draws problems (sizes, grids, contexts, masks, dtypes,
+layouts in memory, inputs that need gradients) and compares outputs and all gradients of each kernel that
+serves them, and of whole layers, with `oracles.py` by the rule of `closeness.py`. Problems run in forked
+processes on poisoned memory: a crash or a hang is a result. `--case SEED:INDEX` runs one again. Exits with 1
+if anything is wrong, has died or hung.
+"""
+
+import argparse
+import copy
+import json
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from torch import Tensor
+
+from cases import Case
+from closeness import DOUBLE, FACTOR
+from forked import forked
+from lambdanets.nn import LambdaLayer1d, LambdaLayer2d, LambdaLayer3d
+from lambdanets.ops import KERNELS, Problem, lambda_layer
+from oracles import lambda_layer_einsum, lambda_layer_loops
+from running import RUNNING
+
+# Fresh memory holds huge numbers and NaN, also what glibc would hand out again as it was.
+ENVIRONMENT = {
+    "MALLOC_PERTURB_": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.perturb=1",
+    "OMP_NUM_THREADS": "1",
+}
+BATCH = 50  # problems of a forked process
+TIMEOUT = 20.0  # seconds of one kernel on one problem
+ELEMENTS = 150_000  # of b n m k u, which the oracle forms whole
+LEAST = 1e-3
+LITERAL = 4_000  # products up to which the literal loops judge too
+DTYPES = (torch.float64, torch.float32, torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = ("contiguous", "contiguous", "permuted", "gaps", "expanded", "ones")
+LAYER_FACTOR = {"float32": 256.0, "bfloat16": 16.0, "autocast": 16.0}  # batch norms of a few values enlarge what the order of a sum decides
+LAYER_LEAST = 0.03  # ... and leave next to nothing of the gradients before them
+LAYER = "layer"  # what stands for the kernel in the results of whole layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn(Case):
+    """A problem with the options that `cases.Case` leaves to its tests."""
+
+    seed: int
+    dtype: torch.dtype
+    normalize: str = "softmax"
+    padding: str = "some"
+    autocast: bool = False
+    threads: int = 1
+    spread: float = 1.0
+    layouts: dict[str, str] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+    def mask(self, device: str = "cpu") -> Tensor | None:
+        if not self.padded:
+            return None
+        mask = torch.rand(self.batch, self.m, generator=torch.Generator().manual_seed(self.seed)) < 0.7
+        if self.padding == "all":
+            mask[:] = False
+        elif self.padding == "none":
+            mask[:] = True
+        elif self.padding == "one":
+            mask[:] = False
+            mask[:, self.seed % self.m] = True
+        return mask.to(device)
+
+    def line(self) -> str:
+        """The problem on one line, without what is as it is by default."""
+        parts = []
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name != "name" and value != each.default:
+                parts.append(f"{each.name}={value}")
+        return ", ".join(parts)
+
+
+def draw(seed: int, index: int) -> Drawn:
+    """The problem of a seed and an index."""
+    r = random.Random(f"{seed}:{index}")
+    while True:
+        case = _draw(r, index)
+        table = tuple(g + c - 1 for g, c in zip(case.grid, case.context_grid or case.grid, strict=True))
+        if case.dense and not case.masked and table == (case.n, case.m):
+            continue  # dense embeddings of this shape are read as a table
+        pairs = case.batch * case.n * case.m * case.dim_k * case.dim_u
+        if pairs <= ELEMENTS and case.batch * case.num_heads * case.n * max(case.dim_k, case.dim_v) <= ELEMENTS:
+            return case
+
+
+def _draw(r: random.Random, index: int) -> Drawn:
+    axes = r.choice([1, 2, 2, 2, 3])
+    kind = r.choice(["global", "global", "local", "local", "local", "dense", "masked", "causal", "content"])
+    if kind == "causal":
+        axes = 1
+    most = {1: 70, 2: 33, 3: 9}[axes]
+
+    def side() -> int:
+        return r.choice([1, 2, 3, r.randint(1, 7), r.randint(1, most)])
+
+    grid = tuple(side() for _ in range(axes))
+    if axes == 2 and r.random() < 0.25:  # upright and thin, where most libraries are tried least
+        grid = (r.randint(8, most), r.choice([1, 1, 2, 4, 6]))
+    options: dict[str, Any] = {"grid": grid, "causal": kind == "causal"}
+    if r.random() < 0.35:
+        options["context_grid"] = tuple(r.choice([size, side(), 1]) for size in grid)
+    if kind == "local" or (kind == "causal" and r.random() < 0.5):
+        whole = r.random() < 0.25  # a table that was made for another grid
+        options["scope"] = tuple(
+            2 * r.randint(1, most // 2 + 1) - 1 if whole else r.randint(1, 2 * g + 2) for g in grid
+        )
+        if not whole and r.random() < 0.4:
+            options["dilation"] = tuple(r.randint(1, 3) for _ in grid)
+    elif kind in ("dense", "masked") or (kind == "causal" and r.random() < 0.2):
+        options |= {"dense": True, "masked": kind == "masked"}
+    position = kind != "content" and r.random() < 0.95
+    content = not position or r.random() < 0.75
+    dtype = r.choice(DTYPES)
+    names = ["q", "k", "v", *(["e"] if position else [])]
+    needs = tuple(names) if r.random() < 0.7 else tuple(name for name in names if r.random() < 0.5)
+    return Drawn(
+        **options,
+        name=str(index),
+        seed=r.randrange(2**31),
+        position=position,
+        content=content,
+        padded=r.random() < 0.35,
+        padding=r.choice(["some", "some", "all", "none", "one"]),
+        batch=r.choice([0, 1, 1, 2, 2, 3]),
+        num_heads=r.randint(1, 4),
+        dim_k=r.choice([1, 1, 2, 3, 4, 5, 8, 16]),
+        dim_v=r.choice([1, 2, 3, 4, 5, 8, 9]),
+        dim_u=r.choice([1, 1, 2, 3, 4]),
+        normalize=r.choice(["softmax", "softmax", "l2", "none"]) if content else "softmax",
+        dtype=dtype,
+        autocast=dtype == torch.float32 and r.random() < 0.1,
+        threads=r.choice([1, 1, 1, 2]),
+        spread=r.choice([1.0, 1.0, 1.0, 8.0]),
+        layouts={name: r.choice(LAYOUTS) for name in (*names, "upstream")},
+        needs=needs,
+    )
+
+
+def laid_out(x: Tensor, layout: str, r: random.Random) -> Tensor:
+    """The numbers of x in another place in memory; "expanded" repeats those of the first along an axis."""
+    if layout == "permuted":
+        order = r.sample(range(x.ndim), x.ndim)
+        return x.permute(order).contiguous().permute([order.index(axis) for axis in range(x.ndim)])
+    if layout == "gaps":
+        axis = r.randrange(x.ndim)
+        wide = torch.full((*x.shape[:axis], x.shape[axis] + 3, *x.shape[axis + 1 :]), 7.0, dtype=x.dtype)
+        return wide.narrow(axis, r.randint(0, 3), x.shape[axis]).copy_(x)
+    if layout == "expanded" and x.numel():
+        axis = r.randrange(x.ndim)
+        return x.narrow(axis, 0, 1).expand(x.shape)
+    if layout == "ones":  # the stride of an axis of one element means nothing, and may be anything
+        strides = [r.choice([0, 1, s, 1000]) if n == 1 else s for n, s in zip(x.shape, x.stride(), strict=True)]
+        return x.as_strided(x.shape, strides)
+    return x
+
+
+def inputs_of(case: Drawn) -> tuple[dict[str, Tensor], Tensor]:
+    """q, k, v, perhaps e, and a gradient for the output."""
+    r = random.Random(case.seed)
+    found = case.inputs(case.dtype, seed=case.seed)
+    found["k"] = (found["k"] * case.spread).to(case.dtype)
+    upstream = case.upstream(case.dtype, seed=case.seed + 1)
+    found = {name: laid_out(x.contiguous(), case.layouts[name], r) for name, x in found.items()}
+    return found, laid_out(upstream, case.layouts["upstream"], r)
+
+
+def results(
+    call: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor], upstream: Tensor, needs: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """The output, and the gradient of each input that needs one and has a part in it."""
+    leaves = {name: x.detach().requires_grad_(name in needs) for name, x in inputs.items()}
+    y = call(leaves)
+    found = {"y": y.detach()}
+    if y.requires_grad:
+        names = [name for name in leaves if name in needs]
+        gradients = torch.autograd.grad(
+            y, [leaves[name] for name in names], upstream.to(y.dtype), allow_unused=True
+        )
+        found |= {f"d{name}": g for name, g in zip(names, gradients, strict=True) if g is not None}
+    return found
+
+
+def judge(
+    found: dict[str, Tensor],
+    exact: dict[str, Tensor],
+    plain: dict[str, Tensor] | None,
+    low: torch.dtype,
+    sizes: Callable[[], dict[str, float]] = dict,
+    factor: float = FACTOR,
+    least: float = LEAST,
+) -> str:
+    """What is wrong by the rule of `closeness.py`, empty if nothing is.
+
+    A gradient that is next to nothing is what large terms have left after cancelling (a softmax over one
+    element, what a batch norm follows): errors are seen at no less than `least` of the largest result, and at
+    no less than `sizes` says, which is asked where a result fails otherwise.
+
+    Args:
+        found: Results under test by name.
+        exact: The truth in float64.
+        plain: What the plain formula gives in the precision `low`; None in float64.
+        low: The precision that the results are computed in.
+        sizes: Sizes by name.
+        factor: How many times the plain formula's error is allowed.
+        least: See above.
+    """
+    wrong = []
+    size = least * max(1.0, *(rms(truth) for truth in exact.values()))  # the inputs are of size 1
+    for name, truth in exact.items():
+        actual = found.get(name)
+        if actual is None or actual.shape != truth.shape:
+            wrong.append(f"{name}: {'missing' if actual is None else tuple(actual.shape)}")
+            continue
+        off = rms(actual.double() - truth)
+        off_plain = 0.0 if plain is None else rms(plain[name].double() - truth)
+
+        def allowed(scale: float, off_plain: float = off_plain, name: str = name) -> float:
+            if plain is None:
+                return DOUBLE * scale
+            return factor * (off_plain + torch.finfo(low).eps * scale)
+
+        scale = max(size, rms(truth)) or 1.0
+        if not off <= allowed(scale) and not off <= allowed(max(scale, sizes().get(name, 0.0))):
+            wrong.append(f"{name}: error {off / scale:.2g}, allowed {allowed(scale) / scale:.2g}")
+    return "; ".join(wrong)
+
+
+def rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt()) if x.numel() else 0.0
+
+
+def work(seed: int, tasks: list[tuple[int, tuple[str, ...]]], kernels: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """For each problem and kernel ("start", index, kernel, dtype), then (outcome, ..., detail)."""
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    for index, skip in tasks:
+        case = draw(seed, index)
+        torch.set_num_threads(case.threads)
+        torch.manual_seed(case.seed)
+        yield from _operator(case, index, [name for name in kernels if name != LAYER and name not in skip])
+        if LAYER in kernels and LAYER not in skip and index % 4 == 0:
+            yield from _layer(case, index)
+
+
+def _operator(case: Drawn, index: int, kernels: list[str]) -> Iterator[tuple[str, ...]]:
+    inputs, upstream = inputs_of(case)
+    low = torch.bfloat16 if case.autocast else case.dtype
+    dtype = "autocast" if case.autocast else str(case.dtype).removeprefix("torch.")
+    double = {key: x.double() for key, x in inputs.items()}
+    exact = plain = None
+
+    def oracle(leaves: dict[str, Tensor], **options: Any) -> Tensor:
+        return case.call_oracle(lambda_layer_einsum, leaves, normalize=case.normalize, **options)
+
+    for name in kernels:
+        label = (str(index), name, dtype)
+        yield "start", *label
+        problem = Problem.of(
+            inputs["q"], inputs["k"], inputs["v"], inputs.get("e"), case.context(), case.content, True
+        )
+        if name in KERNELS and KERNELS[name].unsupported(problem):
+            yield "refused", *label, ""
+            continue
+        if exact is None:
+            exact = results(oracle, double, upstream.double(), case.needs)
+            if case.batch * case.n * case.m * case.dim_k * case.dim_u * case.dim_v <= LITERAL:
+                literal = case.call_oracle(lambda_layer_loops, double, normalize=case.normalize)
+                if judge({"y": exact["y"]}, {"y": literal}, None, torch.float64):
+                    yield "wrong", *label, "the two oracles differ"
+            if low != torch.float64:
+                rounded = {key: x.to(low) for key, x in inputs.items()}
+                plain = results(oracle, rounded, upstream.to(low), case.needs)
+
+        def call(leaves: dict[str, Tensor], name: str = name) -> Tensor:
+            with torch.autocast("cpu", enabled=case.autocast):
+                return case.call(lambda_layer, leaves, kernel=name, normalize=case.normalize)
+
+        try:
+            found = results(call, inputs, upstream, case.needs)
+        except Exception as problem_met:  # a search reports whatever comes
+            yield "wrong", *label, f"{type(problem_met).__name__}: {problem_met}"
+            continue
+
+        def sizes() -> dict[str, float]:
+            """Of the terms that cancel: of all gradients as if the keys' norm were constant."""
+            terms = results(
+                lambda leaves: oracle(leaves, constant_norm=True), double, upstream.double(), case.needs
+            )
+            return {key: 4 * rms(x) for key, x in terms.items()}
+
+        detail = judge(found, exact, plain, low, sizes)
+        yield ("wrong" if detail else "right"), *label, detail
+
+
+def _layer(case: Drawn, index: int) -> Iterator[tuple[str, ...]]:
+    """A layer on random images, by every kernel's choice, beside itself in float64 with the definition."""
+    r = random.Random(case.seed + 2)
+    axes = len(case.grid)
+    dtype = r.choice(["float32", "float32", "bfloat16", "autocast"])
+    options: dict[str, Any] = {
+        "dim_k": case.dim_k, "num_heads": case.num_heads, "dim_u": case.dim_u, "normalize": case.normalize,
+        "content": case.content,
+    }  # fmt: skip
+    if not case.position:
+        options |= {"position": False, "content": True}
+    elif case.scope is not None:
+        options |= {"scope": case.scope, "dilation": case.dilation or 1}
+    else:
+        options["grid"] = tuple(max(1, g + r.choice([-1, 0, 0, 2])) for g in case.grid)
+    if case.causal:
+        options["causal"] = True
+    if not options["content"]:
+        options["normalize"] = "softmax"
+    dim = r.randint(1, 6)
+    layer = (LambdaLayer1d, LambdaLayer2d, LambdaLayer3d)[axes - 1](
+        dim, case.num_heads * case.dim_v, batch_norm=r.random() < 0.7, **options
+    )
+    label = (str(index), LAYER, dtype)
+    yield "start", *label
+    batch = case.batch + max(1, 12 // case.n)  # batch norms over fewer values enlarge every rounding
+    x = torch.randn(batch, dim, *case.grid)
+    x = laid_out(x, r.choice(["contiguous", "permuted", "gaps"]), r)
+    training = r.random() < 0.6
+    layer.train(training)
+
+    def run(layer: torch.nn.Module, x: Tensor, kernel: str, autocast: bool) -> dict[str, Tensor]:
+        layer = copy.deepcopy(layer)
+        layer.kernel = kernel
+        x = x.detach().requires_grad_(training)
+        with torch.set_grad_enabled(training), torch.autocast("cpu", enabled=autocast):
+            y = layer(x)
+        found = {"y": y.detach()}
+        if training:
+            torch.manual_seed(0)
+            upstream = torch.randn(y.shape, dtype=torch.float64)
+            y.backward(upstream.to(y.dtype))
+            found |= {f"d{name}": p.grad for name, p in layer.named_parameters() if p.grad is not None}
+            found["dx"] = x.grad
+        return found
+
+    try:
+        exact = run(layer.double(), x.double(), "reference", False)
+        given = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        plain = run(layer.to(given), x.to(given), "reference", dtype == "autocast")
+        found = run(layer, x.to(given), "auto", dtype == "autocast")
+    except Exception as problem_met:
+        yield "wrong", *label, f"{type(problem_met).__name__}: {problem_met}; {layer.extra_repr()}"
+        return
+    low = torch.float32 if dtype == "float32" else torch.bfloat16
+    detail = judge(found, exact, plain, low, factor=LAYER_FACTOR[dtype], least=LAYER_LEAST)
+    yield ("wrong" if detail else "right"), *label, f"{detail}; {layer.extra_repr()}" if detail else ""
+
+
+@dataclass
+class Tally:
+    """Outcomes by kernel and dtype, and the lines of those that are bad."""
+
+    seed: int
+    counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    bad: list[dict[str, Any]] = field(default_factory=list)
+    problems: int = 0
+
+    def add(self, outcome: str, index: str, kernel: str, dtype: str, detail: str) -> None:
+        self.counts[kernel, dtype, outcome] += 1
+        if outcome not in ("right", "refused"):
+            case = f"{self.seed}:{index}"
+            self.bad.append({"case": case, "kernel": kernel, "dtype": dtype, "outcome": outcome, "detail": detail})
+            print(f"{outcome} {kernel} {dtype} --case {case}: {detail}", flush=True)
+            print(f"    {draw(self.seed, int(index)).line()}", flush=True)
+
+    def number(self, outcome: str) -> int:
+        return sum(count for (_, _, how), count in self.counts.items() if how == outcome)
+
+    def table(self) -> str:
+        outcomes = ("right", "wrong", "died", "hung", "refused")
+        lines = [f"{'kernel':<11}{'dtype':<10}" + "".join(f"{name:>9}" for name in outcomes)]
+        for kernel, dtype in sorted({key[:2] for key in self.counts}):
+            numbers = "".join(f"{self.counts[kernel, dtype, name]:>9}" for name in outcomes)
+            lines.append(f"{kernel:<11}{dtype:<10}{numbers}")
+        numbers = "".join(f"{self.number(name):>9}" for name in outcomes)
+        return "\n".join([*lines, f"{'all':<21}{numbers}", f"{self.problems} problems, seed {self.seed}"])
+
+
+def search(tally: Tally, indices: list[int], kernels: tuple[str, ...], timeout: float = TIMEOUT) -> None:
+    """Run problems in forked processes until each kernel has met each of them."""
+    tasks: list[tuple[int, tuple[str, ...]]] = [(index, ()) for index in indices]
+    while tasks:
+        ending = forked(work, tally.seed, tasks, kernels, timeout=timeout)
+        started: tuple[str, ...] | None = None
+        done: dict[int, tuple[str, ...]] = {}
+        for outcome, *rest in ending.results:
+            if outcome == "start":
+                started = tuple(rest)
+                done[int(rest[0])] = (*done.get(int(rest[0]), ()), rest[1])
+            else:
+                tally.add(outcome, *rest)
+                started = None
+        if ending.how == "done":
+            break
+        if started is None:
+            index = max(done, default=tasks[0][0])
+            started = (str(index), "harness", "")
+        tally.add("wrong" if ending.how == "raised" else ending.how, *started, ending.why)
+        at = [index for index, _ in tasks].index(int(started[0]))
+        skip = (*tasks[at][1], *done.get(int(started[0]), kernels))
+        tasks = ([] if started[1] == "harness" else [(int(started[0]), skip)]) + tasks[at + 1 :]
+    tally.problems += len(indices)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--cases", type=int, help="so many problems, whatever time they take")
+    parser.add_argument("--kernels", nargs="+", default=[*RUNNING, "auto", LAYER])
+    parser.add_argument("--case", metavar="SEED:INDEX", help="this problem alone")
+    parser.add_argument("--json", type=Path, help="write the counts and the bad cases to this file")
+    chosen = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ENVIRONMENT)
+    kernels = tuple(chosen.kernels)
+    if chosen.case:
+        seed, index = map(int, chosen.case.split(":"))
+        tally = Tally(seed)
+        print(draw(seed, index).line())
+        search(tally, [index], kernels)
+    else:
+        tally, start, first = Tally(chosen.seed), time.monotonic(), 0
+        while first < chosen.cases if chosen.cases else time.monotonic() < start + 60 * chosen.minutes:
+            last = min(first + BATCH, chosen.cases or first + BATCH)
+            search(tally, list(range(first, last)), kernels)
+            first = last
+            if first % (20 * BATCH) == 0:
+                print(f"{first} problems, {len(tally.bad)} bad", flush=True)
+    print(tally.table())
+    if chosen.json:
+        counts = [[*key, count] for key, count in sorted(tally.counts.items())]
+        chosen.json.write_text(json.dumps({"problems": tally.problems, "counts": counts, "bad": tally.bad}))
+    return 1 if tally.bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
