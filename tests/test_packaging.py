@@ -50,7 +50,9 @@ def test_the_sdist_holds_what_the_tests_read_and_the_pages_show(dist: Path) -> N
     archive = next(dist.glob("*.tar.gz"))
     with tarfile.open(archive) as sdist:
         held = {name.partition("/")[2] for name in sdist.getnames()}
-    needed = {name for name in files_of("src", "tests", "docs", "benchmarks") if Path(name).suffix not in PICTURES}
+    needed = {
+        name for name in files_of("src", "tests", "docs", "benchmarks") if Path(name).suffix not in PICTURES
+    }
     assert needed | {"Makefile", "constraints.txt", "pyproject.toml", "CITATION.cff"} <= held
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         linked = ((page.parent / (a or b)).resolve() for a, b in LINK.findall(page.read_text()))
