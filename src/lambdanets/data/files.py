@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from ..wording import few
-from .errors import DataError, DataWarning
+from .errors import DataError, SourceWarning
 
 # What other programs leave beside one's files: copies and thumbnails among them look like images.
 STRAY = frozenset(
@@ -123,7 +123,7 @@ def warn_left_out(place: str, others: Counter[str], stray: Iterable[str] = ()) -
     if names:
         parts.append(f"what is hidden or left by other programs ({few(sorted(names))})")
     if parts:
-        warnings.warn(f"{place}: left out {' and '.join(parts)}.", DataWarning, stacklevel=2)
+        warnings.warn(f"{place}: left out {' and '.join(parts)}.", SourceWarning, stacklevel=2)
 
 
 def identity(path: str) -> tuple[int, int] | None:
