@@ -116,7 +116,8 @@ def warn_left_out(place: str, others: Counter[str], stray: Iterable[str] = ()) -
     """Say once which files of a folder or of archives are not read: so many of each kind, and strays."""
     parts = []
     if others:
-        counts = [f"{number:,} {suffix}" for suffix, number in others.most_common()]
+        ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+        counts = [f"{number:,} {suffix}" for suffix, number in ranked]
         number = others.total()
         parts.append(f"{number:,} file{'s' * (number > 1)} ({few(counts, form=str)})")
     names = Counter(os.path.basename(path) for path in stray)

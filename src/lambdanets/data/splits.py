@@ -16,7 +16,7 @@ from ..ops.machine import memory
 from ..wording import few
 from .check import MEMORY_LIMIT, check_set, keep_in_memory, memory_needed
 from .config import DataConfig
-from .errors import DataError, DataWarning, listing
+from .errors import DataError, SourceWarning, listing
 from .folder import fingerprint
 from .hfids import undivided
 from .image_set import ORDER_NEEDS_TAR, ImageSet
@@ -245,7 +245,7 @@ def _read(sides: list[ImageSet], config: DataConfig, progress: Progress | None) 
         )
     for side, found in zip(sides, bad, strict=True):
         side.leave_out(found)
-    warnings.warn(f"{what}\nThey are left out.", DataWarning, stacklevel=3)
+    warnings.warn(f"{what}\nThey are left out.", SourceWarning, stacklevel=3)
 
 
 def describe(splits: Splits) -> dict[str, int | str]:
