@@ -105,7 +105,7 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
     for name, side in sides.items():
         if not len(side):
             raise DataError(f"no images are left for {name}: val_fraction is {config.val_fraction}.")
-    _read(sides | {"pseudo-labels": labelled for labelled in pseudo}, config, progress)
+    _read(sides | dict(zip(["pseudo-labels"], pseudo, strict=False)), config, progress)
     mark = _fingerprint(config, [train, val])
     if not pseudo:
         return Splits(train, val, source.classes, mark)
