@@ -68,6 +68,24 @@ def write_tar(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture
+def negative() -> Callable[[Path, str], int]:
+    """Let the header of an archive's last member say that its size is -512; return where the header is."""
+
+    def change(archive: Path, name: str) -> int:
+        content = bytearray(archive.read_bytes())
+        start = content.rindex(name.encode())
+        header = content[start : start + tarfile.BLOCKSIZE]
+        header[124:136] = (2**96 - 512).to_bytes(12, "big")  # as GNU tar writes numbers
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        content[start : start + tarfile.BLOCKSIZE] = header
+        archive.write_bytes(content)
+        return start
+
+    return change
+
+
 def png(seed: int) -> bytes:
     """The file of an image of noise."""
     file = io.BytesIO()

@@ -283,6 +283,42 @@ def test_other_classes_than_the_runs_are_refused(write_hfids: Callable[..., Path
         open_split(data, classes=("0", "1", "2", "3"))
 
 
+def kept(tmp_path: Path, labels: Sequence[int], lacking: int | None = None) -> DataConfig:
+    """A data set whose validation rows have these labels, and one of them no image."""
+    for side, own in (("train", [0, 1, 2, 0]), ("validation", labels)):
+        files = [None if side != "train" and row == lacking else numbered(row) for row in range(len(own))]
+        write(tmp_path / "set" / "data" / f"{side}-00000-of-00001.parquet", files, own)
+    return config(tmp_path / "set", source=f"hfds/{tmp_path}/set:{tmp_path}/cache")
+
+
+def test_rows_whose_classes_are_kept_back(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"4 of the 4 images of the split 'validation' of 'hfds/.* have no cl"
+    ):
+        open_splits(kept(tmp_path, [-1] * 4))
+    shutil.rmtree(tmp_path / "set")
+    data = kept(tmp_path, [0, -1, 2, -1, 1])
+    with pytest.raises(
+        DataError, match=r"2 of the 5 images .* have no class \(number -1\); name another split"
+    ):
+        open_splits(data)
+    with pytest.warns(DataWarning, match=r"2 of the 5 images of the split 'validation' .* and are left out"):
+        splits = open_splits(replace(data, on_bad_image="skip"))
+    assert splits.val.targets.tolist() == [0, 2, 1]
+    assert (np.asarray(splits.val.batch([0, 1, 2])[0])[:, 0, 0, 0] * 255).round().tolist() == [0, 2, 4]
+
+
+def test_rows_without_an_image(tmp_path: Path) -> None:
+    data = kept(tmp_path, [0, 1, 2, 1], lacking=2)
+    with pytest.raises(DataError, match=r"1 of 8 images .*\n  cannot read hfds/.*#2: the row has no image\."):
+        open_splits(data)
+    with (
+        pytest.warns(DataWarning, match="the row has no image"),
+        pytest.warns(DataWarning, match=r"no images of the class 'eel', for which nothing is measured"),
+    ):
+        assert len(open_splits(replace(data, on_bad_image="skip")).val) == 3
+
+
 def test_a_data_set_of_one_split_is_no_dead_end(write_hfids: Callable[..., Path]) -> None:
     root = write_hfids([6])
     for path in (root / "data").glob("validation-*"):

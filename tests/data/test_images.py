@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
-from lambdanets.data import DataError, read_image
+from lambdanets.data import DataConfig, DataError, read_image
 from lambdanets.data.images import as_mode, check_image
 
 GRADIENT = np.arange(0, 240, 5, dtype=np.uint8).reshape(6, 8)
@@ -65,6 +65,13 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, suffix: str) -> Non
     for in_chans in (1, 3):
         read = pixels(read_image(tmp_path / f"a.{suffix}", in_chans=in_chans))
         np.testing.assert_array_equal(read.reshape(2, 3, -1)[..., 0], np.round(values / 257).astype(int))
+
+
+def test_every_value_of_sixteen_bits(tmp_path: Path) -> None:
+    values = np.arange(2**16, dtype=np.uint16).reshape(-1, 64)  # higher than what is converted at a time
+    Image.fromarray(values).save(tmp_path / "a.png")
+    expected = np.round(values / 257).astype(int)
+    np.testing.assert_array_equal(pixels(read_image(tmp_path / "a.png", in_chans=1)), expected)
 
 
 def test_big_endian_sixteen_bits(tmp_path: Path) -> None:
@@ -179,11 +186,69 @@ def test_floating_point_is_refused_with_a_hint(tmp_path: Path) -> None:
             read(tmp_path / "a.tif")
 
 
-def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("L", (40, 40)).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match="decompression bomb"):
-        read_image(tmp_path / "a.png")
+@pytest.mark.parametrize("pillows", [100, 1000, 10**9])
+def test_the_number_of_pixels_has_a_limit_that_can_be_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pillows: int
+) -> None:
+    Image.new("L", (40, 50)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
+    for read in (read_image, check_image):
+        with pytest.raises(
+            DataError, match=r"its 40 x 50 = 2,000 pixels are more .* 1,999; raise data\.max_pi"
+        ):
+            read(tmp_path / "a.png", max_pixels=1999)
+        read(tmp_path / "a.png", max_pixels=2000)
+    assert pillows == Image.MAX_IMAGE_PIXELS
+    assert DataConfig().max_pixels > 192_000_000  # a large scan of one's own
+
+
+@pytest.mark.parametrize("form", ["iTXt", "zTXt"])
+def test_a_png_with_much_text(tmp_path: Path, form: str) -> None:
+    info = PngImagePlugin.PngInfo()
+    if form == "iTXt":
+        info.add_itxt("workflow", "A" * 2**21, zip=True)
+    else:
+        info.add_text("workflow", "A" * 2**21, zip=True)
+    path = tmp_path / "a.png"
+    Image.fromarray(GRADIENT).save(path, pnginfo=info)
+    with pytest.raises(ValueError, match="MAX_TEXT"), Image.open(path) as image:
+        image.load()  # what there is to get around
+    for read in (read_image, check_image):
+        read(path)
+    np.testing.assert_array_equal(pixels(read_image(path, in_chans=1)), GRADIENT)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 40])
+    with pytest.raises(DataError, match=r"a\.png"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_photo_with_a_film_behind_it(tmp_path: Path, progressive: bool) -> None:
+    file = io.BytesIO()
+    noise = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    thumbnail = Image.Exif()
+    thumbnail[0x010E] = "\xff\xd9"  # an end marker inside a segment is none
+    Image.fromarray(noise).save(file, "JPEG", progressive=progressive, exif=thumbnail)
+    photo = file.getvalue()
+    path = tmp_path / "a.jpg"
+    film = b"\0\0\0\x18ftypmp42" + bytes(5000)
+    path.write_bytes(photo + film)
+    assert read_image(path).size == (40, 40)
+    check_image(path)
+    path.write_bytes(photo[:-60] + bytes(60) + film)
+    for read in (read_image, check_image):
+        with pytest.raises(DataError, match="image file is truncated"):
+            read(path)
+
+
+def test_a_program_that_draws_is_not_run(tmp_path: Path) -> None:
+    """Pillow would hand EPS, under any name, to Ghostscript."""
+    Image.fromarray(GRADIENT).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(
+        DataError, match=r"a\.jpg: EPS is a program that draws an image; save the image as PNG"
+    ):
+        read_image(tmp_path / "a.jpg")
 
 
 def test_open_files_are_read(tmp_path: Path) -> None:

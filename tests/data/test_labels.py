@@ -81,7 +81,7 @@ def test_labels_go_through_a_file_to_the_bit(tmp_path: Path) -> None:
     path.write_text(to_csv(labels(rows)), encoding="utf-8")
     found = read_labels(path, CLASSES)
     assert listed(found) == listed(labels(rows))
-    path.write_text("image,label\nx.png,dog\n")
+    path.write_text("image,label\nx.png,dog\n", encoding="utf-8-sig")  # as spreadsheets write it
     assert listed(read_labels(path, CLASSES)) == [("x.png", 1, 1.0)]
 
 
@@ -93,6 +93,19 @@ def test_labels_go_through_a_file_to_the_bit(tmp_path: Path) -> None:
         ("", "lacks the column 'image'"),
         ("image,label\nx.png,cow\n", "labels 'x.png' as 'cow', no class here; known are 'cat', 'dog', 'emu'"),
         ("image,label,probability\nx.png,dog,high\n", "gives 'x.png' the probability 'high'"),
+        (
+            "image,label,probability\nx.png,dog,nan\n",
+            r"\(line 2\) gives 'x.png' the probability nan, which is",
+        ),
+        ("image,label,probability\nx.png,dog,inf\n", "probability inf, which is not from 0 to 1"),
+        ("image,label,probability\nx.png,dog,-5\n", "probability -5, which is not from 0 to 1"),
+        ("image,label,probability\nx.png,dog,1.5\n", "probability 1.5, which is not from 0 to 1"),
+        (
+            "image,label\nx.png,dog\ny.png,dog\nx.png,cat\n",
+            r"labels 'x.png' as 'dog' \(line 2\) and as 'cat' \(line 4\); keep one of both",
+        ),
+        (f'image,label\nx.png,"{"d" * 200_000}\n', "labels.csv cannot be read at line 2: field larger than"),
+        ("image,label\nx.png\n", r"\(line 2\) labels 'x.png' as '', no class here"),
     ],
 )
 def test_a_file_that_holds_no_labels(text: str, sentence: str, tmp_path: Path) -> None:
@@ -121,7 +134,8 @@ def test_all_images_of_a_folder_are_found_with_their_names(write_folder: WriteFo
     root = write_folder({"b/deep/er": 2, "a": 1, ".hidden": 1})
     (root / "top.PNG").write_bytes((root / "a/000.png").read_bytes())
     (root / "notes.txt").write_text("no image")
-    pictures = open_pictures(f"folder:{root}")
+    with pytest.warns(DataWarning, match=r"left out 1 file \(1 \.txt\) and what is hidden"):
+        pictures = open_pictures(f"folder:{root}")
     names = [pictures.path(index) for index in range(len(pictures))]
     assert names == ["a/000.png", "b/deep/er/000.png", "b/deep/er/001.png", "top.PNG"]
     assert np.array_equal(np.asarray(pictures.read(0)), np.asarray(pictures.read(3)))

@@ -60,6 +60,20 @@ def test_a_named_source_can_be_split(tmp_path: Path) -> None:
     assert len(side) == 40
 
 
+def test_sets_are_kept_where_the_system_keeps_what_can_be_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = mnist(tmp_path, source="torch/mnist", download=False)
+    write_mnist(tmp_path / "cache" / "lambdanets" / "torch" / "mnist")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert len(open_splits(data).train) == 40
+    for other in ("", "cache"):  # by the convention a relative path is none
+        monkeypatch.setenv("XDG_CACHE_HOME", other)
+        with pytest.raises(DataError, match=rf"in {tmp_path}/\.cache/lambdanets/torch/mnist: "):
+            open_splits(data)
+
+
 def test_a_damaged_image_of_a_named_source(write_folder: WriteFolder, truncate: Truncate) -> None:
     root = write_folder({"train/a": 2, "train/b": 1, "val/a": 1, "val/b": 1})
     truncate(root / "train" / "a" / "001.png")

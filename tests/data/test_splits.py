@@ -48,6 +48,14 @@ def test_digits_are_scikit_learns() -> None:
     assert sorted(places) == list(range(1797))
 
 
+@pytest.mark.parametrize("options", [{"image_size": 10**6}, {"image_size": 10**5, "batch_size": 1}])
+def test_a_batch_beyond_the_memory(options: dict[str, int]) -> None:
+    says = r"^a batch of \d+ images of 1(0+) x 1\1 takes [\d,]+ GiB, and there are \d+ GiB of memory; t"
+    for opened in (open_splits, open_split):
+        with pytest.raises(DataError, match=says):
+            opened(DataConfig(in_chans=3, **options))
+
+
 def test_digits_are_split_by_class_and_seed() -> None:
     splits = open_splits(replace(DIGITS, val_fraction=0.2))
     share = np.bincount(splits.val.targets) / np.bincount(splits.train.targets)

@@ -145,6 +145,24 @@ def test_samples_that_are_not_whole(
         list(eval_loader(val, data))
 
 
+def test_a_member_of_a_negative_size(root: Path, negative: Callable[[Path, str], int]) -> None:
+    val, data = opened(root)
+    negative(root / "b.tar", "000018.cls")
+    with pytest.raises(
+        DataError, match=r"^cannot read pipe:cat .*b\.tar: '000018\.cls' is a sparse file or has"
+    ):
+        list(eval_loader(val, data))
+
+
+def test_what_other_programs_left_is_no_data(root: Path, write_tar: WriteTar, samples: Samples) -> None:
+    stray = samples([2])
+    members = samples([0] * 7) | {f"__MACOSX/{name}": part for name, part in stray.items()}
+    write_tar("shards/a.tar", members | {f"@eaDir/{name}": part for name, part in stray.items()})
+    for source in (f"pipe:cat {root}", str(root)):
+        data = config(source)
+        assert sum(len(targets) for _, targets in eval_loader(open_splits(data).val, data)) == 20
+
+
 def test_what_cannot_be_opened(root: Path) -> None:
     with pytest.raises(DataError, match=r"does not name its classes; say how many with data\.num_classes"):
         open_splits(config(f"pipe:cat {root}", num_classes=None))

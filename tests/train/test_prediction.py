@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
+from lambdanets.data import DataWarning
 from lambdanets.models import create_model
 from lambdanets.recipes import get_recipe
 from lambdanets.train import Run, load_run, to_json
@@ -71,7 +72,9 @@ def test_top_keeps_the_likeliest(run: Run, photos: Path) -> None:
 
 
 def test_folders_are_searched_with_all_inside_in_order_of_names(run: Run, photos: Path) -> None:
-    answers = predict(run, [photos])
+    (photos / "flat" / ".hidden.png").write_bytes(b"")
+    with pytest.warns(DataWarning, match=r"left out 1 file \(1 \.txt\) and what is hidden .*'\.hidden\.png'"):
+        answers = predict(run, [photos])
     names = [Path(answer.path).relative_to(photos).as_posix() for answer in answers]
     inside = [f"deep/er/{index}.png" for index in (1, 3, 5)] + [f"flat/{index}.png" for index in (0, 2, 4, 6)]
     assert names == [*inside, "flat/broken.PNG"]
@@ -88,6 +91,16 @@ def test_a_broken_image_stops_nobody(run: Run, photos: Path) -> None:
     assert answers[4].probabilities == pytest.approx(
         expected(run, INK[1])[0].topk(5).values.tolist(), abs=1e-6
     )
+
+
+def test_an_image_with_too_many_pixels(run: Run, tmp_path: Path) -> None:
+    Image.fromarray(INK[0]).save(tmp_path / "0.png")
+    (answer,) = predict(run, [tmp_path], max_pixels=63)
+    assert "its 8 x 8 = 64 pixels are more than the limit of 63" in (answer.error or "")
+    (answer,) = predict(run, [tmp_path], max_pixels=64)
+    assert answer.error is None
+    with pytest.raises(ValueError, match="max_pixels"):
+        predict(run, [tmp_path], max_pixels=0)
 
 
 def test_a_folder_without_images_is_reported(run: Run, tmp_path: Path) -> None:

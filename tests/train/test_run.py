@@ -28,6 +28,15 @@ def test_a_run_opens_wherever_it_lies(copy: Path, finished: RunResult) -> None:
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
+def test_a_run_from_before_keeps_its_split(copy: Path) -> None:
+    """Its images were divided by each name alone, and its config.json does not say so."""
+    path = copy / "config.json"
+    config = json.loads(path.read_text())
+    assert config["data"].pop("hold_out") == "exact"
+    path.write_text(json.dumps(config))
+    assert load_run(copy).config.data.hold_out == "stable"
+
+
 def test_the_weights_load_in_timm(finished: RunResult) -> None:
     run = load_run(finished.directory)
     network = timm.create_model(

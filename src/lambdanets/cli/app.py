@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence = None if with_traceback else _sentence(error)
         if sentence is None:
             raise
-        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0"
+        rank = _rank()
         if rank != "0" and getattr(error, "everywhere", False):
             # The first process says it. Launchers end all processes when one has failed: it gets the time to.
             time.sleep(FIRST_SPEAKS)
@@ -207,12 +207,18 @@ def _sentence(error: Exception) -> str | None:
     return None
 
 
+def _rank() -> str:
+    """The number of this process among those of a launcher."""
+    return os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0"
+
+
 def _warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """Return our own warnings as their sentence alone; where they were raised means nothing to the person."""
     if category.__module__.startswith("lambdanets."):
-        return f"lambdanets: {message}\n"
+        once = category.__name__ == "SourceWarning" and _rank() != "0"
+        return "" if once else f"lambdanets: {message}\n"
     return _formatted(message, category, filename, lineno, line)
 
 

@@ -25,6 +25,10 @@ class DataWarning(UserWarning):
     """Images were left out or replaced, or a promise of the room does not hold for this source."""
 
 
+class SourceWarning(DataWarning):
+    """What every process of a run finds alike when it opens a source, so that one of them says it."""
+
+
 def printable(text: str) -> str:
     """Return a text with bytes of file names that are no UTF-8 as \\udcff, which can be stored anywhere."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from ..wording import few
-from .errors import DataError, DataWarning
+from .errors import DataError, SourceWarning
 
 # What other programs leave beside one's files: copies and thumbnails among them look like images.
 STRAY = frozenset(
@@ -116,14 +116,15 @@ def warn_left_out(place: str, others: Counter[str], stray: Iterable[str] = ()) -
     """Say once which files of a folder or of archives are not read: so many of each kind, and strays."""
     parts = []
     if others:
-        counts = [f"{number:,} {suffix}" for suffix, number in others.most_common()]
+        ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+        counts = [f"{number:,} {suffix}" for suffix, number in ranked]
         number = others.total()
         parts.append(f"{number:,} file{'s' * (number > 1)} ({few(counts, form=str)})")
     names = Counter(os.path.basename(path) for path in stray)
     if names:
         parts.append(f"what is hidden or left by other programs ({few(sorted(names))})")
     if parts:
-        warnings.warn(f"{place}: left out {' and '.join(parts)}.", DataWarning, stacklevel=2)
+        warnings.warn(f"{place}: left out {' and '.join(parts)}.", SourceWarning, stacklevel=2)
 
 
 def identity(path: str) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..wording import few
 from .config import HoldOut
-from .errors import DataError, DataWarning, printable
+from .errors import DataError, SourceWarning, printable
 from .files import find_images, identity, is_stray, warn_left_out
 from .images import IMAGE_SUFFIXES
 
@@ -79,6 +79,9 @@ def read_folder(
         measured, linked_too = _samples(val, names, measured=True)
         if classes is None and (linked or linked_too):
             _check_apart(trained, measured)
+        if classes is None:
+            held = {target for _, target in measured}
+            warn_unmeasured(val, [name for number, name in enumerate(names) if number not in held])
         return Folder(trained, measured, names)
     top = train or path
     names = tuple(classes) if classes else _classes(top)
@@ -206,12 +209,7 @@ def _images(path: Path) -> int:
 
 def _classes(path: Path) -> tuple[str, ...]:
     names = _subfolders(path)
-    for name in names:
-        if printable(name) != name:
-            raise DataError(
-                f"the class folder {path / name} has a name that is not UTF-8; rename it, as names of classes "
-                "are stored as text."
-            )
+    check_text(path, names)
     if not names:
         if archives := sorted(entry.name for entry in os.scandir(path) if entry.name.endswith(".tar")):
             raise DataError(f"{path} holds archives ({few(archives)}): {_unpacked(path, archives)}.")
@@ -221,6 +219,13 @@ def _classes(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def check_text(place: str | Path, names: Iterable[str]) -> None:
+    """Refuse class folders whose names are bytes that are no UTF-8: a run stores its classes as text."""
+    for name in names:
+        if printable(name) != name:
+            raise DataError(f"the class folder {name!r} in {place} has a name that is not UTF-8; rename it.")
+
+
 def _unpacked(path: Path, archives: Sequence[str]) -> str:
     if any(name.startswith("ILSVRC2012_img") for name in archives):
         return ORIGINAL_ARCHIVES
@@ -228,15 +233,13 @@ def _unpacked(path: Path, archives: Sequence[str]) -> str:
 
 
 def _check_classes(train: Path, val: Path) -> None:
-    """Refuse a class that cannot be learnt; say which cannot be measured."""
-    of_train, of_val = set(_classes(train)), set(_classes(val))
-    if unknown := of_val - of_train:
+    """Refuse a class that cannot be learnt."""
+    if unknown := set(_classes(val)) - set(_classes(train)):
         what = "class" if len(unknown) == 1 else "classes"
         raise DataError(
             f"{train} lacks the {what} {few(sorted(unknown))} of {val}; put images of it there, or remove it "
             f"from {val.name}/."
         )
-    warn_unmeasured(val, of_train - of_val)
 
 
 def warn_unmeasured(val: str | Path, names: Iterable[str]) -> None:
@@ -245,7 +248,7 @@ def warn_unmeasured(val: str | Path, names: Iterable[str]) -> None:
         what = "class" if len(lacking) == 1 else "classes"
         warnings.warn(
             f"{val} holds no images of the {what} {few(lacking)}, for which nothing is measured.",
-            DataWarning,
+            SourceWarning,
             stacklevel=2,
         )
 
@@ -279,7 +282,6 @@ def _samples(path: Path, classes: Sequence[str], *, measured: bool = False) -> t
     if empty and not (measured and samples):
         name, held = next(iter(empty.items()))
         raise DataError(f"class folder {path / name} holds no images; {_instead(held)}.")
-    warn_unmeasured(path, empty)
     warn_left_out(str(path), others, stray)
     return (_once(samples, classes) if linked else samples), linked
 
@@ -317,7 +319,7 @@ def _once(samples: list[Sample], classes: Sequence[str]) -> list[Sample]:
         warnings.warn(
             f"{len(samples) - len(kept)} of {len(samples)} names of images are links to others of the same "
             "class and are left out.",
-            DataWarning,
+            SourceWarning,
             stacklevel=2,
         )
     return kept

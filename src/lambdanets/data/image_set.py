@@ -120,17 +120,21 @@ class ImageSet(Dataset):
                 return picture, other
             raise DataError(f"not one of the {len(self)} images can be read; the first: {error}") from error
 
-    def leave_out(self, bad: dict[int, str]) -> None:
-        """Drop samples for good, with a reason each; those behind them move up."""
+    def leave_out(self, bad: dict[int, str]) -> list[str]:
+        """Drop samples for good, with a reason each; those behind them move up.
+
+        Returns:
+            The classes that have no samples any more.
+        """
         rest = np.setdiff1d(np.arange(len(self)), list(bad))
-        if emptied := set(self.targets.tolist()) - set(self.targets[rest].tolist()):
-            raise DataError(f"without its damaged images, class {self.classes[min(emptied)]!r} is empty.")
+        emptied = sorted(set(self.targets.tolist()) - set(self.targets[rest].tolist()))
         if isinstance(self.kept, np.ndarray):
             self.kept = self.kept[rest]
         elif self.kept is not None:
             self.kept = [self.kept[index] for index in rest]
         self.pictures = self.pictures.subset(rest)
         self.skipped = (*self.skipped, *(bad[index] for index in sorted(bad)))
+        return [self.classes[target] for target in emptied]
 
     def prepared(self, index: int) -> np.ndarray:
         """Decode one picture and do what does not change between epochs."""

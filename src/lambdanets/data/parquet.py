@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DataError, DataWarning
+from .errors import DataError, SourceWarning
 from .images import reason
 from .tar import Named
 
@@ -105,7 +105,7 @@ def read_footers(names: Sequence[str], paths: Sequence[str], *, skip: bool) -> l
         footers = list(pool.map(found, names, paths))
     for footer in footers:
         if isinstance(footer, DataError):
-            warnings.warn(f"{footer} It is left out.", DataWarning, stacklevel=2)
+            warnings.warn(f"{footer} It is left out.", SourceWarning, stacklevel=2)
     return [None if isinstance(footer, DataError) else footer for footer in footers]
 
 

@@ -183,10 +183,10 @@ class DatasetPictures:
 
     def _empty(self, index: int) -> bool:
         """Whether a row of Hugging Face's has no image, which timm's reader takes for granted."""
-        reader, place = getattr(self.data_set, "reader", None), int(self.indices[index])
+        reader: Any = getattr(self.data_set, "reader", self.data_set)
         if not hasattr(reader, "image_key"):
             return False
-        image = reader.dataset[place][reader.image_key]
+        image = reader.dataset[int(self.indices[index])][reader.image_key]
         return image is None or not (image["bytes"] or image["path"])
 
     @contextmanager

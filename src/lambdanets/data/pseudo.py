@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .config import DataConfig
-from .errors import DataError, DataWarning
+from .errors import DataError, SourceWarning
 from .files import open_regular
 from .image_set import ImageSet
 from .labels import read_labels
@@ -54,7 +54,7 @@ def open_pseudo(config: DataConfig, source: Source) -> ImageSet:
             warnings.warn(
                 f"{len(labels) - len(kept)} of the {len(labels)} images in {path} are validation images of "
                 "this run and are left out.",
-                DataWarning,
+                SourceWarning,
                 stacklevel=3,
             )
     if not len(kept):

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..wording import few
 from .config import SOURCES, DataConfig
-from .errors import DataError, DataWarning
+from .errors import DataError, SourceWarning
 from .folder import digests, read_folder, relative, stratum
 from .pictures import ArrayPictures, DatasetPictures, FilePictures, Pictures
 from .tar_source import open_tar
@@ -222,7 +222,7 @@ def _labelled_rows(config: DataConfig, split: str, targets: np.ndarray) -> np.nd
                 f"{what} (number {targets.min()}); name another split with data.train_split and "
                 f"data.val_split, or divide the training images with an empty data.val_split{leave_out}."
             )
-        warnings.warn(f"{what} and are left out.", DataWarning, stacklevel=2)
+        warnings.warn(f"{what} and are left out.", SourceWarning, stacklevel=2)
     return rows
 
 

@@ -16,8 +16,8 @@ from ..ops.machine import memory
 from ..wording import few
 from .check import MEMORY_LIMIT, check_set, keep_in_memory, memory_needed
 from .config import DataConfig
-from .errors import DataError, DataWarning, listing
-from .folder import fingerprint
+from .errors import DataError, SourceWarning, listing
+from .folder import fingerprint, warn_unmeasured
 from .hfids import undivided
 from .image_set import ORDER_NEEDS_TAR, ImageSet
 from .mixed import MixedSet, shares
@@ -101,10 +101,11 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
         ImageSet(pictures, Pipeline(config, train=side), source.classes, skip_bad=skip)
         for pictures, side in ((source.train, True), (source.val, False))
     )
-    for name, side in (("training", train), ("validation", val)):
+    sides = {"training": train, "validation": val}
+    for name, side in sides.items():
         if not len(side):
             raise DataError(f"no images are left for {name}: val_fraction is {config.val_fraction}.")
-    _read([train, val, *pseudo], config, progress)
+    _read(sides | dict(zip(["pseudo-labels"], pseudo, strict=False)), config, progress)
     mark = _fingerprint(config, [train, val])
     if not pseudo:
         return Splits(train, val, source.classes, mark)
@@ -153,7 +154,7 @@ def open_split(
     )
     if not len(image_set):
         raise DataError(f"the {split} side of {config.source!r} holds no images.")
-    _read([image_set], config, progress)
+    _read({"validation": image_set}, config, progress)
     return image_set, source.classes
 
 
@@ -219,19 +220,19 @@ def _fingerprint(config: DataConfig, sides: Sequence[ImageSet]) -> str:
     return fingerprint(top, files, sides[0].classes)
 
 
-def _read(sides: list[ImageSet], config: DataConfig, progress: Progress | None) -> None:
+def _read(sides: dict[str, ImageSet], config: DataConfig, progress: Progress | None) -> None:
     """Check or keep the images of all sides, then refuse or leave out the bad ones."""
     keep = config.cache
     if keep == "auto":
-        keep = config.check and sum(memory_needed(side) for side in sides) < MEMORY_LIMIT
+        keep = config.check and sum(map(memory_needed, sides.values())) < MEMORY_LIMIT
     if not keep and not config.check:
         return
-    total = sum(len(side) for side in sides)
+    total = sum(map(len, sides.values()))
     bad: list[dict[int, str]] = []
     bar = nullcontext(progress) if progress else progress_bar("Reading images", total, least=MANY)
     with bar as report:
         before = 0
-        for side in sides:
+        for side in sides.values():
             read = keep_in_memory if keep else check_set
             bad.append(read(side, lambda done, before=before: report(before + done, total)))
             before += len(side)
@@ -243,9 +244,13 @@ def _read(sides: list[ImageSet], config: DataConfig, progress: Progress | None) 
         raise DataError(
             f"{what}\nRepair or remove them, or leave them out with --set data.on_bad_image=skip."
         )
-    for side, found in zip(sides, bad, strict=True):
-        side.leave_out(found)
-    warnings.warn(f"{what}\nThey are left out.", DataWarning, stacklevel=3)
+    for (name, side), found in zip(sides.items(), bad, strict=True):
+        emptied = side.leave_out(found)
+        if emptied and (name == "training" or not len(side)):
+            raise DataError(f"without its damaged images, class {emptied[0]!r} is empty.")
+        if name == "validation":
+            warn_unmeasured(f"without its damaged images the validation side of {config.source!r}", emptied)
+    warnings.warn(f"{what}\nThey are left out.", SourceWarning, stacklevel=3)
 
 
 def describe(splits: Splits) -> dict[str, int | str]:

@@ -14,7 +14,7 @@ from typing import IO
 
 import numpy as np
 
-from .errors import DataError, DataWarning
+from .errors import DataError, SourceWarning
 from .files import open_regular, warn_left_out
 from .progress import progress_bar
 from .tar_scan import BLOCK, Members, Scanned, scan
@@ -68,7 +68,7 @@ def read_members(
         scanned = dict(zip(missing, pool.map(found, missing), strict=True))
     for shard, result in scanned.items():
         if result.complaint:
-            warnings.warn(f"{result.complaint}. The rest is left out.", DataWarning, stacklevel=2)
+            warnings.warn(f"{result.complaint}. The rest is left out.", SourceWarning, stacklevel=2)
         known[shard] = result.members
     others = sum((result.others for result in scanned.values()), Counter())
     warn_left_out(root, others, {name for result in scanned.values() for name in result.stray})
@@ -110,7 +110,7 @@ def _mend(root: str, folder: str, members: Members, sizes: dict[str, int], *, wh
         except OSError:
             with suppress(OSError):
                 os.remove(unfinished)
-    warnings.warn(f"the index {index} is damaged. {outcome}.", DataWarning, stacklevel=3)
+    warnings.warn(f"the index {index} is damaged. {outcome}.", SourceWarning, stacklevel=3)
 
 
 def _load(root: str, sizes: dict[str, int]) -> tuple[dict[str, Members], list[str]]:
@@ -182,8 +182,9 @@ def _agrees(root: str, members: Members) -> bool:
                 header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
             except tarfile.TarError:
                 return False
-            name = os.fsencode(header.name.removeprefix("./"))
-            if header.size != members.sizes[row] or not members.names[row].startswith(name):
+            # A long name does not stand in this header in full.
+            name = os.fsdecode(bytes(members.names[row]))
+            if header.size != members.sizes[row] or not name.startswith(header.name.removeprefix("./")):
                 return False
     return True
 

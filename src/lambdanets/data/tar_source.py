@@ -13,7 +13,7 @@ import numpy as np
 from ..wording import few
 from .config import DataConfig
 from .errors import DataError
-from .folder import CLASS_FOLDERS, TRAIN_NAMES, VAL_NAMES, which_held_out
+from .folder import CLASS_FOLDERS, TRAIN_NAMES, VAL_NAMES, check_text, warn_unmeasured, which_held_out
 from .tar import TarPictures
 from .tar_index import read_members
 from .tar_paths import find_shards
@@ -195,6 +195,7 @@ def _numbered(
         order = tuple(classes or names_by_number)
     else:
         order = tuple(classes or declared or sorted(set(words.values())))
+    check_text(place, order)
     of_name = {name: index for index, name in enumerate(order)}
     if unknown := sorted(set(words.values()) - set(of_name)):
         raise DataError(f"{place} holds classes that are not known: {few(unknown)}. Known are {few(order)}.")
@@ -216,11 +217,10 @@ def _check_sides(place: str, words: dict[int, str], held: np.ndarray, declared: 
     of_train, of_val = (
         {words[index] for index in np.flatnonzero(held[side]).tolist()} for side in (TRAIN, VAL)
     )
-    lacking = {"training": of_val - of_train, "validation": of_train - of_val if not declared else set()}
-    for side, names in lacking.items():
-        if names:
-            what = "class" if len(names) == 1 else "classes"
-            raise DataError(
-                f"the {side} images of {place} lack the {what} {few(sorted(names))} of the "
-                "others; both sides must hold the same."
-            )
+    if names := of_val - of_train:
+        what = "class" if len(names) == 1 else "classes"
+        raise DataError(
+            f"the training images of {place} lack the {what} {few(sorted(names))} of the validation images."
+        )
+    if not declared:
+        warn_unmeasured(f"the validation side of {place}", of_train - of_val)
