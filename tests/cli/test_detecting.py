@@ -114,6 +114,21 @@ def test_predict_draws_photos_of_a_folder(
             assert found["segmentation"]["size"] == [each["height"], each["width"]]
 
 
+def test_predict_and_eval_say_that_large_images_are_tiled(
+    inside: Command, detector: Path, objects: Path, tmp_path: Path
+) -> None:
+    read_image(objects / "val" / "001.png").resize((2000, 100)).save(tmp_path / "slide.png")
+    words = ["predict", detector, tmp_path / "slide.png", "--out", tmp_path / "drawn"]
+    told = "1 of 1 images are much larger than those of the training (about"
+    assert told in (auto := inside(*words)).stdout
+    assert auto.stdout == inside(*words, "--tile", "auto").stdout
+    assert told not in (off := inside(*words, "--tile", "off")).stdout
+    assert "1 of 1 images were shrunk far more than those of the training" in off.stdout
+    done = inside("eval", detector, "--tile", 32)
+    assert done.returncode == 0, done.stderr
+    assert "they were looked at in overlapping tiles of 32 pixels" in done.stdout
+
+
 def test_export_writes_a_file_for_any_image(inside: Command, detector: Path, tmp_path: Path) -> None:
     done = inside("export", detector, "--format", "onnx", "--dynamic-size", "--out", tmp_path / "d.onnx")
     assert done.returncode == 0, done.stderr
@@ -197,6 +212,8 @@ def test_predict_shows_samples_beside_the_truth(inside: Command, detector: Path,
         (["eval", "RUN", "--max-detections", 0], "--max-detections is 11 or more; got 0"),
         (["eval", "RUN", "--images", "photos"], "--images says where the images of --data are"),
         (["predict", "RUN", "--samples", 2, "--threshold", 70], "--threshold is from 0 to 1; got 70"),
+        (["predict", "RUN", "--samples", 2, "--tile", "all"], "--tile is auto, off, or the side of a tile"),
+        (["eval", "RUN", "--tile", 0], "--tile is auto, off, or the side of a tile in pixels, 16 or more"),
         (["pseudo-label", "RUN", "--data", "digits", "--out", "x.csv"], "of a run of detection"),
     ],
 )
@@ -212,6 +229,7 @@ def test_what_does_not_fit_a_detector_is_one_sentence(
 def test_what_does_not_fit_a_classifier_is_one_sentence(inside: Command, trained: Path) -> None:
     for words, option in (
         (["predict", trained, "--samples", 2, "--threshold", 0.5], "--threshold"),
+        (["predict", trained, "--samples", 2, "--tile", "off"], "--tile"),
         (["eval", trained, "--results", "x"], "--results"),
     ):
         done = inside(*words)

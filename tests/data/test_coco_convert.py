@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from lambdanets.cli import converting
+from lambdanets.cli.errors import UsageError
 from lambdanets.data import CocoConfig, Converted, DataError, DataWarning, masks_to_coco, open_coco_split
 
 Picture = Callable[..., Image.Image]
@@ -201,6 +202,111 @@ def test_faults_of_numbered_masks_are_told_together(together: tuple[Path, Any], 
         assert told in str(caught.value)
 
 
+def voc(objects: int = 3) -> np.ndarray:
+    """Objects in a row with a border of 255 around each, as in Pascal VOC's SegmentationObject."""
+    values = np.zeros((11, 13), np.uint8)
+    for number in range(objects):
+        values[2:7, 4 * number : 4 * number + 4] = 255
+        values[3:6, 4 * number + 1 : 4 * number + 3] = number + 1
+    return values
+
+
+@pytest.mark.parametrize(("ignore", "objects"), [("255", 3), ("none", 4), (None, None)])
+def test_a_border_is_no_object(
+    together: tuple[Path, Any], tmp_path: Path, ignore: str | None, objects: int | None
+) -> None:
+    root, expected = together
+    save(voc(), root / "masks" / "cell0.png")
+    out = tmp_path / "out.json"
+    if objects is None:
+        with pytest.raises(DataError) as caught:
+            masks_to_coco(root, out)
+        told = "cell0.png holds 255 beside 1, 2, 3: in Pascal VOC's masks it is the border of objects"
+        assert told in str(caught.value)
+        assert not out.exists()
+        return
+    with pytest.warns(DataWarning) if ignore == "none" else contextlib.nullcontext():
+        converting.run(root, out=out, ignore=ignore)
+    held = masks_of(voc()) if ignore == "none" else masks_of(np.where(voc() == 255, 0, voc()))
+    assert len(held) == objects
+    same(read(out)[1], expected | {"images/cell0.png": held})
+
+
+def test_255_objects_are_objects(together: tuple[Path, Any], tmp_path: Path) -> None:
+    root, expected = together
+    every = np.arange(17 * 17).reshape(17, 17).repeat(3, 0).repeat(3, 1)
+    every = np.where(every < 256, every, 0).astype(np.uint8)
+    save(every, root / "masks" / "cell0.png")
+    save(np.zeros((51, 51, 3), np.uint8), root / "images" / "cell0.png")
+    masks_to_coco(root, tmp_path / "out.json")
+    assert len(read(tmp_path / "out.json")[1]["images/cell0.png"]) == 255
+    assert len(expected) == 3
+
+
+def smooth() -> np.ndarray:
+    """Two discs whose edges have shades."""
+    large = np.zeros((11 * 8, 13 * 8), np.uint8)
+    y, x = np.mgrid[: 11 * 8, : 13 * 8]
+    for centre in (26, 76):
+        large[(y - 42) ** 2 + (x - centre) ** 2 < 20**2] = 255
+    return np.asarray(Image.fromarray(large).resize(SIZE, Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("layout", ["separate", "together"])
+def test_shades_are_no_objects(
+    layout: str, request: pytest.FixtureRequest, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    root, _ = request.getfixturevalue(layout)
+    path = root / ("cell0/masks/0.png" if layout == "separate" else "masks/cell0.png")
+    save(smooth(), path)
+    with pytest.raises(DataError, match=rf"{path} holds \d+ values.*--threshold 128 takes"):
+        masks_to_coco(root, tmp_path / "out.json")
+    for other in root.glob("**/masks/*.png"):
+        if other != path:
+            save(np.zeros((11, 13), np.uint8) if layout == "together" else np.full((11, 13), 200, np.uint8), other)
+    Image.fromarray(smooth()).save(path.with_suffix(".jpg"), quality=50)
+    path.unlink()
+    with pytest.raises(DataError, match=r"0\.jpg is of a format that changes numbers"):
+        masks_to_coco(root, tmp_path / "out.json")
+    masks_to_coco(root, tmp_path / "out.json", threshold=128)
+    name = "cell0/images/cell0.png" if layout == "separate" else "images/cell0.png"
+    [*_, mask] = sorted(read(tmp_path / "out.json")[1][name], key=lambda mask: -mask.sum())
+    assert (mask != (smooth() >= 128)).mean() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("dtype", "step"), [(np.uint16, 20_000), (np.int32, 500_000_000), (np.float32, 70_000)]
+)
+@pytest.mark.parametrize("suffix", [".tif", ".TIFF"])
+def test_label_images_may_be_tiff(
+    together: tuple[Path, Any], tmp_path: Path, dtype: type, step: int, suffix: str
+) -> None:
+    root, expected = together
+    values = labels(3).astype(dtype) * dtype(step)
+    (root / "masks" / "cell0.png").unlink()
+    save(values, root / "masks" / f"cell0{suffix}")
+    masks_to_coco(root, tmp_path / "out.json")
+    same(read(tmp_path / "out.json")[1], expected | {"images/cell0.png": masks_of(values)})
+
+
+def test_what_is_no_label_image_is_named(together: tuple[Path, Any], tmp_path: Path) -> None:
+    root, _ = together
+    whole = Image.open(root / "masks" / "cell0.png")
+    whole.save(root / "masks" / "cell0.bmp")
+    (root / "masks" / "cell1.png").unlink()
+    Image.fromarray(np.full((11, 13), 0.5, np.float32)).save(root / "masks" / "cell1.tif")
+    (root / "masks" / "cell2.png").unlink()
+    whole.save(root / "masks" / "cell2.tif", save_all=True, append_images=[whole] * 4)
+    with pytest.raises(DataError) as caught:
+        masks_to_coco(root, tmp_path / "out.json")
+    for told in (
+        "cell0.png has the same name as",
+        "cell1.tif: a mask has one channel of whole numbers",
+        "cell2.tif: it holds 5 pages, and a mask is one",
+    ):
+        assert told in str(caught.value)
+
+
 def test_parts_that_do_not_touch_are_told(together: tuple[Path, Any], tmp_path: Path) -> None:
     root, expected = together
     binary = np.zeros((11, 13), np.uint8)
@@ -237,5 +343,13 @@ def test_what_is_refused_at_once(separate: tuple[Path, Any], tmp_path: Path) -> 
         masks_to_coco(root, tmp_path / "there.json")
     with pytest.raises(DataError, match="must hold images/NAME"):
         masks_to_coco(root / "cell0" / "images", tmp_path / "out.json")
-    with pytest.raises(ValueError, match="classes must be names, all different"):
-        masks_to_coco(root, tmp_path / "out.json", classes=("a", "a"))
+    for options, told in (
+        ({"classes": ("a", "a")}, "classes must be names, all different"),
+        ({"threshold": 0}, "threshold must be 1 or more"),
+        ({"ignore": (0,)}, "ignore must be values from 1 on"),
+        ({"ignore": (255,), "threshold": 128}, "goes without a threshold"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            masks_to_coco(root, tmp_path / "out.json", **options)
+    with pytest.raises(UsageError, match="--ignore is a value of the masks"):
+        converting.run(root, out=tmp_path / "out.json", ignore="void")

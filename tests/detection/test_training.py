@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 
+from lambdanets.data import DataError, DataWarning
+from lambdanets.data.coco_masks import Masks
 from lambdanets.detection import DetectionConfig, evaluate, load_run, predict, predict_samples, train
 from lambdanets.detection.module import DetectionModule
 from lambdanets.recipes import coco, miniature
@@ -126,13 +129,25 @@ def test_killed_anywhere_it_goes_on_as_if_nothing_had_happened(
 
 def test_batches_of_no_objects_at_all_are_trained_on(tiny: DetectionConfig, tmp_path: Path) -> None:
     source = write_objects(tmp_path / "set", train=2, val=1)
-    for side in ("train", "val"):
+    for side, images in (("train", {1}), ("val", set())):
         file = source / "annotations" / f"instances_{side}.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
-    config = override(tiny, f"data.source=coco:{source}", "engine.epochs=1")
-    result = train(config, run_dir=tmp_path / "run")
-    assert result.history[0]["train_boxes"] == 0
+        content = json.loads(file.read_text())
+        kept = [each for each in content["annotations"] if each["image_id"] in images]
+        file.write_text(json.dumps(content | {"annotations": kept}))
+    config = override(tiny, f"data.source=coco:{source}", "engine.epochs=1", "data.batch_size=1")
+    with pytest.warns(DataWarning, match=r"the 1 validation images of .* have no objects"):
+        result = train(config, run_dir=tmp_path / "run")
+    assert 0 < result.history[0]["train_boxes"] < math.inf
     assert result.best["val_mask_ap"] == 0
+
+
+def test_a_set_without_objects_is_not_trained_on(tiny: DetectionConfig, tmp_path: Path) -> None:
+    source = write_objects(tmp_path / "set", train=2, val=1)
+    file = source / "annotations" / "instances_train.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    with pytest.raises(DataError, match=r"the 2 training images of .* have no objects: they have no annot"):
+        train(override(tiny, f"data.source=coco:{source}"), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_rate_that_diverges_leaves_what_led_to_it(tiny: DetectionConfig, tmp_path: Path) -> None:
@@ -193,9 +208,33 @@ def test_photos_and_samples(finished: RunResult, objects: Path, tmp_path: Path) 
         right, bottom = each.found["boxes"][:, 2:].amax(0) if len(each.found["boxes"]) else (0, 0)
         assert right <= each.image.width
         assert bottom <= each.image.height
+    assert isinstance(seen[4].objects["masks"], Masks)
     pairs = list(predict_samples(run, 3))
     assert [pair.name for pair in pairs] == ["001.png", "002.png", "003.png"]
     assert len(pairs[0].truth["boxes"]) > 0
+
+
+def test_large_images_are_looked_at_in_tiles(finished: RunResult, objects: Path, tmp_path: Path) -> None:
+    run = load_run(finished.directory)
+    stored = json.loads((finished.directory / "image_sizes.json").read_text())
+    with Image.open(objects / "train" / "001.png") as image:
+        assert stored == {"median": max(image.size), "large": max(image.size)}
+    side = stored["median"]
+    large = tmp_path / "large.png"
+    Image.new("RGB", (20 * side, 2 * side)).save(large)
+    [auto] = predict(run, [large])
+    [whole] = predict(run, [large], tile="off")
+    [pieces] = predict(run, [large], tile=10 * side)
+    assert whole.tiles == 1
+    assert auto.tiles >= 40
+    assert 2 <= pieces.tiles <= 3
+    for wrong in ("sometimes", 0, -3):
+        with pytest.raises(ValueError, match="tile is auto, off, or the side of a tile in pixels"):
+            predict(run, [large], tile=wrong)  # pyright: ignore[reportArgumentType]
+    whole, halves = evaluate(run), evaluate(run, tile=side // 2)
+    assert (whole.tiled, halves.tiled) == (0, 4)
+    assert halves.scores.images == 4
+    assert {entry["image_id"] for entry in halves.results} <= {entry["image_id"] for entry in whole.results}
 
 
 def test_what_a_run_of_another_kind_is_told(finished: RunResult, tmp_path: Path) -> None:

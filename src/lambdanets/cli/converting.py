@@ -8,6 +8,7 @@ from rich.markup import escape
 from tyro import conf
 
 from lambdanets.cli.console import stdout
+from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
 from lambdanets.data import masks_to_coco
 
@@ -17,19 +18,27 @@ def run(
     *,
     out: Annotated[Path, shown("FILE.json")],
     classes: Annotated[tuple[str, ...], shown("NAME ...", "object")] = ("object",),
+    ignore: Annotated[str | None, shown("VALUE | none")] = None,
+    threshold: Annotated[int | None, shown("VALUE")] = None,
 ) -> int:
     """Write the masks of a folder as a COCO json, to train a detector on.
 
     The folder holds images/NAME.jpg with masks/NAME.png, whose values number the objects and are 0 elsewhere;
     or a folder for each image, with the image in images/ and a PNG for each object in masks/. With several
-    classes, masks/ holds a folder for each, of its name, with the same inside.
+    classes, masks/ holds a folder for each, of its name, with the same inside. Masks may be TIFF, too.
 
     Args:
         folder: Images and masks.
         out: The file to write. The images stay where they are: put it into the folder or its annotations/.
         classes: Names of the classes.
+        ignore: A value of the masks that is background as 0 is, such as 255, the border of objects in Pascal
+            VOC; none where 255 is an object.
+        threshold: For masks with smoothed edges: what has this value or more is one object.
     """
-    written = masks_to_coco(folder, out, classes=classes)
+    if ignore not in (None, "none") and not str(ignore).isdecimal():
+        raise UsageError(f"--ignore is a value of the masks, such as 255, or none; got {ignore!r}.")
+    values = None if ignore is None else () if ignore == "none" else (int(ignore),)
+    written = masks_to_coco(folder, out, classes=classes, ignore=values, threshold=threshold)
     stdout().print(f"{written.images:,} images with {written.objects:,} objects")
     found = out.resolve().parent in (folder.resolve(), folder.resolve() / "annotations")
     options = ["--data", f"coco:{out}", *([] if found else ["--set", f"data.images={folder}"])]

@@ -17,6 +17,7 @@ from lambdanets.detection.run_config import LEAST_DETECTIONS
 
 if TYPE_CHECKING:
     from lambdanets.detection import DetectionConfig, Detections, Scores
+    from lambdanets.detection.tiling import TileOption
     from lambdanets.train import Run
 
 FIGURES = {
@@ -48,12 +49,12 @@ def evaluate_run(
 ) -> int:
     """Measure a run by COCO's figures; the arguments are those of `lambdanets eval`."""
     from lambdanets.detection import evaluate, load_run, write_kinds, write_per_class
-    from lambdanets.detection.tiling import check_tile
 
     if max_detections is not None and max_detections < LEAST_DETECTIONS:
         raise UsageError(f"--max-detections is {LEAST_DETECTIONS} or more; got {max_detections}.")
     if images is not None and data is None:
         raise UsageError("--images says where the images of --data are; name that with --data coco:PATH.")
+    option = _tile_option(tile)
     opened = load_run(run)
     changes = {"image_size": size, "batch_size": batch_size, "workers": workers}
     own = opened.config.data
@@ -65,7 +66,6 @@ def evaluate_run(
         if precision is not None:
             config = replace(config, engine=replace(config.engine, precision=precision))
         opened = replace(opened, config=config)
-        option = check_tile(tile)
     evaluation = evaluate(opened, data=form, weights=weights, max_detections=max_detections, tile=option)
     scores = evaluation.scores
     if evaluation.tiled:
@@ -145,13 +145,12 @@ def predict_run(
 ) -> int:
     """Find objects with a run and draw them; the arguments are those of `lambdanets predict`."""
     from lambdanets.detection import draw_objects, draw_pairs, load_run, predict, predict_samples
-    from lambdanets.detection.tiling import TrainingSizes, check_tile
+    from lambdanets.detection.tiling import TrainingSizes
     from lambdanets.train.checkpoint import replacing
 
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is from 0 to 1; got {threshold:g}.")
-    with usage():
-        option = check_tile(tile)
+    option = _tile_option(tile)
     opened = load_run(run)
     if samples is not None:
         if json is not None:
@@ -212,7 +211,16 @@ def predict_run(
     return FAILURE if failed else 0
 
 
-def _tiled(number: int, total: int, run: "Run[DetectionConfig]", option: int | str) -> str:
+def _tile_option(given: str) -> "TileOption":
+    from lambdanets.detection.tiling import check_tile
+
+    try:
+        return check_tile(given)
+    except ValueError as error:
+        raise UsageError(f"--{error}.") from error
+
+
+def _tiled(number: int, total: int, run: "Run[DetectionConfig]", option: "TileOption") -> str:
     """The sentence about images that were looked at in tiles."""
     from lambdanets.detection.tiling import TrainingSizes
 

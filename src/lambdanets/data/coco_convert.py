@@ -23,6 +23,13 @@ LAYOUTS = (
     "images/NAME.jpg (or another kind) with masks/NAME.png, whose values number the objects and are 0 "
     "elsewhere; or, for each image, a folder with the image in images/ and a PNG for each object in masks/"
 )
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # of formats that keep numbers as they are
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")  # of others, which need a threshold
+SHADES = (
+    "smoothed edges are no objects; --threshold 128 takes what has this value or more for one object, and "
+    "numbered masks are resized without smoothing (nearest neighbour)"
+)
+VOID = 255  # the border of objects in Pascal VOC's masks
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,24 @@ class _Picture:
 
 
 @dataclass(frozen=True)
+class _Reading:
+    """How the values of masks are read.
+
+    Args:
+        ignore: values that are background; None where that was not said.
+        threshold: the least value inside of an object, where a mask has shades; None where values count.
+    """
+
+    ignore: tuple[int, ...] | None
+    threshold: int | None
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of files that can be masks."""
+        return MASK_SUFFIXES if self.threshold is None else (*MASK_SUFFIXES, *LOSSY_SUFFIXES)
+
+
+@dataclass(frozen=True)
 class _Object:
     """An object, cut out of its mask."""
 
@@ -60,7 +85,12 @@ class _Object:
 
 
 def masks_to_coco(
-    folder: str | os.PathLike[str], out: str | os.PathLike[str], *, classes: Sequence[str] = ("object",)
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    classes: Sequence[str] = ("object",),
+    ignore: Sequence[int] | None = None,
+    threshold: int | None = None,
 ) -> Converted:
     """Write the masks of a folder as a COCO json, with compressed run lengths.
 
@@ -68,13 +98,18 @@ def masks_to_coco(
     channel that is 0 in the background and has another value for each object. *One for each object*: a
     folder for each image, with the image in images/ and masks/*.png, each 0 outside and one other value
     inside; an image whose masks/ is empty has no objects. With several classes, masks/ holds a folder for
-    each, of its name, with the same inside; then an image may lack a file in some of them.
+    each, of its name, with the same inside; then an image may lack a file in some of them. Masks may be PNG,
+    TIFF, BMP or GIF, with whole numbers of 8, 16 or 32 bits.
 
     Args:
         folder: that holds all this. The json names images from here on: give it as `CocoConfig.images`,
             unless the json lies in this folder or in its annotations/.
         out: the file to write; it must not be there yet.
         classes: names of the classes, which get the ids 1, 2, ...
+        ignore: values of the masks that are background as 0 is, such as 255, the border of objects in Pascal
+            VOC. None refuses masks in which 255 may be either; an empty sequence says that it is an object.
+        threshold: for masks with shades, as smoothed and JPEG-compressed ones have: what has this value or
+            more is one object. None takes every value for an object of its own, and refuses shades.
 
     Returns:
         How many images and objects there are.
@@ -82,8 +117,10 @@ def masks_to_coco(
     Raises:
         DataError: the folder has neither layout, `out` is there already, or there are images without masks,
             masks without images, masks of another size than their image, files that cannot be read, or, where
-            a file is one object, masks that are empty or hold several values: each is named, and nothing is
-            written. A numbered mask that is 0 everywhere is an image without objects.
+            a file is one object, masks that are empty or hold several values, masks with shades, masks that
+            may hold a border: each is named, and nothing is written. A numbered mask that is 0 everywhere is
+            an image without objects.
+        ValueError: `classes`, `ignore` or `threshold` are none.
 
     Warns:
         DataWarning: of numbered masks in which a number has several parts that do not touch: where each
@@ -95,20 +132,25 @@ def masks_to_coco(
     root, target = existing(os.fspath(folder)), Path(out).expanduser()
     if not classes or len(set(classes)) < len(classes) or not all(classes):
         raise ValueError(f"classes must be names, all different, got {classes!r}.")
+    if threshold is not None and threshold < 1:
+        raise ValueError(f"threshold must be 1 or more, got {threshold}.")
+    if ignore and (threshold is not None or min(ignore) < 1):
+        raise ValueError(f"ignore must be values from 1 on, and goes without a threshold, got {ignore!r}.")
+    reading = _Reading(None if ignore is None else tuple(ignore), threshold)
     if target.exists():
         raise DataError(f"{target} is there already.")
     tool = coco_tool()
     if (root / "images").is_dir() and (root / "masks").is_dir():
-        pictures, bad = _one_file_each(root, classes)
+        pictures, bad = _one_file_each(root, classes, reading)
     else:
-        pictures, bad = _one_folder_each(root, classes)
+        pictures, bad = _one_folder_each(root, classes, reading)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     scattered: list[str] = []
     with progress_bar("Reading masks", len(pictures), least=MANY) as report:
         for number, picture in enumerate(pictures, start=1):
             try:
-                size, objects = _read(picture)
+                size, objects = _read(picture, reading)
                 scattered += [f"{each.name} has {each.parts} parts." for each in objects if each.parts > 1]
                 width, height = size
                 for each in objects:
@@ -163,7 +205,7 @@ def _mask_folders(masks: Path, classes: Sequence[str]) -> list[tuple[Path, int]]
     return [(masks / name if several else masks, number) for number, name in enumerate(classes, start=1)]
 
 
-def _one_file_each(root: Path, classes: Sequence[str]) -> tuple[list[_Picture], list[str]]:
+def _one_file_each(root: Path, classes: Sequence[str], reading: _Reading) -> tuple[list[_Picture], list[str]]:
     images = {path.stem: path for path in reversed(_files(root / "images"))}
     bad = [
         f"{path} has the same name as {images[path.stem]}."
@@ -172,20 +214,37 @@ def _one_file_each(root: Path, classes: Sequence[str]) -> tuple[list[_Picture], 
     ]
     masks: dict[str, list[tuple[Path, int]]] = {name: [] for name in images}
     for folder, number in _mask_folders(root / "masks", classes):
-        for path in _files(folder, (".png",)):
-            if path.stem in masks:
-                masks[path.stem].append((path, number))
-            else:
+        own: dict[str, Path] = {}
+        for path in _files(folder, reading.suffixes):
+            if path.stem not in masks:
                 bad.append(f"{path} has no image of its name in {root / 'images'}.")
+            elif own.setdefault(path.stem, path) != path:
+                bad.append(f"{path} has the same name as {own[path.stem]}.")
+            else:
+                masks[path.stem].append((path, number))
+        if reading.threshold is None:
+            bad += [_lossy(path) for path in _files(folder, LOSSY_SUFFIXES)]
+    kinds = "/".join(suffix.removeprefix(".") for suffix in reading.suffixes)
     bad += [
-        f"{images[name]} has no mask of its name in {root / 'masks'}." for name in images if not masks[name]
+        f"{images[name]} has no mask of its name in {root / 'masks'} ({kinds})."
+        for name in images
+        if not masks[name]
     ]
     if not images:
         raise DataError(f"{root / 'images'} holds no images.")
     return [_Picture(images[name], masks[name], True) for name in sorted(images) if masks[name]], bad
 
 
-def _one_folder_each(root: Path, classes: Sequence[str]) -> tuple[list[_Picture], list[str]]:
+def _lossy(path: Path) -> str:
+    return (
+        f"{path} is of a format that changes numbers where colours meet: save masks as PNG or TIFF, or say "
+        "with --threshold 128 that what is brighter is one object."
+    )
+
+
+def _one_folder_each(
+    root: Path, classes: Sequence[str], reading: _Reading
+) -> tuple[list[_Picture], list[str]]:
     pictures, bad = [], []
     for folder in sorted(path.parent for path in root.glob("*/images") if path.is_dir()):
         images = _files(folder / "images")
@@ -197,8 +256,11 @@ def _one_folder_each(root: Path, classes: Sequence[str]) -> tuple[list[_Picture]
             masks = [
                 (path, number)
                 for part, number in _mask_folders(folder / "masks", classes)
-                for path in _files(part, (".png",))
+                for path in _files(part, reading.suffixes)
             ]
+            if reading.threshold is None:
+                for part, _ in _mask_folders(folder / "masks", classes):
+                    bad += [_lossy(path) for path in _files(part, LOSSY_SUFFIXES)]
             pictures.append(_Picture(images[0], masks, False))
     if not pictures and not bad:
         held = few(sorted(os.listdir(root)))
@@ -206,7 +268,7 @@ def _one_folder_each(root: Path, classes: Sequence[str]) -> tuple[list[_Picture]
     return pictures, bad
 
 
-def _read(picture: _Picture) -> tuple[tuple[int, int], list[_Object]]:
+def _read(picture: _Picture, reading: _Reading) -> tuple[tuple[int, int], list[_Object]]:
     """Width and height of an image, and its objects."""
     from scipy import ndimage
 
@@ -223,12 +285,19 @@ def _read(picture: _Picture) -> tuple[tuple[int, int], list[_Object]]:
                 f"{path} is {width} pixels wide and {height} high, its image {size[0]} wide and "
                 f"{size[1]} high."
             )
-        if values.min(initial=0) < 0 or values.max(initial=0) >= 2**16:
-            raise DataError(f"{path} holds values beyond 16 bits.")
+        if values.min(initial=0) < 0:
+            raise DataError(f"{path} holds values below 0, or beyond 31 bits.")
+        if reading.threshold is not None:
+            values = (values >= reading.threshold).astype(np.uint8)
+        elif reading.ignore:
+            values = np.where(np.isin(values, reading.ignore), 0, values)
         present, numbered = _numbered(values)
         if not picture.numbered and len(present) != 1:
             held = f"{len(present)} values besides 0, and should hold one" if len(present) else "no object"
-            raise DataError(f"{path} holds {held}.")
+            shades = f": {SHADES}" if len(present) > 2 else ""
+            raise DataError(f"{path} holds {held}{shades}.")
+        if picture.numbered and (fault := _shades(present, numbered) or _border(present, reading)):
+            raise DataError(f"{path} {fault}.")
         places = ndimage.find_objects(numbered)
         for number, (value, place) in enumerate(zip(present, places, strict=True), start=1):
             mask = numbered[place] == number
@@ -248,7 +317,45 @@ def _parts(mask: np.ndarray) -> int:
 
 def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The values besides 0, ascending, and the same mask with 1, 2, ... in their place."""
+    if values.max(initial=0) >= 2**16:
+        held, places = np.unique(values, return_inverse=True)
+        present = held[held > 0]
+        return present, places.reshape(values.shape) + (len(present) == len(held))
     values = values.astype(np.uint16)
     held = np.bincount(values.ravel()) > 0  # far quicker than sorting
     held[0] = False
     return np.flatnonzero(held), (np.cumsum(held) * held)[values]
+
+
+def _border(present: np.ndarray, reading: _Reading) -> str | None:
+    """Say that a mask may hold VOC's border, where that was not said."""
+    others = present[present != VOID]
+    if reading.ignore is not None or len(others) == len(present) or not len(others):
+        return None
+    if VOID - 1 in others or others.max() > VOID:  # the numbers go on: it is one of them
+        return None
+    return (
+        f"holds {VOID} beside {few(others.tolist(), form=str)}: in Pascal VOC's masks it is the border of "
+        f"objects, which --ignore {VOID} leaves out; --ignore none says that it is an object"
+    )
+
+
+def _shades(present: np.ndarray, numbered: np.ndarray) -> str | None:
+    """Say that the values of a mask are shades along the edges of objects, where most of them are.
+
+    Such a value is nowhere wider than two pixels, and scattered in parts that do not touch.
+    """
+    from scipy import ndimage
+
+    if len(present) < 4:
+        return None
+    even = ndimage.minimum_filter(numbered, 3) == ndimage.maximum_filter(numbered, 3)
+    solid = np.bincount(numbered[even], minlength=len(present) + 1)[1:] > 0
+    thin = np.flatnonzero(~solid) + 1
+    if not solid.any() or 2 * len(thin) <= len(present):
+        return None
+    places = ndimage.find_objects(numbered)
+    scattered = sum(_parts(numbered[places[value - 1]] == value) > 1 for value in thin.tolist())
+    if 2 * scattered <= len(thin):
+        return None
+    return f"holds {len(present)} values, {len(thin)} of them only along edges: {SHADES}"

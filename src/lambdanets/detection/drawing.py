@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,9 +65,11 @@ def draw_objects(
     numbers = labels.tolist()
     keys = [label - 1 for label in numbers] if len(names) > 1 else range(len(numbers))
     colours = [COLOURS[key % len(COLOURS)] for key in keys]
-    line = max(1, round((picture.width * picture.height) ** 0.5 / 300))
     sides = (corners[:, 2:] - corners[:, :2]).clip(0)
-    largest_first = np.argsort(-sides.prod(1), kind="stable").tolist()
+    areas = sides.prod(1)
+    # A line must not hide small objects on a large image.
+    line = max(1, round(min((picture.width * picture.height) ** 0.5 / 300, _typical(areas) / 12)))
+    largest_first = np.argsort(-areas, kind="stable").tolist()
     if masks is not None:
         for index in largest_first:
             _paint(picture, _inside(masks, index, picture.size), colours[index], line)
@@ -83,6 +86,11 @@ def draw_objects(
         words = [_words(name, value) for name, value in zip(called, known, strict=True)]
         _draw_tags(picture, corners, words, colours)
     return picture
+
+
+def _typical(areas: np.ndarray) -> float:
+    """The side of a square as large as most objects."""
+    return float(np.median(areas)) ** 0.5 if len(areas) else math.inf
 
 
 def _sized(image: Image.Image, longest: int | None) -> Image.Image:

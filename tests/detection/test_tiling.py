@@ -1,0 +1,130 @@
+"""Objects found in overlapping tiles are those of the whole image: each once, and in one piece."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from lambdanets.data import CocoConfig
+from lambdanets.data.coco_masks import Masks, raster
+from lambdanets.detection.results import Objects, as_runs
+from lambdanets.detection.tiling import Tile, TrainingSizes, find_in_tiles, tiles
+
+SIDE = 96
+CORNERS = np.ones((3, 3), int)
+
+
+def connected(*, masks: bool = True) -> Callable[[Tensor], Objects]:
+    """A detector of bright regions, whose class is their grey value."""
+
+    def find(image: Tensor) -> Objects:
+        height, width = image.shape[-2:]
+        numbers, _ = ndimage.label(image[0].numpy(), CORNERS)  # pyright: ignore[reportGeneralTypeIssues]
+        boxes, labels, runs = [], [], []
+        for number, (rows, columns) in enumerate(ndimage.find_objects(numbers), start=1):
+            part = numbers[rows, columns] == number
+            boxes.append([columns.start, rows.start, columns.stop, rows.stop])
+            labels.append(int(image[0, rows, columns][torch.from_numpy(part)][0]))
+            runs.append(as_runs(part, rows.start, columns.start, height, width))
+        found: Objects = {
+            "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "scores": torch.linspace(1, 0.5, len(boxes)),
+        }
+        return found | ({"masks": Masks(runs, height, width)} if masks else {})
+
+    return find
+
+
+def scattered(seed: int, largest: int) -> Tensor:
+    """Rectangles of two classes that do not touch, on an image of random size."""
+    draw = np.random.default_rng(seed)
+    image = np.zeros(draw.integers(100, 500, 2), np.uint8)
+    for _ in range(400):
+        height, width = np.exp(draw.uniform(np.log(3), np.log(largest), 2)).astype(int)
+        top, left = (int(draw.integers(0, length)) for length in image.shape)
+        if not image[max(0, top - 3) : top + height + 3, max(0, left - 3) : left + width + 3].any():
+            image[top : top + height, left : left + width] = draw.integers(1, 3)
+    return torch.from_numpy(image)[None].expand(3, -1, -1)
+
+
+def listed(found: Objects) -> list[tuple[object, ...]]:
+    rows = zip(found["labels"].tolist(), found["boxes"].tolist(), strict=True)
+    runs = [each["counts"] for each in found["masks"].segmentations] if "masks" in found else None
+    return sorted((label, *box, runs[n] if runs else "") for n, (label, box) in enumerate(rows))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize("largest", [SIDE // 5, 2 * SIDE])  # smaller than the overlap; larger than a tile
+@pytest.mark.parametrize("seed", range(4))
+def test_objects_are_those_of_the_whole_image(seed: int, largest: int, masks: bool) -> None:
+    image, find = scattered(seed, largest), connected(masks=masks)
+    found, number = find_in_tiles(find, image, SIDE)
+    assert number == len(tiles(*image.shape[1:], SIDE)) > 1
+    assert listed(found) == listed(find(image))
+    assert found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
+
+
+def test_copies_of_a_tile_hold_as_many_copies_of_its_objects() -> None:
+    one = torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)
+    for number in range(16):
+        top, left = 4 + number // 4 * 24, 4 + number % 4 * 24
+        one[:, top : top + 10, left : left + 5 + number] = 1
+    found, _ = find_in_tiles(connected(), one.repeat(1, 5, 7), SIDE)
+    assert len(found["boxes"]) == 35 * 16
+    masks = found["masks"]
+    drawn = raster(masks.segmentations, masks.height, masks.width)
+    np.testing.assert_array_equal(drawn.sum(0), one[0].repeat(5, 7))
+
+
+def test_an_image_without_objects() -> None:
+    found, number = find_in_tiles(connected(), torch.zeros(3, 300, 300, dtype=torch.uint8), SIDE)
+    assert number == 16
+    assert [len(found[name]) for name in ("boxes", "labels", "scores", "masks")] == [0] * 4
+
+
+def test_a_part_of_another_class_gives_way_to_the_whole_object() -> None:
+    whole = connected()
+
+    def find(image: Tensor) -> Objects:
+        found = whole(image)
+        narrow = found["boxes"][:, 2] - found["boxes"][:, 0] < 20
+        return found | {"labels": torch.where(narrow, 2, 1)}
+
+    image = torch.zeros(3, SIDE, 2 * SIDE, dtype=torch.uint8)
+    edge = tiles(SIDE, 2 * SIDE, SIDE)[0].right
+    image[:, 40:50, edge - 5 : edge + 20] = 1  # 5 pixels of it are in the first tile
+    found, _ = find_in_tiles(find, image, SIDE)
+    assert found["labels"].tolist() == [1]
+
+
+@pytest.mark.parametrize("size", [(100, 100), (97, 500), (500, 96), (50, 300), (240, 241)])
+def test_tiles_cover_an_image_and_overlap(size: tuple[int, int]) -> None:
+    own = tiles(*size, SIDE)
+    seen = np.zeros(size, int)
+    for tile in own:
+        assert (tile.bottom - tile.top, tile.right - tile.left) == (min(SIDE, size[0]), min(SIDE, size[1]))
+        seen[tile.top : tile.bottom, tile.left : tile.right] += 1
+    assert seen.all()
+    below = [next((t for t in own if t.left == tile.left and t.top > tile.top), None) for tile in own]
+    assert all(
+        each is None or tile.bottom - each.top >= SIDE // 4 for tile, each in zip(own, below, strict=True)
+    )
+    assert own[0].common(Tile(0, 0, 5, 7)) == Tile(0, 0, 5, 7)
+    assert own[0].common(Tile(SIDE, 0, SIDE + 5, 7)) is None
+
+
+def test_only_images_that_would_be_shrunk_far_more_than_in_training_are_tiled() -> None:
+    sizes = TrainingSizes.of(np.array([(200, 256)] * 18 + [(360, 300), (3000, 20)]))
+    assert sizes == TrainingSizes(median=256, large=360)
+    config = CocoConfig(source="coco:x", image_size=256, scale=(0.8, 1.5))
+    sides = {width: sizes.tile((100, width), config, "auto") for width in (256, 360, 675, 676, 1920)}
+    assert sides == {256: None, 360: None, 675: None, 676: 256, 1920: 256}
+    assert sizes.tile((1280, 1920), config, "off") is None
+    assert [sizes.tile((200, 300), config, side) for side in (299, 300)] == [299, None]
+    photos = CocoConfig(source="coco:x", scale=(0.1, 2.0))  # an object may be a tenth as large
+    assert sizes.tile((3000, 4000), photos, "auto") is None
+    assert sizes.tile((1280, 1920), CocoConfig(source="coco:x", resize=False), "auto") is None
