@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from lambdanets.bench.records import cell, parse
+from lambdanets.files import parse_json
 
 from .settings import Cell, StudyFiles
 
@@ -202,7 +202,7 @@ def _lines(path: Path, columns: Sequence[str]) -> list[_Line]:
 
 def _result(path: Path) -> tuple[Record, list[dict[str, str]]]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         record = parse(Record, found["row"])
         which = {"contender": record.contender, "seed": str(record.seed)}
         return record, [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.data import DataConfig
+from lambdanets.files import parse_json
 from lambdanets.models import create_model, load_weights
 from lambdanets.models.weight_files import HUB
 from lambdanets.train.errors import RunError
@@ -242,7 +242,7 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
         RunError: it cannot be read as one.
     """
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = parse_json(path.read_text(encoding="utf-8"))
         task = _task(plain)
         if task != kind.TASK:
             raise ValueError(f"it is of a run of {task}, not of {kind.TASK}")
@@ -257,7 +257,7 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
 def stored_task(folder: Path) -> str | None:
     """What the run in a folder learnt: "classification" or "detection"; None where there is no telling."""
     try:
-        return _task(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        return _task(parse_json((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
 
@@ -274,7 +274,7 @@ def load_classes(path: Path) -> tuple[str, ...]:
         RunError: it cannot be read as a list of names.
     """
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{path} cannot be used: it is not valid JSON: {error}") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):

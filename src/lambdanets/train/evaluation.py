@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -14,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from lambdanets.data import DataConfig, DataError, ImageSet, StreamSet, eval_loader, open_split
+from lambdanets.files import parse_json
 from lambdanets.train.corruptions import (
     CorruptionError,
     corruption_errors,
@@ -223,7 +223,7 @@ def _real_labels(images: ImageSet | StreamSet, real: str | Path) -> Any:
 
 def _read_lists(file: Path) -> list[list[int]]:
     try:
-        labels = json.loads(file.read_text(encoding="utf-8"))
+        labels = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{file} holds no ReaL labels: it is not valid JSON ({error}).") from error
     if not isinstance(labels, list) or not all(_is_numbers(each) for each in labels):

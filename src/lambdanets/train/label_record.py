@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lambdanets.data.labels import COLUMNS, csv_lines, numbered_rows, open_text
+from lambdanets.files import parse_json
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.errors import RunError
 
@@ -42,9 +43,10 @@ class Record:
             write_text(self.facts, json.dumps(self.about, indent=1, ensure_ascii=False) + "\n")
             return 0
         try:
-            was = json.loads(self.facts.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            was = parse_json(self.facts.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             was = {}
+        was = was if isinstance(was, dict) else {}
         if other := [name for name, value in self.about.items() if was.get(name) != value]:
             raise RunError(
                 f"{found[0]} holds labels made with other {' and '.join(other)}; choose another --out, or "

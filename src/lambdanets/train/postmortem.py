@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lambdanets.files import parse_json
 from lambdanets.train.checkpoint import save_weights, write_text
 
 NAMES = ("batch.safetensors", "weights.safetensors", "report.json", "report.txt")
@@ -96,7 +97,7 @@ def clear(folder: Path) -> None:
 def bad_step(folder: Path) -> int:
     """The step that a report in this folder is about, -1 when there is none."""
     try:
-        return int(json.loads((folder / NAMES[2]).read_text(encoding="utf-8"))["step"])
+        return int(parse_json((folder / NAMES[2]).read_text(encoding="utf-8"))["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return -1
 

@@ -9,6 +9,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from lambdanets.files import parse_json
+
 C = TypeVar("C")
 
 
@@ -44,8 +46,8 @@ def from_json(kind: type[C], text: str) -> C:
         ValueError: the text is no JSON, or not this config.
     """
     try:
-        plain = json.loads(text)
-    except json.JSONDecodeError as error:
+        plain = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"the configuration is not valid JSON: {error}") from None
     return decode(kind, plain)
 
