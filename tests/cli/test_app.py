@@ -195,7 +195,10 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, 
         main(["plan"])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
+)
 @pytest.mark.parametrize("swallowed", [False, True])
 def test_signals_decide_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, swallowed: bool
