@@ -89,6 +89,8 @@ class EngineConfig:
         channels_last: keep images and weights in channels-last memory.
         deterministic: refuse operators that are not deterministic (the CPU is anyway).
         sync_batchnorm: batch statistics over all devices, which have to be GPUs.
+        timeout_minutes: how long the processes of a run wait for one of them that does not answer, before
+            all stop with an error.
         threads: CPU threads of torch, None for its own choice.
         save_minutes: save inside an epoch when the last save is this old, None for never.
         save_steps: save inside an epoch every so many optimiser steps, None for never.
@@ -111,6 +113,7 @@ class EngineConfig:
     channels_last: bool = False
     deterministic: bool = False
     sync_batchnorm: bool = False
+    timeout_minutes: float = 10.0
     threads: int | None = None
     save_minutes: float | None = 10.0
     save_steps: int | None = None
@@ -139,7 +142,7 @@ class EngineConfig:
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"engine.ema is a decay between 0 and 1, or None; got {self.ema}")
-        for name in ("clip_grad", "save_minutes"):
+        for name in ("clip_grad", "save_minutes", "timeout_minutes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"engine.{name} is greater than 0, or None; got {value}")

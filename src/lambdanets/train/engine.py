@@ -21,7 +21,14 @@ from lambdanets.processes import locked, require_posix
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
 from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, load_classes
 from lambdanets.train.errors import RunError, everywhere
-from lambdanets.train.launch import SyncBatchNorms, cannot_divide, cluster, launched, strategy
+from lambdanets.train.launch import (
+    SyncBatchNorms,
+    cannot_divide,
+    cluster,
+    launched,
+    set_timeout,
+    strategy,
+)
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
 from lambdanets.train.loaders import Loaders
@@ -285,6 +292,7 @@ def build_trainer(module: Learner, files: RunFiles, saving: Saving, start: Start
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    set_timeout(trainer.strategy, engine.timeout_minutes)
     module.accumulate = trainer.accumulate_grad_batches = accumulation(module.config, trainer.world_size)
     check_devices(engine, trainer)
     return trainer
