@@ -52,7 +52,7 @@ def strategy(name: str) -> FSDPStrategy | str:
 
 
 def set_timeout(strategy: Strategy, minutes: float) -> None:
-    """Set how long the processes of a strategy wait for each other; those of one process have no such time."""
+    """Set how long the processes of a strategy wait for each other, where it has several."""
     if isinstance(strategy, DDPStrategy | FSDPStrategy | ModelParallelStrategy):
         strategy._timeout = timedelta(minutes=minutes)
 
