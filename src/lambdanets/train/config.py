@@ -16,7 +16,7 @@ from lambdanets.models.weight_files import HUB
 from lambdanets.train.errors import RunError
 from lambdanets.train.optim import OptimizerConfig
 from lambdanets.train.schedule import ScheduleConfig
-from lambdanets.train.typed import decode
+from lambdanets.train.typed import check_finite, decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +169,7 @@ class BaseConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is from 0 to below 2**63; got {self.seed}")
+        check_finite(self)
 
     def network(self, num_classes: int, *, loads_weights: bool = False) -> nn.Module:
         """The network of a run before its first step.
