@@ -132,6 +132,12 @@ ERRORS = {
         1,
         "runs/x/last.ckpt: No space",
     ),
+    "no file": (OSError(errno.EINVAL, "Invalid argument"), 1, "lambdanets: lambdanets.cli."),
+    "lost reader": (
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+        1,
+        "a process that reads images was lost (Killed), probably for want of memory or of shared memory",
+    ),
     "memory": (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), 1, "--batch-size"),
     "loss": (NonFiniteLossError(float("nan"), 7, 1, 0.5, Path("last.ckpt")), 1, "step 7"),
     "stopped": (TrainingInterrupted(signal.SIGTERM, Path("runs/x"), saved=True), 143, "--resume runs/x"),
