@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= passive
 # Workers of the test run; each uses one thread.
 JOBS ?= 2
 
-.PHONY: demo test test-lowest lint format clean install
+.PHONY: demo test test-hosts test-lowest lint format clean install
 .DEFAULT_GOAL := test
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -44,6 +44,10 @@ $(LOWEST)/.installed: pyproject.toml
 
 test-lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile
+
+# Two hosts, as network namespaces: needs root and ip (iproute2).
+test-hosts: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/train/two_hosts.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -84,9 +84,12 @@ def test_a_file_system_without_locks_is_reported(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.warns(
-        NoLockWarning, match=r"\.lock cannot be locked \(.+\): no other process is kept from it"
-    ), locked(tmp_path / ".lock", "it"):
+    with (
+        pytest.warns(
+            NoLockWarning, match=r"\.lock cannot be locked \(.+\): no other process is kept from it"
+        ),
+        locked(tmp_path / ".lock", "it"),
+    ):
         pass
 
 

@@ -132,6 +132,12 @@ ERRORS = {
         1,
         "runs/x/last.ckpt: No space",
     ),
+    "no file": (OSError(errno.EINVAL, "Invalid argument"), 1, "lambdanets: lambdanets.cli."),
+    "lost reader": (
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+        1,
+        "a process that reads images was lost (Killed), probably for want of memory or of shared memory",
+    ),
     "memory": (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), 1, "--batch-size"),
     "loss": (NonFiniteLossError(float("nan"), 7, 1, 0.5, Path("last.ckpt")), 1, "step 7"),
     "stopped": (TrainingInterrupted(signal.SIGTERM, Path("runs/x"), saved=True), 143, "--resume runs/x"),
@@ -195,7 +201,10 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, 
         main(["plan"])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
+)
 @pytest.mark.parametrize("swallowed", [False, True])
 def test_signals_decide_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, swallowed: bool

@@ -19,6 +19,7 @@ from lambdanets.data import (
 )
 from lambdanets.data.tar import TarPictures, unlabelled_tar
 from lambdanets.data.tar_index import INDEX, read_members
+from lambdanets.processes import InUseError
 
 WriteFolder = Callable[..., Path]
 COUNTS = {"train/dog": 5, "train/cat": 4, "val/dog": 2, "val/cat": 3}
@@ -206,6 +207,8 @@ def test_what_cannot_be_sharded(photos: Path, tmp_path: Path) -> None:
 
     def gone(done: int, total: int) -> None:
         if done == 10:
+            with pytest.raises(InUseError, match=rf"^{out} is in use by another process"):
+                write_shards(config(f"folder:{photos}"), out)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

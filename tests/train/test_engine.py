@@ -3,7 +3,10 @@
 import csv
 import errno
 import json
+import math
+import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 
 from lambdanets.train import (
@@ -23,10 +27,12 @@ from lambdanets.train import (
     override,
 )
 from lambdanets.train.checkpoint import load_checkpoint
+from lambdanets.train.config import EngineConfig
 from lambdanets.train.engine import train
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import seed_generators, step_seed
 from lambdanets.train.module import Classifier
+from lambdanets.train.optim import OptimizerConfig
 from lambdanets.train.progress import LiveProgress
 from lambdanets.train.resume import settle
 from lambdanets.train.state import RunState
@@ -269,3 +275,47 @@ def test_a_seed_is_one_that_torch_takes(tiny: RunConfig) -> None:
     for seed in (-1, 2**63):
         with pytest.raises(ValueError, match="seed is from 0"):
             override(tiny, f"seed={seed}")
+
+
+@pytest.mark.parametrize("good", [0, 3])
+def test_without_events_for_tensorboard_the_run_goes_on(
+    tiny: RunConfig, finished: RunResult, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, good: int
+) -> None:
+    """The disk is full at the first event, or later."""
+    write, left = RecordWriter.write, [good]
+
+    def full(self: RecordWriter, data: bytes) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    result = train(tiny, run_dir=folder)
+    said = capfd.readouterr()
+    assert said.out.count(f"TensorBoard's events cannot be written in {folder / 'tensorboard'} (") == 1
+    assert said.err == ""
+    assert result.best["val_loss"] == finished.best["val_loss"]
+
+
+def test_a_folder_that_is_moved_while_the_run_goes_on_ends_it(
+    tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = folder.with_name("moved")
+    monkeypatch.setattr(Classifier, "on_validation_epoch_start", lambda self: folder.rename(moved))
+    with pytest.raises(CheckpointError, match="was moved or removed while the run went on"):
+        train(override(tiny, "engine.save_steps=None"), run_dir=folder)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "where"),
+    [
+        ({"optimizer": OptimizerConfig(lr=math.nan)}, r"optimizer\.lr"),
+        ({"optimizer": OptimizerConfig(options={"betas": (0.9, math.inf)})}, r"optimizer\.options\.betas"),
+        ({"engine": EngineConfig(clip_grad=math.nan)}, r"engine\.clip_grad"),
+    ],
+)
+def test_numbers_of_a_configuration_are_finite(tiny: RunConfig, changed: dict[str, Any], where: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{where} is a finite number; got (nan|inf)$"):
+        replace(tiny, **changed)

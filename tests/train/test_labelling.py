@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from lambdanets.data import DataError, open_pictures, write_shards
+from lambdanets.processes import InUseError
 from lambdanets.recipes import digits
 from lambdanets.train import Run, RunConfig, RunError, load_run, override
 from lambdanets.train import labelling as module
@@ -145,6 +146,8 @@ def test_a_labelling_that_was_killed_goes_on(
     def dies(*args: Any) -> Iterator[Any]:
         for count, answer in enumerate(original(*args)):
             if count == 4:
+                with pytest.raises(InUseError, match=r"cut\.all\.csv is in use by another process \("):
+                    label(teacher, source, tmp_path / "cut.csv", threshold=0.0)
                 raise KeyboardInterrupt
             yield answer
 

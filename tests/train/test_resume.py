@@ -5,13 +5,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from lambdanets.data import Splits
+from lambdanets.processes import STOP_SIGNALS, InUseError, locked
 from lambdanets.train import (
     CheckpointError,
     RunConfig,
@@ -70,7 +73,7 @@ def test_killed_while_accumulating_with_workers(tiny: RunConfig, tmp_path: Path)
     assert_same_end(whole.directory, tmp_path / "killed")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_stops_cleanly_at_the_current_step(
     tiny: RunConfig,
     finished: RunResult,
@@ -78,13 +81,14 @@ def test_a_signal_stops_cleanly_at_the_current_step(
     monkeypatch: pytest.MonkeyPatch,
     number: int,
 ) -> None:
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    handlers = [signal.getsignal(each) for each in STOP_SIGNALS]
     interrupt(monkeypatch, number, batch=5)
     with pytest.raises(TrainingInterrupted) as caught:
         train(override(tiny, "engine.save_steps=None"), run_dir=folder)
-    assert caught.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert caught.value.exit_code == 128 + number
+    assert f"stopped by {signal.Signals(number).name}: saved at the current step. " in str(caught.value)
     assert f"Continue with: lambdanets train --resume {folder}" in str(caught.value)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert [signal.getsignal(each) for each in STOP_SIGNALS] == handlers
     assert load_checkpoint(folder / "checkpoints" / "last.ckpt")["run_state"]["batches_done"] == 6
     train(run_dir=folder, resume=True)
     assert_same_end(finished.directory, folder)
@@ -114,6 +118,97 @@ def test_a_second_signal_stops_at_once(
     with pytest.raises(TrainingInterrupted, match="the newest checkpoint, if any, stands"):
         train(tiny, run_dir=folder)
     assert load_checkpoint(folder / "checkpoints" / "last.ckpt")["run_state"]["batches_done"] == 3
+
+
+@pytest.mark.parametrize(("number", "launcher"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_signal_that_is_passed_on_is_no_second_one(
+    tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, launcher: bool
+) -> None:
+    """A batch system signals all processes, and torchrun or a shell its own once more."""
+
+    def twice(self: Classifier) -> None:
+        os.kill(os.getpid(), number)
+        monkeypatch.setattr(TorchElasticEnvironment, "detect", lambda: launcher)
+        os.kill(os.getpid(), number)
+        monkeypatch.setattr(TorchElasticEnvironment, "detect", lambda: False)
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_start", twice)
+    with pytest.raises(TrainingInterrupted, match="saved at the current step"):
+        train(tiny, run_dir=folder)
+    assert load_checkpoint(folder / "checkpoints" / "last.ckpt")["run_state"]["batches_done"] == 4
+
+
+def test_a_folder_in_use_is_refused(
+    tiny: RunConfig, finished: RunResult, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a new run is about to begin, while it trains, and when it is resumed elsewhere."""
+    lock, says = (
+        RunFiles(folder).lock,
+        rf"^the run in {folder} is in use by another process \(process \d+ on ",
+    )
+    with locked(lock, "it"), pytest.raises(InUseError, match=says):
+        train(tiny, run_dir=folder)
+    assert list(folder.iterdir()) == []
+    tried = []
+
+    def try_twice(self: Classifier) -> None:
+        monkeypatch.undo()
+        before = content(folder)
+        with pytest.raises(InUseError, match=says):
+            train(run_dir=folder, resume=True)
+        tried.append(content(folder) == before)
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_start", try_twice)
+    train(tiny, run_dir=folder)
+    assert tried == [True]
+    assert not lock.exists()
+    assert_same_end(finished.directory, folder)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_processes_that_read_images_are_signalled_with_the_run_or_killed(tmp_path: Path) -> None:
+    """SIGTERM to the group of one run; another loses such a process, as when memory runs out."""
+    settings = ["engine.save_steps=1", "engine.threads=1", "data.workers=2", "data.cache=false",
+                "data.augment.rand_augment=rand-m3-n1"]  # fmt: skip
+    words = [word for setting in settings for word in ("--set", setting)]
+    folders = [tmp_path / "group", tmp_path / "killed"]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "lambdanets", "train", "digits", "--out", folder, *words],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )
+        for folder in folders
+    ]  # fmt: skip
+    try:
+        until = time.monotonic() + 120
+        lasts = [folder / "checkpoints" / "last.ckpt" for folder in folders]
+        while not all(last.exists() for last in lasts) and time.monotonic() < until:
+            time.sleep(0.1)
+        readers = children(runs[1].pid)
+        os.killpg(runs[0].pid, signal.SIGTERM)
+        os.kill(readers[-1], signal.SIGKILL)
+        said = [run.communicate(timeout=120)[1].splitlines() for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    assert [run.returncode for run in runs] == [143, 1], said
+    assert said[0][-1].startswith("lambdanets: stopped by SIGTERM: saved at the current step. ")
+    assert said[1] == [
+        "lambdanets: a process that reads images was lost (Killed), probably for want of memory or of shared "
+        "memory (/dev/shm). The newest checkpoint stands. Go on with fewer of them (there were 2): "
+        f"lambdanets train --resume {folders[1]} --set data.workers=1"
+    ]
+
+
+def children(process: int) -> list[int]:
+    tasks = Path(f"/proc/{process}/task")
+    if not tasks.exists():
+        pytest.skip("this system does not list a process's children")
+    return [int(word) for task in tasks.iterdir() for word in (task / "children").read_text().split()]
 
 
 def stop_after(tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
 from types import FrameType
@@ -200,7 +201,7 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return "out of memory; try a smaller --batch-size or smaller images."
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+        return f"{error.filename or _step(error)}: {error.strerror}."
     # Every mistake that this package foresees is a ValueError or an error class of its own.
     if isinstance(error, ValueError | OSError) or type(error).__module__.startswith("lambdanets."):
         return str(error)
@@ -210,6 +211,14 @@ def _sentence(error: Exception) -> str | None:
 def _rank() -> str:
     """The number of this process among those of a launcher."""
     return os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0"
+
+
+def _step(error: Exception) -> str:
+    """Return the innermost function of this package that an error came through."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [f"{frame.f_globals['__name__']}.{frame.f_code.co_name}" for frame in frames]
+    ours = [name for name in names if name.startswith("lambdanets.")]
+    return ours[-1] if ours else "lambdanets"
 
 
 def _warning(

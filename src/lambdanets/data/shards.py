@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from lambdanets.files import naming
 from lambdanets.processes import locked
 
 from .config import DataConfig
@@ -139,8 +140,9 @@ def _appearing(folder: Path) -> Iterator[Path]:
     with locked(folder.with_name(f".{folder.name}.lock"), str(folder)):
         unfinished.mkdir(parents=True)
         try:
-            yield unfinished
-            os.replace(unfinished, folder)
+            with naming(folder):
+                yield unfinished
+                os.replace(unfinished, folder)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise

@@ -16,7 +16,7 @@ from lambdanets.models.weight_files import HUB
 from lambdanets.train.errors import RunError
 from lambdanets.train.optim import OptimizerConfig
 from lambdanets.train.schedule import ScheduleConfig
-from lambdanets.train.typed import decode
+from lambdanets.train.typed import check_finite, decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,8 @@ class EngineConfig:
         channels_last: keep images and weights in channels-last memory.
         deterministic: refuse operators that are not deterministic (the CPU is anyway).
         sync_batchnorm: batch statistics over all devices, which have to be GPUs.
+        timeout_minutes: how long the processes of a run wait for one of them that does not answer, before
+            all stop with an error.
         threads: CPU threads of torch, None for its own choice.
         save_minutes: save inside an epoch when the last save is this old, None for never.
         save_steps: save inside an epoch every so many optimiser steps, None for never.
@@ -111,6 +113,7 @@ class EngineConfig:
     channels_last: bool = False
     deterministic: bool = False
     sync_batchnorm: bool = False
+    timeout_minutes: float = 10.0
     threads: int | None = None
     save_minutes: float | None = 10.0
     save_steps: int | None = None
@@ -139,7 +142,7 @@ class EngineConfig:
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"engine.ema is a decay between 0 and 1, or None; got {self.ema}")
-        for name in ("clip_grad", "save_minutes"):
+        for name in ("clip_grad", "save_minutes", "timeout_minutes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"engine.{name} is greater than 0, or None; got {value}")
@@ -166,6 +169,7 @@ class BaseConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is from 0 to below 2**63; got {self.seed}")
+        check_finite(self)
 
     def network(self, num_classes: int, *, loads_weights: bool = False) -> nn.Module:
         """The network of a run before its first step.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,16 +13,23 @@ from typing import Any, Generic
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.summary.writer import event_file_writer
 
 from lambdanets.data import DataError, open_splits
 from lambdanets.processes import locked, require_posix
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
 from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, load_classes
 from lambdanets.train.errors import RunError, everywhere
-from lambdanets.train.launch import SyncBatchNorms, cannot_divide, cluster, launched, strategy
+from lambdanets.train.launch import (
+    SyncBatchNorms,
+    cannot_divide,
+    cluster,
+    launched,
+    set_timeout,
+    strategy,
+)
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
 from lambdanets.train.loaders import Loaders
@@ -30,7 +38,7 @@ from lambdanets.train.module import Classifier
 from lambdanets.train.optim import create_optimizer
 from lambdanets.train.postmortem import bad_step, clear
 from lambdanets.train.progress import LiveProgress, say
-from lambdanets.train.recorder import Publisher, Recorder
+from lambdanets.train.recorder import EventLog, Publisher, Recorder
 from lambdanets.train.resume import (
     Start,
     check_free,
@@ -269,7 +277,7 @@ def build_trainer(module: Learner, files: RunFiles, saving: Saving, start: Start
         gradient_clip_val=engine.clip_grad,
         limit_train_batches=engine.max_batches,
         limit_val_batches=engine.max_val_batches,
-        logger=TensorBoardLogger(files.directory, name="", version="tensorboard", purge_step=purge),
+        logger=EventLog(files, purge),
         # In this order: an epoch is measured, saved, and only then shown.
         callbacks=[Recorder(module), saving, Publisher(files, module), LiveProgress(module)],
         enable_checkpointing=False,
@@ -285,6 +293,7 @@ def build_trainer(module: Learner, files: RunFiles, saving: Saving, start: Start
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    set_timeout(trainer.strategy, engine.timeout_minutes)
     module.accumulate = trainer.accumulate_grad_batches = accumulation(module.config, trainer.world_size)
     check_devices(engine, trainer)
     return trainer
@@ -362,9 +371,19 @@ def arithmetic(engine: EngineConfig) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Lightning's announcements, and its advice on choices that are ours."""
+    """Silence Lightning's announcements, its advice on choices that are ours, and TensorBoard's thread.
+
+    What fails in that thread is raised at the next event again.
+    """
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
+    excepthook = threading.excepthook
+
+    def report(failure: Any) -> None:
+        if type(failure.thread).__module__ != event_file_writer.__name__:
+            excepthook(failure)
+
+    threading.excepthook = report
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\..*")
         for logger in loggers:
@@ -372,5 +391,6 @@ def quiet() -> Iterator[None]:
         try:
             yield
         finally:
+            threading.excepthook = excepthook
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)

@@ -66,10 +66,10 @@ class NonFiniteLossError(RuntimeError):
 
 
 class PeerLostError(RuntimeError):
-    """Another process of a run on several devices ended, and this one cannot go on alone.
+    """Another process of a run on several devices is lost, and this one cannot go on alone.
 
     Args:
-        reason: what the communication library said.
+        reason: what happened to it, to follow its name.
         directory: the run folder.
         saved: whether it holds a checkpoint.
     """
@@ -79,7 +79,7 @@ class PeerLostError(RuntimeError):
             "The newest checkpoint stands. Continue" if saved else "There is no checkpoint yet. Begin again"
         )
         super().__init__(
-            f"another process of this run ended ({reason}); its own last words say why. "
+            f"another process of this run {reason}. "
             f"{stands} with: lambdanets train --resume {quote(str(directory))}"
         )
 

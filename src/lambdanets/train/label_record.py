@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lambdanets.data.labels import COLUMNS, csv_lines, numbered_rows, open_text
-from lambdanets.files import parse_json
+from lambdanets.files import naming, parse_json
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.errors import RunError
 
@@ -73,7 +73,7 @@ class Record:
     @contextmanager
     def appending(self) -> Iterator[IO[str]]:
         """The file, open behind its last line; it gets its own name when the block ends well."""
-        with open_text(self.growing, "a") as file:
+        with naming(self.growing), open_text(self.growing, "a") as file:
             if not file.tell():
                 file.write(csv_lines([COLUMNS]))
             yield file

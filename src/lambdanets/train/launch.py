@@ -1,6 +1,7 @@
 """The processes of a run: who started them, and what Lightning is told about it."""
 
 import os
+from datetime import timedelta
 from typing import Any
 
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -8,7 +9,13 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.plugins import LayerSync
-from lightning.pytorch.strategies import FSDPStrategy, ParallelStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    ParallelStrategy,
+    Strategy,
+)
 from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 
@@ -42,6 +49,12 @@ class Sharded(FSDPStrategy):
 def strategy(name: str) -> FSDPStrategy | str:
     """What Lightning's trainer takes for the name of a strategy."""
     return Sharded() if name == "fsdp" else name
+
+
+def set_timeout(strategy: Strategy, minutes: float) -> None:
+    """Set how long the processes of a strategy wait for each other, where it has several."""
+    if isinstance(strategy, DDPStrategy | FSDPStrategy | ModelParallelStrategy):
+        strategy._timeout = timedelta(minutes=minutes)
 
 
 def cannot_divide(engine: EngineConfig, device: str) -> str:

@@ -3,14 +3,18 @@
 import csv
 import io
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
+from lambdanets.train.progress import say
 
 FIRST = ("epoch", "step", "lr")
 LAST = ("images_per_second", "images_per_cpu_second", "data_wait", "seconds")
@@ -34,6 +38,46 @@ def to_csv(learner: Learner) -> str:
     for row in history:
         writer.writerow({name: f"{row[name]:.6g}" for name in columns if name in row})
     return text.getvalue()
+
+
+class EventLog(TensorBoardLogger):
+    """TensorBoard's events; where they cannot be written, a run goes on without them."""
+
+    def __init__(self, files: RunFiles, purge_step: int) -> None:
+        super().__init__(files.directory, name="", version=files.tensorboard.name, purge_step=purge_step)
+        self._failed = False
+
+    @property
+    def experiment(self) -> Any:
+        # Lightning asks for it before anything is logged.
+        with self._optional():
+            return super().experiment
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if not self._failed:
+            with self._optional():
+                super().log_metrics(metrics, step)
+
+    def save(self) -> None:
+        if not self._failed:
+            with self._optional():
+                super().save()
+
+    def finalize(self, status: str) -> None:
+        if not self._failed:
+            with self._optional():
+                super().finalize(status)
+
+    @contextmanager
+    def _optional(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            # Lightning wraps what fails in a ValueError, and the writer repeats its thread's first error.
+            if not self._failed:
+                reason = str(error.__cause__ or error).splitlines()[0]
+                say(f"TensorBoard's events cannot be written in {self.log_dir} ({reason}); the run goes on")
+            self._failed = True
 
 
 class Recorder(Callback):

@@ -24,7 +24,7 @@ from lambdanets.wording import few
 MAY_DIFFER = {
     "data.source", "data.images", "data.pseudo_labels", "data.unlabelled",
     "data.workers", "data.check", "data.cache", "data.download",
-    "engine.save_minutes", "engine.save_steps", "engine.threads",
+    "engine.save_minutes", "engine.save_steps", "engine.threads", "engine.timeout_minutes",
     "engine.checkpointing",
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lambdanets.processes import listened_signals
 from lambdanets.train.checkpoint import save_weights
-from lambdanets.train.errors import TrainingInterrupted
+from lambdanets.train.errors import CheckpointError, TrainingInterrupted
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
 
@@ -129,6 +129,7 @@ class Saving(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module, state = self.module, self.module.state
+        self._check_folder(trainer)
         module.check_finite(weights=True)
         row = state.history[-1]
         if module.crown in row and (not state.best or module.merit(row) > module.merit(state.best)):
@@ -148,11 +149,20 @@ class Saving(Callback):
             raise self._interruption(trainer)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
+        self._check_folder(trainer)
         self.module.check_finite(weights=True)
         keep = {"previous": self.files.previous}
         trainer.save_checkpoint(self.files.last, weights_only=False, storage_options=keep)
         self.module.last_checkpoint = self.files.last
         self._saved_at = time.monotonic()
+
+    def _check_folder(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero and not self.files.config.is_file():
+            # A checkpoint would make a folder of this name anew, without what else a run needs.
+            raise CheckpointError(
+                f"{self.files.directory} was moved or removed while the run went on; nothing more is saved. "
+                "Where it is now, --resume continues from its newest checkpoint."
+            )
 
     def _interruption(self, trainer: pl.Trainer) -> TrainingInterrupted:
         received = torch.tensor(float(self.received or 0), device=self.module.device)

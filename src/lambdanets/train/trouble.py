@@ -93,10 +93,17 @@ def spare_memory(config: BaseConfig, world_size: int, device: str) -> str:
 
 
 def lost_peer(error: Exception) -> str | None:
-    """How the communication between processes broke off, if it did."""
+    """Return what happened to another process, to follow its name; None for an error of another kind."""
     said = str(error)
+    if "connectFullMesh" in said:
+        return "could not be reached; GLOO_SOCKET_IFNAME=DEVICE names the network device between the hosts"
+    if found := re.search(r"[Tt]imed out waiting (\d+)ms", said):
+        return (
+            f"did not answer for {int(found[1]) / 1000:,.0f} s (engine.timeout_minutes); its host may be "
+            "down, cut off or stopped"
+        )
     if found := re.search(r"[\w ]+ by peer", said):
-        return found[0].strip()
+        return f"ended ({found[0].strip()}); its own last words say why"
     if isinstance(error, DistBackendError) or "gloo" in said:
-        return (said.splitlines() or [type(error).__name__])[0]
+        return f"ended ({(said.splitlines() or [type(error).__name__])[0]}); its own last words say why"
     return None

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -81,6 +82,23 @@ def paths(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             leaves[prefix + field.name] = value
     return leaves
+
+
+def check_finite(config: Any) -> None:
+    """Raise ValueError where a number of a config, inside tuples and dicts too, is NaN or infinite."""
+
+    def check(where: str, value: Any) -> None:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{where} is a finite number; got {value}")
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                check(f"{where}.{key}", item)
+        if isinstance(value, tuple | list):
+            for item in value:
+                check(where, item)
+
+    for where, value in paths(config).items():
+        check(where, value)
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
