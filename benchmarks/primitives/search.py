@@ -89,7 +89,10 @@ def draw(seed: int, index: int, only: str = "") -> Case:
     while True:
         grid = tuple(r.choice([1, 2, 3, r.randint(1, 7), r.randint(1, most)]) for _ in range(axes))
         dilation, stride, groups = (1,) * axes, (1,) * axes, 1
-        channels, out = r.choice([1, 1, 2, 2, 3, 3, 4, 5, 7, 8, 16]), r.choice([1, 2, 3, 5, 7, 8, 16, 16, 17, 32])
+        channels, out = (
+            r.choice([1, 1, 2, 2, 3, 3, 4, 5, 7, 8, 16]),
+            r.choice([1, 2, 3, 5, 7, 8, 16, 16, 17, 32]),
+        )
         if primitive == "window":
             queries = tuple(r.choice([g, g, r.randint(1, most)]) for g in grid)
             if r.random() < 0.6:
@@ -238,7 +241,9 @@ def convolutions(case: Case) -> Iterator[tuple[str, float]]:
         w = weight.double()[(..., *tap)].unflatten(0, groups)
         dpadded[part] += torch.einsum("bgo...,goi->bgi...", wide, w).flatten(1, 2)
         by_group = padded[part].unflatten(1, groups)
-        dweight[(..., *tap)] = torch.einsum("bgon,bgin->goi", wide.flatten(3), by_group.flatten(3)).flatten(0, 1)
+        dweight[(..., *tap)] = torch.einsum("bgon,bgin->goi", wide.flatten(3), by_group.flatten(3)).flatten(
+            0, 1
+        )
     wanted = [case.passes in ("both", "input"), case.passes in ("both", "weight"), False]
     found = torch.ops.aten.convolution_backward(
         g, images, weight, None, case.stride, padding, case.dilation, False, [0] * axes, case.groups, wanted
@@ -302,7 +307,15 @@ def main() -> None:
         if how != "right":
             bad.append([index, how, why, *(text(value) for value in asdict(case).values())])
             print(index, how, why, case, flush=True)
-    provenance = [torch.__version__, platform.machine(), processor(), chosen.isa, chosen.seed, date.today(), chosen.commit]
+    provenance = [
+        torch.__version__,
+        platform.machine(),
+        processor(),
+        chosen.isa,
+        chosen.seed,
+        date.today(),
+        chosen.commit,
+    ]
     names = ["torch", "machine", "processor", "isa", "seed", "date", "commit"]
     with open(chosen.out / f"cases-{chosen.isa.lower()}.csv", "w", newline="") as file:
         writer = csv.writer(file)

@@ -10,6 +10,7 @@ if anything is wrong, has died or hung.
 import argparse
 import copy
 import json
+import math
 import os
 import random
 import sys
@@ -46,7 +47,14 @@ LEAST = 1e-3
 LITERAL = 4_000  # products up to which the literal loops judge too
 DTYPES = (torch.float64, torch.float32, torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "contiguous", "permuted", "gaps", "expanded", "ones")
-LAYER_FACTOR = {"float32": 256.0, "bfloat16": 16.0, "autocast": 16.0}  # batch norms of a few values enlarge what the order of a sum decides
+# The rule of `closeness.py` is for chosen cases: of many random ones with a handful of elements the plain sum
+# is often exact by luck.
+SEARCHED = 4 * FACTOR
+LAYER_FACTOR = {
+    "float32": 256.0,
+    "bfloat16": 16.0,
+    "autocast": 16.0,
+}  # batch norms of a few values enlarge what the order of a sum decides
 LAYER_LEAST = 0.03  # ... and leave next to nothing of the gradients before them
 LAYER = "layer"  # what stands for the kernel in the results of whole layers
 
@@ -97,7 +105,10 @@ def draw(seed: int, index: int) -> Drawn:
         if case.dense and not case.masked and table == (case.n, case.m):
             continue  # dense embeddings of this shape are read as a table
         pairs = case.batch * case.n * case.m * case.dim_k * case.dim_u
-        if pairs <= ELEMENTS and case.batch * case.num_heads * case.n * max(case.dim_k, case.dim_v) <= ELEMENTS:
+        if (
+            pairs <= ELEMENTS
+            and case.batch * case.num_heads * case.n * max(case.dim_k, case.dim_v) <= ELEMENTS
+        ):
             return case
 
 
@@ -167,7 +178,9 @@ def laid_out(x: Tensor, layout: str, r: random.Random) -> Tensor:
         axis = r.randrange(x.ndim)
         return x.narrow(axis, 0, 1).expand(x.shape)
     if layout == "ones":  # the stride of an axis of one element means nothing, and may be anything
-        strides = [r.choice([0, 1, s, 1000]) if n == 1 else s for n, s in zip(x.shape, x.stride(), strict=True)]
+        strides = [
+            r.choice([0, 1, s, 1000]) if n == 1 else s for n, s in zip(x.shape, x.stride(), strict=True)
+        ]
         return x.as_strided(x.shape, strides)
     return x
 
@@ -183,7 +196,10 @@ def inputs_of(case: Drawn) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def results(
-    call: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor], upstream: Tensor, needs: tuple[str, ...]
+    call: Callable[[dict[str, Tensor]], Tensor],
+    inputs: dict[str, Tensor],
+    upstream: Tensor,
+    needs: tuple[str, ...],
 ) -> dict[str, Tensor]:
     """The output, and the gradient of each input that needs one and has a part in it."""
     leaves = {name: x.detach().requires_grad_(name in needs) for name, x in inputs.items()}
@@ -204,7 +220,7 @@ def judge(
     plain: dict[str, Tensor] | None,
     low: torch.dtype,
     sizes: Callable[[], dict[str, float]] = dict,
-    factor: float = FACTOR,
+    factor: float = SEARCHED,
     least: float = LEAST,
 ) -> str:
     """What is wrong by the rule of `closeness.py`, empty if nothing is.
@@ -231,6 +247,7 @@ def judge(
             continue
         off = rms(actual.double() - truth)
         off_plain = 0.0 if plain is None else rms(plain[name].double() - truth)
+        off_plain = off_plain if math.isfinite(off_plain) else 0.0  # an overflow of the plain formula
 
         def allowed(scale: float, off_plain: float = off_plain, name: str = name) -> float:
             if plain is None:
@@ -247,7 +264,9 @@ def rms(x: Tensor) -> float:
     return float(x.square().mean().sqrt()) if x.numel() else 0.0
 
 
-def work(seed: int, tasks: list[tuple[int, tuple[str, ...]]], kernels: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def work(
+    seed: int, tasks: list[tuple[int, tuple[str, ...]]], kernels: tuple[str, ...]
+) -> Iterator[tuple[str, ...]]:
     """For each problem and kernel ("start", index, kernel, dtype), then (outcome, ..., detail)."""
     torch.utils.deterministic.fill_uninitialized_memory = True
     for index, skip in tasks:
@@ -305,7 +324,9 @@ def _operator(case: Drawn, index: int, kernels: list[str]) -> Iterator[tuple[str
             )
             return {key: 4 * rms(x) for key, x in terms.items()}
 
-        detail = judge(found, exact, plain, low, sizes)
+        # The Fourier order rounds to a part of the largest values, wherever they are seen from.
+        least = 1.0 if name in ("fft", "auto") and not problem.dense and low != torch.float64 else LEAST
+        detail = judge(found, exact, plain, low, sizes, least=least)
         yield ("wrong" if detail else "right"), *label, detail
 
 
@@ -381,7 +402,9 @@ class Tally:
         self.counts[kernel, dtype, outcome] += 1
         if outcome not in ("right", "refused"):
             case = f"{self.seed}:{index}"
-            self.bad.append({"case": case, "kernel": kernel, "dtype": dtype, "outcome": outcome, "detail": detail})
+            self.bad.append(
+                {"case": case, "kernel": kernel, "dtype": dtype, "outcome": outcome, "detail": detail}
+            )
             print(f"{outcome} {kernel} {dtype} --case {case}: {detail}", flush=True)
             print(f"    {draw(self.seed, int(index)).line()}", flush=True)
 

@@ -28,7 +28,7 @@ APPLIES_CONTENT = False
 BLOCK = 2**24  # bytes of the position lambdas formed at once
 TAPS = 50  # a window of this many products per lambda runs at half the rate
 # Operations per second of the gradients of a convolution, however many taps.
-BACKWARD = 22e9 if ONEDNN else 10e9
+BACKWARD = 12e9 if ONEDNN else 6e9
 
 
 def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
@@ -237,7 +237,7 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     flops, moved = convolved + applied, 2 * p.itemsize * lambdas
     if backward:
         slow = rate if on_gpu(p) else BACKWARD
-        seconds += 2 * padded / slow + move_seconds(p, p.itemsize * 3 * lambdas, 40)
+        seconds += 2 * padded / slow + move_seconds(p, p.itemsize * 8 * lambdas, 40)
         seconds += gemm_seconds(p, p.dim_v, p.num_heads, p.dim_k, small)
         flops, moved = 3 * convolved + 2 * applied, 5 * p.itemsize * lambdas
     block = min(p.itemsize * lambdas, max(BLOCK, p.itemsize * p.num_queries * p.dim_k))

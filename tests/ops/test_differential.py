@@ -1,0 +1,90 @@
+"""The random differential test: some thousand problems, and that it finds what it is made to find."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import differential
+
+from forked import forked
+
+SCRIPT = Path(differential.__file__)
+CASES = 1500
+# A kernel's output is replaced first; a process of its own has no threads to fork with.
+BROKEN = """
+import os, signal, sys, time
+sys.path[:0] = sys.argv[1:3]
+import differential
+from lambdanets.ops.kernels import attention
+
+right = attention.output
+
+def wrong(q, v, e, problem, y):
+    right(q, v, e, problem, y)
+    y.mul_(1.5)
+
+def dying(*arguments):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+def hanging(*arguments):
+    time.sleep(30)
+
+attention.output = {"wrong": wrong, "died": dying, "hung": hanging, "right": right}[sys.argv[3]]
+tally = differential.Tally(0)
+differential.search(tally, list(range(4)), ("reference", "attention"), timeout=1.0)
+assert tally.number("right") >= 4, tally.table()
+print(sum(row["kernel"] == "attention" and row["outcome"] == sys.argv[3] for row in tally.bad))
+print(all(row["kernel"] == "attention" for row in tally.bad))
+"""
+
+
+def test_no_kernel_is_wrong_dies_or_hangs_on_random_problems(tmp_path: Path) -> None:
+    counts = tmp_path / "counts.json"
+    command = [sys.executable, str(SCRIPT), "--seed", "0", "--cases", str(CASES), "--json", str(counts)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(counts.read_text())
+    assert found["problems"] == CASES
+    served = {kernel for kernel, _, outcome, _ in found["counts"] if outcome == "right"}
+    assert served >= {"reference", "conv", "attention", "fft", "auto", "layer"}
+
+
+@pytest.mark.parametrize("how", ["wrong", "died", "hung"])
+def test_a_broken_kernel_is_found_and_the_search_goes_on(how: str) -> None:
+    folders = [str(SCRIPT.parent), str(SCRIPT.parents[1])]
+    command = [sys.executable, "-c", BROKEN, *folders, how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    *_, number, only = done.stdout.split()
+    assert int(number) >= 1
+    assert only == "True"
+
+
+def test_an_exception_in_a_forked_process_is_an_ending() -> None:
+    def raises():
+        yield 1
+        raise ValueError("why")
+
+    ending = forked(raises, timeout=5.0)
+    assert ending.results == [1]
+    assert (ending.how, ending.why) == ("raised", "ValueError: why")
+
+
+def test_a_forked_process_that_leaves_has_died() -> None:
+    def leaves():
+        yield 1
+        os._exit(3)
+
+    ending = forked(leaves, timeout=5.0)
+    assert (ending.results, ending.how, ending.why) == ([1], "died", "exit 3")
+
+
+def test_a_seed_and_an_index_are_one_problem() -> None:
+    assert differential.draw(3, 5).line() == differential.draw(3, 5).line()
+    assert differential.draw(3, 5).line() != differential.draw(4, 5).line()
