@@ -209,8 +209,8 @@ def _classes(path: Path) -> tuple[str, ...]:
     for name in names:
         if printable(name) != name:
             raise DataError(
-                f"the class folder {path / name} has a name that is not UTF-8; rename it, as names of classes "
-                "are stored as text."
+                f"the class folder {path / name} has a name that is not UTF-8; rename it, as names of "
+                "classes are stored as text."
             )
     if not names:
         if archives := sorted(entry.name for entry in os.scandir(path) if entry.name.endswith(".tar")):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -16,7 +15,7 @@ from lambdanets.models.weight_files import HUB
 from lambdanets.train.errors import RunError
 from lambdanets.train.optim import OptimizerConfig
 from lambdanets.train.schedule import ScheduleConfig
-from lambdanets.train.typed import decode
+from lambdanets.train.typed import decode, parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +241,7 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
         RunError: it cannot be read as one.
     """
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = parse_json(path.read_text(encoding="utf-8"))
         task = _task(plain)
         if task != kind.TASK:
             raise ValueError(f"it is of a run of {task}, not of {kind.TASK}")
@@ -257,7 +256,7 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
 def stored_task(folder: Path) -> str | None:
     """What the run in a folder learnt: "classification" or "detection"; None where there is no telling."""
     try:
-        return _task(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        return _task(parse_json((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
 
@@ -274,9 +273,9 @@ def load_classes(path: Path) -> tuple[str, ...]:
         RunError: it cannot be read as a list of names.
     """
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(f"{path} cannot be used: it is not valid JSON: {error}") from error
+        raise RunError(f"{path} cannot be used: {error}") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise RunError(f"{path} cannot be used: it is no list of class names")
     return tuple(names)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 C = TypeVar("C")
+LARGEST = 2**63  # what PyTorch and NumPy count with
 
 
 def encode(value: Any) -> Any:
@@ -43,11 +44,21 @@ def from_json(kind: type[C], text: str) -> C:
     Raises:
         ValueError: the text is no JSON, or not this config.
     """
+    return decode(kind, parse_json(text))
+
+
+def parse_json(text: str) -> Any:
+    """Read JSON text.
+
+    Raises:
+        ValueError: the text is no JSON, or is nested more deeply than Python reads.
+    """
     try:
-        plain = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the configuration is not valid JSON: {error}") from None
-    return decode(kind, plain)
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply to be read") from None
+    except ValueError as error:
+        raise ValueError(f"it is not valid JSON: {error}") from None
 
 
 def override(config: C, *assignments: str) -> C:
@@ -200,6 +211,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
     elif isinstance(value, kind) and not isinstance(value, bool):
+        if kind is int and abs(value) >= LARGEST:
+            raise ValueError(f"{where} is a number below 2**63; got {value}")
         return value
     raise _mismatch(kind, value, where)
 
