@@ -56,7 +56,7 @@ WRONG = {
     "train digits --num-workers=3": ["--set data.workers=VALUE"],
     "train digits --seed 9223372036854775808": ["--seed takes numbers below 2**63"],
     "train digits --set data.image_size=9223372036854775808": ["data.image_size is a number below 2**63"],
-    "train digits --set model.options.checkpoint_path=x": ["model.weights=FILE"],
+    "train digits --set model.options.checkpoint_path=x": ["model.options.checkpoint_path", "model.weights"],
     "eval run --device cuda": ["no option '--device'", "CUDA_VISIBLE_DEVICES"],
     "export run --lr 1": ["no option '--lr'; see lambdanets export --help"],
     "export resnet18": ["--format torch or onnx is missing", ".pt2 or .onnx"],

@@ -132,10 +132,6 @@ def _check_parts(config: RunConfig | DetectionConfig, *, starts: bool) -> None:
     A wrong name, option, size or file of weights should be told before the images are read.
     """
     name = config.model.name
-    if "checkpoint_path" in config.model.options:
-        raise UsageError(
-            "model.options.checkpoint_path is not taken: name the weights with model.weights=FILE."
-        )
     with torch.device("meta"):
         with impossible(f"model.options do not fit {name!r}"):
             network: Any = config.network(2, loads_weights=True)
