@@ -1,8 +1,11 @@
-"""Lists in sentences."""
+"""Lists in sentences, and names from outside."""
+
+import json
+import os
 
 import pytest
 
-from lambdanets.wording import few
+from lambdanets.wording import few, json_text, printable, printable_lines
 
 
 @pytest.mark.parametrize(
@@ -21,3 +24,26 @@ def test_the_first_few_and_how_many_more(words: list[str], most: int, sentence: 
 
 def test_whole_sentences_stand_in_lines() -> None:
     assert few("abcdef", form=str, separator="\n- ") == "a\n- b\n- c\n- d\n- e\n- and 1 more"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("Straße, 猫 and a b", "Straße, 猫 and a b"),
+        ("cat\x1b[2J\x07", "cat\\x1b[2J\\x07"),
+        ("a\nb\u2028c", "a\\nb\\u2028c"),
+        ("exe\u202egpj", "exe\\u202egpj"),
+        (os.fsdecode(b"caf\xe9"), "caf\\udce9"),
+        ("می\u200cروم", "می\u200cروم"),
+    ],
+)
+def test_names_that_would_change_the_terminal_are_escaped(name: str, shown: str) -> None:
+    assert printable(name) == shown
+    assert printable_lines(f"{name[:1]}\n{name[:1]}") == f"{name[:1]}\n{name[:1]}"
+
+
+def test_json_keeps_letters_and_the_bytes_of_names() -> None:
+    names = ["猫", os.fsdecode(b"caf\xe9"), 'a"b\n', "\\udce9"]
+    written = json_text(names, indent=1).encode("utf-8")
+    assert json.loads(written) == names
+    assert "猫".encode() in written

@@ -70,4 +70,6 @@ def parse_json(text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("brackets in brackets, deeper than can be read") from None
+        raise ValueError("it is nested too deeply to be read") from None
+    except ValueError as error:
+        raise ValueError(f"it is not valid JSON: {error}") from None

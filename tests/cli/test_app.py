@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import torch
 
 import lambdanets
 from lambdanets.cli import main, planning
-from lambdanets.cli.app import VERBS
+from lambdanets.cli.errors import sentence
+from lambdanets.cli.verbs import VERBS
 from lambdanets.data import DataWarning
 from lambdanets.train import NonFiniteLossError, TrainingInterrupted
 
@@ -49,6 +51,22 @@ WRONG = {
         "(224)",
     ],
     "train digits --out a --resume b": ["--out and --resume"],
+    "train digits --lr 1": ["no option '--lr'", "--set optimizer.lr=VALUE"],
+    "train digits --device cuda": ["--set engine.accelerator=VALUE"],
+    "train digits --num-workers=3": ["--set data.workers=VALUE"],
+    "train digits --seed 9223372036854775808": ["--seed takes numbers below 2**63"],
+    "train digits --set data.image_size=9223372036854775808": ["data.image_size is a number below 2**63"],
+    "train digits --set model.options.checkpoint_path=x": ["model.options.checkpoint_path", "model.weights"],
+    "eval run --device cuda": ["no option '--device'", "CUDA_VISIBLE_DEVICES"],
+    "export run --lr 1": ["no option '--lr'; see lambdanets export --help"],
+    "export resnet18": ["--format torch or onnx is missing", ".pt2 or .onnx"],
+    "export resnet18 --out x.bin": ["x.bin ends in neither"],
+    "predict resnet18 x.jpg": ["resnet18 is a model", "train folder --model resnet18"],
+    "predict run --run x": ["there is no option '--run'"],
+    "show resnet50_lambda --size 1000000000": ["resnet50_lambda cannot take such images"],
+    "show resnet50_lambda --num-classes 0": ["--num-classes must be at least 1"],
+    "show resnet50_lambda --batch 0": ["--batch must be at least 1"],
+    "plan --grid 99999999999999999999": ["--grid"],
     "list zzz*": ["nothing is named 'zzz*'"],
     "list lambda_resnet15": ["did you mean", "lambda_resnet152"],
     "show": ["MODEL is missing"],
@@ -141,6 +159,20 @@ ERRORS = {
     "memory": (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), 1, "--batch-size"),
     "loss": (NonFiniteLossError(float("nan"), 7, 1, 0.5, Path("last.ckpt")), 1, "step 7"),
     "stopped": (TrainingInterrupted(signal.SIGTERM, Path("runs/x"), saved=True), 143, "--resume runs/x"),
+    "allocator": (
+        RuntimeError("can't allocate memory: you tried to allocate 2147483648 bytes"),
+        1,
+        "2.0 GiB",
+    ),
+    "unnamed": (OSError(errno.ENOSPC, "No space left on device"), 1, "--traceback VERB"),
+    "pipe": (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "Broken pipe"),  # of a worker, not of stdout
+    "letters": (
+        UnicodeEncodeError("utf-8", "x\udcff.jpg", 1, 2, "surrogates not allowed"),
+        1,
+        "x\\udcff.jpg",
+    ),
+    "bytes": (UnicodeDecodeError("utf-8", b"x\xff.jpg", 1, 2, "invalid start byte"), 1, "x\\xff.jpg"),
+    "terminal": (ValueError("no folder \x1b[2J"), 1, "no folder \\x1b[2J"),
     "value": (ValueError("dim must be 3, got 4"), 1, "dim must be 3, got 4"),
 }
 
@@ -286,13 +318,75 @@ def test_help_and_list_wait_for_nothing_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+@pytest.mark.parametrize(("words", "unbuffered"), [("list", "1"), ("plan --help", "")])
+def test_a_reader_that_leaves_early_is_no_error(words: str, unbuffered: str) -> None:
     # Pipes are read and written here by hand: `head` itself could be too slow to leave early.
     reading, writing = os.pipe()
     os.close(reading)
-    list_all = [sys.executable, "-m", "lambdanets", "list"]
     done = subprocess.run(
-        list_all, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+        [sys.executable, "-m", "lambdanets", *words.split()],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        text=True,
+        timeout=120,
+        check=False,
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+CALL = "import sys; from lambdanets_command import main; sys.exit(main())"
+
+
+def test_help_imports_nothing_of_the_package() -> None:
+    script = "import sys; from lambdanets_command import main; main(); sys.exit('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(f"\n  {verb} " in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("words", ["", " trian"])
+def test_closed_streams_are_no_traceback(tmp_path: Path, words: str) -> None:
+    shell = f"{sys.executable} -c '{CALL}'{words} >&- 2>{tmp_path}/said"
+    code = subprocess.run(shell, shell=True, timeout=120, check=False).returncode
+    said = (tmp_path / "said").read_text()
+    assert (code, said) == (0, "") if not words else code == 2 and said.startswith("lambdanets: there is no")
+    both = subprocess.run(f"{shell} 2>&-", shell=True, timeout=120, check=False)
+    assert both.returncode == code
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_behind_stdout_is_named() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", CALL],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "lambdanets: standard output: No space left on device.\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("rich", "train"), ("pycocotools", "detection"), ("onnx", "export"), ("onnxscript", "export")],
+)
+def test_each_module_is_of_an_extra(module: str, extra: str) -> None:
+    error = ModuleNotFoundError("gone", name=f"{module}.inside")
+    assert sentence(error) == (
+        f'this command needs {module}, which is not installed: pip install "lambdanets[{extra}]"'
+    )
+
+
+@pytest.mark.parametrize("verb", ["plan", "bench op", "bench models"])
+def test_flags_that_leave_something_out_say_so(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert main([*verb.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"--no-\w+ +Leave out", shown)
+    assert "options options" not in shown
+    assert "(default: True)" not in shown

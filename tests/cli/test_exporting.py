@@ -33,9 +33,7 @@ def logits(run: Path, images: np.ndarray, which: str = "best") -> np.ndarray:
 
 
 def test_onnx_of_a_run_takes_any_images(command: Command, trained: Path, tmp_path: Path) -> None:
-    done = command(
-        "export", trained, "--format", "onnx", "--dynamic-size", "--out", "out/d.onnx", cwd=tmp_path
-    )
+    done = command("export", trained, "--dynamic-size", "--out", "out/d.onnx", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     first, second = done.stdout.splitlines()

@@ -1,6 +1,7 @@
 """`lambdanets eval` and `lambdanets predict` on a run, with files as people have them."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -162,3 +163,21 @@ def test_samples_show_the_truth(inside: Command, trained: Path) -> None:
     assert len(rows) == 20
     assert sum(truth == guess for truth, guess in rows) == int(said[1])
     assert (trained / "predictions.png").exists()
+
+
+def test_names_of_any_kind_lose_no_result(
+    inside: Command, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = os.fsdecode(b"[bold]:cat: caf\xe9\x1b[2J.png")
+    photo = tmp_path / ("long" * 40) / name
+    photo.parent.mkdir()
+    shutil.copy(next(photos.rglob("*.png")), photo)
+    monkeypatch.setenv("COLUMNS", "80")
+    written = tmp_path / "found.json"
+    done = inside("predict", trained, photo, "--json", written, "--out", tmp_path / "sheet.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{photo.parent}/[bold]:cat: caf\\udce9\\x1b[2J.png" in done.stdout
+    assert "\x1b" not in done.stdout
+    (entry,) = json.loads(written.read_text(encoding="utf-8"))
+    assert entry["path"] == str(photo)
+    assert entry["labels"]

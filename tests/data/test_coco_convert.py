@@ -263,7 +263,10 @@ def test_shades_are_no_objects(
         masks_to_coco(root, tmp_path / "out.json")
     for other in root.glob("**/masks/*.png"):
         if other != path:
-            save(np.zeros((11, 13), np.uint8) if layout == "together" else np.full((11, 13), 200, np.uint8), other)
+            save(
+                np.zeros((11, 13), np.uint8) if layout == "together" else np.full((11, 13), 200, np.uint8),
+                other,
+            )
     Image.fromarray(smooth()).save(path.with_suffix(".jpg"), quality=50)
     path.unlink()
     with pytest.raises(DataError, match=r"0\.jpg is of a format that changes numbers"):

@@ -45,3 +45,13 @@ def test_a_class_without_images_divides_nothing_by_zero(tmp_path: Path) -> None:
     matrix = torch.zeros(3, 3, dtype=torch.int64)
     draw_confusion(matrix, ["a", "b", "c"], tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").exists()
+
+
+NAMES = ("a$\\q$", "$x^2$", "price_$1_$5", "cat\x1b[2J", "caf\udce9", "\uf8f3")
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_drawn_whatever_they_are(tmp_path: Path) -> None:
+    draw_confusion(torch.eye(len(NAMES), dtype=torch.int64), NAMES, tmp_path / "confusion.png")
+    for number, name in enumerate(NAMES):
+        draw_curves(rows(2), tmp_path / f"{number}.png", CURVES, f"a model on folder:{name}")

@@ -96,10 +96,10 @@ def test_slow_images_are_told_once_a_run_with_what_to_do(
     [
         (
             DataConfig(workers=2), 2, 8,
-            ["more data.workers (2 now, with 8 cores for each process)", "data.cache=true", "size", "tar:"],
+            ["more data.workers (2 now, with 8 cores for each process)", "data.cache=true", "pixels", "tar:"],
         ),
-        (DataConfig(workers=8, cache=True), 8, 8, ["images stored at the size", "tar: shards"]),
-        (DataConfig(workers=0), 0, 2, ["(0 now, with 2 cores", "data.cache=true", "size", "tar:"]),
+        (DataConfig(workers=8, cache=True), 8, 8, ["images stored at", "tar: shards"]),
+        (DataConfig(workers=0), 0, 2, ["(0 now, with 2 cores", "data.cache=true", "pixels", "tar:"]),
         (DataConfig(workers=2), 0, 8, ["fewer changes in data.augment"]),
     ],
 )  # fmt: skip

@@ -130,3 +130,5 @@ def test_unknown_and_missing_fields_in_json_are_named() -> None:
         decode(RunConfig, {"recipe": "digits"})
     with pytest.raises(ValueError, match="not valid JSON"):
         from_json(RunConfig, "{")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        from_json(RunConfig, "[" * 100_000)

@@ -110,7 +110,7 @@ def _copy(ours: LambdaLayer, module: nn.Module) -> None:
 
 
 def _lucidrains(case: Case) -> nn.Module:
-    from lambda_networks import LambdaLayer as Layer
+    from lambda_networks import LambdaLayer as Layer  # pyright: ignore[reportMissingImports]
 
     geometry = {"n": case.grid[0]} if case.scope is None else {"r": case.scope[0]}
     sizes = {"dim_k": case.dim_k, "heads": case.num_heads, "dim_u": case.dim_u}

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lambdanets.lettering import plain_text
+
 from .records import Provenance, Record
 from .tables import Clock, number, threads, times
 
@@ -17,6 +19,7 @@ NAMES = {"train": "training step", "eval": "inference"}
 GAP = 0.055  # between the names at the ends of curves, as a fraction of the height
 
 
+@plain_text()
 def draw_figures(records: Sequence[Record], where: Provenance, folder: Path, clock: Clock) -> list[Path]:
     """Draw what the rows have: bars where cases stand alone, curves where they form series.
 

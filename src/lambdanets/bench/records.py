@@ -147,7 +147,7 @@ def write_rows(path: Path, kind: type, rows: Iterable[tuple[Any, Provenance]]) -
     """
     names = [field.name for field in fields(kind)]
     temporary = path.with_name(f"{path.name}.part")
-    with temporary.open("w", newline="") as file:
+    with temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow([*names, *(field.name for field in fields(Provenance))])
         for row, where in rows:
@@ -177,7 +177,7 @@ def read_rows(path: Path, kind: type, command: str) -> list[tuple[Any, Provenanc
     Raises:
         ValueError: The file is no such table, or has no rows.
     """
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
         try:
             rows = [(parse(kind, row), parse(Provenance, row)) for row in table]

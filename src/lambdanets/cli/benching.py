@@ -12,7 +12,7 @@ from lambdanets.bench import Case, Provenance, Record, Settings
 from lambdanets.bench.tables import Clock, Table
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, check_name, usage
-from lambdanets.cli.options import Device, DtypeName, check_device, read_sizes, shown
+from lambdanets.cli.options import Device, DtypeName, Without, check_device, read_sizes, shown
 
 CSV, REPORT = "op.csv", "op.md"
 DEFAULT = "layers"
@@ -36,7 +36,7 @@ def run(
     threads: Annotated[int | None, shown("N", "PyTorch's")] = None,
     rounds: int = 9,
     max_seconds: float = 20.0,
-    memory: bool = True,
+    memory: Without = True,
     channels_last: bool = False,
     large: bool = False,
     clock: Clock = "wall",
@@ -64,7 +64,7 @@ def run(
         threads: Threads of PyTorch.
         rounds: Samples of each contender.
         max_seconds: Whose first call takes longer is measured by that one call.
-        memory: Peak memory is measured, too.
+        memory: Leave out the peak memory.
         channels_last: The channels of a position lie side by side in memory, as in a network on a GPU.
         large: Series go up to 256x256.
         clock: Which time is shown; on a busy machine the processor's says more than the clock on the wall.
@@ -137,7 +137,7 @@ def _measure(cases: list[Case], settings: Settings, out: Path) -> tuple[list[Rec
         cases,
         settings,
         machine,
-        report=lambda line: notes.print(line, style="dim", markup=False),
+        report=lambda line: notes.print(line, style="dim"),
         save=lambda rows: bench.write(path, rows, where),
     )
     return records, where
@@ -156,22 +156,22 @@ def show(tables: Iterable[Table], words: Iterable[str]) -> None:
             rows.add_row(*cells)
         draw(console, made.title, rows)
         for note in made.notes:
-            console.print(note, style="dim", markup=False)
+            console.print(note, style="dim")
         console.print()
     for line in words:
-        console.print(line, style="dim", markup=False)
+        console.print(line, style="dim")
 
 
 def _write(records: list[Record], where: Provenance, clock: Clock, out: Path) -> None:
     figures = drawn(lambda: bench.draw_figures(records, where, out, clock))
     report = bench.markdown(records, where, clock, [figure.name for figure in figures])
-    (out / REPORT).write_text(report)
+    (out / REPORT).write_text(report, encoding="utf-8")
     say_written(out, [REPORT, *(figure.name for figure in figures)])
 
 
 def say_written(out: Path, names: Iterable[str]) -> None:
     """Say which files a bench has left."""
-    stdout().print(f"\nwritten to {out}: {', '.join(names)}", markup=False, soft_wrap=True)
+    stdout().print(f"\nwritten to {out}: {', '.join(names)}", soft_wrap=True)
 
 
 def keep_previous(path: Path) -> None:
@@ -185,5 +185,5 @@ def drawn(draw_all: Callable[[], list[Path]]) -> list[Path]:
     try:
         return draw_all()
     except ModuleNotFoundError as error:
-        stderr().print(f"no figures without {error.name}: {EXTRA}", markup=False)
+        stderr().print(f"no figures without {error.name}: {EXTRA}")
         return []

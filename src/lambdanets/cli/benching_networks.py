@@ -16,7 +16,7 @@ from lambdanets.bench.tables import Clock
 from lambdanets.cli.benching import CLOCK_OF_CPU, drawn, keep_previous, say_written, show
 from lambdanets.cli.console import stderr
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import Device, check_device, shown
+from lambdanets.cli.options import Device, Without, check_device, shown
 
 BATCH = 8
 # How many take turns: of a race that may be cut short, few, so that little is lost.
@@ -37,7 +37,7 @@ class Options:
         threads: Threads of PyTorch.
         rounds: Samples of each network.
         max_seconds: Time for the samples of one network and pass.
-        memory: Peak memory is measured, too, in a process each.
+        memory: Leave out the peak memory, which takes a process for each network.
         clock: Which time is shown; on a busy machine the processor's says more than the clock on the wall.
         largest: Networks of more multiply-adds for one image are left out.
         resume: Go on with the rows that are in the folder; what they measured is kept.
@@ -52,7 +52,7 @@ class Options:
     threads: Annotated[int | None, shown("N", "PyTorch's")] = None
     rounds: int = 5
     max_seconds: float = 15.0
-    memory: bool = True
+    memory: Without = True
     clock: Clock = "wall"
     largest: Annotated[float | None, shown("GMAC", "no limit")] = None
     resume: bool = False
@@ -84,67 +84,67 @@ class TableOptions(Options):
     size: Annotated[str | None, shown("N | NxN", "the paper's")] = None
 
 
-def models(*, options: Annotated[ModelOptions, conf.OmitArgPrefixes]) -> int:
+def models(*, measuring: Annotated[ModelOptions, conf.OmitArgPrefixes]) -> int:
     """Measure networks side by side: parameters, multiply-adds, throughput, peak memory.
 
     All that timm has registered and this package's own. They take turns in one process; peak memory is
     measured in a process each. Leaves models.csv (every row with its provenance), models.md and figures.
 
     Args:
-        options: What is measured and how.
+        measuring: What is measured and how.
     """
 
     def chosen() -> list[Entry]:
-        words = [word for word in (options.models or "").split(",") if word.strip()]
+        words = [word for word in (measuring.models or "").split(",") if word.strip()]
         if not words:
             raise UsageError(
                 "--models names what is measured, for example --models lambda_resnet50,resnet50."
             )
-        sizes = [word for word in (options.sizes or "").split(",") if word.strip()]
+        sizes = [word for word in (measuring.sizes or "").split(",") if word.strip()]
         return networks.entries(words, sizes)
 
-    return _bench("models", options, chosen, typed=True, together=TOGETHER)
+    return _bench("models", measuring, chosen, typed=True, together=TOGETHER)
 
 
-def race(*, options: Annotated[Options, conf.OmitArgPrefixes]) -> int:
+def race(*, measuring: Annotated[Options, conf.OmitArgPrefixes]) -> int:
     """Race LambdaResNets, EfficientNets and ResNet-RS: published accuracy against time measured here.
 
     Neighbours in accuracy take turns. Rows are kept as they are measured; --resume goes on. Leaves race.csv,
     race.md with the speed at matched accuracy, and figures. --largest 10 leaves the slowest out.
 
     Args:
-        options: How it is measured.
+        measuring: How it is measured.
     """
-    return _bench("race", options, networks.racers, typed=False, together=TOGETHER_IN_RACE)
+    return _bench("race", measuring, networks.racers, typed=False, together=TOGETHER_IN_RACE)
 
 
-def table4(*, options: Annotated[TableOptions, conf.OmitArgPrefixes]) -> int:
+def table4(*, measuring: Annotated[TableOptions, conf.OmitArgPrefixes]) -> int:
     """Measure Table 4 of the paper: a ResNet-50 of lambda layers or self-attention, memory and speed.
 
     Memory as the paper counts it is computed; the peak and the speed are measured here, at a smaller batch.
 
     Args:
-        options: How it is measured.
+        measuring: How it is measured.
     """
-    return _table("table4", options)
+    return _table("table4", measuring)
 
 
-def table13(*, options: Annotated[TableOptions, conf.OmitArgPrefixes]) -> int:
+def table13(*, measuring: Annotated[TableOptions, conf.OmitArgPrefixes]) -> int:
     """Measure Table 13 of the paper: which stages of a ResNet-50 hold lambda layers.
 
     Args:
-        options: How it is measured.
+        measuring: How it is measured.
     """
-    return _table("table13", options)
+    return _table("table13", measuring)
 
 
-def table14(*, options: Annotated[TableOptions, conf.OmitArgPrefixes]) -> int:
+def table14(*, measuring: Annotated[TableOptions, conf.OmitArgPrefixes]) -> int:
     """Measure Table 14 of the paper: ResNet-RS, and LambdaResNets with few or many lambda layers in c4.
 
     Args:
-        options: How it is measured.
+        measuring: How it is measured.
     """
-    return _table("table14", options)
+    return _table("table14", measuring)
 
 
 def _table(name: str, options: TableOptions) -> int:
@@ -213,7 +213,8 @@ def _bench(
     figures = drawn(lambda: networks.draw(measured, out, options.clock))
     names = [figure.name for figure in figures]
     (out / f"{name}.md").write_text(
-        networks.markdown(measured, [each for each in names if each.endswith(".png")], options.clock)
+        networks.markdown(measured, [each for each in names if each.endswith(".png")], options.clock),
+        encoding="utf-8",
     )
     say_written(out, [f"{name}.md", *names])
     return 0
@@ -237,7 +238,7 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
         def tell(what: str, done: float) -> None:
             if [what] != last:
                 last[:] = [what]
-                console.print(f"{100 * done:3.0f} %  {what}", style="dim", markup=False)
+                console.print(f"{100 * done:3.0f} %  {what}", style="dim")
 
         yield tell
         return

@@ -4,7 +4,6 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
-from rich.markup import escape
 from tyro import conf
 
 from lambdanets.cli.console import stdout
@@ -42,5 +41,5 @@ def run(
     stdout().print(f"{written.images:,} images with {written.objects:,} objects")
     found = out.resolve().parent in (folder.resolve(), folder.resolve() / "annotations")
     options = ["--data", f"coco:{out}", *([] if found else ["--set", f"data.images={folder}"])]
-    stdout().print(f"train on them with {escape(shlex.join(options))}", soft_wrap=True)
+    stdout().print(f"train on them with {shlex.join(options)}", soft_wrap=True)
     return 0

@@ -1,17 +1,14 @@
 """`lambdanets eval` and `lambdanets predict` for runs that detect objects."""
 
-import json as json_format
 import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.markup import escape
-
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import FAILURE, UsageError, usage
-from lambdanets.cli.options import place
+from lambdanets.cli.options import place, write_json
 from lambdanets.data import CocoConfig
 from lambdanets.detection.run_config import LEAST_DETECTIONS
 
@@ -75,16 +72,15 @@ def evaluate_run(
         _print_classes(scores)
         write_per_class(scores, per_class)
     if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
         plain = {"run": str(run), "weights": weights, "data": form.source} | scores.to_plain()
-        json.write_text(json_format.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(json, plain)
     written = [("classes", per_class), ("figures", json)]
     if results is not None:
         files = write_kinds(evaluation.results, results, masks=form.masks)
         written += [("results", file) for file in files]
     for name, file in written:
         if file is not None:
-            stdout().print(f"{name}: {escape(str(file))}", soft_wrap=True)
+            stdout().print(f"{name}: {file}", soft_wrap=True)
     return 0
 
 
@@ -123,7 +119,7 @@ def _print_classes(scores: "Scores") -> None:
         rows = table(**{"class": "wrap", "objects": "right"} | dict.fromkeys(columns, "right"))
         for row in chosen:
             figures = (_percent(row[name]) for name in columns)
-            rows.add_row(escape(row["class"]), f"{row['objects']:,}", *figures)
+            rows.add_row(row["class"], f"{row['objects']:,}", *figures)
         draw(stdout(), title, rows)
 
 
@@ -161,14 +157,14 @@ def predict_run(
         with usage():
             pages = draw_pairs(pairs, sheet, title, names=opened.classes, threshold=threshold)
         for page in pages:
-            stdout().print(f"sheet: {escape(str(page))}", soft_wrap=True)
+            stdout().print(f"sheet: {page}", soft_wrap=True)
         return 0
     folder = out or run / "predictions"
     if folder.suffix.lower() == ".png":
         raise UsageError(f"--out is the folder of the drawings, one for each image; got {str(folder)!r}.")
     photos = _photos(paths, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = table(image="wrap", objects="right", found="wrap", drawing="wrap")
+    rows = table(image="left", objects="right", found="wrap", drawing="left")
     entries: list[dict[str, Any]] = []
     unread = 0
     taken: set[str] = set()
@@ -178,7 +174,7 @@ def predict_run(
         entries.append(_entry(each, opened.classes))
         if each.image is None:
             unread += 1
-            stderr().print(f"skipped {escape(each.path)}: {escape(each.error or '')}.")
+            stderr().print(f"skipped {each.path}: {each.error or ''}.")
             continue
         target = folder / _free_name(Path(each.path), taken)
         tiled += each.tiles > 1
@@ -190,7 +186,7 @@ def predict_run(
         with replacing(target) as part:  # a link to a photo is replaced, not followed
             drawing.save(part, format="PNG")
         counts = _counts(each, opened.classes)
-        rows.add_row(escape(each.path), str(len(found["labels"])), escape(counts), escape(str(target)))
+        rows.add_row(each.path, str(len(found["labels"])), counts, str(target))
     if rows.row_count:
         draw(stdout(), f"{opened.config.model.name} from {run}, scores from {threshold:g}", rows)
     if tiled:
@@ -202,9 +198,8 @@ def predict_run(
             soft_wrap=True,
         )
     if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(json_format.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        stdout().print(f"predictions: {escape(str(json))}", soft_wrap=True)
+        write_json(json, entries)
+        stdout().print(f"predictions: {json}", soft_wrap=True)
     failed = unread == len(entries) or (strict and bool(unread))
     if failed:
         stderr().print(f"lambdanets: {unread} of {len(entries)} images could not be read.")

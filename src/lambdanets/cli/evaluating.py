@@ -1,16 +1,14 @@
 """`lambdanets eval`: what a run or a model reaches, on a run's validation set, on others, on ImageNet's."""
 
-import json as json_format
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from rich.markup import escape
 from tyro import conf
 
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import check_outputs, place, refuse, shown
+from lambdanets.cli.options import check_outputs, place, refuse, shown, write_json
 from lambdanets.data import DataConfig
 from lambdanets.train import load_run
 from lambdanets.train.config import stored_task
@@ -190,12 +188,10 @@ def _write(
     if csv is not None:
         append_row(csv, timm_row(subject, evaluation, label=what))
     if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        text = json_format.dumps(to_plain(subject, evaluation, label=what), indent=1, ensure_ascii=False)
-        json.write_text(text + "\n", encoding="utf-8")
+        write_json(json, to_plain(subject, evaluation, label=what))
     for name, file in (("classes", per_class), ("table", csv), ("figures", json)):
         if file is not None:
-            stdout().print(f"{name}: {escape(str(file))}", soft_wrap=True)
+            stdout().print(f"{name}: {file}", soft_wrap=True)
 
 
 def _elsewhere(config: DataConfig, source: str) -> DataConfig:
@@ -244,11 +240,13 @@ def _print_corruptions(evaluation: "Evaluation") -> None:
 
 def _print_classes(rows: "list[ClassRow]") -> None:
     ranked = sorted(rows, key=lambda row: -row.top1)
+    words = {"name": "wrap"} if any(row.description != row.name for row in rows) else {}
     parts = {"all classes": ranked}
     if len(rows) > 2 * EXTREMES:
         parts = {"best classes": ranked[:EXTREMES], "worst classes": ranked[-EXTREMES:]}
     for title, chosen in parts.items():
-        drawn = table(**{"class": "left", "name": "wrap", "images": "right", "accuracy": "right"})
+        drawn = table(**{"class": "left"}, **words, images="right", accuracy="right")
         for row in chosen:
-            drawn.add_row(escape(row.name), escape(row.description), f"{row.images:,}", f"{row.top1:.2%}")
+            said = [row.description] if words else []
+            drawn.add_row(row.name, *said, f"{row.images:,}", f"{row.top1:.2%}")
         draw(stdout(), title, drawn)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from rich.markup import escape
 from tyro import conf
 
 from lambdanets.cli.console import stderr, stdout
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 def run(
     what: Annotated[str, conf.Positional, shown("RUN | MODEL")],
     *,
-    format: Annotated[Literal["torch", "onnx"], shown("torch | onnx")],
+    format: Annotated[Literal["torch", "onnx"] | None, shown("torch | onnx", "by the name of --out")] = None,
     out: Annotated[
         Path | None, shown("FILE.pt2 | FILE.onnx", "network.pt2 or .onnx in the run, or MODEL.pt2")
     ] = None,
@@ -36,7 +35,7 @@ def run(
     Args:
         what: The folder of a run, or a model: a name of timm's registry or ours, or hf-hub:NAME.
         format: A program of torch.export, or ONNX.
-        out: The file; it may not exist yet.
+        out: The file; it may not exist yet. Its name ends in .pt2 or .onnx.
         weights: The best weights of a run by validation, or those of its last epoch.
         checkpoint: Weights for a model.
         size: Height and width of the images.
@@ -49,6 +48,7 @@ def run(
     from lambdanets.train.config import stored_task
     from lambdanets.train.subject import names_run, trained_model
 
+    format = format or _format_of(out)
     if names_run(what) and stored_task(Path(what)) == "detection":
         refuse({"--checkpoint": checkpoint, "--batch-size": batch_size}, "a classifier", Path(what))
         from lambdanets import detection
@@ -79,12 +79,24 @@ def run(
     return 0
 
 
+def _format_of(out: Path | None) -> Literal["torch", "onnx"]:
+    """The format that the name of a file says."""
+    from lambdanets.exporting import FORMATS
+
+    for name in ("torch", "onnx"):
+        if out is not None and out.suffix.lower() == FORMATS[name].SUFFIX:
+            return name
+    endings = " or ".join(each.SUFFIX for each in FORMATS.values())
+    named = "" if out is None else f"; {out} ends in neither"
+    raise UsageError(f"--format torch or onnx is missing, or an --out FILE that ends in {endings}{named}.")
+
+
 def _say(made: "Exported", difference: str, images: str) -> None:
     """Print the file, what it takes, and how far it is from the network."""
     shapes = ", ".join(f"{name} {_axes(axes)}" for name, axes in made.inputs.items())
     tried = ", ".join(" and ".join(map(_axes, each)) for each in made.compared)
     console = stdout()
-    console.print(f"{escape(str(made.file))}: {shapes}", soft_wrap=True)
+    console.print(f"{made.file}: {shapes}", soft_wrap=True)
     console.print(f"largest difference from the network: {difference} ({images}, {tried})", soft_wrap=True)
 
 

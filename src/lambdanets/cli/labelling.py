@@ -5,7 +5,6 @@ from shlex import quote
 from typing import Annotated, Literal
 
 import numpy as np
-from rich.markup import escape
 from tyro import conf
 
 from lambdanets.cli.console import draw, stderr, stdout, table
@@ -64,13 +63,13 @@ def run(
             f"{found.left_out:,} images that the teacher was trained on are left out", soft_wrap=True
         )
     if found.unreadable:
-        stderr().print(f"cannot read {escape(few(found.unreadable))}")
+        stderr().print(f"cannot read {few(found.unreadable)}")
     rows = table(label="wrap", labelled="right", kept="right", mean_probability="right", right="right")
     counts, chosen = everything.counts(), kept.counts()
     for target in np.argsort(-counts, kind="stable")[:SHOWN]:
         members = everything.targets == target
         rows.add_row(
-            escape(everything.classes[target]),
+            everything.classes[target],
             f"{counts[target]:,}",
             f"{chosen[target]:,}",
             f"{everything.probabilities[members].mean():.3f}" if counts[target] else "",

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
 from functools import wraps
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import tyro
 from tyro import conf
 
 from lambdanets.cli.errors import UsageError, suggestion
+from lambdanets.wording import json_text
 
 if TYPE_CHECKING:
     from lambdanets.data import CocoConfig, DataConfig
@@ -25,7 +27,26 @@ NUMBERS = {
     "a number": "could not convert string to float:",
 }
 
+# What other programs call fields of the configuration.
+FIELDS = {
+    "learning_rate": "optimizer.lr",
+    "device": "engine.accelerator",
+    "gpus": "engine.devices",
+    "size": "data.image_size",
+    "img_size": "data.image_size",
+    "imgsz": "data.image_size",
+    "num_workers": "data.workers",
+    "wd": "optimizer.weight_decay",
+}
+CHOSEN_DEVICE = (
+    "; an accelerator is used where there is one, and CUDA_VISIBLE_DEVICES= before the command hides NVIDIA's"
+)
+
+LARGEST = 2**63  # what PyTorch and NumPy count with
+
 DtypeName = Literal["float32", "float64", "bfloat16", "float16"]
+# A flag that is true unless --no-NAME is given: its help says what that does.
+Without = Annotated[bool, conf.arg(help_behavior_hint="")]
 Device = Annotated[str, conf.arg(metavar="cpu | cuda")]
 
 
@@ -64,6 +85,24 @@ def check_outputs(files: dict[str, Path | None]) -> None:
             )
 
 
+def write_json(file: Path, plain: Any) -> None:
+    """Write a file for other programs.
+
+    Args:
+        file: The file; its folder is made.
+        plain: What it holds, as `json_text` takes it.
+
+    Raises:
+        OSError: It cannot be written; the error has its name.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.write_text(json_text(plain, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        error.filename = error.filename or str(file)  # a full disk names none
+        raise
+
+
 def check_device(device: str) -> None:
     """Raise UsageError where a device is not here, or not one."""
     try:
@@ -81,7 +120,7 @@ def read_sizes(option: str, text: str) -> tuple[int, ...]:
         UsageError: The word is something else, or a size is zero.
     """
     words = text.lower().split("x")
-    if not all(word.isdecimal() and int(word) > 0 for word in words):
+    if not all(re.fullmatch("[0-9]{1,18}", word) and int(word) > 0 for word in words):
         raise UsageError(f"{option} takes sizes such as 64 or 64x64, not {text!r}.")
     return tuple(map(int, words))
 
@@ -106,6 +145,9 @@ def parse(verb: Callable[..., int], *, prog: str, words: Sequence[str]) -> Calla
 
     @wraps(verb)
     def bind(*args: object, **options: object) -> Callable[[], int]:
+        for name, value in options.items():
+            if isinstance(value, int) and abs(value) >= LARGEST:
+                raise UsageError(f"{_option(name)} takes numbers below 2**63; got {value}.")
         return lambda: verb(*args, **options)
 
     _check_flags(words, verb, prog)
@@ -126,23 +168,39 @@ def parse(verb: Callable[..., int], *, prog: str, words: Sequence[str]) -> Calla
 
 def _check_flags(words: Sequence[str], verb: Callable[..., int], prog: str) -> None:
     """A misspelt option comes first: the complaint that the right one is missing would mislead."""
-    # An option named by a word of Python has a parameter that ends in an underscore: from_ is --from.
-    names = [name.rstrip("_").replace("_", "-") for name in _parameters(verb)]
-    known = ["--help", *(f"--{name}" for name in names)]
-    for word in words:
+    known = ["--help", *_options(verb)]
+    for word in takewhile(lambda word: word != "--", words):
         flag = word.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag.replace("--no-", "--") not in known:
-            hint = suggestion(flag, known) or f"; see {prog} --help"
+            hint = _other_way(flag, known) or suggestion(flag, known[1:]) or f"; see {prog} --help"
             raise UsageError(f"there is no option {flag!r}{hint}")
 
 
-def _parameters(verb: Callable[..., int]) -> Iterator[str]:
-    """Yield the names of a verb's options: its parameters, and the fields of those that are dataclasses."""
-    for name, kind in get_type_hints(verb).items():
-        if is_dataclass(kind):
-            yield from (field.name for field in fields(kind))
-        elif name != "return":
-            yield name
+def _other_way(flag: str, known: Sequence[str]) -> str:
+    """What to write instead of an option that a verb does not have, or ""."""
+    name = flag.removeprefix("--").replace("-", "_")
+    if "--set" in known:
+        from lambdanets.recipes import get_recipe
+        from lambdanets.train.typed import paths
+
+        leaves = {path.rpartition(".")[2]: path for path in paths(get_recipe("digits"))}
+        if path := FIELDS.get(name) or leaves.get(name):
+            return f"; it is a field of the configuration: --set {path}=VALUE"
+    return CHOSEN_DEVICE if name in ("device", "devices", "gpu", "gpus", "cuda") else ""
+
+
+def _options(verb: Callable[..., int]) -> Iterator[str]:
+    """Yield the options of a verb: of its parameters, and of the fields of those that are dataclasses."""
+    for name, kind in get_type_hints(verb, include_extras=True).items():
+        if is_dataclass(plain := get_args(kind)[0] if get_origin(kind) is Annotated else kind):
+            yield from (_option(field.name) for field in fields(plain))
+        elif name != "return" and conf.Positional not in getattr(kind, "__metadata__", ()):
+            yield _option(name)
+
+
+def _option(name: str) -> str:
+    # An option named by a word of Python has a parameter that ends in an underscore: from_ is --from.
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def _sentence(box: str) -> str:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from lambdanets.cli.console import draw, milliseconds, stderr, stdout, table
 from lambdanets.cli.errors import usage
-from lambdanets.cli.options import Device, DtypeName, check_device, read_sizes, shown
+from lambdanets.cli.options import Device, DtypeName, Without, check_device, read_sizes, shown
 from lambdanets.ops import Plan, Problem, plan
 from lambdanets.ops.planner import Row
 
@@ -30,8 +30,8 @@ def run(
     train: bool = False,
     causal: bool = False,
     dense: bool = False,
-    content: bool = True,
-    position: bool = True,
+    content: Without = True,
+    position: Without = True,
     dtype: DtypeName = "float32",
     device: Device = "cpu",
     measure: bool = False,
@@ -53,8 +53,8 @@ def run(
         train: A backward pass follows.
         causal: Every query sees only what comes before it (one axis).
         dense: The embeddings are given for every pair (n m k u), not as a table of offsets.
-        content: Content lambdas are computed.
-        position: Position lambdas are computed.
+        content: Leave out the content lambdas.
+        position: Leave out the position lambdas.
         dtype: Element type.
         device: Device type; it need not be present.
         measure: Run the kernels on random numbers and let their times decide, as kernel="measured" does.

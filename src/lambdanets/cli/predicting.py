@@ -1,15 +1,14 @@
 """`lambdanets predict`: labels for photos, in the terminal, on a contact sheet, and as JSON."""
 
-import json as json_format
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.markup import escape
+import timm
 from tyro import conf
 
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import FAILURE, UsageError
-from lambdanets.cli.options import check_outputs, refuse, shown
+from lambdanets.cli.options import check_outputs, refuse, shown, write_json
 from lambdanets.train import Run, load_run
 from lambdanets.train.config import stored_task
 from lambdanets.train.prediction import Prediction, predict, predict_samples
@@ -65,6 +64,11 @@ def run(
         if number is not None and number < 1:
             raise UsageError(f"{option} must be at least 1, got {number}.")
     check_outputs({"--json": json})
+    if not run.exists() and timm.is_model(str(run)):
+        raise UsageError(
+            f"{run} is a model, and predict takes the folder of a run: train it on images of your classes "
+            f"first, with lambdanets train folder --model {run} --data folder:PATH."
+        )
     if stored_task(run) == "detection":
         refuse({"--top": top, "--batch-size": batch_size, "--max-pixels": max_pixels}, "a classifier", run)
         from lambdanets.cli.detecting import predict_run
@@ -95,23 +99,22 @@ def run(
         )
     _print(predictions, opened)
     if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(to_json(predictions), encoding="utf-8")
+        write_json(json, to_plain(predictions))
     unread = [each for each in predictions if each.error is not None]
     written = _draw(predictions, sheet, opened)
     for label, files in (("contact sheet", written), ("predictions", [json] if json else [])):
         for file in files:
-            stdout().print(f"{label}: {escape(str(file))}", soft_wrap=True)
+            stdout().print(f"{label}: {file}", soft_wrap=True)
     for each in unread:
-        stderr().print(f"skipped {escape(each.path)}: {escape(each.error or '')}.")
+        stderr().print(f"skipped {each.path}: {each.error or ''}.")
     failed = len(unread) == len(predictions) or (strict and bool(unread))
     if failed:
         stderr().print(f"lambdanets: {len(unread)} of {len(predictions)} images could not be read.")
     return FAILURE if failed else 0
 
 
-def to_json(predictions: list[Prediction]) -> str:
-    """Return predictions as a JSON list: a path each, and labels with probabilities or an error."""
+def to_plain(predictions: list[Prediction]) -> list[dict[str, object]]:
+    """Return predictions for JSON: a path each, and labels with probabilities or an error."""
     entries = []
     for each in predictions:
         entry: dict[str, object] = {"path": each.path}
@@ -125,7 +128,7 @@ def to_json(predictions: list[Prediction]) -> str:
         if each.truth is not None:
             entry["truth"] = each.truth
         entries.append(entry)
-    return json_format.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+    return entries
 
 
 def _print(predictions: list[Prediction], run: Run) -> None:
@@ -134,20 +137,19 @@ def _print(predictions: list[Prediction], run: Run) -> None:
         return
     ranks = max(len(each.labels) for each in readable)
     truths = any(each.truth is not None for each in readable)
-    headings = {"image": "wrap"} | ({"true": "wrap"} if truths else {})
+    headings = {"image": "left"} | ({"true": "wrap"} if truths else {})
     headings |= {f"{rank}._guess" if rank == 1 else f"{rank}.": "wrap" for rank in range(1, ranks + 1)}
     title = f"{run.config.model.name} from {run.directory}"
     right = sum(bool(each.right) for each in readable)
-    rows = table(**headings)
+    rows, console = table(**headings), stdout()
     for each in readable:
-        colour = {None: "bold", True: "bold green", False: "bold red"}[each.right]
+        best = {None: "bold", True: "bold green", False: "bold red"}[each.right]
         guesses = [
-            f"{escape(label)} [dim]{probability:.1%}[/]"
-            for label, probability in zip(each.labels, each.probabilities, strict=True)
+            console.render_str(label, style="" if rank else best).append(f" {probability:.1%}", "dim")
+            for rank, (label, probability) in enumerate(zip(each.labels, each.probabilities, strict=True))
         ]
-        truth = [escape(each.truth or "")] if truths else []
-        rows.add_row(escape(each.path), *truth, f"[{colour}]{guesses[0]}[/]", *guesses[1:])
-    draw(stdout(), f"{title}: {right} of {len(readable)} right" if truths else title, rows)
+        rows.add_row(each.path, *([each.truth or ""] if truths else []), *guesses)
+    draw(console, f"{title}: {right} of {len(readable)} right" if truths else title, rows)
 
 
 def _draw(predictions: list[Prediction], sheet: Path, run: Run) -> list[Path]:

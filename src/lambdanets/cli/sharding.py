@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-from rich.markup import escape
 from tyro import conf
 
 from lambdanets.cli.console import stdout
@@ -47,7 +46,5 @@ def run(
     for side, number in written.images.items():
         shards = written.shards[side]
         stdout().print(f"{side}: {number:,} images in {shards} shard{'s' * (shards != 1)}")
-    stdout().print(
-        f"{len(written.classes)} classes; read them with --data tar:{escape(str(out))}", soft_wrap=True
-    )
+    stdout().print(f"{len(written.classes)} classes; read them with --data tar:{out}", soft_wrap=True)
     return 0

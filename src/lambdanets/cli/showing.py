@@ -10,7 +10,7 @@ from tyro import conf
 
 from lambdanets.bench.summary import Summary, summarise
 from lambdanets.cli.console import draw, grid, milliseconds, stdout, table
-from lambdanets.cli.errors import UsageError, check_name, suggestion, usage
+from lambdanets.cli.errors import UsageError, check_name, impossible, suggestion, usage
 from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
 from lambdanets.cli.showing_recipe import show_recipe
 from lambdanets.models import create_model
@@ -46,6 +46,9 @@ def run(
         devices: Of a recipe: numbers of devices to estimate its cost for.
         images_per_second: Of a recipe: training images per second of one device.
     """
+    for option, number in (("--num-classes", num_classes), ("--batch", batch)):
+        if number is not None and number < 1:
+            raise UsageError(f"{option} must be at least 1, got {number}.")
     if name in list_recipes():
         if size is not None or num_classes is not None or train:
             raise UsageError("--size, --num-classes and --train are for models; a recipe has its own.")
@@ -59,11 +62,12 @@ def run(
     options = {} if num_classes is None else {"num_classes": num_classes}
     with usage():
         sizes = None if size is None else _square(read_sizes("--size", size))
-        with torch.device("meta"):
+        with impossible(f"{name} cannot be built so"), torch.device("meta"):
             built = create_model(name, **options)
-        summary = summarise(
-            built, sizes, batch=batch, train=train, dtype=getattr(torch, dtype), device=device
-        )
+        with impossible(f"{name} cannot take such images"):
+            summary = summarise(
+                built, sizes, batch=batch, train=train, dtype=getattr(torch, dtype), device=device
+            )
     console = stdout()
     _draw_parts(name, summary, console)
     _draw_plans(summary, console)

@@ -1,8 +1,8 @@
 """`lambdanets show` with the name of a recipe: what it states, what it sets, and what it costs."""
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lambdanets.cli.console import draw, stdout, table
 from lambdanets.data import CocoConfig
@@ -16,10 +16,10 @@ from lambdanets.train.typed import paths
 def show_recipe(name: str, *, devices: tuple[int, ...] | None, images_per_second: float | None) -> None:
     """Print a recipe: its statement, the fields that it sets, and on ImageNet an estimate of the cost."""
     console, config, said = stdout(), get_recipe(name), statement(name)
-    console.print(f"[bold]{name}[/]  {escape(said.title)}\n", soft_wrap=True)
+    console.print(Text.assemble((name, "bold"), f"  {said.title}\n"), soft_wrap=True)
     rows = Table.grid(padding=(0, 2))
     for heading, text in (said.sections | {"Sets": "  ".join(settings(config))}).items():
-        rows.add_row(f"[dim]{heading}[/]", escape(text))
+        rows.add_row(Text(heading, "dim"), text)
     console.print(rows)
     if isinstance(config, RunConfig) and name.startswith("imagenet"):
         _draw_costs(config, said, devices or DEVICES, images_per_second, console)

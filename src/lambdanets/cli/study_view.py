@@ -63,7 +63,7 @@ class View:
             self._said = len(progress.done)
             event = "" if self.timing else progress.event
             words = [f"{datetime.now():%m-%d %H:%M:%S}", summary(progress), *([event] if event else [])]
-            self.console.print("  ".join(words), markup=False, soft_wrap=True)
+            self.console.print("  ".join(words), soft_wrap=True)
             self.console.file.flush()
 
     def _table(self, progress: Progress) -> Table:

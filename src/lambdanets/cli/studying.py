@@ -136,9 +136,7 @@ def _within(
     if not fitting:
         raise UsageError(f"not one epoch of each of {len(cells)} cells fits into {minutes:g} minutes.")
     of_all = f", {epochs} were asked for" if fitting > epochs else f" of {epochs}"
-    stdout().print(
-        f"{fitting} epochs{of_all} fit into {minutes:g} minutes, this trial included", markup=False
-    )
+    stdout().print(f"{fitting} epochs{of_all} fit into {minutes:g} minutes, this trial included")
     return min(fitting, epochs)
 
 
@@ -210,16 +208,12 @@ def _run(study: Study, files: StudyFiles, cells: list[Cell], jobs: int) -> int:
             except (KeyboardInterrupt, SystemExit):
                 view.close()
                 done = len(studies.read(files.cells))
-                stderr().print(
-                    f"lambdanets: stopped; {done} cells are finished. The same command goes on.", markup=False
-                )
+                stderr().print(f"lambdanets: stopped; {done} cells are finished. The same command goes on.")
                 raise
     _show(studies.read(files.cells))
     _say_written(files)
     for failure in progress.failed.values():
-        stderr().print(
-            f"lambdanets: {failure.cell} failed: {failure.reason} (see {failure.log})", markup=False
-        )
+        stderr().print(f"lambdanets: {failure.cell} failed: {failure.reason} (see {failure.log})")
     return FAILURE if progress.failed else 0
 
 
@@ -253,9 +247,9 @@ def _estimate(
     images = f"{study.images.train:,} images, {study.config.engine.epochs} epochs"
     draw(stdout(), f"{len(open_cells)} of {len(cells)} cells are left; {images}, {jobs} at once", made)
     if any(one.images_per_cpu_second > 1.3 * one.images_per_second for one in found.values()):
-        stdout().print("the machine is busy with other work; alone, the cells would be faster", markup=False)
+        stdout().print("the machine is busy with other work; alone, the cells would be faster")
     how = f"a few steps of each in precision {study.config.engine.precision}; nothing was kept"
-    stdout().print(f"about {left(total / jobs)} in all, from {how}", markup=False)
+    stdout().print(f"about {left(total / jobs)} in all, from {how}")
     return found, FAILURE if failed else 0
 
 
@@ -304,10 +298,10 @@ def _show(records: Sequence[Record]) -> None:
         rows.add_row(*cells)
     draw(console, made.title, rows)
     for note in made.notes:
-        console.print(note, style="dim", markup=False)
+        console.print(note, style="dim")
 
 
 def _say_written(files: StudyFiles) -> None:
     names = [path.name for path in (files.cells, files.curves, files.report) if path.exists()]
     names += [name for name in ("study.png", "study.svg") if (files.directory / name).exists()]
-    stdout().print(f"\nin {files.directory}: {', '.join(names)}", markup=False, soft_wrap=True)
+    stdout().print(f"\nin {files.directory}: {', '.join(names)}", soft_wrap=True)

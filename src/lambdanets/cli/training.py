@@ -2,8 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from tyro import conf
 
-from lambdanets.cli.errors import UsageError, check_name, usage
+from lambdanets.cli.errors import UsageError, check_name, impossible, usage
 from lambdanets.cli.options import shown
 from lambdanets.data.sources import STREAMED
 from lambdanets.detection import DetectionConfig
@@ -21,6 +20,7 @@ from lambdanets.recipes import get_recipe, list_recipes
 from lambdanets.train import RunConfig, load_config, override
 from lambdanets.train.config import stored_task
 from lambdanets.train.optim import create_optimizer
+from lambdanets.wording import printable_lines
 
 STARTED = "LAMBDANETS_STARTED"  # tells the processes that Lightning starts the name of the one run folder
 
@@ -91,12 +91,12 @@ def run(
         # Before the first step; from there on training itself stops cleanly and says how to go on.
         if (directory / "config.json").exists():
             hint = f"lambdanets train --resume {quote(str(directory))}"
-            print(f"lambdanets: stopped. Continue with: {hint}", file=sys.stderr)
+            print(printable_lines(f"lambdanets: stopped. Continue with: {hint}"), file=sys.stderr)
         raise
     finally:
         os.environ.pop(STARTED, None)
     if rank_zero_only.rank == 0:
-        print(f"\n{result.summary.rstrip()}\n\nSee what it learned: {next_step(directory)}")
+        print(printable_lines(f"\n{result.summary.rstrip()}\n\nSee what it learned: {next_step(directory)}"))
     return 0
 
 
@@ -133,27 +133,16 @@ def _check_parts(config: RunConfig | DetectionConfig, *, starts: bool) -> None:
     """
     name = config.model.name
     with torch.device("meta"):
-        with _telling(f"model.options do not fit {name!r}"):
+        with impossible(f"model.options do not fit {name!r}"):
             network: Any = config.network(2, loads_weights=True)
         if isinstance(config, RunConfig):
             channels, size = config.data.in_chans, config.data.image_size
-            with _telling(f"{name!r} cannot take images of {channels} x {size} x {size}"), torch.no_grad():
+            with impossible(f"{name!r} cannot take images of {channels} x {size} x {size}"), torch.no_grad():
                 network.eval()(torch.empty(1, channels, size, size))
         create_optimizer(network, config.optimizer)
     if starts and config.model.weights is not None:
         trunk = network if isinstance(config, RunConfig) else network.backbone.body
         weights_for(trunk, config.model.weights, head="replace")
-
-
-@contextmanager
-def _telling(what: str) -> Iterator[None]:
-    try:
-        yield
-    except NotImplementedError:
-        return  # an operator that cannot run without memory says nothing about the command
-    except (TypeError, AssertionError, RuntimeError) as error:
-        why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise UsageError(f"{what}: {why}.") from error
 
 
 def _new_directory(recipe: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..wording import few
+from ..wording import few, printable_lines
 
 
 class DataError(ValueError):
@@ -18,7 +18,7 @@ class DataError(ValueError):
     def __init__(self, message: str):
         if message.startswith("Caught ") and "Original Traceback" in message:
             message = message.rpartition("DataError: ")[2].strip()
-        super().__init__(printable(message))
+        super().__init__(printable_lines(message))
 
 
 class DataWarning(UserWarning):
@@ -27,11 +27,6 @@ class DataWarning(UserWarning):
 
 class SourceWarning(DataWarning):
     """What every process of a run finds alike when it opens a source, so that one of them says it."""
-
-
-def printable(text: str) -> str:
-    """Return a text with bytes of file names that are no UTF-8 as \\udcff, which can be stored anywhere."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 LISTED = 5  # sentences of one kind that a message has in full

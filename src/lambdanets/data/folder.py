@@ -14,7 +14,7 @@ import numpy as np
 
 from ..wording import few
 from .config import HoldOut
-from .errors import DataError, SourceWarning, printable
+from .errors import DataError, SourceWarning
 from .files import find_images, identity, is_stray, warn_left_out
 from .images import IMAGE_SUFFIXES
 
@@ -222,7 +222,7 @@ def _classes(path: Path) -> tuple[str, ...]:
 def check_text(place: str | Path, names: Iterable[str]) -> None:
     """Refuse class folders whose names are bytes that are no UTF-8: a run stores its classes as text."""
     for name in names:
-        if printable(name) != name:
+        if name.encode("utf-8", "replace").decode("utf-8") != name:
             raise DataError(f"the class folder {name!r} in {place} has a name that is not UTF-8; rename it.")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from lambdanets.files import naming
 from lambdanets.processes import locked
 
+from ..wording import json_text
 from .config import DataConfig
 from .errors import DataError
 from .pictures import Pictures
@@ -209,4 +209,4 @@ def _timm_split(side: str, lengths: list[int]) -> dict[str, object]:
 
 
 def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(content, indent=1) + "\n", encoding="utf-8")

@@ -10,7 +10,8 @@ from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
 from lambdanets.data.coco_masks import Masks, sampled
-from lambdanets.train.pages import INK, font
+from lambdanets.lettering import font, legible, text_length, write_text
+from lambdanets.train.pages import INK
 
 from .results import INSIDE
 
@@ -144,7 +145,7 @@ def _within(box: np.ndarray, size: tuple[int, int]) -> Box:
 
 
 def _words(name: str, score: float | None) -> str:
-    name = " ".join(name.split())
+    name = legible(" ".join(name.split()))
     short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1].rstrip() + "…"
     return short if score is None else f"{short} {score:.2f}".strip()
 
@@ -161,7 +162,7 @@ def _draw_tags(
     for box, text, colour in zip(corners, words, colours, strict=True):
         if not text or max(box[2:] - box[:2]) < height:
             continue
-        width = round(letters.getlength(text)) + 2 * pad
+        width = round(text_length(text, letters)) + 2 * pad
         place = _place((width, height), box, picture.size, taken, corners)
         if place is None:
             continue
@@ -169,7 +170,7 @@ def _draw_tags(
         left, top, right, bottom = place
         draw.rectangle((left, top, right - 1, bottom - 1), fill=colour)
         ink = INK if ImageColor.getcolor(colour, "L") > 120 else "white"  # pyright: ignore[reportOperatorIssue]
-        draw.text((left + pad, top + height / 2), text, ink, letters, anchor="lm")
+        write_text(draw, (left + pad, top + (height - sum(letters.getmetrics())) / 2), text, ink, letters)
 
 
 def _place(

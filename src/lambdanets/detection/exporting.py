@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torchvision.transforms import v2
 from lambdanets.data import DataError, open_coco_split
 from lambdanets.exporting import Exported, ExportError, export_network
 from lambdanets.train import Run
+from lambdanets.wording import json_text
 
 from .network import Detector
 from .pairs import spread
@@ -118,7 +118,7 @@ def export(
             format=format,
             inputs={"image": {1: "height", 2: "width"} if dynamic_size else {}},
             outputs=graph.outputs,
-            facts={name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()},
+            facts={name: json_text(value) for name, value in facts.items()},
             opset=opset,
             compare=compared,
         )

@@ -221,7 +221,7 @@ class DetectionModule(Learner):
         return f"{len(splits.train):,} training and {len(splits.val):,} validation images"
 
     def remedies(self) -> list[str]:
-        return ["images stored at about the size they are trained at"]
+        return [f"images stored at about {self.config.data.image_size} pixels where they are larger"]
 
     def draw_curves(self, path: Path, title: str = "") -> None:
         losses = {name: f"train_{name}" for name in self.losses_shown.values()}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lambdanets.detection.scores import KindScores, Scores
+from lambdanets.lettering import legible, plain_text
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.figures import INK, TRAIN, VAL, plain_axes, save_figure
 
@@ -27,6 +28,11 @@ def draw_precision_recall(scores: Scores, path: str | os.PathLike[str], title: s
         path: the PNG.
         title: above the panels.
     """
+    with plain_text(title):
+        save_figure(_precision_recall(scores, legible(title)), Path(path))
+
+
+def _precision_recall(scores: Scores, title: str) -> Any:
     from matplotlib.figure import Figure
 
     kinds = scores.kinds
@@ -39,7 +45,7 @@ def draw_precision_recall(scores: Scores, path: str | os.PathLike[str], title: s
         axes.set_xlabel("recall (%)")
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=INK)
-    save_figure(figure, Path(path))
+    return figure
 
 
 def _curves(axes: Any, scores: KindScores) -> None:

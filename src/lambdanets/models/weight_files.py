@@ -178,7 +178,7 @@ def _check_config(path: Path) -> None:
     try:
         config = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise WeightsError(f"{path} cannot be used: it is not valid JSON: {error}") from error
+        raise WeightsError(f"{path} cannot be used: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise WeightsError(f"{path} cannot be used: it names no architecture, as timm's configurations do")
     for part in ("model_args", "pretrained_cfg"):

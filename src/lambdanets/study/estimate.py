@@ -63,7 +63,7 @@ def estimate(
     )
     with tempfile.TemporaryDirectory(prefix="lambdanets-study-") as folder:
         files = StudyFiles(Path(folder))
-        files.settings.write_text(to_json(replace(study, config=trial)))
+        files.settings.write_text(to_json(replace(study, config=trial)), encoding="utf-8")
         cells = [Cell(contender=name, seed=0) for name in contenders]
         begun = time.monotonic()
         progress = run(study=replace(study, config=trial), files=files, cells=cells, jobs=jobs, watch=watch)
@@ -100,6 +100,6 @@ def epochs_within(
 
 
 def _second_epoch(files: StudyFiles, cell: Cell) -> tuple[float, float]:
-    with files.curves.open(newline="") as file:
+    with files.curves.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["contender"] == cell.contender]
     return float(rows[-1]["images_per_second"]), float(rows[-1]["images_per_cpu_second"])

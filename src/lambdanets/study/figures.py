@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lambdanets.bench.figures import INK, OURS, QUIET, SOFT, save
+from lambdanets.lettering import legible, plain_text
 
 from .records import Record
 from .report import ONE_SEED, Result, provenance_line, results, title
@@ -32,18 +33,18 @@ def draw_figures(records: Sequence[Record], folder: Path) -> list[Path]:
     Returns:
         The files.
     """
-    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     found = results(records)
-    with rc_context({"font.family": "DejaVu Sans"}):
+    heading, source = title(records), provenance_line(records)
+    with plain_text(heading, source):
         figure = Figure(figsize=(13.5, 1.9 + max(0.36 * len(found), 2.6)), dpi=150, layout="constrained")
         renderer = FigureCanvasAgg(figure).get_renderer()
         left, right = figure.subplots(1, 2, width_ratios=[1.05, 1])
         _intervals(left, found)
-        figure.suptitle(title(records), x=0.01, ha="left", fontsize=12, color=INK)
-        figure.supxlabel(provenance_line(records), x=0.01, ha="left", fontsize=7, color=SOFT)
+        figure.suptitle(legible(heading), x=0.01, ha="left", fontsize=12, color=INK)
+        figure.supxlabel(legible(source), x=0.01, ha="left", fontsize=7, color=SOFT)
         on_gpu = any(record.device != "cpu" for record in records)
         speeds = [each.images_per_second if on_gpu else each.images_per_cpu_second for each in found]
         _against_speed(right, found, speeds)

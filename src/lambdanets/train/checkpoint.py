@@ -72,9 +72,9 @@ def replacing(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file as a whole."""
+    """Write a small text file as a whole; names of files that are not UTF-8 keep their bytes."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def sweep(directory: Path) -> None:

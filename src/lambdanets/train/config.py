@@ -280,7 +280,7 @@ def load_classes(path: Path) -> tuple[str, ...]:
     try:
         names = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(f"{path} cannot be used: it is not valid JSON: {error}") from error
+        raise RunError(f"{path} cannot be used: {error}") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise RunError(f"{path} cannot be used: it is no list of class names")
     return tuple(names)

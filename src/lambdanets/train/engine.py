@@ -1,6 +1,5 @@
 """`train`: from a configuration to a finished run folder, or from an unfinished one to a finished one."""
 
-import json
 import logging
 import threading
 import warnings
@@ -54,6 +53,7 @@ from lambdanets.train.state import RunState
 from lambdanets.train.summary import RunResult, finish, result
 from lambdanets.train.trouble import tell
 from lambdanets.train.typed import to_json
+from lambdanets.wording import json_text
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _fit(ready: Ready, files: RunFiles, *, resume: bool, claim: Callable[[], Non
             together(claim)
         if rank_zero_only.rank == 0:
             write_text(files.config, to_json(settled))
-            write_text(files.classes, json.dumps(splits.classes, indent=1, ensure_ascii=False) + "\n")
+            write_text(files.classes, json_text(splits.classes, indent=1) + "\n")
             files.skipped.unlink(missing_ok=True)
             if splits.skipped:
                 write_text(files.skipped, "\n".join(splits.skipped) + "\n")

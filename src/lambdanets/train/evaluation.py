@@ -225,7 +225,7 @@ def _read_lists(file: Path) -> list[list[int]]:
     try:
         labels = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{file} holds no ReaL labels: it is not valid JSON ({error}).") from error
+        raise DataError(f"{file} holds no ReaL labels: {error}.") from error
     if not isinstance(labels, list) or not all(_is_numbers(each) for each in labels):
         raise DataError(f"{file} holds no ReaL labels: expected a list with a list of numbers per image.")
     return labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from lambdanets.exporting import Exported, ExportError, export_network
 from lambdanets.train.run import Run
 from lambdanets.train.subject import fit_to_size
 from lambdanets.train.test_sets import wnids
+from lambdanets.wording import json_text
 
 REDUCTION = 32  # pixels for one of the last map, of networks that do not say theirs
 LEAST_MAP = 4  # side of the last map of what is traced for any size: one of 1 would be taken for a constant
@@ -105,7 +105,7 @@ def export(
         format=format,
         inputs={"images": axes},
         outputs=["logits"],
-        facts={name: json.dumps(value, ensure_ascii=False) for name, value in asdict(facts).items()},
+        facts={name: json_text(value) for name, value in asdict(facts).items()},
         opset=opset,
     )
 

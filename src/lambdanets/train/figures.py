@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lambdanets.lettering import legible, plain_text
 from lambdanets.train.checkpoint import replacing
 
 TRAIN, VAL, QUIET, INK = "#7f8fa6", "#c8472f", "#d9dde3", "#2b2f36"
@@ -42,6 +43,11 @@ def draw_curves(
         panels: the pictures, from the left.
         title: above the panels.
     """
+    with plain_text(title):
+        save_figure(_curves(history, panels, legible(title)), path)
+
+
+def _curves(history: Sequence[Mapping[str, float]], panels: Sequence[Panel], title: str) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -76,7 +82,7 @@ def draw_curves(
             axes.set_ylim(top=panel.scale)
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=INK)
-    save_figure(figure, path)
+    return figure
 
 
 def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str = "") -> None:
@@ -88,6 +94,11 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str
         path: the PNG.
         note: after the title.
     """
+    with plain_text(*classes):
+        save_figure(_confusion(matrix, list(map(legible, classes)), note), path)
+
+
+def _confusion(matrix: Tensor, classes: Sequence[str], note: str) -> Any:
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
     from matplotlib.figure import Figure
 
@@ -120,7 +131,7 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str
     top1 = 100 * float(matrix.diagonal().sum() / matrix.sum().clamp(min=1))
     title = f"{top1:.2f} % of {int(matrix.sum()):,} validation images right"
     axes.set_title(title + (f", {note}" if note else ""), fontsize=11, loc="left", color=INK)
-    save_figure(figure, path)
+    return figure
 
 
 def plain_axes(axes: Any, name: str) -> None:
@@ -136,9 +147,8 @@ def plain_axes(axes: Any, name: str) -> None:
 
 def _mark_best(axes: Any, epoch: float, value: float) -> None:
     axes.plot([epoch], [value], "o", markersize=8, markerfacecolor="none", markeredgecolor=VAL, clip_on=False)
-    # The lower right corner is free: accuracy rises.
-    place = {"ha": "right", "va": "bottom", "transform": axes.transAxes}
-    axes.text(0.99, 0.04, f"best {value:.2f} %, epoch {epoch:.0f}", color=VAL, fontweight="bold", **place)
+    text = f"best {value:.2f} %, epoch {epoch:.0f}"
+    axes.set_title(text, loc="right", color=VAL, fontsize=9, fontweight="bold")  # above, where no curve is
 
 
 def save_figure(figure: Any, path: Path) -> None:

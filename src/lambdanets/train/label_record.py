@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from lambdanets.data.labels import COLUMNS, csv_lines, numbered_rows, open_text
 from lambdanets.files import naming, parse_json
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.errors import RunError
+from lambdanets.wording import json_text
 
 
 class Record:
@@ -40,7 +40,7 @@ class Record:
         """
         found = [each for each in (self.path, self.growing) if each.exists()]
         if not found:
-            write_text(self.facts, json.dumps(self.about, indent=1, ensure_ascii=False) + "\n")
+            write_text(self.facts, json_text(self.about, indent=1) + "\n")
             return 0
         try:
             was = parse_json(self.facts.read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from lambdanets.train.label_record import Record, read_record
 from lambdanets.train.launch import local_rank, share
 from lambdanets.train.progress import clock, say
 from lambdanets.train.run import Run
+from lambdanets.wording import json_text
 
 SAY_EVERY = 30.0  # seconds between lines about the progress where no bar can be drawn
 Answers = tuple[list[int], list[int | None], list[float]]  # images, classes, probabilities
@@ -176,7 +176,7 @@ def label(
         "kept": dict(zip(teacher.classes, kept.counts().tolist(), strict=True)),
     }
     if len(kept):
-        write_text(facts_path(path), json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        write_text(facts_path(path), json_text(facts, indent=1) + "\n")
         write_text(path, to_csv(kept))
     return Labelled(
         everything=everything,

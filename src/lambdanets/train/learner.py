@@ -28,6 +28,7 @@ from lambdanets.train.run import AVERAGE, NETWORK
 from lambdanets.train.schedule import lr_factor
 from lambdanets.train.state import RunState
 from lambdanets.train.typed import encode, to_json
+from lambdanets.wording import json_text
 
 CHECK_EVERY = 50  # batches between looks at the loss where a look stops the accelerator
 RECENT = 100  # losses that are kept to be looked at when one is bad
@@ -143,7 +144,7 @@ class Learner(pl.LightningModule):
             "options": json.dumps(encode(config.model.options)),
             "image_size": str(config.data.image_size),
             "num_classes": str(len(self.classes)),
-            "classes": json.dumps(self.classes, ensure_ascii=False),
+            "classes": json_text(self.classes),
         }
 
     def draw_curves(self, path: Path, title: str = "") -> None:

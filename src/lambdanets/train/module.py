@@ -161,7 +161,7 @@ class Classifier(Learner):
         cache = [] if data.cache is True else ["data.cache=true where they fit into memory"]
         return [
             *cache,
-            "images stored at the size they are trained at",
+            f"images stored at {data.image_size} pixels where they are larger",
             "tar: shards instead of single files",
         ]
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
+
+from lambdanets.lettering import font, legible, text_length, write_text
 
 SCALE = 2  # pixels per unit of the layout below: crisp on today's screens
 PAPER, CARD, EDGE, TRACK = "#f3f4f6", "#ffffff", "#e2e4e9", "#eceef2"
@@ -26,18 +27,6 @@ class Fonts:
     title: ImageFont.FreeTypeFont
     text: ImageFont.FreeTypeFont
     strong: ImageFont.FreeTypeFont
-
-
-def font(size: float, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Return DejaVu, which comes with matplotlib: most alphabets are legible on every machine.
-
-    Args:
-        size: in pixels.
-        bold: for titles and names.
-    """
-    weight = "bold" if bold else "normal"
-    path = font_manager.findfont(font_manager.FontProperties(family="DejaVu Sans", weight=weight))
-    return ImageFont.truetype(path, size)
 
 
 def page_fonts() -> Fonts:
@@ -104,7 +93,7 @@ def blank_page(width: int, height: int, title: str, caption: str, fonts: Fonts) 
 
 
 def fitted(text: str, font: ImageFont.FreeTypeFont, width: float, *, keep_end: bool = False) -> str:
-    """Return the text, shortened by an ellipsis where it is wider than so many units.
+    """Return the text, legible, and shortened by an ellipsis where it is wider than so many units.
 
     Args:
         text: of any kind; white space becomes single spaces.
@@ -112,9 +101,9 @@ def fitted(text: str, font: ImageFont.FreeTypeFont, width: float, *, keep_end: b
         width: in units.
         keep_end: shorten in the middle, for file names.
     """
-    text = " ".join(text.split()) or "?"
+    text = legible(" ".join(text.split())) or "?"
     for shortened in (text, *_shorter(text, keep_end)):
-        if font.getlength(shortened) <= width * SCALE:
+        if text_length(shortened, font) <= width * SCALE:
             return shortened
     return "…"
 
@@ -129,7 +118,7 @@ def write_line(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, font: ImageFont.FreeTypeFont, colour: str
 ) -> None:
     """Write a line of text, whose upper left corner is given in units."""
-    draw.text((corner[0] * SCALE, corner[1] * SCALE), text, colour, font)
+    write_text(draw, (corner[0] * SCALE, corner[1] * SCALE), text, colour, font)
 
 
 def rounded(

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from lambdanets.train.learner import Learner
+from lambdanets.wording import printable_lines
 
 REFRESH = 0.25  # seconds between looks at the running sums, which stop an accelerator
 WORTH_SHOWING, WORTH_ADVICE = 0.05, 0.10  # shares of the training time that went into waiting for images
@@ -180,7 +181,7 @@ def say(sentence: str) -> None:
     if rank_zero_only.rank != 0:
         return
     try:
-        print(sentence, flush=True)
+        print(printable_lines(sentence), flush=True)
     except OSError:  # a pipe that is closed, a terminal that is gone
         # What is left in the buffer, and whatever is printed later, must not fail either.
         with suppress(OSError):

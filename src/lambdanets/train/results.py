@@ -102,7 +102,7 @@ def check_table(path: Path) -> tuple[str, ...]:
     """
     if not path.exists() or not path.stat().st_size:
         return COLUMNS
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         header = tuple(next(csv.reader(file), ()))
     if missing := [name for name in COLUMNS if name not in header]:
         raise RunError(f"{path} is no table of timm's results: it lacks the columns {', '.join(missing)}")
@@ -119,7 +119,7 @@ def append_row(path: Path, row: dict[str, str]) -> None:
     """
     columns = check_table(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    old = path.read_text(encoding="utf-8", errors="surrogateescape") if path.exists() else ""
     if old and not old.endswith("\n"):
         old += "\n"
     text = io.StringIO()

@@ -14,6 +14,7 @@ from lambdanets.models.weights import check_finite
 from lambdanets.train.config import Config, RunConfig, load_classes, load_config
 from lambdanets.train.errors import CheckpointError, RunError
 from lambdanets.train.layout import RunFiles
+from lambdanets.wording import printable
 
 NETWORK, AVERAGE = "network.", "average."  # of the trained weights and their average in a checkpoint
 
@@ -94,7 +95,7 @@ class Run(Generic[Config]):
             except DamagedFileError as error:
                 if not self.files.best.exists():
                     raise RunError(f"{error}, and there is no {self.files.best}") from error
-                print(f"{error}; the weights come from {self.files.best}", file=sys.stderr)
+                print(printable(f"{error}; the weights come from {self.files.best}"), file=sys.stderr)
         path = self.files.best if which == "best" else self.files.last
         if not path.exists():
             raise RunError(f"{self.directory} has no {which} weights yet: no epoch has ended")

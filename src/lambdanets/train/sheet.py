@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from lambdanets.data import read_image
+from lambdanets.lettering import legible, text_length
 from lambdanets.train.pages import (
     CARD,
     EDGE,
@@ -136,7 +137,8 @@ def _card(
         )
         y += ROW
     y += 6
-    middle = min(max(map(fonts.strong.getlength, each.labels)) / SCALE + 8, LABELS)
+    longest = max(text_length(legible(label), fonts.strong) for label in each.labels)
+    middle = min(longest / SCALE + 8, LABELS)
     for rank, (label, probability) in enumerate(zip(each.labels, each.probabilities, strict=True)):
         colour = OTHER if rank else {None: ACCENT, True: RIGHT, False: WRONG}[each.right]
         font = fonts.text if rank else fonts.strong

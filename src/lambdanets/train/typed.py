@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from lambdanets.files import parse_json
 
 C = TypeVar("C")
+LARGEST = 2**63  # what PyTorch and NumPy count with
 
 
 def encode(value: Any) -> Any:
@@ -46,11 +47,7 @@ def from_json(kind: type[C], text: str) -> C:
     Raises:
         ValueError: the text is no JSON, or not this config.
     """
-    try:
-        plain = parse_json(text)
-    except ValueError as error:
-        raise ValueError(f"the configuration is not valid JSON: {error}") from None
-    return decode(kind, plain)
+    return decode(kind, parse_json(text))
 
 
 def override(config: C, *assignments: str) -> C:
@@ -220,6 +217,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
     elif isinstance(value, kind) and not isinstance(value, bool):
+        if kind is int and abs(value) >= LARGEST:
+            raise ValueError(f"{where} is a number below 2**63; got {value}")
         return value
     raise _mismatch(kind, value, where)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from lambdanets.bench.figures import INK, NAMES, OURS, QUIET, SOFT, duration, frame, mebibytes, save
 from lambdanets.bench.tables import CLOCKS, SINGLE, Clock
+from lambdanets.lettering import plain_text
 
 from .labels import place
 from .matched import Measure, seconds_of
@@ -27,6 +28,7 @@ PANELS: dict[Measure, str] = {
 SECONDS = "seconds for 1024 images"
 
 
+@plain_text()
 def draw(measured: Sequence[Measured], folder: Path, clock: Clock = "wall") -> list[Path]:
     """Draw time and memory of every network as bars and, for the race, accuracy against time.
 

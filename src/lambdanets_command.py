@@ -1,0 +1,39 @@
+"""The script `lambdanets`: prints the help at once, leaves every other command line to `lambdanets.cli`.
+
+Importing anything of the package costs the seconds that torch and timm take. This module stands beside it,
+and reads the one file with the help without importing the package.
+"""
+
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+
+def main() -> int:
+    """Run the command line of this process and return its exit code."""
+    verbs = _verbs()
+    if (text := verbs.help_for(sys.argv[1:])) is not None:
+        verbs.prepare_streams()
+        return verbs.print_help(text)
+    try:
+        from lambdanets.cli import main
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("lambdanets"):
+            raise
+        print(
+            f"lambdanets: this needs {error.name}, which is not installed: pip install lambdanets",
+            file=sys.stderr,
+        )
+        return 1
+    return main()
+
+
+def _verbs() -> Any:
+    package: Any = PathFinder.find_spec("lambdanets")
+    path = Path(package.origin).parent / "cli" / "verbs.py"
+    spec: Any = spec_from_file_location("lambdanets_verbs", path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
