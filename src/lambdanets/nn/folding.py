@@ -30,7 +30,7 @@ def joinable(x: Tensor, modules: Sequence[nn.Module]) -> bool:
     It does not where somebody hooked into a module or exchanged it; and a trace, by torch.jit or torch.fx,
     keeps the modules.
     """
-    traced = torch._C._is_tracing() or isinstance(x, Proxy)
+    traced = torch.jit.is_tracing() or isinstance(x, Proxy)  # pyright: ignore[reportPrivateImportUsage]
     return not (traced or _has_any_global_hook()) and all(
         (type(m) in _NORMS or (type(m) in _CONVOLUTIONS and _is_pointwise(m))) and untouched(m)
         for m in modules

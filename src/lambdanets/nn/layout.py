@@ -39,7 +39,7 @@ def ordered_gradient(x: Tensor) -> Tensor:
     that the gradient of a single image may have: that one becomes contiguous. A trace (torch.jit.trace) keeps
     no backward of ours, so it is not in it.
     """
-    if not torch.is_grad_enabled() or torch._C._is_tracing():
+    if not torch.is_grad_enabled() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return x
     return (_OrderedGradient if torch.compiler.is_compiling() else _OrderedGradientForwardMode).apply(x)
 

@@ -312,7 +312,7 @@ def resolve(kernel: str, problem: Problem) -> tuple[str, str]:
         reasons = KERNELS[kernel].unsupported(problem)
         if reasons:
             raise ValueError(f"kernel {kernel!r} cannot serve this problem ({problem}): {'; '.join(reasons)}")
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return kernel, kernel
     forward = choose(kernel, problem)
     backward = choose(kernel, problem, backward=True) if problem.train else forward
