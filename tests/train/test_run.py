@@ -147,15 +147,11 @@ def test_weights_that_are_not_finite_are_refused(copy: Path, finished: RunResult
     weights = load_file(copy / "weights.safetensors")
     weights["bn1.weight"] = weights["bn1.weight"] * torch.nan
     save_file(weights, copy / "weights.safetensors")
-    with pytest.raises(
-        WeightsError, match=r"copy cannot be used: 32 of the 32 elements of bn1\.weight are NaN"
-    ):
+    with pytest.raises(WeightsError, match=r"copy cannot be used: 32 of the 32 .* of bn1\.weight are NaN"):
         load_run(copy).model()
     folder = load_run(finished.directory).save_for_hub(copy.with_name("hub"))
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        WeightsError, match=r"local-dir:.* cannot be used: 32 of the 32 elements of bn1\.weight"
-    ):
+    with pytest.raises(WeightsError, match=r"local-dir:.*: 32 of the 32 elements of bn1\.weight"):
         trained_model(f"local-dir:{folder}")
 
 
