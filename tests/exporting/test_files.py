@@ -2,6 +2,7 @@
 
 import copy
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,18 @@ def test_what_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ExportError, match=re.escape("shapes [(1, 2)], the network [(2, 2)]")):
         export(tmp_path / "short.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["right.pt2"]
+
+
+@pytest.mark.parametrize("name", ["a.pt2", "a.onnx"])
+def test_a_write_that_fails_is_no_fault_of_the_network(tmp_path: Path, name: str) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '.*/{name}'$"):
+            export(tmp_path / name, format="onnx" if name == "a.onnx" else "torch")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 class Odd(nn.Module):

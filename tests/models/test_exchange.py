@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
+from safetensors import safe_open
 from timm.models import load_checkpoint
 from torch import nn
 
@@ -135,6 +137,31 @@ def test_an_accelerated_model_is_timm_s_in_the_folder(tmp_path: Path) -> None:
     model = accelerate(awake(timm.create_model("lambda_resnet26t", num_classes=3)).eval())
     other = timm.create_model(f"local-dir:{save_for_hub(model, tmp_path)}", pretrained=True)
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_a_folder_for_the_hub_is_one_of_transformers_too(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num_classes": 3, "in_chans": 1, "dim_k": 8}
+    model = awake(create_model("lambda_resnet_digits", **options)).eval()
+    folder = save_for_hub(model, tmp_path / "hub", labels=["a", "b", "c"])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_classes"] == 3
+    # transformers calls timm.create_model(architecture, num_classes=..., **model_args).
+    assert "num_classes" not in config["model_args"]
+    assert {name: config["model_args"][name] for name in ("in_chans", "dim_k")} == {"in_chans": 1, "dim_k": 8}
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        assert file.metadata()["format"] == "pt"
+    transformers = pytest.importorskip("transformers")
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        classifier = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+        assert torch.equal(classifier(x).logits, model(x))
+        trunk = transformers.AutoModel.from_pretrained(folder).eval()
+        assert torch.equal(
+            trunk(x).pooler_output, model.forward_head(model.forward_features(x), pre_logits=True)
+        )
+    assert classifier.config.id2label == {0: "a", 1: "b", 2: "c"}
+    pipeline = transformers.pipeline("image-classification", model=str(folder))
+    assert {each["label"] for each in pipeline(Image.new("L", (32, 32), 99))} == {"a", "b", "c"}
 
 
 def test_what_cannot_be_made_again_is_refused(tmp_path: Path) -> None:

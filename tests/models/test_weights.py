@@ -50,8 +50,17 @@ def wrapped(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         lambda m, other: wrapped("module.", m),
         lambda m, other: wrapped("_orig_mod.", m),
         lambda m, other: {"state_dict": wrapped("module._orig_mod.", m)},
+        lambda m, other: {"model_state_dict": m, "optimizer_state_dict": {"state": {}, "param_groups": []}},
+        lambda m, other: {"epoch": 3, "net": m, "model": "resnet"},
+        lambda m, other: wrapped("module.", m) | {"n_averaged": torch.tensor(7)},
+        lambda m, other: {"state_dict": wrapped("model.", m)},
+        lambda m, other: wrapped("net.module.backbone.", m),
+        lambda m, other: {k: v for k, v in m.items() if not k.endswith("num_batches_tracked")},
     ],
-    ids=["state_dict", "model", "ema", "timm", "ddp", "compiled", "both"],
+    ids=[
+        *("state_dict", "model", "ema", "timm", "ddp", "compiled", "both"),
+        *("model_state_dict", "net", "averaged", "lightning", "nested", "old_batch_norms"),
+    ],
 )
 def test_what_training_scripts_save(tmp_path: Path, form: Callable[..., Any]) -> None:
     model, other = create_model(ONE), create_model(ONE)
@@ -60,6 +69,30 @@ def test_what_training_scripts_save(tmp_path: Path, form: Callable[..., Any]) ->
         saved(form(model.state_dict(), create_model(ONE).state_dict()), tmp_path / "checkpoint.pth.tar"),
     )
     assert_same(other, model)
+
+
+def test_what_training_scripts_save_of_several_networks_is_refused(tmp_path: Path) -> None:
+    states = [create_model(ONE).state_dict() for _ in range(2)]
+    path = saved(dict(zip(("student", "teacher"), states, strict=True)), tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="several networks' weights, 'student', 'teacher': save the one"):
+        load_weights(create_model(ONE), path)
+    path = saved(wrapped("net.", states[0]) | wrapped("ema.", states[1]), tmp_path / "w.pt")
+    number = len(states[0])
+    with pytest.raises(WeightsError, match=rf"has {number} in 'net' and {number} in 'ema' under the model's"):
+        load_weights(create_model(ONE), path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["layer2.0.conv2.positions", "bn1.running_var"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, name: str, value: float) -> None:
+    source, model = create_model(ONE), create_model(ONE)
+    source.state_dict()[name].flatten()[0] = value
+    before = copy.deepcopy(model)
+    number = source.state_dict()[name].numel()
+    expected = rf"w\.pt cannot be used: 1 of the {number:,} elements of {name} are NaN or infinite"
+    with pytest.raises(WeightsError, match=expected):
+        load_weights(model, saved(source, tmp_path / "w.pt"))
+    assert_same(model, before)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "model.safetensors", "pytorch_model.bin"])

@@ -233,6 +233,36 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_previous(
     assert_same_end(finished.directory, folder)
 
 
+@pytest.mark.parametrize("change", ["groups", "shape", "state", "loops"])
+def test_a_checkpoint_of_which_a_part_is_another_s_is_not_resumed(
+    finished: RunResult, folder: Path, change: str
+) -> None:
+    shutil.copytree(finished.directory, folder)
+    (folder / "summary.txt").unlink()
+    for path in (folder / "checkpoints").iterdir():
+        content = load_checkpoint(path)
+        [states] = content["optimizer_states"]
+        if change == "groups":
+            states["param_groups"][0]["params"].pop()
+            states["state"].clear()
+            states["param_groups"] = [{**group, "momentum": 0} for group in states["param_groups"]]
+        elif change == "shape":
+            states["state"][0]["momentum_buffer"] = torch.zeros(7)
+        elif change == "state":
+            states["state"].clear()
+        else:
+            content["loops"] = None
+        torch.save(content, path)
+    reasons = {
+        "groups": r"\.ckpt has the state of another optimiser than the run's: its groups have \[\d+, \d+\]",
+        "shape": r"momentum_buffer of parameter 0 has the shape \(7,\), the parameter \(32,\); bring",
+        "state": r"no checkpoint is intact: .*optimizer_states.state is empty",
+        "loops": r"no checkpoint is intact: .*loops is a NoneType",
+    }
+    with pytest.raises((RunError, CheckpointError), match=reasons[change]):
+        train(run_dir=folder, resume=True)
+
+
 def test_when_nothing_is_intact_nothing_is_trained(
     tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

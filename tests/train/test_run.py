@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lambdanets.data import DataError
+from lambdanets.models import WeightsError
 from lambdanets.train import CheckpointError, RunError, RunResult, evaluate, load_run, override
+from lambdanets.train.subject import trained_model
 
 
 @pytest.fixture
@@ -138,8 +140,32 @@ def test_damaged_weights_are_taken_from_the_best_checkpoint(copy: Path, capsys: 
         load_run(copy).model()
 
 
+def test_a_changed_byte_among_the_weights_is_damage(copy: Path, capsys: Any) -> None:
+    whole = load_run(copy).model().state_dict()
+    content = bytearray((copy / "weights.safetensors").read_bytes())
+    content[-9] ^= 1
+    (copy / "weights.safetensors").write_bytes(content)
+    again = load_run(copy).model().state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    said = capsys.readouterr().err
+    assert "weights.safetensors is damaged: the checksum" in said
+    assert "the weights come from" in said
+
+
+def test_weights_that_are_not_finite_are_refused(copy: Path, finished: RunResult) -> None:
+    weights = load_file(copy / "weights.safetensors")
+    weights["bn1.weight"] = weights["bn1.weight"] * torch.nan
+    save_file(weights, copy / "weights.safetensors")
+    with pytest.raises(WeightsError, match=r"copy cannot be used: 32 of the 32 .* of bn1\.weight are NaN"):
+        load_run(copy).model()
+    folder = load_run(finished.directory).save_for_hub(copy.with_name("hub"))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"local-dir:.*: 32 of the 32 elements of bn1\.weight"):
+        trained_model(f"local-dir:{folder}")
+
+
 @pytest.mark.parametrize("name", ["config.json", "classes.json"])
-@pytest.mark.parametrize("text", ['{"half', "3", "\udcff"])
+@pytest.mark.parametrize("text", ['{"half', "3", "\udcff", "[" * 100_000], ids=["half", "3", "bytes", "deep"])
 def test_a_broken_file_is_named(copy: Path, name: str, text: str) -> None:
     (copy / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(RunError, match=name.replace(".", r"\.")):

@@ -18,6 +18,7 @@ from torch import Tensor
 CHECKSUM = "checksum"
 """The entry of a safetensors header that `write_safetensors` adds and `read_safetensors` verifies."""
 ZIP = b"PK\x03\x04"
+FOLDER = 0x10  # attribute of a part of a zip archive
 
 
 class DamagedFileError(ValueError):
@@ -141,12 +142,16 @@ def _verify(path: Path) -> None:
         try:
             with zipfile.ZipFile(file) as archive:
                 damaged = archive.testzip()
+                # PyTorch's reader gives memory as it is for what is marked as a folder.
+                folders = [part.filename for part in archive.infolist() if part.external_attr & FOLDER]
         except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
             # zipfile calls an archive bad whose end it could not read.
             cause = error if isinstance(error, OSError) else error.__context__
             if isinstance(cause, OSError) and cause.errno != errno.EINVAL:
                 raise cause from None
             raise DamagedFileError(f"{path} is damaged ({first_line(error)})") from error
+    if folders:
+        raise DamagedFileError(f"{path} is damaged ({folders[0]} in it is marked as a folder)")
     if damaged:
         raise DamagedFileError(
             f"{path} is damaged: the checksum of {damaged} in it differs from the stored one"
