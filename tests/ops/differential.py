@@ -351,7 +351,7 @@ def _layer(case: Drawn, index: int) -> Iterator[tuple[str, ...]]:
         options["normalize"] = "softmax"
     dim = r.randint(1, 6)
     layer = (LambdaLayer1d, LambdaLayer2d, LambdaLayer3d)[axes - 1](
-        dim, case.num_heads * case.dim_v, batch_norm=r.random() < 0.7, **options
+        dim, case.num_heads * case.dim_v, norm="batch" if r.random() < 0.7 else None, **options
     )
     label = (str(index), LAYER, dtype)
     yield "start", *label
