@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,8 +226,7 @@ def test_a_border_is_no_object(
         assert told in str(caught.value)
         assert not out.exists()
         return
-    with pytest.warns(DataWarning) if ignore == "none" else contextlib.nullcontext():
-        converting.run(root, out=out, ignore=ignore)
+    converting.run(root, out=out, ignore=ignore)
     held = masks_of(voc()) if ignore == "none" else masks_of(np.where(voc() == 255, 0, voc()))
     assert len(held) == objects
     same(read(out)[1], expected | {"images/cell0.png": held})
@@ -243,38 +243,59 @@ def test_255_objects_are_objects(together: tuple[Path, Any], tmp_path: Path) -> 
     assert len(expected) == 3
 
 
-def smooth() -> np.ndarray:
-    """Two discs whose edges have shades."""
-    large = np.zeros((11 * 8, 13 * 8), np.uint8)
-    y, x = np.mgrid[: 11 * 8, : 13 * 8]
-    for centre in (26, 76):
-        large[(y - 42) ** 2 + (x - centre) ** 2 < 20**2] = 255
-    return np.asarray(Image.fromarray(large).resize(SIZE, Image.Resampling.BILINEAR))
+def smooth(radius: int, resample: Image.Resampling) -> np.ndarray:
+    """Discs whose edges have shades, of shape (60, 70)."""
+    large = np.zeros((480, 560), np.uint8)
+    y, x = np.mgrid[:480, :560]
+    for top, left in ((150, 140), (300, 400)):
+        large[(y - top) ** 2 + (1.1 * x - 1.1 * left) ** 2 < (8 * radius) ** 2] = 255
+    return np.asarray(Image.fromarray(large).resize((70, 60), resample))
 
 
 @pytest.mark.parametrize("layout", ["separate", "together"])
+@pytest.mark.parametrize("radius", [3, 10])
+@pytest.mark.parametrize("resample", [Image.Resampling.BOX, Image.Resampling.LANCZOS])
 def test_shades_are_no_objects(
-    layout: str, request: pytest.FixtureRequest, tmp_path: Path, recwarn: pytest.WarningsRecorder
+    picture: Picture, tmp_path: Path, layout: str, radius: int, resample: Image.Resampling
 ) -> None:
-    root, _ = request.getfixturevalue(layout)
-    path = root / ("cell0/masks/0.png" if layout == "separate" else "masks/cell0.png")
-    save(smooth(), path)
-    with pytest.raises(DataError, match=rf"{path} holds \d+ values.*--threshold 128 takes"):
+    root, values = tmp_path / "cells", smooth(radius, resample)
+    image = root / ("one/images/one.png" if layout == "separate" else "images/one.png")
+    image.parent.mkdir(parents=True)
+    picture(0, (70, 60)).save(image)
+    mask = root / ("one/masks/1.png" if layout == "separate" else "masks/one.png")
+    save(values, mask)
+    with pytest.raises(DataError, match=rf"{mask} holds \d+ values.*--threshold 128 takes"):
         masks_to_coco(root, tmp_path / "out.json")
-    for other in root.glob("**/masks/*.png"):
-        if other != path:
-            save(
-                np.zeros((11, 13), np.uint8) if layout == "together" else np.full((11, 13), 200, np.uint8),
-                other,
-            )
-    Image.fromarray(smooth()).save(path.with_suffix(".jpg"), quality=50)
-    path.unlink()
-    with pytest.raises(DataError, match=r"0\.jpg is of a format that changes numbers"):
+    if layout == "together":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)
+            written = masks_to_coco(root, tmp_path / "every.json", ignore=())
+        assert written.objects == len(masks_of(values))
+    mask.unlink()
+    Image.fromarray(values).save(mask.with_suffix(".jpg"), quality=95)
+    with pytest.raises(DataError, match=r"\.jpg is of a format that changes numbers"):
         masks_to_coco(root, tmp_path / "out.json")
-    masks_to_coco(root, tmp_path / "out.json", threshold=128)
-    name = "cell0/images/cell0.png" if layout == "separate" else "images/cell0.png"
-    [*_, mask] = sorted(read(tmp_path / "out.json")[1][name], key=lambda mask: -mask.sum())
-    assert (mask != (smooth() >= 128)).mean() < 0.03
+    with pytest.warns(DataWarning) if layout == "together" else contextlib.nullcontext():
+        masks_to_coco(root, tmp_path / "out.json", threshold=128)
+    [found] = read(tmp_path / "out.json")[1][image.relative_to(root).as_posix()]
+    assert (found != (values >= 128)).sum() <= 6
+
+
+@pytest.mark.parametrize("side", [1, 2, 5])
+def test_small_objects_are_no_shades(together: tuple[Path, Any], tmp_path: Path, side: int) -> None:
+    root, _ = together
+    draw = np.random.default_rng(0)
+    values = np.zeros((200, 300), np.uint16)
+    values[90:110, 90:110] = 200
+    for number in range(1, 150):
+        top, left = draw.integers(0, 195), draw.integers(0, 295)
+        values[top : top + side, left : left + side] = number
+    save(values, root / "masks" / "cell0.png")
+    save(np.zeros((200, 300, 3), np.uint8), root / "images" / "cell0.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # some are cut in two by others
+        masks_to_coco(root, tmp_path / "out.json")
+    assert len(read(tmp_path / "out.json")[1]["images/cell0.png"]) == len(masks_of(values))
 
 
 @pytest.mark.parametrize(

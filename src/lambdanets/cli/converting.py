@@ -31,7 +31,7 @@ def run(
         out: The file to write. The images stay where they are: put it into the folder or its annotations/.
         classes: Names of the classes.
         ignore: A value of the masks that is background as 0 is, such as 255, the border of objects in Pascal
-            VOC; none where 255 is an object.
+            VOC; none where every value is an object.
         threshold: For masks with smoothed edges: what has this value or more is one object.
     """
     if ignore not in (None, "none") and not str(ignore).isdecimal():

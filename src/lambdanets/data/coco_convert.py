@@ -26,9 +26,10 @@ LAYOUTS = (
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # of formats that keep numbers as they are
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")  # of others, which need a threshold
 SHADES = (
-    "smoothed edges are no objects; --threshold 128 takes what has this value or more for one object, and "
-    "numbered masks are resized without smoothing (nearest neighbour)"
+    "smoothed edges are no objects; --threshold 128 takes what has this value or more for one object, "
+    "--ignore none every value, and numbered masks are resized without smoothing (nearest neighbour)"
 )
+FEWEST_SHADES = 6  # values along the edges of objects, where each has one part
 VOID = 255  # the border of objects in Pascal VOC's masks
 
 
@@ -107,7 +108,8 @@ def masks_to_coco(
         out: the file to write; it must not be there yet.
         classes: names of the classes, which get the ids 1, 2, ...
         ignore: values of the masks that are background as 0 is, such as 255, the border of objects in Pascal
-            VOC. None refuses masks in which 255 may be either; an empty sequence says that it is an object.
+            VOC. None refuses masks in which 255 may be either, and masks with shades; an empty sequence says
+            that every value is an object.
         threshold: for masks with shades, as smoothed and JPEG-compressed ones have: what has this value or
             more is one object. None takes every value for an object of its own, and refuses shades.
 
@@ -296,7 +298,7 @@ def _read(picture: _Picture, reading: _Reading) -> tuple[tuple[int, int], list[_
             held = f"{len(present)} values besides 0, and should hold one" if len(present) else "no object"
             shades = f": {SHADES}" if len(present) > 2 else ""
             raise DataError(f"{path} holds {held}{shades}.")
-        if picture.numbered and (fault := _shades(present, numbered) or _border(present, reading)):
+        if picture.numbered and (fault := _shades(present, numbered, reading) or _border(present, reading)):
             raise DataError(f"{path} {fault}.")
         places = ndimage.find_objects(numbered)
         for number, (value, place) in enumerate(zip(present, places, strict=True), start=1):
@@ -340,22 +342,24 @@ def _border(present: np.ndarray, reading: _Reading) -> str | None:
     )
 
 
-def _shades(present: np.ndarray, numbered: np.ndarray) -> str | None:
+def _shades(present: np.ndarray, numbered: np.ndarray, reading: _Reading) -> str | None:
     """Say that the values of a mask are shades along the edges of objects, where most of them are.
 
-    Such a value is nowhere wider than two pixels, and scattered in parts that do not touch.
+    Such values are nowhere wider than two pixels. Most are scattered in parts that do not touch, or the mask
+    has far fewer parts than values.
     """
     from scipy import ndimage
 
-    if len(present) < 4:
+    if reading.ignore is not None or len(present) < 4:
         return None
     even = ndimage.minimum_filter(numbered, 3) == ndimage.maximum_filter(numbered, 3)
     solid = np.bincount(numbered[even], minlength=len(present) + 1)[1:] > 0
     thin = np.flatnonzero(~solid) + 1
-    if not solid.any() or 2 * len(thin) <= len(present):
+    if 2 * len(thin) <= len(present):
         return None
     places = ndimage.find_objects(numbered)
     scattered = sum(_parts(numbered[places[value - 1]] == value) > 1 for value in thin.tolist())
-    if 2 * scattered <= len(thin):
+    around = len(thin) >= FEWEST_SHADES and 4 * _parts(numbered > 0) <= len(present)
+    if not around and (2 * scattered <= len(thin) or not solid.any()):
         return None
     return f"holds {len(present)} values, {len(thin)} of them only along edges: {SHADES}"

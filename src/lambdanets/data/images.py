@@ -86,13 +86,15 @@ def read_image(
         return as_mode(image, in_chans)
 
 
-def check_size(source: str | PathLike[str] | IO[bytes], size: tuple[int, int]) -> None:
+def check_size(
+    source: str | PathLike[str] | IO[bytes], size: tuple[int, int], *, max_pixels: int = MAX_PIXELS
+) -> None:
     """Find out, from its header alone, whether an image has a size (width, height), as stored or upright.
 
     Raises:
         DataError: as from `read_image`, as far as the header tells.
     """
-    with _naming(source), _opened(source) as file, _identified(file, MAX_PIXELS) as image:
+    with _naming(source), _opened(source) as file, _identified(file, max_pixels) as image:
         if image.size != size:
             turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
             width, height = image.size
@@ -125,10 +127,16 @@ def read_values(source: str | PathLike[str] | IO[bytes]) -> np.ndarray:
         Integers of shape (height, width); of a palette the places of its colours.
 
     Raises:
-        DataError: the file cannot be read, ends too early, or has several channels; the message names it.
+        DataError: the file cannot be read, ends too early, or has several channels or pages, or fractions;
+            the message names it.
     """
     with _naming(source), _opened(source) as file:
-        values = np.asarray(_decoded(file, MAX_PIXELS))
+        image = _decoded(file, MAX_PIXELS)
+        if (pages := getattr(image, "n_frames", 1)) > 1:
+            raise ValueError(f"it holds {pages} pages, and a mask is one")
+        values = np.asarray(image)
+        if values.dtype.kind == "f" and np.array_equal(values, values.round().clip(-(2**24), 2**24)):
+            values = values.astype(np.int32)  # as ImageJ writes label images
         if values.ndim != 2 or values.dtype.kind not in "iub":
             raise ValueError("a mask has one channel of whole numbers")
         return values

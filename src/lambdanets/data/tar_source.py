@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -10,9 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..files import parse_json
 from ..wording import few
 from .config import DataConfig
 from .errors import DataError
+from .files import open_regular
 from .folder import CLASS_FOLDERS, TRAIN_NAMES, VAL_NAMES, check_text, warn_unmeasured, which_held_out
 from .tar import TarPictures
 from .tar_index import read_members
@@ -159,9 +160,9 @@ def declared_classes(root: str, *folders: str) -> tuple[str, ...] | None:
         if not os.path.isfile(path):
             continue
         try:
-            with open(path, encoding="utf-8") as file:
-                names = json.load(file)
-        except (ValueError, RecursionError):
+            with open_regular(path) as file:
+                names = parse_json(file.read())
+        except ValueError:
             names = None
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise DataError(f'{path} must be a list of the classes\' names, such as ["cat", "dog"].')
