@@ -164,7 +164,6 @@ ERRORS = {
         1,
         "2.0 GiB",
     ),
-    "unnamed": (OSError(errno.ENOSPC, "No space left on device"), 1, "--traceback VERB"),
     "pipe": (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "Broken pipe"),  # of a worker, not of stdout
     "letters": (
         UnicodeEncodeError("utf-8", "x\udcff.jpg", 1, 2, "surrogates not allowed"),

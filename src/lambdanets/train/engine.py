@@ -212,7 +212,7 @@ def prepare(
     module = build_module(task, config, splits.classes, continues=start is not None)
     if start:
         check_weights(start, module, config.model.name)
-        check_optimizer(start, module, create_optimizer(module.network, config.optimizer))
+        check_optimizer(start, create_optimizer(module.network, config.optimizer))
     module.state.fingerprint, module.state.weights_digest = splits.fingerprint, digest
     return Ready(start, splits, module)
 

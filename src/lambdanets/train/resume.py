@@ -143,12 +143,11 @@ def check_weights(start: Start, module: nn.Module, model: str) -> None:
         )
 
 
-def check_optimizer(start: Start, module: nn.Module, own: Optimizer) -> None:
+def check_optimizer(start: Start, own: Optimizer) -> None:
     """Raise RunError when a checkpoint's optimiser state is of other parameters than the run's.
 
     Args:
         start: the checkpoint.
-        module: what is trained.
         own: the run's optimiser before its first step.
     """
     [stored] = start.content["optimizer_states"]
@@ -160,9 +159,10 @@ def check_optimizer(start: Start, module: nn.Module, own: Optimizer) -> None:
             f"{another}: its groups have {theirs} parameters, the run's {ours}; bring the run's own "
             "checkpoint back"
         )
-    # Numbered in the order of the groups; where the weights are divided between processes, by their names.
-    parameters: dict[Any, Tensor] = dict(module.named_parameters())
-    parameters |= dict(enumerate(each for group in own.param_groups for each in group["params"]))
+    # The keys of the state are those that the stored groups list; PyTorch matches them with the run's by order.
+    parameters: dict[Any, Tensor] = {}
+    for their_group, our_group in zip(*groups, strict=True):
+        parameters |= zip(their_group["params"], our_group["params"], strict=True)
     for name, state in stored["state"].items():
         for part, value in state.items():
             if name in parameters and not _of_shape(value, parameters[name].shape):
