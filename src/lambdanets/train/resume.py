@@ -159,7 +159,7 @@ def check_optimizer(start: Start, own: Optimizer) -> None:
             f"{another}: its groups have {theirs} parameters, the run's {ours}; bring the run's own "
             "checkpoint back"
         )
-    # The keys of the state are those that the stored groups list; PyTorch matches them with the run's by order.
+    # The state is keyed by what the stored groups list; PyTorch matches these with the run's by order.
     parameters: dict[Any, Tensor] = {}
     for their_group, our_group in zip(*groups, strict=True):
         parameters |= zip(their_group["params"], our_group["params"], strict=True)
