@@ -134,6 +134,7 @@ def predict_run(
     samples: int | None,
     threshold: float,
     tile: str,
+    max_pixels: int | None,
     out: Path | None,
     json: Path | None,
     weights: Literal["best", "last"],
@@ -170,7 +171,8 @@ def predict_run(
     taken: set[str] = set()
     tiled = shrunk = 0
     sizes, form = TrainingSizes.read(opened.files.image_sizes, opened.config.data), opened.config.data
-    for each in predict(opened, photos, threshold=threshold, weights=weights, tile=option):
+    answers = predict(opened, photos, threshold=threshold, weights=weights, tile=option, max_pixels=max_pixels)
+    for each in answers:
         entries.append(_entry(each, opened.classes))
         if each.image is None:
             unread += 1

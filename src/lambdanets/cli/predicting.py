@@ -48,7 +48,7 @@ def run(
         json: Where to write the predictions for other programs.
         weights: The best weights by validation, or those of the last epoch.
         batch_size: Images that go through a classifier at once.
-        max_pixels: Width times height of the largest image that a classifier reads.
+        max_pixels: Width times height of the largest image that is read.
         strict: Fail when any image could not be read.
     """
     if bool(paths) == (samples is not None):
@@ -70,7 +70,7 @@ def run(
             f"first, with lambdanets train folder --model {run} --data folder:PATH."
         )
     if stored_task(run) == "detection":
-        refuse({"--top": top, "--batch-size": batch_size, "--max-pixels": max_pixels}, "a classifier", run)
+        refuse({"--top": top, "--batch-size": batch_size}, "a classifier", run)
         from lambdanets.cli.detecting import predict_run
 
         return predict_run(
@@ -79,6 +79,7 @@ def run(
             samples=samples,
             threshold=0.5 if threshold is None else threshold,
             tile=tile or "auto",
+            max_pixels=max_pixels,
             out=out,
             json=json,
             weights=weights,

@@ -52,6 +52,7 @@ def check_entries(
     *,
     masks: bool,
     decode: bool,
+    max_pixels: int,
     progress: Callable[[int], None],
 ) -> Checked:
     """Check the images and annotations of a COCO json.
@@ -61,6 +62,7 @@ def check_entries(
         folders: where images may be, in order.
         masks: whether annotations need a segmentation.
         decode: decode the images, else only their headers are read.
+        max_pixels: larger images are refused.
         progress: called with the number of images done.
     """
     listed, bad_images, missing, respelled = _listed(file.images, folders)
@@ -68,9 +70,9 @@ def check_entries(
 
     def check(index: int) -> None:
         path, size = entries[index]["path"], (entries[index]["width"], entries[index]["height"])
-        check_size(path, size)
+        check_size(path, size, max_pixels=max_pixels)
         if decode:
-            check_image(path)
+            check_image(path, max_pixels=max_pixels)
 
     bad = for_all(check, len(entries), progress)
     bad_images += [

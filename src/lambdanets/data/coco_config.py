@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .config import _check, _is_fraction, _is_range
+from .config import MAX_PIXELS, _check, _is_fraction, _is_range
 
 COCO_SOURCES = "coco:FOLDER with annotations/instances_train2017.json and the like, or coco:ANNOTATIONS.json"
 
@@ -45,6 +45,7 @@ class CocoConfig:
         on_bad_image: the same for an image that is missing, cannot be decoded or is of another size than
             the annotations say. Under "refuse" one whose end is damaged is met when it is read; under
             "skip" all are decoded before the start.
+        max_pixels: width times height that an image may have at most, as in `DataConfig`.
     """
 
     source: str
@@ -66,13 +67,14 @@ class CocoConfig:
     drop_empty: bool = False
     on_bad_annotation: Literal["refuse", "skip"] = "refuse"
     on_bad_image: Literal["refuse", "skip"] = "refuse"
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         kind, _, root = str(self.source).partition(":")
         _check(kind == "coco" and bool(root), "data.source", COCO_SOURCES, self.source)
         for name in ("images", "train_split", "val_split"):
             _check(getattr(self, name) != "", f"data.{name}", "a name, or None", "")
-        for name, least in (("image_size", 1), ("batch_size", 1), ("workers", 0)):
+        for name, least in (("image_size", 1), ("batch_size", 1), ("workers", 0), ("max_pixels", 1)):
             value = getattr(self, name)
             _check(isinstance(value, int) and value >= least, f"data.{name}", f"{least} or more", value)
         for name in ("scale", "fill"):

@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 
 from .coco_masks import Masks, coco_tool, raster, run_lengths
 from .coco_transforms import corners
+from .config import MAX_PIXELS
 from .images import read_image
 from .randomness import CUT, keys, preserved, reseed
 
@@ -34,6 +35,7 @@ class CocoSet(Dataset):
         transform: of (image, target), whose masks it draws; it may draw from the global generators.
         train: crowds, which are groups that nobody has outlined one by one, are left out of the targets.
         masks: whether targets have masks.
+        max_pixels: larger images are refused.
         skipped: what was left out of its json before, one sentence each.
     """
 
@@ -48,8 +50,10 @@ class CocoSet(Dataset):
         *,
         train: bool,
         masks: bool = True,
+        max_pixels: int = MAX_PIXELS,
         skipped: Sequence[str] = (),
     ):
+        self.max_pixels = max_pixels
         self.transform, self.train, self.masks, self.skipped = transform, train, masks, tuple(skipped)
         self.classes = tuple(categories.values())
         self.category_ids = tuple(categories)
@@ -124,7 +128,7 @@ class CocoSet(Dataset):
         if self.train:
             annotations = [entry for entry in annotations if not entry.get("iscrowd")]
         height, width = size = image["height"], image["width"]
-        picture = np.array(read_image(self.path(index), size=(width, height)))
+        picture = np.array(read_image(self.path(index), size=(width, height), max_pixels=self.max_pixels))
         boxes = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
         boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
         boxes = boxes.clip(0, [width, height, width, height])

@@ -183,6 +183,7 @@ def _checked(
                 _folders(base, name, file.path, config),
                 masks=config.masks,
                 decode=config.on_bad_image == "skip",
+                max_pixels=config.max_pixels,
                 progress=lambda done, before=before: report(before + done, total),
             )
             found.append((file, checked))
@@ -268,6 +269,7 @@ def _set(config: CocoConfig, file: CocoFile, checked: Checked, *, train: bool) -
         Vary(config) if train else eval_transform_coco(config),
         train=train,
         masks=config.masks,
+        max_pixels=config.max_pixels,
         skipped=[f"{file.path}: {told}" for told in (*checked.bad_images, *checked.bad_annotations)],
     )
 

@@ -86,13 +86,15 @@ def read_image(
         return as_mode(image, in_chans)
 
 
-def check_size(source: str | PathLike[str] | IO[bytes], size: tuple[int, int]) -> None:
+def check_size(
+    source: str | PathLike[str] | IO[bytes], size: tuple[int, int], *, max_pixels: int = MAX_PIXELS
+) -> None:
     """Find out, from its header alone, whether an image has a size (width, height), as stored or upright.
 
     Raises:
         DataError: as from `read_image`, as far as the header tells.
     """
-    with _naming(source), _opened(source) as file, _identified(file, MAX_PIXELS) as image:
+    with _naming(source), _opened(source) as file, _identified(file, max_pixels) as image:
         if image.size != size:
             turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
             width, height = image.size

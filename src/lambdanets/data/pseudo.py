@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import parse_json
 from .config import DataConfig
 from .errors import DataError, SourceWarning
 from .files import open_regular
@@ -103,8 +103,8 @@ def _root(source: str) -> str | None:
 def _stored_source(path: Path) -> str:
     try:
         with open_regular(facts_path(path)) as file:
-            return json.loads(file.read())["source"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return parse_json(file.read())["source"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise DataError(
             f"{facts_path(path)} does not say where the images are: give data.unlabelled=folder:PATH."
         ) from None

@@ -9,11 +9,12 @@ import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from ..files import replacing
 from .errors import DataError, SourceWarning
 from .files import open_regular, warn_left_out
 from .progress import progress_bar
@@ -88,28 +89,26 @@ def write_index(root: str, shards: Sequence[str]) -> Members:
 
 
 def _write(path: str, members: Members, names: Sequence[str], sizes: Sequence[int]) -> None:
-    np.savez_compressed(
-        path,
-        shards=np.array(names, np.str_),
-        shard_sizes=np.array(sizes, np.int64),
-        **{name: getattr(members, name) for name in ARRAYS},
-    )
+    with replacing(Path(path)) as unfinished, unfinished.open("wb") as file:
+        np.savez_compressed(
+            file,
+            shards=np.array(names, np.str_),
+            shard_sizes=np.array(sizes, np.int64),
+            **{name: getattr(members, name) for name in ARRAYS},
+        )
 
 
 def _mend(root: str, folder: str, members: Members, sizes: dict[str, int], *, whole: bool) -> None:
     """Write a damaged index anew where that is allowed; where it is not, the headers are read each time."""
     index = os.path.join(root, folder, INDEX)
-    unfinished = os.path.join(root, folder, f".{os.getpid()}{INDEX}")
     outcome = "The headers of its shards were read instead"
     if whole:
         try:
             names = [os.path.basename(shard) for shard in members.shards]
-            _write(unfinished, members, names, [sizes[shard] for shard in members.shards])
-            os.replace(unfinished, index)
+            _write(index, members, names, [sizes[shard] for shard in members.shards])
             outcome += ", and it was written anew"
         except OSError:
-            with suppress(OSError):
-                os.remove(unfinished)
+            pass  # the folder may be read alone
     warnings.warn(f"the index {index} is damaged. {outcome}.", SourceWarning, stacklevel=3)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..files import parse_json
 from ..wording import few
 from .config import DataConfig
 from .errors import DataError
@@ -160,8 +160,8 @@ def declared_classes(root: str, *folders: str) -> tuple[str, ...] | None:
             continue
         try:
             with open(path, encoding="utf-8") as file:
-                names = json.load(file)
-        except (ValueError, RecursionError):
+                names = parse_json(file.read())
+        except ValueError:
             names = None
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise DataError(f'{path} must be a list of the classes\' names, such as ["cat", "dog"].')

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from typing import Any
 
+from ..files import parse_json
 from .config import is_remote
 from .errors import DataError
 from .files import open_regular
@@ -54,9 +54,9 @@ def read_info(root: str) -> dict[str, Listed]:
             why = why or reason(error)
             continue
         try:
-            splits = json.loads(content)["splits"].items()
+            splits = parse_json(content)["splits"].items()
             return {split: _listed(listed) for split, listed in splits}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f'{path} must be JSON with the splits by name in "splits", and of each the "filenames" of '
                 'its shards and their "shard_lengths".'

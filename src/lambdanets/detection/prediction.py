@@ -62,6 +62,7 @@ def predict(
     threshold: float = 0.5,
     weights: Literal["best", "last"] = "best",
     tile: TileOption = "auto",
+    max_pixels: int | None = None,
 ) -> Iterator[Detections]:
     """Find objects in image files, and in the images inside folders, with a trained run.
 
@@ -80,6 +81,7 @@ def predict(
         weights: the best ones by validation, or those of the last epoch.
         tile: "auto"; the side of the tiles in pixels of the images, for all that are larger; or "off", to see
             every image as a whole.
+        max_pixels: a larger image is not read; None takes what the run was trained with.
 
     Raises:
         ValueError: `threshold` is not from 0 to 1, or `tile` is none of these.
@@ -91,16 +93,19 @@ def predict(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is from 0 to 1, got {threshold}")
-    return _predicted(Finder(run, weights, tile), search(paths), threshold)
+    limit = run.config.data.max_pixels if max_pixels is None else max_pixels
+    return _predicted(Finder(run, weights, tile), search(paths), threshold, limit)
 
 
-def _predicted(find: Finder, paths: Iterable[Path], threshold: float) -> Iterator[Detections]:
+def _predicted(
+    find: Finder, paths: Iterable[Path], threshold: float, max_pixels: int
+) -> Iterator[Detections]:
     for path in paths:
         if path.is_dir():
             yield Detections(path=str(path), error="there are no images in this folder")
             continue
         try:
-            picture = read_image(path)
+            picture = read_image(path, max_pixels=max_pixels)
         except (DataError, OSError) as error:
             yield Detections(path=str(path), error=reason(error, path))
             continue
