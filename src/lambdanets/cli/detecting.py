@@ -171,7 +171,9 @@ def predict_run(
     taken: set[str] = set()
     tiled = shrunk = 0
     sizes, form = TrainingSizes.read(opened.files.image_sizes, opened.config.data), opened.config.data
-    answers = predict(opened, photos, threshold=threshold, weights=weights, tile=option, max_pixels=max_pixels)
+    answers = predict(
+        opened, photos, threshold=threshold, weights=weights, tile=option, max_pixels=max_pixels
+    )
     for each in answers:
         entries.append(_entry(each, opened.classes))
         if each.image is None:
