@@ -1,6 +1,7 @@
 """Whatever is wrong with a COCO set is named by file and id, and refused or left out, nothing silently."""
 
 import json
+import time
 import unicodedata
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from lambdanets.data import CocoConfig, CocoSplits, DataError, DataWarning, describe_coco, open_coco
+from lambdanets.data.coco_json import read_coco
 from lambdanets.data.coco_splits import check_objects
 
 WriteCoco = Callable[..., Path]
@@ -460,3 +462,11 @@ def test_a_polygon_far_outside_is_cut_off(root: Path) -> None:
     assert masks[0, 4:12].all()
     assert masks.sum() == 8 * 20
     assert train.original(1)[1]["masks"].any()
+
+
+def test_many_categories_are_read_in_a_moment(root: Path) -> None:
+    many = [{"id": number, "name": f"class {number}"} for number in range(100_000)]
+    path = changed(root, lambda content: content.update(categories=many, annotations=[]))
+    start = time.process_time()
+    assert len(read_coco(path).categories) == 100_000
+    assert time.process_time() - start < 10  # compared with each other they took over a minute

@@ -5,8 +5,9 @@ import torch
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 from detectors import batch, pictures, target, tiny, tiny_config
+from lambdanets.data.coco_masks import raster
 from lambdanets.detection import create_detector
-from lambdanets.detection.network import placed
+from lambdanets.detection.network import outlined, placed
 from lambdanets.train import OptimizerConfig
 from lambdanets.train.optim import create_optimizer
 
@@ -313,3 +314,23 @@ def test_heads_without_norms() -> None:
 def test_a_detector_needs_a_class() -> None:
     with pytest.raises(ValueError, match="num_classes is 1 or more, the background not counted; got 0"):
         create_detector(tiny_config(), num_classes=0, masks=True)
+
+
+def test_heads_of_more_classes_than_the_memory_holds_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"a detector of 1,000,000,000 classes needs at least .* GiB"):
+        create_detector(tiny_config(), num_classes=10**9, masks=True)
+
+
+def test_masks_as_run_lengths_are_those_that_are_drawn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    corner = 30 * torch.rand(6, 2, generator=generator)
+    found = {
+        "boxes": torch.cat([corner, corner + 1 + 20 * torch.rand(6, 2, generator=generator)], dim=1),
+        "labels": torch.arange(1, 7),
+        "scores": torch.linspace(0.9, 0.4, 6),
+        "masks": torch.rand(6, 1, 28, 28, generator=generator),
+    }
+    drawn, runs = (draw(found, (50, 60), (101, 73)) for draw in (placed, outlined))
+    masks = runs["masks"]
+    assert torch.equal(torch.from_numpy(raster(masks.segmentations, 101, 73)), drawn["masks"][:, 0].byte())
+    assert torch.equal(runs["boxes"], drawn["boxes"])
