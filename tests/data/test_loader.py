@@ -186,3 +186,12 @@ def test_an_unchecked_bad_image_is_replaced_by_its_neighbour(
         path.write_bytes(b"")
     with pytest.raises(DataError, match="not one of the 6 images can be read; the first: "):
         train[0]
+
+
+def test_more_processes_than_a_machine_can_use_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 10)
+    assert (
+        train_loader(Counting(8), DataConfig(workers=40), seed=0, position=lambda: (0, 0)).num_workers == 40
+    )
+    with pytest.raises(DataError, match=r"data.workers=41 .* of 10 cores .*set 40 or fewer"):
+        train_loader(Counting(8), DataConfig(workers=41), seed=0, position=lambda: (0, 0))

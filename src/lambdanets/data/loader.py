@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -22,6 +23,9 @@ from .lanes import LaneBatches, Part, evaluation_part, training_part
 from .mixed import MixedSet
 from .sequential import SequentialSet
 from .stream import StreamSet, TimmStream
+
+# A mistyped number of processes would exhaust the memory before the first of them is used.
+WORKERS_PER_CORE, MIN_WORKER_LIMIT = 4, 32
 
 
 class Batches(Protocol):
@@ -142,9 +146,24 @@ def _lane_loader(
     )
 
 
+def checked_workers(workers: int) -> int:
+    """Return a number of processes that read images, unless it is more than the machine can use.
+
+    Raises:
+        DataError: It is more than four for each core, and more than 32.
+    """
+    most = max(MIN_WORKER_LIMIT, WORKERS_PER_CORE * (os.cpu_count() or 1))
+    if workers > most:
+        raise DataError(
+            f"data.workers={workers} is more processes than a machine of {os.cpu_count()} cores can use; set "
+            f"{most} or fewer."
+        )
+    return workers
+
+
 def _process_options(workers: int, seed: int) -> dict[str, Any]:
     return {
-        "num_workers": workers,
+        "num_workers": checked_workers(workers),
         "persistent_workers": workers > 0,
         "worker_init_fn": leave_signals_to_parent,
         "pin_memory": torch.cuda.is_available(),

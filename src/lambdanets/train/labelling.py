@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from lambdanets.data import DataError, Labels, eval_transform, open_pictures, select
 from lambdanets.data.config import written_out
 from lambdanets.data.labels import folder_truths, parse_labels, to_csv
+from lambdanets.data.loader import checked_workers
 from lambdanets.data.pictures import Pictures
 from lambdanets.data.pseudo import facts_path, overlap, places
 from lambdanets.data.sources import open_source
@@ -150,7 +151,7 @@ def label(
             loading = DataLoader(
                 reader,
                 batch_size=None,
-                num_workers=config.workers if workers is None else workers,
+                num_workers=checked_workers(config.workers if workers is None else workers),
                 worker_init_fn=leave_signals_to_parent,
             )
             with record.appending() as file, _progress(len(mine), done) as advance:
