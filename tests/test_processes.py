@@ -144,6 +144,13 @@ def test_how_a_data_loading_process_ended(text: str, how: str | None) -> None:
     assert lost_worker(follower) == how
 
 
+def test_a_ring_of_errors_ends() -> None:
+    """PyTorch's writer of a zip file leaves one where the disk is full."""
+    first, second = OSError("first"), RuntimeError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert lost_worker(first) is None
+
+
 WINDOWS = """
 import os, signal, sys
 import lightning.pytorch, matplotlib.pyplot, timm, torch, tyro  # not ours, and for this system

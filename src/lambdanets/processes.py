@@ -202,13 +202,15 @@ def lost_worker(error: BaseException) -> str | None:
     Args:
         error: as it was caught.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        text = str(seen)
+    seen: list[BaseException] = []  # a library may close the chain of errors to a ring
+    following: BaseException | None = error
+    while following is not None and following not in seen:
+        seen.append(following)
+        text = str(following)
         if "DataLoader worker (pid" in text:
             found = re.search(r"by signal: ([\w ]+)|(exit code -?\d+)", text)
             return (found[1] or found[2]).strip() if found else "it ended unexpectedly"
         if "unable to" in text and ("/torch_" in text or "shared memory" in text):
             return "no shared memory was left"
-        seen = seen.__cause__ or seen.__context__
+        following = following.__cause__ or following.__context__
     return None
