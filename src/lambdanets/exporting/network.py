@@ -180,9 +180,13 @@ def _telling(what: str) -> Iterator[None]:
 
 def _disk_error(error: BaseException | None) -> OSError | None:
     """The first error of the operating system among those that led to this one: no matter of the network."""
-    while error is not None and not (isinstance(error, OSError) and error.errno):
+    seen: list[BaseException] = []  # a library may close the chain of errors to a ring
+    while error is not None and error not in seen:
+        if isinstance(error, OSError) and error.errno:
+            return error
+        seen.append(error)
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def compare_outputs(
