@@ -389,6 +389,7 @@ def called_otherwise(convolution: nn.Module) -> None:
     convolution.forward = lambda x: 2 * nn.Conv3d.forward(convolution, x)
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch announces the end of TorchScript
 @pytest.mark.parametrize("change", [pruned, dilated, doubled, called_otherwise])
 @pytest.mark.parametrize(
     ("form", "name"),
@@ -408,8 +409,9 @@ def test_a_changed_position_convolution_is_left_alone(
     fast, _ = made(form)
     fast = accelerate(fast)
     change(getattr(fast, name))
-    with pytest.raises(RuntimeError, match=f"{name} as a table, but now {name}"):
-        fast(x)
+    for use in (fast, lambda x: torch.jit.script(nn.Sequential(fast))(x)):
+        with pytest.raises(RuntimeError, match=f"{name} as a table, but now {name}"):
+            use(x)
 
 
 def test_a_parametrized_position_convolution_is_followed() -> None:

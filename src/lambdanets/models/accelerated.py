@@ -163,10 +163,18 @@ class AcceleratedLayer(nn.Module):
             queries, keys, values = project(x, self.weights())
         else:
             queries, keys, values = self.projections(x)
+        self._check_convolution()
+        return _operate(queries, keys, values, *self.positions(), x, self.num_heads, self.dim_u)
+
+    def __prepare_scriptable__(self) -> AcceleratedLayer:
+        """Refuse what `forward` refuses: `torch.jit.script` calls this before it compiles the layer."""
+        self._check_convolution()
+        return self
+
+    def _check_convolution(self) -> None:
         obstacle = self.obstacle(self)
         if obstacle is not None:
             raise RuntimeError(f"accelerate has read {self.convolution} as a table, but now {obstacle}")
-        return _operate(queries, keys, values, *self.positions(), x, self.num_heads, self.dim_u)
 
     def extra_repr(self) -> str:
         *scope, dim_k, dim_u = self.positions()[0].shape
