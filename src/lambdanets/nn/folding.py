@@ -27,8 +27,8 @@ Part = tuple[Tensor, Tensor | None, _BatchNorm | None]
 def joinable(x: Tensor, modules: Sequence[nn.Module]) -> bool:
     """Whether one 1x1 projection of `x` computes all that these projections, and norms if any, would do.
 
-    It does not where somebody hooked into a module or exchanged it; and a trace, by torch.jit or torch.fx,
-    keeps the modules.
+    It does not where a module has hooks or was exchanged. A trace, by torch.jit or torch.fx, keeps the
+    modules.
     """
     traced = torch.jit.is_tracing() or isinstance(x, Proxy)  # pyright: ignore[reportPrivateImportUsage]
     return not (traced or _has_any_global_hook()) and all(
