@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
+from torch.jit import _builtins
 
 if (
     find_spec("hypothesis") is not None
@@ -14,6 +16,22 @@ if (
     settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=25)
     settings.register_profile("search", deadline=None, max_examples=500)  # pytest --hypothesis-profile search
     settings.load_profile("repeatable")
+
+_register, _registered = _builtins._register_builtin, []
+
+
+def _register_and_keep(function: Any, operator: str) -> None:
+    """Register an operator for TorchScript and keep it alive.
+
+    PyTorch's table holds ids without references. Importing torch.ao.quantization frees some of its operators,
+    and what then lies at their addresses, a module's list of paddings for one, is taken for an operator:
+    torch.jit.script fails at random with "builtin cannot be used as a value".
+    """
+    _registered.append(function)
+    _register(function, operator)
+
+
+_builtins._register_builtin = _register_and_keep
 
 
 def _what_is_missing(mark: str) -> str | None:
