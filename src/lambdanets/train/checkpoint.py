@@ -100,10 +100,14 @@ def _explain(path: Path, error: BaseException, previous: Path | None) -> Checkpo
 
 def _behind(error: BaseException, kind: type[E]) -> E | None:
     """The first error of a kind in the chain that led to this one, itself included."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, kind):
-        seen = seen.__cause__ or seen.__context__
-    return seen
+    seen: list[BaseException] = []  # a library may close the chain of errors to a ring
+    following: BaseException | None = error
+    while following is not None and following not in seen:
+        if isinstance(following, kind):
+            return following
+        seen.append(following)
+        following = following.__cause__ or following.__context__
+    return None
 
 
 class AtomicCheckpointIO(CheckpointIO):
