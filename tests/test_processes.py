@@ -144,6 +144,14 @@ def test_how_a_data_loading_process_ended(text: str, how: str | None) -> None:
     assert lost_worker(follower) == how
 
 
+def test_the_signal_that_ended_a_reader_is_found_behind_torchs_second_error() -> None:
+    """torch catches its own error while it waits for data, and raises a vaguer one from it."""
+    vague = RuntimeError("DataLoader worker (pid(s) 42) exited unexpectedly")
+    assert lost_worker(vague) == "it ended unexpectedly"
+    vague.__cause__ = RuntimeError("DataLoader worker (pid 42) is killed by signal: Killed. ")
+    assert lost_worker(vague) == "Killed"
+
+
 def test_a_ring_of_errors_ends() -> None:
     """PyTorch's writer of a zip file leaves one where the disk is full."""
     first, second = OSError("first"), RuntimeError("second")

@@ -203,14 +203,17 @@ def lost_worker(error: BaseException) -> str | None:
         error: as it was caught.
     """
     seen: list[BaseException] = []  # a library may close the chain of errors to a ring
+    reason = None
     following: BaseException | None = error
     while following is not None and following not in seen:
         seen.append(following)
         text = str(following)
         if "DataLoader worker (pid" in text:
             found = re.search(r"by signal: ([\w ]+)|(exit code -?\d+)", text)
-            return (found[1] or found[2]).strip() if found else "it ended unexpectedly"
-        if "unable to" in text and ("/torch_" in text or "shared memory" in text):
+            if found:
+                return (found[1] or found[2]).strip()
+            reason = "it ended unexpectedly"  # an error before this one may know more
+        elif "unable to" in text and ("/torch_" in text or "shared memory" in text):
             return "no shared memory was left"
         following = following.__cause__ or following.__context__
-    return None
+    return reason
