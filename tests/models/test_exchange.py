@@ -140,18 +140,19 @@ def test_an_accelerated_model_is_timm_s_in_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_for_the_hub_is_one_of_transformers_too(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"num_classes": 3, "in_chans": 1, "dim_k": 8}
+    options: dict[str, Any] = {"num_classes": 3, "in_chans": 3, "dim_k": 8}
     model = awake(create_model("lambda_resnet_digits", **options)).eval()
     folder = save_for_hub(model, tmp_path / "hub", labels=["a", "b", "c"])
     config = json.loads((folder / "config.json").read_text())
     assert config["num_classes"] == 3
     # transformers calls timm.create_model(architecture, num_classes=..., **model_args).
     assert "num_classes" not in config["model_args"]
-    assert {name: config["model_args"][name] for name in ("in_chans", "dim_k")} == {"in_chans": 1, "dim_k": 8}
+    assert {name: config["model_args"][name] for name in ("in_chans", "dim_k")} == {"in_chans": 3, "dim_k": 8}
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         assert file.metadata()["format"] == "pt"
-    transformers = pytest.importorskip("transformers")
-    x = torch.randn(2, 1, 32, 32)
+    import transformers  # takes seconds
+
+    x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         classifier = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
         assert torch.equal(classifier(x).logits, model(x))
@@ -161,7 +162,7 @@ def test_a_folder_for_the_hub_is_one_of_transformers_too(tmp_path: Path) -> None
         )
     assert classifier.config.id2label == {0: "a", 1: "b", 2: "c"}
     pipeline = transformers.pipeline("image-classification", model=str(folder))
-    assert {each["label"] for each in pipeline(Image.new("L", (32, 32), 99))} == {"a", "b", "c"}
+    assert {each["label"] for each in pipeline(Image.new("RGB", (32, 32), "teal"))} == {"a", "b", "c"}
 
 
 def test_what_cannot_be_made_again_is_refused(tmp_path: Path) -> None:
