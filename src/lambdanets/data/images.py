@@ -120,11 +120,15 @@ def check_image(source: str | PathLike[str] | IO[bytes], *, max_pixels: int = MA
         as_mode(_decoded(file, max_pixels, small=True), 3)
 
 
-def read_values(source: str | PathLike[str] | IO[bytes]) -> np.ndarray:
+def read_values(source: str | PathLike[str] | IO[bytes], *, shades: bool = False) -> np.ndarray:
     """Read the numbers of an image file of one channel as they are stored: a mask's.
 
+    Args:
+        source: a path or an open binary file.
+        shades: read a palette and single bits as shades of grey from 0 to 255.
+
     Returns:
-        Integers of shape (height, width); of a palette the places of its colours.
+        Integers of shape (height, width); of a palette the places of its colours, unless `shades`.
 
     Raises:
         DataError: the file cannot be read, ends too early, or has several channels or pages, or fractions;
@@ -134,7 +138,7 @@ def read_values(source: str | PathLike[str] | IO[bytes]) -> np.ndarray:
         image = _decoded(file, MAX_PIXELS)
         if (pages := getattr(image, "n_frames", 1)) > 1:
             raise ValueError(f"it holds {pages} pages, and a mask is one")
-        values = np.asarray(image)
+        values = np.asarray(image.convert("L") if shades and image.mode in ("1", "P") else image)
         if values.dtype.kind == "f" and np.array_equal(values, values.round().clip(-(2**24), 2**24)):
             values = values.astype(np.int32)  # as ImageJ writes label images
         if values.ndim != 2 or values.dtype.kind not in "iub":
