@@ -94,7 +94,7 @@ def check_size(
     Raises:
         DataError: as from `read_image`, as far as the header tells.
     """
-    with _naming(source), _opened(source) as file, _identified(file, max_pixels) as image:
+    with _naming(source), _opened(source) as file, header(file, max_pixels) as image:
         if image.size != size:
             turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
             width, height = image.size
@@ -165,10 +165,7 @@ def _decoded(file: IO[bytes], max_pixels: int, *, small: bool = False) -> Image.
     try:
         image = _loaded(file, max_pixels, small)
     except ValueError as error:
-        if "MAX_TEXT" not in str(error):
-            raise
-        # Pillow refuses a PNG for much text in it, such as a program's workflow, which says nothing here.
-        image = _loaded(_without_text(file), max_pixels, small)
+        image = _loaded(_without_text(file, error), max_pixels, small)
     if image.format in ("JPEG", "MPO"):
         _check_end(file)
     return image
@@ -182,6 +179,18 @@ def _loaded(file: IO[bytes], max_pixels: int, small: bool) -> Image.Image:
         image.draft("RGB", (1, 1))
     image.load()
     return image
+
+
+def header(file: IO[bytes], max_pixels: int) -> Image.Image:
+    """Return an image file opened, and not decoded.
+
+    Raises:
+        ValueError: it has too many pixels; a file that is no image raises others of `UNREADABLE`, too.
+    """
+    try:
+        return _identified(file, max_pixels)
+    except ValueError as error:
+        return _identified(_without_text(file, error), max_pixels)
 
 
 def _identified(file: IO[bytes], max_pixels: int) -> Image.Image:
@@ -206,8 +215,14 @@ def _identified(file: IO[bytes], max_pixels: int) -> Image.Image:
     return image
 
 
-def _without_text(file: IO[bytes]) -> IO[bytes]:
-    """Return a PNG file without its texts and its colour profile; what is damaged stays as it is."""
+def _without_text(file: IO[bytes], error: ValueError) -> IO[bytes]:
+    """Return a PNG file without its texts and its colour profile, for which Pillow refused it.
+
+    Much text, such as a program's workflow, says nothing here. What is damaged stays as it is; another error
+    is raised again.
+    """
+    if "MAX_TEXT" not in str(error):
+        raise error
     file.seek(0)
     whole = file.read()
     start = end = len(PngImagePlugin._MAGIC)

@@ -15,7 +15,7 @@ from PIL import Image
 from .config import MAX_PIXELS
 from .errors import DataError
 from .files import open_regular
-from .images import UNREADABLE, as_mode, check_image, read_image, reason
+from .images import UNREADABLE, as_mode, check_image, header, read_image, reason
 
 
 class Pictures(Protocol):
@@ -176,7 +176,7 @@ class DatasetPictures:
                 return _png(as_mode(image, 1 if image.mode in ("1", "L") else 3))
             with image:
                 content = image.read()
-            return content, f".{Image.open(BytesIO(content)).format}".lower()
+            return content, f".{header(BytesIO(content), self.max_pixels).format}".lower()
 
     def _stored(self, index: int) -> Any:
         return getattr(self.data_set, "reader", self.data_set)[int(self.indices[index])][0]
