@@ -25,7 +25,7 @@ from lambdanets.data import (
     read_labels,
     select,
 )
-from lambdanets.data.labels import folder_truths, to_csv
+from lambdanets.data.labels import folder_truths, open_text, to_csv
 
 WriteFolder = Callable[..., Path]
 CLASSES = ("cat", "dog", "emu")
@@ -113,6 +113,13 @@ def test_a_file_that_holds_no_labels(text: str, sentence: str, tmp_path: Path) -
     path.write_text(text)
     with pytest.raises(DataError, match=sentence):
         read_labels(path, CLASSES)
+
+
+def test_a_file_of_labels_is_no_program(tmp_path: Path) -> None:
+    for path in (tmp_path / "labels.csv", tmp_path / "other"):
+        with open_text(path, "a") if path.suffix else path.open("a") as file:
+            file.write("image,label\n")
+    assert (tmp_path / "labels.csv").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -311,6 +311,15 @@ def test_what_an_archive_leaves_out_is_said(write_tar: WriteTar, samples: MakeSa
     assert len(splits.train) + len(splits.val) == 6
 
 
+@pytest.mark.parametrize("before", ["./", "././", "../", "data/../", "/data/"])
+def test_dots_in_a_path_are_no_hidden_folders(write_tar: WriteTar, samples: MakeSamples, before: str) -> None:
+    image = samples([0])["000000.png"]
+    members = {f"{before}{name}/{index}.png": image for name in ("cat", "dog") for index in range(3)}
+    splits = open_splits(config(write_tar("0.tar", members)))
+    assert splits.classes == ("cat", "dog")
+    assert len(splits.train) + len(splits.val) == 6
+
+
 def test_an_archive_that_shrank_later(write_tar: WriteTar, samples: MakeSamples) -> None:
     archive = write_tar("0.tar", samples([0, 1]))
     pictures = unlabelled_tar(str(archive), 3)
