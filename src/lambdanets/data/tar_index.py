@@ -181,9 +181,10 @@ def _agrees(root: str, members: Members) -> bool:
                 header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
             except tarfile.TarError:
                 return False
-            # A long name does not stand in this header in full.
-            name = os.fsdecode(bytes(members.names[row]))
-            if header.size != members.sizes[row] or not name.startswith(header.name.removeprefix("./")):
+            # A long name does not stand in this header in full, and Python writes only ASCII there.
+            name, start = bytes(members.names[row]), os.fsencode(header.name.removeprefix("./"))
+            forms = name, os.fsdecode(name).encode("ascii", "replace")
+            if header.size != members.sizes[row] or not any(form.startswith(start) for form in forms):
                 return False
     return True
 
