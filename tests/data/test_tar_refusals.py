@@ -96,6 +96,25 @@ def test_archives_of_no_use(tmp_path: Path, write_tar: WriteTar, samples: MakeSa
     packed = plain.rename(tmp_path / "z" / "e.tar.gz")
     refused(packed.parent, "holds no tar archives; compressed ones cannot be read at random places")
     refused(packed, "e.tar.gz is no .tar archive; compressed ones cannot be read at random places")
+    for name in ("f", "g", "h"):
+        write_tar(f"{name}/0.tar", samples([0, 1]))
+    (tmp_path / "f" / "1.tar").mkdir()
+    refused(tmp_path / "f", r"cannot read .*f/1\.tar: is a directory\.$")
+    (tmp_path / "g" / "1.tar").symlink_to("elsewhere.tar")
+    refused(tmp_path / "g", r"cannot read .*g/1\.tar: there is no such file\.$")
+    os.mkfifo(tmp_path / "h" / "1.tar")
+    refused(tmp_path / "h", r"cannot read .*h/1\.tar: it is a named pipe, not a file\.$")
+
+
+def test_archives_beside_others(tmp_path: Path, write_tar: WriteTar, samples: MakeSamples) -> None:
+    root = write_tar("s/0.tar", samples([0, 1, 0, 1])).parent
+    for name in (".ipynb_checkpoints/0-checkpoint.tar", "@eaDir/0.tar", "#recycle/0.tar"):
+        write_tar(f"s/{name}", samples([0, 1]))
+    assert len(unlabelled_tar(str(root), 3)) == 4
+    (root / "1.tar.gz").write_bytes(b"")
+    for opened in (lambda: open_splits(config(root)), lambda: unlabelled_tar(str(root), 3)):
+        with pytest.warns(DataWarning, match=r"/s: left out 1 file \(1 \.gz\)\.$"):
+            opened()
 
 
 def test_links_are_not_followed(tmp_path: Path, write_folder: WriteFolder) -> None:
@@ -128,6 +147,8 @@ def test_sides_that_do_not_agree(tmp_path: Path, write_tar: WriteTar, samples: M
         DataWarning, match=r"the validation side of .*s holds no images of the class 'b', for w"
     ):
         assert open_splits(config(tmp_path / "s")).classes == ("a", "b")
+    (tmp_path / "s" / "classes.json").write_text(json.dumps(["a", "a"]))
+    refused(tmp_path / "s", r"classes\.json lists the class 'a' twice\.$")
     (tmp_path / "s" / "classes.json").write_text(json.dumps(["a", "b"]))
     assert open_splits(config(tmp_path / "s")).classes == ("a", "b")
     (tmp_path / "s" / "classes.json").write_text(json.dumps(["a", "c"]))

@@ -17,6 +17,7 @@ import numpy as np
 from ..files import replacing
 from .errors import DataError, SourceWarning
 from .files import open_regular, warn_left_out
+from .images import reason
 from .progress import progress_bar
 from .tar_scan import BLOCK, Members, Scanned, scan
 
@@ -42,7 +43,7 @@ def read_members(
     Raises:
         DataError: a shard cannot be read at random places, is damaged, or holds no images.
     """
-    sizes = {shard: os.path.getsize(os.path.join(root, shard)) for shard in shards}
+    sizes = {shard: _size(os.path.join(root, shard)) for shard in shards}
     known, damaged = _load(root, sizes) if indexed else ({}, [])
     missing = [shard for shard in shards if shard not in known]
     total = sum(sizes[shard] for shard in missing)
@@ -78,6 +79,14 @@ def read_members(
         whole = labelled and not any(scanned[shard].complaint for shard in own if shard in scanned)
         _mend(root, folder, _joined([known[shard] for shard in own]), sizes, whole=whole)
     return _joined([known[shard] for shard in shards])
+
+
+def _size(path: str) -> int:
+    try:
+        with open_regular(path) as file:
+            return os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {reason(error)}.") from error
 
 
 def write_index(root: str, shards: Sequence[str]) -> Members:
