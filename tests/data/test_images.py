@@ -151,6 +151,22 @@ def test_zero_filled_tail_of_a_jpeg(tmp_path: Path) -> None:
     assert read_image(path).size == (40, 40)
 
 
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_flipped_bits_and_a_zero_filled_tail_of_a_png(tmp_path: Path, interlaced: bool) -> None:
+    path = tmp_path / "a.png"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (200, 150, 3), dtype=np.uint8)).save(path, interlace=interlaced)
+    content = path.read_bytes()
+    first, last = content.index(b"IDAT") + 4, content.rindex(b"IEND") - 8
+    for place in rng.integers(first, last, 40).tolist():
+        flipped = content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+        for damaged in (flipped, content[:place].ljust(len(content), b"\0")):
+            path.write_bytes(damaged)
+            for read in (read_image, check_image):
+                with pytest.raises(DataError, match=r"a\.png"):
+                    read(path)
+
+
 def test_the_check_is_as_strict_as_reading(tmp_path: Path) -> None:
     for suffix in ("jpeg", "png", "bmp", "tiff", "webp", "gif"):
         whole = photo(suffix)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
-from os import SEEK_END, PathLike
+from os import SEEK_CUR, SEEK_END, PathLike
 from typing import IO
 
 import numpy as np
@@ -61,8 +61,9 @@ def read_image(
 
     The EXIF orientation is applied. 16-bit images are scaled to 8 bits, not clipped. What is transparent is
     laid on white, as on a page. Of an animation the first frame is taken. A file that ends too early is never
-    read in part; flipped bits inside a JPEG cannot be told from a picture, as the format has no checksum.
-    What stands behind the end of an image, such as the film of a motion photo, is not looked at.
+    read in part, nor a PNG whose checksums are wrong; flipped bits inside a JPEG cannot be told from a
+    picture, as the format has no checksum. What stands behind the end of an image, such as the film
+    of a motion photo, is not looked at.
 
     Args:
         source: a path or an open binary file.
@@ -168,6 +169,8 @@ def _decoded(file: IO[bytes], max_pixels: int, *, small: bool = False) -> Image.
         image = _loaded(_without_text(file, error), max_pixels, small)
     if image.format in ("JPEG", "MPO"):
         _check_end(file)
+    elif image.format == "PNG":
+        _check_sums(file)
     return image
 
 
@@ -241,6 +244,17 @@ def _check_end(file: IO[bytes]) -> None:
         file.seek(0)
         if not _ends(file.read()):
             raise OSError("image file is truncated and filled up with zeros")
+
+
+def _check_sums(file: IO[bytes]) -> None:
+    """Refuse a PNG whose pixels differ from their checksums, which Pillow passes over."""
+    file.seek(len(PngImagePlugin._MAGIC))
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind != b"IDAT":
+            file.seek(length + 4, SEEK_CUR)
+        elif zlib.crc32(file.read(length), zlib.crc32(kind)) != int.from_bytes(file.read(4), "big"):
+            raise OSError("image file is damaged: a checksum is wrong")
 
 
 def _ends(jpeg: bytes) -> bool:
