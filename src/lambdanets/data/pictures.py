@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import BytesIO
 from typing import Any, Protocol
@@ -200,11 +200,11 @@ class DatasetPictures:
             raise DataError(f"cannot read {self.path(index)}: {why}.") from error
 
     def path(self, index: int) -> str:
-        place = int(self.indices[index])
-        if hasattr(self.data_set, "filename") and not self._empty(index):
-            name = self.data_set.filename(place)
-            return str(name) if name else f"{self.name}#{place}"
-        return f"{self.name}#{place}"
+        if hasattr(self.data_set, "filename"):
+            with suppress(TypeError):  # where a row has no image
+                if name := self.data_set.filename(int(self.indices[index])):
+                    return str(name)
+        return self.place(index)
 
     def place(self, index: int) -> str:
         return f"{self.name}#{int(self.indices[index])}"
