@@ -204,6 +204,33 @@ def test_validation_images_are_never_trained_on(both: DataConfig) -> None:
         open_splits(replace(both, unlabelled=f"folder:{root / 'val'}"))
 
 
+@pytest.mark.parametrize("linked", ["file", "folder", "source", "archive"])
+def test_validation_images_behind_links_are_never_trained_on(both: DataConfig, linked: str) -> None:
+    root = Path(both.source.partition(":")[2])
+    own, path = root, Path(both.pseudo_labels or "")
+    (pool := root.parent / "pool").mkdir()
+    unlabelled, name = f"folder:{pool}", "x.png"
+    if linked == "file":
+        (pool / name).symlink_to(root / "val/cat/001.png")
+    elif linked == "folder":
+        (pool / "deep").symlink_to(root / "val/cat")
+        name = "deep/001.png"
+    elif linked == "source":
+        (root / "val/cat/001.png").rename(pool / name)
+        (root / "val/cat/001.png").symlink_to(pool / name)
+    else:
+        (own := root.parent / "archives").mkdir()
+        for side in ("train", "val"):
+            with tarfile.open(own / f"{side}.tar", "w") as archive:
+                archive.add(root / side, ".")
+        (pool / "some.tar").symlink_to(own / "val.tar")
+        unlabelled, name = f"tar:{pool}", "some.tar#cat/001.png"
+    path.write_text(f"image,label\n{name},cat\n")
+    data = replace(both, source=f"{'tar' if linked == 'archive' else 'folder'}:{own}", unlabelled=unlabelled)
+    with pytest.raises(DataError, match="names validation images alone"), pytest.warns(DataWarning):
+        open_splits(data)
+
+
 def test_other_labels_are_other_images(both: DataConfig) -> None:
     before = open_splits(both).fingerprint
     assert open_splits(both).fingerprint == before
