@@ -106,6 +106,17 @@ def test_archives_of_no_use(tmp_path: Path, write_tar: WriteTar, samples: MakeSa
     refused(tmp_path / "h", r"cannot read .*h/1\.tar: it is a named pipe, not a file\.$")
 
 
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+@pytest.mark.parametrize("names", [("a.tar", "b.tar"), ("train.tar", "val.tar")])
+def test_an_archive_of_two_names(
+    write_tar: WriteTar, samples: MakeSamples, names: tuple[str, str], link: Callable[[Path, Path], None]
+) -> None:
+    """Its images would be on both sides."""
+    archive = write_tar(f"s/{names[0]}", samples([0, 1, 0, 1]))
+    link(archive, archive.with_name(names[1]))
+    refused(archive.parent, rf"^{names[0]} and {names[1]} in .*/s are one file: its images would")
+
+
 def test_archives_beside_others(tmp_path: Path, write_tar: WriteTar, samples: MakeSamples) -> None:
     root = write_tar("s/0.tar", samples([0, 1, 0, 1])).parent
     for name in (".ipynb_checkpoints/0-checkpoint.tar", "@eaDir/0.tar", "#recycle/0.tar"):

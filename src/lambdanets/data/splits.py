@@ -86,6 +86,12 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
         )
         _check_classes(config, train.classes)
         shards = [side for side in (train, val) if isinstance(side, SequentialSet)]
+        if both := set.intersection(*(set(side.shards.names) for side in shards)) if shards else ():
+            warnings.warn(
+                f"{few(sorted(both))} of {config.source!r} are both trained on and validated on.",
+                SourceWarning,
+                stacklevel=2,
+            )
         return Splits(train, val, train.classes, digest(shards) if shards else "")
     if config.pseudo_labels is not None:
         shares(config)

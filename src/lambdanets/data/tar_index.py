@@ -19,6 +19,7 @@ from .errors import DataError, SourceWarning
 from .files import open_regular, warn_left_out
 from .images import reason
 from .progress import progress_bar
+from .tar_paths import check_distinct
 from .tar_scan import BLOCK, Members, Scanned, scan
 
 INDEX = "_index.npz"
@@ -41,8 +42,9 @@ def read_members(
         indexed: False reads the headers of all.
 
     Raises:
-        DataError: a shard cannot be read at random places, is damaged, or holds no images.
+        DataError: a shard cannot be read at random places, is damaged, holds no images, or comes twice.
     """
+    check_distinct(root, shards)
     sizes = {shard: _size(os.path.join(root, shard)) for shard in shards}
     known, damaged = _load(root, sizes) if indexed else ({}, [])
     missing = [shard for shard in shards if shard not in known]

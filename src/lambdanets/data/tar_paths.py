@@ -7,12 +7,12 @@ import importlib.util
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..wording import few
 from .errors import DataError
-from .files import is_stray, suffix_of, warn_left_out
+from .files import identity, is_stray, suffix_of, warn_left_out
 from .folder import TRAIN_NAMES, VAL_NAMES
 
 SUFFIX = ".tar"
@@ -77,6 +77,20 @@ def all_shards(place: str) -> tuple[str, tuple[str, ...]]:
     if not paths:
         raise _no_archives(root)
     return root, tuple(sorted(paths))
+
+
+def check_distinct(root: str, names: Iterable[str]) -> None:
+    """Refuse archives that are one file: its images would count twice, or be on both sides."""
+    seen: dict[tuple[int, int], str] = {}
+    for name in names:
+        if (file := identity(os.path.join(root, name))) is None:
+            continue
+        if file in seen:
+            raise DataError(
+                f"{seen[file]} and {name} in {root} are one file: its images would count twice, or be both "
+                "trained on and validated on; keep one."
+            )
+        seen[file] = name
 
 
 def side_word(path: str) -> str:
