@@ -255,6 +255,13 @@ def test_one_image_is_not_split(write_coco: WriteCoco) -> None:
     assert len(open_coco_split(CocoConfig(source=f"coco:{path}", val_fraction=1.0))) == 1
 
 
+def test_a_batch_beyond_the_memory(write_coco: WriteCoco) -> None:
+    path = write_coco(all=([SIZE] * 2, [])) / "annotations" / "instances_all.json"
+    for read in (open_coco, open_coco_split):
+        with pytest.raises(DataError, match=r"^a batch of 8 images of 1000000 x 1000000 takes [\d,]+ GiB"):
+            read(CocoConfig(source=f"coco:{path}", image_size=10**6))
+
+
 def test_the_fingerprint_tells_sets_apart(write_coco: WriteCoco, coco_entry: Entry) -> None:
     def mark(width: int) -> str:
         root = write_coco(train=([SIZE], [coco_entry(1, 1, 1, 1, width, 4)]), val=([SIZE], []))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..wording import few
+from .check import check_memory
 from .coco_check import Checked, check_entries
 from .coco_config import COCO_SOURCES, CocoConfig
 from .coco_json import CocoFile, read_coco
@@ -163,6 +164,7 @@ def _checked(
 ) -> list[tuple[CocoFile, Checked]]:
     """The json and the good entries of each side, when the broken ones have been told."""
     coco_tool()
+    check_memory(config.batch_size, config.image_size, channels=3)
     root = Path(config.source.removeprefix("coco:")).expanduser()
     if root.is_file():
         base = root.parent.parent if root.parent.name == "annotations" else root.parent
