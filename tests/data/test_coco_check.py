@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from lambdanets.data import CocoConfig, CocoSplits, DataError, DataWarning, describe_coco, open_coco
-from lambdanets.data.coco_json import read_coco
-from lambdanets.data.coco_splits import check_objects
+from lambdanets.data.coco.annotation_file import read_coco
+from lambdanets.data.coco.splits import check_objects
 
 WriteCoco = Callable[..., Path]
 Entry = Callable[..., dict[str, Any]]

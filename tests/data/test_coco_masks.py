@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as tool
 
-from lambdanets.data.coco_masks import cleaned, raster, read_counts, sampled, segmentation_fault
+from lambdanets.data.coco.masks import cleaned, raster, read_counts, sampled, segmentation_fault
 
 MASKS = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
     lambda size: arrays(np.uint8, size, elements=st.integers(0, 1))

@@ -14,7 +14,7 @@ from PIL import features
 
 from lambdanets.data import DataConfig, DataError, DataWarning, open_pictures, open_splits, read_labels
 from lambdanets.data.files import find_images, open_regular
-from lambdanets.data.folder import Folder, read_folder
+from lambdanets.data.sources.folder import Folder, read_folder
 
 WriteFolder = Callable[..., Path]
 SUFFIXES = (".png", ".jpg")
@@ -133,8 +133,8 @@ def test_folders_and_files_behind_links_are_taken_once(write_folder: WriteFolder
         assert len(read(root).train) == len(folder.train)
     # The same image by another name must be known for a validation image.
     linked, plain = open_pictures(f"folder:{root / 'cat'}"), open_pictures(f"folder:{root.parent / 'pool'}")
-    places = {plain.place(index) for index in range(8)}
-    assert sum(linked.place(index) in places for index in range(len(linked))) == 16
+    places = {plain.location(index) for index in range(8)}
+    assert sum(linked.location(index) in places for index in range(len(linked))) == 16
 
 
 def test_a_broken_link_is_not_left_out_in_silence(write_folder: WriteFolder) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lambdanets.data import DataError, DataWarning
-from lambdanets.data.folder import Folder, below_threshold, read_folder
+from lambdanets.data.sources.folder import Folder, below_threshold, read_folder
 
 WriteFolder = Callable[..., Path]
 

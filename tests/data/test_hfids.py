@@ -23,12 +23,11 @@ from lambdanets.data import (
     DataWarning,
     describe,
     eval_loader,
-    lanes,
     open_split,
     open_splits,
-    sequential,
     train_loader,
 )
+from lambdanets.data.streams import stream_set, stream_shard
 from numbered import numbered, numbers
 
 pytest.importorskip("datasets", reason="the package datasets is not installed")
@@ -44,7 +43,7 @@ FEATURES = {"image": IMAGE, "label": CLASSES}
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lanes and what is mixed in them are made for large sets."""
-    for module in (lanes, sequential):
+    for module in (stream_shard, stream_set):
         monkeypatch.setattr(module, "REACH", 8)
 
 
@@ -201,7 +200,6 @@ def test_a_set_describes_itself(write_hfids: Callable[..., Path]) -> None:
     facts = describe(splits)
     assert facts == {"classes": 3, "train": "13 images, streamed", "val": "13 images, streamed", "skipped": 0}
     assert splits.classes == NAMES
-    assert splits.train.exact_resume
     train, classes = open_split(data, "train")
     assert (len(train), classes) == (13, NAMES)
     again = pickle.loads(pickle.dumps(train))  # as workers get it where processes are not forked
@@ -248,7 +246,7 @@ def test_columns_are_chosen_by_name(write_hfids: Callable[..., Path]) -> None:
     for column, names in (("fine", NAMES), ("coarse", ("pet", "fish", "none"))):
         splits = open_splits(config(root, label_column=column, image_column="img"))
         assert (len(splits.train), splits.classes) == (8, names)
-        assert splits.train.shards.image == "img.bytes"
+        assert splits.train.files.image == "img.bytes"
     stored = config(root, source=f"hfds/{root}:{root.parent}/cache", label_column="coarse")
     with pytest.raises(
         DataError, match=r"has no images in a column 'image'; name theirs with data\.image_col"

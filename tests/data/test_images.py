@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from lambdanets.data import DataConfig, DataError, read_image
+from lambdanets.data.image_source import DatasetImages
 from lambdanets.data.images import as_mode, check_image, check_size
-from lambdanets.data.pictures import DatasetPictures
 
 GRADIENT = np.arange(0, 240, 5, dtype=np.uint8).reshape(6, 8)
 
@@ -233,7 +233,7 @@ def test_a_png_with_much_text(tmp_path: Path, form: str) -> None:
     for read in (read_image, check_image):
         read(path)
     check_size(path, (8, 6))
-    of_a_data_set = DatasetPictures([(path.open("rb"), 0)], np.arange(1), np.zeros(1, np.int64), 1, "set")
+    of_a_data_set = DatasetImages([(path.open("rb"), 0)], np.arange(1), np.zeros(1, np.int64), 1, "set")
     assert of_a_data_set.encoded(0) == (path.read_bytes(), ".png")
     np.testing.assert_array_equal(pixels(read_image(path, in_chans=1)), GRADIENT)
     content = path.read_bytes()

@@ -299,5 +299,5 @@ def test_images_in_archives_without_labels(both: DataConfig) -> None:
     train = open_splits(replace(both, unlabelled=f"tar:{root / 'more.tar'}")).train
     assert isinstance(train, MixedSet)
     loose = open_pictures(f"folder:{root / 'more'}")
-    assert np.array_equal(np.asarray(train.pseudo.pictures.read(0)), np.asarray(loose.read(7)))
+    assert np.array_equal(np.asarray(train.pseudo.images.read(0)), np.asarray(loose.read(7)))
     assert train.pseudo.targets.tolist() == [1, 0]

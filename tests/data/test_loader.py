@@ -32,7 +32,7 @@ class Counting(ImageSet):
     def __init__(self, size: int) -> None:
         self.size = size
         self.classes = tuple("0123456789")
-        self.kept = None
+        self.cached = None
 
     def __len__(self) -> int:
         return self.size

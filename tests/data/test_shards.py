@@ -17,8 +17,8 @@ from lambdanets.data import (
     open_splits,
     write_shards,
 )
-from lambdanets.data.tar import TarPictures, unlabelled_tar
-from lambdanets.data.tar_index import INDEX, read_members
+from lambdanets.data.sources.tar_images import TarImages, unlabelled_tar
+from lambdanets.data.sources.tar_index import INDEX, read_members
 from lambdanets.processes import InUseError
 
 WriteFolder = Callable[..., Path]
@@ -42,8 +42,8 @@ def photos(write_folder: WriteFolder) -> Path:
 
 
 def contents(side: ImageSet) -> list[tuple[str, int]]:
-    assert isinstance(side.pictures, TarPictures)
-    files = [side.pictures.encoded(index)[0] for index in range(len(side))]
+    assert isinstance(side.images, TarImages)
+    files = [side.images.encoded(index)[0] for index in range(len(side))]
     return sorted(
         (hashlib.md5(file).hexdigest(), int(target)) for file, target in zip(files, side.targets, strict=True)
     )
@@ -64,7 +64,7 @@ def test_files_are_copied_as_they_are(photos: Path, tmp_path: Path) -> None:
         ]
         assert contents(side) == sorted(expected)
     assert sorted({splits.train.path(index)[-4:] for index in range(9)}) == [".jpg", ".png"]
-    assert np.bincount(splits.train.pictures.shards).tolist() == [4, 4, 1]
+    assert np.bincount(splits.train.images.shards).tolist() == [4, 4, 1]
     assert splits.train.targets.tolist() != sorted(splits.train.targets)
 
 
@@ -134,7 +134,7 @@ def test_the_package_webdataset_reads_them(photos: Path, tmp_path: Path) -> None
     splits = open_splits(config(f"tar:{out}"))
     assert [target for _, target in read] == splits.train.targets.tolist()
     for index, (image, _) in enumerate(read):
-        assert image.convert("RGB").tobytes() == splits.train.pictures.read(index).tobytes()
+        assert image.convert("RGB").tobytes() == splits.train.images.read(index).tobytes()
 
 
 def test_timm_reads_them(photos: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_timm_reads_them(photos: Path, tmp_path: Path) -> None:
         read = list(create_dataset("wds/photos", root=str(out), split=split, is_training=False))
         assert [target for _, target in read] == side.targets.tolist()
         for index, (image, _) in enumerate(read):
-            assert image.tobytes() == side.pictures.read(index).tobytes()
+            assert image.tobytes() == side.images.read(index).tobytes()
 
 
 def test_shards_of_a_size(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_shards_of_a_size(tmp_path: Path) -> None:
     assert all(full - 2 * 10240 < size <= full for size in sizes[:-1])
     assert len(open_splits(config(f"tar:{out}", image_size=8)).train) == written.images["train"]
     write_shards(config("digits"), tmp_path / "both", images=400, megabytes=1)
-    shards = open_splits(config(f"tar:{tmp_path / 'both'}", image_size=8)).train.pictures.shards
+    shards = open_splits(config(f"tar:{tmp_path / 'both'}", image_size=8)).train.images.shards
     assert np.bincount(shards).tolist() == [400, 400, 400, 400, 18]
 
 

@@ -89,14 +89,21 @@ def test_a_damaged_image_of_a_named_source(write_folder: WriteFolder, truncate: 
         ("folder:", "lacks a path: write folder:PATH"),
         (
             "imagenet",
-            "data.source must be 'digits', 'folder:PATH', 'tar:PATH', or a name of timm's create_dataset",
+            "data.source must be 'digits', 'folder:PATH', 'tar:PATH', 'torch/NAME:PATH', 'hfds/NAME', "
+            "'hfids/NAME' or 'wds/NAME:PATH'; got 'imagenet'",
         ),
+        ("folder", "lacks a path: write folder:PATH"),
+        ("torch", "lacks a name: write torch/NAME:PATH"),
+        ("digits:x", "data.source must be"),
+        ("coco:x", "holds annotated objects, for a detector: train the recipe coco or nuclei"),
+        ("tfds/cats", "TensorFlow Datasets are not read any more: use the same data set as torch/NAME:PATH"),
         ("hub/imagenet", "data.source must be"),
     ],
 )
 def test_unknown_sources(source: str, says: str) -> None:
-    with pytest.raises(DataError, match=says):
-        open_splits(DataConfig(source=source))
+    for open_it in (open_splits, open_split):
+        with pytest.raises(DataError, match=says):
+            open_it(DataConfig(source=source))
 
 
 def test_a_bare_path_is_recognised(tmp_path: Path) -> None:
@@ -116,7 +123,6 @@ def test_a_set_that_is_not_there_and_may_not_be_downloaded(tmp_path: Path) -> No
         ("hfds/cats", "datasets", "datasets"),
         ("hfids/cats", "datasets", "datasets"),
         ("wds/cats:pipe:cat x", "webdataset", "webdataset"),
-        ("tfds/cats", "tensorflow_datasets", "tensorflow-datasets tensorflow"),
     ],
 )
 def test_a_missing_package_is_named(

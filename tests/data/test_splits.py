@@ -83,8 +83,8 @@ def test_what_is_kept_in_memory_is_what_is_read(write_folder: WriteFolder, crop:
     kept, read = (
         open_splits(of(root, augment=augment, check=check, cache=cache), seed=3) for cache in (True, False)
     )
-    assert kept.train.kept is not None
-    assert read.train.kept is None
+    assert kept.train.cached is not None
+    assert read.train.cached is None
     for a, b in ((kept.train, read.train), (kept.val, read.val)):
         for index in range(len(a)):
             assert torch.equal(a.item(index, 1, 2)[0], b.item(index, 1, 2)[0])
@@ -97,9 +97,9 @@ def test_auto_keeps_small_sets_only(write_folder: WriteFolder, monkeypatch: pyte
     for augment in (AugmentConfig(), AugmentConfig(crop="random_resized")):
         for limit, kept in ((needed + 1, True), (needed, False)):
             monkeypatch.setattr("lambdanets.data.splits.MEMORY_LIMIT", limit)
-            assert (open_splits(of(root, augment=augment)).train.kept is not None) is kept
+            assert (open_splits(of(root, augment=augment)).train.cached is not None) is kept
     monkeypatch.undo()
-    assert open_splits(of(root, check=False)).train.kept is None
+    assert open_splits(of(root, check=False)).train.cached is None
 
 
 @pytest.mark.parametrize("cache", [True, False])

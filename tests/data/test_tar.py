@@ -23,9 +23,9 @@ from lambdanets.data import (
     open_splits,
     train_loader,
 )
-from lambdanets.data import tar as tar_module
 from lambdanets.data.randomness import permutation, shard_permutation
-from lambdanets.data.tar import unlabelled_tar
+from lambdanets.data.sources import tar_images
+from lambdanets.data.sources.tar_images import unlabelled_tar
 
 WriteFolder = Callable[..., Path]
 WriteTar = Callable[..., Path]
@@ -182,7 +182,7 @@ def test_long_and_foreign_names(write_tar: WriteTar, write_folder: WriteFolder, 
     for side in (splits.train, splits.val):
         for index in range(2):
             file = members.pop(side.path(index).removeprefix("long.tar#"))
-            assert side.pictures.read(index).tobytes() == Image.open(file).tobytes()
+            assert side.images.read(index).tobytes() == Image.open(file).tobytes()
     assert not members
 
 
@@ -239,13 +239,13 @@ def test_so_many_of_each_class(write_tar: WriteTar, samples: MakeSamples) -> Non
 def test_more_archives_than_stay_open(
     write_tar: WriteTar, samples: MakeSamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tar_module, "OPEN", 2)
+    monkeypatch.setattr(tar_images, "OPEN", 2)
     for index in range(5):
         archive = write_tar(f"s/{index}.tar", samples([0, 1, 0, 1], first=4 * index))
     data = config(f"tar:{archive.parent}", val_fraction=1.0, workers=2, cache=False)
     side, _ = open_split(data)
-    here = [side.pictures.read(index).tobytes() for index in (0, 4, 8, 12, 16, 0)]
-    elsewhere = pickle.loads(pickle.dumps(side.pictures))  # as a spawned worker gets it
+    here = [side.images.read(index).tobytes() for index in (0, 4, 8, 12, 16, 0)]
+    elsewhere = pickle.loads(pickle.dumps(side.images))  # as a spawned worker gets it
     assert here == [elsewhere.read(index).tobytes() for index in (0, 4, 8, 12, 16, 0)]
     assert len(set(here)) == 5
     assert sum(len(targets) for _, targets in eval_loader(side, data)) == 20  # forked with open archives

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from lambdanets.data import DataConfig, DataError, DataWarning, open_split, open_splits
-from lambdanets.data.tar import unlabelled_tar
-from lambdanets.data.tar_index import INDEX, read_members, write_index
+from lambdanets.data.sources.tar_images import unlabelled_tar
+from lambdanets.data.sources.tar_index import INDEX, read_members, write_index
 
 WriteFolder = Callable[..., Path]
 WriteTar = Callable[..., Path]

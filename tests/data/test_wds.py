@@ -17,14 +17,13 @@ from lambdanets.data import (
     DataWarning,
     describe,
     eval_loader,
-    lanes,
     open_split,
     open_splits,
-    sequential,
     train_loader,
     write_shards,
 )
-from lambdanets.data.tar import TarPictures
+from lambdanets.data.sources.tar_images import TarImages
+from lambdanets.data.streams import stream_set, stream_shard
 from numbered import numbered, numbers
 
 WriteTar = Callable[..., Path]
@@ -35,7 +34,7 @@ Samples = Callable[..., dict[str, bytes]]
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lanes and what is mixed in them are made for large sets."""
-    for module in (lanes, sequential):
+    for module in (stream_shard, stream_set):
         monkeypatch.setattr(module, "REACH", 8)
 
 
@@ -175,7 +174,7 @@ def test_what_waits_in_one_epoch_comes_in_another(write_wds: Callable[..., Path]
 
 
 def test_neighbours_are_mixed(write_wds: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (lanes, sequential):
+    for module in (stream_shard, stream_set):
         monkeypatch.setattr(module, "REACH", 40)
     (found,) = trained(config(write_wds([100])))
     spread = [max(batch) - min(batch) for batch in found]
@@ -186,13 +185,13 @@ def test_only_what_is_wanted_is_read_and_in_order(
     write_wds: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[str, int]] = []
-    plain = TarPictures.open
+    plain = TarImages.open
 
-    def watched(self: TarPictures, index: int) -> object:
+    def watched(self: TarImages, index: int) -> object:
         read.append((self.members.shards[self.members.shard[index]], int(self.members.offsets[index])))
         return plain(self, index)
 
-    monkeypatch.setattr(TarPictures, "open", watched)
+    monkeypatch.setattr(TarImages, "open", watched)
     data = config(write_wds([20] * 4))
     splits = open_splits(data)
     for rank in range(4):
@@ -201,7 +200,7 @@ def test_only_what_is_wanted_is_read_and_in_order(
         assert {shard for shard, _ in read} == {f"part-{rank:03d}.tar"}
         assert len(read) == len(set(read)) == 20
     read.clear()
-    monkeypatch.setattr(lanes, "LANES", 1)
+    monkeypatch.setattr(stream_shard, "LANES", 1)
     loader = train_loader(splits.train, data, seed=1, position=lambda: (2, 11), rank=0, world_size=1)
     list(loader)
     assert len(read) == len(set(read)) == 25  # nothing of the 11 batches that are done
@@ -247,7 +246,6 @@ def test_the_same_images_as_tar(write_folder: WriteFolder, tmp_path: Path) -> No
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in pairs)
     facts = describe(splits)
     assert facts == {"classes": 2, "train": "9 images, streamed", "val": "5 images, streamed", "skipped": 0}
-    assert splits.train.exact_resume
     train, classes = open_split(data, "train")
     assert (len(train), classes) == (9, ("cat", "dog"))
 

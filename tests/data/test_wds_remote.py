@@ -13,12 +13,11 @@ from lambdanets.data import (
     DataError,
     StreamSet,
     eval_loader,
-    lanes,
     open_split,
     open_splits,
-    sequential,
     train_loader,
 )
+from lambdanets.data.streams import stream_set, stream_shard
 
 WriteTar = Callable[..., Path]
 Samples = Callable[..., dict[str, bytes]]
@@ -28,7 +27,7 @@ LENGTHS = {"a.tar": 7, "b.tar": 12, "c.tar": 1}
 @pytest.fixture
 def root(write_tar: WriteTar, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip("webdataset")
-    for module in (lanes, sequential):
+    for module in (stream_shard, stream_set):
         monkeypatch.setattr(module, "REACH", 4)
     first = 0
     for name, length in LENGTHS.items():

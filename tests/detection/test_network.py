@@ -5,7 +5,7 @@ import torch
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 from detectors import batch, pictures, target, tiny, tiny_config
-from lambdanets.data.coco_masks import raster
+from lambdanets.data.coco.masks import raster
 from lambdanets.detection import create_detector
 from lambdanets.detection.network import outlined, placed
 from lambdanets.train import OptimizerConfig

@@ -10,7 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from lambdanets.data import CocoConfig
-from lambdanets.data.coco_masks import Masks, raster
+from lambdanets.data.coco.masks import Masks, raster
 from lambdanets.detection.results import Objects, as_runs
 from lambdanets.detection.tiling import Tile, TrainingSizes, find_in_tiles, tiles
 from lambdanets.train import RunError

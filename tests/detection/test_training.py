@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 
 from lambdanets.data import DataError, DataWarning
-from lambdanets.data.coco_masks import Masks
+from lambdanets.data.coco.masks import Masks
 from lambdanets.detection import DetectionConfig, evaluate, load_run, predict, predict_samples, train
 from lambdanets.detection.module import DetectionModule
 from lambdanets.recipes import coco, miniature

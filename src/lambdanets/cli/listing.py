@@ -10,20 +10,9 @@ from lambdanets.cli.catalogue import models
 from lambdanets.cli.console import draw, grid, stdout, table
 from lambdanets.cli.errors import UsageError, suggestion
 from lambdanets.cli.options import shown
+from lambdanets.data.sources import SOURCES
 from lambdanets.models import list_models
 from lambdanets.recipes import get_recipe, list_recipes
-
-SOURCES = {
-    "digits": "scikit-learn's 1,797 scanned handwritten digits, 8x8 pixels; part of the installation",
-    "folder:PATH": "your photos: train/ and val/ with a folder per class, or class folders, to be split",
-    "tar:PATH": "the same in tar archives, read without unpacking: shards of WebDataset or class folders",
-    "coco:PATH": "for detectors: a folder or a json in COCO's format (pip install 'lambdanets[detection]')",
-    "torch/NAME:PATH": "a data set of torchvision, downloaded when absent: torch/cifar10, ...",
-    "hfds/NAME": "an image data set of the Hugging Face hub (pip install datasets)",
-    "hfids/NAME": "the same, streamed from parquet files, nothing stored (pip install datasets)",
-    "wds/NAME:PATH": "shards of WebDataset, read from end to end; from URLs, too (pip install webdataset)",
-    "tfds/NAME:PATH": "a data set of TensorFlow (pip install tensorflow-datasets)",
-}
 
 
 def run(pattern: Annotated[str, conf.Positional, shown("PATTERN")] = "*") -> int:
@@ -39,7 +28,10 @@ def run(pattern: Annotated[str, conf.Positional, shown("PATTERN")] = "*") -> int
     }
     tables = {title: made for title, made in tables.items() if made.row_count}
     if not tables:
-        near = suggestion(pattern.replace("*", ""), [*list_models(), *list_recipes(), *SOURCES])
+        near = suggestion(
+            pattern.replace("*", ""),
+            [*list_models(), *list_recipes(), *(each.form for each in SOURCES.values())],
+        )
         raise UsageError(f"nothing is named {pattern!r}{near}")
     console = stdout()
     for title, made in tables.items():
@@ -69,7 +61,7 @@ def _recipes(pattern: str) -> Table:
 
 def _sources(pattern: str) -> Table:
     made = table(name="left", description="wrap")
-    for name, description in SOURCES.items():
-        if fnmatch(name, pattern):
-            made.add_row(name, description)
+    for source in SOURCES.values():
+        if fnmatch(source.form, pattern):
+            made.add_row(source.form, source.help)
     return made

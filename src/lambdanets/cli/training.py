@@ -13,7 +13,8 @@ from tyro import conf
 
 from lambdanets.cli.errors import UsageError, check_name, impossible, usage
 from lambdanets.cli.options import shown
-from lambdanets.data.sources import STREAMED
+from lambdanets.data.sources import find_source
+from lambdanets.data.sources.protocol import StreamedSource
 from lambdanets.detection import DetectionConfig
 from lambdanets.models.weights import weights_for
 from lambdanets.recipes import get_recipe, list_recipes
@@ -103,7 +104,7 @@ def run(
 def next_step(run: Path) -> str:
     """The command that shows what a run learned; samples cannot be picked from a stream."""
     name = quote(str(run))
-    if _stored(run, None).data.source.startswith(STREAMED):
+    if isinstance(find_source(_stored(run, None).data.source), StreamedSource):
         return f"lambdanets eval {name}"
     return f"lambdanets predict {name} --samples 20"
 

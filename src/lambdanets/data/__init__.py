@@ -1,10 +1,10 @@
 """The data room: everything that turns a source of images into tensors, reproducibly."""
 
-from .coco_config import CocoConfig
-from .coco_convert import Converted, masks_to_coco
-from .coco_loader import coco_eval_loader, coco_train_loader
-from .coco_set import CocoSet
-from .coco_splits import CocoSplits, describe_coco, open_coco, open_coco_split
+from .coco.coco_set import CocoSet
+from .coco.config import CocoConfig
+from .coco.loader import coco_eval_loader, coco_train_loader
+from .coco.mask_folder import Converted, masks_to_coco
+from .coco.splits import CocoSplits, describe_coco, open_coco, open_coco_split
 from .config import AugmentConfig, DataConfig
 from .errors import DataError, DataWarning
 from .image_set import ImageSet
@@ -12,9 +12,9 @@ from .images import IMAGE_SUFFIXES, read_image
 from .labels import Labels, read_labels, select
 from .loader import eval_loader, train_loader
 from .mixed import MixedSet
-from .shards import Sharded, write_shards
+from .shard_writer import Sharded, write_shards
 from .splits import Splits, describe, open_split, open_splits
-from .stream import StreamSet
+from .streams.stream_set import StreamSet
 from .transforms import eval_transform
 from .unlabelled import open_pictures
 

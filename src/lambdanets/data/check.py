@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..ops.machine import memory
+from lambdanets.ops.machine import memory
+
 from .errors import DataError
 from .image_set import ImageSet
-from .pictures import FilePictures
-from .tar import TarPictures
 
 MEMORY_LIMIT = 2**30
 CHUNK = 64
@@ -40,10 +39,8 @@ def check_memory(number: int, size: int, channels: int) -> None:
 
 def check_set(image_set: ImageSet, progress: Callable[[int], None]) -> dict[int, str]:
     """Decode every file of a set and return what is wrong with the bad ones, by index."""
-    pictures = image_set.pictures
-    if not isinstance(pictures, FilePictures | TarPictures):
-        return {}
-    return for_all(pictures.check, len(pictures), progress)
+    images = image_set.images
+    return for_all(images.check, len(images), progress) if images.checkable else {}
 
 
 def keep_in_memory(image_set: ImageSet, progress: Callable[[int], None]) -> dict[int, str]:
@@ -51,15 +48,15 @@ def keep_in_memory(image_set: ImageSet, progress: Callable[[int], None]) -> dict
     pipeline, number = image_set.pipeline, len(image_set)
     if pipeline.uniform:
         shape = (number, pipeline.image_size, pipeline.image_size, pipeline.in_chans)
-        kept: Any = np.empty(shape, np.uint8)
+        cached: Any = np.empty(shape, np.uint8)
     else:
-        kept = [None] * number
+        cached = [None] * number
 
     def keep(index: int) -> None:
-        kept[index] = image_set.prepared(index)
+        cached[index] = image_set.prepared(index)
 
     bad = for_all(keep, number, progress)
-    image_set.kept = kept
+    image_set.cached = cached
     return bad
 
 

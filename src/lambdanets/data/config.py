@@ -6,16 +6,11 @@ import math
 import os
 import re
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = ((0.449,), (0.226,))  # ImageNet's channels averaged
-DIGITS = ((0.305,), (0.376,))  # over all 1797 digits, 0 = paper and 1 = ink
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
-SOURCES = (
-    "'digits', 'folder:PATH', 'tar:PATH', or a name of timm's create_dataset: torch/, hfds/, hfids/, wds/, "
-    "tfds/"
-)
 MAX_PIXELS = 2**28  # of an image: 768 MiB as RGB
 HoldOut = Literal["exact", "stable"]
 _RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|t\w+))*")
@@ -165,7 +160,8 @@ class DataConfig:
     download: bool = True
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.source, str) and bool(self.source), "data.source", SOURCES, self.source)
+        if not isinstance(self.source, str) or not self.source:
+            _check(False, "data.source", _registry().source_forms(), self.source)
         for name, least in (("image_size", 1), ("batch_size", 1), ("workers", 0), ("max_pixels", 1)):
             value = getattr(self, name)
             _check(isinstance(value, int) and value >= least, f"data.{name}", f"{least} or more", value)
@@ -205,15 +201,16 @@ class DataConfig:
         A run keeps this form, so that evaluating it on another source does not change the normalisation, and
         so that it finds its images from any directory.
         """
-        if self.source == "digits":
-            mean, std = (value * self.in_chans for value in DIGITS)
+        source = _registry().find_source(self.source)
+        if source is not None and source.statistics is not None:
+            mean, std = (value * self.in_chans for value in source.statistics)
         else:
             mean, std = IMAGENET if self.in_chans == 3 else GREY
         return replace(
             self,
-            source=written_out(self.source),
+            source=resolved_source(self.source),
             pseudo_labels=self.pseudo_labels and os.path.abspath(os.path.expanduser(self.pseudo_labels)),
-            unlabelled=self.unlabelled and written_out(self.unlabelled),
+            unlabelled=self.unlabelled and resolved_source(self.unlabelled),
             mean=self.mean or mean,
             std=self.std or std,
         )
@@ -224,19 +221,14 @@ class DataConfig:
         return replace(self, source="digits", pseudo_labels=labels, unlabelled=None)
 
 
-def is_remote(root: str) -> bool:
-    """Whether shards are to be fetched, from a URL or by a command (`pipe:`)."""
-    return root.startswith("pipe:") or "://" in root
+def resolved_source(text: str) -> str:
+    """Return a value of `data.source` with its folder as an absolute path, valid in any working directory."""
+    source = _registry().find_source(text)
+    return text if source is None else source.resolved()
 
 
-def written_out(source: str) -> str:
-    """Return a source with its folder as an absolute path, to be found from any directory."""
-    kind, _, root = source.partition(":")
-    if kind.startswith("hfids/"):
-        name, root = (os.path.expanduser(path) for path in (kind.removeprefix("hfids/"), root))
-        name = os.path.abspath(name) if os.path.isdir(name) else name  # else one of the hub
-        return f"hfids/{name}" + (f":{os.path.abspath(root)}" if root else "")
-    local = kind.startswith("wds/") and not is_remote(root)
-    if root and (local or kind in ("folder", "tar") or kind.startswith("torch/")):
-        return f"{kind}:{os.path.abspath(os.path.expanduser(root))}"
-    return source
+def _registry() -> Any:
+    """The registry of sources, whose modules import this one."""
+    from . import sources
+
+    return sources

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..wording import few, printable_lines
+from lambdanets.wording import few, printable_lines
 
 
 class DataError(ValueError):

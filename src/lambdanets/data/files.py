@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from ..wording import few
+from lambdanets.wording import few
+
 from .errors import DataError, SourceWarning
 
 # What other programs leave beside one's files: copies and thumbnails among them look like images.

@@ -1,4 +1,4 @@
-"""One split of a source, as a model sees it: each sample a function of (seed, epoch, index)."""
+"""One split of a source for a classifier: each sample is a function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -11,61 +11,67 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .errors import DataError, DataWarning
-from .pictures import Pictures
+from .image_source import ImageSource
 from .randomness import keys
-from .tar import TarPictures
 from .transforms import Pipeline
 
-ORDER_NEEDS_TAR = "data.order 'shards' needs images in tar archives, tar:PATH; elsewhere it is 'global'."
+ORDER_NEEDS_SHARDS = "data.order 'shards' needs images in tar archives, tar:PATH; elsewhere it is 'global'."
 SMALL = 64  # pixels on a side
 
 
 class ImageSet(Dataset):
-    """Pictures, their classes, and the pipeline that makes tensors of them.
+    """Images with a class each, and the pipeline that turns them into tensors.
 
     Args:
-        pictures: the source.
-        pipeline: from picture to tensor; it decides whether samples vary.
+        images: of one split.
+        pipeline: from image to tensor; it decides whether samples vary.
         classes: names, in the order of the targets.
-        skip_bad: put its neighbour in the place of a picture that cannot be decoded, with a warning, instead
-            of raising.
+        skip_bad: replace an image that cannot be decoded by its neighbour, with a warning, instead of
+            raising.
+
+    Attributes:
+        cached: all prepared images, if they are in memory: uint8 of shape [n, height, width, channels], or a
+            list of such arrays without n where their sizes differ.
+        skipped: one sentence for each image that was left out.
     """
 
-    exact_resume = True
-
     def __init__(
-        self, pictures: Pictures, pipeline: Pipeline, classes: Sequence[str], *, skip_bad: bool = False
+        self, images: ImageSource, pipeline: Pipeline, classes: Sequence[str], *, skip_bad: bool = False
     ):
-        self.pictures = pictures
+        self.images = images
         self.pipeline = pipeline
         self.classes = tuple(classes)
         self.skip_bad = skip_bad
-        self.kept: Sequence[np.ndarray] | np.ndarray | None = None
+        self.cached: Sequence[np.ndarray] | np.ndarray | None = None
         self.skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @property
     def targets(self) -> np.ndarray:
-        """Class of each sample, of shape (n,)."""
-        return self.pictures.targets
+        """Class of each sample, of shape [n]."""
+        return self.images.targets
 
     @property
     def shards(self) -> np.ndarray:
-        """Number of the archive of each sample, of shape (n,), where they come from archives."""
-        if not isinstance(self.pictures, TarPictures):
-            raise DataError(ORDER_NEEDS_TAR)
-        return self.pictures.shards
+        """Number of the archive of each sample, of shape [n].
+
+        Raises:
+            DataError: the images do not lie in archives.
+        """
+        if self.images.shards is None:
+            raise DataError(ORDER_NEEDS_SHARDS)
+        return self.images.shards
 
     @property
     def immediate(self) -> bool:
-        """Whether a batch costs less to make than to send over from a worker."""
-        return self.kept is not None and self.pipeline.light and self.pipeline.image_size <= SMALL
+        """Whether making a batch costs less than sending it from a worker process."""
+        return self.cached is not None and self.pipeline.light and self.pipeline.image_size <= SMALL
 
     def path(self, index: int) -> str:
-        """Return the file (or the name) a sample comes from."""
-        return self.pictures.path(index)
+        """Return the file, or another name, of a sample."""
+        return self.images.path(index)
 
     def item(self, index: int, epoch: int = 0, seed: int = 0) -> tuple[Tensor, int]:
         """Return one sample.
@@ -76,7 +82,7 @@ class ImageSet(Dataset):
             seed: of the run.
 
         Returns:
-            A float32 image of shape (channels, image_size, image_size), and its class.
+            A float32 image of shape [channels, image_size, image_size], and its class.
         """
         images, targets = self.batch([index], epoch, seed)
         return images[0], int(targets[0])
@@ -87,23 +93,29 @@ class ImageSet(Dataset):
     def batch(
         self, indices: Sequence[int] | np.ndarray, epoch: int | np.ndarray = 0, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Return several samples, of one epoch or of one each.
+        """Return several samples.
+
+        Args:
+            indices: b of them.
+            epoch: one for all samples, or an array of shape [b].
+            seed: of the run.
 
         Returns:
-            Images of shape (b, channels, image_size, image_size), int64 targets of shape (b,).
+            Images of shape [b, channels, image_size, image_size], int64 targets of shape [b].
         """
         rows = np.asarray(indices, dtype=np.intp)
-        if isinstance(self.kept, np.ndarray):
-            pictures, used = self.kept[rows], rows
+        if isinstance(self.cached, np.ndarray):
+            prepared, used = self.cached[rows], rows
         else:
             pairs = [self._read(int(row)) for row in rows]
-            pictures, used = [picture for picture, _ in pairs], np.array([index for _, index in pairs])
-        images = self.pipeline.finish(pictures, keys(seed, epoch, rows))
+            prepared, used = [image for image, _ in pairs], np.array([index for _, index in pairs])
+        images = self.pipeline.finish(prepared, keys(seed, epoch, rows))
         return images, torch.from_numpy(self.targets[used])
 
     def _read(self, index: int) -> tuple[np.ndarray, int]:
-        if self.kept is not None:
-            return self.kept[index], index
+        """The prepared image at an index or, under `skip_bad`, at the next index that can be read."""
+        if self.cached is not None:
+            return self.cached[index], index
         try:
             return self.prepared(index), index
         except DataError as error:
@@ -112,30 +124,32 @@ class ImageSet(Dataset):
             for step in range(1, len(self)):
                 other = (index + step) % len(self)
                 try:
-                    picture = self.prepared(other)
+                    image = self.prepared(other)
                 except DataError:
                     continue
-                told = f"{error} {self.path(other)} stands in for it."
-                warnings.warn(told, DataWarning, stacklevel=2)
-                return picture, other
+                warnings.warn(f"{error} {self.path(other)} stands in for it.", DataWarning, stacklevel=2)
+                return image, other
             raise DataError(f"not one of the {len(self)} images can be read; the first: {error}") from error
 
     def leave_out(self, bad: dict[int, str]) -> list[str]:
-        """Drop samples for good, with a reason each; those behind them move up.
+        """Drop samples for good; the indices of those behind them decrease.
+
+        Args:
+            bad: the reason for each, by index.
 
         Returns:
             The classes that have no samples any more.
         """
         rest = np.setdiff1d(np.arange(len(self)), list(bad))
         emptied = sorted(set(self.targets.tolist()) - set(self.targets[rest].tolist()))
-        if isinstance(self.kept, np.ndarray):
-            self.kept = self.kept[rest]
-        elif self.kept is not None:
-            self.kept = [self.kept[index] for index in rest]
-        self.pictures = self.pictures.subset(rest)
+        if isinstance(self.cached, np.ndarray):
+            self.cached = self.cached[rest]
+        elif self.cached is not None:
+            self.cached = [self.cached[index] for index in rest]
+        self.images = self.images.subset(rest)
         self.skipped = (*self.skipped, *(bad[index] for index in sorted(bad)))
         return [self.classes[target] for target in emptied]
 
     def prepared(self, index: int) -> np.ndarray:
-        """Decode one picture and do what does not change between epochs."""
-        return self.pipeline.prepare(self.pictures.read(index))
+        """Decode one image and do the steps that do not change between epochs."""
+        return self.pipeline.prepare(self.images.read(index))

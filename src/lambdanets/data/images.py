@@ -50,6 +50,14 @@ IMAGE_SUFFIXES = (
 )
 
 
+class NamedFile(BytesIO):
+    """An image file in memory, with a name for messages."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+
 def read_image(
     source: str | PathLike[str] | IO[bytes],
     *,

@@ -11,7 +11,8 @@ from typing import IO, Literal
 
 import numpy as np
 
-from ..wording import few
+from lambdanets.wording import few
+
 from .errors import DataError
 from .files import regular
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -17,12 +16,11 @@ from lambdanets.processes import leave_signals_to_parent
 
 from .batches import Batch, EvalBatches, MixedBatches, Position, TrainBatches
 from .config import DataConfig
-from .errors import DataError, DataWarning
+from .errors import DataError
 from .image_set import ImageSet
-from .lanes import LaneBatches, Part, evaluation_part, training_part
 from .mixed import MixedSet
-from .sequential import SequentialSet
-from .stream import StreamSet, TimmStream
+from .streams.stream_set import StreamSet
+from .streams.stream_shard import LaneBatches, StreamShard, evaluation_shard, training_shard
 
 # A mistyped number of processes would exhaust the memory before the first of them is used.
 WORKERS_PER_CORE, MIN_WORKER_LIMIT = 4, 32
@@ -52,7 +50,7 @@ class _Batched(Dataset):
 class _Following(Dataset):
     """Lets a worker read on from where it stands in each lane of a stream."""
 
-    def __init__(self, stream: SequentialSet, part: Part, seed: int):
+    def __init__(self, stream: StreamSet, part: StreamShard, seed: int):
         self.stream, self.part, self.seed = stream, part, seed
         self._next: dict[int, tuple[int, int]] = {}
         self._reading: dict[int, Iterator[tuple[Tensor, Tensor]]] = {}
@@ -98,11 +96,9 @@ def train_loader(
         A loader of (images of shape (b, channels, image_size, image_size), int64 targets of shape (b,)) whose
         length is that of a whole epoch.
     """
-    if isinstance(image_set, SequentialSet):
-        part = training_part(len(image_set), config.batch_size, rank=rank, world_size=world_size)
+    if isinstance(image_set, StreamSet):
+        part = training_shard(len(image_set), config.batch_size, rank=rank, world_size=world_size)
         return _lane_loader(image_set, config, part, seed=seed, position=position)
-    if isinstance(image_set, TimmStream):
-        return _stream_loader(image_set, config, seed=seed, position=position, world_size=world_size)
     place: Any = {"seed": seed, "position": position, "rank": rank, "world_size": world_size}
     if isinstance(image_set, MixedSet):
         return _loader(image_set, config, MixedBatches(image_set, config, **place), seed)
@@ -115,11 +111,9 @@ def eval_loader(
     image_set: ImageSet | StreamSet, config: DataConfig, *, rank: int = 0, world_size: int = 1
 ) -> DataLoader:
     """Return the loader of a set in order: every sample once over all processes, the last batch smaller."""
-    if isinstance(image_set, SequentialSet):
-        part = evaluation_part(len(image_set), config.batch_size, rank=rank, world_size=world_size)
+    if isinstance(image_set, StreamSet):
+        part = evaluation_shard(len(image_set), config.batch_size, rank=rank, world_size=world_size)
         return _lane_loader(image_set, config, part, seed=0, position=None)
-    if isinstance(image_set, TimmStream):
-        return _stream_loader(image_set, config, seed=0, position=None, world_size=world_size)
     batches = EvalBatches(len(image_set), config.batch_size, rank=rank, world_size=world_size)
     return _loader(image_set, config, batches, 0)
 
@@ -136,7 +130,7 @@ def batched_loader(data_set: Batches, batches: Sampler, *, workers: int, seed: i
 
 
 def _lane_loader(
-    stream: SequentialSet, config: DataConfig, part: Part, *, seed: int, position: Position | None
+    stream: StreamSet, config: DataConfig, part: StreamShard, *, seed: int, position: Position | None
 ) -> DataLoader:
     return DataLoader(
         _Following(stream, part, seed),
@@ -170,41 +164,3 @@ def _process_options(workers: int, seed: int) -> dict[str, Any]:
         # The loader draws a number at every start; from the global generator it would shift the model's.
         "generator": torch.Generator().manual_seed(seed),
     }
-
-
-class _StreamLoader(DataLoader):
-    dataset: Any
-    position: Position | None = None
-
-    def __iter__(self) -> Any:
-        if self.position is not None:
-            epoch, done = self.position()
-            self.dataset.data_set.set_epoch(epoch)
-            if done:
-                warnings.warn(
-                    f"a streamed source cannot resume inside an epoch: epoch {epoch} starts again, "
-                    f"{done} batches of it are seen twice.",
-                    DataWarning,
-                    stacklevel=2,
-                )
-        return super().__iter__()
-
-
-def _stream_loader(
-    stream: TimmStream, config: DataConfig, *, seed: int, position: Position | None, world_size: int
-) -> DataLoader:
-    if world_size > 1:
-        raise DataError(
-            f"{config.source!r} is streamed and cannot be divided among {world_size} processes without "
-            "repeats; read shards as wds/NAME:PATH or tar:PATH, Hugging Face's sets as hfids/NAME or "
-            "hfds/NAME, or train with --devices 1."
-        )
-    stream.data_set.set_loader_cfg(num_workers=config.workers)
-    loader = _StreamLoader(
-        stream,
-        batch_size=config.batch_size,
-        drop_last=position is not None,
-        **_process_options(config.workers, seed),
-    )
-    loader.position = position
-    return loader

@@ -23,8 +23,6 @@ class MixedSet(Dataset):
         pseudo: images whose labels a network gave, of the same classes.
     """
 
-    exact_resume = True
-
     def __init__(self, labelled: ImageSet, pseudo: ImageSet):
         self.labelled, self.pseudo = labelled, pseudo
         self.classes = labelled.classes

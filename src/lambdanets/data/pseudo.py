@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
-from ..files import parse_json
+from lambdanets.files import parse_json
+
 from .config import DataConfig
 from .errors import DataError, SourceWarning
 from .files import open_regular
 from .image_set import ImageSet
+from .image_source import ImageSource
 from .labels import read_labels
-from .pictures import Pictures
-from .sources import Source
+from .sources import find_source
+from .sources.protocol import ImageSplits
 from .transforms import Pipeline
 from .unlabelled import open_pictures
 
 
-def open_pseudo(config: DataConfig, source: Source) -> ImageSet:
+def open_pseudo(config: DataConfig, source: ImageSplits) -> ImageSet:
     """Open the images that `config.pseudo_labels` names, varied as the training images.
 
     Validation images among them are left out, with a warning: a network must not train on what measures it.
@@ -47,7 +48,7 @@ def open_pseudo(config: DataConfig, source: Source) -> ImageSet:
         )
     found = np.array([index[image] for image in labels.images], np.intp)
     held_out = places(source.val)  # of sources that do not overlap, too: links may lead from one to the other
-    rows = [row for row, index in enumerate(found.tolist()) if pictures.place(index) not in held_out]
+    rows = [row for row, index in enumerate(found.tolist()) if pictures.location(index) not in held_out]
     kept = np.array(rows, np.intp)
     if len(kept) < len(labels):
         warnings.warn(
@@ -76,27 +77,21 @@ def labels_digest(pseudo: ImageSet) -> str:
 
 def overlap(one: str, other: str) -> bool:
     """Whether two sources may hold the same images: one's folder is in the other's, or they are the same."""
-    roots = [root for source in (one, other) if (root := _root(source)) is not None]
-    return os.path.commonpath(roots) in roots if len(roots) == 2 else one == other
+    found = [find_source(text) for text in (one, other)]
+    folders = [
+        folder for source in found if source is not None and (folder := source.directory()) is not None
+    ]
+    return os.path.commonpath(folders) in folders if len(folders) == 2 else one == other
 
 
-def places(pictures: Pictures) -> set[str]:
+def places(pictures: ImageSource) -> set[str]:
     """Return where all pictures of a collection are."""
-    return {pictures.place(index) for index in range(len(pictures))}
+    return {pictures.location(index) for index in range(len(pictures))}
 
 
 def facts_path(labels: Path) -> Path:
     """Return where the facts about a file of labels are: labels.json beside labels.csv."""
     return labels.with_suffix(".json")
-
-
-def _root(source: str) -> str | None:
-    """The folder that a source of files is in."""
-    kind, _, root = source.partition(":")
-    if kind not in ("folder", "tar"):
-        return None
-    path = os.path.realpath(os.path.expanduser(re.split(r"[*?\[{]", root)[0]))
-    return path if os.path.isdir(path) else os.path.dirname(path)
 
 
 def _stored_source(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""From a configuration to the two sides of a source, checked and ready to load."""
+"""The two sides of a source, from a configuration: checked and ready to load."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from ..wording import few
+from lambdanets.wording import few
+
 from .check import MEMORY_LIMIT, check_memory, check_set, keep_in_memory, memory_needed
 from .config import DataConfig
 from .errors import DataError, SourceWarning, listing
-from .folder import fingerprint, warn_unmeasured
-from .hfids import undivided
-from .image_set import ORDER_NEEDS_TAR, ImageSet
+from .image_set import ORDER_NEEDS_SHARDS, ImageSet
 from .mixed import MixedSet, shares
 from .progress import MANY, Progress, progress_bar
 from .pseudo import labels_digest, open_pseudo
-from .sequential import SequentialSet, digest
-from .sources import STREAMED, open_source
-from .stream import StreamSet, open_stream
+from .sources import SOURCES, get_source, open_source
+from .sources.folder import fingerprint, warn_unmeasured
+from .sources.protocol import Source, StreamedSource
+from .streams.stream_set import StreamSet, digest
 from .transforms import Pipeline
 
 
@@ -66,33 +65,13 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
         DataError: there is no such source, it is empty or of one class, its sides do not agree, or images in
             it are damaged and `on_bad_image` is "refuse".
     """
-    if config.order == "shards" and not config.source.startswith("tar:"):
-        raise DataError(ORDER_NEEDS_TAR)
-    _check_names(config)
+    named = get_source(config.source)
+    if config.order == "shards" and not named.sharded:
+        raise DataError(ORDER_NEEDS_SHARDS)
+    _check_names(config, named)
     check_memory(config.batch_size, config.image_size, config.in_chans)
-    if config.source.startswith(STREAMED):
-        if config.train_per_class is not None:
-            raise DataError(
-                f"data.train_per_class needs to know all names, and {config.source!r} is streamed: unpack it "
-                "into folders, or leave train_per_class=None."
-            )
-        if config.pseudo_labels is not None:
-            raise DataError(
-                f"data.pseudo_labels are mixed with labelled images in a ratio, and {config.source!r} is "
-                "streamed: unpack it into folders."
-            )
-        train, val = (
-            open_stream(config, side, train=side == "train", seed=seed) for side in ("train", "val")
-        )
-        _check_classes(config, train.classes)
-        shards = [side for side in (train, val) if isinstance(side, SequentialSet)]
-        if both := set.intersection(*(set(side.shards.names) for side in shards)) if shards else ():
-            warnings.warn(
-                f"{few(sorted(both))} of {config.source!r} are both trained on and validated on.",
-                SourceWarning,
-                stacklevel=2,
-            )
-        return Splits(train, val, train.classes, digest(shards) if shards else "")
+    if isinstance(named, StreamedSource):
+        return _open_streams(config, named)
     if config.pseudo_labels is not None:
         shares(config)
     elif config.unlabelled is not None or config.pseudo_ratio != 1:
@@ -102,18 +81,41 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
     pseudo = [open_pseudo(config, source)] if config.pseudo_labels is not None else []
     skip = config.on_bad_image == "skip"
     train, val = (
-        ImageSet(pictures, Pipeline(config, train=side), source.classes, skip_bad=skip)
-        for pictures, side in ((source.train, True), (source.val, False))
+        ImageSet(images, Pipeline(config, train=side), source.classes, skip_bad=skip)
+        for images, side in ((source.train, True), (source.val, False))
     )
     sides = {"training": train, "validation": val}
     for name, side in sides.items():
         if not len(side):
             raise DataError(f"no images are left for {name}: val_fraction is {config.val_fraction}.")
     _read(sides | dict(zip(["pseudo-labels"], pseudo, strict=False)), config, progress)
-    mark = _fingerprint(config, [train, val])
+    mark = _fingerprint(named, [train, val])
     if not pseudo:
         return Splits(train, val, source.classes, mark)
     return Splits(MixedSet(train, *pseudo), val, source.classes, f"{mark}+{labels_digest(*pseudo)}")
+
+
+def _open_streams(config: DataConfig, source: StreamedSource) -> Splits:
+    if config.train_per_class is not None:
+        raise DataError(
+            f"data.train_per_class needs to know all names, and {config.source!r} is streamed: unpack it "
+            "into folders, or leave train_per_class=None."
+        )
+    if config.pseudo_labels is not None:
+        raise DataError(
+            f"data.pseudo_labels are mixed with labelled images in a ratio, and {config.source!r} is "
+            "streamed: unpack it into folders."
+        )
+    train = source.open(config, config.train_split, train=True)
+    val = source.open(config, config.val_split, train=False)
+    _check_classes(config, train.classes)
+    if both := set(train.files.names) & set(val.files.names):
+        warnings.warn(
+            f"{few(sorted(both))} of {config.source!r} are both trained on and validated on.",
+            SourceWarning,
+            stacklevel=3,
+        )
+    return Splits(train, val, train.classes, digest([train, val]))
 
 
 def open_split(
@@ -144,8 +146,9 @@ def open_split(
     if split not in ("train", "val"):
         raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
     check_memory(config.batch_size, config.image_size, config.in_chans)
-    if config.source.startswith(STREAMED):
-        stream = open_stream(config, split, train=False, seed=seed)
+    named = get_source(config.source)
+    if isinstance(named, StreamedSource):
+        stream = named.open(config, config.train_split if split == "train" else config.val_split, train=False)
         _check_known(config, stream.classes, classes)
         return stream, stream.classes
     source = open_source(config, seed=seed, classes=classes)
@@ -162,24 +165,21 @@ def open_split(
     return image_set, source.classes
 
 
-def _check_names(config: DataConfig) -> None:
-    """Raise DataError where names of splits or columns are given that this source cannot follow."""
-    hugging_face = config.source.startswith(("hfds/", "hfids/"))
-    if not hugging_face and (config.image_column or config.label_column):
-        raise DataError("data.image_column and data.label_column are those of hfds/ and hfids/ alone.")
-    streamed = config.source.startswith(STREAMED)
-    if not streamed and not config.source.startswith(("torch/", "hfds/")):
-        return
-    if config.val_split != config.train_split and (config.val_split or not streamed):
+def _check_names(config: DataConfig, source: Source) -> None:
+    """Raise DataError where the configuration names splits or columns that the source cannot have."""
+    if not source.named_columns and (config.image_column or config.label_column):
+        kinds = " and ".join(kind for kind, each in SOURCES.items() if each.named_columns)
+        raise DataError(f"data.image_column and data.label_column are those of {kinds} alone.")
+    streamed = isinstance(source, StreamedSource)
+    if not source.named_splits or (
+        config.val_split != config.train_split and (config.val_split or not streamed)
+    ):
         return
     what = f"data.train_split and data.val_split are both {config.train_split!r}"
     what = what if config.val_split else "data.val_split is empty"
-    how = "leave data.val_split empty, which holds out data.val_fraction of them."
-    if streamed:
-        how = "name another split, as streams cannot be divided."
-    if config.source.startswith("hfids/"):
-        how = f"{how[:-1]}; {undivided(config)}."
-    raise DataError(f"{what}, and a run is validated on images that it is not trained on: {how}")
+    raise DataError(
+        f"{what}, and a run is validated on images that it is not trained on: {source.one_split_remedy()}."
+    )
 
 
 def _check_classes(config: DataConfig, classes: Sequence[str]) -> None:
@@ -204,13 +204,12 @@ def _check_known(config: DataConfig, found: tuple[str, ...], known: Sequence[str
     )
 
 
-def _fingerprint(config: DataConfig, sides: Sequence[ImageSet]) -> str:
-    kind, _, root = config.source.partition(":")
-    if kind not in ("folder", "tar"):
+def _fingerprint(source: Source, sides: Sequence[ImageSet]) -> str:
+    root = source.file_root()
+    if root is None:
         return ""
-    top = Path(root).expanduser() if kind == "folder" else Path()  # archives are named from their folder
     files = [[(side.path(index), int(side.targets[index])) for index in range(len(side))] for side in sides]
-    return fingerprint(top, files, sides[0].classes)
+    return fingerprint(root, files, sides[0].classes)
 
 
 def _read(sides: dict[str, ImageSet], config: DataConfig, progress: Progress | None) -> None:

@@ -97,7 +97,7 @@ class Pipeline:
         return np.asarray(image).reshape(image.height, image.width, self.in_chans)
 
     def finish(self, pictures: Sequence[np.ndarray] | np.ndarray, sample_keys: np.ndarray) -> Tensor:
-        """Vary and normalise prepared pictures.
+        """TrainAugment and normalise prepared pictures.
 
         Args:
             pictures: b arrays from `prepare`.

@@ -1,41 +1,18 @@
-"""Images without labels: all that a source holds, named from its root."""
+"""Images without labels: all images of a source, named from its root."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-
-import numpy as np
 
 from .config import MAX_PIXELS
 from .errors import DataError
-from .files import find_images, warn_left_out
-from .folder import TRAIN_NAMES, VAL_NAMES, existing, relative
-from .images import IMAGE_SUFFIXES
-from .pictures import FilePictures, Pictures
-from .tar import unlabelled_tar
-from .tar_paths import SUFFIX, side_word
+from .image_source import ImageSource
+from .sources import SOURCES, find_source
+from .sources.folder import TRAIN_NAMES, VAL_NAMES
+from .sources.tar_paths import SUFFIX, side_word
 
 
-class FolderPictures(FilePictures):
-    """Image files named from the root of their folder."""
-
-    def __init__(
-        self, root: str, names: Sequence[str], targets: Sequence[int], in_chans: int, max_pixels: int
-    ):
-        super().__init__(names, targets, in_chans, max_pixels)
-        self.root = root
-
-    def file(self, index: int) -> str:
-        return os.path.join(self.root, self.path(index))
-
-    def subset(self, indices: np.ndarray) -> FolderPictures:
-        names = [self.path(index) for index in indices]
-        targets = self.targets[indices].tolist()
-        return FolderPictures(self.root, names, targets, self.in_chans, self.max_pixels)
-
-
-def open_pictures(source: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS) -> Pictures:
+def open_pictures(source: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS) -> ImageSource:
     """Find all images of a source, whatever their classes.
 
     Args:
@@ -44,24 +21,17 @@ def open_pictures(source: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS) 
         max_pixels: larger images are refused when they are read.
 
     Returns:
-        The pictures, all of class 0, with the names that `path` gives from the root of the source; those of a
-        folder in the order of their names.
+        The images, all of class 0, whose `path` is their name from the root of the source; those of a folder
+        are in the order of their names.
 
     Raises:
         DataError: there is no such source, or it holds no images.
     """
-    kind, _, root = source.partition(":")
-    if kind == "tar" and root:
-        return unlabelled_tar(root, in_chans, max_pixels)
-    if kind != "folder" or not root:
-        raise DataError(f"images without labels come from folder:PATH or tar:PATH, got {source!r}.")
-    path = existing(root)
-    found = find_images(str(path), IMAGE_SUFFIXES)
-    if not found.images:
-        raise DataError(f"{path} holds no images.")
-    warn_left_out(str(path), found.others, found.stray)
-    names = sorted(relative(name, path) for name in found.images)
-    return FolderPictures(str(path), names, [0] * len(names), in_chans, max_pixels)
+    found = find_source(source)
+    if found is None or not found.unlabelled or not found.root:
+        forms = [kind.form for kind in SOURCES.values() if kind.unlabelled]
+        raise DataError(f"images without labels come from {' or '.join(forms)}, got {source!r}.")
+    return found.open_unlabelled(in_chans, max_pixels)
 
 
 def training_side(names: Sequence[str]) -> list[int] | None:
@@ -72,7 +42,7 @@ def training_side(names: Sequence[str]) -> list[int] | None:
             or val/; else, in archives, a word of the archive's name.
 
     Returns:
-        Places among the names; None where there are no training images, or no validation images.
+        Indices of the names; None where there are no training images, or no validation images.
     """
     sides = list(map(_side, names))
     if set(sides).isdisjoint(TRAIN_NAMES) or set(sides).isdisjoint(VAL_NAMES):
@@ -81,8 +51,8 @@ def training_side(names: Sequence[str]) -> list[int] | None:
 
 
 def _side(name: str) -> str:
-    place, archived, _ = name.partition(f"{SUFFIX}#")
-    folder, inside, _ = place.lower().partition("/")
+    path, archived, _ = name.partition(f"{SUFFIX}#")
+    folder, inside, _ = path.lower().partition("/")
     if inside and folder in (*TRAIN_NAMES, *VAL_NAMES):
         return folder
-    return side_word(place) if archived else ""
+    return side_word(path) if archived else ""

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
-from lambdanets.data.coco_masks import Masks, sampled
+from lambdanets.data.coco.masks import Masks, sampled
 from lambdanets.lettering import font, legible, text_length, write_text
 from lambdanets.train.pages import INK
 

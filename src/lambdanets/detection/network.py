@@ -21,7 +21,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
-from lambdanets.data.coco_masks import Masks
+from lambdanets.data.coco.masks import Masks
 from lambdanets.ops.machine import memory
 
 from .backbone import Backbone

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from lambdanets.data import DataError, open_coco_split, read_image
-from lambdanets.data.coco_transforms import eval_transform_coco
+from lambdanets.data.coco.transforms import eval_transform_coco
 from lambdanets.train import Run
 from lambdanets.train.prediction import ready, reason, search
 
@@ -35,7 +35,7 @@ class Detections:
         image: the picture, upright; None when it could not be read.
         objects: `boxes` of shape (n, 4), left, top, right and bottom in pixels of the picture; `labels` of
             shape (n,), from 1 on; `scores` of shape (n,), the best first; and, where the run has masks,
-            `masks`, as `lambdanets.data.coco_masks.Masks` of run lengths. Empty when it could not be read.
+            `masks`, as `lambdanets.data.coco.masks.Masks` of run lengths. Empty when it could not be read.
         tiles: in how many tiles it was looked at; 1 is as a whole.
         error: one sentence on what is wrong with the image, None when it was read.
     """

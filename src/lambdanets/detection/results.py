@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lambdanets.data.coco_masks import Masks, counted, raster, run_lengths
+from lambdanets.data.coco.masks import Masks, counted, raster, run_lengths
 
 Entry = dict[str, Any]
 # What is found in an image: boxes, labels and scores as tensors; masks as one, or as `Masks` of run lengths.

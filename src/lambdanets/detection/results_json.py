@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lambdanets.data import DataError
-from lambdanets.data.coco_json import is_id
-from lambdanets.data.coco_masks import read_counts
+from lambdanets.data.coco.annotation_file import is_id
+from lambdanets.data.coco.masks import read_counts
 from lambdanets.data.images import reason
 from lambdanets.detection.results import Entry, of_boxes, of_masks
 from lambdanets.train.checkpoint import write_text

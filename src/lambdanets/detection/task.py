@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lambdanets.data import CocoSplits, open_coco
-from lambdanets.data.coco_splits import check_objects
+from lambdanets.data.coco.splits import check_objects
 from lambdanets.train import Run
 from lambdanets.train import load_run as load_any_run
 from lambdanets.train.engine import Task, learn

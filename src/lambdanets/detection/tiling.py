@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from lambdanets.data import CocoConfig
-from lambdanets.data.coco_masks import Masks, coco_tool, sampled
+from lambdanets.data.coco.masks import Masks, coco_tool, sampled
 from lambdanets.detection.results import Objects, as_runs
 from lambdanets.files import parse_json
 from lambdanets.train.checkpoint import write_text

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lambdanets.data import DataError, Labels, eval_transform, open_pictures, select
-from lambdanets.data.config import written_out
+from lambdanets.data.config import resolved_source
+from lambdanets.data.image_source import ImageSource
 from lambdanets.data.labels import folder_truths, parse_labels, to_csv
 from lambdanets.data.loader import checked_workers
-from lambdanets.data.pictures import Pictures
 from lambdanets.data.pseudo import facts_path, overlap, places
 from lambdanets.data.sources import open_source
 from lambdanets.data.unlabelled import training_side
@@ -116,7 +116,7 @@ def label(
     for name, value, least in numbers:
         if value is not None and value < least:
             raise ValueError(f"{name} is {least} or more; got {value}")
-    config, path, source = teacher.config.data, Path(out), written_out(source)
+    config, path, source = teacher.config.data, Path(out), resolved_source(source)
     pictures = open_pictures(source, config.in_chans, config.max_pixels)
     names = [pictures.path(index) for index in range(len(pictures))]
     if (rows := training_side(names)) is not None:
@@ -189,13 +189,13 @@ def label(
     )
 
 
-def unseen(teacher: Run, source: str, pictures: Pictures) -> list[int]:
+def unseen(teacher: Run, source: str, pictures: ImageSource) -> list[int]:
     """The pictures, by index, that a run was not trained on with labels of their own."""
     config = teacher.config.data
     if not overlap(source, config.source):
         return list(range(len(pictures)))
     seen = places(open_source(config, seed=teacher.config.seed, classes=teacher.classes).train)
-    return [index for index in range(len(pictures)) if pictures.place(index) not in seen]
+    return [index for index in range(len(pictures)) if pictures.location(index) not in seen]
 
 
 def digest(network: nn.Module) -> str:
@@ -223,7 +223,11 @@ class _Reader(Dataset):
     """Batches of images ready for the network; an image that cannot be read is missing in its batch."""
 
     def __init__(
-        self, pictures: Pictures, indices: Sequence[int], transform: Callable[[Any], Tensor], batch_size: int
+        self,
+        pictures: ImageSource,
+        indices: Sequence[int],
+        transform: Callable[[Any], Tensor],
+        batch_size: int,
     ):
         self.pictures, self.indices, self.transform = pictures, indices, transform
         self.batch_size = batch_size

@@ -151,7 +151,7 @@ def predict_samples(
                     labels=labels,
                     probabilities=probabilities,
                     truth=classes[int(target)],
-                    image=image_set.pictures.read(index),
+                    image=image_set.images.read(index),
                 )
             )
     return results

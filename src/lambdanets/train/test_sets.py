@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from lambdanets.data import DataError
-from lambdanets.data.folder import TRAIN_NAMES, VAL_NAMES
+from lambdanets.data.sources.folder import TRAIN_NAMES, VAL_NAMES
 from lambdanets.train.corruptions import ALEXNET, EXTRA
 from lambdanets.wording import few
 

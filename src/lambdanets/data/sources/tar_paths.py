@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..wording import few
-from .errors import DataError
-from .files import identity, is_stray, suffix_of, warn_left_out
+from lambdanets.wording import few
+
+from ..errors import DataError
+from ..files import identity, is_stray, suffix_of, warn_left_out
 from .folder import TRAIN_NAMES, VAL_NAMES
 
 SUFFIX = ".tar"

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
-from .batches import Position, whole_batches
+from ..batches import Position, whole_batches
 
 LANES = 16  # parts that a process reads side by side: batches mix them, and workers share them out
 REACH = 512  # places in a lane that are mixed
 
 
 @dataclass(frozen=True)
-class Part:
+class StreamShard:
     """The neighbouring places that are one process's, cut into lanes of neighbours.
 
     Batch b comes from lane `b % lanes`, so that workers that take turns, and are 1, 2, 4, 8 or 16, read a
@@ -50,7 +50,7 @@ class Part:
         return start + np.arange(own * self.batch_size - (short if last == number else 0))
 
 
-def training_part(size: int, batch_size: int, *, rank: int, world_size: int) -> Part:
+def training_shard(size: int, batch_size: int, *, rank: int, world_size: int) -> StreamShard:
     """Return a process's part of an epoch that has whole batches alone, equally many for each.
 
     Raises:
@@ -58,12 +58,12 @@ def training_part(size: int, batch_size: int, *, rank: int, world_size: int) -> 
     """
     batch_size, number = whole_batches(size, batch_size, world_size)
     share = batch_size * number
-    return Part(rank * share, (rank + 1) * share, batch_size)
+    return StreamShard(rank * share, (rank + 1) * share, batch_size)
 
 
-def evaluation_part(size: int, batch_size: int, *, rank: int, world_size: int) -> Part:
+def evaluation_shard(size: int, batch_size: int, *, rank: int, world_size: int) -> StreamShard:
     """Return a process's part of all places: none is left out, and shares differ by one at most."""
-    return Part(rank * size // world_size, (rank + 1) * size // world_size, batch_size)
+    return StreamShard(rank * size // world_size, (rank + 1) * size // world_size, batch_size)
 
 
 class LaneBatches(Sampler):
@@ -75,7 +75,7 @@ class LaneBatches(Sampler):
             in evaluation.
     """
 
-    def __init__(self, part: Part, position: Position | None):
+    def __init__(self, part: StreamShard, position: Position | None):
         self.part, self.position = part, position
 
     def __len__(self) -> int:

@@ -11,30 +11,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import DataError, DataWarning
-from .images import read_image
-from .lanes import REACH, Part
-from .randomness import beginning, jittered, keys, shard_order
-from .tar import Named
-from .transforms import Pipeline
+from ..errors import DataError, DataWarning
+from ..images import NamedFile, read_image
+from ..randomness import beginning, jittered, keys, shard_order
+from ..transforms import Pipeline
+from .stream_shard import REACH, StreamShard
 
-Sample = tuple[Named, int, int]  # an image's file, its class, and its number in the set
+Sample = tuple[NamedFile, int, int]  # an image's file, its class, and its number in the set
 
 
-class Shards(Protocol):
+class SampleFiles(Protocol):
     """Files that hold samples one after the other.
 
-    `names` are theirs, `lengths` the samples in each, of shape (shards,). `read` yields the image's file and
-    the class of the samples at ascending places in one of them.
+    Attributes:
+        names: of the files.
+        lengths: number of samples in each file, of shape [files].
     """
 
     names: tuple[str, ...]
     lengths: np.ndarray
 
-    def read(self, shard: int, places: np.ndarray) -> Iterator[tuple[Named, int]]: ...
+    def read(self, number: int, rows: np.ndarray) -> Iterator[tuple[NamedFile, int]]:
+        """Yield the image file and the class of the samples of one file at ascending rows."""
+        ...
 
 
-class SequentialSet:
+class StreamSet:
     """The samples of shards in sequence: one shard after the other, each from its beginning to its end.
 
     In training an epoch visits the shards in an order of its own, beginning at a place of its own and going
@@ -50,12 +52,11 @@ class SequentialSet:
             warning, instead of raising.
     """
 
-    exact_resume = True
     skipped: tuple[str, ...] = ()
 
     def __init__(
         self,
-        shards: Shards,
+        files: SampleFiles,
         pipeline: Pipeline,
         classes: tuple[str, ...],
         *,
@@ -63,14 +64,14 @@ class SequentialSet:
         skip_bad: bool = False,
     ):
         self.pipeline, self.classes = pipeline, classes
-        self.shards, self.train, self.skip_bad = shards, train, skip_bad
-        self._first = np.cumsum(shards.lengths) - shards.lengths
+        self.files, self.train, self.skip_bad = files, train, skip_bad
+        self._first = np.cumsum(files.lengths) - files.lengths
 
     def __len__(self) -> int:
-        return int(self.shards.lengths.sum())
+        return int(self.files.lengths.sum())
 
     def batches(
-        self, part: Part, number: int, *, step: int, epoch: int = 0, seed: int = 0
+        self, part: StreamShard, number: int, *, step: int, epoch: int = 0, seed: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batch `number` of a part, and every further one of its lane that is a multiple of `step` on.
 
@@ -94,18 +95,18 @@ class SequentialSet:
 
     def _read(self, places: np.ndarray, epoch: int, seed: int) -> Iterator[Sample]:
         """The samples at ascending places of an epoch's sequence."""
-        shards = np.arange(len(self.shards.lengths))
+        shards = np.arange(len(self.files.lengths))
         if self.train:
             places = (places + beginning(seed, epoch, len(self))) % len(self)
             shards = shard_order(seed, epoch, shards)
-        ends = np.cumsum(self.shards.lengths[shards])
+        ends = np.cumsum(self.files.lengths[shards])
         visit = np.searchsorted(ends, places, side="right")
         new = (np.diff(visit) != 0) | (np.diff(places) < 0)  # going round may lead into the same shard again
         for some in np.split(np.arange(len(places)), 1 + np.flatnonzero(new)):
             shard = int(shards[visit[some[0]]])
-            inside = places[some] - (ends[visit[some[0]]] - self.shards.lengths[shard])
+            inside = places[some] - (ends[visit[some[0]]] - self.files.lengths[shard])
             indices = (self._first[shard] + inside).tolist()
-            for index, (file, target) in zip(indices, self.shards.read(shard, inside), strict=True):
+            for index, (file, target) in zip(indices, self.files.read(shard, inside), strict=True):
                 yield file, target, index
 
     def _made(self, samples: Sequence[Sample], epoch: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -127,7 +128,7 @@ class SequentialSet:
         indices = np.array([index for _, _, index in samples])
         return self.pipeline.finish(pictures, keys(seed, epoch, indices)), torch.tensor(targets)
 
-    def _prepared(self, file: Named) -> np.ndarray | DataError:
+    def _prepared(self, file: NamedFile) -> np.ndarray | DataError:
         try:
             image = read_image(file, in_chans=self.pipeline.in_chans, max_pixels=self.pipeline.max_pixels)
             return self.pipeline.prepare(image)
@@ -137,11 +138,11 @@ class SequentialSet:
             return error
 
 
-def digest(sides: Sequence[SequentialSet]) -> str:
+def digest(sides: Sequence[StreamSet]) -> str:
     """Return a hash of the names and lengths of the shards on each side."""
     lines = [
         f"{number}\0{name}\0{length}"
         for number, side in enumerate(sides)
-        for name, length in zip(side.shards.names, side.shards.lengths.tolist(), strict=True)
+        for name, length in zip(side.files.names, side.files.lengths.tolist(), strict=True)
     ]
     return blake2b("\n".join(lines).encode(errors="surrogateescape"), digest_size=16).hexdigest()

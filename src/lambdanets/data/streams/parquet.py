@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DataError, SourceWarning
-from .images import reason
-from .tar import Named
+from ..errors import DataError, SourceWarning
+from ..images import NamedFile, reason
 
 AT_ONCE = 16  # footers that are fetched side by side: a data set may have hundreds, behind a network
 
 
-class ParquetShards:
+class ParquetFiles:
     """Parquet files on a disk, or wherever else fsspec opens them; nothing is kept of what is fetched.
 
     A lane that reads holds one row group, in memory.
@@ -44,35 +43,35 @@ class ParquetShards:
         self.names, self.paths, self.lengths = tuple(names), tuple(paths), np.array(lengths, np.int64)
         self.image, self.label, self.classes = image, label, classes
 
-    def read(self, shard: int, places: np.ndarray) -> Iterator[tuple[Named, int]]:
-        """Yield the rows at ascending places; row groups without any of them are not fetched.
+    def read(self, number: int, rows: np.ndarray) -> Iterator[tuple[NamedFile, int]]:
+        """Yield ascending rows of one file; row groups without any of them are not fetched.
 
         Raises:
             DataError: the file cannot be read or has another length, or a row has no class.
         """
-        name, rows = self.names[shard], self._rows(shard, places)
-        for place in places.tolist():
+        name, values = self.names[number], self._values(number, rows)
+        for row in rows.tolist():
             with _naming(name):
-                content, target = next(rows)
+                content, target = next(values)
             if target is None or not 0 <= target < self.classes:
-                raise _wrong_class(f"{name}#{place}", target, self.classes)
-            yield Named(content or b"", f"{name}#{place}"), target
+                raise _wrong_class(f"{name}#{row}", target, self.classes)
+            yield NamedFile(content or b"", f"{name}#{row}"), target
 
-    def _rows(self, shard: int, places: np.ndarray) -> Iterator[tuple[bytes | None, int | None]]:
+    def _values(self, number: int, rows: np.ndarray) -> Iterator[tuple[bytes | None, int | None]]:
         from pyarrow.parquet import ParquetFile
 
-        with _opened(self.paths[shard]) as file, ParquetFile(file) as parquet:
+        with _opened(self.paths[number]) as file, ParquetFile(file) as parquet:
             footer = parquet.metadata
-            if footer.num_rows != self.lengths[shard]:
-                raise ValueError(f"it has {footer.num_rows} rows now, and had {self.lengths[shard]}")
+            if footer.num_rows != self.lengths[number]:
+                raise ValueError(f"it has {footer.num_rows} rows now, and had {self.lengths[number]}")
             lengths = np.array([footer.row_group(group).num_rows for group in range(footer.num_row_groups)])
             ends = np.cumsum(lengths)
-            groups = np.searchsorted(ends, places, side="right")
+            groups = np.searchsorted(ends, rows, side="right")
             for group in np.unique(groups).tolist():
                 columns = [self.image, self.label]
                 table = parquet.read_row_group(group, columns=columns, use_threads=False).flatten()
                 images, targets = (table.column(column) for column in columns)
-                for row in (places[groups == group] - (ends[group] - lengths[group])).tolist():
+                for row in (rows[groups == group] - (ends[group] - lengths[group])).tolist():
                     yield images[row].as_py(), targets[row].as_py()
 
 

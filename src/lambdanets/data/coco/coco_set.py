@@ -14,11 +14,11 @@ from torch import nn
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from .coco_masks import Masks, coco_tool, raster, run_lengths
-from .coco_transforms import corners
-from .config import MAX_PIXELS
-from .images import read_image
-from .randomness import CUT, keys, preserved, reseed
+from ..config import MAX_PIXELS
+from ..images import read_image
+from ..randomness import CUT, keys, preserved, reseed
+from .masks import Masks, coco_tool, raster, run_lengths
+from .transforms import corners
 
 Sample = tuple[tv_tensors.Image, dict[str, Any]]
 Entry = dict[str, Any]

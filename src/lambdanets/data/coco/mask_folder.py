@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from ..files import replacing
-from ..wording import few
-from .coco_masks import coco_tool, counted, run_lengths
-from .errors import DataError, DataWarning, listing
-from .files import is_stray
-from .folder import existing
-from .images import IMAGE_SUFFIXES, check_size, read_image, read_values
-from .progress import MANY, progress_bar
+from lambdanets.files import replacing
+from lambdanets.wording import few
+
+from ..errors import DataError, DataWarning, listing
+from ..files import is_stray
+from ..images import IMAGE_SUFFIXES, check_size, read_image, read_values
+from ..progress import MANY, progress_bar
+from ..sources.folder import existing
+from .masks import coco_tool, counted, run_lengths
 
 LAYOUTS = (
     "images/NAME.jpg (or another kind) with masks/NAME.png, whose values number the objects and are 0 "

@@ -1,4 +1,4 @@
-"""Archives turned into the two sides of a source, by their names, their folders or their .cls files."""
+"""The source `tar:PATH`: images in tar archives, with sides and classes by names, folders or .cls files."""
 
 from __future__ import annotations
 
@@ -7,16 +7,27 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from ..files import parse_json
-from ..wording import few
-from .config import DataConfig
-from .errors import DataError
-from .files import open_regular
-from .folder import CLASS_FOLDERS, TRAIN_NAMES, VAL_NAMES, check_text, warn_unmeasured, which_held_out
-from .tar import TarPictures
+from lambdanets.files import parse_json
+from lambdanets.wording import few
+
+from ..config import DataConfig
+from ..errors import DataError
+from ..files import open_regular
+from .folder import (
+    CLASS_FOLDERS,
+    TRAIN_NAMES,
+    VAL_NAMES,
+    check_text,
+    containing_directory,
+    warn_unmeasured,
+    which_held_out,
+)
+from .protocol import ImageSplits, IndexedSource, absolute
+from .tar_images import TarImages, unlabelled_tar
 from .tar_index import read_members
 from .tar_paths import find_shards
 from .tar_scan import Members
@@ -42,46 +53,54 @@ class ClassWords:
     numbers: bool
 
 
-def open_tar(
-    config: DataConfig, *, seed: int, classes: Sequence[str] | None = None
-) -> tuple[TarPictures, TarPictures, tuple[str, ...]]:
-    """Find the images of `tar:PATH`, their sides and their classes.
+class TarSource(IndexedSource):
+    """Images inside tar archives, read where they lie.
 
-    Args:
-        config: names the archives. Classes are folders inside them, or .cls files beside the images; what is
-            not split by the archives' names, nor by train/ and val/ inside, is split by `val_fraction`.
-        seed: of the split.
-        classes: number the classes in this order; None takes classes.json beside the archives, or the sorted
-            names.
-
-    Returns:
-        The images of both sides, and the names of the classes.
+    Classes are folders inside the archives, or .cls files beside the images. A side is given by the archives'
+    names, or by train/ and val/ inside them; else the images are split by `val_fraction`.
     """
-    place = config.source.partition(":")[2]
-    if not place:
-        raise DataError(f"data.source {config.source!r} lacks a path: write tar:PATH.")
-    found = find_shards(place)
-    shards = (*found.train, *found.val, *found.whole)
-    members = read_members(found.root, shards, skip=config.on_bad_image == "skip")
-    of_shard = np.repeat([TRAIN, VAL, UNDECIDED], [len(found.train), len(found.val), len(found.whole)])
-    sides, labels = _labelled(found.root, members, of_shard[members.shard], classes)
-    declared = declared_classes(found.root, os.path.dirname(shards[0]))
-    names, targets = _numbered(place, labels, sides, classes, declared)
-    if (sides == UNDECIDED).any():
-        undecided = np.flatnonzero(sides == UNDECIDED)
-        held_out = which_held_out(
-            [os.fsdecode(members.names[index]) for index in undecided],
-            targets[undecided],
-            names,
-            place,
-            val_fraction=config.val_fraction,
-            seed=seed,
-            hold_out=config.hold_out,
-        )
-        sides[undecided] = np.where(held_out, VAL, TRAIN)
-    train, val = (np.flatnonzero(sides == side) for side in (TRAIN, VAL))
-    pictures = TarPictures(found.root, members, targets, config.in_chans, config.max_pixels)
-    return pictures.subset(train), pictures.subset(val), names
+
+    form = "tar:PATH"
+    help = "the same in tar archives, read without unpacking: shards of WebDataset or class folders"
+    sharded = True
+    unlabelled = True
+
+    def resolved(self) -> str:
+        return f"tar:{absolute(self.root)}"
+
+    def file_root(self) -> Path | None:
+        return Path()  # an image is named by its archive, which is named from the folder of all archives
+
+    def directory(self) -> str | None:
+        return containing_directory(self.root)
+
+    def open_unlabelled(self, in_chans: int, max_pixels: int) -> TarImages:
+        return unlabelled_tar(self.root, in_chans, max_pixels)
+
+    def open(self, config: DataConfig, *, seed: int, classes: Sequence[str] | None = None) -> ImageSplits:
+        place = self.require_root()
+        found = find_shards(place)
+        shards = (*found.train, *found.val, *found.whole)
+        members = read_members(found.root, shards, skip=config.on_bad_image == "skip")
+        of_shard = np.repeat([TRAIN, VAL, UNDECIDED], [len(found.train), len(found.val), len(found.whole)])
+        sides, labels = _labelled(found.root, members, of_shard[members.shard], classes)
+        declared = declared_classes(found.root, os.path.dirname(shards[0]))
+        names, targets = _numbered(place, labels, sides, classes, declared)
+        if (sides == UNDECIDED).any():
+            undecided = np.flatnonzero(sides == UNDECIDED)
+            held_out = which_held_out(
+                [os.fsdecode(members.names[index]) for index in undecided],
+                targets[undecided],
+                names,
+                place,
+                val_fraction=config.val_fraction,
+                seed=seed,
+                hold_out=config.hold_out,
+            )
+            sides[undecided] = np.where(held_out, VAL, TRAIN)
+        train, val = (np.flatnonzero(sides == side) for side in (TRAIN, VAL))
+        images = TarImages(found.root, members, targets, config.in_chans, config.max_pixels)
+        return ImageSplits(images.subset(train), images.subset(val), names)
 
 
 def _labelled(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
-from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
-from .config import MAX_PIXELS
-from .errors import DataError
-from .files import regular
-from .images import check_image, read_image, reason
-from .pictures import real
+from ..config import MAX_PIXELS
+from ..errors import DataError
+from ..files import regular
+from ..image_source import ImageSource, real
+from ..images import NamedFile, check_image, read_image, reason
 from .tar_index import read_members
 from .tar_paths import all_shards
 from .tar_scan import Members
@@ -21,7 +20,7 @@ from .tar_scan import Members
 OPEN = 64  # shards that one process keeps open
 
 
-class TarPictures:
+class TarImages(ImageSource):
     """Images inside tar archives, with a class each.
 
     Args:
@@ -31,6 +30,8 @@ class TarPictures:
         in_chans: 3 for RGB, 1 for grey.
         max_pixels: larger images are refused.
     """
+
+    checkable = True
 
     def __init__(
         self,
@@ -42,15 +43,11 @@ class TarPictures:
     ):
         self.root, self.members, self.in_chans, self.max_pixels = root, members, in_chans, max_pixels
         self.targets = np.asarray(targets, dtype=np.int64)
+        self.shards = members.shard
         self._files = _Files(tuple(os.path.join(root, shard) for shard in members.shards))
 
     def __len__(self) -> int:
         return len(self.members)
-
-    @property
-    def shards(self) -> np.ndarray:
-        """Which archive each image lies in, of shape (n,)."""
-        return self.members.shard
 
     def read(self, index: int) -> Image.Image:
         return read_image(self.open(index), in_chans=self.in_chans, max_pixels=self.max_pixels)
@@ -62,7 +59,7 @@ class TarPictures:
     def encoded(self, index: int) -> tuple[bytes, str]:
         return self.open(index).getvalue(), os.path.splitext(self.path(index))[1].lower()
 
-    def open(self, index: int) -> Named:
+    def open(self, index: int) -> NamedFile:
         """Return an image's file, as it is in the archive, in memory."""
         members = self.members
         name = self.path(index)
@@ -73,22 +70,22 @@ class TarPictures:
             raise DataError(f"cannot read {name}: {reason(error)}.") from error
         if len(content) < size:
             raise DataError(f"cannot read {name}: the archive has become shorter.")
-        return Named(content, name)
+        return NamedFile(content, name)
 
     def path(self, index: int) -> str:
         members = self.members
         return f"{members.shards[members.shard[index]]}#{os.fsdecode(members.names[index])}"
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         shard = self.members.shards[self.members.shard[index]]
         return f"{real(os.path.join(self.root, shard))}#{os.fsdecode(self.members.names[index])}"
 
-    def subset(self, indices: np.ndarray) -> TarPictures:
+    def subset(self, indices: np.ndarray) -> TarImages:
         members, targets = self.members.take(indices), self.targets[indices]
-        return TarPictures(self.root, members, targets, self.in_chans, self.max_pixels)
+        return TarImages(self.root, members, targets, self.in_chans, self.max_pixels)
 
 
-def unlabelled_tar(root: str, in_chans: int, max_pixels: int = MAX_PIXELS) -> TarPictures:
+def unlabelled_tar(root: str, in_chans: int, max_pixels: int = MAX_PIXELS) -> TarImages:
     """Return all images of tar archives, whatever their classes; every target is 0.
 
     Args:
@@ -105,15 +102,7 @@ def unlabelled_tar(root: str, in_chans: int, max_pixels: int = MAX_PIXELS) -> Ta
     """
     folder, shards = all_shards(root)
     members = read_members(folder, shards, labelled=False)
-    return TarPictures(folder, members, np.zeros(len(members), np.int64), in_chans, max_pixels)
-
-
-class Named(BytesIO):
-    """An image's file in memory, under the name that it is known by."""
-
-    def __init__(self, content: bytes, name: str):
-        super().__init__(content)
-        self.name = name  # what a reader's complaint calls it
+    return TarImages(folder, members, np.zeros(len(members), np.int64), in_chans, max_pixels)
 
 
 class _File:

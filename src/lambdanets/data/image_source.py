@@ -18,22 +18,48 @@ from .files import open_regular
 from .images import UNREADABLE, as_mode, check_image, header, read_image, reason
 
 
-class Pictures(Protocol):
-    """Pictures with a class each.
+class ImageSource(Protocol):
+    """Images with a class each, any of which can be read at any time.
 
-    `read` raises DataError where a picture cannot be decoded. `encoded` gives its file as it is, and the
-    suffix that belongs to it; where there is none, a PNG of the picture. `path` is for people; `place` is one
-    for each image, from whichever folder it was found.
+    Attributes:
+        targets: classes of shape [n].
+        checkable: whether `check` decodes an image, which is done before training starts; images of other
+            sources are decoded when they are read.
+        shards: number of the archive that holds each image, of shape [n]; None where there are none.
     """
 
     targets: np.ndarray
+    checkable: bool = False
+    shards: np.ndarray | None = None
 
     def __len__(self) -> int: ...
-    def read(self, index: int) -> Image.Image: ...
-    def encoded(self, index: int) -> tuple[bytes, str]: ...
-    def path(self, index: int) -> str: ...
-    def place(self, index: int) -> str: ...
-    def subset(self, indices: np.ndarray) -> Pictures: ...
+
+    def read(self, index: int) -> Image.Image:
+        """Decode an image.
+
+        Raises:
+            DataError: it cannot be decoded; the message names it.
+        """
+        ...
+
+    def check(self, index: int) -> None:
+        """Raise the DataError that `read` would raise, if any."""
+
+    def encoded(self, index: int) -> tuple[bytes, str]:
+        """Return the content of the image's file, and its suffix; a PNG where the source has no files."""
+        ...
+
+    def path(self, index: int) -> str:
+        """Return the name of an image in messages."""
+        ...
+
+    def location(self, index: int) -> str:
+        """Return a name that is the same for all paths to an image."""
+        ...
+
+    def subset(self, indices: np.ndarray) -> ImageSource:
+        """Return the images at some indices, in their order."""
+        ...
 
 
 def real(path: str) -> str:
@@ -49,8 +75,8 @@ def _real(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-class ArrayPictures:
-    """Pictures that are an array already.
+class ArrayImages(ImageSource):
+    """ImageSource that are an array already.
 
     Args:
         arrays: uint8 of shape (n, height, width), grey.
@@ -73,15 +99,15 @@ class ArrayPictures:
     def path(self, index: int) -> str:
         return self.names[index]
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return self.path(index)
 
-    def subset(self, indices: np.ndarray) -> ArrayPictures:
+    def subset(self, indices: np.ndarray) -> ArrayImages:
         names = [self.names[index] for index in indices]
-        return ArrayPictures(self.arrays[indices], self.targets[indices], names, self.in_chans)
+        return ArrayImages(self.arrays[indices], self.targets[indices], names, self.in_chans)
 
 
-class FilePictures:
+class FileImages(ImageSource):
     """Image files with a class each.
 
     Args:
@@ -90,6 +116,8 @@ class FilePictures:
         in_chans: 3 for RGB, 1 for grey.
         max_pixels: larger images are refused.
     """
+
+    checkable = True
 
     def __init__(
         self, paths: Sequence[str], targets: Sequence[int], in_chans: int, max_pixels: int = MAX_PIXELS
@@ -125,15 +153,33 @@ class FilePictures:
     def path(self, index: int) -> str:
         return os.fsdecode(self.names[index])
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return real(self.file(index))
 
-    def subset(self, indices: np.ndarray) -> FilePictures:
+    def subset(self, indices: np.ndarray) -> FileImages:
         paths = [self.path(index) for index in indices]
-        return FilePictures(paths, self.targets[indices].tolist(), self.in_chans, self.max_pixels)
+        return FileImages(paths, self.targets[indices].tolist(), self.in_chans, self.max_pixels)
 
 
-class DatasetPictures:
+class FolderImages(FileImages):
+    """Image files named from the root of their folder."""
+
+    def __init__(
+        self, root: str, names: Sequence[str], targets: Sequence[int], in_chans: int, max_pixels: int
+    ):
+        super().__init__(names, targets, in_chans, max_pixels)
+        self.root = root
+
+    def file(self, index: int) -> str:
+        return os.path.join(self.root, self.path(index))
+
+    def subset(self, indices: np.ndarray) -> FolderImages:
+        names = [self.path(index) for index in indices]
+        targets = self.targets[indices].tolist()
+        return FolderImages(self.root, names, targets, self.in_chans, self.max_pixels)
+
+
+class DatasetImages(ImageSource):
     """A random-access data set of torchvision or of timm.
 
     Args:
@@ -204,14 +250,14 @@ class DatasetPictures:
             with suppress(TypeError):  # where a row has no image
                 if name := self.data_set.filename(int(self.indices[index])):
                     return str(name)
-        return self.place(index)
+        return self.location(index)
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return f"{self.name}#{int(self.indices[index])}"
 
-    def subset(self, indices: np.ndarray) -> DatasetPictures:
+    def subset(self, indices: np.ndarray) -> DatasetImages:
         rest, targets = self.indices[indices], self.targets[indices]
-        return DatasetPictures(self.data_set, rest, targets, self.in_chans, self.name, self.max_pixels)
+        return DatasetImages(self.data_set, rest, targets, self.in_chans, self.name, self.max_pixels)
 
 
 def _png(image: Image.Image) -> tuple[bytes, str]:

@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from ..files import parse_json
-from .config import is_remote
-from .errors import DataError
-from .files import open_regular
-from .images import reason
-from .tar_paths import expand
+from lambdanets.files import parse_json
+
+from ..errors import DataError
+from ..files import open_regular
+from ..images import reason
+from ..sources.tar_paths import expand
 
 INFO = ("_info.json", "info.json")
 
@@ -29,6 +29,11 @@ class Listed:
     names: tuple[str, ...]
     lengths: dict[str, int]
     alt_label: str
+
+
+def is_remote(root: str) -> bool:
+    """Return whether files are fetched from a URL or by a command (`pipe:`)."""
+    return root.startswith("pipe:") or "://" in root
 
 
 def open_url(url: str) -> Any:

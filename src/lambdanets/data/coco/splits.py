@@ -11,17 +11,18 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
-from ..wording import few
-from .check import check_memory
-from .coco_check import Checked, check_entries
-from .coco_config import COCO_SOURCES, CocoConfig
-from .coco_json import CocoFile, read_coco
-from .coco_masks import coco_tool
+from lambdanets.wording import few
+
+from ..check import check_memory
+from ..errors import LISTED, DataError, DataWarning, listing
+from ..progress import MANY, Progress, progress_bar
+from ..sources.folder import existing, stratum
+from .annotation_file import CocoFile, read_coco
+from .check import Checked, check_entries
 from .coco_set import CocoSet
-from .coco_transforms import Vary, eval_transform_coco
-from .errors import LISTED, DataError, DataWarning, listing
-from .folder import existing, stratum
-from .progress import MANY, Progress, progress_bar
+from .config import COCO_SOURCES, CocoConfig
+from .masks import coco_tool
+from .transforms import TrainAugment, eval_transform_coco
 
 SPLITS = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid")}
 FILES = ("annotations/instances_{}.json", "annotations/{}.json", "{}/_annotations.coco.json")
@@ -268,7 +269,7 @@ def _set(config: CocoConfig, file: CocoFile, checked: Checked, *, train: bool) -
         images,
         checked.annotations,
         file.categories,
-        Vary(config) if train else eval_transform_coco(config),
+        TrainAugment(config) if train else eval_transform_coco(config),
         train=train,
         masks=config.masks,
         max_pixels=config.max_pixels,

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from .batches import EvalBatches, Position, TrainBatches
-from .coco_config import CocoConfig
+from ..batches import EvalBatches, Position, TrainBatches
+from ..loader import batched_loader
+from ..randomness import other_seed, permutation
 from .coco_set import CocoSet
-from .loader import batched_loader
-from .randomness import other_seed, permutation
+from .config import CocoConfig
 
 RATIOS = 2.0 ** np.arange(-1, 1.01, 0.5)  # bounds of the groups, of width / height
 

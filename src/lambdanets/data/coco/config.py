@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .config import MAX_PIXELS, _check, _is_fraction, _is_range
+from ..config import MAX_PIXELS, _check, _is_fraction, _is_range
 
 COCO_SOURCES = "coco:FOLDER with annotations/instances_train2017.json and the like, or coco:ANNOTATIONS.json"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from .errors import DataError
-from .images import reason
+from ..errors import DataError
+from ..images import reason
 
 PARTS = ("images", "annotations", "categories")
 BACKGROUND = ("_background_", "__ignore__")  # labelme's categories of what is no object

@@ -1,8 +1,9 @@
-"""Folders of images: train/ and val/ with a folder for each class, or one folder of classes that is split."""
+"""The source `folder:PATH`: train/ and val/ with a folder for each class, or class folders to be split."""
 
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..wording import few
-from .config import HoldOut
-from .errors import DataError, SourceWarning
-from .files import find_images, identity, is_folder, is_stray, warn_left_out
-from .images import IMAGE_SUFFIXES
+from lambdanets.wording import few
+
+from ..config import DataConfig, HoldOut
+from ..errors import DataError, SourceWarning
+from ..files import find_images, identity, is_folder, is_stray, warn_left_out
+from ..image_source import FileImages, FolderImages
+from ..images import IMAGE_SUFFIXES
+from .protocol import ImageSplits, IndexedSource, absolute
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
@@ -38,6 +42,54 @@ class Folder:
     train: list[Sample]
     val: list[Sample]
     classes: tuple[str, ...]
+
+
+class FolderSource(IndexedSource):
+    """Image files in class folders."""
+
+    form = "folder:PATH"
+    help = "your photos: train/ and val/ with a folder per class, or class folders, to be split"
+    unlabelled = True
+
+    def resolved(self) -> str:
+        return f"folder:{absolute(self.root)}"
+
+    def file_root(self) -> Path | None:
+        return Path(self.root).expanduser()
+
+    def directory(self) -> str | None:
+        return containing_directory(self.root)
+
+    def open(self, config: DataConfig, *, seed: int, classes: Sequence[str] | None = None) -> ImageSplits:
+        found = read_folder(
+            self.require_root(),
+            val_fraction=config.val_fraction,
+            seed=seed,
+            classes=classes,
+            hold_out=config.hold_out,
+        )
+        train, val = (
+            FileImages(
+                [path for path, _ in side], [target for _, target in side], config.in_chans, config.max_pixels
+            )
+            for side in (found.train, found.val)
+        )
+        return ImageSplits(train, val, found.classes)
+
+    def open_unlabelled(self, in_chans: int, max_pixels: int) -> FolderImages:
+        path = existing(self.root)
+        found = find_images(str(path), IMAGE_SUFFIXES)
+        if not found.images:
+            raise DataError(f"{path} holds no images.")
+        warn_left_out(str(path), found.others, found.stray)
+        names = sorted(relative(name, path) for name in found.images)
+        return FolderImages(str(path), names, [0] * len(names), in_chans, max_pixels)
+
+
+def containing_directory(path: str) -> str:
+    """Return the real path of the folder that holds all files of a path, which may be a pattern."""
+    real = os.path.realpath(os.path.expanduser(re.split(r"[*?\[{]", path)[0]))
+    return real if os.path.isdir(real) else os.path.dirname(real)
 
 
 def read_folder(
@@ -125,6 +177,18 @@ def which_held_out(
         chosen = choose([names[int(index)] for index in members], val_fraction, seed)
         held_out[members[sorted(chosen)]] = True
     return held_out
+
+
+def split_rows(
+    targets: np.ndarray, names: Sequence[str], val_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of training and of held-out samples, exactly `val_fraction` of each class."""
+    held_out = np.full(len(targets), val_fraction == 1)
+    for target in np.unique(targets) if val_fraction < 1 else ():
+        members = np.flatnonzero(targets == target)
+        chosen = stratum([names[int(index)] for index in members], val_fraction, seed)
+        held_out[members[sorted(chosen)]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def below_threshold(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DataError
+from ..errors import DataError
 
 LONGEST = 7  # characters of one run length of 32 bits, five bits in each
 REACH = 1_000_000  # pixels that a polygon may reach

@@ -14,17 +14,18 @@ from pathlib import Path
 
 from lambdanets.files import naming
 from lambdanets.processes import locked
+from lambdanets.wording import json_text
 
-from ..wording import json_text
 from .config import DataConfig
 from .errors import DataError
-from .pictures import Pictures
+from .image_source import ImageSource
 from .progress import MANY, Progress, progress_bar
 from .randomness import permutation
-from .sources import STREAMED, open_source
-from .tar_index import write_index
-from .tar_scan import LABEL
-from .tar_source import CLASSES
+from .sources import get_source, open_source
+from .sources.protocol import StreamedSource
+from .sources.tar import CLASSES
+from .sources.tar_index import write_index
+from .sources.tar_scan import LABEL
 
 END = 2 * tarfile.BLOCKSIZE  # of zeros behind the last member of an archive
 TIMM_INFO = "_info.json"
@@ -90,7 +91,7 @@ def write_shards(
         raise ValueError(f"images of a shard must be 1 or more, got {images}.")
     if megabytes is not None and megabytes < 1:
         raise ValueError(f"megabytes of a shard must be 1 or more, got {megabytes}.")
-    if config.source.startswith(STREAMED):
+    if isinstance(get_source(config.source), StreamedSource):
         raise DataError(f"{config.source!r} is streamed and cannot be shuffled into shards.")
     folder = Path(os.path.realpath(Path(out).expanduser()))  # a link stays one
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -187,7 +188,7 @@ class _Shards:
         return tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
 
 
-def _sample(key: str, pictures: Pictures, index: int) -> dict[str, bytes]:
+def _sample(key: str, pictures: ImageSource, index: int) -> dict[str, bytes]:
     """The file of an image and that of its class, by their names in the archive."""
     content, suffix = pictures.encoded(index)
     label = str(int(pictures.targets[index])).encode()

@@ -5,17 +5,18 @@ from itertools import chain, product
 import numpy as np
 import pytest
 
-from lambdanets.data import DataError, lanes
-from lambdanets.data.lanes import LaneBatches, Part, evaluation_part, training_part
+from lambdanets.data import DataError
 from lambdanets.data.randomness import beginning, jittered, shard_order
+from lambdanets.data.streams import stream_shard
+from lambdanets.data.streams.stream_shard import LaneBatches, StreamShard, evaluation_shard, training_shard
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "REACH", 7)
+    monkeypatch.setattr(stream_shard, "REACH", 7)
 
 
-def batches(part: Part) -> list[list[int]]:
+def batches(part: StreamShard) -> list[list[int]]:
     """Batch b is the next of lane b % lanes."""
     left = [part.lane(number).tolist() for number in range(part.lanes)]
     found = []
@@ -33,7 +34,7 @@ GRID = list(product([1, 2, 5, 16, 17, 100, 113, 240], [1, 3, 8, 50], [1, 2, 5]))
 @pytest.mark.parametrize(("size", "batch_size", "world_size"), GRID)
 def test_evaluation_has_every_place_once(size: int, batch_size: int, world_size: int) -> None:
     parts = [
-        evaluation_part(size, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)
+        evaluation_shard(size, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)
     ]
     found = [batches(part) for part in parts]
     assert sorted(chain(*chain(*found))) == list(range(size))
@@ -48,9 +49,9 @@ def test_evaluation_has_every_place_once(size: int, batch_size: int, world_size:
 def test_training_has_as_many_whole_batches_for_each(size: int, batch_size: int, world_size: int) -> None:
     if size < world_size:
         with pytest.raises(DataError, match=f"{size} training images are too few for {world_size} processes"):
-            training_part(size, batch_size, rank=0, world_size=world_size)
+            training_shard(size, batch_size, rank=0, world_size=world_size)
         return
-    parts = [training_part(size, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    parts = [training_shard(size, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
     found = [batches(part) for part in parts]
     whole = min(batch_size, size // world_size)
     assert {len(own) for own in found} == {size // (whole * world_size)}
@@ -61,19 +62,19 @@ def test_training_has_as_many_whole_batches_for_each(size: int, batch_size: int,
 
 
 def test_lanes_are_neighbours_and_few_where_they_would_be_short() -> None:
-    part = Part(10, 250, 4)
+    part = StreamShard(10, 250, 4)
     assert part.lanes == 16
     assert chain(*(part.lane(number).tolist() for number in range(16)))
     places = np.concatenate([part.lane(number) for number in range(16)])
     assert places.tolist() == list(range(10, 250))
-    assert (Part(0, 20, 4).lanes, Part(0, 6, 4).lanes, Part(0, 0, 4).lanes) == (2, 1, 1)
-    assert len(Part(0, 0, 4)) == 0
+    assert (StreamShard(0, 20, 4).lanes, StreamShard(0, 6, 4).lanes, StreamShard(0, 0, 4).lanes) == (2, 1, 1)
+    assert len(StreamShard(0, 0, 4)) == 0
 
 
 def test_batches_are_numbered_from_where_training_stands() -> None:
-    sampler = LaneBatches(Part(0, 20, 4), lambda: (3, 2))
+    sampler = LaneBatches(StreamShard(0, 20, 4), lambda: (3, 2))
     assert (len(sampler), list(sampler)) == (5, [(3, 2), (3, 3), (3, 4)])
-    assert list(LaneBatches(Part(0, 9, 4), None)) == [(0, 0), (0, 1), (0, 2)]
+    assert list(LaneBatches(StreamShard(0, 9, 4), None)) == [(0, 0), (0, 1), (0, 2)]
 
 
 @pytest.mark.parametrize("reach", [1, 5, 30, 500])

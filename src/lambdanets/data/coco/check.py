@@ -12,10 +12,10 @@ from typing import Any
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from .check import for_all
-from .coco_json import CocoFile, is_id
-from .coco_masks import as_number, cleaned, segmentation_fault
-from .images import check_image, check_size, reason
+from ..check import for_all
+from ..images import check_image, check_size, reason
+from .annotation_file import CocoFile, is_id
+from .masks import as_number, cleaned, segmentation_fault
 
 ROUNDING = 1.0  # pixels that a box may reach over the edge: tools round and count edges differently
 LARGEST = 1e15  # an area, in pixels

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from .coco_config import CocoConfig
-from .coco_masks import Masks, sampled
+from .config import CocoConfig
+from .masks import Masks, sampled
 
 Size = tuple[int, int]  # height and width
 
@@ -27,7 +27,7 @@ def corners(boxes: Tensor, size: Size) -> tv_tensors.BoundingBoxes:
 
 
 @dataclass(frozen=True)
-class View:
+class Crop:
     """What is shown of an image: it is scaled, then a window is cut out, which may reach over its edges.
 
     Args:
@@ -82,7 +82,7 @@ class View:
         ]
 
 
-class Fit(nn.Module):
+class ResizeLongerSide(nn.Module):
     """Bring the longer side of an image to a length; None leaves it as it is.
 
     It takes an image, or an image and its target, whose masks are not drawn yet; and returns the same, drawn.
@@ -96,7 +96,7 @@ class Fit(nn.Module):
         """Scale an image, and its target where there is one."""
         size = height, width = _size(image)
         scaled = _to_side(height, width, self.side) if self.side else size
-        view = View(scaled, (0, 0), scaled)
+        view = Crop(scaled, (0, 0), scaled)
         shown = tv_tensors.Image(view.image(image, (0, 0, 0)))
         if target is None:
             return shown
@@ -106,12 +106,12 @@ class Fit(nn.Module):
         return shown, target | changed
 
 
-def eval_transform_coco(config: CocoConfig) -> Fit:
+def eval_transform_coco(config: CocoConfig) -> ResizeLongerSide:
     """Return what brings evaluated images to their size; targets follow."""
-    return Fit(config.image_size if config.resize else None)
+    return ResizeLongerSide(config.image_size if config.resize else None)
 
 
-class Vary(nn.Module):
+class TrainAugment(nn.Module):
     """Scale, cut and flip an image at random, drawing from torch's generator.
 
     What is not seen any more, or is smaller than `config.min_area`, is dropped from boxes, labels, masks,
@@ -126,14 +126,14 @@ class Vary(nn.Module):
         super().__init__()
         self.config = config
 
-    def draw(self, size: Size) -> tuple[View, bool]:
+    def draw(self, size: Size) -> tuple[Crop, bool]:
         """Return what is shown of an image of a size, and whether it is flipped."""
         side, (least, most) = self.config.image_size, self.config.scale
         scale = least + torch.rand(()).item() * (most - least)
         scaled = _to_side(*size, scale * side)
         window = (side, side) if self.config.crop else scaled
         corner = _begin(scaled[0], window[0]), _begin(scaled[1], window[1])
-        return View(scaled, corner, window), torch.rand(()).item() < self.config.flip
+        return Crop(scaled, corner, window), torch.rand(()).item() < self.config.flip
 
     def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Take an image and its target, whose masks are not drawn yet, and return both, drawn."""

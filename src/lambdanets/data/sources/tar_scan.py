@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..wording import few
-from .errors import DataError
-from .files import is_stray, suffix_of
+from lambdanets.wording import few
+
+from ..errors import DataError
+from ..files import is_stray, suffix_of
+from ..images import IMAGE_SUFFIXES
 from .folder import ORIGINAL_ARCHIVES
-from .images import IMAGE_SUFFIXES
 
 LABEL = "cls"
 LABEL_BYTES = 1024

@@ -10,18 +10,17 @@ from itertools import groupby
 
 import numpy as np
 
-from .errors import DataError
-from .files import is_stray
-from .images import IMAGE_SUFFIXES, reason
-from .tar import Named
-from .tar_scan import LABEL, sample_key
-from .tar_source import NUMBER
+from ..errors import DataError
+from ..files import is_stray
+from ..images import IMAGE_SUFFIXES, NamedFile, reason
+from ..sources.tar import NUMBER
+from ..sources.tar_scan import LABEL, sample_key
 from .wds_splits import INFO, Listed, open_url
 
 BROKEN = (OSError, EOFError, tarfile.TarError, zlib.error)
 
 
-class RemoteShards:
+class RemoteTars:
     """Archives behind URLs, or that commands (`pipe:`) give, opened by webdataset.
 
     Args:
@@ -44,14 +43,14 @@ class RemoteShards:
             )
         self.lengths = np.array([known[name] for name in names], np.int64)
 
-    def read(self, shard: int, places: np.ndarray) -> Iterator[tuple[Named, int]]:
-        """Yield the samples at ascending places; what lies between is fetched and dropped.
+    def read(self, number: int, rows: np.ndarray) -> Iterator[tuple[NamedFile, int]]:
+        """Yield the samples of one file at ascending rows; those between them are fetched and dropped.
 
         Raises:
             DataError: the archive breaks off or has another length, or a sample lacks an image or a class.
         """
-        url = os.path.join(self.root, self.names[shard])
-        samples = self._samples(url, set(places.tolist()), int(places[-1]), int(self.lengths[shard]))
+        url = os.path.join(self.root, self.names[number])
+        samples = self._samples(url, set(rows.tolist()), int(rows[-1]), int(self.lengths[number]))
         while True:
             try:
                 sample = next(samples, None)
@@ -61,7 +60,7 @@ class RemoteShards:
                 return
             yield sample
 
-    def _samples(self, url: str, wanted: set[int], last: int, length: int) -> Iterator[tuple[Named, int]]:
+    def _samples(self, url: str, wanted: set[int], last: int, length: int) -> Iterator[tuple[NamedFile, int]]:
         place, sample, more = -1, None, False
         with open_url(url) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             files = (member for member in _members(tar) if member.isfile())
@@ -83,12 +82,12 @@ class RemoteShards:
 
     def _sample(
         self, name: str, tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]
-    ) -> tuple[Named, int]:
+    ) -> tuple[NamedFile, int]:
         image, label = None, ""
         for member in members:
             suffix = member.name.removeprefix("./").rpartition("/")[2].partition(".")[2].lower()
             if f".{suffix}" in IMAGE_SUFFIXES and image is None:
-                image = Named(_content(tar, member), f"{name}.{suffix}")
+                image = NamedFile(_content(tar, member), f"{name}.{suffix}")
             elif suffix == LABEL:
                 label = _content(tar, member).decode("utf-8", "replace").strip()
         if image is None:

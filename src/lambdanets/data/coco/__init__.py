@@ -1,0 +1,1 @@
+"""Annotated images in COCO's format, for detectors."""

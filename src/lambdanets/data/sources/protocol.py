@@ -1,0 +1,174 @@
+"""The protocol of a source: the members that a class must define to be a value of `data.source`.
+
+To add a source, write a module with a subclass of `IndexedSource` (any image can be read at any time) or of
+`StreamedSource` (files of samples, each read from its beginning to its end), and add it to the registry
+`SOURCES` in `sources/__init__.py`. `lambdanets list`, error texts, training and evaluation follow from it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from ..config import DataConfig
+from ..errors import DataError
+from ..image_source import ImageSource
+
+if TYPE_CHECKING:
+    from ..streams.stream_set import StreamSet
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """The images of both sides of a source, and the names of their classes."""
+
+    train: ImageSource
+    val: ImageSource
+    classes: tuple[str, ...]
+
+
+class Source(ABC):
+    """A value of `data.source`, split at its separators: KIND, KIND:PATH, KIND/NAME or KIND/NAME:PATH.
+
+    Args:
+        text: the value, whose kind is the one that the class is registered under.
+
+    Attributes:
+        form: how the value is written, such as "folder:PATH".
+        help: one line for `lambdanets list`.
+        package: the module that the source needs, and the arguments of `pip install` for it; None where the
+            package's own requirements suffice.
+        named_splits: whether `data.train_split` and `data.val_split` name its splits.
+        named_columns: whether `data.image_column` and `data.label_column` name its columns.
+        sharded: whether its images lie in archives, which `data.order` "shards" visits one after the other.
+        unlabelled: whether `open_unlabelled` finds images without labels in it.
+        statistics: mean and standard deviation of its images in grey; None takes those of ImageNet.
+        name: the text between the slash and the colon, "" without a slash.
+        root: the text behind the colon, "" without a colon.
+    """
+
+    form: ClassVar[str]
+    help: ClassVar[str]
+    package: ClassVar[tuple[str, str] | None] = None
+    named_splits: ClassVar[bool] = False
+    named_columns: ClassVar[bool] = False
+    sharded: ClassVar[bool] = False
+    unlabelled: ClassVar[bool] = False
+    statistics: ClassVar[Statistics | None] = None
+
+    def __init__(self, text: str):
+        self.text = text
+        head, _, self.root = text.partition(":")
+        _, _, self.name = head.partition("/")
+
+    def resolved(self) -> str:
+        """Return the value with its folder as an absolute path, which is valid in any working directory."""
+        return self.text
+
+    def file_root(self) -> Path | None:
+        """Return the folder from which images are named, for fingerprints; None where they are no files."""
+        return None
+
+    def directory(self) -> str | None:
+        """Return the real path of the folder that holds all files of the source, None where there is none."""
+        return None
+
+    def open_unlabelled(self, in_chans: int, max_pixels: int) -> ImageSource:
+        """Find all images of the source, with the target 0 and names from its root."""
+        raise NotImplementedError
+
+    def one_split_remedy(self) -> str:
+        """Return what to do about a source of one split, as the end of a sentence."""
+        return "leave data.val_split empty, which holds out data.val_fraction of them"
+
+    def require_package(self) -> None:
+        """Check that the optional package is installed.
+
+        Raises:
+            DataError: it is not; the message has the command that installs it.
+        """
+        if self.package is None:
+            return
+        module, requirement = self.package
+        if importlib.util.find_spec(module) is None:
+            raise DataError(f"the source {self.text!r} needs the package {module}: pip install {requirement}")
+
+    def require_root(self) -> str:
+        """Return the text behind the colon.
+
+        Raises:
+            DataError: there is none.
+        """
+        if not self.root:
+            raise DataError(f"data.source {self.text!r} lacks a path: write {self.form}.")
+        return self.root
+
+    def require_name(self) -> str:
+        """Return the text behind the slash.
+
+        Raises:
+            DataError: there is none.
+        """
+        if not self.name:
+            raise DataError(f"data.source {self.text!r} lacks a name: write {self.form}.")
+        return self.name
+
+
+class IndexedSource(Source):
+    """A source of which any image can be read at any time."""
+
+    @abstractmethod
+    def open(self, config: DataConfig, *, seed: int, classes: Sequence[str] | None = None) -> ImageSplits:
+        """Find the images of both sides, without decoding them.
+
+        Args:
+            config: whose `source` this is.
+            seed: of the split, where the source is not split already.
+            classes: number the classes in this order; None takes the order of the source.
+
+        Raises:
+            DataError: the source cannot be used; the message says why.
+        """
+
+
+class StreamedSource(Source):
+    """A source of files with many samples, each file read from its beginning to its end."""
+
+    @abstractmethod
+    def open(self, config: DataConfig, split: str, *, train: bool) -> StreamSet:
+        """Open one split.
+
+        Args:
+            config: whose `source` this is.
+            split: its name.
+            train: mix and vary the samples.
+
+        Raises:
+            DataError: the source cannot be used; the message says why.
+        """
+
+    def one_split_remedy(self) -> str:
+        return "name another split, as streams cannot be divided"
+
+    def classes(self, config: DataConfig, names: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Return the names of the classes, or their numbers up to `config.num_classes`.
+
+        Raises:
+            DataError: there are neither.
+        """
+        found = tuple(names or ()) or tuple(str(number) for number in range(config.num_classes or 0))
+        if not found:
+            raise DataError(f"{self.text!r} does not name its classes; say how many with data.num_classes.")
+        return found
+
+
+def absolute(path: str) -> str:
+    """Return a path of the user as an absolute one, "" for ""."""
+    return os.path.abspath(os.path.expanduser(path)) if path else ""
