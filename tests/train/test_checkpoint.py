@@ -132,6 +132,16 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    """As /dev/null, whose place a process of root could take."""
+    pipe = tmp_path / "table.csv"
+    os.mkfifo(pipe)
+    with pytest.raises(CheckpointError, match=r"table\.csv could not be saved \(it is no regular file\)"):
+        write_text(pipe, "a,b\n")
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
 def test_an_error_inside_the_block_is_not_disguised(tmp_path: Path) -> None:
     with pytest.raises(KeyError), replacing(tmp_path / "file"):
         raise KeyError("ours")
