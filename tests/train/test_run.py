@@ -165,7 +165,11 @@ def test_weights_that_are_not_finite_are_refused(copy: Path, finished: RunResult
 
 
 @pytest.mark.parametrize("name", ["config.json", "classes.json"])
-@pytest.mark.parametrize("text", ['{"half', "3", "\udcff", "[" * 100_000], ids=["half", "3", "bytes", "deep"])
+@pytest.mark.parametrize(
+    "text",
+    ['{"half', "3", '{"data": 3}', "\udcff", "[" * 100_000],
+    ids=["half", "3", "data", "bytes", "deep"],
+)
 def test_a_broken_file_is_named(copy: Path, name: str, text: str) -> None:
     (copy / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(RunError, match=name.replace(".", r"\.")):

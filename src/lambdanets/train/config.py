@@ -274,7 +274,8 @@ def stored_task(folder: Path) -> str | None:
 
 
 def _task(plain: Any) -> str:
-    source = plain.get("data", {}).get("source", "") if isinstance(plain, dict) else ""
+    data = plain.get("data") if isinstance(plain, dict) else None
+    source = data.get("source") if isinstance(data, dict) else None
     return "detection" if str(source).startswith("coco:") else RunConfig.TASK
 
 
