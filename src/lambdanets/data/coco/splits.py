@@ -15,6 +15,7 @@ from lambdanets.wording import few
 
 from ..check import check_memory
 from ..errors import LISTED, DataError, DataWarning, listing
+from ..image_source import real
 from ..progress import MANY, Progress, progress_bar
 from ..sources.folder import existing, stratum
 from .annotation_file import CocoFile, read_coco
@@ -68,13 +69,22 @@ def open_coco(config: CocoConfig, *, seed: int = 0, progress: Progress | None = 
             configuration is to refuse them, or it names splits of what is a single file.
 
     Warns:
-        DataWarning: of what was left out, and of files that were found under another spelling of their names.
+        DataWarning: of what was left out, of files that were found under another spelling of their names, and
+            of validation images that are training images, too.
     """
     _check_options(config)
     sides = _checked(config, ("train", "val"), seed, progress)
     train, val = (
         _set(config, *found, train=train) for found, train in zip(sides, (True, False), strict=True)
     )
+    photos = {real(train.path(index)) for index in range(len(train))}
+    if both := [name for index in range(len(val)) if real(name := val.path(index)) in photos]:
+        warnings.warn(
+            f"{len(both)} of {len(val)} validation images of {config.source} are training images, too, "
+            f"such as {both[0]}: what is measured on them says little.",
+            DataWarning,
+            stacklevel=2,
+        )
     mark = blake2b(train.content() + b"\0" + val.content(), digest_size=16).hexdigest()
     # A single file has both sides, and its faults are of the file.
     skipped = train.skipped if sides[0][0].path == sides[1][0].path else (*train.skipped, *val.skipped)
@@ -204,7 +214,7 @@ def _part(file: CocoFile, checked: Checked, side: Side, val_fraction: float, see
     A photo that is listed several times is on one side.
     """
     names: dict[str, str] = {}  # the first one of each photo
-    photos = [os.path.normpath(image["path"]) for image in checked.images]
+    photos = [real(os.path.normpath(image["path"])) for image in checked.images]
     for photo, image in zip(photos, checked.images, strict=True):
         names.setdefault(photo, image["file_name"])
     if len(names) == 1 and val_fraction < 1:
