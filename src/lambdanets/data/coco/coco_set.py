@@ -39,8 +39,6 @@ class CocoSet(Dataset):
         skipped: what was left out of its json before, one sentence each.
     """
 
-    exact_resume = True
-
     def __init__(
         self,
         images: Sequence[Entry],
