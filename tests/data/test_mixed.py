@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lambdanets.data import DataConfig, MixedSet
 from lambdanets.data.batches import MixedBatches
-from lambdanets.data.mixed import shares
+from lambdanets.data.mixed import batch_sizes
 
 
 class Sized:
@@ -44,14 +44,14 @@ def config(batch_size: int, ratio: float) -> DataConfig:
     [(128, 7, (16, 112)), (8, 1, (4, 4)), (10, 2, (3, 7)), (2, 1, (1, 1)), (64, 0.5, (43, 21))],
 )
 def test_the_shares_of_a_batch(size: int, ratio: float, expected: tuple[int, int]) -> None:
-    assert shares(config(size, ratio)) == expected
+    assert batch_sizes(config(size, ratio)) == expected
 
 
 @given(st.integers(1, 3), st.integers(6, 40), st.integers(1, 40), st.sampled_from([0.5, 1.0, 3.0]))
 def test_an_epoch_is_a_pass_over_the_labelled_and_the_others_run_on(
     world: int, labelled: int, pseudo: int, ratio: float
 ) -> None:
-    own, others = shares(config(6, ratio))
+    own, others = batch_sizes(config(6, ratio))
     epochs = 3
     steps: list[list[tuple[np.ndarray, np.ndarray]]] = []  # of each rank, over all epochs
     for rank in range(world):

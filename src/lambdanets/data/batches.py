@@ -1,4 +1,4 @@
-"""Which samples come in which batch: a function of the seed, the position and the rank alone."""
+"""Samplers of batches: functions of the seed, the position and the rank alone."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch.utils.data import Sampler
 
 from .config import DataConfig
 from .errors import DataError
-from .mixed import PSEUDO, MixedSet, shares
+from .mixed import PSEUDO, MixedSet, batch_sizes
 from .randomness import other_seed, permutation, shard_permutation
 
 Position = Callable[[], tuple[int, int]]
-Batch = tuple[np.ndarray, int | np.ndarray]  # indices, and the epoch they are drawn for, or one for each
+Batch = tuple[np.ndarray, int | np.ndarray]  # indices, and the epoch of all or of each
 
 
 def whole_batches(size: int, batch_size: int, world_size: int) -> tuple[int, int]:
-    """Return the size of a batch of one of several processes, and how many an epoch has for each.
+    """Return the batch size of one of several processes, and the number of its batches in an epoch.
 
     A set smaller than one batch gives one smaller batch.
 
@@ -31,21 +31,21 @@ def whole_batches(size: int, batch_size: int, world_size: int) -> tuple[int, int
 
 
 class TrainBatches(Sampler):
-    """Batches of one epoch, for one of several processes, from where training stands.
+    """Batches of one epoch, for one of several processes, from the current position of training.
 
     An epoch is a permutation by (seed, epoch), cut into batches for all processes together. Every sample
-    comes at most once; those that do not fill a batch wait for another epoch. A set smaller than one batch
-    gives one smaller batch.
+    occurs at most once; the remainder that does not fill a batch is left out of the epoch. A set smaller than
+    one batch gives one smaller batch.
 
     Args:
         size: samples in the set.
         batch_size: for one process.
         seed: of the run.
-        position: returns (epoch, batches already done in it), asked at the start of every iteration.
+        position: returns (epoch, batches already done in it), called at the start of every iteration.
         rank: of this process.
         world_size: number of processes.
-        shards: number of the archive of each sample, of shape (n,), to visit those one after the other; None
-            mixes all samples.
+        shards: number of the shard of each sample, of shape [n], to visit 16 shards at a time; None mixes all
+            samples.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class TrainBatches(Sampler):
         return self.number
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._batches(*self.position())  # asked now, not at the first batch
+        # Called now: a generator would call it at the first batch.
+        return self._batches(*self.position())
 
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
         order = self._order(epoch)
@@ -82,7 +83,7 @@ class TrainBatches(Sampler):
 
 
 class EvalBatches(Sampler):
-    """Every sample once and in order, dealt out to the processes in turn."""
+    """Every sample once and in order, assigned to the processes in turn."""
 
     def __init__(self, size: int, batch_size: int, *, rank: int, world_size: int):
         self.indices = np.arange(rank, size, world_size)
@@ -99,15 +100,15 @@ class EvalBatches(Sampler):
 class MixedBatches(Sampler):
     """Batches of one epoch of the labelled images, each filled up with pseudo-labelled ones.
 
-    An epoch is one pass over the labelled images, as without the others. The pseudo-labelled are visited in
-    passes of their own, each a permutation by (seed, pass), which run on from epoch to epoch; where one ends
-    inside a batch the next begins there. All of it is a function of (seed, epoch, batch, rank).
+    An epoch is one pass over the labelled images, as without pseudo-labels. The pseudo-labelled images are
+    visited in passes of their own, each a permutation by (seed, pass), which continue from epoch to epoch and
+    may change inside a batch. The batches are a function of (seed, epoch, batch, rank).
 
     Args:
         mixed: both sets.
         config: `batch_size` images for one process, `pseudo_ratio` pseudo-labelled for each labelled one.
         seed: of the run.
-        position: returns (epoch, batches already done in it), asked at the start of every iteration.
+        position: returns (epoch, batches already done in it), called at the start of every iteration.
         rank: of this process.
         world_size: number of processes.
     """
@@ -122,7 +123,7 @@ class MixedBatches(Sampler):
         rank: int,
         world_size: int,
     ):
-        labelled, self.share = shares(config)
+        labelled, self.pseudo_size = batch_sizes(config)
         self.first, self.size = len(mixed.labelled), len(mixed.pseudo)
         self.labelled = TrainBatches(
             self.first,
@@ -133,8 +134,8 @@ class MixedBatches(Sampler):
             world_size=world_size,
             shards=mixed.labelled.shards if config.order == "shards" else None,
         )
-        # A set smaller than its share of a batch gives smaller batches, of both kinds.
-        self.share = max(1, round(self.share * self.labelled.batch_size / labelled))
+        # A set smaller than its part of a batch gives smaller batches, of both kinds.
+        self.pseudo_size = max(1, round(self.pseudo_size * self.labelled.batch_size / labelled))
         self.seed, self.position = other_seed(seed, PSEUDO), position
         self.rank, self.world_size = rank, world_size
         self._order: tuple[int, np.ndarray] | None = None
@@ -148,14 +149,14 @@ class MixedBatches(Sampler):
 
     def _batches(self, labelled: Iterator[Batch], steps: int) -> Iterator[Batch]:
         for step, (rows, epoch) in enumerate(labelled, start=steps):
-            start = (step * self.world_size + self.rank) * self.share
-            passes, places = np.divmod(np.arange(start, start + self.share), self.size)
-            others = np.concatenate([self._pass(p)[places[passes == p]] for p in np.unique(passes)])
+            start = (step * self.world_size + self.rank) * self.pseudo_size
+            passes, positions = np.divmod(np.arange(start, start + self.pseudo_size), self.size)
+            others = np.concatenate([self._pass(p)[positions[passes == p]] for p in np.unique(passes)])
             epochs = np.concatenate([np.full(len(rows), epoch), passes])
             yield np.concatenate([rows, self.first + others]), epochs
 
     def _pass(self, number: int) -> np.ndarray:
-        """The order of a pass; kept, as a pass over many images lasts many epochs."""
+        """The order of a pass; cached, as a pass over many images lasts many epochs."""
         if self._order is None or self._order[0] != number:
             self._order = number, permutation(self.seed, number, self.size)
         return self._order[1]

@@ -1,4 +1,4 @@
-"""Opening and decoding every image before training starts, and keeping the decoded ones where they fit."""
+"""Checks before training: every image is decoded once, and cached in memory if all of them fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHUNK = 64
 
 
 def check_memory(number: int, size: int, channels: int) -> None:
-    """Refuse a batch that cannot be in memory, before an image is enlarged to such a size.
+    """Refuse a batch that does not fit into memory, before an image is resized.
 
     Args:
         number: of images.
@@ -38,13 +38,13 @@ def check_memory(number: int, size: int, channels: int) -> None:
 
 
 def check_set(image_set: ImageSet, progress: Callable[[int], None]) -> dict[int, str]:
-    """Decode every file of a set and return what is wrong with the bad ones, by index."""
+    """Decode every file of a set, and return the errors of the bad ones by index."""
     images = image_set.images
     return for_all(images.check, len(images), progress) if images.checkable else {}
 
 
 def keep_in_memory(image_set: ImageSet, progress: Callable[[int], None]) -> dict[int, str]:
-    """Decode a whole set into memory, and return what is wrong with the bad images, by index."""
+    """Decode a whole set into memory, and return the errors of the bad images by index."""
     pipeline, number = image_set.pipeline, len(image_set)
     if pipeline.uniform:
         shape = (number, pipeline.image_size, pipeline.image_size, pipeline.in_chans)
@@ -61,7 +61,7 @@ def keep_in_memory(image_set: ImageSet, progress: Callable[[int], None]) -> dict
 
 
 def memory_needed(image_set: ImageSet) -> int:
-    """Return the bytes `keep_in_memory` would take, from a sample of the sizes where they differ."""
+    """Return the bytes that `keep_in_memory` would take; images of different sizes are sampled."""
     pipeline, number = image_set.pipeline, len(image_set)
     if pipeline.uniform:
         return number * pipeline.in_chans * pipeline.image_size**2
@@ -70,7 +70,7 @@ def memory_needed(image_set: ImageSet) -> int:
         try:
             sizes.append(image_set.prepared(index).nbytes)
         except DataError:
-            continue  # told by the check, which sees every image
+            continue  # the check reports it
     return number * int(np.mean(sizes)) if sizes else 0
 
 

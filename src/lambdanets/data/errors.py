@@ -1,4 +1,4 @@
-"""What the data room raises and warns about."""
+"""Errors and warnings of the data room."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from lambdanets.wording import few, printable_lines
 
 
 class DataError(ValueError):
-    """A source that cannot be used as it stands, told in one clear message.
+    """A source cannot be used; the message says why, and often what to do.
 
-    Torch carries an exception out of a loader's worker by raising the same type again around the worker's
-    whole traceback; this class takes its own message back out of that text, so that `str(error)` is the same
-    clear message wherever the error began.
+    When a worker of a loader raises, torch raises the same type in the main process, with the worker's whole
+    traceback as its message. This class takes the original message out of that text, so that `str(error)` is
+    the same in every process.
     """
 
     def __init__(self, message: str):
@@ -22,16 +22,16 @@ class DataError(ValueError):
 
 
 class DataWarning(UserWarning):
-    """Images were left out or replaced, or a promise of the room does not hold for this source."""
+    """Images were left out or replaced, or a part of the configuration has no effect."""
 
 
 class SourceWarning(DataWarning):
-    """What every process of a run finds alike when it opens a source, so that one of them says it."""
+    """A warning that all processes of a run give alike when they open a source, so that one prints it."""
 
 
-LISTED = 5  # sentences of one kind that a message has in full
+LISTED = 5  # sentences of one kind that a message contains
 
 
 def listing(sentences: Sequence[str]) -> str:
-    """Return the first few sentences, each on a line of its own, and how many more there are."""
+    """Return the first few sentences, each on its own line, and the number of the others."""
     return "\n  " + few(sentences, LISTED, form=str, separator="\n  ")

@@ -1,4 +1,4 @@
-"""The files of a folder: which are images by their names, which are left out, and how one is opened."""
+"""Files of a folder: which of them are images by their names, which are left out, and how to open one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lambdanets.wording import few
 
 from .errors import DataError, SourceWarning
 
-# What other programs leave beside one's files: copies and thumbnails among them look like images.
+# Files and folders of other programs; copies and thumbnails among them look like images.
 STRAY = frozenset(
     {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
     | {"thumbs.db", "desktop.ini"}
@@ -29,13 +29,13 @@ KINDS = {
 
 @dataclass
 class Found:
-    """What lies in a folder, with everything inside.
+    """The files in a folder and in all folders inside it.
 
     Attributes:
         images: paths of the files that are images by their suffix, in the order of their folders.
         others: the number of other files by suffix.
-        stray: hidden folders and images, and what other programs left, by path.
-        linked: whether anything was reached by a symbolic link.
+        stray: paths of hidden folders and images, and of files of other programs.
+        linked: whether a symbolic link led to any of them.
     """
 
     images: list[str] = field(default_factory=list)
@@ -45,12 +45,12 @@ class Found:
 
 
 def is_stray(name: str) -> bool:
-    """Whether the name of a file or folder says that it is hidden, or left by another program."""
+    """Return whether a file or folder is hidden or of another program, by its name."""
     return (name.startswith(".") and name not in (".", "..")) or name.lower() in STRAY
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder, or a link to one; a link to itself is none."""
+    """Return whether an entry is a folder or a link to one; a link to itself is neither."""
     try:
         return entry.is_dir()
     except OSError:
@@ -58,7 +58,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def suffix_of(name: str) -> str:
-    """Return the suffix of a file's name for counting, in small letters."""
+    """Return the suffix of a file name in lower case, for counting."""
     return os.path.splitext(name)[1].lower() or "no suffix"
 
 
@@ -67,7 +67,7 @@ def find_images(top: str, suffixes: tuple[str, ...]) -> Found:
 
     Args:
         top: the folder.
-        suffixes: those of images, in small letters.
+        suffixes: of images, in lower case.
 
     Raises:
         DataError: a folder cannot be read, or a link leads to a folder that holds the link.
@@ -122,7 +122,7 @@ def _check_loop(link: str, around: Sequence[str]) -> None:
 
 
 def warn_left_out(place: str, others: Counter[str], stray: Iterable[str] = ()) -> None:
-    """Say once which files of a folder or of archives are not read: so many of each kind, and strays."""
+    """Warn once about files of a folder or of archives that are not read: counts by suffix, and strays."""
     parts = []
     if others:
         ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
@@ -137,7 +137,7 @@ def warn_left_out(place: str, others: Counter[str], stray: Iterable[str] = ()) -
 
 
 def identity(path: str) -> tuple[int, int] | None:
-    """Return what is one for all names of a file; None where there is no file."""
+    """Return device and inode, which are the same for all names of a file; None where there is no file."""
     try:
         status = os.stat(path)
     except OSError:
@@ -146,7 +146,7 @@ def identity(path: str) -> tuple[int, int] | None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Open a file to be read, and nothing else that has a name: a pipe or a device may never end.
+    """Open a regular file for reading; a pipe or a device might never end.
 
     Raises:
         OSError: there is no such file, or it is no regular one.
@@ -155,8 +155,8 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
 
 
 def regular(path: str | os.PathLike[str], flags: int) -> int:
-    """Open a file as `os.open` does, for `open(opener=...)`; refuse what is neither a file nor a folder."""
-    number = os.open(path, flags | os.O_NONBLOCK, 0o666)  # a pipe without a writer would wait for one
+    """Open a file like `os.open`, for `open(opener=...)`; refuse all but files and folders."""
+    number = os.open(path, flags | os.O_NONBLOCK, 0o666)  # else a pipe without a writer blocks
     kind = stat.S_IFMT(os.fstat(number).st_mode)
     if kind in (stat.S_IFREG, stat.S_IFDIR):
         return number

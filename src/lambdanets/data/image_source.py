@@ -1,4 +1,4 @@
-"""Where decoded pictures come from, one random-access collection for each kind of source."""
+"""Collections of labelled images that can be read in any order, one class for each way of storing them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ImageSource(Protocol):
 
 
 def real(path: str) -> str:
-    """Return where a file really lies; its folder is looked up once."""
+    """Return the real path of a file; that of its folder is cached."""
     if os.path.islink(path):
         return os.path.realpath(path)
     folder, name = os.path.split(path)
@@ -76,12 +76,12 @@ def _real(folder: str) -> str:
 
 
 class ArrayImages(ImageSource):
-    """ImageSource that are an array already.
+    """Images in an array.
 
     Args:
-        arrays: uint8 of shape (n, height, width), grey.
-        targets: classes of shape (n,).
-        names: one for each picture, shown instead of a path.
+        arrays: uint8 of shape [n, height, width], grey.
+        targets: classes of shape [n].
+        names: one for each image, used as its path.
     """
 
     def __init__(self, arrays: np.ndarray, targets: np.ndarray, names: Sequence[str], in_chans: int):
@@ -122,8 +122,8 @@ class FileImages(ImageSource):
     def __init__(
         self, paths: Sequence[str], targets: Sequence[int], in_chans: int, max_pixels: int = MAX_PIXELS
     ):
-        # One array of bytes instead of a million strings: forked workers share it without copying, as no
-        # reference is counted when it is read.
+        # Forked workers share one array of bytes without copying it. A list of strings would be copied, as
+        # reading an element changes its reference count.
         self.names = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         self.targets = np.asarray(targets, dtype=np.int64)
         self.in_chans, self.max_pixels = in_chans, max_pixels
@@ -132,14 +132,13 @@ class FileImages(ImageSource):
         return len(self.names)
 
     def file(self, index: int) -> str:
-        """Return where the file is."""
+        """Return the path of the file."""
         return self.path(index)
 
     def read(self, index: int) -> Image.Image:
         return read_image(self.file(index), in_chans=self.in_chans, max_pixels=self.max_pixels)
 
     def check(self, index: int) -> None:
-        """Find out what `read` would say."""
         check_image(self.file(index), max_pixels=self.max_pixels)
 
     def encoded(self, index: int) -> tuple[bytes, str]:
@@ -183,13 +182,13 @@ class DatasetImages(ImageSource):
     """A random-access data set of torchvision or of timm.
 
     Args:
-        data_set: gives (image, target) pairs; a timm ImageDataset is read past its own decoding, which would
-            replace damaged images silently.
-        indices: the part of it that is used.
-        targets: classes of shape (n,), one for each index.
+        data_set: of (image, target) pairs. The reader of a timm ImageDataset is used directly: the data set
+            itself would replace damaged images silently.
+        indices: of the samples that are used.
+        targets: classes of shape [n], one for each index.
         in_chans: 3 for RGB, 1 for grey.
         name: of the data set, for messages.
-        max_pixels: larger images are refused, where the data set gives files.
+        max_pixels: larger images are refused, where the data set returns files.
     """
 
     def __init__(
@@ -228,7 +227,7 @@ class DatasetImages(ImageSource):
         return getattr(self.data_set, "reader", self.data_set)[int(self.indices[index])][0]
 
     def _empty(self, index: int) -> bool:
-        """Whether a row of Hugging Face's has no image, which timm's reader takes for granted."""
+        """Whether a row of a Hugging Face data set has no image; timm's reader expects one."""
         reader: Any = getattr(self.data_set, "reader", self.data_set)
         if not hasattr(reader, "image_key"):
             return False
@@ -262,5 +261,6 @@ class DatasetImages(ImageSource):
 
 def _png(image: Image.Image) -> tuple[bytes, str]:
     file = BytesIO()
-    image.save(file, "PNG", exif=b"")  # the picture is as it is shown; an orientation would turn it again
+    # The image is upright already; an EXIF orientation would rotate it again.
+    image.save(file, "PNG", exif=b"")
     return file.getvalue(), ".png"

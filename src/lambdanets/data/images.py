@@ -1,4 +1,4 @@
-"""Any image file as one upright RGB (or grey) picture."""
+"""Decoding of image files of any kind to upright RGB or grey images."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ SUFFIXES = (
 )
 SUFFIXES_BY_FEATURE = {"webp": (".webp",), "avif": (".avif",), "jpg_2000": (".jp2", ".j2k")}
 
-# What PIL's decoders let through when a file is damaged; anything else is a fault of ours and propagates.
+# Exceptions of PIL's decoders for damaged files; any other is a bug of this package and propagates.
 UNREADABLE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 ORIENTATION = 0x0112
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-ROWS = 256  # converted at a time: whole copies of a large scan in wider numbers would fill the memory
+ROWS = 256  # converted at a time: a copy of a whole large scan in a wider dtype would fill the memory
 JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # 0 is a byte of data, D0 to D7 restart a scan
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _OPENING = threading.Lock()
 
 
 def _supported(feature: str) -> bool:
-    """Whether Pillow was built with a feature, and knows it."""
+    """Whether Pillow was built with a feature; older versions lack its name."""
     return (feature in features.modules or feature in features.codecs) and bool(features.check(feature))
 
 
@@ -67,21 +67,20 @@ def read_image(
 ) -> Image.Image:
     """Read an image file whole, upright, as RGB or grey.
 
-    The EXIF orientation is applied. 16-bit images are scaled to 8 bits, not clipped. What is transparent is
-    laid on white, as on a page. Of an animation the first frame is taken. A file that ends too early is never
-    read in part, nor a PNG whose checksums are wrong; flipped bits inside a JPEG cannot be told from a
-    picture, as the format has no checksum. What stands behind the end of an image, such as the film
-    of a motion photo, is not looked at.
+    The EXIF orientation is applied. 16-bit images are scaled to 8 bits, not clipped. Transparent pixels are
+    composed with white. Of an animation the first frame is taken. A file that ends too early is never
+    read in part, nor a PNG whose checksums are wrong; flipped bits inside a JPEG cannot be detected, as the
+    format has no checksum. Data behind the end of an image, such as the film of a motion photo, are ignored.
 
     Args:
         source: a path or an open binary file.
         in_chans: 3 for RGB, 1 for grey.
-        size: (width, height) of what was annotated, for coordinates that must fit the pixels: an image that
-            is stored in this size is not turned.
+        size: (width, height) of the annotated image, whose coordinates must match the pixels: an image that
+            is stored in this size is not rotated.
         max_pixels: a larger image is refused before it is decoded.
 
     Returns:
-        The picture, of mode RGB or L, in memory (the file is closed).
+        The image, of mode RGB or L, in memory (the file is closed).
 
     Raises:
         DataError: the file cannot be read, is no image, ends too early, is too large, or is of another size;
@@ -98,16 +97,16 @@ def read_image(
 def check_size(
     source: str | PathLike[str] | IO[bytes], size: tuple[int, int], *, max_pixels: int = MAX_PIXELS
 ) -> None:
-    """Find out, from its header alone, whether an image has a size (width, height), as stored or upright.
+    """Check, by its header alone, that an image has a size (width, height), as stored or upright.
 
     Raises:
-        DataError: as from `read_image`, as far as the header tells.
+        DataError: as from `read_image`, for faults that the header shows.
     """
     with _naming(source), _opened(source) as file, header(file, max_pixels) as image:
         if image.size != size:
-            turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
+            rotated = image.getexif().get(ORIENTATION, 1) in range(5, 9)
             width, height = image.size
-            _check_size((height, width) if turned else (width, height), size)
+            _check_size((height, width) if rotated else (width, height), size)
 
 
 def _check_size(found: tuple[int, int], size: tuple[int, int] | None) -> None:
@@ -120,7 +119,7 @@ def _check_size(found: tuple[int, int], size: tuple[int, int] | None) -> None:
 
 
 def check_image(source: str | PathLike[str] | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> None:
-    """Find out what `read_image` would say; JPEGs are decoded at an eighth of the size, which is as strict.
+    """Check that `read_image` can read a file; JPEGs are decoded at an eighth of the size, as strictly.
 
     Raises:
         DataError: as from `read_image`.
@@ -130,14 +129,14 @@ def check_image(source: str | PathLike[str] | IO[bytes], *, max_pixels: int = MA
 
 
 def read_values(source: str | PathLike[str] | IO[bytes], *, shades: bool = False) -> np.ndarray:
-    """Read the numbers of an image file of one channel as they are stored: a mask's.
+    """Read the values of a mask, an image file of one channel, as they are stored.
 
     Args:
         source: a path or an open binary file.
         shades: read a palette and single bits as shades of grey from 0 to 255.
 
     Returns:
-        Integers of shape (height, width); of a palette the places of its colours, unless `shades`.
+        Integers of shape [height, width]; of a palette the indices of its colours, unless `shades`.
 
     Raises:
         DataError: the file cannot be read, ends too early, or has several channels or pages, or fractions;
@@ -169,7 +168,7 @@ def _naming(source: str | PathLike[str] | IO[bytes]) -> Iterator[None]:
 
 
 def _decoded(file: IO[bytes], max_pixels: int, *, small: bool = False) -> Image.Image:
-    # Another library may have allowed half-read images; a grey lower half must never be trained on.
+    # Another library may have allowed truncated images, whose lower part is grey.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         image = _loaded(file, max_pixels, small)
@@ -246,7 +245,7 @@ def _without_text(file: IO[bytes], error: ValueError) -> IO[bytes]:
 
 
 def _check_end(file: IO[bytes]) -> None:
-    """Refuse a JPEG whose tail is zeros, as an interrupted copy leaves it: zeros decode, to grey."""
+    """Refuse a JPEG that ends in zeros, as after an interrupted copy: zeros decode to grey."""
     file.seek(-1, SEEK_END)
     if file.read(1) == b"\0":
         file.seek(0)
@@ -266,14 +265,14 @@ def _check_sums(file: IO[bytes]) -> None:
 
 
 def _ends(jpeg: bytes) -> bool:
-    """Whether the first image of a JPEG file has its end marker, whatever follows it."""
-    place = 2  # behind the marker of the beginning
-    while (marker := JPEG_MARKER.search(jpeg, place)) is not None:
+    """Whether the first image of a JPEG file has an end marker, which other data may follow."""
+    offset = 2  # behind the start marker
+    while (marker := JPEG_MARKER.search(jpeg, offset)) is not None:
         if marker[1] == b"\xd9":
             return True
-        place = marker.end()
+        offset = marker.end()
         if marker[1] != b"\x01":  # all others carry their length; a scan's data follow it
-            place += int.from_bytes(jpeg[place : place + 2], "big")
+            offset += int.from_bytes(jpeg[offset : offset + 2], "big")
     return False
 
 
@@ -289,20 +288,20 @@ def reason(error: BaseException) -> str:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn and mirror an image as its EXIF orientation asks."""
+    """Rotate and mirror an image according to its EXIF orientation."""
     try:
-        turned = image.getexif().get(ORIENTATION, 1) in range(2, 9)
+        rotated = image.getexif().get(ORIENTATION, 1) in range(2, 9)
     except UNREADABLE:
-        return image  # the pixels are whole; a broken EXIF block says nothing about them
-    return ImageOps.exif_transpose(image) if turned else image
+        return image  # a broken EXIF block does not affect the pixels
+    return ImageOps.exif_transpose(image) if rotated else image
 
 
 def as_mode(image: Image.Image, in_chans: int) -> Image.Image:
-    """Bring an image of any mode to RGB (`in_chans` 3) or L (1).
+    """Convert an image of any mode to RGB (`in_chans` 3) or L (1).
 
     Raises:
-        ValueError: the image holds floating-point values, or integers beyond 16 bits: they have no agreed
-            white.
+        ValueError: the image holds floating-point values, or integers beyond 16 bits, for which white is not
+            defined.
     """
     wanted = "RGB" if in_chans == 3 else "L"
     if image.mode == wanted and "transparency" not in image.info:

@@ -1,4 +1,4 @@
-"""Labels that a network gave to images: the file they are kept in, and the choice of those to train on."""
+"""Pseudo-labels, which a network gave to images: their CSV file, and the selection of those to train on."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Labels:
 
     Attributes:
         images: names from the root of their source; one may come several times.
-        targets: classes of shape (n,).
-        probabilities: of the labels, float32 of shape (n,).
+        targets: classes of shape [n].
+        probabilities: of the labels, float32 of shape [n].
         classes: names, in the order of the targets.
     """
 
@@ -39,30 +39,31 @@ class Labels:
         return len(self.images)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Labels:
-        """Return some of the rows, in that order."""
+        """Return some rows, in the given order."""
         chosen = np.asarray(rows, dtype=np.intp)
         images = [self.images[row] for row in chosen]
         return Labels(images, self.targets[chosen], self.probabilities[chosen], self.classes)
 
     def counts(self) -> np.ndarray:
-        """Return the images of each class, of shape (classes,)."""
+        """Return the number of images of each class, of shape [classes]."""
         return np.bincount(self.targets, minlength=len(self.classes))
 
 
 def select(
     labels: Labels, *, threshold: float = 0.0, per_class: int | None = None, fill: bool = False
 ) -> Labels:
-    """Choose the labels to train on: the confident ones, and as many of each class.
+    """Select labels to train on, by their probability and in equal numbers for each class.
 
     Args:
-        labels: all of them.
-        threshold: least probability.
-        per_class: keep so many of each class at most, the most confident ones; among equals the name decides.
-        fill: where a class has fewer than `per_class`, repeat its images in turn, the most confident first,
-            until there are so many. A class without any stays empty.
+        labels: to select from.
+        threshold: lowest probability.
+        per_class: highest number of labels of a class, the most probable ones; equal ones in the order of
+            their names. None takes all.
+        fill: repeat the images of a class with fewer than `per_class`, the most probable first, up to that
+            number. A class without any stays empty.
 
     Returns:
-        The chosen ones in the order of their names: a function of the rows alone, not of their order.
+        The selected labels in the order of their names, independent of the order of the rows.
 
     Example:
         >>> select(labels, threshold=0.9, per_class=1000, fill=True)
@@ -79,21 +80,21 @@ def select(
 
 
 def to_csv(labels: Labels) -> str:
-    """Return labels as the text of a CSV; nine digits give every probability back to the bit."""
+    """Return labels as CSV; nine digits restore every float32 probability exactly."""
     names = (labels.classes[target] for target in labels.targets.tolist())
     numbers = (f"{probability:.9g}" for probability in labels.probabilities.tolist())
     return csv_lines([COLUMNS, *zip(labels.images, names, numbers, strict=True)])
 
 
 def csv_lines(rows: Iterable[Sequence[str]]) -> str:
-    """Return rows as CSV, a line each."""
+    """Return rows as the text of a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
 def open_text(path: Path, mode: Literal["r", "a"] = "r") -> IO[str]:
-    """Open a file that names files: their names are bytes, and not always text."""
+    """Open a file of file names, which are bytes and not always valid UTF-8."""
     encoding = "utf-8-sig" if mode == "r" else "utf-8"  # spreadsheets write a byte order mark
     return open(path, mode, newline="", encoding=encoding, errors="surrogateescape", opener=regular)
 
@@ -103,7 +104,7 @@ def read_labels(path: Path, classes: Sequence[str]) -> Labels:
 
     Args:
         path: a file with the columns image, label and probability; the last may be missing.
-        classes: names of the classes; the file may name some of them but no others.
+        classes: names of the classes, the only ones that the file may contain.
 
     Raises:
         DataError: there is no such file, it has other columns, it is empty, or a row cannot be used.
@@ -115,7 +116,7 @@ def read_labels(path: Path, classes: Sequence[str]) -> Labels:
 
 
 def parse_labels(file: Iterable[str], path: Path, classes: Sequence[str]) -> Labels:
-    """Read the lines of a CSV of labels; `path` is for what has to be said about them."""
+    """Read the lines of a CSV of labels; `path` names the file in error messages."""
     rows = numbered_rows(file, path)
     _, heading = next(rows, (0, []))
     if missing := [name for name in COLUMNS[:2] if name not in heading]:
@@ -124,7 +125,7 @@ def parse_labels(file: Iterable[str], path: Path, classes: Sequence[str]) -> Lab
     images: list[str] = []
     targets: list[int] = []
     probabilities: list[float] = []
-    first: dict[str, tuple[int, int]] = {}  # of each image the class and the line
+    first: dict[str, tuple[int, int]] = {}  # class and line of each image
     for line, values in rows:
         row = dict(zip(heading, values, strict=False))
         image, label, number = (row.get(name, "") for name in COLUMNS)
@@ -161,7 +162,7 @@ def _probability(text: str, gives: str) -> float:
 
 
 def numbered_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a CSV that are not empty, each with the number of the line that it ends in.
+    """Yield the rows of a CSV that are not empty, each with the number of its last line.
 
     Raises:
         DataError: a line cannot be read, such as one with a quote that is never closed.
@@ -179,10 +180,10 @@ def numbered_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, list[s
 
 
 def folder_truths(labels: Labels) -> np.ndarray | None:
-    """Return the class of each image by the first of its folders that has the name of one.
+    """Return the class of each image by the first of its folders that is named like a class.
 
     Returns:
-        Classes of shape (n,); None where an image is in no such folder.
+        Classes of shape [n]; None where an image is in no such folder.
     """
     numbers = {name: number for number, name in enumerate(labels.classes)}
     truths = [

@@ -1,4 +1,4 @@
-"""Loaders whose batches depend on the seed and the position alone, not on the workers that read them."""
+"""Loaders whose batches depend on the seed and the position alone, not on the number of workers."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ WORKERS_PER_CORE, MIN_WORKER_LIMIT = 4, 32
 
 
 class Batches(Protocol):
-    """A set that makes the batch of any indices, in an epoch of a seed."""
+    """A set that returns the batch of any indices, in an epoch of a seed."""
 
     def __len__(self) -> int: ...
     def batch(self, indices: np.ndarray, epoch: int | np.ndarray, seed: int) -> tuple[Any, Any]: ...
 
 
-class _Batched(Dataset):
+class _IndexedBatches(Dataset):
     """Lets a worker make a whole batch at once."""
 
     def __init__(self, data_set: Batches, seed: int):
@@ -47,25 +47,26 @@ class _Batched(Dataset):
         return self.data_set.batch(indices, epoch, self.seed)
 
 
-class _Following(Dataset):
-    """Lets a worker read on from where it stands in each lane of a stream."""
+class _StreamBatches(Dataset):
+    """Lets a worker continue reading each lane of a stream at its last position."""
 
-    def __init__(self, stream: StreamSet, part: StreamShard, seed: int):
-        self.stream, self.part, self.seed = stream, part, seed
+    def __init__(self, stream: StreamSet, shard: StreamShard, seed: int):
+        self.stream, self.shard, self.seed = stream, shard, seed
         self._next: dict[int, tuple[int, int]] = {}
         self._reading: dict[int, Iterator[tuple[Tensor, Tensor]]] = {}
 
     def __len__(self) -> int:
-        return len(self.part)
+        return len(self.shard)
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, number = place
-        lane = number % self.part.lanes
+    def __getitem__(self, batch: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, number = batch
+        lane = number % self.shard.lanes
         info = get_worker_info()
-        step = math.lcm(self.part.lanes, info.num_workers if info else 1)  # workers take batches in turn
-        if self._next.get(lane) != place:
+        # Workers make batches in turn.
+        step = math.lcm(self.shard.lanes, info.num_workers if info else 1)
+        if self._next.get(lane) != batch:
             self._reading[lane] = self.stream.batches(
-                self.part, number, step=step, epoch=epoch, seed=self.seed
+                self.shard, number, step=step, epoch=epoch, seed=self.seed
             )
         self._next[lane] = epoch, number + step
         return next(self._reading[lane])
@@ -84,36 +85,36 @@ def train_loader(
 
     Args:
         image_set: from `open_splits`.
-        config: batch size and workers. A set in memory whose changes run on whole batches uses no workers:
+        config: batch size and workers. A set in memory that is augmented in whole batches uses no workers, as
             sending such a batch takes longer than making it.
         seed: of the run.
-        position: returns (epoch, batches already done in it); asked whenever an iteration starts, which is
-            how a run resumes in the middle of an epoch.
+        position: returns (epoch, batches already done in it); called at the start of every iteration, so that
+            a run can resume in the middle of an epoch.
         rank: of this process.
-        world_size: number of processes; each gets other samples.
+        world_size: number of processes, which get different samples.
 
     Returns:
-        A loader of (images of shape (b, channels, image_size, image_size), int64 targets of shape (b,)) whose
+        A loader of (images of shape [b, channels, image_size, image_size], int64 targets of shape [b]) whose
         length is that of a whole epoch.
     """
     if isinstance(image_set, StreamSet):
-        part = training_shard(len(image_set), config.batch_size, rank=rank, world_size=world_size)
-        return _lane_loader(image_set, config, part, seed=seed, position=position)
-    place: Any = {"seed": seed, "position": position, "rank": rank, "world_size": world_size}
+        shard = training_shard(len(image_set), config.batch_size, rank=rank, world_size=world_size)
+        return _stream_loader(image_set, config, shard, seed=seed, position=position)
+    common: Any = {"seed": seed, "position": position, "rank": rank, "world_size": world_size}
     if isinstance(image_set, MixedSet):
-        return _loader(image_set, config, MixedBatches(image_set, config, **place), seed)
+        return _loader(image_set, config, MixedBatches(image_set, config, **common), seed)
     shards = image_set.shards if config.order == "shards" else None
-    batches = TrainBatches(len(image_set), config.batch_size, **place, shards=shards)
+    batches = TrainBatches(len(image_set), config.batch_size, **common, shards=shards)
     return _loader(image_set, config, batches, seed)
 
 
 def eval_loader(
     image_set: ImageSet | StreamSet, config: DataConfig, *, rank: int = 0, world_size: int = 1
 ) -> DataLoader:
-    """Return the loader of a set in order: every sample once over all processes, the last batch smaller."""
+    """Return the loader of a set in order: each sample once over all processes, the last batch smaller."""
     if isinstance(image_set, StreamSet):
-        part = evaluation_shard(len(image_set), config.batch_size, rank=rank, world_size=world_size)
-        return _lane_loader(image_set, config, part, seed=0, position=None)
+        shard = evaluation_shard(len(image_set), config.batch_size, rank=rank, world_size=world_size)
+        return _stream_loader(image_set, config, shard, seed=0, position=None)
     batches = EvalBatches(len(image_set), config.batch_size, rank=rank, world_size=world_size)
     return _loader(image_set, config, batches, 0)
 
@@ -123,28 +124,28 @@ def _loader(image_set: ImageSet | MixedSet, config: DataConfig, batches: Sampler
 
 
 def batched_loader(data_set: Batches, batches: Sampler, *, workers: int, seed: int) -> DataLoader:
-    """Return the loader whose workers make a whole batch at once, of the indices and epoch that come."""
+    """Return a loader whose workers make a whole batch at once from the indices and epoch of a sampler."""
     return DataLoader(
-        _Batched(data_set, seed), batch_size=None, sampler=batches, **_process_options(workers, seed)
+        _IndexedBatches(data_set, seed), batch_size=None, sampler=batches, **_process_options(workers, seed)
     )
 
 
-def _lane_loader(
-    stream: StreamSet, config: DataConfig, part: StreamShard, *, seed: int, position: Position | None
+def _stream_loader(
+    stream: StreamSet, config: DataConfig, shard: StreamShard, *, seed: int, position: Position | None
 ) -> DataLoader:
     return DataLoader(
-        _Following(stream, part, seed),
+        _StreamBatches(stream, shard, seed),
         batch_size=None,
-        sampler=LaneBatches(part, position),
+        sampler=LaneBatches(shard, position),
         **_process_options(config.workers, seed),
     )
 
 
 def checked_workers(workers: int) -> int:
-    """Return a number of processes that read images, unless it is more than the machine can use.
+    """Return a number of worker processes, unless it is more than the machine can use.
 
     Raises:
-        DataError: It is more than four for each core, and more than 32.
+        DataError: it is more than four for each core, and more than 32.
     """
     most = max(MIN_WORKER_LIMIT, WORKERS_PER_CORE * (os.cpu_count() or 1))
     if workers > most:
@@ -161,6 +162,6 @@ def _process_options(workers: int, seed: int) -> dict[str, Any]:
         "persistent_workers": workers > 0,
         "worker_init_fn": leave_signals_to_parent,
         "pin_memory": torch.cuda.is_available(),
-        # The loader draws a number at every start; from the global generator it would shift the model's.
+        # The loader draws a number at every start; the global generator is that of the model.
         "generator": torch.Generator().manual_seed(seed),
     }

@@ -16,11 +16,11 @@ PSEUDO = "pseudo"
 
 
 class MixedSet(Dataset):
-    """Two sets as one: indices from `len(labelled)` on are those of the pseudo-labelled.
+    """Two sets as one: indices from `len(labelled)` on are those of pseudo-labelled images.
 
     Args:
         labelled: images whose labels are known.
-        pseudo: images whose labels a network gave, of the same classes.
+        pseudo: images labelled by a network, with the same classes.
     """
 
     def __init__(self, labelled: ImageSet, pseudo: ImageSet):
@@ -32,21 +32,21 @@ class MixedSet(Dataset):
 
     @property
     def targets(self) -> np.ndarray:
-        """Class of each sample, of shape (n,)."""
+        """Class of each sample, of shape [n]."""
         return np.concatenate([self.labelled.targets, self.pseudo.targets])
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """What was left out, one sentence for each image."""
+        """One sentence for each image that was left out."""
         return (*self.labelled.skipped, *self.pseudo.skipped)
 
     @property
     def immediate(self) -> bool:
-        """Whether a batch costs less to make than to send over from a worker."""
+        """Whether making a batch costs less than sending it from a worker process."""
         return self.labelled.immediate and self.pseudo.immediate
 
     def path(self, index: int) -> str:
-        """Return the file (or the name) a sample comes from."""
+        """Return the file, or another name, of a sample."""
         own = len(self.labelled)
         return self.labelled.path(index) if index < own else self.pseudo.path(index - own)
 
@@ -56,17 +56,17 @@ class MixedSet(Dataset):
         epochs = np.broadcast_to(epoch, rows.shape)
         own = rows < len(self.labelled)
         images, targets = self.labelled.batch(rows[own], epochs[own], seed)
-        # A seed of their own: the same index in the same pass must not be varied alike in both sets.
+        # Another seed: the same index in the same pass must not be augmented alike in both sets.
         others = rows[~own] - len(self.labelled)
         more, labels = self.pseudo.batch(others, epochs[~own], other_seed(seed, PSEUDO))
         return torch.cat([images, more]), torch.cat([targets, labels])
 
 
-def shares(config: DataConfig) -> tuple[int, int]:
-    """Return how many labelled and how many pseudo-labelled images a batch of one process holds.
+def batch_sizes(config: DataConfig) -> tuple[int, int]:
+    """Return the numbers of labelled and of pseudo-labelled images in a batch of one process.
 
     Raises:
-        DataError: one of them would be none.
+        DataError: one of them would be 0.
     """
     size, ratio = config.batch_size, config.pseudo_ratio
     labelled = round(size / (1 + ratio))

@@ -1,4 +1,4 @@
-"""The pseudo-labelled images of a configuration: a file of labels, and the source of what it names."""
+"""The pseudo-labelled images of a configuration: a file of labels, and the source of its images."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from .unlabelled import open_pictures
 
 
 def open_pseudo(config: DataConfig, source: ImageSplits) -> ImageSet:
-    """Open the images that `config.pseudo_labels` names, varied as the training images.
+    """Open the images that `config.pseudo_labels` names, augmented like the training images.
 
-    Validation images among them are left out, with a warning: a network must not train on what measures it.
+    Validation images among them are left out, with a warning, as a model must not be trained on them.
 
     Args:
-        config: the labels, and where their images are.
-        source: the labelled images; its classes are the ones that the labels may name.
+        config: the file of labels, and the source of their images.
+        source: the labelled images; only their classes may be named in the file.
 
     Raises:
         DataError: the labels cannot be read, name other classes, or name images that are not in the source.
@@ -38,8 +38,8 @@ def open_pseudo(config: DataConfig, source: ImageSplits) -> ImageSet:
     path = Path(config.pseudo_labels or "").expanduser()
     labels = read_labels(path, source.classes)
     unlabelled = config.unlabelled or _stored_source(path)
-    pictures = open_pictures(unlabelled, config.in_chans, config.max_pixels)
-    index = {pictures.path(number): number for number in range(len(pictures))}
+    images = open_pictures(unlabelled, config.in_chans, config.max_pixels)
+    index = {images.path(number): number for number in range(len(images))}
     missing = [image for image in labels.images if image not in index]
     if missing:
         raise DataError(
@@ -47,8 +47,9 @@ def open_pseudo(config: DataConfig, source: ImageSplits) -> ImageSet:
             "say with data.unlabelled where its images are."
         )
     found = np.array([index[image] for image in labels.images], np.intp)
-    held_out = places(source.val)  # of sources that do not overlap, too: links may lead from one to the other
-    rows = [row for row, index in enumerate(found.tolist()) if pictures.location(index) not in held_out]
+    # Even sources that do not overlap may share images: links may lead from one to the other.
+    held_out = locations(source.val)
+    rows = [row for row, index in enumerate(found.tolist()) if images.location(index) not in held_out]
     kept = np.array(rows, np.intp)
     if len(kept) < len(labels):
         warnings.warn(
@@ -59,7 +60,7 @@ def open_pseudo(config: DataConfig, source: ImageSplits) -> ImageSet:
         )
     if not len(kept):
         raise DataError(f"no pseudo-labelled images are left: {path} names validation images alone.")
-    chosen = pictures.subset(found[kept])
+    chosen = images.subset(found[kept])
     chosen.targets = labels.targets[kept]
     return ImageSet(
         chosen, Pipeline(config, train=True), source.classes, skip_bad=config.on_bad_image == "skip"
@@ -76,7 +77,7 @@ def labels_digest(pseudo: ImageSet) -> str:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether two sources may hold the same images: one's folder is in the other's, or they are the same."""
+    """Return whether two sources may hold the same images: equal sources, or folders one inside the other."""
     found = [find_source(text) for text in (one, other)]
     folders = [
         folder for source in found if source is not None and (folder := source.directory()) is not None
@@ -84,21 +85,21 @@ def overlap(one: str, other: str) -> bool:
     return os.path.commonpath(folders) in folders if len(folders) == 2 else one == other
 
 
-def places(pictures: ImageSource) -> set[str]:
-    """Return where all pictures of a collection are."""
-    return {pictures.location(index) for index in range(len(pictures))}
+def locations(images: ImageSource) -> set[str]:
+    """Return the locations of all images."""
+    return {images.location(index) for index in range(len(images))}
 
 
-def facts_path(labels: Path) -> Path:
-    """Return where the facts about a file of labels are: labels.json beside labels.csv."""
+def metadata_path(labels: Path) -> Path:
+    """Return the path of the metadata of a file of labels: labels.json beside labels.csv."""
     return labels.with_suffix(".json")
 
 
 def _stored_source(path: Path) -> str:
     try:
-        with open_regular(facts_path(path)) as file:
+        with open_regular(metadata_path(path)) as file:
             return parse_json(file.read())["source"]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(
-            f"{facts_path(path)} does not say where the images are: give data.unlabelled=folder:PATH."
+            f"{metadata_path(path)} does not say where the images are: give data.unlabelled=folder:PATH."
         ) from None

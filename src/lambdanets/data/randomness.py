@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, epoch, index), so that nothing depends on workers or on resuming."""
+"""Random numbers as a function of (seed, epoch, index), independent of workers and of resuming."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def keys(seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Return one 64-bit key for each sample.
 
-    A hash rather than a generator: any sample's key is had without drawing those before it, whole batches at
-    once, and it stays the same on every machine and in every version of NumPy.
+    A hash instead of a generator gives the key of any sample without drawing those before it, whole batches
+    at once, and the same key on every machine and in every version of NumPy.
 
     Args:
         seed: of the run.
-        epoch: counted from 0; one for all samples, or of shape (b,).
-        indices: of shape (b,).
+        epoch: counted from 0; one for all samples, or an array of shape [b].
+        indices: of shape [b].
 
     Returns:
-        Unsigned 64-bit keys of shape (b,).
+        Unsigned 64-bit keys of shape [b].
     """
     key = np.zeros(1, np.uint64)
     for part in (np.array([seed]), np.atleast_1d(epoch), np.asarray(indices)):
@@ -54,7 +54,7 @@ def uniform(sample_keys: np.ndarray, stream: int) -> np.ndarray:
 
 
 def other_seed(seed: int, use: str) -> int:
-    """Return a seed for another set of images: a function of the run's that has nothing to do with it."""
+    """Return a seed for another use, derived from the run's seed and independent of it."""
     digest = hashlib.blake2b(f"{seed}/{use}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -65,15 +65,15 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def shard_permutation(seed: int, epoch: int, shards: np.ndarray) -> np.ndarray:
-    """Return an order that visits the shards at random, and mixes the samples of 16 of them at a time.
+    """Return an order that visits the shards at random, and mixes the samples of 16 shards at a time.
 
     Args:
         seed: of the run.
         epoch: counted from 0.
-        shards: number of the shard of each sample, of shape (n,).
+        shards: number of the shard of each sample, of shape [n].
 
     Returns:
-        Indices of the samples, of shape (n,).
+        Indices of the samples, of shape [n].
     """
     present, own = np.unique(shards, return_inverse=True)
     window = np.argsort(shard_order(seed, epoch, present))[own] // WINDOW
@@ -81,23 +81,23 @@ def shard_permutation(seed: int, epoch: int, shards: np.ndarray) -> np.ndarray:
 
 
 def shard_order(seed: int, epoch: int, shards: np.ndarray) -> np.ndarray:
-    """Return the places in `shards`, their numbers, in the order in which an epoch visits them."""
+    """Return the indices of `shards`, an array of numbers, in the order in which an epoch visits them."""
     return np.argsort(_draw(keys(seed, epoch, shards), SHARD), kind="stable")
 
 
 def beginning(seed: int, epoch: int, size: int) -> int:
-    """Return the place, of `size`, at which an epoch begins to go round."""
+    """Return the position, from 0 to `size` - 1, at which an epoch starts its circular sequence."""
     return int(uniform(keys(seed, epoch, np.zeros(1)), START)[0] * size)
 
 
-def jittered(seed: int, epoch: int, places: np.ndarray, reach: int) -> np.ndarray:
-    """Return neighbouring places mixed, but each less than `reach` from where it was.
+def jittered(seed: int, epoch: int, positions: np.ndarray, reach: int) -> np.ndarray:
+    """Return neighbouring positions mixed, each less than `reach` from where it was.
 
-    What is read in order and handed out in this one keeps less than `reach` waiting, as a shuffle buffer
-    does; unlike what comes out of a buffer, any part of it is known without going through the rest.
+    A reader that reads in order and returns samples in this order holds fewer than `reach` of them in memory,
+    like a shuffle buffer. Unlike the order of a buffer, any part of this one is known without the rest.
     """
-    late = places + reach * uniform(keys(seed, epoch, places), ORDER)
-    return places[np.argsort(late, kind="stable")]
+    late = positions + reach * uniform(keys(seed, epoch, positions), ORDER)
+    return positions[np.argsort(late, kind="stable")]
 
 
 def reseed(key: np.uint64, stream: int) -> None:
@@ -110,7 +110,7 @@ def reseed(key: np.uint64, stream: int) -> None:
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """Leave the three generators as they were: with no workers, the model draws from them too."""
+    """Restore the state of the three generators: without workers, the model draws from them, too."""
     states = random.getstate(), NUMPY.get_state(), torch.get_rng_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Any source written into shards: tar archives of WebDataset's samples, for reading in bulk."""
+"""Writing of any source into shards: tar archives of WebDataset samples, for reading in bulk."""
 
 from __future__ import annotations
 
@@ -30,22 +30,18 @@ from .sources.tar_scan import LABEL
 END = 2 * tarfile.BLOCKSIZE  # of zeros behind the last member of an archive
 TIMM_INFO = "_info.json"
 TIMM_SPLITS = {"train": "train", "val": "validation"}
-SHORTER = {
-    ".jpeg": ".jpg",
-    ".jpe": ".jpg",
-    ".jfif": ".jpg",
-    ".mpo": ".jpg",
-}  # as webdataset and timm look for them
+# The suffixes that webdataset and timm look for.
+SHORTER = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".mpo": ".jpg"}
 
 
 @dataclass(frozen=True)
 class Sharded:
-    """What `write_shards` has written.
+    """The result of `write_shards`.
 
     Args:
-        images: on each side.
-        shards: on each side.
-        classes: their names, in the order of their numbers.
+        images: number on each side.
+        shards: number on each side.
+        classes: names, in the order of their numbers.
     """
 
     images: dict[str, int]
@@ -64,24 +60,23 @@ def write_shards(
 ) -> Sharded:
     """Write both sides of a source as train-000000.tar, ..., val-000000.tar, ...
 
-    An image's file is copied as it is; where a source holds decoded images they become PNGs. Nothing is
-    decoded otherwise: a damaged file stays one, and is found when the shards are checked. The same source and
-    seed give the same bytes.
+    Image files are copied unchanged; decoded images of a source are written as PNGs. Files are not decoded:
+    a damaged one is found when the shards are checked. The same source and seed give the same bytes.
 
     Args:
         config: names the source; it must not be streamed.
-        out: the folder to make; it may exist if it is empty. It appears only when everything is written.
-        images: in a shard, at most.
-        megabytes: of a shard, of 10^6 bytes, at most; an image that is larger is a shard of its own. None
-            leaves it to `images`.
+        out: the folder to write, which may exist if it is empty. It appears when all shards are complete.
+        images: highest number in a shard.
+        megabytes: highest size of a shard, in units of 10^6 bytes; a larger image gets its own shard. None
+            sets no limit.
         seed: of the order of the images, and of the split where the source has none.
         progress: called with (images done, images in all); None shows a bar in a terminal if there are many.
 
     Returns:
-        How many images and shards there are.
+        The numbers of images and shards.
 
     Raises:
-        DataError: the source cannot be used, or the folder holds something.
+        DataError: the source cannot be used, or the folder is not empty.
         InUseError: another process writes the same folder.
 
     Example:
@@ -93,7 +88,7 @@ def write_shards(
         raise ValueError(f"megabytes of a shard must be 1 or more, got {megabytes}.")
     if isinstance(get_source(config.source), StreamedSource):
         raise DataError(f"{config.source!r} is streamed and cannot be shuffled into shards.")
-    folder = Path(os.path.realpath(Path(out).expanduser()))  # a link stays one
+    folder = Path(os.path.realpath(Path(out).expanduser()))  # a link is not replaced
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(
             f"{folder} is there already and is no empty folder; shards are written into a new one."
@@ -108,8 +103,8 @@ def write_shards(
         for name, side in sides.items():
             order = permutation(seed, 0, len(side)).tolist()
             with closing(_Shards(unfinished, name, images, megabytes)) as shards:
-                for place, index in enumerate(order):
-                    shards.add(_sample(f"{place:08d}", side, index))
+                for number, index in enumerate(order):
+                    shards.add(_sample(f"{number:08d}", side, index))
                     done += 1
                     report(done, total)
             lengths[name] = shards.lengths
@@ -136,7 +131,7 @@ def write_shards(
 
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder that takes its name when it is complete, and is removed when it does not become so."""
+    """Yield a temporary folder, renamed to `folder` if the block succeeds, and removed if it fails."""
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
     with locked(folder.with_name(f".{folder.name}.lock"), str(folder)):
         unfinished.mkdir(parents=True)
@@ -154,17 +149,17 @@ def _shard_name(side: str, number: int) -> str:
 
 
 class _Shards:
-    """The shards of a side, one open at a time; where a sample does not fit any more, the next begins."""
+    """Writes the shards of one side: a sample that does not fit into the open one starts the next."""
 
     def __init__(self, folder: Path, side: str, images: int, megabytes: int | None):
         self.folder, self.side, self.images = folder, side, images
         self.limit = math.inf if megabytes is None else megabytes * 10**6
         self.lengths: list[int] = []  # images in each
-        self.size = 0  # bytes of the members in the one that is open
+        self.size = 0  # bytes of the members of the open one
         self._tar: tarfile.TarFile | None = None
 
     def add(self, sample: dict[str, bytes]) -> None:
-        """Write the files of an image, by their names in the archive."""
+        """Write a sample, the contents of its files by their names."""
         size = sum(tarfile.BLOCKSIZE + _padded(len(part), tarfile.BLOCKSIZE) for part in sample.values())
         whole = _padded(self.size + size + END, tarfile.RECORDSIZE)
         if self._tar is None or self.lengths[-1] == self.images or whole > self.limit:
@@ -188,10 +183,10 @@ class _Shards:
         return tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
 
 
-def _sample(key: str, pictures: ImageSource, index: int) -> dict[str, bytes]:
-    """The file of an image and that of its class, by their names in the archive."""
-    content, suffix = pictures.encoded(index)
-    label = str(int(pictures.targets[index])).encode()
+def _sample(key: str, images: ImageSource, index: int) -> dict[str, bytes]:
+    """The contents of an image file and of its .cls file, by their names in the archive."""
+    content, suffix = images.encoded(index)
+    label = str(int(images.targets[index])).encode()
     return {key + SHORTER.get(suffix, suffix): content, f"{key}.{LABEL}": label}
 
 
@@ -200,7 +195,7 @@ def _padded(size: int, unit: int) -> int:
 
 
 def _timm_split(side: str, lengths: list[int]) -> dict[str, object]:
-    """What timm's reader of shards wants to know of a split."""
+    """The entry of a split in _info.json, which timm's reader of shards needs."""
     return {
         "name": TIMM_SPLITS[side],
         "num_samples": sum(lengths),

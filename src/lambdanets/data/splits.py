@@ -16,7 +16,7 @@ from .check import MEMORY_LIMIT, check_memory, check_set, keep_in_memory, memory
 from .config import DataConfig
 from .errors import DataError, SourceWarning, listing
 from .image_set import ORDER_NEEDS_SHARDS, ImageSet
-from .mixed import MixedSet, shares
+from .mixed import MixedSet, batch_sizes
 from .progress import MANY, Progress, progress_bar
 from .pseudo import labels_digest, open_pseudo
 from .sources import SOURCES, get_source, open_source
@@ -73,7 +73,7 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
     if isinstance(named, StreamedSource):
         return _open_streams(config, named)
     if config.pseudo_labels is not None:
-        shares(config)
+        batch_sizes(config)
     elif config.unlabelled is not None or config.pseudo_ratio != 1:
         raise DataError("data.unlabelled and data.pseudo_ratio need data.pseudo_labels.")
     source = open_source(config, seed=seed)

@@ -1,4 +1,4 @@
-"""From a picture to the tensor a model gets: a fixed geometry, random changes, normalisation."""
+"""From an image to the input tensor of a model: resizing, augmentation, normalisation."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .config import DataConfig
 from .images import as_mode, upright
 from .randomness import CUT, ERASE, FLIP, PAD_LEFT, PAD_TOP, RECOLOR, preserved, reseed, uniform
 
-KEPT = 4  # times its height (or width) of a very long image; the middle square and what it is smoothed with
-Step = Callable[[Image.Image], Any]  # returns an image; the libraries' annotations are wider
-IN_CACHE = (
-    2**18
-)  # values that are normalised in one go: they should not leave the processor's cache in between
+# Length of the kept middle of a very long image, in units of its shorter side: the middle square and the
+# pixels around it that resizing reads.
+KEPT = 4
+Step = Callable[[Image.Image], Any]  # returns an image; the annotations of the libraries are broader
+IN_CACHE = 2**18  # elements normalised at a time: they stay in the CPU's cache between the operations
 
 
 class Pipeline:
-    """The steps of one split; each sample's changes are drawn from its own key.
+    """The transforms of one split; the random changes of a sample are drawn from its own key.
 
     Args:
         config: sizes, normalisation and augmentation.
-        train: vary the pictures; else only resize, crop the middle and normalise.
+        train: augment the images; else only resize, crop the middle and normalise.
     """
 
     def __init__(self, config: DataConfig, *, train: bool):
@@ -76,102 +76,102 @@ class Pipeline:
 
     @property
     def uniform(self) -> bool:
-        """Whether all prepared pictures have one size."""
+        """Whether all prepared images have the same size."""
         return self.cut is None
 
     @property
     def light(self) -> bool:
-        """Whether what is left to do for a prepared picture takes microseconds."""
+        """Whether `finish` takes only microseconds for an image."""
         return self.cut is None and not self.recolor and self.erase is None
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Do what does not change from epoch to epoch, and may therefore be kept in memory.
+        """Do the steps that do not change between epochs, so that their result can be cached.
 
         Returns:
-            uint8 of shape (height, width, channels): `image_size` squared, or the whole picture where the
-            random cut comes first.
+            uint8 of shape [height, width, channels]: `image_size` squared, or the whole image where a random
+            crop is the first step.
         """
         image = as_mode(image, self.in_chans)
         if self._geometry is not None and image.size != self._unchanged:
             image = self._geometry(_middle(image))
         return np.asarray(image).reshape(image.height, image.width, self.in_chans)
 
-    def finish(self, pictures: Sequence[np.ndarray] | np.ndarray, sample_keys: np.ndarray) -> Tensor:
-        """TrainAugment and normalise prepared pictures.
+    def finish(self, prepared: Sequence[np.ndarray] | np.ndarray, sample_keys: np.ndarray) -> Tensor:
+        """Augment and normalise prepared images.
 
         Args:
-            pictures: b arrays from `prepare`.
-            sample_keys: of shape (b,), one key for each (seed, epoch, index).
+            prepared: b arrays from `prepare`.
+            sample_keys: of shape [b], one key for each (seed, epoch, index).
 
         Returns:
-            float32 of shape (b, channels, image_size, image_size).
+            float32 of shape [b, channels, image_size, image_size].
         """
         if self.light:
-            return self._normalise(self._moved(pictures, sample_keys))
+            return self._normalise(self._moved(prepared, sample_keys))
         with preserved():
             if self.cut is not None:
-                pictures = [
-                    self._through(picture, [self.cut], key, CUT)
-                    for picture, key in zip(pictures, sample_keys, strict=True)
+                prepared = [
+                    self._through(array, [self.cut], key, CUT)
+                    for array, key in zip(prepared, sample_keys, strict=True)
                 ]
-            moved = self._moved(pictures, sample_keys)
+            moved = self._moved(prepared, sample_keys)
             if self.recolor:
                 for index, key in enumerate(sample_keys):
                     moved[index] = self._through(moved[index], self.recolor, key, RECOLOR)
-            images = self._normalise(moved)
+            batch = self._normalise(moved)
             if self.erase is not None:
                 for index, key in enumerate(sample_keys):
                     reseed(key, ERASE)
-                    self.erase(images[index])
-            return images
+                    self.erase(batch[index])
+            return batch
 
     def _through(
         self,
-        picture: np.ndarray,
+        array: np.ndarray,
         steps: Sequence[Step],
         key: np.uint64,
         stream: int,
     ) -> np.ndarray:
         reseed(key, stream)
-        image = Image.fromarray(picture if self.in_chans == 3 else picture[..., 0])
+        image = Image.fromarray(array if self.in_chans == 3 else array[..., 0])
         for step in steps:
             image = step(image)
         return np.asarray(image).reshape(image.height, image.width, self.in_chans)
 
-    def _moved(self, pictures: Sequence[np.ndarray] | np.ndarray, sample_keys: np.ndarray) -> np.ndarray:
-        """Pad and cut, then flip, each picture by its own draws. Slices are quicker here than one gather."""
+    def _moved(self, prepared: Sequence[np.ndarray] | np.ndarray, sample_keys: np.ndarray) -> np.ndarray:
+        """Pad, crop and flip each image by its own draws; slices are faster here than one gather."""
         pad, side = self.pad, self.image_size
         top, left = (
             (uniform(sample_keys, stream) * (2 * pad + 1)).astype(int) for stream in (PAD_TOP, PAD_LEFT)
         )
         flipped = uniform(sample_keys, FLIP) < self.flip
-        moved = np.empty((len(pictures), side, side, self.in_chans), np.uint8)
+        moved = np.empty((len(prepared), side, side, self.in_chans), np.uint8)
         padded = np.zeros((side + 2 * pad, side + 2 * pad, self.in_chans), np.uint8)
-        for index, picture in enumerate(pictures):
+        for index, array in enumerate(prepared):
             if pad:
-                padded[pad : pad + side, pad : pad + side] = picture
+                padded[pad : pad + side, pad : pad + side] = array
                 rows, columns = (slice(start, start + side) for start in (top[index], left[index]))
-                picture = padded[rows, columns]
-            moved[index] = picture[:, ::-1] if flipped[index] else picture
+                array = padded[rows, columns]
+            moved[index] = array[:, ::-1] if flipped[index] else array
         return moved
 
-    def _normalise(self, pictures: np.ndarray) -> Tensor:
-        number, height, width, channels = pictures.shape
+    def _normalise(self, prepared: np.ndarray) -> Tensor:
+        number, height, width, channels = prepared.shape
         images = torch.empty(number, channels, height, width)
         step = max(1, IN_CACHE // (height * width * channels))
         for start in range(0, number, step):
             part = images[start : start + step]
-            part.copy_(torch.from_numpy(pictures[start : start + step]).permute(0, 3, 1, 2))
+            part.copy_(torch.from_numpy(prepared[start : start + step]).permute(0, 3, 1, 2))
             part.sub_(self.mean).div_(self.std)
         return images
 
 
 def _middle(image: Image.Image) -> Image.Image:
-    """Cut the ends off a very long image: enlarged whole, a strip of a few pixels fills the memory."""
+    """Crop the ends of a very long image: resized as a whole, a narrow strip would fill the memory."""
     short, long = sorted(image.size)
     if long <= 2 * KEPT * short:
         return image
-    kept = KEPT * short + long % 2  # as even or odd as the image, so that the middle stays the middle
+    kept = KEPT * short + long % 2  # of the same parity as the image, so that the centre stays the same
     start = (long - kept) // 2
     if image.width > image.height:
         return image.crop((start, 0, start + kept, short))
@@ -179,13 +179,13 @@ def _middle(image: Image.Image) -> Image.Image:
 
 
 def eval_transform(config: DataConfig) -> Callable[[Image.Image], Tensor]:
-    """Return the function that makes of any PIL image what a model is evaluated on.
+    """Return the transform of evaluation, from any PIL image to the input of a model.
 
     The shorter side is resized to `image_size / crop_pct` unless it has that size already, the middle is
-    cut out, and the channels are normalised.
+    cropped, and the channels are normalised.
 
     Returns:
-        A function from an image to float32 of shape (channels, image_size, image_size).
+        A function from an image to float32 of shape [channels, image_size, image_size].
     """
     pipeline = Pipeline(config, train=False)
     none = np.zeros(1, np.uint64)

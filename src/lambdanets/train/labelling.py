@@ -24,7 +24,7 @@ from lambdanets.data.config import resolved_source
 from lambdanets.data.image_source import ImageSource
 from lambdanets.data.labels import folder_truths, parse_labels, to_csv
 from lambdanets.data.loader import checked_workers
-from lambdanets.data.pseudo import facts_path, overlap, places
+from lambdanets.data.pseudo import locations, metadata_path, overlap
 from lambdanets.data.sources import open_source
 from lambdanets.data.unlabelled import training_side
 from lambdanets.processes import leave_signals_to_parent, locked
@@ -180,7 +180,7 @@ def label(
         "kept": dict(zip(teacher.classes, kept.counts().tolist(), strict=True)),
     }
     if len(kept):
-        write_text(facts_path(path), json_text(facts, indent=1) + "\n")
+        write_text(metadata_path(path), json_text(facts, indent=1) + "\n")
         write_text(path, to_csv(kept))
     return Labelled(
         everything=everything,
@@ -197,7 +197,7 @@ def unseen(teacher: Run, source: str, pictures: ImageSource) -> list[int]:
     config = teacher.config.data
     if not overlap(source, config.source):
         return list(range(len(pictures)))
-    seen = places(open_source(config, seed=teacher.config.seed, classes=teacher.classes).train)
+    seen = locations(open_source(config, seed=teacher.config.seed, classes=teacher.classes).train)
     return [index for index in range(len(pictures)) if pictures.location(index) not in seen]
 
 

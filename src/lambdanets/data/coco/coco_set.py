@@ -104,10 +104,10 @@ class CocoSet(Dataset):
             index: from 0 to len - 1.
 
         Returns:
-            The RGB image, uint8 of shape (3, height, width), and its target: `boxes` float32 of shape (n, 4),
-            left, top, right and bottom in pixels; `labels` int64 of shape (n,), from 1 on; `masks` uint8 of
-            shape (n, height, width); `area` float32 of shape (n,), in pixels of the stored image, and
-            `iscrowd` int64 of shape (n,); `image_id`, an int; `orig_size`, (height, width) of the stored
+            The RGB image, uint8 of shape [3, height, width], and its target: `boxes` float32 of shape [n, 4],
+            left, top, right and bottom in pixels; `labels` int64 of shape [n], from 1 on; `masks` uint8 of
+            shape (n, height, width); `area` float32 of shape [n], in pixels of the stored image, and
+            `iscrowd` int64 of shape [n]; `image_id`, an int; `orig_size`, (height, width) of the stored
             image.
 
         Raises:

@@ -23,7 +23,7 @@ class RatioBatches(TrainBatches):
     What is left of the groups makes up mixed batches.
 
     Args:
-        groups: number of the group of each sample, of shape (n,).
+        groups: number of the group of each sample, of shape [n].
         batch_size: for one process.
         place: the rest of `TrainBatches`' arguments.
     """

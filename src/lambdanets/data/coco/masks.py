@@ -70,7 +70,7 @@ def raster(segmentations: Sequence[Segmentation], height: int, width: int) -> np
         width: of the image, in pixels.
 
     Returns:
-        uint8 of shape (n, height, width), 1 inside.
+        uint8 of shape [n, height, width], 1 inside.
     """
     drawn = np.zeros((len(segmentations), height, width), np.uint8)
     for own, segmentation in zip(drawn, segmentations, strict=True):
@@ -88,12 +88,12 @@ def sampled(
         segmentation: of any form, without fault.
         height: of the image, in pixels.
         width: of the image, in pixels.
-        rows: ascending, of shape (h,); one may occur several times.
-        columns: the same, of shape (w,).
+        rows: ascending, of shape [h]; one may occur several times.
+        columns: the same, of shape [w].
 
     Returns:
         The first of `rows` and the first of `columns` at which the mask is, and uint8 from there on to the
-        last ones, 1 inside; of shape (0, 0) where the mask is at none of them.
+        last ones, 1 inside; of shape [0, 0] where the mask is at none of them.
     """
     nothing = 0, 0, np.zeros((0, 0), np.uint8)
     edges = _edges(_runs(segmentation, height, width))
@@ -129,7 +129,7 @@ def _runs(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
 
 
 def _edges(runs: np.ndarray) -> np.ndarray:
-    """Where each run of the mask begins and ends, of shape (n, 2), counted down the columns."""
+    """Where each run of the mask begins and ends, of shape [n, 2], counted down the columns."""
     ends = np.cumsum(runs)
     edges = ends[: len(ends) // 2 * 2].reshape(-1, 2)
     return edges[edges[:, 0] < edges[:, 1]]
@@ -149,7 +149,7 @@ def counted(part: np.ndarray, top: int, left: int, height: int, width: int) -> d
     """Return a mask that is 0 outside of a part of its image as run lengths, COCO's uncompressed form.
 
     Args:
-        part: what of the mask is there, bool of shape (h, w).
+        part: what of the mask is there, bool of shape [h, w].
         top: its first row in the image.
         left: its first column.
         height: of the image, in pixels.

@@ -22,7 +22,7 @@ _BoundingBoxes: Any = (
 
 
 def corners(boxes: Tensor, size: Size) -> tv_tensors.BoundingBoxes:
-    """Return left, top, right and bottom, of shape (n, 4), as boxes on an image of that height and width."""
+    """Return left, top, right and bottom, of shape [n, 4], as boxes on an image of that height and width."""
     return _BoundingBoxes(boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size)
 
 
@@ -41,7 +41,7 @@ class Crop:
     window: Size
 
     def image(self, image: Tensor, fill: tuple[int, int, int]) -> Tensor:
-        """Return uint8 of shape (3, *window) out of an image of any size, `fill` outside of it."""
+        """Return uint8 of shape [3, *window] out of an image of any size, `fill` outside of it."""
         shown = F.resize(image, list(self.scaled), antialias=True)
         if self.scaled == self.window:
             return shown
@@ -195,7 +195,7 @@ def _tightened(boxes: Tensor, parts: list[tuple[int, int, np.ndarray]], window: 
 def _drawn(
     parts: list[tuple[int, int, np.ndarray]], window: Size, *, flipped: bool = False
 ) -> tv_tensors.Mask:
-    """Masks in whole, uint8 of shape (n, *window)."""
+    """Masks in whole, uint8 of shape [n, *window]."""
     drawn = np.zeros((len(parts), *window), np.uint8)
     for own, (top, left, part) in zip(drawn[:, :, ::-1] if flipped else drawn, parts, strict=True):
         own[top : top + part.shape[0], left : left + part.shape[1]] = part

@@ -163,7 +163,7 @@ def which_held_out(
     seed: int,
     hold_out: HoldOut,
 ) -> np.ndarray:
-    """Return which images are held out, booleans of shape (n,), by their names class by class."""
+    """Return which images are held out, booleans of shape [n], by their names class by class."""
     choose = stratum if hold_out == "exact" else below_threshold
     held_out = np.full(len(targets), val_fraction == 1)
     for target in np.unique(targets) if val_fraction < 1 else ():

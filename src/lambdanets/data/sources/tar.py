@@ -44,7 +44,7 @@ class ClassWords:
 
     Args:
         words: each that occurs.
-        inverse: which of them an image has, of shape (n,).
+        inverse: which of them an image has, of shape [n].
         numbers: whether the words are class numbers, as in WebDataset's .cls files.
     """
 

@@ -26,7 +26,7 @@ class TarImages(ImageSource):
     Args:
         root: the folder from which the archives are named.
         members: where the images lie.
-        targets: classes of shape (n,).
+        targets: classes of shape [n].
         in_chans: 3 for RGB, 1 for grey.
         max_pixels: larger images are refused.
     """

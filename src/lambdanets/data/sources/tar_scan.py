@@ -31,11 +31,11 @@ class Members:
 
     Args:
         shards: the archives' names, from a folder that all of them are in.
-        shard: which of them holds an image, of shape (n,), ascending.
-        offsets: where an image begins in its shard, in bytes, of shape (n,).
-        sizes: of the images in bytes, of shape (n,).
-        names: of the images in their shards, as bytes, of shape (n,).
-        labels: what an image's .cls file says, as bytes, of shape (n,); empty where there is none.
+        shard: which of them holds an image, of shape [n], ascending.
+        offsets: where an image begins in its shard, in bytes, of shape [n].
+        sizes: of the images in bytes, of shape [n].
+        names: of the images in their shards, as bytes, of shape [n].
+        labels: what an image's .cls file says, as bytes, of shape [n]; empty where there is none.
     """
 
     shards: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Sets that are read in sequence: shards of samples, each from its beginning to its end."""
+"""A set that is read in sequence: files of samples, each from its beginning to its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..randomness import beginning, jittered, keys, shard_order
 from ..transforms import Pipeline
 from .stream_shard import REACH, StreamShard
 
-Sample = tuple[NamedFile, int, int]  # an image's file, its class, and its number in the set
+Sample = tuple[NamedFile, int, int]  # image file, class, and index in the set
 
 
 class SampleFiles(Protocol):
@@ -37,19 +37,19 @@ class SampleFiles(Protocol):
 
 
 class StreamSet:
-    """The samples of shards in sequence: one shard after the other, each from its beginning to its end.
+    """The samples of files in sequence: one file after the other, each from its beginning to its end.
 
-    In training an epoch visits the shards in an order of its own, beginning at a place of its own and going
-    round, and each lane of a part mixes its samples. What is in a batch is a function of (seed, epoch,
-    number of the batch, rank), and what becomes of a sample one of (seed, epoch, sample).
+    In training, each epoch has its own order of the files and starts at its own position of that sequence,
+    which is circular; each lane of a `StreamShard` mixes its samples. The content of a batch is a function of
+    (seed, epoch, number of the batch, rank), the augmentation of a sample one of (seed, epoch, sample).
 
     Args:
-        shards: where the samples are.
-        pipeline: from picture to tensor.
+        files: with the samples.
+        pipeline: from image to tensor.
         classes: names, in the order of the targets.
         train: mix the samples.
-        skip_bad: put its neighbour in the batch in the place of an image that cannot be decoded, with a
-            warning, instead of raising.
+        skip_bad: replace an image that cannot be decoded by another of its batch, with a warning, instead
+            of raising.
     """
 
     skipped: tuple[str, ...] = ()
@@ -71,62 +71,71 @@ class StreamSet:
         return int(self.files.lengths.sum())
 
     def batches(
-        self, part: StreamShard, number: int, *, step: int, epoch: int = 0, seed: int = 0
+        self, shard: StreamShard, number: int, *, step: int, epoch: int = 0, seed: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batch `number` of a part, and every further one of its lane that is a multiple of `step` on.
+        """Yield the batches `number`, `number + step`, `number + 2 * step`, ... of a shard.
 
-        Returns:
-            Images of shape (b, channels, image_size, image_size), int64 targets of shape (b,).
+        Args:
+            shard: of the process.
+            number: of the first batch.
+            step: a multiple of the number of lanes, so that all batches are of one lane.
+            epoch: counted from 0.
+            seed: of the run.
+
+        Yields:
+            Images of shape [b, channels, image_size, image_size], int64 targets of shape [b].
         """
-        places = part.lane(number % part.lanes)
+        positions = shard.lane(number % shard.lanes)
         if self.train:
-            places = jittered(seed, epoch, places, REACH)
-        size = part.batch_size
-        starts = range(number // part.lanes * size, len(places), step // part.lanes * size)
-        due = [places[start : start + size] for start in starts]
-        ahead = np.sort(np.concatenate(due))
-        reading = zip(ahead.tolist(), self._read(ahead, epoch, seed), strict=True)
-        waiting: dict[int, Sample] = {}
-        for batch in due:
-            for place in batch.tolist():
-                while place not in waiting:
-                    waiting.update([next(reading)])
-            yield self._made([waiting.pop(place) for place in batch.tolist()], epoch, seed)
+            positions = jittered(seed, epoch, positions, REACH)
+        size = shard.batch_size
+        starts = range(number // shard.lanes * size, len(positions), step // shard.lanes * size)
+        batches = [positions[start : start + size] for start in starts]
+        # Samples are read in ascending order; those of later batches wait in `read`.
+        ascending = np.sort(np.concatenate(batches))
+        samples = zip(ascending.tolist(), self._read(ascending, epoch, seed), strict=True)
+        read: dict[int, Sample] = {}
+        for batch in batches:
+            for position in batch.tolist():
+                while position not in read:
+                    read.update([next(samples)])
+            yield self._collated([read.pop(position) for position in batch.tolist()], epoch, seed)
 
-    def _read(self, places: np.ndarray, epoch: int, seed: int) -> Iterator[Sample]:
-        """The samples at ascending places of an epoch's sequence."""
-        shards = np.arange(len(self.files.lengths))
+    def _read(self, positions: np.ndarray, epoch: int, seed: int) -> Iterator[Sample]:
+        """Yield the samples at ascending positions of an epoch's sequence."""
+        order = np.arange(len(self.files.lengths))
         if self.train:
-            places = (places + beginning(seed, epoch, len(self))) % len(self)
-            shards = shard_order(seed, epoch, shards)
-        ends = np.cumsum(self.files.lengths[shards])
-        visit = np.searchsorted(ends, places, side="right")
-        new = (np.diff(visit) != 0) | (np.diff(places) < 0)  # going round may lead into the same shard again
-        for some in np.split(np.arange(len(places)), 1 + np.flatnonzero(new)):
-            shard = int(shards[visit[some[0]]])
-            inside = places[some] - (ends[visit[some[0]]] - self.files.lengths[shard])
-            indices = (self._first[shard] + inside).tolist()
-            for index, (file, target) in zip(indices, self.files.read(shard, inside), strict=True):
+            positions = (positions + beginning(seed, epoch, len(self))) % len(self)
+            order = shard_order(seed, epoch, order)
+        ends = np.cumsum(self.files.lengths[order])
+        visit = np.searchsorted(ends, positions, side="right")
+        # The circular sequence may end in the file in which it began: that is a second visit.
+        new = (np.diff(visit) != 0) | (np.diff(positions) < 0)
+        for some in np.split(np.arange(len(positions)), 1 + np.flatnonzero(new)):
+            number = int(order[visit[some[0]]])
+            rows = positions[some] - (ends[visit[some[0]]] - self.files.lengths[number])
+            indices = (self._first[number] + rows).tolist()
+            for index, (file, target) in zip(indices, self.files.read(number, rows), strict=True):
                 yield file, target, index
 
-    def _made(self, samples: Sequence[Sample], epoch: int, seed: int) -> tuple[Tensor, Tensor]:
+    def _collated(self, samples: Sequence[Sample], epoch: int, seed: int) -> tuple[Tensor, Tensor]:
         found = [self._prepared(file) for file, _, _ in samples]
-        good = [place for place, picture in enumerate(found) if not isinstance(picture, DataError)]
-        pictures, targets = [], []
-        for place, picture in enumerate(found):
-            used = place
-            if isinstance(picture, DataError):
+        good = [row for row, image in enumerate(found) if not isinstance(image, DataError)]
+        images, targets = [], []
+        for row, image in enumerate(found):
+            used = row
+            if isinstance(image, DataError):
                 if not good:
                     raise DataError(
                         f"not one of the {len(found)} images of a batch can be read; the first: {found[0]}"
                     )
-                used = next((other for other in good if other > place), good[0])
-                told = f"{picture} {samples[used][0].name} stands in for it."
-                warnings.warn(told, DataWarning, stacklevel=2)
-            pictures.append(found[used])
+                used = next((other for other in good if other > row), good[0])
+                replaced = f"{image} {samples[used][0].name} stands in for it."
+                warnings.warn(replaced, DataWarning, stacklevel=2)
+            images.append(found[used])
             targets.append(samples[used][1])
         indices = np.array([index for _, _, index in samples])
-        return self.pipeline.finish(pictures, keys(seed, epoch, indices)), torch.tensor(targets)
+        return self.pipeline.finish(images, keys(seed, epoch, indices)), torch.tensor(targets)
 
     def _prepared(self, file: NamedFile) -> np.ndarray | DataError:
         try:
@@ -139,7 +148,7 @@ class StreamSet:
 
 
 def digest(sides: Sequence[StreamSet]) -> str:
-    """Return a hash of the names and lengths of the shards on each side."""
+    """Return a hash of the names and lengths of the files on each side."""
     lines = [
         f"{number}\0{name}\0{length}"
         for number, side in enumerate(sides)

@@ -1,4 +1,4 @@
-"""Which places of an epoch's sequence come in which batch, where they have to be read in order."""
+"""The shard of a stream that one process reads, and the assignment of its samples to batches."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from torch.utils.data import Sampler
 
 from ..batches import Position, whole_batches
 
-LANES = 16  # parts that a process reads side by side: batches mix them, and workers share them out
-REACH = 512  # places in a lane that are mixed
+LANES = 16  # lanes that a process reads side by side: batches mix them, and workers divide them
+REACH = 512  # neighbouring samples of a lane that are mixed
 
 
 @dataclass(frozen=True)
 class StreamShard:
-    """The neighbouring places that are one process's, cut into lanes of neighbours.
+    """A range of consecutive positions in an epoch's sequence of samples, divided into lanes.
 
-    Batch b comes from lane `b % lanes`, so that workers that take turns, and are 1, 2, 4, 8 or 16, read a
-    lane each or some. Nothing depends on their number.
+    A lane is again a range of consecutive positions, so that it can be read in order. Batch b comes from lane
+    `b % lanes`: workers, which make batches in turn, read one or several lanes each if their number is 1, 2,
+    4, 8 or 16. The content of the batches does not depend on the number of workers.
 
     Args:
-        start: the first place.
-        stop: the one behind the last.
-        batch_size: places in a batch; the last one may have fewer.
+        start: first position.
+        stop: position behind the last.
+        batch_size: positions in a batch; the last batch may have fewer.
     """
 
     start: int
@@ -32,16 +33,16 @@ class StreamShard:
     batch_size: int
 
     def __len__(self) -> int:
-        """The number of batches."""
+        """Return the number of batches."""
         return -(-(self.stop - self.start) // self.batch_size)
 
     @property
     def lanes(self) -> int:
-        """Fewer where so many would be shorter than what is mixed in each."""
+        """Number of lanes; fewer than `LANES` where a lane would be shorter than `REACH`."""
         return min(LANES, max(1, (self.stop - self.start) // REACH))
 
     def lane(self, number: int) -> np.ndarray:
-        """Return the places of a lane, ascending: those of its batches, one after the other."""
+        """Return the positions of a lane, ascending: those of its batches, one batch after the other."""
         batches = np.array([len(range(lane, len(self), self.lanes)) for lane in range(number + 1)])
         before, own = batches[:-1].sum(), batches[-1]
         short = len(self) * self.batch_size - (self.stop - self.start)
@@ -51,36 +52,36 @@ class StreamShard:
 
 
 def training_shard(size: int, batch_size: int, *, rank: int, world_size: int) -> StreamShard:
-    """Return a process's part of an epoch that has whole batches alone, equally many for each.
+    """Return the shard of a process in training: whole batches, the same number for each process.
 
     Raises:
         DataError: there are fewer samples than processes.
     """
     batch_size, number = whole_batches(size, batch_size, world_size)
-    share = batch_size * number
-    return StreamShard(rank * share, (rank + 1) * share, batch_size)
+    length = batch_size * number
+    return StreamShard(rank * length, (rank + 1) * length, batch_size)
 
 
 def evaluation_shard(size: int, batch_size: int, *, rank: int, world_size: int) -> StreamShard:
-    """Return a process's part of all places: none is left out, and shares differ by one at most."""
+    """Return the shard of a process in evaluation: together all positions, in sizes that differ by one."""
     return StreamShard(rank * size // world_size, (rank + 1) * size // world_size, batch_size)
 
 
 class LaneBatches(Sampler):
-    """The numbers of a part's batches in an epoch, each with the epoch's, from where training stands.
+    """Pairs (epoch, number of a batch) for the batches of a shard, from the current position of training.
 
     Args:
-        part: of a process.
-        position: returns (epoch, batches already done in it), asked at the start of every iteration; None
+        shard: of the process.
+        position: returns (epoch, batches already done in it), called at the start of every iteration; None
             in evaluation.
     """
 
-    def __init__(self, part: StreamShard, position: Position | None):
-        self.part, self.position = part, position
+    def __init__(self, shard: StreamShard, position: Position | None):
+        self.shard, self.position = shard, position
 
     def __len__(self) -> int:
-        return len(self.part)
+        return len(self.shard)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, done = self.position() if self.position else (0, 0)
-        return ((epoch, number) for number in range(done, len(self.part)))
+        return ((epoch, number) for number in range(done, len(self.shard)))
