@@ -1,4 +1,10 @@
-"""The data room: everything that turns a source of images into tensors, reproducibly."""
+"""Data: sources of images, and loaders that turn them into batches of tensors reproducibly.
+
+`sources/protocol.py` states what a source must define, and `sources/__init__.py` holds their registry. A
+`DataConfig` names a source; `open_splits` opens it as `ImageSet`s (any image can be read at any time) or as
+`StreamSet`s (files are read in sequence), and `train_loader` and `eval_loader` make batches of these. `coco/`
+has the same for detectors, from a `CocoConfig`.
+"""
 
 from .coco.coco_set import CocoSet
 from .coco.config import CocoConfig

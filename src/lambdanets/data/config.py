@@ -1,4 +1,4 @@
-"""What to train on: the source, the size and form of the images, and how they are varied."""
+"""The configuration of the data: source, size and normalisation of the images, and augmentation."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def _is_range(value: tuple[float, ...]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How training images are varied; everything is off unless asked for.
+    """The augmentation of training images; all of it is off by default.
 
     The steps run in this order: crop, flip, RandAugment, colour jitter, normalisation, erasing.
 
     Args:
-        crop: "none" (as in evaluation), "pad" (pad by `pad` black pixels, then cut out a random square: for
+        crop: "none" (as in evaluation), "pad" (pad by `pad` black pixels, then crop a random square, for
             small images), or "random_resized" (a random part of the image, resized: for photographs).
         pad: pixels added to each side by "pad".
         scale: smallest and largest part of the area that "random_resized" keeps.
-        ratio: narrowest and widest width / height that "random_resized" cuts out.
+        ratio: smallest and largest width / height of a crop of "random_resized".
         flip: probability of a left-right flip.
-        rand_augment: timm's RandAugment in words, for example "rand-m9-n2-mstd0.5".
-        color_jitter: strength of the change of brightness, contrast and saturation.
+        rand_augment: timm's configuration string of RandAugment, for example "rand-m9-n2-mstd0.5".
+        color_jitter: strength of the changes of brightness, contrast and saturation.
         random_erasing: probability that a random rectangle is set to the mean colour.
     """
 
@@ -78,57 +78,58 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the images come from and the form in which a model gets them.
+    """The source of the images, and their form as the input of a model.
 
     Args:
         source: "digits" (scikit-learn's 1797 scanned digits), "folder:PATH" (train/ and val/ with one folder
-            per class, or one folder of class folders, which is split), "tar:PATH" (tar archives, read at
-            random places: a folder of them, a pattern, or one; with class folders or WebDataset's .cls files
-            inside, and with train or val in their names, in the folders' around them or inside them, else
-            they are split), or a name that timm's `create_dataset` reads, with its folder after a colon:
-            "torch/cifar10:PATH", "hfds/NAME", "tfds/NAME:PATH". "wds/NAME:PATH" streams shards of
-            WebDataset from a folder, a URL or a command ("pipe:"), and "hfids/NAME" the parquet files of a
-            Hugging Face data set, from the hub or a folder.
-        image_size: height and width of what the model gets, in pixels.
+            per class, or one folder of class folders, which is split), "tar:PATH" (tar archives with random
+            access: a folder of them, a pattern, or one; with class folders or WebDataset's .cls files inside,
+            and with train or val in their names, in the folders around them or inside them, else they are
+            split), "torch/NAME:PATH" (a data set of torchvision, such as "torch/cifar10"), "hfds/NAME" (a
+            data set of the Hugging Face hub), "hfids/NAME" (the same or a folder, streamed from its parquet
+            files), or "wds/NAME:PATH" (tar files of WebDataset, streamed from a folder, a URL or a command,
+            "pipe:").
+        image_size: height and width of a model's input, in pixels.
         in_chans: 3 for RGB, 1 for grey.
-        mean: of each channel, on a scale from 0 to 1; None takes the digits' own or ImageNet's.
+        mean: of each channel, on a scale from 0 to 1; None takes that of the digits, or of ImageNet.
         std: of each channel, on the same scale.
         batch_size: images in a step of one process.
         workers: processes that read images; 0 reads in the training process.
-        augment: how training images are varied.
-        val_fraction: part that is held out when a source is not split already; 1.0 holds out everything,
+        augment: augmentation of the training images.
+        val_fraction: fraction that is held out when a source is not split already; 1.0 holds out everything,
             to evaluate on a folder that is not split.
-        hold_out: how a folder or archives that are not split already are. "exact" holds out that part of each
-            class, rounded, and one image at least; where files are added or removed, a few others may change
-            sides. "stable" lets each file's own name decide: it stays on its side whatever comes and goes,
-            and the part is met on average only.
-        train_per_class: train on so many images of each class (all, where it has fewer), chosen by their
-            names alone: the same for every seed. None takes all. A streamed source cannot.
-        pseudo_labels: CSV of labels that a network gave (`lambdanets pseudo-label` writes it): train on these
-            images too.
-        unlabelled: where the images of `pseudo_labels` are, such as "folder:PATH"; None takes what the JSON
-            beside that file says.
-        pseudo_ratio: pseudo-labelled images for each labelled one in a batch, such as 3. An epoch is still
-            one pass over the labelled images.
-        crop_pct: part of the resized image's side that evaluation keeps, in the middle.
+        hold_out: method of splitting a folder or archives that are not split already. "exact" holds out
+            exactly `val_fraction` of each class, rounded, and at least one image; when files are added or
+            removed, a few others may change sides. "stable" assigns each file to a side by its own name, for
+            good, and holds out `val_fraction` on average only.
+        train_per_class: number of training images of each class (all, where it has fewer), chosen by their
+            names alone: the same for every seed. None takes all. Not for streamed sources.
+        pseudo_labels: CSV file of labels given by a network (`lambdanets pseudo-label` writes it): train on
+            these images, too.
+        unlabelled: source of the images of `pseudo_labels`, such as "folder:PATH"; None takes the one that
+            the JSON beside that file names.
+        pseudo_ratio: number of pseudo-labelled images for each labelled one in a batch, such as 3. An epoch
+            is still one pass over the labelled images.
+        crop_pct: fraction of the resized image's side that evaluation keeps, in the middle.
         interpolation: nearest, bilinear, bicubic or lanczos.
         on_bad_image: "refuse" to start when an image cannot be decoded or an archive was cut off, or "skip"
-            what is not whole with a warning.
-        max_pixels: width times height that an image may have at most; a larger one is refused before it is
-            decoded, as a small file may hold one that fills the memory. Set it higher for large scans.
+            damaged parts with a warning.
+        max_pixels: highest width times height of an image; a larger one is refused before it is decoded, as
+            a small file may hold an image that fills the memory. Set it higher for large scans.
         check: decode every image of a folder or of archives before training starts. Without it (for
-            millions of images) a bad one is met on the way: it is replaced by its neighbour under "skip",
-            else it ends the run.
-        cache: keep the decoded images in memory; "auto" does when they need less than 1 GiB.
+            millions of images) a bad one is found only during training: it is replaced by its neighbour
+            under "skip", else it ends the run.
+        cache: keep the decoded images in memory; "auto" does so if they need less than 1 GiB.
         order: of the training images in an epoch: "global" mixes all of them; "shards" visits archives
-            (tar:PATH) at random and mixes those of 16 at a time, for storage that is slow at random places.
-        train_split, val_split: names of the splits of a timm source; an empty `val_split` splits the
-            training images by `val_fraction`. Of wds/, splits that _info.json beside the shards lists, or
-            shards by name, such as "train-{000000..000009}.tar".
-        image_column, label_column: names of a Hugging Face data set's columns (hfds/, hfids/). None takes
-            "image" and "label"; of hfids/ otherwise the only column of images, and of classes with names.
+            (tar:PATH) at random and mixes those of 16 at a time, for storage with slow random access.
+        train_split, val_split: names of the splits of torch/, hfds/, hfids/ and wds/. An empty `val_split`
+            splits the training images of torch/ and hfds/ by `val_fraction`. For wds/, splits that
+            _info.json beside the tar files lists, or tar files by name, such as
+            "train-{000000..000009}.tar".
+        image_column, label_column: columns of a Hugging Face data set (hfds/, hfids/). None takes "image" and
+            "label"; for hfids/ otherwise the only column of images, and the only one of named classes.
         num_classes: needed only for a streamed source (wds/, hfids/) that does not name its classes.
-        download: let a torch/ source download itself when it is not in its folder.
+        download: download the data set of a torch/ source if it is not in its folder.
     """
 
     source: str = "digits"
@@ -196,10 +197,10 @@ class DataConfig:
         _check(self.std is None or min(self.std) > 0, "data.std", "above 0", self.std)
 
     def resolved(self) -> DataConfig:
-        """Return the same configuration with `mean`, `std` and the folders of the sources written out.
+        """Return the same configuration with explicit `mean` and `std`, and with absolute paths.
 
-        A run keeps this form, so that evaluating it on another source does not change the normalisation, and
-        so that it finds its images from any directory.
+        A run stores this form: evaluation on another source then uses the same normalisation, and the paths
+        are valid in any working directory.
         """
         source = _registry().find_source(self.source)
         if source is not None and source.statistics is not None:
@@ -216,7 +217,7 @@ class DataConfig:
         )
 
     def placeless(self) -> DataConfig:
-        """Return the same without the places where images and labels lie, which differ between machines."""
+        """Return the same configuration without paths of images and labels, which differ between machines."""
         labels = self.pseudo_labels and "labels"
         return replace(self, source="digits", pseudo_labels=labels, unlabelled=None)
 

@@ -31,11 +31,12 @@ class Splits:
     """The two sides of a source.
 
     Attributes:
-        train: varied as `config.augment` says; with `config.pseudo_labels` a set of both kinds.
-        val: as evaluation sees it.
+        train: augmented by `config.augment`; with pseudo-labelled images, if `config.pseudo_labels` is set.
+        val: without augmentation.
         classes: names, in the order of the targets.
-        fingerprint: of a folder or of archives, a hash of the names and classes of the files on each side: it
-            differs when a file was added, removed, renamed or moved. "" of other sources.
+        fingerprint: for a folder or archives, a hash of the names and classes of the files on each side,
+            which changes when a file is added, removed, renamed or moved; for streams, a hash of the names
+            and lengths of their files; "" for other sources.
     """
 
     train: ImageSet | MixedSet | StreamSet
@@ -45,7 +46,7 @@ class Splits:
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """What was left out, one sentence for each image."""
+        """One sentence for each image that was left out."""
         return (*self.train.skipped, *self.val.skipped)
 
 
@@ -53,10 +54,10 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
     """Open a source for training.
 
     Args:
-        config: the source, and what is made of it.
+        config: the source and its options.
         seed: of the split, where the source is not split already.
-        progress: called with (images done, images in all) while files are decoded; None shows a bar in a
-            terminal when there are many.
+        progress: called with (images done, all images) while files are decoded; None shows a bar in a
+            terminal if there are many.
 
     Returns:
         Both sides and the names of the classes.
@@ -126,22 +127,21 @@ def open_split(
     classes: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[ImageSet | StreamSet, tuple[str, ...]]:
-    """Open one side of a source for evaluation: nothing in it is varied.
+    """Open one side of a source for evaluation, without augmentation.
 
     Args:
         config: the source; with `val_fraction=1.0` all of a folder that is not split is its "val" side.
         split: "train" or "val".
         seed: of the split.
-        classes: those of the run that is evaluated; a folder may hold some of them but no others, another
-            source must name the same in the same order; one that only numbers its classes names them "0", "1"
-            and so on.
+        classes: of the run to evaluate. A folder may hold some of them and no others; another source must
+            have the same classes in the same order, named "0", "1" and so on where it only numbers them.
         progress: as in `open_splits`.
 
     Returns:
         The images and the names of the classes.
 
     Raises:
-        DataError: as in `open_splits`; or the classes are others.
+        DataError: as in `open_splits`, or for other classes.
     """
     if split not in ("train", "val"):
         raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
@@ -193,10 +193,10 @@ def _check_known(config: DataConfig, found: tuple[str, ...], known: Sequence[str
     if known is None or tuple(known) == found:
         return
     if sorted(known) == sorted(found):
-        place = next(index for index, name in enumerate(found) if name != known[index])
+        first = next(index for index, name in enumerate(found) if name != known[index])
         raise DataError(
-            f"{config.source!r} has the classes of the run in another order: number {place} is "
-            f"{found[place]!r}, and {known[place]!r} in the run."
+            f"{config.source!r} has the classes of the run in another order: number {first} is "
+            f"{found[first]!r}, and {known[first]!r} in the run."
         )
     raise DataError(
         f"{config.source!r} has {len(found)} classes ({few(found)}), "
@@ -213,11 +213,11 @@ def _fingerprint(source: Source, sides: Sequence[ImageSet]) -> str:
 
 
 def _read(sides: dict[str, ImageSet], config: DataConfig, progress: Progress | None) -> None:
-    """Check or keep the images of all sides, then refuse or leave out the bad ones."""
-    keep = config.cache
-    if keep == "auto":
-        keep = config.check and sum(map(memory_needed, sides.values())) < MEMORY_LIMIT
-    if not keep and not config.check:
+    """Check or cache the images of all sides, then refuse or leave out the bad ones."""
+    cache = config.cache
+    if cache == "auto":
+        cache = config.check and sum(map(memory_needed, sides.values())) < MEMORY_LIMIT
+    if not cache and not config.check:
         return
     total = sum(map(len, sides.values()))
     bad: list[dict[int, str]] = []
@@ -225,7 +225,7 @@ def _read(sides: dict[str, ImageSet], config: DataConfig, progress: Progress | N
     with bar as report:
         before = 0
         for side in sides.values():
-            read = keep_in_memory if keep else check_set
+            read = keep_in_memory if cache else check_set
             bad.append(read(side, lambda done, before=before: report(before + done, total)))
             before += len(side)
     sentences = [found[index] for found in bad for index in sorted(found)]
@@ -246,7 +246,7 @@ def _read(sides: dict[str, ImageSet], config: DataConfig, progress: Progress | N
 
 
 def describe(splits: Splits) -> dict[str, int | str]:
-    """Return short facts about a source, to print or to write into a run's folder."""
+    """Return numbers of classes and images of a source, to print or to write into a run's folder."""
     facts: dict[str, int | str] = {"classes": len(splits.classes)}
     sides: list[tuple[str, ImageSet | StreamSet]] = [("val", splits.val)]
     if isinstance(splits.train, MixedSet):

@@ -88,7 +88,7 @@ def open_source(config: DataConfig, *, seed: int, classes: Sequence[str] | None 
     source = get_source(config.source)
     source.require_package()
     if not isinstance(source, IndexedSource):
-        raise DataError(f"{config.source!r} is streamed: its images cannot be read at any place.")
+        raise DataError(f"{config.source!r} is streamed: its images cannot be read in any order.")
     found = source.open(config, seed=seed, classes=classes)
     if config.train_per_class is None:
         return found

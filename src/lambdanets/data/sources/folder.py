@@ -37,7 +37,7 @@ Sample = tuple[str, int]
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder holds: (path, class) pairs and the classes' names."""
+    """The images of a folder: pairs (path, class) of each side, and the names of the classes."""
 
     train: list[Sample]
     val: list[Sample]
@@ -103,19 +103,19 @@ def read_folder(
     """Find the images of a folder and their split.
 
     Symbolic links are followed. A file that has several names in a class is taken once. Files of other kinds
-    and what is hidden are left out, with a warning.
+    and hidden ones are left out, with a warning.
 
     Args:
         root: holds train/ and val/ (or validation/, valid/, test/) with one folder per class, or the class
             folders themselves, which are then split.
-        val_fraction: part of each class that is held out where the folder is not split; 1.0 takes all.
-        seed: of the split. An image's side depends on the seed and on names alone.
+        val_fraction: fraction of each class that is held out if the folder is not split; 1.0 takes all.
+        seed: of the split. The side of an image depends on the seed and on names alone.
         classes: number the classes in this order; None takes the sorted folder names.
-        hold_out: how a folder that is not split is, as in `DataConfig`.
+        hold_out: method of splitting, as in `DataConfig`.
 
     Raises:
-        DataError: there is no such folder, no class in it, the two sides do not agree, a link leads round in
-            a circle, or a file belongs to two classes or to both sides.
+        DataError: there is no such folder, it has no classes, the sides have different classes, links form a
+            cycle, or a file belongs to two classes or to both sides.
     """
     path = existing(root)
     train, val = _sides(path)
@@ -130,7 +130,7 @@ def read_folder(
         trained, linked = _samples(train, names) if train is not None else ([], False)
         measured, linked_too = _samples(val, names, measured=True)
         if classes is None and (linked or linked_too):
-            _check_apart(trained, measured)
+            _check_disjoint(trained, measured)
         if classes is None:
             held = {target for _, target in measured}
             warn_unmeasured(val, [name for number, name in enumerate(names) if number not in held])
@@ -157,20 +157,20 @@ def which_held_out(
     names: Sequence[str],
     targets: np.ndarray,
     classes: Sequence[str],
-    place: str | Path,
+    where: str | Path,
     *,
     val_fraction: float,
     seed: int,
     hold_out: HoldOut,
 ) -> np.ndarray:
-    """Return which images are held out, booleans of shape [n], by their names class by class."""
+    """Return whether each image is held out, bool of shape [n], by the names of its class."""
     choose = stratum if hold_out == "exact" else below_threshold
     held_out = np.full(len(targets), val_fraction == 1)
     for target in np.unique(targets) if val_fraction < 1 else ():
         members = np.flatnonzero(targets == target)
         if len(members) < 2:
             raise DataError(
-                f"class {classes[target]!r} in {place} holds one image; at least two are needed to train on "
+                f"class {classes[target]!r} in {where} holds one image; at least two are needed to train on "
                 "one and validate on another. Add images, or make train/ and val/ folders, where val/ may "
                 "lack the class."
             )
@@ -192,33 +192,33 @@ def split_rows(
 
 
 def below_threshold(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:
-    """Return which of the names of one class are held out, each by its own digest.
+    """Return the indices of the held-out names of one class, decided for each name by its own digest.
 
-    A name stays on its side while others come and go; the part is met on average. At least one is held out,
-    and never all.
+    A name stays on its side when others are added or removed; `val_fraction` is held out on average. At least
+    one name is held out, and never all.
     """
-    places = [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests(names, seed)]
-    ranked = sorted(range(len(names)), key=places.__getitem__)
-    number = sum(place < val_fraction for place in places)
+    values = [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests(names, seed)]  # in [0, 1)
+    ranked = sorted(range(len(names)), key=values.__getitem__)
+    number = sum(value < val_fraction for value in values)
     return set(ranked[: min(max(number, 1), len(names) - 1)])
 
 
 def stratum(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:
-    """Return which of the names of one class are held out, exactly that part: those of the lowest digests.
+    """Return the indices of the held-out names of one class: exactly `val_fraction`, of the lowest digests.
 
-    At least one is held out, and never all.
+    At least one name is held out, and never all.
     """
     number = min(max(round(val_fraction * len(names)), 1), len(names) - 1)
     return set(sorted(range(len(names)), key=digests(names, seed).__getitem__)[:number])
 
 
 def digests(names: Sequence[str], seed: int) -> list[bytes]:
-    """Return a digest of each name, by which names are ranked as if at random."""
+    """Return a digest of each name, a pseudo-random key to rank names by."""
     return [blake2b(f"{seed}/{name}".encode(errors="surrogateescape")).digest() for name in names]
 
 
 def fingerprint(root: Path, sides: Sequence[Sequence[Sample]], classes: Sequence[str]) -> str:
-    """Return a hash of which file, named from the root, is of which class on which side."""
+    """Return a hash of the side, name (from the root) and class of every file."""
     lines = sorted(
         f"{number}\0{relative(name, root)}\0{classes[target]}"
         for number, side in enumerate(sides)
@@ -228,11 +228,12 @@ def fingerprint(root: Path, sides: Sequence[Sequence[Sample]], classes: Sequence
 
 
 def relative(name: str, root: Path) -> str:
-    """Return the name, from its root, of a file found there: by its letters, as there may be millions."""
+    """Return the path of a file relative to its root, by string operations: there may be millions."""
     return name.removeprefix(str(root)).lstrip(os.sep).replace(os.sep, "/")
 
 
 def existing(root: str) -> Path:
+    """Return the path of a folder, or raise DataError if there is none."""
     path = Path(root).expanduser()
     if path.is_dir():
         return path
@@ -250,7 +251,7 @@ def _subfolders(path: Path) -> list[str]:
 
 
 def _sides(path: Path) -> tuple[Path | None, Path | None]:
-    """The sides of a folder that is split, in any case; without class folders `train` is a class itself."""
+    """The folders train/ and val/, in upper or lower case; None without class folders in them."""
     held = {name.lower(): path / name for name in reversed(_subfolders(path))}
     train, val = (
         next((held[name] for name in names if name in held), None) for names in (TRAIN_NAMES, VAL_NAMES)
@@ -259,7 +260,7 @@ def _sides(path: Path) -> tuple[Path | None, Path | None]:
         train = None
     if val is not None and not _subfolders(val):
         if (train is not None or len(held) == 1) and (images := _images(val)):
-            # The images of a contest's test/ have no labels: there the classes are in train/ alone.
+            # The test images of a competition have no labels: only train/ has class folders.
             instead = f"; or train on folder:{train}, of which data.val_fraction is held out" if train else ""
             raise DataError(f"{val} holds {images} images but no class folders: {CLASS_FOLDERS}{instead}.")
         if train is None:
@@ -283,11 +284,11 @@ def _classes(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def check_text(place: str | Path, names: Iterable[str]) -> None:
-    """Refuse class folders whose names are bytes that are no UTF-8: a run stores its classes as text."""
+def check_text(where: str | Path, names: Iterable[str]) -> None:
+    """Refuse class folders whose names are not UTF-8: a run stores its classes as text."""
     for name in names:
         if name.encode("utf-8", "replace").decode("utf-8") != name:
-            raise DataError(f"the class folder {name!r} in {place} has a name that is not UTF-8; rename it.")
+            raise DataError(f"the class folder {name!r} in {where} has a name that is not UTF-8; rename it.")
 
 
 def _unpacked(path: Path, archives: Sequence[str]) -> str:
@@ -297,7 +298,7 @@ def _unpacked(path: Path, archives: Sequence[str]) -> str:
 
 
 def _check_classes(train: Path, val: Path) -> None:
-    """Refuse a class that cannot be learnt."""
+    """Refuse a class without training images."""
     if unknown := set(_classes(val)) - set(_classes(train)):
         what = "class" if len(unknown) == 1 else "classes"
         raise DataError(
@@ -307,7 +308,7 @@ def _check_classes(train: Path, val: Path) -> None:
 
 
 def warn_unmeasured(val: str | Path, names: Iterable[str]) -> None:
-    """Say which classes have no validation images."""
+    """Warn about the classes that have no validation images."""
     if lacking := sorted(names):
         what = "class" if len(lacking) == 1 else "classes"
         warnings.warn(
@@ -318,7 +319,7 @@ def warn_unmeasured(val: str | Path, names: Iterable[str]) -> None:
 
 
 def _samples(path: Path, classes: Sequence[str], *, measured: bool = False) -> tuple[list[Sample], bool]:
-    """The images of a side, class by class, and whether links lead to some; validation may lack a class."""
+    """The images of a side, by class, and whether links lead to some; `measured` may lack a class."""
     present = set(_subfolders(path))
     if unknown := sorted(present - set(classes)):
         raise DataError(f"{path} holds classes that are not known: {few(unknown)}. Known are {few(classes)}.")
@@ -350,8 +351,8 @@ def _samples(path: Path, classes: Sequence[str], *, measured: bool = False) -> t
     return (_once(samples, classes) if linked else samples), linked
 
 
-def _check_apart(train: list[Sample], val: list[Sample]) -> None:
-    """Refuse validation images that are training images, too, by a link."""
+def _check_disjoint(train: list[Sample], val: list[Sample]) -> None:
+    """Refuse validation images that are also training images, by a link."""
     seen = {}
     for name, _ in train:
         if (file := identity(name)) is not None:
@@ -365,7 +366,7 @@ def _check_apart(train: list[Sample], val: list[Sample]) -> None:
 
 
 def _once(samples: list[Sample], classes: Sequence[str]) -> list[Sample]:
-    """Each file once, by the first of its names; a file has one class."""
+    """Keep each file once, under the first of its names; refuse a file in two classes."""
     seen: dict[tuple[int, int], Sample] = {}
     kept = []
     for name, target in samples:
@@ -390,7 +391,7 @@ def _once(samples: list[Sample], classes: Sequence[str]) -> list[Sample]:
 
 
 def _check_class(path: Path) -> None:
-    """Refuse what looks like a level too high; folders beside files are taken as parts of the class."""
+    """Refuse a class folder that holds only folders; folders beside files are parts of the class."""
     inside = [entry for entry in os.scandir(path) if not is_stray(entry.name)]
     if inside and all(map(is_folder, inside)):
         names = few(sorted(entry.name for entry in inside))

@@ -29,22 +29,21 @@ from .folder import (
 from .protocol import ImageSplits, IndexedSource, absolute
 from .tar_images import TarImages, unlabelled_tar
 from .tar_index import read_members
-from .tar_paths import find_shards
+from .tar_paths import NEITHER, TRAIN, UNDECIDED, VAL, find_archives
 from .tar_scan import Members
 
 CLASSES = "classes.json"
 NUMBER = re.compile(r"-?\d+")
-MOST = 10**6  # what is beyond is no number of a class
-TRAIN, VAL, UNDECIDED, NEITHER = range(4)
+MOST = 10**6  # a higher number is no class
 
 
 @dataclass(frozen=True)
 class ClassWords:
-    """What archives call the class of every image.
+    """The classes of images, as the archives write them.
 
     Args:
-        words: each that occurs.
-        inverse: which of them an image has, of shape [n].
+        words: the different ones.
+        inverse: index of the word of each image, of shape [n].
         numbers: whether the words are class numbers, as in WebDataset's .cls files.
     """
 
@@ -78,21 +77,20 @@ class TarSource(IndexedSource):
         return unlabelled_tar(self.root, in_chans, max_pixels)
 
     def open(self, config: DataConfig, *, seed: int, classes: Sequence[str] | None = None) -> ImageSplits:
-        place = self.require_root()
-        found = find_shards(place)
-        shards = (*found.train, *found.val, *found.whole)
-        members = read_members(found.root, shards, skip=config.on_bad_image == "skip")
-        of_shard = np.repeat([TRAIN, VAL, UNDECIDED], [len(found.train), len(found.val), len(found.whole)])
-        sides, labels = _labelled(found.root, members, of_shard[members.shard], classes)
-        declared = declared_classes(found.root, os.path.dirname(shards[0]))
-        names, targets = _numbered(place, labels, sides, classes, declared)
+        path = self.require_root()
+        found = find_archives(path)
+        members = read_members(found.root, found.names, skip=config.on_bad_image == "skip")
+        of_archive = np.repeat(list(found.sides), [len(names) for names in found.sides.values()])
+        sides, labels = _sides_and_labels(found.root, members, of_archive[members.shard], classes)
+        declared = declared_classes(found.root, os.path.dirname(found.names[0]))
+        names, targets = _numbered(path, labels, sides, classes, declared)
         if (sides == UNDECIDED).any():
             undecided = np.flatnonzero(sides == UNDECIDED)
             held_out = which_held_out(
                 [os.fsdecode(members.names[index]) for index in undecided],
                 targets[undecided],
                 names,
-                place,
+                path,
                 val_fraction=config.val_fraction,
                 seed=seed,
                 hold_out=config.hold_out,
@@ -103,10 +101,10 @@ class TarSource(IndexedSource):
         return ImageSplits(images.subset(train), images.subset(val), names)
 
 
-def _labelled(
+def _sides_and_labels(
     root: str, members: Members, sides: np.ndarray, classes: Sequence[str] | None
 ) -> tuple[np.ndarray, ClassWords]:
-    """The side and the label of every image, from .cls files or from folders."""
+    """The side and the class of every image, from .cls files or from folders."""
     words, inverse = np.unique(members.labels, return_inverse=True)
     has_label = words != b""  # `words.all()` is an error for bytes in NumPy 1
     if has_label.all():
@@ -114,7 +112,7 @@ def _labelled(
         return sides, ClassWords(decoded, inverse, all(NUMBER.fullmatch(word) for word in decoded))
     if has_label.any():
         raise DataError(f"some archives in {root} have .cls files and others do not; make them alike.")
-    # A side goes with each folder: archives of train and of val may be packed from different levels.
+    # Folders are distinguished by side, as archives of train and of val may be packed from different levels.
     folders, inverse = np.unique(
         [
             b"%d/%s" % (side, name.rpartition(b"/")[0])
@@ -151,7 +149,7 @@ def _check_flat(root: str, members: Members, flat: np.ndarray) -> None:
 
 
 def _stripped(paths: list[list[str]], whole: bool, classes: Sequence[str] | None) -> list[list[str]]:
-    """Without the folders around all classes; a val/ of images that are not split yet says what they are."""
+    """Remove the folders around all classes, except a val/ that gives the side of undecided images."""
     while len({path[0] for path in paths}) == 1 and min(map(len, paths)) > 1:
         head = paths[0][0]
         if head in (classes or ()) or (whole and head.lower() in VAL_NAMES):
@@ -161,7 +159,7 @@ def _stripped(paths: list[list[str]], whole: bool, classes: Sequence[str] | None
 
 
 def _split_inside(root: str, paths: list[list[str]]) -> dict[str, int]:
-    """Which folder inside the archives is which side, as in `read_folder`; nothing where they are classes."""
+    """The sides of the folders inside the archives, as in `read_folder`; empty if these are classes."""
     deep = {path[0].lower(): path[0] for path in paths if len(path) > 1}
     train, val = (
         next((deep[name] for name in names if name in deep), "") for names in (TRAIN_NAMES, VAL_NAMES)
@@ -174,7 +172,7 @@ def _split_inside(root: str, paths: list[list[str]]) -> dict[str, int]:
 
 
 def declared_classes(root: str, *folders: str) -> tuple[str, ...] | None:
-    """Return what classes.json lists, if it lies in a folder or in one of those inside."""
+    """Return the classes of classes.json, if the root or one of its `folders` holds one."""
     for folder in ("", *folders):
         path = os.path.join(root, folder, CLASSES)
         if not os.path.isfile(path):
@@ -193,13 +191,13 @@ def declared_classes(root: str, *folders: str) -> tuple[str, ...] | None:
 
 
 def _numbered(
-    place: str,
+    path: str,
     labels: ClassWords,
     sides: np.ndarray,
     classes: Sequence[str] | None,
     declared: Sequence[str] | None,
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes in order, and the number of every image's class."""
+    """The classes in order, and the number of the class of every image."""
     number = len(labels.words)
     held = np.array([np.bincount(labels.inverse[sides == side], minlength=number) > 0 for side in range(4)])
     used = np.flatnonzero(held[:NEITHER].any(axis=0))
@@ -211,31 +209,31 @@ def _numbered(
             names_by_number = [str(index) for index in range(1 + highest)]
         if beyond := [word for word in words.values() if not 0 <= int(word) < len(names_by_number)]:
             raise DataError(
-                f"{place} has the class number {beyond[-1]}, but there are {len(names_by_number)} classes "
+                f"{path} has the class number {beyond[-1]}, but there are {len(names_by_number)} classes "
                 f"({few(names_by_number)}), numbered from 0."
             )
         words = {index: names_by_number[int(word)] for index, word in words.items()}
         order = tuple(classes or names_by_number)
     else:
         order = tuple(classes or declared or sorted(set(words.values())))
-    check_text(place, order)
+    check_text(path, order)
     of_name = {name: index for index, name in enumerate(order)}
     if unknown := sorted(set(words.values()) - set(of_name)):
-        raise DataError(f"{place} holds classes that are not known: {few(unknown)}. Known are {few(order)}.")
+        raise DataError(f"{path} holds classes that are not known: {few(unknown)}. Known are {few(order)}.")
     if classes is None:
-        _check_sides(place, words, held, declared)
+        _check_sides(path, words, held, declared)
     targets = np.full(number, -1, np.int64)
     for index, word in words.items():
         targets[index] = of_name[word]
     return order, targets[labels.inverse]
 
 
-def _check_sides(place: str, words: dict[int, str], held: np.ndarray, declared: Sequence[str] | None) -> None:
+def _check_sides(path: str, words: dict[int, str], held: np.ndarray, declared: Sequence[str] | None) -> None:
     if held[UNDECIDED].any():
         return
     if not held[TRAIN].any():
         raise DataError(
-            f"{place} holds archives or folders of val but none of train: there is nothing to train on."
+            f"{path} holds archives or folders of val but none of train: there is nothing to train on."
         )
     of_train, of_val = (
         {words[index] for index in np.flatnonzero(held[side]).tolist()} for side in (TRAIN, VAL)
@@ -243,7 +241,7 @@ def _check_sides(place: str, words: dict[int, str], held: np.ndarray, declared: 
     if names := of_val - of_train:
         what = "class" if len(names) == 1 else "classes"
         raise DataError(
-            f"the training images of {place} lack the {what} {few(sorted(names))} of the validation images."
+            f"the training images of {path} lack the {what} {few(sorted(names))} of the validation images."
         )
     if not declared:
-        warn_unmeasured(f"the validation side of {place}", of_train - of_val)
+        warn_unmeasured(f"the validation side of {path}", of_train - of_val)

@@ -1,4 +1,4 @@
-"""Images read out of tar archives at random places, as they stand: nothing is unpacked."""
+"""Images inside tar archives, read with random access and without unpacking."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..files import regular
 from ..image_source import ImageSource, real
 from ..images import NamedFile, check_image, read_image, reason
 from .tar_index import read_members
-from .tar_paths import all_shards
+from .tar_paths import find_all_archives
 from .tar_scan import Members
 
-OPEN = 64  # shards that one process keeps open
+OPEN = 64  # archives that one process keeps open
 
 
 class TarImages(ImageSource):
@@ -25,7 +25,7 @@ class TarImages(ImageSource):
 
     Args:
         root: the folder from which the archives are named.
-        members: where the images lie.
+        members: the positions of the images.
         targets: classes of shape [n].
         in_chans: 3 for RGB, 1 for grey.
         max_pixels: larger images are refused.
@@ -53,14 +53,13 @@ class TarImages(ImageSource):
         return read_image(self.open(index), in_chans=self.in_chans, max_pixels=self.max_pixels)
 
     def check(self, index: int) -> None:
-        """Find out what `read` would say."""
         check_image(self.open(index), max_pixels=self.max_pixels)
 
     def encoded(self, index: int) -> tuple[bytes, str]:
         return self.open(index).getvalue(), os.path.splitext(self.path(index))[1].lower()
 
     def open(self, index: int) -> NamedFile:
-        """Return an image's file, as it is in the archive, in memory."""
+        """Return the file of an image, as it is in the archive, in memory."""
         members = self.members
         name = self.path(index)
         size = int(members.sizes[index])
@@ -100,13 +99,13 @@ def unlabelled_tar(root: str, in_chans: int, max_pixels: int = MAX_PIXELS) -> Ta
         >>> unlabelled_tar("/data/jft", in_chans=3).path(0)
         'jft-000000.tar#00000000.jpg'
     """
-    folder, shards = all_shards(root)
+    folder, shards = find_all_archives(root)
     members = read_members(folder, shards, labelled=False)
     return TarImages(folder, members, np.zeros(len(members), np.int64), in_chans, max_pixels)
 
 
 class _File:
-    """One open archive; it is closed when nobody reads from it any more, in whichever thread that is."""
+    """One open archive; it is closed when the last thread that reads from it drops its reference."""
 
     def __init__(self, path: str):
         self.number = regular(path, os.O_RDONLY)
@@ -119,7 +118,7 @@ class _File:
 class _Files:
     """Archives that are opened when they are first read.
 
-    `pread` has no position that threads or forked workers could move for one another.
+    `pread` does not use the position of the file, which threads and forked workers share.
     """
 
     def __init__(self, paths: tuple[str, ...]):
@@ -130,5 +129,5 @@ class _Files:
         return _Files, (self.paths,)  # a spawned worker opens its own
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        file = self._opened(self.paths[shard])  # held here, so that no other thread closes it meanwhile
+        file = self._opened(self.paths[shard])  # the reference keeps it open
         return os.pread(file.number, size, offset)

@@ -1,4 +1,4 @@
-"""The index of shards: found from their headers, and kept in a small file beside them."""
+"""The index of shards: read from their headers, and cached in a small file beside them."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from .tar_paths import check_distinct
 from .tar_scan import BLOCK, Members, Scanned, scan
 
 INDEX = "_index.npz"
-SCANNERS = 8  # shards read at a time: on networked storage most of it is waiting
-LONG = 2**30  # bytes of shards whose headers take long enough for a bar
-SPOTS = 3  # headers of a shard that are compared with the index
+SCANNERS = 8  # shards read at a time: networked storage has a high latency
+LONG = 2**30  # bytes of shards whose headers take long enough to show a bar
+SPOTS = 3  # headers of a shard to compare with the index
 ARRAYS = ("shard", "offsets", "sizes", "names", "labels")
 
 
 def read_members(
     root: str, shards: Sequence[str], *, labelled: bool = True, skip: bool = False, indexed: bool = True
 ) -> Members:
-    """Find the images of shards, from the index beside them where it fits, else from their headers.
+    """Find the images of shards, from the index beside them if it is valid, else from their headers.
 
     Args:
         root: the folder from which shards are named.
         shards: names of tar archives.
-        labelled: where a shard has .cls files, every image must have one.
-        skip: leave out what a damaged shard lacks, with a warning, instead of raising.
-        indexed: False reads the headers of all.
+        labelled: every image must have a .cls file, if its shard has any.
+        skip: leave out the damaged part of a shard, with a warning, instead of raising.
+        indexed: use the index; False reads the headers of all shards.
 
     Raises:
-        DataError: a shard cannot be read at random places, is damaged, holds no images, or comes twice.
+        DataError: a shard allows no random access, is damaged, holds no images, or is listed twice.
     """
     check_distinct(root, shards)
     sizes = {shard: _size(os.path.join(root, shard)) for shard in shards}
@@ -57,8 +57,8 @@ def read_members(
     ):
 
         def found(shard: str) -> Scanned:
-            def moved(place: int) -> None:
-                passed[shard] = place
+            def moved(offset: int) -> None:
+                passed[shard] = offset
                 report(sum(passed.values()), total)
 
             result = scan(root, shard, labelled=labelled, moved=moved)
@@ -93,7 +93,7 @@ def _size(path: str) -> int:
 
 
 def write_index(root: str, shards: Sequence[str]) -> Members:
-    """Read the headers of shards that lie in one folder, and write what they say beside them."""
+    """Read the headers of shards that lie in one folder, and write their index beside them."""
     members = read_members(root, shards, indexed=False)
     sizes = [os.path.getsize(os.path.join(root, shard)) for shard in shards]
     _write(os.path.join(root, INDEX), members, shards, sizes)
@@ -111,7 +111,7 @@ def _write(path: str, members: Members, names: Sequence[str], sizes: Sequence[in
 
 
 def _mend(root: str, folder: str, members: Members, sizes: dict[str, int], *, whole: bool) -> None:
-    """Write a damaged index anew where that is allowed; where it is not, the headers are read each time."""
+    """Replace a damaged index, if the folder is writable; else the headers are read each time."""
     index = os.path.join(root, folder, INDEX)
     outcome = "The headers of its shards were read instead"
     if whole:
@@ -120,12 +120,12 @@ def _mend(root: str, folder: str, members: Members, sizes: dict[str, int], *, wh
             _write(index, members, names, [sizes[shard] for shard in members.shards])
             outcome += ", and it was written anew"
         except OSError:
-            pass  # the folder may be read alone
+            pass  # the folder is read-only
     warnings.warn(f"the index {index} is damaged. {outcome}.", SourceWarning, stacklevel=3)
 
 
 def _load(root: str, sizes: dict[str, int]) -> tuple[dict[str, Members], list[str]]:
-    """What indices say of those shards that they fit, and the folders whose index is damaged."""
+    """The members of the shards with a valid index, and the folders whose index is damaged."""
     known: dict[str, Members] = {}
     damaged = []
     for folder in sorted({os.path.dirname(shard) for shard in sizes}):
@@ -136,7 +136,7 @@ def _load(root: str, sizes: dict[str, int]) -> tuple[dict[str, Members], list[st
                 parts, then = _parts(file, folder)
         except FileNotFoundError:
             continue
-        except Exception:  # whatever a damaged file makes the libraries raise: an index only saves time
+        except Exception:  # the libraries raise many kinds for a damaged file; an index only saves time
             damaged.append(folder)
             continue
         fitting = {
@@ -152,13 +152,13 @@ def _load(root: str, sizes: dict[str, int]) -> tuple[dict[str, Members], list[st
 
 
 def _parts(file: IO[bytes], folder: str) -> tuple[dict[str, Members], dict[str, int]]:
-    """What an index says of each shard, and the size of each.
+    """The members and the size of each shard, from an index.
 
     Raises:
-        ValueError: it cannot be so; reading may raise much else.
+        ValueError: the index contradicts itself. Reading a damaged file raises other exceptions, too.
     """
     with zipfile.ZipFile(file) as archive:
-        if archive.testzip() is not None:  # NumPy alone does not look at every checksum
+        if archive.testzip() is not None:  # NumPy does not check every checksum
             raise ValueError("a checksum is wrong")
     file.seek(0)
     with np.load(file, allow_pickle=False) as arrays:
@@ -168,13 +168,13 @@ def _parts(file: IO[bytes], folder: str) -> tuple[dict[str, Members], dict[str, 
         )
         members = Members(tuple(names), *(arrays[name] for name in ARRAYS))
     shard, columns = members.shard, [members.shard, *_rows(members)]
-    forms = [(column.dtype.kind, column.shape) for column in columns]
-    if forms != [(kind, shard.shape) for kind in "iiiSS"] or sizes.shape != (len(names),):
+    kinds = [(column.dtype.kind, column.shape) for column in columns]
+    if kinds != [(kind, shard.shape) for kind in "iiiSS"] or sizes.shape != (len(names),):
         raise ValueError("its columns do not belong together")
     if (np.diff(shard) < 0).any() or (shard < 0).any():
         raise ValueError("its images are not in the order of their shards")
-    room = sizes[shard] - members.offsets
-    if (members.offsets < BLOCK).any() or (members.sizes < 0).any() or (members.sizes > room).any():
+    capacity = sizes[shard] - members.offsets
+    if (members.offsets < BLOCK).any() or (members.sizes < 0).any() or (members.sizes > capacity).any():
         raise ValueError("its images lie outside their shards")
     bounds = np.searchsorted(shard, np.arange(len(names) + 1))
     parts = {}
@@ -185,7 +185,7 @@ def _parts(file: IO[bytes], folder: str) -> tuple[dict[str, Members], dict[str, 
 
 
 def _agrees(root: str, members: Members) -> bool:
-    """Whether the headers of a few images in a shard say the same as its index."""
+    """Whether the headers of a few images of a shard agree with its index."""
     with open_regular(os.path.join(root, members.shards[0])) as file:
         for row in np.unique(np.linspace(0, len(members) - 1, SPOTS).astype(int)) if len(members) else ():
             file.seek(int(members.offsets[row]) - BLOCK)

@@ -1,4 +1,4 @@
-"""Which tar archives a path names, and on which side each of them is."""
+"""The tar archives that a path names, and the side of each of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lambdanets.wording import few
@@ -18,70 +18,93 @@ from .folder import TRAIN_NAMES, VAL_NAMES
 
 SUFFIX = ".tar"
 COMPRESSED_SUFFIXES = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
+TRAIN, VAL, UNDECIDED, NEITHER = range(4)  # sides of an archive or an image; undecided ones are to be split
 
 
 @dataclass(frozen=True)
-class Shards:
-    """Archives named from the folder that all of them are in.
+class Archives:
+    """Archives named from a folder that holds all of them.
 
     Args:
-        root: that folder.
-        train, val: those of each side.
-        whole: those without sides; either these or the others are empty.
+        root: the folder.
+        sides: names by side.
     """
 
     root: str
-    train: tuple[str, ...] = ()
-    val: tuple[str, ...] = ()
-    whole: tuple[str, ...] = ()
+    sides: dict[int, list[str]]
+
+    @property
+    def names(self) -> list[str]:
+        """All names, one side after the other."""
+        return [name for names in self.sides.values() for name in names]
 
 
-def find_shards(place: str) -> Shards:
-    """Find the archives of `tar:PLACE`.
+def find_archives(path: str) -> Archives:
+    """Find the archives of `tar:PATH`.
 
     Args:
-        place: a folder with train/ and val/, or with archives whose names hold a side as a word
+        path: a folder with train/ and val/, or with archives whose names contain a side as a word
             (train-000012.tar) or none; a pattern of such names with `*` or braces; or one archive.
 
     Raises:
         DataError: there are none, or only some of them name their side.
     """
-    root = os.path.expanduser(place)
+    root = os.path.expanduser(path)
     if os.path.isdir(root):
-        sides = {
+        entries = sorted(os.listdir(root))
+        folders = {
             name.lower(): found
-            for name in sorted(os.listdir(root))
-            if (found := _tars(root, os.path.join(root, name)))
+            for name in entries
+            if os.path.isdir(folder := os.path.join(root, name))
+            and (found := _archives(root, folder, os.listdir(folder)))
         }
-        train, val = _of_side(sides, TRAIN_NAMES), _of_side(sides, VAL_NAMES)
-        if train or val:
-            return Shards(root, train, val) if val else Shards(root, whole=train)
-        paths = _tars(root, root)
-        if not paths:
+        if sides := _sides(folders):
+            return Archives(root, sides)
+        names = _archives(root, root, entries)
+        if not names:
             raise _no_archives(root)
-        return _by_words(root, paths)
-    paths = expand(root)
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    return _by_words(root, [os.path.relpath(path, root) for path in paths])
+    else:
+        paths = expand(root)
+        root = os.path.commonpath([os.path.dirname(os.path.abspath(each)) for each in paths])
+        names = [os.path.relpath(each, root) for each in paths]
+    words: dict[str, list[str]] = {}
+    for name in names:
+        words.setdefault(side_word(name), []).append(name)
+    if len(words) > 1 and "" in words:
+        raise DataError(
+            f"some archives in {root} name their side and others do not ({few(words[''])}): "
+            "give all of them train or val as a word of their names, or none."
+        )
+    return Archives(root, _sides(words) or {UNDECIDED: words[""]})
 
 
-def all_shards(place: str) -> tuple[str, tuple[str, ...]]:
-    """Return the folder of the archives that `place` names, with those in folders inside, and their names."""
-    root = os.path.expanduser(place)
+def find_all_archives(path: str) -> tuple[str, list[str]]:
+    """Return a folder and the names from there of all archives of a path, those in inner folders included."""
+    root = os.path.expanduser(path)
     if not os.path.isdir(root):
-        found = find_shards(place)
-        return found.root, (*found.train, *found.val, *found.whole)
-    paths: list[str] = []
-    for folder, inner, names in os.walk(root):
+        found = find_archives(path)
+        return found.root, found.names
+    names: list[str] = []
+    for folder, inner, files in os.walk(root):
         inner[:] = [name for name in inner if not is_stray(name)]
-        paths += _archives(root, folder, names)
-    if not paths:
+        names += _archives(root, folder, files)
+    if not names:
         raise _no_archives(root)
-    return root, tuple(sorted(paths))
+    return root, sorted(names)
+
+
+def _sides(found: Mapping[str, list[str]]) -> dict[int, list[str]]:
+    """The sides of archives that are listed by a folder or a word; training ones alone are to be split."""
+    train, val = (
+        next((found[name] for name in names if name in found), []) for names in (TRAIN_NAMES, VAL_NAMES)
+    )
+    if val:
+        return {TRAIN: train, VAL: val}
+    return {UNDECIDED: train} if train else {}
 
 
 def check_distinct(root: str, names: Iterable[str]) -> None:
-    """Refuse archives that are one file: its images would count twice, or be on both sides."""
+    """Refuse different names of one archive: its images would count twice, or be on both sides."""
     seen: dict[tuple[int, int], str] = {}
     for name in names:
         if (file := identity(os.path.join(root, name))) is None:
@@ -95,13 +118,13 @@ def check_distinct(root: str, names: Iterable[str]) -> None:
 
 
 def side_word(path: str) -> str:
-    """Return the word of an archive's name that says on which side it is, "" where none does."""
+    """Return the word of an archive's name that is the name of a side, "" if there is none."""
     words = re.split(r"[^a-z]+", os.path.basename(path).lower())
     return next((name for name in (*TRAIN_NAMES, *VAL_NAMES) if name in words), "")
 
 
 def expand(pattern: str) -> list[str]:
-    """Return the files that a path with `*` or braces names, each of the braces' names being there."""
+    """Return the archives of a path with `*` or braces; every name in braces must exist."""
     names = [pattern]
     if "{" in pattern and not os.path.isfile(pattern):
         if importlib.util.find_spec("braceexpand") is None:
@@ -123,36 +146,13 @@ def expand(pattern: str) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def _tars(root: str, folder: str) -> list[str]:
-    if not os.path.isdir(folder):
-        return []
-    return _archives(root, folder, os.listdir(folder))
-
-
 def _archives(root: str, folder: str, names: Sequence[str]) -> list[str]:
-    """The archives among the names in a folder, named from the root; compressed ones beside them are told."""
+    """The archives among the files of a folder, named from the root, with a warning about compressed ones."""
     kept = sorted(name for name in names if name.endswith(SUFFIX) and not is_stray(name))
     compressed = [name for name in names if COMPRESSED_SUFFIXES.search(name.lower()) and not is_stray(name)]
     if kept:
         warn_left_out(folder, Counter(map(suffix_of, compressed)))
     return [os.path.relpath(os.path.join(folder, name), root) for name in kept]
-
-
-def _of_side(sides: dict[str, list[str]], names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(next((sides[name] for name in names if name in sides), ()))
-
-
-def _by_words(root: str, paths: Sequence[str]) -> Shards:
-    sides: dict[str, list[str]] = {}
-    for path in paths:
-        sides.setdefault(side_word(path), []).append(path)
-    if len(sides) > 1 and "" in sides:
-        raise DataError(
-            f"some archives in {root} name their side and others do not ({few(sides[''])}): "
-            "give all of them train or val as a word of their names, or none."
-        )
-    train, val = _of_side(sides, TRAIN_NAMES), _of_side(sides, VAL_NAMES)
-    return Shards(root, train, val) if val else Shards(root, whole=train or tuple(sides[""]))
 
 
 def _no_archives(root: str) -> DataError:

@@ -1,4 +1,4 @@
-"""What a tar archive holds, from its headers alone; nothing of an image is read."""
+"""The members of a tar archive, from its headers alone; images are not read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LABEL = "cls"
 LABEL_BYTES = 1024
 BLOCK = 512
 TAIL = 2**16
-REPORTED = 1000  # members between two movements of the bar
+REPORTED = 1000  # members between two updates of the progress bar
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -30,12 +30,12 @@ class Members:
     """The images of some shards, as flat arrays that forked workers share without copying.
 
     Args:
-        shards: the archives' names, from a folder that all of them are in.
-        shard: which of them holds an image, of shape [n], ascending.
-        offsets: where an image begins in its shard, in bytes, of shape [n].
+        shards: names of the archives, from a folder that holds all of them.
+        shard: index of the archive of each image, of shape [n], ascending.
+        offsets: of the images in their archives, in bytes, of shape [n].
         sizes: of the images in bytes, of shape [n].
-        names: of the images in their shards, as bytes, of shape [n].
-        labels: what an image's .cls file says, as bytes, of shape [n]; empty where there is none.
+        names: of the images in their archives, as bytes, of shape [n].
+        labels: content of the .cls files of the images, as bytes, of shape [n]; empty without such a file.
     """
 
     shards: tuple[str, ...]
@@ -49,21 +49,21 @@ class Members:
         return len(self.shard)
 
     def take(self, indices: np.ndarray | slice) -> Members:
-        """Return a part of the images, in the order of the indices."""
+        """Return some of the images, in the order of the indices."""
         rows = (self.shard, self.offsets, self.sizes, self.names, self.labels)
         return Members(self.shards, *(row[indices] for row in rows))
 
 
 @dataclass(frozen=True)
 class Scanned:
-    """What the headers of a shard say.
+    """The result of reading the headers of a shard.
 
     Attributes:
         members: its images.
-        complaint: what is wrong with the shard that leaves these of use, "" where nothing is.
-        others: the number of files that are no images by suffix; none where .cls files make samples, which
-            hold other files by design.
-        stray: names of what is hidden or left by other programs.
+        complaint: a fault of the shard that leaves these images usable, "" if there is none.
+        others: number of files that are no images, by suffix; empty if .cls files define samples, which
+            contain other files by design.
+        stray: names of hidden files and of files of other programs.
     """
 
     members: Members
@@ -73,18 +73,18 @@ class Scanned:
 
 
 def scan(
-    root: str, shard: str, *, labelled: bool = True, moved: Callable[[int], None] = lambda place: None
+    root: str, shard: str, *, labelled: bool = True, moved: Callable[[int], None] = lambda offset: None
 ) -> Scanned:
     """Find the images of one shard.
 
     Args:
         root: the folder from which the shard is named.
         shard: name of the archive.
-        labelled: where there are .cls files, as in WebDataset's samples, every image must have one.
-        moved: called with the bytes passed so far.
+        labelled: every image must have a .cls file, if there are any, as in samples of WebDataset.
+        moved: called with the current offset in bytes.
 
     Raises:
-        DataError: nothing in the shard is of use, or it cannot be read at random places.
+        DataError: the shard has no usable images, or allows no random access.
     """
     path = os.path.join(root, shard)
     size = os.path.getsize(path)
@@ -112,7 +112,7 @@ def scan(
             suffix = suffix_of(name)
             if member.isdir():
                 continue
-            if member.size < 0:  # Python's reader would go back, for ever
+            if member.size < 0:  # Python's reader would go back, in an endless loop
                 complaint = _damaged(path, member.offset, whole)
                 break
             if member.issparse() and (suffix in IMAGE_SUFFIXES or suffix == f".{LABEL}"):
@@ -150,14 +150,14 @@ def scan(
         complaint = complaint or lacking
     if not images:
         raise DataError(f"{path} holds no images; {_instead(others, complaint)}.")
-    said = [labels.get(sample_key(name), b"") if labelled else b"" for name in images]
+    contents = [labels.get(sample_key(name), b"") if labelled else b"" for name in images]
     members = Members(
         (shard,),
         np.zeros(len(images), np.int32),
-        np.array([place for place, _ in images.values()], np.int64),
+        np.array([offset for offset, _ in images.values()], np.int64),
         np.array([length for _, length in images.values()], np.int64),
         np.array([os.fsencode(name) for name in images], np.bytes_),
-        np.array(said, np.bytes_),
+        np.array(contents, np.bytes_),
     )
     return Scanned(members, complaint, Counter() if labels else others, frozenset(stray))
 
@@ -183,7 +183,7 @@ def _opened(path: str) -> tarfile.TarFile:
 
 
 def sample_key(name: str) -> str:
-    """What a sample of WebDataset is known by: its name up to the first dot."""
+    """Return the key of a WebDataset sample: the name of its files up to the first dot."""
     head, slash, base = name.rpartition("/")
     return head + slash + base.partition(".")[0]
 
@@ -197,19 +197,19 @@ def _early(path: str, whole: int) -> str:
     return f"{path} ends too early: {whole} of its members are whole"
 
 
-def _damaged(path: str, place: int, whole: int) -> str:
-    return f"{path} is damaged at byte {place}: the {whole} members before it are whole"
+def _damaged(path: str, offset: int, whole: int) -> str:
+    return f"{path} is damaged at byte {offset}: the {whole} members before it are whole"
 
 
-def _complaint_at_end(path: str, place: int, whole: int) -> str:
-    """Python's reader takes whatever is no header for the end; here it must be the mark of the end."""
+def _complaint_at_end(path: str, offset: int, whole: int) -> str:
+    """Check for the end mark of an archive; Python's reader takes anything but a header for the end."""
     with open(path, "rb") as file:
-        file.seek(place)
+        file.seek(offset)
         tail = file.read(TAIL)
     if len(tail) < BLOCK:
         return _early(path, whole)
     if any(tail[:BLOCK]):
-        return _damaged(path, place, whole)
+        return _damaged(path, offset, whole)
     if any(tail):
         raise DataError(
             f"{path} goes on behind its end, as archives do that were joined with cat: join them with "
@@ -221,9 +221,11 @@ def _complaint_at_end(path: str, place: int, whole: int) -> str:
 def _samples(
     path: str, images: dict[str, tuple[int, int]], labels: dict[str, bytes]
 ) -> tuple[dict[str, tuple[int, int]], str]:
-    """The images that have a class, and a complaint about images and classes that stand alone."""
-    # key.seg.png is a mask, not the picture: a sample's picture has nothing between its key and its suffix.
-    plain = {name: place for name, place in images.items() if sample_key(name) == os.path.splitext(name)[0]}
+    """The images that have a class, and a complaint about images without one or classes without an image."""
+    # The image of a sample is named key.png; key.seg.png is a mask.
+    plain = {
+        name: position for name, position in images.items() if sample_key(name) == os.path.splitext(name)[0]
+    }
     keys: dict[str, str] = {}
     for name in plain:
         if (other := keys.setdefault(sample_key(name), name)) != name:

@@ -107,7 +107,7 @@ def _stored_features(footer: Any) -> Mapping[str, Any]:
 
 
 def _columns(config: DataConfig, features: Mapping[str, Any]) -> tuple[str, str]:
-    """Names of the columns of images and of classes."""
+    """The names of the columns of images and of classes."""
     from datasets import ClassLabel, Image
 
     def is_image(_: str, feature: Any) -> bool:

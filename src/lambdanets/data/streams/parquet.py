@@ -1,4 +1,4 @@
-"""Images in the rows of parquet files, each read from one end to the other, a row group at a time."""
+"""Parquet files with an image in each row, read from beginning to end, a row group at a time."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy as np
 from ..errors import DataError, SourceWarning
 from ..images import NamedFile, reason
 
-AT_ONCE = 16  # footers that are fetched side by side: a data set may have hundreds, behind a network
+AT_ONCE = 16  # footers that are fetched in parallel: a remote data set may have hundreds
 
 
 class ParquetFiles:
-    """Parquet files on a disk, or wherever else fsspec opens them; nothing is kept of what is fetched.
+    """Parquet files on a disk or at a URL that fsspec opens; fetched data are not stored.
 
-    A lane that reads holds one row group, in memory.
+    Each lane that reads holds one row group in memory.
 
     Args:
         names: of the files.
         paths: of the files, or their URLs.
-        lengths: rows in each.
-        image: path of the column that holds the images' files, such as "image.bytes".
-        label: that of the classes, as numbers.
-        classes: how many there are.
+        lengths: number of rows in each.
+        image: path of the column of encoded images, such as "image.bytes".
+        label: path of the column of class numbers.
+        classes: number of classes.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class ParquetFiles:
 
 
 def read_footers(names: Sequence[str], paths: Sequence[str], *, skip: bool) -> list[Any]:
-    """Read what parquet files say of themselves at their ends; of their rows nothing is fetched.
+    """Read the footers of parquet files, without fetching rows.
 
     Args:
         names: of the files.
         paths: of the files, or their URLs.
-        skip: leave out, with a warning, what is no whole parquet file.
+        skip: leave out damaged files, with a warning.
 
     Returns:
         pyarrow's FileMetaData of each, None where a file is left out.
@@ -95,7 +95,7 @@ def read_footers(names: Sequence[str], paths: Sequence[str], *, skip: bool) -> l
         try:
             return _footer(name, path)
         except DataError as error:
-            # A network that fails, unlike a file that is cut off, would not fail for every process alike.
+            # A damaged file is damaged for every process; a network error may affect one of them only.
             if skip and isinstance(error.__cause__, pyarrow.ArrowInvalid):
                 return error
             raise
@@ -116,18 +116,18 @@ def _footer(name: str, path: str) -> Any:
 
 
 def check_rows(name: str, footer: Any, *, image: str, label: str, classes: int) -> None:
-    """Find out, from a footer alone, whether the rows of a file hold images and classes.
+    """Check, by its footer alone, that the rows of a file hold images and classes.
 
     Args:
         name: of the file.
         footer: from `read_footers`.
-        image: path of the column that holds the images' files.
-        label: that of the classes.
-        classes: how many there are.
+        image: path of the column of encoded images.
+        label: path of the column of class numbers.
+        classes: number of classes.
 
     Raises:
-        DataError: a column is missing, images lie elsewhere, classes are not stored as whole numbers, or one
-            is out of range, as far as is told.
+        DataError: a column is missing, images are stored as paths, or classes are not integers or, by the
+            statistics of the footer, out of range.
     """
     leaves = [footer.schema.column(number).path for number in range(footer.num_columns)]
     for column in (image, label):
@@ -157,7 +157,7 @@ def _wrong_class(where: str, target: int | None, classes: int) -> DataError:
 
 
 def _opened(path: str) -> Any:
-    """Open a file for pyarrow, which asks for all of a column at once: reading ahead would fetch it twice."""
+    """Open a file for pyarrow, which reads whole columns: a read-ahead cache would fetch them twice."""
     from fsspec import url_to_fs
 
     system, inside = url_to_fs(path)
@@ -168,5 +168,5 @@ def _opened(path: str) -> Any:
 def _naming(name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # every file system, and its client, raises kinds of its own
+    except Exception as error:  # every file system raises its own kinds
         raise DataError(f"cannot read {name}: {reason(error)}.") from error

@@ -1,4 +1,4 @@
-"""Shards that are fetched while they are read."""
+"""Tar files of WebDataset that are fetched while they are read."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ BROKEN = (OSError, EOFError, tarfile.TarError, zlib.error)
 
 
 class RemoteTars:
-    """Archives behind URLs, or that commands (`pipe:`) give, opened by webdataset.
+    """Tar files from URLs or from the output of commands (`pipe:`), opened by webdataset.
 
     Args:
-        root: what stands before the names.
-        names: of the archives.
+        root: prefix of the names.
+        names: of the tar files.
         info: from `read_info`; it must list the length of each.
-        classes: how many there are.
+        classes: number of classes.
 
     Raises:
-        DataError: a length is not known.
+        DataError: a length is missing.
     """
 
     def __init__(self, root: str, names: Sequence[str], info: dict[str, Listed], classes: int):
@@ -47,7 +47,7 @@ class RemoteTars:
         """Yield the samples of one file at ascending rows; those between them are fetched and dropped.
 
         Raises:
-            DataError: the archive breaks off or has another length, or a sample lacks an image or a class.
+            DataError: the file is cut off or has another length, or a sample lacks an image or a class.
         """
         url = os.path.join(self.root, self.names[number])
         samples = self._samples(url, set(rows.tolist()), int(rows[-1]), int(self.lengths[number]))
@@ -61,19 +61,19 @@ class RemoteTars:
             yield sample
 
     def _samples(self, url: str, wanted: set[int], last: int, length: int) -> Iterator[tuple[NamedFile, int]]:
-        place, sample, more = -1, None, False
+        row, sample, more = -1, None, False
         with open_url(url) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             files = (member for member in _members(tar) if member.isfile())
             groups = groupby(files, key=lambda member: sample_key(member.name.removeprefix("./")))
-            for place, (key, members) in enumerate(groups):
-                sample = self._sample(f"{url}#{key}", tar, members) if place in wanted else None
-                if place == last:
+            for row, (key, members) in enumerate(groups):
+                sample = self._sample(f"{url}#{key}", tar, members) if row in wanted else None
+                if row == last:
                     more = last == length - 1 and next(groups, None) is not None
                     break
                 if sample is not None:
                     yield sample
-        if place < last or sample is None or more:
-            held = "more" if more else place + 1
+        if row < last or sample is None or more:
+            held = "more" if more else row + 1
             raise DataError(
                 f"{url} holds {held} samples, and {INFO[0]} says {length}; copy the archive again, or write "
                 "its length there."

@@ -1,4 +1,4 @@
-"""Which shards are a split of `wds/NAME:PATH`, by the file that lies beside them."""
+"""The splits of `wds/NAME:PATH`, as listed in a file beside its tar files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ INFO = ("_info.json", "info.json")
 
 @dataclass(frozen=True)
 class Listed:
-    """What is written of a split.
+    """The entry of a split in _info.json.
 
     Args:
-        names: of its shards.
-        lengths: samples in each, by name.
-        alt_label: the field of JSON files that holds the classes, "" where they are in .cls files.
+        names: of its tar files.
+        lengths: number of samples in each, by name.
+        alt_label: the field of JSON files that holds the classes, "" if they are in .cls files.
     """
 
     names: tuple[str, ...]
@@ -37,17 +37,17 @@ def is_remote(root: str) -> bool:
 
 
 def open_url(url: str) -> Any:
-    """Open what webdataset can, as a binary file to be read: http, https, pipe:, gs and others."""
+    """Open a URL that webdataset supports, as a binary file: http, https, pipe:, gs and others."""
     from webdataset.gopen import gopen
 
     return gopen(url)
 
 
 def read_info(root: str) -> dict[str, Listed]:
-    """Return what _info.json (or info.json) says of the splits by name; nothing where there is none.
+    """Return the splits that _info.json (or info.json) lists, by name; empty if there is no such file.
 
     Raises:
-        DataError: it holds something else, or there is none where shards are remote.
+        DataError: the file has another form, or it is missing and the tar files are remote.
     """
     why = ""
     for name in INFO:
@@ -55,7 +55,7 @@ def read_info(root: str) -> dict[str, Listed]:
         try:
             with open_url(path) if is_remote(root) else open_regular(path) as file:
                 content = file.read()
-        except (OSError, ValueError) as error:  # webdataset's, of a scheme that it does not know
+        except (OSError, ValueError) as error:  # from webdataset, for an unknown scheme
             why = why or reason(error)
             continue
         try:
@@ -81,16 +81,16 @@ def _listed(split: dict[str, Any]) -> Listed:
 
 
 def find_split(root: str, split: str, info: dict[str, Listed]) -> tuple[str, ...]:
-    """Return the names of a split's shards.
+    """Return the names of the tar files of a split.
 
     Args:
-        root: what stands before the names.
-        split: listed in `info`, or names with braces, several between `::`; a number of samples behind
-            `|`, as timm has it, is not needed.
+        root: prefix of the names.
+        split: listed in `info`, or names with braces, separated by `::`; a number of samples behind `|`, as
+            in timm, is ignored.
         info: from `read_info`.
 
     Raises:
-        DataError: there is no such split, or a file of it is not there.
+        DataError: there is no such split, or a file of it is missing.
     """
     where = os.path.join(root, INFO[0])
     if split in info:
