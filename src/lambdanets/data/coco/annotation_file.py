@@ -1,4 +1,4 @@
-"""A COCO json as it stands in its file: opened, and refused where it is none."""
+"""Reading of COCO json files, and refusal of files of other kinds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import DataError
 from ..images import reason
 
 PARTS = ("images", "annotations", "categories")
-BACKGROUND = ("_background_", "__ignore__")  # labelme's categories of what is no object
+BACKGROUND = ("_background_", "__ignore__")  # categories of labelme that are no objects
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class CocoFile:
 
     Args:
         path: of the file.
-        images: as listed.
-        annotations: as listed.
-        categories: names by id, in the order of the ids. labelme's `_background_` is left out where it has no
-            annotations, and so is a category of the same name as an annotated one: Roboflow's root.
+        images: entries, unchanged.
+        annotations: entries, unchanged.
+        categories: names by id, in the order of the ids. labelme's `_background_` is left out if it has no
+            annotations, as is Roboflow's root category, which has the name of an annotated one.
     """
 
     path: Path
@@ -64,7 +64,7 @@ def read_coco(path: Path) -> CocoFile:
 
 
 def is_id(value: object) -> TypeGuard[int]:
-    """Return whether something can be the id of an image, an annotation or a category: an int of 64 bits."""
+    """Return whether a value can be the id of an image, an annotation or a category: an int of 64 bits."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with the entries of a COCO json: one sentence for each."""
+"""Checks of the entries of a COCO json: one sentence for each fault."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..images import check_image, check_size, reason
 from .annotation_file import CocoFile, is_id
 from .masks import as_number, cleaned, segmentation_fault
 
-ROUNDING = 1.0  # pixels that a box may reach over the edge: tools round and count edges differently
+ROUNDING = 1.0  # pixels that a box may exceed the image: tools round and count edges differently
 LARGEST = 1e15  # an area, in pixels
 ELSEWHERE = re.compile(r"(file:/*)?([A-Za-z]:)?/|\.\./")  # how a path to another folder begins
 Entry = dict[str, Any]
@@ -25,16 +25,16 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Checked:
-    """The entries without fault, and sentences about the others.
+    """The entries without fault, and the faults of the others.
 
     Args:
-        images: the good ones, each with its `path`.
-        annotations: the good ones of good images, by image id.
+        images: entries without fault, each with its `path`.
+        annotations: entries without fault of these images, by image id.
         bad_images: one sentence each.
         bad_annotations: one sentence each.
         with_bad_images: number of annotations of bad images.
         missing: number of images whose file was not found.
-        respelled: one sentence each about images whose file was found under another spelling of its name.
+        respelled: one sentence each for images whose file was found under another spelling of its name.
     """
 
     images: list[Entry]
@@ -58,8 +58,8 @@ def check_entries(
     """Check the images and annotations of a COCO json.
 
     Args:
-        file: read already.
-        folders: where images may be, in order.
+        file: from `read_coco`.
+        folders: to search for images, in order.
         masks: whether annotations need a segmentation.
         decode: decode the images, else only their headers are read.
         max_pixels: larger images are refused.
@@ -112,8 +112,11 @@ def check_entries(
 def _listed(
     entries: Sequence[Any], folders: Sequence[Path]
 ) -> tuple[dict[int, Entry], list[str], int, list[str]]:
-    """The images whose entry is whole and whose file is there, what is wrong with the others, how many of
-    them have no file, and which files were found under another spelling of the name.
+    """Find the files of images.
+
+    Returns:
+        The images with a complete entry and a file, the faults of the others, the number of missing files,
+        and sentences about files that were found under another spelling of their name.
     """
     found: dict[int, Entry] = {}
     respelled: dict[int, Path] = {}
@@ -155,13 +158,14 @@ def _listed(
             name = found.pop(number)["file_name"]
             del respelled[number]
             bad.append(f"image {number} ({name}): {path} is there under this and under another file_name.")
-    told = [f"{found[number]['file_name']} is read from {path}." for number, path in respelled.items()]
-    return found, bad, missing, told
+    notes = [f"{found[number]['file_name']} is read from {path}." for number, path in respelled.items()]
+    return found, bad, missing, notes
 
 
 def _respelled(name: str, folders: Sequence[Path]) -> list[Path]:
-    """The files that a name of another system may mean: Windows' separators, a URL's escapes, accents written
-    in two ways. Of a path to another folder the last parts count, as many of them as are found.
+    """The files that match another spelling of a name: Windows separators, URL escapes, Unicode forms.
+
+    For a path to another folder, the longest sequence of its last parts that exists is used.
     """
     spellings = dict.fromkeys(
         normalize(form, spelling)
@@ -180,7 +184,7 @@ def _respelled(name: str, folders: Sequence[Path]) -> list[Path]:
 
 
 def _files(folders: Sequence[Path], names: Iterable[str]) -> list[Path]:
-    """The different files of some names in some folders."""
+    """The different files with one of the names in one of the folders."""
     paths = [folder / name for name in names if name for folder in folders]
     return list({path.resolve(): path for path in paths if path.is_file()}.values())
 
@@ -193,8 +197,10 @@ def _id_fault(entry: object) -> str:
 
 
 def _plain(entry: Entry, images: dict[int, Entry], *, masks: bool) -> Entry:
-    """An annotation whose numbers are numbers where some were text, without what is null, and with its
-    polygons cut off where they reach far outside of the image.
+    """Normalise an annotation.
+
+    Numbers in text become numbers, null values are removed, and polygons are clipped where they reach far
+    outside the image.
     """
     plain = {key: value for key, value in entry.items() if value is not None}
     plain |= {key: as_number(plain[key]) for key in ("area", "iscrowd") if key in plain}

@@ -1,4 +1,4 @@
-"""One split of annotated images, as a detector sees it: each sample a function of (seed, epoch, index)."""
+"""One split of annotated images for a detector: each sample is a function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ KEPT = ("id", "file_name", "width", "height")
 
 
 class CocoSet(Dataset):
-    """Images with objects, without fault.
+    """Images with annotated objects, which were checked already.
 
     Args:
         images: entries with id, file_name, width, height and path.
-        annotations: those of each image, by image id.
-        categories: names by id; labels number them from 1 in this order.
-        transform: of (image, target), whose masks it draws; it may draw from the global generators.
-        train: crowds, which are groups that nobody has outlined one by one, are left out of the targets.
+        annotations: of each image, by image id.
+        categories: names by id; labels are their numbers in this order, from 1.
+        transform: of (image, target), which also rasterises the masks; it may use the global generators.
+        train: leave crowds, which are groups without outlines of single objects, out of the targets.
         masks: whether targets have masks.
         max_pixels: larger images are refused.
-        skipped: what was left out of its json before, one sentence each.
+        skipped: one sentence for each entry of its json that was left out.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class CocoSet(Dataset):
         self._labels = {number: label for label, number in enumerate(categories, start=1)}
         self.image_ids = np.array([entry["id"] for entry in images], dtype=np.int64)
         self.sizes = np.array([(entry["height"], entry["width"]) for entry in images], dtype=np.int64)
-        # One array of bytes instead of millions of objects: forked workers share it without copying, as no
-        # reference is counted when it is read.
+        # Forked workers share one array of bytes without copying it. Millions of objects would be copied, as
+        # reading one changes its reference count.
         self._paths = np.array([os.fsencode(entry["path"]) for entry in images], dtype=np.bytes_)
         own = [entry for image in images for entry in annotations[image["id"]]]
         self.crowds = sum(bool(entry.get("iscrowd")) for entry in own)
@@ -75,30 +75,30 @@ class CocoSet(Dataset):
         return len(self.image_ids)
 
     def without_masks(self) -> CocoSet:
-        """Return the same images, whose targets have no masks: drawing them takes time and memory."""
+        """Return the same images with targets without masks, which take time and memory to rasterise."""
         bare = copy(self)
         bare.masks = False
         return bare
 
     def entry(self, index: int) -> tuple[Entry, list[Entry]]:
-        """Return the entry of an image and those of its annotations, as the json has them."""
+        """Return the entry of an image and the entries of its annotations, as in the json."""
         start = self._ends[index - 1] if index else 0
         image, annotations = json.loads(self._lines[start : self._ends[index]].tobytes())
         return image, annotations
 
     def content(self) -> bytes:
-        """Return all that is known of the images but where they lie, to tell sets apart."""
+        """Return all entries without the paths of the images, for a fingerprint."""
         return self._lines.tobytes() + json.dumps(self.classes).encode()
 
     def path(self, index: int) -> str:
-        """Return the file a sample comes from."""
+        """Return the file of a sample."""
         return os.fsdecode(self._paths[index])
 
     def original(self, index: int) -> Sample:
-        """Return one sample as it is stored.
+        """Return one sample without resizing and augmentation.
 
-        The pixels are those that were annotated: an image that is stored in the size of the json is not
-        turned, whatever its EXIF orientation says; else it is turned upright and must have that size then.
+        The pixels match the annotations: an image whose stored size is that of the json is not rotated, even
+        if it has an EXIF orientation; any other is rotated upright and must then have that size.
 
         Args:
             index: from 0 to len - 1.
@@ -106,7 +106,7 @@ class CocoSet(Dataset):
         Returns:
             The RGB image, uint8 of shape [3, height, width], and its target: `boxes` float32 of shape [n, 4],
             left, top, right and bottom in pixels; `labels` int64 of shape [n], from 1 on; `masks` uint8 of
-            shape (n, height, width); `area` float32 of shape [n], in pixels of the stored image, and
+            shape [n, height, width]; `area` float32 of shape [n], in pixels of the stored image, and
             `iscrowd` int64 of shape [n]; `image_id`, an int; `orig_size`, (height, width) of the stored
             image.
 
@@ -121,7 +121,7 @@ class CocoSet(Dataset):
         return image, target
 
     def stored(self, index: int) -> Sample:
-        """Return one sample as `original` does, with its masks not drawn yet: as `Masks`."""
+        """Return one sample as `original` does, but with masks as `Masks`, which are not rasterised yet."""
         image, annotations = self.entry(index)
         if self.train:
             annotations = [entry for entry in annotations if not entry.get("iscrowd")]
@@ -143,7 +143,7 @@ class CocoSet(Dataset):
         return tv_tensors.Image(torch.from_numpy(picture).permute(2, 0, 1)), target
 
     def item(self, index: int, epoch: int = 0, seed: int = 0) -> Sample:
-        """Return one sample as a detector gets it: as `original`, resized and varied.
+        """Return one sample as the input of a detector: as `original`, resized and augmented.
 
         Args:
             index: from 0 to len - 1.
@@ -172,7 +172,7 @@ class CocoSet(Dataset):
         return images, targets
 
     def ground_truth(self) -> dict[str, list[Entry]]:
-        """Return the set as the content of a COCO json, for pycocotools: without what was left out."""
+        """Return the set as the content of a COCO json, for pycocotools, without skipped entries."""
         images, annotations = [], []
         for index in range(len(self)):
             image, own = self.entry(index)

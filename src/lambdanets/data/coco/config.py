@@ -1,4 +1,4 @@
-"""What to detect on: COCO's annotations, the size of the images, and how they are varied."""
+"""The configuration of data for detectors: annotations, size of the images, and augmentation."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ COCO_SOURCES = "coco:FOLDER with annotations/instances_train2017.json and the li
 
 @dataclass(frozen=True, kw_only=True)
 class CocoConfig:
-    """Where annotated images come from, and the form in which a detector gets them.
+    """The source of annotated images, and their form as the input of a detector.
 
     Args:
         source: "coco:FOLDER" (annotations/instances_train2017.json and instances_val2017.json, or the same
             without the year; or train/_annotations.coco.json and valid/_annotations.coco.json), or
             "coco:ANNOTATIONS.json", one file, whose images are split by `val_fraction`.
-        images: the folder that the file names start from; None looks in that of the split, in images/, in the
-            source's folder itself, which is above annotations/, and beside the json.
+        images: the folder from which images are named; None searches the folder of the split, images/, the
+            folder of the source, which contains annotations/, and the folder of the json.
         train_split, val_split: names of the splits of a folder, for files of other names; None takes
-            train2017 or train, and val2017, val or valid. Of a single file they must be None.
-        val_fraction: part of the images of one file that is held out; 1.0 holds out everything, to evaluate.
-            A photo that is listed twice is on one side.
-        masks: whether there are masks to learn, or boxes alone.
-        image_size: side of the square that training cuts out, in pixels, and the longer side of an image at
+            train2017 or train, and val2017, val or valid. For a single file they must be None.
+        val_fraction: fraction of the images of one file that is held out; 1.0 holds out everything, to
+            evaluate. A photo that is listed twice is on one side.
+        masks: train on masks and boxes; False trains on boxes alone.
+        image_size: side of the square that training crops, in pixels, and the longer side of an image at
             scale 1.
         scale: smallest and largest size of a training image, with 1 for `image_size` on the longer side. The
             paper takes (0.1, 2.0).
-        crop: cut a random square of `image_size` out of the training image, padded where that is smaller;
-            else the image is taken whole and batches differ in size.
+        crop: crop a random square of `image_size` from a training image, padded if the image is smaller; else
+            the whole image is used and batches differ in size.
         flip: probability of a left-right flip.
         fill: colour of the padding, from 0 to 255; ImageNet's mean becomes 0 when it is normalised.
-        resize: bring the longer side of evaluated images to `image_size`; else they are left as they are.
-        min_area: an object whose box is smaller than so many pixels after scaling and cropping is not
+        resize: resize the longer side of evaluated images to `image_size`; else their size is unchanged.
+        min_area: smallest area of a box, in pixels after scaling and cropping; smaller objects are not
             trained on.
         batch_size: images in a step of one process.
         workers: processes that read images; 0 reads in the training process.
-        group_by_ratio: put wide images into batches of their own, and tall ones; of use without `crop`.
-        drop_empty: do not train on images without objects; else they show what is background.
+        group_by_ratio: make batches of images of similar aspect ratio; only useful without `crop`.
+        drop_empty: do not train on images without objects; else they serve as examples of background.
         on_bad_annotation: "refuse" to start when an annotation is broken, or "skip" it with a warning.
-        on_bad_image: the same for an image that is missing, cannot be decoded or is of another size than
-            the annotations say. Under "refuse" one whose end is damaged is met when it is read; under
-            "skip" all are decoded before the start.
-        max_pixels: width times height that an image may have at most, as in `DataConfig`.
+        on_bad_image: the same for an image that is missing, cannot be decoded or differs in size from its
+            entry. Under "refuse" only headers are read before the start, so that a damaged end is found when
+            the image is read; under "skip" all images are decoded before the start.
+        max_pixels: highest width times height of an image, as in `DataConfig`.
     """
 
     source: str
@@ -91,11 +91,11 @@ class CocoConfig:
             _check(value in ("refuse", "skip"), f"data.{name}", "one of refuse, skip", value)
 
     def resolved(self) -> CocoConfig:
-        """Return the same configuration with its paths written out, to be found from any directory."""
+        """Return the same configuration with absolute paths, which are valid in any working directory."""
         root = os.path.abspath(os.path.expanduser(self.source.removeprefix("coco:")))
         images = self.images and os.path.abspath(os.path.expanduser(self.images))
         return replace(self, source=f"coco:{root}", images=images)
 
     def placeless(self) -> CocoConfig:
-        """Return the same without the places where images and annotations lie."""
+        """Return the same configuration without paths of images and annotations."""
         return replace(self, source="coco:.", images=None)

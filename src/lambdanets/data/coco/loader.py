@@ -1,4 +1,4 @@
-"""Loaders of annotated images, in lists: their sizes and numbers of objects differ."""
+"""Loaders of annotated images; batches are lists, as sizes and numbers of objects differ."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ..randomness import other_seed, permutation
 from .coco_set import CocoSet
 from .config import CocoConfig
 
-RATIOS = 2.0 ** np.arange(-1, 1.01, 0.5)  # bounds of the groups, of width / height
+RATIOS = 2.0 ** np.arange(-1, 1.01, 0.5)  # limits of width / height between the groups
 
 
 class RatioBatches(TrainBatches):
-    """Batches of images of nearly one shape: batches of all processes at a step are of one group.
+    """Batches of images of similar aspect ratio: at each step, all processes have images of one group.
 
-    An epoch holds the same images as without groups, as many batches, and comes from (seed, epoch) alone.
-    What is left of the groups makes up mixed batches.
+    An epoch has the same images and number of batches as without groups, and is a function of (seed, epoch).
+    The remainders of the groups form mixed batches.
 
     Args:
         groups: number of the group of each sample, of shape [n].
         batch_size: for one process.
-        place: the rest of `TrainBatches`' arguments.
+        common: the other arguments of `TrainBatches`.
     """
 
-    def __init__(self, groups: np.ndarray, batch_size: int, **place: Any):
-        super().__init__(len(groups), batch_size, **place)
+    def __init__(self, groups: np.ndarray, batch_size: int, **common: Any):
+        super().__init__(len(groups), batch_size, **common)
         self.groups = groups
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -57,30 +57,30 @@ def coco_train_loader(
         data_set: from `open_coco`.
         config: batch size, workers and grouping.
         seed: of the run.
-        position: returns (epoch, batches already done in it); asked whenever an iteration starts, which is
-            how a run resumes in the middle of an epoch.
+        position: returns (epoch, batches already done in it); called at the start of every iteration, so that
+            a run can resume in the middle of an epoch.
         rank: of this process.
-        world_size: number of processes; each gets other samples, and as many batches.
+        world_size: number of processes, which get different samples and equally many batches.
 
     Returns:
         A loader of (list of images, list of targets), as `CocoSet.original` describes them, whose length is
         that of a whole epoch.
     """
-    place: Any = {"seed": seed, "position": position, "rank": rank, "world_size": world_size}
+    common: Any = {"seed": seed, "position": position, "rank": rank, "world_size": world_size}
     if config.group_by_ratio:
         groups = np.digitize(data_set.sizes[:, 1] / data_set.sizes[:, 0], RATIOS)
-        batches = RatioBatches(groups, config.batch_size, **place)
+        batches = RatioBatches(groups, config.batch_size, **common)
     else:
-        batches = TrainBatches(len(data_set), config.batch_size, **place)
+        batches = TrainBatches(len(data_set), config.batch_size, **common)
     return batched_loader(data_set, batches, workers=config.workers, seed=seed)
 
 
 def coco_eval_loader(
     data_set: CocoSet, config: CocoConfig, *, rank: int = 0, world_size: int = 1
 ) -> DataLoader:
-    """Return the loader of a set in order: every image once over all processes, the last batch smaller.
+    """Return the loader of a set in order: each image once over all processes, the last batch smaller.
 
-    Targets are without masks: what is found is held against `CocoSet.ground_truth`.
+    Targets have no masks: detections are compared with `CocoSet.ground_truth`.
     """
     batches = EvalBatches(len(data_set), config.batch_size, rank=rank, world_size=world_size)
     return batched_loader(data_set.without_masks(), batches, workers=config.workers, seed=0)

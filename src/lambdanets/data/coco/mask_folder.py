@@ -1,4 +1,4 @@
-"""Folders of mask images turned into a COCO json."""
+"""Conversion of folders of mask images to a COCO json."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ LAYOUTS = (
     "images/NAME.jpg (or another kind) with masks/NAME.png, whose values number the objects and are 0 "
     "elsewhere; or, for each image, a folder with the image in images/ and a PNG for each object in masks/"
 )
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # of formats that keep numbers as they are
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")  # of others, which need a threshold
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # of lossless formats
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")  # of lossy formats, whose masks need a threshold
 SHADES = (
     "smoothed edges are no objects; --threshold 128 takes what has this value or more for one object, "
     "--ignore none every value, and numbered masks are resized without smoothing (nearest neighbour)"
 )
-FEWEST_SHADES = 6  # values along the edges of objects, where each has one part
+FEWEST_SHADES = 6  # values along edges that are taken for shades even if each has only one part
 VOID = 255  # the border of objects in Pascal VOC's masks
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What `masks_to_coco` has written.
+    """The result of `masks_to_coco`.
 
     Args:
         images: number of images.
@@ -55,16 +55,16 @@ class _Picture:
 
     path: Path
     masks: list[tuple[Path, int]]
-    numbered: bool  # a mask's values number objects; else a mask is one object
+    numbered: bool  # each value of a mask is an object; else each mask is one
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """How the values of masks are read.
+    """The interpretation of the values of masks.
 
     Args:
-        ignore: values that are background; None where that was not said.
-        threshold: the least value inside of an object, where a mask has shades; None where values count.
+        ignore: values that are background; None if the user gave no such values.
+        threshold: lowest value inside an object, for masks with shades; None if each value is an object.
     """
 
     ignore: tuple[int, ...] | None
@@ -72,25 +72,25 @@ class _Reading:
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Of files that can be masks."""
+        """Suffixes of files that can be masks."""
         return MASK_SUFFIXES if self.threshold is None else (*MASK_SUFFIXES, *LOSSY_SUFFIXES)
 
     @property
     def kinds(self) -> str:
-        """The same, for people."""
+        """The suffixes in an error text."""
         return "/".join(suffix.removeprefix(".") for suffix in self.suffixes)
 
 
 @dataclass(frozen=True)
 class _Object:
-    """An object, cut out of its mask."""
+    """An object, cropped from its mask."""
 
-    name: str  # its file, and its value there
+    name: str  # file, and value in it
     category: int
     top: int
     left: int
     mask: np.ndarray
-    parts: int  # that do not touch; 1 where they are not counted
+    parts: int  # connected components; 1 if they are not counted
 
 
 def masks_to_coco(
@@ -104,25 +104,25 @@ def masks_to_coco(
     """Write the masks of a folder as a COCO json, with compressed run lengths.
 
     Two layouts are read. *One mask file for each image*: images/NAME.jpg with masks/NAME.png, an image of one
-    channel that is 0 in the background and has another value for each object. *One for each object*: a
-    folder for each image, with the image in images/ and masks/*.png, each 0 outside and one other value
-    inside; an image whose masks/ is empty has no objects. With several classes, masks/ holds a folder for
-    each, of its name, with the same inside; then an image may lack a file in some of them. Masks may be PNG,
-    TIFF, BMP or GIF, with whole numbers of 8, 16 or 32 bits.
+    channel that is 0 in the background and has another value for each object. *One mask file for each
+    object*: a folder for each image, with the image in images/ and masks/*.png, each 0 outside and one other
+    value inside; an image whose masks/ is empty has no objects. With several classes, masks/ holds a folder
+    named after each class, with the same content; then an image may lack a file in some of them. Masks may be
+    PNG, TIFF, BMP or GIF, with integers of 8, 16 or 32 bits.
 
     Args:
-        folder: that holds all this. The json names images from here on: give it as `CocoConfig.images`,
+        folder: of one of these layouts. Paths in the json are relative to it: set `CocoConfig.images` to it,
             unless the json lies in this folder or in its annotations/.
-        out: the file to write; it must not be there yet.
+        out: the file to write; it must not exist.
         classes: names of the classes, which get the ids 1, 2, ...
-        ignore: values of the masks that are background as 0 is, such as 255, the border of objects in Pascal
-            VOC. None refuses masks in which 255 may be either, and masks with shades; an empty sequence says
-            that every value is an object.
-        threshold: for masks with shades, as smoothed and JPEG-compressed ones have: what has this value or
-            more is one object. None takes every value for an object of its own, and refuses shades.
+        ignore: values of the masks that are background, like 0, such as 255, the border of objects in Pascal
+            VOC. None refuses masks in which 255 may be a border, and masks with shades; with an empty
+            sequence, every value is an object.
+        threshold: lowest value inside an object, for masks with shades, such as smoothed and JPEG-compressed
+            ones: each mask is one object. None takes each value for an object, and refuses shades.
 
     Returns:
-        How many images and objects there are.
+        The numbers of images and objects.
 
     Raises:
         DataError: the folder has neither layout, `out` is there already, or there are images without masks,
@@ -130,11 +130,11 @@ def masks_to_coco(
             files that cannot be read, or, where a file is one object, masks that are empty or hold several
             values, masks with shades, masks that may hold a border: each is named, and nothing is written. A
             numbered mask that is 0 everywhere is an image without objects.
-        ValueError: `classes`, `ignore` or `threshold` are none.
+        ValueError: `classes`, `ignore` or `threshold` have invalid values.
 
     Warns:
-        DataWarning: of numbered masks in which a number has several parts that do not touch: where each
-            part is an object, they need numbers of their own.
+        DataWarning: a value of a numbered mask has several connected components, which need different values
+            if each is an object.
 
     Example:
         >>> masks_to_coco("/data/nuclei", "/data/nuclei/annotations/all.json", classes=("nucleus",))
@@ -242,7 +242,7 @@ def _one_file_each(root: Path, classes: Sequence[str], reading: _Reading) -> tup
 
 
 def _unread(masks: Path, classes: Sequence[str], reading: _Reading) -> list[str]:
-    """Say what lies among the masks and is not read: objects would be missing without a word."""
+    """Return a fault for each file among the masks that is not read, as its objects would be missing."""
     parts = [folder for folder, _ in _mask_folders(masks, classes)]
     held = [path for folder in {masks, *parts} if folder.is_dir() for path in folder.iterdir()]
     read = {*parts, *(path for folder in parts for path in _files(folder, reading.suffixes))}
@@ -314,17 +314,17 @@ def _read(picture: _Picture, reading: _Reading) -> tuple[tuple[int, int], list[_
             raise DataError(f"{path} holds {held}{shades}.")
         if picture.numbered and (fault := _shades(present, numbered, reading) or _border(present, reading)):
             raise DataError(f"{path} {fault}.")
-        places = ndimage.find_objects(numbered)
-        for number, (value, place) in enumerate(zip(present, places, strict=True), start=1):
-            mask = numbered[place] == number
+        extents = ndimage.find_objects(numbered)
+        for number, (value, extent) in enumerate(zip(present, extents, strict=True), start=1):
+            mask = numbered[extent] == number
             parts = _parts(mask) if picture.numbered else 1
             name = f"{path}: {value}"
-            objects.append(_Object(name, category, place[0].start, place[1].start, mask, parts))
+            objects.append(_Object(name, category, extent[0].start, extent[1].start, mask, parts))
     return size or read_image(picture.path).size, objects
 
 
 def _parts(mask: np.ndarray) -> int:
-    """Number of parts that do not touch, not even with their corners."""
+    """Number of connected components, where pixels touch by edges or corners."""
     from scipy import ndimage
 
     found: Any = ndimage.label(mask, np.ones((3, 3), int))
@@ -334,21 +334,21 @@ def _parts(mask: np.ndarray) -> int:
 def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The values besides 0, ascending, and the same mask with 1, 2, ... in their place."""
     if values.max(initial=0) >= 2**16:
-        held, places = np.unique(values, return_inverse=True)
+        held, indices = np.unique(values, return_inverse=True)
         present = held[held > 0]
-        return present, places.reshape(values.shape) + (len(present) == len(held))
+        return present, indices.reshape(values.shape) + (len(present) == len(held))
     values = values.astype(np.uint16)
-    held = np.bincount(values.ravel()) > 0  # far quicker than sorting
+    held = np.bincount(values.ravel()) > 0  # much faster than sorting
     held[0] = False
     return np.flatnonzero(held), (np.cumsum(held) * held)[values]
 
 
 def _border(present: np.ndarray, reading: _Reading) -> str | None:
-    """Say that a mask may hold VOC's border, where that was not said."""
+    """The fault of a mask that may hold the border of Pascal VOC, unless `ignore` decides that."""
     others = present[present != VOID]
     if reading.ignore is not None or len(others) == len(present) or not len(others):
         return None
-    if VOID - 1 in others or others.max() > VOID:  # the numbers go on: it is one of them
+    if VOID - 1 in others or others.max() > VOID:  # the numbering continues: it is an object
         return None
     return (
         f"holds {VOID} beside {few(others.tolist(), form=str)}: in Pascal VOC's masks it is the border of "
@@ -357,7 +357,7 @@ def _border(present: np.ndarray, reading: _Reading) -> str | None:
 
 
 def _shades(present: np.ndarray, numbered: np.ndarray, reading: _Reading) -> str | None:
-    """Say that the values of a mask are shades along the edges of objects, where most of them are.
+    """The fault of a mask of which most values are shades along the edges of objects.
 
     Such values are nowhere wider than two pixels. Most are scattered in parts that do not touch, or the mask
     has far fewer parts than values.
@@ -371,8 +371,8 @@ def _shades(present: np.ndarray, numbered: np.ndarray, reading: _Reading) -> str
     thin = np.flatnonzero(~solid) + 1
     if 2 * len(thin) <= len(present):
         return None
-    places = ndimage.find_objects(numbered)
-    scattered = sum(_parts(numbered[places[value - 1]] == value) > 1 for value in thin.tolist())
+    extents = ndimage.find_objects(numbered)
+    scattered = sum(_parts(numbered[extents[value - 1]] == value) > 1 for value in thin.tolist())
     around = len(thin) >= FEWEST_SHADES and 4 * _parts(numbered > 0) <= len(present)
     if not around and (2 * scattered <= len(thin) or not solid.any()):
         return None

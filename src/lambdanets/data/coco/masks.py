@@ -1,4 +1,4 @@
-"""COCO's forms of a mask: polygons, run lengths as a list, and run lengths as text."""
+"""The three encodings of a mask in COCO: polygons, run lengths as a list, and run lengths as text."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ import numpy as np
 from ..errors import DataError
 
 LONGEST = 7  # characters of one run length of 32 bits, five bits in each
-REACH = 1_000_000  # pixels that a polygon may reach
-LONGEST_OUTLINE = 2_000_000  # pixels, of an object's polygons; pycocotools takes some 120 bytes for each
-SOLID = 4.0  # a polygon with sides of so many pixels that fills a quarter of them covers a pixel
-NEAR, FIT = 5.0, 0.5  # a mask fits its box when all edges are so near, or they share so much of their union
+REACH = 1_000_000  # pixels; limit of the coordinates of a polygon
+LONGEST_OUTLINE = 2_000_000  # pixels of the outline of an object; pycocotools takes some 120 bytes for each
+SOLID = 4.0  # pixels; a polygon that fills a quarter of a box of at least this width and height covers one
+# A mask fits its box if all edges are within NEAR pixels, or if their IoU is at least FIT.
+NEAR, FIT = 5.0, 0.5
 NUMBER = re.compile(r"\s*[-+]?[0-9]{1,15}(\.[0-9]*)?([eE][-+]?[0-9]{1,2})?\s*", re.ASCII)
 Extent = tuple[float, float, float, float]  # left, top, right and bottom
 Segmentation = list[list[float]] | dict[str, Any]
 
 
 def coco_tool() -> Any:
-    """Return pycocotools.mask, or say in one sentence what to install.
+    """Return the module pycocotools.mask.
 
     Raises:
-        DataError: pycocotools is not installed.
+        DataError: pycocotools is not installed; the message has the command that installs it.
     """
     try:
         from pycocotools import mask
@@ -40,10 +41,10 @@ def coco_tool() -> Any:
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of an image, not drawn yet: as they are written in a json.
+    """The masks of an image before rasterisation, in the encodings of their json.
 
     Args:
-        segmentations: of any form, without fault.
+        segmentations: of any encoding, without fault.
         height: of the image, in pixels.
         width: of the image, in pixels.
     """
@@ -56,16 +57,16 @@ class Masks:
         return len(self.segmentations)
 
     def __getitem__(self, chosen: np.ndarray) -> Masks:
-        """Return some of them, by their indices or by a boolean for each."""
+        """Return some of the masks, by indices or by a boolean mask."""
         indices = np.arange(len(self))[np.asarray(chosen)]
         return Masks([self.segmentations[index] for index in indices], self.height, self.width)
 
 
 def raster(segmentations: Sequence[Segmentation], height: int, width: int) -> np.ndarray:
-    """Return masks as pycocotools draws them.
+    """Rasterise masks like pycocotools.
 
     Args:
-        segmentations: n of them, of any form, without fault.
+        segmentations: n of them, of any encoding, without fault.
         height: of the image, in pixels.
         width: of the image, in pixels.
 
@@ -82,18 +83,18 @@ def raster(segmentations: Sequence[Segmentation], height: int, width: int) -> np
 def sampled(
     segmentation: Segmentation, height: int, width: int, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[int, int, np.ndarray]:
-    """Return a mask at some rows and columns of its image; only what is in their reach is drawn.
+    """Rasterise a mask at some rows and columns of its image only.
 
     Args:
-        segmentation: of any form, without fault.
+        segmentation: of any encoding, without fault.
         height: of the image, in pixels.
         width: of the image, in pixels.
         rows: ascending, of shape [h]; one may occur several times.
         columns: the same, of shape [w].
 
     Returns:
-        The first of `rows` and the first of `columns` at which the mask is, and uint8 from there on to the
-        last ones, 1 inside; of shape [0, 0] where the mask is at none of them.
+        The index of the first of `rows` and of the first of `columns` that contain the mask, and the mask
+        from these to the last ones, uint8, 1 inside; of shape [0, 0] if none of them contains it.
     """
     nothing = 0, 0, np.zeros((0, 0), np.uint8)
     edges = _edges(_runs(segmentation, height, width))
@@ -121,7 +122,7 @@ def sampled(
 
 
 def _runs(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
-    """Run lengths, of background and mask in turn, of any form of a mask."""
+    """Run lengths of background and mask in turn, from any encoding."""
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
         return np.array(segmentation["counts"], np.int64)
     counts = run_lengths(segmentation, height, width)["counts"]
@@ -129,14 +130,14 @@ def _runs(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
 
 
 def _edges(runs: np.ndarray) -> np.ndarray:
-    """Where each run of the mask begins and ends, of shape [n, 2], counted down the columns."""
+    """Begin and end of each run of the mask, of shape [n, 2], in column-major order."""
     ends = np.cumsum(runs)
     edges = ends[: len(ends) // 2 * 2].reshape(-1, 2)
     return edges[edges[:, 0] < edges[:, 1]]
 
 
 def run_lengths(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
-    """Return any form of a mask as run lengths in text, COCO's compressed form."""
+    """Return a mask of any encoding as run lengths in text, the compressed encoding of COCO."""
     tool = coco_tool()
     if isinstance(segmentation, list):
         return tool.merge(tool.frPyObjects(segmentation, height, width))
@@ -146,10 +147,10 @@ def run_lengths(segmentation: Segmentation, height: int, width: int) -> dict[str
 
 
 def counted(part: np.ndarray, top: int, left: int, height: int, width: int) -> dict[str, Any]:
-    """Return a mask that is 0 outside of a part of its image as run lengths, COCO's uncompressed form.
+    """Return a mask that is 0 outside a part of its image as run lengths, the uncompressed encoding of COCO.
 
     Args:
-        part: what of the mask is there, bool of shape [h, w].
+        part: the mask there, bool of shape [h, w].
         top: its first row in the image.
         left: its first column.
         height: of the image, in pixels.
@@ -163,13 +164,13 @@ def counted(part: np.ndarray, top: int, left: int, height: int, width: int) -> d
 
 
 def cleaned(segmentation: Any, height: int, width: int) -> Any:
-    """Return polygons with numbers where some were text, cut off where they reach far outside the image.
+    """Return polygons with numbers instead of text, clipped where they reach far outside the image.
 
-    pycocotools walks along the whole outline of a polygon in memory, and overflows on long ones. So what is
-    further away than the image is wide or high is cut off. All else stays as it is, faults included.
+    pycocotools stores every pixel of the outline of a polygon, and overflows for long ones. So polygons are
+    clipped to the image with a margin of its own size. All else is unchanged, faults included.
 
     Args:
-        segmentation: whatever a json has.
+        segmentation: any value from a json.
         height: of the image, in pixels.
         width: of the image, in pixels.
     """
@@ -183,14 +184,14 @@ def cleaned(segmentation: Any, height: int, width: int) -> Any:
         if isinstance(polygon, list) and len(polygon) >= 6 and set(map(type, polygon)) <= {int, float}:
             least, most = min(polygon), max(polygon)
             if (least < near or most > far) and least > -REACH and most < REACH and len(polygon) % 2 == 0:
-                # The edges of the window are outside of the image: what is drawn along them is not seen.
+                # The edges of the window are outside the image: an outline along them is invisible.
                 polygon = _clipped(polygon, (-width, -height, 2 * width, 2 * height))
         polygons.append(polygon)
     return polygons
 
 
 def as_number(value: Any) -> Any:
-    """Return the number that a text spells, such as 3 for "3"; anything else as it is."""
+    """Return the number in a text, such as 3 for "3"; any other value unchanged."""
     if type(value) is not str or not NUMBER.fullmatch(value):
         return value
     number = float(value)
@@ -198,17 +199,17 @@ def as_number(value: Any) -> Any:
 
 
 def _clipped(polygon: list[float], window: Extent) -> list[float]:
-    """The part of a polygon inside a window, by the algorithm of Sutherland and Hodgman.
+    """Clip a polygon to a window, by the algorithm of Sutherland and Hodgman.
 
-    What is left may run along the window's edge, to and fro. A polygon of which nothing is left becomes a
-    single point of the window's corner; one that is not finite stays as it is.
+    The result may have parts of zero width along the edge of the window. A polygon outside the window becomes
+    a single point, a corner of the window; one that is not finite is unchanged.
     """
     points = np.array(polygon, np.float64).reshape(-1, 2)
     if not np.isfinite(points).all():
         return polygon
     for side, limit in enumerate(window):
         axis, sign = side % 2, 1 if side < 2 else -1
-        depth = sign * (points[:, axis] - limit)  # how far inside each point is
+        depth = sign * (points[:, axis] - limit)  # distance to the edge, positive inside
         within, following = depth >= 0, np.roll(depth >= 0, -1)
         to = np.roll(points, -1, axis=0)
         part = depth / np.where(within != following, depth - np.roll(depth, -1), 1)
@@ -222,13 +223,13 @@ def _clipped(polygon: list[float], window: Extent) -> list[float]:
 def segmentation_fault(
     segmentation: object, height: int, width: int, box: Sequence[float] | None = None
 ) -> str | None:
-    """Return what is wrong with a mask of an image of that size, drawing it only where it may be empty.
+    """Return the fault of a mask, None if there is none; it is rasterised only if it may be empty.
 
     Args:
-        segmentation: whatever a json has.
+        segmentation: any value from a json.
         height: of the image, in pixels.
         width: of the image, in pixels.
-        box: left, top, width and height, which the mask must fit roughly; None for any.
+        box: left, top, width and height, which the mask must fit roughly; None skips this check.
     """
     if isinstance(segmentation, dict):
         extent = _runs_extent(segmentation, height, width)
@@ -261,7 +262,7 @@ def _area(extent: Sequence[float]) -> float:
 
 
 def _polygons_extent(segmentation: object, height: int, width: int) -> Extent | str:
-    """Where polygons begin and end, or what is wrong with them."""
+    """The bounding box of polygons, or their fault."""
     if not isinstance(segmentation, list) or not segmentation:
         return "it has no segmentation (boxes alone are learnt with data.masks=False)"
     extents = []
@@ -294,13 +295,13 @@ def _polygons_extent(segmentation: object, height: int, width: int) -> Extent | 
 
 
 def _outline(polygon: list[float]) -> float:
-    """The length of a polygon's outline in pixels, as pycocotools walks it: along the longer of both axes."""
+    """The number of pixels of the outline in pycocotools: for each edge, its longer extent along an axis."""
     points = np.array(polygon, np.float64).reshape(-1, 2)
     return float(np.abs(points - np.roll(points, -1, axis=0)).max(axis=1).sum())
 
 
 def _runs_extent(segmentation: dict[str, Any], height: int, width: int) -> Extent | str:
-    """Where the mask of run lengths begins and ends, or what is wrong with them."""
+    """The bounding box of a mask of run lengths, or their fault."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, list) or len(size) != 2:
         return f"its mask has no size [height, width] but {size!r}"
@@ -335,11 +336,11 @@ def _runs_extent(segmentation: dict[str, Any], height: int, width: int) -> Exten
 
 
 def read_counts(text: str) -> np.ndarray:
-    """Return the run lengths that a compressed mask spells.
+    """Decode the run lengths of a compressed mask.
 
     Each number is written in groups of five bits, low ones first, as characters from "0" on; from the fourth
-    on it is the difference from the number two places before. Of runs that cover too few pixels pycocotools
-    draws a mask whose rest is whatever was in memory, so they are read here first.
+    on it is the difference to the number before the previous one. pycocotools does not check that the runs
+    cover the image: it would leave the rest of the mask uninitialised.
 
     Args:
         text: `counts` of a compressed mask.
@@ -348,7 +349,7 @@ def read_counts(text: str) -> np.ndarray:
         int64 run lengths, of background and mask in turn.
 
     Raises:
-        ValueError: the text spells no numbers.
+        ValueError: the text is no such encoding.
     """
     codes = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64) - ord("0")
     if not codes.size:
@@ -362,8 +363,8 @@ def read_counts(text: str) -> np.ndarray:
     lengths = ends - starts + 1
     if lengths.max() > LONGEST:
         raise ValueError("a number is too long")
-    places = np.arange(codes.size) - np.repeat(starts, lengths)
-    values = np.add.reduceat((codes & 31) << (5 * places), starts)
+    groups = np.arange(codes.size) - np.repeat(starts, lengths)
+    values = np.add.reduceat((codes & 31) << (5 * groups), starts)
     values -= (codes[ends] & 16 != 0) * (1 << (5 * lengths))
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])

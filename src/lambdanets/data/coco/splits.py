@@ -1,4 +1,4 @@
-"""From a configuration to the two sides of a COCO set, checked and ready to load."""
+"""The two sides of a COCO set, from a configuration: checked and ready to load."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class CocoSplits:
     """The two sides of a source.
 
     Attributes:
-        train: varied as the configuration says.
-        val: as evaluation sees it.
+        train: augmented by the configuration.
+        val: without augmentation.
         classes: names, in the order of the labels, the first of which is 1.
-        fingerprint: a hash of what both sides hold: image entries and annotations.
-        skipped: what was left out, one sentence for each image or annotation, which begins with its json;
-            all of them, while a warning has a few.
+        fingerprint: a hash of the image entries and annotations of both sides.
+        skipped: one sentence for each image or annotation that was left out, which begins with its json. A
+            warning shows only a few of them.
     """
 
     train: CocoSet
@@ -55,18 +55,18 @@ def open_coco(config: CocoConfig, *, seed: int = 0, progress: Progress | None = 
     """Open a COCO source for training.
 
     Args:
-        config: the source, and what is made of it.
-        seed: of the split, where the source is one file.
-        progress: called with (images done, images in all) while they are looked at; None shows a bar in a
-            terminal when there are many.
+        config: the source and its options.
+        seed: of the split, if the source is one file.
+        progress: called with (images done, all images) while they are checked; None shows a bar in a terminal
+            if there are many.
 
     Returns:
         Both sides and the names of the classes.
 
     Raises:
-        DataError: there is no such source, a json in it is none or is cut short, its sides do not have the
-            same categories, a side holds no images, there are broken images or annotations and the
-            configuration is to refuse them, or it names splits of what is a single file.
+        DataError: there is no such source, a json in it is damaged, its sides have different categories, a
+            side has no images, there are broken images or annotations and the configuration refuses them, or
+            it names splits of a single file.
 
     Warns:
         DataWarning: of what was left out, of files that were found under another spelling of their names, and
@@ -86,16 +86,16 @@ def open_coco(config: CocoConfig, *, seed: int = 0, progress: Progress | None = 
             stacklevel=2,
         )
     mark = blake2b(train.content() + b"\0" + val.content(), digest_size=16).hexdigest()
-    # A single file has both sides, and its faults are of the file.
+    # A single file has both sides, and its faults are not listed twice.
     skipped = train.skipped if sides[0][0].path == sides[1][0].path else (*train.skipped, *val.skipped)
     return CocoSplits(train, val, train.classes, mark, skipped)
 
 
 def check_objects(config: CocoConfig, splits: CocoSplits) -> None:
-    """Refuse to train on images without a single object, and warn where few are left.
+    """Refuse to train on images without a single object, and warn if most are crowds.
 
     Raises:
-        DataError: there are no objects to train on; the message says why.
+        DataError: there are no objects to train on; the message has the reason.
 
     Warns:
         DataWarning: most annotations are crowds, or the validation side has no objects.
@@ -134,14 +134,14 @@ def open_coco_split(
     classes: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> CocoSet:
-    """Open one side of a COCO source for evaluation: nothing in it is varied, and crowds are kept.
+    """Open one side of a COCO source for evaluation, without augmentation and with crowds.
 
     Args:
         config: the source; with `val_fraction=1.0` all of a single file is its "val" side.
         split: "train" or "val".
         seed: of the split.
-        classes: those of the run that is evaluated, in the order of their labels; the file's categories must
-            have the same names, but may have other ids.
+        classes: of the run to evaluate, in the order of their labels; the categories of the file must have
+            the same names, but may have other ids.
         progress: as in `open_coco`.
     """
     if split not in SPLITS:
@@ -153,7 +153,7 @@ def open_coco_split(
 
 
 def _check_options(config: CocoConfig) -> None:
-    """Say which options this source makes useless."""
+    """Refuse or warn about options that do not apply to this source."""
     root = Path(config.source.removeprefix("coco:")).expanduser()
     named = [f"data.{name}" for name in ("train_split", "val_split") if getattr(config, name)]
     if root.is_file() and named:
@@ -161,19 +161,19 @@ def _check_options(config: CocoConfig) -> None:
             f"{' and '.join(named)} must be None: {root} is one file, which data.val_fraction splits."
         )
     if root.is_dir() and config.val_fraction != CocoConfig.val_fraction:
-        _useless(f"data.val_fraction={config.val_fraction}: {root} has a validation side of its own")
+        _warn_useless(f"data.val_fraction={config.val_fraction}: {root} has a validation side of its own")
     if config.crop and config.group_by_ratio:
-        _useless("data.group_by_ratio: with data.crop all images are of one shape")
+        _warn_useless("data.group_by_ratio: with data.crop all images are of one shape")
 
 
-def _useless(what: str) -> None:
+def _warn_useless(what: str) -> None:
     warnings.warn(f"there is no use for {what}.", DataWarning, stacklevel=4)
 
 
 def _checked(
     config: CocoConfig, sides: Sequence[Side], seed: int, progress: Progress | None
 ) -> list[tuple[CocoFile, Checked]]:
-    """The json and the good entries of each side, when the broken ones have been told."""
+    """Return the json and the valid entries of each side, after errors or warnings about the others."""
     coco_tool()
     check_memory(config.batch_size, config.image_size, channels=3)
     root = Path(config.source.removeprefix("coco:")).expanduser()
@@ -201,7 +201,7 @@ def _checked(
             )
             found.append((file, checked))
             before += len(file.images)
-    _tell(config, found)
+    _report_faults(config, found)
     if root.is_file():
         [(file, checked)] = found
         return [(file, _part(file, checked, side, config.val_fraction, seed)) for side in sides]
@@ -209,7 +209,7 @@ def _checked(
 
 
 def _part(file: CocoFile, checked: Checked, side: Side, val_fraction: float, seed: int) -> Checked:
-    """One side of a file that is not split: an image's side depends on the seed and on names alone.
+    """One side of a file that is not split: the side of an image depends on the seed and on names alone.
 
     A photo that is listed several times is on one side.
     """
@@ -235,8 +235,8 @@ def _part(file: CocoFile, checked: Checked, side: Side, val_fraction: float, see
     return replace(checked, images=images)
 
 
-def _tell(config: CocoConfig, found: Sequence[tuple[CocoFile, Checked]]) -> None:
-    """Refuse what is broken, or warn that it is left out; all of it at once."""
+def _report_faults(config: CocoConfig, found: Sequence[tuple[CocoFile, Checked]]) -> None:
+    """Refuse broken entries, or warn that they are left out, in one message."""
     refused, skipped = [], []
     for file, checked in found:
         if checked.respelled:
@@ -283,12 +283,12 @@ def _set(config: CocoConfig, file: CocoFile, checked: Checked, *, train: bool) -
         train=train,
         masks=config.masks,
         max_pixels=config.max_pixels,
-        skipped=[f"{file.path}: {told}" for told in (*checked.bad_images, *checked.bad_annotations)],
+        skipped=[f"{file.path}: {fault}" for fault in (*checked.bad_images, *checked.bad_annotations)],
     )
 
 
 def _in_order(file: CocoFile, classes: Sequence[str]) -> CocoFile:
-    """The same file with its categories in the order of a run's classes."""
+    """The same file with its categories in the order of the classes of a run."""
     numbers = {name: number for number, name in file.categories.items()}
     if numbers.keys() != set(classes):
         raise DataError(
@@ -315,8 +315,8 @@ def _split_file(base: Path, side: Side, config: CocoConfig) -> tuple[str, Path]:
 def _folders(base: Path, name: str, path: Path, config: CocoConfig) -> list[Path]:
     if config.images:
         return [Path(existing(config.images))]
-    places = [base / name, base / "images" / name, base / "images", base, path.parent]
-    return list(dict.fromkeys(places))
+    folders = [base / name, base / "images" / name, base / "images", base, path.parent]
+    return list(dict.fromkeys(folders))
 
 
 def _check_same_categories(files: Sequence[CocoFile]) -> None:
@@ -330,7 +330,7 @@ def _check_same_categories(files: Sequence[CocoFile]) -> None:
 
 
 def describe_coco(splits: CocoSplits) -> dict[str, int | str]:
-    """Return short facts about a source, to print or to write into a run's folder."""
+    """Return numbers of classes, images and objects, to print or to write into a run's folder."""
     facts: dict[str, int | str] = {"classes": len(splits.classes)}
     for name, side in (("train", splits.train), ("val", splits.val)):
         own = [side.entry(index)[1] for index in range(len(side))]

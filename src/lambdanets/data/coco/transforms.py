@@ -1,4 +1,4 @@
-"""How annotated images are resized, cut and flipped, and how their boxes and masks follow."""
+"""Resizing, cropping and flipping of annotated images with their boxes and masks."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from .masks import Masks, sampled
 
 Size = tuple[int, int]  # height and width
 
-_BoundingBoxes: Any = (
-    tv_tensors.BoundingBoxes
-)  # type checkers take it for a Tensor, with a Tensor's arguments
+# Type checkers take its constructor for that of a Tensor.
+_BoundingBoxes: Any = tv_tensors.BoundingBoxes
 
 
 def corners(boxes: Tensor, size: Size) -> tv_tensors.BoundingBoxes:
-    """Return left, top, right and bottom, of shape [n, 4], as boxes on an image of that height and width."""
+    """Return (left, top, right, bottom), of shape [n, 4], as boxes on an image of a height and width."""
     return _BoundingBoxes(boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size)
 
 
 @dataclass(frozen=True)
 class Crop:
-    """What is shown of an image: it is scaled, then a window is cut out, which may reach over its edges.
+    """A scaling of an image, followed by a crop of a window, which may exceed the scaled image.
 
     Args:
         scaled: height and width to which the whole image is scaled.
-        corner: top and left of the window in the scaled image; negative where it begins outside.
+        corner: top and left of the window in the scaled image; negative if it begins outside.
         window: height and width of the window.
     """
 
@@ -41,7 +40,7 @@ class Crop:
     window: Size
 
     def image(self, image: Tensor, fill: tuple[int, int, int]) -> Tensor:
-        """Return uint8 of shape [3, *window] out of an image of any size, `fill` outside of it."""
+        """Return the window of an image, uint8 of shape [3, *window], with the colour `fill` outside it."""
         shown = F.resize(image, list(self.scaled), antialias=True)
         if self.scaled == self.window:
             return shown
@@ -53,16 +52,16 @@ class Crop:
         return cut
 
     def boxes(self, boxes: Tensor, size: Size) -> Tensor:
-        """Return left, top, right and bottom in the window, cut to it, of boxes on an image of that size."""
+        """Return boxes on an image of a size as (left, top, right, bottom) in the window, clipped to it."""
         (height, width), (top, left), (bottom, right) = self.scaled, self.corner, self.window
         ratio = boxes.new_tensor([width / size[1], height / size[0]] * 2)
         moved = boxes * ratio - boxes.new_tensor([left, top] * 2)
         return torch.minimum(moved.clamp(min=0), moved.new_tensor([right, bottom] * 2))
 
     def masks(self, masks: Masks) -> list[tuple[int, int, np.ndarray]]:
-        """Return for each mask the top and left in the window of where it is, and what of it is there.
+        """Return for each mask the top and left of its visible part in the window, and that part.
 
-        A pixel of the scaled image shows the pixel of the image that its middle lies in.
+        A pixel of the scaled image takes the value of the pixel of the image that contains its centre.
         """
         grids = []
         for (first, last), scaled, size in zip(
@@ -75,7 +74,7 @@ class Crop:
         return [(y + row, x + column, part) for row, column, part in parts]
 
     def _inside(self) -> list[Size]:
-        """Where the window begins and ends in the scaled image, along the height and along the width."""
+        """Begin and end of the window in the scaled image, along the height and along the width."""
         return [
             (max(0, first), min(length, first + side))
             for first, side, length in zip(self.corner, self.window, self.scaled, strict=True)
@@ -83,9 +82,9 @@ class Crop:
 
 
 class ResizeLongerSide(nn.Module):
-    """Bring the longer side of an image to a length; None leaves it as it is.
+    """Resize the longer side of an image to a length; None keeps its size.
 
-    It takes an image, or an image and its target, whose masks are not drawn yet; and returns the same, drawn.
+    The input is an image, or an image and its target with `Masks`; the output has rasterised masks.
     """
 
     def __init__(self, side: int | None):
@@ -93,33 +92,33 @@ class ResizeLongerSide(nn.Module):
         self.side = side
 
     def forward(self, image: Tensor, target: dict[str, Any] | None = None) -> Any:
-        """Scale an image, and its target where there is one."""
+        """Resize an image and, if given, its target."""
         size = height, width = _size(image)
         scaled = _to_side(height, width, self.side) if self.side else size
-        view = Crop(scaled, (0, 0), scaled)
-        shown = tv_tensors.Image(view.image(image, (0, 0, 0)))
+        crop = Crop(scaled, (0, 0), scaled)
+        shown = tv_tensors.Image(crop.image(image, (0, 0, 0)))
         if target is None:
             return shown
-        changed: dict[str, Any] = {"boxes": corners(view.boxes(_plain(target["boxes"]), size), scaled)}
+        changed: dict[str, Any] = {"boxes": corners(crop.boxes(_plain(target["boxes"]), size), scaled)}
         if "masks" in target:
-            changed["masks"] = _drawn(view.masks(target["masks"]), scaled)
+            changed["masks"] = _drawn(crop.masks(target["masks"]), scaled)
         return shown, target | changed
 
 
 def eval_transform_coco(config: CocoConfig) -> ResizeLongerSide:
-    """Return what brings evaluated images to their size; targets follow."""
+    """Return the transform of evaluated images and their targets."""
     return ResizeLongerSide(config.image_size if config.resize else None)
 
 
 class TrainAugment(nn.Module):
-    """Scale, cut and flip an image at random, drawing from torch's generator.
+    """Scale, crop and flip an image at random, with numbers from torch's global generator.
 
-    What is not seen any more, or is smaller than `config.min_area`, is dropped from boxes, labels, masks,
-    area and iscrowd alike. Masks are drawn last, of what is left and within the window alone.
+    Objects that are outside the window, or smaller than `config.min_area`, are dropped from boxes, labels,
+    masks, area and iscrowd alike. Masks are rasterised last, for the remaining objects and inside the window
+    only.
 
-    Boxes of objects that the window has cut shrink to what is left of their masks: cutting a box keeps parts
-    of it in which the object may have nothing. Boxes that do not touch the edge stay as they are, as
-    annotations are finer than pixels.
+    The box of an object at the edge of the window shrinks to the visible part of its mask: a clipped box may
+    contain areas without the object. Other boxes are unchanged, as annotations are finer than pixels.
     """
 
     def __init__(self, config: CocoConfig):
@@ -127,7 +126,7 @@ class TrainAugment(nn.Module):
         self.config = config
 
     def draw(self, size: Size) -> tuple[Crop, bool]:
-        """Return what is shown of an image of a size, and whether it is flipped."""
+        """Draw the crop of an image of a size, and whether it is flipped."""
         side, (least, most) = self.config.image_size, self.config.scale
         scale = least + torch.rand(()).item() * (most - least)
         scaled = _to_side(*size, scale * side)
@@ -136,16 +135,16 @@ class TrainAugment(nn.Module):
         return Crop(scaled, corner, window), torch.rand(()).item() < self.config.flip
 
     def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Take an image and its target, whose masks are not drawn yet, and return both, drawn."""
+        """Return an augmented image and its target, with rasterised masks; the input has `Masks`."""
         size = _size(image)
-        view, flipped = self.draw(size)
-        shown = view.image(image, self.config.fill)
-        boxes = view.boxes(_plain(target["boxes"]), size)
+        crop, flipped = self.draw(size)
+        shown = crop.image(image, self.config.fill)
+        boxes = crop.boxes(_plain(target["boxes"]), size)
         kept = np.flatnonzero(self._large(boxes))
         parts = None
         if "masks" in target:
-            parts = view.masks(target["masks"][kept])
-            tight = _tightened(boxes[kept], parts, view.window)
+            parts = crop.masks(target["masks"][kept])
+            tight = _tightened(boxes[kept], parts, crop.window)
             large = self._large(tight)
             kept, boxes = kept[large], tight[large]
             parts = [part for part, stays in zip(parts, large, strict=True) if stays]
@@ -153,11 +152,11 @@ class TrainAugment(nn.Module):
             boxes = boxes[kept]
         if flipped:
             shown = shown.flip(-1)
-            boxes[:, [0, 2]] = view.window[1] - boxes[:, [2, 0]]
+            boxes[:, [0, 2]] = crop.window[1] - boxes[:, [2, 0]]
         changed: dict[str, Any] = {name: target[name][kept] for name in ("labels", "area", "iscrowd")}
-        changed["boxes"] = corners(boxes, view.window)
+        changed["boxes"] = corners(boxes, crop.window)
         if parts is not None:
-            changed["masks"] = _drawn(parts, view.window, flipped=flipped)
+            changed["masks"] = _drawn(parts, crop.window, flipped=flipped)
         return tv_tensors.Image(shown.contiguous()), target | changed
 
     def _large(self, boxes: Tensor) -> np.ndarray:
@@ -166,20 +165,20 @@ class TrainAugment(nn.Module):
 
 
 def _to_side(height: int, width: int, side: float) -> Size:
-    """A size of the same shape with that longer side; no less than a pixel."""
+    """The size with the same aspect ratio and that longer side, at least one pixel."""
     longer = max(height, width)
     return max(1, int(side * height / longer)), max(1, int(side * width / longer))
 
 
 def _begin(length: int, window: int) -> int:
-    """A random place of a window on an image, or of the image in the window where that is longer."""
-    room = length - window
-    drawn = int(torch.randint(abs(room) + 1, ())) if room else 0
-    return drawn if room >= 0 else drawn + room
+    """A random offset of a window in an image, or of the image in a longer window."""
+    slack = length - window
+    drawn = int(torch.randint(abs(slack) + 1, ())) if slack else 0
+    return drawn if slack >= 0 else drawn + slack
 
 
 def _tightened(boxes: Tensor, parts: list[tuple[int, int, np.ndarray]], window: Size) -> Tensor:
-    """Boxes that touch the edge, shrunk to their masks; without area where nothing is left of these."""
+    """Shrink boxes at the edge of the window to their masks; a box without visible mask has no area."""
     extents = [
         (left, top, left + part.shape[1], top + part.shape[0]) if part.size else (0, 0, 0, 0)
         for top, left, part in parts
@@ -195,7 +194,7 @@ def _tightened(boxes: Tensor, parts: list[tuple[int, int, np.ndarray]], window: 
 def _drawn(
     parts: list[tuple[int, int, np.ndarray]], window: Size, *, flipped: bool = False
 ) -> tv_tensors.Mask:
-    """Masks in whole, uint8 of shape [n, *window]."""
+    """Masks of the whole window, uint8 of shape [n, *window], from their visible parts."""
     drawn = np.zeros((len(parts), *window), np.uint8)
     for own, (top, left, part) in zip(drawn[:, :, ::-1] if flipped else drawn, parts, strict=True):
         own[top : top + part.shape[0], left : left + part.shape[1]] = part
