@@ -273,5 +273,5 @@ def test_the_readme_repeats_the_results() -> None:
     )
     assert f"reached {own} with lambda layers and {other} with convolutions" in text
     race = table_of("race", "Speed at matched accuracy").rows
-    measured = [float(cell.rstrip("x")) for row in race for cell in row[3:5]]
+    measured = [float(cell.rstrip("x")) for row in race for cell in row[3:5] if cell != "-"]
     assert f"{min(measured):.1f} to {max(measured):.1f} times as fast as EfficientNets" in text
