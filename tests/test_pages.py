@@ -31,13 +31,14 @@ def test_the_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> No
     torch.manual_seed(0)
     names: dict[str, object] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("error", UserWarning)  # the pages show no use that the package warns of
+        warnings.simplefilter("ignore", FutureWarning)  # of torch.jit.script
         for number, block in enumerate(blocks, 1):
             exec(compile(block, f"{page}, block {number}", "exec"), names)
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -60,7 +61,7 @@ def test_the_readme_is_short() -> None:
 
 
 def fields(config: type, prefix: str = "") -> dict[str, object]:
-    """The defaults of a configuration's fields by their paths, `...` where there is none."""
+    """Return the defaults of a configuration's fields by their paths, `...` where there is none."""
     found: dict[str, object] = {}
     parts = {"model": ModelConfig, "data": CocoConfig} | (
         {"model": DetectorConfig} if config is DetectionConfig else {}

@@ -18,14 +18,14 @@ BASE = {"1": "1.00x"}  # the row or column that the others are divided by
 
 
 def plain(cell: str) -> str:
-    """A cell without emphasis, links and typographic minus signs."""
+    """Return a cell without emphasis, links and typographic minus signs."""
     return re.sub(
         r"\s*\(.*\)$", "", cell.replace("*", "").replace("`", "").replace("\N{MINUS SIGN}", "-").strip()
     )
 
 
 def rows_with(path: Path, heading: str) -> list[list[str]]:
-    """The rows of every table whose heading holds these words."""
+    """Return the rows of every table whose heading contains these words."""
     found: list[list[str]] = []
     for block in re.findall(r"(?:^\|.*\n)+", path.read_text(), re.MULTILINE):
         lines = [[plain(cell) for cell in line.strip("|").split("|")] for line in block.splitlines()]
@@ -36,13 +36,13 @@ def rows_with(path: Path, heading: str) -> list[list[str]]:
 
 
 def committed(file: str) -> list[dict[str, str]]:
-    """The rows of a committed CSV."""
+    """Return the rows of a committed CSV."""
     with (ROOT / "benchmarks" / file).open(newline="") as opened:
         return list(csv.DictReader(opened))
 
 
 def table_of(name: str, title: str) -> Table:
-    """A table of a committed bench of networks."""
+    """Return a table of a committed benchmark of networks."""
     (table,) = (
         each
         for each in bench.make_tables(bench.read(MODELS / f"{name}.csv", name))
@@ -52,7 +52,7 @@ def table_of(name: str, title: str) -> Table:
 
 
 def columns(table: Table, heading: str) -> list[list[str]]:
-    """The columns of this name, each from top to bottom."""
+    """Return the columns of this name, each from top to bottom."""
     places = [at for at, name in enumerate(table.headings) if name == heading]
     return [[row[at] for row in table.rows] for at in places]
 
@@ -173,7 +173,7 @@ def test_ratios_are_those_of_tables_13_and_14() -> None:
 
 
 def layer_rows(folder: str) -> dict[tuple[str, str, str], dict[str, str]]:
-    """The rows of a race of layers, by case, pass and contender."""
+    """Return the rows of a benchmark of layers by case, pass and contender."""
     return {(row["title"], row["mode"], row["contender"]): row for row in committed(f"op/{folder}/op.csv")}
 
 
@@ -272,6 +272,11 @@ def test_the_readme_repeats_the_results() -> None:
         for name in ("lambda_resnet_cifar", "resnet_cifar_conv")
     )
     assert f"reached {own} with lambda layers and {other} with convolutions" in text
+    nuclei = {
+        row["model"]: f"{100 * float(row['mask_ap50']):.1f} %" for row in committed("detection/nuclei.csv")
+    }
+    assert f"a mask AP50 of {nuclei['lambda_resnet_mini']} after 80" in text
+    assert f"({nuclei['resnet_mini_conv']} with convolutions)" in text
     race = table_of("race", "Speed at matched accuracy").rows
     measured = [float(cell.rstrip("x")) for row in race for cell in row[3:5] if cell != "-"]
     assert f"{min(measured):.1f} to {max(measured):.1f} times as fast as EfficientNets" in text
