@@ -4,16 +4,16 @@ import ast
 import dataclasses
 import functools
 import re
+import typing
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from lambdanets.data import CocoConfig
-from lambdanets.detection import DetectionConfig, DetectorConfig
+from lambdanets.detection import DetectionConfig
 from lambdanets.models import create_model
-from lambdanets.train import ModelConfig, RunConfig
+from lambdanets.train import RunConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "benchmarks/README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
@@ -63,19 +63,15 @@ def test_the_readme_is_short() -> None:
 def fields(config: type, prefix: str = "") -> dict[str, object]:
     """Return the defaults of a configuration's fields by their paths, `...` where there is none."""
     found: dict[str, object] = {}
-    parts = {"model": ModelConfig, "data": CocoConfig} | (
-        {"model": DetectorConfig} if config is DetectionConfig else {}
-    )
+    types = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
-        part = field.default_factory
-        if field.name in parts and field.default_factory is dataclasses.MISSING and not prefix:
-            part = parts[field.name]
-        if dataclasses.is_dataclass(part):
-            found |= fields(part, f"{prefix}{field.name}.")
-        elif part is not dataclasses.MISSING:
-            found[prefix + field.name] = part()
+        path = prefix + field.name
+        if dataclasses.is_dataclass(types[field.name]):
+            found |= fields(types[field.name], f"{path}.")
+        elif field.default_factory is not dataclasses.MISSING:
+            found[path] = field.default_factory()
         else:
-            found[prefix + field.name] = ... if field.default is dataclasses.MISSING else field.default
+            found[path] = ... if field.default is dataclasses.MISSING else field.default
     return found
 
 
