@@ -1,4 +1,4 @@
-"""Named sources come from timm and torchvision; what is missing is told in one sentence."""
+"""Sources of torchvision and of the Hugging Face hub, and the errors for values that name no source."""
 
 import gzip
 import re

@@ -1,4 +1,4 @@
-"""Places of a sequence are divided exactly: among processes, then among lanes, for any numbers."""
+"""Positions of a sequence are divided exactly: among processes, then among lanes, for any numbers."""
 
 from itertools import chain, product
 
@@ -16,14 +16,14 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_shard, "REACH", 7)
 
 
-def batches(part: StreamShard) -> list[list[int]]:
+def batches(shard: StreamShard) -> list[list[int]]:
     """Batch b is the next of lane b % lanes."""
-    left = [part.lane(number).tolist() for number in range(part.lanes)]
+    left = [shard.lane(number).tolist() for number in range(shard.lanes)]
     found = []
-    for number in range(len(part)):
-        lane = left[number % part.lanes]
-        found.append(lane[: part.batch_size])
-        del lane[: part.batch_size]
+    for number in range(len(shard)):
+        lane = left[number % shard.lanes]
+        found.append(lane[: shard.batch_size])
+        del lane[: shard.batch_size]
     assert not any(left)
     return found
 
@@ -33,13 +33,13 @@ GRID = list(product([1, 2, 5, 16, 17, 100, 113, 240], [1, 3, 8, 50], [1, 2, 5]))
 
 @pytest.mark.parametrize(("size", "batch_size", "world_size"), GRID)
 def test_evaluation_has_every_place_once(size: int, batch_size: int, world_size: int) -> None:
-    parts = [
+    shards = [
         evaluation_shard(size, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)
     ]
-    found = [batches(part) for part in parts]
+    found = [batches(shard) for shard in shards]
     assert sorted(chain(*chain(*found))) == list(range(size))
-    shares = [sum(map(len, own)) for own in found]
-    assert max(shares) - min(shares) <= 1
+    sizes = [sum(map(len, own)) for own in found]
+    assert max(sizes) - min(sizes) <= 1
     for own in found:
         assert all(len(batch) == batch_size for batch in own[:-1])
         assert all(1 <= len(batch) <= batch_size for batch in own[-1:])
@@ -51,8 +51,10 @@ def test_training_has_as_many_whole_batches_for_each(size: int, batch_size: int,
         with pytest.raises(DataError, match=f"{size} training images are too few for {world_size} processes"):
             training_shard(size, batch_size, rank=0, world_size=world_size)
         return
-    parts = [training_shard(size, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
-    found = [batches(part) for part in parts]
+    shards = [
+        training_shard(size, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    found = [batches(shard) for shard in shards]
     whole = min(batch_size, size // world_size)
     assert {len(own) for own in found} == {size // (whole * world_size)}
     assert {len(batch) for batch in chain(*found)} == {whole}
@@ -62,11 +64,11 @@ def test_training_has_as_many_whole_batches_for_each(size: int, batch_size: int,
 
 
 def test_lanes_are_neighbours_and_few_where_they_would_be_short() -> None:
-    part = StreamShard(10, 250, 4)
-    assert part.lanes == 16
-    assert chain(*(part.lane(number).tolist() for number in range(16)))
-    places = np.concatenate([part.lane(number) for number in range(16)])
-    assert places.tolist() == list(range(10, 250))
+    shard = StreamShard(10, 250, 4)
+    assert shard.lanes == 16
+    assert chain(*(shard.lane(number).tolist() for number in range(16)))
+    positions = np.concatenate([shard.lane(number) for number in range(16)])
+    assert positions.tolist() == list(range(10, 250))
     assert (StreamShard(0, 20, 4).lanes, StreamShard(0, 6, 4).lanes, StreamShard(0, 0, 4).lanes) == (2, 1, 1)
     assert len(StreamShard(0, 0, 4)) == 0
 
@@ -79,13 +81,13 @@ def test_batches_are_numbered_from_where_training_stands() -> None:
 
 @pytest.mark.parametrize("reach", [1, 5, 30, 500])
 def test_what_is_mixed_waits_for_less_than_its_reach(reach: int) -> None:
-    places = np.arange(1000, 1200)
-    mixed = jittered(3, 1, places, reach)
-    assert sorted(mixed.tolist()) == places.tolist()
-    assert (mixed.tolist() == places.tolist()) == (reach == 1)
-    assert mixed.tolist() == jittered(3, 1, places, reach).tolist()
+    positions = np.arange(1000, 1200)
+    mixed = jittered(3, 1, positions, reach)
+    assert sorted(mixed.tolist()) == positions.tolist()
+    assert (mixed.tolist() == positions.tolist()) == (reach == 1)
+    assert mixed.tolist() == jittered(3, 1, positions, reach).tolist()
     if reach > 1:
-        others = [jittered(seed, epoch, places, reach).tolist() for seed, epoch in ((3, 2), (4, 1))]
+        others = [jittered(seed, epoch, positions, reach).tolist() for seed, epoch in ((3, 2), (4, 1))]
         assert mixed.tolist() not in others
         assert others[0] != others[1]
     read, waiting, most = 1000, set(), 0
@@ -97,7 +99,7 @@ def test_what_is_mixed_waits_for_less_than_its_reach(reach: int) -> None:
         waiting.remove(place)
     assert most <= reach
     assert reach < 30 or most > min(reach, 200) / 8  # it does mix
-    assert np.abs(mixed - places).max() < reach
+    assert np.abs(mixed - positions).max() < reach
 
 
 def test_epochs_begin_anywhere_and_visit_shards_in_any_order() -> None:

@@ -28,7 +28,7 @@ def run(
     as wds/.
 
     Args:
-        source: Images: folder:PATH, tar:PATH, digits, or a name of timm such as hfds/NAME.
+        source: Images: folder:PATH, tar:PATH, digits, torch/NAME or hfds/NAME.
         out: The folder to make.
         images: Images in a shard, at most.
         megabytes: Size of a shard, at most; an image that is larger has one of its own.

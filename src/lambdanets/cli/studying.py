@@ -56,7 +56,7 @@ def run(
     Args:
         trunk: The network: cifar_half and cifar (32x32 images), mini (photos; every contender, conv too, has
             squeeze-and-excitation in c2 and c3), digits (to see how it works).
-        data: Images: folder:PATH, or a name of timm such as torch/cifar10:PATH.
+        data: Images: folder:PATH, torch/cifar10:PATH, ... (see `lambdanets list`).
         contenders: Which of them; the others can follow later.
         seeds: Each gives one run to every contender.
         epochs: Passes over the training images.

@@ -121,7 +121,7 @@ def _check_loop(link: str, around: Sequence[str]) -> None:
             )
 
 
-def warn_left_out(place: str, others: Counter[str], stray: Iterable[str] = ()) -> None:
+def warn_left_out(where: str, others: Counter[str], stray: Iterable[str] = ()) -> None:
     """Warn once about files of a folder or of archives that are not read: counts by suffix, and strays."""
     parts = []
     if others:
@@ -133,11 +133,11 @@ def warn_left_out(place: str, others: Counter[str], stray: Iterable[str] = ()) -
     if names:
         parts.append(f"what is hidden or left by other programs ({few(sorted(names))})")
     if parts:
-        warnings.warn(f"{place}: left out {' and '.join(parts)}.", SourceWarning, stacklevel=2)
+        warnings.warn(f"{where}: left out {' and '.join(parts)}.", SourceWarning, stacklevel=2)
 
 
 def identity(path: str) -> tuple[int, int] | None:
-    """Return device and inode, which are the same for all names of a file; None where there is no file."""
+    """Return device and inode, which are the same for all names of a file; None if there is no file."""
     try:
         status = os.stat(path)
     except OSError:

@@ -65,7 +65,7 @@ def read_image(
     size: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """Read an image file whole, upright, as RGB or grey.
+    """Read a complete image file as an upright RGB or grey image.
 
     The EXIF orientation is applied. 16-bit images are scaled to 8 bits, not clipped. Transparent pixels are
     composed with white. Of an animation the first frame is taken. A file that ends too early is never
@@ -192,7 +192,7 @@ def _loaded(file: IO[bytes], max_pixels: int, small: bool) -> Image.Image:
 
 
 def header(file: IO[bytes], max_pixels: int) -> Image.Image:
-    """Return an image file opened, and not decoded.
+    """Open an image file without decoding it.
 
     Raises:
         ValueError: it has too many pixels; a file that is no image raises others of `UNREADABLE`, too.
@@ -209,8 +209,8 @@ def _identified(file: IO[bytes], max_pixels: int) -> Image.Image:
         image = Image.open(file)
     except Image.DecompressionBombError:
         file.seek(0)
-        # Pillow's limit is one for the whole process. Only for what is beyond it is it lifted, and then for
-        # the header alone.
+        # Pillow's limit is global for the process: it is lifted only for larger images, and only while their
+        # header is read.
         with _OPENING:
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
@@ -226,9 +226,9 @@ def _identified(file: IO[bytes], max_pixels: int) -> Image.Image:
 
 
 def _without_text(file: IO[bytes], error: ValueError) -> IO[bytes]:
-    """Return a PNG file without its texts and its colour profile, for which Pillow refused it.
+    """Return a PNG file without its texts and its colour profile, if Pillow refused it for their size.
 
-    Much text, such as a program's workflow, says nothing here. What is damaged stays as it is; another error
+    Texts, such as the workflow of a program, are of no use here. Damaged data are unchanged; any other error
     is raised again.
     """
     if "MAX_TEXT" not in str(error):
@@ -254,7 +254,7 @@ def _check_end(file: IO[bytes]) -> None:
 
 
 def _check_sums(file: IO[bytes]) -> None:
-    """Refuse a PNG whose pixels differ from their checksums, which Pillow passes over."""
+    """Refuse a PNG whose pixels differ from their checksums, which Pillow does not check."""
     file.seek(len(PngImagePlugin._MAGIC))
     while len(head := file.read(8)) == 8:
         length, kind = int.from_bytes(head[:4], "big"), head[4:]

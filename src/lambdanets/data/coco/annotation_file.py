@@ -74,11 +74,11 @@ def _categories(path: Path, entries: list[Any], annotations: list[Any]) -> dict[
     found: dict[int, str] = {}
     roots: set[int] = set()
     numbers: dict[str, list[int]] = {}
-    for place, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         whole = isinstance(entry, dict)
         number, name = (entry.get("id"), entry.get("name")) if whole else (None, None)
         if not is_id(number) or not isinstance(name, str) or not name:
-            raise DataError(f"{path}: category {place} lacks a whole number 'id' or a 'name': {entry!r}.")
+            raise DataError(f"{path}: category {index} lacks a whole number 'id' or a 'name': {entry!r}.")
         if number in found:
             raise DataError(f"{path} lists the category id {number} twice: {found[number]!r} and {name!r}.")
         found[number] = name

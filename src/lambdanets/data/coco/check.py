@@ -85,9 +85,9 @@ def check_entries(
     bad_annotations = []
     with_images = 0
     seen: set[int] = set()
-    for place, entry in enumerate(file.annotations):
+    for index, entry in enumerate(file.annotations):
         if not isinstance(entry, dict) or not is_id(entry.get("id")):
-            bad_annotations.append(f"annotation at place {place}: {_id_fault(entry)}.")
+            bad_annotations.append(f"annotation at place {index}: {_id_fault(entry)}.")
             continue
         if entry["id"] in seen:
             fault = "its id is taken by another one before it"
@@ -122,10 +122,10 @@ def _listed(
     respelled: dict[int, Path] = {}
     bad = []
     missing = 0
-    for place, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         number = entry.get("id") if isinstance(entry, dict) else None
         if not is_id(number):
-            bad.append(f"image at place {place}: {_id_fault(entry)}.")
+            bad.append(f"image at place {index}: {_id_fault(entry)}.")
             continue
         name, width, height = entry.get("file_name"), *(as_number(entry.get(k)) for k in ("width", "height"))
         if not isinstance(name, str) or not name:

@@ -69,8 +69,8 @@ def open_coco(config: CocoConfig, *, seed: int = 0, progress: Progress | None = 
             it names splits of a single file.
 
     Warns:
-        DataWarning: of what was left out, of files that were found under another spelling of their names, and
-            of validation images that are training images, too.
+        DataWarning: entries were left out, files were found under another spelling of their names, or
+            validation images are also training images.
     """
     _check_options(config)
     sides = _checked(config, ("train", "val"), seed, progress)

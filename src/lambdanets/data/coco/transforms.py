@@ -106,7 +106,7 @@ class ResizeLongerSide(nn.Module):
 
 
 def eval_transform_coco(config: CocoConfig) -> ResizeLongerSide:
-    """Return the transform of evaluated images and their targets."""
+    """Return the transform of evaluation, for images and their targets."""
     return ResizeLongerSide(config.image_size if config.resize else None)
 
 
