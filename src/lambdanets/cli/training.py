@@ -49,8 +49,8 @@ def run(
     Args:
         recipe: Name of a recipe; `lambdanets list` has them all.
         model: Another model than the recipe's.
-        data: Other images: digits, folder:PATH, tar:PATH, torch/cifar10:PATH, ... (see `lambdanets list`); for a
-            detector coco:FOLDER or coco:ANNOTATIONS.json.
+        data: Other images: digits, folder:PATH, tar:PATH, torch/cifar10:PATH, ... (`lambdanets list`); for
+            a detector coco:FOLDER or coco:ANNOTATIONS.json.
         out: The run folder.
         resume: A run folder to continue; it needs no recipe and keeps its own configuration.
         epochs: Passes over the training images.
