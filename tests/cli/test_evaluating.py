@@ -13,7 +13,7 @@ import torch
 from timm.data.imagenet_info import ImageNetInfo
 
 from lambdanets.models import save_for_hub
-from lambdanets.models.accelerated import TimmLambdaLayer
+from lambdanets.models.interop.layers import TimmLambdaLayer
 from lambdanets.recipes import get_recipe
 from lambdanets.train import override
 from lambdanets.train.engine import train

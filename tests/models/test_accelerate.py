@@ -16,7 +16,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from closeness import assert_close, assert_close_by_name, error
 from foreign import DLi14, LambdaLayer, awake
 from lambdanets import LambdaLayer2d, accelerate
-from lambdanets.models.accelerated import AcceleratedLayer, DLi14LambdaLayer
+from lambdanets.models.interop.layers import AcceleratedLayer, DLi14LambdaLayer
 
 DIM = 24
 

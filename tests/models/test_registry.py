@@ -7,7 +7,7 @@ import timm
 import torch
 from timm.models import model_entrypoint
 
-from lambdanets.models import create_model, list_models
+from lambdanets.models import create_model, list_models, model_info
 from lambdanets.models.registry import register
 from lambdanets.models.zoo import CONFIGS
 from lambdanets.nn import LambdaLayer2d
@@ -117,3 +117,32 @@ def test_none_as_an_ablation_reaches_the_layers(none: str | None) -> None:
     layers = [layer for layer in model.modules() if isinstance(layer, LambdaLayer2d)]
     assert layers
     assert {(layer.norm, layer.normalize) for layer in layers} == {(None, "none")}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "image", "words"),
+    [
+        (
+            "lambda_resnet152",
+            51_404_696,
+            (3, 256, 256),
+            "3-8-36-3 blocks; lambda in layer3 (6 of 36), layer4",
+        ),
+        ("lambda_resnet_digits", 43_394, (1, 8, 8), "scope 7"),
+        ("resnet50_lambda_u4", 16_040_360, (3, 224, 224), "scope 7, u 4"),
+        ("resnet50_conv", 25_557_032, (3, 224, 224), "convolutions alone"),
+        ("resnet_cifar_conv", 788_810, (3, 32, 32), "convolutions alone"),
+        ("resnet50_se", 28_088_024, (3, 224, 224), "squeeze-and-excitation 1/16"),
+        ("resnet50_axial", 21_870_584, (3, 224, 224), "axial in layer1, layer2, layer3, layer4"),
+        ("mobilenetv2_lambda", 3_208_360, (3, 224, 224), "lambda in the 10th and the 16th"),
+    ],
+)
+def test_a_model_is_described(name: str, parameters: int, image: tuple[int, ...], words: str) -> None:
+    info = model_info(name)
+    assert (info.name, info.parameters, info.image) == (name, parameters, image)
+    assert words in info.description
+
+
+def test_models_of_timm_have_no_description_here() -> None:
+    with pytest.raises(KeyError):
+        model_info("resnet50")

@@ -1,12 +1,14 @@
 """The published variants: sizes, names, and the patterns of the paper's tables."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import timm
 import torch
 
-from lambdanets.models import ResNet, ResNetConfig, create_model, list_models
+from lambdanets.models import ResNet, ResNetConfig, create_model, list_models, model_info
+from lambdanets.models.resnet import count_parameters
 from lambdanets.models.zoo import CONFIGS
 from lambdanets.nn import LambdaLayer2d
 
@@ -27,6 +29,31 @@ def lambda_blocks(name: str, layer: str) -> list[int]:
 
 def test_the_lambda_resnet50_of_table_3_has_the_published_number_of_parameters_to_the_digit():
     assert parameters(without_memory("resnet50_lambda")) == 14_995_592
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_counted_without_building_the_whole_model_are_those_of_the_whole_model(name):
+    assert model_info(name).parameters == parameters(without_memory(name))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scope": "global", "depths": (2, 4, 2, 2)},
+        {"shared_positions": True},
+        {"operator": "axial", "operator_blocks": ((1,), (0, 2), (), "all"), "num_heads": 8},
+        {
+            "operator": "conv",
+            "operator_blocks": ((), (), (), ()),
+            "squeeze_excite": (True, (1, 2), (), False),
+        },
+    ],
+    ids=str,
+)
+def test_parameters_are_counted_with_options_too(options):
+    config = replace(CONFIGS["resnet50_lambda"], **options)
+    whole = ResNet(config, num_classes=7, in_chans=1, device="meta")
+    assert count_parameters(config, num_classes=7, in_chans=1) == parameters(whole)
 
 
 # In millions: one decimal is the paper's, two are computed from the architecture by hand.

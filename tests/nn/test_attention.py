@@ -59,7 +59,7 @@ def test_outputs_and_gradients_are_those_of_the_equation(kind, grid):
 
 @pytest.mark.parametrize("block", [1, 200, 2**20])
 def test_global_attention_in_blocks_and_fused_is_the_map_written_out(block, monkeypatch):
-    monkeypatch.setattr(separable, "BLOCK", block)
+    monkeypatch.setattr(separable, "BLOCK_SIZE", block)
     height, width, d = 4, 3, 5
     shapes = {"q": (12, d), "k": (12, d), "v": (12, d), "rows": (12, height), "columns": (12, width)}
     inputs = {name: torch.randn(2, 3, *shape, dtype=torch.float64) for name, shape in shapes.items()}
@@ -71,7 +71,7 @@ def test_global_attention_in_blocks_and_fused_is_the_map_written_out(block, monk
         return torch.einsum("bhnm,bhmd->bhnd", logits.exp() / logits.exp().sum(3, keepdim=True), v)
 
     def as_in_half_precision(q, k, v, rows, columns):
-        return separable._InBlocks.apply(*separable._with_positions(q, k, rows, columns), v)
+        return separable._BlockwiseAttention.apply(*separable._append_positions(q, k, rows, columns), v)
 
     results = []
     for function in (separable.separable_attention, separable.fused, as_in_half_precision, written_out):
@@ -84,9 +84,9 @@ def test_global_attention_in_blocks_and_fused_is_the_map_written_out(block, monk
 
 
 @pytest.mark.parametrize("block", [2**20, 1], ids=["one-block", "many-blocks"])
-@pytest.mark.parametrize("grid", [(16, 16), (16, 17)], ids=str)  # on both sides of SMALL
+@pytest.mark.parametrize("grid", [(16, 16), (16, 17)], ids=str)  # on both sides of MAX_JOINT_SIDE
 def test_global_attention_in_bfloat16(grid, block, monkeypatch):
-    monkeypatch.setattr(separable, "BLOCK", block)
+    monkeypatch.setattr(separable, "BLOCK_SIZE", block)
     n = grid[0] * grid[1]
     shapes = {"q": (n, 4), "k": (n, 4), "v": (n, 4), "rows": (n, grid[0]), "columns": (n, grid[1])}
     leaves = {name: torch.randn(1, 2, *shape).bfloat16().requires_grad_() for name, shape in shapes.items()}

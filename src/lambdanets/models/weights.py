@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..nn.lambda_layer import LambdaLayer
 from ..nn.positions import crop_table, resize_table
-from .accelerated import LucidrainsLambdaLayer, TimmLambdaLayer
-from .conversion import converted, of_d_li14
+from .interop.convert import contains_d_li14, convert_weights
+from .interop.layers import LucidrainsLambdaLayer, TimmLambdaLayer
 from .registry import list_models
 from .weight_files import OtherClassesError, WeightsError, find_weights, read_weights
 from .zoo import CONFIGS
@@ -74,7 +74,7 @@ def weights_for(
             raise WeightsError(f"{name} must be one of {', '.join(known.__args__)}, got {value!r}")
     target = model.state_dict()
     theirs = _as_named_here(read_weights(find_weights(source)), target)
-    weights = converted(theirs, model)
+    weights = convert_weights(theirs, model)
     kept = _without_head(weights, target, model) if head == "replace" else ()
     _fit_tables(weights, target, model, positions)
     _check(weights, target.keys() - set(kept), target, model, source, theirs)
@@ -247,7 +247,7 @@ def _name(model: nn.Module) -> str:
 
 def likeness(weights: dict[str, Tensor]) -> str:
     """`; they look like those of NAME` where a model with lambda layers has these tensors, else nothing."""
-    if of_d_li14(weights):
+    if contains_d_li14(weights):
         return (
             "; they look like those of d-li14/lambda.pytorch, for which there is "
             "create_model('resnet50_lambda', position_bias=True, pool_padding=True)"
