@@ -126,7 +126,7 @@ def test_none_as_an_ablation_reaches_the_layers(none: str | None) -> None:
             "lambda_resnet152",
             51_404_696,
             (3, 256, 256),
-            "3-8-36-3 blocks; lambda in layer3 (6 of 36), layer4",
+            "lambda in layer3 (6 of 36), layer4",
         ),
         ("lambda_resnet_digits", 43_394, (1, 8, 8), "scope 7"),
         ("resnet50_lambda_u4", 16_040_360, (3, 224, 224), "scope 7, u 4"),
