@@ -21,7 +21,7 @@ PUBLIC = {
 }
 LAYERS = [lambdanets.LambdaLayer1d, lambdanets.LambdaLayer2d, lambdanets.LambdaLayer3d]
 EXAMPLES = {"lambda_layer", "accelerate", "create_model", "list_models", "load_weights", "save_for_hub"}
-EXAMPLES |= {layer.__name__ for layer in LAYERS}
+EXAMPLES |= {layer.__name__ for layer in LAYERS} | {name for name in PUBLIC if "Attention" in name}
 
 
 def documented(value: object) -> list[tuple[str, str]]:

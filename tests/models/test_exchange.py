@@ -169,6 +169,6 @@ def test_what_cannot_be_made_again_is_refused(tmp_path: Path) -> None:
     model = create_model("lambda_resnet_digits")
     with pytest.raises(WeightsError, match="labels must name the 10 classes of the model, got 2"):
         save_for_hub(model, tmp_path, labels=["a", "b"])
-    with pytest.raises(WeightsError, match="ResNet does not say how it was made"):
+    with pytest.raises(WeightsError, match="ResNet does not record how it was created"):
         save_for_hub(ResNet(model.config, num_classes=10, in_chans=1), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from typing import Any
 import timm
 from timm.models import (
     build_model_with_cfg,
-    get_pretrained_cfg_value,
+    get_pretrained_cfg,
     is_model,
     is_model_pretrained,
     model_entrypoint,
@@ -124,10 +124,10 @@ def model_info(name: str) -> ModelInfo:
         KeyError: If the model is not of this package.
     """
     description = _descriptions[name]
-    image = tuple(get_pretrained_cfg_value(name, "input_size") or ())
+    cfg: Any = get_pretrained_cfg(name)
+    image = tuple(cfg.input_size)
     if name in _configs:
-        classes: Any = get_pretrained_cfg_value(name, "num_classes")
-        parameters = count_parameters(_configs[name], num_classes=classes, in_chans=image[0])
+        parameters = count_parameters(_configs[name], num_classes=cfg.num_classes, in_chans=image[0])
     else:
         parameters = sum(parameter.numel() for parameter in create_model(name, device="meta").parameters())
     return ModelInfo(name=name, parameters=parameters, image=image, description=description)

@@ -263,8 +263,8 @@ def save_for_hub(
     made: Any = getattr(model, "_model_args", None)
     if not cfg or made is None:
         raise WeightsError(
-            f"{type(model).__name__} does not say how it was made; save_for_hub takes models of create_model "
-            "(timm 1.0.31 or newer keeps their options)"
+            f"{type(model).__name__} does not record how it was created; save_for_hub takes models of "
+            "create_model (timm 1.0.31 or newer keeps their options)"
         )
     if labels and len(labels) != model.num_classes:
         raise WeightsError(

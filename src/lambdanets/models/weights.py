@@ -175,25 +175,25 @@ def _resize_tables(
     for name, rank, is_global in _tables(model):
         if name not in weights or weights[name].shape == target[name].shape:
             continue
-        table, need = weights[name], tuple(target[name].shape)
-        if table.ndim != len(need) or tuple(table.shape[rank:]) != need[rank:]:
+        table, target_shape = weights[name], tuple(target[name].shape)
+        if table.ndim != len(target_shape) or tuple(table.shape[rank:]) != target_shape[rank:]:
             continue  # k or u differs, which `_check` reports
-        have, wanted = tuple(table.shape[:rank]), need[:rank]
+        have, needed = tuple(table.shape[:rank]), target_shape[:rank]
         if positions == "same":
             raise WeightsError(
-                f"{name} has embeddings for {_sizes(have)} offsets, and the model's for {_sizes(wanted)}; "
+                f"{name} has embeddings for {_sizes(have)} offsets, and the model's for {_sizes(needed)}; "
                 "positions='resize' interpolates a global table, 'middle' takes those of the same offsets"
             )
         if positions == "resize" and not is_global:
             raise WeightsError(
-                f"{name} is local, with a scope of {_sizes(wanted)} here and {_sizes(have)} there: it serves "
+                f"{name} is local, with a scope of {_sizes(needed)} here and {_sizes(have)} there: it serves "
                 "every image size and is not interpolated; positions='middle' takes those of the same offsets"
             )
         if positions == "middle":
-            weights[name] = crop_table(table, wanted)
+            weights[name] = crop_table(table, needed)
         else:  # the tables of timm have no axis u
             with_u = table if table.ndim == rank + 2 else table[..., None]
-            weights[name] = resize_table(with_u, wanted).view(need)
+            weights[name] = resize_table(with_u, needed).view(target_shape)
 
 
 def _sizes(sizes: tuple[int, ...]) -> str:

@@ -122,6 +122,7 @@ class SelfAttention2d(nn.Module):
         return self._attend(x)
 
     def _attend(self, x: Tensor) -> Tensor:
+        """Return the output of the layer, `[b, dim_out, height, width]`."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:

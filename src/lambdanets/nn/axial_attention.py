@@ -60,6 +60,11 @@ class AxialAttention2d(SelfAttention2d):
     References:
         Axial Attention in Multidimensional Transformers (Ho et al., 2019), the factorisation;
         Axial-DeepLab (Wang et al., 2020), relative positions and batch norms.
+
+    Example:
+        >>> layer = AxialAttention2d(32, num_heads=4, grid=14)
+        >>> layer(torch.randn(2, 32, 14, 14)).shape
+        torch.Size([2, 32, 14, 14])
     """
 
     def __init__(

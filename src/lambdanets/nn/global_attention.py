@@ -55,6 +55,11 @@ class GlobalAttention2d(SelfAttention2d):
 
     References:
         Attention Augmented Convolutional Networks (Bello et al., 2019), section 3.1.
+
+    Example:
+        >>> layer = GlobalAttention2d(32, 64, num_heads=4, grid=14)
+        >>> layer(torch.randn(2, 32, 14, 14)).shape
+        torch.Size([2, 64, 14, 14])
     """
 
     def __init__(

@@ -96,7 +96,7 @@ class LambdaLayer(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Create the layer.
+        """Create a layer with initialised parameters.
 
         Args:
             dim (int): Channels of the input.
@@ -461,7 +461,11 @@ def _layer_output(
         num_heads: h.
         dim_k: k.
         dim_u: u.
-        dilation, causal, content, normalize, kernel: Attributes of the layer.
+        dilation: Distance between the neighbours of a local scope, per axis.
+        causal: Whether positions see only earlier positions and themselves.
+        content: Whether lambdas have a content part.
+        normalize: Normalisation of keys, and of queries with "softmax_both".
+        kernel: Kernel of the operator.
 
     Raises:
         ValueError: If the context of a causal layer is not as long as `x`, or the mask has a wrong shape.
@@ -526,7 +530,10 @@ def _flat_mask(mask: Tensor, source: Tensor) -> Tensor:
 
 
 class LambdaLayer1d(LambdaLayer):
-    """Lambda layer on sequences, `[b, dim, n]`. Arguments: `LambdaLayer1d.__init__`; concept: `LambdaLayer`.
+    """Lambda layer on sequences: `[b, dim, n]` to `[b, dim_out, n]`.
+
+    At each position, a linear function that summarises the context by content and relative position, the
+    lambda, is applied to the queries. `__init__` documents the arguments, `LambdaLayer` norms and masks.
 
     Example:
         >>> layer = LambdaLayer1d(64, scope=15, causal=True, norm="rms")
@@ -538,14 +545,17 @@ class LambdaLayer1d(LambdaLayer):
 
 
 class LambdaLayer2d(LambdaLayer):
-    """Lambda layer on images, `[b, dim, h, w]`. Arguments: `LambdaLayer2d.__init__`; concept: `LambdaLayer`.
+    """Lambda layer on images: `[b, dim, h, w]` to `[b, dim_out, h, w]`.
+
+    At each position, a linear function that summarises the context by content and relative position, the
+    lambda, is applied to the queries. `__init__` documents the arguments, `LambdaLayer` norms and masks.
 
     Example:
-        >>> local = LambdaLayer2d(64, scope=23)
-        >>> local(torch.randn(2, 64, 28, 28)).shape
+        >>> local_layer = LambdaLayer2d(64, scope=23)
+        >>> local_layer(torch.randn(2, 64, 28, 28)).shape
         torch.Size([2, 64, 28, 28])
-        >>> everywhere = LambdaLayer2d(64, 128, dim_k=16, num_heads=8, grid=(28, 28))
-        >>> everywhere(torch.randn(2, 64, 28, 28)).shape
+        >>> global_layer = LambdaLayer2d(64, 128, dim_k=16, num_heads=8, grid=(28, 28))
+        >>> global_layer(torch.randn(2, 64, 28, 28)).shape
         torch.Size([2, 128, 28, 28])
     """
 
@@ -553,7 +563,10 @@ class LambdaLayer2d(LambdaLayer):
 
 
 class LambdaLayer3d(LambdaLayer):
-    """Lambda layer on volumes or video, `[b, dim, d, h, w]`. Arguments: `LambdaLayer3d.__init__`.
+    """Lambda layer on volumes or video: `[b, dim, d, h, w]` to `[b, dim_out, d, h, w]`.
+
+    At each position, a linear function that summarises the context by content and relative position, the
+    lambda, is applied to the queries. `__init__` documents the arguments, `LambdaLayer` norms and masks.
 
     Example:
         >>> layer = LambdaLayer3d(32, scope=(3, 7, 7))

@@ -48,6 +48,11 @@ class LinearAttention2d(SelfAttention2d):
 
     References:
         Efficient Attention: Attention with Linear Complexities (Shen et al., 2018), section 3.
+
+    Example:
+        >>> layer = LinearAttention2d(32, num_heads=4)
+        >>> layer(torch.randn(2, 32, 14, 14)).shape
+        torch.Size([2, 32, 14, 14])
     """
 
     def __init__(

@@ -137,6 +137,11 @@ class LocalAttention2d(SelfAttention2d):
     References:
         Stand-Alone Self-Attention in Vision Models (Ramachandran et al., 2019), section 3.2;
         Scaling Local Self-Attention for Parameter Efficient Visual Backbones (Vaswani et al., 2021), tiles.
+
+    Example:
+        >>> layer = LocalAttention2d(32, num_heads=4, window=7)
+        >>> layer(torch.randn(2, 32, 14, 14)).shape
+        torch.Size([2, 32, 14, 14])
     """
 
     def __init__(

@@ -81,7 +81,9 @@ def accelerate(module: nn.Module) -> nn.Module:
         supported = [".".join(name) for name in REPLACEMENTS]
         known = " or ".join([*supported, f"{'.'.join(D_LI14)} of d-li14/lambda.pytorch"])
         found = type(module).__name__
-        raise ValueError(f"module must hold a layer that accelerate knows ({known}), but {found} has none")
+        raise ValueError(
+            f"module must contain a lambda layer that accelerate supports ({known}), but {found} has none"
+        )
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):  # named_children would omit repeated children
             if child in replaced:

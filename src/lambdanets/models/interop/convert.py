@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lambdanets.models.weight_files import WeightsError
 from lambdanets.nn import LambdaLayer
 from lambdanets.nn.blocks import Bottleneck
 from lambdanets.wording import few
-
-from ..weight_files import WeightsError
 
 LUCIDRAINS, D_LI14 = "lucidrains/lambda-networks", "d-li14/lambda.pytorch"
 _NORM_FIELDS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
