@@ -1,4 +1,4 @@
-"""Creating by name: what a mistyped name or option says, and who owns a name in timm."""
+"""Creation by name, suggestions for mistyped names and options, registration in timm."""
 
 import types
 
@@ -28,22 +28,22 @@ def test_models_of_timm_can_be_created_too():
 @pytest.mark.parametrize(
     ("typo", "meant"), [("lambda_resnet15", "lambda_resnet152"), ("resnet50_lamda", "resnet50_lambda")]
 )
-def test_a_mistyped_name_names_the_nearest(typo, meant):
+def test_a_mistyped_name_gets_a_suggestion(typo, meant):
     with pytest.raises(ValueError, match=f"no model named '{typo}'; did you mean .*{meant}"):
         create_model(typo)
 
 
-def test_a_name_near_to_nothing_of_ours_is_looked_for_in_timm():
+def test_a_name_unlike_those_of_this_package_is_looked_up_in_timm():
     with pytest.raises(ValueError, match="mobilevit"):
         create_model("mobilevit_ss")
 
 
-def test_a_name_near_to_nothing_suggests_nothing():
+def test_a_name_unlike_all_others_gets_no_suggestion():
     with pytest.raises(ValueError, match=r"no model named 'qqqqqqqq'$"):
         create_model("qqqqqqqq")
 
 
-def test_a_mistyped_option_names_the_nearest():
+def test_a_mistyped_option_gets_a_suggestion():
     with pytest.raises(ValueError, match=r"has no option 'drop_pth_rate'; did you mean drop_path_rate"):
         create_model("lambda_resnet_digits", drop_pth_rate=0.1)
 
@@ -78,7 +78,7 @@ def test_weights_from_a_file_are_loaded_as_in_timm(tmp_path):
         ({"num_heads": 5}, "num_heads"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused(options, complaint):
+def test_an_invalid_value_is_refused(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         create_model("lambda_resnet_digits", **options)
 
@@ -112,7 +112,7 @@ def test_the_entry_points_can_be_imported_as_in_timm():
 
 @pytest.mark.parametrize("none", [None, "none"])
 def test_none_as_an_ablation_reaches_the_layers(none: str | None) -> None:
-    """timm leaves out options that are None."""
+    """timm drops options that are None."""
     model = create_model("lambda_resnet_digits", norm=none, normalize=none, device="meta")
     layers = [layer for layer in model.modules() if isinstance(layer, LambdaLayer2d)]
     assert layers
