@@ -37,7 +37,7 @@ def lambda_layers(model: torch.nn.Module) -> list[LambdaLayer2d]:
     return [module for module in model.modules() if isinstance(module, LambdaLayer2d)]
 
 
-# Parameters of the 16 lambda layers of a ResNet-50, counted by hand: tables of 16 * scope**2; key projections of
+# Parameters of the 16 lambda layers of a ResNet-50, by hand: tables of 16 * scope**2; key projections of
 # 16 * width; batch norms of 2 * (64 + width / 4).
 WIDTHS = [64] * 3 + [128] * 4 + [256] * 6 + [512] * 3
 WHOLE = 14_995_592
