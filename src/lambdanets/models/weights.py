@@ -238,7 +238,7 @@ def _check(
         if not dense or (tensor.is_complex() and not target[name].is_complex()):
             raise WeightsError(
                 f"the weights in {source} cannot be used: {name} is sparse, quantised, complex or without "
-                "elements; save dense tensors of real elements"
+                "elements; save it as a dense, real-valued tensor"
             )
     for name in target:
         if name in needed and weights[name].shape != target[name].shape:

@@ -10,8 +10,8 @@ The ablations are options of `resnet50_lambda` (or of any other model) rather th
     Table 12  normalize="softmax_both", "l2" or "none"; norm="none"
     Table 14  operator_blocks: the lambda layers of c4, such as ((), (), (6, 12, 18), "all")
 
-Blocks are counted from 0. The paper lists the lambda blocks of c4 without defining their numbering. No list
-contains the strided first block under either numbering, and the numbers of parameters agree with both.
+Blocks are counted from 0. The paper lists the lambda blocks of c4 without stating whether it counts from 0 or
+from 1. The strided first block is in no list either way, and the numbers of parameters agree with both.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _hybrid(depths: tuple[int, int, int, int], c4: Blocks, *, image_size: int) -
     """Return a LambdaResNet (section E.1): ResNet-RS with lambda layers in c5 and in the given blocks of c4.
 
     Squeeze-and-excitation is only in c2 and c3. The paper states just that lambda blocks have none, but its
-    numbers of parameters (36.9 M for 101, 51.4 M for 152) exclude squeeze-and-excitation in the rest of c4.
+    numbers of parameters (36.9 M for 101, 51.4 M for 152) leave none for the rest of c4.
     """
     return ResNetConfig(
         depths=depths,

@@ -75,9 +75,8 @@ class AcceleratedLayer(nn.Module):
 
     Parameters, submodules, hooks and mode are those of the original, under the same names and in the same
     order: existing optimisers remain valid, and checkpoints of either layer load into the other. In
-        evaluation
-    without gradients the batch norms are fused into one projection, unless these submodules have hooks or
-    were replaced. They are fused again at each call, so that no change of the weights is missed.
+    evaluation without gradients the batch norms are fused into one projection, unless the submodules have
+    hooks or were replaced. They are fused again at each call, so that no change of the weights is missed.
 
     Subclasses set the class attributes below and implement `projections`, `weights` and `positions`.
 
