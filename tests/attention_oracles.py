@@ -18,7 +18,7 @@ def heads(weight: Tensor, x: Tensor, num_heads: int) -> list[Tensor]:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, position: Callable[[Tensor, int, int], Tensor | float | None]
 ) -> Tensor:
-    """Return images `[b, h * d, height, width]`; `position(q, dy, dx)` is a logit `[b, h]`, None if hidden."""
+    """Images `[b, h * d, height, width]`; `position(q, dy, dx)` is a logit `[b, h]`, None if hidden."""
     b, h, height, width, d = q.shape
     rows = []
     for y in range(height):
