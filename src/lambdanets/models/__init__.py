@@ -1,6 +1,10 @@
 """Networks with lambda layers, their weights, and the lambda layers of other packages.
 
-Importing this package registers its models in timm: the ResNets of `zoo` and the MobileNets of `mobilenet`.
+Importing this package registers its models in timm. To add
+
+- a model variant: add its config to `zoo.CONFIGS`;
+- an operator for the blocks: export its module from `lambdanets.nn` and register it in `operators.OPERATORS`;
+- support for the lambda layer of another package: see `interop`.
 """
 
 from . import mobilenet as mobilenet
