@@ -85,27 +85,27 @@ def summarise(
     Returns:
         The summary.
     """
-    published: Any = model.pretrained_cfg
-    channels, *own = published["input_size"]
-    image = (channels, *(size or own))
+    cfg: Any = model.pretrained_cfg
+    channels, *own_size = cfg["input_size"]
+    image = (channels, *(size or own_size))
     model.eval()
     plans: dict[str, Plan] = {}
     counter = FlopCounterMode(display=False)
-    ends: dict[str, torch.Size] = {}
+    output_shapes: dict[str, torch.Size] = {}
 
-    def choose_kernel(name: str, layer: Any, args: tuple[Tensor, ...]) -> None:
+    def select_kernel(name: str, layer: Any, args: tuple[Tensor, ...]) -> None:
         plans[name] = plan(_problem(layer, args[0], batch=batch, train=train, dtype=dtype, device=device))
         layer.kernel = plans[name].kernel or "auto"
 
-    def note_output(name: str, _: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+    def record_output_shape(name: str, _: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
         if isinstance(output, Tensor):
-            ends[name] = output.shape
+            output_shapes[name] = output.shape
 
     for name, module in model.named_modules():
         if isinstance(module, LambdaLayer):
-            module.register_forward_pre_hook(partial(choose_kernel, name))
+            module.register_forward_pre_hook(partial(select_kernel, name))
     for name, module in model.named_children():
-        module.register_forward_hook(partial(note_output, name))
+        module.register_forward_hook(partial(record_output_shape, name))
     # Fake tensors rather than meta tensors, since code that reads a tensor's device needs a real one.
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         model.to_empty(device="cpu")
@@ -116,7 +116,7 @@ def summarise(
 
     counts = counter.get_flop_counts()  # keys are "Global" and "Class.path.of.module"
     flops = {name.partition(".")[2]: sum(each.values()) for name, each in counts.items()}
-    parts = tuple(_part(name, members, ends, flops) for name, members in _sections(model))
+    parts = tuple(_part(name, members, output_shapes, flops) for name, members in _sections(model))
     return Summary(
         image=image,
         parts=parts,
@@ -144,8 +144,10 @@ def _sections(model: nn.Module) -> list[tuple[str, Members]]:
     return [*sections, ("head", {name: children[name] for name in names[last + 1 :]})]
 
 
-def _part(name: str, members: Members, ends: dict[str, torch.Size], flops: dict[str, int]) -> Part:
-    shape = next((ends[member] for member in reversed(members) if member in ends), torch.Size())
+def _part(name: str, members: Members, output_shapes: dict[str, torch.Size], flops: dict[str, int]) -> Part:
+    shape = next(
+        (output_shapes[member] for member in reversed(members) if member in output_shapes), torch.Size()
+    )
     blocks = list(members[name].children()) if name in members else []
     return Part(
         name=name,
