@@ -19,6 +19,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+from lambdanets.ops.tables import pair_entries, read
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -27,7 +28,6 @@ from lambdanets.nn import LambdaLayer2d
 from lambdanets.ops import functional
 from lambdanets.ops.context import RelativeContext
 from lambdanets.ops.kernels.conv import Window
-from lambdanets.ops.tables import pair_entries, read
 
 TOLERANCE = 1e-4  # of the largest output
 WARM_UP = 2

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 import triton
+from lambdanets.ops.kernels.triton.programs import without_memory
 from triton.backends.nvidia.compiler import get_ptxas
 
 from lambdanets.ops import Problem
-from lambdanets.ops.kernels.triton.programs import without_memory
 
 LIMITS = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory that a program may have
 CASES = {

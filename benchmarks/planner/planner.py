@@ -19,12 +19,12 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from lambdanets.ops.products import WIDE_AMD, amd_family
 
 from lambdanets import Problem
 from lambdanets.ops import KERNELS
 from lambdanets.ops.planner import able, choice
 from lambdanets.ops.position import computed_in
-from lambdanets.ops.products import WIDE_AMD, amd_family
 
 ROUNDS = 5
 FAR = 8

@@ -15,7 +15,7 @@ from cases import BY_NAME, Case
 from closeness import assert_close_by_name
 from lambdanets import LambdaLayer2d
 from lambdanets.ops import KERNELS, GlobalContext, LocalContext, Problem, lambda_layer, plan
-from lambdanets.ops.kernels.triton.tile import Tile, tiles
+from lambdanets.ops.kernels.triton.tiling import Tile, candidate_tiles
 from oracles import lambda_layer_einsum
 
 pytestmark = pytest.mark.gpu
@@ -29,7 +29,7 @@ def tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Tiles are tried, as for a user, and kept in a folder of the test's own; memory is not filled first."""
     from lambdanets.ops.kernels.triton import tuning
 
-    monkeypatch.setattr(tuning, "_taken", {})
+    monkeypatch.setattr(tuning, "_tuned", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     torch.use_deterministic_algorithms(False)  # which the fixture of these tests has set
     return tmp_path / "lambdanets" / "tiles"
@@ -68,7 +68,7 @@ def test_tiles_are_tried_once_and_kept(tuned: Path) -> None:
 @pytest.mark.parametrize("sizes", [(5, 5), (1, 1)], ids=str)
 def test_every_tile_is_right_and_repeats_its_bits(dtype: torch.dtype, sizes: tuple[int, int]) -> None:
     """With more of everything than a tile has."""
-    from lambdanets.ops.kernels.triton import programs
+    from lambdanets.ops.kernels.triton import launch
 
     batch, heads = sizes
     case = Case(name="seams", grid=(9, 37), scope=(6, 11), batch=batch, num_heads=heads, dim_k=17, dim_v=133)
@@ -87,19 +87,19 @@ def test_every_tile_is_right_and_repeats_its_bits(dtype: torch.dtype, sizes: tup
 
     def launched(name: str, tile: Tile, into: Tensor) -> Tensor:
         if name == "output":
-            calls = [programs.output_call(q, v, e, problem, into, tile)]
+            calls = [launch.output_call(q, v, e, problem, into, tile)]
         elif name == "dq":
-            calls = [programs.query_gradient_call(g, v, e, problem, into, tile)]
+            calls = [launch.query_gradient_call(g, v, e, problem, into, tile)]
         elif name == "dv":
-            calls = [programs.value_gradient_call(g, q, e, problem, into, tile)]
+            calls = [launch.value_gradient_call(g, q, e, problem, into, tile)]
         else:
-            calls = programs.table_calls(g, q, v, problem, into, tile)
+            calls = launch.table_gradient_calls(g, q, v, problem, into, tile)
         for call in calls:
             call.launch()
         return into
 
     for name, like in (("output", g), ("dq", q), ("dv", v), ("de", e)):
-        for tile in tiles(problem, name):
+        for tile in candidate_tiles(problem, name):
             first, second = (launched(name, tile, torch.zeros_like(like)) for _ in range(2))
             assert_close_by_name({name: first}, {name: exact[name]}, {name: plain[name]})
             assert torch.equal(first, second), tile

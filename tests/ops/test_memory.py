@@ -21,8 +21,8 @@ from lambdanets.ops.problem import Cost
 from running import RUNNING
 
 
-def kept_bytes(*args: torch.Tensor, **options: object) -> int:
-    """Bytes that autograd keeps of one call, a storage counted once."""
+def saved_bytes(*args: torch.Tensor, **options: object) -> int:
+    """Bytes that autograd saves for the backward pass of one call, a storage counted once."""
     storages: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -51,8 +51,8 @@ def test_masked_content_keeps_no_weights_of_all_pairs(monkeypatch: pytest.Monkey
     v = torch.randn(2, m, 5, 1, requires_grad=True)
     context = MaskedContext(torch.rand(n, m) < 0.5)
     pairs = 4 * 2 * n * m * k
-    assert kept_bytes(q, keys, v, context=context, kernel="reference") > pairs
-    assert kept_bytes(q, keys, v, context=context, kernel="attention") < pairs / 4
+    assert saved_bytes(q, keys, v, context=context, kernel="reference") > pairs
+    assert saved_bytes(q, keys, v, context=context, kernel="attention") < pairs / 4
 
 
 @pytest.mark.parametrize("kernel", RUNNING)
@@ -72,14 +72,14 @@ def test_the_gradient_of_a_long_table_is_summed_in_full_precision(kernel: str) -
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Set the bytes of memory that the planner believes in."""
+    """Set the bytes of memory that the planner takes as available."""
 
     def have(size: int) -> None:
-        monkeypatch.setattr(planner, "memory", lambda device: size)
-        planner.choice.cache_clear()
+        monkeypatch.setattr(planner, "available_memory", lambda device: size)
+        planner.select_kernel.cache_clear()
 
     yield have
-    planner.choice.cache_clear()
+    planner.select_kernel.cache_clear()
 
 
 def test_what_is_planned_is_what_runs_near_the_limit(
@@ -190,7 +190,7 @@ def test_a_call_takes_about_the_memory_that_the_planner_needs_for_it(
     if not problem.position and kernel == "auto":
         names = ("attention", "attention")
     said = max(
-        planner.needed(problem, name, planner.estimate(problem, [name], backward)[name])
+        planner.required_bytes(problem, name, planner.estimate_costs(problem, [name], backward)[name])
         for name, backward in zip(names, (False, True), strict=True)
         if train or not backward
     )
@@ -204,7 +204,7 @@ def test_between_forward_and_backward_only_the_inputs_are_kept(kernel: str) -> N
     q, k = torch.randn(2, 4, n, 8, requires_grad=True), torch.randn(2, n, 8, 1, requires_grad=True)
     v, e = torch.randn(2, n, 6, 1, requires_grad=True), torch.randn(39, 41, 8, 1, requires_grad=True)
     given = sum(x.nbytes for x in (q, k, v, e))
-    kept = kept_bytes(q, k, v, e, context=GlobalContext((20, 21)), kernel=kernel)
+    kept = saved_bytes(q, k, v, e, context=GlobalContext((20, 21)), kernel=kernel)
     lambdas, pair_map = 4 * 2 * n * 8 * 6, 4 * 2 * 4 * n * n
     assert kept < 2.5 * given < min(4 * lambdas, pair_map)
 
@@ -238,7 +238,6 @@ def test_peak_memory_is_about_what_the_planner_says(kernel: str, problem: Proble
 def test_a_further_kernel_is_planned_without_further_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     class Instant:
         NAME = "instant"
-        APPLIES_CONTENT = False
         output = staticmethod(KERNELS["reference"].output)
         gradients = staticmethod(KERNELS["reference"].gradients)
         unsupported = staticmethod(KERNELS["reference"].unsupported)
@@ -248,9 +247,9 @@ def test_a_further_kernel_is_planned_without_further_changes(monkeypatch: pytest
             return replace(KERNELS["attention"].cost(problem, backward=backward), seconds=1e-12)
 
     monkeypatch.setitem(KERNELS, "instant", Instant())
-    planner.choice.cache_clear()
+    planner.select_kernel.cache_clear()
     made = plan(Problem(grid=(7, 5), train=True))
-    planner.choice.cache_clear()
+    planner.select_kernel.cache_clear()
     assert (made.kernel, made.backward_kernel) == ("instant", "instant")
     q, k, v = torch.randn(1, 2, 35, 3), torch.randn(1, 35, 3, 1), torch.randn(1, 35, 5, 1)
     e = torch.randn(13, 9, 3, 1)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cases import BY_NAME, CASES, Case
 from lambdanets.ops import KERNELS, GlobalContext, Plan, Problem, lambda_layer, plan, planner
-from lambdanets.ops.planner import Row
+from lambdanets.ops.planner import PlanRow
 
 PROBLEMS = {
     "global": {"grid": (64, 64)},
@@ -29,7 +29,7 @@ PROBLEMS = {
 problems = pytest.mark.parametrize("options", PROBLEMS.values(), ids=PROBLEMS)
 
 
-def lines(result: Plan) -> dict[str, tuple[Row, ...]]:
+def lines(result: Plan) -> dict[str, tuple[PlanRow, ...]]:
     """The lines of each pass that a plan has."""
     return {"forward": result.rows} | ({"backward": result.backward_rows} if result.problem.train else {})
 
@@ -97,7 +97,7 @@ def test_measured_is_the_fastest_when_tried_and_is_tried_once(monkeypatch: pytes
         return times
 
     monkeypatch.setattr(planner, "measure", measure)
-    planner.measured_choice.cache_clear()
+    planner.select_kernel.cache_clear()
     q, k, v, e = (
         torch.randn(1, 2, 35, 3, requires_grad=True),
         torch.randn(1, 35, 3, 1),
@@ -107,7 +107,7 @@ def test_measured_is_the_fastest_when_tried_and_is_tried_once(monkeypatch: pytes
     for _ in range(3):
         lambda_layer(q, k, v, e, context=GlobalContext((5, 7)), kernel="measured").sum().backward()
     assert [backward for _, backward in tried] == [False, True]
-    planner.measured_choice.cache_clear()
+    planner.select_kernel.cache_clear()
 
 
 def test_measuring_runs_the_kernels_and_shows_their_times() -> None:
@@ -129,7 +129,7 @@ def test_measuring_is_not_touched_by_what_surrounds_the_call(monkeypatch: pytest
         whole(q, *rest)
 
     monkeypatch.setattr(KERNELS["attention"], "output", output)
-    monkeypatch.setattr(planner, "product_dtype", lambda dtype, device: torch.float32)
+    monkeypatch.setattr(planner, "compute_dtype", lambda dtype, device: torch.float32)
     problem = Problem(grid=(6, 5), batch=2, dtype=torch.float16)
     counter = FlopCounterMode(display=False)
     for surrounding in (torch.autocast("cpu", torch.bfloat16), FakeTensorMode(), counter):

@@ -21,7 +21,7 @@ import torch
 
 from lambdanets.ops import Problem, plan
 from lambdanets.ops.kernels import triton
-from lambdanets.ops.kernels.triton.tile import Tile, tiles
+from lambdanets.ops.kernels.triton.tiling import Tile, candidate_tiles
 
 tuning = pytest.importorskip("lambdanets.ops.kernels.triton.tuning", exc_type=ImportError)
 OutOfResources = tuning.OutOfResources
@@ -61,10 +61,10 @@ def test_the_kernel_passes_the_tests_of_all_kernels_by_the_interpreter() -> None
 @pytest.mark.parametrize("capability", SHARED)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_every_tile_compiles_for_a_device_that_is_not_there(dtype: torch.dtype, capability: int) -> None:
-    from lambdanets.ops.kernels.triton import programs
+    from lambdanets.ops.kernels.triton import launch
 
     problem = Problem(grid=(14, 14), scope=(23, 23), batch=128, dtype=dtype)
-    for name, tile, call in programs.without_memory(problem):
+    for name, tile, call in launch.calls_without_memory(problem):
         compiled = call.compile(capability)
         assert compiled.asm["cubin"]
         assert compiled.metadata.shared <= SHARED[capability], (name, tile)
@@ -74,12 +74,12 @@ def test_every_tile_compiles_for_a_device_that_is_not_there(dtype: torch.dtype, 
 @pytest.mark.parametrize("sizes", [(1, 16, 256), (3, 64, 7), (32, 256, 16), (16, 5, 100)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_some_tile_fits_into_the_smallest_device(dtype: torch.dtype, sizes: tuple[int, int, int]) -> None:
-    from lambdanets.ops.kernels.triton import programs
+    from lambdanets.ops.kernels.triton import launch
 
     heads, dim_k, dim_v = sizes
     problem = Problem(grid=(7, 9), batch=32, num_heads=heads, dim_k=dim_k, dim_v=dim_v, dtype=dtype)
     fits: dict[str, bool] = {}
-    for name, _, call in programs.without_memory(problem):
+    for name, _, call in launch.calls_without_memory(problem):
         if not fits.get(name):
             fits[name] = call.compile(80).metadata.shared <= LEAST_SHARED
     assert fits == dict.fromkeys(("output", "dq", "dv", "de"), True)
@@ -128,20 +128,20 @@ def test_the_first_of_the_fastest_tiles_is_taken(
 ) -> None:
     launches = Launches(dict(zip((A, B, C), times, strict=True)), without_room)
     monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
-    assert tuning.fastest([A, B, C], launches.calls) == taken
+    assert tuning.fastest_tile([A, B, C], launches.calls) == taken
 
 
 def test_a_device_without_room_for_any_tile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = Launches({}, [A, B])
     monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
-    for take in (tuning.fastest, tuning.first_with_room):
+    for take in (tuning.fastest_tile, tuning.launch_first_fitting):
         with pytest.raises(OutOfResources, match="100000"):
             take([A, B], launches.calls)
 
 
 def test_without_trials_the_first_tile_with_room_is_launched_once() -> None:
     launches = Launches({}, [A])
-    tuning.first_with_room([A, B, C], launches.calls)
+    tuning.launch_first_fitting([A, B, C], launches.calls)
     assert launches.launched == [B]
 
 
@@ -152,7 +152,7 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: it.capturing)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
-    monkeypatch.setattr(tuning, "_taken", {})
+    monkeypatch.setattr(tuning, "_tuned", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     torch.use_deterministic_algorithms(False)  # which the fixture of these tests has set
     return it
@@ -166,7 +166,7 @@ def test_a_program_is_tuned_once_for_each_order_in_memory(
     device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     problem = Problem(grid=(9, 9), batch=64, dtype=torch.bfloat16, device="cuda")
-    tried = tiles(problem, "output")
+    tried = candidate_tiles(problem, "output")
     launches = Launches({tile: 9.0 - i for i, tile in enumerate(tried)})
     monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
     for _ in range(2):
@@ -175,7 +175,7 @@ def test_a_program_is_tuned_once_for_each_order_in_memory(
     tuning.run("output", problem, [on_device(1, 8)], launches.calls)
     assert launches.launched[len(tried) + 2 :] == [*tried, tried[-1]]
     assert len(list((tmp_path / "lambdanets" / "tiles").iterdir())) == 2
-    monkeypatch.setattr(tuning, "_taken", {})  # as in another process
+    monkeypatch.setattr(tuning, "_tuned", {})  # as in another process
     before = len(launches.launched)
     tuning.run("output", problem, [on_device(8, 1)], launches.calls)
     assert launches.launched[before:] == [tried[-1]]
@@ -185,7 +185,7 @@ def test_problems_of_about_the_same_sizes_share_a_tile(
     device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = Problem(grid=(50, 67), scope=(7, 7), batch=6, dtype=torch.bfloat16, device="cuda")
-    tried = tiles(problem, "dv")
+    tried = candidate_tiles(problem, "dv")
     launches = Launches(dict.fromkeys(tried, 1.0))
     monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
     for like in ({}, {"grid": (61, 110)}, {"batch": 8}, {"content": False}):
@@ -201,14 +201,16 @@ def test_problems_of_about_the_same_sizes_share_a_tile(
 def test_tiles_of_like_problems_are_tried_for_both(program: str) -> None:
     for batch in range(1, 40):
         problem = Problem(grid=(9, batch), batch=batch, num_heads=3, dtype=torch.bfloat16, device="cuda")
-        assert tiles(problem, program) == tiles(tuning.alike(program, problem), program)
+        assert candidate_tiles(problem, program) == candidate_tiles(
+            tuning.representative(program, problem), program
+        )
 
 
 def test_no_clock_decides_while_a_graph_is_recorded_or_results_must_repeat(
     device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     problem = Problem(grid=(9, 9), batch=64, dtype=torch.bfloat16, device="cuda")
-    tried = tiles(problem, "dv")
+    tried = candidate_tiles(problem, "dv")
     launches = Launches({tile: 9.0 - i for i, tile in enumerate(tried)})
     monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
     device.capturing = True
@@ -230,7 +232,7 @@ def test_a_device_with_no_memory_left_for_trials_takes_the_first_tile_and_tries_
     device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     problem = Problem(grid=(9, 9), batch=64, dtype=torch.bfloat16, device="cuda")
-    tried = tiles(problem, "dq")
+    tried = candidate_tiles(problem, "dq")
     launches = Launches({tile: 9.0 - i for i, tile in enumerate(tried)})
 
     def without_memory(call: Callable[[], None]) -> float:
@@ -253,7 +255,7 @@ def test_a_tile_is_found_once_and_kept_in_a_file(tmp_path: Path) -> None:
         return B
 
     file = tmp_path / "folder" / "tile.json"
-    assert [tuning.kept(file, [A, B], find) for _ in range(3)] == [B, B, B]
+    assert [tuning.load_or_find(file, [A, B], find) for _ in range(3)] == [B, B, B]
     assert len(found) == 1
     assert json.loads(file.read_text()) == asdict(B)
     assert [path.name for path in file.parent.iterdir()] == ["tile.json"]
@@ -263,14 +265,14 @@ def test_a_tile_is_found_once_and_kept_in_a_file(tmp_path: Path) -> None:
 def test_a_file_with_something_else_is_found_again_and_mended(text: str, tmp_path: Path) -> None:
     file = tmp_path / "tile.json"
     file.write_text(text)
-    assert tuning.kept(file, [A, B], lambda: B) == B
+    assert tuning.load_or_find(file, [A, B], lambda: B) == B
     assert json.loads(file.read_text()) == asdict(B)
 
 
 def test_a_folder_that_cannot_be_written_is_no_hindrance(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert tuning.kept(tmp_path / "file" / "tile.json", [A, B], lambda: B) == B
-    assert tuning.kept(None, [A, B], lambda: A) == A
+    assert tuning.load_or_find(tmp_path / "file" / "tile.json", [A, B], lambda: B) == B
+    assert tuning.load_or_find(None, [A, B], lambda: A) == A
 
 
 @pytest.mark.parametrize("program", ["output", "dq", "dv", "de"])
@@ -278,10 +280,10 @@ def test_few_tiles_are_tried_always_the_same(program: str) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         for batch, heads, depth in ((1, 1, 8), (128, 4, 16), (3, 24, 256)):
             problem = Problem(grid=(9, 9), batch=batch, num_heads=heads, dim_k=depth, dtype=dtype)
-            tried = tiles(problem, program)
+            tried = candidate_tiles(problem, program)
             assert 1 <= len(tried) <= 6
             assert len(set(tried)) == len(tried)
-            assert tried == tiles.__wrapped__(replace(problem), program)
+            assert tried == candidate_tiles.__wrapped__(replace(problem), program)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from cases import BY_NAME, CASES, Case
 from closeness import assert_close_by_name
-from lambdanets.ops import Problem, lambda_layer
-from lambdanets.ops.kernels import reference, triton
-from lambdanets.ops.kernels.triton import programs
-from lambdanets.ops.kernels.triton.tile import Tile, table_parts, tiles
+from lambdanets.ops import Problem, lambda_layer, reference
+from lambdanets.ops.kernels import triton
+from lambdanets.ops.kernels.triton import launch
+from lambdanets.ops.kernels.triton.tiling import Tile, candidate_tiles, table_part_shape
+from lambdanets.ops.position import encode
 
 SEAMS = [  # more than a tile on every axis that has tiles
     Case(name="seams-2d", grid=(5, 9), scope=(4, 5), batch=1, dim_v=67, num_heads=3, dim_k=17),
@@ -67,10 +68,10 @@ def by_tiles(
     results["de"] = order(torch.zeros_like(x["e"]))
     q, v, e, g = (x[name] for name in "qveg")
     calls = [
-        programs.output_call(q, v, e, problem, results["output"], chosen["output"]),
-        programs.query_gradient_call(g, v, e, problem, results["dq"], chosen["dq"]),
-        programs.value_gradient_call(g, q, e, problem, results["dv"], chosen["dv"]),
-        *programs.table_calls(g, q, v, problem, results["de"], chosen["de"]),
+        launch.output_call(q, v, e, problem, results["output"], chosen["output"]),
+        launch.query_gradient_call(g, v, e, problem, results["dq"], chosen["dq"]),
+        launch.value_gradient_call(g, q, e, problem, results["dv"], chosen["dv"]),
+        *launch.table_gradient_calls(g, q, v, problem, results["de"], chosen["de"]),
     ]
     for call in calls:
         call.launch()
@@ -87,10 +88,9 @@ def by_definition(case: Case) -> dict[str, Tensor]:
 
 def every_tile(problem: Problem) -> list[dict[str, Tile]]:
     """Tiles for all programs, so often that each program has had each of those that it tries in any type."""
+    half_precision = replace(problem, dtype=torch.bfloat16)
     tried = {
-        name: list(
-            dict.fromkeys([*tiles(problem, name), *tiles(replace(problem, dtype=torch.bfloat16), name)])
-        )
+        name: list(dict.fromkeys([*candidate_tiles(problem, name), *candidate_tiles(half_precision, name)]))
         for name in ("output", "dq", "dv", "de")
     }
     rounds = max(map(len, tried.values()))
@@ -138,7 +138,7 @@ def test_any_order_in_memory(case: Case, order: Callable[[Tensor], Tensor]) -> N
 def test_a_tables_gradient_is_summed_in_parts_of_the_batch() -> None:
     case = Case(name="parts", grid=(3, 2), batch=7, dim_v=3, num_heads=2, dim_k=2)
     chosen = small(problem_of(case))
-    assert table_parts(problem_of(case), chosen["de"])[0] == 4
+    assert table_part_shape(problem_of(case), chosen["de"])[0] == 4
     assert_close_by_name(by_tiles(case, chosen), by_definition(case))
 
 
@@ -188,11 +188,11 @@ def test_the_library_operator_is_one_to_pytorch() -> None:
     """Fake tensors, functions without hidden state, the same gradients under a graph."""
     case = BY_NAME["local-2d-rectangle"]
     x = case.inputs()
-    geometry = (list(case.grid), list(case.grid), list(case.scope or ()), [1] * len(case.grid), False)
+    geometry = encode(problem_of(case))
     tensors = [x[name].requires_grad_() for name in "qve"]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     lambdas = torch.randn(case.batch, case.dim_k, case.dim_v, dtype=torch.float64, requires_grad=True)
-    arguments = (*tensors, lambdas, *geometry, "hnv", "triton", "triton")
+    arguments = (*tensors, lambdas, geometry, "hnv", "triton", "triton")
     torch.library.opcheck(torch.ops.lambdanets.position_output, arguments, test_utils=checks)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..ops.machine import memory
+from ..ops.hardware import available_memory
 from ..wording import few
 from .check import MEMORY_LIMIT, check_set, keep_in_memory, memory_needed
 from .config import DataConfig
@@ -180,7 +180,7 @@ def _check_names(config: DataConfig) -> None:
 
 def _check_memory(config: DataConfig) -> None:
     """Refuse a batch that cannot be in memory, before an image is enlarged to such a size."""
-    size, number, limit = config.image_size, config.batch_size, memory("cpu")
+    size, number, limit = config.image_size, config.batch_size, available_memory("cpu")
     needed = number * config.in_chans * size**2 * torch.float32.itemsize
     if limit is not None and needed > limit:
         raise DataError(

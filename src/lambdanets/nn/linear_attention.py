@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops.products import no_autocast
+from ..ops.matmul import no_autocast
 from .attending import Projections, SelfAttention2d
 from .layout import to_channels
 
