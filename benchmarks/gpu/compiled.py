@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 import triton
-from lambdanets.ops.kernels.triton.programs import without_memory
 from triton.backends.nvidia.compiler import get_ptxas
 
 from lambdanets.ops import Problem
+from lambdanets.ops.kernels.triton.launch import calls_without_memory
 
 LIMITS = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory that a program may have
 CASES = {
@@ -83,16 +83,16 @@ def _number(pattern: str, text: str) -> int:
 
 def rows() -> Iterator[dict[str, Any]]:
     for name, problem in CASES.items():
-        for _, _, call in without_memory(problem):
+        for _, _, call in calls_without_memory(problem):
             for capability, limit in LIMITS.items():
-                module = call.program.__module__.rpartition(".")[2]
+                module = call.kernel.__module__.rpartition(".")[2]
                 found = resources(call.compile(capability), capability)
                 yield {
-                    "program": f"{module}.{call.program.__name__.removesuffix('_program')}",
+                    "program": f"{module}.{call.kernel.__name__.removesuffix('_kernel')}",
                     "case": name,
                     "problem": str(problem),
                     "capability": capability,
-                    "instances": call.instances,
+                    "instances": call.num_programs,
                     "threads": 32 * call.warps,
                     "stages": call.stages,
                     "tile": " ".join(
