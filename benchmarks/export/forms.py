@@ -36,7 +36,9 @@ WARM_UP = 2
 def by_conv(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext) -> Tensor:
     # A table that has to serve any grid is not trimmed to one.
     known = tuple(size if isinstance(size, int) else 2**20 for size in context.grid)
-    convolution = replace(Convolution.of(e, replace(context, grid=known, context_grid=known)), context=context)
+    convolution = replace(
+        Convolution.of(e, replace(context, grid=known, context_grid=known)), context=context
+    )
     lambdas = convolution.lambdas(convolution.images(v), q.shape[0])
     return torch.matmul(q.transpose(1, 2), lambdas).transpose(1, 2)
 
