@@ -1,8 +1,8 @@
-"""Every kernel on problems of all kinds, beside the planner's estimate and choice: writes a file for the
-processor's instructions, such as planner-avx2.csv.
+"""Times of every kernel on problems of all kinds, beside the planner's estimate and choice: writes a file for
+the CPU's instruction set, such as planner-avx2.csv.
 
-Forward and backward pass apart, on random tensors. One thread; processor seconds of this process, not seconds
-of the clock: other programs may run on the machine. The kernels take turns; a kernel whose first run takes
+Forward and backward pass separately, on random tensors. One thread; CPU seconds of this process, not wall
+time: other programs may run on the machine. The kernels take turns; a kernel whose first run takes
 `FAR` times the best is not run again; one that needs over `LARGE` bytes, or whose estimate is `HOPELESS`
 times the least, not at all. Half precision is multiplied in the dtype that the operator computes in there.
 `python planner.py COMMIT`
@@ -108,7 +108,7 @@ def problems() -> Iterator[Problem]:
 
 @torch.no_grad()
 def run(name: str, problem: Problem, inputs: tuple[torch.Tensor, ...], backward: bool) -> float:
-    """Processor milliseconds of one pass."""
+    """Return the CPU milliseconds of one pass."""
     g, *arguments = inputs
     start = time.process_time()
     if backward:

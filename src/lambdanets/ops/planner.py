@@ -97,7 +97,7 @@ class Plan:
 
 
 def supported(problem: Problem) -> list[str]:
-    """Return the kernels that support a problem, whatever their memory."""
+    """Return the names of the kernels that support a problem, regardless of memory."""
     return [name for name, kernel in KERNELS.items() if not kernel.unsupported(problem)]
 
 
