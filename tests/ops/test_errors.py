@@ -1,4 +1,4 @@
-"""Every wrong argument is a ValueError that names it and, for a shape, shows what came."""
+"""Every wrong argument raises a ValueError that names it and shows the shape that was given."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The output's axes lie in memory as those of the queries do, whatever kernel runs, and so do gradients."""
+"""Outputs and gradients take over the memory layout of the queries, with every kernel."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ LAYOUTS = {"hnv": (0, 1, 2, 3), "hvn": (0, 1, 3, 2), "nhv": (0, 2, 1, 3)}
 
 
 def laid_out(x: Tensor, memory_layout: str) -> Tensor:
-    """The same tensor b h n c in a memory layout."""
+    """Return the same tensor [b, h, n, c] in a memory layout."""
     axes = LAYOUTS[memory_layout]
     return x.permute(axes).contiguous().permute(axes)  # each is its own inverse
 

@@ -1,4 +1,4 @@
-"""The position part as a library operator: registration, graphs, export, gradients of gradients."""
+"""The position part as custom operators: registration, graphs, export, gradients of gradients."""
 
 from typing import Any
 
@@ -90,7 +90,7 @@ def test_gradients_of_gradients_are_right(name: str, kernel: str) -> None:
 @pytest.mark.parametrize("case_name", ["global-2d", "local-2d", "global-u4", "causal", "global-dense-2d"])
 @kernels
 def test_a_gradient_penalty_equals_that_of_the_definition(case_name: str, kernel: str) -> None:
-    """Second derivatives through the whole operator, as a penalty on the gradient asks for them."""
+    """Second derivatives through the whole operator, as a gradient penalty needs them."""
     case = BY_NAME[case_name]
     if not supported("dense" if case.dense else "", kernel):
         return
@@ -154,7 +154,7 @@ def test_forward_and_backward_may_take_different_kernels(monkeypatch: pytest.Mon
 
 
 def test_derivatives_that_torch_would_get_wrong_are_refused() -> None:
-    """PyTorch drops the tangent of a library operator without a word."""
+    """PyTorch silently drops the tangent of a custom operator."""
     case = BY_NAME["local-2d"]
     inputs = case.inputs()
 
@@ -182,9 +182,7 @@ def test_derivatives_that_torch_would_get_wrong_are_refused() -> None:
 
 @pytest.mark.parametrize("kernel", ["reference", "attention", "conv", "fft"])
 @pytest.mark.parametrize("size", [64, 700, 2**20])
-def test_the_sizes_of_blocks_do_not_show_in_positions(
-    kernel: str, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_block_sizes_do_not_change_positions(kernel: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks small enough to cut small problems along every axis that is ever cut."""
     from lambdanets.ops.kernels import attention, conv, fft
 

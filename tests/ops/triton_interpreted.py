@@ -1,7 +1,7 @@
-"""The Triton programs by Triton's interpreter: every tile, seams, places that need 64 bits, odd memory.
+"""The Triton kernels in Triton's interpreter: every tile, seams, 64-bit offsets, unusual strides.
 
 `test_triton.py` runs these, and the tests of all kernels for kernel "triton", in processes of their own:
-TRITON_INTERPRET has to be set before Triton is imported. As a plugin of pytest it mends the interpreter.
+TRITON_INTERPRET has to be set before Triton is imported. As a pytest plugin it also fixes the interpreter.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ LAYOUTS = [BY_NAME[name] for name in ("global-2d", "local-2d-rectangle", "local-
 
 @pytest.fixture(autouse=True, scope="session")
 def _bfloat16_products() -> Iterator[None]:
-    """The interpreter multiplies the bits of bfloat16 (Triton's issue 11584); here, the numbers."""
+    """Convert bfloat16 before products: the interpreter multiplies its bits (Triton's issue 11584)."""
     as_it_is = InterpreterBuilder.create_dot
 
     def widened(x: TensorHandle) -> TensorHandle:
@@ -60,7 +60,7 @@ def problem_of(case: Case, dtype: torch.dtype = torch.float64) -> Problem:
 def by_tiles(
     case: Case, chosen: dict[str, Tile], order: Callable[[Tensor], Tensor] = lambda x: x
 ) -> dict[str, Tensor]:
-    """The output and the gradients with given tiles, from tensors in some order in memory."""
+    """Return the output and the gradients with given tiles, from tensors with the strides of `order`."""
     x = {name: order(value) for name, value in (case.inputs() | {"g": case.upstream()}).items()}
     problem = problem_of(case)
     results = {"output": order(torch.full_like(x["g"], torch.nan))}
@@ -87,7 +87,7 @@ def by_definition(case: Case) -> dict[str, Tensor]:
 
 
 def every_tile(problem: Problem) -> list[dict[str, Tile]]:
-    """Tiles for all programs, so often that each program has had each of those that it tries in any type."""
+    """Return tiles for all results, until each result has had each of its candidates in any dtype."""
     half_precision = replace(problem, dtype=torch.bfloat16)
     tried = {
         name: list(dict.fromkeys([*candidate_tiles(problem, name), *candidate_tiles(half_precision, name)]))
@@ -105,28 +105,28 @@ def test_every_tile_gives_the_definition(case: Case) -> None:
 
 
 def small(problem: Problem) -> dict[str, Tile]:
-    """Tiles so small that a small problem has many of everything."""
+    """Return tiles so small that a small problem has several on every axis."""
     tile = Tile(examples=2, heads=2, queries=8, context=16, values=16)
     return {"output": tile, "dq": tile, "dv": tile, "de": replace(tile, context=8)}
 
 
 def scattered(x: Tensor) -> Tensor:
-    """The same numbers with gaps between them and the axes stored in reverse."""
+    """Return the same values with gaps between them and the axes stored in reverse."""
     wide = x.permute(*reversed(range(x.ndim))).contiguous().repeat_interleave(2, 0)[::2]
     return wide.permute(*reversed(range(x.ndim)))
 
 
 def far_apart(x: Tensor) -> Tensor:
-    """The same numbers, the first axis that has several in steps beyond what 32 bits count.
+    """Return the same values, with strides beyond 32 bits on the first axis longer than one.
 
-    The system gives memory to the few pages that are touched.
+    The system allocates only the few pages that are touched.
     """
     axis = next(i for i, size in enumerate(x.shape) if size > 1)
     steps = list(x.contiguous().stride())
     steps[axis] = 2**31 // (x.shape[axis] - 1) + 4096
-    places = 1 + sum((size - 1) * step for size, step in zip(x.shape, steps, strict=True))
-    room = torch.from_numpy(np.empty(places, x.numpy().dtype))  # torch.empty would be filled with NaN here
-    return room.as_strided(x.shape, steps).copy_(x)
+    length = 1 + sum((size - 1) * step for size, step in zip(x.shape, steps, strict=True))
+    buffer = torch.from_numpy(np.empty(length, x.numpy().dtype))  # torch.empty would be filled with NaN here
+    return buffer.as_strided(x.shape, steps).copy_(x)
 
 
 @pytest.mark.parametrize("order", [scattered, far_apart])
@@ -142,12 +142,12 @@ def test_a_tables_gradient_is_summed_in_parts_of_the_batch() -> None:
     assert_close_by_name(by_tiles(case, chosen), by_definition(case))
 
 
-def test_a_gradient_that_is_not_wanted_is_not_formed() -> None:
+def test_a_gradient_that_is_not_needed_is_not_computed() -> None:
     case = BY_NAME["global-1d"]
     x = case.inputs()
-    wanted = (False, True, False)
-    found = triton.gradients(case.upstream(), x["q"], x["v"], x["e"], problem_of(case), wanted)
-    assert [gradient is not None for gradient in found] == list(wanted)
+    needs_grad = (False, True, False)
+    found = triton.gradients(case.upstream(), x["q"], x["v"], x["e"], problem_of(case), needs_grad)
+    assert [gradient is not None for gradient in found] == list(needs_grad)
 
 
 def test_a_batch_of_none() -> None:
@@ -161,7 +161,7 @@ def test_a_batch_of_none() -> None:
 
 
 def test_an_upstream_gradient_without_memory_of_its_own() -> None:
-    """As `y.sum().backward()` makes it: one number, seen from all places."""
+    """As from `y.sum().backward()`: one element, expanded."""
     case = BY_NAME["local-2d-rectangle"]
     found, exact = (
         torch.autograd.grad(case.call(lambda_layer, x, kernel=kernel).sum(), [x[name] for name in "qve"])
@@ -184,7 +184,7 @@ def test_gradients_to_second_order() -> None:
     assert torch.autograd.gradgradcheck(call, x, fast_mode=True)
 
 
-def test_the_library_operator_is_one_to_pytorch() -> None:
+def test_the_custom_operator_passes_opcheck() -> None:
     """Fake tensors, functions without hidden state, the same gradients under a graph."""
     case = BY_NAME["local-2d-rectangle"]
     x = case.inputs()

@@ -172,10 +172,12 @@ class GlobalContext(RelativeContext):
 
     @property
     def table_shape(self) -> tuple[int, ...]:
+        """Number of entries of the table, per axis: one for each offset between the grids."""
         return tuple(queries + keys - 1 for queries, keys in zip(self.grid, self.key_grid, strict=True))
 
     @property
     def centre(self) -> tuple[int, ...]:
+        """Index of the entry that stands for offset 0, per axis."""
         return tuple(queries - 1 for queries in self.grid)
 
 
@@ -205,14 +207,17 @@ class LocalContext(RelativeContext):
 
     @property
     def table_shape(self) -> tuple[int, ...]:
+        """Number of entries of the table, per axis: the scope."""
         return self.scope
 
     @property
     def centre(self) -> tuple[int, ...]:
+        """Index of the entry that stands for offset 0, per axis."""
         return tuple(scope // 2 for scope in self.scope)
 
     @property
     def step(self) -> tuple[int, ...]:
+        """Distance on the grid between neighbouring entries of the table, per axis: the dilation."""
         assert isinstance(self.dilation, tuple)  # since __post_init__
         return self.dilation
 
@@ -240,7 +245,9 @@ class MaskedContext(Context):
 
     @property
     def num_queries(self) -> int:  # type: ignore[override]
+        """Number of queries, n."""
         return self.mask.shape[0]
 
     def visible(self, num_context: int, device: torch.device) -> torch.Tensor | None:
+        """Return the mask [n, m]."""
         return self.mask

@@ -293,10 +293,13 @@ def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[PlanRow, ..
             )
             reason += f", the machine has {(available_memory(problem.device) or 0) / 2**30:,.1f}"
         elif not problem.position:
-            verdict, reason = "chosen" if name == chosen else "same", "without positions the kernels are one"
+            verdict, reason = (
+                "chosen" if name == chosen else "same",
+                "without positions all kernels are equal",
+            )
         elif name == chosen:
             verdict = "chosen"
-            reason = "the least time when tried" if times else "the least estimated time, or near it"
+            reason = "the fastest when measured" if times else "the lowest estimated time, or near it"
         else:
             cost, best = costs[name], costs[chosen]
             seconds = (times[name], times[chosen]) if name in times else (cost.seconds, best.seconds)

@@ -4,8 +4,8 @@ A kernel computes, for every problem that it supports, the position part of `lam
 
     y[b,h,n,v] = sum_k q[b,h,n,k] * sum_{m,u} E[n,m,k,u] v[b,m,v,u]
 
-To add a kernel, write a module with the members of `Kernel` (or of `FusedKernel`) and register it in
-`KERNELS` below. The planner then ranks it by its cost, and the tests of all kernels run for it.
+To add a kernel, write a module with the members of `Kernel` (or of `FusedKernel`) and register it at the end
+of this file. The planner then ranks it by its cost, and the tests of all kernels run for it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ class Kernel(Protocol):
     Tensors have any strides and share one dtype, that of `problem`. Their shapes are q [b, h, n, k],
     v [b, m, v, u], y and g [b, h, n, v]; e is a table of relative offsets [*offsets, k, u], or dense
     embeddings [n, m, k, u] if `problem.dense`. Autograd and autocast are off. A kernel changes no input.
-
-    Attributes:
-        NAME: The kernel's name, as in `lambda_layer(kernel=NAME)`.
     """
 
     @property
-    def NAME(self) -> str: ...
+    def NAME(self) -> str:
+        """The kernel's name, as in `lambda_layer(kernel=NAME)`."""
+        ...
 
     def output(self, q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
         """Write the position part into y."""
