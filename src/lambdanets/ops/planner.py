@@ -284,38 +284,27 @@ def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[PlanRow, ..
         chosen = select_kernel(problem, "auto", backward=backward)
     rows = []
     for name, kernel in KERNELS.items():
-        if name not in costs:
+        cost = costs.get(name)
+        if cost is None:
             verdict, reason = "cannot serve", "; ".join(kernel.unsupported(problem))
         elif name not in fitting:
-            verdict, reason = (
-                "too large",
-                f"needs {required_bytes(problem, name, costs[name]) / 2**30:,.1f} GiB",
-            )
-            reason += f", the machine has {(available_memory(problem.device) or 0) / 2**30:,.1f}"
+            required = required_bytes(problem, name, cost) / 2**30
+            available = (available_memory(problem.device) or 0) / 2**30
+            verdict, reason = "too large", f"needs {required:,.1f} GiB, the machine has {available:,.1f}"
         elif not problem.position:
-            verdict, reason = (
-                "chosen" if name == chosen else "same",
-                "without positions all kernels are equal",
-            )
+            verdict = "chosen" if name == chosen else "same"
+            reason = "without positions all kernels are equal"
         elif name == chosen:
             verdict = "chosen"
             reason = "the fastest when measured" if times else "the lowest estimated time, or near it"
         else:
-            cost, best = costs[name], costs[chosen]
+            best = costs[chosen]
             seconds = (times[name], times[chosen]) if name in times else (cost.seconds, best.seconds)
             verdict, reason = "slower", f"{seconds[0] / max(seconds[1], 1e-12):.2g}x the time of {chosen}"
             if not measured and cost.seconds <= NEAR * best.seconds:
                 memory_ratio = cost.peak_bytes / max(1, best.peak_bytes)
                 verdict, reason = "larger", f"{memory_ratio:.2g}x the memory, {reason}"
-        rows.append(
-            PlanRow(
-                kernel=name,
-                cost=costs.get(name),
-                verdict=verdict,
-                reason=reason,
-                measured=times.get(name),
-            )
-        )
+        rows.append(PlanRow(kernel=name, cost=cost, verdict=verdict, reason=reason, measured=times.get(name)))
     return tuple(rows)
 
 
