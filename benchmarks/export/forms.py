@@ -26,8 +26,8 @@ from lambdanets import create_model
 from lambdanets.nn import LambdaLayer2d
 from lambdanets.ops import functional
 from lambdanets.ops.context import RelativeContext
-from lambdanets.ops.kernels.conv import Window
-from lambdanets.ops.tables import pair_entries, read
+from lambdanets.ops.kernels.conv import Convolution
+from lambdanets.ops.position_table import gather_embeddings, pair_indices
 
 TOLERANCE = 1e-4  # of the largest output
 WARM_UP = 2
@@ -36,19 +36,21 @@ WARM_UP = 2
 def by_conv(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext) -> Tensor:
     # A table that has to serve any grid is not trimmed to one.
     known = tuple(size if isinstance(size, int) else 2**20 for size in context.grid)
-    window = replace(Window.of(e, replace(context, grid=known, context_grid=known)), context=context)
-    lambdas = window.lambdas(window.images(v), q.shape[0])
+    convolution = replace(
+        Convolution.of(e, replace(context, grid=known, context_grid=known)), context=context
+    )
+    lambdas = convolution.lambdas(convolution.images(v), q.shape[0])
     return torch.matmul(q.transpose(1, 2), lambdas).transpose(1, 2)
 
 
 def by_lambdas(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext) -> Tensor:
-    embeddings = read(e, pair_entries(context, e.device))
+    embeddings = gather_embeddings(e, pair_indices(context, e.device))
     lambdas = torch.einsum("nmuk,bmvu->bnkv", embeddings, v)
     return torch.einsum("bhnk,bnkv->bhnv", q, lambdas)
 
 
 def by_queries(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext) -> Tensor:
-    embeddings = read(e, pair_entries(context, e.device))
+    embeddings = gather_embeddings(e, pair_indices(context, e.device))
     pairs = torch.einsum("bhnk,nmuk->bhnmu", q, embeddings)
     return torch.einsum("bhnmu,bmvu->bhnv", pairs, v)
 

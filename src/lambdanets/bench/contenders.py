@@ -18,7 +18,7 @@ from lambdanets.models.interop.convert import copy_to_lucidrains, copy_to_timm
 from lambdanets.nn import LambdaLayer1d, LambdaLayer2d, LambdaLayer3d
 from lambdanets.nn.lambda_layer import LambdaLayer
 from lambdanets.ops import KERNELS, Problem, plan
-from lambdanets.ops.planner import Row
+from lambdanets.ops.planner import PlanRow
 
 from .cases import Case
 
@@ -89,7 +89,7 @@ def our_layer(case: Case, kernel: str = "auto") -> LambdaLayer:
     )
 
 
-def lines_of(problem: Problem, kernel: str) -> list[Row]:
+def lines_of(problem: Problem, kernel: str) -> list[PlanRow]:
     """Return a kernel's lines of the plan for a problem: the forward pass and, in training, the backward."""
     made = plan(problem)
     return [row for row in (*made.rows, *made.backward_rows) if row.kernel == kernel]

@@ -1,18 +1,18 @@
-"""Whichever library and type a processor is fast in, products and the operator give the same results."""
+"""Matrix products and the operator give the same results with every library and dtype of a CPU."""
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from lambdanets.ops import GlobalContext, LocalContext, lambda_layer, products
+from lambdanets.ops import GlobalContext, LocalContext, hardware, lambda_layer, matmul
 
 HALF = [torch.bfloat16, torch.float16]
 
 
 @pytest.fixture(params=[False, True], ids=["slow half", "fast half"])
-def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """A processor without and one with products in half precision."""
-    monkeypatch.setattr(products, "SLOW_ON_CPU", frozenset() if request.param else frozenset(HALF))
+def fast_half(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A CPU without and one with instructions for half precision."""
+    monkeypatch.setattr(hardware, "SLOW_CPU_DTYPES", frozenset() if request.param else frozenset(HALF))
     return request.param
 
 
@@ -21,23 +21,19 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def test_products_equal_loops(onednn: bool, gap: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this build of PyTorch has no oneDNN")
-    monkeypatch.setattr(products, "ONEDNN", onednn)
-    monkeypatch.setattr(products, "LARGE", 1)
+    monkeypatch.setattr(matmul, "ONEDNN", onednn)
+    monkeypatch.setattr(matmul, "ONEDNN_MIN_MACS", 1)
     torch.manual_seed(0)
     a, b = torch.randn(3, 7, 11 + gap)[..., :11], torch.randn(3, 11, 5 + gap)[..., :5]
     for left, right in ((a, b), (a.mT.contiguous().mT, b.mT.contiguous().mT)):
         expected = torch.stack([(x.double() @ y.double()) for x, y in zip(left, right, strict=True)])
-        torch.testing.assert_close(products.products(left, right).double(), expected, rtol=0, atol=2e-6)
-        torch.testing.assert_close(
-            products.product(left[0], right[0]).double(), expected[0], rtol=0, atol=2e-6
-        )
+        torch.testing.assert_close(matmul.batched_matmul(left, right).double(), expected, rtol=0, atol=2e-6)
+        torch.testing.assert_close(matmul.matmul(left[0], right[0]).double(), expected[0], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("kernel", ["attention", "conv", "fft"])
-def test_half_precision_is_served_by_every_processor(
-    dtype: torch.dtype, kernel: str, processor: bool
-) -> None:
+def test_half_precision_is_served_on_every_cpu(dtype: torch.dtype, kernel: str, fast_half: bool) -> None:
     torch.manual_seed(0)
     shapes = ((2, 3, 35, 4), (2, 35, 4, 1), (2, 35, 5, 1), (9, 13, 4, 1))
     exact = [torch.randn(shape).to(dtype).double().requires_grad_() for shape in shapes]
@@ -58,12 +54,12 @@ def test_half_precision_is_served_by_every_processor(
         assert x.grad.dtype == dtype
         assert (x.grad.double() - wanted.grad).norm() < 0.02 * wanted.grad.norm()
     converted = [event for event in record.events() if event.name == "aten::_to_copy"]
-    assert converted or processor  # a slow processor works in another type
+    assert converted or fast_half  # a slow CPU computes in another dtype
 
 
 @pytest.mark.parametrize("grid", [(2, 14, 14), (2, 3, 2)])
 def test_a_volume_s_table_has_its_gradient_in_bfloat16(grid: tuple[int, int, int]) -> None:
-    """On some processors the library's own gradient of a bfloat16 convolution of volumes is garbage."""
+    """On some CPUs the library's own gradient of a bfloat16 convolution of volumes is garbage."""
     torch.manual_seed(0)
     n = grid[0] * grid[1] * grid[2]
     shapes = ((2, 2, n, 4), (2, n, 4, 1), (2, n, 8, 1), (3, 3, 3, 4, 1))

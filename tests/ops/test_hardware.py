@@ -1,4 +1,4 @@
-"""How much memory the planner believes in: made-up systems, and a process under a real limit."""
+"""The memory that the planner counts on: simulated systems, and a process under a real limit."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lambdanets.ops import machine
+from lambdanets.ops import hardware
 
 GIB = 2**30
 SMALL_STATM = "100 50 20 1 0 60 0\n"
@@ -18,13 +18,13 @@ SMALL_STATM = "100 50 20 1 0 60 0\n"
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A machine with 4 GiB available and no control groups, as files."""
-    monkeypatch.setattr(machine, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroups")
+    monkeypatch.setattr(hardware, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(hardware, "CGROUPS", tmp_path / "cgroups")
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 16 * GIB // 4096}.get)
     write(tmp_path / "proc" / "meminfo", f"MemTotal: {16 * 2**20} kB\nMemAvailable: {4 * 2**20} kB\n")
     write(tmp_path / "proc" / "self" / "statm", SMALL_STATM)
     yield tmp_path
-    machine._memory.cache_clear()
+    hardware._available_memory.cache_clear()
 
 
 def write(path: Path, text: str) -> None:
@@ -33,8 +33,8 @@ def write(path: Path, text: str) -> None:
 
 
 def free() -> float:
-    machine._memory.cache_clear()
-    return (machine.memory("cpu") or 0) / GIB
+    hardware._available_memory.cache_clear()
+    return (hardware.available_memory("cpu") or 0) / GIB
 
 
 def test_what_is_available_counts_and_not_all_there_is(system: Path) -> None:
@@ -49,11 +49,11 @@ def test_a_limit_of_version_2_holds_wherever_it_stands_above_the_process(
     system: Path, at: str, name: str
 ) -> None:
     write(system / "proc" / "self" / "cgroup", "0::/job/step\n")
-    for place in ("job/step", "job", ""):
+    for folder in ("job/step", "job", ""):
         for file in ("memory.max", "memory.high"):
-            write(system / "cgroups" / place / file, "max\n")
-        write(system / "cgroups" / place / "memory.current", f"{2 * GIB}\n")
-        write(system / "cgroups" / place / "memory.stat", f"anon 7\ninactive_file {GIB}\n")
+            write(system / "cgroups" / folder / file, "max\n")
+        write(system / "cgroups" / folder / "memory.current", f"{2 * GIB}\n")
+        write(system / "cgroups" / folder / "memory.stat", f"anon 7\ninactive_file {GIB}\n")
     assert free() == pytest.approx(0.9 * 4)
     write(system / "cgroups" / at / name, f"{3 * GIB}\n")
     assert free() == pytest.approx(0.9 * 2)  # 3 less the 2 in use, of which 1 can be taken back
@@ -63,10 +63,10 @@ def test_a_limit_of_version_2_holds_wherever_it_stands_above_the_process(
 def test_a_limit_of_version_1(system: Path, path: str) -> None:
     """That of the own group, or that of a container's root where the path is the host's."""
     write(system / "proc" / "self" / "cgroup", f"3:cpu:/elsewhere\n4:memory:{path}\n0::/\n")
-    place = system / "cgroups" / "memory" / ("slurm/job_1" if "slurm" in path else "")
-    write(place / "memory.limit_in_bytes", f"{3 * GIB}\n")
-    write(place / "memory.usage_in_bytes", f"{2 * GIB}\n")
-    write(place / "memory.stat", f"inactive_file 1\ntotal_inactive_file {GIB // 2}\n")
+    folder = system / "cgroups" / "memory" / ("slurm/job_1" if "slurm" in path else "")
+    write(folder / "memory.limit_in_bytes", f"{3 * GIB}\n")
+    write(folder / "memory.usage_in_bytes", f"{2 * GIB}\n")
+    write(folder / "memory.stat", f"inactive_file 1\ntotal_inactive_file {GIB // 2}\n")
     assert free() == pytest.approx(0.9 * 1.5)
 
 
@@ -92,14 +92,14 @@ def test_limits_of_the_process_count_from_what_it_has(system: Path, monkeypatch:
 
 
 def test_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine._memory.cache_clear()
-    assert machine.memory("mps") is None
+    hardware._available_memory.cache_clear()
+    assert hardware.available_memory("mps") is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * GIB, 80 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 3 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: GIB)
-    assert machine.memory("cuda") == int(0.9 * 7 * GIB)
-    machine._memory.cache_clear()
+    assert hardware.available_memory("cuda") == int(0.9 * 7 * GIB)
+    hardware._available_memory.cache_clear()
 
 
 @pytest.mark.slow
