@@ -14,8 +14,9 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 # The checkout that the scripts belong to is what they measure, whether or not it is installed.
-sys.path.insert(0, str(ROOT / "src"))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
+PLACES = [str(ROOT / "src"), str(ROOT)]  # of the packages lambdanets and benchmarks
+sys.path[:0] = PLACES
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (*PLACES, os.environ.get("PYTHONPATH"))))
 
 MINUTES = 8.0
 FAILURE, USAGE = 1, 2  # exit statuses

@@ -1,4 +1,4 @@
-"""The layer race on a GPU: our layer and every kernel of it against other implementations.
+"""The benchmark of layers on a GPU: our layer and every kernel of it against other implementations.
 
     python benchmarks/gpu/layers.py [--minutes 8] [--resume] [--cases g14,c4] [--dtypes bfloat16,float32]
 
@@ -35,9 +35,9 @@ from common import (
 
 if TYPE_CHECKING:
     from lambdanets import bench
-    from lambdanets.bench.passes import Pass
+    from lambdanets.bench.timing import Pass
 
-    Measured = tuple[bench.Record, bench.Provenance]
+    Measured = tuple[bench.LayerRecord, bench.Provenance]
 
 GROUPS = "stages,wide,stages-global,layers"
 DTYPES = ("bfloat16", "float32")
@@ -53,12 +53,12 @@ def draw(path: Path) -> None:
     """Write the report and the figures of an op.csv beside it, and print the report."""
     from lambdanets import bench
 
-    records, where = bench.read(path)
+    records, where = bench.read_layers(path)
     # Of a pass that was cut short there may be nothing but the row of who did it.
     whole = {(row.case, row.mode) for row in records if row.role == "layer"}
     records = [row for row in records if (row.case, row.mode) in whole]
-    names = figures(lambda: bench.draw_figures(records, where, path.parent, "wall")) if records else []
-    report = bench.markdown(records, where, "wall", names)
+    names = figures(lambda: bench.draw_layers(records, where, path.parent, "wall")) if records else []
+    report = bench.layer_markdown(records, where, "wall", names)
     path.with_suffix(".md").write_text(report)
     print(report)
 
@@ -81,12 +81,12 @@ def work(words: argparse.Namespace, name: str, path: Path) -> int:
     import torch
 
     from lambdanets import bench
-    from lambdanets.bench.networks.running import SAME
-    from lambdanets.bench.race import FAILED, DeviceLost
+    from lambdanets.bench.network_bench import SHARED_PROVENANCE
     from lambdanets.bench.records import read_rows
+    from lambdanets.bench.timing import FAILED
 
     ends = time.monotonic() + 60 * words.minutes
-    kept = read_rows(path, bench.Record, "lambdanets bench op") if words.resume and path.exists() else []
+    kept = read_rows(path, bench.LayerRecord, "op") if words.resume and path.exists() else []
     settings = bench.Settings(
         dtype=getattr(torch, name),
         device=words.device,
@@ -99,7 +99,7 @@ def work(words: argparse.Namespace, name: str, path: Path) -> int:
     )
     machine = bench.measure_machine(settings.dtype, settings.device)
     where = bench.provenance(settings.dtype, settings.device, settings.threads, machine)
-    for each in SAME if kept else ():
+    for each in SHARED_PROVENANCE if kept else ():
         was, now = getattr(kept[0][1], each), getattr(where, each)
         if was != now:
             stop(f"{path} has {each} {was}, this is {now}: leave out --resume to measure everything anew")
@@ -122,7 +122,7 @@ def work(words: argparse.Namespace, name: str, path: Path) -> int:
         kept = [(row, place) for row, place in kept if row.case != case.name or row.mode not in left]
         before = len(kept)
         try:
-            bench.race(
+            bench.measure_layers(
                 [case],
                 replace(settings, passes=left),
                 machine,
@@ -130,7 +130,7 @@ def work(words: argparse.Namespace, name: str, path: Path) -> int:
                 report=lambda line: print(line, flush=True),
                 save=partial(_save, path, kept, before, where),
             )
-        except DeviceLost as error:
+        except bench.DeviceLost as error:
             print(f"{name}: {case.name}: {error}", file=sys.stderr, flush=True)
             return LOST
         except Exception as error:  # of this case alone, whatever it is
@@ -140,22 +140,22 @@ def work(words: argparse.Namespace, name: str, path: Path) -> int:
 
 
 def _save(
-    path: Path, kept: list[Measured], before: int, where: bench.Provenance, rows: list[bench.Record]
+    path: Path, kept: list[Measured], before: int, where: bench.Provenance, rows: list[bench.LayerRecord]
 ) -> None:
     """Put the rows of a case after those of the cases before it, and write all."""
     from lambdanets import bench
     from lambdanets.bench.records import write_rows
 
     kept[before:] = [(row, where) for row in rows]
-    write_rows(path, bench.Record, kept)
+    write_rows(path, bench.LayerRecord, kept)
 
 
 def troubles(words: argparse.Namespace, name: str, path: Path) -> list[str]:
     """Say which passes of a type have not been run, and which rows are of an error."""
     from lambdanets import bench
-    from lambdanets.bench.race import FAILED
+    from lambdanets.bench.timing import FAILED
 
-    rows = bench.read(path)[0] if path.exists() else []
+    rows = bench.read_layers(path)[0] if path.exists() else []
     missing = [
         f"{case.name} {which}"
         for case in chosen(words)
