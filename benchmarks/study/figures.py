@@ -48,7 +48,7 @@ def draw_figures(records: Sequence[CellRecord], folder: Path) -> list[Path]:
         on_gpu = any(record.device != "cpu" for record in records)
         speeds = [each.images_per_second if on_gpu else each.images_per_cpu_second for each in found]
         _against_speed(right, found, speeds)
-        unit = "second" if on_gpu else "second of processor time"
+        unit = "second" if on_gpu else "second of CPU time"
         right.set_xlabel(f"training images per {unit} (right is faster)", fontsize=9, color=INK)
         figure.draw_without_rendering()  # the layout is settled now: names can be placed in pixels
         _name_points(right, found, speeds, renderer)

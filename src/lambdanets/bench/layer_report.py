@@ -42,9 +42,9 @@ LEGEND = (
     "and output projection; 3x3 conv (3 per axis) is the convolution that the layer replaces, without "
     "batch norm. Times are medians, all taking turns in one process; ± is half of the distance between "
     "the 20 % and the 80 % quantile; 3.0x beside a time is its ratio to ours. Peers are other "
-    "implementations of the same function. GEMM: operations per second over those of a matrix product in the same run. copy: bytes of "
-    "input, output, weights and their gradients, each once, per second, over those of a copy in that run. "
-    "A layer reaches the larger of the two of the roofline."
+    "implementations of the same function. GEMM: operations per second over those of a matrix product in the "
+    "same run. copy: bytes of input, output, weights and their gradients, each once, per second, over those "
+    "of a copy in that run. A layer reaches the larger of the two of the roofline."
 )
 COLOURS = {"lucidrains": "#33628f", "timm": "#7ba3c9", "SDPA": "#5d8a66", "3x3 conv": "#b08d57"}
 SPARE = ("#7a5c99", "#4f9d9d", "#99845c", "#8a8f98")
@@ -195,9 +195,9 @@ def _times(rows: list[LayerRecord], mode: str, clock: Clock) -> Table:
             (
                 case,
                 ours.title,
-                _with_range(ours, clock),
+                _with_spread(ours, clock),
                 times(best.over_ours(clock)) if best and ours.samples else "-",
-                *(_beside(found.get(name), clock) for name in names),
+                *(_with_ratio(found.get(name), clock) for name in names),
                 _percent(part),
                 _percent(ours.of_copy),
             )
@@ -217,8 +217,7 @@ def _memory(rows: list[LayerRecord], mode: str) -> Table:
         best = min(peers, key=lambda row: row.peak_mib, default=None)
         ratio = best.peak_mib / ours.peak_mib if best and ours.peak_mib > 0 else math.nan
         mib = [_mib(found[name]) if name in found else "-" for name in names]
-        leanest = times(ratio) if best and not math.isnan(ratio) else "-"
-        body.append((case, ours.title, _mib(ours), leanest, *mib))
+        body.append((case, ours.title, _mib(ours), times(ratio), *mib))
     headings = ("case", "input", "ours", "leanest peer / ours", *names)
     return Table(title=f"{PASSES[mode]}: peak MiB above the input", headings=headings, rows=tuple(body))
 
@@ -230,8 +229,8 @@ def _kernels(rows: list[LayerRecord], mode: str, clock: Clock) -> Table:
     for case in _cases(rows):
         ours = next(row for row in rows if row.case == case and row.role == "layer")
         found = {row.contender: row for row in kernels if row.case == case}
-        cells = [_beside(found.get(name), clock) for name in names]
-        body.append((case, ours.title, ours.kernel or "-", _with_range(ours, clock), *cells))
+        cells = [_with_ratio(found.get(name), clock) for name in names]
+        body.append((case, ours.title, ours.kernel or "-", _with_spread(ours, clock), *cells))
     title = f"{PASSES[mode]}, kernel by kernel: {CLOCKS[clock]}"
     headings = ("case", "input", "auto takes", "auto", *names)
     return Table(title=title, headings=headings, rows=tuple(body), notes=_notes(kernels))
@@ -260,7 +259,7 @@ def _percent(part: float) -> str:
     return "-" if math.isnan(part) else f"{part:.0%}"
 
 
-def _with_range(row: LayerRecord, clock: Clock) -> str:
+def _with_spread(row: LayerRecord, clock: Clock) -> str:
     if not row.samples:
         return "-"
     low, high = (row.wall_q20, row.wall_q80) if clock == "wall" else (row.cpu_q20, row.cpu_q80)
@@ -268,7 +267,7 @@ def _with_range(row: LayerRecord, clock: Clock) -> str:
     return f"{number(row.time(clock))}{spread or SINGLE}"
 
 
-def _beside(row: LayerRecord | None, clock: Clock) -> str:
+def _with_ratio(row: LayerRecord | None, clock: Clock) -> str:
     if row is None or not row.samples:
         return "-"
     mark = SINGLE if row.samples == 1 else ""
