@@ -1,12 +1,12 @@
-"""Every kernel against the definition on a GPU: what `pytest -m gpu` passes, fails and leaves out.
+"""Every kernel against the definition on a GPU: the results of `pytest -m gpu` by kernel and dtype.
 
     python benchmarks/gpu/correct.py [--minutes 8] [--resume] [-k EXPRESSION]
 
-Collects tests/ops and tests/nn, which need torch alone; others may need packages that are not here. Leaves
-correct.csv, a row for each kernel and type, and failures.txt, both kept up to date while it runs. Where an
-error has cost the process the GPU, another one goes on with the next test; --resume does so after the time
-was up. The exit status is pytest's, or 1 where a test was left out or has failed in an earlier process. With
---device cpu the same tests run on the processor.
+Collects tests/ops and tests/nn, which need torch alone; others may need packages that are missing. Leaves
+correct.csv, a row for each kernel and dtype, and failures.txt, both updated while it runs. After an error
+that cost the GPU, another process goes on with the next test; --resume does so after the time was up. The
+exit status is pytest's, or 1 where a test was left out or has failed in an earlier process. With --device cpu
+the same tests run on the CPU.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def work(words: argparse.Namespace, out: Path) -> int:
 
 
 SAID = {
-    0: "all tests have passed, or have said why they cannot run here",
-    FAILURE: "tests have failed, or were left out; failures.txt and the column why say which",
+    0: "all tests have passed, or were skipped with a reason",
+    FAILURE: "tests have failed, or were left out; see failures.txt and the column why",
     5: "no test was chosen",
 }
 

@@ -2,11 +2,11 @@
 
     python benchmarks/gpu/layers.py [--minutes 8] [--resume] [--cases g14,c4] [--dtypes bfloat16,float32]
 
-What `lambdanets bench op` does, over its cases for a GPU: weights and input in bfloat16 throughout (no
-autocast), then in float32 (no TF32), with channels last. A contender that fails or is wrong has a row that
-says so, and the others go on; each type runs in a process of its own, and in another one where an error has
-cost it the GPU. Leaves a folder for each type with op.csv, written after every pass, op.md and figures;
---resume goes on with the passes that have no rows yet.
+As `lambdanets bench op`, over its cases for a GPU: weights and input in bfloat16 throughout (no autocast),
+then in float32 (no TF32), with channels last. The row of a contender that fails or is wrong has the reason,
+and the others go on; each dtype runs in a process of its own, and in another one after an error that cost the
+GPU. Leaves a folder for each dtype with op.csv, written after every pass, op.md and figures; --resume goes on
+with the passes that have no rows yet.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ GROUPS = "stages,wide,stages-global,layers"
 DTYPES = ("bfloat16", "float32")
 PASSES: tuple[Pass, ...] = ("train", "eval")
 WANTED = {
-    "lambda_networks": "the rows of lucidrains say that it is not installed",
-    "triton": "no kernel of Triton is raced",
+    "lambda_networks": "the rows of lucidrains note that it is not installed",
+    "triton": "no kernel of Triton is measured",
     "matplotlib": "no figures now; --draw op.csv draws them on another machine",
 }
 
@@ -54,7 +54,7 @@ def draw(path: Path) -> None:
     from lambdanets import bench
 
     records, where = bench.read_layers(path)
-    # Of a pass that was cut short there may be nothing but the row of who did it.
+    # An interrupted pass may have only the row of the contender that failed.
     whole = {(row.case, row.mode) for row in records if row.role == "layer"}
     records = [row for row in records if (row.case, row.mode) in whole]
     names = figures(lambda: bench.draw_layers(records, where, path.parent, "wall")) if records else []
@@ -64,7 +64,7 @@ def draw(path: Path) -> None:
 
 
 def chosen(words: argparse.Namespace) -> list[bench.Case]:
-    """Return the cases that were asked for."""
+    """Return the selected cases."""
     from lambdanets import bench
 
     if words.quick:
@@ -77,7 +77,7 @@ def chosen(words: argparse.Namespace) -> list[bench.Case]:
 
 
 def work(words: argparse.Namespace, name: str, path: Path) -> int:
-    """Race all passes of a type that have no rows yet, and return an exit status."""
+    """Measure all passes of a dtype that have no rows yet, and return an exit status."""
     import torch
 
     from lambdanets import bench
@@ -133,7 +133,7 @@ def work(words: argparse.Namespace, name: str, path: Path) -> int:
         except bench.DeviceLost as error:
             print(f"{name}: {case.name}: {error}", file=sys.stderr, flush=True)
             return LOST
-        except Exception as error:  # of this case alone, whatever it is
+        except Exception as error:  # any error, of this case alone
             print(f"{name}: {case.name} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             code = FAILURE
     return code
@@ -151,7 +151,7 @@ def _save(
 
 
 def troubles(words: argparse.Namespace, name: str, path: Path) -> list[str]:
-    """Say which passes of a type have not been run, and which rows are of an error."""
+    """Return lines on the passes of a dtype that were not run, and on rows with an error."""
     from lambdanets import bench
     from lambdanets.bench.timing import FAILED
 
@@ -195,7 +195,7 @@ def main() -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not words.resume:
             put_aside(path)
-        # Each type has its share of the time that the ones before have left.
+        # The remaining time is divided among the remaining dtypes.
         share = max(0.0, (ends - time.monotonic()) / 60) / (len(names) - number)
         code = in_workers(__file__, share, words.resume, "--dtypes", name)
         if code not in (0, FAILURE):

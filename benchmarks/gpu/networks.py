@@ -4,8 +4,8 @@
 
 As `python -m benchmarks.paper race`, in one run: training steps under bfloat16 autocast and inference in
 bfloat16, channels last, batches of 128 that are halved until they fit. Accuracies are published ones. Leaves
-race.csv, race.md with the speed at matched accuracy, and figures; --resume goes on where the time was up. A
-network that fails has a row that says so; where its error has cost the process the GPU, another one goes on.
+race.csv, race.md with the speed at matched accuracy, and figures; --resume goes on where the time was up. The
+row of a network that fails has the reason; after an error that cost the GPU, another process goes on.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def draw(path: Path) -> None:
 
 
 def chosen(words: argparse.Namespace) -> list[bench.NetworkSpec]:
-    """Return the networks of the race, and after them those that no accuracy is published for."""
+    """Return the networks of the race, and after them those without a published accuracy."""
     from benchmarks.paper.published import RS, race_networks
 
     networks = race_networks()
@@ -72,7 +72,7 @@ def chosen(words: argparse.Namespace) -> list[bench.NetworkSpec]:
 
 
 def troubles(words: argparse.Namespace, path: Path) -> list[str]:
-    """Say which networks have not been run, and which rows are of an error."""
+    """Return lines on the networks that were not run, and on rows with an error."""
     from lambdanets import bench
     from lambdanets.bench.timing import FAILED
 
@@ -97,17 +97,17 @@ def work(words: argparse.Namespace, path: Path) -> int:
     from lambdanets import bench
 
     ends = time.monotonic() + 60 * words.minutes
-    said = ""
+    last = ""
 
-    def report(what: str, done: float) -> None:
-        nonlocal said
-        if what == said:
+    def report(step: str, done: float) -> None:
+        nonlocal last
+        if step == last:
             return
-        # Who has made the first steps is timed, too: their time would be for nothing.
-        if time.monotonic() > ends and done < 1 and " in turn: " not in what:
+        # Networks that have made their first steps are timed, too: the steps would be wasted otherwise.
+        if time.monotonic() > ends and done < 1 and " in turn: " not in step:
             raise TimeIsUp
-        print(f"{100 * done:3.0f} %  {what}", flush=True)
-        said = what
+        print(f"{100 * done:3.0f} %  {step}", flush=True)
+        last = step
 
     settings = bench.Settings(
         dtype=torch.bfloat16,

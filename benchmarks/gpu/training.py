@@ -5,8 +5,8 @@
 
 DATA is an archive, a folder that holds one, or a folder of images (train/ and val/; for the nuclei
 annotations/). `study` is `python -m benchmarks.study` with convolutions, squeeze-and-excitation, global
-attention and lambda layers; `nuclei` is benchmarks/detection/nuclei.py. --short finds out how many epochs fit
-into --minutes, says it and trains for so many; without it the recipe's own are trained. The same command goes
+attention and lambda layers; `nuclei` is benchmarks/detection/nuclei.py. --short estimates how many epochs fit
+into --minutes and trains for so many; without it the recipe's own are trained. The same command goes
 on where it was stopped.
 """
 
