@@ -20,7 +20,7 @@ SECONDS = 5.0  # between two saves
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class KernelTests:
     """The tests of one kernel in one dtype.
 
     Attributes:
@@ -125,10 +125,10 @@ class Recorder:
         if report.failed:
             self.failures.append(f"{report.nodeid} (collection)\n{report.longreprtext}\n")
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[KernelTests]:
         everything = {key: self.results.get(key, Counter()) for key in sorted({*self.results, *self.late})}
         return [
-            Row(
+            KernelTests(
                 kernel=key[0],
                 dtype=key[1],
                 passed=found["passed"],
