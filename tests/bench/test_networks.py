@@ -49,11 +49,11 @@ def test_mistakes_are_sentences(word: str, sentence: str) -> None:
 
 def test_what_it_costs_is_known_without_running_it() -> None:
     """Against the weights themselves, and the products of the layers of a network by hand."""
-    (network,) = select_networks(["resnet_cifar_conv@32"])
+    (spec,) = select_networks(["resnet_cifar_conv@32"])
     network = create_model("resnet_cifar_conv")
-    assert compute_cost(network).parameters == sum(each.numel() for each in network.parameters())
-    assert compute_cost(network).macs > 50e6
-    assert compute_cost(network).channels == 3
+    assert compute_cost(spec).parameters == sum(each.numel() for each in network.parameters())
+    assert compute_cost(spec).macs > 50e6
+    assert compute_cost(spec).channels == 3
     # A class token belongs to no layer.
     (vit,) = select_networks(["vit_tiny_patch16_224"])
     assert compute_cost(vit).parameters == 5_717_416
