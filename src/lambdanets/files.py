@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+SHORT = 200
+"""Bytes of a name that leave room for more: file systems take 255."""
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)
 """What file systems answer that cannot put a folder on disk by itself."""
 
@@ -21,9 +23,13 @@ def replacing(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
         previous: Where the file that is replaced is kept.
 
     Raises:
-        OSError: The disk is full, or the folder cannot be written; what was there before stands.
+        OSError: The disk is full, the folder cannot be written, or the path is that of a folder or a device,
+            such as /dev/null; what was there before stands.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    start = os.fsdecode(os.fsencode(path.name)[:SHORT])
+    temporary = path.with_name(f".{start}.{os.getpid()}.tmp")
     try:
         with naming(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -172,8 +172,8 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_processes_that_read_images_are_signalled_with_the_run_or_killed(tmp_path: Path) -> None:
     """SIGTERM to the group of one run; another loses such a process, as when memory runs out."""
-    settings = ["engine.save_steps=1", "engine.threads=1", "data.workers=2", "data.cache=false",
-                "data.augment.rand_augment=rand-m3-n1"]  # fmt: skip
+    settings = ["engine.epochs=200", "engine.save_steps=1", "engine.threads=1", "data.workers=2",
+                "data.cache=false", "data.augment.rand_augment=rand-m3-n1"]  # fmt: skip
     words = [word for setting in settings for word in ("--set", setting)]
     folders = [tmp_path / "group", tmp_path / "killed"]
     runs = [
@@ -184,14 +184,15 @@ def test_processes_that_read_images_are_signalled_with_the_run_or_killed(tmp_pat
         for folder in folders
     ]  # fmt: skip
     try:
-        until = time.monotonic() + 120
-        lasts = [folder / "checkpoints" / "last.ckpt" for folder in folders]
-        while not all(last.exists() for last in lasts) and time.monotonic() < until:
-            time.sleep(0.1)
-        readers = children(runs[1].pid)
-        os.killpg(runs[0].pid, signal.SIGTERM)
-        os.kill(readers[-1], signal.SIGKILL)
-        said = [run.communicate(timeout=120)[1].splitlines() for run in runs]
+        for run, folder in zip(runs, folders, strict=True):
+            until = time.monotonic() + 300
+            while not (folder / "checkpoints/last.ckpt").exists() and time.monotonic() < until:
+                time.sleep(0.1)
+            if run is runs[0]:
+                os.killpg(run.pid, signal.SIGTERM)
+            else:
+                os.kill(children(run.pid)[-1], signal.SIGKILL)
+        said = [run.communicate(timeout=300)[1].splitlines() for run in runs]
     finally:
         for run in runs:
             run.kill()
@@ -233,7 +234,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_previous(
     assert_same_end(finished.directory, folder)
 
 
-@pytest.mark.parametrize("change", ["groups", "shape", "state", "loops"])
+@pytest.mark.parametrize("change", ["groups", "options", "parts", "shape", "state", "loops"])
 def test_a_checkpoint_of_which_a_part_is_another_s_is_not_resumed(
     finished: RunResult, folder: Path, change: str
 ) -> None:
@@ -246,6 +247,10 @@ def test_a_checkpoint_of_which_a_part_is_another_s_is_not_resumed(
             states["param_groups"][0]["params"].pop()
             states["state"].clear()
             states["param_groups"] = [{**group, "momentum": 0} for group in states["param_groups"]]
+        elif change == "options":
+            del states["param_groups"][1]["nesterov"]
+        elif change == "parts":
+            states["state"][0]["momentum_buffer"] = [1.0]
         elif change == "shape":
             states["state"][0]["momentum_buffer"] = torch.zeros(7)
         elif change == "state":
@@ -255,6 +260,8 @@ def test_a_checkpoint_of_which_a_part_is_another_s_is_not_resumed(
         torch.save(content, path)
     reasons = {
         "groups": r"\.ckpt has the state of another optimiser than the run's: its groups have \[\d+, \d+\]",
+        "options": r"the run's: nesterov of group 1 is missing or of another type; bring",
+        "parts": r"parameter \d+ has other parts than another of its shape; bring",
         "shape": r"momentum_buffer of parameter 0 has the shape \(7,\), the parameter \(32,\); bring",
         "state": r"no checkpoint is intact: .*optimizer_states.state is empty",
         "loops": r"no checkpoint is intact: .*loops is a NoneType",
