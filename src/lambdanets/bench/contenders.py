@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lambdanets.models.interop.convert import copy_to_lucidrains, copy_to_timm
 from lambdanets.nn import LambdaLayer1d, LambdaLayer2d, LambdaLayer3d
 from lambdanets.nn.lambda_layer import LambdaLayer
 from lambdanets.ops import KERNELS, Problem, plan
 from lambdanets.ops.planner import Row
 
 from .cases import Case
-from .weights import to_lucidrains, to_timm
 
 LAYERS: dict[int, type[LambdaLayer]] = {1: LambdaLayer1d, 2: LambdaLayer2d, 3: LambdaLayer3d}
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -187,7 +187,7 @@ CONTENDERS: tuple[Contender, ...] = (
         role="peer",
         build=_lucidrains,
         unsupported=_lucidrains_unsupported,
-        copy_weights_from=to_lucidrains,
+        copy_weights_from=copy_to_lucidrains,
         required_bytes=partial(_peer_bytes, tables=1),
     ),
     Contender(
@@ -195,7 +195,7 @@ CONTENDERS: tuple[Contender, ...] = (
         role="peer",
         build=_timm,
         unsupported=_timm_unsupported,
-        copy_weights_from=to_timm,
+        copy_weights_from=copy_to_timm,
         # It expands its position table over the batch.
         required_bytes=lambda case, *how: _peer_bytes(case, *how, tables=3 * case.batch),
     ),

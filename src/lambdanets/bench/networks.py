@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lambdanets.bench.summary import summarise
 from lambdanets.models import create_model
+from lambdanets.models.summary import summarise
 
 from .records import NONE, Provenance, read_rows, write_rows
 from .timing import Pass
