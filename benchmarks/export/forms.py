@@ -1,8 +1,8 @@
 """The position part in onnxruntime in three forms, beside the network in PyTorch: writes forms.csv.
 
-`conv` forms the position lambdas by a convolution, `lambdas` by a product with the embeddings of all pairs,
-`queries` multiplies the queries with these embeddings first. All take turns; a file whose outputs differ from
-those of the network ends the run. `python forms.py COMMIT`, `--help` for the options.
+`conv` computes the position lambdas by a convolution, `lambdas` by a product with the embeddings of all
+pairs, `queries` multiplies the queries with these embeddings first. All take turns; a file whose outputs
+differ from those of the network ends the run. `python forms.py COMMIT`, `--help` for the options.
 """
 
 import argparse
@@ -84,9 +84,9 @@ def measure(
     for name, file in files.items():
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         runs[name] = lambda session=session: session.run(None, {"images": images.numpy()})
-        apart = (torch.from_numpy(session.run(None, {"images": images.numpy()})[0]) - truth).abs().max()
-        if apart > TOLERANCE * truth.abs().max():
-            raise SystemExit(f"{name} differs by {apart:.2g}")
+        error = (torch.from_numpy(session.run(None, {"images": images.numpy()})[0]) - truth).abs().max()
+        if error > TOLERANCE * truth.abs().max():
+            raise SystemExit(f"{name} differs by {error:.2g}")
     clock = time.process_time if args.clock == "process" else time.perf_counter
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(WARM_UP + args.rounds):
@@ -111,7 +111,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("commit")
     parser.add_argument("--cases", default="lambda_resnet50@160,lambda_resnet152@256", help="MODEL@SIZE,...")
-    parser.add_argument("--image-sizes", default="one,any", help="what the files take")
+    parser.add_argument("--image-sizes", default="one,any", help="image sizes of the files")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)

@@ -56,10 +56,10 @@ def resources(compiled: Any, capability: int) -> Resources:
         source.write_text(ptx)
         command = [get_ptxas(capability).path, "-v", f"-arch=sm_{capability}{suffix}", "--regAllocOptLevel=2"]
         command += [str(source), "-o", str(source.with_suffix(".cubin"))]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return Resources(
-        registers=_number(r"Used (\d+) registers", said),
-        spilled=_number(r"(\d+) bytes spill stores", said),
+        registers=_number(r"Used (\d+) registers", report),
+        spilled=_number(r"(\d+) bytes spill stores", report),
         shared=compiled.metadata.shared,
         products=_counts(r"^\s*(wgmma\.mma_async|mma\.sync)", ptx) or "none",
         moves=_counts(
@@ -69,7 +69,7 @@ def resources(compiled: Any, capability: int) -> Resources:
 
 
 def _counts(pattern: str, ptx: str) -> str:
-    """Return the counts of instructions in a kernel, with loops counted once."""
+    """Return the number of some instructions in a kernel, loops counted once."""
     found = Counter(match[1] for match in re.finditer(pattern, ptx, re.M))
     return " ".join(f"{name}={count}" for name, count in sorted(found.items()))
 
@@ -77,7 +77,7 @@ def _counts(pattern: str, ptx: str) -> str:
 def _number(pattern: str, text: str) -> int:
     match = re.search(pattern, text)
     if match is None:
-        raise RuntimeError(f"ptxas printed nothing like {pattern!r}: {text}")
+        raise RuntimeError(f"ptxas reported nothing like {pattern!r}: {text}")
     return int(match[1])
 
 

@@ -1,10 +1,10 @@
-"""Times of every kernel on problems of all kinds, beside the planner's estimate and choice: writes a file for
-the CPU's instruction set, such as planner-avx2.csv.
+"""Every kernel on problems of all kinds, beside the planner's estimate and selection.
 
-Forward and backward pass separately, on random tensors. One thread; CPU seconds of this process, not wall
-time: other programs may run on the machine. The kernels take turns; a kernel whose first run takes
-`FAR` times the best is not run again; one that needs over `LARGE` bytes, or whose estimate is `HOPELESS`
-times the least, not at all. Half precision is multiplied in the dtype that the operator computes in there.
+Writes a file for the CPU's instruction set, such as planner-avx2.csv. The forward and the backward pass are
+measured separately, on random tensors, with one thread, in CPU seconds of this process, as other programs may
+run on the machine. The kernels take turns; a kernel whose first run takes `FAR` times the best is not run
+again; one that needs over `LARGE` bytes, or whose estimate is `HOPELESS` times the smallest, is not run. Half
+precision is multiplied in the dtype that the operator uses there.
 `python planner.py COMMIT`
 """
 
