@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lambdanets.train.checkpoint import load_checkpoint
-from lambdanets.train.module import Classifier
+from lambdanets.train.classifier import Classifier
 
 TIMES = {"images_per_second", "images_per_cpu_second", "data_wait", "seconds"}
 

@@ -19,7 +19,7 @@ from elsewhere import run_elsewhere
 from lambdanets.data import DataWarning, read_image
 from lambdanets.detection import load_run
 from lambdanets.recipes import coco, miniature
-from lambdanets.train.typed import paths
+from lambdanets.train.serialization import paths
 from object_sets import write_objects
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

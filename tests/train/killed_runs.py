@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from lambdanets.train import checkpoint, load_config, saving
+from lambdanets.train.classifier import Classifier
 from lambdanets.train.engine import train
-from lambdanets.train.module import Classifier
 
 
 def die() -> None:

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lambdanets.evaluate.measurement import evaluate
 from lambdanets.train import RunConfig, RunError, TrainingInterrupted, load_run, override
 from lambdanets.train.checkpoint import load_checkpoint
+from lambdanets.train.classifier import Classifier
 from lambdanets.train.engine import accumulation, train
-from lambdanets.train.evaluation import evaluate
 from lambdanets.train.learner import follow, pair_up
-from lambdanets.train.module import Classifier
 from runs import assert_same_end, interrupt
 
 

@@ -15,6 +15,7 @@ from lambdanets.models import create_model
 from lambdanets.train import CheckpointError, TrainingInterrupted
 from lambdanets.train.checkpoint import (
     AtomicCheckpointIO,
+    RunState,
     load_checkpoint,
     newest_intact,
     replacing,
@@ -23,7 +24,6 @@ from lambdanets.train.checkpoint import (
     write_text,
 )
 from lambdanets.train.errors import DamagedCheckpointError
-from lambdanets.train.state import RunState
 
 
 def content(x: torch.Tensor) -> dict[str, Any]:

@@ -17,10 +17,10 @@ import torch
 from lambdanets.data import DataConfig, DataError, write_shards
 from lambdanets.train import RunConfig, override, to_json
 from lambdanets.train.checkpoint import load_checkpoint
+from lambdanets.train.diagnosis import lost_peer, tell
 from lambdanets.train.engine import train
-from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import check_alike
-from lambdanets.train.trouble import lost_peer, tell
+from lambdanets.train.run import RunFiles
 from runs import assert_same_end
 
 pytestmark = [

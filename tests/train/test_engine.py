@@ -26,16 +26,15 @@ from lambdanets.train import (
     load_config,
     override,
 )
-from lambdanets.train.checkpoint import load_checkpoint
+from lambdanets.train.checkpoint import RunState, load_checkpoint
+from lambdanets.train.classifier import Classifier
 from lambdanets.train.config import EngineConfig
 from lambdanets.train.engine import train
-from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import seed_generators, step_seed
-from lambdanets.train.module import Classifier
 from lambdanets.train.optim import OptimizerConfig
 from lambdanets.train.progress import LiveProgress
 from lambdanets.train.resume import settle
-from lambdanets.train.state import RunState
+from lambdanets.train.run import RunFiles
 
 
 def test_a_run_leaves_every_file(tiny: RunConfig, finished: RunResult) -> None:

@@ -13,6 +13,8 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lambdanets.train import NoMemoryError, RunConfig, RunError, override
+from lambdanets.train.classifier import Classifier
+from lambdanets.train.diagnosis import spare_memory, tell
 from lambdanets.train.engine import (
     CLASSIFICATION,
     accumulation,
@@ -21,9 +23,7 @@ from lambdanets.train.engine import (
     spare_activations,
     train,
 )
-from lambdanets.train.layout import RunFiles
-from lambdanets.train.module import Classifier
-from lambdanets.train.trouble import spare_memory, tell
+from lambdanets.train.run import RunFiles
 from runs import assert_same_end
 
 

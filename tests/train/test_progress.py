@@ -12,9 +12,9 @@ from torch import nn
 
 from lambdanets.data import DataConfig
 from lambdanets.train import ModelConfig, RunConfig, override
-from lambdanets.train.module import Classifier
+from lambdanets.train.checkpoint import RunState
+from lambdanets.train.classifier import Classifier
 from lambdanets.train.progress import LiveProgress, advise, clock, epoch_line, say, waiting
-from lambdanets.train.state import RunState
 
 
 @pytest.mark.parametrize(

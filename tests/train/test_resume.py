@@ -24,12 +24,11 @@ from lambdanets.train import (
     override,
     to_json,
 )
-from lambdanets.train.checkpoint import load_checkpoint
+from lambdanets.train.checkpoint import RunState, load_checkpoint
+from lambdanets.train.classifier import Classifier
 from lambdanets.train.engine import train
-from lambdanets.train.layout import RunFiles
-from lambdanets.train.module import Classifier
 from lambdanets.train.resume import Start, check_images, find_start
-from lambdanets.train.state import RunState
+from lambdanets.train.run import RunFiles
 from runs import assert_same_end, interrupt
 
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lambdanets.data import DataError
+from lambdanets.evaluate.target import trained_model
 from lambdanets.models import WeightsError
 from lambdanets.train import CheckpointError, RunError, RunResult, evaluate, load_run, override
-from lambdanets.train.subject import trained_model
 
 
 @pytest.fixture

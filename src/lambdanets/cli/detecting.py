@@ -234,7 +234,7 @@ def _tiled(number: int, total: int, run: "Run[DetectionConfig]", option: "TileOp
 
 def _photos(paths: tuple[Path, ...], drawings: Path) -> list[Path]:
     """The files to look at, none of which a drawing may replace."""
-    from lambdanets.train.prediction import search
+    from lambdanets.evaluate.prediction import search
 
     found, folder = list(search(paths)), drawings.resolve()
     if inside := [path for path in found if folder in (path.resolve().parent, path.parent.resolve())]:

@@ -14,9 +14,9 @@ from lambdanets.train import load_run
 from lambdanets.train.config import stored_task
 
 if TYPE_CHECKING:
-    from lambdanets.train.evaluation import Evaluation
-    from lambdanets.train.results import ClassRow
-    from lambdanets.train.subject import Subject
+    from lambdanets.evaluate.measurement import Evaluation
+    from lambdanets.evaluate.results import ClassRow
+    from lambdanets.evaluate.target import Subject
 
 LABELS = {
     "top1": ("accuracy", "{:.2%}"),
@@ -119,9 +119,9 @@ def run(
     if real is not None and as_ not in (None, "imagenet"):
         raise UsageError(f"--real has labels for ImageNet's own validation set, not for --as {as_}.")
 
-    from lambdanets.train.evaluation import guess_test_set, measure
-    from lambdanets.train.results import check_table
-    from lambdanets.train.test_sets import SETS
+    from lambdanets.evaluate.measurement import guess_test_set, measure
+    from lambdanets.evaluate.results import check_table
+    from lambdanets.evaluate.test_sets import SETS
 
     if csv is not None:
         check_table(csv)
@@ -153,7 +153,7 @@ def _subject(
     what: str, data: str | None, checkpoint: str | None, weights: Literal["best", "last"]
 ) -> "tuple[Subject, bool]":
     """What is measured, and whether on images other than a run's own."""
-    from lambdanets.train.subject import names_run, subject_of_model, subject_of_run
+    from lambdanets.evaluate.target import names_run, subject_of_model, subject_of_run
 
     if names_run(what):
         if checkpoint is not None:
@@ -179,7 +179,7 @@ def _write(
     csv: Path | None,
     json: Path | None,
 ) -> None:
-    from lambdanets.train.results import append_row, class_rows, timm_row, to_plain, write_classes
+    from lambdanets.evaluate.results import append_row, class_rows, timm_row, to_plain, write_classes
 
     if per_class is not None:
         rows = class_rows(evaluation.scores, subject.classes)

@@ -43,10 +43,10 @@ def run(
         batch_size: Take so many images at once and no others, of a classifier.
         opset: Version of ONNX's operators.
     """
+    from lambdanets.evaluate.target import names_run, trained_model
     from lambdanets.exporting import FORMATS
     from lambdanets.train import export, load_run
     from lambdanets.train.config import stored_task
-    from lambdanets.train.subject import names_run, trained_model
 
     format = format or _format_of(out)
     if names_run(what) and stored_task(Path(what)) == "detection":

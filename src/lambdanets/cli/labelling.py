@@ -48,7 +48,7 @@ def run(
     """
     opened = load_run(teacher)
 
-    from lambdanets.train.labelling import label
+    from lambdanets.evaluate.pseudo_labels import label
 
     found = label(
         opened, data, out, threshold=threshold, per_class=per_class, fill=fill,

@@ -181,7 +181,7 @@ def _other_way(flag: str, known: Sequence[str]) -> str:
     name = flag.removeprefix("--").replace("-", "_")
     if "--set" in known:
         from lambdanets.recipes import get_recipe
-        from lambdanets.train.typed import paths
+        from lambdanets.train.serialization import paths
 
         leaves = {path.rpartition(".")[2]: path for path in paths(get_recipe("digits"))}
         if path := FIELDS.get(name) or leaves.get(name):

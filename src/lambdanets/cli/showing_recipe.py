@@ -10,7 +10,7 @@ from lambdanets.detection import DetectionConfig, DetectorConfig
 from lambdanets.recipes import DEVICES, Statement, costs, get_recipe, statement
 from lambdanets.recipes.budget import IMAGENET, LINK
 from lambdanets.train import ModelConfig, RunConfig
-from lambdanets.train.typed import paths
+from lambdanets.train.serialization import paths
 
 
 def show_recipe(name: str, *, devices: tuple[int, ...] | None, images_per_second: float | None) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lambdanets.data import CocoConfig, CocoSet, coco_eval_loader, open_coco_split
 from lambdanets.train import Run
+from lambdanets.train.checkpoint import RunState
 from lambdanets.train.engine import arithmetic, make_trainer, quiet
-from lambdanets.train.state import RunState
 
 from .module import DetectionModule
 from .prediction import Finder

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lambdanets.data import CocoSet, CocoSplits, coco_eval_loader, coco_train_loader
+from lambdanets.train.checkpoint import RunState
 from lambdanets.train.errors import RunError, everywhere
-from lambdanets.train.figures import Panel, draw_curves
-from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
-from lambdanets.train.state import RunState
+from lambdanets.train.run import RunFiles
+from lambdanets.viz.figures import Panel, draw_curves
 
 from .network import Detector, outlined
 from .pairs import draw_pairs, pair, spread

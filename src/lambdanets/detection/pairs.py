@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lambdanets.data import CocoSet
 from lambdanets.detection.drawing import draw_objects
-from lambdanets.train.pages import (
+from lambdanets.viz.pages import (
     CARD,
     EDGE,
     GAP,

@@ -16,8 +16,8 @@ from torchvision import tv_tensors
 
 from lambdanets.data import DataError, open_coco_split, read_image
 from lambdanets.data.coco_transforms import eval_transform_coco
+from lambdanets.evaluate.prediction import ready, reason, search
 from lambdanets.train import Run
-from lambdanets.train.prediction import ready, reason, search
 
 from .network import Detector, outlined
 from .pairs import Pair, pair, spread

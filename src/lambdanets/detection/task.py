@@ -9,7 +9,7 @@ from lambdanets.data.coco_splits import check_objects
 from lambdanets.train import Run
 from lambdanets.train import load_run as load_any_run
 from lambdanets.train.engine import Task, learn
-from lambdanets.train.summary import RunResult
+from lambdanets.train.reporting import RunResult
 
 from .module import DetectionModule
 from .run_config import DetectionConfig

@@ -12,7 +12,7 @@ import torch
 from lambdanets import bench
 from lambdanets.data import DataConfig, open_splits
 from lambdanets.train import ModelConfig, RunConfig, from_json, to_json
-from lambdanets.train.typed import encode, paths
+from lambdanets.train.serialization import encode, paths
 
 from .contenders import Contender
 

@@ -14,9 +14,8 @@ from lambdanets.files import parse_json
 from lambdanets.models import create_model, load_weights
 from lambdanets.models.weight_files import HUB
 from lambdanets.train.errors import RunError
-from lambdanets.train.optim import OptimizerConfig
-from lambdanets.train.schedule import ScheduleConfig
-from lambdanets.train.typed import check_finite, decode
+from lambdanets.train.optim import OptimizerConfig, ScheduleConfig
+from lambdanets.train.serialization import check_finite, decode
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`train`: from a configuration to a finished run folder, or from an unfinished one to a finished one."""
+"""`train`: start a run from a configuration, or continue the run in a folder."""
 
 import logging
 import threading
@@ -15,11 +15,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.summary.writer import event_file_writer
+from torch.utils.data import DataLoader
 
 from lambdanets.data import DataError, open_splits
 from lambdanets.processes import locked, require_posix
-from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
+from lambdanets.train.checkpoint import AtomicCheckpointIO, RunState, write_text
+from lambdanets.train.classifier import Classifier
 from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, load_classes
+from lambdanets.train.diagnosis import tell
 from lambdanets.train.errors import RunError, everywhere
 from lambdanets.train.launch import (
     SyncBatchNorms,
@@ -28,16 +31,13 @@ from lambdanets.train.launch import (
     launched,
     set_timeout,
     strategy,
+    together,
 )
-from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
-from lambdanets.train.loaders import Loaders
-from lambdanets.train.meeting import together
-from lambdanets.train.module import Classifier
+from lambdanets.train.nonfinite import bad_step, clear
 from lambdanets.train.optim import create_optimizer
-from lambdanets.train.postmortem import bad_step, clear
 from lambdanets.train.progress import LiveProgress, say
-from lambdanets.train.recorder import EventLog, Publisher, Recorder
+from lambdanets.train.reporting import EventLog, Publisher, Recorder, RunResult, finish, result
 from lambdanets.train.resume import (
     Start,
     check_free,
@@ -48,12 +48,46 @@ from lambdanets.train.resume import (
     settle,
     weights_digest,
 )
+from lambdanets.train.run import RunFiles
 from lambdanets.train.saving import Saving
-from lambdanets.train.state import RunState
-from lambdanets.train.summary import RunResult, finish, result
-from lambdanets.train.trouble import tell
-from lambdanets.train.typed import to_json
+from lambdanets.train.serialization import to_json
 from lambdanets.wording import json_text
+
+
+class Loaders(pl.LightningDataModule):
+    """Gives the trainer its batches, from where the run stands.
+
+    Args:
+        splits: the images.
+        module: what is trained; its state knows the position.
+    """
+
+    def __init__(self, splits: Any, module: Learner) -> None:
+        super().__init__()
+        self.splits, self.module = splits, module
+
+    def train_dataloader(self) -> DataLoader:
+        config, state = self.module.config, self.module.state
+        rank, world_size = self._place()
+        with everywhere():
+            loader = self.module.train_loader(self.splits, rank=rank, world_size=world_size)
+            batches = min(len(loader), config.engine.max_batches or len(loader))
+            if state.batches_per_epoch not in (0, batches):
+                raise RunError(
+                    f"the run had {state.batches_per_epoch} batches in an epoch and has {batches} now; "
+                    "resume it with the same images and the same number of devices"
+                )
+        state.batches_per_epoch = batches
+        return loader
+
+    def val_dataloader(self) -> DataLoader:
+        rank, world_size = self._place()
+        return self.module.val_loader(self.splits, rank=rank, world_size=world_size)
+
+    def _place(self) -> tuple[int, int]:
+        if self.trainer is None:
+            raise RuntimeError("the loaders are made inside Trainer.fit")
+        return self.trainer.global_rank, self.trainer.world_size
 
 
 @dataclass(frozen=True)

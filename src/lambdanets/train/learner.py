@@ -19,15 +19,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 import lambdanets
+from lambdanets.train.checkpoint import RunState
 from lambdanets.train.config import BaseConfig
 from lambdanets.train.errors import NonFiniteLossError, RunError, everywhere
-from lambdanets.train.layout import RunFiles
-from lambdanets.train.optim import create_optimizer
-from lambdanets.train.postmortem import Moment, dissect
-from lambdanets.train.run import AVERAGE, NETWORK
-from lambdanets.train.schedule import lr_factor
-from lambdanets.train.state import RunState
-from lambdanets.train.typed import encode, to_json
+from lambdanets.train.nonfinite import Moment, dissect
+from lambdanets.train.optim import create_optimizer, lr_factor
+from lambdanets.train.run import AVERAGE, NETWORK, RunFiles
+from lambdanets.train.serialization import encode, to_json
 from lambdanets.wording import json_text
 
 CHECK_EVERY = 50  # batches between looks at the loss where a look stops the accelerator

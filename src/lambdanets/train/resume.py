@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lambdanets.models.weight_files import find_weights
-from lambdanets.train.checkpoint import newest_intact, sweep
+from lambdanets.train.checkpoint import RunState, newest_intact, sweep
 from lambdanets.train.config import BaseConfig, Config, load_classes, load_config
 from lambdanets.train.errors import RunError
-from lambdanets.train.layout import RunFiles
 from lambdanets.train.progress import say
-from lambdanets.train.state import RunState
-from lambdanets.train.typed import paths
+from lambdanets.train.run import RunFiles
+from lambdanets.train.serialization import paths
 from lambdanets.wording import few
 
 # What may differ when a run is continued: where and how fast it runs, nothing that its result depends on.

@@ -4,7 +4,12 @@ from pathlib import Path
 import pytest
 
 from lambdanets.data import DataError
-from lambdanets.train.corruptions import ALEXNET, corruption_errors, find_corruptions, mean_corruption_error
+from lambdanets.evaluate.corruptions import (
+    ALEXNET,
+    corruption_errors,
+    find_corruptions,
+    mean_corruption_error,
+)
 
 # Accuracies and corruption errors of a ResNet-50 (torchvision's first weights), in percent, as published.
 RESNET50 = {

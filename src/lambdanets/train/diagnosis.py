@@ -10,7 +10,7 @@ from lambdanets.processes import lost_worker
 from lambdanets.train.config import BaseConfig
 from lambdanets.train.errors import NoMemoryError, PeerLostError, TrainingInterrupted, WorkerLostError
 from lambdanets.train.launch import cannot_divide
-from lambdanets.train.layout import RunFiles
+from lambdanets.train.run import RunFiles
 
 
 def tell(

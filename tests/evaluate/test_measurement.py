@@ -12,12 +12,12 @@ import timm
 import torch
 
 from lambdanets.data import DataError, DataWarning
+from lambdanets.evaluate.corruptions import ALEXNET
+from lambdanets.evaluate.measurement import Evaluation, guess_test_set, measure
+from lambdanets.evaluate.target import Subject, subject_of_model
+from lambdanets.evaluate.test_sets import SETS, ImageNetSet
 from lambdanets.models import WeightsError, save_for_hub
 from lambdanets.train import RunError
-from lambdanets.train.corruptions import ALEXNET
-from lambdanets.train.evaluation import Evaluation, guess_test_set, measure
-from lambdanets.train.subject import Subject, subject_of_model
-from lambdanets.train.test_sets import SETS, ImageNetSet
 from photo_sets import CROP, NAME, PLACES, SIZE, draw, logits_of, teach
 
 OUTSIDE = 500  # a class that no folder holds

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from lambdanets.train.pages import CARD, GAP, MARGIN, PAD, PAPER, SCALE
-from lambdanets.train.prediction import Prediction
-from lambdanets.train.sheet import ACCENT, OTHER, PICTURE, RIGHT, WRONG, draw_sheets
+from lambdanets.evaluate.prediction import Prediction
+from lambdanets.viz.contact_sheet import ACCENT, OTHER, PICTURE, RIGHT, WRONG, draw_sheets
+from lambdanets.viz.pages import CARD, GAP, MARGIN, PAD, PAPER, SCALE
 
 
 def colours(image: Image.Image) -> set[tuple[int, ...]]:

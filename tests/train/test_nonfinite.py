@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lambdanets.train import NonFiniteLossError, RunConfig, override
+from lambdanets.train.classifier import Classifier
 from lambdanets.train.engine import train
-from lambdanets.train.layout import RunFiles
-from lambdanets.train.module import Classifier
-from lambdanets.train.postmortem import Moment, bad_step, dissect, trace
+from lambdanets.train.nonfinite import Moment, bad_step, dissect, trace
 from lambdanets.train.resume import settle
+from lambdanets.train.run import RunFiles
 
 
 class Log(nn.Module):

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from lambdanets.data import DataWarning
+from lambdanets.evaluate.prediction import predict, predict_samples
 from lambdanets.models import create_model
 from lambdanets.recipes import get_recipe
 from lambdanets.train import Run, load_run, to_json
-from lambdanets.train.prediction import predict, predict_samples
 
 CLASSES = tuple("0123456789")
 INK = np.round(load_digits().images * (255 / 16)).astype(np.uint8)

@@ -6,7 +6,7 @@ import pytest
 from timm.data.imagenet_info import ImageNetInfo
 
 from lambdanets.data import DataError
-from lambdanets.train.test_sets import (
+from lambdanets.evaluate.test_sets import (
     SETS,
     describe_classes,
     folder_names,

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from lambdanets.lettering import legible, plain_text
-from lambdanets.train.checkpoint import replacing
 
 TRAIN, VAL, QUIET, INK = "#7f8fa6", "#c8472f", "#d9dde3", "#2b2f36"
 CURVES = (VAL, TRAIN, "#2f6fde", "#1a7f4b", "#b07d2b", "#7a4fa3")  # where there are more than two
@@ -152,6 +151,5 @@ def _mark_best(axes: Any, epoch: float, value: float) -> None:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as a PNG, as a whole or not at all."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", facecolor="white")
+    """Write a figure as a PNG, whatever the suffix of the path."""
+    figure.savefig(path, format="png", facecolor="white")

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lambdanets.train.figures import draw_confusion, draw_curves
-from lambdanets.train.module import CURVES
+from lambdanets.train.classifier import CURVES
+from lambdanets.viz.figures import draw_confusion, draw_curves
 
 VAL = (200, 71, 47)  # the colour of the validation curve
 

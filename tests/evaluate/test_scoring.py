@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lambdanets.evaluate.scoring import Scores, hits, restrict, score
 from lambdanets.train import EngineConfig, RunError
-from lambdanets.train.scoring import Scores, hits, restrict, score
 
 CLASSES = 11
 

@@ -5,46 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from lambdanets.data import IMAGE_SUFFIXES, DataError, StreamSet, eval_transform, open_split, read_image
 from lambdanets.data.files import find_images, warn_left_out
 from lambdanets.train.run import Run
+from lambdanets.viz.contact_sheet import Prediction
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What a run says about one image, or why it could say nothing.
-
-    Attributes:
-        path: The file, or the name of the sample.
-        labels: Class names, the likeliest first; empty when the image could not be read.
-        probabilities: Their probabilities, in the same order.
-        truth: The true class where it is known.
-        error: One sentence on what is wrong with the image, None when it was read.
-        image: The picture where there is no file to read it from.
-    """
-
-    path: str
-    labels: tuple[str, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    truth: str | None = None
-    error: str | None = None
-    image: Image.Image | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def right(self) -> bool | None:
-        """Whether the likeliest class is the true one; None where either is unknown."""
-        return None if self.truth is None or not self.labels else self.labels[0] == self.truth
 
 
 def predict(

@@ -14,12 +14,12 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from lambdanets.data import MixedSet, Splits, eval_loader, train_loader
+from lambdanets.train.checkpoint import RunState, replacing
 from lambdanets.train.config import RunConfig
 from lambdanets.train.errors import RunError
-from lambdanets.train.figures import Panel, draw_confusion, draw_curves
-from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
-from lambdanets.train.state import RunState
+from lambdanets.train.run import RunFiles
+from lambdanets.viz.figures import Panel, draw_confusion, draw_curves
 
 CONFUSION_LIMIT = 1000  # classes; beyond it the matrix is larger than many networks
 CURVES = (
@@ -181,4 +181,5 @@ class Classifier(Learner):
     def draw_best(self, files: RunFiles) -> None:
         if self.state.best_confusion is not None:
             note = f"epoch {self.state.best_epoch}"
-            draw_confusion(self.state.best_confusion, self.classes, files.confusion, note)
+            with replacing(files.confusion) as temporary:
+                draw_confusion(self.state.best_confusion, self.classes, temporary, note)

@@ -16,14 +16,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from lambdanets.data import DataError, open_pictures, write_shards
+from lambdanets.evaluate.prediction import predict
+from lambdanets.evaluate.pseudo_labels import digest, label
 from lambdanets.processes import InUseError
 from lambdanets.recipes import digits
 from lambdanets.train import Run, RunConfig, RunError, load_run, override
 from lambdanets.train import labelling as module
 from lambdanets.train.engine import train
 from lambdanets.train.errors import TrainingInterrupted
-from lambdanets.train.labelling import digest, label
-from lambdanets.train.prediction import predict
 from runs import assert_same_end, interrupt
 
 

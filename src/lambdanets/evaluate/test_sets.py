@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lambdanets.data import DataError
 from lambdanets.data.folder import TRAIN_NAMES, VAL_NAMES
-from lambdanets.train.corruptions import ALEXNET, EXTRA
+from lambdanets.evaluate.corruptions import ALEXNET, EXTRA
 from lambdanets.wording import few
 
 

@@ -27,10 +27,10 @@ from lambdanets.data.pictures import Pictures
 from lambdanets.data.pseudo import facts_path, overlap, places
 from lambdanets.data.sources import open_source
 from lambdanets.data.unlabelled import training_side
+from lambdanets.evaluate.label_file import Record, read_record
 from lambdanets.processes import leave_signals_to_parent, locked
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.engine import arithmetic, quiet
-from lambdanets.train.label_record import Record, read_record
 from lambdanets.train.launch import local_rank, share
 from lambdanets.train.progress import clock, say
 from lambdanets.train.run import Run

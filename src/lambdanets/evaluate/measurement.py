@@ -13,17 +13,17 @@ import numpy as np
 from torch import Tensor
 
 from lambdanets.data import DataConfig, DataError, ImageSet, StreamSet, eval_loader, open_split
-from lambdanets.files import parse_json
-from lambdanets.train.corruptions import (
+from lambdanets.evaluate.corruptions import (
     CorruptionError,
     corruption_errors,
     find_corruptions,
     mean_corruption_error,
 )
+from lambdanets.evaluate.scoring import Scores, score
+from lambdanets.evaluate.target import Subject, subject_of_run
+from lambdanets.evaluate.test_sets import SETS, ImageNetSet, folder_names, imagenet_classes, recognise, wnids
+from lambdanets.files import parse_json
 from lambdanets.train.run import Run
-from lambdanets.train.scoring import Scores, score
-from lambdanets.train.subject import Subject, subject_of_run
-from lambdanets.train.test_sets import SETS, ImageNetSet, folder_names, imagenet_classes, recognise, wnids
 from lambdanets.wording import few
 
 TIMMS = "timm"  # instead of a file of ReaL labels: the copy that comes with timm

@@ -7,11 +7,11 @@ import pytest
 from torch import nn
 
 from lambdanets.data import DataConfig
+from lambdanets.evaluate.measurement import Evaluation
+from lambdanets.evaluate.results import ClassRow, append_row, check_table, class_rows, timm_row, write_classes
+from lambdanets.evaluate.scoring import Scores
+from lambdanets.evaluate.target import Subject
 from lambdanets.train import EngineConfig, RunError
-from lambdanets.train.evaluation import Evaluation
-from lambdanets.train.results import ClassRow, append_row, check_table, class_rows, timm_row, write_classes
-from lambdanets.train.scoring import Scores
-from lambdanets.train.subject import Subject
 
 HEADER = "model,img_size,top1,top1_err,top5,top5_err,param_count,crop_pct,interpolation"
 # As timm publishes it.

@@ -6,7 +6,7 @@ import pytest
 
 from lambdanets.recipes import get_recipe, list_recipes
 from lambdanets.train import RunConfig, from_json, override, to_json
-from lambdanets.train.typed import decode, encode, paths
+from lambdanets.train.serialization import decode, encode, paths
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,13 @@ from timm.models import is_model, is_model_pretrained
 from torch import nn
 
 from lambdanets.data import DataConfig, DataWarning
+from lambdanets.evaluate.test_sets import wnids
 from lambdanets.models import WeightsError, create_model, load_weights
 from lambdanets.models.weight_files import OtherClassesError
 from lambdanets.models.weights import check_finite
 from lambdanets.train.config import EngineConfig
 from lambdanets.train.errors import RunError
 from lambdanets.train.run import Run
-from lambdanets.train.test_sets import wnids
 
 PLACES = ("hf-hub:", "local-dir:")  # of models that are not in the registry
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from lambdanets.data import read_image
 from lambdanets.lettering import legible, text_length
-from lambdanets.train.pages import (
+from lambdanets.viz.pages import (
     CARD,
     EDGE,
     GAP,
@@ -31,12 +32,37 @@ from lambdanets.train.pages import (
     write_line,
     write_pages,
 )
-from lambdanets.train.prediction import Prediction
 
 ACCENT, OTHER, RIGHT, WRONG = "#2f6fde", "#b4c3dc", "#1a7f4b", "#c8372d"
 PICTURE = 184
 LABELS = 104  # most room for class names; bars have the rest
 SMALL_IMAGE = 64  # pixels; below it, smoothing would hide what the network was given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a run says about one image, or why it could say nothing.
+
+    Attributes:
+        path: The file, or the name of the sample.
+        labels: Class names, the likeliest first; empty when the image could not be read.
+        probabilities: Their probabilities, in the same order.
+        truth: The true class where it is known.
+        error: One sentence on what is wrong with the image, None when it was read.
+        image: The picture where there is no file to read it from.
+    """
+
+    path: str
+    labels: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    truth: str | None = None
+    error: str | None = None
+    image: Image.Image | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def right(self) -> bool | None:
+        """Whether the likeliest class is the true one; None where either is unknown."""
+        return None if self.truth is None or not self.labels else self.labels[0] == self.truth
 
 
 def draw_sheets(

@@ -10,10 +10,10 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
+from lambdanets.evaluate.target import fit_to_size
+from lambdanets.evaluate.test_sets import wnids
 from lambdanets.exporting import Exported, ExportError, export_network
 from lambdanets.train.run import Run
-from lambdanets.train.subject import fit_to_size
-from lambdanets.train.test_sets import wnids
 from lambdanets.wording import json_text
 
 REDUCTION = 32  # pixels for one of the last map, of networks that do not say theirs

@@ -12,12 +12,12 @@ import timm
 import torch
 
 import lambdanets
+from lambdanets.evaluate.measurement import Evaluation
+from lambdanets.evaluate.scoring import Scores
+from lambdanets.evaluate.target import Subject
+from lambdanets.evaluate.test_sets import describe_classes
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.errors import RunError
-from lambdanets.train.evaluation import Evaluation
-from lambdanets.train.scoring import Scores
-from lambdanets.train.subject import Subject
-from lambdanets.train.test_sets import describe_classes
 
 COLUMNS: tuple[str, ...] = (
     "model",
