@@ -276,7 +276,7 @@ def same(some: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
 
 def changed(config: DetectionConfig) -> Iterator[tuple[str, object]]:
     """What differs from the recipe, as `--set` takes it."""
-    from lambdanets.train.serialization import paths
+    from lambdanets.train.serialization import flatten
 
-    usual = paths(coco())
-    yield from ((name, value) for name, value in paths(config).items() if usual[name] != value)
+    usual = flatten(coco())
+    yield from ((name, value) for name, value in flatten(config).items() if usual[name] != value)

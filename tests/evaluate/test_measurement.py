@@ -14,8 +14,8 @@ import torch
 from lambdanets.data import DataError, DataWarning
 from lambdanets.evaluate.corruptions import ALEXNET
 from lambdanets.evaluate.measurement import Evaluation, guess_test_set, measure
-from lambdanets.evaluate.target import Subject, subject_of_model
-from lambdanets.evaluate.test_sets import SETS, ImageNetSet
+from lambdanets.evaluate.target import EvalTarget, target_from_model
+from lambdanets.evaluate.test_sets import TEST_SETS, ImageNetSet
 from lambdanets.models import WeightsError, save_for_hub
 from lambdanets.train import RunError
 from photo_sets import CROP, NAME, PLACES, SIZE, draw, logits_of, teach
@@ -51,8 +51,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
     return Photos(files, answers, weights, logits)
 
 
-def subject(photos: Photos, root: Path) -> Subject:
-    made = subject_of_model(NAME, f"folder:{root}", checkpoint=photos.weights)
+def target(photos: Photos, root: Path) -> EvalTarget:
+    made = target_from_model(NAME, f"folder:{root}", checkpoint=photos.weights)
     form = replace(made.data, image_size=SIZE, crop_pct=CROP, batch_size=5, workers=0)
     return replace(made, data=form, engine=replace(made.engine, accelerator="cpu"))
 
@@ -90,7 +90,7 @@ def test_the_pictures_are_taken_for_what_the_test_says(photos: Photos) -> None:
 @pytest.mark.parametrize("key", ["imagenet", "v2", "sketch", "a", "r"])
 def test_a_model_on_a_test_set(photos: Photos, tmp_path: Path, key: str) -> None:
     root = as_set(photos, tmp_path / "set", key)
-    found = measure(subject(photos, root), test_set=SETS[key])
+    found = measure(target(photos, root), test_set=TEST_SETS[key])
     choices = list(PLACES.values()) if key in ("a", "r") else list(range(1000))
     assert counts_of(found) == by_hand(photos, choices)
     assert found.choices == len(choices)
@@ -107,10 +107,10 @@ def test_restricting_changes_what_it_should(photos: Photos) -> None:
 
 
 def test_sets_are_guessed_from_the_folder(photos: Photos, tmp_path: Path) -> None:
-    assert guess_test_set(subject(photos, as_set(photos, tmp_path / "v2", "v2"))) is SETS["v2"]
-    assert guess_test_set(subject(photos, as_set(photos, tmp_path / "s", "sketch"))) is SETS["sketch"]
-    mine = subject(photos, photos.weights.parent)
-    assert guess_test_set(mine) is SETS["imagenet"]
+    assert guess_test_set(target(photos, as_set(photos, tmp_path / "v2", "v2"))) is TEST_SETS["v2"]
+    assert guess_test_set(target(photos, as_set(photos, tmp_path / "s", "sketch"))) is TEST_SETS["sketch"]
+    mine = target(photos, photos.weights.parent)
+    assert guess_test_set(mine) is TEST_SETS["imagenet"]
     assert guess_test_set(replace(mine, classes=("cat", "dog"))) is None
     assert guess_test_set(replace(mine, data=replace(mine.data, source="digits"))) is None
 
@@ -118,9 +118,9 @@ def test_sets_are_guessed_from_the_folder(photos: Photos, tmp_path: Path) -> Non
 def test_networks_of_some_classes_and_of_numbers(photos: Photos, tmp_path: Path) -> None:
     """A run on some of ImageNet's classes, in an order of its own, and one on shards without names."""
     order = list(reversed(PLACES))
-    mine = subject(photos, as_set(photos, tmp_path, "v2"))
+    mine = target(photos, as_set(photos, tmp_path, "v2"))
     numbers = replace(mine, classes=tuple(map(str, range(1000))))
-    assert counts_of(measure(numbers, test_set=SETS["v2"])) == by_hand(photos, list(range(1000)))
+    assert counts_of(measure(numbers, test_set=TEST_SETS["v2"])) == by_hand(photos, list(range(1000)))
 
     class Some(torch.nn.Module):
         def __init__(self) -> None:
@@ -130,7 +130,7 @@ def test_networks_of_some_classes_and_of_numbers(photos: Photos, tmp_path: Path)
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.whole(images)[:, [PLACES[wnid] for wnid in order]]
 
-    found = measure(replace(mine, network=Some(), classes=tuple(order)), test_set=SETS["v2"])
+    found = measure(replace(mine, network=Some(), classes=tuple(order)), test_set=TEST_SETS["v2"])
     expected = by_hand(photos, list(PLACES.values()))
     assert {PLACES[order[place]]: row for place, row in counts_of(found).items()} == expected
 
@@ -144,8 +144,8 @@ def test_real_labels(photos: Photos, tmp_path: Path) -> None:
         for number, (place, answer) in enumerate(zip(places, answers, strict=True))
     ]
     (tmp_path / "real.json").write_text(json.dumps(labels))
-    mine = subject(photos, photos.weights.parent)
-    found = measure(mine, test_set=SETS["imagenet"], real=tmp_path / "real.json")
+    mine = target(photos, photos.weights.parent)
+    found = measure(mine, test_set=TEST_SETS["imagenet"], real=tmp_path / "real.json")
     judged = [(row, given) for row, given in zip(photos.logits, labels, strict=True) if given]
     top1 = [int(row.argmax()) in given for row, given in judged]
     top5 = [bool(set(np.argsort(-row)[:5].tolist()) & set(given)) for row, given in judged]
@@ -173,16 +173,16 @@ def test_real_labels_that_do_not_fit(photos: Photos, tmp_path: Path, text: str |
     file = tmp_path / "real.json"
     if text is not None:
         file.write_text(text)
-    mine = subject(photos, photos.weights.parent)
+    mine = target(photos, photos.weights.parent)
     with pytest.raises(DataError, match=re.escape(sentence)):
-        measure(mine, test_set=SETS["imagenet"], real=file if text is not None else "timm")
+        measure(mine, test_set=TEST_SETS["imagenet"], real=file if text is not None else "timm")
 
 
 def test_real_labels_go_by_the_names_of_files(photos: Photos, tmp_path: Path) -> None:
     root = as_set(photos, tmp_path / "set", "sketch")
     (tmp_path / "real.json").write_text(json.dumps([[1]] * 42))
     with pytest.raises(DataError, match=r"no ReaL labels for .*sketch_.*; expected ILSVRC2012_val"):
-        measure(subject(photos, root), test_set=SETS["imagenet"], real=tmp_path / "real.json")
+        measure(target(photos, root), test_set=TEST_SETS["imagenet"], real=tmp_path / "real.json")
 
 
 def test_corruptions(photos: Photos, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_corruptions(photos: Photos, tmp_path: Path) -> None:
     for path in files[:3]:
         shutil.copy(path, more)
     errors["fog"] -= 3 / 4 / 5
-    found = measure(subject(photos, tmp_path), test_set=SETS["c"])
+    found = measure(target(photos, tmp_path), test_set=TEST_SETS["c"])
     assert {each.name: each.error for each in found.corruptions} == pytest.approx(errors)
     mean = sum(errors[name] / ALEXNET[name] for name in ALEXNET) / 15
     assert found.mce == pytest.approx(mean)
@@ -213,24 +213,24 @@ def test_corruptions(photos: Photos, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_measured_is_refused(photos: Photos, tmp_path: Path) -> None:
-    mine = subject(photos, tmp_path / "gone")
+    mine = target(photos, tmp_path / "gone")
     with pytest.raises(DataError, match="there is no folder"):
-        measure(mine, test_set=SETS["c"])
+        measure(mine, test_set=TEST_SETS["c"])
     others = replace(mine, classes=("cat", "dog"))
     with pytest.raises(DataError, match=r"ImageNet-A is for ImageNet's classes, and .* knows others \('cat"):
-        measure(others, test_set=SETS["a"])
+        measure(others, test_set=TEST_SETS["a"])
     with pytest.raises(DataError, match="ReaL labels are for ImageNet's classes"):
         measure(others, real="timm")
     with pytest.raises(DataError, match=r"for ImageNet's 1,000 classes, and .* knows 7"):
         measure(replace(mine, classes=tuple(PLACES)), real="timm")
     for name in ("resnet50.a_tag", "no_model"):
         with pytest.raises(RunError, match=f"{name} cannot be had: "):
-            subject_of_model(name, "digits", checkpoint=photos.weights)
+            target_from_model(name, "digits", checkpoint=photos.weights)
     with pytest.raises(RunError, match=r"lambda_resnet50 are published; give your own with --checkpoint"):
-        subject_of_model("lambda_resnet50", "digits")
+        target_from_model("lambda_resnet50", "digits")
     torch.save(timm.create_model("lambda_resnet_digits").state_dict(), tmp_path / "digits.pt")
     with pytest.raises(RunError, match=r"lambda_resnet_digits has 10 classes, whose names are unknown"):
-        subject_of_model("lambda_resnet_digits", "digits", checkpoint=tmp_path / "digits.pt")
+        target_from_model("lambda_resnet_digits", "digits", checkpoint=tmp_path / "digits.pt")
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").touch()
@@ -241,23 +241,23 @@ def test_what_cannot_be_measured_is_refused(photos: Photos, tmp_path: Path) -> N
         r"are for 7 classes and the model is for 10; name the run itself in place of lambda_resnet_digits: "
     )
     with pytest.raises(WeightsError, match=f"{says}{run}$"):
-        subject_of_model("lambda_resnet_digits", "digits", checkpoint=run)
+        target_from_model("lambda_resnet_digits", "digits", checkpoint=run)
 
 
 def test_a_vit_is_brought_to_another_size_and_back(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pt")
     draw(tmp_path / "set" / "0" / "1.jpeg", 1)
-    made = subject_of_model("test_vit", f"folder:{tmp_path / 'set'}", checkpoint=tmp_path / "vit.pt")
+    made = target_from_model("test_vit", f"folder:{tmp_path / 'set'}", checkpoint=tmp_path / "vit.pt")
     fixed = timm.create_model("test_vit", dynamic_img_size=False).eval()
     made = replace(made, network=fixed, data=replace(made.data, workers=0))
     assert made.built_for == 160
     with pytest.raises(RunError, match="test_vit cannot take images of 3x96x96: "):
-        measure(replace(made, data=replace(made.data, image_size=96)), test_set=SETS["v2"])
+        measure(replace(made, data=replace(made.data, image_size=96)), test_set=TEST_SETS["v2"])
     losses = []
     for size in (160, 96, 160):
         made = made.at_size(size)
         assert made.data.image_size == size
-        losses.append(measure(made, test_set=SETS["v2"]).scores.loss_sum)
+        losses.append(measure(made, test_set=TEST_SETS["v2"]).scores.loss_sum)
     assert losses[2] == pytest.approx(losses[0], rel=0.01)  # its position table was resampled twice
     assert losses[1] != losses[0]
 
@@ -282,12 +282,12 @@ def test_the_form_of_the_images_is_the_models_for_tests(tmp_path: Path) -> None:
     }
     save_for_hub(timm.create_model(NAME), tmp_path / "hub", images=images)
     with pytest.warns(DataWarning, match="with crop_mode 'squash'; here the middle of each is cut out"):
-        data = subject_of_model(f"local-dir:{tmp_path / 'hub'}", "folder:x").data
+        data = target_from_model(f"local-dir:{tmp_path / 'hub'}", "folder:x").data
     assert (data.image_size, data.crop_pct, data.mean, data.std) == (96, 0.9, images["mean"], images["std"])
     assert data.interpolation == "bicubic"
 
 
 def test_every_set_says_where_it_is_from() -> None:
-    assert all(isinstance(each, ImageNetSet) and "arXiv:" in each.reference for each in SETS.values())
-    assert [key for key, each in SETS.items() if each.restricted] == ["a", "r"]
-    assert [key for key, each in SETS.items() if each.numbered] == ["v2"]
+    assert all(isinstance(each, ImageNetSet) and "arXiv:" in each.reference for each in TEST_SETS.values())
+    assert [key for key, each in TEST_SETS.items() if each.restricted] == ["a", "r"]
+    assert [key for key, each in TEST_SETS.items() if each.numbered] == ["v2"]

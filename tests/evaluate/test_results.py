@@ -10,7 +10,7 @@ from lambdanets.data import DataConfig
 from lambdanets.evaluate.measurement import Evaluation
 from lambdanets.evaluate.results import ClassRow, append_row, check_table, class_rows, timm_row, write_classes
 from lambdanets.evaluate.scoring import Scores
-from lambdanets.evaluate.target import Subject
+from lambdanets.evaluate.target import EvalTarget
 from lambdanets.train import EngineConfig, RunError
 
 HEADER = "model,img_size,top1,top1_err,top5,top5_err,param_count,crop_pct,interpolation"
@@ -20,8 +20,8 @@ PUBLISHED = f"{HEADER}\n{LARGEST}\n"
 
 
 @pytest.fixture
-def subject() -> Subject:
-    return Subject(
+def target() -> EvalTarget:
+    return EvalTarget(
         name="flat",
         weights="best weights",
         network=nn.Linear(1000, 1234),
@@ -33,11 +33,11 @@ def subject() -> Subject:
 
 
 @pytest.fixture
-def evaluation(subject: Subject) -> Evaluation:
+def evaluation(target: EvalTarget) -> Evaluation:
     counts = {"images": [8, 0, 3], "top1": [3, 0, 1], "top5": [6, 0, 3]}
     arrays = {name: np.array(values) for name, values in counts.items()}
     scores = Scores(**arrays, loss_sum=22.0, seconds=5.5)
-    return Evaluation(scores=scores, data=subject.data, choices=3)
+    return Evaluation(scores=scores, data=target.data, choices=3)
 
 
 def test_figures(evaluation: Evaluation) -> None:
@@ -50,8 +50,8 @@ def test_figures(evaluation: Evaluation) -> None:
     }
 
 
-def test_a_row_of_timms_table(subject: Subject, evaluation: Evaluation, tmp_path: Path) -> None:
-    row = timm_row(subject, evaluation, label="runs/flat")
+def test_a_row_of_timms_table(target: EvalTarget, evaluation: Evaluation, tmp_path: Path) -> None:
+    row = timm_row(target, evaluation, label="runs/flat")
     line = "runs/flat,256,36.364,63.636,81.818,18.182,1.24,0.950,bicubic\n"  # 1000 x 1234 + 1234 weights
     append_row(tmp_path / "new" / "table.csv", row)
     assert (tmp_path / "new" / "table.csv").read_text() == f"{HEADER}\n{line}"
@@ -65,17 +65,17 @@ def test_a_row_of_timms_table(subject: Subject, evaluation: Evaluation, tmp_path
     assert (tmp_path / "empty.csv").read_text() == f"{HEADER}\n{line}"
 
 
-def test_a_row_goes_into_an_older_table(subject: Subject, evaluation: Evaluation, tmp_path: Path) -> None:
+def test_a_row_goes_into_an_older_table(target: EvalTarget, evaluation: Evaluation, tmp_path: Path) -> None:
     older = "model,top1,top1_err,top5,top5_err,param_count,img_size,crop_pct,interpolation,note"
     (tmp_path / "table.csv").write_text(f"{older}\n")
-    append_row(tmp_path / "table.csv", timm_row(subject, evaluation, label="flat"))
+    append_row(tmp_path / "table.csv", timm_row(target, evaluation, label="flat"))
     line = "flat,36.364,63.636,81.818,18.182,1.24,256,0.950,bicubic,"
     assert (tmp_path / "table.csv").read_text() == f"{older}\n{line}\n"
 
 
-def test_a_row_by_real_labels(subject: Subject, evaluation: Evaluation) -> None:
+def test_a_row_by_real_labels(target: EvalTarget, evaluation: Evaluation) -> None:
     judged = replace(evaluation, real={"top1": 0.5, "top5": 0.75, "images": 8})
-    row = timm_row(subject, judged, label="flat")
+    row = timm_row(target, judged, label="flat")
     assert [row[name] for name in ("top1", "top1_err", "top5", "top5_err")] == [
         "50.000",
         "50.000",
@@ -86,19 +86,21 @@ def test_a_row_by_real_labels(subject: Subject, evaluation: Evaluation) -> None:
 
 @pytest.mark.parametrize("text", ["class,name,images,top1,top5\n", "\n", "model,img_size,top1\nx,1,2\n"])
 def test_another_table_is_left_alone(
-    subject: Subject, evaluation: Evaluation, tmp_path: Path, text: str
+    target: EvalTarget, evaluation: Evaluation, tmp_path: Path, text: str
 ) -> None:
     file = tmp_path / "table.csv"
     file.write_text(text)
     with pytest.raises(RunError, match=r"table\.csv is no table of timm's results"):
         check_table(file)
     with pytest.raises(RunError, match="is no table"):
-        append_row(file, timm_row(subject, evaluation, label="flat"))
+        append_row(file, timm_row(target, evaluation, label="flat"))
     assert file.read_text() == text
 
 
-def test_classes_without_images_have_no_row(subject: Subject, evaluation: Evaluation, tmp_path: Path) -> None:
-    rows = class_rows(evaluation.scores, subject.classes)
+def test_classes_without_images_have_no_row(
+    target: EvalTarget, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    rows = class_rows(evaluation.scores, target.classes)
     assert rows == [
         ClassRow(
             name="n01440764", description="tench, Tinca tinca", images=8, top1=pytest.approx(3 / 8), top5=0.75

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lambdanets.evaluate.scoring import Scores, hits, restrict, score
+from lambdanets.evaluate.scoring import Scores, restrict_classes, score, topk_hits
 from lambdanets.train import EngineConfig, RunError
 
 CLASSES = 11
@@ -69,10 +69,10 @@ def test_counts_are_those_of_a_loop(
 
 def test_restricting_takes_the_places_among_the_kept() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]])
-    left, places = restrict(logits, torch.tensor([3, 1]), torch.tensor([1, 3]))
+    left, places = restrict_classes(logits, torch.tensor([3, 1]), torch.tensor([1, 3]))
     assert left.tolist() == [[1.0, 3.0], [5.0, 7.0]]
     assert places.tolist() == [1, 0]
-    assert [each.tolist() for each in hits(left, places)] == [[True, False], [True, True]]
+    assert [each.tolist() for each in topk_hits(left, places)] == [[True, False], [True, True]]
 
 
 def test_scores_of_the_same_classes_add_up(logits: torch.Tensor, targets: torch.Tensor) -> None:

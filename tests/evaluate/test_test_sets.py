@@ -7,11 +7,11 @@ from timm.data.imagenet_info import ImageNetInfo
 
 from lambdanets.data import DataError
 from lambdanets.evaluate.test_sets import (
-    SETS,
+    TEST_SETS,
     describe_classes,
     folder_names,
     imagenet_classes,
-    recognise,
+    recognise_test_set,
     wnids,
 )
 from photo_sets import PLACES
@@ -38,9 +38,9 @@ def test_classes_are_numbered_by_their_sorted_wnids() -> None:
 
 
 def test_numbered_folders_are_numbers_and_no_strings() -> None:
-    assert folder_names(SETS["v2"], wnids()) == tuple(str(index) for index in range(1000))
-    assert folder_names(SETS["v2"], tuple(PLACES)) == tuple(map(str, PLACES.values()))
-    assert folder_names(SETS["r"], tuple(PLACES)) == tuple(PLACES)
+    assert folder_names(TEST_SETS["v2"], wnids()) == tuple(str(index) for index in range(1000))
+    assert folder_names(TEST_SETS["v2"], tuple(PLACES)) == tuple(map(str, PLACES.values()))
+    assert folder_names(TEST_SETS["r"], tuple(PLACES)) == tuple(PLACES)
 
 
 def test_what_classes_mean() -> None:
@@ -58,7 +58,7 @@ def test_classes_in_words() -> None:
     assert ImageNetInfo().index_to_description(281) in describe_classes(("n02123045",))[0]
 
 
-@pytest.mark.parametrize("key", list(SETS))
+@pytest.mark.parametrize("key", list(TEST_SETS))
 def test_a_set_is_recognised(tmp_path: Path, key: str) -> None:
     if key == "v2":
         folders(tmp_path, map(str, range(1000)))
@@ -69,17 +69,17 @@ def test_a_set_is_recognised(tmp_path: Path, key: str) -> None:
         folders(tmp_path, ["blur/glass_blur/1/n01440764"])
     else:
         folders(tmp_path, PLACES, "sketch_3.JPEG" if key == "sketch" else "ILSVRC2012_val_00000003.JPEG")
-    assert recognise(tmp_path) == key
+    assert recognise_test_set(tmp_path) == key
 
 
 def test_other_forms_of_the_sets(tmp_path: Path) -> None:
-    assert recognise(folders(tmp_path / "some", published("a")[1:])) == "imagenet"
-    assert recognise(folders(tmp_path / "flat", ["fog/1/n01440764"])) == "c"
+    assert recognise_test_set(folders(tmp_path / "some", published("a")[1:])) == "imagenet"
+    assert recognise_test_set(folders(tmp_path / "flat", ["fog/1/n01440764"])) == "c"
     folders(tmp_path / "both" / "train", PLACES)
     folders(tmp_path / "both" / "val", PLACES)
-    assert recognise(tmp_path / "both") == "imagenet"
+    assert recognise_test_set(tmp_path / "both") == "imagenet"
     folders(tmp_path / "numbered" / "Train", map(str, range(1000)))
-    assert recognise(tmp_path / "numbered") == "v2"
+    assert recognise_test_set(tmp_path / "numbered") == "v2"
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_other_forms_of_the_sets(tmp_path: Path) -> None:
 def test_a_folder_that_is_none_of_them(tmp_path: Path, names: list[str], sentence: str) -> None:
     folders(tmp_path, names)
     with pytest.raises(DataError, match=re.escape(sentence)):
-        recognise(tmp_path)
+        recognise_test_set(tmp_path)
 
 
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no folder"):
-        recognise(tmp_path / "gone")
+        recognise_test_set(tmp_path / "gone")

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from lambdanets.train import NonFiniteLossError, RunConfig, override
 from lambdanets.train.classifier import Classifier
 from lambdanets.train.engine import train
-from lambdanets.train.nonfinite import Moment, bad_step, dissect, trace
-from lambdanets.train.resume import settle
+from lambdanets.train.nonfinite import BadStep, largest_outputs, locate_nonfinite, reported_step
+from lambdanets.train.resume import resolve_config
 from lambdanets.train.run import RunFiles
 
 
@@ -27,7 +27,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Sequential(Log(), nn.Linear(4, 2)), nn.ReLU()).train()
 
 
-def moment(**changes: object) -> Moment:
+def moment(**changes: object) -> BadStep:
     usual = {
         "facts": {"what": "the training loss became nan", "step": 7, "learning_rate": math.inf},
         "losses": [(6, 0.5), (7, math.nan)],
@@ -35,13 +35,13 @@ def moment(**changes: object) -> Moment:
         "tensors": (batch := {"images": torch.randn(5, 3), "targets": torch.tensor([0, 1, 1, 0, 1])}),
         "inputs": (batch["images"],),
     }
-    return Moment(**usual | changes)  # pyright: ignore[reportArgumentType]
+    return BadStep(**usual | changes)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_first_module_with_a_bad_output_is_named() -> None:
     model = network()
     with torch.no_grad():
-        first, largest = trace(model, (torch.randn(5, 3),))
+        first, largest = largest_outputs(model, (torch.randn(5, 3),))
     assert first == "1.0"
     assert list(largest) == ["0", "1.0", "1.1", "1", "2", "network"]
     assert math.isfinite(largest["0"])
@@ -49,7 +49,7 @@ def test_the_first_module_with_a_bad_output_is_named() -> None:
     assert not any(module._forward_hooks for module in model.modules())
     model[1][0] = nn.Identity()  # pyright: ignore[reportIndexIssue]
     with torch.no_grad():
-        first, largest = trace(model, (torch.ones(1, 3),))
+        first, largest = largest_outputs(model, (torch.ones(1, 3),))
         assert first is None
         assert largest["0"] == pytest.approx(float(model[0](torch.ones(1, 3)).abs().max()))
 
@@ -57,7 +57,7 @@ def test_the_first_module_with_a_bad_output_is_named() -> None:
 def test_what_is_written_gives_the_step_again(tmp_path: Path) -> None:
     model, told = network(), moment()
     model(torch.randn(2, 3).abs() + 9).nan_to_num().sum().backward()
-    dissect(model, told, tmp_path)
+    locate_nonfinite(model, told, tmp_path)
     report = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     assert report["first_nonfinite_output"] == "1.0"
     assert report["losses"] == [[6, 0.5], [7, "nan"]]
@@ -74,23 +74,23 @@ def test_what_is_written_gives_the_step_again(tmp_path: Path) -> None:
     assert text.startswith("the training loss became nan at step 7\n")
     for part in ("first nonfinite output  1.0", "largest activations", "0.weight", "\n         7  nan\n"):
         assert part in text
-    assert bad_step(tmp_path) == 7
+    assert reported_step(tmp_path) == 7
 
 
 def test_what_cannot_be_kept_is_said_and_nothing_old_is_left(tmp_path: Path) -> None:
     model = network()
-    assert bad_step(tmp_path) == -1
-    dissect(model, moment(), tmp_path)
+    assert reported_step(tmp_path) == -1
+    locate_nonfinite(model, moment(), tmp_path)
     with torch.no_grad():
         model[0].weight[0, 0] = math.inf  # pyright: ignore[reportIndexIssue]
-    dissect(model, moment(stale="the batch is a later one"), tmp_path)
+    locate_nonfinite(model, moment(stale="the batch is a later one"), tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["nonfinite_weights"] == ["0.weight"]
     assert "first_nonfinite_output" not in report
     assert report["notes"][0].startswith("weights.safetensors is left out")
     assert report["notes"][1] == "the batch is a later one"
     assert not (tmp_path / "weights.safetensors").exists()
-    dissect(network(), moment(collective="it is in parts", tensors=None), tmp_path)
+    locate_nonfinite(network(), moment(collective="it is in parts", tensors=None), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.txt"}
 
 
@@ -119,7 +119,7 @@ def test_a_rate_that_diverges_leaves_what_gives_the_loss_again(
         logits = model(batch["images"])
     assert not cross_entropy(logits.float(), batch["targets"]).isfinite()
     # Nothing was saved: the folder is free for the next attempt, which removes what the first left here.
-    settle(config, RunFiles(folder), RunConfig, resume=False)
+    resolve_config(config, RunFiles(folder), RunConfig, resume=False)
     train(override(tiny, "engine.epochs=1", "engine.max_batches=1"), run_dir=folder)
     assert not list(kept.iterdir())
 
@@ -128,7 +128,7 @@ def test_where_losses_are_looked_at_now_and_then_the_first_bad_one_is_told(
     tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on an accelerator, where a look costs a stop; once resumed, the run looks at every step."""
-    original, meta = Classifier._watch, Classifier.check_finite
+    original, meta = Classifier._record_loss, Classifier.check_finite
     looks: list[int] = []
 
     def elsewhere(self: Classifier, loss: Tensor) -> None:
@@ -142,7 +142,7 @@ def test_where_losses_are_looked_at_now_and_then_the_first_bad_one_is_told(
         looks.append(self.state.batches_done)
         meta(self, **options)
 
-    monkeypatch.setattr(Classifier, "_watch", elsewhere)
+    monkeypatch.setattr(Classifier, "_record_loss", elsewhere)
     monkeypatch.setattr(Classifier, "check_finite", check)
     monkeypatch.setattr("lambdanets.train.learner.CHECK_EVERY", 3)
     config = override(tiny, "engine.save_steps=None", "engine.max_batches=5", "engine.epochs=2")
@@ -164,7 +164,7 @@ def test_a_report_that_cannot_be_written_hides_nothing(
     def full(*args: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr("lambdanets.train.learner.dissect", full)
+    monkeypatch.setattr("lambdanets.train.learner.locate_nonfinite", full)
     config = override(tiny, "optimizer.lr=1e30", "schedule.warmup_epochs=0")
     with pytest.raises(NonFiniteLossError, match=r"could not be written down \(no space\)"):
         train(config, run_dir=folder)

@@ -27,7 +27,7 @@ from lambdanets.train import (
 from lambdanets.train.checkpoint import RunState, load_checkpoint
 from lambdanets.train.classifier import Classifier
 from lambdanets.train.engine import train
-from lambdanets.train.resume import Start, check_images, find_start
+from lambdanets.train.resume import ResumePoint, check_images, find_resume_point
 from lambdanets.train.run import RunFiles
 from runs import assert_same_end, interrupt
 
@@ -280,17 +280,17 @@ def test_what_was_trained_is_not_overwritten_from_the_beginning(
 ) -> None:
     files = RunFiles(folder)
     files.last.parent.mkdir(parents=True)
-    assert find_start(files, tiny) is None
+    assert find_resume_point(files, tiny) is None
     (folder / left).write_bytes(b"")
     with pytest.raises(RunError, match=f"it holds {Path(left).name}, which"):
-        find_start(files, tiny)
+        find_resume_point(files, tiny)
 
 
 def test_other_images_are_not_resumed_on(tmp_path: Path) -> None:
     files = RunFiles(tmp_path)
-    start = Start(files.last, {"run_state": RunState(fingerprint="these").to_dict()})
+    start = ResumePoint(files.last, {"run_state": RunState(fingerprint="these").to_dict()})
     for seen, now in (("these", "these"), ("", "those")):
-        known = Start(files.last, {"run_state": RunState(fingerprint=seen).to_dict()})
+        known = ResumePoint(files.last, {"run_state": RunState(fingerprint=seen).to_dict()})
         check_images(files, Splits(None, None, ("a",), now), known)
     with pytest.raises(RunError, match="images were added, removed, renamed or moved"):
         check_images(files, Splits(None, None, ("a",), "those"), start)
@@ -300,7 +300,7 @@ def test_other_images_are_not_resumed_on(tmp_path: Path) -> None:
         ("these", "these+m", "no"),
         ("", "+m", "no"),
     ):
-        known = Start(files.last, {"run_state": RunState(fingerprint=seen).to_dict()})
+        known = ResumePoint(files.last, {"run_state": RunState(fingerprint=seen).to_dict()})
         with pytest.raises(RunError, match=f"began with {began} pseudo-labels; go on with the same"):
             check_images(files, Splits(None, None, ("a",), now), known)
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lambdanets.data import DataError
-from lambdanets.evaluate.target import trained_model
+from lambdanets.evaluate.target import create_trained_model
 from lambdanets.models import WeightsError
 from lambdanets.train import CheckpointError, RunError, RunResult, evaluate, load_run, override
 
@@ -161,7 +161,7 @@ def test_weights_that_are_not_finite_are_refused(copy: Path, finished: RunResult
     folder = load_run(finished.directory).save_for_hub(copy.with_name("hub"))
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(WeightsError, match=r"local-dir:.*: 32 of the 32 elements of bn1\.weight"):
-        trained_model(f"local-dir:{folder}")
+        create_trained_model(f"local-dir:{folder}")
 
 
 @pytest.mark.parametrize("name", ["config.json", "classes.json"])

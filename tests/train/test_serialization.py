@@ -6,7 +6,7 @@ import pytest
 
 from lambdanets.recipes import get_recipe, list_recipes
 from lambdanets.train import RunConfig, from_json, override, to_json
-from lambdanets.train.serialization import decode, encode, paths
+from lambdanets.train.serialization import decode, encode, flatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def test_override_changes_nothing_else() -> None:
     before = Outer()
     after = override(before, "inner.size=7", "flag=true")
     assert before == Outer()
-    changed = {name for name, value in paths(after).items() if paths(before)[name] != value}
+    changed = {name for name, value in flatten(after).items() if flatten(before)[name] != value}
     assert changed == {"inner.size", "flag"}
 
 

@@ -20,8 +20,15 @@ from lambdanets.evaluate.corruptions import (
     mean_corruption_error,
 )
 from lambdanets.evaluate.scoring import Scores, score
-from lambdanets.evaluate.target import Subject, subject_of_run
-from lambdanets.evaluate.test_sets import SETS, ImageNetSet, folder_names, imagenet_classes, recognise, wnids
+from lambdanets.evaluate.target import EvalTarget, target_from_run
+from lambdanets.evaluate.test_sets import (
+    TEST_SETS,
+    ImageNetSet,
+    folder_names,
+    imagenet_classes,
+    recognise_test_set,
+    wnids,
+)
 from lambdanets.files import parse_json
 from lambdanets.train.run import Run
 from lambdanets.wording import few
@@ -75,18 +82,18 @@ def evaluate(
     Example:
         >>> evaluate(load_run("runs/digits"))["top1"]
     """
-    subject = subject_of_run(run, weights=weights)
-    return measure(replace(subject, data=data_config or subject.data)).scores.figures()
+    target = target_from_run(run, weights=weights)
+    return measure(replace(target, data=data_config or target.data)).scores.figures()
 
 
 def measure(
-    subject: Subject, *, test_set: ImageNetSet | None = None, real: str | Path | None = None
+    target: EvalTarget, *, test_set: ImageNetSet | None = None, real: str | Path | None = None
 ) -> Evaluation:
     """Measure a network on its images, class by class.
 
     Args:
-        subject: the network, with its images in `subject.data`.
-        test_set: what the images are, one of `SETS`; None takes their classes for the subject's own.
+        target: the network, with its images in `target.data`.
+        test_set: what the images are, one of `TEST_SETS`; None takes their classes for the target's own.
         real: labels of "Are we done with ImageNet?" (Beyer et al. 2020, arXiv:2006.07159) beside those of
             the folders: the published real.json, or "timm" for the copy that comes with timm. Images without
             any label are left out of the figures by these labels.
@@ -96,74 +103,76 @@ def measure(
         RunError: the network cannot take images of this size.
 
     Example:
-        >>> subject = subject_of_model("resnet50", "folder:/data/imagenetv2")
-        >>> measure(subject, test_set=SETS["v2"]).scores.figures()["top1"]
+        >>> target = target_from_model("resnet50", "folder:/data/imagenetv2")
+        >>> measure(target, test_set=TEST_SETS["v2"]).scores.figures()["top1"]
     """
-    if real is not None and test_set not in (None, SETS["imagenet"]):
+    if real is not None and test_set not in (None, TEST_SETS["imagenet"]):
         raise DataError("ReaL labels are those of ImageNet's own validation set, and of no other test set.")
-    names = _folder_names(subject, test_set, real)
-    if test_set is not None and test_set is SETS["c"]:
-        return _measure_corruptions(subject, names, test_set)
-    images = _open(subject, subject.data, names)
+    names = _folder_names(target, test_set, real)
+    if test_set is not None and test_set is TEST_SETS["c"]:
+        return _measure_corruptions(target, names, test_set)
+    images = _open(target, target.data, names)
     kept = _present(images) if test_set is not None and test_set.restricted else None
     labels = None if real is None else _real_labels(images, real)
-    scores = _score(subject, images, kept=kept, watch=None if labels is None else labels.add_result)
+    scores = _score(target, images, kept=kept, watch=None if labels is None else labels.add_result)
     by_real = None
     if labels is not None:
         top1, top5 = (labels.get_accuracy(k) / 100 for k in (1, 5))
         by_real = {"top1": top1, "top5": top5, "images": len(labels.is_correct[1])}
     return Evaluation(
         scores=scores,
-        data=subject.data,
+        data=target.data,
         test_set=test_set,
         choices=len(names) if kept is None else len(kept),
         real=by_real,
     )
 
 
-def guess_test_set(subject: Subject) -> ImageNetSet | None:
-    """Which of `SETS` the subject's folder is; None where its classes are not ImageNet's, or in no folder.
+def guess_test_set(target: EvalTarget) -> ImageNetSet | None:
+    """Return the member of `TEST_SETS` that the target's folder is, by the names of its subfolders.
 
     Raises:
         DataError: there is no such folder, or it is none of them.
     """
-    kind, _, root = subject.data.source.partition(":")
-    if kind != "folder" or not root or imagenet_classes(subject.classes) is None:
+    kind, _, root = target.data.source.partition(":")
+    if kind != "folder" or not root or imagenet_classes(target.classes) is None:
         return None
-    return SETS[recognise(Path(root).expanduser())]
+    return TEST_SETS[recognise_test_set(Path(root).expanduser())]
 
 
-def _folder_names(subject: Subject, test_set: ImageNetSet | None, real: str | Path | None) -> tuple[str, ...]:
+def _folder_names(
+    target: EvalTarget, test_set: ImageNetSet | None, real: str | Path | None
+) -> tuple[str, ...]:
     """Names of the class folders in the order of the logits."""
     if test_set is None and real is None:
-        return subject.classes
-    classes = imagenet_classes(subject.classes)
+        return target.classes
+    classes = imagenet_classes(target.classes)
     if classes is None:
         what = f"{test_set.name} is" if test_set is not None else "ReaL labels are"
-        others = few(subject.classes, 3)
-        raise DataError(f"{what} for ImageNet's classes, and {subject.name} knows others ({others}).")
+        others = few(target.classes, 3)
+        raise DataError(f"{what} for ImageNet's classes, and {target.name} knows others ({others}).")
     if real is not None and classes != wnids():
         raise DataError(
-            f"ReaL labels are for ImageNet's 1,000 classes, and {subject.name} knows {len(classes)}."
+            f"ReaL labels are for ImageNet's 1,000 classes, and {target.name} knows {len(classes)}."
         )
-    return subject.classes if test_set is None else folder_names(test_set, classes)
+    return target.classes if test_set is None else folder_names(test_set, classes)
 
 
-def _open(subject: Subject, data: DataConfig, names: tuple[str, ...]) -> ImageSet | StreamSet:
-    return open_split(data, "val", seed=subject.seed, classes=names)[0]
+def _open(target: EvalTarget, data: DataConfig, names: tuple[str, ...]) -> ImageSet | StreamSet:
+    return open_split(data, "val", seed=target.seed, classes=names)[0]
 
 
-def _measure_corruptions(subject: Subject, names: tuple[str, ...], test_set: ImageNetSet) -> Evaluation:
-    root = Path(subject.data.source.partition(":")[2]).expanduser()
+def _measure_corruptions(target: EvalTarget, names: tuple[str, ...], test_set: ImageNetSet) -> Evaluation:
+    root = Path(target.data.source.partition(":")[2]).expanduser()
     if not root.is_dir():
         raise DataError(f"there is no folder {root}.")
     parts: dict[tuple[str, int], Scores] = {}
     for place, folder in find_corruptions(root).items():
-        data = replace(subject.data, source=f"folder:{folder}", val_fraction=1.0)
-        parts[place] = _score(subject, _open(subject, data, names))
+        data = replace(target.data, source=f"folder:{folder}", val_fraction=1.0)
+        parts[place] = _score(target, _open(target, data, names))
     return Evaluation(
         scores=reduce(add, parts.values()),
-        data=subject.data,
+        data=target.data,
         test_set=test_set,
         choices=len(names),
         corruptions=corruption_errors({place: scores.error for place, scores in parts.items()}),
@@ -171,18 +180,18 @@ def _measure_corruptions(subject: Subject, names: tuple[str, ...], test_set: Ima
 
 
 def _score(
-    subject: Subject,
+    target: EvalTarget,
     images: ImageSet | StreamSet,
     *,
     kept: np.ndarray | None = None,
     watch: Callable[[Tensor], None] | None = None,
 ) -> Scores:
     return score(
-        subject.network,
-        eval_loader(images, subject.data),
-        num_classes=len(subject.classes),
-        engine=subject.engine,
-        name=subject.name,
+        target.network,
+        eval_loader(images, target.data),
+        num_classes=len(target.classes),
+        engine=target.engine,
+        name=target.name,
         kept=kept,
         watch=watch,
     )

@@ -30,9 +30,9 @@ from lambdanets.data.unlabelled import training_side
 from lambdanets.evaluate.label_file import Record, read_record
 from lambdanets.processes import leave_signals_to_parent, locked
 from lambdanets.train.checkpoint import write_text
-from lambdanets.train.engine import arithmetic, quiet
-from lambdanets.train.launch import local_rank, share
-from lambdanets.train.progress import clock, say
+from lambdanets.train.engine import device_and_precision, quiet_lightning
+from lambdanets.train.launch import local_rank, shard
+from lambdanets.train.progress import format_duration, print_once
 from lambdanets.train.run import Run
 from lambdanets.wording import json_text
 
@@ -120,7 +120,7 @@ def label(
     pictures = open_pictures(source, config.in_chans, config.max_pixels)
     names = [pictures.path(index) for index in range(len(pictures))]
     if (rows := training_side(names)) is not None:
-        say(f"{source} has a training and a validation side: only the training side is labelled")
+        print_once(f"{source} has a training and a validation side: only the training side is labelled")
         pictures, names = pictures.subset(np.array(rows)), [names[row] for row in rows]
     wanted = list(range(len(names))) if keep_labelled else unseen(teacher, source, pictures)
     if not wanted:
@@ -133,7 +133,7 @@ def label(
         "images": _hash(names[index] for index in wanted),
         "classes": list(teacher.classes),
     }
-    rank, parts = share()
+    rank, parts = shard()
     files = [_file(path, part, parts) for part in range(parts)]
     mine = wanted[rank::parts]
     records = [
@@ -145,7 +145,7 @@ def label(
     with locked(record.lock, f"{record.path}"):
         done = record.start(size)
         if done:
-            say(f"{done:,} of {len(mine):,} images are labelled already")
+            print_once(f"{done:,} of {len(mine):,} images are labelled already")
         if not files[rank].exists():
             reader = _Reader(pictures, mine[done:], eval_transform(config), size)
             loading = DataLoader(
@@ -254,8 +254,8 @@ def _answers(teacher: Run, network: nn.Module, loading: DataLoader) -> Iterator[
         torch.set_num_threads(engine.threads)
     if engine.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    settings = arithmetic(engine)
-    with quiet():
+    settings = device_and_precision(engine)
+    with quiet_lightning():
         fabric = Fabric(
             accelerator=settings["accelerator"],
             devices=[local_rank()] if torch.cuda.is_available() and settings["accelerator"] != "cpu" else 1,
@@ -305,6 +305,7 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
         if now - said > SAY_EVERY:
             said = now
             rate = (done - before) / (now - started)
-            say(f"labelled {done:,} of {total:,}, {rate:,.0f} images/s, {clock((total - done) / rate)} left")
+            left = format_duration((total - done) / rate)
+            print_once(f"labelled {done:,} of {total:,}, {rate:,.0f} images/s, {left} left")
 
     yield tell

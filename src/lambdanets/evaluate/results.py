@@ -14,7 +14,7 @@ import torch
 import lambdanets
 from lambdanets.evaluate.measurement import Evaluation
 from lambdanets.evaluate.scoring import Scores
-from lambdanets.evaluate.target import Subject
+from lambdanets.evaluate.target import EvalTarget
 from lambdanets.evaluate.test_sets import describe_classes
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.errors import RunError
@@ -70,16 +70,16 @@ def write_classes(path: Path, rows: list[ClassRow]) -> None:
     write_text(path, text.getvalue())
 
 
-def timm_row(subject: Subject, evaluation: Evaluation, *, label: str) -> dict[str, str]:
+def timm_row(target: EvalTarget, evaluation: Evaluation, *, label: str) -> dict[str, str]:
     """A row as in timm's results-imagenet*.csv, in percent; by ReaL labels where there are such.
 
     Args:
-        subject: what was measured.
+        target: what was measured.
         evaluation: what it reached.
         label: what stands in the column of the model.
     """
     top1, top5 = (100 * (evaluation.real or evaluation.scores.figures())[name] for name in ("top1", "top5"))
-    parameters = sum(parameter.numel() for parameter in subject.network.parameters())
+    parameters = sum(parameter.numel() for parameter in target.network.parameters())
     values = (
         label,
         str(evaluation.data.image_size),
@@ -130,12 +130,12 @@ def append_row(path: Path, row: dict[str, str]) -> None:
     write_text(path, old + text.getvalue())
 
 
-def to_plain(subject: Subject, evaluation: Evaluation, *, label: str) -> dict[str, Any]:
+def to_plain(target: EvalTarget, evaluation: Evaluation, *, label: str) -> dict[str, Any]:
     """All figures, and what they depend on, as plain types for JSON; `label` is how the model is called."""
     data, test_set = evaluation.data, evaluation.test_set
     return {
         "model": label,
-        "weights": subject.weights,
+        "weights": target.weights,
         "data": data.source,
         "test_set": test_set and test_set.name,
         "reference": test_set and test_set.reference,
@@ -143,7 +143,7 @@ def to_plain(subject: Subject, evaluation: Evaluation, *, label: str) -> dict[st
         "image_size": data.image_size,
         "crop_pct": data.crop_pct,
         "interpolation": data.interpolation,
-        "precision": subject.engine.precision,
+        "precision": target.engine.precision,
         **evaluation.scores.figures(),
         "real": evaluation.real,
         "mce": evaluation.mce,

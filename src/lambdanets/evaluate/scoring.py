@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lambdanets.data.progress import MANY, progress_bar
 from lambdanets.train.config import EngineConfig
-from lambdanets.train.engine import arithmetic, make_trainer, quiet
+from lambdanets.train.engine import device_and_precision, make_trainer, quiet_lightning
 from lambdanets.train.errors import RunError
 
 TOP = 5
@@ -67,7 +67,7 @@ class Scores:
         }
 
 
-def restrict(logits: Tensor, targets: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+def restrict_classes(logits: Tensor, targets: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Leave only some classes to choose from.
 
     Args:
@@ -81,7 +81,7 @@ def restrict(logits: Tensor, targets: Tensor, kept: Tensor) -> tuple[Tensor, Ten
     return logits[:, kept], torch.searchsorted(kept, targets)
 
 
-def hits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def topk_hits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Whether each image's class is the likeliest, and whether it is one of the five likeliest.
 
     Args:
@@ -126,10 +126,10 @@ def score(
     dataset: Any = loader.dataset
     total = len(dataset)
     # One process: dealing the images out to several would let each see its own part only.
-    with quiet(), progress_bar("Measuring", total, least=MANY) as report:
+    with quiet_lightning(), progress_bar("Measuring", total, least=MANY) as report:
         scorer = Scorer(network, num_classes, engine, name, kept, watch, lambda done: report(done, total))
         trainer = make_trainer(
-            **arithmetic(engine),
+            **device_and_precision(engine),
             devices=1,
             plugins=[LightningEnvironment()],  # alone, whatever started the process
             logger=False,
@@ -172,9 +172,9 @@ class Scorer(pl.LightningModule):
         logits = self._logits(images).float()
         if self.watch is not None:
             self.watch(logits)
-        chosen = (logits, targets) if self.kept is None else restrict(logits, targets, self.kept)
+        chosen = (logits, targets) if self.kept is None else restrict_classes(logits, targets, self.kept)
         self.loss_sum += cross_entropy(*chosen, reduction="sum").item()
-        for row, counted in zip(self.counts, (slice(None), *hits(*chosen)), strict=True):
+        for row, counted in zip(self.counts, (slice(None), *topk_hits(*chosen)), strict=True):
             row += torch.bincount(targets[counted], minlength=self.num_classes).cpu()
         self.report(int(self.counts[0].sum()))
 

@@ -24,7 +24,7 @@ PLACES = ("hf-hub:", "local-dir:")  # of models that are not in the registry
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class EvalTarget:
     """A network with all that is needed to measure it.
 
     Attributes:
@@ -47,7 +47,7 @@ class Subject:
     built_for: int
     seed: int = 0
 
-    def at_size(self, size: int) -> Subject:
+    def at_size(self, size: int) -> EvalTarget:
         """The same with images of another height and width; a network that has to know it (a ViT) is changed.
 
         Raises:
@@ -58,14 +58,14 @@ class Subject:
         return replace(self, data=data, built_for=size)
 
 
-def subject_of_run(run: Run, *, weights: Literal["best", "last"] = "best") -> Subject:
+def target_from_run(run: Run, *, weights: Literal["best", "last"] = "best") -> EvalTarget:
     """A run, on its own validation images unless its `data` is replaced.
 
     Raises:
         RunError: the run has no such weights yet.
     """
     config = run.config
-    return Subject(
+    return EvalTarget(
         name=config.model.name,
         weights=f"{weights} weights",
         network=run.model(weights),
@@ -77,7 +77,7 @@ def subject_of_run(run: Run, *, weights: Literal["best", "last"] = "best") -> Su
     )
 
 
-def subject_of_model(name: str, source: str, *, checkpoint: str | Path | None = None) -> Subject:
+def target_from_model(name: str, source: str, *, checkpoint: str | Path | None = None) -> EvalTarget:
     """A model of timm's registry or ours, or one of the hub, with the images as its own configuration says.
 
     As in timm's validation, the size and the crop are those for tests where the model has such.
@@ -93,9 +93,9 @@ def subject_of_model(name: str, source: str, *, checkpoint: str | Path | None = 
         WeightsError: the checkpoint cannot be found or read, or is of another model.
 
     Example:
-        >>> subject_of_model("lambda_resnet26t.c1_in1k", "folder:/data/imagenet")
+        >>> target_from_model("lambda_resnet26t.c1_in1k", "folder:/data/imagenet")
     """
-    network = trained_model(name, checkpoint=checkpoint)
+    network = create_trained_model(name, checkpoint=checkpoint)
     cfg: Any = network.pretrained_cfg
     built_for = cfg["input_size"][-1]
     form = resolve_model_data_config(network, use_test_size=True)
@@ -119,7 +119,7 @@ def subject_of_model(name: str, source: str, *, checkpoint: str | Path | None = 
         check=False,
         cache=False,
     )
-    subject = Subject(
+    target = EvalTarget(
         name=name,
         weights="published weights" if checkpoint is None else f"weights of {checkpoint}",
         network=network,
@@ -128,10 +128,10 @@ def subject_of_model(name: str, source: str, *, checkpoint: str | Path | None = 
         engine=EngineConfig(),
         built_for=built_for,
     )
-    return subject.at_size(form["input_size"][-1])
+    return target.at_size(form["input_size"][-1])
 
 
-def trained_model(name: str, *, checkpoint: str | Path | None = None) -> nn.Module:
+def create_trained_model(name: str, *, checkpoint: str | Path | None = None) -> nn.Module:
     """A model of timm's registry or ours, or one of the hub, in evaluation mode, with its weights.
 
     Args:
@@ -175,7 +175,7 @@ def is_model_name(name: str) -> bool:
     return name.startswith(PLACES) or is_model(name)
 
 
-def names_run(word: str) -> bool:
+def is_run_folder(word: str) -> bool:
     """Whether a word that names a run or a model is to be taken for a run."""
     return (Path(word) / "config.json").is_file() or not is_model_name(word)
 

@@ -34,7 +34,7 @@ class ImageNetSet:
     reference: str
 
 
-SETS = {
+TEST_SETS = {
     "imagenet": ImageNetSet(name="ImageNet", reference="Russakovsky et al. 2015, arXiv:1409.0575"),
     "v2": ImageNetSet(name="ImageNet-V2", numbered=True, reference="Recht et al. 2019, arXiv:1902.10811"),
     "a": ImageNetSet(name="ImageNet-A", restricted=True, reference="Hendrycks et al. 2019, arXiv:1907.07174"),
@@ -69,11 +69,11 @@ def folder_names(test_set: ImageNetSet, classes: Sequence[str]) -> tuple[str, ..
     """Names of a test set's class folders in the order of the logits.
 
     Args:
-        test_set: one of `SETS`.
+        test_set: one of `TEST_SETS`.
         classes: wnids in the order of the logits.
 
     Example:
-        >>> folder_names(SETS["v2"], ("n01440764", "n01484850"))
+        >>> folder_names(TEST_SETS["v2"], ("n01440764", "n01484850"))
         ('0', '2')
     """
     if not test_set.numbered:
@@ -90,8 +90,8 @@ def describe_classes(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(info.label_name_to_description(name) if name in known else name for name in meant)
 
 
-def recognise(root: Path) -> str:
-    """Which of the test sets a folder is, by the names of the folders in it: a key of `SETS`.
+def recognise_test_set(root: Path) -> str:
+    """Which of the test sets a folder is, by the names of the folders in it: a key of `TEST_SETS`.
 
     Of train/ and val/ the latter is looked at, or the one that is there: its images are what is measured.
     ImageNet-A and -R are recognised by all of their 200 classes, ImageNet-Sketch by the names of its files.
@@ -102,7 +102,7 @@ def recognise(root: Path) -> str:
     names = _subfolders(root)
     lower = {name.lower(): name for name in names}
     if side := next((lower[name] for name in (*VAL_NAMES, *TRAIN_NAMES) if name in lower), None):
-        return recognise(root / side)
+        return recognise_test_set(root / side)
     if not names:
         raise DataError(f"{root} holds no class folders; each class of a test set has a folder of its own.")
     if all(name.isdecimal() and str(int(name)) == name and int(name) < len(wnids()) for name in names):

@@ -18,10 +18,10 @@ def check_engine(config: RunConfig) -> None:
     Raises:
         RunError: this machine, or Lightning, does not have what they ask for.
     """
-    from lambdanets.train.engine import make_trainer, placement, quiet
+    from lambdanets.train.engine import make_trainer, quiet_lightning, trainer_placement
 
-    with quiet():
-        make_trainer(**placement(config.engine), logger=False, enable_checkpointing=False)
+    with quiet_lightning():
+        make_trainer(**trainer_placement(config.engine), logger=False, enable_checkpointing=False)
 
 
 def count_parameters(study: Study, contenders: Sequence[str]) -> dict[str, int]:

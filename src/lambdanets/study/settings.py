@@ -12,7 +12,7 @@ import torch
 from lambdanets import bench
 from lambdanets.data import DataConfig, open_splits
 from lambdanets.train import ModelConfig, RunConfig, from_json, to_json
-from lambdanets.train.serialization import encode, paths
+from lambdanets.train.serialization import encode, flatten
 
 from .contenders import Contender
 
@@ -215,7 +215,8 @@ def load_study(files: StudyFiles) -> Study:
 def differences(stored: Study, now: Study) -> list[str]:
     """Return what differs between two studies, each as a clause with both values."""
     was, new = (
-        {"trunk": each.trunk, **paths(each.config), **paths(each.images, "images.")} for each in (stored, now)
+        {"trunk": each.trunk, **flatten(each.config), **flatten(each.images, "images.")}
+        for each in (stored, now)
     )
     found = [
         f"{name} was {was[name]!r} and is now {new[name]!r}"

@@ -79,7 +79,7 @@ class RunState:
         return asdict(self)
 
     @classmethod
-    def misfit(cls, plain: Mapping[str, Any]) -> str:
+    def type_error_in(cls, plain: Mapping[str, Any]) -> str:
         """Return which field is of another type than `to_dict` gives, or ""."""
         for name, kind in get_type_hints(cls).items():
             try:
@@ -145,7 +145,7 @@ def replacing(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
             yield temporary
     except BaseException as error:
         # A wish to stop is not a failed write, even where closing the half-written file failed after it.
-        if stop := _behind(error, TrainingInterrupted) or _behind(error, KeyboardInterrupt):
+        if stop := _find_cause(error, TrainingInterrupted) or _find_cause(error, KeyboardInterrupt):
             raise stop from None
         # torch.save reports a failed write as a RuntimeError, with the OSError behind it or not at all.
         if isinstance(error, OSError | RuntimeError):
@@ -159,7 +159,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-def sweep(directory: Path) -> None:
+def remove_temporary_files(directory: Path) -> None:
     """Remove temporary files that a killed run left behind."""
     for leftover in directory.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
@@ -171,7 +171,7 @@ def _explain(path: Path, error: BaseException, previous: Path | None) -> Checkpo
         kept = "the previous one is untouched"
     elif previous is not None and previous.exists():
         kept = f"the one before is {previous}"
-    cause = _behind(error, OSError)
+    cause = _find_cause(error, OSError)
     if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return CheckpointError(
             f"the disk is full: {path} could not be saved; {kept}. Free some space and resume."
@@ -180,7 +180,7 @@ def _explain(path: Path, error: BaseException, previous: Path | None) -> Checkpo
     return CheckpointError(f"{path} could not be saved ({reason}); {kept}.")
 
 
-def _behind(error: BaseException, kind: type[E]) -> E | None:
+def _find_cause(error: BaseException, kind: type[E]) -> E | None:
     """The first error of a kind in the chain that led to this one, itself included."""
     seen: list[BaseException] = []  # a library may close the chain of errors to a ring
     following: BaseException | None = error
@@ -249,17 +249,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def _wrong_part(content: Any) -> str:
     """Return what is missing in a checkpoint, or is of another type than a run writes, or ""."""
-    if reason := _misfit(content, CHECKPOINT, ""):
+    if reason := _wrong_type(content, CHECKPOINT, ""):
         return reason
     if not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
         return "state_dict holds other things than tensors"
     steps = content["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
     if steps["optimizer"]["step"]["total"]["completed"] != content["global_step"]:
         return "loops are not those of global_step"
-    return _wrong_optimizer(content) or RunState.misfit(content["run_state"])
+    return _wrong_optimizer(content) or RunState.type_error_in(content["run_state"])
 
 
-def _misfit(value: Any, form: Any, where: str) -> str:
+def _wrong_type(value: Any, form: Any, where: str) -> str:
     """Return where a value is not of a form, as `CHECKPOINT` is one, or ""."""
     kind = form if isinstance(form, type) else Mapping if isinstance(form, dict) else list
     if not isinstance(value, kind) or isinstance(value, bool):
@@ -274,7 +274,7 @@ def _misfit(value: Any, form: Any, where: str) -> str:
         inner = [(each, form[0], where) for each in value]
     else:
         inner = []
-    return next((reason for each in inner if (reason := _misfit(*each))), "")
+    return next((reason for each in inner if (reason := _wrong_type(*each))), "")
 
 
 def _wrong_optimizer(content: Mapping[str, Any]) -> str:

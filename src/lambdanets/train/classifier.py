@@ -38,9 +38,9 @@ class Classifier(Learner):
         state: progress of the run, shared with the callbacks.
     """
 
-    measured = ("loss", "top1")
+    train_metrics = ("loss", "top1")
     columns = ("val_loss", "val_top1", "val_top5", "raw_loss", "raw_top1", "raw_top5")
-    crown = "val_top1"
+    monitor = "val_top1"
 
     def __init__(
         self, network: nn.Module, config: RunConfig, *, classes: Sequence[str], state: RunState
@@ -95,10 +95,10 @@ class Classifier(Learner):
         right = (logits.detach().argmax(1) == targets).sum()
         return loss, [loss * len(targets), right], len(targets)
 
-    def inputs(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor]:
+    def network_inputs(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor]:
         return (batch[0],)
 
-    def tensors(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def named_tensors(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return dict(zip(("images", "targets"), batch, strict=True))
 
     # Validation
@@ -109,7 +109,7 @@ class Classifier(Learner):
 
     def _validated(self) -> list[tuple[MetricCollection, nn.Module, str]]:
         """Metrics, whose they are, and the prefix of their names: of what is kept, and of what is trained."""
-        kept = (self.metrics, self.kept, "val_")
+        kept = (self.metrics, self.eval_network, "val_")
         return [kept] if self.average is None else [kept, (self.raw_metrics, self.network, "raw_")]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -122,41 +122,41 @@ class Classifier(Learner):
                     metrics[name].update(logits, targets)
 
     def on_validation_epoch_end(self) -> None:
-        self.validation = {}
+        self.val_metrics = {}
         for metrics, _, prefix in self._validated():
             values = metrics.compute()
             confusion = values.pop("confusion").cpu() if "confusion" in values else None
             if prefix == "val_":
                 self.confusion = confusion
-            self.validation |= {f"{prefix}{name}": float(value) for name, value in values.items()}
+            self.val_metrics |= {f"{prefix}{name}": float(value) for name, value in values.items()}
 
-    def merit(self, row: Mapping[str, float]) -> tuple[float, ...]:
+    def ranking_key(self, row: Mapping[str, float]) -> tuple[float, ...]:
         return row["val_top1"], -row["val_loss"]
 
-    def on_best(self) -> None:
+    def on_new_best(self) -> None:
         self.state.best_confusion = self.confusion
 
     # What is said and drawn
 
-    def say_train(self, means: Mapping[str, float]) -> str:
+    def format_training(self, means: Mapping[str, float]) -> str:
         return f"loss {means['loss']:.3f}  accuracy {100 * means['top1']:.1f} %"
 
-    def say_epoch(self, row: Mapping[str, float]) -> str:
+    def format_epoch(self, row: Mapping[str, float]) -> str:
         line = f"train {row['train_loss']:.3f} {100 * row['train_top1']:5.1f} %"
         if "val_top1" in row:
             line += f"  val {row['val_loss']:.3f} {100 * row['val_top1']:5.2f} %"
         return line
 
-    def say_val(self, row: Mapping[str, float]) -> str:
+    def format_validation(self, row: Mapping[str, float]) -> str:
         return f"{100 * row['val_top1']:.2f} % validation accuracy"
 
-    def say_data(self, splits: Splits) -> str:
+    def format_data(self, splits: Splits) -> str:
         train = f"{len(splits.train):,} training"
         if isinstance(splits.train, MixedSet):
             train = f"{len(splits.train.labelled):,} labelled, {len(splits.train.pseudo):,} pseudo-labelled"
         return f"{train} and {len(splits.val):,} validation images"
 
-    def remedies(self) -> list[str]:
+    def data_advice(self) -> list[str]:
         data = self.config.data
         cache = [] if data.cache is True else ["data.cache=true where they fit into memory"]
         return [
@@ -165,9 +165,9 @@ class Classifier(Learner):
             "tar: shards instead of single files",
         ]
 
-    def header(self) -> dict[str, str]:
+    def weights_metadata(self) -> dict[str, str]:
         data = self.config.data.resolved()
-        return super().header() | {
+        return super().weights_metadata() | {
             "in_chans": str(data.in_chans),
             "mean": json.dumps(data.mean),
             "std": json.dumps(data.std),

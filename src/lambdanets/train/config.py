@@ -208,7 +208,7 @@ class RunConfig(BaseConfig):
         if loads_weights:
             options["pretrained"] = False
         network = create_model(self.model.name, **options)
-        set_momentum(network, self.model.bn_momentum)
+        set_batch_norm_momentum(network, self.model.bn_momentum)
         return network
 
     def named(self, name: str) -> Self:
@@ -223,7 +223,7 @@ class RunConfig(BaseConfig):
         return f"starting from {weights}{head}"
 
 
-def set_momentum(network: nn.Module, momentum: float | None) -> None:
+def set_batch_norm_momentum(network: nn.Module, momentum: float | None) -> None:
     """Set the weight of a batch in the running statistics of all batch norms; None leaves them."""
     if momentum is not None:
         for module in network.modules():

@@ -9,11 +9,11 @@ from torch.distributed import DistBackendError
 from lambdanets.processes import lost_worker
 from lambdanets.train.config import BaseConfig
 from lambdanets.train.errors import NoMemoryError, PeerLostError, TrainingInterrupted, WorkerLostError
-from lambdanets.train.launch import cannot_divide
+from lambdanets.train.launch import sharding_error
 from lambdanets.train.run import RunFiles
 
 
-def tell(
+def explain_error(
     error: Exception,
     config: BaseConfig,
     trainer: pl.Trainer,
@@ -31,7 +31,7 @@ def tell(
         stopped_by: the signal that asked the run to stop, if one did.
     """
     if "more than 1 value per channel" in str(error):
-        return one_value_per_channel(config)
+        return batch_norm_error(config)
     saved = any(file.exists() for file in files.checkpoints)
     workers = config.data.workers
     lost = lost_worker(error)
@@ -43,12 +43,12 @@ def tell(
         return WorkerLostError(lost, files.directory, workers=workers, saved=saved)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         device = trainer.strategy.root_device.type
-        return NoMemoryError(spare_memory(config, trainer.world_size, device), files.directory)
-    reason = lost_peer(error) if trainer.world_size > 1 else None
+        return NoMemoryError(out_of_memory_advice(config, trainer.world_size, device), files.directory)
+    reason = lost_peer_reason(error) if trainer.world_size > 1 else None
     return None if reason is None else PeerLostError(reason, files.directory, saved=saved)
 
 
-def one_value_per_channel(config: BaseConfig) -> ValueError:
+def batch_norm_error(config: BaseConfig) -> ValueError:
     """Return the error for a batch norm that got a single value per channel in training."""
     data = config.data
     return ValueError(
@@ -58,7 +58,7 @@ def one_value_per_channel(config: BaseConfig) -> ValueError:
     )
 
 
-def spare_memory(config: BaseConfig, world_size: int, device: str) -> str:
+def out_of_memory_advice(config: BaseConfig, world_size: int, device: str) -> str:
     """Where memory went, what to do in order of trying, and which of it a resumed run may do.
 
     The first things change little but the time. The smaller batch is the largest one, up to half, with which
@@ -83,7 +83,7 @@ def spare_memory(config: BaseConfig, world_size: int, device: str) -> str:
         means.append("engine.precision=bf16-mixed")
     if not engine.checkpointing:
         means.append("engine.checkpointing=true")
-    if world_size > 1 and "fsdp" not in engine.strategy and not cannot_divide(engine, device):
+    if world_size > 1 and "fsdp" not in engine.strategy and not sharding_error(engine, device):
         means.append("engine.strategy=fsdp, which divides the weights among the devices")
     resumed = "none of this may change"
     if not engine.checkpointing:
@@ -92,7 +92,7 @@ def spare_memory(config: BaseConfig, world_size: int, device: str) -> str:
     return f"{where}; try, in this order: {order}. In a run that is resumed {resumed}"
 
 
-def lost_peer(error: Exception) -> str | None:
+def lost_peer_reason(error: Exception) -> str | None:
     """Return what happened to another process, to follow its name; None for an error of another kind."""
     said = str(error)
     if "connectFullMesh" in said:

@@ -22,34 +22,34 @@ from lambdanets.processes import locked, require_posix
 from lambdanets.train.checkpoint import AtomicCheckpointIO, RunState, write_text
 from lambdanets.train.classifier import Classifier
 from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, load_classes
-from lambdanets.train.diagnosis import tell
-from lambdanets.train.errors import RunError, everywhere
+from lambdanets.train.diagnosis import explain_error
+from lambdanets.train.errors import RunError, raised_on_all_ranks
 from lambdanets.train.launch import (
     SyncBatchNorms,
-    cannot_divide,
     cluster,
     launched,
+    run_on_all_ranks,
     set_timeout,
+    sharding_error,
     strategy,
-    together,
 )
 from lambdanets.train.learner import Learner
-from lambdanets.train.nonfinite import bad_step, clear
+from lambdanets.train.nonfinite import clear_report, reported_step
 from lambdanets.train.optim import create_optimizer
-from lambdanets.train.progress import LiveProgress, say
-from lambdanets.train.reporting import EventLog, Publisher, Recorder, RunResult, finish, result
+from lambdanets.train.progress import LiveProgress, print_once
+from lambdanets.train.reporting import EpochPublisher, EpochRecorder, EventLog, RunResult, finish, result
 from lambdanets.train.resume import (
-    Start,
+    ResumePoint,
     check_free,
     check_images,
     check_optimizer,
     check_weights,
-    find_start,
-    settle,
+    find_resume_point,
+    resolve_config,
     weights_digest,
 )
 from lambdanets.train.run import RunFiles
-from lambdanets.train.saving import Saving
+from lambdanets.train.saving import CheckpointCallback
 from lambdanets.train.serialization import to_json
 from lambdanets.wording import json_text
 
@@ -69,7 +69,7 @@ class Loaders(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         config, state = self.module.config, self.module.state
         rank, world_size = self._place()
-        with everywhere():
+        with raised_on_all_ranks():
             loader = self.module.train_loader(self.splits, rank=rank, world_size=world_size)
             batches = min(len(loader), config.engine.max_batches or len(loader))
             if state.batches_per_epoch not in (0, batches):
@@ -140,10 +140,10 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
     Example:
         >>> train(get_recipe("digits"), run_dir="runs/digits")
     """
-    return learn(CLASSIFICATION, config, run_dir=run_dir, resume=resume)
+    return train_task(CLASSIFICATION, config, run_dir=run_dir, resume=resume)
 
 
-def learn(
+def train_task(
     task: Task[Config], config: Config | None = None, *, run_dir: str | Path, resume: bool = False
 ) -> RunResult:
     """As `train`, for any task."""
@@ -157,41 +157,41 @@ def learn(
                 if not resume:
                     check_free(files)
 
-        ready = together(lambda: prepare(task, config, files, resume=resume, claim=claim))
-        if isinstance(ready, Complete):
+        ready = run_on_all_ranks(lambda: prepare_run(task, config, files, resume=resume, claim=claim))
+        if isinstance(ready, AlreadyComplete):
             return complete(ready.config, files, ready.start)
         return _fit(ready, files, resume=resume, claim=claim)
 
 
 @dataclass(frozen=True)
-class Ready:
+class Prepared:
     """What a process has in hand before anything is written."""
 
-    start: Start | None
+    start: ResumePoint | None
     splits: Any
     module: Learner
 
 
 @dataclass(frozen=True)
-class Complete:
+class AlreadyComplete:
     """A run that has nothing left to be done, which takes no images to see."""
 
     config: BaseConfig
-    start: Start
+    start: ResumePoint
 
 
-def _fit(ready: Ready, files: RunFiles, *, resume: bool, claim: Callable[[], None]) -> RunResult:
+def _fit(ready: Prepared, files: RunFiles, *, resume: bool, claim: Callable[[], None]) -> RunResult:
     start, splits, module = ready.start, ready.splits, ready.module
     settled = module.config
-    saving = Saving(files, module)
-    with quiet(), saving.listening():
+    saving = CheckpointCallback(files, module)
+    with quiet_lightning(), saving.listening():
         # Before anything is written: what cannot be built leaves no folder behind.
-        with everywhere():
+        with raised_on_all_ranks():
             create_optimizer(module.network, settled.optimizer)
             trainer = build_trainer(module, files, saving, start)
-            check_shares(splits, trainer.world_size)
+            check_shards(splits, trainer.world_size)
         if not resume:
-            together(claim)
+            run_on_all_ranks(claim)
         if rank_zero_only.rank == 0:
             write_text(files.config, to_json(settled))
             write_text(files.classes, json_text(splits.classes, indent=1) + "\n")
@@ -199,59 +199,59 @@ def _fit(ready: Ready, files: RunFiles, *, resume: bool, claim: Callable[[], Non
             if splits.skipped:
                 write_text(files.skipped, "\n".join(splits.skipped) + "\n")
             if not resume:
-                clear(files.nonfinite)
+                clear_report(files.nonfinite)
         module.last_checkpoint = start.path if start else None
         module.files = files
-        module.suspected_step = bad_step(files.nonfinite) if start else -1
+        module.suspected_step = reported_step(files.nonfinite) if start else -1
         resumed = {"ckpt_path": start.path, "weights_only": True} if start else {}
-        if start and start.completes(settled):
+        if start and start.is_complete(settled):
             # Killed between its last checkpoint and its summary.
             module.on_load_checkpoint(start.content)
         else:
             try:
                 trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
             except (RuntimeError, ValueError, MemoryError, OSError, EOFError) as error:
-                told = tell(error, settled, trainer, files, stopped_by=saving.received)
+                told = explain_error(error, settled, trainer, files, stopped_by=saving.received)
                 if told is None:
                     raise
                 raise told from error
     return finish(module, files, splits, write=trainer.is_global_zero)
 
 
-def prepare(
+def prepare_run(
     task: Task[Config],
     config: Config | None,
     files: RunFiles,
     *,
     resume: bool,
     claim: Callable[[], None],
-) -> Ready | Complete:
+) -> Prepared | AlreadyComplete:
     """Look at the folder, read what there is to read, and build the module.
 
     A run that is resumed takes its folder at once: damaged files in it are set aside. A new one takes it when
     all is known to fit, as it would have to make it.
     """
-    config = settle(config, files, task.config, resume=resume)
+    config = resolve_config(config, files, task.config, resume=resume)
     if resume:
         claim()
-    start = find_start(files, config) if resume else None
+    start = find_resume_point(files, config) if resume else None
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
-    if start and start.completes(config) and files.summary.is_file() and files.classes.is_file():
-        return Complete(config, start)
+    if start and start.is_complete(config) and files.summary.is_file() and files.classes.is_file():
+        return AlreadyComplete(config, start)
     digest = weights_digest(config.model.weights, start)
     splits = task.open(config)
     if resume:
         check_images(files, splits, start)
-    module = build_module(task, config, splits.classes, continues=start is not None)
+    module = build_learner(task, config, splits.classes, continues=start is not None)
     if start:
         check_weights(start, module, config.model.name)
         check_optimizer(start, create_optimizer(module.network, config.optimizer))
     module.state.fingerprint, module.state.weights_digest = splits.fingerprint, digest
-    return Ready(start, splits, module)
+    return Prepared(start, splits, module)
 
 
-def complete(config: BaseConfig, files: RunFiles, start: Start) -> RunResult:
+def complete(config: BaseConfig, files: RunFiles, start: ResumePoint) -> RunResult:
     """What came out of a run that was complete already: it needs no images and writes nothing."""
     network = config.network(len(load_classes(files.classes)), loads_weights=True)
     parameters = sum(p.numel() for p in network.parameters())
@@ -262,7 +262,7 @@ def complete(config: BaseConfig, files: RunFiles, start: Start) -> RunResult:
     return result(config, start.state, parameters, files, summary, already_complete=True)
 
 
-def build_module(
+def build_learner(
     task: Task[Config], config: Config, classes: Sequence[str], *, continues: bool = False
 ) -> Learner:
     """The module of a run before its first step: a function of the configuration, and of `model.weights`.
@@ -277,18 +277,19 @@ def build_module(
     weights = config.model.weights
     network = config.network(len(classes), loads_weights=continues or weights is not None)
     if weights is not None and not continues:
-        say(config.start(network))
+        print_once(config.start(network))
     if config.engine.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     module = task.learner(network, config, classes=classes, state=RunState())
     if config.engine.checkpointing:
-        spare_activations(network, config.model.name)  # after the average was made: nobody trains that
+        # After the average was copied: it is never trained.
+        enable_activation_checkpointing(network, config.model.name)
     if config.engine.compile:
         network.compile()  # in place, so that the names of the weights stay; the average is not compiled
     return module
 
 
-def spare_activations(network: Any, name: str) -> None:
+def enable_activation_checkpointing(network: Any, name: str) -> None:
     """Let a network of timm's kind compute its activations again in the backward pass.
 
     Raises:
@@ -300,20 +301,22 @@ def spare_activations(network: Any, name: str) -> None:
         raise RunError(f"engine.checkpointing: {name} cannot compute its activations again") from error
 
 
-def build_trainer(module: Learner, files: RunFiles, saving: Saving, start: Start | None) -> pl.Trainer:
+def build_trainer(
+    module: Learner, files: RunFiles, saving: CheckpointCallback, start: ResumePoint | None
+) -> pl.Trainer:
     """Lightning's trainer for a run, with our callbacks and nothing that speaks unasked."""
     engine = module.config.engine
     # Points that a killed run logged after the checkpoint are logged again.
     purge = start.content["global_step"] + 1 if start else 0
     trainer = make_trainer(
-        **placement(engine),
+        **trainer_placement(engine),
         max_epochs=engine.epochs,
         gradient_clip_val=engine.clip_grad,
         limit_train_batches=engine.max_batches,
         limit_val_batches=engine.max_val_batches,
         logger=EventLog(files, purge),
         # In this order: an epoch is measured, saved, and only then shown.
-        callbacks=[Recorder(module), saving, Publisher(files, module), LiveProgress(module)],
+        callbacks=[EpochRecorder(module), saving, EpochPublisher(files, module), LiveProgress(module)],
         enable_checkpointing=False,
         plugins=[
             AtomicCheckpointIO((start.path, start.content) if start else None),
@@ -328,7 +331,9 @@ def build_trainer(module: Learner, files: RunFiles, saving: Saving, start: Start
         use_distributed_sampler=False,
     )
     set_timeout(trainer.strategy, engine.timeout_minutes)
-    module.accumulate = trainer.accumulate_grad_batches = accumulation(module.config, trainer.world_size)
+    module.accumulate = trainer.accumulate_grad_batches = accumulation_steps(
+        module.config, trainer.world_size
+    )
     check_devices(engine, trainer)
     return trainer
 
@@ -337,13 +342,13 @@ def check_devices(engine: EngineConfig, trainer: pl.Trainer) -> None:
     """Raise RunError where the engine is asked for what its devices cannot do."""
     device = trainer.strategy.root_device.type
     sharded = isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy)
-    if sharded and (reason := cannot_divide(engine, device)):
+    if sharded and (reason := sharding_error(engine, device)):
         raise RunError(reason)
     if device == "cpu" and engine.sync_batchnorm and trainer.world_size > 1:
         raise RunError("engine.sync_batchnorm needs GPUs: PyTorch cannot synchronise batch norms on CPUs")
 
 
-def check_shares(splits: Any, world_size: int) -> None:
+def check_shards(splits: Any, world_size: int) -> None:
     """Raise DataError where a process would have no validation image: Lightning takes no empty loader."""
     held = len(splits.val)
     if held < world_size:
@@ -353,7 +358,7 @@ def check_shares(splits: Any, world_size: int) -> None:
         )
 
 
-def accumulation(config: BaseConfig, world_size: int) -> int:
+def accumulation_steps(config: BaseConfig, world_size: int) -> int:
     """Batches of an optimiser step.
 
     Raises:
@@ -385,14 +390,14 @@ def make_trainer(**settings: Any) -> pl.Trainer:
         raise RunError(f"the engine settings cannot be used here: {reason}") from error
 
 
-def placement(engine: EngineConfig) -> dict[str, Any]:
+def trainer_placement(engine: EngineConfig) -> dict[str, Any]:
     """Where and in which precision to run, as Lightning's Trainer takes it; a launcher's own numbers win."""
     devices, num_nodes = launched() or (engine.devices, engine.num_nodes)
     place = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy(engine.strategy)}
-    return arithmetic(engine) | place
+    return device_and_precision(engine) | place
 
 
-def arithmetic(engine: EngineConfig) -> dict[str, Any]:
+def device_and_precision(engine: EngineConfig) -> dict[str, Any]:
     """On what kind of device and in which precision, without how many devices there are."""
     exact = {"32": "32-true", "64": "64-true"}
     return {
@@ -404,7 +409,7 @@ def arithmetic(engine: EngineConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Silence Lightning's announcements, its advice on choices that are ours, and TensorBoard's thread.
 
     What fails in that thread is raised at the next event again.

@@ -11,12 +11,12 @@ from shlex import quote
 
 
 @contextmanager
-def everywhere() -> Iterator[None]:
+def raised_on_all_ranks() -> Iterator[None]:
     """Mark what goes wrong in the enclosed lines, where all processes of a run do the same."""
     try:
         yield
     except Exception as error:
-        error.everywhere = True  # pyright: ignore[reportAttributeAccessIssue]
+        error.on_all_ranks = True  # pyright: ignore[reportAttributeAccessIssue]
         raise
 
 
@@ -44,7 +44,7 @@ class NonFiniteLossError(RuntimeError):
         report: where what led to it was written down, as a half-sentence.
     """
 
-    everywhere = True
+    on_all_ranks = True
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class TrainingInterrupted(RuntimeError):
         saved: whether a checkpoint of the very last step was written.
     """
 
-    everywhere = True
+    on_all_ranks = True
 
     def __init__(self, number: int, directory: Path, *, saved: bool) -> None:
         self.number, self.directory, self.saved = number, directory, saved

@@ -24,7 +24,7 @@ from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportPrivateI
 from torch import nn
 
 from lambdanets.train.config import EngineConfig
-from lambdanets.train.errors import RunError, everywhere
+from lambdanets.train.errors import RunError, raised_on_all_ranks
 
 
 class SyncBatchNorms(LayerSync):
@@ -37,7 +37,7 @@ class SyncBatchNorms(LayerSync):
         return model
 
 
-class Sharded(FSDPStrategy):
+class WholeCheckpointFSDP(FSDPStrategy):
     """FSDP whose checkpoints are one whole file of the usual form, written and replaced as all others.
 
     Lightning's own takes no file to keep the previous one in.
@@ -52,7 +52,7 @@ class Sharded(FSDPStrategy):
 
 def strategy(name: str) -> FSDPStrategy | str:
     """What Lightning's trainer takes for the name of a strategy."""
-    return Sharded() if name == "fsdp" else name
+    return WholeCheckpointFSDP() if name == "fsdp" else name
 
 
 def set_timeout(strategy: Strategy, minutes: float) -> None:
@@ -61,7 +61,7 @@ def set_timeout(strategy: Strategy, minutes: float) -> None:
         strategy._timeout = timedelta(minutes=minutes)
 
 
-def cannot_divide(engine: EngineConfig, device: str) -> str:
+def sharding_error(engine: EngineConfig, device: str) -> str:
     """Why weights cannot be divided among devices of a type, such as "cuda"; "" where they can."""
     if engine.ema is not None:
         return "engine.ema needs whole weights on every device; with FSDP leave it out"
@@ -91,7 +91,7 @@ def launched() -> tuple[int, int] | None:
     return local, _tasks() // local
 
 
-def share() -> tuple[int, int]:
+def shard() -> tuple[int, int]:
     """Which of how many processes of torchrun or of srun this is.
 
     A job script of SLURM's that is no srun has the job's variables, too, but not those of a step.
@@ -132,14 +132,14 @@ _store: Any = None  # kept: the process group finds its server there
 _meetings = itertools.count()
 
 
-def together(prepare: Callable[[], T]) -> T:
+def run_on_all_ranks(prepare: Callable[[], T]) -> T:
     """What `prepare` returns, once it has succeeded on all processes of torchrun or srun.
 
     Raises:
         Exception: what `prepare` raised here, where it did so on the first process too; marked as told by it.
         RunError: it failed on another process, whose sentence this is; or a process did not come.
     """
-    with everywhere():
+    with raised_on_all_ranks():
         started = launched()
     if started in (None, (1, 1)):
         return prepare()
@@ -156,7 +156,7 @@ def together(prepare: Callable[[], T]) -> T:
         said = failure
     else:
         said = RunError(told if first == 0 else f"process {first} of the run: {told}")
-    said.everywhere = True  # pyright: ignore[reportAttributeAccessIssue]
+    said.on_all_ranks = True  # pyright: ignore[reportAttributeAccessIssue]
     raise said from (None if said is failure else failure)
 
 

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 import lambdanets
 from lambdanets.train.checkpoint import RunState
 from lambdanets.train.config import BaseConfig
-from lambdanets.train.errors import NonFiniteLossError, RunError, everywhere
-from lambdanets.train.nonfinite import Moment, dissect
+from lambdanets.train.errors import NonFiniteLossError, RunError, raised_on_all_ranks
+from lambdanets.train.nonfinite import BadStep, locate_nonfinite
 from lambdanets.train.optim import create_optimizer, lr_factor
 from lambdanets.train.run import AVERAGE, NETWORK, RunFiles
 from lambdanets.train.serialization import encode, to_json
@@ -45,9 +45,9 @@ class Learner(pl.LightningModule):
         state: progress of the run, shared with the callbacks.
     """
 
-    measured: tuple[str, ...] = ("loss",)  # of every training step, means over images
+    train_metrics: tuple[str, ...] = ("loss",)  # of every training step, means over images
     columns: tuple[str, ...] = ()  # of `metrics.csv`, beside those of every run
-    crown = ""  # the column by which the best epoch is chosen
+    monitor = ""  # the column by which the best epoch is chosen
 
     def __init__(self, network: nn.Module, config: Any, *, classes: Sequence[str], state: RunState) -> None:
         super().__init__()
@@ -58,27 +58,29 @@ class Learner(pl.LightningModule):
         self.last_checkpoint: Path | None = None
         self.files: RunFiles | None = None  # of the run, where it has a folder
         self.sums: Tensor | None = None  # of what is measured, and images, in this epoch on this device
-        self.unseen: list[tuple[int, Tensor]] = []  # step and loss of every batch since the last look
-        self.losses: deque[tuple[int, float]] = deque(maxlen=RECENT)  # those looked at
+        # (step, loss) of the batches whose loss was not yet read from the device.
+        self.unchecked_losses: list[tuple[int, Tensor]] = []
+        self.recent_losses: deque[tuple[int, float]] = deque(maxlen=RECENT)  # those looked at
         self.batch: tuple[int, Any] | None = None  # the newest, and its number
         self.suspected_step = -1  # up to it every loss is looked at
         self.accumulate = config.engine.accumulate  # batches of an optimiser step
-        self.held: list[tuple[_BatchNorm, float | None, Tensor | None]] = []  # norms during a backward pass
+        # (module, momentum, count) of the batch norms, while a backward pass recomputes activations.
+        self.paused_batch_norms: list[tuple[_BatchNorm, float | None, Tensor | None]] = []
         self.optimizer: torch.optim.Optimizer | None = None
-        self.rate = 0.0  # learning rate of the newest step
-        self.free_since = time.perf_counter()  # when this process began to wait for the next batch
+        self.current_lr = 0.0  # learning rate of the newest step
+        self.waiting_since = time.perf_counter()  # when this process began to wait for the next batch
         self.average: nn.Module | None = None
         self.pairs: list[Pairs] | None = None  # of the average and what it follows, found once an epoch
         if config.engine.ema is not None:
             self.average = copy.deepcopy(network).requires_grad_(False)
-        self.validation: dict[str, float] = {}  # what the newest validation measured, by column
+        self.val_metrics: dict[str, float] = {}  # what the newest validation measured, by column
 
     @property
-    def kept(self) -> nn.Module:
+    def eval_network(self) -> nn.Module:
         """The network whose accuracy counts: the average where there is one."""
         return self.network if self.average is None else self.average
 
-    def kept_weights(self) -> dict[str, Tensor]:
+    def eval_weights(self) -> dict[str, Tensor]:
         """All weights of the network that counts, on the first process; all have to ask for them."""
         part = NETWORK if self.average is None else AVERAGE
         states = self.trainer.strategy.lightning_module_state_dict()
@@ -98,42 +100,42 @@ class Learner(pl.LightningModule):
         """The loss of a batch, sums over its images of what is `measured`, and their number."""
         raise NotImplementedError
 
-    def inputs(self, batch: Any) -> tuple[Any, ...]:
+    def network_inputs(self, batch: Any) -> tuple[Any, ...]:
         """What the network is called with in training."""
         raise NotImplementedError
 
-    def tensors(self, batch: Any) -> dict[str, Tensor]:
+    def named_tensors(self, batch: Any) -> dict[str, Tensor]:
         """A batch as named tensors, to be kept in a file."""
         raise NotImplementedError
 
-    def merit(self, row: Mapping[str, float]) -> tuple[float, ...]:
+    def ranking_key(self, row: Mapping[str, float]) -> tuple[float, ...]:
         """How good an epoch was; of equal ones the earlier counts."""
-        return (row[self.crown],)
+        return (row[self.monitor],)
 
-    def on_best(self) -> None:
+    def on_new_best(self) -> None:
         """The epoch that was just validated is the best so far."""
 
-    def say_train(self, means: Mapping[str, float]) -> str:
+    def format_training(self, means: Mapping[str, float]) -> str:
         """What training measures, for the line of progress."""
         raise NotImplementedError
 
-    def say_epoch(self, row: Mapping[str, float]) -> str:
+    def format_epoch(self, row: Mapping[str, float]) -> str:
         """What an epoch measured, for a line that fits a terminal; validation may be missing."""
         raise NotImplementedError
 
-    def say_val(self, row: Mapping[str, float]) -> str:
+    def format_validation(self, row: Mapping[str, float]) -> str:
         """How well a validated epoch did, for the summary."""
         raise NotImplementedError
 
-    def say_data(self, splits: Any) -> str:
+    def format_data(self, splits: Any) -> str:
         """How much there is to learn from, for the summary."""
         raise NotImplementedError
 
-    def remedies(self) -> list[str]:
+    def data_advice(self) -> list[str]:
         """What to do about images that come too slowly, beside more workers, in the order of trying."""
         raise NotImplementedError
 
-    def header(self) -> dict[str, str]:
+    def weights_metadata(self) -> dict[str, str]:
         """What a person needs to use the weights without the run folder, in the words of `config.json`."""
         config = self.config
         return {
@@ -155,24 +157,24 @@ class Learner(pl.LightningModule):
     # Training
 
     def on_fit_start(self) -> None:
-        check_alike(self.config, self.state.fingerprint, self.state.weights_digest)
+        check_same_on_all_ranks(self.config, self.state.fingerprint, self.state.weights_digest)
         self.suspected_step = self.trainer.strategy.broadcast(self.suspected_step)
 
     def on_train_start(self) -> None:
         if self.sums is None:
             # Sums of a continued epoch come over all devices; they go on on one of them.
-            start = [self.state.sums.get(name, 0.0) for name in (*self.measured, "images")]
+            start = [self.state.sums.get(name, 0.0) for name in (*self.train_metrics, "images")]
             start = start if self.global_rank == 0 else [0.0] * len(start)
             wide = torch.float32 if self.device.type == "mps" else torch.float64
             self.sums = torch.tensor(start, dtype=wide, device=self.device)
         self._plan_validation()
-        self.free_since = time.perf_counter()
+        self.waiting_since = time.perf_counter()
 
     def on_train_epoch_start(self) -> None:
         self._plan_validation()
         self.pairs = None
-        self.validation = {}
-        self.free_since = time.perf_counter()
+        self.val_metrics = {}
+        self.waiting_since = time.perf_counter()
 
     def _plan_validation(self) -> None:
         engine = self.config.engine
@@ -181,17 +183,17 @@ class Learner(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # Lightning calls this after the callbacks: a checkpoint that one of them took is no waiting for data.
-        self.free_since = time.perf_counter()
+        self.waiting_since = time.perf_counter()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.batch = self.state.batches_done, batch
         seed_generators(step_seed(self.config.seed, self.state.batches_done, self.global_rank), self.device)
-        self.rate = self.learning_rate()
+        self.current_lr = self.learning_rate()
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.rate * group.get("lr_scale", 1.0)
+            group["lr"] = self.current_lr * group.get("lr_scale", 1.0)
         loss, sums, images = self.step(batch)
-        self._watch(loss.detach())
-        self._count(sums, images)
+        self._record_loss(loss.detach())
+        self._add_sums(sums, images)
         self.state.batches_done += 1
         return loss
 
@@ -199,14 +201,14 @@ class Learner(pl.LightningModule):
         # What the backward pass computes again must not move the running statistics a second time.
         if self.config.engine.checkpointing:
             norms = [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
-            self.held = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+            self.paused_batch_norms = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
             for norm in norms:
                 norm.momentum, norm.num_batches_tracked = 0.0, None
 
     def on_after_backward(self) -> None:
-        for norm, momentum, count in self.held:
+        for norm, momentum, count in self.paused_batch_norms:
             norm.momentum, norm.num_batches_tracked = momentum, count
-        self.held = []
+        self.paused_batch_norms = []
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         done = self.global_step
@@ -214,8 +216,8 @@ class Learner(pl.LightningModule):
         if self.average is not None:
             decay = min(self.config.engine.ema or 0.0, (1 + done) / (10 + done))
             if self.pairs is None:
-                self.pairs = pair_up(self.average, self.network)
-            follow(self.pairs, decay)
+                self.pairs = pair_ema_tensors(self.average, self.network)
+            update_ema(self.pairs, decay)
 
     def learning_rate(self) -> float:
         """The peak learning rate times the schedule's factor at the current optimiser step."""
@@ -235,17 +237,17 @@ class Learner(pl.LightningModule):
         """Optimiser steps of an epoch; the last one may be of fewer batches."""
         return -(-self.state.batches_per_epoch // self.accumulate)
 
-    def _count(self, sums: list[Tensor], images: int) -> None:
+    def _add_sums(self, sums: list[Tensor], images: int) -> None:
         if self.sums is None:
             raise RuntimeError("training_step runs inside Trainer.fit")
         self.sums[:-1] += torch.stack([value.detach().to(self.sums) for value in sums])
         self.sums[-1] += images
 
-    def _watch(self, loss: Tensor) -> None:
-        self.unseen.append((self.global_step, loss))
+    def _record_loss(self, loss: Tensor) -> None:
+        self.unchecked_losses.append((self.global_step, loss))
         # Looking at a number makes an accelerator wait.
         each = self.device.type == "cpu" or self.global_step <= self.suspected_step
-        if each or len(self.unseen) >= CHECK_EVERY:
+        if each or len(self.unchecked_losses) >= CHECK_EVERY:
             self.check_finite()
 
     def check_finite(self, *, weights: bool = False) -> None:
@@ -255,7 +257,7 @@ class Learner(pl.LightningModule):
             weights: look at the weights too, as before they are saved: the step after a finite loss may have
                 spoilt them.
         """
-        bad = self._look()
+        bad = self._first_bad_loss()
         what = "" if bad is None else f"the training loss became {bad[1]}"
         if weights and not what:
             # Those of this process: with FSDP it has a part of them.
@@ -263,31 +265,31 @@ class Learner(pl.LightningModule):
             finite = [t.detach().isfinite().all() for t in tensors if t.is_floating_point()]
             if not torch.stack(finite).all():
                 what = "the weights became NaN or infinite"
-        first = self._first_device(bool(what))
+        first = self._first_rank(bool(what))
         if first is None:
             return
         told: dict[str, Any] = {}
         if first == self.global_rank:
             # Weights are looked at after the optimiser's step, losses before it.
-            step = bad[0] if bad else self.losses[-1][0] if self.losses else self.global_step
+            step = bad[0] if bad else self.recent_losses[-1][0] if self.recent_losses else self.global_step
             epoch = step // self.steps_per_epoch + 1
-            told = {"what": what, "step": step, "epoch": epoch, "learning_rate": self.rate}
-            told["report"] = self._write_down(told, is_loss=bad is not None)
+            told = {"what": what, "step": step, "epoch": epoch, "learning_rate": self.current_lr}
+            told["report"] = self._write_report(told, is_loss=bad is not None)
         told = self.trainer.strategy.broadcast(told, src=first)
         raise NonFiniteLossError(**told, checkpoint=self.last_checkpoint)
 
-    def _look(self) -> tuple[int, float] | None:
+    def _first_bad_loss(self) -> tuple[int, float] | None:
         """Step and loss of the first bad batch since the last look."""
-        if not self.unseen:
+        if not self.unchecked_losses:
             return None
-        steps, tensors = zip(*self.unseen, strict=True)
-        self.unseen.clear()
+        steps, tensors = zip(*self.unchecked_losses, strict=True)
+        self.unchecked_losses.clear()
         values = [tensors[0].item()] if len(tensors) == 1 else torch.stack(tensors).tolist()
         seen = list(zip(steps, values, strict=True))
-        self.losses.extend(seen)
+        self.recent_losses.extend(seen)
         return next((each for each in seen if not math.isfinite(each[1])), None)
 
-    def _first_device(self, met: bool) -> int | None:
+    def _first_rank(self, met: bool) -> int | None:
         """The first of the devices that say so, None when no one does."""
         world = self.trainer.world_size
         if world == 1:
@@ -296,7 +298,7 @@ class Learner(pl.LightningModule):
         first = int(self.trainer.strategy.reduce(rank, reduce_op="min"))
         return first if first < world else None
 
-    def _write_down(self, facts: dict[str, Any], *, is_loss: bool) -> str:
+    def _write_report(self, facts: dict[str, Any], *, is_loss: bool) -> str:
         """Keep what is needed to study a bad step; returns what the person should know about it."""
         if self.files is None:
             return ""
@@ -304,7 +306,7 @@ class Learner(pl.LightningModule):
         collective = stale = ""
         if not is_loss:
             stale = "the loss was finite: the step with this batch and these gradients spoilt the weights"
-        elif self.losses[-1][0] != facts["step"] or number != self.state.batches_done:
+        elif self.recent_losses[-1][0] != facts["step"] or number != self.state.batches_done:
             stale = (
                 "the batch is a later one than that of the bad loss, as the loss is not looked at in every "
                 "step here. Resume the run: up to this step it will be, and this folder then holds that batch"
@@ -315,33 +317,35 @@ class Learner(pl.LightningModule):
             if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
                 collective = "with FSDP one process has a part of the weights"
         more = {"process": self.global_rank, "batch": number, "precision": self.config.engine.precision}
-        moment = Moment(
+        moment = BadStep(
             facts=facts | more,
-            losses=list(self.losses),
+            losses=list(self.recent_losses),
             seed=step_seed(self.config.seed, number, self.global_rank),
-            tensors=None if batch is None else self.tensors(batch),
-            inputs=() if batch is None else self.inputs(batch),
+            tensors=None if batch is None else self.named_tensors(batch),
+            inputs=() if batch is None else self.network_inputs(batch),
             stale=stale,
             collective=collective,
             context=self.trainer.precision_plugin.forward_context(),
         )
         try:
-            dissect(self.network, moment, self.files.nonfinite)
+            locate_nonfinite(self.network, moment, self.files.nonfinite)
         except Exception as error:
             # Whatever goes wrong here, the reason to stop is the loss.
             return f"what led to it could not be written down ({(str(error).splitlines() or [''])[0]})"
         return f"what led to it is in {self.files.nonfinite}"
 
-    def running(self) -> dict[str, float]:
+    def running_means(self) -> dict[str, float]:
         """Means of what is measured over the epoch so far, on this device."""
-        values = [0.0] * (len(self.measured) + 1) if self.sums is None else self.sums.tolist()
-        return {name: value / max(values[-1], 1) for name, value in zip(self.measured, values, strict=False)}
+        values = [0.0] * (len(self.train_metrics) + 1) if self.sums is None else self.sums.tolist()
+        return {
+            name: value / max(values[-1], 1) for name, value in zip(self.train_metrics, values, strict=False)
+        }
 
     def gather_sums(self) -> None:
         """Bring the sums of all devices into the state."""
         if self.sums is not None:
             total = self.trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
-            self.state.sums = dict(zip((*self.measured, "images"), total.tolist(), strict=True))
+            self.state.sums = dict(zip((*self.train_metrics, "images"), total.tolist(), strict=True))
 
     def start_epoch(self) -> None:
         """Clear the running sums."""
@@ -383,7 +387,7 @@ class Learner(pl.LightningModule):
 Pairs = tuple[list[Tensor], list[Tensor]]
 
 
-def pair_up(average: nn.Module, network: nn.Module) -> list[Pairs]:
+def pair_ema_tensors(average: nn.Module, network: nn.Module) -> list[Pairs]:
     """The tensors of an average and those it follows: first all that are averaged, then all that are copied.
 
     They hold as long as neither module moves to another device or exchanges a tensor; loading is no exchange.
@@ -397,7 +401,7 @@ def pair_up(average: nn.Module, network: nn.Module) -> list[Pairs]:
 
 
 @torch.no_grad()
-def follow(pairs: list[Pairs], decay: float) -> None:
+def update_ema(pairs: list[Pairs], decay: float) -> None:
     """Move an average of a network's weights and statistics: decay x average + (1 - decay) x new."""
     (means, news), (counts, new_counts) = pairs
     torch._foreach_lerp_(means, news, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
@@ -416,7 +420,7 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
-def check_alike(config: BaseConfig, fingerprint: str, weights_digest: str = "") -> None:
+def check_same_on_all_ranks(config: BaseConfig, fingerprint: str, weights_digest: str = "") -> None:
     """Make sure that all processes of a run train the same thing, from the same weights, on the same images.
 
     Raises:
@@ -439,7 +443,7 @@ def check_alike(config: BaseConfig, fingerprint: str, weights_digest: str = "") 
     for rank, other in enumerate(everyone):
         differing = [name for name in first if other[name] != first[name]]
         if differing:
-            with everywhere():
+            with raised_on_all_ranks():
                 raise RunError(
                     f"process {rank} of the run has other {' and '.join(differing)} than process 0"
                 )

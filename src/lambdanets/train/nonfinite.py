@@ -19,7 +19,7 @@ SHOWN = 8  # of the largest activations and norms, in the text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class BadStep:
     """A step that went wrong.
 
     Attributes:
@@ -44,7 +44,7 @@ class Moment:
 
 
 @torch.no_grad()
-def dissect(network: nn.Module, moment: Moment, folder: Path) -> None:
+def locate_nonfinite(network: nn.Module, moment: BadStep, folder: Path) -> None:
     """Write the batch, the weights, and a report on where the first NaN or infinity comes from.
 
     Training is over when this is called: the network's statistics and torch's generators are not put back.
@@ -57,7 +57,7 @@ def dissect(network: nn.Module, moment: Moment, folder: Path) -> None:
     Raises:
         CheckpointError: a file cannot be written.
     """
-    clear(folder)
+    clear_report(folder)
     parameters = dict(network.named_parameters())
     broken = [name for name, tensor in network.state_dict().items() if not _finite(tensor)]
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
@@ -79,7 +79,7 @@ def dissect(network: nn.Module, moment: Moment, folder: Path) -> None:
     elif moment.tensors is not None and not moment.collective:
         torch.manual_seed(moment.seed)
         with moment.context:
-            first, largest = trace(network, moment.inputs)
+            first, largest = largest_outputs(network, moment.inputs)
         report |= {"first_nonfinite_output": first, "largest_activations": largest}
     report["weight_norms"] = {name: float(p.norm()) for name, p in parameters.items()}
     report["last_gradient_norms"] = {name: float(g.norm()) for name, g in gradients.items()}
@@ -88,13 +88,13 @@ def dissect(network: nn.Module, moment: Moment, folder: Path) -> None:
     write_text(folder / NAMES[3], _describe(report))
 
 
-def clear(folder: Path) -> None:
-    """Remove what `dissect` wrote."""
+def clear_report(folder: Path) -> None:
+    """Remove what `locate_nonfinite` wrote."""
     for name in NAMES:
         (folder / name).unlink(missing_ok=True)
 
 
-def bad_step(folder: Path) -> int:
+def reported_step(folder: Path) -> int:
     """The step that a report in this folder is about, -1 when there is none."""
     try:
         return int(parse_json((folder / NAMES[2]).read_text(encoding="utf-8"))["step"])
@@ -102,7 +102,7 @@ def bad_step(folder: Path) -> int:
         return -1
 
 
-def trace(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[str | None, dict[str, float]]:
+def largest_outputs(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[str | None, dict[str, float]]:
     """Run a network and look at what every module in it gives out.
 
     Returns:

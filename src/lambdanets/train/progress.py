@@ -60,8 +60,8 @@ class LiveProgress(Callback):
             self._task,
             description=f"epoch {trainer.current_epoch + 1:>{len(str(epochs))}}/{epochs}",
             completed=batch_idx + 1,
-            detail=f"{self.module.say_train(self.module.running())}  {pace(speed)}  "
-            f"{clock(self._left())} left{waiting(state.wait_seconds / seconds)}",
+            detail=f"{self.module.format_training(self.module.running_means())}  {format_speed(speed)}  "
+            f"{format_duration(self._left())} left{format_data_wait(state.wait_seconds / seconds)}",
         )
 
     def on_validation_batch_end(
@@ -84,13 +84,17 @@ class LiveProgress(Callback):
         state, epochs = self.module.state, self.module.config.engine.epochs
         if trainer.is_global_zero:
             row = state.history[-1]
-            left = f"  {clock(self._left())} left" if state.position[0] < epochs else ""
-            self._print(epoch_line(self.module, row) + left + waiting(row["data_wait"]))
+            left = f"  {format_duration(self._left())} left" if state.position[0] < epochs else ""
+            self._print(epoch_line(self.module, row) + left + format_data_wait(row["data_wait"]))
             # Told from the history, a run that is resumed does not hear it twice.
-            if waits(row) and not any(map(waits, state.history[:-1])):
+            if is_data_bound(row) and not any(map(is_data_bound, state.history[:-1])):
                 local = max(trainer.world_size // trainer.num_nodes, 1)
                 workers = getattr(trainer.train_dataloader, "num_workers", 0)
-                self._print(advise(row["data_wait"], self.module, workers=workers, cores=cores() // local))
+                self._print(
+                    slow_data_advice(
+                        row["data_wait"], self.module, workers=workers, cores=available_cores() // local
+                    )
+                )
         if self._progress is not None and self._task is not None:
             self._progress.update(
                 self._task, description="", completed=0, total=state.batches_per_epoch, detail=""
@@ -106,7 +110,7 @@ class LiveProgress(Callback):
 
     def _print(self, line: str) -> None:
         if self._progress is None:
-            say(line)
+            print_once(line)
         else:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -128,26 +132,26 @@ def epoch_line(learner: Learner, row: dict[str, float]) -> str:
     """One finished epoch as a line that fits a terminal of 80 columns."""
     epochs = learner.config.engine.epochs
     number = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}"
-    return f"{number}  {learner.say_epoch(row)}  {pace(row['images_per_second'])}"
+    return f"{number}  {learner.format_epoch(row)}  {format_speed(row['images_per_second'])}"
 
 
-def pace(images_per_second: float) -> str:
+def format_speed(images_per_second: float) -> str:
     """Images per second, with a decimal where there are few."""
     return f"{images_per_second:,.{0 if images_per_second >= 10 else 1}f} images/s"
 
 
-def waiting(share: float) -> str:
+def format_data_wait(share: float) -> str:
     """The share of the training time in which nothing was done but wait for images, where it matters."""
     return f"  data {100 * share:.0f} %" if share >= WORTH_SHOWING else ""
 
 
-def waits(row: dict[str, float]) -> bool:
+def is_data_bound(row: dict[str, float]) -> bool:
     """Whether waiting for images cost so much of an epoch that something should be done about it."""
     share = row.get("data_wait", 0.0)
     return share > WORTH_ADVICE and share * row["seconds"] > WORTH_SECONDS
 
 
-def advise(share: float, learner: Learner, *, workers: int, cores: int) -> str:
+def slow_data_advice(share: float, learner: Learner, *, workers: int, cores: int) -> str:
     """What to do about images that come too slowly, in the order of trying.
 
     Args:
@@ -160,23 +164,23 @@ def advise(share: float, learner: Learner, *, workers: int, cores: int) -> str:
         means = ["fewer changes in data.augment (the images are in memory already)"]
     else:
         more = f"more data.workers ({workers} now, with {cores} cores for each process)"
-        means = [*([more] if workers < cores else []), *learner.remedies()]
+        means = [*([more] if workers < cores else []), *learner.data_advice()]
     return f"training waited for images {100 * share:.0f} % of its time; try {', '.join(means)}"
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as h:mm:ss or m:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def say(sentence: str) -> None:
+def print_once(sentence: str) -> None:
     """Print a sentence, once for all processes; where the reader is gone, as after `| head`, work goes on."""
     if rank_zero_only.rank != 0:
         return

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lambdanets.train.checkpoint import RunState, replacing, write_text
 from lambdanets.train.config import BaseConfig
 from lambdanets.train.learner import Learner
-from lambdanets.train.progress import clock, pace, say
+from lambdanets.train.progress import format_duration, format_speed, print_once
 from lambdanets.train.run import RunFiles
 
 FIRST = ("epoch", "step", "lr")
@@ -32,7 +32,7 @@ def to_csv(learner: Learner) -> str:
     trained weights, are those of runs that keep an average, whose `val_` ones are the average's.
     """
     text, history = io.StringIO(), learner.state.history
-    trained = [f"train_{name}" for name in learner.measured]
+    trained = [f"train_{name}" for name in learner.train_metrics]
     known = (*FIRST, *trained, *learner.columns, *LAST)
     averaged = any(name.startswith("raw_") for row in history for name in row)
     columns = [name for name in known if averaged or not name.startswith("raw_")]
@@ -79,11 +79,13 @@ class EventLog(TensorBoardLogger):
             # Lightning wraps what fails in a ValueError, and the writer repeats its thread's first error.
             if not self._failed:
                 reason = str(error.__cause__ or error).splitlines()[0]
-                say(f"TensorBoard's events cannot be written in {self.log_dir} ({reason}); the run goes on")
+                print_once(
+                    f"TensorBoard's events cannot be written in {self.log_dir} ({reason}); the run goes on"
+                )
             self._failed = True
 
 
-class Recorder(Callback):
+class EpochRecorder(Callback):
     """Times the batches and closes every epoch with its row in the run's state: checkpoints hold it."""
 
     def __init__(self, module: Learner) -> None:
@@ -101,18 +103,18 @@ class Recorder(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.module.state.wait_seconds += time.perf_counter() - self.module.free_since
+        self.module.state.wait_seconds += time.perf_counter() - self.module.waiting_since
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.module.state.train_seconds += time.perf_counter() - self.module.free_since
+        self.module.state.train_seconds += time.perf_counter() - self.module.waiting_since
         now = time.process_time()
         self.module.state.cpu_seconds += now - self._cpu
         self._cpu = now
         self._count_time()
         if trainer.global_step % LOG_EVERY == 0:
-            log(trainer, {"step/train_loss": float(outputs["loss"]), "step/lr": self.module.rate})
+            log(trainer, {"step/train_loss": float(outputs["loss"]), "step/lr": self.module.current_lr})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module, state = self.module, self.module.state
@@ -122,9 +124,9 @@ class Recorder(Callback):
         row = {
             "epoch": state.position[0],
             "step": trainer.global_step,
-            "lr": module.rate,
-            **{f"train_{name}": state.sums[name] / images for name in module.measured},
-            **module.validation,
+            "lr": module.current_lr,
+            **{f"train_{name}": state.sums[name] / images for name in module.train_metrics},
+            **module.val_metrics,
             "images_per_second": images / state.train_seconds,
             "images_per_cpu_second": images / max(state.cpu_seconds, 1e-9),
             "data_wait": state.wait_seconds / state.train_seconds,
@@ -139,7 +141,7 @@ class Recorder(Callback):
         self._counted = now
 
 
-class Publisher(Callback):
+class EpochPublisher(Callback):
     """Shows every epoch once it is saved: its row in the table, in TensorBoard and in the curves.
 
     The files are written from the run's state as a whole, which is why a resumed run continues its tables
@@ -204,10 +206,10 @@ def finish(learner: Learner, files: RunFiles, splits: Any, *, write: bool = True
     epoch = f"epoch {state.best_epoch} of {config.engine.epochs}"
     lines = {
         "model": f"{config.model.name}, {parameters:,} parameters",
-        "data": f"{config.data.source}: {learner.say_data(splits)}, {classes}",
-        "best": f"{learner.say_val(state.best)}, {epoch}",
-        "last": f"{learner.say_val(last)}, training loss {last['train_loss']:.3f}",
-        "speed": f"{pace(speed(state))} in training, {clock(state.seconds)} in all",
+        "data": f"{config.data.source}: {learner.format_data(splits)}, {classes}",
+        "best": f"{learner.format_validation(state.best)}, {epoch}",
+        "last": f"{learner.format_validation(last)}, training loss {last['train_loss']:.3f}",
+        "speed": f"{format_speed(speed(state))} in training, {format_duration(state.seconds)} in all",
         "folder": str(files.directory),
     }
     summary = "".join(f"{name:<8}{text}\n" for name, text in lines.items())

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lambdanets.models.weight_files import find_weights
-from lambdanets.train.checkpoint import RunState, newest_intact, sweep
+from lambdanets.train.checkpoint import RunState, newest_intact, remove_temporary_files
 from lambdanets.train.config import BaseConfig, Config, load_classes, load_config
 from lambdanets.train.errors import RunError
-from lambdanets.train.progress import say
+from lambdanets.train.progress import print_once
 from lambdanets.train.run import RunFiles
-from lambdanets.train.serialization import paths
+from lambdanets.train.serialization import flatten
 from lambdanets.wording import few
 
 # What may differ when a run is continued: where and how fast it runs, nothing that its result depends on.
@@ -29,7 +29,7 @@ MAY_DIFFER = {
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where a run continues: a checkpoint that is known to be whole, and its content."""
 
     path: Path
@@ -39,12 +39,12 @@ class Start:
     def state(self) -> RunState:
         return RunState.from_dict(self.content["run_state"])
 
-    def completes(self, config: BaseConfig) -> bool:
+    def is_complete(self, config: BaseConfig) -> bool:
         """Whether nothing is left to be trained."""
         return self.state.position[0] >= config.engine.epochs
 
 
-def settle(config: Config | None, files: RunFiles, kind: type[Config], *, resume: bool) -> Config:
+def resolve_config(config: Config | None, files: RunFiles, kind: type[Config], *, resume: bool) -> Config:
     """The configuration to run, once the folder is known to be fit for it.
 
     Raises:
@@ -63,7 +63,7 @@ def settle(config: Config | None, files: RunFiles, kind: type[Config], *, resume
     stored = load_config(files.config, kind)
     if config is None:
         return stored
-    was, now = paths(stored), paths(config)
+    was, now = flatten(stored), flatten(config)
     changed = [name for name in was if was[name] != now[name] and name not in MAY_DIFFER]
     if changed:
         listing = ", ".join(f"{name} (was {was[name]!r}, now {now[name]!r})" for name in changed)
@@ -80,7 +80,7 @@ def check_free(files: RunFiles) -> None:
         raise RunError(f"{files.directory} holds a run already; resume it, or choose another folder")
 
 
-def find_start(files: RunFiles, config: BaseConfig) -> Start | None:
+def find_resume_point(files: RunFiles, config: BaseConfig) -> ResumePoint | None:
     """The newest intact checkpoint of a run that is resumed, None when it has none yet.
 
     Raises:
@@ -89,8 +89,8 @@ def find_start(files: RunFiles, config: BaseConfig) -> Start | None:
     """
     first = rank_zero_only.rank == 0
     if first:
-        sweep(files.directory)
-        sweep(files.last.parent)
+        remove_temporary_files(files.directory)
+        remove_temporary_files(files.last.parent)
     found = newest_intact(files.checkpoints, set_aside=first)
     if found is None:
         if files.results and first:
@@ -99,21 +99,21 @@ def find_start(files: RunFiles, config: BaseConfig) -> Start | None:
                 f"{files.directory} has no checkpoint to continue from, but it holds {names}, which a run "
                 "from the beginning would overwrite; bring a checkpoint back, or start a new run elsewhere"
             )
-        say(f"{files.directory} has no checkpoint yet: starting from the beginning")
+        print_once(f"{files.directory} has no checkpoint yet: starting from the beginning")
         return None
     path, content, complaints = found
     for complaint in complaints:
-        say(f"{complaint}; it is set aside, and the run continues from {path.name}")
-    start = Start(path, content)
+        print_once(f"{complaint}; it is set aside, and the run continues from {path.name}")
+    start = ResumePoint(path, content)
     epoch, batch = start.state.position
-    if start.completes(config):
-        say(f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume")
+    if start.is_complete(config):
+        print_once(f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume")
     else:
-        say(f"resuming {files.directory} from {path.name}: epoch {epoch + 1}, batch {batch + 1}")
+        print_once(f"resuming {files.directory} from {path.name}: epoch {epoch + 1}, batch {batch + 1}")
     return start
 
 
-def weights_digest(weights: str | None, start: Start | None) -> str:
+def weights_digest(weights: str | None, start: ResumePoint | None) -> str:
     """SHA-256 of the file of weights that a run starts from, or started from; "" where there is none.
 
     Raises:
@@ -127,7 +127,7 @@ def weights_digest(weights: str | None, start: Start | None) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_weights(start: Start, module: nn.Module, model: str) -> None:
+def check_weights(start: ResumePoint, module: nn.Module, model: str) -> None:
     """Raise RunError when a checkpoint is of another network than the run's."""
     stored, own = start.content["state_dict"], module.state_dict()
     other = [
@@ -142,7 +142,7 @@ def check_weights(start: Start, module: nn.Module, model: str) -> None:
         )
 
 
-def check_optimizer(start: Start, own: Optimizer) -> None:
+def check_optimizer(start: ResumePoint, own: Optimizer) -> None:
     """Raise RunError when a checkpoint's optimiser state is of other parameters than the run's.
 
     Args:
@@ -178,7 +178,7 @@ def _of_shape(value: Any, shape: Sequence[int]) -> bool:
     return all(have in (1, need) for have, need in zip(value.shape, shape, strict=True))
 
 
-def check_images(files: RunFiles, splits: Any, start: Start | None) -> None:
+def check_images(files: RunFiles, splits: Any, start: ResumePoint | None) -> None:
     """Raise RunError when the images of a resumed run are others, or otherwise divided, than those it saw."""
     if files.classes.is_file():
         stored, classes = load_classes(files.classes), splits.classes

@@ -160,7 +160,7 @@ class Run(Generic[Config]):
             raise RunError(f"which is 'best' or 'last'; got {which!r}")
         weights = self._weights(which)
         network = self.config.network(len(self.classes), loads_weights=True)
-        fit_weights(network, weights, self)
+        fit_run_weights(network, weights, self)
         return network.eval()
 
     def save_for_hub(self, folder: str | Path, which: Literal["best", "last"] = "best") -> Path:
@@ -209,7 +209,7 @@ class Run(Generic[Config]):
         return {name.removeprefix(part): value for name, value in states.items() if name.startswith(part)}
 
 
-def fit_weights(network: nn.Module, weights: dict[str, Tensor], run: Run[Any]) -> None:
+def fit_run_weights(network: nn.Module, weights: dict[str, Tensor], run: Run[Any]) -> None:
     """Load weights into a network, or say in one sentence why they do not fit.
 
     Raises:

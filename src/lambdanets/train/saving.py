@@ -28,7 +28,7 @@ AGREE_EVERY = 10  # steps between votes of several devices on whether to save or
 SLOW = 0.5  # seconds of a step, from which on every step ends with a vote
 
 
-class Saving(Callback):
+class CheckpointCallback(Callback):
     """Saves last, previous and best, inside long epochs too, and stops cleanly on signals.
 
     Inside an epoch a checkpoint is only ever taken after an optimiser step, and never after the epoch's last:
@@ -132,15 +132,17 @@ class Saving(Callback):
         self._check_folder(trainer)
         module.check_finite(weights=True)
         row = state.history[-1]
-        if module.crown in row and (not state.best or module.merit(row) > module.merit(state.best)):
+        if module.monitor in row and (
+            not state.best or module.ranking_key(row) > module.ranking_key(state.best)
+        ):
             state.best_epoch = int(row["epoch"])
-            module.on_best()
+            module.on_new_best()
             # The best before the last: a run killed between the two files does this epoch again.
             trainer.save_checkpoint(self.files.best, weights_only=False)
-            weights = module.kept_weights()
+            weights = module.eval_weights()
             if trainer.is_global_zero:
-                metadata = {"epoch": str(state.best_epoch), module.crown: str(row[module.crown])}
-                save_weights(weights, self.files.weights, module.header() | metadata)
+                metadata = {"epoch": str(state.best_epoch), module.monitor: str(row[module.monitor])}
+                save_weights(weights, self.files.weights, module.weights_metadata() | metadata)
         self._save_last(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

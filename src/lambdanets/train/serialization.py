@@ -69,13 +69,13 @@ def override(config: C, *assignments: str) -> C:
     return config
 
 
-def paths(config: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Every leaf of a config by its dotted path, in order."""
     leaves: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            leaves.update(paths(value, f"{prefix}{field.name}."))
+            leaves.update(flatten(value, f"{prefix}{field.name}."))
         else:
             leaves[prefix + field.name] = value
     return leaves
@@ -94,7 +94,7 @@ def check_finite(config: Any) -> None:
             for item in value:
                 check(where, item)
 
-    for where, value in paths(config).items():
+    for where, value in flatten(config).items():
         check(where, value)
 
 
@@ -127,7 +127,7 @@ def _assign(node: Any, keys: list[str], text: str, path: str) -> Any:
 
 def _nearest_path(node: Any, key: str, rest: list[str], done: list[str]) -> str:
     # A missing group ("lr") is as likely as a misspelt name ("optimizer.lrr"): look at whole paths too.
-    leaves = list(paths(node))
+    leaves = list(flatten(node))
     wanted = ".".join([key, *rest])
     close = difflib.get_close_matches(wanted, leaves, n=1, cutoff=0.6)
     close = close or [leaf for leaf in leaves if leaf.rsplit(".", 1)[-1] == wanted.rsplit(".", 1)[-1]]
