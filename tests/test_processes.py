@@ -76,6 +76,18 @@ def test_a_lock_that_is_removed_while_it_is_waited_for_is_made_anew(
         pass
 
 
+def test_a_lock_that_was_moved_away_leaves_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "run" / ".lock"
+    with locked(path, "the first"):
+        path.parent.rename(tmp_path / "moved")
+        second = locked(path, "the second")
+        second.__enter__()
+    with pytest.raises(InUseError), locked(path, "the third"):
+        pass
+    second.__exit__(None, None, None)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
@@ -95,12 +107,16 @@ def test_a_file_system_without_locks_is_reported(
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="a signal's sender is not known here")
 def test_a_data_loading_process_outlives_signals_of_others_alone() -> None:
+    ready, told = os.pipe()
     child = os.fork()
     if child == 0:
         processes.leave_signals_to_parent()
+        os.write(told, b"!")
         time.sleep(60)
         os._exit(1)
-    time.sleep(0.3)
+    os.close(told)
+    assert os.read(ready, 1)
+    os.close(ready)
     for number in processes.STOP_SIGNALS:
         subprocess.run(["sh", "-c", f"kill -{int(number)} {child}"], check=True)
     time.sleep(0.3)

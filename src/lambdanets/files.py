@@ -21,8 +21,11 @@ def replacing(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
         previous: Where the file that is replaced is kept.
 
     Raises:
-        OSError: The disk is full, or the folder cannot be written; what was there before stands.
+        OSError: The disk is full, the folder cannot be written, or the path is that of a folder or a device,
+            such as /dev/null; what was there before stands.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path, temporary):

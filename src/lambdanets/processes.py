@@ -103,7 +103,8 @@ def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            path.unlink()
+            if _is_at(path, descriptor):  # and not another's, where the folder was moved and made anew
+                path.unlink()
         _held.discard(descriptor)
         os.close(descriptor)
 

@@ -358,10 +358,13 @@ def test_closed_streams_are_no_traceback(tmp_path: Path, words: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-def test_a_full_disk_behind_stdout_is_named() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [[], ["list", "lambda*"]])
+def test_a_full_disk_behind_stdout_is_named(words: list[str], unbuffered: str) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", CALL],
+            [sys.executable, "-c", CALL, *words],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

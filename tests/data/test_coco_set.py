@@ -197,6 +197,13 @@ def test_where_images_are_found(write_coco: WriteCoco, prefix: str) -> None:
         open_coco_split(CocoConfig(source=f"coco:{root}", images=str(root / "train")))
 
 
+def test_a_batch_beyond_the_memory(tmp_path: Path) -> None:
+    config = CocoConfig(source=f"coco:{tmp_path}", image_size=10**6)
+    for open_source in (open_coco, open_coco_split):
+        with pytest.raises(DataError, match=r"^a batch of \d+ images of 1000000 x 1000000 takes [\d,]+ GiB"):
+            open_source(config)
+
+
 def test_splits_of_other_names(write_coco: WriteCoco, coco_entry: Entry) -> None:
     root = write_coco(first=([SIZE], []), second=([SIZE, SIZE], [coco_entry(1, 1, 1, 1, 4, 4)]))
     with pytest.raises(

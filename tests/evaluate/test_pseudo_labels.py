@@ -116,6 +116,13 @@ def test_validation_images_are_not_labelled(
     assert said not in capsys.readouterr().out
 
 
+def test_labels_take_the_place_of_no_device(teacher: Run, scans: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "labels.csv")
+    with pytest.raises(RunError, match=r"labels\.csv is no regular file"):
+        label(teacher, f"folder:{scans}", tmp_path / "labels.csv")
+    assert [path.name for path in tmp_path.glob("*labels*")] == ["labels.csv"]
+
+
 def test_another_choice_needs_no_network(
     teacher: Run, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

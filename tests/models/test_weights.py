@@ -95,6 +95,30 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, name: s
     assert_same(model, before)
 
 
+@pytest.mark.parametrize("change", [Tensor.to_sparse, lambda x: x.to("meta"), lambda x: x + 0j])
+def test_what_is_no_plain_number_is_refused(tmp_path: Path, change: Callable[[Tensor], Tensor]) -> None:
+    model = create_model(ONE)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    name = next(iter(weights))
+    weights[name] = change(weights[name])
+    torch.save(weights, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=rf"w\.pt cannot be used: {name} is sparse, quantised, complex or"):
+        load_weights(model, tmp_path / "w.pt")
+
+
+def test_weights_in_eight_bits(tmp_path: Path) -> None:
+    """PyTorch has no comparison for them."""
+    source, model = create_model(ONE), create_model(ONE)
+    narrow = {
+        name: tensor.to(torch.float8_e4m3fn) if tensor.is_floating_point() else tensor
+        for name, tensor in source.state_dict().items()
+    }
+    torch.save(narrow, tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, narrow[name].to(tensor.dtype)), name
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "model.safetensors", "pytorch_model.bin"])
 def test_a_folder(tmp_path: Path, name: str) -> None:
     model, other = create_model(ONE), create_model(ONE)

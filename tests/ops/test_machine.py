@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,15 @@ SMALL_STATM = "100 50 20 1 0 60 0\n"
 
 
 @pytest.fixture
-def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A machine with 4 GiB available and no control groups, as files."""
     monkeypatch.setattr(machine, "PROC", tmp_path / "proc")
     monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroups")
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 16 * GIB // 4096}.get)
     write(tmp_path / "proc" / "meminfo", f"MemTotal: {16 * 2**20} kB\nMemAvailable: {4 * 2**20} kB\n")
     write(tmp_path / "proc" / "self" / "statm", SMALL_STATM)
-    return tmp_path
+    yield tmp_path
+    machine._memory.cache_clear()
 
 
 def write(path: Path, text: str) -> None:

@@ -143,6 +143,8 @@ def test_momentum_of_batch_norms(tiny: RunConfig) -> None:
     [
         ("engine.ema=1.0", "engine.ema is a decay between 0 and 1"),
         ("engine.global_batch=0", "engine.global_batch is 1 or more"),
+        ("engine.threads=9999999999", "engine.threads is at most 4,096; got 9,999,999,999"),
+        ("engine.timeout_minutes=1e+300", "engine.timeout_minutes is at most 525,600; got 1"),
         ("optimizer.lr_batch=0", "optimizer.lr_batch is 1 or more"),
         ("model.bn_momentum=0.0", "model.bn_momentum is above 0"),
     ],

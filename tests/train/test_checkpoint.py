@@ -34,6 +34,11 @@ def content(x: torch.Tensor) -> dict[str, Any]:
         "epoch_progress": progress,
         "epoch_loop.batch_progress": progress,
         "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": progress}},
+        "epoch_loop.manual_optimization.optim_step_progress": progress,
+        "epoch_loop.scheduler_progress": progress,
+        "epoch_loop.val_loop.batch_progress": progress,
+        "epoch_loop.state_dict": {"_batches_that_stepped": 1},
+        "state_dict": {},
     }
     groups = [{"params": [0], "momentum": 0.9}]
     return {
@@ -127,6 +132,16 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    """As /dev/null, whose place a process of root could take."""
+    pipe = tmp_path / "table.csv"
+    os.mkfifo(pipe)
+    with pytest.raises(CheckpointError, match=r"table\.csv could not be saved \(it is no regular file\)"):
+        write_text(pipe, "a,b\n")
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
 def test_an_error_inside_the_block_is_not_disguised(tmp_path: Path) -> None:
     with pytest.raises(KeyError), replacing(tmp_path / "file"):
         raise KeyError("ours")
@@ -200,6 +215,31 @@ def test_parts_of_other_types_are_named(saved: Path, reason: str, changes: dict[
         DamagedCheckpointError, match=f"last.ckpt is damaged, or no checkpoint of a run: .*{reason}"
     ):
         load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "epoch_loop.manual_optimization.optim_step_progress",
+        "epoch_loop.scheduler_progress",
+        "epoch_loop.val_loop.batch_progress",
+        "epoch_loop.state_dict",
+        "state_dict",
+    ],
+)
+def test_parts_of_a_loop_of_other_types_are_named(saved: Path, part: str) -> None:
+    wrong = content(torch.zeros(2))
+    wrong["loops"]["fit_loop"][part] = None
+    torch.save(wrong, saved)
+    with pytest.raises(DamagedCheckpointError, match=rf"loops\.fit_loop\.{part} is a NoneType"):
+        load_checkpoint(saved)
+
+
+def test_an_optimiser_that_has_left_out_all_steps_so_far_is_no_damage(saved: Path) -> None:
+    """As in the first steps in float16, until the scale of the loss is small enough."""
+    skipped = content(torch.zeros(2)) | optimizer({}, {"params": [0], "momentum": 0.9})
+    torch.save(skipped | {"MixedPrecision": {"scale": 2.0**15}}, saved)
+    assert load_checkpoint(saved)["global_step"] == 1
 
 
 class Unreadable(io.FileIO):

@@ -232,7 +232,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_previous(
     assert_same_end(finished.directory, folder)
 
 
-@pytest.mark.parametrize("change", ["groups", "shape", "state", "loops"])
+@pytest.mark.parametrize("change", ["groups", "options", "parts", "shape", "state", "loops"])
 def test_a_checkpoint_of_which_a_part_is_another_s_is_not_resumed(
     finished: RunResult, folder: Path, change: str
 ) -> None:
@@ -245,6 +245,10 @@ def test_a_checkpoint_of_which_a_part_is_another_s_is_not_resumed(
             states["param_groups"][0]["params"].pop()
             states["state"].clear()
             states["param_groups"] = [{**group, "momentum": 0} for group in states["param_groups"]]
+        elif change == "options":
+            del states["param_groups"][1]["nesterov"]
+        elif change == "parts":
+            states["state"][0]["momentum_buffer"] = [1.0]
         elif change == "shape":
             states["state"][0]["momentum_buffer"] = torch.zeros(7)
         elif change == "state":
@@ -254,6 +258,8 @@ def test_a_checkpoint_of_which_a_part_is_another_s_is_not_resumed(
         torch.save(content, path)
     reasons = {
         "groups": r"\.ckpt has the state of another optimiser than the run's: its groups have \[\d+, \d+\]",
+        "options": r"the run's: nesterov of group 1 is missing or of another type; bring",
+        "parts": r"parameter \d+ has other parts than another of its shape; bring",
         "shape": r"momentum_buffer of parameter 0 has the shape \(7,\), the parameter \(32,\); bring",
         "state": r"no checkpoint is intact: .*optimizer_states.state is empty",
         "loops": r"no checkpoint is intact: .*loops is a NoneType",

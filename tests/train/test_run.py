@@ -164,8 +164,23 @@ def test_weights_that_are_not_finite_are_refused(copy: Path, finished: RunResult
         create_trained_model(f"local-dir:{folder}")
 
 
+@pytest.mark.parametrize("wrong", [{"num_classes": "x"}, {"pretrained_cfg": {"input_size": "x"}}])
+def test_a_config_of_the_hub_with_values_of_other_types_is_told(
+    finished: RunResult, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    folder = load_run(finished.directory).save_for_hub(tmp_path / "hub")
+    config = json.loads((folder / "config.json").read_text()) | wrong
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match=r"^local-dir:.*hub cannot be had: "):
+        trained_model(f"local-dir:{folder}")
+
+
 @pytest.mark.parametrize("name", ["config.json", "classes.json"])
-@pytest.mark.parametrize("text", ['{"half', "3", "\udcff", "[" * 100_000], ids=["half", "3", "bytes", "deep"])
+@pytest.mark.parametrize(
+    "text",
+    ['{"half', "3", '{"data": 3}', "\udcff", "[" * 100_000],
+    ids=["half", "3", "data", "bytes", "deep"],
+)
 def test_a_broken_file_is_named(copy: Path, name: str, text: str) -> None:
     (copy / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(RunError, match=name.replace(".", r"\.")):

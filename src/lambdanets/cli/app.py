@@ -4,10 +4,10 @@ import importlib
 import io
 import multiprocessing
 import os
-import select
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
 from types import FrameType
@@ -20,6 +20,7 @@ from lambdanets.processes import listened_signals
 from lambdanets.wording import printable_lines
 
 FIRST_SPEAKS = 2.0  # seconds
+PRINTING = ("lambdanets.cli.", "rich.", "tyro.")  # modules that print results
 
 _received: list[int] = []
 _formatted = warnings.formatwarning
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.filename is None and _failed_stdout():
+        if isinstance(error, OSError) and error.filename is None and _failed_stdout(error):
             if isinstance(error, BrokenPipeError):
                 return 0  # `lambdanets list | head` is no failure
             error.filename = "standard output"
@@ -68,13 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(number, handler)
 
 
-def _failed_stdout() -> bool:
-    """Whether stdout is what cannot be written to; then nothing is flushed to it at exit either."""
+def _failed_stdout(error: OSError) -> bool:
+    """Whether stdout is what could not be written to; then nothing is flushed to it at exit either."""
     try:
         sys.stdout.flush()
-        pipe = select.poll()
-        pipe.register(sys.stdout, select.POLLERR)  # where Python buffers nothing: the reader is gone
-        if not pipe.poll(0):
+        # Where Python buffers nothing, the error came from printing: the verbs open no files themselves.
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals["__name__"].startswith(PRINTING):
             return False
     except io.UnsupportedOperation:  # no file of the system, as in a notebook
         return False

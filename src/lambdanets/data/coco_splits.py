@@ -21,6 +21,7 @@ from .coco_transforms import Vary, eval_transform_coco
 from .errors import LISTED, DataError, DataWarning, listing
 from .folder import existing, stratum
 from .progress import MANY, Progress, progress_bar
+from .splits import check_memory
 
 SPLITS = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid")}
 FILES = ("annotations/instances_{}.json", "annotations/{}.json", "{}/_annotations.coco.json")
@@ -163,6 +164,7 @@ def _checked(
 ) -> list[tuple[CocoFile, Checked]]:
     """The json and the good entries of each side, when the broken ones have been told."""
     coco_tool()
+    check_memory(config.image_size, config.batch_size, channels=3)
     root = Path(config.source.removeprefix("coco:")).expanduser()
     if root.is_file():
         base = root.parent.parent if root.parent.name == "annotations" else root.parent

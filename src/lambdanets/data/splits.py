@@ -71,7 +71,7 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
     if config.order == "shards" and not config.source.startswith("tar:"):
         raise DataError(ORDER_NEEDS_TAR)
     _check_names(config)
-    _check_memory(config)
+    check_memory(config.image_size, config.batch_size, config.in_chans)
     if config.source.startswith(STREAMED):
         if config.train_per_class is not None:
             raise DataError(
@@ -139,7 +139,7 @@ def open_split(
     """
     if split not in ("train", "val"):
         raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
-    _check_memory(config)
+    check_memory(config.image_size, config.batch_size, config.in_chans)
     if config.source.startswith(STREAMED):
         stream = open_stream(config, split, train=False, seed=seed)
         _check_known(config, stream.classes, classes)
@@ -178,10 +178,19 @@ def _check_names(config: DataConfig) -> None:
     raise DataError(f"{what}, and a run is validated on images that it is not trained on: {how}")
 
 
-def _check_memory(config: DataConfig) -> None:
-    """Refuse a batch that cannot be in memory, before an image is enlarged to such a size."""
-    size, number, limit = config.image_size, config.batch_size, memory("cpu")
-    needed = number * config.in_chans * size**2 * torch.float32.itemsize
+def check_memory(size: int, number: int, channels: int) -> None:
+    """Refuse a batch that cannot be in memory, before an image is enlarged to such a size.
+
+    Args:
+        size: height and width of an image.
+        number: images of a batch.
+        channels: of an image.
+
+    Raises:
+        DataError: a batch takes more memory than there is.
+    """
+    limit = memory("cpu")
+    needed = number * channels * size**2 * torch.float32.itemsize
     if limit is not None and needed > limit:
         raise DataError(
             f"a batch of {number} images of {size} x {size} takes {needed / 2**30:,.0f} GiB, and there are "

@@ -31,6 +31,7 @@ from lambdanets.evaluate.label_file import Record, read_record
 from lambdanets.processes import leave_signals_to_parent, locked
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.engine import device_and_precision, quiet_lightning
+from lambdanets.train.errors import RunError
 from lambdanets.train.launch import local_rank, shard
 from lambdanets.train.progress import format_duration, print_once
 from lambdanets.train.run import Run
@@ -99,7 +100,7 @@ def label(
     Raises:
         ValueError: the threshold is no probability, a number is too small, or `fill` lacks `per_class`.
         DataError: there are no such images, none is left, or none could be read.
-        RunError: labels of another teacher or of other images are in the way.
+        RunError: labels of another teacher or of other images are in the way, or `out` is no regular file.
         InUseError: another process makes the same labels.
 
     References:
@@ -117,6 +118,8 @@ def label(
         if value is not None and value < least:
             raise ValueError(f"{name} is {least} or more; got {value}")
     config, path, source = teacher.config.data, Path(out), written_out(source)
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path} is no regular file that labels could be written to")
     pictures = open_pictures(source, config.in_chans, config.max_pixels)
     names = [pictures.path(index) for index in range(len(pictures))]
     if (rows := training_side(names)) is not None:

@@ -185,7 +185,7 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
         raise RunError(f"no trained weights of {name} are published; give your own with --checkpoint FILE")
     try:
         return create_model(name, pretrained=pretrained)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise RunError(f"{name} cannot be had: {reason}") from error
 

@@ -209,6 +209,13 @@ def _check(
             said.append(f"{len(unknown)} are unknown (the first is {unknown[0]})")
         hint = _nested(theirs, target) or likeness(theirs)
         raise WeightsError(f"the weights in {source} are not those of {what}: {' and '.join(said)}{hint}")
+    for name, tensor in weights.items():
+        dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+        if not dense or (tensor.is_complex() and not target[name].is_complex()):
+            raise WeightsError(
+                f"the weights in {source} cannot be used: {name} is sparse, quantised, complex or without "
+                "elements; save the plain numbers"
+            )
     for name in target:
         if name in needed and weights[name].shape != target[name].shape:
             have, need = tuple(weights[name].shape), tuple(target[name].shape)
@@ -225,7 +232,8 @@ def _check_shared(weights: dict[str, Tensor], model: nn.Module, source: str | Pa
     first: dict[nn.Parameter, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         other = first.setdefault(parameter, name)
-        if name in weights and other in weights and not torch.equal(weights[name], weights[other]):
+        shared = other != name and name in weights and other in weights
+        if shared and not torch.equal(weights[name], weights[other]):
             raise WeightsError(
                 f"{other} and {name} are one tensor in {_name(model)}, and two that differ in {source}"
             )

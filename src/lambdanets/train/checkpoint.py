@@ -115,6 +115,11 @@ CHECKPOINT = {
             "epoch_progress": PROGRESS,
             "epoch_loop.batch_progress": PROGRESS,
             "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": PROGRESS}},
+            "epoch_loop.manual_optimization.optim_step_progress": PROGRESS,
+            "epoch_loop.scheduler_progress": PROGRESS,
+            "epoch_loop.val_loop.batch_progress": PROGRESS,
+            "epoch_loop.state_dict": {"_batches_that_stepped": int},
+            "state_dict": {},
         }
     },
     "callbacks": {},
@@ -287,7 +292,9 @@ def _wrong_optimizer(content: Mapping[str, Any]) -> str:
     if not state.keys() <= {name for group in groups for name in group["params"]}:
         return "optimizer_states.state has other parameters than the groups"
     moving = any(group.get("momentum") or "betas" in group for group in groups)
-    if moving and not state and content["global_step"]:
+    # In float16 the first steps may all have been left out, until the scale of the loss was small enough.
+    scaled = "MixedPrecision" in content or "FSDPPrecision" in content
+    if moving and not state and content["global_step"] and not scaled:
         return "optimizer_states.state is empty"
     return ""
 

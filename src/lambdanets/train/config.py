@@ -17,6 +17,9 @@ from lambdanets.train.errors import RunError
 from lambdanets.train.optim import OptimizerConfig, ScheduleConfig
 from lambdanets.train.serialization import check_finite, decode
 
+MOST_THREADS = 4096
+MOST_MINUTES = 365 * 24 * 60
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -145,6 +148,10 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"engine.{name} is greater than 0, or None; got {value}")
+        for name, most in (("threads", MOST_THREADS), ("timeout_minutes", MOST_MINUTES)):
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise ValueError(f"engine.{name} is at most {most:,}; got {value:,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +273,8 @@ def stored_task(folder: Path) -> str | None:
 
 
 def _task(plain: Any) -> str:
-    source = plain.get("data", {}).get("source", "") if isinstance(plain, dict) else ""
+    data = plain.get("data") if isinstance(plain, dict) else None
+    source = data.get("source") if isinstance(data, dict) else None
     return "detection" if str(source).startswith("coco:") else RunConfig.TASK
 
 

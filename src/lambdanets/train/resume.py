@@ -149,26 +149,43 @@ def check_optimizer(start: ResumePoint, own: Optimizer) -> None:
         start: the checkpoint.
         own: the run's optimiser before its first step.
     """
+
+    def another(reason: str) -> RunError:
+        return RunError(
+            f"{start.path} has the state of another optimiser than the run's: {reason}; bring the run's own "
+            "checkpoint back"
+        )
+
     [stored] = start.content["optimizer_states"]
-    another = f"{start.path} has the state of another optimiser than the run's"
     groups = stored["param_groups"], own.param_groups
     theirs, ours = ([len(group["params"]) for group in each] for each in groups)
     if theirs != ours:
-        raise RunError(
-            f"{another}: its groups have {theirs} parameters, the run's {ours}; bring the run's own "
-            "checkpoint back"
-        )
+        raise another(f"its groups have {theirs} parameters, the run's {ours}")
     # The state is keyed by what the stored groups list; PyTorch matches these with the run's by order.
-    parameters: dict[Any, Tensor] = {}
-    for their_group, our_group in zip(*groups, strict=True):
-        parameters |= zip(their_group["params"], our_group["params"], strict=True)
+    parameters: dict[Any, tuple[int, Tensor]] = {}
+    for number, (their_group, our_group) in enumerate(zip(*groups, strict=True)):
+        for name, value in our_group.items():
+            if value is not None and _kind(their_group.get(name)) is not _kind(value):
+                raise another(f"{name} of group {number} is missing or of another type")
+        for name, parameter in zip(their_group["params"], our_group["params"], strict=True):
+            parameters[name] = number, parameter
+    forms: dict[Any, dict[str, type]] = {}  # what is kept of a parameter, by its group and shape
     for name, state in stored["state"].items():
+        number, parameter = parameters[name]
+        kinds = {part: _kind(value) for part, value in state.items()}
+        if forms.setdefault((number, parameter.shape), kinds) != kinds:
+            raise another(f"parameter {name} has other parts than another of its shape")
         for part, value in state.items():
-            if name in parameters and not _of_shape(value, parameters[name].shape):
-                raise RunError(
-                    f"{another}: {part} of parameter {name} has the shape {tuple(value.shape)}, the "
-                    f"parameter {tuple(parameters[name].shape)}; bring the run's own checkpoint back"
+            if not _of_shape(value, parameter.shape):
+                raise another(
+                    f"{part} of parameter {name} has the shape {tuple(value.shape)}, the parameter "
+                    f"{tuple(parameter.shape)}"
                 )
+
+
+def _kind(value: Any) -> type:
+    """Return the type of a value, that of numbers being float."""
+    return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
 
 
 def _of_shape(value: Any, shape: Sequence[int]) -> bool:
