@@ -21,7 +21,7 @@ from lambdanets.data import DataError, open_splits
 from lambdanets.processes import locked, require_posix
 from lambdanets.train.checkpoint import AtomicCheckpointIO, RunState, write_text
 from lambdanets.train.classifier import Classifier
-from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, load_classes
+from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, dump_config, load_classes
 from lambdanets.train.diagnosis import explain_error
 from lambdanets.train.errors import RunError, raised_on_all_ranks
 from lambdanets.train.launch import (
@@ -50,7 +50,6 @@ from lambdanets.train.resume import (
 )
 from lambdanets.train.run import RunFiles
 from lambdanets.train.saving import CheckpointCallback
-from lambdanets.train.serialization import to_json
 from lambdanets.wording import json_text
 
 
@@ -193,7 +192,7 @@ def _fit(ready: Prepared, files: RunFiles, *, resume: bool, claim: Callable[[], 
         if not resume:
             run_on_all_ranks(claim)
         if rank_zero_only.rank == 0:
-            write_text(files.config, to_json(settled))
+            write_text(files.config, dump_config(settled))
             write_text(files.classes, json_text(splits.classes, indent=1) + "\n")
             files.skipped.unlink(missing_ok=True)
             if splits.skipped:
@@ -277,7 +276,7 @@ def build_learner(
     weights = config.model.weights
     network = config.network(len(classes), loads_weights=continues or weights is not None)
     if weights is not None and not continues:
-        print_once(config.start(network))
+        print_once(config.load_initial_weights(network))
     if config.engine.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     module = task.learner(network, config, classes=classes, state=RunState())
