@@ -198,7 +198,7 @@ def test_a_lost_process_leaves_a_way_on(tiny: RunConfig, tmp_path: Path) -> None
     assert "There is no checkpoint yet. Begin again with: lamb" in str(explain_error(lost, tiny, two, files))
     files.last.parent.mkdir()
     files.last.touch()
-    assert "The newest checkpoint stands. Continue with: lamb" in str(explain_error(lost, tiny, two, files))
+    assert "The newest checkpoint is intact. Continue with: lamb" in str(explain_error(lost, tiny, two, files))
 
 
 @pytest.mark.parametrize(
@@ -206,9 +206,9 @@ def test_a_lost_process_leaves_a_way_on(tiny: RunConfig, tmp_path: Path) -> None
     [
         (
             "[pair.cc:545] Read error [127.0.0.1]:12699: Connection reset by peer. This is",
-            "ended (Connection reset by peer); its own last words say why",
+            "ended (Connection reset by peer); its last log lines give the reason",
         ),
-        ("[gloo] broken", "ended ([gloo] broken); its own last words say why"),
+        ("[gloo] broken", "ended ([gloo] broken); its last log lines give the reason"),
         (
             "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 90000ms for recv operation",
             "did not answer for 90 s (engine.timeout_minutes); its host may be down, cut off or stopped",

@@ -114,7 +114,7 @@ def test_a_second_signal_stops_at_once(
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Classifier, "on_validation_epoch_start", twice)
-    with pytest.raises(TrainingInterrupted, match="the newest checkpoint, if any, stands"):
+    with pytest.raises(TrainingInterrupted, match="the newest checkpoint, if any, is intact"):
         train(tiny, run_dir=folder)
     assert load_checkpoint(folder / "checkpoints" / "last.ckpt")["run_state"]["batches_done"] == 3
 
@@ -198,7 +198,7 @@ def test_processes_that_read_images_are_signalled_with_the_run_or_killed(tmp_pat
     assert said[0][-1].startswith("lambdanets: stopped by SIGTERM: saved at the current step. ")
     assert said[1] == [
         "lambdanets: a process that reads images was lost (Killed), probably for want of memory or of shared "
-        "memory (/dev/shm). The newest checkpoint stands. Go on with fewer of them (there were 2): "
+        "memory (/dev/shm). The newest checkpoint is intact. Continue with fewer of them (there were 2): "
         f"lambdanets train --resume {folders[1]} --set data.workers=1"
     ]
 

@@ -1,6 +1,7 @@
 """Training: typed configurations, exact resume, and the run folder.
 
-Lightning is imported when something is trained, not when a configuration is written or a recipe is listed.
+`config` describes a run, `engine` carries it out with the `Learner` of a task, `saving` and `resume` make it
+resumable, and `run` opens its folder. Lightning is imported by `train`, not by a configuration or a recipe.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The Lightning module of image classification: loss, metrics, and what is said and drawn of them."""
+"""The Lightning module of image classification: loss, metrics, progress lines and figures."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ from lambdanets.train.learner import Learner
 from lambdanets.train.run import RunFiles
 from lambdanets.viz.figures import Panel, draw_confusion, draw_curves
 
-CONFUSION_LIMIT = 1000  # classes; beyond it the matrix is larger than many networks
+CONFUSION_LIMIT = 1000  # classes, above which a confusion matrix takes too much memory
 CURVES = (
     Panel("loss", {"training": "train_loss", "validation": "val_loss"}),
     Panel("accuracy (%)", {"training": "train_top1", "validation": "val_top1"}, scale=100, best="val_top1"),
@@ -29,13 +29,13 @@ CURVES = (
 
 
 class Classifier(Learner):
-    """Trains a network on labelled images.
+    """Trains a classifier on labelled images.
 
     Args:
-        network: images of shape (b, c, height, width) to logits of shape (b, classes).
-        config: the run.
-        classes: names, in the order of the logits.
-        state: progress of the run, shared with the callbacks.
+        network: Images `[b, c, h, w]` to logits `[b, classes]`.
+        config: The configuration of the run.
+        classes: Class names, in the order of the logits.
+        state: Progress of the run, shared with the callbacks.
     """
 
     train_metrics = ("loss", "top1")
@@ -77,14 +77,14 @@ class Classifier(Learner):
     # Training
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of shape (b, classes) for images of shape (b, c, height, width)."""
+        """Return the logits `[b, classes]` of images `[b, c, h, w]`."""
         return self._run(self.network, images)
 
     def _run(self, network: nn.Module, images: Tensor) -> Tensor:
         try:
             return network(images.to(memory_format=self.memory_format))
         except AssertionError as error:
-            # timm's way to refuse images; the tests of a network's own are none of a user's business.
+            # timm asserts the image size: the user gets the reason without the traceback.
             size = "x".join(map(str, images.shape[1:]))
             raise RunError(f"{self.config.model.name} cannot take images of {size}: {error}") from error
 
@@ -108,7 +108,7 @@ class Classifier(Learner):
             metrics.reset()
 
     def _validated(self) -> list[tuple[MetricCollection, nn.Module, str]]:
-        """Metrics, whose they are, and the prefix of their names: of what is kept, and of what is trained."""
+        """Return (metrics, network, prefix of the columns): `eval_network` first, then the trained one."""
         kept = (self.metrics, self.eval_network, "val_")
         return [kept] if self.average is None else [kept, (self.raw_metrics, self.network, "raw_")]
 
@@ -136,7 +136,7 @@ class Classifier(Learner):
     def on_new_best(self) -> None:
         self.state.best_confusion = self.confusion
 
-    # What is said and drawn
+    # Progress, summary and figures
 
     def format_training(self, means: Mapping[str, float]) -> str:
         return f"loss {means['loss']:.3f}  accuracy {100 * means['top1']:.1f} %"

@@ -1,4 +1,4 @@
-"""What failures of torch's mean for the person who trains."""
+"""Explanations of PyTorch's errors during training: out of memory, lost processes, unusable batches."""
 
 import re
 
@@ -21,14 +21,14 @@ def explain_error(
     *,
     stopped_by: int | None = None,
 ) -> Exception | None:
-    """Return the error that explains a failure inside the trainer, None where it is not foreseen.
+    """Return the error that explains a failure inside the trainer, or None if its cause is unknown.
 
     Args:
-        error: as the trainer raised it.
-        config: the run.
-        trainer: that ran.
-        files: of the run.
-        stopped_by: the signal that asked the run to stop, if one did.
+        error: The error that the trainer raised.
+        config: The configuration of the run.
+        trainer: The trainer.
+        files: The files of the run.
+        stopped_by: The signal that asked the run to stop, if any.
     """
     if "more than 1 value per channel" in str(error):
         return batch_norm_error(config)
@@ -36,7 +36,7 @@ def explain_error(
     workers = config.data.workers
     lost = lost_worker(error)
     if lost is None and workers and isinstance(error, ConnectionResetError | EOFError):
-        lost = "its connection broke off"  # what reading from it meets before torch has looked at it
+        lost = "its connection broke off"  # the pipe to a worker closed before PyTorch noticed its end
     if lost is not None:
         if stopped_by is not None:
             return TrainingInterrupted(stopped_by, files.directory, saved=False)
@@ -49,7 +49,7 @@ def explain_error(
 
 
 def batch_norm_error(config: BaseConfig) -> ValueError:
-    """Return the error for a batch norm that got a single value per channel in training."""
+    """Return the error for a batch norm that got one value per channel in training."""
     data = config.data
     return ValueError(
         "batch norms in training need more than one value per channel, but data.batch_size="
@@ -59,15 +59,15 @@ def batch_norm_error(config: BaseConfig) -> ValueError:
 
 
 def out_of_memory_advice(config: BaseConfig, world_size: int, device: str) -> str:
-    """Where memory went, what to do in order of trying, and which of it a resumed run may do.
+    """Return what used the memory, what to change, and which of it a resumed run may change.
 
-    The first things change little but the time. The smaller batch is the largest one, up to half, with which
-    an optimiser step still takes the same number of images.
+    The first suggestions cost little but time. The smaller batch is the largest one, up to half the present
+    one, with which an optimiser step still takes the same number of images.
 
     Args:
-        config: the run.
-        world_size: number of processes.
-        device: type of their devices, such as "cuda".
+        config: The configuration of the run.
+        world_size: Number of processes.
+        device: Type of their devices, such as "cuda".
     """
     data, engine = config.data, config.engine
     where = f"data.batch_size={data.batch_size} images of {data.image_size}x{data.image_size} on each device"
@@ -93,17 +93,18 @@ def out_of_memory_advice(config: BaseConfig, world_size: int, device: str) -> st
 
 
 def lost_peer_reason(error: Exception) -> str | None:
-    """Return what happened to another process, to follow its name; None for an error of another kind."""
-    said = str(error)
-    if "connectFullMesh" in said:
+    """Return what happened to another process, as the end of a sentence; None for other errors."""
+    message = str(error)
+    if "connectFullMesh" in message:
         return "could not be reached; GLOO_SOCKET_IFNAME=DEVICE names the network device between the hosts"
-    if found := re.search(r"[Tt]imed out waiting (\d+)ms", said):
+    if found := re.search(r"[Tt]imed out waiting (\d+)ms", message):
         return (
             f"did not answer for {int(found[1]) / 1000:,.0f} s (engine.timeout_minutes); its host may be "
             "down, cut off or stopped"
         )
-    if found := re.search(r"[\w ]+ by peer", said):
-        return f"ended ({found[0].strip()}); its own last words say why"
-    if isinstance(error, DistBackendError) or "gloo" in said:
-        return f"ended ({(said.splitlines() or [type(error).__name__])[0]}); its own last words say why"
+    if found := re.search(r"[\w ]+ by peer", message):
+        return f"ended ({found[0].strip()}); its last log lines give the reason"
+    if isinstance(error, DistBackendError) or "gloo" in message:
+        first_line = (message.splitlines() or [type(error).__name__])[0]
+        return f"ended ({first_line}); its last log lines give the reason"
     return None

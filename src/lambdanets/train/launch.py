@@ -1,4 +1,9 @@
-"""The processes (ranks) of a run: how they were launched, and what they agree on before training."""
+"""The processes (ranks) of a run: how they were launched, and how they agree before training starts.
+
+torchrun and srun start all processes at once, and each of them opens the data for itself. An error may occur
+on all ranks, or on one while the others would wait for it: `run_on_all_ranks` stops all of them with one
+message.
+"""
 
 import itertools
 import json
@@ -28,7 +33,10 @@ from lambdanets.train.errors import RunError, raised_on_all_ranks
 
 
 class SyncBatchNorms(LayerSync):
-    """Batch statistics over all devices, in timm's norms with an activation too, which PyTorch would lose."""
+    """Synchronises batch norms over all devices, those of timm with a fused activation too.
+
+    PyTorch's own conversion would drop the activation.
+    """
 
     def apply(self, model: nn.Module) -> nn.Module:
         return convert_sync_batchnorm(model)
@@ -38,31 +46,31 @@ class SyncBatchNorms(LayerSync):
 
 
 class WholeCheckpointFSDP(FSDPStrategy):
-    """FSDP whose checkpoints are one whole file of the usual form, written and replaced as all others.
+    """FSDP that writes one whole checkpoint of the usual format, in place of Lightning's sharded one.
 
-    Lightning's own takes no file to keep the previous one in.
+    Lightning's own version cannot keep the previous file.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
     ) -> None:
-        # The tensors were gathered on the first process when the checkpoint was made.
+        # The tensors were gathered on rank 0 when the checkpoint was made.
         ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
 
 def strategy(name: str) -> FSDPStrategy | str:
-    """What Lightning's trainer takes for the name of a strategy."""
+    """Return Lightning's strategy for the name of one."""
     return WholeCheckpointFSDP() if name == "fsdp" else name
 
 
 def set_timeout(strategy: Strategy, minutes: float) -> None:
-    """Set how long the processes of a strategy wait for each other, where it has several."""
+    """Set how long the ranks of a strategy wait for each other; no effect on a single device."""
     if isinstance(strategy, DDPStrategy | FSDPStrategy | ModelParallelStrategy):
         strategy._timeout = timedelta(minutes=minutes)
 
 
 def sharding_error(engine: EngineConfig, device: str) -> str:
-    """Why weights cannot be divided among devices of a type, such as "cuda"; "" where they can."""
+    """Return why weights cannot be sharded over devices of a type, such as "cuda"; "" if they can."""
     if engine.ema is not None:
         return "engine.ema needs whole weights on every device; with FSDP leave it out"
     if device == "cpu":
@@ -71,10 +79,10 @@ def sharding_error(engine: EngineConfig, device: str) -> str:
 
 
 def launched() -> tuple[int, int] | None:
-    """Processes on each node, and nodes, as torchrun or SLURM's srun started them; None where neither did.
+    """Return (processes per node, nodes) as launched by torchrun or srun; None without either.
 
     Raises:
-        RunError: SLURM does not tell the processes on each node.
+        RunError: SLURM does not report the number of processes on each node.
     """
     variables = os.environ
     if TorchElasticEnvironment.detect():
@@ -92,9 +100,9 @@ def launched() -> tuple[int, int] | None:
 
 
 def shard() -> tuple[int, int]:
-    """Which of how many processes of torchrun or of srun this is.
+    """Return (rank, number of ranks) of this process under torchrun or srun; (0, 1) without either.
 
-    A job script of SLURM's that is no srun has the job's variables, too, but not those of a step.
+    A SLURM job script that runs without srun has the variables of the job, but not those of a step.
     """
     for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
         if rank in os.environ and size in os.environ:
@@ -103,16 +111,16 @@ def shard() -> tuple[int, int]:
 
 
 def local_rank() -> int:
-    """Which process of its machine this is."""
+    """Return the rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
 def cluster() -> list[ClusterEnvironment]:
-    """What Lightning is told about the launcher, beyond what it finds out itself.
+    """Return Lightning's plugin for the launcher, where its own choice does not fit.
 
-    Under SLURM it would put a handler of its own on the signals that announce the end of a job, save in
-    another way than ours, and queue the job again. One task of SLURM's starts its processes itself, as
-    anywhere else.
+    Under SLURM, Lightning would install its own handler of the signals that announce the end of a job, save
+    in a different way, and requeue the job. A SLURM job of a single task starts its processes itself, as on
+    any machine.
     """
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
@@ -123,21 +131,22 @@ def _tasks() -> int:
     return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else 0
 
 
-PATIENCE = timedelta(minutes=30)  # for the slowest process, as PyTorch has for its process groups
-FAREWELL = timedelta(seconds=10)  # until the others know, before the first process takes the store with it
+PATIENCE = timedelta(minutes=30)  # for the slowest rank, like the timeout of PyTorch's process groups
+FAREWELL = timedelta(seconds=10)  # rank 0 hosts the store: it stays until the others have read the verdict
 
 T = TypeVar("T")
 
-_store: Any = None  # kept: the process group finds its server there
-_meetings = itertools.count()
+_store: Any = None  # kept alive: the process group connects to its server later
+_calls = itertools.count()
 
 
 def run_on_all_ranks(prepare: Callable[[], T]) -> T:
-    """What `prepare` returns, once it has succeeded on all processes of torchrun or srun.
+    """Return `prepare()` once it has succeeded on all ranks of torchrun or srun.
 
     Raises:
-        Exception: what `prepare` raised here, where it did so on the first process too; marked as told by it.
-        RunError: it failed on another process, whose sentence this is; or a process did not come.
+        Exception: The error of `prepare` on this rank, if rank 0 failed too; only rank 0 prints it.
+        RunError: `prepare` failed on another rank, whose message this error carries; or a rank did not
+            arrive.
     """
     with raised_on_all_ranks():
         started = launched()
@@ -146,60 +155,59 @@ def run_on_all_ranks(prepare: Callable[[], T]) -> T:
     failure, result = None, None
     try:
         result = prepare()
-    except Exception as error:  # whatever it is, the others are told before it is raised again
+    except Exception as error:  # of any kind: the other ranks get its message before it is raised
         failure = error
-    sentence = None if failure is None else str(failure) or type(failure).__name__
-    first, told = _verdict(sentence)
-    if told is None:
+    first, message = _verdict(None if failure is None else str(failure) or type(failure).__name__)
+    if message is None:
         return result  # pyright: ignore[reportReturnType]
     if first == 0 and failure is not None:
-        said = failure
+        raised = failure
     else:
-        said = RunError(told if first == 0 else f"process {first} of the run: {told}")
-    said.on_all_ranks = True  # pyright: ignore[reportAttributeAccessIssue]
-    raise said from (None if said is failure else failure)
+        raised = RunError(message if first == 0 else f"process {first} of the run: {message}")
+    raised.on_all_ranks = True  # pyright: ignore[reportAttributeAccessIssue]
+    raise raised from (None if raised is failure else failure)
 
 
-def _verdict(sentence: str | None) -> tuple[int, str | None]:
-    """The first process that failed and what it says, None where none did."""
+def _verdict(message: str | None) -> tuple[int, str | None]:
+    """Exchange messages; return the lowest rank that failed and its message, None if all succeeded."""
     global _store
-    place = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SLURMEnvironment()
-    rank, size = place.global_rank(), place.world_size()
-    _store = store = _store or _rendezvous(place.main_address, place.main_port, rank, size)
-    about = f"lambdanets/{next(_meetings)}"
+    environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SLURMEnvironment()
+    rank, size = environment.global_rank(), environment.world_size()
+    _store = store = _store or _rendezvous(environment.main_address, environment.main_port, rank, size)
+    prefix = f"lambdanets/{next(_calls)}"
     if rank:
-        store.set(f"{about}/said/{rank}", json.dumps(sentence))
-        verdict = json.loads(_wait(store, f"{about}/verdict", 0, size))
-        store.set(f"{about}/heard/{rank}", "")
+        store.set(f"{prefix}/message/{rank}", json.dumps(message))
+        verdict = json.loads(_wait(store, f"{prefix}/verdict", 0, size))
+        store.set(f"{prefix}/received/{rank}", "")
         return verdict[0], verdict[1]
     others = range(1, size)
-    said = [sentence, *(json.loads(_wait(store, f"{about}/said/{n}", n, size)) for n in others)]
-    first = next((number for number, words in enumerate(said) if words is not None), 0)
-    store.set(f"{about}/verdict", json.dumps([first, said[first]]))
-    if said[first] is not None:
+    messages = [message, *(json.loads(_wait(store, f"{prefix}/message/{n}", n, size)) for n in others)]
+    first = next((number for number, each in enumerate(messages) if each is not None), 0)
+    store.set(f"{prefix}/verdict", json.dumps([first, messages[first]]))
+    if messages[first] is not None:
         with suppress(RuntimeError):
-            store.wait([f"{about}/heard/{number}" for number in others], FAREWELL)
-    return first, said[first]
+            store.wait([f"{prefix}/received/{number}" for number in others], FAREWELL)
+    return first, messages[first]
 
 
 def _rendezvous(address: str, port: int, rank: int, size: int) -> Any:
-    """The store of the launcher, or that of the first process, where the process group will meet too."""
+    """Connect to the store of the launcher, or of rank 0, which the process group uses later."""
     from torch.distributed.rendezvous import rendezvous
 
-    place = f"tcp://{address}:{port}?rank={rank}&world_size={size}"
+    url = f"tcp://{address}:{port}?rank={rank}&world_size={size}"
     try:
-        store, _, _ = next(iter(rendezvous(place, timeout=PATIENCE)))
+        store, _, _ = next(iter(rendezvous(url, timeout=PATIENCE)))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise RunError(f"process {rank} of {size} could not meet the others: {reason}") from error
     return store
 
 
-def _wait(store: Any, key: str, whose: int, size: int) -> bytes:
+def _wait(store: Any, key: str, rank: int, size: int) -> bytes:
     try:
         return store.get(key)
     except RuntimeError as error:
         minutes = int(PATIENCE.total_seconds() // 60)
         raise RunError(
-            f"process {whose} of {size} ended, or did not arrive within {minutes} minutes; see its last words"
+            f"process {rank} of {size} ended, or did not arrive within {minutes} minutes; see its log"
         ) from error

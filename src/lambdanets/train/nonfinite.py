@@ -1,4 +1,4 @@
-"""What is kept of the step at which a loss became NaN or infinite, so that it can be studied."""
+"""The report on a step whose loss or weights became NaN or infinite."""
 
 import json
 import math
@@ -15,22 +15,22 @@ from lambdanets.files import parse_json
 from lambdanets.train.checkpoint import save_weights, write_text
 
 NAMES = ("batch.safetensors", "weights.safetensors", "report.json", "report.txt")
-SHOWN = 8  # of the largest activations and norms, in the text
+SHOWN = 8  # entries of each list in report.txt
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadStep:
-    """A step that went wrong.
+    """A step whose loss or weights are not finite.
 
     Attributes:
-        facts: what was wrong and where in the run, in plain types: `step` is that of the first bad loss.
-        losses: (step, loss) of the last batches, the bad one among them.
-        seed: of torch's generators, just before the forward pass of the batch.
-        tensors: of the batch at hand, by name; None where there is none.
-        inputs: what the network is called with for that batch.
-        stale: why that batch with the weights as they are now says nothing, "" when it gives the bad loss.
-        collective: why this process cannot run the network alone, "" when it can.
-        context: the precision of the run.
+        facts: What happened and where in the run, in plain types; `step` is that of the first bad loss.
+        losses: (step, loss) of the last batches, the bad one included.
+        seed: Seed of PyTorch's generators just before the forward pass of the batch.
+        tensors: Tensors of the newest batch, by name; None without a batch.
+        inputs: Arguments of the network's forward pass for that batch.
+        stale: Why that batch with the present weights does not reproduce the bad loss; "" if it does.
+        collective: Why this process cannot run the network alone; "" if it can.
+        context: Context that sets the precision of the run.
     """
 
     facts: dict[str, Any]
@@ -44,58 +44,58 @@ class BadStep:
 
 
 @torch.no_grad()
-def locate_nonfinite(network: nn.Module, moment: BadStep, folder: Path) -> None:
-    """Write the batch, the weights, and a report on where the first NaN or infinity comes from.
+def locate_nonfinite(network: nn.Module, bad_step: BadStep, folder: Path) -> None:
+    """Write the batch, the weights, and a report on the first module whose output is NaN or infinite.
 
-    Training is over when this is called: the network's statistics and torch's generators are not put back.
+    Call it at the end of training: the network's statistics and PyTorch's generators are not restored.
 
     Args:
-        network: what was trained, in training mode.
-        moment: the step.
-        folder: where the files go; those of an earlier step are removed.
+        network: The trained network, in training mode.
+        bad_step: The step.
+        folder: Folder of the files; those of an earlier step are removed.
 
     Raises:
-        CheckpointError: a file cannot be written.
+        CheckpointError: A file cannot be written.
     """
     clear_report(folder)
     parameters = dict(network.named_parameters())
     broken = [name for name, tensor in network.state_dict().items() if not _finite(tensor)]
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    report: dict[str, Any] = moment.facts | {"seed": moment.seed, "nonfinite_weights": broken}
+    report: dict[str, Any] = bad_step.facts | {"seed": bad_step.seed, "nonfinite_weights": broken}
     notes = []
-    if moment.tensors is None:
+    if bad_step.tensors is None:
         notes.append("there was no batch at hand")
     else:
-        save_weights(moment.tensors, folder / NAMES[0], {})
-    if moment.collective:
-        notes.append(f"weights and activations are left out: {moment.collective}")
+        save_weights(bad_step.tensors, folder / NAMES[0], {})
+    if bad_step.collective:
+        notes.append(f"weights and activations are left out: {bad_step.collective}")
     elif any(name in parameters for name in broken):
         notes.append("weights.safetensors is left out: the weights are NaN or infinite; see last.ckpt")
     else:
-        # Before the network runs again: a pass in training mode moves its statistics.
-        save_weights(network.state_dict(), folder / NAMES[1], {"step": str(moment.facts["step"])})
-    if moment.stale:
-        notes.append(moment.stale)
-    elif moment.tensors is not None and not moment.collective:
-        torch.manual_seed(moment.seed)
-        with moment.context:
-            first, largest = largest_outputs(network, moment.inputs)
+        # Before the network runs again: a pass in training mode changes its statistics.
+        save_weights(network.state_dict(), folder / NAMES[1], {"step": str(bad_step.facts["step"])})
+    if bad_step.stale:
+        notes.append(bad_step.stale)
+    elif bad_step.tensors is not None and not bad_step.collective:
+        torch.manual_seed(bad_step.seed)
+        with bad_step.context:
+            first, largest = largest_outputs(network, bad_step.inputs)
         report |= {"first_nonfinite_output": first, "largest_activations": largest}
     report["weight_norms"] = {name: float(p.norm()) for name, p in parameters.items()}
     report["last_gradient_norms"] = {name: float(g.norm()) for name, g in gradients.items()}
-    report |= {"losses": moment.losses, "notes": notes}
+    report |= {"losses": bad_step.losses, "notes": notes}
     write_text(folder / NAMES[2], json.dumps(_plain(report), indent=1, allow_nan=False) + "\n")
     write_text(folder / NAMES[3], _describe(report))
 
 
 def clear_report(folder: Path) -> None:
-    """Remove what `locate_nonfinite` wrote."""
+    """Remove the files of `locate_nonfinite`."""
     for name in NAMES:
         (folder / name).unlink(missing_ok=True)
 
 
 def reported_step(folder: Path) -> int:
-    """The step that a report in this folder is about, -1 when there is none."""
+    """Return the step of the report in a folder, -1 without a report."""
     try:
         return int(parse_json((folder / NAMES[2]).read_text(encoding="utf-8"))["step"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -103,34 +103,34 @@ def reported_step(folder: Path) -> int:
 
 
 def largest_outputs(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[str | None, dict[str, float]]:
-    """Run a network and look at what every module in it gives out.
+    """Run a network and record the outputs of all its modules.
 
     Returns:
-        The name of the first module whose output is not finite, None where all are, and the largest absolute
-        value of each module's output, in the order of the calls. The network as a whole is "network".
+        The name of the first module whose output is not finite, None if all are; and the largest absolute
+        value of each module's output, in the order of the calls. The whole network is called "network".
     """
     largest: dict[str, float] = {}
     first: list[str] = []
 
-    def look(name: str, output: Any) -> None:
+    def record(name: str, output: Any) -> None:
         parts = output.values() if isinstance(output, dict) else output
         for tensor in parts if isinstance(parts, tuple | list | ValuesView) else [parts]:
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
                 value = float(tensor.abs().max())
-                # NaN stays: it is larger than any number here.
-                seen = largest.get(name, 0.0)
-                largest[name] = value if math.isnan(value) or value > seen else seen
+                # A NaN is kept: no later value is larger.
+                present = largest.get(name, 0.0)
+                largest[name] = value if math.isnan(value) or value > present else present
                 if not math.isfinite(value) and not first:
                     first.append(name)
 
     hooks = [
-        module.register_forward_hook(lambda _, inputs, output, name=name: look(name, output))
+        module.register_forward_hook(lambda _, inputs, output, name=name: record(name, output))
         for name, module in network.named_modules()
         if name
     ]
     try:
-        # Not called as a module: a compiled one would run without the hooks.
-        look("network", network.forward(*inputs))
+        # `forward` is called directly: a compiled module would run without the hooks.
+        record("network", network.forward(*inputs))
     finally:
         for hook in hooks:
             hook.remove()
@@ -142,7 +142,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no word for NaN and infinity: they become text."""
+    """Replace NaN and infinity, which JSON does not have, by text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

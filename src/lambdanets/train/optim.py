@@ -17,14 +17,15 @@ class OptimizerConfig:
     """An optimiser of timm.
 
     Args:
-        name: any name of `timm.optim.list_optimizers()`; "sgd" has Nesterov momentum, "momentum" plain.
-        lr: peak learning rate.
-        lr_batch: images of a step that `lr` is meant for: the learning rate grows in proportion to those of a
-            step here, over all devices and accumulated batches. None takes `lr` as it is.
-        weight_decay: on weights of two or more axes; never on biases, norms and position tables.
-        momentum: of SGD and its relatives.
-        layer_decay: learning-rate factor per layer downwards, for fine-tuning.
-        options: further arguments of that optimiser, such as betas.
+        name: A name of `timm.optim.list_optimizers()`; "sgd" has Nesterov momentum, "momentum" plain
+            momentum.
+        lr: Peak learning rate.
+        lr_batch: Images per step that `lr` is meant for: the learning rate is scaled by the images of a step
+            here, over all devices and accumulated batches, divided by this number. None does not scale.
+        weight_decay: Weight decay of tensors with two or more axes, without position tables.
+        momentum: Momentum of SGD and its relatives.
+        layer_decay: Factor of the learning rate from one layer to the one below, for fine-tuning.
+        options: Further arguments of the optimiser, such as betas.
     """
 
     name: str = "sgd"
@@ -45,13 +46,13 @@ class OptimizerConfig:
 
 
 def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """The optimiser of a config over a model's parameters.
+    """Create the optimiser of a configuration for a model's parameters.
 
-    Weight decay spares one-axis parameters (biases, norms) and every name in `model.no_weight_decay()`.
+    Parameters of one axis (biases, norms) and those in `model.no_weight_decay()` get no weight decay.
 
     Raises:
         ValueError: timm has no optimiser of that name.
-        RunError: it does not take these options.
+        RunError: The optimiser does not take these options.
     """
     known = [str(name) for name in list_optimizers()]
     if config.name.lower() not in known:
@@ -72,15 +73,16 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Warm-up, then a decay.
+    """A learning-rate schedule: warm-up, then decay. It is a closed form of the step, so it has no state.
 
     Args:
-        name: "cosine" (half a period down to `final`), "linear", "steps" or "constant" after the warm-up.
-        warmup_epochs: epochs of linear rise from `start` times the learning rate; may be a fraction.
-        start: first learning rate of the warm-up, as a fraction of the peak.
-        final: last learning rate of "cosine" and "linear", as a fraction of the peak.
-        drops: with "steps", the parts of the run, warm-up included, after which the learning rate drops to a
-            tenth of what it was.
+        name: Decay after the warm-up: "cosine" (half a period down to `final`), "linear", "steps" or
+            "constant".
+        warmup_epochs: Epochs of linear rise from `start` times the peak; may be a fraction.
+        start: First learning rate of the warm-up, as a fraction of the peak.
+        final: Last learning rate of "cosine" and "linear", as a fraction of the peak.
+        drops: With "steps", the fractions of the run, warm-up included, at which the learning rate drops to a
+            tenth.
     """
 
     name: Literal["cosine", "linear", "steps", "constant"] = "cosine"
@@ -102,17 +104,17 @@ class ScheduleConfig:
 
 
 def lr_factor(step: int, config: ScheduleConfig, *, total_steps: int, steps_per_epoch: int) -> float:
-    """The factor on the peak learning rate at an optimiser step.
+    """Return the factor on the peak learning rate at an optimiser step.
 
-    With w warm-up steps of T in all: start + (1 - start) (t + 1) / w while t < w, then, at
-    p = (t - w) / (T - w), final + (1 - final) (1 + cos(pi p)) / 2 for the cosine; with steps, a tenth for
-    each of the drops d with t >= d T.
+    With w warm-up steps of T in all: start + (1 - start) (t + 1) / w while t < w. Then, at p = (t - w) / (T -
+    w), final + (1 - final) (1 + cos(pi p)) / 2 for "cosine"; for "steps", a tenth for each drop d with t >= d
+    T.
 
     Args:
-        step: optimiser steps done so far, t, from 0.
-        config: the schedule.
-        total_steps: optimiser steps of the whole run, T.
-        steps_per_epoch: optimiser steps of one epoch.
+        step: Optimiser steps done so far, t, from 0.
+        config: The schedule.
+        total_steps: Optimiser steps of the whole run, T.
+        steps_per_epoch: Optimiser steps of one epoch.
 
     Returns:
         A number from 0 to 1.

@@ -21,15 +21,16 @@ from lambdanets.train.run import RunFiles
 
 FIRST = ("epoch", "step", "lr")
 LAST = ("images_per_second", "images_per_cpu_second", "data_wait", "seconds")
-CURVES_EVERY = 20.0  # seconds between drawings of the curves: a drawing takes about one
-LOG_EVERY = 50  # steps between points of the training loss in TensorBoard
+CURVES_EVERY = 20.0  # seconds between two drawings of the curves; one takes about a second
+LOG_EVERY = 50  # steps between two points of the training loss in TensorBoard
 
 
 def to_csv(learner: Learner) -> str:
-    """The text of `metrics.csv`: accuracies as fractions, `data_wait` as a fraction of the training time.
+    """Return the text of `metrics.csv`: accuracies and `data_wait` as fractions of 1.
 
-    What an epoch has not measured, as without a validation, is empty there. The `raw_` columns, of the
-    trained weights, are those of runs that keep an average, whose `val_` ones are the average's.
+    Cells without a measurement, such as those of an epoch without validation, are empty. Runs that keep an
+    average have additional `raw_` columns, measured with the trained weights; their `val_` columns are
+    measured with the average.
     """
     text, history = io.StringIO(), learner.state.history
     trained = [f"train_{name}" for name in learner.train_metrics]
@@ -44,7 +45,7 @@ def to_csv(learner: Learner) -> str:
 
 
 class EventLog(TensorBoardLogger):
-    """TensorBoard's events; where they cannot be written, a run goes on without them."""
+    """TensorBoard events; a run continues without them if they cannot be written."""
 
     def __init__(self, files: RunFiles, purge_step: int) -> None:
         super().__init__(files.directory, name="", version=files.tensorboard.name, purge_step=purge_step)
@@ -52,7 +53,7 @@ class EventLog(TensorBoardLogger):
 
     @property
     def experiment(self) -> Any:
-        # Lightning asks for it before anything is logged.
+        # Lightning reads this property before anything is logged.
         with self._optional():
             return super().experiment
 
@@ -76,7 +77,7 @@ class EventLog(TensorBoardLogger):
         try:
             yield
         except (OSError, ValueError) as error:
-            # Lightning wraps what fails in a ValueError, and the writer repeats its thread's first error.
+            # Lightning wraps the error in a ValueError, and the writer repeats the first error of its thread.
             if not self._failed:
                 reason = str(error.__cause__ or error).splitlines()[0]
                 print_once(
@@ -86,7 +87,7 @@ class EventLog(TensorBoardLogger):
 
 
 class EpochRecorder(Callback):
-    """Times the batches and closes every epoch with its row in the run's state: checkpoints hold it."""
+    """Measures the time of batches, and adds a row to the run's state at the end of an epoch."""
 
     def __init__(self, module: Learner) -> None:
         self.module = module
@@ -142,10 +143,10 @@ class EpochRecorder(Callback):
 
 
 class EpochPublisher(Callback):
-    """Shows every epoch once it is saved: its row in the table, in TensorBoard and in the curves.
+    """Publishes each epoch after it was saved: `metrics.csv`, TensorBoard and the curves.
 
-    The files are written from the run's state as a whole, which is why a resumed run continues its tables
-    instead of repeating lines.
+    The files are written as a whole from the run's state: a resumed run continues its tables without
+    repeating lines.
     """
 
     def __init__(self, files: RunFiles, module: Learner) -> None:
@@ -165,24 +166,24 @@ class EpochPublisher(Callback):
 
 
 def log(trainer: pl.Trainer, values: dict[str, float]) -> None:
-    """Give numbers to the trainer's loggers at the current step."""
+    """Pass values to the trainer's loggers at the current step."""
     for logger in trainer.loggers:
         logger.log_metrics(values, step=trainer.global_step)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What came out of a run.
+    """The result of a run.
 
     Attributes:
-        directory: the run folder.
-        model, parameters: the network's name and number of parameters.
-        history: one finished epoch each, the rows of `metrics.csv`.
-        best_epoch, best: by its validation, and its row of `metrics.csv`.
-        images_per_second: in training, over the whole run.
-        seconds: of all epochs, over all sessions.
-        already_complete: whether there was nothing left to do.
-        summary: the text of `summary.txt`.
+        directory: The run folder.
+        model, parameters: Name of the network and number of its parameters.
+        history: Rows of `metrics.csv`, one for each finished epoch.
+        best_epoch, best: The best epoch by its validation, and its row.
+        images_per_second: Training speed over the whole run.
+        seconds: Duration of all epochs, over all sessions.
+        already_complete: The run was complete before, and nothing was done.
+        summary: The text of `summary.txt`.
     """
 
     directory: Path
@@ -198,7 +199,7 @@ class RunResult:
 
 
 def finish(learner: Learner, files: RunFiles, splits: Any, *, write: bool = True) -> RunResult:
-    """Write the last files of a run, the summary after all others, and say what came out."""
+    """Write the last files of a run, the summary after all others, and return the result."""
     config, state = learner.config, learner.state
     parameters = sum(p.numel() for p in learner.network.parameters())
     last, names = state.history[-1], splits.classes
@@ -231,7 +232,7 @@ def result(
     *,
     already_complete: bool = False,
 ) -> RunResult:
-    """What `train` returns, from where a run stands."""
+    """Build the result of `train` from the state of a run."""
     return RunResult(
         directory=files.directory,
         model=config.model.name,
@@ -247,5 +248,5 @@ def result(
 
 
 def speed(state: RunState) -> float:
-    """Images per second in training: the harmonic mean, as every epoch has the same number of images."""
+    """Return the training speed in images per second: the harmonic mean over epochs of equal length."""
     return len(state.history) / sum(1 / row["images_per_second"] for row in state.history)

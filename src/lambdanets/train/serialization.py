@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back, and `name.name=value` overrides: typed, and strict about names."""
+"""Conversion of frozen dataclasses to JSON and back, and `name.name=value` overrides, with checked types."""
 
 import ast
 import dataclasses
@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from lambdanets.files import parse_json
 
 C = TypeVar("C")
-LARGEST = 2**63  # what PyTorch and NumPy count with
+LARGEST = 2**63  # integers of PyTorch and NumPy have 64 bits
 
 
 def encode(value: Any) -> Any:
-    """The plain form of a config: dicts, lists, strings, numbers, bools and None, ready for JSON."""
+    """Return a config as plain dicts, lists, strings, numbers, bools and None, ready for JSON."""
     if dataclasses.is_dataclass(value):
         return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -28,38 +28,40 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: type[C], plain: Any, where: str = "config") -> C:
-    """A config of type `kind` from its plain form; `decode(type(c), encode(c)) == c`.
+    """Build a config of type `kind` from plain values; `decode(type(c), encode(c)) == c`.
 
     Raises:
-        ValueError: an unknown field (the nearest known one is named), a missing one, a value of another type.
+        ValueError: A field is unknown (the nearest known one is named) or missing, or a value has another
+            type.
     """
     return _decode(kind, plain, where)
 
 
 def to_json(config: Any) -> str:
-    """The config as indented JSON text."""
+    """Return a config as indented JSON text."""
     return json.dumps(encode(config), indent=2) + "\n"
 
 
 def from_json(kind: type[C], text: str) -> C:
-    """The config that `to_json` wrote.
+    """Build a config from the text of `to_json`.
 
     Raises:
-        ValueError: the text is no JSON, or not this config.
+        ValueError: The text is not JSON, or not this config.
     """
     return decode(kind, parse_json(text))
 
 
 def override(config: C, *assignments: str) -> C:
-    """A copy of the config with fields replaced, e.g. `override(config, "optimizer.lr=0.8", "seed=3")`.
+    """Return a copy of a config with fields replaced: `override(config, "optimizer.lr=0.8", "seed=3")`.
 
     Args:
-        config: a dataclass, possibly nested.
-        *assignments: `path=value`; the value is read by the type of the field, so `1e-3`, `true`, `None`,
+        config: A dataclass, possibly nested.
+        *assignments: `path=value`. The value is parsed by the type of the field: `1e-3`, `true`, `None`,
             `0.1,1.0` and `folder:/photos` need no quotes. Inside a dict any key may be set.
 
     Raises:
-        ValueError: no such field (the nearest is suggested), or a value that is not of the field's type.
+        ValueError: There is no such field (the nearest is suggested), or the value is not of the field's
+            type.
     """
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
@@ -70,7 +72,7 @@ def override(config: C, *assignments: str) -> C:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every leaf of a config by its dotted path, in order."""
+    """Return every leaf of a config by its dotted path, in order."""
     leaves: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -82,7 +84,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check_finite(config: Any) -> None:
-    """Raise ValueError where a number of a config, inside tuples and dicts too, is NaN or infinite."""
+    """Raise ValueError if a number of a config, inside tuples and dicts too, is NaN or infinite."""
 
     def check(where: str, value: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
@@ -99,7 +101,7 @@ def check_finite(config: Any) -> None:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known name, or the list of all when none is near."""
+    """Return `; did you mean 'x'?` for the nearest known name, or the list of all names if none is near."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
@@ -126,7 +128,7 @@ def _assign(node: Any, keys: list[str], text: str, path: str) -> Any:
 
 
 def _nearest_path(node: Any, key: str, rest: list[str], done: list[str]) -> str:
-    # A missing group ("lr") is as likely as a misspelt name ("optimizer.lrr"): look at whole paths too.
+    # A missing group ("lr") is as likely as a misspelt name ("optimizer.lrr"): compare whole paths too.
     leaves = list(flatten(node))
     wanted = ".".join([key, *rest])
     close = difflib.get_close_matches(wanted, leaves, n=1, cutoff=0.6)
@@ -147,7 +149,7 @@ def _literal(text: str) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """Lists as tuples all the way down: a config is frozen, and JSON gives lists back."""
+    """Turn lists into tuples at all levels: a config is frozen, and JSON returns lists."""
     if isinstance(value, list | tuple):
         return tuple(_tuples(item) for item in value)
     if isinstance(value, Mapping):
@@ -156,11 +158,11 @@ def _tuples(value: Any) -> Any:
 
 
 def _parse(kind: Any, text: str, where: str) -> Any:
-    """A value from its command-line text, guided by the type of the field."""
+    """Parse a value from its command-line text, by the type of the field."""
     if kind is str:
         return text.strip("'\"") if text[:1] in "'\"" and text[:1] == text[-1:] else text
     members = _members(kind)
-    # A choice of words is taken as it is written: the precision 32 is a word, not a number.
+    # A literal is compared as text: the precision "32" is no number.
     if any(get_origin(member) is Literal and text in get_args(member) for member in members):
         return text
     if str in members and len(members) > 1:
