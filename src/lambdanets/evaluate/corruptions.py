@@ -1,4 +1,4 @@
-"""ImageNet-C: where its parts lie, and the mean corruption error.
+"""ImageNet-C: its folders, and the mean corruption error.
 
 References: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations", ICLR 2019, section 4.1; AlexNet's errors are those of the authors' code.
@@ -38,9 +38,9 @@ class CorruptionError:
     """The error under one corruption.
 
     Attributes:
-        name: of the corruption.
-        severities: those that were measured.
-        error: top-1 error as a fraction, the mean over these severities.
+        name: Name of the corruption.
+        severities: The measured severities.
+        error: Top-1 error as a fraction, the mean over these severities.
     """
 
     name: str
@@ -49,15 +49,15 @@ class CorruptionError:
 
     @property
     def normalised(self) -> float | None:
-        """The error divided by AlexNet's, which is over all five severities; None where one is missing."""
+        """The error divided by AlexNet's, which is over all five severities; None if one is missing."""
         return self.error / ALEXNET[self.name] if self.severities == SEVERITIES else None
 
 
 def corruption_errors(errors: Mapping[tuple[str, int], float]) -> tuple[CorruptionError, ...]:
-    """Sum up the errors by corruption, in the paper's order.
+    """Return the mean errors of the corruptions, in the paper's order.
 
     Args:
-        errors: top-1 error, as a fraction, of each (corruption, severity) that was measured.
+        errors: Top-1 error, as a fraction, of each measured (corruption, severity).
     """
     found = []
     for name in ALEXNET:
@@ -69,20 +69,20 @@ def corruption_errors(errors: Mapping[tuple[str, int], float]) -> tuple[Corrupti
 
 
 def mean_corruption_error(errors: tuple[CorruptionError, ...]) -> float | None:
-    """The mean of the normalised errors (1.0 is AlexNet's); None unless all of the 15 are there whole."""
+    """Return the mean of the normalised errors (1.0 is AlexNet's); None unless all 15 are complete."""
     values = [each.normalised for each in errors]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(ALEXNET) else None
 
 
 def find_corruptions(root: Path) -> dict[tuple[str, int], Path]:
-    """The folders of ImageNet-C by (corruption, severity), in the paper's order.
+    """Return the folders of ImageNet-C by (corruption, severity), in the paper's order.
 
     Args:
-        root: holds CORRUPTION/SEVERITY/CLASS/, or what the archives hold: noise/CORRUPTION/SEVERITY/CLASS/.
+        root: Folder of CORRUPTION/SEVERITY/CLASS/, or of noise/CORRUPTION/SEVERITY/CLASS/ as in the archives.
 
     Raises:
-        DataError: there is none, or a folder is none of them.
+        DataError: There is no corruption, or a folder is none.
     """
     places: dict[str, Path] = {}
     for folder in _folders(root):

@@ -1,4 +1,4 @@
-"""`export`: a run, or a model, as one file that runs elsewhere."""
+"""`export`: a run, or a model, as one file for other runtimes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEAST_MAP = 4  # side of the last map of what is traced for any size: one of 1 w
 
 @dataclass(frozen=True, kw_only=True)
 class _Facts:
-    """What is kept beside the graph: each is one entry of the file's, in JSON."""
+    """Metadata of the file: each field is one entry, in JSON."""
 
     model: str
     classes: tuple[str, ...]
@@ -44,30 +44,31 @@ def export(
     batch_size: int | None = None,
     opset: int | None = None,
 ) -> Exported:
-    """Write the network of a run, or a model, as one file that needs nothing of this package.
+    """Write the network of a run, or a model, as one file that does not need this package.
 
-    It takes `images` of shape (b c height width), resized, cut and normalised as the entries of the file say
-    (`input_size`, `crop_pct`, `interpolation`, `mean`, `std`; `classes` names the outputs; JSON), and gives
-    `logits` of shape (b classes). They are `extra_files` of torch.export.load and `metadata_props` of ONNX.
-    The file is loaded again and compared with the network before it appears under its name.
+    The file takes `images` `[b, c, h, w]`, resized, cropped and normalised as its metadata describes
+    (`input_size`, `crop_pct`, `interpolation`, `mean`, `std`; `classes` names the outputs; JSON), and returns
+    `logits` `[b, classes]`. The metadata are `extra_files` of torch.export.load and `metadata_props` of ONNX.
+    The file is loaded and compared with the network before it gets its name.
 
     Args:
-        what: A run, or a model of timm's registry or ours; it is put into evaluation mode.
-        file: Where: .pt2 for format "torch", .onnx for "onnx". Its folder is made if it is not there.
+        what: A run, or a model of timm's registry or of this package; it is put into evaluation mode.
+        file: The file: .pt2 for format "torch", .onnx for "onnx". Its folder is created if missing.
         format: "torch" (torch.export) or "onnx" (for onnxruntime and others).
         weights: The best weights of a run by validation, or those of its last epoch.
-        size: Height and width of the images in pixels; those of the run's validation or the model's test.
-        dynamic_size: Take images of any height and width; `size` is then one of them.
-        batch_size: Images at once; None takes any number.
+        size: Height and width of the images in pixels; None takes those of the run's validation or the
+            model's test.
+        dynamic_size: Accept images of any height and width; `size` is then one of them.
+        batch_size: Images per batch; None accepts any number.
         opset: Version of ONNX's operators; None leaves it to PyTorch.
 
     Returns:
-        What was written, and the largest difference from the network's outputs.
+        The written file, and the largest difference from the network's outputs.
 
     Raises:
         RunError: The run has no such weights, or the network cannot take images of this size.
         ExportError: The file exists, the format or a package for it is missing, the network cannot be
-            exported, or the file gives something else than the network.
+            exported, or the file's outputs differ from the network's.
 
     Example:
         >>> export(load_run("runs/birds"), "birds.onnx", format="onnx")
@@ -111,7 +112,7 @@ def export(
 
 
 def _reduction(network: nn.Module) -> int:
-    """Pixels of the image for one of the last map."""
+    """Return the stride of the last feature map, in pixels."""
     stages: Any = getattr(network, "feature_info", None)
     return stages[-1]["reduction"] if stages else REDUCTION
 
@@ -119,7 +120,7 @@ def _reduction(network: nn.Module) -> int:
 def _parts(
     what: Run | nn.Module, weights: Literal["best", "last"], size: int | None
 ) -> tuple[nn.Module, _Facts, int]:
-    """The network, what it takes and gives, and the size that it was built for."""
+    """Return the network, its metadata, and the image size it was built for."""
     if isinstance(what, Run):
         data = what.config.data.resolved()
         side = size or data.image_size

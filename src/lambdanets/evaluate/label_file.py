@@ -1,4 +1,4 @@
-"""A file of labels that grows as they are made, and goes on where it was cut off."""
+"""A file of labels that grows while images are labelled, and continues after an interruption."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from lambdanets.wording import json_text
 
 
 class Record:
-    """The labels of images in a given order, one line each, and what they are a function of.
+    """Labels of images in a given order, one line each, with a JSON file of the settings they depend on.
 
     Args:
-        path: the file once it is whole; until then its name ends in `.part`.
-        about: what the labels are a function of, in plain types; kept in a JSON of the same name.
-        images: names of all images, in order.
-        classes: names of the classes.
+        path: The file once it is complete; until then its name ends in `.part`.
+        about: The settings that the labels depend on, in plain values; stored in a JSON file of the same
+            name.
+        images: Names of all images, in order.
+        classes: Class names.
     """
 
     def __init__(self, path: Path, about: dict[str, Any], images: Sequence[str], classes: Sequence[str]):
@@ -33,10 +34,10 @@ class Record:
         self.lock = path.with_name(f".{path.name}.lock")
 
     def start(self, batch_size: int) -> int:
-        """Return how many images have been through already: whole batches, as long as some are left.
+        """Return the number of images that are labelled already: whole batches, unless all are done.
 
         Raises:
-            RunError: the file that is there is a function of something else.
+            RunError: The present file was made with other settings.
         """
         found = [each for each in (self.path, self.growing) if each.exists()]
         if not found:
@@ -55,9 +56,10 @@ class Record:
         return len(self.images) if self.path.exists() else self._kept(batch_size)
 
     def _kept(self, batch_size: int) -> int:
-        """The images of whole batches; what a kill left of another is cut off.
+        """Return the number of images of whole batches; the rest of an interrupted batch is cut off.
 
-        A batch is made again as it would have been: the last bits of an answer depend on its company.
+        A batch is repeated as it would have been: the last bits of an output depend on the other images of
+        the batch.
         """
         text = self.growing.read_bytes()
         whole = text[: text.rfind(b"\n") + 1].decode("utf-8", "surrogateescape")
@@ -72,7 +74,7 @@ class Record:
 
     @contextmanager
     def appending(self) -> Iterator[IO[str]]:
-        """The file, open behind its last line; it gets its own name when the block ends well."""
+        """Open the file for appending; it gets its final name when the block succeeds."""
         with naming(self.growing), open_text(self.growing, "a") as file:
             if not file.tell():
                 file.write(csv_lines([COLUMNS]))
@@ -86,7 +88,7 @@ class Record:
         targets: Sequence[int | None],
         probabilities: Sequence[float],
     ) -> None:
-        """Write the labels of a batch; the target None is that of an image that could not be read."""
+        """Write the labels of a batch; the target None marks an image that could not be read."""
         rows = zip(images, targets, probabilities, strict=True)
         file.write(
             csv_lines(
@@ -98,10 +100,10 @@ class Record:
 
 
 def read_record(paths: Sequence[Path]) -> tuple[list[str], list[str]]:
-    """Read whole files of labels.
+    """Read complete files of labels.
 
     Returns:
-        The lines of all with a label under one heading, and the names of images that could not be read.
+        The lines of all labelled images under one heading, and the names of images that could not be read.
     """
     lines, unreadable = [csv_lines([COLUMNS])], []
     for path in paths:

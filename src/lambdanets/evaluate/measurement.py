@@ -1,4 +1,4 @@
-"""What a run or a model reaches: on a run's own validation images, on others, on ImageNet's test sets."""
+"""Evaluation of a run or a model: on its own validation images, on others, on ImageNet's test sets."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ TIMMS = "timm"  # instead of a file of ReaL labels: the copy that comes with tim
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What `measure` found.
+    """The result of `measure`.
 
     Attributes:
-        scores: class by class; of ImageNet-C over all its parts together.
-        data: the images and the form in which the network took them.
-        test_set: None where the images are of no known one.
-        choices: how many classes there were to choose from.
-        real: `top1` and `top5` (fractions) by the ReaL labels and their `images`, where they were asked for.
-        corruptions: of ImageNet-C.
+        scores: Scores by class; for ImageNet-C over all its parts together.
+        data: The images, and how they were prepared.
+        test_set: The test set, or None for other images.
+        choices: Number of classes that predictions were restricted to.
+        real: `top1` and `top5` (fractions) by the ReaL labels and their number of `images`, if asked for.
+        corruptions: Errors by corruption, for ImageNet-C.
     """
 
     scores: Scores
@@ -58,26 +58,26 @@ class Evaluation:
 
     @property
     def mce(self) -> float | None:
-        """Mean corruption error, 1.0 for AlexNet; None unless ImageNet-C was measured whole."""
+        """Mean corruption error, 1.0 for AlexNet; None unless all of ImageNet-C was measured."""
         return mean_corruption_error(self.corruptions)
 
 
 def evaluate(
     run: Run, data_config: DataConfig | None = None, *, weights: Literal["best", "last"] = "best"
 ) -> dict[str, float]:
-    """Measure a run, in the precision it was trained in.
+    """Evaluate a run, in the precision it was trained in.
 
     Args:
-        run: from `load_run`.
-        data_config: other images; None takes the run's own validation images.
-        weights: of the best epoch, or of the last.
+        run: A run opened by `load_run`.
+        data_config: Other images; None takes the run's own validation images.
+        weights: Weights of the best epoch, or of the last.
 
     Returns:
         `loss`, `top1`, `top5` (fractions), `images`, `images_per_second`.
 
     Raises:
-        DataError: the images cannot be used, or are of other classes than the run's.
-        RunError: the run has no such weights yet.
+        DataError: The images cannot be used, or have other classes than the run.
+        RunError: The run has no such weights yet.
 
     Example:
         >>> evaluate(load_run("runs/digits"))["top1"]
@@ -89,18 +89,19 @@ def evaluate(
 def measure(
     target: EvalTarget, *, test_set: ImageNetSet | None = None, real: str | Path | None = None
 ) -> Evaluation:
-    """Measure a network on its images, class by class.
+    """Evaluate a network on its images, class by class.
 
     Args:
-        target: the network, with its images in `target.data`.
-        test_set: what the images are, one of `TEST_SETS`; None takes their classes for the target's own.
-        real: labels of "Are we done with ImageNet?" (Beyer et al. 2020, arXiv:2006.07159) beside those of
-            the folders: the published real.json, or "timm" for the copy that comes with timm. Images without
-            any label are left out of the figures by these labels.
+        target: The network, with its images in `target.data`.
+        test_set: The test set that the images are, a member of `TEST_SETS`; None means that their classes are
+            the target's own.
+        real: Also evaluate by the labels of "Are we done with ImageNet?" (Beyer et al. 2020,
+            arXiv:2006.07159): the published real.json, or "timm" for the copy in timm. Images without any
+            label do not count there.
 
     Raises:
-        DataError: the images or the labels cannot be used, or are of other classes.
-        RunError: the network cannot take images of this size.
+        DataError: The images or the labels cannot be used, or have other classes.
+        RunError: The network cannot take images of this size.
 
     Example:
         >>> target = target_from_model("resnet50", "folder:/data/imagenetv2")
@@ -112,9 +113,9 @@ def measure(
     if test_set is not None and test_set is TEST_SETS["c"]:
         return _measure_corruptions(target, names, test_set)
     images = _open(target, target.data, names)
-    kept = _present(images) if test_set is not None and test_set.restricted else None
+    allowed = _present(images) if test_set is not None and test_set.restricted else None
     labels = None if real is None else _real_labels(images, real)
-    scores = _score(target, images, kept=kept, watch=None if labels is None else labels.add_result)
+    scores = _score(target, images, allowed=allowed, on_logits=None if labels is None else labels.add_result)
     by_real = None
     if labels is not None:
         top1, top5 = (labels.get_accuracy(k) / 100 for k in (1, 5))
@@ -123,7 +124,7 @@ def measure(
         scores=scores,
         data=target.data,
         test_set=test_set,
-        choices=len(names) if kept is None else len(kept),
+        choices=len(names) if allowed is None else len(allowed),
         real=by_real,
     )
 
@@ -131,8 +132,11 @@ def measure(
 def guess_test_set(target: EvalTarget) -> ImageNetSet | None:
     """Return the member of `TEST_SETS` that the target's folder is, by the names of its subfolders.
 
+    Returns:
+        None if the target has other classes than ImageNet's, or its source is not a folder.
+
     Raises:
-        DataError: there is no such folder, or it is none of them.
+        DataError: The folder does not exist, or is none of the sets.
     """
     kind, _, root = target.data.source.partition(":")
     if kind != "folder" or not root or imagenet_classes(target.classes) is None:
@@ -143,7 +147,7 @@ def guess_test_set(target: EvalTarget) -> ImageNetSet | None:
 def _folder_names(
     target: EvalTarget, test_set: ImageNetSet | None, real: str | Path | None
 ) -> tuple[str, ...]:
-    """Names of the class folders in the order of the logits."""
+    """Return the names of the class folders in the order of the logits."""
     if test_set is None and real is None:
         return target.classes
     classes = imagenet_classes(target.classes)
@@ -183,8 +187,8 @@ def _score(
     target: EvalTarget,
     images: ImageSet | StreamSet,
     *,
-    kept: np.ndarray | None = None,
-    watch: Callable[[Tensor], None] | None = None,
+    allowed: np.ndarray | None = None,
+    on_logits: Callable[[Tensor], None] | None = None,
 ) -> Scores:
     return score(
         target.network,
@@ -192,8 +196,8 @@ def _score(
         num_classes=len(target.classes),
         engine=target.engine,
         name=target.name,
-        kept=kept,
-        watch=watch,
+        allowed=allowed,
+        on_logits=on_logits,
     )
 
 
@@ -206,7 +210,7 @@ def _present(images: ImageSet | StreamSet) -> np.ndarray:
 
 
 def _real_labels(images: ImageSet | StreamSet, real: str | Path) -> Any:
-    """timm's counter of right answers by ReaL labels, which wants the logits of all images in order."""
+    """Return timm's evaluation by ReaL labels, which takes the logits of all images in order."""
     from timm.data.real_labels import RealLabelsImagenet
 
     if isinstance(images, StreamSet):

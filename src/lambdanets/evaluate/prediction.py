@@ -1,4 +1,4 @@
-"""Labels for photos, by a trained run."""
+"""Predictions for single images by a trained run."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def predict(
 ) -> list[Prediction]:
     """Classify image files, and the images inside folders, with a trained run.
 
-    Images are turned upright by their EXIF tag, made RGB, and prepared as in the run's own validation. A file
-    that cannot be read does not stop the others: its prediction carries the reason.
+    Images are rotated by their EXIF tag, converted to RGB, and prepared as in the run's validation. A file
+    that cannot be read does not stop the others: its prediction holds the reason.
 
     Args:
         run: A run opened by `load_run`.
-        paths: Files and folders; folders are searched recursively, in the order of their names.
-        top: How many classes to keep for each image; all of them when the run has fewer.
-        batch_size: Images that go through the network at once.
+        paths: Files and folders; folders are searched recursively, in the order of names.
+        top: Number of classes per image; all if the run has fewer.
+        batch_size: Images per batch.
         weights: The best weights by validation, or those of the last epoch.
-        max_pixels: A larger image is not read; None takes what the run was trained with.
+        max_pixels: Largest image to read, in pixels; None takes the limit of the run.
 
     Returns:
-        One prediction for each image, in the order of the paths.
+        One prediction per image, in the order of the paths.
 
     Raises:
         ValueError: `top`, `batch_size` or `max_pixels` is not positive.
@@ -89,19 +89,19 @@ def predict_samples(
     batch_size: int = 32,
     weights: Literal["best", "last"] = "best",
 ) -> list[Prediction]:
-    """Classify samples of the run's own validation set, with the truth beside the answer.
+    """Classify samples of the run's own validation set, with their true classes.
 
-    The samples are spread evenly over the set, so that all classes of a sorted set are seen.
+    The samples are spread evenly over the set, so that a sorted set is covered.
 
     Args:
         run: A run opened by `load_run`.
-        count: How many samples; the whole set when it holds fewer.
-        top: How many classes to keep for each image.
-        batch_size: Images that go through the network at once.
+        count: Number of samples; the whole set if it has fewer.
+        top: Number of classes per image.
+        batch_size: Images per batch.
         weights: The best weights by validation, or those of the last epoch.
 
     Returns:
-        One prediction for each sample, with its `truth` and its `image`.
+        One prediction per sample, with its `truth` and its `image`.
 
     Raises:
         ValueError: `count`, `top` or `batch_size` is not positive, or the source is a stream.
@@ -137,15 +137,16 @@ def _check_positive(**values: int) -> None:
 
 
 def ready(run: Run, weights: Literal["best", "last"]) -> tuple[nn.Module, torch.device]:
+    """Return a run's network in evaluation mode on the best device, and the device."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = device or torch.device("cpu")
     return run.model(weights).to(device).eval(), device
 
 
 def search(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """The files meant by the paths, one that is named itself whatever its suffix.
+    """Yield the image files of paths; a file that is named itself is taken whatever its suffix.
 
-    A folder without any image stands for itself, to be reported. What is left out in a folder is said.
+    A folder without images is yielded itself, to be reported. Files that are left out in a folder are logged.
     """
     for path in map(Path, paths):
         if not path.is_dir():
@@ -163,7 +164,7 @@ def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def reason(error: Exception, path: Path) -> str:
-    """The reader's message without the file's name, which stands beside it anyway."""
+    """Return a reader's message without the file name, which is shown beside it."""
     return str(error).removeprefix(f"cannot read {path}: ").rstrip(".")
 
 

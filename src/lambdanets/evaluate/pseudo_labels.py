@@ -1,4 +1,4 @@
-"""`label`: what a teacher says about images without labels, and the choice of those to train on."""
+"""Pseudo-labels: a teacher labels images without labels, and some of them are selected for training."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ Answers = tuple[list[int], list[int | None], list[float]]  # images, classes, pr
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """What came out.
+    """The result of `label`.
 
     Attributes:
-        everything: the images that could be read, each with its label.
-        kept: those that were chosen.
-        truths: classes of `everything`, of shape (n,), by the names of the folders; None where one has none.
-        unreadable: names of the images that could not be read.
-        left_out: number of images that the teacher was trained on.
-        file: the chosen labels; a JSON beside it holds the facts. Where none was chosen, what was there of
-            both stays.
+        everything: All images that could be read, with their labels.
+        kept: The selected ones.
+        truths: Classes of `everything` by the names of the folders, `[n]`; None if an image has none.
+        unreadable: Names of the images that could not be read.
+        left_out: Number of images that the teacher was trained on.
+        file: The selected labels, with a JSON file of their settings beside it. If none was selected, the
+            previous files stay.
     """
 
     everything: Labels
@@ -76,32 +76,32 @@ def label(
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> Labelled | None:
-    """Let a run label images, and choose the labels that another may be trained on.
+    """Label images with a run, and select the labels that another run may be trained on.
 
-    Each label is written down beside `out` before any is chosen: a run that was stopped goes on, and another
-    choice needs no network. Where several processes were launched, each labels its part, and the one that
-    finishes last chooses.
+    All labels are written beside `out` before any is selected: an interrupted call continues, and another
+    selection needs no network. If several processes were launched, each labels its shard, and the last to
+    finish selects.
 
     Args:
-        teacher: from `load_run`.
-        source: "folder:PATH" or "tar:PATH", with images in any folders. Where it has train/ and val/, or
-            archives named so, only the training images are labelled: the others measure the student.
-        out: the CSV to be, with the columns image, label and probability.
-        threshold: least probability of a label that is kept; Xie et al. take 0.3.
-        per_class: keep so many of each class at most, the most confident ones.
-        fill: repeat the images of a class with fewer until there are `per_class`.
-        keep_labelled: label the images that the teacher was trained on, too.
-        weights: of the teacher's best epoch, or of its last.
-        batch_size, workers: of the labelling; None takes the teacher's.
+        teacher: A run opened by `load_run`.
+        source: "folder:PATH" or "tar:PATH", with images in any folders. If it has train/ and val/, or
+            archives of these names, only the training images are labelled: the others evaluate the student.
+        out: The CSV file to write, with the columns image, label and probability.
+        threshold: Least probability of a selected label; Xie et al. take 0.3.
+        per_class: Select at most this many of each class, the most confident ones.
+        fill: Repeat the images of a smaller class until there are `per_class`.
+        keep_labelled: Also label the images that the teacher was trained on.
+        weights: Weights of the teacher's best epoch, or of its last.
+        batch_size, workers: Settings of the labelling; None takes the teacher's.
 
     Returns:
-        What came out; None where another process has still to label its part, and then chooses.
+        The result; None if another process still has to label its shard, and then selects.
 
     Raises:
-        ValueError: the threshold is no probability, a number is too small, or `fill` lacks `per_class`.
-        DataError: there are no such images, none is left, or none could be read.
-        RunError: labels of another teacher or of other images are in the way, or `out` is no regular file.
-        InUseError: another process makes the same labels.
+        ValueError: The threshold is no probability, a number is too small, or `fill` lacks `per_class`.
+        DataError: There are no such images, none is left, or none could be read.
+        RunError: Labels of another teacher or of other images are in the way, or `out` is no regular file.
+        InUseError: Another process makes the same labels.
 
     References:
         Xie et al., Self-training with Noisy Student, arXiv 1911.04252, section 3; LambdaNetworks, Table 5.
@@ -193,7 +193,7 @@ def label(
 
 
 def unseen(teacher: Run, source: str, pictures: Pictures) -> list[int]:
-    """The pictures, by index, that a run was not trained on with labels of their own."""
+    """Return the indices of the images that a run was not trained on with their own labels."""
     config = teacher.config.data
     if not overlap(source, config.source):
         return list(range(len(pictures)))
@@ -202,7 +202,7 @@ def unseen(teacher: Run, source: str, pictures: Pictures) -> list[int]:
 
 
 def digest(network: nn.Module) -> str:
-    """A hash of a network's weights and statistics."""
+    """Return a hash of a network's weights and statistics."""
     hashed = blake2b(digest_size=16)
     for name, tensor in network.state_dict().items():
         hashed.update(name.encode())
@@ -218,12 +218,12 @@ def _hash(names: Iterator[str]) -> str:
 
 
 def _file(path: Path, part: int, parts: int) -> Path:
-    """Where all labels of a part are, chosen or not."""
+    """Return the file of all labels of a shard, selected or not."""
     return path.with_name(f"{path.stem}.all{'' if parts == 1 else f'-{part + 1}-of-{parts}'}.csv")
 
 
 class _Reader(Dataset):
-    """Batches of images ready for the network; an image that cannot be read is missing in its batch."""
+    """Batches of images for the network; images that cannot be read are missing in their batch."""
 
     def __init__(
         self, pictures: Pictures, indices: Sequence[int], transform: Callable[[Any], Tensor], batch_size: int
@@ -251,7 +251,7 @@ class _Reader(Dataset):
 
 @torch.inference_mode()
 def _answers(teacher: Run, network: nn.Module, loading: DataLoader) -> Iterator[Answers]:
-    """The label of each image and its probability, in the precision that the teacher was trained in."""
+    """Yield images, classes and probabilities of each batch, in the precision of the teacher's training."""
     engine = teacher.config.engine
     if engine.threads:
         torch.set_num_threads(engine.threads)
@@ -277,7 +277,7 @@ def _answers(teacher: Run, network: nn.Module, loading: DataLoader) -> Iterator[
 
 @contextmanager
 def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """A bar in a terminal, a line now and then elsewhere; yields what is told how many more are done."""
+    """Show a bar in a terminal, lines elsewhere; yield a function that takes the number of further images."""
     console = Console(stderr=True)
     started = said = time.monotonic()
     before = done

@@ -1,4 +1,4 @@
-"""Evaluations as files: a row of timm's tables of results, a table of classes, JSON."""
+"""Files of an evaluation: a row of timm's result tables, a table of classes, JSON."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ClassRow:
 
 
 def class_rows(scores: Scores, classes: tuple[str, ...]) -> list[ClassRow]:
-    """The classes that had images, in the order of the logits."""
+    """Return the classes that had images, in the order of the logits."""
     words = describe_classes(classes)
     return [
         ClassRow(
@@ -71,12 +71,12 @@ def write_classes(path: Path, rows: list[ClassRow]) -> None:
 
 
 def timm_row(target: EvalTarget, evaluation: Evaluation, *, label: str) -> dict[str, str]:
-    """A row as in timm's results-imagenet*.csv, in percent; by ReaL labels where there are such.
+    """Return a row in the format of timm's results-imagenet*.csv, in percent.
 
     Args:
-        target: what was measured.
-        evaluation: what it reached.
-        label: what stands in the column of the model.
+        target: The evaluated target.
+        evaluation: The result; its ReaL accuracies are used if there are any.
+        label: Entry of the column "model".
     """
     top1, top5 = (100 * (evaluation.real or evaluation.scores.figures())[name] for name in ("top1", "top5"))
     parameters = sum(parameter.numel() for parameter in target.network.parameters())
@@ -92,13 +92,13 @@ def timm_row(target: EvalTarget, evaluation: Evaluation, *, label: str) -> dict[
 
 
 def check_table(path: Path) -> tuple[str, ...]:
-    """Make sure, before hours of measuring, that a row can be added to a table.
+    """Check, before hours of evaluation, that a row can be added to a table.
 
     Returns:
-        Its columns, in its own order: timm's tables have had more than one.
+        The columns of the table in its order: timm's tables have had several.
 
     Raises:
-        RunError: the file is a table of something else.
+        RunError: The file is another table.
     """
     if not path.exists() or not path.stat().st_size:
         return COLUMNS
@@ -110,12 +110,12 @@ def check_table(path: Path) -> tuple[str, ...]:
 
 
 def append_row(path: Path, row: dict[str, str]) -> None:
-    """Add a row to a table of timm's results, which is made where there is none.
+    """Append a row to a table of timm's results, which is created if missing.
 
-    Columns that the table has beyond timm's stay empty.
+    Columns of the table beyond timm's stay empty.
 
     Raises:
-        RunError: the file is a table of something else.
+        RunError: The file is another table.
     """
     columns = check_table(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def append_row(path: Path, row: dict[str, str]) -> None:
 
 
 def to_plain(target: EvalTarget, evaluation: Evaluation, *, label: str) -> dict[str, Any]:
-    """All figures, and what they depend on, as plain types for JSON; `label` is how the model is called."""
+    """Return all figures and their settings as plain values for JSON; `label` names the model."""
     data, test_set = evaluation.data, evaluation.test_set
     return {
         "model": label,

@@ -1,4 +1,4 @@
-"""How many images of each class a network has right: one pass over a loader, and sums that can be added."""
+"""Counts of correct predictions by class: one pass over a loader, with results that can be added."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ TOP = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What a network has right, class by class; scores of the same classes can be added.
+    """Correct predictions of a network by class; scores of the same classes can be added.
 
     Attributes:
-        images: images of each class, int64 of shape (classes,).
-        top1: those whose likeliest class is the true one, of shape (classes,).
-        top5: those whose true class is among the five likeliest, of shape (classes,).
-        loss_sum: cross entropy, summed over the images.
-        seconds: from the first image read to the last counted.
+        images: Images of each class, int64 `[classes]`.
+        top1: Images whose most probable class is the true one, `[classes]`.
+        top5: Images whose true class is among the five most probable, `[classes]`.
+        loss_sum: Cross entropy, summed over the images.
+        seconds: Wall time from the first image read to the last counted.
     """
 
     images: np.ndarray
@@ -52,11 +52,11 @@ class Scores:
 
     @property
     def error(self) -> float:
-        """The fraction of all images whose likeliest class is a wrong one."""
+        """Top-1 error over all images, as a fraction."""
         return 1 - int(self.top1.sum()) / int(self.images.sum())
 
     def figures(self) -> dict[str, float]:
-        """`loss`, `top1`, `top5` (fractions), `images`, `images_per_second`."""
+        """Return `loss`, `top1`, `top5` (fractions), `images` and `images_per_second`."""
         images = int(self.images.sum())
         return {
             "loss": self.loss_sum / images,
@@ -67,29 +67,29 @@ class Scores:
         }
 
 
-def restrict_classes(logits: Tensor, targets: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave only some classes to choose from.
+def restrict_classes(logits: Tensor, targets: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Restrict logits to some of the classes.
 
     Args:
-        logits: of shape (b, classes).
-        targets: of shape (b,), each one of `kept`.
-        kept: numbers of the classes, in ascending order, of shape (k,).
+        logits: Logits `[b, classes]`.
+        targets: True classes `[b]`, each one of `allowed`.
+        allowed: Class indices `[k]` in ascending order.
 
     Returns:
-        Logits of shape (b, k), and the targets as places in `kept`.
+        Logits `[b, k]`, and the targets as indices into `allowed`.
     """
-    return logits[:, kept], torch.searchsorted(kept, targets)
+    return logits[:, allowed], torch.searchsorted(allowed, targets)
 
 
 def topk_hits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each image's class is the likeliest, and whether it is one of the five likeliest.
+    """Return whether the true class of each image is the most probable, and whether it is among the top five.
 
     Args:
-        logits: of shape (b, classes).
-        targets: of shape (b,).
+        logits: Logits `[b, classes]`.
+        targets: True classes `[b]`.
 
     Returns:
-        Two boolean tensors of shape (b,).
+        Two boolean tensors `[b]`.
     """
     found = logits.topk(min(TOP, logits.shape[1]), dim=1).indices == targets[:, None]
     return found[:, 0], found.any(1)
@@ -102,24 +102,24 @@ def score(
     num_classes: int,
     engine: EngineConfig,
     name: str,
-    kept: np.ndarray | None = None,
-    watch: Callable[[Tensor], None] | None = None,
+    allowed: np.ndarray | None = None,
+    on_logits: Callable[[Tensor], None] | None = None,
 ) -> Scores:
     """Run a network over the images of a loader, once and in this process alone, and count.
 
     Args:
-        network: images of shape (b, c, height, width) to logits of shape (b, num_classes).
-        loader: gives (images, targets), every image once.
-        num_classes: length of the logits.
-        engine: the device, the precision and the memory format.
-        name: of the model, for errors.
-        kept: classes that there are to choose from, in ascending order; None keeps all. Loss, top-1 and
-            top-5 are over these.
-        watch: is called with the logits, float32, of every batch in order.
+        network: Images `[b, c, h, w]` to logits `[b, num_classes]`.
+        loader: Loader of (images, targets), each image once.
+        num_classes: Number of logits.
+        engine: Device, precision and memory format.
+        name: Name of the model, for errors.
+        allowed: Class indices in ascending order, to which loss, top-1 and top-5 are restricted; None allows
+            all.
+        on_logits: Called with the float32 logits of every batch, in order.
 
     Raises:
-        RunError: the network cannot take images of this size.
-        DataError: an image cannot be read.
+        RunError: The network cannot take images of this size.
+        DataError: An image cannot be read.
     """
     if engine.threads:
         torch.set_num_threads(engine.threads)
@@ -127,7 +127,7 @@ def score(
     total = len(dataset)
     # One process: dealing the images out to several would let each see its own part only.
     with quiet_lightning(), progress_bar("Measuring", total, least=MANY) as report:
-        scorer = Scorer(network, num_classes, engine, name, kept, watch, lambda done: report(done, total))
+        scorer = Scorer(network, num_classes, engine, name, allowed, on_logits, lambda done: report(done, total))
         trainer = make_trainer(
             **device_and_precision(engine),
             devices=1,
@@ -146,7 +146,7 @@ def score(
 
 
 class Scorer(pl.LightningModule):
-    """The pass of `score`, for Lightning's trainer, which knows devices and precisions."""
+    """The pass of `score` as a Lightning module: the trainer handles devices and precision."""
 
     def __init__(
         self,
@@ -154,25 +154,25 @@ class Scorer(pl.LightningModule):
         num_classes: int,
         engine: EngineConfig,
         name: str,
-        kept: np.ndarray | None,
-        watch: Callable[[Tensor], None] | None,
+        allowed: np.ndarray | None,
+        on_logits: Callable[[Tensor], None] | None,
         report: Callable[[int], None],
     ) -> None:
         super().__init__()
         self.network, self.num_classes, self.name = network, num_classes, name
-        self.watch, self.report = watch, report
+        self.on_logits, self.report = on_logits, report
         self.memory_format = torch.channels_last if engine.channels_last else torch.contiguous_format
-        self.kept: Tensor | None
-        self.register_buffer("kept", None if kept is None else torch.from_numpy(kept), persistent=False)
+        self.allowed: Tensor | None
+        self.register_buffer("allowed", None if allowed is None else torch.from_numpy(allowed), persistent=False)
         self.counts = torch.zeros(3, num_classes, dtype=torch.int64)  # images, top-1, top-5 of each class
         self.loss_sum = 0.0
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, targets = batch
         logits = self._logits(images).float()
-        if self.watch is not None:
-            self.watch(logits)
-        chosen = (logits, targets) if self.kept is None else restrict_classes(logits, targets, self.kept)
+        if self.on_logits is not None:
+            self.on_logits(logits)
+        chosen = (logits, targets) if self.allowed is None else restrict_classes(logits, targets, self.allowed)
         self.loss_sum += cross_entropy(*chosen, reduction="sum").item()
         for row, counted in zip(self.counts, (slice(None), *topk_hits(*chosen)), strict=True):
             row += torch.bincount(targets[counted], minlength=self.num_classes).cpu()

@@ -1,4 +1,4 @@
-"""What is measured: a run, or a model by its name with weights from anywhere."""
+"""Targets of an evaluation: a run, or a published model with weights from any source."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ PLACES = ("hf-hub:", "local-dir:")  # of models that are not in the registry
 
 @dataclass(frozen=True, kw_only=True)
 class EvalTarget:
-    """A network with all that is needed to measure it.
+    """A network with everything that its evaluation needs.
 
     Attributes:
-        name: of the model.
-        weights: which they are, in words.
-        network: in evaluation mode.
-        classes: names in the order of the logits.
-        data: the images, and the form in which the network takes them.
-        engine: device and precision.
-        built_for: height and width of the images that the network was made for.
-        seed: of the split of its images.
+        name: Name of the model.
+        weights: Description of the weights.
+        network: The network, in evaluation mode.
+        classes: Class names in the order of the logits.
+        data: The images, and how they are prepared for the network.
+        engine: Device and precision.
+        built_for: Height and width of the images that the network was built for.
+        seed: Seed of the split of its images.
     """
 
     name: str
@@ -48,10 +48,10 @@ class EvalTarget:
     seed: int = 0
 
     def at_size(self, size: int) -> EvalTarget:
-        """The same with images of another height and width; a network that has to know it (a ViT) is changed.
+        """Return a target for another image size; a network that depends on it (a ViT) is changed in place.
 
         Raises:
-            RunError: the network cannot take images of this size.
+            RunError: The network cannot take images of this size.
         """
         data = replace(self.data, image_size=size)
         fit_to_size(self.network, self.name, size, self.built_for)
@@ -59,10 +59,10 @@ class EvalTarget:
 
 
 def target_from_run(run: Run, *, weights: Literal["best", "last"] = "best") -> EvalTarget:
-    """A run, on its own validation images unless its `data` is replaced.
+    """Return the target of a run, with its own validation images.
 
     Raises:
-        RunError: the run has no such weights yet.
+        RunError: The run has no such weights yet.
     """
     config = run.config
     return EvalTarget(
@@ -78,19 +78,19 @@ def target_from_run(run: Run, *, weights: Literal["best", "last"] = "best") -> E
 
 
 def target_from_model(name: str, source: str, *, checkpoint: str | Path | None = None) -> EvalTarget:
-    """A model of timm's registry or ours, or one of the hub, with the images as its own configuration says.
+    """Return the target of a model by name, with images prepared by the model's own configuration.
 
-    As in timm's validation, the size and the crop are those for tests where the model has such.
+    As in timm's validation, image size and crop are those for testing, if the model has such.
 
     Args:
-        name: of the registry, hf-hub:OWNER/NAME, or local-dir:FOLDER.
-        source: the images, as in `DataConfig`.
-        checkpoint: what `load_weights` takes; None takes the published weights.
+        name: Name in the registry, hf-hub:OWNER/NAME, or local-dir:FOLDER.
+        source: The images, as in `DataConfig`.
+        checkpoint: Weights for `load_weights`; None takes the published weights.
 
     Raises:
-        RunError: there is no such model, it has no published weights, they cannot be fetched, or it is not
-            for 1,000 classes and does not name those that it is for.
-        WeightsError: the checkpoint cannot be found or read, or is of another model.
+        RunError: The model does not exist, has no published weights, or they cannot be downloaded; or it does
+            not have 1,000 classes and does not name its classes.
+        WeightsError: The checkpoint cannot be found or read, or belongs to another model.
 
     Example:
         >>> target_from_model("lambda_resnet26t.c1_in1k", "folder:/data/imagenet")
@@ -132,15 +132,15 @@ def target_from_model(name: str, source: str, *, checkpoint: str | Path | None =
 
 
 def create_trained_model(name: str, *, checkpoint: str | Path | None = None) -> nn.Module:
-    """A model of timm's registry or ours, or one of the hub, in evaluation mode, with its weights.
+    """Create a model by name, with its weights, in evaluation mode.
 
     Args:
-        name: of the registry, hf-hub:OWNER/NAME, or local-dir:FOLDER.
-        checkpoint: what `load_weights` takes; None takes the published weights.
+        name: Name in the registry, hf-hub:OWNER/NAME, or local-dir:FOLDER.
+        checkpoint: Weights for `load_weights`; None takes the published weights.
 
     Raises:
-        RunError: there is no such model, it has no published weights, or they cannot be fetched.
-        WeightsError: the checkpoint cannot be found or read, is of another model, or the weights hold NaN or
+        RunError: The model does not exist, has no published weights, or they cannot be downloaded.
+        WeightsError: The checkpoint cannot be found or read, belongs to another model, or holds NaN or
             infinity.
     """
     network = _create(name, pretrained=checkpoint is None)
@@ -157,10 +157,10 @@ def create_trained_model(name: str, *, checkpoint: str | Path | None = None) -> 
 
 
 def fit_to_size(network: nn.Module, name: str, size: int, built_for: int) -> None:
-    """Prepare a network that has to know it (a ViT) for images of another height and width.
+    """Prepare a network that depends on the image size (a ViT) for another height and width.
 
     Raises:
-        RunError: the network cannot take images of this size.
+        RunError: The network cannot take images of this size.
     """
     set_size: Any = getattr(network, "set_input_size", None)
     if set_size is not None and size != built_for:
@@ -171,12 +171,12 @@ def fit_to_size(network: nn.Module, name: str, size: int, built_for: int) -> Non
 
 
 def is_model_name(name: str) -> bool:
-    """Whether a word names a model rather than a folder."""
+    """Return whether a word names a model rather than a folder."""
     return name.startswith(PLACES) or is_model(name)
 
 
 def is_run_folder(word: str) -> bool:
-    """Whether a word that names a run or a model is to be taken for a run."""
+    """Return whether a word that names a run or a model means a run."""
     return (Path(word) / "config.json").is_file() or not is_model_name(word)
 
 

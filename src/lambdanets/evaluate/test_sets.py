@@ -1,4 +1,4 @@
-"""ImageNet's validation set and the test sets around it: how each numbers its classes."""
+"""ImageNet's validation set and the test sets derived from it, with their class numbering."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ class ImageNetSet:
     """A test set for networks trained on ImageNet.
 
     Args:
-        name: as people write it.
-        numbered: its class folders are named 0 to 999, the places of the wnids in sorted order; else they
-            are named by wnids.
-        restricted: only the classes it holds are there to choose from, as its paper measures.
-        cut: its images are the middle already, so that nothing of them is cut off.
-        reference: where it was published.
+        name: Published name.
+        numbered: Class folders are named 0 to 999, the indices of the sorted wnids; otherwise by wnids.
+        restricted: Predictions are restricted to the classes of the set, as in its paper.
+        cut: Images are centre crops already, and are not cropped again.
+        reference: The publication.
     """
 
     name: str
@@ -48,17 +47,17 @@ TEST_SETS = {
 
 @cache
 def wnids() -> tuple[str, ...]:
-    """ImageNet's 1,000 classes by their WordNet numbers, sorted: the order of published logits."""
+    """Return the WordNet ids of ImageNet's 1,000 classes, sorted: the order of published logits."""
     from timm.data.imagenet_info import ImageNetInfo
 
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
 def imagenet_classes(classes: Sequence[str]) -> tuple[str, ...] | None:
-    """The wnids that a network's classes mean, in the order of its logits; None where they mean others.
+    """Return the wnids of a network's classes in the order of its logits; None if they are not ImageNet's.
 
     Args:
-        classes: wnids, or the numbers of all 1,000 in order, as shards name them.
+        classes: Wnids, or the numbers of all 1,000 classes in order, as in shards.
     """
     if tuple(classes) == tuple(map(str, range(len(wnids())))):
         return wnids()
@@ -66,11 +65,11 @@ def imagenet_classes(classes: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def folder_names(test_set: ImageNetSet, classes: Sequence[str]) -> tuple[str, ...]:
-    """Names of a test set's class folders in the order of the logits.
+    """Return the names of a test set's class folders in the order of the logits.
 
     Args:
-        test_set: one of `TEST_SETS`.
-        classes: wnids in the order of the logits.
+        test_set: A member of `TEST_SETS`.
+        classes: Wnids in the order of the logits.
 
     Example:
         >>> folder_names(TEST_SETS["v2"], ("n01440764", "n01484850"))
@@ -82,7 +81,7 @@ def folder_names(test_set: ImageNetSet, classes: Sequence[str]) -> tuple[str, ..
 
 
 def describe_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """What people call the classes: the words of WordNet where they are wnids, else their own names."""
+    """Return readable names: WordNet's words for wnids, and other class names as they are."""
     from timm.data.imagenet_info import ImageNetInfo
 
     info, known = ImageNetInfo("imagenet-1k"), set(wnids())
@@ -91,13 +90,13 @@ def describe_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def recognise_test_set(root: Path) -> str:
-    """Which of the test sets a folder is, by the names of the folders in it: a key of `TEST_SETS`.
+    """Return the key of `TEST_SETS` that a folder is, by the names of its subfolders.
 
-    Of train/ and val/ the latter is looked at, or the one that is there: its images are what is measured.
-    ImageNet-A and -R are recognised by all of their 200 classes, ImageNet-Sketch by the names of its files.
+    If the folder has val/, or only train/, its subfolders count. ImageNet-A and -R are recognised by their
+    200 classes, ImageNet-Sketch by the names of its files.
 
     Raises:
-        DataError: there is no such folder, or it is none of them.
+        DataError: The folder does not exist, or is none of the sets.
     """
     names = _subfolders(root)
     lower = {name.lower(): name for name in names}
@@ -125,7 +124,7 @@ def recognise_test_set(root: Path) -> str:
 
 @cache
 def _published(key: str) -> tuple[str, ...]:
-    """The classes of ImageNet-A or -R, from timm's files."""
+    """Return the classes of ImageNet-A or -R from timm's files."""
     content = pkgutil.get_data("timm.data", f"_info/imagenet_{key}_synsets.txt") or b""
     return tuple(content.decode().split())
 

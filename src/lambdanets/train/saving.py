@@ -94,7 +94,7 @@ class CheckpointCallback(Callback):
             # A launcher ends all processes when one has failed: this one still has to print its error.
             return
         if self.received is not None:
-            # A user may press Ctrl-C twice at once; torchrun forwards a signal that its processes already got.
+            # Ctrl-C may be pressed twice at once; torchrun forwards signals that its processes already got.
             again = number != signal.SIGINT or TorchElasticEnvironment.detect()
             if again and time.monotonic() - self._received_at < REPEAT_WINDOW:
                 return

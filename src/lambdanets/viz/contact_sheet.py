@@ -1,4 +1,4 @@
-"""The contact sheet: every image with its likeliest labels, on pages one can hand around."""
+"""The contact sheet: images with their most probable labels, on PNG pages."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ SMALL_IMAGE = 64  # pixels; below it, smoothing would hide what the network was 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a run says about one image, or why it could say nothing.
+    """The labels of one image, or the reason why it could not be read.
 
     Attributes:
         path: The file, or the name of the sample.
-        labels: Class names, the likeliest first; empty when the image could not be read.
+        labels: Class names, the most probable first; empty if the image could not be read.
         probabilities: Their probabilities, in the same order.
-        truth: The true class where it is known.
-        error: One sentence on what is wrong with the image, None when it was read.
-        image: The picture where there is no file to read it from.
+        truth: The true class, if known.
+        error: A sentence on what is wrong with the image, None if it was read.
+        image: The image, if there is no file to read it from.
     """
 
     path: str
@@ -61,7 +61,7 @@ class Prediction:
 
     @property
     def right(self) -> bool | None:
-        """Whether the likeliest class is the true one; None where either is unknown."""
+        """Whether the most probable class is the true one; None if either is unknown."""
         return None if self.truth is None or not self.labels else self.labels[0] == self.truth
 
 
@@ -76,20 +76,20 @@ def draw_sheets(
 ) -> list[Path]:
     """Draw predictions on one or more PNG pages.
 
-    Every image keeps its shape; images of a few pixels are enlarged without smoothing. The bar of the
-    likeliest class is green or red where the truth is known. Predictions that carry an error are left out.
-    Further pages that an earlier, longer sheet left under the same name are removed.
+    Images keep their shape; images of a few pixels are enlarged without smoothing. The bar of the most
+    probable class is green or red if the truth is known. Predictions with an error are left out. Further
+    pages of an earlier, longer sheet under the same name are removed.
 
     Args:
-        predictions: What `predict` or `predict_samples` returned.
-        path: The first page; the further ones are numbered `name-2.png`, `name-3.png`.
+        predictions: The result of `predict` or `predict_samples`.
+        path: The first page; the others are `name-2.png`, `name-3.png` and so on.
         title: The line at the top of every page.
         per_page: Most images on one page.
         columns: Most images side by side.
-        max_pages: Pages after which drawing stops, so that a folder of a million photos fills no disk.
+        max_pages: Most pages, so that a folder of a million photos does not fill the disk.
 
     Returns:
-        The files written; none when no image could be read.
+        The written files; none if no image could be read.
 
     Raises:
         ValueError: The path does not end in .png.

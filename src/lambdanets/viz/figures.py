@@ -1,4 +1,4 @@
-"""The two pictures of a run: its curves and its confusion matrix."""
+"""Figures of a run: training curves and the confusion matrix."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ FEW_CLASSES = 20  # up to here the confusion matrix has names and numbers
 
 @dataclass(frozen=True)
 class Panel:
-    """One of the pictures of the curves.
+    """One panel of the training curves.
 
     Args:
-        name: what is drawn, with its unit.
-        curves: the columns of `metrics.csv`, by their labels; what was measured in training comes first.
-        scale: what the numbers are multiplied by.
-        best: the column whose best epoch is marked.
+        name: Title: the quantity and its unit.
+        curves: Column of `metrics.csv` by the label of the curve, the training's first.
+        scale: Factor on the values.
+        best: Column whose best epoch is marked.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Panel:
 def draw_curves(
     history: Sequence[Mapping[str, float]], path: Path, panels: Sequence[Panel], title: str = ""
 ) -> None:
-    """Draw what was measured, and the learning rate, over the epochs.
+    """Draw metrics and the learning rate over the epochs.
 
     Args:
-        history: rows of `metrics.csv`; what an epoch has not measured is passed over.
-        path: the PNG.
-        panels: the pictures, from the left.
-        title: above the panels.
+        history: Rows of `metrics.csv`; values that an epoch has not measured are skipped.
+        path: The PNG file.
+        panels: The panels, from left to right.
+        title: Title above the panels.
     """
     with plain_text(title):
         save_figure(_curves(history, panels, legible(title)), path)
@@ -85,13 +85,13 @@ def _curves(history: Sequence[Mapping[str, float]], panels: Sequence[Panel], tit
 
 
 def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str = "") -> None:
-    """Draw which class is taken for which.
+    """Draw a confusion matrix.
 
     Args:
-        matrix: counts of shape (classes, classes), truth by prediction.
-        classes: their names.
-        path: the PNG.
-        note: after the title.
+        matrix: Counts `[classes, classes]`, truth by prediction.
+        classes: Class names.
+        path: The PNG file.
+        note: Text after the title.
     """
     with plain_text(*classes):
         save_figure(_confusion(matrix, list(map(legible, classes)), note), path)
@@ -134,7 +134,7 @@ def _confusion(matrix: Tensor, classes: Sequence[str], note: str) -> Any:
 
 
 def plain_axes(axes: Any, name: str) -> None:
-    """Give axes the look of all figures of a run: a title on the left, quiet lines."""
+    """Style axes like all figures of a run: title on the left, pale lines."""
     axes.set_title(name, loc="left", fontsize=10, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(QUIET)
@@ -151,5 +151,5 @@ def _mark_best(axes: Any, epoch: float, value: float) -> None:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as a PNG, whatever the suffix of the path."""
+    """Write a figure as a PNG file, whatever the suffix of the path."""
     figure.savefig(path, format="png", facecolor="white")

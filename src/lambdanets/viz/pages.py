@@ -1,4 +1,7 @@
-"""Pages of cards with pictures: their look, and the numbered files they are written to."""
+"""Pages of image cards: their layout, and the numbered files they are written to.
+
+Lengths are in units of `SCALE` pixels.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def page_path(path: str | os.PathLike[str]) -> Path:
     """Return the path of a first page.
 
     Raises:
-        ValueError: the path does not end in .png.
+        ValueError: The path does not end in .png.
     """
     first = Path(path)
     if first.suffix.lower() != ".png":
@@ -47,14 +50,14 @@ def page_path(path: str | os.PathLike[str]) -> Path:
 
 
 def write_pages(pages: Iterable[Image.Image], first: Path) -> list[Path]:
-    """Write pages under numbered names, and remove further ones that an earlier, longer sheet left there.
+    """Write pages to numbered files, and remove further ones of an earlier, longer sheet.
 
     Args:
-        pages: drawn when they are asked for, one at a time.
-        first: path of the first page; the further ones are `name-2.png`, `name-3.png`.
+        pages: The pages, drawn one at a time.
+        first: Path of the first page; the others are `name-2.png`, `name-3.png` and so on.
 
     Returns:
-        The files written.
+        The written files.
     """
     first.parent.mkdir(parents=True, exist_ok=True)
     mark = PngInfo()
@@ -84,7 +87,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def blank_page(width: int, height: int, title: str, caption: str, fonts: Fonts) -> Image.Image:
-    """Return a page, of a size in units, with a title and a line below it at the top."""
+    """Return a page of a size in units, with a title and a line below it at the top."""
     sheet = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)
     draw = ImageDraw.Draw(sheet)
     write_line(draw, (MARGIN, MARGIN - 4), fitted(title, fonts.title, width - 2 * MARGIN), fonts.title, INK)
@@ -93,13 +96,13 @@ def blank_page(width: int, height: int, title: str, caption: str, fonts: Fonts) 
 
 
 def fitted(text: str, font: ImageFont.FreeTypeFont, width: float, *, keep_end: bool = False) -> str:
-    """Return the text, legible, and shortened by an ellipsis where it is wider than so many units.
+    """Return a text that can be drawn, shortened by an ellipsis if it is wider than a width in units.
 
     Args:
-        text: of any kind; white space becomes single spaces.
-        font: it is written in.
-        width: in units.
-        keep_end: shorten in the middle, for file names.
+        text: Any text; white space becomes single spaces.
+        font: The font.
+        width: Width in units.
+        keep_end: Shorten in the middle, for file names.
     """
     text = legible(" ".join(text.split())) or "?"
     for shortened in (text, *_shorter(text, keep_end)):
@@ -117,7 +120,7 @@ def _shorter(text: str, keep_end: bool) -> Iterator[str]:
 def write_line(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, font: ImageFont.FreeTypeFont, colour: str
 ) -> None:
-    """Write a line of text, whose upper left corner is given in units."""
+    """Write a line of text with its upper left corner at a position in units."""
     write_text(draw, (corner[0] * SCALE, corner[1] * SCALE), text, colour, font)
 
 
@@ -128,7 +131,7 @@ def rounded(
     fill: str,
     outline: str | None = None,
 ) -> None:
-    """Draw a rectangle with round corners, in units."""
+    """Draw a rectangle with rounded corners, in units."""
     scaled = [round(value * SCALE) for value in box]
     radius = min(radius * SCALE, (scaled[2] - scaled[0]) // 2, (scaled[3] - scaled[1]) // 2)
     draw.rounded_rectangle(scaled, radius, fill, outline, width=SCALE if outline else 0)
