@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+SHORT = 200
+"""Bytes of a name that leave room for more: file systems take 255."""
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)
 """What file systems answer that cannot put a folder on disk by itself."""
 
@@ -26,7 +28,8 @@ def replacing(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    start = os.fsdecode(os.fsencode(path.name)[:SHORT])
+    temporary = path.with_name(f".{start}.{os.getpid()}.tmp")
     try:
         with naming(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)

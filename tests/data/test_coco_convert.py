@@ -1,8 +1,10 @@
 """Folders of masks become a COCO json with the same pixels, or every fault in them is named."""
 
 import contextlib
+import errno
 import io
 import json
+import os
 import shlex
 import warnings
 from collections.abc import Callable
@@ -281,6 +283,27 @@ def test_shades_are_no_objects(
     assert (found != (values >= 128)).sum() <= 6
 
 
+@pytest.mark.parametrize("kind", ["bits", "palette", "gif"])
+def test_a_threshold_is_of_shades_not_of_places_in_a_palette(
+    together: tuple[Path, Any], tmp_path: Path, kind: str
+) -> None:
+    root, expected = together
+    path = root / "masks" / "cell0.png"
+    inside = np.asarray(Image.open(path)) > 0
+    image = Image.fromarray(inside if kind == "bits" else np.uint8(255) * inside)
+    path.unlink()
+    if kind == "palette":
+        image = Image.frombytes("P", SIZE, inside.tobytes())
+        image.putpalette([0, 0, 0, 200, 200, 200])
+    image.save(path.with_suffix(".gif" if kind == "gif" else ".png"))
+    for name in ("cell1.png", "cell2.png"):
+        save(np.zeros(SIZE[::-1], np.uint8), root / "masks" / name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # of parts that do not touch
+        masks_to_coco(root, tmp_path / "out.json", threshold=128)
+    same(read(tmp_path / "out.json")[1], {name: [] for name in expected} | {"images/cell0.png": [inside]})
+
+
 @pytest.mark.parametrize("side", [1, 2, 5])
 def test_small_objects_are_no_shades(together: tuple[Path, Any], tmp_path: Path, side: int) -> None:
     root, _ = together
@@ -358,6 +381,43 @@ def test_the_command_that_is_printed_reads_the_json(
         "--set",
         f"data.images={root}",
     ]
+
+
+@pytest.mark.parametrize("layout", ["separate", "together"])
+def test_masks_are_not_left_out_in_silence(
+    layout: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    root, _ = request.getfixturevalue(layout)
+    masks = root / "cell0" / "masks" if layout == "separate" else root / "masks"
+    some = next(masks.iterdir()).read_bytes()
+    (masks / "dog").mkdir()
+    (masks / "dog" / "cell0.png").write_bytes(some)
+    with pytest.raises(DataError, match=r"dog is a folder of none of the classes; --classes names them\."):
+        masks_to_coco(root, tmp_path / "out.json")
+    with pytest.raises(
+        DataError, match=r"/masks/\w+\.png is no mask .* or is not in the folder of a class\."
+    ):
+        masks_to_coco(root, tmp_path / "out.json", classes=("cat", "dog"))
+    (masks / "dog" / "cell0.png").unlink()
+    (masks / "dog").rmdir()
+    (masks / ".DS_Store").write_bytes(b"")
+    (masks / "Thumbs.db").write_bytes(b"")
+    masks_to_coco(root, tmp_path / "out.json")
+    (masks / "other.npy").write_bytes(some)
+    with pytest.raises(DataError, match=r"other\.npy is no mask \(png/tif/tiff/bmp/gif\)"):
+        masks_to_coco(root, tmp_path / "other.json")
+
+
+def test_nothing_is_left_where_the_disk_is_full(
+    together: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*out\.json'"):
+        masks_to_coco(together[0], tmp_path / "out" / "out.json")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_what_is_refused_at_once(separate: tuple[Path, Any], tmp_path: Path) -> None:

@@ -15,7 +15,15 @@ from pycocotools import mask as tool
 from pycocotools.coco import COCO
 from torchvision import tv_tensors
 
-from lambdanets.data import CocoConfig, CocoSet, DataError, describe_coco, open_coco, open_coco_split
+from lambdanets.data import (
+    CocoConfig,
+    CocoSet,
+    DataError,
+    DataWarning,
+    describe_coco,
+    open_coco,
+    open_coco_split,
+)
 
 WriteCoco = Callable[..., Path]
 Entry = Callable[..., dict[str, Any]]
@@ -197,13 +205,6 @@ def test_where_images_are_found(write_coco: WriteCoco, prefix: str) -> None:
         open_coco_split(CocoConfig(source=f"coco:{root}", images=str(root / "train")))
 
 
-def test_a_batch_beyond_the_memory(tmp_path: Path) -> None:
-    config = CocoConfig(source=f"coco:{tmp_path}", image_size=10**6)
-    for open_source in (open_coco, open_coco_split):
-        with pytest.raises(DataError, match=r"^a batch of \d+ images of 1000000 x 1000000 takes [\d,]+ GiB"):
-            open_source(config)
-
-
 def test_splits_of_other_names(write_coco: WriteCoco, coco_entry: Entry) -> None:
     root = write_coco(first=([SIZE], []), second=([SIZE, SIZE], [coco_entry(1, 1, 1, 1, 4, 4)]))
     with pytest.raises(
@@ -255,11 +256,42 @@ def test_a_photo_that_is_listed_twice_is_on_one_side(write_coco: WriteCoco) -> N
         assert len({Path(splits.val.path(index)).name for index in range(3)}) == 1
 
 
+def test_a_photo_and_a_link_to_it_are_on_one_side(write_coco: WriteCoco) -> None:
+    root = write_coco(all=([SIZE] * 12, []))
+    for number in range(0, 12, 2):
+        [photo], [other] = (list(root.rglob(f"{number + more:03d}.png")) for more in (1, 2))
+        other.unlink()
+        other.symlink_to(photo)
+    path = root / "annotations" / "instances_all.json"
+    for seed in range(3):
+        splits = open_coco(CocoConfig(source=f"coco:{path}", val_fraction=0.5), seed=seed)
+        sides = [{Path(s.path(i)).resolve() for i in range(len(s))} for s in (splits.train, splits.val)]
+        assert [len(side) for side in sides] == [3, 3]
+        assert sides[0].isdisjoint(sides[1])
+
+
+def test_validation_images_that_are_training_images_are_told(write_coco: WriteCoco) -> None:
+    root = write_coco(train=([SIZE] * 3, []), val=([SIZE] * 2, []))
+    [first] = root.glob("train/*001.png")
+    [linked] = root.glob("val/*002.png")
+    linked.unlink()
+    linked.symlink_to(first)
+    with pytest.warns(DataWarning, match=r"^1 of 2 validation images of .* are training images, too, such"):
+        opened(root)
+
+
 def test_one_image_is_not_split(write_coco: WriteCoco) -> None:
     path = write_coco(all=([SIZE], [])) / "annotations" / "instances_all.json"
     with pytest.raises(DataError, match="has one image, which cannot be split into training and validation"):
         opened(path)
     assert len(open_coco_split(CocoConfig(source=f"coco:{path}", val_fraction=1.0))) == 1
+
+
+def test_a_batch_beyond_the_memory(write_coco: WriteCoco) -> None:
+    path = write_coco(all=([SIZE] * 2, [])) / "annotations" / "instances_all.json"
+    for read in (open_coco, open_coco_split):
+        with pytest.raises(DataError, match=r"^a batch of 8 images of 1000000 x 1000000 takes [\d,]+ GiB"):
+            read(CocoConfig(source=f"coco:{path}", image_size=10**6))
 
 
 def test_the_fingerprint_tells_sets_apart(write_coco: WriteCoco, coco_entry: Entry) -> None:

@@ -145,6 +145,21 @@ def test_a_broken_link_is_not_left_out_in_silence(write_folder: WriteFolder) -> 
         open_splits(config)
 
 
+def test_a_link_to_itself_is_no_folder(write_folder: WriteFolder) -> None:
+    root = write_folder({"cat": 3, "dog": 3})
+    for link in (root / "bird", root / "cat" / "round.png", root / "cat" / "inside"):
+        link.symlink_to(link.name)
+    with pytest.warns(DataWarning, match=r"left out 1 file \(1 no suffix\)"):
+        folder = read(root)
+    assert folder.classes == ("cat", "dog")
+    config = DataConfig(source=f"folder:{root}", image_size=12, workers=0)
+    with (
+        pytest.warns(DataWarning),
+        pytest.raises(DataError, match=r"round\.png: too many levels of symbolic links"),
+    ):
+        open_splits(config)
+
+
 def within_seconds(work: Callable[[], object]) -> object:
     """The outcome of what might wait for ever."""
     outcome: list[object] = []

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from lambdanets.data import DataConfig, DataError, read_image
-from lambdanets.data.images import as_mode, check_image
+from lambdanets.data.images import as_mode, check_image, check_size
+from lambdanets.data.pictures import DatasetPictures
 
 GRADIENT = np.arange(0, 240, 5, dtype=np.uint8).reshape(6, 8)
 
@@ -150,6 +151,22 @@ def test_zero_filled_tail_of_a_jpeg(tmp_path: Path) -> None:
     assert read_image(path).size == (40, 40)
 
 
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_flipped_bits_and_a_zero_filled_tail_of_a_png(tmp_path: Path, interlaced: bool) -> None:
+    path = tmp_path / "a.png"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (200, 150, 3), dtype=np.uint8)).save(path, interlace=interlaced)
+    content = path.read_bytes()
+    first, last = content.index(b"IDAT") + 4, content.rindex(b"IEND") - 8
+    for place in rng.integers(first, last, 40).tolist():
+        flipped = content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+        for damaged in (flipped, content[:place].ljust(len(content), b"\0")):
+            path.write_bytes(damaged)
+            for read in (read_image, check_image):
+                with pytest.raises(DataError, match=r"a\.png"):
+                    read(path)
+
+
 def test_the_check_is_as_strict_as_reading(tmp_path: Path) -> None:
     for suffix in ("jpeg", "png", "bmp", "tiff", "webp", "gif"):
         whole = photo(suffix)
@@ -215,6 +232,9 @@ def test_a_png_with_much_text(tmp_path: Path, form: str) -> None:
         image.load()  # what there is to get around
     for read in (read_image, check_image):
         read(path)
+    check_size(path, (8, 6))
+    of_a_data_set = DatasetPictures([(path.open("rb"), 0)], np.arange(1), np.zeros(1, np.int64), 1, "set")
+    assert of_a_data_set.encoded(0) == (path.read_bytes(), ".png")
     np.testing.assert_array_equal(pixels(read_image(path, in_chans=1)), GRADIENT)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) - 40])

@@ -25,7 +25,7 @@ from lambdanets.data import (
     read_labels,
     select,
 )
-from lambdanets.data.labels import folder_truths, to_csv
+from lambdanets.data.labels import folder_truths, open_text, to_csv
 
 WriteFolder = Callable[..., Path]
 CLASSES = ("cat", "dog", "emu")
@@ -115,6 +115,13 @@ def test_a_file_that_holds_no_labels(text: str, sentence: str, tmp_path: Path) -
         read_labels(path, CLASSES)
 
 
+def test_a_file_of_labels_is_no_program(tmp_path: Path) -> None:
+    for path in (tmp_path / "labels.csv", tmp_path / "other"):
+        with open_text(path, "a") if path.suffix else path.open("a") as file:
+            file.write("image,label\n")
+    assert (tmp_path / "labels.csv").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"no file of labels .*labels.csv; lambdanets pseudo-label writes one"
@@ -195,6 +202,33 @@ def test_validation_images_are_never_trained_on(both: DataConfig) -> None:
     path.write_text("image,label\ncat/001.png,cat\n")
     with pytest.raises(DataError, match="names validation images alone"), pytest.warns(DataWarning):
         open_splits(replace(both, unlabelled=f"folder:{root / 'val'}"))
+
+
+@pytest.mark.parametrize("linked", ["file", "folder", "source", "archive"])
+def test_validation_images_behind_links_are_never_trained_on(both: DataConfig, linked: str) -> None:
+    root = Path(both.source.partition(":")[2])
+    own, path = root, Path(both.pseudo_labels or "")
+    (pool := root.parent / "pool").mkdir()
+    unlabelled, name = f"folder:{pool}", "x.png"
+    if linked == "file":
+        (pool / name).symlink_to(root / "val/cat/001.png")
+    elif linked == "folder":
+        (pool / "deep").symlink_to(root / "val/cat")
+        name = "deep/001.png"
+    elif linked == "source":
+        (root / "val/cat/001.png").rename(pool / name)
+        (root / "val/cat/001.png").symlink_to(pool / name)
+    else:
+        (own := root.parent / "archives").mkdir()
+        for side in ("train", "val"):
+            with tarfile.open(own / f"{side}.tar", "w") as archive:
+                archive.add(root / side, ".")
+        (pool / "some.tar").symlink_to(own / "val.tar")
+        unlabelled, name = f"tar:{pool}", "some.tar#cat/001.png"
+    path.write_text(f"image,label\n{name},cat\n")
+    data = replace(both, source=f"{'tar' if linked == 'archive' else 'folder'}:{own}", unlabelled=unlabelled)
+    with pytest.raises(DataError, match="names validation images alone"), pytest.warns(DataWarning):
+        open_splits(data)
 
 
 def test_other_labels_are_other_images(both: DataConfig) -> None:

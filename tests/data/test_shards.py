@@ -162,6 +162,17 @@ def test_shards_of_a_size(tmp_path: Path) -> None:
     assert np.bincount(shards).tolist() == [400, 400, 400, 400, 18]
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_the_folder_may_be_a_link(photos: Path, tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "large").mkdir()
+    (tmp_path / "out").symlink_to("large")
+    write_shards(config(f"folder:{photos}"), tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "large" / "train-000000.tar").is_file()
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_images_larger_than_a_shard_are_alone(write_folder: WriteFolder, tmp_path: Path) -> None:
     root = write_folder({"train/a": 2, "train/b": 1, "val/a": 1, "val/b": 1})
     for path in (root / "train" / "a").iterdir():

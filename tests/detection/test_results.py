@@ -205,6 +205,8 @@ RUNS = {"size": [2, 3], "counts": tool.encode(np.ones((2, 3), np.uint8, order="F
         ("", "cut short"),
         (json.dumps([GOOD])[:-9], "cut short"),
         ("[1 2]", "line 1, column 4"),
+        ("[" * 10**5, "a list is beyond all measure"),
+        (f"[{10**4299}0]", "a number or a list is beyond all measure"),
         ('{"images": []}', "a list with an entry for each object"),
         ([GOOD, 5], "entry 1: it is no object but 5"),
         ([{**GOOD, "image_id": "1"}], "image_id is no whole number but '1'"),

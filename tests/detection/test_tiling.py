@@ -1,6 +1,7 @@
 """Objects found in overlapping tiles are those of the whole image: each once, and in one piece."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from lambdanets.data import CocoConfig
 from lambdanets.data.coco_masks import Masks, raster
 from lambdanets.detection.results import Objects, as_runs
 from lambdanets.detection.tiling import Tile, TrainingSizes, find_in_tiles, tiles
+from lambdanets.train import RunError
 
 SIDE = 96
 CORNERS = np.ones((3, 3), int)
@@ -115,6 +117,17 @@ def test_tiles_cover_an_image_and_overlap(size: tuple[int, int]) -> None:
     )
     assert own[0].common(Tile(0, 0, 5, 7)) == Tile(0, 0, 5, 7)
     assert own[0].common(Tile(SIDE, 0, SIDE + 5, 7)) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"median": 5}', '{"median": 1e400, "large": 5}', "[" * 10**5])
+def test_sizes_that_a_run_has_written(tmp_path: Path, text: str) -> None:
+    config, path = CocoConfig(source="coco:x", image_size=256), tmp_path / "image_sizes.json"
+    assert TrainingSizes.read(path, config) == TrainingSizes(median=256, large=256)
+    TrainingSizes(median=300, large=400).write(path)
+    assert TrainingSizes.read(path, config) == TrainingSizes(median=300, large=400)
+    path.write_text(text)
+    with pytest.raises(RunError, match=r"image_sizes\.json is damaged, .* to take data\.image_size=256"):
+        TrainingSizes.read(path, config)
 
 
 def test_only_images_that_would_be_shrunk_far_more_than_in_training_are_tiled() -> None:

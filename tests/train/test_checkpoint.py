@@ -148,6 +148,12 @@ def test_an_error_inside_the_block_is_not_disguised(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "猫" * 85])
+def test_names_may_be_as_long_as_a_file_system_takes(tmp_path: Path, name: str) -> None:
+    write_text(tmp_path / name, "whole")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "whole")]
+
+
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "text", "foreign", "list", "zip"])
 def test_damage_is_found(saved: Path, damage: str) -> None:
     whole = bytearray(saved.read_bytes())

@@ -171,8 +171,8 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_processes_that_read_images_are_signalled_with_the_run_or_killed(tmp_path: Path) -> None:
     """SIGTERM to the group of one run; another loses such a process, as when memory runs out."""
-    settings = ["engine.save_steps=1", "engine.threads=1", "data.workers=2", "data.cache=false",
-                "data.augment.rand_augment=rand-m3-n1"]  # fmt: skip
+    settings = ["engine.epochs=200", "engine.save_steps=1", "engine.threads=1", "data.workers=2",
+                "data.cache=false", "data.augment.rand_augment=rand-m3-n1"]  # fmt: skip
     words = [word for setting in settings for word in ("--set", setting)]
     folders = [tmp_path / "group", tmp_path / "killed"]
     runs = [
@@ -183,14 +183,15 @@ def test_processes_that_read_images_are_signalled_with_the_run_or_killed(tmp_pat
         for folder in folders
     ]  # fmt: skip
     try:
-        until = time.monotonic() + 120
-        lasts = [folder / "checkpoints" / "last.ckpt" for folder in folders]
-        while not all(last.exists() for last in lasts) and time.monotonic() < until:
-            time.sleep(0.1)
-        readers = children(runs[1].pid)
-        os.killpg(runs[0].pid, signal.SIGTERM)
-        os.kill(readers[-1], signal.SIGKILL)
-        said = [run.communicate(timeout=120)[1].splitlines() for run in runs]
+        for run, folder in zip(runs, folders, strict=True):
+            until = time.monotonic() + 300
+            while not (folder / "checkpoints/last.ckpt").exists() and time.monotonic() < until:
+                time.sleep(0.1)
+            if run is runs[0]:
+                os.killpg(run.pid, signal.SIGTERM)
+            else:
+                os.kill(children(run.pid)[-1], signal.SIGKILL)
+        said = [run.communicate(timeout=300)[1].splitlines() for run in runs]
     finally:
         for run in runs:
             run.kill()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ops.machine import memory
 from .errors import DataError
 from .image_set import ImageSet
 from .pictures import FilePictures
@@ -16,6 +17,25 @@ from .tar import TarPictures
 
 MEMORY_LIMIT = 2**30
 CHUNK = 64
+
+
+def check_memory(number: int, size: int, channels: int) -> None:
+    """Refuse a batch that cannot be in memory, before an image is enlarged to such a size.
+
+    Args:
+        number: of images.
+        size: their height and width, in pixels.
+        channels: of an image, in float32.
+
+    Raises:
+        DataError: the machine has less memory.
+    """
+    needed, limit = 4 * number * channels * size**2, memory("cpu")
+    if limit is not None and needed > limit:
+        raise DataError(
+            f"a batch of {number} images of {size} x {size} takes {needed / 2**30:,.0f} GiB, and there are "
+            f"{limit / 2**30:,.0f} GiB of memory; take a smaller data.image_size or data.batch_size."
+        )
 
 
 def check_set(image_set: ImageSet, progress: Callable[[int], None]) -> dict[int, str]:

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ..files import replacing
 from ..wording import few
 from .coco_masks import coco_tool, counted, run_lengths
 from .errors import DataError, DataWarning, listing
-from .folder import IMAGE_SUFFIXES, existing
-from .images import check_size, read_image, read_values
+from .files import is_stray
+from .folder import existing
+from .images import IMAGE_SUFFIXES, check_size, read_image, read_values
 from .progress import MANY, progress_bar
 
 LAYOUTS = (
@@ -72,6 +74,11 @@ class _Reading:
         """Of files that can be masks."""
         return MASK_SUFFIXES if self.threshold is None else (*MASK_SUFFIXES, *LOSSY_SUFFIXES)
 
+    @property
+    def kinds(self) -> str:
+        """The same, for people."""
+        return "/".join(suffix.removeprefix(".") for suffix in self.suffixes)
+
 
 @dataclass(frozen=True)
 class _Object:
@@ -118,10 +125,10 @@ def masks_to_coco(
 
     Raises:
         DataError: the folder has neither layout, `out` is there already, or there are images without masks,
-            masks without images, masks of another size than their image, files that cannot be read, or, where
-            a file is one object, masks that are empty or hold several values, masks with shades, masks that
-            may hold a border: each is named, and nothing is written. A numbered mask that is 0 everywhere is
-            an image without objects.
+            masks without images, other files or folders in masks/, masks of another size than their image,
+            files that cannot be read, or, where a file is one object, masks that are empty or hold several
+            values, masks with shades, masks that may hold a border: each is named, and nothing is written. A
+            numbered mask that is 0 everywhere is an image without objects.
         ValueError: `classes`, `ignore` or `threshold` are none.
 
     Warns:
@@ -188,10 +195,8 @@ def masks_to_coco(
         )
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
-    unfinished.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(unfinished, target)
+    with replacing(target) as unfinished:
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
     return Converted(len(images), len(annotations))
 
 
@@ -224,11 +229,9 @@ def _one_file_each(root: Path, classes: Sequence[str], reading: _Reading) -> tup
                 bad.append(f"{path} has the same name as {own[path.stem]}.")
             else:
                 masks[path.stem].append((path, number))
-        if reading.threshold is None:
-            bad += [_lossy(path) for path in _files(folder, LOSSY_SUFFIXES)]
-    kinds = "/".join(suffix.removeprefix(".") for suffix in reading.suffixes)
+    bad += _unread(root / "masks", classes, reading)
     bad += [
-        f"{images[name]} has no mask of its name in {root / 'masks'} ({kinds})."
+        f"{images[name]} has no mask of its name in {root / 'masks'} ({reading.kinds})."
         for name in images
         if not masks[name]
     ]
@@ -237,11 +240,23 @@ def _one_file_each(root: Path, classes: Sequence[str], reading: _Reading) -> tup
     return [_Picture(images[name], masks[name], True) for name in sorted(images) if masks[name]], bad
 
 
-def _lossy(path: Path) -> str:
-    return (
-        f"{path} is of a format that changes numbers where colours meet: save masks as PNG or TIFF, or say "
-        "with --threshold 128 that what is brighter is one object."
-    )
+def _unread(masks: Path, classes: Sequence[str], reading: _Reading) -> list[str]:
+    """Say what lies among the masks and is not read: objects would be missing without a word."""
+    parts = [folder for folder, _ in _mask_folders(masks, classes)]
+    held = [path for folder in {masks, *parts} if folder.is_dir() for path in folder.iterdir()]
+    read = {*parts, *(path for folder in parts for path in _files(folder, reading.suffixes))}
+    return [_why_unread(path, reading) for path in sorted({*held} - read) if not is_stray(path.name)]
+
+
+def _why_unread(path: Path, reading: _Reading) -> str:
+    if path.is_dir():
+        return f"{path} is a folder of none of the classes; --classes names them."
+    if path.suffix.lower() in LOSSY_SUFFIXES and reading.threshold is None:
+        return (
+            f"{path} is of a format that changes numbers where colours meet: save masks as PNG or TIFF, or "
+            "say with --threshold 128 that what is brighter is one object."
+        )
+    return f"{path} is no mask ({reading.kinds}), or is not in the folder of a class."
 
 
 def _one_folder_each(
@@ -260,9 +275,7 @@ def _one_folder_each(
                 for part, number in _mask_folders(folder / "masks", classes)
                 for path in _files(part, reading.suffixes)
             ]
-            if reading.threshold is None:
-                for part, _ in _mask_folders(folder / "masks", classes):
-                    bad += [_lossy(path) for path in _files(part, LOSSY_SUFFIXES)]
+            bad += _unread(folder / "masks", classes, reading)
             pictures.append(_Picture(images[0], masks, False))
     if not pictures and not bad:
         held = few(sorted(os.listdir(root)))
@@ -277,7 +290,7 @@ def _read(picture: _Picture, reading: _Reading) -> tuple[tuple[int, int], list[_
     size: tuple[int, int] | None = None
     objects: list[_Object] = []
     for path, category in picture.masks:
-        values = read_values(path)
+        values = read_values(path, shades=reading.threshold is not None)
         height, width = values.shape
         if size is None:
             size = width, height

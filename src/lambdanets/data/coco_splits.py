@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..wording import few
+from .check import check_memory
 from .coco_check import Checked, check_entries
 from .coco_config import COCO_SOURCES, CocoConfig
 from .coco_json import CocoFile, read_coco
@@ -20,8 +21,8 @@ from .coco_set import CocoSet
 from .coco_transforms import Vary, eval_transform_coco
 from .errors import LISTED, DataError, DataWarning, listing
 from .folder import existing, stratum
+from .pictures import real
 from .progress import MANY, Progress, progress_bar
-from .splits import check_memory
 
 SPLITS = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid")}
 FILES = ("annotations/instances_{}.json", "annotations/{}.json", "{}/_annotations.coco.json")
@@ -67,13 +68,22 @@ def open_coco(config: CocoConfig, *, seed: int = 0, progress: Progress | None = 
             configuration is to refuse them, or it names splits of what is a single file.
 
     Warns:
-        DataWarning: of what was left out, and of files that were found under another spelling of their names.
+        DataWarning: of what was left out, of files that were found under another spelling of their names, and
+            of validation images that are training images, too.
     """
     _check_options(config)
     sides = _checked(config, ("train", "val"), seed, progress)
     train, val = (
         _set(config, *found, train=train) for found, train in zip(sides, (True, False), strict=True)
     )
+    photos = {real(train.path(index)) for index in range(len(train))}
+    if both := [name for index in range(len(val)) if real(name := val.path(index)) in photos]:
+        warnings.warn(
+            f"{len(both)} of {len(val)} validation images of {config.source} are training images, too, "
+            f"such as {both[0]}: what is measured on them says little.",
+            DataWarning,
+            stacklevel=2,
+        )
     mark = blake2b(train.content() + b"\0" + val.content(), digest_size=16).hexdigest()
     # A single file has both sides, and its faults are of the file.
     skipped = train.skipped if sides[0][0].path == sides[1][0].path else (*train.skipped, *val.skipped)
@@ -164,7 +174,7 @@ def _checked(
 ) -> list[tuple[CocoFile, Checked]]:
     """The json and the good entries of each side, when the broken ones have been told."""
     coco_tool()
-    check_memory(config.image_size, config.batch_size, channels=3)
+    check_memory(config.batch_size, config.image_size, channels=3)
     root = Path(config.source.removeprefix("coco:")).expanduser()
     if root.is_file():
         base = root.parent.parent if root.parent.name == "annotations" else root.parent
@@ -203,7 +213,7 @@ def _part(file: CocoFile, checked: Checked, side: Side, val_fraction: float, see
     A photo that is listed several times is on one side.
     """
     names: dict[str, str] = {}  # the first one of each photo
-    photos = [os.path.normpath(image["path"]) for image in checked.images]
+    photos = [real(os.path.normpath(image["path"])) for image in checked.images]
     for photo, image in zip(photos, checked.images, strict=True):
         names.setdefault(photo, image["file_name"])
     if len(names) == 1 and val_fraction < 1:

@@ -45,7 +45,15 @@ class Found:
 
 def is_stray(name: str) -> bool:
     """Whether the name of a file or folder says that it is hidden, or left by another program."""
-    return name.startswith(".") or name.lower() in STRAY
+    return (name.startswith(".") and name not in (".", "..")) or name.lower() in STRAY
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def suffix_of(name: str) -> str:
@@ -70,7 +78,7 @@ def find_images(top: str, suffixes: tuple[str, ...]) -> Found:
         folder, around = waiting.pop()
         names = []
         for entry in _entries(folder):
-            if entry.is_dir():
+            if is_folder(entry):
                 if is_stray(entry.name):
                     found.stray.append(entry.path)
                 elif entry.is_symlink():
@@ -147,7 +155,7 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
 
 def regular(path: str | os.PathLike[str], flags: int) -> int:
     """Open a file as `os.open` does, for `open(opener=...)`; refuse what is neither a file nor a folder."""
-    number = os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would wait for one
+    number = os.open(path, flags | os.O_NONBLOCK, 0o666)  # a pipe without a writer would wait for one
     kind = stat.S_IFMT(os.fstat(number).st_mode)
     if kind in (stat.S_IFREG, stat.S_IFDIR):
         return number

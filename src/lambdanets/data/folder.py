@@ -15,7 +15,7 @@ import numpy as np
 from ..wording import few
 from .config import HoldOut
 from .errors import DataError, SourceWarning
-from .files import find_images, identity, is_stray, warn_left_out
+from .files import find_images, identity, is_folder, is_stray, warn_left_out
 from .images import IMAGE_SUFFIXES
 
 TRAIN_NAMES = ("train", "training")
@@ -182,7 +182,7 @@ def existing(root: str) -> Path:
 
 
 def _subfolders(path: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not is_stray(entry.name))
+    return sorted(entry.name for entry in os.scandir(path) if is_folder(entry) and not is_stray(entry.name))
 
 
 def _sides(path: Path) -> tuple[Path | None, Path | None]:
@@ -266,7 +266,7 @@ def _samples(path: Path, classes: Sequence[str], *, measured: bool = False) -> t
     stray = []
     for entry in os.scandir(path):
         if is_stray(entry.name):
-            stray += [entry.name] * entry.is_dir()
+            stray += [entry.name] * is_folder(entry)
         elif entry.name.lower().endswith(IMAGE_SUFFIXES):
             others["in no class folder"] += 1
     linked, empty = path.is_symlink(), {}
@@ -328,7 +328,7 @@ def _once(samples: list[Sample], classes: Sequence[str]) -> list[Sample]:
 def _check_class(path: Path) -> None:
     """Refuse what looks like a level too high; folders beside files are taken as parts of the class."""
     inside = [entry for entry in os.scandir(path) if not is_stray(entry.name)]
-    if inside and all(entry.is_dir() for entry in inside):
+    if inside and all(map(is_folder, inside)):
         names = few(sorted(entry.name for entry in inside))
         raise DataError(
             f"{path} is read as a class but holds only folders: {names}. If these are the "

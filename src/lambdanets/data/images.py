@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
-from os import SEEK_END, PathLike
+from os import SEEK_CUR, SEEK_END, PathLike
 from typing import IO
 
 import numpy as np
@@ -61,8 +61,9 @@ def read_image(
 
     The EXIF orientation is applied. 16-bit images are scaled to 8 bits, not clipped. What is transparent is
     laid on white, as on a page. Of an animation the first frame is taken. A file that ends too early is never
-    read in part; flipped bits inside a JPEG cannot be told from a picture, as the format has no checksum.
-    What stands behind the end of an image, such as the film of a motion photo, is not looked at.
+    read in part, nor a PNG whose checksums are wrong; flipped bits inside a JPEG cannot be told from a
+    picture, as the format has no checksum. What stands behind the end of an image, such as the film
+    of a motion photo, is not looked at.
 
     Args:
         source: a path or an open binary file.
@@ -94,7 +95,7 @@ def check_size(
     Raises:
         DataError: as from `read_image`, as far as the header tells.
     """
-    with _naming(source), _opened(source) as file, _identified(file, max_pixels) as image:
+    with _naming(source), _opened(source) as file, header(file, max_pixels) as image:
         if image.size != size:
             turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
             width, height = image.size
@@ -120,11 +121,15 @@ def check_image(source: str | PathLike[str] | IO[bytes], *, max_pixels: int = MA
         as_mode(_decoded(file, max_pixels, small=True), 3)
 
 
-def read_values(source: str | PathLike[str] | IO[bytes]) -> np.ndarray:
+def read_values(source: str | PathLike[str] | IO[bytes], *, shades: bool = False) -> np.ndarray:
     """Read the numbers of an image file of one channel as they are stored: a mask's.
 
+    Args:
+        source: a path or an open binary file.
+        shades: read a palette and single bits as shades of grey from 0 to 255.
+
     Returns:
-        Integers of shape (height, width); of a palette the places of its colours.
+        Integers of shape (height, width); of a palette the places of its colours, unless `shades`.
 
     Raises:
         DataError: the file cannot be read, ends too early, or has several channels or pages, or fractions;
@@ -134,7 +139,7 @@ def read_values(source: str | PathLike[str] | IO[bytes]) -> np.ndarray:
         image = _decoded(file, MAX_PIXELS)
         if (pages := getattr(image, "n_frames", 1)) > 1:
             raise ValueError(f"it holds {pages} pages, and a mask is one")
-        values = np.asarray(image)
+        values = np.asarray(image.convert("L") if shades and image.mode in ("1", "P") else image)
         if values.dtype.kind == "f" and np.array_equal(values, values.round().clip(-(2**24), 2**24)):
             values = values.astype(np.int32)  # as ImageJ writes label images
         if values.ndim != 2 or values.dtype.kind not in "iub":
@@ -161,12 +166,11 @@ def _decoded(file: IO[bytes], max_pixels: int, *, small: bool = False) -> Image.
     try:
         image = _loaded(file, max_pixels, small)
     except ValueError as error:
-        if "MAX_TEXT" not in str(error):
-            raise
-        # Pillow refuses a PNG for much text in it, such as a program's workflow, which says nothing here.
-        image = _loaded(_without_text(file), max_pixels, small)
+        image = _loaded(_without_text(file, error), max_pixels, small)
     if image.format in ("JPEG", "MPO"):
         _check_end(file)
+    elif image.format == "PNG":
+        _check_sums(file)
     return image
 
 
@@ -178,6 +182,18 @@ def _loaded(file: IO[bytes], max_pixels: int, small: bool) -> Image.Image:
         image.draft("RGB", (1, 1))
     image.load()
     return image
+
+
+def header(file: IO[bytes], max_pixels: int) -> Image.Image:
+    """Return an image file opened, and not decoded.
+
+    Raises:
+        ValueError: it has too many pixels; a file that is no image raises others of `UNREADABLE`, too.
+    """
+    try:
+        return _identified(file, max_pixels)
+    except ValueError as error:
+        return _identified(_without_text(file, error), max_pixels)
 
 
 def _identified(file: IO[bytes], max_pixels: int) -> Image.Image:
@@ -202,8 +218,14 @@ def _identified(file: IO[bytes], max_pixels: int) -> Image.Image:
     return image
 
 
-def _without_text(file: IO[bytes]) -> IO[bytes]:
-    """Return a PNG file without its texts and its colour profile; what is damaged stays as it is."""
+def _without_text(file: IO[bytes], error: ValueError) -> IO[bytes]:
+    """Return a PNG file without its texts and its colour profile, for which Pillow refused it.
+
+    Much text, such as a program's workflow, says nothing here. What is damaged stays as it is; another error
+    is raised again.
+    """
+    if "MAX_TEXT" not in str(error):
+        raise error
     file.seek(0)
     whole = file.read()
     start = end = len(PngImagePlugin._MAGIC)
@@ -222,6 +244,17 @@ def _check_end(file: IO[bytes]) -> None:
         file.seek(0)
         if not _ends(file.read()):
             raise OSError("image file is truncated and filled up with zeros")
+
+
+def _check_sums(file: IO[bytes]) -> None:
+    """Refuse a PNG whose pixels differ from their checksums, which Pillow passes over."""
+    file.seek(len(PngImagePlugin._MAGIC))
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind != b"IDAT":
+            file.seek(length + 4, SEEK_CUR)
+        elif zlib.crc32(file.read(length), zlib.crc32(kind)) != int.from_bytes(file.read(4), "big"):
+            raise OSError("image file is damaged: a checksum is wrong")
 
 
 def _ends(jpeg: bytes) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import BytesIO
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from PIL import Image
 from .config import MAX_PIXELS
 from .errors import DataError
 from .files import open_regular
-from .images import UNREADABLE, as_mode, check_image, read_image, reason
+from .images import UNREADABLE, as_mode, check_image, header, read_image, reason
 
 
 class Pictures(Protocol):
@@ -176,7 +176,7 @@ class DatasetPictures:
                 return _png(as_mode(image, 1 if image.mode in ("1", "L") else 3))
             with image:
                 content = image.read()
-            return content, f".{Image.open(BytesIO(content)).format}".lower()
+            return content, f".{header(BytesIO(content), self.max_pixels).format}".lower()
 
     def _stored(self, index: int) -> Any:
         return getattr(self.data_set, "reader", self.data_set)[int(self.indices[index])][0]
@@ -200,11 +200,11 @@ class DatasetPictures:
             raise DataError(f"cannot read {self.path(index)}: {why}.") from error
 
     def path(self, index: int) -> str:
-        place = int(self.indices[index])
-        if hasattr(self.data_set, "filename") and not self._empty(index):
-            name = self.data_set.filename(place)
-            return str(name) if name else f"{self.name}#{place}"
-        return f"{self.name}#{place}"
+        if hasattr(self.data_set, "filename"):
+            with suppress(TypeError):  # where a row has no image
+                if name := self.data_set.filename(int(self.indices[index])):
+                    return str(name)
+        return self.place(index)
 
     def place(self, index: int) -> str:
         return f"{self.name}#{int(self.indices[index])}"

@@ -46,17 +46,16 @@ def open_pseudo(config: DataConfig, source: Source) -> ImageSet:
             "say with data.unlabelled where its images are."
         )
     found = np.array([index[image] for image in labels.images], np.intp)
-    kept = np.arange(len(labels))
-    if overlap(unlabelled, config.source):
-        held_out = places(source.val)
-        kept = np.array([row for row in kept if pictures.place(int(found[row])) not in held_out], np.intp)
-        if len(kept) < len(labels):
-            warnings.warn(
-                f"{len(labels) - len(kept)} of the {len(labels)} images in {path} are validation images of "
-                "this run and are left out.",
-                SourceWarning,
-                stacklevel=3,
-            )
+    held_out = places(source.val)  # of sources that do not overlap, too: links may lead from one to the other
+    rows = [row for row, index in enumerate(found.tolist()) if pictures.place(index) not in held_out]
+    kept = np.array(rows, np.intp)
+    if len(kept) < len(labels):
+        warnings.warn(
+            f"{len(labels) - len(kept)} of the {len(labels)} images in {path} are validation images of "
+            "this run and are left out.",
+            SourceWarning,
+            stacklevel=3,
+        )
     if not len(kept):
         raise DataError(f"no pseudo-labelled images are left: {path} names validation images alone.")
     chosen = pictures.subset(found[kept])

@@ -92,7 +92,7 @@ def write_shards(
         raise ValueError(f"megabytes of a shard must be 1 or more, got {megabytes}.")
     if config.source.startswith(STREAMED):
         raise DataError(f"{config.source!r} is streamed and cannot be shuffled into shards.")
-    folder = Path(out).expanduser().absolute()
+    folder = Path(os.path.realpath(Path(out).expanduser()))  # a link stays one
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(
             f"{folder} is there already and is no empty folder; shards are written into a new one."

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
-from ..ops.machine import memory
 from ..wording import few
-from .check import MEMORY_LIMIT, check_set, keep_in_memory, memory_needed
+from .check import MEMORY_LIMIT, check_memory, check_set, keep_in_memory, memory_needed
 from .config import DataConfig
 from .errors import DataError, SourceWarning, listing
 from .folder import fingerprint, warn_unmeasured
@@ -71,7 +69,7 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
     if config.order == "shards" and not config.source.startswith("tar:"):
         raise DataError(ORDER_NEEDS_TAR)
     _check_names(config)
-    check_memory(config.image_size, config.batch_size, config.in_chans)
+    check_memory(config.batch_size, config.image_size, config.in_chans)
     if config.source.startswith(STREAMED):
         if config.train_per_class is not None:
             raise DataError(
@@ -88,6 +86,12 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
         )
         _check_classes(config, train.classes)
         shards = [side for side in (train, val) if isinstance(side, SequentialSet)]
+        if both := set.intersection(*(set(side.shards.names) for side in shards)) if shards else ():
+            warnings.warn(
+                f"{few(sorted(both))} of {config.source!r} are both trained on and validated on.",
+                SourceWarning,
+                stacklevel=2,
+            )
         return Splits(train, val, train.classes, digest(shards) if shards else "")
     if config.pseudo_labels is not None:
         shares(config)
@@ -139,7 +143,7 @@ def open_split(
     """
     if split not in ("train", "val"):
         raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
-    check_memory(config.image_size, config.batch_size, config.in_chans)
+    check_memory(config.batch_size, config.image_size, config.in_chans)
     if config.source.startswith(STREAMED):
         stream = open_stream(config, split, train=False, seed=seed)
         _check_known(config, stream.classes, classes)
@@ -176,26 +180,6 @@ def _check_names(config: DataConfig) -> None:
     if config.source.startswith("hfids/"):
         how = f"{how[:-1]}; {undivided(config)}."
     raise DataError(f"{what}, and a run is validated on images that it is not trained on: {how}")
-
-
-def check_memory(size: int, number: int, channels: int) -> None:
-    """Refuse a batch that cannot be in memory, before an image is enlarged to such a size.
-
-    Args:
-        size: height and width of an image.
-        number: images of a batch.
-        channels: of an image.
-
-    Raises:
-        DataError: a batch takes more memory than there is.
-    """
-    limit = memory("cpu")
-    needed = number * channels * size**2 * torch.float32.itemsize
-    if limit is not None and needed > limit:
-        raise DataError(
-            f"a batch of {number} images of {size} x {size} takes {needed / 2**30:,.0f} GiB, and there are "
-            f"{limit / 2**30:,.0f} GiB of memory; take a smaller data.image_size or data.batch_size."
-        )
 
 
 def _check_classes(config: DataConfig, classes: Sequence[str]) -> None:

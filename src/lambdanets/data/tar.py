@@ -80,7 +80,8 @@ class TarPictures:
         return f"{members.shards[members.shard[index]]}#{os.fsdecode(members.names[index])}"
 
     def place(self, index: int) -> str:
-        return real(os.path.join(self.root, self.path(index)))
+        shard = self.members.shards[self.members.shard[index]]
+        return f"{real(os.path.join(self.root, shard))}#{os.fsdecode(self.members.names[index])}"
 
     def subset(self, indices: np.ndarray) -> TarPictures:
         members, targets = self.members.take(indices), self.targets[indices]

@@ -17,7 +17,9 @@ import numpy as np
 from ..files import replacing
 from .errors import DataError, SourceWarning
 from .files import open_regular, warn_left_out
+from .images import reason
 from .progress import progress_bar
+from .tar_paths import check_distinct
 from .tar_scan import BLOCK, Members, Scanned, scan
 
 INDEX = "_index.npz"
@@ -40,9 +42,10 @@ def read_members(
         indexed: False reads the headers of all.
 
     Raises:
-        DataError: a shard cannot be read at random places, is damaged, or holds no images.
+        DataError: a shard cannot be read at random places, is damaged, holds no images, or comes twice.
     """
-    sizes = {shard: os.path.getsize(os.path.join(root, shard)) for shard in shards}
+    check_distinct(root, shards)
+    sizes = {shard: _size(os.path.join(root, shard)) for shard in shards}
     known, damaged = _load(root, sizes) if indexed else ({}, [])
     missing = [shard for shard in shards if shard not in known]
     total = sum(sizes[shard] for shard in missing)
@@ -78,6 +81,14 @@ def read_members(
         whole = labelled and not any(scanned[shard].complaint for shard in own if shard in scanned)
         _mend(root, folder, _joined([known[shard] for shard in own]), sizes, whole=whole)
     return _joined([known[shard] for shard in shards])
+
+
+def _size(path: str) -> int:
+    try:
+        with open_regular(path) as file:
+            return os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {reason(error)}.") from error
 
 
 def write_index(root: str, shards: Sequence[str]) -> Members:
@@ -181,9 +192,10 @@ def _agrees(root: str, members: Members) -> bool:
                 header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
             except tarfile.TarError:
                 return False
-            # A long name does not stand in this header in full.
-            name = os.fsdecode(bytes(members.names[row]))
-            if header.size != members.sizes[row] or not name.startswith(header.name.removeprefix("./")):
+            # A long name does not stand in this header in full, and Python writes only ASCII there.
+            name, start = bytes(members.names[row]), os.fsencode(header.name.removeprefix("./"))
+            forms = name, os.fsdecode(name).encode("ascii", "replace")
+            if header.size != members.sizes[row] or not any(form.startswith(start) for form in forms):
                 return False
     return True
 

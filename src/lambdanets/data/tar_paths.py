@@ -6,11 +6,13 @@ import glob
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..wording import few
 from .errors import DataError
+from .files import identity, is_stray, suffix_of, warn_left_out
 from .folder import TRAIN_NAMES, VAL_NAMES
 
 SUFFIX = ".tar"
@@ -68,15 +70,27 @@ def all_shards(place: str) -> tuple[str, tuple[str, ...]]:
     if not os.path.isdir(root):
         found = find_shards(place)
         return found.root, (*found.train, *found.val, *found.whole)
-    paths = [
-        os.path.relpath(os.path.join(folder, name), root)
-        for folder, _, names in os.walk(root)
-        for name in names
-        if name.endswith(SUFFIX) and not name.startswith(".")
-    ]
+    paths: list[str] = []
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if not is_stray(name)]
+        paths += _archives(root, folder, names)
     if not paths:
         raise _no_archives(root)
     return root, tuple(sorted(paths))
+
+
+def check_distinct(root: str, names: Iterable[str]) -> None:
+    """Refuse archives that are one file: its images would count twice, or be on both sides."""
+    seen: dict[tuple[int, int], str] = {}
+    for name in names:
+        if (file := identity(os.path.join(root, name))) is None:
+            continue
+        if file in seen:
+            raise DataError(
+                f"{seen[file]} and {name} in {root} are one file: its images would count twice, or be both "
+                "trained on and validated on; keep one."
+            )
+        seen[file] = name
 
 
 def side_word(path: str) -> str:
@@ -111,8 +125,16 @@ def expand(pattern: str) -> list[str]:
 def _tars(root: str, folder: str) -> list[str]:
     if not os.path.isdir(folder):
         return []
-    names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX) and not name.startswith("."))
-    return [os.path.relpath(os.path.join(folder, name), root) for name in names]
+    return _archives(root, folder, os.listdir(folder))
+
+
+def _archives(root: str, folder: str, names: Sequence[str]) -> list[str]:
+    """The archives among the names in a folder, named from the root; compressed ones beside them are told."""
+    kept = sorted(name for name in names if name.endswith(SUFFIX) and not is_stray(name))
+    compressed = [name for name in names if COMPRESSED_SUFFIXES.search(name.lower()) and not is_stray(name)]
+    if kept:
+        warn_left_out(folder, Counter(map(suffix_of, compressed)))
+    return [os.path.relpath(os.path.join(folder, name), root) for name in kept]
 
 
 def _of_side(sides: dict[str, list[str]], names: Sequence[str]) -> tuple[str, ...]:

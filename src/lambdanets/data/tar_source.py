@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -166,6 +167,8 @@ def declared_classes(root: str, *folders: str) -> tuple[str, ...] | None:
             names = None
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise DataError(f'{path} must be a list of the classes\' names, such as ["cat", "dog"].')
+        if len(set(names)) < len(names):
+            raise DataError(f"{path} lists the class {Counter(names).most_common(1)[0][0]!r} twice.")
         return tuple(names)
     return None
 

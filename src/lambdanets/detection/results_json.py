@@ -71,8 +71,8 @@ def read_results(path: str | os.PathLike[str]) -> list[Entry]:
         raise DataError(
             f"{path} is no json: line {error.lineno}, column {error.colno}: {error.msg}."
         ) from error
-    except RecursionError as error:
-        raise DataError(f"{path} holds no results: brackets in brackets, deeper than can be read.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} holds no results: a number or a list is beyond all measure.") from error
     if not isinstance(entries, list):
         raise DataError(f"{path} holds no results: they are a list with an entry for each object.")
     for place, entry in enumerate(entries):

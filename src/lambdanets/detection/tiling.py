@@ -18,7 +18,9 @@ from torchvision.ops import box_iou
 from lambdanets.data import CocoConfig
 from lambdanets.data.coco_masks import Masks, coco_tool, sampled
 from lambdanets.detection.results import Objects, as_runs
+from lambdanets.files import parse_json
 from lambdanets.train.checkpoint import write_text
+from lambdanets.train.errors import RunError
 
 TileOption = int | Literal["auto", "off"]
 MUCH = 1.5  # times what the network has seen: larger images are looked at in tiles
@@ -47,12 +49,21 @@ class TrainingSizes:
 
     @classmethod
     def read(cls, path: Path, config: CocoConfig) -> TrainingSizes:
-        """Return those that a run has written; of a run that has not, the size at which it was trained."""
+        """Return those that a run has written; of a run that has not, the size at which it was trained.
+
+        Raises:
+            RunError: the file is damaged: other tiles would find other objects.
+        """
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = parse_json(path.read_bytes())
             return cls(max(1, int(stored["median"])), max(1, int(stored["large"])))
-        except (OSError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
             return cls(config.image_size, config.image_size)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise RunError(
+                f"{path} is damaged, which says how large the training images were; remove it to take "
+                f"data.image_size={config.image_size} instead"
+            ) from error
 
     def write(self, path: Path) -> None:
         """Write them as a file of a run."""

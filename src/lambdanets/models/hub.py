@@ -26,8 +26,8 @@ def save_for_hub(
 
     Once this package is imported, the folder opens with `create_model("local-dir:FOLDER", pretrained=True)`,
     ours or timm's, and with `AutoModel`, `AutoModelForImageClassification` and `pipeline` of transformers;
-    under the name OWNER/NAME where it has been uploaded (hf-hub:OWNER/NAME for timm). The pipeline makes every
-    image RGB: it needs a model of three channels.
+    under the name OWNER/NAME where it has been uploaded (hf-hub:OWNER/NAME for timm). The pipeline makes
+    every image RGB: it needs a model of three channels.
 
     Args:
         model: A model made by `create_model`, ours or timm's, accelerated or not.
