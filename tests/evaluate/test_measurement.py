@@ -197,8 +197,8 @@ def test_corruptions(photos: Photos, tmp_path: Path) -> None:
             picture = wrong if level <= index % 6 else right
             bad += picture is wrong
             target = tmp_path / name / str(level) / picture.parent.name
-            target.mkdir(parents=True)
-            shutil.copy(picture, target)
+            place.mkdir(parents=True)
+            shutil.copy(picture, place)
         errors[name] = bad / 5
     more = tmp_path / "fog" / "1" / right.parent.name  # three more that are right beside the one that is not
     more.mkdir(exist_ok=True)
@@ -217,11 +217,11 @@ def test_what_cannot_be_measured_is_refused(photos: Photos, tmp_path: Path) -> N
     with pytest.raises(DataError, match="there is no folder"):
         measure(mine, test_set=TEST_SETS["c"])
     others = replace(mine, classes=("cat", "dog"))
-    with pytest.raises(DataError, match=r"ImageNet-A is for ImageNet's classes, and .* knows others \('cat"):
+    with pytest.raises(DataError, match=r"ImageNet-A is for ImageNet's classes, and .* has others \('cat"):
         measure(others, test_set=TEST_SETS["a"])
     with pytest.raises(DataError, match="ReaL labels are for ImageNet's classes"):
         measure(others, real="timm")
-    with pytest.raises(DataError, match=r"for ImageNet's 1,000 classes, and .* knows 7"):
+    with pytest.raises(DataError, match=r"for ImageNet's 1,000 classes, and .* has 7"):
         measure(replace(mine, classes=tuple(PLACES)), real="timm")
     for name in ("resnet50.a_tag", "no_model"):
         with pytest.raises(RunError, match=f"{name} cannot be had: "):

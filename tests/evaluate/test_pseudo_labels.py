@@ -16,12 +16,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from lambdanets.data import DataError, open_pictures, write_shards
+from lambdanets.evaluate import pseudo_labels as module
 from lambdanets.evaluate.prediction import predict
 from lambdanets.evaluate.pseudo_labels import digest, label
 from lambdanets.processes import InUseError
 from lambdanets.recipes import digits
 from lambdanets.train import Run, RunConfig, RunError, load_run, override
-from lambdanets.train import labelling as module
 from lambdanets.train.engine import train
 from lambdanets.train.errors import TrainingInterrupted
 from runs import assert_same_end, interrupt

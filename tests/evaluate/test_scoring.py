@@ -40,7 +40,7 @@ def scored(logits: torch.Tensor, targets: torch.Tensor, kept: list[int] | None, 
         num_classes=CLASSES,
         engine=EngineConfig(accelerator="cpu", **options),  # type: ignore[arg-type]
         name="flat",
-        kept=None if kept is None else np.array(kept),
+        allowed=None if kept is None else np.array(kept),
     )
 
 
@@ -67,7 +67,7 @@ def test_counts_are_those_of_a_loop(
     assert scores.error == pytest.approx(1 - figures["top1"])
 
 
-def test_restricting_takes_the_places_among_the_kept() -> None:
+def test_restricted_targets_are_indices_of_the_allowed() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]])
     left, places = restrict_classes(logits, torch.tensor([3, 1]), torch.tensor([1, 3]))
     assert left.tolist() == [[1.0, 3.0], [5.0, 7.0]]

@@ -198,7 +198,9 @@ def test_a_lost_process_leaves_a_way_on(tiny: RunConfig, tmp_path: Path) -> None
     assert "There is no checkpoint yet. Begin again with: lamb" in str(explain_error(lost, tiny, two, files))
     files.last.parent.mkdir()
     files.last.touch()
-    assert "The newest checkpoint is intact. Continue with: lamb" in str(explain_error(lost, tiny, two, files))
+    assert "The newest checkpoint is intact. Continue with: lamb" in str(
+        explain_error(lost, tiny, two, files)
+    )
 
 
 @pytest.mark.parametrize(

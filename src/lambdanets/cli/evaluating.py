@@ -125,7 +125,7 @@ def run(
 
     if csv is not None:
         check_table(csv)
-    target, elsewhere = _subject(what, data, checkpoint, weights)
+    target, elsewhere = _target(what, data, checkpoint, weights)
     test_set = TEST_SETS[as_] if as_ is not None else guess_test_set(target) if elsewhere else None
     if real is not None and test_set not in (None, TEST_SETS["imagenet"]):
         raise UsageError(f"--real has labels for ImageNet's own validation set, and this is {test_set.name}.")
@@ -149,10 +149,10 @@ def run(
     return 0
 
 
-def _subject(
+def _target(
     what: str, data: str | None, checkpoint: str | None, weights: Literal["best", "last"]
 ) -> "tuple[EvalTarget, bool]":
-    """What is measured, and whether on images other than a run's own."""
+    """Return the target, and whether its images are other than the run's own."""
     from lambdanets.evaluate.target import is_run_folder, target_from_model, target_from_run
 
     if is_run_folder(what):

@@ -30,7 +30,7 @@ ALEXNET = {  # top-1 errors, each the mean over the five severities
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # for tuning; no part of the mean
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # meant for tuning, not part of the mean
 
 
 @dataclass(frozen=True, kw_only=True)

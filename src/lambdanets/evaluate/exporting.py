@@ -16,8 +16,8 @@ from lambdanets.exporting import Exported, ExportError, export_network
 from lambdanets.train.run import Run
 from lambdanets.wording import json_text
 
-REDUCTION = 32  # pixels for one of the last map, of networks that do not say theirs
-LEAST_MAP = 4  # side of the last map of what is traced for any size: one of 1 would be taken for a constant
+REDUCTION = 32  # stride of the last feature map of networks without `feature_info`
+LEAST_MAP = 4  # side of the last map when tracing for any size: tracing takes a side of 1 for a constant
 
 
 @dataclass(frozen=True, kw_only=True)

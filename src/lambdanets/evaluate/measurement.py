@@ -33,7 +33,7 @@ from lambdanets.files import parse_json
 from lambdanets.train.run import Run
 from lambdanets.wording import few
 
-TIMMS = "timm"  # instead of a file of ReaL labels: the copy that comes with timm
+TIMM_COPY = "timm"  # names the copy of the ReaL labels in timm, in place of a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,10 +154,10 @@ def _folder_names(
     if classes is None:
         what = f"{test_set.name} is" if test_set is not None else "ReaL labels are"
         others = few(target.classes, 3)
-        raise DataError(f"{what} for ImageNet's classes, and {target.name} knows others ({others}).")
+        raise DataError(f"{what} for ImageNet's classes, and {target.name} has others ({others}).")
     if real is not None and classes != wnids():
         raise DataError(
-            f"ReaL labels are for ImageNet's 1,000 classes, and {target.name} knows {len(classes)}."
+            f"ReaL labels are for ImageNet's 1,000 classes, and {target.name} has {len(classes)}."
         )
     return target.classes if test_set is None else folder_names(test_set, classes)
 
@@ -216,7 +216,7 @@ def _real_labels(images: ImageSet | StreamSet, real: str | Path) -> Any:
     if isinstance(images, StreamSet):
         raise DataError("ReaL labels belong to files by name, and the images are streamed.")
     file, count = None, 50_000
-    if str(real) != TIMMS:
+    if str(real) != TIMM_COPY:
         file = Path(real).expanduser()
         count = len(_read_lists(file))
     paths = [images.path(index) for index in range(len(images))]

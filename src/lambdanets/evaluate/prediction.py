@@ -66,7 +66,7 @@ def predict(
             return reason(error, path)
 
     results: list[Prediction] = []
-    # Decoding photos takes longer than a small network; Pillow decodes outside the interpreter's lock.
+    # Decoding photos takes longer than a small network; Pillow releases the GIL while it decodes.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for batch in _batches(search(paths), batch_size):
             loaded = list(pool.map(load, batch))

@@ -37,7 +37,7 @@ from lambdanets.train.progress import format_duration, print_once
 from lambdanets.train.run import Run
 from lambdanets.wording import json_text
 
-SAY_EVERY = 30.0  # seconds between lines about the progress where no bar can be drawn
+LOG_EVERY = 30.0  # seconds between two progress lines outside a terminal
 Answers = tuple[list[int], list[int | None], list[float]]  # images, classes, probabilities
 
 
@@ -164,7 +164,7 @@ def label(
     if not all(each.exists() for each in files):
         return None
     for each in records:
-        each.start(size)  # those of others must be of this teacher, too
+        each.start(size)  # checks that the labels of other shards are of this teacher
     lines, unreadable = read_record(files)
     if len(lines) == 1:
         raise DataError(f"not one of the {len(unreadable)} images of {source!r} could be read.")
@@ -263,7 +263,7 @@ def _answers(teacher: Run, network: nn.Module, loading: DataLoader) -> Iterator[
             accelerator=settings["accelerator"],
             devices=[local_rank()] if torch.cuda.is_available() and settings["accelerator"] != "cpu" else 1,
             precision=settings["precision"],
-            plugins=[LightningEnvironment()],  # alone, whatever started the process
+            plugins=[LightningEnvironment()],  # a single process, even under a launcher
         )
         model = fabric.setup_module(network)
         for chosen, readable, images in loading:
@@ -305,7 +305,7 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
         nonlocal done, said
         done += more
         now = time.monotonic()
-        if now - said > SAY_EVERY:
+        if now - said > LOG_EVERY:
             said = now
             rate = (done - before) / (now - started)
             left = format_duration((total - done) / rate)

@@ -125,13 +125,15 @@ def score(
         torch.set_num_threads(engine.threads)
     dataset: Any = loader.dataset
     total = len(dataset)
-    # One process: dealing the images out to several would let each see its own part only.
+    # One process: with several, each would count its shard only.
     with quiet_lightning(), progress_bar("Measuring", total, least=MANY) as report:
-        scorer = Scorer(network, num_classes, engine, name, allowed, on_logits, lambda done: report(done, total))
+        scorer = Scorer(
+            network, num_classes, engine, name, allowed, on_logits, lambda done: report(done, total)
+        )
         trainer = make_trainer(
             **device_and_precision(engine),
             devices=1,
-            plugins=[LightningEnvironment()],  # alone, whatever started the process
+            plugins=[LightningEnvironment()],  # a single process, even under a launcher
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -163,8 +165,10 @@ class Scorer(pl.LightningModule):
         self.on_logits, self.report = on_logits, report
         self.memory_format = torch.channels_last if engine.channels_last else torch.contiguous_format
         self.allowed: Tensor | None
-        self.register_buffer("allowed", None if allowed is None else torch.from_numpy(allowed), persistent=False)
-        self.counts = torch.zeros(3, num_classes, dtype=torch.int64)  # images, top-1, top-5 of each class
+        self.register_buffer(
+            "allowed", None if allowed is None else torch.from_numpy(allowed), persistent=False
+        )
+        self.counts = torch.zeros(3, num_classes, dtype=torch.int64)  # rows: images, top-1, top-5
         self.loss_sum = 0.0
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -172,7 +176,9 @@ class Scorer(pl.LightningModule):
         logits = self._logits(images).float()
         if self.on_logits is not None:
             self.on_logits(logits)
-        chosen = (logits, targets) if self.allowed is None else restrict_classes(logits, targets, self.allowed)
+        chosen = (
+            (logits, targets) if self.allowed is None else restrict_classes(logits, targets, self.allowed)
+        )
         self.loss_sum += cross_entropy(*chosen, reduction="sum").item()
         for row, counted in zip(self.counts, (slice(None), *topk_hits(*chosen)), strict=True):
             row += torch.bincount(targets[counted], minlength=self.num_classes).cpu()
@@ -184,7 +190,7 @@ class Scorer(pl.LightningModule):
         except torch.OutOfMemoryError:
             raise
         except (AssertionError, RuntimeError, ValueError) as error:
-            # The first is timm's way to refuse images, the others are those of layers for one size alone.
+            # timm asserts the image size; layers that are built for one size raise the others.
             size = "x".join(map(str, images.shape[1:]))
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise RunError(f"{self.name} cannot take images of {size}: {reason}") from error

@@ -20,7 +20,7 @@ from lambdanets.train.config import EngineConfig
 from lambdanets.train.errors import RunError
 from lambdanets.train.run import Run
 
-PLACES = ("hf-hub:", "local-dir:")  # of models that are not in the registry
+PREFIXES = ("hf-hub:", "local-dir:")  # of models outside the registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def target_from_model(name: str, source: str, *, checkpoint: str | Path | None =
         crop_pct=form["crop_pct"],
         interpolation=form["interpolation"],
         val_fraction=1.0,
-        # Every image is read once: a bad one is met on the way.
+        # Each image is read once anyway: a bad one is found then.
         check=False,
         cache=False,
     )
@@ -172,7 +172,7 @@ def fit_to_size(network: nn.Module, name: str, size: int, built_for: int) -> Non
 
 def is_model_name(name: str) -> bool:
     """Return whether a word names a model rather than a folder."""
-    return name.startswith(PLACES) or is_model(name)
+    return name.startswith(PREFIXES) or is_model(name)
 
 
 def is_run_folder(word: str) -> bool:
@@ -181,7 +181,7 @@ def is_run_folder(word: str) -> bool:
 
 
 def _create(name: str, *, pretrained: bool) -> nn.Module:
-    if pretrained and not name.startswith(PLACES) and not is_model_pretrained(name):
+    if pretrained and not name.startswith(PREFIXES) and not is_model_pretrained(name):
         raise RunError(f"no trained weights of {name} are published; give your own with --checkpoint FILE")
     try:
         return create_model(name, pretrained=pretrained)

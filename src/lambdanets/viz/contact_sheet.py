@@ -35,8 +35,8 @@ from lambdanets.viz.pages import (
 
 ACCENT, OTHER, RIGHT, WRONG = "#2f6fde", "#b4c3dc", "#1a7f4b", "#c8372d"
 PICTURE = 184
-LABELS = 104  # most room for class names; bars have the rest
-SMALL_IMAGE = 64  # pixels; below it, smoothing would hide what the network was given
+LABELS = 104  # largest width of class names, in units; bars get the rest
+SMALL_IMAGE = 64  # pixels, up to which images are enlarged without smoothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def _page(page: Sequence[Prediction], title: str, caption: str, fonts: Fonts, co
     lines = 2 if any(each.truth is not None for each in page) else 1
     card = (PICTURE + 2 * PAD, PAD + PICTURE + 8 + lines * ROW + 6 + bars * ROW + PAD)
     rows = -(-len(page) // columns)
-    # A page of one or two images still has to hold its title.
+    # Wide enough for the title, even with one or two images.
     width = max(2 * MARGIN + columns * card[0] + (columns - 1) * GAP, 520)
     height = HEADER + rows * card[1] + (rows - 1) * GAP + 2 * MARGIN
     sheet = blank_page(width, height, title, caption, fonts)

@@ -11,7 +11,7 @@ from lambdanets.lettering import legible, plain_text
 
 TRAIN, VAL, QUIET, INK = "#7f8fa6", "#c8472f", "#d9dde3", "#2b2f36"
 CURVES = (VAL, TRAIN, "#2f6fde", "#1a7f4b", "#b07d2b", "#7a4fa3")  # where there are more than two
-FEW_CLASSES = 20  # up to here the confusion matrix has names and numbers
+FEW_CLASSES = 20  # most classes with names and numbers in the confusion matrix
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def _curves(history: Sequence[Mapping[str, float]], panels: Sequence[Panel], tit
     rate.plot(epochs, [row["lr"] for row in history], color=INK, **(style | {"marker": ""}))
     for place, (axes, panel) in enumerate(zip(shown, panels, strict=True)):
         if not place or panel.curves.keys() != panels[place - 1].curves.keys():
-            corner = "upper left" if panel.best else "upper right"  # what is best at its highest rises
+            # Curves with a best value rise, others fall: the legend goes to the free corner.
+            corner = "upper left" if panel.best else "upper right"
             axes.legend(
                 frameon=False, loc="best" if len(panel.curves) > 2 else corner, labelcolor="linecolor"
             )
@@ -107,7 +108,7 @@ def _confusion(matrix: Tensor, classes: Sequence[str], note: str) -> Any:
     axes = figure.subplots()
     share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
     colours = LinearSegmentedColormap.from_list("house", ["#ffffff", "#f0c9bd", VAL, "#5c1a0e"])
-    # Rare mistakes are what one looks for: the root makes a few percent visible.
+    # The square root makes rare mistakes, of a few percent, visible.
     image = axes.imshow(100 * share.numpy(), cmap=colours, norm=PowerNorm(0.5, vmin=0, vmax=100))
     if few:
         names = [name if len(name) <= 18 else name[:17] + "…" for name in classes]
@@ -147,7 +148,7 @@ def plain_axes(axes: Any, name: str) -> None:
 def _mark_best(axes: Any, epoch: float, value: float) -> None:
     axes.plot([epoch], [value], "o", markersize=8, markerfacecolor="none", markeredgecolor=VAL, clip_on=False)
     text = f"best {value:.2f} %, epoch {epoch:.0f}"
-    axes.set_title(text, loc="right", color=VAL, fontsize=9, fontweight="bold")  # above, where no curve is
+    axes.set_title(text, loc="right", color=VAL, fontsize=9, fontweight="bold")  # above the curves
 
 
 def save_figure(figure: Any, path: Path) -> None:

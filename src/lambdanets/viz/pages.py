@@ -15,12 +15,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from lambdanets.lettering import font, legible, text_length, write_text
 
-SCALE = 2  # pixels per unit of the layout below: crisp on today's screens
+SCALE = 2  # pixels per unit of the layout below, for screens of high resolution
 PAPER, CARD, EDGE, TRACK = "#f3f4f6", "#ffffff", "#e2e4e9", "#eceef2"
 INK, SOFT = "#1b1f27", "#6b7280"
 MARGIN, GAP, PAD = 24, 16, 12
 ROW, HEADER = 19, 58
-MARK = "lambdanets contact sheet"  # in the file, so that only our own old pages are ever removed
+MARK = "lambdanets contact sheet"  # stored in the file: only pages with this mark are ever removed
 
 
 @dataclass(frozen=True, kw_only=True)
