@@ -196,7 +196,7 @@ def test_corruptions(photos: Photos, tmp_path: Path) -> None:
         for level in range(1, 6):
             picture = wrong if level <= index % 6 else right
             bad += picture is wrong
-            target = tmp_path / name / str(level) / picture.parent.name
+            place = tmp_path / name / str(level) / picture.parent.name
             place.mkdir(parents=True)
             shutil.copy(picture, place)
         errors[name] = bad / 5
