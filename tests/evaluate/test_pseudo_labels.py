@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from lambdanets.data import DataError, open_pictures, write_shards
 from lambdanets.evaluate import pseudo_labels as module
 from lambdanets.evaluate.prediction import predict
-from lambdanets.evaluate.pseudo_labels import digest, label
+from lambdanets.evaluate.pseudo_labels import label, weights_hash
 from lambdanets.processes import InUseError
 from lambdanets.recipes import digits
 from lambdanets.train import Run, RunConfig, RunError, load_run, override
@@ -66,7 +66,7 @@ def test_labels_are_those_of_predict(teacher: Run, scans: Path, tmp_path: Path) 
     names = [
         path.relative_to(scans / "train").as_posix() for path in sorted((scans / "train").rglob("*.png"))
     ]
-    assert [row[0] for row in rows(out)] == names == found.kept.images
+    assert [row[0] for row in rows(out)] == names == found.selected.images
     said = predict(teacher, [scans / "train" / name for name in names], top=1)
     assert [row[1] for row in rows(out)] == [each.labels[0] for each in said]
     assert [float(row[2]) for row in rows(out)] == pytest.approx(
@@ -80,8 +80,8 @@ def test_labels_are_those_of_predict(teacher: Run, scans: Path, tmp_path: Path) 
 def test_images_that_the_teacher_learned_from_are_left_out(teacher: Run, scans: Path, tmp_path: Path) -> None:
     found = label(teacher, f"folder:{scans}", tmp_path / "labels.csv", threshold=0.0)
     assert found.left_out == 40
-    assert len(found.everything) == 240 - 40
-    left = {str(scans / image) for image in found.everything.images}
+    assert len(found.all_labels) == 240 - 40
+    left = {str(scans / image) for image in found.all_labels.images}
     learned = set(map(str, (scans / "train").rglob("*.png"))) - left
     assert [sum(f"/{digit}/" in path for path in learned) for digit in range(10)] == [4] * 10
     data = replace(teacher.config.data, train_per_class=None)
@@ -103,16 +103,16 @@ def test_validation_images_are_not_labelled(
     for source, options in ((scans, {"keep_labelled": True}), (copy, {})):
         found = label(teacher, f"folder:{source}", tmp_path / f"{source.name}.csv", threshold=0.0, **options)
         names = [path.relative_to(source).as_posix() for path in sorted((source / "train").rglob("*.png"))]
-        assert found.everything.images == names
+        assert found.all_labels.images == names
         assert capsys.readouterr().out.splitlines()[0] == f"folder:{source} {said}"
     write_shards(teacher.config.data, tmp_path / "shards", images=50)
     found = label(teacher, f"tar:{tmp_path / 'shards'}", tmp_path / "shards.csv", threshold=0.0)
-    assert {image.split("-")[0] for image in found.everything.images} == {"train"}
+    assert {image.split("-")[0] for image in found.all_labels.images} == {"train"}
     assert said in capsys.readouterr().out
     # What is not split is labelled whole.
     shutil.rmtree(copy / "train")
     found = label(teacher, f"folder:{copy}", tmp_path / "whole.csv", threshold=0.0)
-    assert len(found.everything) == 60 + 1
+    assert len(found.all_labels) == 60 + 1
     assert said not in capsys.readouterr().out
 
 
@@ -127,19 +127,19 @@ def test_another_choice_needs_no_network(
     teacher: Run, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "labels.csv"
-    everything = label(teacher, f"folder:{scans}", out, threshold=0.0).everything
+    all_labels = label(teacher, f"folder:{scans}", out, threshold=0.0).all_labels
     before = (tmp_path / "labels.all.csv").read_bytes()
-    monkeypatch.setattr(module, "_answers", None)
-    middle = float(np.median(everything.probabilities))
+    monkeypatch.setattr(module, "_predictions", None)
+    middle = float(np.median(all_labels.probabilities))
     found = label(teacher, f"folder:{scans}", out, threshold=middle, per_class=3, fill=True)
     assert (tmp_path / "labels.all.csv").read_bytes() == before
     assert min(float(row[2]) for row in rows(out)) >= middle
-    assert set(found.kept.counts().tolist()) <= {0, 3}
+    assert set(found.selected.counts().tolist()) <= {0, 3}
     facts = json.loads((tmp_path / "labels.json").read_text())
     assert facts["threshold"] == middle
-    assert facts["kept"] == dict(zip("0123456789", found.kept.counts().tolist(), strict=True))
+    assert facts["kept"] == dict(zip("0123456789", found.selected.counts().tolist(), strict=True))
     assert facts["source"] == f"folder:{scans}"
-    assert facts["weights"] == digest(teacher.model())
+    assert facts["weights"] == weights_hash(teacher.model())
 
 
 @pytest.mark.parametrize("torn", [b"", b"train/3/0", b'"train/3', 3])
@@ -148,7 +148,7 @@ def test_a_labelling_that_was_killed_goes_on(
 ) -> None:
     source = f"folder:{scans}"
     label(teacher, source, tmp_path / "whole.csv", threshold=0.0)
-    original = module._answers
+    original = module._predictions
 
     def dies(*args: Any) -> Iterator[Any]:
         for count, answer in enumerate(original(*args)):
@@ -158,7 +158,7 @@ def test_a_labelling_that_was_killed_goes_on(
                 raise KeyboardInterrupt
             yield answer
 
-    monkeypatch.setattr(module, "_answers", dies)
+    monkeypatch.setattr(module, "_predictions", dies)
     with pytest.raises(KeyboardInterrupt):
         label(teacher, source, tmp_path / "cut.csv", threshold=0.0)
     part = tmp_path / "cut.all.csv.part"
@@ -177,7 +177,7 @@ def test_a_labelling_that_was_killed_goes_on(
             made.append(len(answer[0]))
             yield answer
 
-    monkeypatch.setattr(module, "_answers", counts)
+    monkeypatch.setattr(module, "_predictions", counts)
     label(teacher, source, tmp_path / "cut.csv", threshold=0.0)
     # The same batches as without the kill: the last bits of an answer depend on its company.
     assert made == [16] * 8 + [200 % 16]
@@ -194,7 +194,7 @@ def test_labels_of_another_teacher_are_not_gone_on_with(teacher: Run, scans: Pat
     ):
         label(teacher, f"folder:{scans}/val", out)
     facts = tmp_path / "labels.all.csv.json"
-    facts.write_text(facts.read_text().replace(digest(teacher.model()), "0" * 32))
+    facts.write_text(facts.read_text().replace(weights_hash(teacher.model()), "0" * 32))
     with pytest.raises(RunError, match="made with other weights"):
         label(teacher, f"folder:{scans}", out)
     facts.write_text("{")
@@ -227,11 +227,13 @@ def test_images_that_cannot_be_read_are_passed_over(teacher: Run, scans: Path, t
     for index in (*range(16), 18):  # a whole batch, and one of the next
         (root / f"{index:02d}.png").write_bytes(b"no image")
     found = label(teacher, f"folder:{root}", tmp_path / "labels.csv", threshold=0.0)
-    assert found.kept.images == ["16.png", "17.png", "19.png"]
+    assert found.selected.images == ["16.png", "17.png", "19.png"]
     assert found.unreadable == tuple(f"{index:02d}.png" for index in (*range(16), 18))
     assert found.truths is None
-    said = predict(teacher, [root / name for name in found.kept.images], top=1)
-    assert [found.kept.classes[target] for target in found.kept.targets] == [each.labels[0] for each in said]
+    said = predict(teacher, [root / name for name in found.selected.images], top=1)
+    assert [found.selected.classes[target] for target in found.selected.targets] == [
+        each.labels[0] for each in said
+    ]
 
 
 def test_half_precision_is_the_teacher_s(teacher: Run, scans: Path, tmp_path: Path) -> None:
@@ -246,8 +248,8 @@ def test_half_precision_is_the_teacher_s(teacher: Run, scans: Path, tmp_path: Pa
         expected = (
             network(images.contiguous(memory_format=torch.channels_last)).float().softmax(-1).max(-1).values
         )
-    assert found.everything.probabilities == pytest.approx(expected.numpy(), rel=1e-2)
-    assert len(set(found.everything.probabilities.tolist())) > 20
+    assert found.all_labels.probabilities == pytest.approx(expected.numpy(), rel=1e-2)
+    assert len(set(found.all_labels.probabilities.tolist())) > 20
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from lambdanets.train.errors import RunError
 from lambdanets.wording import json_text
 
 
-class Record:
+class LabelFile:
     """Labels of images in a given order, one line each, with a JSON file of the settings they depend on.
 
     Args:
@@ -99,7 +99,7 @@ class Record:
         file.flush()
 
 
-def read_record(paths: Sequence[Path]) -> tuple[list[str], list[str]]:
+def read_label_files(paths: Sequence[Path]) -> tuple[list[str], list[str]]:
     """Read complete files of labels.
 
     Returns:

@@ -55,7 +55,7 @@ def predict(
     limit = run.config.data.max_pixels if max_pixels is None else max_pixels
     _check_positive(top=top, batch_size=batch_size, max_pixels=limit)
     transform = eval_transform(run.config.data)
-    model, device = ready(run, weights)
+    model, device = prepare_network(run, weights)
 
     def load(path: Path) -> Tensor | str:
         if path.is_dir():
@@ -63,12 +63,12 @@ def predict(
         try:
             return transform(read_image(path, max_pixels=limit))
         except (DataError, OSError) as error:
-            return reason(error, path)
+            return error_reason(error, path)
 
     results: list[Prediction] = []
     # Decoding photos takes longer than a small network; Pillow releases the GIL while it decodes.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for batch in _batches(search(paths), batch_size):
+        for batch in _batches(find_image_files(paths), batch_size):
             loaded = list(pool.map(load, batch))
             images = [each for each in loaded if isinstance(each, Tensor)]
             answers = iter(_classify(model, images, device, run.classes, top))
@@ -112,7 +112,7 @@ def predict_samples(
         raise ValueError(f"samples cannot be picked from a stream such as {run.config.data.source!r}")
     count = min(count, len(image_set))
     chosen = [(index * len(image_set)) // count for index in range(count)]
-    model, device = ready(run, weights)
+    model, device = prepare_network(run, weights)
     results: list[Prediction] = []
     for batch in _batches(chosen, batch_size):
         items = [image_set.item(index, 0, run.config.seed) for index in batch]
@@ -136,14 +136,14 @@ def _check_positive(**values: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def ready(run: Run, weights: Literal["best", "last"]) -> tuple[nn.Module, torch.device]:
+def prepare_network(run: Run, weights: Literal["best", "last"]) -> tuple[nn.Module, torch.device]:
     """Return a run's network in evaluation mode on the best device, and the device."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = device or torch.device("cpu")
     return run.model(weights).to(device).eval(), device
 
 
-def search(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+def find_image_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
     """Yield the image files of paths; a file that is named itself is taken whatever its suffix.
 
     A folder without images is yielded itself, to be reported. Files that are left out in a folder are logged.
@@ -163,7 +163,7 @@ def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def reason(error: Exception, path: Path) -> str:
+def error_reason(error: Exception, path: Path) -> str:
     """Return a reader's message without the file name, which is shown beside it."""
     return str(error).removeprefix(f"cannot read {path}: ").rstrip(".")
 

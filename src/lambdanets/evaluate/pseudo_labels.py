@@ -27,7 +27,7 @@ from lambdanets.data.pictures import Pictures
 from lambdanets.data.pseudo import facts_path, overlap, places
 from lambdanets.data.sources import open_source
 from lambdanets.data.unlabelled import training_side
-from lambdanets.evaluate.label_file import Record, read_record
+from lambdanets.evaluate.label_file import LabelFile, read_label_files
 from lambdanets.processes import leave_signals_to_parent, locked
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.engine import device_and_precision, quiet_lightning
@@ -38,25 +38,25 @@ from lambdanets.train.run import Run
 from lambdanets.wording import json_text
 
 LOG_EVERY = 30.0  # seconds between two progress lines outside a terminal
-Answers = tuple[list[int], list[int | None], list[float]]  # images, classes, probabilities
+Predictions = tuple[list[int], list[int | None], list[float]]  # images, classes, probabilities
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
+class PseudoLabelling:
     """The result of `label`.
 
     Attributes:
-        everything: All images that could be read, with their labels.
-        kept: The selected ones.
-        truths: Classes of `everything` by the names of the folders, `[n]`; None if an image has none.
+        all_labels: All images that could be read, with their labels.
+        selected: The selected ones.
+        truths: Classes of `all_labels` by the names of the folders, `[n]`; None if an image has none.
         unreadable: Names of the images that could not be read.
         left_out: Number of images that the teacher was trained on.
         file: The selected labels, with a JSON file of their settings beside it. If none was selected, the
             previous files stay.
     """
 
-    everything: Labels
-    kept: Labels
+    all_labels: Labels
+    selected: Labels
     truths: np.ndarray | None
     unreadable: tuple[str, ...]
     left_out: int
@@ -75,7 +75,7 @@ def label(
     weights: Literal["best", "last"] = "best",
     batch_size: int | None = None,
     workers: int | None = None,
-) -> Labelled | None:
+) -> PseudoLabelling | None:
     """Label images with a run, and select the labels that another run may be trained on.
 
     All labels are written beside `out` before any is selected: an interrupted call continues, and another
@@ -125,74 +125,74 @@ def label(
     if (rows := training_side(names)) is not None:
         print_once(f"{source} has a training and a validation side: only the training side is labelled")
         pictures, names = pictures.subset(np.array(rows)), [names[row] for row in rows]
-    wanted = list(range(len(names))) if keep_labelled else unseen(teacher, source, pictures)
-    if not wanted:
+    indices = list(range(len(names))) if keep_labelled else images_not_trained_on(teacher, source, pictures)
+    if not indices:
         raise DataError(f"the teacher was trained on all {len(names)} images of {source!r}; none is left.")
     network = teacher.model(weights)
     about = {
         "source": source,
         "teacher": teacher.config.model.name,
-        "weights": digest(network),
-        "images": _hash(names[index] for index in wanted),
+        "weights": weights_hash(network),
+        "images": _hash(names[index] for index in indices),
         "classes": list(teacher.classes),
     }
     rank, parts = shard()
     files = [_file(path, part, parts) for part in range(parts)]
-    mine = wanted[rank::parts]
-    records = [
-        Record(file, about, [names[index] for index in wanted[part::parts]], teacher.classes)
+    mine = indices[rank::parts]
+    label_files = [
+        LabelFile(file, about, [names[index] for index in indices[part::parts]], teacher.classes)
         for part, file in enumerate(files)
     ]
-    record = records[rank]
+    label_file = label_files[rank]
     size = config.batch_size if batch_size is None else batch_size
-    with locked(record.lock, f"{record.path}"):
-        done = record.start(size)
+    with locked(label_file.lock, f"{label_file.path}"):
+        done = label_file.start(size)
         if done:
             print_once(f"{done:,} of {len(mine):,} images are labelled already")
         if not files[rank].exists():
-            reader = _Reader(pictures, mine[done:], eval_transform(config), size)
+            reader = _ImageBatches(pictures, mine[done:], eval_transform(config), size)
             loading = DataLoader(
                 reader,
                 batch_size=None,
                 num_workers=checked_workers(config.workers if workers is None else workers),
                 worker_init_fn=leave_signals_to_parent,
             )
-            with record.appending() as file, _progress(len(mine), done) as advance:
-                for chosen, targets, probabilities in _answers(teacher, network, loading):
-                    record.append(file, [names[index] for index in chosen], targets, probabilities)
+            with label_file.appending() as file, _progress(len(mine), done) as advance:
+                for chosen, targets, probabilities in _predictions(teacher, network, loading):
+                    label_file.append(file, [names[index] for index in chosen], targets, probabilities)
                     advance(len(chosen))
     if not all(each.exists() for each in files):
         return None
-    for each in records:
+    for each in label_files:
         each.start(size)  # checks that the labels of other shards are of this teacher
-    lines, unreadable = read_record(files)
+    lines, unreadable = read_label_files(files)
     if len(lines) == 1:
         raise DataError(f"not one of the {len(unreadable)} images of {source!r} could be read.")
-    everything = parse_labels(lines, path, teacher.classes)
-    kept = select(everything, threshold=threshold, per_class=per_class, fill=fill)
+    all_labels = parse_labels(lines, path, teacher.classes)
+    selected = select(all_labels, threshold=threshold, per_class=per_class, fill=fill)
     facts = about | {
         "threshold": threshold,
         "per_class": per_class,
         "fill": fill,
-        "left_out": len(names) - len(wanted),
+        "left_out": len(names) - len(indices),
         "unreadable": len(unreadable),
-        "labelled": dict(zip(teacher.classes, everything.counts().tolist(), strict=True)),
-        "kept": dict(zip(teacher.classes, kept.counts().tolist(), strict=True)),
+        "labelled": dict(zip(teacher.classes, all_labels.counts().tolist(), strict=True)),
+        "kept": dict(zip(teacher.classes, selected.counts().tolist(), strict=True)),
     }
-    if len(kept):
+    if len(selected):
         write_text(facts_path(path), json_text(facts, indent=1) + "\n")
-        write_text(path, to_csv(kept))
-    return Labelled(
-        everything=everything,
-        kept=kept,
-        truths=folder_truths(everything),
+        write_text(path, to_csv(selected))
+    return PseudoLabelling(
+        all_labels=all_labels,
+        selected=selected,
+        truths=folder_truths(all_labels),
         unreadable=tuple(unreadable),
-        left_out=len(names) - len(wanted),
+        left_out=len(names) - len(indices),
         file=path,
     )
 
 
-def unseen(teacher: Run, source: str, pictures: Pictures) -> list[int]:
+def images_not_trained_on(teacher: Run, source: str, pictures: Pictures) -> list[int]:
     """Return the indices of the images that a run was not trained on with their own labels."""
     config = teacher.config.data
     if not overlap(source, config.source):
@@ -201,7 +201,7 @@ def unseen(teacher: Run, source: str, pictures: Pictures) -> list[int]:
     return [index for index in range(len(pictures)) if pictures.place(index) not in seen]
 
 
-def digest(network: nn.Module) -> str:
+def weights_hash(network: nn.Module) -> str:
     """Return a hash of a network's weights and statistics."""
     hashed = blake2b(digest_size=16)
     for name, tensor in network.state_dict().items():
@@ -222,7 +222,7 @@ def _file(path: Path, part: int, parts: int) -> Path:
     return path.with_name(f"{path.stem}.all{'' if parts == 1 else f'-{part + 1}-of-{parts}'}.csv")
 
 
-class _Reader(Dataset):
+class _ImageBatches(Dataset):
     """Batches of images for the network; images that cannot be read are missing in their batch."""
 
     def __init__(
@@ -250,7 +250,7 @@ class _Reader(Dataset):
 
 
 @torch.inference_mode()
-def _answers(teacher: Run, network: nn.Module, loading: DataLoader) -> Iterator[Answers]:
+def _predictions(teacher: Run, network: nn.Module, loading: DataLoader) -> Iterator[Predictions]:
     """Yield images, classes and probabilities of each batch, in the precision of the teacher's training."""
     engine = teacher.config.engine
     if engine.threads:
@@ -279,7 +279,7 @@ def _answers(teacher: Run, network: nn.Module, loading: DataLoader) -> Iterator[
 def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
     """Show a bar in a terminal, lines elsewhere; yield a function that takes the number of further images."""
     console = Console(stderr=True)
-    started = said = time.monotonic()
+    started = logged = time.monotonic()
     before = done
     if console.is_terminal:
         columns = (
@@ -301,14 +301,14 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
             yield draw
         return
 
-    def tell(more: int) -> None:
-        nonlocal done, said
+    def log(more: int) -> None:
+        nonlocal done, logged
         done += more
         now = time.monotonic()
-        if now - said > LOG_EVERY:
-            said = now
+        if now - logged > LOG_EVERY:
+            logged = now
             rate = (done - before) / (now - started)
             left = format_duration((total - done) / rate)
             print_once(f"labelled {done:,} of {total:,}, {rate:,.0f} images/s, {left} left")
 
-    yield tell
+    yield log

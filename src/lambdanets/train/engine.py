@@ -367,17 +367,17 @@ def accumulation_steps(config: BaseConfig, world_size: int) -> int:
     Raises:
         RunError: `engine.global_batch` is no multiple of the images that all devices take at once.
     """
-    wanted, at_once = config.engine.global_batch, config.data.batch_size * world_size
-    if wanted is None:
+    global_batch, at_once = config.engine.global_batch, config.data.batch_size * world_size
+    if global_batch is None:
         return config.engine.accumulate
-    if wanted % at_once:
-        fit = [size for size in range(1, config.data.batch_size) if wanted % (size * world_size) == 0]
+    if global_batch % at_once:
+        fit = [size for size in range(1, config.data.batch_size) if global_batch % (size * world_size) == 0]
         hint = f"; data.batch_size={fit[-1]} would do" if fit else ""
         raise RunError(
-            f"engine.global_batch={wanted} is no multiple of {at_once} images, which is "
+            f"engine.global_batch={global_batch} is no multiple of {at_once} images, which is "
             f"data.batch_size={config.data.batch_size} on {world_size} device{'s' * (world_size > 1)}{hint}"
         )
-    return wanted // at_once
+    return global_batch // at_once
 
 
 def make_trainer(**settings: Any) -> pl.Trainer:

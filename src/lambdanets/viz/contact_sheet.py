@@ -25,11 +25,11 @@ from lambdanets.viz.pages import (
     TRACK,
     Fonts,
     blank_page,
-    fitted,
+    draw_rounded_box,
+    draw_text_line,
+    fit_text,
     page_fonts,
     page_path,
-    rounded,
-    write_line,
     write_pages,
 )
 
@@ -139,7 +139,7 @@ def _page(page: Sequence[Prediction], title: str, caption: str, fonts: Fonts, co
         row, column = divmod(index, columns)
         left = MARGIN + column * (card[0] + GAP)
         top = MARGIN + HEADER + row * (card[1] + GAP)
-        rounded(draw, (left, top, left + card[0], top + card[1]), 10, CARD, EDGE)
+        draw_rounded_box(draw, (left, top, left + card[0], top + card[1]), 10, CARD, EDGE)
         _card(sheet, draw, prediction, (left + PAD, top + PAD), fonts)
     return sheet
 
@@ -149,17 +149,17 @@ def _card(
 ) -> None:
     left, top = corner
     picture = _thumbnail(each.image or read_image(each.path, max_pixels=sys.maxsize), PICTURE * SCALE)
-    rounded(draw, (left, top, left + PICTURE, top + PICTURE), 6, TRACK)
+    draw_rounded_box(draw, (left, top, left + PICTURE, top + PICTURE), 6, TRACK)
     offset = [(PICTURE * SCALE - size) // 2 for size in picture.size]
     sheet.paste(picture, (left * SCALE + offset[0], top * SCALE + offset[1]))
     y = top + PICTURE + 8
     name = Path(each.path).name if each.image is None else each.path
-    write_line(draw, (left, y), fitted(name, fonts.strong, PICTURE, keep_end=True), fonts.strong, INK)
+    draw_text_line(draw, (left, y), fit_text(name, fonts.strong, PICTURE, keep_end=True), fonts.strong, INK)
     y += ROW
     if each.truth is not None:
         mark, colour = ("✓", RIGHT) if each.right else ("✗", WRONG)
-        write_line(
-            draw, (left, y), fitted(f"{mark} true: {each.truth}", fonts.text, PICTURE), fonts.text, colour
+        draw_text_line(
+            draw, (left, y), fit_text(f"{mark} true: {each.truth}", fonts.text, PICTURE), fonts.text, colour
         )
         y += ROW
     y += 6
@@ -182,12 +182,12 @@ def _bar(
 ) -> None:
     left, top = corner
     right = left + PICTURE
-    write_line(draw, (left, top), fitted(label, font, indent - 8), font, INK)
+    draw_text_line(draw, (left, top), fit_text(label, font, indent - 8), font, INK)
     track = (left + indent, top + 3, right - 46, top + 11)
-    rounded(draw, track, 4, TRACK)
+    draw_rounded_box(draw, track, 4, TRACK)
     length = (track[2] - track[0]) * probability
     if length >= 1:
-        rounded(draw, (track[0], track[1], track[0] + length, track[3]), 4, colour)
+        draw_rounded_box(draw, (track[0], track[1], track[0] + length, track[3]), 4, colour)
     number = f"{probability:.1%}" if probability < 0.99995 else "100%"
     draw.text((right * SCALE, top * SCALE), number, INK, font, anchor="ra")
 

@@ -90,12 +90,14 @@ def blank_page(width: int, height: int, title: str, caption: str, fonts: Fonts) 
     """Return a page of a size in units, with a title and a line below it at the top."""
     sheet = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)
     draw = ImageDraw.Draw(sheet)
-    write_line(draw, (MARGIN, MARGIN - 4), fitted(title, fonts.title, width - 2 * MARGIN), fonts.title, INK)
-    write_line(draw, (MARGIN, MARGIN + 26), caption, fonts.text, SOFT)
+    draw_text_line(
+        draw, (MARGIN, MARGIN - 4), fit_text(title, fonts.title, width - 2 * MARGIN), fonts.title, INK
+    )
+    draw_text_line(draw, (MARGIN, MARGIN + 26), caption, fonts.text, SOFT)
     return sheet
 
 
-def fitted(text: str, font: ImageFont.FreeTypeFont, width: float, *, keep_end: bool = False) -> str:
+def fit_text(text: str, font: ImageFont.FreeTypeFont, width: float, *, keep_end: bool = False) -> str:
     """Return a text that can be drawn, shortened by an ellipsis if it is wider than a width in units.
 
     Args:
@@ -117,14 +119,14 @@ def _shorter(text: str, keep_end: bool) -> Iterator[str]:
         yield text[: length - end].rstrip() + "…" + (text[-end:] if end else "")
 
 
-def write_line(
+def draw_text_line(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, font: ImageFont.FreeTypeFont, colour: str
 ) -> None:
     """Write a line of text with its upper left corner at a position in units."""
     write_text(draw, (corner[0] * SCALE, corner[1] * SCALE), text, colour, font)
 
 
-def rounded(
+def draw_rounded_box(
     draw: ImageDraw.ImageDraw,
     box: tuple[float, float, float, float],
     radius: int,
