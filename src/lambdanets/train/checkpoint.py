@@ -127,9 +127,9 @@ CHECKPOINT = {
     "lr_schedulers": list,
     "run_state": {},
 }
-"""What a run's checkpoint has at least; Lightning passes over in silence what is missing in one.
+"""The parts that every checkpoint of a run has; Lightning would silently ignore a missing one.
 
-A dict stands for one with these keys, a list for one of at least one element of this form.
+A dict stands for a mapping with these keys, a list for a list of at least one element of this form.
 """
 E = TypeVar("E", bound=BaseException)
 

@@ -109,8 +109,8 @@ class Classifier(Learner):
 
     def _validated(self) -> list[tuple[MetricCollection, nn.Module, str]]:
         """Return (metrics, network, prefix of the columns): `eval_network` first, then the trained one."""
-        kept = (self.metrics, self.eval_network, "val_")
-        return [kept] if self.average is None else [kept, (self.raw_metrics, self.network, "raw_")]
+        evaluated = (self.metrics, self.eval_network, "val_")
+        return [evaluated] if self.average is None else [evaluated, (self.raw_metrics, self.network, "raw_")]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, targets = batch
