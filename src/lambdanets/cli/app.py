@@ -9,13 +9,13 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import torch
 
 from lambdanets.cli.errors import EXIT_OF_SIGNAL, FAILURE, USAGE, UsageError, check_name, sentence
-from lambdanets.cli.verbs import SECOND, VERBS, help_for, prepare_streams, silence
+from lambdanets.cli.verbs import MOVED, SECOND, VERBS, help_for, prepare_streams, silence
 from lambdanets.processes import listened_signals
 from lambdanets.wording import printable_lines
 
@@ -26,11 +26,12 @@ _received: list[int] = []
 _formatted = warnings.formatwarning
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], int] | None = None) -> int:
     """Run one command line and return its exit code.
 
     Args:
         argv: The words after `lambdanets`; those of the process when not given.
+        run: Runs the words of another program; the verbs of `lambdanets` when None.
 
     Returns:
         0 done, 1 failed, 2 the command is wrong, 130 stopped by Ctrl-C, 128 + n by another signal.
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit", module="PIL")
     try:
         try:
-            code = _run(words)
+            code = (run or _run)(words)
         except (SystemExit, KeyboardInterrupt) as stop:
             code = _exit_code(stop)
         sys.stdout.flush()
@@ -119,6 +120,11 @@ def _run(words: list[str]) -> int:
     place, prog = VERBS[verb][0], f"lambdanets {verb}"
     if seconds := SECOND.get(verb):
         name = options.pop(0)
+        if command := MOVED.get(verb, {}).get(name):
+            raise UsageError(
+                f"`lambdanets {verb} {name}` is no longer part of the package: "
+                f"run `{command}` in a checkout of the repository."
+            )
         check_name(verb, name, seconds)
         place, prog = seconds[name][0], f"{prog} {name}"
     module, _, function = place.partition(":")

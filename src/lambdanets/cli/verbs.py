@@ -27,19 +27,15 @@ VERBS: dict[str, tuple[str, str]] = {
 # The verbs of two words: what follows the first, its module and its function, `run` if none is named.
 SECOND: dict[str, dict[str, tuple[str, str]]] = {
     "bench": {
-        "op": ("benching", "the layer and its kernels against other implementations"),
-        "models": ("benching_networks:models", "any networks of timm's registry and of ours"),
-        "race": ("benching_networks:race", "LambdaResNets, EfficientNets and ResNet-RS: accuracy and time"),
-        "table4": ("benching_networks:table4", "the paper's lambda layers and self-attention"),
-        "table13": ("benching_networks:table13", "the paper's stages of convolutions and lambda layers"),
-        "table14": (
-            "benching_networks:table14",
-            "the paper's ResNet-RS and LambdaResNets of 101 and 152 layers",
-        ),
-        "study": (
-            "studying",
-            "the accuracy of operators on one trunk, over seeds; goes on where it was stopped",
-        ),
+        "op": ("bench_op", "the layer and its kernels against other implementations"),
+        "models": ("bench_models", "any networks of timm's registry and of ours"),
+    },
+}
+# Verbs of two words that are now programs of the repository, in its folder benchmarks: what to run there.
+MOVED: dict[str, dict[str, str]] = {
+    "bench": {
+        **{name: f"python -m benchmarks.paper {name}" for name in ("race", "table4", "table13", "table14")},
+        "study": "python -m benchmarks.study",
     },
 }
 
@@ -60,7 +56,6 @@ examples
   lambdanets plan --grid 64x64 --heads 4 --dim-k 16 --dim-v 64 --batch 8 --train
   lambdanets bench op --cases g7,g14 --pass train
   lambdanets bench models --models lambda_resnet50,efficientnet_b1 --sizes 160,240
-  lambdanets bench study --data folder:/data/cifar10 --dry-run
 """
 
 HELP = ("-h", "--help")
