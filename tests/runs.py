@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lambdanets.train.checkpoint import load_checkpoint
-from lambdanets.train.module import Classifier
+from lambdanets.train.classifier import Classifier
 
 TIMES = {"images_per_second", "images_per_cpu_second", "data_wait", "seconds"}
 
@@ -38,7 +38,9 @@ def untimed(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if name not in TIMES} for row in history]
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, number: int, *, batch: int, hook: str = "_watch") -> None:
+def interrupt(
+    monkeypatch: pytest.MonkeyPatch, number: int, *, batch: int, hook: str = "_record_loss"
+) -> None:
     """Send this process a signal during a batch, once."""
     original = getattr(Classifier, hook)
 

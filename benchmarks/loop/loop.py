@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 import lambdanets
 from lambdanets.data import Splits
 from lambdanets.recipes import cifar
-from lambdanets.train import RunConfig, engine, module, override
+from lambdanets.train import RunConfig, classifier, engine, override
 from lambdanets.train.optim import create_optimizer
 
 CASES = (("lambda_resnet_cifar", 32, 128), ("lambda_resnet50", 128, 16))  # model, image size, batch
@@ -115,8 +115,8 @@ def measure(config: RunConfig, steps: int) -> list[tuple[float, float, float, fl
     turns = Turns(batch, steps, bare_step(config, batch))
     splits: Any = Splits(turns, [batch], tuple(map(str, range(10))), "")  # pyright: ignore
     engine.open_splits = lambda *args, **options: splits
-    module.train_loader = lambda *args, **options: DataLoader(turns, batch_size=None)
-    module.eval_loader = lambda *args, **options: DataLoader([batch], batch_size=None)  # pyright: ignore
+    classifier.train_loader = lambda *args, **options: DataLoader(turns, batch_size=None)
+    classifier.eval_loader = lambda *args, **options: DataLoader([batch], batch_size=None)  # pyright: ignore
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         engine.train(config, run_dir=Path(folder) / "run")
     return turns.times[WARMUP:]

@@ -13,7 +13,7 @@ from lambdanets import bench
 from lambdanets.data import DataConfig, open_splits
 from lambdanets.train import ModelConfig, RunConfig, from_json, to_json
 from lambdanets.train.optim import create_optimizer
-from lambdanets.train.typed import encode, paths
+from lambdanets.train.serialization import encode, flatten
 
 from .trunks import StudyContender
 
@@ -216,7 +216,8 @@ def load_study(files: StudyFiles) -> Study:
 def differences(stored: Study, now: Study) -> list[str]:
     """Return the differing settings of two studies, each as a clause with both values."""
     was, new = (
-        {"trunk": each.trunk, **paths(each.config), **paths(each.images, "images.")} for each in (stored, now)
+        {"trunk": each.trunk, **flatten(each.config), **flatten(each.images, "images.")}
+        for each in (stored, now)
     )
     found = [
         f"{name} was {was[name]!r} and is now {new[name]!r}"
@@ -243,10 +244,10 @@ def check_engine(config: RunConfig) -> None:
     Raises:
         RunError: It cannot.
     """
-    from lambdanets.train.engine import make_trainer, placement, quiet
+    from lambdanets.train.engine import make_trainer, quiet_lightning, trainer_placement
 
-    with quiet():
-        make_trainer(**placement(config.engine), logger=False, enable_checkpointing=False)
+    with quiet_lightning():
+        make_trainer(**trainer_placement(config.engine), logger=False, enable_checkpointing=False)
 
 
 def count_parameters(study: Study, contenders: Sequence[str]) -> dict[str, int]:

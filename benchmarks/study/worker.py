@@ -22,7 +22,7 @@ from lambdanets import bench
 from lambdanets.bench.records import NONE
 from lambdanets.processes import locked
 from lambdanets.train import TrainingInterrupted
-from lambdanets.train.typed import encode
+from lambdanets.train.serialization import encode
 
 from .records import CellRecord, to_cells
 from .settings import Cell, Study, StudyFiles, load_study

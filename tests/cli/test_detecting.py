@@ -19,7 +19,7 @@ from elsewhere import run_elsewhere
 from lambdanets.data import DataWarning, read_image
 from lambdanets.detection import load_run
 from lambdanets.recipes import coco, miniature
-from lambdanets.train.typed import paths
+from lambdanets.train.serialization import flatten
 from object_sets import write_objects
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -27,7 +27,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 def small() -> list[str]:
     """What makes a miniature of the recipe, as a person would type it."""
-    usual, mini = paths(coco()), paths(miniature(coco()))
+    usual, mini = flatten(coco()), flatten(miniature(coco()))
     changes = [f"{name}={mini[name]!r}" for name in mini if mini[name] != usual[name]]
     return [word for change in (*changes, "engine.precision=32") for word in ("--set", change)]
 

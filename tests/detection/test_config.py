@@ -6,7 +6,7 @@ import pytest
 
 from detectors import tiny_config
 from lambdanets.detection import DetectorConfig
-from lambdanets.train.typed import from_json, override, to_json
+from lambdanets.train.serialization import from_json, override, to_json
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image, ImageColor
 from lambdanets.detection import Pair, draw_pairs
 from lambdanets.detection.drawing import COLOURS
 from lambdanets.detection.pairs import PICTURE
-from lambdanets.train.pages import MARGIN, PAD, SCALE
+from lambdanets.viz.pages import MARGIN, PAD, SCALE
 
 NAMES = ["cat", "dog"]
 

@@ -21,8 +21,7 @@ from lambdanets.detection import DetectionConfig, evaluate, load_run, predict, p
 from lambdanets.detection.module import DetectionModule
 from lambdanets.recipes import coco, miniature
 from lambdanets.train import NonFiniteLossError, RunError, RunResult, override
-from lambdanets.train.checkpoint import load_checkpoint
-from lambdanets.train.state import RunState
+from lambdanets.train.checkpoint import RunState, load_checkpoint
 from launching import TORCHRUN, TRAIN, finish, free_port, start
 from object_sets import write_objects
 from runs import assert_same_end
@@ -277,7 +276,7 @@ def same(some: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
 
 def changed(config: DetectionConfig) -> Iterator[tuple[str, object]]:
     """What differs from the recipe, as `--set` takes it."""
-    from lambdanets.train.typed import paths
+    from lambdanets.train.serialization import flatten
 
-    usual = paths(coco())
-    yield from ((name, value) for name, value in paths(config).items() if usual[name] != value)
+    usual = flatten(coco())
+    yield from ((name, value) for name, value in flatten(config).items() if usual[name] != value)

@@ -13,7 +13,7 @@ from lambdanets.detection import load_run as load_detector
 from lambdanets.detection import train as train_detector
 from lambdanets.recipes import get_recipe, list_recipes, miniature
 from lambdanets.train import from_json, load_run, to_json
-from lambdanets.train.engine import accumulation, train
+from lambdanets.train.engine import accumulation_steps, train
 from lambdanets.train.optim import create_optimizer
 from object_sets import write_objects
 
@@ -121,7 +121,7 @@ def test_a_step_of_4096_images_starts_at_1_6(name: str) -> None:
     assert (config.optimizer.momentum, config.schedule.warmup_epochs) == (0.9, 5)
     assert (config.loss.label_smoothing, config.engine.ema) == (0.1, 0.9999)
     for world_size in (1, 8, 32, 64):
-        assert accumulation(config, world_size) * world_size * config.data.batch_size == 4096
+        assert accumulation_steps(config, world_size) * world_size * config.data.batch_size == 4096
     optimizer = create_optimizer(nn.Linear(2, 2), config.optimizer)
     assert isinstance(optimizer, torch.optim.SGD)
     assert not optimizer.defaults["nesterov"]

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from lambdanets.train import checkpoint, load_config, saving
+from lambdanets.train.classifier import Classifier
 from lambdanets.train.engine import train
-from lambdanets.train.module import Classifier
 
 
 def die() -> None:
@@ -46,11 +46,13 @@ def half_a_file(content: Any, file: Any) -> None:
 def arm(point: str) -> None:
     kind, _, number = point.partition(" ")
     if kind == "batch":  # in the middle of a step, gradients not yet there
-        before(Classifier, "_watch", lambda module, loss: module.state.batches_done == int(number))
+        before(Classifier, "_record_loss", lambda module, loss: module.state.batches_done == int(number))
     elif kind == "validation":
         before(Classifier, "on_validation_epoch_end", lambda module: True)
     elif kind == "best":  # the best is written, the last is not
-        before(saving.Saving, "_save_last", lambda self, trainer: self.module.state.position[1] == 0)
+        before(
+            saving.CheckpointCallback, "_save_last", lambda self, trainer: self.module.state.position[1] == 0
+        )
     elif kind == "rename":  # the last has become the previous, and there is no last
         before(checkpoint.os, "replace", lambda source, target: Path(target).name == "last.ckpt")
     elif kind == "write":

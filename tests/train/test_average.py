@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lambdanets.evaluate.measurement import evaluate
 from lambdanets.train import RunConfig, RunError, TrainingInterrupted, load_run, override
 from lambdanets.train.checkpoint import load_checkpoint
-from lambdanets.train.engine import accumulation, train
-from lambdanets.train.evaluation import evaluate
-from lambdanets.train.learner import follow, pair_up
-from lambdanets.train.module import Classifier
+from lambdanets.train.classifier import Classifier
+from lambdanets.train.engine import accumulation_steps, train
+from lambdanets.train.learner import pair_ema_tensors, update_ema
 from runs import assert_same_end, interrupt
 
 
@@ -28,7 +28,7 @@ def test_an_average_follows_weights_and_statistics() -> None:
     average, network = (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2))
     network(torch.randn(5, 3))
     before = {name: value.clone() for name, value in average.state_dict().items()}
-    follow(pair_up(average, network), 0.75)
+    update_ema(pair_ema_tensors(average, network), 0.75)
     for name, new in network.state_dict().items():
         mixed = 0.75 * before[name] + 0.25 * new if new.is_floating_point() else new
         torch.testing.assert_close(average.state_dict()[name], mixed)
@@ -36,13 +36,13 @@ def test_an_average_follows_weights_and_statistics() -> None:
 
 def test_the_pairs_of_an_average_outlive_what_happens_to_a_network_within_an_epoch() -> None:
     average, network = (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2))
-    pairs = pair_up(average, network)
+    pairs = pair_ema_tensors(average, network)
     network.load_state_dict({name: value + 1 for name, value in network.state_dict().items()})
     average.load_state_dict({name: value - 1 for name, value in average.state_dict().items()})
     network[0].weight.data = network[0].weight.data.clone()  # pyright: ignore[reportAttributeAccessIssue]
     network(torch.randn(5, 3)).sum().backward()
     torch.optim.SGD(network.parameters(), lr=0.1).step()
-    follow(pairs, 0.0)
+    update_ema(pairs, 0.0)
     for name, new in network.state_dict().items():
         torch.testing.assert_close(average.state_dict()[name], new)
 
@@ -51,7 +51,7 @@ def test_the_average_is_taken_once_a_step_and_warms_up(
     averaged: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decays: list[float] = []
-    monkeypatch.setattr("lambdanets.train.learner.follow", lambda *args: decays.append(args[-1]))
+    monkeypatch.setattr("lambdanets.train.learner.update_ema", lambda *args: decays.append(args[-1]))
     train(override(averaged, "engine.accumulate=2", "engine.epochs=2"), run_dir=folder)
     assert decays == [min(0.8, (1 + step) / (10 + step)) for step in range(4)]
 
@@ -99,7 +99,7 @@ def test_a_step_of_many_images_is_accumulated(tiny: RunConfig, tmp_path: Path) -
 
 @pytest.mark.parametrize(("images", "world", "batches"), [(None, 4, 1), (64, 1, 4), (64, 2, 2), (16, 1, 1)])
 def test_batches_of_a_step(tiny: RunConfig, images: int | None, world: int, batches: int) -> None:
-    assert accumulation(override(tiny, f"engine.global_batch={images}"), world) == batches
+    assert accumulation_steps(override(tiny, f"engine.global_batch={images}"), world) == batches
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_step_that_cannot_be_dealt_out_is_refused(
     tiny: RunConfig, images: int, world: int, hint: str
 ) -> None:
     with pytest.raises(RunError, match=f"engine.global_batch={images} is no multiple of .*{hint}"):
-        accumulation(override(tiny, f"engine.global_batch={images}"), world)
+        accumulation_steps(override(tiny, f"engine.global_batch={images}"), world)
 
 
 def test_the_learning_rate_grows_with_the_images_of_a_step(
@@ -165,5 +165,5 @@ def test_a_shared_tensor_moves_once() -> None:
     average = copy.deepcopy(network)
     torch.nn.init.zeros_(average[0].weight)
     torch.nn.init.ones_(network[0].weight)
-    follow(pair_up(average, network), 0.75)
+    update_ema(pair_ema_tensors(average, network), 0.75)
     assert average[1].weight.item() == 0.25

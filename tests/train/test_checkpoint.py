@@ -15,15 +15,15 @@ from lambdanets.models import create_model
 from lambdanets.train import CheckpointError, TrainingInterrupted
 from lambdanets.train.checkpoint import (
     AtomicCheckpointIO,
+    RunState,
     load_checkpoint,
     newest_intact,
+    remove_temporary_files,
     replacing,
     save_weights,
-    sweep,
     write_text,
 )
 from lambdanets.train.errors import DamagedCheckpointError
-from lambdanets.train.state import RunState
 
 
 def content(x: torch.Tensor) -> dict[str, Any]:
@@ -336,7 +336,7 @@ def test_a_checkpoint_that_was_read_is_not_read_again(saved: Path) -> None:
 
 def test_sweeping_removes_leftovers_alone(saved: Path) -> None:
     saved.with_name(".last.ckpt.123.tmp").write_bytes(b"half")
-    sweep(saved.parent)
+    remove_temporary_files(saved.parent)
     assert [path.name for path in saved.parent.iterdir()] == ["last.ckpt"]
 
 

@@ -17,10 +17,10 @@ import torch
 from lambdanets.data import DataConfig, DataError, write_shards
 from lambdanets.train import RunConfig, override, to_json
 from lambdanets.train.checkpoint import load_checkpoint
+from lambdanets.train.diagnosis import explain_error, lost_peer_reason
 from lambdanets.train.engine import train
-from lambdanets.train.layout import RunFiles
-from lambdanets.train.learner import check_alike
-from lambdanets.train.trouble import lost_peer, tell
+from lambdanets.train.learner import check_same_on_all_ranks
+from lambdanets.train.run import RunFiles
 from runs import assert_same_end
 
 pytestmark = [
@@ -169,17 +169,17 @@ def test_processes_that_differ_are_told_by_the_first(
     for name, result in (("is_initialized", True), ("get_world_size", 2)):
         monkeypatch.setattr(torch.distributed, name, lambda result=result: result)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    check_alike(tiny, "abc")
+    check_same_on_all_ranks(tiny, "abc")
     elsewhere = replace(tiny, data=replace(tiny.data, source="folder:/elsewhere"))
-    check_alike(elsewhere, "abc")
+    check_same_on_all_ranks(elsewhere, "abc")
     assert mine[0] == mine[1]  # the same images may lie elsewhere
-    check_alike(override(tiny, "optimizer.lr=0.7"), "abc")
+    check_same_on_all_ranks(override(tiny, "optimizer.lr=0.7"), "abc")
     assert mine[0]["configuration"] != mine[2]["configuration"]
     others[0] = lambda own: own | {"images": "abd", "versions": "another"}
     sentence = "process 1 of the run has other images and versions than process 0"
     with pytest.raises(ValueError, match=sentence) as caught:
-        check_alike(tiny, "abc")
-    assert getattr(caught.value, "everywhere", False)  # the first process tells it for all
+        check_same_on_all_ranks(tiny, "abc")
+    assert getattr(caught.value, "on_all_ranks", False)  # the first process tells it for all
     assert "abc" not in to_json(tiny)
 
 
@@ -188,17 +188,19 @@ def test_fewer_validation_images_than_processes(tiny: RunConfig, tmp_path: Path)
     says = "^10 validation images for 11 processes, each of which needs one: hold out more images, or use few"
     with pytest.raises(DataError, match=says) as caught:
         train(config, run_dir=tmp_path / "run")
-    assert getattr(caught.value, "everywhere", False)
+    assert getattr(caught.value, "on_all_ranks", False)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_lost_process_leaves_a_way_on(tiny: RunConfig, tmp_path: Path) -> None:
     files, two = RunFiles(tmp_path), SimpleNamespace(world_size=2)
     lost = RuntimeError("Connection reset by peer")
-    assert "There is no checkpoint yet. Begin again with: lamb" in str(tell(lost, tiny, two, files))
+    assert "There is no checkpoint yet. Begin again with: lamb" in str(explain_error(lost, tiny, two, files))
     files.last.parent.mkdir()
     files.last.touch()
-    assert "The newest checkpoint stands. Continue with: lamb" in str(tell(lost, tiny, two, files))
+    assert "The newest checkpoint is intact. Continue with: lamb" in str(
+        explain_error(lost, tiny, two, files)
+    )
 
 
 @pytest.mark.parametrize(
@@ -206,9 +208,9 @@ def test_a_lost_process_leaves_a_way_on(tiny: RunConfig, tmp_path: Path) -> None
     [
         (
             "[pair.cc:545] Read error [127.0.0.1]:12699: Connection reset by peer. This is",
-            "ended (Connection reset by peer); its own last words say why",
+            "ended (Connection reset by peer); its last log lines give the reason",
         ),
-        ("[gloo] broken", "ended ([gloo] broken); its own last words say why"),
+        ("[gloo] broken", "ended ([gloo] broken); its last log lines give the reason"),
         (
             "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 90000ms for recv operation",
             "did not answer for 90 s (engine.timeout_minutes); its host may be down, cut off or stopped",
@@ -221,4 +223,4 @@ def test_a_lost_process_leaves_a_way_on(tiny: RunConfig, tmp_path: Path) -> None
     ],
 )
 def test_what_a_lost_process_looks_like(said: str, reason: str | None) -> None:
-    assert lost_peer(RuntimeError(said)) == reason
+    assert lost_peer_reason(RuntimeError(said)) == reason

@@ -26,16 +26,15 @@ from lambdanets.train import (
     load_config,
     override,
 )
-from lambdanets.train.checkpoint import load_checkpoint
+from lambdanets.train.checkpoint import RunState, load_checkpoint
+from lambdanets.train.classifier import Classifier
 from lambdanets.train.config import EngineConfig
 from lambdanets.train.engine import train
-from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import seed_generators, step_seed
-from lambdanets.train.module import Classifier
 from lambdanets.train.optim import OptimizerConfig
 from lambdanets.train.progress import LiveProgress
-from lambdanets.train.resume import settle
-from lambdanets.train.state import RunState
+from lambdanets.train.resume import resolve_config
+from lambdanets.train.run import RunFiles
 
 
 def test_a_run_leaves_every_file(tiny: RunConfig, finished: RunResult) -> None:
@@ -162,7 +161,7 @@ def test_a_loss_that_explodes_stops_the_run(tiny: RunConfig, folder: Path, saves
     assert bool(kept) == (saves is not None)
     if not kept:  # what failed before it saved anything does not block its folder
         slower = override(config, "optimizer.lr=0.1")
-        assert settle(slower, RunFiles(folder), RunConfig, resume=False).optimizer.lr == 0.1
+        assert resolve_config(slower, RunFiles(folder), RunConfig, resume=False).optimizer.lr == 0.1
     for path in kept:
         states = load_checkpoint(path)["state_dict"].values()
         assert all(tensor.isfinite().all() for tensor in states)
@@ -263,7 +262,7 @@ def test_of_equal_accuracies_the_lower_loss_is_the_best(
 ) -> None:
     def measured(self: Classifier) -> None:
         loss = {1: 1.0, 2: 0.5, 3: 0.7}[self.state.position[0]]
-        self.validation = {"val_loss": loss, "val_top1": 0.5, "val_top5": 1.0}
+        self.val_metrics = {"val_loss": loss, "val_top1": 0.5, "val_top5": 1.0}
 
     monkeypatch.setattr(Classifier, "on_validation_epoch_end", measured)
     result = train(override(tiny, "engine.max_batches=1"), run_dir=folder)

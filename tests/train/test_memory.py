@@ -13,17 +13,17 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lambdanets.train import NoMemoryError, RunConfig, RunError, override
+from lambdanets.train.classifier import Classifier
+from lambdanets.train.diagnosis import explain_error, out_of_memory_advice
 from lambdanets.train.engine import (
     CLASSIFICATION,
-    accumulation,
-    build_module,
+    accumulation_steps,
+    build_learner,
     check_devices,
-    spare_activations,
+    enable_activation_checkpointing,
     train,
 )
-from lambdanets.train.layout import RunFiles
-from lambdanets.train.module import Classifier
-from lambdanets.train.trouble import spare_memory, tell
+from lambdanets.train.run import RunFiles
 from runs import assert_same_end
 
 
@@ -34,7 +34,7 @@ def test_activations_that_are_computed_again_change_no_bit_of_a_run(
     config = override(tiny, "engine.epochs=2", "engine.ema=0.9", "model.options.drop_rate=0.1")
     train(config, run_dir=tmp_path / "usual")
     passes: list[bool] = []
-    module = build_module(CLASSIFICATION, override(config, "engine.checkpointing=true"), [*"0123456789"])
+    module = build_learner(CLASSIFICATION, override(config, "engine.checkpointing=true"), [*"0123456789"])
     inner: Any = module.network.get_submodule("layer2")[0]
     inner.register_forward_pre_hook(lambda *_: passes.append(True))
     module.network(torch.zeros(2, 1, 8, 8)).sum().backward()
@@ -53,7 +53,7 @@ def test_a_network_that_cannot_is_named(
     with torch.device("meta"):
         timms = timm.create_model("dla34")
     with pytest.raises(RunError, match="dla34 cannot compute"):
-        spare_activations(timms, "dla34")
+        enable_activation_checkpointing(timms, "dla34")
 
 
 @pytest.mark.parametrize(
@@ -100,12 +100,12 @@ def test_the_smaller_batch_keeps_the_step(
     tiny: RunConfig, batch: int, world: int, settings: list[str], size: int, step: int
 ) -> None:
     config = override(tiny, f"data.batch_size={batch}", *settings)
-    said = spare_memory(config, world, "cpu")
+    said = out_of_memory_advice(config, world, "cpu")
     advice = re.findall(r"(?:data\.batch_size|engine\.accumulate|engine\.global_batch)=\d+", said)[1:]
     assert advice[0] == f"data.batch_size={size}"
     assert f"keeps the step of {step} images" in said
     changed = override(config, *advice)
-    assert size * world * accumulation(changed, world) == step
+    assert size * world * accumulation_steps(changed, world) == step
 
 
 def test_a_resumed_run_may_do_what_is_said(tiny: RunConfig, folder: Path) -> None:
@@ -123,11 +123,13 @@ def test_advice_leaves_out_what_is_done_already(tiny: RunConfig, folder: Path) -
     done = override(tiny, "engine.precision=bf16-mixed", "engine.checkpointing=true", "engine.strategy=fsdp")
     none = ". In a run that is resumed none of this may change"
     step = "data.batch_size=8 with engine.accumulate=2, which keeps the step of 32 images"
-    assert spare_memory(done, 2, "cuda").endswith(f"in this order: {step}{none}")
+    assert out_of_memory_advice(done, 2, "cuda").endswith(f"in this order: {step}{none}")
     alone = override(done, "data.batch_size=1")
-    assert spare_memory(alone, 2, "cuda").endswith(f"in this order: smaller images or a smaller model{none}")
+    assert out_of_memory_advice(alone, 2, "cuda").endswith(
+        f"in this order: smaller images or a smaller model{none}"
+    )
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    assert tell(RuntimeError("mat1 and mat2"), tiny, trainer, RunFiles(folder)) is None
+    assert explain_error(RuntimeError("mat1 and mat2"), tiny, trainer, RunFiles(folder)) is None
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -142,8 +144,8 @@ def test_dividing_the_weights_is_advised_where_it_is_accepted(tiny: RunConfig, d
     except RunError:
         accepted = False
     assert accepted == (device == "cuda" and ema == "None")
-    assert ("engine.strategy=fsdp" in spare_memory(config, 2, device)) == accepted
-    assert "fsdp" not in spare_memory(config, 1, device)
+    assert ("engine.strategy=fsdp" in out_of_memory_advice(config, 2, device)) == accepted
+    assert "fsdp" not in out_of_memory_advice(config, 1, device)
 
 
 @pytest.mark.parametrize("model", ["resnet_digits_conv", "lambda_resnet_digits"])

@@ -12,16 +12,23 @@ from torch import nn
 
 from lambdanets.data import DataConfig
 from lambdanets.train import ModelConfig, RunConfig, override
-from lambdanets.train.module import Classifier
-from lambdanets.train.progress import LiveProgress, advise, clock, epoch_line, say, waiting
-from lambdanets.train.state import RunState
+from lambdanets.train.checkpoint import RunState
+from lambdanets.train.classifier import Classifier
+from lambdanets.train.progress import (
+    LiveProgress,
+    epoch_line,
+    format_data_wait,
+    format_duration,
+    print_once,
+    slow_data_advice,
+)
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (7384.4, "2:03:04")]
 )
 def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def learner(*changes: str, data: DataConfig | None = None) -> Classifier:
@@ -66,8 +73,8 @@ def test_a_terminal_sees_the_run_live(
 
 
 def test_the_share_of_waiting_is_shown_where_it_matters() -> None:
-    assert waiting(0.049) == ""
-    assert waiting(0.123) == "  data 12 %"
+    assert format_data_wait(0.049) == ""
+    assert format_data_wait(0.123) == "  data 12 %"
 
 
 def test_slow_images_are_told_once_a_run_with_what_to_do(
@@ -104,7 +111,7 @@ def test_slow_images_are_told_once_a_run_with_what_to_do(
     ],
 )  # fmt: skip
 def test_advice_on_slow_images(data: DataConfig, workers: int, cores: int, means: list[str]) -> None:
-    said = advise(0.314, learner(data=data), workers=workers, cores=cores)
+    said = slow_data_advice(0.314, learner(data=data), workers=workers, cores=cores)
     start, *listed = said.split("; try ")
     assert start == "training waited for images 31 % of its time"
     # No part of a means holds ", " but the first's brackets.
@@ -119,6 +126,6 @@ def test_a_reader_that_went_away_stops_nothing(monkeypatch: pytest.MonkeyPatch) 
     with os.fdopen(writer, "w") as stdout:
         monkeypatch.setattr("sys.stdout", stdout)
         for sentence in ("epoch 1", "epoch 2"):
-            say(sentence)
+            print_once(sentence)
         print("and at the end")
         monkeypatch.undo()

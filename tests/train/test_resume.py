@@ -24,12 +24,11 @@ from lambdanets.train import (
     override,
     to_json,
 )
-from lambdanets.train.checkpoint import load_checkpoint
+from lambdanets.train.checkpoint import RunState, load_checkpoint
+from lambdanets.train.classifier import Classifier
 from lambdanets.train.engine import train
-from lambdanets.train.layout import RunFiles
-from lambdanets.train.module import Classifier
-from lambdanets.train.resume import Start, check_images, find_start
-from lambdanets.train.state import RunState
+from lambdanets.train.resume import ResumePoint, check_images, find_resume_point
+from lambdanets.train.run import RunFiles
 from runs import assert_same_end, interrupt
 
 
@@ -115,7 +114,7 @@ def test_a_second_signal_stops_at_once(
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Classifier, "on_validation_epoch_start", twice)
-    with pytest.raises(TrainingInterrupted, match="the newest checkpoint, if any, stands"):
+    with pytest.raises(TrainingInterrupted, match="the newest checkpoint, if any, is intact"):
         train(tiny, run_dir=folder)
     assert load_checkpoint(folder / "checkpoints" / "last.ckpt")["run_state"]["batches_done"] == 3
 
@@ -200,7 +199,7 @@ def test_processes_that_read_images_are_signalled_with_the_run_or_killed(tmp_pat
     assert said[0][-1].startswith("lambdanets: stopped by SIGTERM: saved at the current step. ")
     assert said[1] == [
         "lambdanets: a process that reads images was lost (Killed), probably for want of memory or of shared "
-        "memory (/dev/shm). The newest checkpoint stands. Go on with fewer of them (there were 2): "
+        "memory (/dev/shm). The newest checkpoint is intact. Continue with fewer of them (there were 2): "
         f"lambdanets train --resume {folders[1]} --set data.workers=1"
     ]
 
@@ -288,17 +287,17 @@ def test_what_was_trained_is_not_overwritten_from_the_beginning(
 ) -> None:
     files = RunFiles(folder)
     files.last.parent.mkdir(parents=True)
-    assert find_start(files, tiny) is None
+    assert find_resume_point(files, tiny) is None
     (folder / left).write_bytes(b"")
     with pytest.raises(RunError, match=f"it holds {Path(left).name}, which"):
-        find_start(files, tiny)
+        find_resume_point(files, tiny)
 
 
 def test_other_images_are_not_resumed_on(tmp_path: Path) -> None:
     files = RunFiles(tmp_path)
-    start = Start(files.last, {"run_state": RunState(fingerprint="these").to_dict()})
+    start = ResumePoint(files.last, {"run_state": RunState(fingerprint="these").to_dict()})
     for seen, now in (("these", "these"), ("", "those")):
-        known = Start(files.last, {"run_state": RunState(fingerprint=seen).to_dict()})
+        known = ResumePoint(files.last, {"run_state": RunState(fingerprint=seen).to_dict()})
         check_images(files, Splits(None, None, ("a",), now), known)
     with pytest.raises(RunError, match="images were added, removed, renamed or moved"):
         check_images(files, Splits(None, None, ("a",), "those"), start)
@@ -308,7 +307,7 @@ def test_other_images_are_not_resumed_on(tmp_path: Path) -> None:
         ("these", "these+m", "no"),
         ("", "+m", "no"),
     ):
-        known = Start(files.last, {"run_state": RunState(fingerprint=seen).to_dict()})
+        known = ResumePoint(files.last, {"run_state": RunState(fingerprint=seen).to_dict()})
         with pytest.raises(RunError, match=f"began with {began} pseudo-labels; go on with the same"):
             check_images(files, Splits(None, None, ("a",), now), known)
 

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lambdanets.data import DataError
+from lambdanets.evaluate.target import create_trained_model
 from lambdanets.models import WeightsError
 from lambdanets.train import CheckpointError, RunError, RunResult, evaluate, load_run, override
-from lambdanets.train.subject import trained_model
+from lambdanets.train.config import stored_task
 
 
 @pytest.fixture
@@ -37,6 +38,20 @@ def test_a_run_from_before_keeps_its_split(copy: Path) -> None:
     assert config["data"].pop("hold_out") == "exact"
     path.write_text(json.dumps(config))
     assert load_run(copy).config.data.hold_out == "stable"
+
+
+def test_the_task_is_stored_and_guessed_for_runs_of_older_versions(copy: Path) -> None:
+    path = copy / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("task") == stored_task(copy) == "classification"
+    path.write_text(json.dumps(config))
+    assert stored_task(copy) == "classification"
+    assert load_run(copy).config.recipe == "digits"
+    path.write_text(json.dumps(config | {"data": {"source": "coco:photos"}}))
+    assert stored_task(copy) == "detection"
+    path.write_text(json.dumps(config | {"task": "regression"}))
+    with pytest.raises(RunError, match="of a run of regression, not of classification"):
+        load_run(copy)
 
 
 def test_the_weights_load_in_timm(finished: RunResult) -> None:
@@ -161,7 +176,7 @@ def test_weights_that_are_not_finite_are_refused(copy: Path, finished: RunResult
     folder = load_run(finished.directory).save_for_hub(copy.with_name("hub"))
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(WeightsError, match=r"local-dir:.*: 32 of the 32 elements of bn1\.weight"):
-        trained_model(f"local-dir:{folder}")
+        create_trained_model(f"local-dir:{folder}")
 
 
 @pytest.mark.parametrize("wrong", [{"num_classes": "x"}, {"pretrained_cfg": {"input_size": "x"}}])
@@ -172,7 +187,7 @@ def test_a_config_of_the_hub_with_values_of_other_types_is_told(
     config = json.loads((folder / "config.json").read_text()) | wrong
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(RunError, match=r"^local-dir:.*hub cannot be had: "):
-        trained_model(f"local-dir:{folder}")
+        create_trained_model(f"local-dir:{folder}")
 
 
 @pytest.mark.parametrize("name", ["config.json", "classes.json"])

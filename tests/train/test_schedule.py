@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 
 from lambdanets.train import ScheduleConfig
-from lambdanets.train.schedule import lr_factor
+from lambdanets.train.optim import lr_factor
 
 
 def factors(config: ScheduleConfig, epochs: int = 10, steps: int = 5) -> list[float]:

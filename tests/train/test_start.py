@@ -111,17 +111,17 @@ def test_weights_of_another_model_leave_no_folder(tiny: RunConfig, source: Path,
 
 
 def test_weights_of_timm_s_own_option_still_work(tiny: RunConfig, tmp_path: Path) -> None:
-    from lambdanets.train.engine import CLASSIFICATION, build_module
+    from lambdanets.train.engine import CLASSIFICATION, build_learner
 
     model = create_model("lambda_resnet_digits", num_classes=10)
     torch.save(model.state_dict(), tmp_path / "w.pt")
     options = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "w.pt")}}
     config = replace(tiny, model=replace(tiny.model, options=options))
-    network = build_module(CLASSIFICATION, config, [*"0123456789"]).network
+    network = build_learner(CLASSIFICATION, config, [*"0123456789"]).network
     torch.testing.assert_close(network.state_dict(), model.state_dict(), rtol=0, atol=0)
     (tmp_path / "w.pt").unlink()
     # A checkpoint follows: nothing is read, nothing fetched.
-    build_module(CLASSIFICATION, config, [*"0123456789"], continues=True)
+    build_learner(CLASSIFICATION, config, [*"0123456789"], continues=True)
     with pytest.raises(ValueError, match="both name a start"):
         replace(config.model, weights="w.pt")
     with pytest.raises(ValueError, match=r"model\.weights is a file, a folder or hf-hub:OWNER/NAME"):
@@ -149,7 +149,7 @@ def test_a_run_becomes_a_folder_for_the_hub(finished: RunResult, tmp_path: Path)
 
 
 def test_processes_with_other_weights_are_told(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lambdanets.train.learner import check_alike
+    from lambdanets.train.learner import check_same_on_all_ranks
 
     mine: list[dict[str, str]] = []
 
@@ -161,7 +161,7 @@ def test_processes_with_other_weights_are_told(tiny: RunConfig, monkeypatch: pyt
         monkeypatch.setattr(torch.distributed, name, lambda result=result: result)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     for place in ("here.pt", "there.pt"):
-        check_alike(starting(tiny, place), "images", "ab")
+        check_same_on_all_ranks(starting(tiny, place), "images", "ab")
     assert mine[0] == mine[1]  # the same weights may lie elsewhere
     with pytest.raises(ValueError, match="process 1 of the run has other weights to start from than process"):
-        check_alike(tiny, "images", "ab")
+        check_same_on_all_ranks(tiny, "images", "ab")

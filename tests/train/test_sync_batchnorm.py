@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.train import RunConfig, RunError, override
-from lambdanets.train.engine import CLASSIFICATION, build_module, train
+from lambdanets.train.engine import CLASSIFICATION, build_learner, train
 from lambdanets.train.launch import SyncBatchNorms
 
 OPTIONS = ("engine.sync_batchnorm=true", "engine.devices=2", "engine.strategy=ddp", "engine.accelerator=cpu")
@@ -46,7 +46,7 @@ def test_every_norm_is_converted_and_keeps_its_name_its_momentum_and_what_it_com
     tiny: RunConfig,
 ) -> None:
     config = override(tiny, *OPTIONS, "model.bn_momentum=0.003", "engine.ema=0.9")
-    module = build_module(CLASSIFICATION, config, [*"0123456789"])
+    module = build_learner(CLASSIFICATION, config, [*"0123456789"])
     norms = {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
     wake(module)
     images = torch.randn(3, 1, 8, 8)

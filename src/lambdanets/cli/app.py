@@ -93,7 +93,7 @@ def _rank() -> str:
 
 def _print_error(said: str, error: Exception) -> None:
     rank = _rank()
-    if rank != "0" and getattr(error, "everywhere", False):
+    if rank != "0" and getattr(error, "on_all_ranks", False):
         # The first process says it. Launchers end all processes when one has failed: it gets the time to.
         time.sleep(FIRST_SPEAKS)
         return

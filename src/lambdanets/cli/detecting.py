@@ -234,9 +234,9 @@ def _tiled(number: int, total: int, run: "Run[DetectionConfig]", option: "TileOp
 
 def _photos(paths: tuple[Path, ...], drawings: Path) -> list[Path]:
     """The files to look at, none of which a drawing may replace."""
-    from lambdanets.train.prediction import search
+    from lambdanets.evaluate.prediction import find_image_files
 
-    found, folder = list(search(paths)), drawings.resolve()
+    found, folder = list(find_image_files(paths)), drawings.resolve()
     if inside := [path for path in found if folder in (path.resolve().parent, path.parent.resolve())]:
         raise UsageError(
             f"--out {drawings} holds images to look at, photos or drawings of an earlier call, such as "

@@ -24,7 +24,7 @@ AROUND = 40  # letters that are shown on each side of what is no text
 class UsageError(ValueError):
     """The command itself is wrong, for all processes that got it: exit code 2."""
 
-    everywhere = True
+    on_all_ranks = True
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from lambdanets.train import load_run
 from lambdanets.train.config import stored_task
 
 if TYPE_CHECKING:
-    from lambdanets.train.evaluation import Evaluation
-    from lambdanets.train.results import ClassRow
-    from lambdanets.train.subject import Subject
+    from lambdanets.evaluate.measurement import Evaluation
+    from lambdanets.evaluate.results import ClassRow
+    from lambdanets.evaluate.target import EvalTarget
 
 LABELS = {
     "top1": ("accuracy", "{:.2%}"),
@@ -87,9 +87,9 @@ def run(
         json: Write all figures for other programs.
         results: Write what a detector found, in COCO's results format: boxes.json and masks.json.
     """
-    from lambdanets.train.launch import share
+    from lambdanets.train.launch import shard
 
-    if share()[1] > 1:
+    if shard()[1] > 1:
         raise UsageError("eval measures in one process: start it without torchrun or srun.")
     check_outputs({"--per-class": per_class, "--csv": csv, "--json": json})
     if stored_task(Path(what)) == "detection":
@@ -119,76 +119,76 @@ def run(
     if real is not None and as_ not in (None, "imagenet"):
         raise UsageError(f"--real has labels for ImageNet's own validation set, not for --as {as_}.")
 
-    from lambdanets.train.evaluation import guess_test_set, measure
-    from lambdanets.train.results import check_table
-    from lambdanets.train.test_sets import SETS
+    from lambdanets.evaluate.measurement import guess_test_set, measure
+    from lambdanets.evaluate.results import check_table
+    from lambdanets.evaluate.test_sets import TEST_SETS
 
     if csv is not None:
         check_table(csv)
-    subject, elsewhere = _subject(what, data, checkpoint, weights)
-    test_set = SETS[as_] if as_ is not None else guess_test_set(subject) if elsewhere else None
-    if real is not None and test_set not in (None, SETS["imagenet"]):
+    target, elsewhere = _target(what, data, checkpoint, weights)
+    test_set = TEST_SETS[as_] if as_ is not None else guess_test_set(target) if elsewhere else None
+    if real is not None and test_set not in (None, TEST_SETS["imagenet"]):
         raise UsageError(f"--real has labels for ImageNet's own validation set, and this is {test_set.name}.")
     if crop is None and test_set is not None and test_set.cut:
         crop = 1.0
     changes = {"crop_pct": crop, "batch_size": batch_size, "workers": workers}
     with usage():
-        form = replace(subject.data, **{name: value for name, value in changes.items() if value is not None})
-        subject = replace(subject, data=form)
+        form = replace(target.data, **{name: value for name, value in changes.items() if value is not None})
+        target = replace(target, data=form)
         if size is not None:
-            subject = subject.at_size(size)
+            target = target.at_size(size)
     if precision is not None:
-        subject = replace(subject, engine=replace(subject.engine, precision=precision))
+        target = replace(target, engine=replace(target.engine, precision=precision))
     if accelerate:
         from lambdanets import models
 
-        subject = replace(subject, network=models.accelerate(subject.network))
-    evaluation = measure(subject, test_set=test_set, real=real)
-    _print(f"{what}, {subject.weights}", evaluation)
-    _write(what, subject, evaluation, per_class, csv, json)
+        target = replace(target, network=models.accelerate(target.network))
+    evaluation = measure(target, test_set=test_set, real=real)
+    _print(f"{what}, {target.weights}", evaluation)
+    _write(what, target, evaluation, per_class, csv, json)
     return 0
 
 
-def _subject(
+def _target(
     what: str, data: str | None, checkpoint: str | None, weights: Literal["best", "last"]
-) -> "tuple[Subject, bool]":
-    """What is measured, and whether on images other than a run's own."""
-    from lambdanets.train.subject import names_run, subject_of_model, subject_of_run
+) -> "tuple[EvalTarget, bool]":
+    """Return the target, and whether its images are other than the run's own."""
+    from lambdanets.evaluate.target import is_run_folder, target_from_model, target_from_run
 
-    if names_run(what):
+    if is_run_folder(what):
         if checkpoint is not None:
             raise UsageError(f"--checkpoint goes with the name of a model; {what} is no such name.")
-        subject = subject_of_run(load_run(what), weights=weights)
-        own = subject.data
+        target = target_from_run(load_run(what), weights=weights)
+        own = target.data
         if data is not None:
             with usage():
-                subject = replace(subject, data=_elsewhere(own, data))
-        return subject, place(subject.data) != place(own)
+                target = replace(target, data=_elsewhere(own, data))
+        return target, place(target.data) != place(own)
     if data is None:
         raise UsageError(f"{what} is a model without images of its own; name some with --data folder:PATH.")
     if weights != "best":
         raise UsageError("--weights chooses among those of a run; a model takes --checkpoint.")
-    return subject_of_model(what, data, checkpoint=checkpoint), True
+    return target_from_model(what, data, checkpoint=checkpoint), True
 
 
 def _write(
     what: str,
-    subject: "Subject",
+    target: "EvalTarget",
     evaluation: "Evaluation",
     per_class: Path | None,
     csv: Path | None,
     json: Path | None,
 ) -> None:
-    from lambdanets.train.results import append_row, class_rows, timm_row, to_plain, write_classes
+    from lambdanets.evaluate.results import append_row, class_rows, timm_row, to_plain, write_classes
 
     if per_class is not None:
-        rows = class_rows(evaluation.scores, subject.classes)
+        rows = class_rows(evaluation.scores, target.classes)
         _print_classes(rows)
         write_classes(per_class, rows)
     if csv is not None:
-        append_row(csv, timm_row(subject, evaluation, label=what))
+        append_row(csv, timm_row(target, evaluation, label=what))
     if json is not None:
-        write_json(json, to_plain(subject, evaluation, label=what))
+        write_json(json, to_plain(target, evaluation, label=what))
     for name, file in (("classes", per_class), ("table", csv), ("figures", json)):
         if file is not None:
             stdout().print(f"{name}: {file}", soft_wrap=True)

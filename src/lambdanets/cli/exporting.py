@@ -43,13 +43,13 @@ def run(
         batch_size: Take so many images at once and no others, of a classifier.
         opset: Version of ONNX's operators.
     """
+    from lambdanets.evaluate.target import create_trained_model, is_run_folder
     from lambdanets.exporting import FORMATS
     from lambdanets.train import export, load_run
     from lambdanets.train.config import stored_task
-    from lambdanets.train.subject import names_run, trained_model
 
     format = format or _format_of(out)
-    if names_run(what) and stored_task(Path(what)) == "detection":
+    if is_run_folder(what) and stored_task(Path(what)) == "detection":
         refuse({"--checkpoint": checkpoint, "--batch-size": batch_size}, "a classifier", Path(what))
         from lambdanets import detection
 
@@ -62,14 +62,14 @@ def run(
         if not found.objects:
             stderr().print("lambdanets: nothing was found in these images: no boxes and masks were compared.")
         return 0
-    if names_run(what):
+    if is_run_folder(what):
         if checkpoint is not None:
             raise UsageError(f"--checkpoint goes with the name of a model; {what} is no such name.")
         source, unasked = load_run(what), Path(what) / "network"
     else:
         if weights != "best":
             raise UsageError("--weights chooses among those of a run; a model takes --checkpoint.")
-        source, unasked = trained_model(what, checkpoint=checkpoint), Path(what.rpartition("/")[2])
+        source, unasked = create_trained_model(what, checkpoint=checkpoint), Path(what.rpartition("/")[2])
     file = out or unasked.with_name(unasked.name + FORMATS[format].SUFFIX)
     made = export(
         source, file, format=format, weights=weights, size=size,

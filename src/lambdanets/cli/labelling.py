@@ -48,7 +48,7 @@ def run(
     """
     opened = load_run(teacher)
 
-    from lambdanets.train.labelling import label
+    from lambdanets.evaluate.pseudo_labels import label
 
     found = label(
         opened, data, out, threshold=threshold, per_class=per_class, fill=fill,
@@ -57,7 +57,7 @@ def run(
     if found is None:
         stdout().print("the part of this process is labelled; the one that finishes last writes the choice")
         return 0
-    everything, kept, console = found.everything, found.kept, stdout()
+    all_labels, kept, console = found.all_labels, found.selected, stdout()
     if found.left_out:
         console.print(
             f"{found.left_out:,} images that the teacher was trained on are left out", soft_wrap=True
@@ -65,21 +65,21 @@ def run(
     if found.unreadable:
         stderr().print(f"cannot read {few(found.unreadable)}")
     rows = table(label="wrap", labelled="right", kept="right", mean_probability="right", right="right")
-    counts, chosen = everything.counts(), kept.counts()
+    counts, chosen = all_labels.counts(), kept.counts()
     for target in np.argsort(-counts, kind="stable")[:SHOWN]:
-        members = everything.targets == target
+        members = all_labels.targets == target
         rows.add_row(
-            everything.classes[target],
+            all_labels.classes[target],
             f"{counts[target]:,}",
             f"{chosen[target]:,}",
-            f"{everything.probabilities[members].mean():.3f}" if counts[target] else "",
-            _right(found.truths, everything.targets, members),
+            f"{all_labels.probabilities[members].mean():.3f}" if counts[target] else "",
+            _right(found.truths, all_labels.targets, members),
         )
-    draw(console, f"{out}: {len(kept):,} of {len(everything):,} labels", rows)
+    draw(console, f"{out}: {len(kept):,} of {len(all_labels):,} labels", rows)
     if found.truths is not None:
-        known = dict(zip(everything.images, found.truths.tolist(), strict=True))
+        known = dict(zip(all_labels.images, found.truths.tolist(), strict=True))
         right = np.array([known[image] for image in kept.images]) == kept.targets
-        share = np.mean(found.truths == everything.targets)
+        share = np.mean(found.truths == all_labels.targets)
         of_kept = f", {right.mean():.2%} of those kept" if len(kept) else ""
         console.print(f"By the folders' names {share:.2%} of all labels are right{of_kept}.", soft_wrap=True)
     if not len(kept):

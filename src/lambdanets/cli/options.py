@@ -181,9 +181,9 @@ def _other_way(flag: str, known: Sequence[str]) -> str:
     name = flag.removeprefix("--").replace("-", "_")
     if "--set" in known:
         from lambdanets.recipes import get_recipe
-        from lambdanets.train.typed import paths
+        from lambdanets.train.serialization import flatten
 
-        leaves = {path.rpartition(".")[2]: path for path in paths(get_recipe("digits"))}
+        leaves = {path.rpartition(".")[2]: path for path in flatten(get_recipe("digits"))}
         if path := FIELDS.get(name) or leaves.get(name):
             return f"; it is a field of the configuration: --set {path}=VALUE"
     return CHOSEN_DEVICE if name in ("device", "devices", "gpu", "gpus", "cuda") else ""

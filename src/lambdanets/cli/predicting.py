@@ -9,9 +9,9 @@ from tyro import conf
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import FAILURE, UsageError
 from lambdanets.cli.options import check_outputs, refuse, shown, write_json
+from lambdanets.evaluate.prediction import Prediction, predict, predict_samples
 from lambdanets.train import Run, load_run
 from lambdanets.train.config import stored_task
-from lambdanets.train.prediction import Prediction, predict, predict_samples
 
 
 def run(
@@ -154,6 +154,6 @@ def _print(predictions: list[Prediction], run: Run) -> None:
 
 
 def _draw(predictions: list[Prediction], sheet: Path, run: Run) -> list[Path]:
-    from lambdanets.train.sheet import draw_sheets
+    from lambdanets.viz.contact_sheet import draw_sheets
 
     return draw_sheets(predictions, sheet, title=f"{run.config.model.name}  ·  {run.directory}")

@@ -10,7 +10,7 @@ from lambdanets.detection import DetectionConfig, DetectorConfig
 from lambdanets.recipes import DEVICES, Statement, costs, get_recipe, statement
 from lambdanets.recipes.budget import IMAGENET, LINK
 from lambdanets.train import ModelConfig, RunConfig
-from lambdanets.train.typed import paths
+from lambdanets.train.serialization import flatten
 
 
 def show_recipe(name: str, *, devices: tuple[int, ...] | None, images_per_second: float | None) -> None:
@@ -33,8 +33,8 @@ def settings(config: RunConfig | DetectionConfig) -> list[str]:
     else:
         data = CocoConfig(source=config.data.source)
         usual = DetectionConfig(recipe=recipe, model=DetectorConfig(name=model), data=data)
-    plain = paths(usual)
-    changed = {name: value for name, value in paths(config).items() if plain[name] != value}
+    plain = flatten(usual)
+    changed = {name: value for name, value in flatten(config).items() if plain[name] != value}
     options = changed.pop("model.options", {})
     return [
         *(f"model.options.{name}={value}" for name, value in options.items()),

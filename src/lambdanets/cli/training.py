@@ -79,7 +79,7 @@ def run(
     if recipe is not None or changes or model is not None:
         base = _stored(resume, recipe) if resume is not None else get_recipe(recipe or "")
         with usage():
-            config = override(base if model is None else base.named(model), *changes)
+            config = override(base if model is None else base.with_model(model), *changes)
             _check_parts(config, starts=resume is None)
     directory = resume or out or _new_directory(recipe or "")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lambdanets.data.coco.masks import Masks, sampled
 from lambdanets.lettering import font, legible, text_length, write_text
-from lambdanets.train.pages import INK
+from lambdanets.viz.pages import INK
 
 from .results import INSIDE
 

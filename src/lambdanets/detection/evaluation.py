@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lambdanets.data import CocoConfig, CocoSet, coco_eval_loader, open_coco_split
 from lambdanets.train import Run
-from lambdanets.train.engine import arithmetic, make_trainer, quiet
-from lambdanets.train.state import RunState
+from lambdanets.train.checkpoint import RunState
+from lambdanets.train.engine import device_and_precision, make_trainer, quiet_lightning
 
 from .module import DetectionModule
 from .prediction import Finder
@@ -89,9 +89,9 @@ def evaluate(
         network = network.to(memory_format=torch.channels_last)
     module = DetectionModule(network, config, classes=run.classes, state=RunState())
     module.val_set = images
-    with quiet():
+    with quiet_lightning():
         trainer = make_trainer(
-            **arithmetic(config.engine),
+            **device_and_precision(config.engine),
             devices=1,
             plugins=[LightningEnvironment()],  # alone, whatever started the process
             logger=False,

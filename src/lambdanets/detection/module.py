@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lambdanets.data import CocoSet, CocoSplits, coco_eval_loader, coco_train_loader
-from lambdanets.train.errors import RunError, everywhere
-from lambdanets.train.figures import Panel, draw_curves
-from lambdanets.train.layout import RunFiles
+from lambdanets.train.checkpoint import RunState
+from lambdanets.train.errors import RunError, raised_on_all_ranks
 from lambdanets.train.learner import Learner
-from lambdanets.train.state import RunState
+from lambdanets.train.run import RunFiles
+from lambdanets.viz.figures import Panel, draw_curves
 
 from .network import Detector, outlined
 from .pairs import draw_pairs, pair, spread
@@ -58,10 +58,10 @@ class DetectionModule(Learner):
         self.losses_shown = {
             loss: name for loss, name in LOSSES.items() if config.data.masks or name != "masks"
         }
-        self.measured = ("loss", *self.losses_shown.values())
+        self.train_metrics = ("loss", *self.losses_shown.values())
         kept = (*KEPT, f"ar{config.validation.max_detections}")
         self.columns = tuple(f"val_{kind}_{figure}" for kind in self.kinds for figure in kept)
-        self.crown = f"val_{self.kinds[0]}_ap"
+        self.monitor = f"val_{self.kinds[0]}_ap"
         self.val_set: CocoSet | None = None
         self.sizes: TrainingSizes | None = None  # of the training images
         self.seen: list[int] = []  # images of this validation, by this process
@@ -88,7 +88,7 @@ class DetectionModule(Learner):
 
     def on_fit_start(self) -> None:
         if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
-            with everywhere():
+            with raised_on_all_ranks():
                 raise RunError("a detector trains with engine.strategy=ddp, not with FSDP")
         super().on_fit_start()
 
@@ -98,21 +98,21 @@ class DetectionModule(Learner):
             self.sizes.write(self.files.image_sizes)
 
     def step(self, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> tuple[Tensor, list[Tensor], int]:
-        images, targets = self.inputs(batch)
+        images, targets = self.network_inputs(batch)
         losses = self.network(images, targets)
         total = torch.stack([losses[name].float() for name in self.losses_shown]).sum()
         each = [losses[name] * len(images) for name in self.losses_shown]
         return total, [total * len(images), *each], len(images)
 
-    def inputs(self, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> tuple[Any, ...]:
+    def network_inputs(self, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> tuple[Any, ...]:
         images, targets = batch
         return [_plain(image) for image in images], [
             {name: _plain(value) for name, value in target.items() if isinstance(value, Tensor)}
             for target in targets
         ]
 
-    def tensors(self, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> dict[str, Tensor]:
-        images, targets = self.inputs(batch)
+    def named_tensors(self, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> dict[str, Tensor]:
+        images, targets = self.network_inputs(batch)
         named = {f"{place}.image": image for place, image in enumerate(images)}
         for place, target in enumerate(targets):
             named |= {f"{place}.{name}": value for name, value in target.items()}
@@ -125,7 +125,7 @@ class DetectionModule(Learner):
 
     def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
         images, targets = batch
-        network: Any = self.kept
+        network: Any = self.eval_network
         regions = network.regions([_plain(image) for image in images])
         for image, target, found in zip(images, targets, regions, strict=True):
             objects = outlined(found, image.shape[-2:], target["orig_size"])
@@ -148,10 +148,10 @@ class DetectionModule(Learner):
             # nothing is found.
             figures = {f"val_{name}": value for name, value in self.scores.figures().items()}
             figures = {name: value for name, value in figures.items() if not math.isnan(value)}
-            figures = {self.crown: 0.0} | figures
+            figures = {self.monitor: 0.0} | figures
             if self.config.validation.sheet and self.files is not None:
                 self._draw_sheet(self.files, seen)
-        self.validation = self.trainer.strategy.broadcast(figures)
+        self.val_metrics = self.trainer.strategy.broadcast(figures)
 
     def _truth(self, seen: set[int]) -> dict[str, list[Entry]]:
         """What is there, in the images that were seen: a trial does not look at all of them."""
@@ -193,7 +193,7 @@ class DetectionModule(Learner):
         title = f"{self.config.model.name}, epoch {self.state.position[0]}"
         draw_pairs(pairs, files.sheet, title, names=self.classes, threshold=rules.threshold)
 
-    def on_best(self) -> None:
+    def on_new_best(self) -> None:
         if self.scores is None or self.files is None:
             return
         write_kinds(self.results, self.files.found, masks=self.config.data.masks)
@@ -203,24 +203,24 @@ class DetectionModule(Learner):
 
     # What is said and drawn
 
-    def say_train(self, means: Mapping[str, float]) -> str:
+    def format_training(self, means: Mapping[str, float]) -> str:
         return f"loss {means['loss']:.3f}"
 
-    def say_epoch(self, row: Mapping[str, float]) -> str:
+    def format_epoch(self, row: Mapping[str, float]) -> str:
         line = f"train {row['train_loss']:.3f}"
-        return f"{line}  val {self._say(row, self.kinds[0])}" if self.crown in row else line
+        return f"{line}  val {self._say(row, self.kinds[0])}" if self.monitor in row else line
 
-    def say_val(self, row: Mapping[str, float]) -> str:
+    def format_validation(self, row: Mapping[str, float]) -> str:
         return ", ".join(self._say(row, kind) for kind in self.kinds)
 
     def _say(self, row: Mapping[str, float], kind: str) -> str:
         ap, ap50 = (100 * row.get(f"val_{kind}_{figure}", 0.0) for figure in ("ap", "ap50"))
         return f"{kind} AP {ap:.1f} AP50 {ap50:.1f}"
 
-    def say_data(self, splits: CocoSplits) -> str:
+    def format_data(self, splits: CocoSplits) -> str:
         return f"{len(splits.train):,} training and {len(splits.val):,} validation images"
 
-    def remedies(self) -> list[str]:
+    def data_advice(self) -> list[str]:
         return [f"images stored at about {self.config.data.image_size} pixels where they are larger"]
 
     def draw_curves(self, path: Path, title: str = "") -> None:
@@ -232,7 +232,7 @@ class DetectionModule(Learner):
         }
         panels = (
             Panel("training losses", losses),
-            Panel("average precision (%)", figures, scale=100, best=self.crown),
+            Panel("average precision (%)", figures, scale=100, best=self.monitor),
         )
         draw_curves(self.state.history, path, panels, title)
 

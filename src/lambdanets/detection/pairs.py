@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lambdanets.data import CocoSet
 from lambdanets.detection.drawing import draw_objects
-from lambdanets.train.pages import (
+from lambdanets.viz.pages import (
     CARD,
     EDGE,
     GAP,
@@ -28,11 +28,11 @@ from lambdanets.train.pages import (
     TRACK,
     Fonts,
     blank_page,
-    fitted,
+    draw_rounded_box,
+    draw_text_line,
+    fit_text,
     page_fonts,
     page_path,
-    rounded,
-    write_line,
     write_pages,
 )
 
@@ -169,7 +169,7 @@ def _page(cards: Sequence[_Card], title: str, caption: str, fonts: Fonts) -> Ima
     for line, room, high in zip(lines, pictures, heights, strict=True):
         for column, card in enumerate(line):
             left = MARGIN + column * (card_width + GAP)
-            rounded(draw, (left, top, left + card_width, top + high), 10, CARD, EDGE)
+            draw_rounded_box(draw, (left, top, left + card_width, top + high), 10, CARD, EDGE)
             _card(sheet, draw, card, (left + PAD, top + PAD), room, fonts)
         top += high + GAP
     return sheet
@@ -184,12 +184,12 @@ def _card(
     fonts: Fonts,
 ) -> None:
     left, top = corner
-    name = fitted(card.name, fonts.strong, 2 * PICTURE + BETWEEN, keep_end=True)
-    write_line(draw, (left, top), name, fonts.strong, INK)
+    name = fit_text(card.name, fonts.strong, 2 * PICTURE + BETWEEN, keep_end=True)
+    draw_text_line(draw, (left, top), name, fonts.strong, INK)
     top += ROW + 4
     for picture, caption in zip(card.pictures, card.captions, strict=True):
-        rounded(draw, (left, top, left + PICTURE, top + room), 4, TRACK)
+        draw_rounded_box(draw, (left, top, left + PICTURE, top + room), 4, TRACK)
         spare = PICTURE * SCALE - picture.width, room * SCALE - picture.height
         sheet.paste(picture, (left * SCALE + spare[0] // 2, top * SCALE + spare[1] // 2))
-        write_line(draw, (left, top + room + 6), caption, fonts.text, SOFT)
+        draw_text_line(draw, (left, top + room + 6), caption, fonts.text, SOFT)
         left += PICTURE + BETWEEN

@@ -16,8 +16,8 @@ from torchvision import tv_tensors
 
 from lambdanets.data import DataError, open_coco_split, read_image
 from lambdanets.data.coco.transforms import eval_transform_coco
+from lambdanets.evaluate.prediction import error_reason, find_image_files, prepare_network
 from lambdanets.train import Run
-from lambdanets.train.prediction import ready, reason, search
 
 from .network import Detector, outlined
 from .pairs import Pair, pair, spread
@@ -94,7 +94,7 @@ def predict(
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is from 0 to 1, got {threshold}")
     limit = run.config.data.max_pixels if max_pixels is None else max_pixels
-    return _predicted(Finder(run, weights, tile), search(paths), threshold, limit)
+    return _predicted(Finder(run, weights, tile), find_image_files(paths), threshold, limit)
 
 
 def _predicted(
@@ -107,7 +107,7 @@ def _predicted(
         try:
             picture = read_image(path, max_pixels=max_pixels)
         except (DataError, OSError) as error:
-            yield Detections(path=str(path), error=reason(error, path))
+            yield Detections(path=str(path), error=error_reason(error, path))
             continue
         objects, tiles = find(torch.from_numpy(np.array(picture)).permute(2, 0, 1), threshold=threshold)
         yield Detections(path=str(path), image=picture, objects=objects, tiles=tiles)
@@ -134,7 +134,7 @@ class Finder:
         self.tile: TileOption = check_tile(tile)
         self.data = run.config.data
         self.sizes = TrainingSizes.read(run.files.image_sizes, self.data)
-        network, self.device = ready(run, weights)
+        network, self.device = prepare_network(run, weights)
         self.network: Detector = network  # pyright: ignore[reportAttributeAccessIssue]
         if most is not None:
             heads = self.network.roi_heads

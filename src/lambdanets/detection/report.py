@@ -13,8 +13,8 @@ import numpy as np
 
 from lambdanets.detection.scores import KindScores, Scores
 from lambdanets.lettering import legible, plain_text
-from lambdanets.train.checkpoint import write_text
-from lambdanets.train.figures import INK, TRAIN, VAL, plain_axes, save_figure
+from lambdanets.train.checkpoint import replacing, write_text
+from lambdanets.viz.figures import INK, TRAIN, VAL, plain_axes, save_figure
 
 CURVES = (("ap50", "IoU 0.50", TRAIN), ("ap75", "IoU 0.75", INK), ("ap", "mean of 0.50 to 0.95", VAL))
 TITLES = {"box": "boxes", "mask": "masks"}
@@ -28,8 +28,8 @@ def draw_precision_recall(scores: Scores, path: str | os.PathLike[str], title: s
         path: the PNG.
         title: above the panels.
     """
-    with plain_text(title):
-        save_figure(_precision_recall(scores, legible(title)), Path(path))
+    with plain_text(title), replacing(Path(path)) as temporary:
+        save_figure(_precision_recall(scores, legible(title)), temporary)
 
 
 def _precision_recall(scores: Scores, title: str) -> Any:

@@ -60,14 +60,14 @@ class DetectionConfig(BaseConfig):
             self.model, num_classes=num_classes, masks=self.data.masks, loads_weights=loads_weights
         )
 
-    def start(self, network: nn.Module) -> str:
+    def load_initial_weights(self, network: nn.Module) -> str:
         """Load `model.weights`, those of a classifier, into the backbone."""
         backbone: Any = network.backbone
         weights = self.model.weights or ""
         backbone.start(weights)
         return f"the backbone starts from {weights}, pyramid and heads at random"
 
-    def named(self, name: str) -> Self:
+    def with_model(self, name: str) -> Self:
         """The same with another backbone, and none of its options."""
         if name == self.model.name:
             return self

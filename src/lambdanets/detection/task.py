@@ -8,8 +8,8 @@ from lambdanets.data import CocoSplits, open_coco
 from lambdanets.data.coco.splits import check_objects
 from lambdanets.train import Run
 from lambdanets.train import load_run as load_any_run
-from lambdanets.train.engine import Task, learn
-from lambdanets.train.summary import RunResult
+from lambdanets.train.engine import Task, train_task
+from lambdanets.train.reporting import RunResult
 
 from .module import DetectionModule
 from .run_config import DetectionConfig
@@ -34,7 +34,7 @@ def train(config: DetectionConfig | None = None, *, run_dir: str | Path, resume:
     Example:
         >>> train(get_recipe("nuclei"), run_dir="runs/nuclei")
     """
-    return learn(DETECTION, config, run_dir=run_dir, resume=resume)
+    return train_task(DETECTION, config, run_dir=run_dir, resume=resume)
 
 
 def load_run(path: str | Path) -> Run[DetectionConfig]:

@@ -12,7 +12,7 @@ from lambdanets.recipes.imagenet import ROWS, imagenet_90, imagenet_350
 from lambdanets.recipes.nuclei import nuclei
 from lambdanets.train import RunConfig, override
 from lambdanets.train.config import Config
-from lambdanets.train.typed import nearest
+from lambdanets.train.serialization import nearest
 
 RECIPES: dict[str, Callable[[], RunConfig | DetectionConfig]] = {
     "digits": digits,

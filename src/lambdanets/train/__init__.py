@@ -1,6 +1,7 @@
 """Training: typed configurations, exact resume, and the run folder.
 
-Lightning is imported when something is trained, not when a configuration is written or a recipe is listed.
+`config` describes a run, `engine` carries it out with the `Learner` of a task, `saving` and `resume` make it
+resumable, and `run` opens its folder. Lightning is imported by `train`, not by a configuration or a recipe.
 """
 
 from importlib import import_module
@@ -17,23 +18,29 @@ from lambdanets.train.errors import NonFiniteLossError as NonFiniteLossError
 from lambdanets.train.errors import RunError as RunError
 from lambdanets.train.errors import TrainingInterrupted as TrainingInterrupted
 from lambdanets.train.optim import OptimizerConfig as OptimizerConfig
+from lambdanets.train.optim import ScheduleConfig as ScheduleConfig
 from lambdanets.train.run import Run as Run
 from lambdanets.train.run import load_run as load_run
-from lambdanets.train.schedule import ScheduleConfig as ScheduleConfig
-from lambdanets.train.typed import from_json as from_json
-from lambdanets.train.typed import override as override
-from lambdanets.train.typed import to_json as to_json
+from lambdanets.train.serialization import from_json as from_json
+from lambdanets.train.serialization import override as override
+from lambdanets.train.serialization import to_json as to_json
 
 if TYPE_CHECKING:
+    from lambdanets.evaluate.exporting import export as export
+    from lambdanets.evaluate.measurement import evaluate as evaluate
     from lambdanets.train.engine import train as train
-    from lambdanets.train.evaluation import evaluate as evaluate
-    from lambdanets.train.exporting import export as export
-    from lambdanets.train.summary import RunResult as RunResult
+    from lambdanets.train.reporting import RunResult as RunResult
 
-_LAZY = {"train": "engine", "evaluate": "evaluation", "export": "exporting", "RunResult": "summary"}
+_LAZY = {
+    "train": "lambdanets.train.engine",
+    "RunResult": "lambdanets.train.reporting",
+    # Public names of the room above.
+    "evaluate": "lambdanets.evaluate.measurement",
+    "export": "lambdanets.evaluate.exporting",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(f"lambdanets.train.{_LAZY[name]}"), name)
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

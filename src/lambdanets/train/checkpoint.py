@@ -1,11 +1,12 @@
-"""Files that are whole or not there: checkpoints, weights and tables survive a kill and a full disk."""
+"""The checkpoints of a run: the training state in them, and files that are replaced as a whole."""
 
 import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
@@ -19,8 +20,89 @@ from lambdanets.models.tensor_files import (
     read_archive,
     write_safetensors,
 )
-from lambdanets.train.errors import CheckpointError, DamagedCheckpointError, TrainingInterrupted
-from lambdanets.train.state import RunState
+from lambdanets.train.errors import CheckpointError, DamagedCheckpointError, RunError, TrainingInterrupted
+from lambdanets.train.serialization import decode
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """Progress of a run, stored in every checkpoint besides weights and optimiser.
+
+    Attributes:
+        batches_done: Batches trained on since the start of the run, on one device.
+        batches_per_epoch: Batches of the training loader.
+        sums: Sums of the training metrics and the number of images, of the epoch so far, over all devices.
+        train_seconds, wait_seconds, epoch_seconds: Times of the epoch so far, over all sessions.
+        cpu_seconds: CPU time of all threads of the training process during the training batches.
+        history: Rows of `metrics.csv`, one for each finished epoch.
+        best_epoch: The best epoch by its validation; 0 before the first.
+        best_confusion: Confusion matrix of a classifier, `[classes, classes]`, truth by prediction.
+        fingerprint: Hash of names and classes of the images of both splits; "" for sources without one.
+        weights_digest: SHA-256 of the file of initial weights; "" without one.
+    """
+
+    batches_done: int = 0
+    batches_per_epoch: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    train_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_confusion: Tensor | None = None
+    fingerprint: str = ""
+    weights_digest: str = ""
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The epoch, from 0, and the batches already done in it: where the training data continues."""
+        return divmod(self.batches_done, max(self.batches_per_epoch, 1))
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the finished epochs and the current one."""
+        return sum(row["seconds"] for row in self.history) + self.epoch_seconds
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The row of the best epoch; empty before the first."""
+        return next((row for row in self.history if row["epoch"] == self.best_epoch), {})
+
+    def start_epoch(self) -> None:
+        """Reset the running sums and times."""
+        self.sums = {}
+        self.train_seconds = self.wait_seconds = self.epoch_seconds = self.cpu_seconds = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values and tensors, for a checkpoint that loads with `weights_only=True`."""
+        return asdict(self)
+
+    @classmethod
+    def type_error_in(cls, plain: Mapping[str, Any]) -> str:
+        """Return which field has another type than `to_dict` returns, or ""."""
+        for name, kind in get_type_hints(cls).items():
+            try:
+                if name in plain:
+                    decode(kind, plain[name], f"run_state.{name}")
+            except ValueError as error:
+                return str(error)
+        return ""
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "RunState":
+        """Return the state of `to_dict`.
+
+        Raises:
+            RunError: The state was stored by a version of this package with other fields.
+        """
+        if plain.keys() != {each.name for each in fields(cls)}:
+            raise RunError(
+                "the checkpoint is of another version of lambdanets, which kept other things of a run: "
+                "continue the run with the version that began it"
+            )
+        return cls(**plain)
+
 
 PROGRESS = {"total": {"ready": int, "completed": int}, "current": {"ready": int, "completed": int}}
 CHECKPOINT = {
@@ -45,44 +127,44 @@ CHECKPOINT = {
     "lr_schedulers": list,
     "run_state": {},
 }
-"""What a run's checkpoint has at least; Lightning passes over in silence what is missing in one.
+"""The parts that every checkpoint of a run has; Lightning would silently ignore a missing one.
 
-A dict stands for one with these keys, a list for one of at least one element of this form.
+A dict stands for a mapping with these keys, a list for a list of at least one element of this form.
 """
 E = TypeVar("E", bound=BaseException)
 
 
 @contextmanager
 def replacing(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, on disk for sure, when the block ends well.
+    """Yield a temporary path beside `path`, which replaces it, flushed to disk, when the block succeeds.
 
     Args:
-        path: the file to be.
-        previous: where the file that is replaced is kept.
+        path: The file to write.
+        previous: Path that the replaced file is moved to.
 
     Raises:
-        CheckpointError: the disk is full, or the folder cannot be written; what was there before stands.
+        CheckpointError: The disk is full, or the folder is not writable; the present file is unchanged.
     """
     try:
         with files.replacing(path, previous=previous) as temporary:
             yield temporary
     except BaseException as error:
-        # A wish to stop is not a failed write, even where closing the half-written file failed after it.
-        if stop := _behind(error, TrainingInterrupted) or _behind(error, KeyboardInterrupt):
+        # A request to stop is not a failed write, even if closing the half-written file failed as well.
+        if stop := _find_cause(error, TrainingInterrupted) or _find_cause(error, KeyboardInterrupt):
             raise stop from None
-        # torch.save reports a failed write as a RuntimeError, with the OSError behind it or not at all.
+        # torch.save reports a failed write as a RuntimeError, which may lack the OSError as its cause.
         if isinstance(error, OSError | RuntimeError):
             raise _explain(path, error, previous) from error
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file as a whole; names of files that are not UTF-8 keep their bytes."""
+    """Write a small text file as a whole; file names that are not UTF-8 keep their bytes."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-def sweep(directory: Path) -> None:
+def remove_temporary_files(directory: Path) -> None:
     """Remove temporary files that a killed run left behind."""
     for leftover in directory.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
@@ -94,7 +176,7 @@ def _explain(path: Path, error: BaseException, previous: Path | None) -> Checkpo
         kept = "the previous one is untouched"
     elif previous is not None and previous.exists():
         kept = f"the one before is {previous}"
-    cause = _behind(error, OSError)
+    cause = _find_cause(error, OSError)
     if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return CheckpointError(
             f"the disk is full: {path} could not be saved; {kept}. Free some space and resume."
@@ -103,9 +185,10 @@ def _explain(path: Path, error: BaseException, previous: Path | None) -> Checkpo
     return CheckpointError(f"{path} could not be saved ({reason}); {kept}.")
 
 
-def _behind(error: BaseException, kind: type[E]) -> E | None:
-    """The first error of a kind in the chain that led to this one, itself included."""
-    seen: list[BaseException] = []  # a library may close the chain of errors to a ring
+def _find_cause(error: BaseException, kind: type[E]) -> E | None:
+    """Return the first error of a type in the chain of causes of an error, itself included."""
+    # A library may close the chain of errors to a ring.
+    seen: list[BaseException] = []
     following: BaseException | None = error
     while following is not None and following not in seen:
         if isinstance(following, kind):
@@ -116,12 +199,12 @@ def _behind(error: BaseException, kind: type[E]) -> E | None:
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints, written beside and renamed into place, loaded as tensors and plain types only.
+    """Lightning's checkpoints, replaced as a whole, and loaded as tensors and plain types only.
 
-    `storage_options={"previous": path}` keeps the file that is replaced under that name.
+    `storage_options={"previous": path}` moves the replaced file to that path.
 
     Args:
-        loaded: a checkpoint that was read already, by its path, so that it need not be read twice.
+        loaded: Path and content of a checkpoint that was read already, to read it only once.
     """
 
     def __init__(self, loaded: tuple[Path, dict[str, Any]] | None = None) -> None:
@@ -131,7 +214,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: dict[str, Any] | None = None
     ) -> None:
         previous = (storage_options or {}).get("previous")
-        # A file of Python's own tells why a write failed; torch's does not.
+        # A file that Python opened reports why a write failed; one that PyTorch opened does not.
         with replacing(Path(path), previous=previous) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
 
@@ -146,12 +229,12 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a run's checkpoint on the CPU; its checksums and the types of all its parts are verified.
+    """Load a checkpoint of a run on the CPU; its checksums and the types of all its parts are verified.
 
     Raises:
-        DamagedCheckpointError: what the file holds is damaged, or is no checkpoint of a run.
-        CheckpointError: the file is missing, or cannot be read now, which says nothing about its content; or
-            it holds more than tensors and plain values.
+        DamagedCheckpointError: The content is damaged, or not a checkpoint of a run.
+        CheckpointError: The file is missing; or it cannot be read at present, which does not mean that it is
+            damaged; or it holds more than tensors and plain values.
     """
     try:
         content = read_archive(path)
@@ -172,17 +255,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def _wrong_part(content: Any) -> str:
     """Return what is missing in a checkpoint, or is of another type than a run writes, or ""."""
-    if reason := _misfit(content, CHECKPOINT, ""):
+    if reason := _wrong_type(content, CHECKPOINT, ""):
         return reason
     if not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
         return "state_dict holds other things than tensors"
     steps = content["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
     if steps["optimizer"]["step"]["total"]["completed"] != content["global_step"]:
         return "loops are not those of global_step"
-    return _wrong_optimizer(content) or RunState.misfit(content["run_state"])
+    return _wrong_optimizer(content) or RunState.type_error_in(content["run_state"])
 
 
-def _misfit(value: Any, form: Any, where: str) -> str:
+def _wrong_type(value: Any, form: Any, where: str) -> str:
     """Return where a value is not of a form, as `CHECKPOINT` is one, or ""."""
     kind = form if isinstance(form, type) else Mapping if isinstance(form, dict) else list
     if not isinstance(value, kind) or isinstance(value, bool):
@@ -197,7 +280,7 @@ def _misfit(value: Any, form: Any, where: str) -> str:
         inner = [(each, form[0], where) for each in value]
     else:
         inner = []
-    return next((reason for each in inner if (reason := _misfit(*each))), "")
+    return next((reason for each in inner if (reason := _wrong_type(*each))), "")
 
 
 def _wrong_optimizer(content: Mapping[str, Any]) -> str:
@@ -210,7 +293,7 @@ def _wrong_optimizer(content: Mapping[str, Any]) -> str:
     if not state.keys() <= {name for group in groups for name in group["params"]}:
         return "optimizer_states.state has other parameters than the groups"
     moving = any(group.get("momentum") or "betas" in group for group in groups)
-    # In float16 the first steps may all have been left out, until the scale of the loss was small enough.
+    # In float16 the first steps are all skipped until the scale of the loss is small enough.
     scaled = "MixedPrecision" in content or "FSDPPrecision" in content
     if moving and not state and content["global_step"] and not scaled:
         return "optimizer_states.state is empty"
@@ -220,18 +303,18 @@ def _wrong_optimizer(content: Mapping[str, Any]) -> str:
 def newest_intact(
     candidates: list[Path], *, set_aside: bool = True
 ) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The first checkpoint that loads, with its content, and a sentence on each damaged one before it.
+    """Load the first checkpoint that is intact.
 
     Args:
-        candidates: paths, the newest first; missing ones are passed over.
-        set_aside: once an intact one is found, rename the damaged ones before it to `NAME.damaged`, so that
-            they never take the place of a good one.
+        candidates: Paths, the newest first; missing ones are skipped.
+        set_aside: Once an intact one is found, rename the damaged ones before it to `NAME.damaged`, so that
+            they never replace an intact one.
 
     Returns:
-        None when there is no checkpoint at all.
+        Its path, its content, and a sentence on each damaged one before it; None without any checkpoint.
 
     Raises:
-        CheckpointError: there are some and all are damaged, or one cannot be read now; all stay as they are.
+        CheckpointError: All are damaged, or one cannot be read at present; all files stay as they are.
     """
     damaged: dict[Path, str] = {}
     for path in candidates:

@@ -1,7 +1,8 @@
-"""The complete, typed description of one run; a recipe is a function that returns one."""
+"""The typed configuration of a run; a recipe is a function that returns one."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -14,9 +15,8 @@ from lambdanets.files import parse_json
 from lambdanets.models import create_model, load_weights
 from lambdanets.models.weight_files import HUB
 from lambdanets.train.errors import RunError
-from lambdanets.train.optim import OptimizerConfig
-from lambdanets.train.schedule import ScheduleConfig
-from lambdanets.train.typed import check_finite, decode
+from lambdanets.train.optim import OptimizerConfig, ScheduleConfig
+from lambdanets.train.serialization import check_finite, decode, encode
 
 MOST_THREADS = 4096
 MOST_MINUTES = 365 * 24 * 60
@@ -27,13 +27,13 @@ class ModelConfig:
     """A registered model and its options (`num_classes` and `in_chans` come from the data).
 
     Args:
-        name: of timm's registry.
-        options: further arguments of the model.
-        weights: what a run starts from, instead of weights drawn at random: a file, the folder of a run, or
-            hf-hub:OWNER/NAME (see `lambdanets.models.load_weights`). A head of another number of classes is
-            left out. A resumed run has its own weights.
-        bn_momentum: weight of a batch in the running statistics of batch norms (PyTorch's way round: 0.1
-            where TensorFlow says 0.9); None leaves the model's own.
+        name: Name in timm's registry.
+        options: Further arguments of the model.
+        weights: Initial weights: a file, the folder of a run, or hf-hub:OWNER/NAME (see
+            `lambdanets.models.load_weights`); None draws them at random. A head for another number of classes
+            is not loaded. A resumed run loads its own checkpoint instead.
+        bn_momentum: Weight of a batch in the running statistics of batch norms, in PyTorch's convention (0.1
+            where TensorFlow has 0.9); None keeps the model's own.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ModelConfig:
             raise ValueError(f"model.bn_momentum is above 0 and at most 1, or None; got {self.bn_momentum}")
 
     def resolved(self) -> ModelConfig:
-        """The same with the path of `weights` written out, so that a run can be resumed from anywhere."""
+        """Return a copy with an absolute path of `weights`, so that a run can be resumed from any folder."""
         if self.weights is None or self.weights.startswith(HUB):
             return self
         return replace(self, weights=str(Path(self.weights).expanduser().absolute()))
@@ -62,7 +62,11 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Cross entropy; `label_smoothing` is the mass spread over all classes."""
+    """Cross entropy.
+
+    Args:
+        label_smoothing: Part of the target probability that is spread evenly over all classes.
+    """
 
     label_smoothing: float = 0.0
 
@@ -73,32 +77,33 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How long, on what, and how often to save.
+    """Length of the run, devices and precision, and how often the run is saved.
 
     Args:
-        epochs: passes over the training images.
-        precision: Lightning's name for it.
-        devices, num_nodes, accelerator, strategy: passed to Lightning; a launcher's (torchrun's or
-            SLURM's) own numbers win.
-        accumulate: batches per optimiser step.
-        global_batch: images of an optimiser step over all devices, reached by accumulation; None takes what
-            `data.batch_size`, devices and `accumulate` give.
-        ema: decay of an exponential moving average of the weights, None for none. After t steps it is
-            min(ema, (1 + t) / (10 + t)). Both are validated, and the average is what is kept as the best.
-        clip_grad: largest gradient norm, None for no clipping.
-        checkpointing: compute activations again in the backward pass instead of keeping them: less memory,
-            about a third more time, the same gradients.
-        compile: run the network through torch.compile.
-        channels_last: keep images and weights in channels-last memory.
-        deterministic: refuse operators that are not deterministic (the CPU is anyway).
-        sync_batchnorm: batch statistics over all devices, which have to be GPUs.
-        timeout_minutes: how long the processes of a run wait for one of them that does not answer, before
-            all stop with an error.
-        threads: CPU threads of torch, None for its own choice.
-        save_minutes: save inside an epoch when the last save is this old, None for never.
-        save_steps: save inside an epoch every so many optimiser steps, None for never.
-        validate_every: epochs from one validation to the next; the last epoch always has one.
-        max_batches, max_val_batches: shorten every epoch, for trials and tests.
+        epochs: Passes over the training images.
+        precision: Precision in Lightning's notation.
+        devices, num_nodes, accelerator, strategy: Passed to Lightning; where torchrun or SLURM launched the
+            processes, their numbers replace `devices` and `num_nodes`.
+        accumulate: Batches per optimiser step.
+        global_batch: Images of an optimiser step over all devices, reached by gradient accumulation; None
+            means `data.batch_size` times the number of devices times `accumulate`.
+        ema: Decay of an exponential moving average (EMA) of the weights; None keeps no average. After t steps
+            the decay is min(ema, (1 + t) / (10 + t)). Weights and average are both validated, and the best
+            epoch is chosen and stored by the average.
+        clip_grad: Largest norm of the gradient; None does not clip.
+        checkpointing: Recompute activations in the backward pass instead of saving them: less memory, about a
+            third more time, the same gradients.
+        compile: Compile the network with torch.compile.
+        channels_last: Store images and weights in channels-last memory format.
+        deterministic: Refuse operators that are not deterministic (on the CPU all are).
+        sync_batchnorm: Compute batch statistics over all devices; needs GPUs.
+        timeout_minutes: Longest time that ranks wait for one that does not respond, before all stop with an
+            error.
+        threads: CPU threads of PyTorch; None leaves its default.
+        save_minutes: Save inside an epoch when the last save is this old; None does not.
+        save_steps: Save inside an epoch after each this many optimiser steps; None does not.
+        validate_every: Validate every this many epochs, and after the last one.
+        max_batches, max_val_batches: Limit the batches of every epoch, for trials and tests.
     """
 
     epochs: int = 10
@@ -141,7 +146,7 @@ class EngineConfig:
                 raise ValueError(f"engine.{name} is 1 or more; got {value}")
         if self.global_batch is not None and self.accumulate != 1:
             raise ValueError(
-                "engine.global_batch says how much is accumulated; engine.accumulate has to be 1"
+                "engine.global_batch sets how much is accumulated; engine.accumulate has to be 1"
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"engine.ema is a decay between 0 and 1, or None; got {self.ema}")
@@ -157,13 +162,14 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """Everything a run is a function of, whatever it learns.
+    """All settings of a run, without those of one task.
 
-    Its `data` has `source`, `image_size`, `batch_size`, `workers` and `placeless()`, its `model` a `name` and
-    `weights`; both have `resolved()`, which writes their paths out.
+    A task's subclass narrows the types of `model` and `data`. The engine relies on `model.name`,
+    `model.weights`, `data.source`, `data.image_size`, `data.batch_size`, `data.workers`, `data.placeless()`,
+    and on `resolved()` of both, which makes their paths absolute.
     """
 
-    TASK = ""
+    TASK = ""  # "classification" or "detection": the entry `task` of config.json
 
     recipe: str
     model: Any
@@ -179,30 +185,30 @@ class BaseConfig:
         check_finite(self)
 
     def network(self, num_classes: int, *, loads_weights: bool = False) -> nn.Module:
-        """The network of a run before its first step.
+        """Build the network of the run, with its initial weights.
 
         Args:
-            num_classes: of the data.
-            loads_weights: weights follow; those it would fetch are left out.
+            num_classes: Number of classes of the data.
+            loads_weights: The caller loads weights afterwards: pretrained ones are not downloaded.
         """
         raise NotImplementedError
 
-    def named(self, name: str) -> Self:
-        """The same with another model; the options of one mean nothing to another."""
+    def with_model(self, name: str) -> Self:
+        """Return a copy with another model; the options of the present one are dropped."""
         raise NotImplementedError
 
-    def start(self, network: nn.Module) -> str:
-        """Load the weights that a run starts from, `model.weights`, and return a sentence on them.
+    def load_initial_weights(self, network: nn.Module) -> str:
+        """Load `model.weights` into a network, and return a sentence that describes them.
 
         Raises:
-            WeightsError: they cannot be read, or are of another model.
+            WeightsError: The weights cannot be read, or are those of another model.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(BaseConfig):
-    """Everything a run of image classification is a function of."""
+    """All settings of a run of image classification."""
 
     TASK = "classification"
 
@@ -211,28 +217,30 @@ class RunConfig(BaseConfig):
     loss: LossConfig = field(default_factory=LossConfig)
 
     def network(self, num_classes: int, *, loads_weights: bool = False) -> nn.Module:
-        """The network: images of shape (b, c, height, width) to logits of shape (b, num_classes)."""
+        """Build the classifier: images `[b, c, h, w]` to logits `[b, num_classes]`."""
         options = {"in_chans": self.data.in_chans, **self.model.options, "num_classes": num_classes}
         if loads_weights:
             options["pretrained"] = False
         network = create_model(self.model.name, **options)
-        set_momentum(network, self.model.bn_momentum)
+        set_batch_norm_momentum(network, self.model.bn_momentum)
         return network
 
-    def named(self, name: str) -> Self:
-        """The same with another model, and none of the options."""
+    def with_model(self, name: str) -> Self:
+        """Return a copy with another model and none of the model options."""
         return self if name == self.model.name else replace(self, model=ModelConfig(name=name))
 
-    def start(self, network: nn.Module) -> str:
-        """Load `model.weights`; a head of another number of classes is left out."""
+    def load_initial_weights(self, network: nn.Module) -> str:
+        """Load `model.weights`, without a head for another number of classes."""
         weights = self.model.weights or ""
-        kept = load_weights(network, weights, head="replace")
-        head = f"; {' and '.join(kept)} start anew: its head is for another number of classes" if kept else ""
+        replaced = load_weights(network, weights, head="replace")
+        head = ""
+        if replaced:
+            head = f"; {' and '.join(replaced)} start anew: its head is for another number of classes"
         return f"starting from {weights}{head}"
 
 
-def set_momentum(network: nn.Module, momentum: float | None) -> None:
-    """Set the weight of a batch in the running statistics of all batch norms; None leaves them."""
+def set_batch_norm_momentum(network: nn.Module, momentum: float | None) -> None:
+    """Set the momentum of all batch norms of a network; None leaves them as they are."""
     if momentum is not None:
         for module in network.modules():
             if isinstance(module, _BatchNorm):
@@ -242,31 +250,38 @@ def set_momentum(network: nn.Module, momentum: float | None) -> None:
 Config = TypeVar("Config", bound=BaseConfig)
 
 
+def dump_config(config: BaseConfig) -> str:
+    """Return the text of a run's `config.json`: the task and all settings."""
+    return json.dumps({"task": config.TASK, **encode(config)}, indent=2) + "\n"
+
+
 def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
-    """The configuration stored in a `config.json`.
+    """Read the configuration stored in a run's `config.json`.
 
     Args:
-        path: the file.
-        kind: what its run learnt.
+        path: The file.
+        kind: The configuration class of the run's task.
 
     Raises:
-        RunError: it cannot be read as one.
+        RunError: The file holds no such configuration, or that of another task.
     """
     try:
         plain = parse_json(path.read_text(encoding="utf-8"))
         task = _task(plain)
         if task != kind.TASK:
             raise ValueError(f"it is of a run of {task}, not of {kind.TASK}")
-        if task == RunConfig.TASK and isinstance(plain, dict) and isinstance(plain.get("data"), dict):
-            # Runs from before there was a choice divided their images in this way, and must go on so.
-            plain["data"].setdefault("hold_out", "stable")
+        if isinstance(plain, dict):
+            plain.pop("task", None)
+            if task == RunConfig.TASK and isinstance(plain.get("data"), dict):
+                # Older versions had no choice and divided their images in this way: a resumed run keeps it.
+                plain["data"].setdefault("hold_out", "stable")
         return decode(kind, plain)
     except ValueError as error:
         raise RunError(f"{path} cannot be used: {error}") from error
 
 
 def stored_task(folder: Path) -> str | None:
-    """What the run in a folder learnt: "classification" or "detection"; None where there is no telling."""
+    """Return the task of the run in a folder, "classification" or "detection"; None if it cannot be read."""
     try:
         return _task(parse_json((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -274,16 +289,19 @@ def stored_task(folder: Path) -> str | None:
 
 
 def _task(plain: Any) -> str:
+    if isinstance(plain, dict) and "task" in plain:
+        return str(plain["task"])
+    # Older versions stored no task; only detectors read COCO annotations.
     data = plain.get("data") if isinstance(plain, dict) else None
     source = data.get("source") if isinstance(data, dict) else None
     return "detection" if str(source).startswith("coco:") else RunConfig.TASK
 
 
 def load_classes(path: Path) -> tuple[str, ...]:
-    """The names stored in a `classes.json`, in the order of the logits.
+    """Read the class names stored in a run's `classes.json`, in the order of the logits.
 
     Raises:
-        RunError: it cannot be read as a list of names.
+        RunError: The file holds no list of names.
     """
     try:
         names = parse_json(path.read_text(encoding="utf-8"))

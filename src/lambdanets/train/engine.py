@@ -1,4 +1,4 @@
-"""`train`: from a configuration to a finished run folder, or from an unfinished one to a finished one."""
+"""`train`: start a run from a configuration, or continue the run in a folder."""
 
 import logging
 import threading
@@ -15,55 +15,89 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.summary.writer import event_file_writer
+from torch.utils.data import DataLoader
 
 from lambdanets.data import DataError, open_splits
 from lambdanets.processes import locked, require_posix
-from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
-from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, load_classes
-from lambdanets.train.errors import RunError, everywhere
+from lambdanets.train.checkpoint import AtomicCheckpointIO, RunState, write_text
+from lambdanets.train.classifier import Classifier
+from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, dump_config, load_classes
+from lambdanets.train.diagnosis import explain_error
+from lambdanets.train.errors import RunError, raised_on_all_ranks
 from lambdanets.train.launch import (
     SyncBatchNorms,
-    cannot_divide,
     cluster,
     launched,
+    run_on_all_ranks,
     set_timeout,
+    sharding_error,
     strategy,
 )
-from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
-from lambdanets.train.loaders import Loaders
-from lambdanets.train.meeting import together
-from lambdanets.train.module import Classifier
+from lambdanets.train.nonfinite import clear_report, reported_step
 from lambdanets.train.optim import create_optimizer
-from lambdanets.train.postmortem import bad_step, clear
-from lambdanets.train.progress import LiveProgress, say
-from lambdanets.train.recorder import EventLog, Publisher, Recorder
+from lambdanets.train.progress import LiveProgress, print_once
+from lambdanets.train.reporting import EpochPublisher, EpochRecorder, EventLog, RunResult, finish, result
 from lambdanets.train.resume import (
-    Start,
+    ResumePoint,
     check_free,
     check_images,
     check_optimizer,
     check_weights,
-    find_start,
-    settle,
+    find_resume_point,
+    resolve_config,
     weights_digest,
 )
-from lambdanets.train.saving import Saving
-from lambdanets.train.state import RunState
-from lambdanets.train.summary import RunResult, finish, result
-from lambdanets.train.trouble import tell
-from lambdanets.train.typed import to_json
+from lambdanets.train.run import RunFiles
+from lambdanets.train.saving import CheckpointCallback
 from lambdanets.wording import json_text
+
+
+class Loaders(pl.LightningDataModule):
+    """Creates the data loaders of the trainer, starting at the current position of the run.
+
+    Args:
+        splits: The training and validation images.
+        module: The Lightning module, whose state holds the position.
+    """
+
+    def __init__(self, splits: Any, module: Learner) -> None:
+        super().__init__()
+        self.splits, self.module = splits, module
+
+    def train_dataloader(self) -> DataLoader:
+        config, state = self.module.config, self.module.state
+        rank, world_size = self._place()
+        with raised_on_all_ranks():
+            loader = self.module.train_loader(self.splits, rank=rank, world_size=world_size)
+            batches = min(len(loader), config.engine.max_batches or len(loader))
+            if state.batches_per_epoch not in (0, batches):
+                raise RunError(
+                    f"the run had {state.batches_per_epoch} batches in an epoch and has {batches} now; "
+                    "resume it with the same images and the same number of devices"
+                )
+        state.batches_per_epoch = batches
+        return loader
+
+    def val_dataloader(self) -> DataLoader:
+        rank, world_size = self._place()
+        return self.module.val_loader(self.splits, rank=rank, world_size=world_size)
+
+    def _place(self) -> tuple[int, int]:
+        if self.trainer is None:
+            raise RuntimeError("the loaders are made inside Trainer.fit")
+        return self.trainer.global_rank, self.trainer.world_size
 
 
 @dataclass(frozen=True)
 class Task(Generic[Config]):
-    """What can be learnt: all that the engine has to know of it.
+    """A kind of training that the engine can carry out.
 
     Attributes:
-        config: how a run of it is described.
-        open: from a configuration to the data, which has `classes` and a `fingerprint`.
-        learner: the Lightning module.
+        config: The configuration class.
+        open: Opens the data of a configuration; the result has `train`, `val`, `classes`, `fingerprint`,
+            `skipped`.
+        learner: The Lightning module.
     """
 
     config: type[Config]
@@ -79,186 +113,190 @@ CLASSIFICATION = Task(RunConfig, _open_images, Classifier)
 
 
 def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool = False) -> RunResult:
-    """Train one network on labelled images and leave one folder.
+    """Train a classifier on labelled images, and write everything to one folder.
 
     Args:
-        config: what to train; None, when resuming, takes the folder's own.
-        run_dir: the run folder; it is made, and must hold no run unless `resume`.
-        resume: continue the run in `run_dir` from its newest intact checkpoint. The result equals that of a
-            run which was never interrupted: on the CPU, with the same number of threads, to the last bit.
+        config: The run; None, when resuming, takes the configuration in the folder.
+        run_dir: The run folder, created if missing; it must not hold a run unless `resume`.
+        resume: Continue the run in `run_dir` from its newest intact checkpoint. The result equals that of a
+            run without interruption: on the CPU, with the same number of threads, to the last bit.
 
     Returns:
-        What came out, and where it is.
+        The result, and the folder.
 
     Raises:
-        RunError: the folder holds a run already, or none to resume, or one with another configuration or
-            other images; or the optimizer, the engine or the model cannot do what is asked of them.
-        WeightsError: the weights that the run starts from cannot be found or read, or are of another model.
-        InUseError: another process trains in `run_dir`.
-        DataError: the images cannot be used.
-        NonFiniteLossError: the loss became NaN or infinite.
-        PeerLostError: another process of the run ended.
-        NoMemoryError: the device, or the machine, has too little memory.
-        WorkerLostError: a process that reads images was killed, perhaps for want of memory.
+        RunError: The folder already holds a run, or none to resume, or one with another configuration or
+            other images; or the optimiser, the engine or the model do not support the settings.
+        WeightsError: The initial weights cannot be found or read, or belong to another model.
+        InUseError: Another process trains in `run_dir`.
+        DataError: The images cannot be used.
+        NonFiniteLossError: The loss became NaN or infinite.
+        PeerLostError: Another process of the run ended.
+        NoMemoryError: The device, or the machine, has too little memory.
+        WorkerLostError: A data-loading process was killed, perhaps for want of memory.
         TrainingInterrupted: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2; the run can be resumed.
-        CheckpointError: the disk is full, or no checkpoint is intact.
+        CheckpointError: The disk is full, or no checkpoint is intact.
 
     Example:
         >>> train(get_recipe("digits"), run_dir="runs/digits")
     """
-    return learn(CLASSIFICATION, config, run_dir=run_dir, resume=resume)
+    return train_task(CLASSIFICATION, config, run_dir=run_dir, resume=resume)
 
 
-def learn(
+def train_task(
     task: Task[Config], config: Config | None = None, *, run_dir: str | Path, resume: bool = False
 ) -> RunResult:
-    """As `train`, for any task."""
+    """Train any task; see `train`."""
     require_posix("training")
     files = RunFiles(Path(run_dir))
     with ExitStack() as until_end:
 
-        def claim() -> None:
+        def lock_folder() -> None:
             if rank_zero_only.rank == 0:
                 until_end.enter_context(locked(files.lock, f"the run in {files.directory}"))
                 if not resume:
                     check_free(files)
 
-        ready = together(lambda: prepare(task, config, files, resume=resume, claim=claim))
-        if isinstance(ready, Complete):
-            return complete(ready.config, files, ready.start)
-        return _fit(ready, files, resume=resume, claim=claim)
+        ready = run_on_all_ranks(
+            lambda: prepare_run(task, config, files, resume=resume, lock_folder=lock_folder)
+        )
+        if isinstance(ready, AlreadyComplete):
+            return completed_result(ready.config, files, ready.start)
+        return _fit(ready, files, resume=resume, lock_folder=lock_folder)
 
 
 @dataclass(frozen=True)
-class Ready:
-    """What a process has in hand before anything is written."""
+class Prepared:
+    """A run that is ready to start, before anything is written."""
 
-    start: Start | None
+    start: ResumePoint | None
     splits: Any
     module: Learner
 
 
 @dataclass(frozen=True)
-class Complete:
-    """A run that has nothing left to be done, which takes no images to see."""
+class AlreadyComplete:
+    """A run without training left; its images are not opened."""
 
     config: BaseConfig
-    start: Start
+    start: ResumePoint
 
 
-def _fit(ready: Ready, files: RunFiles, *, resume: bool, claim: Callable[[], None]) -> RunResult:
+def _fit(ready: Prepared, files: RunFiles, *, resume: bool, lock_folder: Callable[[], None]) -> RunResult:
     start, splits, module = ready.start, ready.splits, ready.module
-    settled = module.config
-    saving = Saving(files, module)
-    with quiet(), saving.listening():
-        # Before anything is written: what cannot be built leaves no folder behind.
-        with everywhere():
-            create_optimizer(module.network, settled.optimizer)
+    config = module.config
+    saving = CheckpointCallback(files, module)
+    with quiet_lightning(), saving.listening():
+        # Before anything is written: a run that cannot be built leaves no folder.
+        with raised_on_all_ranks():
+            create_optimizer(module.network, config.optimizer)
             trainer = build_trainer(module, files, saving, start)
-            check_shares(splits, trainer.world_size)
+            check_shards(splits, trainer.world_size)
         if not resume:
-            together(claim)
+            run_on_all_ranks(lock_folder)
         if rank_zero_only.rank == 0:
-            write_text(files.config, to_json(settled))
+            write_text(files.config, dump_config(config))
             write_text(files.classes, json_text(splits.classes, indent=1) + "\n")
             files.skipped.unlink(missing_ok=True)
             if splits.skipped:
                 write_text(files.skipped, "\n".join(splits.skipped) + "\n")
             if not resume:
-                clear(files.nonfinite)
+                clear_report(files.nonfinite)
         module.last_checkpoint = start.path if start else None
         module.files = files
-        module.suspected_step = bad_step(files.nonfinite) if start else -1
+        module.suspected_step = reported_step(files.nonfinite) if start else -1
         resumed = {"ckpt_path": start.path, "weights_only": True} if start else {}
-        if start and start.completes(settled):
-            # Killed between its last checkpoint and its summary.
+        if start and start.is_complete(config):
+            # The run was killed between its last checkpoint and its summary.
             module.on_load_checkpoint(start.content)
         else:
             try:
                 trainer.fit(module, datamodule=Loaders(splits, module), **resumed)
             except (RuntimeError, ValueError, MemoryError, OSError, EOFError) as error:
-                told = tell(error, settled, trainer, files, stopped_by=saving.received)
-                if told is None:
+                explained = explain_error(error, config, trainer, files, stopped_by=saving.received)
+                if explained is None:
                     raise
-                raise told from error
+                raise explained from error
     return finish(module, files, splits, write=trainer.is_global_zero)
 
 
-def prepare(
+def prepare_run(
     task: Task[Config],
     config: Config | None,
     files: RunFiles,
     *,
     resume: bool,
-    claim: Callable[[], None],
-) -> Ready | Complete:
-    """Look at the folder, read what there is to read, and build the module.
+    lock_folder: Callable[[], None],
+) -> Prepared | AlreadyComplete:
+    """Check the folder, open the data, and build the module.
 
-    A run that is resumed takes its folder at once: damaged files in it are set aside. A new one takes it when
-    all is known to fit, as it would have to make it.
+    A resumed run locks its folder first, as damaged files in it are set aside. A new run locks it after all
+    checks, as the lock creates the folder.
     """
-    config = settle(config, files, task.config, resume=resume)
+    config = resolve_config(config, files, task.config, resume=resume)
     if resume:
-        claim()
-    start = find_start(files, config) if resume else None
+        lock_folder()
+    start = find_resume_point(files, config) if resume else None
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
-    if start and start.completes(config) and files.summary.is_file() and files.classes.is_file():
-        return Complete(config, start)
+    if start and start.is_complete(config) and files.summary.is_file() and files.classes.is_file():
+        return AlreadyComplete(config, start)
     digest = weights_digest(config.model.weights, start)
     splits = task.open(config)
     if resume:
         check_images(files, splits, start)
-    module = build_module(task, config, splits.classes, continues=start is not None)
+    module = build_learner(task, config, splits.classes, continues=start is not None)
     if start:
         check_weights(start, module, config.model.name)
         check_optimizer(start, create_optimizer(module.network, config.optimizer))
     module.state.fingerprint, module.state.weights_digest = splits.fingerprint, digest
-    return Ready(start, splits, module)
+    return Prepared(start, splits, module)
 
 
-def complete(config: BaseConfig, files: RunFiles, start: Start) -> RunResult:
-    """What came out of a run that was complete already: it needs no images and writes nothing."""
+def completed_result(config: BaseConfig, files: RunFiles, start: ResumePoint) -> RunResult:
+    """Return the result of a run that was already complete; nothing is written."""
     network = config.network(len(load_classes(files.classes)), loads_weights=True)
     parameters = sum(p.numel() for p in network.parameters())
     lines = files.summary.read_text(encoding="utf-8").splitlines(keepends=True)
-    # The folder may have moved since.
-    kept = [line for line in lines if not line.startswith("folder ")]
-    summary = "".join([*kept, f"{'folder':<8}{files.directory}\n"])
+    # The folder may have been moved.
+    others = [line for line in lines if not line.startswith("folder ")]
+    summary = "".join([*others, f"{'folder':<8}{files.directory}\n"])
     return result(config, start.state, parameters, files, summary, already_complete=True)
 
 
-def build_module(
+def build_learner(
     task: Task[Config], config: Config, classes: Sequence[str], *, continues: bool = False
 ) -> Learner:
-    """The module of a run before its first step: a function of the configuration, and of `model.weights`.
+    """Build the module of a run before its first step, from the configuration and the initial weights.
 
     Args:
-        task: what is learnt.
-        config: the run.
-        classes: names, in the order of the network's answers.
-        continues: a checkpoint follows: the weights that the run started from are not needed.
+        task: The task.
+        config: The run.
+        classes: Class names, in the order of the network's outputs.
+        continues: A checkpoint is loaded afterwards: the initial weights are not needed.
     """
     torch.manual_seed(config.seed)
     weights = config.model.weights
     network = config.network(len(classes), loads_weights=continues or weights is not None)
     if weights is not None and not continues:
-        say(config.start(network))
+        print_once(config.load_initial_weights(network))
     if config.engine.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     module = task.learner(network, config, classes=classes, state=RunState())
     if config.engine.checkpointing:
-        spare_activations(network, config.model.name)  # after the average was made: nobody trains that
+        # After the average was copied: it is never trained.
+        enable_activation_checkpointing(network, config.model.name)
     if config.engine.compile:
-        network.compile()  # in place, so that the names of the weights stay; the average is not compiled
+        # In place, so that the names of the weights stay; the average is not compiled.
+        network.compile()
     return module
 
 
-def spare_activations(network: Any, name: str) -> None:
-    """Let a network of timm's kind compute its activations again in the backward pass.
+def enable_activation_checkpointing(network: Any, name: str) -> None:
+    """Let a network in timm's interface recompute its activations in the backward pass.
 
     Raises:
-        RunError: it cannot.
+        RunError: The network does not support it.
     """
     try:
         network.set_grad_checkpointing(True)
@@ -266,20 +304,22 @@ def spare_activations(network: Any, name: str) -> None:
         raise RunError(f"engine.checkpointing: {name} cannot compute its activations again") from error
 
 
-def build_trainer(module: Learner, files: RunFiles, saving: Saving, start: Start | None) -> pl.Trainer:
-    """Lightning's trainer for a run, with our callbacks and nothing that speaks unasked."""
+def build_trainer(
+    module: Learner, files: RunFiles, saving: CheckpointCallback, start: ResumePoint | None
+) -> pl.Trainer:
+    """Create the trainer of a run, with the callbacks of this package and without Lightning's own output."""
     engine = module.config.engine
-    # Points that a killed run logged after the checkpoint are logged again.
+    # Events that a killed run logged after the checkpoint are removed: they are logged again.
     purge = start.content["global_step"] + 1 if start else 0
     trainer = make_trainer(
-        **placement(engine),
+        **trainer_placement(engine),
         max_epochs=engine.epochs,
         gradient_clip_val=engine.clip_grad,
         limit_train_batches=engine.max_batches,
         limit_val_batches=engine.max_val_batches,
         logger=EventLog(files, purge),
-        # In this order: an epoch is measured, saved, and only then shown.
-        callbacks=[Recorder(module), saving, Publisher(files, module), LiveProgress(module)],
+        # The order matters: an epoch is measured, then saved, then printed and drawn.
+        callbacks=[EpochRecorder(module), saving, EpochPublisher(files, module), LiveProgress(module)],
         enable_checkpointing=False,
         plugins=[
             AtomicCheckpointIO((start.path, start.content) if start else None),
@@ -294,23 +334,25 @@ def build_trainer(module: Learner, files: RunFiles, saving: Saving, start: Start
         use_distributed_sampler=False,
     )
     set_timeout(trainer.strategy, engine.timeout_minutes)
-    module.accumulate = trainer.accumulate_grad_batches = accumulation(module.config, trainer.world_size)
+    module.accumulate = trainer.accumulate_grad_batches = accumulation_steps(
+        module.config, trainer.world_size
+    )
     check_devices(engine, trainer)
     return trainer
 
 
 def check_devices(engine: EngineConfig, trainer: pl.Trainer) -> None:
-    """Raise RunError where the engine is asked for what its devices cannot do."""
+    """Raise RunError if the devices do not support the settings of the engine."""
     device = trainer.strategy.root_device.type
     sharded = isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy)
-    if sharded and (reason := cannot_divide(engine, device)):
+    if sharded and (reason := sharding_error(engine, device)):
         raise RunError(reason)
     if device == "cpu" and engine.sync_batchnorm and trainer.world_size > 1:
         raise RunError("engine.sync_batchnorm needs GPUs: PyTorch cannot synchronise batch norms on CPUs")
 
 
-def check_shares(splits: Any, world_size: int) -> None:
-    """Raise DataError where a process would have no validation image: Lightning takes no empty loader."""
+def check_shards(splits: Any, world_size: int) -> None:
+    """Raise DataError if a rank would have no validation image: Lightning does not accept an empty loader."""
     held = len(splits.val)
     if held < world_size:
         raise DataError(
@@ -319,30 +361,30 @@ def check_shares(splits: Any, world_size: int) -> None:
         )
 
 
-def accumulation(config: BaseConfig, world_size: int) -> int:
-    """Batches of an optimiser step.
+def accumulation_steps(config: BaseConfig, world_size: int) -> int:
+    """Return the batches of an optimiser step.
 
     Raises:
-        RunError: `engine.global_batch` is no multiple of what all devices take at once.
+        RunError: `engine.global_batch` is no multiple of the images that all devices take at once.
     """
-    wanted, at_once = config.engine.global_batch, config.data.batch_size * world_size
-    if wanted is None:
+    global_batch, at_once = config.engine.global_batch, config.data.batch_size * world_size
+    if global_batch is None:
         return config.engine.accumulate
-    if wanted % at_once:
-        fit = [size for size in range(1, config.data.batch_size) if wanted % (size * world_size) == 0]
+    if global_batch % at_once:
+        fit = [size for size in range(1, config.data.batch_size) if global_batch % (size * world_size) == 0]
         hint = f"; data.batch_size={fit[-1]} would do" if fit else ""
         raise RunError(
-            f"engine.global_batch={wanted} is no multiple of {at_once} images, which is "
+            f"engine.global_batch={global_batch} is no multiple of {at_once} images, which is "
             f"data.batch_size={config.data.batch_size} on {world_size} device{'s' * (world_size > 1)}{hint}"
         )
-    return wanted // at_once
+    return global_batch // at_once
 
 
 def make_trainer(**settings: Any) -> pl.Trainer:
-    """Lightning's trainer.
+    """Create Lightning's trainer.
 
     Raises:
-        RunError: this machine, or Lightning, does not have what the settings ask for.
+        RunError: This machine, or Lightning, does not support the settings.
     """
     try:
         return pl.Trainer(**settings)
@@ -351,15 +393,15 @@ def make_trainer(**settings: Any) -> pl.Trainer:
         raise RunError(f"the engine settings cannot be used here: {reason}") from error
 
 
-def placement(engine: EngineConfig) -> dict[str, Any]:
-    """Where and in which precision to run, as Lightning's Trainer takes it; a launcher's own numbers win."""
+def trainer_placement(engine: EngineConfig) -> dict[str, Any]:
+    """Return devices and precision as arguments of Lightning's trainer, or the launcher's devices."""
     devices, num_nodes = launched() or (engine.devices, engine.num_nodes)
     place = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy(engine.strategy)}
-    return arithmetic(engine) | place
+    return device_and_precision(engine) | place
 
 
-def arithmetic(engine: EngineConfig) -> dict[str, Any]:
-    """On what kind of device and in which precision, without how many devices there are."""
+def device_and_precision(engine: EngineConfig) -> dict[str, Any]:
+    """Return the type of device and the precision as arguments of Lightning's trainer."""
     exact = {"32": "32-true", "64": "64-true"}
     return {
         "accelerator": engine.accelerator,
@@ -370,10 +412,10 @@ def arithmetic(engine: EngineConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silence Lightning's announcements, its advice on choices that are ours, and TensorBoard's thread.
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's messages and advice, and errors of TensorBoard's thread.
 
-    What fails in that thread is raised at the next event again.
+    Those errors are raised again by the next event.
     """
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]

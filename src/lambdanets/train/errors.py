@@ -1,6 +1,6 @@
-"""What can go wrong in a run, each with one sentence a person can act on.
+"""Errors of a run, each with a message that the user can act on.
 
-Those marked `everywhere` are raised by all processes of a run together: the first of them tells the person.
+Errors with the attribute `on_all_ranks` are raised by all ranks at once: only rank 0 prints them.
 """
 
 import signal
@@ -11,17 +11,17 @@ from shlex import quote
 
 
 @contextmanager
-def everywhere() -> Iterator[None]:
-    """Mark what goes wrong in the enclosed lines, where all processes of a run do the same."""
+def raised_on_all_ranks() -> Iterator[None]:
+    """Mark errors of the enclosed lines, which fail on all ranks alike, so that only rank 0 prints them."""
     try:
         yield
     except Exception as error:
-        error.everywhere = True  # pyright: ignore[reportAttributeAccessIssue]
+        error.on_all_ranks = True  # pyright: ignore[reportAttributeAccessIssue]
         raise
 
 
 class RunError(ValueError):
-    """A folder is not a run, or what it holds does not fit together."""
+    """A folder is not a run, or its files do not fit together."""
 
 
 class CheckpointError(RuntimeError):
@@ -29,22 +29,22 @@ class CheckpointError(RuntimeError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A file could be read, and what it holds is not, or no longer, a checkpoint of a run."""
+    """A file was read, and its content is not, or no longer, a checkpoint of a run."""
 
 
 class NonFiniteLossError(RuntimeError):
-    """The training loss, or a weight, became NaN or infinite; nothing was saved after it did.
+    """The training loss, or a weight, became NaN or infinite; nothing was saved after that.
 
     Args:
-        what: "the training loss became nan", for example.
-        step: optimiser steps done before the bad one.
-        epoch: epoch of the bad step, counted from 1.
-        learning_rate: learning rate at that step.
-        checkpoint: the last good checkpoint, None when there is none yet.
-        report: where what led to it was written down, as a half-sentence.
+        what: The failure, for example "the training loss became nan".
+        step: Optimiser steps done before the bad one.
+        epoch: Epoch of the bad step, counted from 1.
+        learning_rate: Learning rate of that step.
+        checkpoint: The last good checkpoint, or None.
+        report: A half-sentence on where the report on the step is.
     """
 
-    everywhere = True
+    on_all_ranks = True
 
     def __init__(
         self,
@@ -57,79 +57,83 @@ class NonFiniteLossError(RuntimeError):
     ) -> None:
         self.step, self.epoch = step, epoch
         self.learning_rate, self.checkpoint = learning_rate, checkpoint
-        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
-        kept = "; ".join(part for part in (report, kept) if part)
+        last = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+        found = "; ".join(part for part in (report, last) if part)
         super().__init__(
             f"{what} at step {step} (epoch {epoch}, learning rate {learning_rate:.3g}); "
-            f"{kept}. Try a smaller optimizer.lr, a longer schedule.warmup_epochs or engine.clip_grad=1."
+            f"{found}. Try a smaller optimizer.lr, a longer schedule.warmup_epochs or engine.clip_grad=1."
         )
 
 
 class PeerLostError(RuntimeError):
-    """Another process of a run on several devices is lost, and this one cannot go on alone.
+    """Another process of a distributed run is lost, and this one cannot continue alone.
 
     Args:
-        reason: what happened to it, to follow its name.
-        directory: the run folder.
-        saved: whether it holds a checkpoint.
+        reason: What happened to the other process, as the end of a sentence.
+        directory: The run folder.
+        saved: The folder holds a checkpoint.
     """
 
     def __init__(self, reason: str, directory: Path, *, saved: bool) -> None:
-        stands = (
-            "The newest checkpoint stands. Continue" if saved else "There is no checkpoint yet. Begin again"
+        state = (
+            "The newest checkpoint is intact. Continue"
+            if saved
+            else "There is no checkpoint yet. Begin again"
         )
         super().__init__(
             f"another process of this run {reason}. "
-            f"{stands} with: lambdanets train --resume {quote(str(directory))}"
+            f"{state} with: lambdanets train --resume {quote(str(directory))}"
         )
 
 
 class WorkerLostError(RuntimeError):
-    """A process that reads images for training ended.
+    """A data-loading process ended during training.
 
     Args:
-        reason: how it ended.
-        directory: the run folder.
-        workers: such processes of each training process.
-        saved: whether the folder holds a checkpoint.
+        reason: How the process ended.
+        directory: The run folder.
+        workers: Data-loading processes of each rank.
+        saved: The folder holds a checkpoint.
     """
 
     def __init__(self, reason: str, directory: Path, *, workers: int, saved: bool) -> None:
-        stands = "The newest checkpoint stands" if saved else "There is no checkpoint yet"
+        state = "The newest checkpoint is intact" if saved else "There is no checkpoint yet"
         super().__init__(
             f"a process that reads images was lost ({reason}), probably for want of memory or of shared "
-            f"memory (/dev/shm). {stands}. Go on with fewer of them (there were {workers}): "
+            f"memory (/dev/shm). {state}. Continue with fewer of them (there were {workers}): "
             f"lambdanets train --resume {quote(str(directory))} --set data.workers={workers // 2}"
         )
 
 
 class NoMemoryError(RuntimeError):
-    """Training needs more memory than there is.
+    """Training needs more memory than is available.
 
     Args:
-        advice: where the memory went and what to do.
-        directory: the run folder.
+        advice: What used the memory, and what to change.
+        directory: The run folder.
     """
 
     def __init__(self, advice: str, directory: Path) -> None:
-        super().__init__(f"out of memory with {advice}. The checkpoints of {directory}, if any, stand.")
+        super().__init__(f"out of memory with {advice}. The checkpoints of {directory}, if any, are intact.")
 
 
 class TrainingInterrupted(RuntimeError):
-    """Training was asked to stop by a signal and stopped cleanly.
+    """A signal asked training to stop, and it stopped cleanly.
 
     Args:
-        number: the signal.
-        directory: the run folder.
-        saved: whether a checkpoint of the very last step was written.
+        number: The signal.
+        directory: The run folder.
+        saved: A checkpoint of the very last step was written.
     """
 
-    everywhere = True
+    on_all_ranks = True
 
     def __init__(self, number: int, directory: Path, *, saved: bool) -> None:
         self.number, self.directory, self.saved = number, directory, saved
         self.exit_code = 128 + number
-        where = "saved at the current step" if saved else "stopped; the newest checkpoint, if any, stands"
+        where = "saved at the current step"
+        if not saved:
+            where = "stopped; the newest checkpoint, if any, is intact"
         super().__init__(
             f"stopped by {signal.Signals(number).name}: {where}. "
             f"Continue with: lambdanets train --resume {quote(str(directory))}"

@@ -1,8 +1,17 @@
-"""The processes of a run: who started them, and what Lightning is told about it."""
+"""The processes (ranks) of a run: how they were launched, and how they agree before training starts.
 
+torchrun and srun start all processes at once, and each of them opens the data for itself. An error may occur
+on all ranks, or on one while the others would wait for it: `run_on_all_ranks` stops all of them with one
+message.
+"""
+
+import itertools
+import json
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -20,11 +29,14 @@ from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportPrivateI
 from torch import nn
 
 from lambdanets.train.config import EngineConfig
-from lambdanets.train.errors import RunError
+from lambdanets.train.errors import RunError, raised_on_all_ranks
 
 
 class SyncBatchNorms(LayerSync):
-    """Batch statistics over all devices, in timm's norms with an activation too, which PyTorch would lose."""
+    """Synchronises batch norms over all devices, those of timm with a fused activation too.
+
+    PyTorch's own conversion would drop the activation.
+    """
 
     def apply(self, model: nn.Module) -> nn.Module:
         return convert_sync_batchnorm(model)
@@ -33,32 +45,32 @@ class SyncBatchNorms(LayerSync):
         return model
 
 
-class Sharded(FSDPStrategy):
-    """FSDP whose checkpoints are one whole file of the usual form, written and replaced as all others.
+class WholeCheckpointFSDP(FSDPStrategy):
+    """FSDP that writes one whole checkpoint of the usual format, in place of Lightning's sharded one.
 
-    Lightning's own takes no file to keep the previous one in.
+    Lightning's own version cannot keep the previous file.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
     ) -> None:
-        # The tensors were gathered on the first process when the checkpoint was made.
+        # The tensors were gathered on rank 0 when the checkpoint was made.
         ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
 
 def strategy(name: str) -> FSDPStrategy | str:
-    """What Lightning's trainer takes for the name of a strategy."""
-    return Sharded() if name == "fsdp" else name
+    """Return Lightning's strategy for the name of one."""
+    return WholeCheckpointFSDP() if name == "fsdp" else name
 
 
 def set_timeout(strategy: Strategy, minutes: float) -> None:
-    """Set how long the processes of a strategy wait for each other, where it has several."""
+    """Set how long the ranks of a strategy wait for each other; no effect on a single device."""
     if isinstance(strategy, DDPStrategy | FSDPStrategy | ModelParallelStrategy):
         strategy._timeout = timedelta(minutes=minutes)
 
 
-def cannot_divide(engine: EngineConfig, device: str) -> str:
-    """Why weights cannot be divided among devices of a type, such as "cuda"; "" where they can."""
+def sharding_error(engine: EngineConfig, device: str) -> str:
+    """Return why weights cannot be sharded over devices of a type, such as "cuda"; "" if they can."""
     if engine.ema is not None:
         return "engine.ema needs whole weights on every device; with FSDP leave it out"
     if device == "cpu":
@@ -67,10 +79,10 @@ def cannot_divide(engine: EngineConfig, device: str) -> str:
 
 
 def launched() -> tuple[int, int] | None:
-    """Processes on each node, and nodes, as torchrun or SLURM's srun started them; None where neither did.
+    """Return (processes per node, nodes) as launched by torchrun or srun; None without either.
 
     Raises:
-        RunError: SLURM does not tell the processes on each node.
+        RunError: SLURM does not report the number of processes on each node.
     """
     variables = os.environ
     if TorchElasticEnvironment.detect():
@@ -87,10 +99,10 @@ def launched() -> tuple[int, int] | None:
     return local, _tasks() // local
 
 
-def share() -> tuple[int, int]:
-    """Which of how many processes of torchrun or of srun this is.
+def shard() -> tuple[int, int]:
+    """Return (rank, number of ranks) of this process under torchrun or srun; (0, 1) without either.
 
-    A job script of SLURM's that is no srun has the job's variables, too, but not those of a step.
+    A SLURM job script that runs without srun has the variables of the job, but not those of a step.
     """
     for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
         if rank in os.environ and size in os.environ:
@@ -99,16 +111,16 @@ def share() -> tuple[int, int]:
 
 
 def local_rank() -> int:
-    """Which process of its machine this is."""
+    """Return the rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
 def cluster() -> list[ClusterEnvironment]:
-    """What Lightning is told about the launcher, beyond what it finds out itself.
+    """Return Lightning's plugin for the launcher, where its own choice does not fit.
 
-    Under SLURM it would put a handler of its own on the signals that announce the end of a job, save in
-    another way than ours, and queue the job again. One task of SLURM's starts its processes itself, as
-    anywhere else.
+    Under SLURM, Lightning would install its own handler of the signals that announce the end of a job, save
+    in a different way, and requeue the job. A SLURM job of a single task starts its processes itself, as on
+    any machine.
     """
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
@@ -117,3 +129,85 @@ def cluster() -> list[ClusterEnvironment]:
 
 def _tasks() -> int:
     return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else 0
+
+
+PATIENCE = timedelta(minutes=30)  # for the slowest rank, like the timeout of PyTorch's process groups
+FAREWELL = timedelta(seconds=10)  # rank 0 hosts the store: it stays until the others have read the verdict
+
+T = TypeVar("T")
+
+_store: Any = None  # kept alive: the process group connects to its server later
+_calls = itertools.count()
+
+
+def run_on_all_ranks(prepare: Callable[[], T]) -> T:
+    """Return `prepare()` once it has succeeded on all ranks of torchrun or srun.
+
+    Raises:
+        Exception: The error of `prepare` on this rank, if rank 0 failed too; only rank 0 prints it.
+        RunError: `prepare` failed on another rank, whose message this error carries; or a rank did not
+            arrive.
+    """
+    with raised_on_all_ranks():
+        started = launched()
+    if started in (None, (1, 1)):
+        return prepare()
+    failure, result = None, None
+    try:
+        result = prepare()
+    except Exception as error:  # of any kind: the other ranks get its message before it is raised
+        failure = error
+    first, message = _verdict(None if failure is None else str(failure) or type(failure).__name__)
+    if message is None:
+        return result  # pyright: ignore[reportReturnType]
+    if first == 0 and failure is not None:
+        raised = failure
+    else:
+        raised = RunError(message if first == 0 else f"process {first} of the run: {message}")
+    raised.on_all_ranks = True  # pyright: ignore[reportAttributeAccessIssue]
+    raise raised from (None if raised is failure else failure)
+
+
+def _verdict(message: str | None) -> tuple[int, str | None]:
+    """Exchange messages; return the lowest rank that failed and its message, None if all succeeded."""
+    global _store
+    environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SLURMEnvironment()
+    rank, size = environment.global_rank(), environment.world_size()
+    _store = store = _store or _rendezvous(environment.main_address, environment.main_port, rank, size)
+    prefix = f"lambdanets/{next(_calls)}"
+    if rank:
+        store.set(f"{prefix}/message/{rank}", json.dumps(message))
+        verdict = json.loads(_wait(store, f"{prefix}/verdict", 0, size))
+        store.set(f"{prefix}/received/{rank}", "")
+        return verdict[0], verdict[1]
+    others = range(1, size)
+    messages = [message, *(json.loads(_wait(store, f"{prefix}/message/{n}", n, size)) for n in others)]
+    first = next((number for number, each in enumerate(messages) if each is not None), 0)
+    store.set(f"{prefix}/verdict", json.dumps([first, messages[first]]))
+    if messages[first] is not None:
+        with suppress(RuntimeError):
+            store.wait([f"{prefix}/received/{number}" for number in others], FAREWELL)
+    return first, messages[first]
+
+
+def _rendezvous(address: str, port: int, rank: int, size: int) -> Any:
+    """Connect to the store of the launcher, or of rank 0, which the process group uses later."""
+    from torch.distributed.rendezvous import rendezvous
+
+    url = f"tcp://{address}:{port}?rank={rank}&world_size={size}"
+    try:
+        store, _, _ = next(iter(rendezvous(url, timeout=PATIENCE)))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"process {rank} of {size} could not meet the others: {reason}") from error
+    return store
+
+
+def _wait(store: Any, key: str, rank: int, size: int) -> bytes:
+    try:
+        return store.get(key)
+    except RuntimeError as error:
+        minutes = int(PATIENCE.total_seconds() // 60)
+        raise RunError(
+            f"process {rank} of {size} ended, or did not arrive within {minutes} minutes; see its log"
+        ) from error

@@ -1,4 +1,4 @@
-"""What all Lightning modules of a run share: the step, its randomness, and the average of the weights."""
+"""The Lightning module that all tasks share: training step, seeds, checks for NaN, weight averaging."""
 
 import copy
 import hashlib
@@ -19,37 +19,42 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 import lambdanets
+from lambdanets.train.checkpoint import RunState
 from lambdanets.train.config import BaseConfig
-from lambdanets.train.errors import NonFiniteLossError, RunError, everywhere
-from lambdanets.train.layout import RunFiles
-from lambdanets.train.optim import create_optimizer
-from lambdanets.train.postmortem import Moment, dissect
-from lambdanets.train.run import AVERAGE, NETWORK
-from lambdanets.train.schedule import lr_factor
-from lambdanets.train.state import RunState
-from lambdanets.train.typed import encode, to_json
+from lambdanets.train.errors import NonFiniteLossError, RunError, raised_on_all_ranks
+from lambdanets.train.nonfinite import BadStep, locate_nonfinite
+from lambdanets.train.optim import create_optimizer, lr_factor
+from lambdanets.train.run import AVERAGE, NETWORK, RunFiles
+from lambdanets.train.serialization import encode, to_json
 from lambdanets.wording import json_text
 
-CHECK_EVERY = 50  # batches between looks at the loss where a look stops the accelerator
-RECENT = 100  # losses that are kept to be looked at when one is bad
+CHECK_EVERY = 50  # batches between two checks of the loss where reading it stalls an accelerator
+RECENT = 100  # losses that a report on a bad step lists
 
 
 class Learner(pl.LightningModule):
-    """Trains a network; what it learns, and how well, a subclass says.
+    """Base of the Lightning modules that train a network; a subclass adds the loss, the metrics and the data.
 
-    The generators of torch are seeded anew for every batch from (seed, batch, rank): dropout and drop path
-    are a function of the step, so that a run continued from a checkpoint equals one that never stopped.
+    The random generators of PyTorch are seeded before every batch from (seed, batch, rank). Dropout and drop
+    path are then a function of the step, and a run that is continued from a checkpoint equals one without
+    interruption.
 
     Args:
-        network: what is trained.
-        config: the run.
-        classes: names, in the order of the network's answers.
-        state: progress of the run, shared with the callbacks.
+        network: The network to train.
+        config: The configuration of the run.
+        classes: Class names, in the order of the network's outputs.
+        state: Progress of the run, shared with the callbacks.
+
+    Attributes:
+        train_metrics: Names of what each training step measures, as means over images; "loss" is the first.
+        columns: Columns of `metrics.csv` that the task adds to those of every run.
+        monitor: Column by which the best epoch is chosen; the larger, the better.
+        average: Exponential moving average of the network, or None.
     """
 
-    measured: tuple[str, ...] = ("loss",)  # of every training step, means over images
-    columns: tuple[str, ...] = ()  # of `metrics.csv`, beside those of every run
-    crown = ""  # the column by which the best epoch is chosen
+    train_metrics: tuple[str, ...] = ("loss",)
+    columns: tuple[str, ...] = ()
+    monitor = ""
 
     def __init__(self, network: nn.Module, config: Any, *, classes: Sequence[str], state: RunState) -> None:
         super().__init__()
@@ -58,85 +63,88 @@ class Learner(pl.LightningModule):
         self.classes = tuple(classes)
         self.state = state
         self.last_checkpoint: Path | None = None
-        self.files: RunFiles | None = None  # of the run, where it has a folder
-        self.sums: Tensor | None = None  # of what is measured, and images, in this epoch on this device
-        self.unseen: list[tuple[int, Tensor]] = []  # step and loss of every batch since the last look
-        self.losses: deque[tuple[int, float]] = deque(maxlen=RECENT)  # those looked at
-        self.batch: tuple[int, Any] | None = None  # the newest, and its number
-        self.suspected_step = -1  # up to it every loss is looked at
-        self.accumulate = config.engine.accumulate  # batches of an optimiser step
-        self.held: list[tuple[_BatchNorm, float | None, Tensor | None]] = []  # norms during a backward pass
+        self.files: RunFiles | None = None
+        # Sums of `train_metrics` and the number of images, of this epoch on this device: [metrics + 1].
+        self.sums: Tensor | None = None
+        # (step, loss) of the batches whose loss was not yet read from the device.
+        self.unchecked_losses: list[tuple[int, Tensor]] = []
+        self.recent_losses: deque[tuple[int, float]] = deque(maxlen=RECENT)
+        self.batch: tuple[int, Any] | None = None  # number and content of the newest batch
+        self.suspected_step = -1  # every loss is checked up to this step
+        self.accumulate = config.engine.accumulate  # batches per optimiser step
+        # (module, momentum, count) of the batch norms, while a backward pass recomputes activations.
+        self.paused_batch_norms: list[tuple[_BatchNorm, float | None, Tensor | None]] = []
         self.optimizer: torch.optim.Optimizer | None = None
-        self.rate = 0.0  # learning rate of the newest step
-        self.free_since = time.perf_counter()  # when this process began to wait for the next batch
+        self.current_lr = 0.0
+        self.waiting_since = time.perf_counter()  # when the wait for the next batch began
         self.average: nn.Module | None = None
-        self.pairs: list[Pairs] | None = None  # of the average and what it follows, found once an epoch
+        self.pairs: list[Pairs] | None = None  # see `pair_ema_tensors`; paired once per epoch
         if config.engine.ema is not None:
             self.average = copy.deepcopy(network).requires_grad_(False)
-        self.validation: dict[str, float] = {}  # what the newest validation measured, by column
+        self.val_metrics: dict[str, float] = {}  # columns of the newest validation
 
     @property
-    def kept(self) -> nn.Module:
-        """The network whose accuracy counts: the average where there is one."""
+    def eval_network(self) -> nn.Module:
+        """The network that is evaluated and stored as the best: the average where the run keeps one."""
         return self.network if self.average is None else self.average
 
-    def kept_weights(self) -> dict[str, Tensor]:
-        """All weights of the network that counts, on the first process; all have to ask for them."""
+    def eval_weights(self) -> dict[str, Tensor]:
+        """Return the weights of `eval_network` on rank 0; a collective operation of all ranks."""
         part = NETWORK if self.average is None else AVERAGE
         states = self.trainer.strategy.lightning_module_state_dict()
         return {name.removeprefix(part): value for name, value in states.items() if name.startswith(part)}
 
-    # What a subclass gives
+    # Implemented by the tasks
 
     def train_loader(self, splits: Any, *, rank: int, world_size: int) -> DataLoader:
-        """The loader of one process's training batches, from where the run stands."""
+        """Return this rank's loader of training batches, starting at the current position of the run."""
         raise NotImplementedError
 
     def val_loader(self, splits: Any, *, rank: int, world_size: int) -> DataLoader:
-        """The loader of one process's part of the validation images."""
+        """Return this rank's loader of its shard of the validation images."""
         raise NotImplementedError
 
     def step(self, batch: Any) -> tuple[Tensor, list[Tensor], int]:
-        """The loss of a batch, sums over its images of what is `measured`, and their number."""
+        """Return the loss of a batch, the sums of `train_metrics` over its images, and their number."""
         raise NotImplementedError
 
-    def inputs(self, batch: Any) -> tuple[Any, ...]:
-        """What the network is called with in training."""
+    def network_inputs(self, batch: Any) -> tuple[Any, ...]:
+        """Return the arguments of the network's forward pass for a training batch."""
         raise NotImplementedError
 
-    def tensors(self, batch: Any) -> dict[str, Tensor]:
-        """A batch as named tensors, to be kept in a file."""
+    def named_tensors(self, batch: Any) -> dict[str, Tensor]:
+        """Return the tensors of a batch by name, for a file."""
         raise NotImplementedError
 
-    def merit(self, row: Mapping[str, float]) -> tuple[float, ...]:
-        """How good an epoch was; of equal ones the earlier counts."""
-        return (row[self.crown],)
+    def ranking_key(self, row: Mapping[str, float]) -> tuple[float, ...]:
+        """Return the key that ranks epochs: the largest is the best, and of equal ones the earliest."""
+        return (row[self.monitor],)
 
-    def on_best(self) -> None:
-        """The epoch that was just validated is the best so far."""
+    def on_new_best(self) -> None:
+        """React to a validated epoch that is the best so far."""
 
-    def say_train(self, means: Mapping[str, float]) -> str:
-        """What training measures, for the line of progress."""
+    def format_training(self, means: Mapping[str, float]) -> str:
+        """Format the running `train_metrics` for the progress bar."""
         raise NotImplementedError
 
-    def say_epoch(self, row: Mapping[str, float]) -> str:
-        """What an epoch measured, for a line that fits a terminal; validation may be missing."""
+    def format_epoch(self, row: Mapping[str, float]) -> str:
+        """Format a row of `metrics.csv`, perhaps without validation, for a line of 80 columns."""
         raise NotImplementedError
 
-    def say_val(self, row: Mapping[str, float]) -> str:
-        """How well a validated epoch did, for the summary."""
+    def format_validation(self, row: Mapping[str, float]) -> str:
+        """Format the validation of a row of `metrics.csv` for the summary."""
         raise NotImplementedError
 
-    def say_data(self, splits: Any) -> str:
-        """How much there is to learn from, for the summary."""
+    def format_data(self, splits: Any) -> str:
+        """Format the numbers of images for the summary."""
         raise NotImplementedError
 
-    def remedies(self) -> list[str]:
-        """What to do about images that come too slowly, beside more workers, in the order of trying."""
+    def data_advice(self) -> list[str]:
+        """Return suggestions against slow data loading, besides more workers, the first to try first."""
         raise NotImplementedError
 
-    def header(self) -> dict[str, str]:
-        """What a person needs to use the weights without the run folder, in the words of `config.json`."""
+    def weights_metadata(self) -> dict[str, str]:
+        """Return the metadata of `weights.safetensors`, which make it usable without the run folder."""
         config = self.config
         return {
             "recipe": config.recipe,
@@ -148,33 +156,33 @@ class Learner(pl.LightningModule):
         }
 
     def draw_curves(self, path: Path, title: str = "") -> None:
-        """Draw the epochs so far."""
+        """Draw the curves of all epochs so far."""
         raise NotImplementedError
 
     def draw_best(self, files: RunFiles) -> None:
-        """Draw the pictures of the best epoch, at the end of a run."""
+        """Draw figures of the best epoch, at the end of a run."""
 
     # Training
 
     def on_fit_start(self) -> None:
-        check_alike(self.config, self.state.fingerprint, self.state.weights_digest)
+        check_same_on_all_ranks(self.config, self.state.fingerprint, self.state.weights_digest)
         self.suspected_step = self.trainer.strategy.broadcast(self.suspected_step)
 
     def on_train_start(self) -> None:
         if self.sums is None:
-            # Sums of a continued epoch come over all devices; they go on on one of them.
-            start = [self.state.sums.get(name, 0.0) for name in (*self.measured, "images")]
+            # The stored sums of an unfinished epoch are those of all devices: rank 0 continues them.
+            start = [self.state.sums.get(name, 0.0) for name in (*self.train_metrics, "images")]
             start = start if self.global_rank == 0 else [0.0] * len(start)
-            wide = torch.float32 if self.device.type == "mps" else torch.float64
-            self.sums = torch.tensor(start, dtype=wide, device=self.device)
+            dtype = torch.float32 if self.device.type == "mps" else torch.float64
+            self.sums = torch.tensor(start, dtype=dtype, device=self.device)
         self._plan_validation()
-        self.free_since = time.perf_counter()
+        self.waiting_since = time.perf_counter()
 
     def on_train_epoch_start(self) -> None:
         self._plan_validation()
         self.pairs = None
-        self.validation = {}
-        self.free_since = time.perf_counter()
+        self.val_metrics = {}
+        self.waiting_since = time.perf_counter()
 
     def _plan_validation(self) -> None:
         engine = self.config.engine
@@ -182,33 +190,33 @@ class Learner(pl.LightningModule):
         self.trainer.check_val_every_n_epoch = 1 if last else engine.validate_every
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # Lightning calls this after the callbacks: a checkpoint that one of them took is no waiting for data.
-        self.free_since = time.perf_counter()
+        # Lightning calls this after the callbacks: the time of a checkpoint does not count as waiting.
+        self.waiting_since = time.perf_counter()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.batch = self.state.batches_done, batch
         seed_generators(step_seed(self.config.seed, self.state.batches_done, self.global_rank), self.device)
-        self.rate = self.learning_rate()
+        self.current_lr = self.learning_rate()
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.rate * group.get("lr_scale", 1.0)
+            group["lr"] = self.current_lr * group.get("lr_scale", 1.0)
         loss, sums, images = self.step(batch)
-        self._watch(loss.detach())
-        self._count(sums, images)
+        self._record_loss(loss.detach())
+        self._add_sums(sums, images)
         self.state.batches_done += 1
         return loss
 
     def on_before_backward(self, loss: Tensor) -> None:
-        # What the backward pass computes again must not move the running statistics a second time.
+        # The forward pass is recomputed: it must not update the running statistics a second time.
         if self.config.engine.checkpointing:
             norms = [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
-            self.held = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+            self.paused_batch_norms = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
             for norm in norms:
                 norm.momentum, norm.num_batches_tracked = 0.0, None
 
     def on_after_backward(self) -> None:
-        for norm, momentum, count in self.held:
+        for norm, momentum, count in self.paused_batch_norms:
             norm.momentum, norm.num_batches_tracked = momentum, count
-        self.held = []
+        self.paused_batch_norms = []
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         done = self.global_step
@@ -216,11 +224,11 @@ class Learner(pl.LightningModule):
         if self.average is not None:
             decay = min(self.config.engine.ema or 0.0, (1 + done) / (10 + done))
             if self.pairs is None:
-                self.pairs = pair_up(self.average, self.network)
-            follow(self.pairs, decay)
+                self.pairs = pair_ema_tensors(self.average, self.network)
+            update_ema(self.pairs, decay)
 
     def learning_rate(self) -> float:
-        """The peak learning rate times the schedule's factor at the current optimiser step."""
+        """Return the learning rate of the current step: the peak times the factor of the schedule."""
         steps = self.steps_per_epoch
         total = steps * self.config.engine.epochs
         factor = lr_factor(self.global_step, self.config.schedule, total_steps=total, steps_per_epoch=steps)
@@ -234,127 +242,129 @@ class Learner(pl.LightningModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch; the last one may be of fewer batches."""
+        """Optimiser steps of an epoch; the last one may accumulate fewer batches."""
         return -(-self.state.batches_per_epoch // self.accumulate)
 
-    def _count(self, sums: list[Tensor], images: int) -> None:
+    def _add_sums(self, sums: list[Tensor], images: int) -> None:
         if self.sums is None:
             raise RuntimeError("training_step runs inside Trainer.fit")
         self.sums[:-1] += torch.stack([value.detach().to(self.sums) for value in sums])
         self.sums[-1] += images
 
-    def _watch(self, loss: Tensor) -> None:
-        self.unseen.append((self.global_step, loss))
-        # Looking at a number makes an accelerator wait.
-        each = self.device.type == "cpu" or self.global_step <= self.suspected_step
-        if each or len(self.unseen) >= CHECK_EVERY:
+    def _record_loss(self, loss: Tensor) -> None:
+        self.unchecked_losses.append((self.global_step, loss))
+        # Reading a loss stalls an accelerator.
+        every_step = self.device.type == "cpu" or self.global_step <= self.suspected_step
+        if every_step or len(self.unchecked_losses) >= CHECK_EVERY:
             self.check_finite()
 
     def check_finite(self, *, weights: bool = False) -> None:
-        """Raise NonFiniteLossError, on all devices together, when a loss so far was NaN or infinite.
+        """Raise NonFiniteLossError on all ranks if any loss since the last check is NaN or infinite.
 
         Args:
-            weights: look at the weights too, as before they are saved: the step after a finite loss may have
-                spoilt them.
+            weights: Check the weights as well, as before they are saved: the optimiser step that follows a
+                finite loss can still make them NaN.
         """
-        bad = self._look()
+        bad = self._first_bad_loss()
         what = "" if bad is None else f"the training loss became {bad[1]}"
         if weights and not what:
-            # Those of this process: with FSDP it has a part of them.
+            # With FSDP each rank checks its shard of the weights.
             tensors = [*self.network.parameters(), *self.network.buffers()]
             finite = [t.detach().isfinite().all() for t in tensors if t.is_floating_point()]
             if not torch.stack(finite).all():
                 what = "the weights became NaN or infinite"
-        first = self._first_device(bool(what))
+        first = self._first_rank(bool(what))
         if first is None:
             return
-        told: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         if first == self.global_rank:
-            # Weights are looked at after the optimiser's step, losses before it.
-            step = bad[0] if bad else self.losses[-1][0] if self.losses else self.global_step
+            # Weights are checked after the optimiser step, losses before it.
+            step = bad[0] if bad else self.recent_losses[-1][0] if self.recent_losses else self.global_step
             epoch = step // self.steps_per_epoch + 1
-            told = {"what": what, "step": step, "epoch": epoch, "learning_rate": self.rate}
-            told["report"] = self._write_down(told, is_loss=bad is not None)
-        told = self.trainer.strategy.broadcast(told, src=first)
-        raise NonFiniteLossError(**told, checkpoint=self.last_checkpoint)
+            facts = {"what": what, "step": step, "epoch": epoch, "learning_rate": self.current_lr}
+            facts["report"] = self._write_report(facts, is_loss=bad is not None)
+        facts = self.trainer.strategy.broadcast(facts, src=first)
+        raise NonFiniteLossError(**facts, checkpoint=self.last_checkpoint)
 
-    def _look(self) -> tuple[int, float] | None:
-        """Step and loss of the first bad batch since the last look."""
-        if not self.unseen:
+    def _first_bad_loss(self) -> tuple[int, float] | None:
+        """Read the losses since the last check; return (step, loss) of the first that is not finite."""
+        if not self.unchecked_losses:
             return None
-        steps, tensors = zip(*self.unseen, strict=True)
-        self.unseen.clear()
+        steps, tensors = zip(*self.unchecked_losses, strict=True)
+        self.unchecked_losses.clear()
         values = [tensors[0].item()] if len(tensors) == 1 else torch.stack(tensors).tolist()
-        seen = list(zip(steps, values, strict=True))
-        self.losses.extend(seen)
-        return next((each for each in seen if not math.isfinite(each[1])), None)
+        losses = list(zip(steps, values, strict=True))
+        self.recent_losses.extend(losses)
+        return next((each for each in losses if not math.isfinite(each[1])), None)
 
-    def _first_device(self, met: bool) -> int | None:
-        """The first of the devices that say so, None when no one does."""
+    def _first_rank(self, flag: bool) -> int | None:
+        """Return the lowest rank with a true flag, or None."""
         world = self.trainer.world_size
         if world == 1:
-            return 0 if met else None
-        rank = torch.tensor(float(self.global_rank if met else world), device=self.device)
+            return 0 if flag else None
+        rank = torch.tensor(float(self.global_rank if flag else world), device=self.device)
         first = int(self.trainer.strategy.reduce(rank, reduce_op="min"))
         return first if first < world else None
 
-    def _write_down(self, facts: dict[str, Any], *, is_loss: bool) -> str:
-        """Keep what is needed to study a bad step; returns what the person should know about it."""
+    def _write_report(self, facts: dict[str, Any], *, is_loss: bool) -> str:
+        """Write the report on a bad step; return a half-sentence on where it is."""
         if self.files is None:
             return ""
         number, batch = self.batch or (self.state.batches_done, None)
         collective = stale = ""
         if not is_loss:
             stale = "the loss was finite: the step with this batch and these gradients spoilt the weights"
-        elif self.losses[-1][0] != facts["step"] or number != self.state.batches_done:
+        elif self.recent_losses[-1][0] != facts["step"] or number != self.state.batches_done:
             stale = (
-                "the batch is a later one than that of the bad loss, as the loss is not looked at in every "
-                "step here. Resume the run: up to this step it will be, and this folder then holds that batch"
+                "the batch is a later one than that of the bad loss, as the loss is not checked at each step "
+                "here. Resume the run: up to this step it will be, and this folder then holds that batch"
             )
         if self.trainer.world_size > 1:
             if any(isinstance(module, nn.SyncBatchNorm) for module in self.network.modules()):
                 collective = "with engine.sync_batchnorm one process cannot run the network alone"
             if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
                 collective = "with FSDP one process has a part of the weights"
-        more = {"process": self.global_rank, "batch": number, "precision": self.config.engine.precision}
-        moment = Moment(
-            facts=facts | more,
-            losses=list(self.losses),
+        where = {"process": self.global_rank, "batch": number, "precision": self.config.engine.precision}
+        bad_step = BadStep(
+            facts=facts | where,
+            losses=list(self.recent_losses),
             seed=step_seed(self.config.seed, number, self.global_rank),
-            tensors=None if batch is None else self.tensors(batch),
-            inputs=() if batch is None else self.inputs(batch),
+            tensors=None if batch is None else self.named_tensors(batch),
+            inputs=() if batch is None else self.network_inputs(batch),
             stale=stale,
             collective=collective,
             context=self.trainer.precision_plugin.forward_context(),
         )
         try:
-            dissect(self.network, moment, self.files.nonfinite)
+            locate_nonfinite(self.network, bad_step, self.files.nonfinite)
         except Exception as error:
-            # Whatever goes wrong here, the reason to stop is the loss.
+            # The run stops because of the loss: an error of the report must not hide it.
             return f"what led to it could not be written down ({(str(error).splitlines() or [''])[0]})"
         return f"what led to it is in {self.files.nonfinite}"
 
-    def running(self) -> dict[str, float]:
-        """Means of what is measured over the epoch so far, on this device."""
-        values = [0.0] * (len(self.measured) + 1) if self.sums is None else self.sums.tolist()
-        return {name: value / max(values[-1], 1) for name, value in zip(self.measured, values, strict=False)}
+    def running_means(self) -> dict[str, float]:
+        """Return the means of `train_metrics` over the epoch so far, on this device."""
+        values = [0.0] * (len(self.train_metrics) + 1) if self.sums is None else self.sums.tolist()
+        return {
+            name: value / max(values[-1], 1) for name, value in zip(self.train_metrics, values, strict=False)
+        }
 
     def gather_sums(self) -> None:
-        """Bring the sums of all devices into the state."""
+        """Add up the sums of all devices in the state of the run."""
         if self.sums is not None:
             total = self.trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
-            self.state.sums = dict(zip((*self.measured, "images"), total.tolist(), strict=True))
+            self.state.sums = dict(zip((*self.train_metrics, "images"), total.tolist(), strict=True))
 
     def start_epoch(self) -> None:
-        """Clear the running sums."""
+        """Reset the running sums."""
         self.state.start_epoch()
         if self.sums is not None:
             self.sums.zero_()
 
-    # What Lightning asks for
+    # Hooks of Lightning
 
     def configure_model(self) -> None:
-        # Before FSDP makes flat parts of the parameters: weight decay depends on their axes.
+        # Before FSDP flattens the parameters: weight decay depends on their number of axes.
         if self.trainer.state.fn == "fit":
             self.optimizer = create_optimizer(self.network, self.config.optimizer)
 
@@ -369,7 +379,7 @@ class Learner(pl.LightningModule):
     ) -> None:
         strategy = self.trainer.strategy
         if gradient_clip_val is not None and isinstance(strategy, FSDPStrategy):
-            # Each process has a part of the gradient; its norm is that of all parts.
+            # The norm is that of the whole gradient, of which each rank has a shard.
             strategy.model.clip_grad_norm_(gradient_clip_val)  # pyright: ignore
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -385,22 +395,26 @@ class Learner(pl.LightningModule):
 Pairs = tuple[list[Tensor], list[Tensor]]
 
 
-def pair_up(average: nn.Module, network: nn.Module) -> list[Pairs]:
-    """The tensors of an average and those it follows: first all that are averaged, then all that are copied.
+def pair_ema_tensors(average: nn.Module, network: nn.Module) -> list[Pairs]:
+    """Pair the tensors of an average with those of the network it follows.
 
-    They hold as long as neither module moves to another device or exchanges a tensor; loading is no exchange.
+    The pairs stay valid while neither module moves to another device or replaces a tensor; `load_state_dict`
+    copies in place.
+
+    Returns:
+        Two pairs of lists: the floating-point tensors, which are averaged, and all others, which are copied.
     """
     both = average.state_dict(keep_vars=True), network.state_dict(keep_vars=True)
     named = zip(*(states.values() for states in both), strict=True)
-    # A table that layers share has a name for each of them, and moves once.
+    # A tensor that several layers share has several names and is updated once.
     pairs = list({id(mean): (mean, new) for mean, new in named}.values())
     kinds = ([p for p in pairs if p[0].is_floating_point() is floating] for floating in (True, False))
     return [([mean for mean, _ in kind], [new for _, new in kind]) for kind in kinds]
 
 
 @torch.no_grad()
-def follow(pairs: list[Pairs], decay: float) -> None:
-    """Move an average of a network's weights and statistics: decay x average + (1 - decay) x new."""
+def update_ema(pairs: list[Pairs], decay: float) -> None:
+    """Update an average of weights and statistics in place: decay * average + (1 - decay) * new."""
     (means, news), (counts, new_counts) = pairs
     torch._foreach_lerp_(means, news, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
     if counts:
@@ -408,25 +422,25 @@ def follow(pairs: list[Pairs], decay: float) -> None:
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed torch's generators on the CPU and on one device.
+    """Seed PyTorch's generators of the CPU and of one device.
 
-    `torch.manual_seed` seeds every kind of device there may be, and remembers a stack trace for each that has
-    not been used: milliseconds in every step.
+    `torch.manual_seed` seeds every kind of device, and stores a stack trace for each kind that is not
+    initialised: milliseconds in every step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
 
 
-def check_alike(config: BaseConfig, fingerprint: str, weights_digest: str = "") -> None:
-    """Make sure that all processes of a run train the same thing, from the same weights, on the same images.
+def check_same_on_all_ranks(config: BaseConfig, fingerprint: str, weights_digest: str = "") -> None:
+    """Check that all ranks have the same configuration, images, initial weights and versions.
 
     Raises:
-        RunError: where one differs, on all of them.
+        RunError: A rank differs from rank 0; raised on all ranks.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
-    # Where images and weights lie may differ from machine to machine; which they are may not.
+    # The paths of images and weights may differ between machines; their content may not.
     data = config.data.placeless() if fingerprint else config.data
     model = replace(config.model, weights=None) if weights_digest else config.model
     mine = {
@@ -435,19 +449,19 @@ def check_alike(config: BaseConfig, fingerprint: str, weights_digest: str = "") 
         "weights to start from": weights_digest,
         "versions": f"lambdanets {lambdanets.__version__}, torch {torch.__version__}",
     }
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, mine)
-    first = everyone[0]
-    for rank, other in enumerate(everyone):
+    ranks: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(ranks, mine)
+    first = ranks[0]
+    for rank, other in enumerate(ranks):
         differing = [name for name in first if other[name] != first[name]]
         if differing:
-            with everywhere():
+            with raised_on_all_ranks():
                 raise RunError(
                     f"process {rank} of the run has other {' and '.join(differing)} than process 0"
                 )
 
 
 def step_seed(seed: int, batch: int, rank: int) -> int:
-    """A 63-bit seed that is a function of the run's seed, the batch since its start, and the device."""
+    """Return a 63-bit seed for a batch, counted from the start of the run, on a rank."""
     digest = hashlib.blake2b(f"{seed}/{batch}/{rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

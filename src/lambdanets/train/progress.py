@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line in a terminal, one line per epoch elsewhere."""
+"""Progress of a run for the user: a live bar in a terminal, one line per epoch elsewhere."""
 
 import os
 import sys
@@ -15,13 +15,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from lambdanets.train.learner import Learner
 from lambdanets.wording import printable_lines
 
-REFRESH = 0.25  # seconds between looks at the running sums, which stop an accelerator
-WORTH_SHOWING, WORTH_ADVICE = 0.05, 0.10  # shares of the training time that went into waiting for images
-WORTH_SECONDS = 5.0  # of an epoch; below it nothing is to be gained by advice
+REFRESH = 0.25  # seconds between two updates: reading the running sums stalls an accelerator
+WORTH_SHOWING, WORTH_ADVICE = 0.05, 0.10  # fractions of the training time spent waiting for images
+WORTH_SECONDS = 5.0  # of waiting per epoch, below which no advice is given
 
 
 class LiveProgress(Callback):
-    """Progress of the epoch with loss, accuracy, images/s and the time left in the whole run."""
+    """Progress bar of the epoch with loss, accuracy, images/s and the remaining time of the whole run."""
 
     def __init__(self, module: Learner, console: Console | None = None) -> None:
         self.module = module
@@ -60,8 +60,8 @@ class LiveProgress(Callback):
             self._task,
             description=f"epoch {trainer.current_epoch + 1:>{len(str(epochs))}}/{epochs}",
             completed=batch_idx + 1,
-            detail=f"{self.module.say_train(self.module.running())}  {pace(speed)}  "
-            f"{clock(self._left())} left{waiting(state.wait_seconds / seconds)}",
+            detail=f"{self.module.format_training(self.module.running_means())}  {format_speed(speed)}  "
+            f"{format_duration(self._left())} left{format_data_wait(state.wait_seconds / seconds)}",
         )
 
     def on_validation_batch_end(
@@ -84,13 +84,17 @@ class LiveProgress(Callback):
         state, epochs = self.module.state, self.module.config.engine.epochs
         if trainer.is_global_zero:
             row = state.history[-1]
-            left = f"  {clock(self._left())} left" if state.position[0] < epochs else ""
-            self._print(epoch_line(self.module, row) + left + waiting(row["data_wait"]))
-            # Told from the history, a run that is resumed does not hear it twice.
-            if waits(row) and not any(map(waits, state.history[:-1])):
+            left = f"  {format_duration(self._left())} left" if state.position[0] < epochs else ""
+            self._print(epoch_line(self.module, row) + left + format_data_wait(row["data_wait"]))
+            # Decided by the history: a resumed run does not print the advice again.
+            if is_data_bound(row) and not any(map(is_data_bound, state.history[:-1])):
                 local = max(trainer.world_size // trainer.num_nodes, 1)
                 workers = getattr(trainer.train_dataloader, "num_workers", 0)
-                self._print(advise(row["data_wait"], self.module, workers=workers, cores=cores() // local))
+                self._print(
+                    slow_data_advice(
+                        row["data_wait"], self.module, workers=workers, cores=available_cores() // local
+                    )
+                )
         if self._progress is not None and self._task is not None:
             self._progress.update(
                 self._task, description="", completed=0, total=state.batches_per_epoch, detail=""
@@ -106,7 +110,7 @@ class LiveProgress(Callback):
 
     def _print(self, line: str) -> None:
         if self._progress is None:
-            say(line)
+            print_once(line)
         else:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -117,7 +121,7 @@ class LiveProgress(Callback):
             self._progress = None
 
     def _left(self) -> float:
-        """Seconds left, from this session's pace, validations included."""
+        """Return the remaining seconds of the run, by the speed of this session, validations included."""
         state = self.module.state
         done = state.batches_done - self._batches_before
         total = state.batches_per_epoch * self.module.config.engine.epochs
@@ -125,64 +129,64 @@ class LiveProgress(Callback):
 
 
 def epoch_line(learner: Learner, row: dict[str, float]) -> str:
-    """One finished epoch as a line that fits a terminal of 80 columns."""
+    """Format a finished epoch as a line for a terminal of 80 columns."""
     epochs = learner.config.engine.epochs
     number = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}"
-    return f"{number}  {learner.say_epoch(row)}  {pace(row['images_per_second'])}"
+    return f"{number}  {learner.format_epoch(row)}  {format_speed(row['images_per_second'])}"
 
 
-def pace(images_per_second: float) -> str:
-    """Images per second, with a decimal where there are few."""
+def format_speed(images_per_second: float) -> str:
+    """Format images per second, with a decimal below 10."""
     return f"{images_per_second:,.{0 if images_per_second >= 10 else 1}f} images/s"
 
 
-def waiting(share: float) -> str:
-    """The share of the training time in which nothing was done but wait for images, where it matters."""
+def format_data_wait(share: float) -> str:
+    """Format the fraction of the training time spent waiting for images; "" if it is small."""
     return f"  data {100 * share:.0f} %" if share >= WORTH_SHOWING else ""
 
 
-def waits(row: dict[str, float]) -> bool:
-    """Whether waiting for images cost so much of an epoch that something should be done about it."""
+def is_data_bound(row: dict[str, float]) -> bool:
+    """Return whether waiting for images took so much of an epoch that it is worth an advice."""
     share = row.get("data_wait", 0.0)
     return share > WORTH_ADVICE and share * row["seconds"] > WORTH_SECONDS
 
 
-def advise(share: float, learner: Learner, *, workers: int, cores: int) -> str:
-    """What to do about images that come too slowly, in the order of trying.
+def slow_data_advice(share: float, learner: Learner, *, workers: int, cores: int) -> str:
+    """Return an advice for a run that waits for images, the first thing to try first.
 
     Args:
-        share: of the training time, spent on waiting.
-        learner: what is trained.
-        workers: processes that read images for this one; 0 is none, as where all are in memory.
-        cores: of the processor, for each process of the run.
+        share: Fraction of the training time spent waiting.
+        learner: The Lightning module.
+        workers: Data-loading processes of this rank; 0 if there are none, as with images in memory.
+        cores: CPU cores per rank.
     """
     if workers == 0 and learner.config.data.workers:
         means = ["fewer changes in data.augment (the images are in memory already)"]
     else:
         more = f"more data.workers ({workers} now, with {cores} cores for each process)"
-        means = [*([more] if workers < cores else []), *learner.remedies()]
+        means = [*([more] if workers < cores else []), *learner.data_advice()]
     return f"training waited for images {100 * share:.0f} % of its time; try {', '.join(means)}"
 
 
-def cores() -> int:
-    """Cores that this process may use."""
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
+def format_duration(seconds: float) -> str:
+    """Format seconds as h:mm:ss or m:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def say(sentence: str) -> None:
-    """Print a sentence, once for all processes; where the reader is gone, as after `| head`, work goes on."""
+def print_once(sentence: str) -> None:
+    """Print a line on rank 0; a closed output, as after `| head`, is ignored."""
     if rank_zero_only.rank != 0:
         return
     try:
         print(printable_lines(sentence), flush=True)
-    except OSError:  # a pipe that is closed, a terminal that is gone
-        # What is left in the buffer, and whatever is printed later, must not fail either.
+    except OSError:
+        # The pipe or terminal is closed: the rest of the buffer, and later output, must not fail either.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

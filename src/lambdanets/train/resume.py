@@ -1,4 +1,4 @@
-"""Before the first step: is the folder fit for the run, and where does the run start or continue?"""
+"""Checks before the first step: whether the folder fits the run, and where the run starts or continues."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lambdanets.models.weight_files import find_weights
-from lambdanets.train.checkpoint import newest_intact, sweep
+from lambdanets.train.checkpoint import RunState, newest_intact, remove_temporary_files
 from lambdanets.train.config import BaseConfig, Config, load_classes, load_config
 from lambdanets.train.errors import RunError
-from lambdanets.train.layout import RunFiles
-from lambdanets.train.progress import say
-from lambdanets.train.state import RunState
-from lambdanets.train.typed import paths
+from lambdanets.train.progress import print_once
+from lambdanets.train.run import RunFiles
+from lambdanets.train.serialization import flatten
 from lambdanets.wording import few
 
-# What may differ when a run is continued: where and how fast it runs, nothing that its result depends on.
+# Settings that a resumed run may change: they affect where and how fast it runs, not its result.
 MAY_DIFFER = {
     "data.source", "data.images", "data.pseudo_labels", "data.unlabelled",
     "data.workers", "data.check", "data.cache", "data.download",
@@ -30,8 +29,8 @@ MAY_DIFFER = {
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a run continues: a checkpoint that is known to be whole, and its content."""
+class ResumePoint:
+    """The checkpoint, verified as intact, from which a run continues."""
 
     path: Path
     content: dict[str, Any]
@@ -40,16 +39,16 @@ class Start:
     def state(self) -> RunState:
         return RunState.from_dict(self.content["run_state"])
 
-    def completes(self, config: BaseConfig) -> bool:
-        """Whether nothing is left to be trained."""
+    def is_complete(self, config: BaseConfig) -> bool:
+        """Return whether no training is left."""
         return self.state.position[0] >= config.engine.epochs
 
 
-def settle(config: Config | None, files: RunFiles, kind: type[Config], *, resume: bool) -> Config:
-    """The configuration to run, once the folder is known to be fit for it.
+def resolve_config(config: Config | None, files: RunFiles, kind: type[Config], *, resume: bool) -> Config:
+    """Return the configuration of a run, after checking that the folder fits it.
 
     Raises:
-        RunError: the folder holds a run already, or none to resume, or one with another configuration.
+        RunError: The folder already holds a run, or none to resume, or one with another configuration.
     """
     if config is not None:
         config = replace(config, data=config.data.resolved(), model=config.model.resolved())
@@ -64,7 +63,7 @@ def settle(config: Config | None, files: RunFiles, kind: type[Config], *, resume
     stored = load_config(files.config, kind)
     if config is None:
         return stored
-    was, now = paths(stored), paths(config)
+    was, now = flatten(stored), flatten(config)
     changed = [name for name in was if was[name] != now[name] and name not in MAY_DIFFER]
     if changed:
         listing = ", ".join(f"{name} (was {was[name]!r}, now {now[name]!r})" for name in changed)
@@ -76,22 +75,23 @@ def settle(config: Config | None, files: RunFiles, kind: type[Config], *, resume
 
 
 def check_free(files: RunFiles) -> None:
-    """Raise RunError where a folder holds a run; one that failed before it left anything does not count."""
+    """Raise RunError if a folder holds a run; one that failed before its first checkpoint does not count."""
     if files.results:
         raise RunError(f"{files.directory} holds a run already; resume it, or choose another folder")
 
 
-def find_start(files: RunFiles, config: BaseConfig) -> Start | None:
-    """The newest intact checkpoint of a run that is resumed, None when it has none yet.
+def find_resume_point(files: RunFiles, config: BaseConfig) -> ResumePoint | None:
+    """Return the newest intact checkpoint of a run to resume; None if it has none yet.
 
     Raises:
-        CheckpointError: there are checkpoints and all are damaged, or one cannot be read now.
-        RunError: there is none, and the folder holds what was trained before: it would be overwritten.
+        CheckpointError: All checkpoints are damaged, or one cannot be read at present.
+        RunError: There is no checkpoint, and the folder holds results that a run from the start would
+            overwrite.
     """
     first = rank_zero_only.rank == 0
     if first:
-        sweep(files.directory)
-        sweep(files.last.parent)
+        remove_temporary_files(files.directory)
+        remove_temporary_files(files.last.parent)
     found = newest_intact(files.checkpoints, set_aside=first)
     if found is None:
         if files.results and first:
@@ -100,25 +100,25 @@ def find_start(files: RunFiles, config: BaseConfig) -> Start | None:
                 f"{files.directory} has no checkpoint to continue from, but it holds {names}, which a run "
                 "from the beginning would overwrite; bring a checkpoint back, or start a new run elsewhere"
             )
-        say(f"{files.directory} has no checkpoint yet: starting from the beginning")
+        print_once(f"{files.directory} has no checkpoint yet: starting from the beginning")
         return None
     path, content, complaints = found
     for complaint in complaints:
-        say(f"{complaint}; it is set aside, and the run continues from {path.name}")
-    start = Start(path, content)
+        print_once(f"{complaint}; it is set aside, and the run continues from {path.name}")
+    start = ResumePoint(path, content)
     epoch, batch = start.state.position
-    if start.completes(config):
-        say(f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume")
+    if start.is_complete(config):
+        print_once(f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume")
     else:
-        say(f"resuming {files.directory} from {path.name}: epoch {epoch + 1}, batch {batch + 1}")
+        print_once(f"resuming {files.directory} from {path.name}: epoch {epoch + 1}, batch {batch + 1}")
     return start
 
 
-def weights_digest(weights: str | None, start: Start | None) -> str:
-    """SHA-256 of the file of weights that a run starts from, or started from; "" where there is none.
+def weights_digest(weights: str | None, start: ResumePoint | None) -> str:
+    """Return the SHA-256 of the file of initial weights of a run; "" without one.
 
     Raises:
-        WeightsError: there is no such file.
+        WeightsError: The file does not exist.
     """
     if start is not None:
         return start.state.weights_digest
@@ -128,8 +128,8 @@ def weights_digest(weights: str | None, start: Start | None) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_weights(start: Start, module: nn.Module, model: str) -> None:
-    """Raise RunError when a checkpoint is of another network than the run's."""
+def check_weights(start: ResumePoint, module: nn.Module, model: str) -> None:
+    """Raise RunError if a checkpoint belongs to another network than the run's."""
     stored, own = start.content["state_dict"], module.state_dict()
     other = [
         name
@@ -143,12 +143,12 @@ def check_weights(start: Start, module: nn.Module, model: str) -> None:
         )
 
 
-def check_optimizer(start: Start, own: Optimizer) -> None:
-    """Raise RunError when a checkpoint's optimiser state is of other parameters than the run's.
+def check_optimizer(start: ResumePoint, own: Optimizer) -> None:
+    """Raise RunError if the optimiser state of a checkpoint does not belong to the run's optimiser.
 
     Args:
-        start: the checkpoint.
-        own: the run's optimiser before its first step.
+        start: The checkpoint.
+        own: The run's optimiser before its first step.
     """
 
     def another(reason: str) -> RunError:
@@ -162,7 +162,7 @@ def check_optimizer(start: Start, own: Optimizer) -> None:
     theirs, ours = ([len(group["params"]) for group in each] for each in groups)
     if theirs != ours:
         raise another(f"its groups have {theirs} parameters, the run's {ours}")
-    # The state is keyed by what the stored groups list; PyTorch matches these with the run's by order.
+    # The state is keyed by the entries of the stored groups; PyTorch maps these to parameters by order.
     parameters: dict[Any, tuple[int, Tensor]] = {}
     for number, (their_group, our_group) in enumerate(zip(*groups, strict=True)):
         for name, value in our_group.items():
@@ -170,7 +170,8 @@ def check_optimizer(start: Start, own: Optimizer) -> None:
                 raise another(f"{name} of group {number} is missing or of another type")
         for name, parameter in zip(their_group["params"], our_group["params"], strict=True):
             parameters[name] = number, parameter
-    forms: dict[Any, dict[str, type]] = {}  # what is kept of a parameter, by its group and shape
+    # Names and types of the states of a parameter, by its group and shape.
+    forms: dict[Any, dict[str, type]] = {}
     for name, state in stored["state"].items():
         number, parameter = parameters[name]
         kinds = {part: _kind(value) for part, value in state.items()}
@@ -185,19 +186,19 @@ def check_optimizer(start: Start, own: Optimizer) -> None:
 
 
 def _kind(value: Any) -> type:
-    """Return the type of a value, that of numbers being float."""
+    """Return the type of a value; float for all numbers."""
     return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
 
 
 def _of_shape(value: Any, shape: Sequence[int]) -> bool:
-    """Whether an optimiser may keep this of a parameter: some keep sums over axes, then of size 1."""
+    """Return whether a state can belong to a parameter; some optimisers store sums over axes, of size 1."""
     if not isinstance(value, Tensor) or value.ndim != len(shape):
         return True
     return all(have in (1, need) for have, need in zip(value.shape, shape, strict=True))
 
 
-def check_images(files: RunFiles, splits: Any, start: Start | None) -> None:
-    """Raise RunError when the images of a resumed run are others, or otherwise divided, than those it saw."""
+def check_images(files: RunFiles, splits: Any, start: ResumePoint | None) -> None:
+    """Raise RunError if a resumed run would see other images, or another split, than before."""
     if files.classes.is_file():
         stored, classes = load_classes(files.classes), splits.classes
         if stored != classes:

@@ -1,4 +1,4 @@
-"""A run folder, opened: its configuration, its classes, its weights."""
+"""A run folder: the paths inside it, and its configuration, classes and weights."""
 
 import csv
 import sys
@@ -13,20 +13,120 @@ from lambdanets.models.tensor_files import DamagedFileError, read_safetensors
 from lambdanets.models.weights import check_finite
 from lambdanets.train.config import Config, RunConfig, load_classes, load_config
 from lambdanets.train.errors import CheckpointError, RunError
-from lambdanets.train.layout import RunFiles
 from lambdanets.wording import printable
 
-NETWORK, AVERAGE = "network.", "average."  # of the trained weights and their average in a checkpoint
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The paths inside a run folder; no file in it depends on where the folder is."""
+
+    directory: Path
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the training process, and removed at the end."""
+        return self.directory / ".lock"
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "config.json"
+
+    @property
+    def classes(self) -> Path:
+        return self.directory / "classes.json"
+
+    @property
+    def skipped(self) -> Path:
+        """Images and annotations that were left out, one sentence per line; missing if there were none."""
+        return self.directory / "skipped.txt"
+
+    @property
+    def image_sizes(self) -> Path:
+        """Image sizes of a detector's training set."""
+        return self.directory / "image_sizes.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.directory / "metrics.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.directory / "tensorboard"
+
+    @property
+    def curves(self) -> Path:
+        return self.directory / "curves.png"
+
+    @property
+    def confusion(self) -> Path:
+        return self.directory / "confusion.png"
+
+    @property
+    def sheet(self) -> Path:
+        """Contact sheet of a detector: ground truth beside predictions."""
+        return self.directory / "sheet.png"
+
+    @property
+    def precision_recall(self) -> Path:
+        return self.directory / "precision_recall.png"
+
+    @property
+    def found(self) -> Path:
+        """Detections of the best validation, in COCO's results format."""
+        return self.directory / "results"
+
+    @property
+    def per_class(self) -> Path:
+        return self.directory / "classes.csv"
+
+    @property
+    def weights(self) -> Path:
+        return self.directory / "weights.safetensors"
+
+    @property
+    def summary(self) -> Path:
+        return self.directory / "summary.txt"
+
+    @property
+    def last(self) -> Path:
+        return self.directory / "checkpoints" / "last.ckpt"
+
+    @property
+    def previous(self) -> Path:
+        return self.directory / "checkpoints" / "previous.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.directory / "checkpoints" / "best.ckpt"
+
+    @property
+    def nonfinite(self) -> Path:
+        """Report on a step with a NaN or infinite loss."""
+        return self.directory / "nonfinite"
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Checkpoints to continue from, the newest first."""
+        return [self.last, self.previous, self.best]
+
+    @property
+    def results(self) -> list[Path]:
+        """Results of training so far, damaged checkpoints that were set aside included."""
+        files = [self.metrics, self.weights, *sorted(self.last.parent.glob("*.ckpt*"))]
+        return [file for file in files if file.exists()]
+
+
+NETWORK, AVERAGE = "network.", "average."  # prefixes of the trained and the averaged weights in a checkpoint
 
 
 @dataclass(frozen=True)
 class Run(Generic[Config]):
-    """A finished or unfinished run.
+    """An opened run folder, finished or not.
 
     Attributes:
-        config: what the run is a function of.
-        classes: names of the classes, in the order of the logits.
-        directory: the run folder.
+        config: The configuration of the run.
+        classes: Class names, in the order of the logits.
+        directory: The run folder.
     """
 
     config: Config
@@ -39,7 +139,7 @@ class Run(Generic[Config]):
         return RunFiles(self.directory)
 
     def history(self) -> list[dict[str, float]]:
-        """The rows of `metrics.csv`; empty before the first epoch has ended."""
+        """Return the rows of `metrics.csv`; empty before the end of the first epoch."""
         if not self.files.metrics.exists():
             return []
         with self.files.metrics.open(newline="", encoding="utf-8") as file:
@@ -47,34 +147,34 @@ class Run(Generic[Config]):
         return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
     def model(self, which: Literal["best", "last"] = "best") -> nn.Module:
-        """The network in evaluation mode, with the weights of the best or of the last epoch.
+        """Return the network in evaluation mode, with the weights of the best or of the last epoch.
 
-        Where the run keeps an average of the weights, these are the average's.
+        If the run keeps an average of the weights, these are the average's.
 
         Raises:
-            RunError: there are no such weights yet, or they are of another model or number of classes.
-            CheckpointError: the checkpoint is damaged.
-            WeightsError: the weights hold NaN or infinity.
+            RunError: There are no such weights yet, or they belong to another model or number of classes.
+            CheckpointError: The checkpoint is damaged.
+            WeightsError: The weights hold NaN or infinity.
         """
         if which not in ("best", "last"):
             raise RunError(f"which is 'best' or 'last'; got {which!r}")
         weights = self._weights(which)
         network = self.config.network(len(self.classes), loads_weights=True)
-        fit_weights(network, weights, self)
+        fit_run_weights(network, weights, self)
         return network.eval()
 
     def save_for_hub(self, folder: str | Path, which: Literal["best", "last"] = "best") -> Path:
-        """Write the network as `lambdanets.models.save_for_hub` does, with the run's classes and images.
+        """Write the network in the format of the Hugging Face hub, with the run's classes and image settings.
 
         Args:
-            folder: where; made if it is not there.
-            which: the weights of the best or of the last epoch.
+            folder: The folder; created if missing.
+            which: Weights of the best or of the last epoch.
 
         Returns:
             The folder.
 
         Raises:
-            RunError: there are no such weights yet, or they do not fit.
+            RunError: There are no such weights yet, or they do not fit.
         """
         data = self.config.data.resolved()
         images = {
@@ -109,12 +209,12 @@ class Run(Generic[Config]):
         return {name.removeprefix(part): value for name, value in states.items() if name.startswith(part)}
 
 
-def fit_weights(network: nn.Module, weights: dict[str, Tensor], run: Run[Any]) -> None:
-    """Load weights into a network, or say in one sentence why they do not fit.
+def fit_run_weights(network: nn.Module, weights: dict[str, Tensor], run: Run[Any]) -> None:
+    """Load the weights of a run into a network.
 
     Raises:
-        RunError: they are of another number of classes or of another model.
-        WeightsError: they hold NaN or infinity.
+        RunError: The weights belong to another model, or to another number of classes.
+        WeightsError: The weights hold NaN or infinity.
     """
     mine = network.state_dict()
     shared = [name for name in mine if name in weights]
@@ -145,11 +245,14 @@ def load_run(path: str | Path, kind: type[Config] = RunConfig) -> Run[Config]:
     """Open a run folder.
 
     Args:
-        path: the folder that `train` wrote, wherever it lies now.
-        kind: what the run learnt.
+        path: The folder that `train` wrote; it may have been moved.
+        kind: The configuration class of the run's task.
 
     Raises:
-        RunError: the folder is no run, or its configuration or its classes cannot be read.
+        RunError: The folder is not a run, or its configuration or classes cannot be read.
+
+    Example:
+        >>> load_run("runs/digits").model()
     """
     directory = Path(path)
     files = RunFiles(directory)

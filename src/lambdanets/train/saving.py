@@ -1,4 +1,4 @@
-"""When a run saves, what it keeps, and how it stops when it is asked to."""
+"""The callback that saves checkpoints, and stops a run cleanly on signals."""
 
 import os
 import signal
@@ -19,28 +19,28 @@ from lightning.pytorch.utilities import rank_zero_only
 from lambdanets.processes import listened_signals
 from lambdanets.train.checkpoint import save_weights
 from lambdanets.train.errors import CheckpointError, TrainingInterrupted
-from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
+from lambdanets.train.run import RunFiles
 
-PASSED_ON = 5.0  # seconds in which a signal that comes twice is one: a launcher or a shell sends it again
+REPEAT_WINDOW = 5.0  # seconds in which a repeated signal counts once: launchers forward signals
 STOPPING = "stopping at the next step that can be resumed; once more to stop at once"
-AGREE_EVERY = 10  # steps between votes of several devices on whether to save or stop
-SLOW = 0.5  # seconds of a step, from which on every step ends with a vote
+AGREE_EVERY = 10  # steps between votes of the ranks on whether to save or stop
+SLOW = 0.5  # seconds per step above which the ranks vote after every step
 
 
-class Saving(Callback):
-    """Saves last, previous and best, inside long epochs too, and stops cleanly on signals.
+class CheckpointCallback(Callback):
+    """Saves the last, previous and best checkpoint, inside long epochs too, and stops cleanly on signals.
 
-    Inside an epoch a checkpoint is only ever taken after an optimiser step, and never after the epoch's last:
-    from there, and from the end of the epoch, Lightning continues exactly. What is asked for elsewhere, as
-    during the validation, is done at the next such place.
+    Inside an epoch, checkpoints are saved only after an optimiser step, and never after the last step of the
+    epoch: Lightning continues exactly from these points and from the end of an epoch. A request that arrives
+    at another moment, such as during validation, is served at the next such point.
 
-    It is no `Checkpoint` of Lightning's, which would come after all others: an epoch is saved before anything
-    is printed or drawn that may fail.
+    It does not derive from Lightning's `Checkpoint`, whose callbacks run last: an epoch is saved before
+    anything is printed or drawn, which could fail.
 
     Args:
-        files: the run folder.
-        module: the module that is trained.
+        files: The files of the run.
+        module: The Lightning module.
     """
 
     def __init__(self, files: RunFiles, module: Learner) -> None:
@@ -48,18 +48,18 @@ class Saving(Callback):
         self.module = module
         self.received: int | None = None
         self._received_at = 0.0
-        self._stops: tuple[int, ...] = ()  # signals that are listened to
+        self._stops: tuple[int, ...] = ()  # the handled signals
         self.failed = False
         self._saved_at = time.monotonic()
         self._agree_every = AGREE_EVERY
-        self._agreed = 0, time.monotonic()  # the step and the time of the newest vote
+        self._agreed = 0, time.monotonic()  # step and time of the last vote
         self._owner = os.getpid()
 
     # Signals
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take signals as requests to stop, from before the loaders fork to the trainer's end."""
+        """Handle signals as requests to stop, from before the loaders fork until the trainer ends."""
         self._stops = listened_signals()
         before = {number: signal.getsignal(number) for number in self._stops}
         self._listen()
@@ -71,7 +71,7 @@ class Saving(Callback):
                     signal.signal(number, handler)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # By now Lightning has put a handler of its own before ours: it would stop without a checkpoint.
+        # Lightning has replaced our handlers by now: its own would stop the run without a checkpoint.
         self._listen()
         self._saved_at = time.monotonic()
         self._agreed = trainer.global_step, time.monotonic()
@@ -88,18 +88,20 @@ class Saving(Callback):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
-            return  # a process that reads images, just forked: it is its parent that decides
+            # A data-loading process that was just forked: its parent handles the signal.
+            return
         if self.failed and number == signal.SIGTERM:
-            return  # a launcher ends all processes when one has failed: this one has its own last words
+            # A launcher ends all processes when one has failed: this one still has to print its error.
+            return
         if self.received is not None:
-            # A person presses Ctrl-C again; torchrun sends its processes what their group got already.
+            # Ctrl-C may be pressed twice at once; torchrun forwards signals that its processes already got.
             again = number != signal.SIGINT or TorchElasticEnvironment.detect()
-            if again and time.monotonic() - self._received_at < PASSED_ON:
+            if again and time.monotonic() - self._received_at < REPEAT_WINDOW:
                 return
             raise TrainingInterrupted(number, self.files.directory, saved=False)
         self.received, self._received_at = number, time.monotonic()
         if rank_zero_only.rank == 0:
-            with suppress(OSError):  # nobody may be reading
+            with suppress(OSError):  # stderr may be closed
                 sys.stderr.write(f"\n{STOPPING}\n")
 
     # Saving
@@ -114,7 +116,7 @@ class Saving(Callback):
         if trainer.world_size > 1:
             if not due and trainer.global_step % self._agree_every:
                 return
-            # Whoever wants the processes to end gives them seconds: slow steps are voted on one by one.
+            # A scheduler that ends a job leaves it seconds to stop: slow steps need a vote each.
             steps = max(trainer.global_step - self._agreed[0], 1)
             slow = (time.monotonic() - self._agreed[1]) / steps > SLOW
             self._agree_every = 1 if _agree(trainer, slow) else AGREE_EVERY
@@ -132,19 +134,21 @@ class Saving(Callback):
         self._check_folder(trainer)
         module.check_finite(weights=True)
         row = state.history[-1]
-        if module.crown in row and (not state.best or module.merit(row) > module.merit(state.best)):
+        if module.monitor in row and (
+            not state.best or module.ranking_key(row) > module.ranking_key(state.best)
+        ):
             state.best_epoch = int(row["epoch"])
-            module.on_best()
-            # The best before the last: a run killed between the two files does this epoch again.
+            module.on_new_best()
+            # The best before the last: a run killed between the two files repeats this epoch.
             trainer.save_checkpoint(self.files.best, weights_only=False)
-            weights = module.kept_weights()
+            weights = module.eval_weights()
             if trainer.is_global_zero:
-                metadata = {"epoch": str(state.best_epoch), module.crown: str(row[module.crown])}
-                save_weights(weights, self.files.weights, module.header() | metadata)
+                metadata = {"epoch": str(state.best_epoch), module.monitor: str(row[module.monitor])}
+                save_weights(weights, self.files.weights, module.weights_metadata() | metadata)
         self._save_last(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Here rather than at the end of an epoch, which others have yet to print and to draw.
+        # Not at the end of the epoch: other callbacks still have to print and draw it.
         if self.module.state.batches_done and _agree(trainer, self.received is not None):
             raise self._interruption(trainer)
 
@@ -158,7 +162,7 @@ class Saving(Callback):
 
     def _check_folder(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero and not self.files.config.is_file():
-            # A checkpoint would make a folder of this name anew, without what else a run needs.
+            # A checkpoint would create the folder again, without the other files of the run.
             raise CheckpointError(
                 f"{self.files.directory} was moved or removed while the run went on; nothing more is saved. "
                 "Where it is now, --resume continues from its newest checkpoint."
@@ -166,15 +170,15 @@ class Saving(Callback):
 
     def _interruption(self, trainer: pl.Trainer) -> TrainingInterrupted:
         received = torch.tensor(float(self.received or 0), device=self.module.device)
-        number = int(trainer.strategy.reduce(received, reduce_op="max"))  # not all devices have got one
+        number = int(trainer.strategy.reduce(received, reduce_op="max"))  # not all ranks got one
         return TrainingInterrupted(number, self.files.directory, saved=True)
 
 
 def _in_main_thread() -> bool:
-    """Only there may handlers be set."""
+    """Return whether this is the main thread, the only one that may set signal handlers."""
     return threading.current_thread() is threading.main_thread()
 
 
 def _agree(trainer: pl.Trainer, flag: bool) -> bool:
-    """Whether any device says so: all must save and stop together."""
+    """Return whether the flag is true on any rank: all have to save and stop together."""
     return trainer.strategy.reduce_boolean_decision(flag, all=False)

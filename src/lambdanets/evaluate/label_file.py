@@ -1,0 +1,124 @@
+"""A file of labels that grows while images are labelled, and continues after an interruption."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from lambdanets.data.labels import COLUMNS, csv_lines, numbered_rows, open_text
+from lambdanets.files import naming, parse_json
+from lambdanets.train.checkpoint import write_text
+from lambdanets.train.errors import RunError
+from lambdanets.wording import json_text
+
+
+class LabelFile:
+    """Labels of images in a given order, one line each, with a JSON file of the settings they depend on.
+
+    Args:
+        path: The file once it is complete; until then its name ends in `.part`.
+        about: The settings that the labels depend on, in plain values; stored in a JSON file of the same
+            name.
+        images: Names of all images, in order.
+        classes: Class names.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any], images: Sequence[str], classes: Sequence[str]):
+        self.path, self.about, self.images, self.classes = path, about, images, classes
+        self.growing = path.with_name(f"{path.name}.part")
+        self.facts = path.with_name(f"{path.name}.json")
+        self.lock = path.with_name(f".{path.name}.lock")
+
+    def start(self, batch_size: int) -> int:
+        """Return the number of images that are labelled already: whole batches, unless all are done.
+
+        Raises:
+            RunError: The present file was made with other settings.
+        """
+        found = [each for each in (self.path, self.growing) if each.exists()]
+        if not found:
+            write_text(self.facts, json_text(self.about, indent=1) + "\n")
+            return 0
+        try:
+            was = parse_json(self.facts.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            was = {}
+        was = was if isinstance(was, dict) else {}
+        if other := [name for name, value in self.about.items() if was.get(name) != value]:
+            raise RunError(
+                f"{found[0]} holds labels made with other {' and '.join(other)}; choose another --out, or "
+                "remove it"
+            )
+        return len(self.images) if self.path.exists() else self._kept(batch_size)
+
+    def _kept(self, batch_size: int) -> int:
+        """Return the number of images of whole batches; the rest of an interrupted batch is cut off.
+
+        A batch is repeated as it would have been: the last bits of an output depend on the other images of
+        the batch.
+        """
+        text = self.growing.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1].decode("utf-8", "surrogateescape")
+        rows = [row for _, row in numbered_rows(io.StringIO(whole, newline=""), self.growing)]
+        done = max(0, len(rows) - 1)
+        if done < len(self.images):
+            done -= done % batch_size
+        kept = csv_lines(rows[: 1 + done]).encode("utf-8", "surrogateescape")
+        if len(kept) < len(text):
+            self.growing.write_bytes(kept)
+        return done
+
+    @contextmanager
+    def appending(self) -> Iterator[IO[str]]:
+        """Open the file for appending; it gets its final name when the block succeeds."""
+        with naming(self.growing), open_text(self.growing, "a") as file:
+            if not file.tell():
+                file.write(csv_lines([COLUMNS]))
+            yield file
+        os.replace(self.growing, self.path)
+
+    def append(
+        self,
+        file: IO[str],
+        images: Sequence[str],
+        targets: Sequence[int | None],
+        probabilities: Sequence[float],
+    ) -> None:
+        """Write the labels of a batch; the target None marks an image that could not be read."""
+        rows = zip(images, targets, probabilities, strict=True)
+        file.write(
+            csv_lines(
+                (image, "", "") if target is None else (image, self.classes[target], f"{number:.9g}")
+                for image, target, number in rows
+            )
+        )
+        file.flush()
+
+
+def read_label_files(paths: Sequence[Path]) -> tuple[list[str], list[str]]:
+    """Read complete files of labels.
+
+    Returns:
+        The lines of all labelled images under one heading, and the names of images that could not be read.
+    """
+    lines, unreadable = [csv_lines([COLUMNS])], []
+    for path in paths:
+        with open_text(path) as file:
+            rows = numbered_rows(file, path)
+            next(rows, None)
+            for line, row in rows:
+                if len(row) != len(COLUMNS):
+                    raise RunError(
+                        f"{path} is damaged: line {line} has {len(row)} values, not {len(COLUMNS)}; remove "
+                        "the file to label its images anew"
+                    )
+                image, label, number = row
+                if label:
+                    lines.append(csv_lines([(image, label, number)]))
+                else:
+                    unreadable.append(image)
+    return lines, unreadable

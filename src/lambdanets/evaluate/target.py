@@ -1,0 +1,202 @@
+"""Targets of an evaluation: a run, or a published model with weights from any source."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from timm.data.config import resolve_model_data_config
+from timm.models import is_model, is_model_pretrained
+from torch import nn
+
+from lambdanets.data import DataConfig, DataWarning
+from lambdanets.evaluate.test_sets import wnids
+from lambdanets.models import WeightsError, create_model, load_weights
+from lambdanets.models.weight_files import OtherClassesError
+from lambdanets.models.weights import check_finite
+from lambdanets.train.config import EngineConfig
+from lambdanets.train.errors import RunError
+from lambdanets.train.run import Run
+
+PREFIXES = ("hf-hub:", "local-dir:")  # of models outside the registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalTarget:
+    """A network with everything that its evaluation needs.
+
+    Attributes:
+        name: Name of the model.
+        weights: Description of the weights.
+        network: The network, in evaluation mode.
+        classes: Class names in the order of the logits.
+        data: The images, and how they are prepared for the network.
+        engine: Device and precision.
+        built_for: Height and width of the images that the network was built for.
+        seed: Seed of the split of its images.
+    """
+
+    name: str
+    weights: str
+    network: nn.Module
+    classes: tuple[str, ...]
+    data: DataConfig
+    engine: EngineConfig
+    built_for: int
+    seed: int = 0
+
+    def at_size(self, size: int) -> EvalTarget:
+        """Return a target for another image size; a network that depends on it (a ViT) is changed in place.
+
+        Raises:
+            RunError: The network cannot take images of this size.
+        """
+        data = replace(self.data, image_size=size)
+        fit_to_size(self.network, self.name, size, self.built_for)
+        return replace(self, data=data, built_for=size)
+
+
+def target_from_run(run: Run, *, weights: Literal["best", "last"] = "best") -> EvalTarget:
+    """Return the target of a run, with its own validation images.
+
+    Raises:
+        RunError: The run has no such weights yet.
+    """
+    config = run.config
+    return EvalTarget(
+        name=config.model.name,
+        weights=f"{weights} weights",
+        network=run.model(weights),
+        classes=run.classes,
+        data=config.data,
+        engine=config.engine,
+        built_for=config.data.image_size,
+        seed=config.seed,
+    )
+
+
+def target_from_model(name: str, source: str, *, checkpoint: str | Path | None = None) -> EvalTarget:
+    """Return the target of a model by name, with images prepared by the model's own configuration.
+
+    As in timm's validation, image size and crop are those for testing, if the model has such.
+
+    Args:
+        name: Name in the registry, hf-hub:OWNER/NAME, or local-dir:FOLDER.
+        source: The images, as in `DataConfig`.
+        checkpoint: Weights for `load_weights`; None takes the published weights.
+
+    Raises:
+        RunError: The model does not exist, has no published weights, or they cannot be downloaded; or it does
+            not have 1,000 classes and does not name its classes.
+        WeightsError: The checkpoint cannot be found or read, or belongs to another model.
+
+    Example:
+        >>> target_from_model("lambda_resnet26t.c1_in1k", "folder:/data/imagenet")
+    """
+    network = create_trained_model(name, checkpoint=checkpoint)
+    cfg: Any = network.pretrained_cfg
+    built_for = cfg["input_size"][-1]
+    form = resolve_model_data_config(network, use_test_size=True)
+    if form["crop_mode"] != "center":
+        warnings.warn(
+            f"timm prepares the images for {name} with crop_mode {form['crop_mode']!r}; here the middle of "
+            "each is cut out, which gives somewhat other figures",
+            DataWarning,
+            stacklevel=2,
+        )
+    data = DataConfig(
+        source=source,
+        image_size=built_for,
+        in_chans=form["input_size"][0],
+        mean=form["mean"],
+        std=form["std"],
+        crop_pct=form["crop_pct"],
+        interpolation=form["interpolation"],
+        val_fraction=1.0,
+        # Each image is read once anyway: a bad one is found then.
+        check=False,
+        cache=False,
+    )
+    target = EvalTarget(
+        name=name,
+        weights="published weights" if checkpoint is None else f"weights of {checkpoint}",
+        network=network,
+        classes=_classes(name, network),
+        data=data,
+        engine=EngineConfig(),
+        built_for=built_for,
+    )
+    return target.at_size(form["input_size"][-1])
+
+
+def create_trained_model(name: str, *, checkpoint: str | Path | None = None) -> nn.Module:
+    """Create a model by name, with its weights, in evaluation mode.
+
+    Args:
+        name: Name in the registry, hf-hub:OWNER/NAME, or local-dir:FOLDER.
+        checkpoint: Weights for `load_weights`; None takes the published weights.
+
+    Raises:
+        RunError: The model does not exist, has no published weights, or they cannot be downloaded.
+        WeightsError: The checkpoint cannot be found or read, belongs to another model, or holds NaN or
+            infinity.
+    """
+    network = _create(name, pretrained=checkpoint is None)
+    if checkpoint is not None:
+        try:
+            load_weights(network, checkpoint)
+        except OtherClassesError as error:
+            run = Path(checkpoint)
+            is_run = (run / "config.json").is_file()
+            advice = f"; name the run itself in place of {name}: {run}" if is_run else ""
+            raise WeightsError(f"{error.sentence}{advice}") from error
+    check_finite(network.state_dict(), network, name)
+    return network.eval()
+
+
+def fit_to_size(network: nn.Module, name: str, size: int, built_for: int) -> None:
+    """Prepare a network that depends on the image size (a ViT) for another height and width.
+
+    Raises:
+        RunError: The network cannot take images of this size.
+    """
+    set_size: Any = getattr(network, "set_input_size", None)
+    if set_size is not None and size != built_for:
+        try:
+            set_size(img_size=size)
+        except (AssertionError, ValueError, RuntimeError) as error:
+            raise RunError(f"{name} cannot take images of {size}x{size}: {error}") from error
+
+
+def is_model_name(name: str) -> bool:
+    """Return whether a word names a model rather than a folder."""
+    return name.startswith(PREFIXES) or is_model(name)
+
+
+def is_run_folder(word: str) -> bool:
+    """Return whether a word that names a run or a model means a run."""
+    return (Path(word) / "config.json").is_file() or not is_model_name(word)
+
+
+def _create(name: str, *, pretrained: bool) -> nn.Module:
+    if pretrained and not name.startswith(PREFIXES) and not is_model_pretrained(name):
+        raise RunError(f"no trained weights of {name} are published; give your own with --checkpoint FILE")
+    try:
+        return create_model(name, pretrained=pretrained)
+    except (OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise RunError(f"{name} cannot be had: {reason}") from error
+
+
+def _classes(name: str, network: Any) -> tuple[str, ...]:
+    labels = tuple(network.pretrained_cfg.get("label_names") or ())
+    if len(labels) == network.num_classes:
+        return labels
+    if network.num_classes != len(wnids()):
+        raise RunError(
+            f"{name} has {network.num_classes:,} classes, whose names are unknown; only models of ImageNet's "
+            "1,000 classes can be measured by name, and runs of any classes"
+        )
+    return wnids()

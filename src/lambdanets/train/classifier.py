@@ -1,0 +1,185 @@
+"""The Lightning module of image classification: loss, metrics, progress lines and figures."""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from lambdanets.data import MixedSet, Splits, eval_loader, train_loader
+from lambdanets.train.checkpoint import RunState, replacing
+from lambdanets.train.config import RunConfig
+from lambdanets.train.errors import RunError
+from lambdanets.train.learner import Learner
+from lambdanets.train.run import RunFiles
+from lambdanets.viz.figures import Panel, draw_confusion, draw_curves
+
+CONFUSION_LIMIT = 1000  # classes, above which a confusion matrix takes too much memory
+CURVES = (
+    Panel("loss", {"training": "train_loss", "validation": "val_loss"}),
+    Panel("accuracy (%)", {"training": "train_top1", "validation": "val_top1"}, scale=100, best="val_top1"),
+)
+
+
+class Classifier(Learner):
+    """Trains a classifier on labelled images.
+
+    Args:
+        network: Images `[b, c, h, w]` to logits `[b, classes]`.
+        config: The configuration of the run.
+        classes: Class names, in the order of the logits.
+        state: Progress of the run, shared with the callbacks.
+    """
+
+    train_metrics = ("loss", "top1")
+    columns = ("val_loss", "val_top1", "val_top5", "raw_loss", "raw_top1", "raw_top5")
+    monitor = "val_top1"
+
+    def __init__(
+        self, network: nn.Module, config: RunConfig, *, classes: Sequence[str], state: RunState
+    ) -> None:
+        super().__init__(network, config, classes=classes, state=state)
+        self.memory_format = torch.channels_last if config.engine.channels_last else torch.contiguous_format
+        number = len(classes)
+        metrics: dict[str, Any] = {
+            "loss": MeanMetric(),
+            "top1": MulticlassAccuracy(number, average="micro"),
+            "top5": MulticlassAccuracy(number, average="micro", top_k=min(5, number)),
+        }
+        if number <= CONFUSION_LIMIT:
+            metrics["confusion"] = MulticlassConfusionMatrix(number)
+        self.metrics = MetricCollection(metrics, compute_groups=False)
+        if self.average is not None:
+            raw = {name: copy.deepcopy(metric) for name, metric in metrics.items() if name != "confusion"}
+            self.raw_metrics = MetricCollection(raw, compute_groups=False)
+        self.confusion: Tensor | None = None
+
+    def train_loader(self, splits: Splits, *, rank: int, world_size: int) -> DataLoader:
+        return train_loader(
+            splits.train,
+            self.config.data,
+            seed=self.config.seed,
+            position=lambda: self.state.position,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def val_loader(self, splits: Splits, *, rank: int, world_size: int) -> DataLoader:
+        return eval_loader(splits.val, self.config.data, rank=rank, world_size=world_size)
+
+    # Training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits `[b, classes]` of images `[b, c, h, w]`."""
+        return self._run(self.network, images)
+
+    def _run(self, network: nn.Module, images: Tensor) -> Tensor:
+        try:
+            return network(images.to(memory_format=self.memory_format))
+        except AssertionError as error:
+            # timm asserts the image size: the user gets the reason without the traceback.
+            size = "x".join(map(str, images.shape[1:]))
+            raise RunError(f"{self.config.model.name} cannot take images of {size}: {error}") from error
+
+    def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor], int]:
+        images, targets = batch
+        logits = self(images)
+        loss = cross_entropy(logits, targets, label_smoothing=self.config.loss.label_smoothing)
+        right = (logits.detach().argmax(1) == targets).sum()
+        return loss, [loss * len(targets), right], len(targets)
+
+    def network_inputs(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor]:
+        return (batch[0],)
+
+    def named_tensors(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return dict(zip(("images", "targets"), batch, strict=True))
+
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        for metrics, _, _ in self._validated():
+            metrics.reset()
+
+    def _validated(self) -> list[tuple[MetricCollection, nn.Module, str]]:
+        """Return (metrics, network, prefix of the columns): `eval_network` first, then the trained one."""
+        evaluated = (self.metrics, self.eval_network, "val_")
+        return [evaluated] if self.average is None else [evaluated, (self.raw_metrics, self.network, "raw_")]
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, targets = batch
+        for metrics, network, _ in self._validated():
+            logits = self._run(network, images).float()
+            metrics["loss"].update(cross_entropy(logits, targets), weight=len(targets))
+            for name in ("top1", "top5", "confusion"):
+                if name in metrics:
+                    metrics[name].update(logits, targets)
+
+    def on_validation_epoch_end(self) -> None:
+        self.val_metrics = {}
+        for metrics, _, prefix in self._validated():
+            values = metrics.compute()
+            confusion = values.pop("confusion").cpu() if "confusion" in values else None
+            if prefix == "val_":
+                self.confusion = confusion
+            self.val_metrics |= {f"{prefix}{name}": float(value) for name, value in values.items()}
+
+    def ranking_key(self, row: Mapping[str, float]) -> tuple[float, ...]:
+        return row["val_top1"], -row["val_loss"]
+
+    def on_new_best(self) -> None:
+        self.state.best_confusion = self.confusion
+
+    # Progress, summary and figures
+
+    def format_training(self, means: Mapping[str, float]) -> str:
+        return f"loss {means['loss']:.3f}  accuracy {100 * means['top1']:.1f} %"
+
+    def format_epoch(self, row: Mapping[str, float]) -> str:
+        line = f"train {row['train_loss']:.3f} {100 * row['train_top1']:5.1f} %"
+        if "val_top1" in row:
+            line += f"  val {row['val_loss']:.3f} {100 * row['val_top1']:5.2f} %"
+        return line
+
+    def format_validation(self, row: Mapping[str, float]) -> str:
+        return f"{100 * row['val_top1']:.2f} % validation accuracy"
+
+    def format_data(self, splits: Splits) -> str:
+        train = f"{len(splits.train):,} training"
+        if isinstance(splits.train, MixedSet):
+            train = f"{len(splits.train.labelled):,} labelled, {len(splits.train.pseudo):,} pseudo-labelled"
+        return f"{train} and {len(splits.val):,} validation images"
+
+    def data_advice(self) -> list[str]:
+        data = self.config.data
+        cache = [] if data.cache is True else ["data.cache=true where they fit into memory"]
+        return [
+            *cache,
+            f"images stored at {data.image_size} pixels where they are larger",
+            "tar: shards instead of single files",
+        ]
+
+    def weights_metadata(self) -> dict[str, str]:
+        data = self.config.data.resolved()
+        return super().weights_metadata() | {
+            "in_chans": str(data.in_chans),
+            "mean": json.dumps(data.mean),
+            "std": json.dumps(data.std),
+            "crop_pct": str(data.crop_pct),
+            "interpolation": data.interpolation,
+        }
+
+    def draw_curves(self, path: Path, title: str = "") -> None:
+        draw_curves(self.state.history, path, CURVES, title)
+
+    def draw_best(self, files: RunFiles) -> None:
+        if self.state.best_confusion is not None:
+            note = f"epoch {self.state.best_epoch}"
+            with replacing(files.confusion) as temporary:
+                draw_confusion(self.state.best_confusion, self.classes, temporary, note)
