@@ -10,7 +10,7 @@ from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import FAILURE, UsageError, usage
 from lambdanets.cli.options import place, write_json
 from lambdanets.data import CocoConfig
-from lambdanets.detection.run_config import LEAST_DETECTIONS
+from lambdanets.detection.config import MIN_MAX_DETECTIONS
 
 if TYPE_CHECKING:
     from lambdanets.detection import DetectionConfig, Detections, Scores
@@ -47,8 +47,8 @@ def evaluate_run(
     """Measure a run by COCO's figures; the arguments are those of `lambdanets eval`."""
     from lambdanets.detection import evaluate, load_run, write_kinds, write_per_class
 
-    if max_detections is not None and max_detections < LEAST_DETECTIONS:
-        raise UsageError(f"--max-detections is {LEAST_DETECTIONS} or more; got {max_detections}.")
+    if max_detections is not None and max_detections < MIN_MAX_DETECTIONS:
+        raise UsageError(f"--max-detections is {MIN_MAX_DETECTIONS} or more; got {max_detections}.")
     if images is not None and data is None:
         raise UsageError("--images says where the images of --data are; name that with --data coco:PATH.")
     option = _tile_option(tile)

@@ -25,15 +25,19 @@ from lambdanets.train.typed import override as override
 from lambdanets.train.typed import to_json as to_json
 
 if TYPE_CHECKING:
+    from lambdanets.exporting.classifier import export_classifier
     from lambdanets.train.engine import train as train
     from lambdanets.train.evaluation import evaluate as evaluate
-    from lambdanets.train.exporting import export as export
     from lambdanets.train.summary import RunResult as RunResult
 
-_LAZY = {"train": "engine", "evaluate": "evaluation", "export": "exporting", "RunResult": "summary"}
+    export = export_classifier
+
+_LAZY = {"train": "engine", "evaluate": "evaluation", "RunResult": "summary"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(f"lambdanets.train.{_LAZY[name]}"), name)
+    if name == "export":  # a public name of the room above
+        return import_module("lambdanets.exporting").export_classifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`export` of whole networks and runs; the files are run elsewhere in tests/cli and tests/exporting."""
+"""`export` of whole networks and runs; tests/cli and test_network.py run the files in fresh interpreters."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,8 @@ from torch import nn
 from lambdanets import create_model
 from lambdanets.exporting import ExportError
 from lambdanets.nn import LambdaLayer2d
-from lambdanets.train import RunConfig, export, load_run, override
+from lambdanets.recipes import digits, miniature
+from lambdanets.train import export, load_run, override
 from lambdanets.train.engine import train
 
 
@@ -59,8 +60,10 @@ def test_mobilenet_of_one_batch_size(tmp_path: Path) -> None:
     check(made.file, network, torch.randn(2, 3, 64, 64))
 
 
-def test_a_run_in_bfloat16_gives_float32(tiny: RunConfig, tmp_path: Path) -> None:
-    config = override(tiny, "engine.precision=bf16-mixed", "engine.epochs=1", "engine.max_batches=2")
+def test_a_run_in_bfloat16_gives_float32(tmp_path: Path) -> None:
+    config = override(
+        miniature(digits()), "engine.precision=bf16-mixed", "engine.epochs=1", "engine.max_batches=2"
+    )
     run = load_run(train(config, run_dir=tmp_path / "run").directory)
     made = export(run, tmp_path / "n.onnx", format="onnx", weights="last", size=10)
     session = onnxruntime.InferenceSession(made.file, providers=["CPUExecutionProvider"])
@@ -73,7 +76,7 @@ def test_a_run_in_bfloat16_gives_float32(tiny: RunConfig, tmp_path: Path) -> Non
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     file = tmp_path / "n.pt2"
-    with pytest.raises(ExportError, match="Linear does not say which images it takes"):
+    with pytest.raises(ExportError, match="Linear does not state which images it takes"):
         export(nn.Linear(3, 2), file, format="torch")
     vit = create_model("vit_tiny_patch16_224")
     with pytest.raises(ExportError, match=r"^the network cannot take inputs of shape \(1, 3, 48, 80\): "):
