@@ -265,7 +265,7 @@ def _counts(each: "Detections", classes: tuple[str, ...]) -> str:
 
 
 def _entry(each: "Detections", classes: tuple[str, ...]) -> dict[str, Any]:
-    """Return the JSON entry of an image: its path, and objects as in COCO's results, with names of classes."""
+    """Return the JSON entry of an image: path, and objects as in COCO's results, with names of classes."""
     if each.image is None:
         return {"path": each.path, "error": each.error}
     from lambdanets.detection import to_results
