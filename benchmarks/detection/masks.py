@@ -18,7 +18,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 
 from lambdanets.data import CocoConfig, CocoSet, open_coco_split
 from lambdanets.detection import score, to_results
-from lambdanets.detection.network import placed
+from lambdanets.detection.masks import paste_regions
 
 HERE = Path(__file__).parent
 FIGURES = ("mask_ap", "mask_ap50", "mask_ap75", "mask_ap_small", "mask_ap_medium", "mask_ap_large")
@@ -29,7 +29,7 @@ def torchvisions(found: dict[str, Tensor], size: tuple[int, int]) -> dict[str, T
 
 
 def ours(found: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-    return placed(found, size, size)
+    return paste_regions(found, size, size)
 
 
 def taught(data: CocoSet, index: int) -> tuple[dict[str, Tensor], tuple[int, int], int]:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from elsewhere import run_elsewhere
-from lambdanets.exporting import onnx_file
+from lambdanets.exporting import onnx_format
 from lambdanets.train import load_run
 from photo_sets import NAME
 
@@ -117,6 +117,6 @@ def test_what_is_wrong_is_a_sentence(
     for name in ("config.json", "classes.json"):
         shutil.copy(trained / name, bare / name)
     assert "has no best weights yet" in refused(bare, *torch_form, code=1)
-    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_format, "find_spec", lambda name: None)
     words = (trained, "--format", "onnx", "--out", tmp_path / "out.onnx")
     assert "needs onnx and onnxscript and onnxruntime: pip install" in refused(*words, code=1)

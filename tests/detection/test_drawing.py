@@ -10,7 +10,7 @@ from PIL import Image, ImageColor
 from torch import Tensor
 
 from lambdanets.detection import draw_objects
-from lambdanets.detection.drawing import COLOURS, FILL, LEAST
+from lambdanets.detection.drawing import COLOURS, MASK_OPACITY, MIN_LENGTH
 
 FEW = ["cat", "dog", "fish"]
 GREY = (90, 90, 90)
@@ -47,7 +47,7 @@ def test_a_mask_is_filled_where_it_is_and_nowhere_else() -> None:
     mask = disc(600, 200, 300, 120)
     drawn = draw(blank(), [[200, 300, 320, 420]], masks=mask[None])
     outline = where(drawn, COLOURS[0])
-    mixed = (1 - FILL) * np.array(GREY) + FILL * np.array(ImageColor.getrgb(COLOURS[0]))
+    mixed = (1 - MASK_OPACITY) * np.array(GREY) + MASK_OPACITY * np.array(ImageColor.getrgb(COLOURS[0]))
     fill = where(drawn, tuple(mixed.round().astype(int)))
     box = np.zeros((600, 600), bool)
     box[300:420, 200:320] = True
@@ -162,8 +162,8 @@ def test_any_number_of_objects_is_drawn_on_any_image(size: tuple[int, int], coun
         masks=masks,
     )
     assert drawn.shape[0] * width == pytest.approx(drawn.shape[1] * height, rel=0.01)
-    assert max(drawn.shape) >= LEAST
-    assert drawn.shape[:2] == (height, width) or max(size) < LEAST
+    assert max(drawn.shape) >= MIN_LENGTH
+    assert drawn.shape[:2] == (height, width) or max(size) < MIN_LENGTH
     assert where(drawn, GREY).all() == (count == 0)
 
 
@@ -172,7 +172,7 @@ def test_small_images_are_enlarged_without_smoothing() -> None:
     mask = torch.tensor([[[1, 0], [0, 0]]])
     drawn = draw(board, [[0, 0, 1, 1]], masks=mask)
     half = drawn.shape[0] // 2
-    assert drawn.shape == (LEAST, LEAST, 3)
+    assert drawn.shape == (MIN_LENGTH, MIN_LENGTH, 3)
     assert where(drawn, (255, 255, 255))[:half, half:].all()
     assert not where(drawn, (0, 0, 0))[:half, :half].any()
     assert where(drawn, (0, 0, 0))[half:, half:].all()

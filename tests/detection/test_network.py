@@ -7,7 +7,7 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from detectors import batch, pictures, target, tiny, tiny_config
 from lambdanets.data.coco.masks import raster
 from lambdanets.detection import create_detector
-from lambdanets.detection.network import outlined, placed
+from lambdanets.detection.masks import encode_regions, paste_regions
 from lambdanets.train import OptimizerConfig
 from lambdanets.train.optim import create_optimizer
 
@@ -179,7 +179,7 @@ def test_masks_are_drawn_where_they_are_taught(scale: float) -> None:
     own = corners * torch.tensor([size[1] / width, size[0] / height] * 2)
     taught = project_masks_on_boxes(seen, own, torch.arange(len(own)), 28)[:, None]
     found = {"boxes": own, "labels": torch.ones(30), "scores": torch.ones(30), "masks": taught}
-    drawn = placed(found, size, (height, width))["masks"][:, 0]
+    drawn = paste_regions(found, size, (height, width))["masks"][:, 0]
     overlap = (drawn & truth).sum((1, 2)) / (drawn | truth).sum((1, 2))
     assert overlap.min() > (0.95 if scale >= 1 else 0.85)
     middles = [
@@ -192,7 +192,7 @@ def test_masks_are_drawn_where_they_are_taught(scale: float) -> None:
 def test_an_object_thinner_than_a_pixel_is_drawn() -> None:
     boxes = torch.tensor([[3.6, 2.0, 3.9, 9.0], [0.0, 0.0, 0.2, 0.2], [11.9, 9.9, 12.0, 10.0]])
     found = {"boxes": boxes, "scores": torch.ones(3), "masks": torch.ones(3, 1, 28, 28)}
-    drawn = placed(found, (10, 12), (10, 12))["masks"]
+    drawn = paste_regions(found, (10, 12), (10, 12))["masks"]
     assert drawn.sum((1, 2, 3)).tolist() == [7, 1, 1]
 
 
@@ -330,7 +330,7 @@ def test_masks_as_run_lengths_are_those_that_are_drawn() -> None:
         "scores": torch.linspace(0.9, 0.4, 6),
         "masks": torch.rand(6, 1, 28, 28, generator=generator),
     }
-    drawn, runs = (draw(found, (50, 60), (101, 73)) for draw in (placed, outlined))
+    drawn, runs = (draw(found, (50, 60), (101, 73)) for draw in (paste_regions, encode_regions))
     masks = runs["masks"]
     assert torch.equal(torch.from_numpy(raster(masks.segmentations, 101, 73)), drawn["masks"][:, 0].byte())
     assert torch.equal(runs["boxes"], drawn["boxes"])

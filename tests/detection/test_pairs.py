@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageColor
 
 from lambdanets.detection import Pair, draw_pairs
+from lambdanets.detection.comparison_sheet import PICTURE
 from lambdanets.detection.drawing import COLOURS
-from lambdanets.detection.pairs import PICTURE
 from lambdanets.viz.pages import MARGIN, PAD, SCALE
 
 NAMES = ["cat", "dog"]

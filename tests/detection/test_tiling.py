@@ -11,34 +11,36 @@ from torch import Tensor
 
 from lambdanets.data import CocoConfig
 from lambdanets.data.coco.masks import Masks, raster
-from lambdanets.detection.results import Objects, as_runs
-from lambdanets.detection.tiling import Tile, TrainingSizes, find_in_tiles, tiles
+from lambdanets.detection.masks import Objects, encode_mask
+from lambdanets.detection.tiling import Tile, TrainingSizes, detect_in_tiles, tiles
 from lambdanets.train import RunError
 
 SIDE = 96
 CORNERS = np.ones((3, 3), int)
 
 
-def connected(*, masks: bool = True) -> Callable[[Tensor], Objects]:
-    """A detector of bright regions, whose class is their grey value."""
+def connected(*, masks: bool = True) -> Callable[[Tensor, Tile], Objects]:
+    """A detector of the connected regions in a tile; the label of a region is its grey value."""
 
-    def find(image: Tensor) -> Objects:
+    def detect(image: Tensor, tile: Tile) -> Objects:
         height, width = image.shape[-2:]
-        numbers, _ = ndimage.label(image[0].numpy(), CORNERS)  # pyright: ignore[reportGeneralTypeIssues]
-        boxes, labels, runs = [], [], []
+        part = tile.crop(image)[0]
+        numbers, _ = ndimage.label(part.numpy(), CORNERS)  # pyright: ignore[reportGeneralTypeIssues]
+        boxes, labels, encoded = [], [], []
         for number, (rows, columns) in enumerate(ndimage.find_objects(numbers), start=1):
-            part = numbers[rows, columns] == number
-            boxes.append([columns.start, rows.start, columns.stop, rows.stop])
-            labels.append(int(image[0, rows, columns][torch.from_numpy(part)][0]))
-            runs.append(as_runs(part, rows.start, columns.start, height, width))
+            inside = numbers[rows, columns] == number
+            top, left = tile.top + rows.start, tile.left + columns.start
+            boxes.append([left, top, tile.left + columns.stop, tile.top + rows.stop])
+            labels.append(int(part[rows, columns][torch.from_numpy(inside)][0]))
+            encoded.append(encode_mask(inside, top, left, height, width))
         found: Objects = {
             "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
             "labels": torch.tensor(labels, dtype=torch.int64),
             "scores": torch.linspace(1, 0.5, len(boxes)),
         }
-        return found | ({"masks": Masks(runs, height, width)} if masks else {})
+        return found | ({"masks": Masks(encoded, height, width)} if masks else {})
 
-    return find
+    return detect
 
 
 def scattered(seed: int, largest: int) -> Tensor:
@@ -63,10 +65,10 @@ def listed(found: Objects) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize("largest", [SIDE // 5, 2 * SIDE])  # smaller than the overlap; larger than a tile
 @pytest.mark.parametrize("seed", range(4))
 def test_objects_are_those_of_the_whole_image(seed: int, largest: int, masks: bool) -> None:
-    image, find = scattered(seed, largest), connected(masks=masks)
-    found, number = find_in_tiles(find, image, SIDE)
+    image, detect = scattered(seed, largest), connected(masks=masks)
+    found, number = detect_in_tiles(detect, image, SIDE)
     assert number == len(tiles(*image.shape[1:], SIDE)) > 1
-    assert listed(found) == listed(find(image))
+    assert listed(found) == listed(detect(image, Tile(0, 0, *image.shape[1:])))
     assert found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
 
 
@@ -75,7 +77,7 @@ def test_copies_of_a_tile_hold_as_many_copies_of_its_objects() -> None:
     for number in range(16):
         top, left = 4 + number // 4 * 24, 4 + number % 4 * 24
         one[:, top : top + 10, left : left + 5 + number] = 1
-    found, _ = find_in_tiles(connected(), one.repeat(1, 5, 7), SIDE)
+    found, _ = detect_in_tiles(connected(), one.repeat(1, 5, 7), SIDE)
     assert len(found["boxes"]) == 35 * 16
     masks = found["masks"]
     drawn = raster(masks.segmentations, masks.height, masks.width)
@@ -83,7 +85,7 @@ def test_copies_of_a_tile_hold_as_many_copies_of_its_objects() -> None:
 
 
 def test_an_image_without_objects() -> None:
-    found, number = find_in_tiles(connected(), torch.zeros(3, 300, 300, dtype=torch.uint8), SIDE)
+    found, number = detect_in_tiles(connected(), torch.zeros(3, 300, 300, dtype=torch.uint8), SIDE)
     assert number == 16
     assert [len(found[name]) for name in ("boxes", "labels", "scores", "masks")] == [0] * 4
 
@@ -91,15 +93,15 @@ def test_an_image_without_objects() -> None:
 def test_a_part_of_another_class_gives_way_to_the_whole_object() -> None:
     whole = connected()
 
-    def find(image: Tensor) -> Objects:
-        found = whole(image)
+    def detect(image: Tensor, tile: Tile) -> Objects:
+        found = whole(image, tile)
         narrow = found["boxes"][:, 2] - found["boxes"][:, 0] < 20
         return found | {"labels": torch.where(narrow, 2, 1)}
 
     image = torch.zeros(3, SIDE, 2 * SIDE, dtype=torch.uint8)
     edge = tiles(SIDE, 2 * SIDE, SIDE)[0].right
     image[:, 40:50, edge - 5 : edge + 20] = 1  # 5 pixels of it are in the first tile
-    found, _ = find_in_tiles(find, image, SIDE)
+    found, _ = detect_in_tiles(detect, image, SIDE)
     assert found["labels"].tolist() == [1]
 
 
@@ -115,8 +117,8 @@ def test_tiles_cover_an_image_and_overlap(size: tuple[int, int]) -> None:
     assert all(
         each is None or tile.bottom - each.top >= SIDE // 4 for tile, each in zip(own, below, strict=True)
     )
-    assert own[0].common(Tile(0, 0, 5, 7)) == Tile(0, 0, 5, 7)
-    assert own[0].common(Tile(SIDE, 0, SIDE + 5, 7)) is None
+    assert own[0].intersection(Tile(0, 0, 5, 7)) == Tile(0, 0, 5, 7)
+    assert own[0].intersection(Tile(SIDE, 0, SIDE + 5, 7)) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"median": 5}', '{"median": 1e400, "large": 5}', "[" * 10**5])

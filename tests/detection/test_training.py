@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from lambdanets.data import DataError, DataWarning
 from lambdanets.data.coco.masks import Masks
 from lambdanets.detection import DetectionConfig, evaluate, load_run, predict, predict_samples, train
-from lambdanets.detection.module import DetectionModule
+from lambdanets.detection.training import DetectionModule
 from lambdanets.recipes import coco, miniature
 from lambdanets.train import NonFiniteLossError, RunError, RunResult, override
 from lambdanets.train.checkpoint import RunState, load_checkpoint

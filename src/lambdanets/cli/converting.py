@@ -20,7 +20,7 @@ def run(
     ignore: Annotated[str | None, shown("VALUE | none")] = None,
     threshold: Annotated[int | None, shown("VALUE")] = None,
 ) -> int:
-    """Write the masks of a folder as a COCO json, to train a detector on.
+    """Write the masks of a folder as a COCO json for the training of a detector.
 
     The folder holds images/NAME.jpg with masks/NAME.png, whose values number the objects and are 0 elsewhere;
     or a folder for each image, with the image in images/ and a PNG for each object in masks/. With several
@@ -32,7 +32,7 @@ def run(
         classes: Names of the classes.
         ignore: A value of the masks that is background as 0 is, such as 255, the border of objects in Pascal
             VOC; none where every value is an object.
-        threshold: For masks with smoothed edges: what has this value or more is one object.
+        threshold: For masks with smoothed edges: pixels of this value or more are one object.
     """
     if ignore not in (None, "none") and not str(ignore).isdecimal():
         raise UsageError(f"--ignore is a value of the masks, such as 255, or none; got {ignore!r}.")

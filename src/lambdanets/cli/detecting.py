@@ -10,7 +10,7 @@ from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import FAILURE, UsageError, usage
 from lambdanets.cli.options import place, write_json
 from lambdanets.data import CocoConfig
-from lambdanets.detection.run_config import LEAST_DETECTIONS
+from lambdanets.detection.config import MIN_MAX_DETECTIONS
 
 if TYPE_CHECKING:
     from lambdanets.detection import DetectionConfig, Detections, Scores
@@ -44,11 +44,11 @@ def evaluate_run(
     json: Path | None,
     results: Path | None,
 ) -> int:
-    """Measure a run by COCO's figures; the arguments are those of `lambdanets eval`."""
+    """Compute COCO's figures of a run; the arguments are those of `lambdanets eval`."""
     from lambdanets.detection import evaluate, load_run, write_kinds, write_per_class
 
-    if max_detections is not None and max_detections < LEAST_DETECTIONS:
-        raise UsageError(f"--max-detections is {LEAST_DETECTIONS} or more; got {max_detections}.")
+    if max_detections is not None and max_detections < MIN_MAX_DETECTIONS:
+        raise UsageError(f"--max-detections is {MIN_MAX_DETECTIONS} or more; got {max_detections}.")
     if images is not None and data is None:
         raise UsageError("--images says where the images of --data are; name that with --data coco:PATH.")
     option = _tile_option(tile)
@@ -58,7 +58,7 @@ def evaluate_run(
     with usage():
         form = replace(own, **{name: value for name, value in changes.items() if value is not None})
         if data is not None:
-            form = _elsewhere(form, data, images)
+            form = _other_data(form, data, images)
         config = opened.config
         if precision is not None:
             config = replace(config, engine=replace(config.engine, precision=precision))
@@ -66,7 +66,7 @@ def evaluate_run(
     evaluation = evaluate(opened, data=form, weights=weights, max_detections=max_detections, tile=option)
     scores = evaluation.scores
     if evaluation.tiled:
-        stdout().print(_tiled(evaluation.tiled, scores.images, opened, option), soft_wrap=True)
+        stdout().print(_tiles_note(evaluation.tiled, scores.images, opened, option), soft_wrap=True)
     _print_scores(f"{run}, {weights} weights, on {form.source}", scores)
     if per_class is not None:
         _print_classes(scores)
@@ -84,10 +84,11 @@ def evaluate_run(
     return 0
 
 
-def _elsewhere(config: CocoConfig, source: str, images: Path | None) -> CocoConfig:
-    """All of a single file, the validation side of a folder; of the run's own, what the run has not seen."""
+def _other_data(config: CocoConfig, source: str, images: Path | None) -> CocoConfig:
+    """Return the config for other data: a whole file, or a folder's validation split."""
     folder = None if images is None else str(images)
     other = replace(config, source=source, images=folder or config.images)
+    # The run's own data keep their split: the training images are not evaluated.
     if place(other) == place(config):
         return other
     return replace(other, images=folder, train_split=None, val_split=None, val_fraction=1.0)
@@ -140,7 +141,7 @@ def predict_run(
     weights: Literal["best", "last"],
     strict: bool,
 ) -> int:
-    """Find objects with a run and draw them; the arguments are those of `lambdanets predict`."""
+    """Detect objects with a run and draw them; the arguments are those of `lambdanets predict`."""
     from lambdanets.detection import draw_objects, draw_pairs, load_run, predict, predict_samples
     from lambdanets.detection.tiling import TrainingSizes
     from lambdanets.train.checkpoint import replacing
@@ -187,14 +188,15 @@ def predict_run(
         drawing = draw_objects(
             each.image, found["boxes"], found["labels"], opened.classes, found["scores"], found.get("masks")
         )
-        with replacing(target) as part:  # a link to a photo is replaced, not followed
+        # Atomic, so that a link to a photo is replaced, not followed.
+        with replacing(target) as part:
             drawing.save(part, format="PNG")
         counts = _counts(each, opened.classes)
         rows.add_row(each.path, str(len(found["labels"])), counts, str(target))
     if rows.row_count:
         draw(stdout(), f"{opened.config.model.name} from {run}, scores from {threshold:g}", rows)
     if tiled:
-        stdout().print(_tiled(tiled, rows.row_count, opened, option), soft_wrap=True)
+        stdout().print(_tiles_note(tiled, rows.row_count, opened, option), soft_wrap=True)
     if shrunk:
         stdout().print(
             f"{shrunk:,} of {rows.row_count:,} images were shrunk far more than those of the training (about "
@@ -219,21 +221,21 @@ def _tile_option(given: str) -> "TileOption":
         raise UsageError(f"--{error}.") from error
 
 
-def _tiled(number: int, total: int, run: "Run[DetectionConfig]", option: "TileOption") -> str:
-    """The sentence about images that were looked at in tiles."""
+def _tiles_note(number: int, total: int, run: "Run[DetectionConfig]", option: "TileOption") -> str:
+    """Return the sentence about images that were split into tiles."""
     from lambdanets.detection.tiling import TrainingSizes
 
-    own = TrainingSizes.read(run.files.image_sizes, run.config.data).median
-    side = own if option == "auto" else option
+    median = TrainingSizes.read(run.files.image_sizes, run.config.data).median
+    side = median if option == "auto" else option
     return (
-        f"{number:,} of {total:,} images are much larger than those of the training (about {own:,} pixels "
+        f"{number:,} of {total:,} images are much larger than those of the training (about {median:,} pixels "
         f"long): they were looked at in overlapping tiles of {side:,} pixels. For objects larger than a tile "
         "name a larger SIZE with --tile, or --tile off, which shrinks the images."
     )
 
 
 def _photos(paths: tuple[Path, ...], drawings: Path) -> list[Path]:
-    """The files to look at, none of which a drawing may replace."""
+    """Return the image files; refuse those in the folder of the drawings, which would be overwritten."""
     from lambdanets.evaluate.prediction import find_image_files
 
     found, folder = list(find_image_files(paths)), drawings.resolve()
@@ -246,7 +248,7 @@ def _photos(paths: tuple[Path, ...], drawings: Path) -> list[Path]:
 
 
 def _free_name(path: Path, taken: set[str]) -> str:
-    """A name for a drawing that no other one of this call has."""
+    """Return a file name for a drawing that no other drawing of this call has."""
     names: Iterator[str] = (
         f"{path.stem}{'' if number == 1 else f'-{number}'}.png" for number in range(1, len(taken) + 2)
     )
@@ -263,7 +265,7 @@ def _counts(each: "Detections", classes: tuple[str, ...]) -> str:
 
 
 def _entry(each: "Detections", classes: tuple[str, ...]) -> dict[str, Any]:
-    """One image for other programs: a path, and objects as in COCO's results, with names of classes."""
+    """Return the JSON entry of an image: path, and objects as in COCO's results, with names of classes."""
     if each.image is None:
         return {"path": each.path, "error": each.error}
     from lambdanets.detection import to_results

@@ -27,10 +27,10 @@ def run(
     batch_size: Annotated[int | None, shown("N", "any")] = None,
     opset: Annotated[int | None, shown("N", "PyTorch's")] = None,
 ) -> int:
-    """Write a run or a model as one file that needs nothing of this package, and compare it with the network.
+    """Write a run or a model as one file that runs without this package, and compare it with the network.
 
-    The file holds the names of the classes and how images are prepared. That of a classifier takes any number
-    of images, that of a detector one. It appears when it gives what the network gives.
+    The file holds the names of the classes and how images are prepared. A classifier's file takes any number
+    of images, a detector's file one. It is written only if its outputs agree with the network's.
 
     Args:
         what: The folder of a run, or a model: a name of timm's registry or ours, or hf-hub:NAME.
@@ -40,12 +40,12 @@ def run(
         checkpoint: Weights for a model.
         size: Height and width of the images.
         dynamic_size: Take images of any height and width, where the network can; a fixed size is faster.
-        batch_size: Take so many images at once and no others, of a classifier.
+        batch_size: A fixed number of images in a batch, of a classifier.
         opset: Version of ONNX's operators.
     """
     from lambdanets.evaluate.target import create_trained_model, is_run_folder
-    from lambdanets.exporting import FORMATS
-    from lambdanets.train import export, load_run
+    from lambdanets.exporting import FORMATS, export_classifier, export_detector
+    from lambdanets.train import load_run
     from lambdanets.train.config import stored_task
 
     format = format or _format_of(out)
@@ -54,33 +54,35 @@ def run(
         from lambdanets import detection
 
         file = out or Path(what) / f"network{FORMATS[format].SUFFIX}"
-        found = detection.export(
+        detector = export_detector(
             detection.load_run(what), file, format=format, weights=weights, size=size,
             dynamic_size=dynamic_size, opset=opset,
         )  # fmt: skip
-        _say(found, f"{found.difference:.2g} in {found.objects} objects", f"{found.images} images")
-        if not found.objects:
+        difference = f"{detector.difference:.2g} in {detector.objects} objects"
+        _print_exported(detector, difference, f"{detector.images} images")
+        if not detector.objects:
             stderr().print("lambdanets: nothing was found in these images: no boxes and masks were compared.")
         return 0
     if is_run_folder(what):
         if checkpoint is not None:
             raise UsageError(f"--checkpoint goes with the name of a model; {what} is no such name.")
-        source, unasked = load_run(what), Path(what) / "network"
+        source, default = load_run(what), Path(what) / "network"
     else:
         if weights != "best":
             raise UsageError("--weights chooses among those of a run; a model takes --checkpoint.")
-        source, unasked = create_trained_model(what, checkpoint=checkpoint), Path(what.rpartition("/")[2])
-    file = out or unasked.with_name(unasked.name + FORMATS[format].SUFFIX)
-    made = export(
+        source, default = create_trained_model(what, checkpoint=checkpoint), Path(what.rpartition("/")[2])
+    file = out or default.with_name(default.name + FORMATS[format].SUFFIX)
+    classifier = export_classifier(
         source, file, format=format, weights=weights, size=size,
         dynamic_size=dynamic_size, batch_size=batch_size, opset=opset,
     )  # fmt: skip
-    _say(made, f"{made.difference:.2g} in outputs up to {made.largest:.2g}", "random images")
+    difference = f"{classifier.difference:.2g} in outputs up to {classifier.largest:.2g}"
+    _print_exported(classifier, difference, "random images")
     return 0
 
 
 def _format_of(out: Path | None) -> Literal["torch", "onnx"]:
-    """The format that the name of a file says."""
+    """Return the format of a file by the ending of its name."""
     from lambdanets.exporting import FORMATS
 
     for name in ("torch", "onnx"):
@@ -91,13 +93,13 @@ def _format_of(out: Path | None) -> Literal["torch", "onnx"]:
     raise UsageError(f"--format torch or onnx is missing, or an --out FILE that ends in {endings}{named}.")
 
 
-def _say(made: "Exported", difference: str, images: str) -> None:
-    """Print the file, what it takes, and how far it is from the network."""
-    shapes = ", ".join(f"{name} {_axes(axes)}" for name, axes in made.inputs.items())
-    tried = ", ".join(" and ".join(map(_axes, each)) for each in made.compared)
+def _print_exported(exported: "Exported", difference: str, images: str) -> None:
+    """Print the file, the shapes of its inputs, and its difference from the network."""
+    shapes = ", ".join(f"{name} {_axes(axes)}" for name, axes in exported.inputs.items())
+    compared = ", ".join(" and ".join(map(_axes, each)) for each in exported.compared)
     console = stdout()
-    console.print(f"{made.file}: {shapes}", soft_wrap=True)
-    console.print(f"largest difference from the network: {difference} ({images}, {tried})", soft_wrap=True)
+    console.print(f"{exported.file}: {shapes}", soft_wrap=True)
+    console.print(f"largest difference from the network: {difference} ({images}, {compared})", soft_wrap=True)
 
 
 def _axes(sizes: tuple[int | str, ...]) -> str:

@@ -1,78 +1,83 @@
-"""Detection: Mask R-CNN of torchvision's parts on any backbone, trained, scored as COCO does, and drawn.
+"""Detection: Mask R-CNN of torchvision's modules on any backbone, trained, scored with COCO's figures and
+drawn.
 
-What takes long to import, such as Lightning, is imported where it is used first.
+Modules with slow imports, such as Lightning, are imported on first use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lambdanets.detection.config import DetectionConfig as DetectionConfig
 from lambdanets.detection.config import DetectorConfig as DetectorConfig
-from lambdanets.detection.run_config import DetectionConfig as DetectionConfig
-from lambdanets.detection.run_config import ValidationConfig as ValidationConfig
+from lambdanets.detection.config import ValidationConfig as ValidationConfig
 
 if TYPE_CHECKING:
+    from lambdanets.detection.comparison_sheet import Pair as Pair
+    from lambdanets.detection.comparison_sheet import draw_pairs as draw_pairs
     from lambdanets.detection.drawing import draw_objects as draw_objects
     from lambdanets.detection.evaluation import Evaluation as Evaluation
     from lambdanets.detection.evaluation import evaluate as evaluate
-    from lambdanets.detection.exporting import ExportedDetector as ExportedDetector
-    from lambdanets.detection.exporting import export as export
-    from lambdanets.detection.network import Detector as Detector
-    from lambdanets.detection.network import create_detector as create_detector
-    from lambdanets.detection.pairs import Pair as Pair
-    from lambdanets.detection.pairs import draw_pairs as draw_pairs
+    from lambdanets.detection.mask_rcnn import Detector as Detector
+    from lambdanets.detection.mask_rcnn import create_detector as create_detector
     from lambdanets.detection.prediction import Detections as Detections
     from lambdanets.detection.prediction import predict as predict
     from lambdanets.detection.prediction import predict_samples as predict_samples
-    from lambdanets.detection.report import draw_precision_recall as draw_precision_recall
-    from lambdanets.detection.report import write_per_class as write_per_class
     from lambdanets.detection.results import ground_truth_as_results as ground_truth_as_results
     from lambdanets.detection.results import merge as merge
     from lambdanets.detection.results import of_boxes as of_boxes
     from lambdanets.detection.results import of_masks as of_masks
+    from lambdanets.detection.results import read_results as read_results
     from lambdanets.detection.results import to_detections as to_detections
     from lambdanets.detection.results import to_results as to_results
-    from lambdanets.detection.results_json import read_results as read_results
-    from lambdanets.detection.results_json import write_kinds as write_kinds
-    from lambdanets.detection.results_json import write_results as write_results
+    from lambdanets.detection.results import write_kinds as write_kinds
+    from lambdanets.detection.results import write_results as write_results
     from lambdanets.detection.scores import KindScores as KindScores
     from lambdanets.detection.scores import Scores as Scores
+    from lambdanets.detection.scores import draw_precision_recall as draw_precision_recall
     from lambdanets.detection.scores import score as score
-    from lambdanets.detection.task import load_run as load_run
-    from lambdanets.detection.task import train as train
+    from lambdanets.detection.scores import write_per_class as write_per_class
+    from lambdanets.detection.training import load_run as load_run
+    from lambdanets.detection.training import train as train
+    from lambdanets.exporting.detector import ExportedDetector as ExportedDetector
+    from lambdanets.exporting.detector import export_detector
+
+    export = export_detector
 
 _LAZY = {
-    "Detections": "prediction",
-    "Detector": "network",
-    "Evaluation": "evaluation",
-    "ExportedDetector": "exporting",
-    "KindScores": "scores",
-    "Pair": "pairs",
-    "Scores": "scores",
-    "create_detector": "network",
-    "draw_objects": "drawing",
-    "draw_pairs": "pairs",
-    "draw_precision_recall": "report",
-    "evaluate": "evaluation",
-    "export": "exporting",
-    "ground_truth_as_results": "results",
-    "load_run": "task",
-    "merge": "results",
-    "of_boxes": "results",
-    "of_masks": "results",
-    "predict": "prediction",
-    "predict_samples": "prediction",
-    "read_results": "results_json",
-    "score": "scores",
-    "to_detections": "results",
-    "to_results": "results",
-    "train": "task",
-    "write_kinds": "results_json",
-    "write_per_class": "report",
-    "write_results": "results_json",
+    "Detections": "lambdanets.detection.prediction",
+    "Detector": "lambdanets.detection.mask_rcnn",
+    "Evaluation": "lambdanets.detection.evaluation",
+    "KindScores": "lambdanets.detection.scores",
+    "Pair": "lambdanets.detection.comparison_sheet",
+    "Scores": "lambdanets.detection.scores",
+    "create_detector": "lambdanets.detection.mask_rcnn",
+    "draw_objects": "lambdanets.detection.drawing",
+    "draw_pairs": "lambdanets.detection.comparison_sheet",
+    "draw_precision_recall": "lambdanets.detection.scores",
+    "evaluate": "lambdanets.detection.evaluation",
+    "ground_truth_as_results": "lambdanets.detection.results",
+    "load_run": "lambdanets.detection.training",
+    "merge": "lambdanets.detection.results",
+    "of_boxes": "lambdanets.detection.results",
+    "of_masks": "lambdanets.detection.results",
+    "predict": "lambdanets.detection.prediction",
+    "predict_samples": "lambdanets.detection.prediction",
+    "read_results": "lambdanets.detection.results",
+    "score": "lambdanets.detection.scores",
+    "to_detections": "lambdanets.detection.results",
+    "to_results": "lambdanets.detection.results",
+    "train": "lambdanets.detection.training",
+    "write_kinds": "lambdanets.detection.results",
+    "write_per_class": "lambdanets.detection.scores",
+    "write_results": "lambdanets.detection.results",
+    # Public names of the room above.
+    "ExportedDetector": "lambdanets.exporting",
+    "export": "lambdanets.exporting",
 }
+_RENAMED = {"export": "export_detector"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(f"lambdanets.detection.{_LAZY[name]}"), name)
+        return getattr(import_module(_LAZY[name]), _RENAMED.get(name, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""A classification network as the backbone of a detector: its feature maps, through a feature pyramid."""
+"""The backbone of a detector: the feature maps of a classification network and a feature pyramid on them."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
+from lambdanets.detection.config import DetectorConfig
 from lambdanets.models import create_model, load_weights
 from lambdanets.wording import few
 
-from .config import DetectorConfig
-
 
 class Backbone(nn.Module):
-    """A network of our family or of timm without its head, and a feature pyramid on its maps.
+    """A network of ours or of timm without its head, and a feature pyramid on its maps.
 
-    Parameters are named as in torchvision's `BackboneWithFPN`.
+    Parameters have the names of torchvision's `BackboneWithFPN`.
 
     Args:
-        config: name, options, start and what of it is fixed; the pyramid.
-        loads_weights: weights follow: neither those of the configuration nor published ones are read.
+        config: Network, initial weights, frozen parts and pyramid.
+        loads_weights: The caller loads weights later: neither those of the configuration nor published ones
+            are read.
 
     Attributes:
-        out_channels: of each map.
-        strides: side of the image over that of each map.
+        out_channels: Channels of each map.
+        strides: Side of the image over that of each map.
 
     Raises:
-        ValueError: there is no such network, it has no maps of these reductions, takes images of one size
-            alone, has fewer stages than are to be frozen, or has no batch norms to freeze.
-        WeightsError: the weights cannot be found or read, or are of another network.
+        ValueError: The network does not exist, has no maps of these reductions, requires images of one fixed
+            size, has fewer stages than should be frozen, or has no batch norms to freeze.
+        WeightsError: The weights cannot be found or read, or belong to another network.
     """
 
     def __init__(self, config: DetectorConfig, *, loads_weights: bool = False) -> None:
@@ -43,10 +43,10 @@ class Backbone(nn.Module):
             options["pretrained"] = False
         self.body: Any = create_model(config.name, **options)
         if config.weights is not None and not loads_weights:
-            self.start(config.weights)
-        self.indices, channels = _take(self.body, config)
-        self._fixed = _fix(self.body, config)
-        _try(self.body, self.indices, channels, config)
+            self.load_classifier(config.weights)
+        self.indices, channels = _prune(self.body, config)
+        self._frozen = _freeze(self.body, config)
+        _check_any_size(self.body, self.indices, channels, config)
         self.fpn = FeaturePyramidNetwork(
             channels,
             config.fpn_channels,
@@ -57,14 +57,14 @@ class Backbone(nn.Module):
         self.strides = (*config.reductions, 2 * config.reductions[-1])
         self.train()
 
-    def start(self, weights: str) -> None:
+    def load_classifier(self, weights: str) -> None:
         """Load the weights of a classifier, without its head.
 
         Args:
-            weights: what `lambdanets.models.load_weights` takes.
+            weights: A source for `lambdanets.models.load_weights`.
 
         Raises:
-            WeightsError: they cannot be found or read, or are of another network.
+            WeightsError: The weights cannot be found or read, or belong to another network.
         """
         load_weights(self.body, weights, head="replace")
 
@@ -72,36 +72,36 @@ class Backbone(nn.Module):
         """Return the maps of the pyramid by name, "0", "1", ... and "pool", the largest first.
 
         Args:
-            images: of shape (b, 3, height, width); sides that are multiples of the last stride give maps
-                whose strides are exact.
+            images: [b, 3, height, width]; sides that are multiples of the last stride give maps with exact
+                strides.
         """
         maps = self.body.forward_intermediates(images, indices=self.indices, intermediates_only=True)
         return self.fpn(OrderedDict((str(level), each) for level, each in enumerate(maps)))
 
     def train(self, mode: bool = True) -> Backbone:
-        """Set training or evaluation mode; what is frozen stays in the latter."""
+        """Set training or evaluation mode; frozen modules stay in evaluation mode."""
         super().train(mode)
-        for name in self._fixed:
+        for name in self._frozen:
             self.body.get_submodule(name).eval()
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: activations inside the network are computed again in the backward pass."""
+        """Trade time for memory: the network's activations are recomputed in the backward pass."""
         self.body.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters that weight decay should spare, such as position tables."""
+        """Return the names of parameters without weight decay, such as position tables."""
         names = self.body.no_weight_decay() if hasattr(self.body, "no_weight_decay") else ()
         return {f"body.{name}" for name in names}
 
     def layers(self, coarse: bool = False) -> dict[str, int]:
-        """Return the depth of each parameter of the network, from 0 on, for layer-wise learning rates."""
+        """Return the depth of each parameter of the network, from 0, for layer-wise learning rates."""
         depths: Any = group_parameters(self.body, self.body.group_matcher(coarse=coarse), reverse=True)
         return {f"body.{name}": depth for name, depth in depths.items()}
 
 
-def _take(body: Any, config: DetectorConfig) -> tuple[list[int], list[int]]:
-    """Cut off what the maps of the pyramid do not need; the numbers of these maps and their channels."""
+def _prune(body: Any, config: DetectorConfig) -> tuple[list[int], list[int]]:
+    """Remove the layers behind the last map of the pyramid; return the indices and channels of its maps."""
     info = getattr(body, "feature_info", None)
     if not info or not hasattr(body, "prune_intermediate_layers"):
         raise ValueError(f"model.name {config.name} gives no feature maps; take another network")
@@ -116,8 +116,8 @@ def _take(body: Any, config: DetectorConfig) -> tuple[list[int], list[int]]:
     return list(indices), list(channels)
 
 
-def _fix(body: Any, config: DetectorConfig) -> list[str]:
-    """Fix the weights of what is frozen; the names of the modules in which nothing is trained."""
+def _freeze(body: Any, config: DetectorConfig) -> list[str]:
+    """Freeze stages and norms; return the names of all modules without trainable parameters."""
     if config.frozen_stages:
         stages = list(group_parameters(body, body.group_matcher(coarse=True)).values())
         if config.frozen_stages > len(stages):
@@ -134,16 +134,16 @@ def _fix(body: Any, config: DetectorConfig) -> list[str]:
             raise ValueError(f"model.norms='frozen' has no effect: {config.name} has no batch norms")
         for norm in norms:
             norm.requires_grad_(False)
-    fixed = []
+    frozen = []
     for name, module in body.named_modules():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
-            fixed.append(name)
-    return fixed
+            frozen.append(name)
+    return frozen
 
 
-def _try(body: Any, indices: list[int], channels: list[int], config: DetectorConfig) -> None:
-    """Run the network on an oblong image: what needs images of one size says so now, not in training."""
+def _check_any_size(body: Any, indices: list[int], channels: list[int], config: DetectorConfig) -> None:
+    """Run the network on a rectangular image, so that one of a fixed image size fails before training."""
     height, width = side = 2 * config.reductions[-1], 4 * config.reductions[-1]
     parameter = next(body.parameters())
     image = torch.zeros(1, 3, *side, device=parameter.device, dtype=parameter.dtype)

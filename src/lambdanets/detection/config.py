@@ -1,17 +1,26 @@
-"""What a detector is made of, as data."""
+"""Typed configurations of a detector and of a run that trains one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
 
+from lambdanets.data import CocoConfig
 from lambdanets.models.weight_files import HUB
+from lambdanets.train.config import BaseConfig
 
-COUNTS = (
+if TYPE_CHECKING:
+    from lambdanets.detection.mask_rcnn import Detector
+
+# pycocotools computes the recall of 1, of 10 and of `max_detections` detections, in ascending order.
+MIN_MAX_DETECTIONS = 11
+
+POSITIVE_FIELDS = (
     "fpn_channels",
     "box_dim",
     "mask_dim",
@@ -24,7 +33,7 @@ COUNTS = (
     "box_batch_size_per_image",
     "box_detections_per_img",
 )
-FRACTIONS = (
+FRACTION_FIELDS = (
     "rpn_nms_thresh",
     "rpn_fg_iou_thresh",
     "rpn_bg_iou_thresh",
@@ -35,54 +44,56 @@ FRACTIONS = (
     "box_bg_iou_thresh",
     "box_positive_fraction",
 )
-OURS = ("num_classes", "in_chans", "features_only", "out_indices")
+# Options of the backbone that the detector sets itself.
+RESERVED_OPTIONS = ("num_classes", "in_chans", "features_only", "out_indices")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """A Mask R-CNN with a feature pyramid: its backbone, its heads, and how regions are proposed and sampled.
+    """A Mask R-CNN with a feature pyramid: backbone, heads, and the proposal and sampling of regions.
 
-    Sizes and numbers are those of torchvision's `maskrcnn_resnet50_fpn`, which are those of the Mask R-CNN
-    paper; the numbers of RPN and RoI heads have torchvision's own names. The norms in the heads are what
-    training from scratch needs (He et al., "Rethinking ImageNet Pre-training"); torchvision's network of 2017
-    has none.
+    Defaults are those of torchvision's `maskrcnn_resnet50_fpn`, which follow the Mask R-CNN paper; the
+    options of RPN and RoI heads have torchvision's names. Norms in the heads are added for training from
+    scratch (He et al., "Rethinking ImageNet Pre-training"); torchvision's network has none.
 
     Args:
-        name: the backbone, of timm's registry, ours or another.
-        options: its further arguments, such as `scope`, `drop_path_rate` or `pretrained`.
-        weights: what the backbone starts from: a file, the folder of a run, or hf-hub:OWNER/NAME with the
+        name: The backbone: a name of timm's registry, ours or another.
+        options: Further arguments of the backbone, such as `scope`, `drop_path_rate` or `pretrained`.
+        weights: Initial weights of the backbone: a file, the folder of a run, or hf-hub:OWNER/NAME with the
             weights of a classifier of this name and these options, whose head is left out (see
             `lambdanets.models.load_weights`). A resumed run has its own weights.
-        bn_momentum: weight of a batch in the running statistics of all batch norms (PyTorch's way round: 0.1
-            where TensorFlow says 0.9); None leaves them their own.
-        frozen_stages: how many stages of the backbone stay as they start, the stem being the first.
-        norms: whether the backbone's batch norms are trained on ("batch"), or keep their statistics and
-            weights ("frozen"), for batches of few images.
+        bn_momentum: Weight of a batch in the running statistics of all batch norms (PyTorch's convention: 0.1
+            where TensorFlow has 0.9); None keeps the default of each.
+        frozen_stages: Number of stages of the backbone that are not trained, the stem being the first.
+        norms: "batch" trains the backbone's batch norms; "frozen" keeps their statistics and weights, for
+            batches of few images.
         head_norm: "batch" puts batch norms into the feature pyramid, the box head and the mask head.
-        reductions: the backbone's feature maps that are used: side of the image over that of the map. The
-            pyramid adds one more, of half the last one's side, to which the RPN alone looks.
-        fpn_channels: channels of the feature pyramid and of the RPN.
-        anchor_sizes: side of the anchors of each map in pixels, one for each reduction and one for the added
+        reductions: The backbone's feature maps that are used: side of the image over that of the map. The
+            pyramid adds one more map of half the last one's side, for the RPN alone.
+        fpn_channels: Channels of the feature pyramid and of the RPN.
+        anchor_sizes: Side of the anchors of each map in pixels, one for each reduction and one for the added
             map.
-        aspect_ratios: height over width of the anchors of every map.
-        box_dim: width of the two fully connected layers of the box head.
-        mask_dim: channels of the mask head.
-        mask_convs: its 3x3 convolutions.
-        rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test: best proposals of each map before suppression.
-        rpn_post_nms_top_n_train, rpn_post_nms_top_n_test: proposals of an image that are kept after it.
-        rpn_nms_thresh: overlap (IoU) above which the worse of two proposals is dropped.
-        rpn_fg_iou_thresh, rpn_bg_iou_thresh: overlap from which on an anchor is an object, and below which it
-            is background.
-        rpn_batch_size_per_image: anchors of an image that the RPN's loss is computed on.
-        rpn_positive_fraction: largest part of them that are objects.
-        box_score_thresh: least score of a detection.
-        box_nms_thresh: overlap above which the worse of two detections of a class is dropped.
-        box_detections_per_img: most detections of an image.
-        box_fg_iou_thresh, box_bg_iou_thresh: overlap from which on a proposal is an object, and below which
-            it is background.
-        box_batch_size_per_image: proposals of an image that the losses of the heads are computed on.
-        box_positive_fraction: largest part of them that are objects, which the mask head is trained on.
-        image_mean, image_std: of the images' channels, from 0 to 1.
+        aspect_ratios: Height over width of the anchors of every map.
+        box_dim: Width of the two fully connected layers of the box head.
+        mask_dim: Channels of the mask head.
+        mask_convs: Number of 3x3 convolutions of the mask head.
+        rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test: Best proposals of each map before non-maximum
+            suppression.
+        rpn_post_nms_top_n_train, rpn_post_nms_top_n_test: Proposals of an image after suppression.
+        rpn_nms_thresh: Overlap (IoU) above which the worse of two proposals is dropped.
+        rpn_fg_iou_thresh, rpn_bg_iou_thresh: Least overlap of an anchor that counts as an object, and overlap
+            below which it counts as background.
+        rpn_batch_size_per_image: Anchors of an image on which the RPN's loss is computed.
+        rpn_positive_fraction: Largest fraction of these anchors that are objects.
+        box_score_thresh: Least score of a detection.
+        box_nms_thresh: Overlap above which the worse of two detections of a class is dropped.
+        box_detections_per_img: Most detections of an image.
+        box_fg_iou_thresh, box_bg_iou_thresh: Least overlap of a proposal that counts as an object, and
+            overlap below which it counts as background.
+        box_batch_size_per_image: Proposals of an image on which the losses of the heads are computed.
+        box_positive_fraction: Largest fraction of these proposals that are objects; the mask head is trained
+            on them.
+        image_mean, image_std: Mean and standard deviation of the images' channels, in [0, 1].
     """
 
     name: str
@@ -119,19 +130,19 @@ class DetectorConfig:
     image_std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
 
     def __post_init__(self) -> None:
-        if given := [name for name in OURS if name in self.options]:
+        if given := [name for name in RESERVED_OPTIONS if name in self.options]:
             raise ValueError(f"model.options.{given[0]} is the detector's to choose; leave it out")
-        for name, known in (("norms", ("batch", "frozen")), ("head_norm", ("batch", None))):
-            if getattr(self, name) not in known:
-                words = " or ".join(map(repr, known))
+        for name, allowed in (("norms", ("batch", "frozen")), ("head_norm", ("batch", None))):
+            if getattr(self, name) not in allowed:
+                words = " or ".join(map(repr, allowed))
                 raise ValueError(f"model.{name} is {words}; got {getattr(self, name)!r}")
-        self._check_start()
+        self._check_initial_weights()
         if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
             raise ValueError(f"model.bn_momentum is above 0 and at most 1, or None; got {self.bn_momentum}")
-        for name in COUNTS:
+        for name in POSITIVE_FIELDS:
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is 1 or more; got {getattr(self, name)}")
-        for name in FRACTIONS:
+        for name in FRACTION_FIELDS:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"model.{name} is from 0 to 1; got {getattr(self, name)}")
         for part in ("rpn", "box"):
@@ -146,7 +157,7 @@ class DetectorConfig:
                 words = "three numbers" if name == "image_mean" else "three numbers greater than 0"
                 raise ValueError(f"model.{name} is {words}; got {getattr(self, name)}")
 
-    def _check_start(self) -> None:
+    def _check_initial_weights(self) -> None:
         if self.weights == "":
             raise ValueError("model.weights is a file, a folder or hf-hub:OWNER/NAME, or None; got ''")
         if self.weights is not None and self.options.get("pretrained"):
@@ -158,11 +169,11 @@ class DetectorConfig:
         if self.frozen_stages < 0:
             raise ValueError(f"model.frozen_stages is 0 or more; got {self.frozen_stages}")
         if self.weights is None and not self.options.get("pretrained"):
-            for name, learns in (("frozen_stages", 0), ("norms", "batch")):
-                if getattr(self, name) != learns:
+            for name, trainable in (("frozen_stages", 0), ("norms", "batch")):
+                if getattr(self, name) != trainable:
                     raise ValueError(
                         f"model.{name}={getattr(self, name)} would fix what has not been trained: give "
-                        f"model.weights or model.options.pretrained=true, or model.{name}={learns}"
+                        f"model.weights or model.options.pretrained=true, or model.{name}={trainable}"
                     )
 
     def _check_pyramid(self) -> None:
@@ -181,7 +192,63 @@ class DetectorConfig:
                 raise ValueError(f"model.{name} are greater than 0; got {getattr(self, name)}")
 
     def resolved(self) -> DetectorConfig:
-        """Return the same with the path of `weights` written out, to be found from any directory."""
+        """Return a copy with an absolute path of `weights`, valid in any working directory."""
         if self.weights is None or self.weights.startswith(HUB):
             return self
         return replace(self, weights=str(Path(self.weights).expanduser().absolute()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Validation of a detector during training.
+
+    Args:
+        max_detections: Most detections of an image that are scored, by descending score; more than 10, 100
+            in COCO. The network's own limit is `model.box_detections_per_img`.
+        sheet: Number of images that are drawn in every validation, annotated and detected objects side by
+            side; 0 draws none.
+        threshold: Least score of the drawn objects.
+    """
+
+    max_detections: int = 100
+    sheet: int = 8
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_detections", MIN_MAX_DETECTIONS), ("sheet", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"validation.{name} is {least} or more; got {getattr(self, name)}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"validation.threshold is from 0 to 1; got {self.threshold}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionConfig(BaseConfig):
+    """The complete description of a run that trains a detector."""
+
+    TASK = "detection"
+
+    model: DetectorConfig
+    data: CocoConfig
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def network(self, num_classes: int, *, loads_weights: bool = False) -> Detector:
+        """Return the detector: images to losses in training, to objects in evaluation."""
+        from lambdanets.detection.mask_rcnn import create_detector
+
+        return create_detector(
+            self.model, num_classes=num_classes, masks=self.data.masks, loads_weights=loads_weights
+        )
+
+    def load_initial_weights(self, network: nn.Module) -> str:
+        """Load `model.weights`, those of a classifier, into the backbone."""
+        backbone: Any = network.backbone
+        weights = self.model.weights or ""
+        backbone.load_classifier(weights)
+        return f"the backbone starts from {weights}, pyramid and heads at random"
+
+    def with_model(self, name: str) -> Self:
+        """Return a copy with another backbone and no options."""
+        if name == self.model.name:
+            return self
+        return replace(self, model=replace(self.model, name=name, options={}))

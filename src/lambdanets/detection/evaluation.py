@@ -10,26 +10,25 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor
 
 from lambdanets.data import CocoConfig, CocoSet, coco_eval_loader, open_coco_split
+from lambdanets.detection.config import DetectionConfig
+from lambdanets.detection.prediction import Predictor
+from lambdanets.detection.results import Entry, merge, to_results
+from lambdanets.detection.scores import Scores, score
+from lambdanets.detection.tiling import TileOption, TrainingSizes, check_tile
+from lambdanets.detection.training import DetectionModule
 from lambdanets.train import Run
 from lambdanets.train.checkpoint import RunState
 from lambdanets.train.engine import device_and_precision, make_trainer, quiet_lightning
 
-from .module import DetectionModule
-from .prediction import Finder
-from .results import Entry, merge, to_results
-from .run_config import DetectionConfig
-from .scores import Scores, score
-from .tiling import TileOption, TrainingSizes, check_tile
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run finds, and how well.
+    """Scores and detections of a run.
 
     Attributes:
         scores: COCO's figures.
-        results: what was found, in COCO's results format.
-        tiled: number of images that were looked at in tiles.
+        results: The detections, in COCO's results format.
+        tiled: Number of images that were split into tiles.
     """
 
     scores: Scores
@@ -45,20 +44,20 @@ def evaluate(
     max_detections: int | None = None,
     tile: TileOption = "auto",
 ) -> Evaluation:
-    """Measure a run on the validation side of a COCO source, in one process.
+    """Evaluate a run on the validation split of a COCO source, in one process.
 
     Args:
-        run: from `load_run`.
-        data: other images of the same classes, or the same in another form; None takes the run's own.
-        weights: the best ones by validation, or those of the last epoch.
-        max_detections: of an image, the likeliest ones, that count; the detector gives so many where it would
-            give fewer. None takes the run's.
-        tile: as for `predict`. Where it asks for tiles, every image is looked at alone.
+        run: From `load_run`.
+        data: Other images of the same classes, or the same in another size; None takes the run's own.
+        weights: The best weights by validation, or those of the last epoch.
+        max_detections: Most detections of an image that are scored, by descending score; a lower limit of the
+            detector is raised to it. None takes the run's.
+        tile: As for `predict`. With tiles, images are processed one by one instead of in batches.
 
     Raises:
-        ValueError: `tile` is none of those of `predict`.
-        DataError: the images cannot be used.
-        RunError: the run has no such weights yet.
+        ValueError: `tile` is not one of the options of `predict`.
+        DataError: The images cannot be used.
+        RunError: The run has no such weights yet.
 
     Example:
         >>> evaluate(load_run("runs/nuclei")).scores.figures()["mask_ap50"]
@@ -77,8 +76,8 @@ def evaluate(
     sizes, tile = TrainingSizes.read(run.files.image_sizes, config.data), check_tile(tile)
     tiled = sum(sizes.tile(size, config.data, tile) is not None for size in images.sizes.tolist())
     if tiled:
-        find = Finder(replace(run, config=config), weights, tile, most=max_detections)
-        results = merge([_found(find, images)])
+        predictor = Predictor(replace(run, config=config), weights, tile, max_detections=max_detections)
+        results = merge([_results(predictor, images)])
         limit = config.validation.max_detections
         scores = score(images.ground_truth(), results, masks=config.data.masks, max_detections=limit)
         return Evaluation(scores, results, tiled)
@@ -93,7 +92,8 @@ def evaluate(
         trainer = make_trainer(
             **device_and_precision(config.engine),
             devices=1,
-            plugins=[LightningEnvironment()],  # alone, whatever started the process
+            # A single process, even under a launcher of several.
+            plugins=[LightningEnvironment()],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -102,16 +102,16 @@ def evaluate(
         )
         trainer.validate(module, coco_eval_loader(images, config.data), verbose=False)
     if module.scores is None:
-        raise RuntimeError("the first process has the scores")
+        raise RuntimeError("only rank 0 has the scores")
     return Evaluation(module.scores, module.results)
 
 
-def _found(find: Finder, images: CocoSet) -> list[Entry]:
-    """What is found in the images of a set, one after the other."""
+def _results(predictor: Predictor, images: CocoSet) -> list[Entry]:
+    """Return the detections in the images of a set, one by one."""
     entries: list[Entry] = []
-    bare = images.without_masks()
-    for index in range(len(bare)):
-        image, target = bare.stored(index)
-        objects, _ = find(image.as_subclass(Tensor))
+    unmasked = images.without_masks()
+    for index in range(len(unmasked)):
+        image, target = unmasked.stored(index)
+        objects, _ = predictor(image.as_subclass(Tensor))
         entries += to_results([objects], [target["image_id"]], images.category_ids)
     return entries

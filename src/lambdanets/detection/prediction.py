@@ -1,4 +1,4 @@
-"""Objects in photos, found by a trained run."""
+"""Detection of objects in image files with a trained run."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ from torchvision import tv_tensors
 
 from lambdanets.data import DataError, open_coco_split, read_image
 from lambdanets.data.coco.transforms import eval_transform_coco
+from lambdanets.detection.comparison_sheet import Pair, evenly_spaced, make_pair
+from lambdanets.detection.config import DetectionConfig
+from lambdanets.detection.mask_rcnn import Detector
+from lambdanets.detection.masks import Objects, decode_masks, encode_regions
+from lambdanets.detection.tiling import Tile, TileOption, TrainingSizes, check_tile, detect_in_tiles
 from lambdanets.evaluate.prediction import error_reason, find_image_files, prepare_network
 from lambdanets.train import Run
-
-from .network import Detector, outlined
-from .pairs import Pair, pair, spread
-from .results import Objects, drawn
-from .run_config import DetectionConfig
-from .tiling import TileOption, TrainingSizes, check_tile, find_in_tiles
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """What a run finds in one image, or why it could not look.
+    """Detected objects of one image file, or the reason why it could not be read.
 
     Attributes:
-        path: the file.
-        image: the picture, upright; None when it could not be read.
-        objects: `boxes` of shape (n, 4), left, top, right and bottom in pixels of the picture; `labels` of
-            shape (n,), from 1 on; `scores` of shape (n,), the best first; and, where the run has masks,
-            `masks`, as `lambdanets.data.coco.masks.Masks` of run lengths. Empty when it could not be read.
-        tiles: in how many tiles it was looked at; 1 is as a whole.
-        error: one sentence on what is wrong with the image, None when it was read.
+        path: The file.
+        image: The image, rotated upright; None if it could not be read.
+        objects: `boxes` [n, 4], left, top, right and bottom in pixels of `image`; `labels` [n], from 1;
+            `scores` [n] in descending order; and, if the run has masks, `masks`, as
+            `lambdanets.data.coco.masks.Masks` of run lengths. Empty if the image could not be read.
+        tiles: Number of tiles into which the image was split; 1 for the whole image.
+        error: One sentence on the fault of the file, None if it was read.
     """
 
     path: str
@@ -48,11 +47,11 @@ class Detections:
 
     @property
     def found(self) -> dict[str, Tensor]:
-        """The same objects with their masks drawn, boolean of shape (n, 1, height, width): n times the image.
+        """The same objects with boolean masks [n, 1, height, width], which take n times the image's memory.
 
-        They are drawn each time this is asked for.
+        The masks are decoded on each access.
         """
-        return drawn(self.objects)
+        return decode_masks(self.objects)
 
 
 def predict(
@@ -64,28 +63,28 @@ def predict(
     tile: TileOption = "auto",
     max_pixels: int | None = None,
 ) -> Iterator[Detections]:
-    """Find objects in image files, and in the images inside folders, with a trained run.
+    """Detect objects in image files, and in the images inside folders, with a trained run.
 
-    Images are turned upright by their EXIF tag, made RGB, and resized as in the run's own validation; what is
-    found is in pixels of the picture itself. They come one by one. A file that cannot be read does not stop
-    the others: its entry carries the reason.
+    Images are rotated upright by their EXIF tag, converted to RGB, and resized as in the run's validation;
+    objects are in pixels of the stored image. Images are processed lazily, one by one. A file that cannot be
+    read does not stop the others: its entry has the reason in `error`.
 
-    An image that would be shrunk far more than any image in training is looked at in overlapping tiles, each
-    as large as most training images, and objects are joined across tiles. Objects larger than a tile are then
-    found in parts, if at all.
+    An image that would be shrunk far more than any training image is split into overlapping tiles of the
+    training images' median size, and objects are joined across tiles. Objects larger than a tile may then be
+    found in parts or missed.
 
     Args:
-        run: from `load_run`.
-        paths: files and folders; folders are searched recursively, in the order of their names.
-        threshold: least score of what is kept.
-        weights: the best ones by validation, or those of the last epoch.
-        tile: "auto"; the side of the tiles in pixels of the images, for all that are larger; or "off", to see
-            every image as a whole.
-        max_pixels: a larger image is not read; None takes what the run was trained with.
+        run: From `load_run`.
+        paths: Files and folders; folders are searched recursively, in the order of their names.
+        threshold: Least score of the returned objects.
+        weights: The best weights by validation, or those of the last epoch.
+        tile: "auto"; the side of the tiles in pixels of the images, for all larger images; or "off", to
+            process every image as a whole.
+        max_pixels: Larger images are not read; None takes the limit of the run's training.
 
     Raises:
-        ValueError: `threshold` is not from 0 to 1, or `tile` is none of these.
-        RunError: the run has no such weights yet.
+        ValueError: `threshold` is not from 0 to 1, or `tile` is not one of the options above.
+        RunError: The run has no such weights yet.
 
     Example:
         >>> for each in predict(load_run("runs/nuclei"), ["slide.png"]):
@@ -94,11 +93,11 @@ def predict(
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is from 0 to 1, got {threshold}")
     limit = run.config.data.max_pixels if max_pixels is None else max_pixels
-    return _predicted(Finder(run, weights, tile), find_image_files(paths), threshold, limit)
+    return _predict_files(Predictor(run, weights, tile), find_image_files(paths), threshold, limit)
 
 
-def _predicted(
-    find: Finder, paths: Iterable[Path], threshold: float, max_pixels: int
+def _predict_files(
+    predictor: Predictor, paths: Iterable[Path], threshold: float, max_pixels: int
 ) -> Iterator[Detections]:
     for path in paths:
         if path.is_dir():
@@ -109,18 +108,18 @@ def _predicted(
         except (DataError, OSError) as error:
             yield Detections(path=str(path), error=error_reason(error, path))
             continue
-        objects, tiles = find(torch.from_numpy(np.array(picture)).permute(2, 0, 1), threshold=threshold)
+        objects, tiles = predictor(torch.from_numpy(np.array(picture)).permute(2, 0, 1), threshold=threshold)
         yield Detections(path=str(path), image=picture, objects=objects, tiles=tiles)
 
 
-class Finder:
-    """Finds objects in images, uint8 of shape (3, height, width), in their pixels.
+class Predictor:
+    """Detects objects in images, uint8 [3, height, width], in their pixels, whole or in tiles.
 
     Args:
-        run: from `load_run`.
-        weights: the best ones by validation, or those of the last epoch.
-        tile: as for `predict`.
-        most: detections of an image, or of a tile, where the network would give fewer.
+        run: From `load_run`.
+        weights: The best weights by validation, or those of the last epoch.
+        tile: As for `predict`.
+        max_detections: Raises the network's limit of detections of an image, or of a tile, if that is lower.
     """
 
     def __init__(
@@ -129,33 +128,39 @@ class Finder:
         weights: Literal["best", "last"],
         tile: TileOption,
         *,
-        most: int | None = None,
+        max_detections: int | None = None,
     ) -> None:
         self.tile: TileOption = check_tile(tile)
         self.data = run.config.data
         self.sizes = TrainingSizes.read(run.files.image_sizes, self.data)
         network, self.device = prepare_network(run, weights)
         self.network: Detector = network  # pyright: ignore[reportAttributeAccessIssue]
-        if most is not None:
+        if max_detections is not None:
             heads = self.network.roi_heads
-            heads.detections_per_img = max(heads.detections_per_img, most)
+            heads.detections_per_img = max(heads.detections_per_img, max_detections)
         self.resize = eval_transform_coco(self.data)
-        self.half = run.config.engine.precision == "bf16-mixed"
+        self.bfloat16 = run.config.engine.precision == "bf16-mixed"
 
     def __call__(self, image: Tensor, *, threshold: float = 0.0) -> tuple[Objects, int]:
-        """Return the objects of an image, and the number of tiles in which it was looked at."""
+        """Return the objects of an image, and the number of tiles into which it was split."""
         side = self.sizes.tile(image.shape[-2:], self.data, self.tile)
         if side is None:
-            return self._whole(image, threshold), 1
-        return find_in_tiles(lambda part: self._whole(part, threshold), image, side)
+            return self._detect(image, threshold), 1
+        return detect_in_tiles(lambda whole, tile: self._detect(whole, threshold, tile), image, side)
 
     @torch.no_grad()
-    def _whole(self, image: Tensor, threshold: float) -> Objects:
-        resized = self.resize(tv_tensors.Image(image)).as_subclass(Tensor).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            [found] = self.network.regions([resized])
-            likely = {name: value[found["scores"] >= threshold] for name, value in found.items()}
-            return outlined(likely, resized.shape[-2:], image.shape[-2:])
+    def _detect(self, image: Tensor, threshold: float, tile: Tile | None = None) -> Objects:
+        """Return the objects of an image or of one of its tiles, in pixels of the image."""
+        part = image if tile is None else tile.crop(image)
+        resized = self.resize(tv_tensors.Image(part)).as_subclass(Tensor).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            [regions] = self.network.regions([resized])
+            confident = regions["scores"] >= threshold
+            selected = {name: value[confident] for name, value in regions.items()}
+            sizes = resized.shape[-2:], part.shape[-2:]
+            if tile is None:
+                return encode_regions(selected, *sizes)
+            return encode_regions(selected, *sizes, offset=(tile.top, tile.left), image_size=image.shape[-2:])
 
 
 def predict_samples(
@@ -165,23 +170,24 @@ def predict_samples(
     weights: Literal["best", "last"] = "best",
     tile: TileOption = "auto",
 ) -> Iterator[Pair]:
-    """Find objects in images of the run's own validation set, with what is there beside them.
+    """Detect objects in images of the run's validation set, for a comparison with the annotated ones.
 
-    The images are spread evenly over the set.
+    The images are evenly spaced in the set.
 
     Args:
-        run: from `load_run`.
-        count: how many; the whole set when it holds fewer.
-        weights: the best ones by validation, or those of the last epoch.
-        tile: as for `predict`.
+        run: From `load_run`.
+        count: Number of images; a smaller set is used whole.
+        weights: The best weights by validation, or those of the last epoch.
+        tile: As for `predict`.
 
     Raises:
-        ValueError: `count` is not positive, or `tile` is none of those of `predict`.
-        RunError: the run has no such weights yet.
+        ValueError: `count` is not positive, or `tile` is not one of the options of `predict`.
+        RunError: The run has no such weights yet.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     config = run.config
     images = open_coco_split(config.data, "val", seed=config.seed, classes=run.classes)
-    find = Finder(run, weights, tile)
-    return (pair(images, index, lambda image, _: find(image)[0]) for index in spread(len(images), count))
+    predictor = Predictor(run, weights, tile)
+    indices = evenly_spaced(len(images), count)
+    return (make_pair(images, index, lambda image, _: predictor(image)[0]) for index in indices)

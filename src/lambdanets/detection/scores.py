@@ -1,40 +1,50 @@
-"""How well objects were found: COCO's figures of boxes and masks, by pycocotools."""
+"""COCO's figures of boxes and masks, by pycocotools, with precision-recall curves and a table of classes."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from lambdanets.data import DataError
 from lambdanets.detection.results import Entry, of_boxes, of_masks
+from lambdanets.lettering import legible, plain_text
+from lambdanets.train.checkpoint import write_text
+from lambdanets.viz.figures import INK, TRAIN, VAL, plain_axes, save_figure
 
-COCO_DETECTIONS = 100  # of an image, the likeliest ones, that COCO looks at
-FEWER = (1, 10)  # and of which it gives the recall as well
+# Detections per image that COCO scores, and the smaller numbers for which it computes the recall, too.
+COCO_MAX_DETECTIONS = 100
+RECALL_DETECTIONS = (1, 10)
 SIZES = ("small", "medium", "large")
 IOUS = (0.5, 0.75)
+# Figure, label and colour of each precision-recall curve.
+CURVES = (("ap50", "IoU 0.50", TRAIN), ("ap75", "IoU 0.75", INK), ("ap", "mean of 0.50 to 0.95", VAL))
+KIND_LABELS = {"box": "boxes", "mask": "masks"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KindScores:
-    """How well boxes, or masks, were found; what is undefined is NaN.
+    """COCO's figures of boxes, or of masks; undefined figures are NaN.
 
     Attributes:
-        values: COCO's twelve figures, fractions: average precision over the IoUs 0.5, 0.55, ... 0.95 (`ap`),
-            at 0.5 and 0.75 (`ap50`, `ap75`) and of objects below 32x32 pixels, up to 96x96, and above
+        values: COCO's twelve figures, as fractions: average precision over the IoUs 0.5, 0.55, ... 0.95
+            (`ap`), at 0.5 and 0.75 (`ap50`, `ap75`) and of objects below 32x32 pixels, up to 96x96, and above
             (`ap_small`, `ap_medium`, `ap_large`); average recall with 1, 10 and all detections per image
-            (`ar1`, `ar10`, `ar100`, or another number where COCO's 100 was changed), and with all by size
-            (`ar_small`, `ar_medium`, `ar_large`).
-        class_ap: AP of each class, float64 of shape (classes,); NaN for a class without objects.
-        class_ap50: at IoU 0.5.
-        precision: precision at the recalls 0, 0.01, ... 1, float64 of shape (3, classes, 101): at IoU 0.5,
-            at 0.75, and the mean over all ten.
+            (`ar1`, `ar10`, `ar100`, or another number than COCO's 100), and with all by size (`ar_small`,
+            `ar_medium`, `ar_large`).
+        class_ap: AP of each class, float64 [classes]; NaN for a class without objects.
+        class_ap50: The same at IoU 0.5.
+        precision: Precision at the recalls 0, 0.01, ... 1, float64 [3, classes, 101]: at IoU 0.5, at 0.75,
+            and the mean over all ten IoUs.
     """
 
     values: dict[str, float]
@@ -44,7 +54,7 @@ class KindScores:
 
     @property
     def mean_precision(self) -> np.ndarray:
-        """The mean over the classes that have objects, of shape (3, 101); NaN where none has any."""
+        """Mean precision over the classes with objects [3, 101]; NaN if there are none."""
         defined = ~np.isnan(self.class_ap)
         if not defined.any():
             return np.full_like(self.precision[:, 0], np.nan)
@@ -53,15 +63,15 @@ class KindScores:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
-    """How well the objects of a set were found.
+    """COCO's figures of the detections in a set of images.
 
     Attributes:
-        classes: their names.
-        objects: number of objects of each class, crowds not counted, int64 of shape (classes,).
-        images: number of images.
-        max_detections: of an image, the likeliest ones, that count.
-        box: the figures of boxes.
-        mask: those of masks, None where there are none.
+        classes: Names of the classes.
+        objects: Number of objects of each class without crowds, int64 [classes].
+        images: Number of images.
+        max_detections: Most detections of an image that are scored.
+        box: Figures of boxes.
+        mask: Figures of masks, or None.
     """
 
     classes: tuple[str, ...]
@@ -73,11 +83,11 @@ class Scores:
 
     @property
     def kinds(self) -> dict[str, KindScores]:
-        """ "box", and "mask" where there are masks."""
+        """Figures by kind: "box", and "mask" where there are masks."""
         return {"box": self.box} | ({"mask": self.mask} if self.mask else {})
 
     def figures(self) -> dict[str, float]:
-        """Return all figures by name, such as `box_ap` and `mask_ap50`; what is undefined is NaN."""
+        """Return all figures by name, such as `box_ap` and `mask_ap50`; undefined ones are NaN."""
         return {
             f"{kind}_{name}": value
             for kind, scores in self.kinds.items()
@@ -85,7 +95,7 @@ class Scores:
         }
 
     def to_plain(self) -> dict[str, Any]:
-        """Return all but the curves as plain types, for JSON, with None for what is undefined."""
+        """Return all but the curves as plain types, for JSON, with None for undefined figures."""
         plain: dict[str, Any] = {"images": self.images, "max_detections": self.max_detections}
         plain |= {name: _or_none(value) for name, value in self.figures().items()}
         plain["classes"] = [
@@ -95,7 +105,7 @@ class Scores:
         return plain
 
     def per_class(self) -> list[dict[str, Any]]:
-        """Return for each class its `class`, `objects`, `box_ap`, `box_ap50`, and the same of masks."""
+        """Return a row for each class: `class`, `objects`, `box_ap`, `box_ap50`, `mask_ap`, `mask_ap50`."""
         rows = []
         for index, (name, objects) in enumerate(zip(self.classes, self.objects.tolist(), strict=True)):
             row: dict[str, Any] = {"class": name, "objects": objects}
@@ -115,25 +125,25 @@ def score(
     results: Sequence[Entry],
     *,
     masks: bool,
-    max_detections: int = COCO_DETECTIONS,
+    max_detections: int = COCO_MAX_DETECTIONS,
 ) -> Scores:
-    """Compare what was found with what is there.
+    """Compare detections with the ground truth.
 
-    The figures are those that pycocotools gives of files of the same content, to the last digit: kind "bbox"
-    of `of_boxes(results)`, kind "segm" of `of_masks(results)`. An annotation whose id is 0, which pycocotools
-    never takes for found, is treated like all others.
+    The figures equal those of pycocotools on files of the same content, to the last digit: kind "bbox" of
+    `of_boxes(results)`, kind "segm" of `of_masks(results)`. One exception: pycocotools never matches an
+    annotation whose id is 0; here it is treated like all others.
 
     Args:
-        ground_truth: as from `CocoSet.ground_truth`; it stays as it is, and so do the results.
-        results: entries from `to_results`; with equal scores, earlier ones are ranked higher. No entries at
-            all are a result, too: everything was missed.
-        masks: whether masks are compared as well as boxes.
-        max_detections: of an image and a class, the likeliest ones, that count; more than 10. COCO's figures
-            are for 100; an image with more objects can then not be found as a whole.
+        ground_truth: From `CocoSet.ground_truth`; neither it nor the results are changed.
+        results: Entries from `to_results`; among equal scores, earlier entries are ranked higher. An empty
+            list stands for no detections.
+        masks: Compare masks as well as boxes.
+        max_detections: Most detections of an image and a class that are scored, by descending score; more
+            than 10. COCO's figures are for 100, which limits the recall of images with more objects.
 
     Raises:
-        DataError: an entry is of an image or a category that the ground truth does not list, or lacks its box
-            or mask, or its mask is of another size than the image.
+        DataError: An entry has an image or a category that the ground truth does not list, lacks its box or
+            mask, or has a mask of another size than the image.
         ValueError: `max_detections` is not above 10.
 
     Example:
@@ -141,8 +151,8 @@ def score(
         >>> round(score(truth, ground_truth_as_results(truth), masks=True).figures()["mask_ap"], 9)
         1.0
     """
-    if max_detections <= FEWER[-1]:
-        raise ValueError(f"max_detections must be more than {FEWER[-1]}, got {max_detections}.")
+    if max_detections <= RECALL_DETECTIONS[-1]:
+        raise ValueError(f"max_detections must be more than {RECALL_DETECTIONS[-1]}, got {max_detections}.")
     _check(ground_truth, results, masks=masks)
     categories = ground_truth["categories"]
     counts = Counter(each["category_id"] for each in ground_truth["annotations"] if not each["iscrowd"])
@@ -159,21 +169,21 @@ def score(
 def _check(ground_truth: dict[str, list[Entry]], results: Sequence[Entry], *, masks: bool) -> None:
     sizes = {image["id"]: [image["height"], image["width"]] for image in ground_truth["images"]}
     categories = {each["id"] for each in ground_truth["categories"]}
-    needed = ("bbox", "segmentation") if masks else ("bbox",)
-    for place, entry in enumerate(results):
-        number, size = entry["image_id"], sizes.get(entry["image_id"])
-        missing = next((name for name in needed if name not in entry), None)
+    required = ("bbox", "segmentation") if masks else ("bbox",)
+    for index, entry in enumerate(results):
+        image_id, size = entry["image_id"], sizes.get(entry["image_id"])
+        missing = next((name for name in required if name not in entry), None)
         if size is None:
-            fault = f"is of image {number}, which the ground truth does not list"
+            fault = f"is of image {image_id}, which the ground truth does not list"
         elif entry["category_id"] not in categories:
             fault = f"is of category {entry['category_id']}, which the ground truth does not list"
         elif missing:
             fault = f"has no {missing}"
-        elif masks and (found := entry["segmentation"]["size"]) != size:
-            fault = f"has a mask of [height, width] {found}, and image {number} is {size}"
+        elif masks and (mask_size := entry["segmentation"]["size"]) != size:
+            fault = f"has a mask of [height, width] {mask_size}, and image {image_id} is {size}"
         else:
             continue
-        raise DataError(f"result {place} {fault}.")
+        raise DataError(f"result {index} {fault}.")
 
 
 def _score(
@@ -182,51 +192,109 @@ def _score(
     kind: Literal["bbox", "segm"],
     max_detections: int,
 ) -> KindScores:
-    """Run pycocotools, which changes what it is given and prints, on copies and silently."""
+    """Run pycocotools on copies, which it changes, and without its printed output."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    truth: Any = COCO()  # a package without complete types
-    found: Any = COCO()
+    # pycocotools has no complete types.
+    truth: Any = COCO()
+    detections: Any = COCO()
     annotations = [each | {"id": n} for n, each in enumerate(ground_truth["annotations"], start=1)]
     truth.dataset = ground_truth | {"annotations": annotations}
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        if results:  # of an empty list pycocotools cannot tell the kind
-            found = truth.loadRes(results)
-        evaluation = COCOeval(truth, found, kind)
-        evaluation.params.maxDets = [*FEWER, max_detections]
+        # pycocotools infers the kind from the first entry.
+        if results:
+            detections = truth.loadRes(results)
+        evaluation = COCOeval(truth, detections, kind)
+        evaluation.params.maxDets = [*RECALL_DETECTIONS, max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
     return _summary(evaluation, [each["id"] for each in ground_truth["categories"]])
 
 
 def _summary(evaluation: Any, category_ids: Sequence[int]) -> KindScores:
-    """COCO's figures of what pycocotools has accumulated, whose own summary is for 100 detections alone."""
+    """Return COCO's figures of an evaluation; pycocotools' own summary requires 100 detections per image."""
     params = evaluation.params
-    precision = evaluation.eval["precision"]  # of shape (10, 101, classes, 4 sizes, 3 numbers of detections)
-    recall = evaluation.eval["recall"]  # of shape (10, classes, 4, 3)
-    at = [int(np.argmin(np.abs(params.iouThrs - iou))) for iou in IOUS]
+    precision = evaluation.eval["precision"]  # [10 IoUs, 101 recalls, classes, 4 sizes, 3 max detections]
+    recall = evaluation.eval["recall"]  # [10, classes, 4, 3]
+    iou_indices = [int(np.argmin(np.abs(params.iouThrs - iou))) for iou in IOUS]
     values = {"ap": _mean(precision[..., 0, -1])}
     values |= {
-        f"ap{round(100 * iou)}": _mean(precision[t, ..., 0, -1]) for iou, t in zip(IOUS, at, strict=True)
+        f"ap{round(100 * iou)}": _mean(precision[t, ..., 0, -1])
+        for iou, t in zip(IOUS, iou_indices, strict=True)
     }
     values |= {f"ap_{size}": _mean(precision[..., n, -1]) for n, size in enumerate(SIZES, start=1)}
     values |= {f"ar{count}": _mean(recall[..., 0, n]) for n, count in enumerate(params.maxDets)}
     values |= {f"ar_{size}": _mean(recall[..., n, -1]) for n, size in enumerate(SIZES, start=1)}
     # pycocotools sorts the categories by their ids; here they keep the order of the labels.
-    order = {number: place for place, number in enumerate(params.catIds)}
-    own = precision[:, :, [order[number] for number in category_ids], 0, -1]
-    own = np.where(own < 0, np.nan, own).transpose(0, 2, 1)
+    order = {category_id: index for index, category_id in enumerate(params.catIds)}
+    curves = precision[:, :, [order[category_id] for category_id in category_ids], 0, -1]
+    curves = np.where(curves < 0, np.nan, curves).transpose(0, 2, 1)  # [10, classes, 101]
     return KindScores(
         values=values,
-        class_ap=own.mean((0, 2)),
-        class_ap50=own[at[0]].mean(1),
-        precision=np.stack([*own[at], own.mean(0)]),
+        class_ap=curves.mean((0, 2)),
+        class_ap50=curves[iou_indices[0]].mean(1),
+        precision=np.stack([*curves[iou_indices], curves.mean(0)]),
     )
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean of what is defined, as pycocotools takes it."""
+    """Return the mean of the defined values; pycocotools marks others with -1."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else math.nan
+
+
+def draw_precision_recall(scores: Scores, path: str | os.PathLike[str], title: str = "") -> None:
+    """Draw precision against recall of boxes and masks side by side, as the mean over classes with objects.
+
+    Args:
+        scores: From `score`.
+        path: The PNG file.
+        title: Title above the panels.
+    """
+    with plain_text(title):
+        save_figure(_precision_recall(scores, legible(title)), Path(path))
+
+
+def _precision_recall(scores: Scores, title: str) -> Any:
+    from matplotlib.figure import Figure
+
+    kinds = scores.kinds
+    figure = Figure(figsize=(0.8 + 4.6 * len(kinds), 4.6), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+    for axes, (kind, kind_scores) in zip(panels, kinds.items(), strict=True):
+        _draw_curves(axes, kind_scores)
+        plain_axes(axes, f"precision of {KIND_LABELS[kind]} (%)")
+        axes.set_xlabel("recall (%)")
+    if title:
+        figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=INK)
+    return figure
+
+
+def _draw_curves(axes: Any, scores: KindScores) -> None:
+    recall = np.linspace(0, 100, scores.precision.shape[-1])
+    for (figure, label, colour), curve in zip(CURVES, scores.mean_precision, strict=True):
+        value = scores.values[figure]
+        average = "no objects" if math.isnan(value) else f"AP {100 * value:.1f} %"
+        axes.plot(recall, 100 * curve, color=colour, linewidth=1.8, label=f"{label}   {average}")
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 102)
+    axes.legend(frameon=False, loc="best", labelcolor="linecolor", fontsize=9)
+
+
+def write_per_class(scores: Scores, path: str | os.PathLike[str]) -> None:
+    """Write a CSV file with a row for each class: class, objects, box_ap, box_ap50, mask_ap, mask_ap50.
+
+    Values are fractions; those of a class without objects are empty.
+    """
+    rows = scores.per_class()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(rows[0])
+    for row in rows:
+        writer.writerow(
+            value if not isinstance(value, float) else "" if math.isnan(value) else f"{value:.6g}"
+            for value in row.values()
+        )
+    write_text(Path(path), text.getvalue())

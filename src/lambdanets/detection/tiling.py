@@ -1,4 +1,4 @@
-"""Objects of images much larger than those of training: found in overlapping tiles, and joined."""
+"""Detection in images much larger than the training images: in overlapping tiles whose objects are joined."""
 
 from __future__ import annotations
 
@@ -16,26 +16,30 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from lambdanets.data import CocoConfig
-from lambdanets.data.coco.masks import Masks, coco_tool, sampled
-from lambdanets.detection.results import Objects, as_runs
+from lambdanets.data.coco.masks import Masks, coco_tool
+from lambdanets.detection.masks import Objects, RunLengths, merge_masks
 from lambdanets.files import parse_json
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.errors import RunError
 
 TileOption = int | Literal["auto", "off"]
-MUCH = 1.5  # times what the network has seen: larger images are looked at in tiles
-OVERLAP = 0.25  # of a tile's side that it shares with the next one
-CUT = 1 / 64  # of a tile's side: a box so near to an inner edge may be cut by it
-SAME = 0.5  # overlap above which two finds are one object
+# Images of more than this multiple of the training images' size are split into tiles.
+MAX_SIZE_RATIO = 1.5
+# Fraction of a tile's side that it shares with the next tile.
+TILE_OVERLAP = 0.25
+# A box nearer to an inner edge than this fraction of the tile's side may be cut by it.
+EDGE_MARGIN = 1 / 64
+# Two detections with a larger overlap (IoU) are one object.
+SAME_OBJECT_IOU = 0.5
 
 
 @dataclass(frozen=True)
 class TrainingSizes:
-    """How large the images were that a detector was trained on.
+    """Sizes of the images that a detector was trained on.
 
     Args:
-        median: of their longer sides, in pixels.
-        large: the longer side that one in twenty exceeds.
+        median: Median of their longer sides, in pixels.
+        large: The 95th percentile of their longer sides, in pixels.
     """
 
     median: int
@@ -43,16 +47,16 @@ class TrainingSizes:
 
     @classmethod
     def of(cls, sizes: np.ndarray) -> TrainingSizes:
-        """Return those of images of (height, width), of shape (n, 2)."""
+        """Return the sizes of images, given as (height, width) [n, 2]."""
         longer = np.sort(sizes.max(axis=1))
         return cls(int(longer[len(longer) // 2]), int(longer[(len(longer) - 1) * 19 // 20]))
 
     @classmethod
     def read(cls, path: Path, config: CocoConfig) -> TrainingSizes:
-        """Return those that a run has written; of a run that has not, the size at which it was trained.
+        """Read the file of a run; a run without the file has the configured image size.
 
         Raises:
-            RunError: the file is damaged: other tiles would find other objects.
+            RunError: The file is damaged: a default would select other tiles and find other objects.
         """
         try:
             stored = parse_json(path.read_bytes())
@@ -61,26 +65,26 @@ class TrainingSizes:
             return cls(config.image_size, config.image_size)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise RunError(
-                f"{path} is damaged, which says how large the training images were; remove it to take "
+                f"{path} is damaged, which holds the sizes of the training images; remove it to take "
                 f"data.image_size={config.image_size} instead"
             ) from error
 
     def write(self, path: Path) -> None:
-        """Write them as a file of a run."""
+        """Write the file of a run."""
         write_text(path, json.dumps(asdict(self)) + "\n")
 
     def too_large(self, size: Sequence[int], config: CocoConfig) -> bool:
-        """Return whether an image of (height, width) would be shrunk far more than any image in training."""
-        return config.resize and max(size) > MUCH * self.large / min(1.0, config.scale[0])
+        """Return whether an image of (height, width) would be shrunk far more than any training image."""
+        return config.resize and max(size) > MAX_SIZE_RATIO * self.large / min(1.0, config.scale[0])
 
     def tile(self, size: Sequence[int], config: CocoConfig, option: TileOption) -> int | None:
-        """Return the side of the tiles in which an image is looked at, or None where it is seen as a whole.
+        """Return the side of the tiles of an image in pixels, or None if it is processed as a whole.
 
         Args:
             size: (height, width) of the image.
-            config: how it is resized.
-            option: the side; "auto" takes that of most training images for an image that is too large; "off"
-                sees every image as a whole.
+            config: Resizing of the images.
+            option: The side; "auto" takes the median size of the training images for an image that is too
+                large; "off" processes every image as a whole.
         """
         if option == "off" or (option == "auto" and not self.too_large(size, config)):
             return None
@@ -89,10 +93,10 @@ class TrainingSizes:
 
 
 def check_tile(option: int | str) -> TileOption:
-    """Return what a tile option is, given as a number or in words.
+    """Return a tile option, given as a number or as text.
 
     Raises:
-        ValueError: it is none.
+        ValueError: It is not a valid option.
     """
     if option in ("auto", "off"):
         return "auto" if option == "auto" else "off"
@@ -107,22 +111,26 @@ def check_tile(option: int | str) -> TileOption:
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of an image, in its pixels."""
+    """A rectangle of an image, in pixels; `bottom` and `right` are exclusive."""
 
     top: int
     left: int
     bottom: int
     right: int
 
-    def common(self, other: Tile) -> Tile | None:
-        """Return what two tiles share, or None."""
+    def crop(self, image: Tensor) -> Tensor:
+        """Return the part of an image [..., height, width]."""
+        return image[..., self.top : self.bottom, self.left : self.right]
+
+    def intersection(self, other: Tile) -> Tile | None:
+        """Return the rectangle that two tiles share, or None."""
         top, left = max(self.top, other.top), max(self.left, other.left)
         bottom, right = min(self.bottom, other.bottom), min(self.right, other.right)
         return Tile(top, left, bottom, right) if top < bottom and left < right else None
 
 
 def tiles(height: int, width: int, side: int) -> list[Tile]:
-    """Return tiles of one size that cover an image, each overlapping the next by a quarter or more."""
+    """Return tiles of equal size that cover an image, each overlapping the next by a quarter or more."""
     rows, columns = _spans(height, side), _spans(width, side)
     return [Tile(top, left, bottom, right) for top, bottom in rows for left, right in columns]
 
@@ -130,126 +138,128 @@ def tiles(height: int, width: int, side: int) -> list[Tile]:
 def _spans(length: int, side: int) -> list[tuple[int, int]]:
     if length <= side:
         return [(0, length)]
-    shared = round(OVERLAP * side)
-    number = math.ceil((length - shared) / (side - shared))
-    starts = np.linspace(0, length - side, number).round().astype(int).tolist()
+    shared = round(TILE_OVERLAP * side)
+    count = math.ceil((length - shared) / (side - shared))
+    starts = np.linspace(0, length - side, count).round().astype(int).tolist()
     return [(start, start + side) for start in starts]
 
 
-def find_in_tiles(find: Callable[[Tensor], Objects], image: Tensor, side: int) -> tuple[Objects, int]:
-    """Find the objects of an image in overlapping tiles.
+def detect_in_tiles(
+    detect: Callable[[Tensor, Tile], Objects], image: Tensor, side: int
+) -> tuple[Objects, int]:
+    """Detect the objects of an image in overlapping tiles.
 
-    An object smaller than the overlap is seen whole in one tile at least. What is seen whole in several is
-    kept once, the likeliest; what an inner edge of a tile has cut gives way to the whole object in another
-    tile. Only objects larger than the overlap are cut in all tiles: parts that agree where two tiles overlap
-    are joined. A part that nothing agrees with stays.
+    An object smaller than the overlap is whole in at least one tile. Of detections of the same whole object
+    in several tiles, the one with the highest score is kept; a detection cut by an inner edge of a tile is
+    dropped if another tile has the whole object. Objects larger than the overlap are cut in all tiles: their
+    parts are joined if they agree where two tiles overlap, and kept as separate objects otherwise.
 
     Args:
-        find: from a tile, uint8 of shape (3, height, width), to its objects, in its pixels: `boxes`,
-            `labels`, `scores` and, where there are masks, `masks` as `Masks`.
-        image: uint8 of shape (3, height, width).
-        side: of the tiles, in pixels.
+        detect: From the image and one of its tiles to the objects in this tile, in pixels of the image:
+            `boxes`, `labels`, `scores` and, where there are masks, `masks` as `Masks`.
+        image: uint8 [3, height, width].
+        side: Side of the tiles, in pixels.
 
     Returns:
-        The same of the whole image, in its pixels, the likeliest first; and the number of tiles.
+        The objects of the whole image by descending score, and the number of tiles.
     """
     height, width = image.shape[-2:]
     parts = tiles(height, width, side)
-    found = [_moved(find(image[:, t.top : t.bottom, t.left : t.right]), t, height, width) for t in parts]
-    cut = [_cut(each["boxes"], t, height, width, CUT * side) for each, t in zip(found, parts, strict=True)]
-    return _Joined(parts, found, cut).objects(height, width), len(parts)
+    found = [detect(image, tile) for tile in parts]
+    margin = EDGE_MARGIN * side
+    cut = [
+        _cut_by_edge(each["boxes"], t, height, width, margin) for each, t in zip(found, parts, strict=True)
+    ]
+    return _TileMerger(parts, found, cut).objects(height, width), len(parts)
 
 
-def _moved(found: Objects, tile: Tile, height: int, width: int) -> Objects:
-    """Objects of a tile in the pixels of the image."""
-    corner = found["boxes"].new_tensor([tile.left, tile.top] * 2)
-    moved = found | {"boxes": found["boxes"] + corner}
-    if "masks" in found:
-        size = tile.bottom - tile.top, tile.right - tile.left
-        rows, columns = (np.arange(length) for length in size)
-        runs = []
-        for each in found["masks"].segmentations:
-            top, left, part = sampled(each, *size, rows, columns)
-            runs.append(as_runs(part > 0, tile.top + top, tile.left + left, height, width))
-        moved["masks"] = Masks(runs, height, width)
-    return moved
-
-
-def _cut(boxes: Tensor, tile: Tile, height: int, width: int, near: float) -> np.ndarray:
-    """Whether each box is at an edge of its tile that is not one of the image."""
+def _cut_by_edge(boxes: Tensor, tile: Tile, height: int, width: int, margin: float) -> np.ndarray:
+    """Return whether each box touches an edge of its tile that is not an edge of the image [n]."""
     left, top, right, bottom = boxes.numpy().T
     return (
-        ((left < tile.left + near) & (tile.left > 0))
-        | ((top < tile.top + near) & (tile.top > 0))
-        | ((right > tile.right - near) & (tile.right < width))
-        | ((bottom > tile.bottom - near) & (tile.bottom < height))
+        ((left < tile.left + margin) & (tile.left > 0))
+        | ((top < tile.top + margin) & (tile.top > 0))
+        | ((right > tile.right - margin) & (tile.right < width))
+        | ((bottom > tile.bottom - margin) & (tile.bottom < height))
     )
 
 
-class _Joined:
-    """The objects of all tiles, those that are one object joined.
+class _TileMerger:
+    """Joins the objects of all tiles.
+
+    Objects have indices in the concatenation over all tiles; `kept` marks those not dropped, and `parent` is
+    a union-find forest of the parts of one object.
 
     Args:
-        parts: the tiles.
-        found: the objects of each, in the pixels of the image.
-        cut: whether each object of each is at an inner edge.
+        parts: The tiles, row by row.
+        found: The objects of each tile, in pixels of the image.
+        cut: Whether each object of each tile is cut by an inner edge.
     """
 
     def __init__(self, parts: Sequence[Tile], found: Sequence[Objects], cut: Sequence[np.ndarray]) -> None:
         self.boxes, self.labels, self.scores = (
             torch.cat([each[name] for each in found]) for name in ("boxes", "labels", "scores")
         )
-        self.runs = (
-            [runs for each in found for runs in each["masks"].segmentations]
+        self.masks: list[RunLengths] | None = (
+            [encoded for each in found for encoded in each["masks"].segmentations]
             if all("masks" in each for each in found)
             else None
         )
         self.parts, self.cut = parts, np.concatenate(cut)
         ends = np.cumsum([0, *map(len, cut)])
-        self.own = [np.arange(first, end) for first, end in pairwise(ends)]  # objects of each tile
+        # Indices of the objects of each tile.
+        self.indices = [np.arange(first, end) for first, end in pairwise(ends)]
         self.kept = np.ones(len(self.cut), bool)
-        self.group = list(range(len(self.cut)))
+        self.parent = list(range(len(self.cut)))
 
     def objects(self, height: int, width: int) -> Objects:
-        """Return what is left, the likeliest first."""
-        pairs = list(self._neighbours())
-        self._drop_repeated(pairs)
-        self._drop_covered(pairs)
+        """Return the joined objects by descending score."""
+        pairs = list(self._overlapping_tiles())
+        self._drop_duplicates(pairs)
+        self._drop_cut_duplicates(pairs)
         self._join_parts(pairs)
         members: dict[int, list[int]] = {}
         for index in np.flatnonzero(self.kept).tolist():
             members.setdefault(self._root(index), []).append(index)
-        groups = sorted(members.values(), key=lambda own: -self.scores[own].max().item())
-        # Of a group the likeliest has the say, the others add what they have seen.
-        first = [own[int(self.scores[own].argmax())] for own in groups]
-        boxes = [torch.cat([self.boxes[own, :2].amin(0), self.boxes[own, 2:].amax(0)]) for own in groups]
+        groups = sorted(members.values(), key=lambda group: -self.scores[group].max().item())
+        # Label and score are those of the best part; box and mask are the unions of all parts.
+        best = [group[int(self.scores[group].argmax())] for group in groups]
+        boxes = [
+            torch.cat([self.boxes[group, :2].amin(0), self.boxes[group, 2:].amax(0)]) for group in groups
+        ]
         joined: Objects = {
             "boxes": torch.stack(boxes) if boxes else self.boxes[:0],
-            "labels": self.labels[first],
-            "scores": self.scores[first],
+            "labels": self.labels[best],
+            "scores": self.scores[best],
         }
-        if self.runs is not None:
-            joined["masks"] = Masks([self._union(own) for own in groups], height, width)
+        if self.masks is not None:
+            merged = [
+                self.masks[group[0]] if len(group) == 1 else merge_masks([self.masks[i] for i in group])
+                for group in groups
+            ]
+            joined["masks"] = Masks(merged, height, width)
         return joined
 
-    def _neighbours(self) -> Iterator[tuple[np.ndarray, np.ndarray, Tile]]:
-        """The objects of each two tiles that overlap, and what these share."""
-        above = 0  # tiles before this one end above: tiles come row by row
+    def _overlapping_tiles(self) -> Iterator[tuple[np.ndarray, np.ndarray, Tile]]:
+        """Yield, for each pair of overlapping tiles, the objects of both and the shared rectangle."""
+        # Tiles come row by row: those before `first` end above the current one.
+        first = 0
         for later, part in enumerate(self.parts):
-            while self.parts[above].bottom <= part.top:
-                above += 1
-            for earlier in range(above, later):
-                common = part.common(self.parts[earlier])
-                if common and len(self.own[earlier]) and len(self.own[later]):
-                    yield self.own[earlier], self.own[later], common
+            while self.parts[first].bottom <= part.top:
+                first += 1
+            for earlier in range(first, later):
+                shared = part.intersection(self.parts[earlier])
+                if shared and len(self.indices[earlier]) and len(self.indices[later]):
+                    yield self.indices[earlier], self.indices[later], shared
 
-    def _drop_repeated(self, pairs: Sequence[tuple[np.ndarray, np.ndarray, Tile]]) -> None:
-        """Keep the likeliest of whole objects that several tiles have found."""
+    def _drop_duplicates(self, pairs: Sequence[tuple[np.ndarray, np.ndarray, Tile]]) -> None:
+        """Keep the best detection of each whole object that several tiles have found."""
         rivals: dict[int, list[int]] = {}
         for some, others, _ in pairs:
             some, others = some[~self.cut[some]], others[~self.cut[others]]
-            same = self.labels[some][:, None] == self.labels[others]
-            for i, j in np.argwhere((self._overlap(some, others) > SAME) & same.numpy()).tolist():
+            same_label = self.labels[some][:, None] == self.labels[others]
+            same = (self._overlap(some, others) > SAME_OBJECT_IOU) & same_label.numpy()
+            for i, j in np.argwhere(same).tolist():
                 rivals.setdefault(int(some[i]), []).append(int(others[j]))
                 rivals.setdefault(int(others[j]), []).append(int(some[i]))
         chosen: set[int] = set()
@@ -258,64 +268,57 @@ class _Joined:
             if self.kept[index]:
                 chosen.add(index)
 
-    def _drop_covered(self, pairs: Sequence[tuple[np.ndarray, np.ndarray, Tile]]) -> None:
-        """Drop parts of objects that another tile has found whole."""
+    def _drop_cut_duplicates(self, pairs: Sequence[tuple[np.ndarray, np.ndarray, Tile]]) -> None:
+        """Drop parts of objects that another tile has found whole, of any label."""
         whole = self.kept & ~self.cut
         for some, others, _ in pairs:
             for these, those in ((some, others), (others, some)):
                 these, those = these[self.cut[these]], those[whole[those]]
                 if len(these) and len(those):
-                    self.kept[these[(self._overlap(these, those, of_first=True) > SAME).any(1)]] = False
+                    covered = (self._overlap(these, those, of_first=True) > SAME_OBJECT_IOU).any(1)
+                    self.kept[these[covered]] = False
 
     def _join_parts(self, pairs: Sequence[tuple[np.ndarray, np.ndarray, Tile]]) -> None:
-        """Join parts of objects that agree where their tiles overlap."""
+        """Join parts of one object: of the same label, and in agreement where their tiles overlap."""
         cut = self.kept & self.cut
-        for some, others, common in pairs:
+        for some, others, shared in pairs:
             some, others = some[cut[some]], others[cut[others]]
-            same = (self.labels[some][:, None] == self.labels[others]).numpy()
-            for i, j in np.argwhere((self._overlap(some, others) > 0) & same).tolist():
+            same_label = (self.labels[some][:, None] == self.labels[others]).numpy()
+            for i, j in np.argwhere((self._overlap(some, others) > 0) & same_label).tolist():
                 first, second = int(some[i]), int(others[j])
-                if self._agree(first, second, common):
-                    self.group[self._root(second)] = self._root(first)
+                if self._agree(first, second, shared):
+                    self.parent[self._root(second)] = self._root(first)
 
     def _root(self, index: int) -> int:
-        while self.group[index] != index:
-            self.group[index] = index = self.group[self.group[index]]
+        while self.parent[index] != index:
+            self.parent[index] = index = self.parent[self.parent[index]]
         return index
 
     def _overlap(self, some: np.ndarray, others: np.ndarray, *, of_first: bool = False) -> np.ndarray:
-        """The area that objects share with others, as a part of their union or of the first ones' own."""
+        """Return the intersection of each pair of objects over their union, or over the area of the first."""
         if not (len(some) and len(others)):
             return np.zeros((len(some), len(others)))
-        if self.runs is not None:
-            first, second = ([self.runs[index] for index in indices] for indices in (some, others))
+        if self.masks is not None:
+            first, second = ([self.masks[index] for index in indices] for indices in (some, others))
             return np.asarray(coco_tool().iou(first, second, [int(of_first)] * len(others)))
         if not of_first:
             return box_iou(self.boxes[some], self.boxes[others]).numpy()
         first, second = self.boxes[some][:, None], self.boxes[others]
         shared = torch.minimum(first[..., 2:], second[:, 2:]) - torch.maximum(first[..., :2], second[:, :2])
-        own = (first[..., 2:] - first[..., :2]).prod(-1)
-        return (shared.clamp(min=0).prod(-1) / own.clamp(min=1e-6)).numpy()
+        areas = (first[..., 2:] - first[..., :2]).prod(-1)
+        return (shared.clamp(min=0).prod(-1) / areas.clamp(min=1e-6)).numpy()
 
-    def _agree(self, first: int, second: int, common: Tile) -> bool:
-        """Whether two parts are the same, for the most, in what their tiles share."""
-        window = self.boxes.new_tensor([common.left, common.top, common.right, common.bottom])
-        if self.runs is None:
+    def _agree(self, first: int, second: int, shared: Tile) -> bool:
+        """Return whether two parts are the same object, judged in the rectangle that their tiles share."""
+        window = self.boxes.new_tensor([shared.left, shared.top, shared.right, shared.bottom])
+        if self.masks is None:
             boxes = self.boxes[[first, second]]
-            seen = torch.cat([boxes[:, :2].maximum(window[:2]), boxes[:, 2:].minimum(window[2:])], 1)
-            return box_iou(seen[:1], seen[1:]).item() > SAME
+            clipped = torch.cat([boxes[:, :2].maximum(window[:2]), boxes[:, 2:].minimum(window[2:])], 1)
+            return box_iou(clipped[:1], clipped[1:]).item() > SAME_OBJECT_IOU
         tool = coco_tool()
-        runs = self.runs[first], self.runs[second]
+        masks = self.masks[first], self.masks[second]
         left, top, right, bottom = window.tolist()
         corners = [left, top, right, top, right, bottom, left, bottom]
-        [area] = tool.frPyObjects([corners], *runs[0]["size"])
-        seen = [tool.merge([each, area], intersect=True) for each in runs]
-        return tool.iou(seen[:1], seen[1:], [0]).item() > SAME
-
-    def _union(self, indices: Sequence[int]) -> dict[str, object]:
-        if self.runs is None:
-            raise RuntimeError("there are no masks to join")
-        if len(indices) == 1:
-            return self.runs[indices[0]]
-        whole = coco_tool().merge([self.runs[index] for index in indices])
-        return {"size": [*map(int, whole["size"])], "counts": whole["counts"].decode("ascii")}
+        [area] = tool.frPyObjects([corners], *masks[0]["size"])
+        clipped = [tool.merge([mask, area], intersect=True) for mask in masks]
+        return tool.iou(clipped[:1], clipped[1:], [0]).item() > SAME_OBJECT_IOU

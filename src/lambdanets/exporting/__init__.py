@@ -1,6 +1,32 @@
-"""A network as one file that runs without this package: torch.export's or ONNX's."""
+"""Models as single files that run without this package: programs of torch.export (.pt2) or ONNX (.onnx).
 
-from .network import FORMATS as FORMATS
-from .network import Exported as Exported
-from .network import ExportError as ExportError
-from .network import export_network as export_network
+`export_network` writes any network with example inputs; `export_classifier` and `export_detector` prepare the
+network, the examples and the metadata of a run. Each file is loaded again and compared with the network
+before it appears under its name. A file format is a module that implements `Format`, listed in `FORMATS`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lambdanets.exporting.format import ExportError as ExportError
+from lambdanets.exporting.network import FORMATS as FORMATS
+from lambdanets.exporting.network import Exported as Exported
+from lambdanets.exporting.network import export_network as export_network
+
+if TYPE_CHECKING:
+    from lambdanets.exporting.classifier import export_classifier as export_classifier
+    from lambdanets.exporting.detector import ExportedDetector as ExportedDetector
+    from lambdanets.exporting.detector import export_detector as export_detector
+
+# Imported on first use: torchvision's detectors and timm take long.
+_LAZY = {
+    "ExportedDetector": "detector",
+    "export_classifier": "classifier",
+    "export_detector": "detector",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"lambdanets.exporting.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

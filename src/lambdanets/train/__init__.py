@@ -26,21 +26,24 @@ from lambdanets.train.serialization import override as override
 from lambdanets.train.serialization import to_json as to_json
 
 if TYPE_CHECKING:
-    from lambdanets.evaluate.exporting import export as export
     from lambdanets.evaluate.measurement import evaluate as evaluate
+    from lambdanets.exporting.classifier import export_classifier
     from lambdanets.train.engine import train as train
     from lambdanets.train.reporting import RunResult as RunResult
 
+    export = export_classifier
+
 _LAZY = {
-    "train": "lambdanets.train.engine",
-    "RunResult": "lambdanets.train.reporting",
-    # Public names of the room above.
-    "evaluate": "lambdanets.evaluate.measurement",
-    "export": "lambdanets.evaluate.exporting",
+    "train": ("lambdanets.train.engine", "train"),
+    "RunResult": ("lambdanets.train.reporting", "RunResult"),
+    # Public names of rooms above.
+    "evaluate": ("lambdanets.evaluate.measurement", "evaluate"),
+    "export": ("lambdanets.exporting.classifier", "export_classifier"),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        module, attribute = _LAZY[name]
+        return getattr(import_module(module), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,9 +17,9 @@ from detectors import pictures, tiny, tiny_config
 from elsewhere import run_elsewhere
 from lambdanets.data import CocoConfig
 from lambdanets.detection import DetectionConfig, export
-from lambdanets.detection.exporting import _Compared, _suppressed
-from lambdanets.detection.network import RegionPool
+from lambdanets.detection.mask_rcnn import RegionPool
 from lambdanets.exporting import ExportError
+from lambdanets.exporting.detector import CompareObjects, batched_nms
 from lambdanets.train import Run
 from object_sets import write_objects
 
@@ -92,7 +92,7 @@ def objects(**changes: list[Any]) -> list[Tensor]:
 
 def test_objects_are_compared_one_by_one() -> None:
     def compare(found: list[Tensor], most: int = 100) -> tuple[float, float]:
-        return _Compared(0.05, most, 100)(("boxes", "labels", "scores"), found, objects())
+        return CompareObjects(0.05, most, 100)(("boxes", "labels", "scores"), found, objects())
 
     assert compare(objects()) == (0.0, 1.0)
     assert compare([value.flip(0) for value in objects()]) == (0.0, 1.0)
@@ -119,14 +119,14 @@ def test_objects_are_compared_one_by_one() -> None:
     assert compare(more, most=4) == (0.0, 1.0)  # as good as the last of those that are kept
 
 
-def test_one_way_to_suppress_is_torchvisions() -> None:
+def test_traceable_nms_is_torchvisions() -> None:
     generator = torch.Generator().manual_seed(0)
     corners = 90 * torch.rand(2000, 2, generator=generator)
     boxes = torch.cat([corners, corners + 5 + 30 * torch.rand(2000, 2, generator=generator)], 1)
     scores, labels = torch.rand(2000, generator=generator), torch.randint(0, 4, (2000,), generator=generator)
     for count in (0, 1, 50, 2000):
         words = boxes[:count], scores[:count], labels[:count], 0.5
-        assert torch.equal(_suppressed(*words), box_ops.batched_nms(*words))
+        assert torch.equal(batched_nms(*words), box_ops.batched_nms(*words))
 
 
 def test_pooled_regions_are_torchvisions() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from elsewhere import run_elsewhere
 from lambdanets import LambdaLayer1d, LambdaLayer2d, LambdaLayer3d, accelerate
-from lambdanets.exporting import ExportError, export_network, onnx_file, torch_file
+from lambdanets.exporting import ExportError, export_network, onnx_format, torch_format
 from lambdanets.nn import AxialAttention2d, GlobalAttention2d, LinearAttention2d, LocalAttention2d
 from lambdanets.nn.lambda_layer import LambdaLayer
 
@@ -116,10 +116,10 @@ def export(file: Path, network: nn.Module | None = None, **options: Any) -> None
 
 
 def test_what_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = torch_file.load
+    load = torch_format.load
     off = {"by": 0.0, "rows": 0}
     monkeypatch.setattr(
-        torch_file, "load", lambda *known: lambda x: load(*known)(x)[off["rows"] :] * (1 + off["by"])
+        torch_format, "load", lambda *known: lambda x: load(*known)(x)[off["rows"] :] * (1 + off["by"])
     )
     export(tmp_path / "right.pt2")
     for name, by in (("scaled", 1e-3), ("nan", float("nan"))):
@@ -156,7 +156,7 @@ def test_refusals_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         export(tmp_path / "a.pb", format="tf")
     with pytest.raises(ExportError, match=r"^a file of format 'torch' ends in \.pt2; got"):
         export(tmp_path / "a.onnx")
-    with pytest.raises(ExportError, match=r"^opset=18 is a matter of format 'onnx'"):
+    with pytest.raises(ExportError, match=r"^opset=18 belongs to format 'onnx'"):
         export(tmp_path / "a.pt2", opset=18)
     with pytest.raises(ExportError, match=r"^opset must be at least 18"):
         export(tmp_path / "a.onnx", format="onnx", opset=12)
@@ -168,7 +168,7 @@ def test_refusals_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         export(tmp_path / "c.pt2", nn.Linear(4, 2))
     with pytest.raises(ExportError, match=r"^the network cannot be traced with any batch: "):
         export(tmp_path / "c.pt2", Odd())
-    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None if name != "onnx" else object())
+    monkeypatch.setattr(onnx_format, "find_spec", lambda name: None if name != "onnx" else object())
     missing = r"^format 'onnx' needs onnxscript and onnxruntime: pip install 'lambdanets\[export\]'$"
     with pytest.raises(ExportError, match=missing):
         export(tmp_path / "c.onnx", format="onnx")

@@ -1,4 +1,4 @@
-"""Sheets of images drawn twice: with the objects that are there, and with those that were found."""
+"""Sheets of images drawn twice: with their annotated and with their detected objects."""
 
 from __future__ import annotations
 
@@ -36,19 +36,20 @@ from lambdanets.viz.pages import (
     write_pages,
 )
 
-PICTURE, BETWEEN = 280, 8  # units: longer side of a picture, and what is between two
+# Longer side of a picture and the gap between two, in units of the page.
+PICTURE, BETWEEN = 280, 8
 COLUMNS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """An image with what is there and what was found.
+    """An image with its annotated and its detected objects.
 
     Attributes:
-        name: of its file.
-        image: as it is stored.
-        truth: its target, as `CocoSet.original` or `CocoSet.stored` gives it; crowds are not drawn.
-        found: what a network found, as `to_results` takes it.
+        name: Name of the image's file.
+        image: The stored image.
+        truth: Its target, from `CocoSet.original` or `CocoSet.stored`; crowds are not drawn.
+        found: The detected objects, as `to_results` accepts them.
     """
 
     name: str
@@ -57,14 +58,15 @@ class Pair:
     found: dict[str, Any]
 
 
-def pair(images: CocoSet, index: int, find: Callable[[Tensor, dict[str, Any]], dict[str, Any]]) -> Pair:
-    """Return an image of a set with what is there and what was found.
+def make_pair(
+    images: CocoSet, index: int, detect: Callable[[Tensor, dict[str, Any]], dict[str, Any]]
+) -> Pair:
+    """Return an image of a set with its annotated and its detected objects.
 
     Args:
-        images: the set.
-        index: in it.
-        find: from an image, uint8 of shape (3, height, width), and its target, both as stored, to what was
-            found in it.
+        images: The set.
+        index: Index of the image in the set.
+        detect: From the stored image, uint8 [3, height, width], and its target to the detected objects.
     """
     picture, truth = images.stored(index)
     pixels = picture.as_subclass(Tensor)
@@ -72,19 +74,19 @@ def pair(images: CocoSet, index: int, find: Callable[[Tensor, dict[str, Any]], d
         name=Path(images.path(index)).name,
         image=Image.fromarray(pixels.permute(1, 2, 0).numpy()),
         truth=truth,
-        found=find(pixels, truth),
+        found=detect(pixels, truth),
     )
 
 
-def spread(total: int, count: int) -> list[int]:
-    """Return `count` places spread evenly over `total`, or all where there are fewer."""
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Return `count` indices evenly spaced in `range(total)`, or all if there are fewer."""
     count = min(count, total)
-    return [place * total // count for place in range(count)]
+    return [index * total // count for index in range(count)]
 
 
 @dataclass(frozen=True)
 class _Card:
-    """A pair, drawn, with what is written about it; all that is kept of it."""
+    """A drawn pair with its captions, without the masks."""
 
     name: str
     pictures: tuple[Image.Image, Image.Image]
@@ -100,23 +102,23 @@ def draw_pairs(
     threshold: float = 0.5,
     per_page: int = 8,
 ) -> list[Path]:
-    """Draw images on one or more PNG pages, each with its objects on the left and those found on the right.
+    """Draw images on one or more PNG pages, annotated objects on the left and detected ones on the right.
 
-    Further pages that an earlier, longer sheet left under the same name are removed.
+    Surplus pages of an earlier, longer sheet of the same name are removed.
 
     Args:
-        rows: the images; they are taken one by one, so that masks need not be held for all of them.
-        path: the first page; the further ones are numbered `name-2.png`, `name-3.png`.
-        title: the line at the top of every page.
-        names: of the classes, in the order of the labels.
-        threshold: objects found with a lower score are not drawn.
-        per_page: most images on one page.
+        rows: The images; an iterator keeps the masks of one image in memory at a time.
+        path: The first page; further pages are named `name-2.png`, `name-3.png`.
+        title: The line at the top of every page.
+        names: Names of the classes, in the order of the labels.
+        threshold: Least score of the detected objects that are drawn.
+        per_page: Most images on one page.
 
     Returns:
-        The files written; none when there are no rows.
+        The written files; none if there are no rows.
 
     Raises:
-        ValueError: the path does not end in .png.
+        ValueError: The path does not end in .png.
     """
     first = page_path(path)
     return write_pages(_pages(rows, title, names, threshold, per_page), first)
@@ -126,7 +128,7 @@ def _pages(
     rows: Iterable[Pair], title: str, names: Sequence[str], threshold: float, per_page: int
 ) -> Iterator[Image.Image]:
     fonts = page_fonts()
-    cards = (_drawn(row, names, threshold) for row in rows)
+    cards = (_draw_pair(row, names, threshold) for row in rows)
     done = 0
     while part := list(islice(cards, per_page)):
         images = f"image {done + 1}" if len(part) == 1 else f"images {done + 1} to {done + len(part)}"
@@ -135,8 +137,8 @@ def _pages(
         yield _page(part, title, caption, fonts)
 
 
-def _drawn(row: Pair, names: Sequence[str], threshold: float) -> _Card:
-    there, found = row.truth["iscrowd"] == 0, row.found["scores"] >= threshold
+def _draw_pair(row: Pair, names: Sequence[str], threshold: float) -> _Card:
+    annotated, found = row.truth["iscrowd"] == 0, row.found["scores"] >= threshold
     pictures = [
         draw_objects(
             row.image,
@@ -147,9 +149,9 @@ def _drawn(row: Pair, names: Sequence[str], threshold: float) -> _Card:
             source["masks"][chosen] if "masks" in source else None,
             longest=PICTURE * SCALE,
         )
-        for source, chosen in ((row.truth, there), (row.found, found))
+        for source, chosen in ((row.truth, annotated), (row.found, found))
     ]
-    objects = int(there.sum())
+    objects = int(annotated.sum())
     captions = f"{objects} object{'s' * (objects != 1)}", f"{int(found.sum())} found"
     return _Card(row.name, (pictures[0], pictures[1]), captions)
 
@@ -157,7 +159,7 @@ def _drawn(row: Pair, names: Sequence[str], threshold: float) -> _Card:
 def _page(cards: Sequence[_Card], title: str, caption: str, fonts: Fonts) -> Image.Image:
     columns = min(COLUMNS, len(cards))
     lines = [cards[start : start + columns] for start in range(0, len(cards), columns)]
-    # A line is as high as its highest picture: wide images take no more room than they need.
+    # A line is as high as its highest picture: wide images take less space.
     pictures = [max(-(-card.pictures[0].height // SCALE) for card in line) for line in lines]
     heights = [PAD + ROW + 4 + height + 6 + ROW + PAD for height in pictures]
     card_width = 2 * PICTURE + BETWEEN + 2 * PAD
@@ -166,21 +168,21 @@ def _page(cards: Sequence[_Card], title: str, caption: str, fonts: Fonts) -> Ima
     sheet = blank_page(width, height, title, caption, fonts)
     draw = ImageDraw.Draw(sheet)
     top = MARGIN + HEADER
-    for line, room, high in zip(lines, pictures, heights, strict=True):
+    for line, picture_height, card_height in zip(lines, pictures, heights, strict=True):
         for column, card in enumerate(line):
             left = MARGIN + column * (card_width + GAP)
-            draw_rounded_box(draw, (left, top, left + card_width, top + high), 10, CARD, EDGE)
-            _card(sheet, draw, card, (left + PAD, top + PAD), room, fonts)
-        top += high + GAP
+            draw_rounded_box(draw, (left, top, left + card_width, top + card_height), 10, CARD, EDGE)
+            _draw_card(sheet, draw, card, (left + PAD, top + PAD), picture_height, fonts)
+        top += card_height + GAP
     return sheet
 
 
-def _card(
+def _draw_card(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
     card: _Card,
     corner: tuple[int, int],
-    room: int,
+    picture_height: int,
     fonts: Fonts,
 ) -> None:
     left, top = corner
@@ -188,8 +190,8 @@ def _card(
     draw_text_line(draw, (left, top), name, fonts.strong, INK)
     top += ROW + 4
     for picture, caption in zip(card.pictures, card.captions, strict=True):
-        draw_rounded_box(draw, (left, top, left + PICTURE, top + room), 4, TRACK)
-        spare = PICTURE * SCALE - picture.width, room * SCALE - picture.height
+        draw_rounded_box(draw, (left, top, left + PICTURE, top + picture_height), 4, TRACK)
+        spare = PICTURE * SCALE - picture.width, picture_height * SCALE - picture.height
         sheet.paste(picture, (left * SCALE + spare[0] // 2, top * SCALE + spare[1] // 2))
-        draw_text_line(draw, (left, top + room + 6), caption, fonts.text, SOFT)
+        draw_text_line(draw, (left, top + picture_height + 6), caption, fonts.text, SOFT)
         left += PICTURE + BETWEEN

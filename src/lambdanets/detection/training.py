@@ -1,4 +1,4 @@
-"""The Lightning module of object detection: losses, COCO's figures, and what is said and drawn of them."""
+"""Training of a detector: its Lightning module, its task, and `train` and `load_run`."""
 
 from __future__ import annotations
 
@@ -12,40 +12,45 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lambdanets.data import CocoSet, CocoSplits, coco_eval_loader, coco_train_loader
+from lambdanets.data import CocoSet, CocoSplits, coco_eval_loader, coco_train_loader, open_coco
+from lambdanets.data.coco.splits import check_objects
+from lambdanets.detection.comparison_sheet import draw_pairs, evenly_spaced, make_pair
+from lambdanets.detection.config import DetectionConfig
+from lambdanets.detection.mask_rcnn import Detector
+from lambdanets.detection.masks import Objects, encode_regions
+from lambdanets.detection.results import Entry, merge, results_to_objects, to_results, write_kinds
+from lambdanets.detection.scores import Scores, draw_precision_recall, score, write_per_class
+from lambdanets.detection.tiling import TrainingSizes
+from lambdanets.train import Run
+from lambdanets.train import load_run as load_any_run
 from lambdanets.train.checkpoint import RunState
+from lambdanets.train.engine import Task, train_task
 from lambdanets.train.errors import RunError, raised_on_all_ranks
 from lambdanets.train.learner import Learner
+from lambdanets.train.reporting import RunResult
 from lambdanets.train.run import RunFiles
 from lambdanets.viz.figures import Panel, draw_curves
 
-from .network import Detector, outlined
-from .pairs import draw_pairs, pair, spread
-from .report import draw_precision_recall, write_per_class
-from .results import Entry, Objects, merge, to_objects, to_results
-from .results_json import write_kinds
-from .run_config import DetectionConfig
-from .scores import Scores, score
-from .tiling import TrainingSizes
-
-LOSSES = {  # torchvision's names, and the columns'
+# torchvision's names of the losses, and the columns of metrics.csv.
+LOSSES = {
     "loss_objectness": "objectness",
     "loss_rpn_box_reg": "proposals",
     "loss_classifier": "classes",
     "loss_box_reg": "boxes",
     "loss_mask": "masks",
 }
-KEPT = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # of COCO's figures, in the table
+# COCO's figures in metrics.csv.
+LOGGED_FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
 class DetectionModule(Learner):
     """Trains a detector on annotated images.
 
     Args:
-        network: the detector.
-        config: the run.
-        classes: names, in the order of the labels, the first of which is 1.
-        state: progress of the run, shared with the callbacks.
+        network: The detector.
+        config: The run.
+        classes: Names of the classes; labels count from 1 in this order.
+        state: Progress of the run, shared with the callbacks.
     """
 
     network: Detector
@@ -59,15 +64,17 @@ class DetectionModule(Learner):
             loss: name for loss, name in LOSSES.items() if config.data.masks or name != "masks"
         }
         self.train_metrics = ("loss", *self.losses_shown.values())
-        kept = (*KEPT, f"ar{config.validation.max_detections}")
-        self.columns = tuple(f"val_{kind}_{figure}" for kind in self.kinds for figure in kept)
+        logged = (*LOGGED_FIGURES, f"ar{config.validation.max_detections}")
+        self.columns = tuple(f"val_{kind}_{figure}" for kind in self.kinds for figure in logged)
         self.monitor = f"val_{self.kinds[0]}_ap"
         self.val_set: CocoSet | None = None
-        self.sizes: TrainingSizes | None = None  # of the training images
-        self.seen: list[int] = []  # images of this validation, by this process
-        self.found: list[Entry] = []  # in them
-        self.scores: Scores | None = None  # of the newest validation, on the first process
-        self.results: list[Entry] = []  # what these are of
+        self.sizes: TrainingSizes | None = None
+        # Images that this process has validated since the validation began, and their detections.
+        self.seen: list[int] = []
+        self.found: list[Entry] = []
+        # Scores and detections of the newest validation, on rank 0.
+        self.scores: Scores | None = None
+        self.results: list[Entry] = []
 
     def train_loader(self, splits: CocoSplits, *, rank: int, world_size: int) -> DataLoader:
         self.sizes = TrainingSizes.of(splits.train.sizes)
@@ -106,16 +113,16 @@ class DetectionModule(Learner):
 
     def network_inputs(self, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> tuple[Any, ...]:
         images, targets = batch
-        return [_plain(image) for image in images], [
-            {name: _plain(value) for name, value in target.items() if isinstance(value, Tensor)}
+        return [_plain_tensor(image) for image in images], [
+            {name: _plain_tensor(value) for name, value in target.items() if isinstance(value, Tensor)}
             for target in targets
         ]
 
     def named_tensors(self, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> dict[str, Tensor]:
         images, targets = self.network_inputs(batch)
-        named = {f"{place}.image": image for place, image in enumerate(images)}
-        for place, target in enumerate(targets):
-            named |= {f"{place}.{name}": value for name, value in target.items()}
+        named = {f"{index}.image": image for index, image in enumerate(images)}
+        for index, target in enumerate(targets):
+            named |= {f"{index}.{name}": value for name, value in target.items()}
         return named
 
     # Validation
@@ -126,26 +133,26 @@ class DetectionModule(Learner):
     def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
         images, targets = batch
         network: Any = self.eval_network
-        regions = network.regions([_plain(image) for image in images])
-        for image, target, found in zip(images, targets, regions, strict=True):
-            objects = outlined(found, image.shape[-2:], target["orig_size"])
+        detected = network.regions([_plain_tensor(image) for image in images])
+        for image, target, regions in zip(images, targets, detected, strict=True):
+            objects = encode_regions(regions, image.shape[-2:], target["orig_size"])
             self.seen.append(target["image_id"])
             self.found += to_results([objects], [target["image_id"]], self._val.category_ids)
 
     def on_validation_epoch_end(self) -> None:
         self.scores, figures = None, {}
-        parts = self._gathered()
-        if parts is not None:
-            self.results = merge(found for _, found in parts)
-            seen = {number for numbers, _ in parts for number in numbers}
+        shards = self._gather()
+        if shards is not None:
+            self.results = merge(found for _, found in shards)
+            seen = {image_id for image_ids, _ in shards for image_id in image_ids}
             self.scores = score(
-                self._truth(seen),
+                self._ground_truth(seen),
                 self.results,
                 masks=self.config.data.masks,
                 max_detections=self.config.validation.max_detections,
             )
-            # What is undefined, as the AP of a size that no object has, is left out; without any object
-            # nothing is found.
+            # Undefined figures, such as the AP of a size without objects, are left out; without any object
+            # the monitored figure is 0.
             figures = {f"val_{name}": value for name, value in self.scores.figures().items()}
             figures = {name: value for name, value in figures.items() if not math.isnan(value)}
             figures = {self.monitor: 0.0} | figures
@@ -153,43 +160,43 @@ class DetectionModule(Learner):
                 self._draw_sheet(self.files, seen)
         self.val_metrics = self.trainer.strategy.broadcast(figures)
 
-    def _truth(self, seen: set[int]) -> dict[str, list[Entry]]:
-        """What is there, in the images that were seen: a trial does not look at all of them."""
+    def _ground_truth(self, seen: set[int]) -> dict[str, list[Entry]]:
+        """Return the ground truth of the validated images: a short trial does not validate all."""
         truth = self._val.ground_truth()
         return truth | {
             "images": [each for each in truth["images"] if each["id"] in seen],
             "annotations": [each for each in truth["annotations"] if each["image_id"] in seen],
         }
 
-    def _gathered(self) -> list[tuple[list[int], list[Entry]]] | None:
-        """What every process has seen and found, on the first one; None on the others."""
-        world, mine = self.trainer.world_size, (self.seen, self.found)
-        if world == 1:
-            return [mine]
-        parts: list[Any] | None = [None] * world if self.trainer.is_global_zero else None
-        torch.distributed.gather_object(mine, parts)
-        return parts
+    def _gather(self) -> list[tuple[list[int], list[Entry]]] | None:
+        """Return the image ids and detections of every rank, on rank 0; None on the others."""
+        world_size, shard = self.trainer.world_size, (self.seen, self.found)
+        if world_size == 1:
+            return [shard]
+        shards: list[Any] | None = [None] * world_size if self.trainer.is_global_zero else None
+        torch.distributed.gather_object(shard, shards)
+        return shards
 
     @property
     def _val(self) -> CocoSet:
         if self.val_set is None:
-            raise RuntimeError("the validation set is known once its loader is made")
+            raise RuntimeError("there is no validation set before its loader is made")
         return self.val_set
 
     def _draw_sheet(self, files: RunFiles, seen: set[int]) -> None:
-        """Draw images spread over those that were seen, with what is there and what was found."""
+        """Draw images spread over the validated ones, with annotated and detected objects."""
         rules = self.config.validation
-        places = [place for place, number in enumerate(self._val.image_ids.tolist()) if number in seen]
-        chosen = [places[place] for place in spread(len(places), rules.sheet)]
-        found: dict[int, list[Entry]] = {self._val.image_ids[place]: [] for place in chosen}
+        indices = [index for index, image_id in enumerate(self._val.image_ids.tolist()) if image_id in seen]
+        chosen = [indices[index] for index in evenly_spaced(len(indices), rules.sheet)]
+        found: dict[int, list[Entry]] = {self._val.image_ids[index]: [] for index in chosen}
         for entry in self.results:
             if entry["image_id"] in found:
                 found[entry["image_id"]].append(entry)
 
-        def find(image: Tensor, target: dict[str, Any]) -> Objects:
-            return to_objects(found[target["image_id"]], self._val.category_ids, target["orig_size"])
+        def detect(image: Tensor, target: dict[str, Any]) -> Objects:
+            return results_to_objects(found[target["image_id"]], self._val.category_ids, target["orig_size"])
 
-        pairs = (pair(self._val, index, find) for index in chosen)
+        pairs = (make_pair(self._val, index, detect) for index in chosen)
         title = f"{self.config.model.name}, epoch {self.state.position[0]}"
         draw_pairs(pairs, files.sheet, title, names=self.classes, threshold=rules.threshold)
 
@@ -201,19 +208,19 @@ class DetectionModule(Learner):
         title = f"{self.config.model.name}, epoch {self.state.position[0]}"
         draw_precision_recall(self.scores, self.files.precision_recall, title)
 
-    # What is said and drawn
+    # Log lines and curves
 
     def format_training(self, means: Mapping[str, float]) -> str:
         return f"loss {means['loss']:.3f}"
 
     def format_epoch(self, row: Mapping[str, float]) -> str:
         line = f"train {row['train_loss']:.3f}"
-        return f"{line}  val {self._say(row, self.kinds[0])}" if self.monitor in row else line
+        return f"{line}  val {self._format_figures(row, self.kinds[0])}" if self.monitor in row else line
 
     def format_validation(self, row: Mapping[str, float]) -> str:
-        return ", ".join(self._say(row, kind) for kind in self.kinds)
+        return ", ".join(self._format_figures(row, kind) for kind in self.kinds)
 
-    def _say(self, row: Mapping[str, float], kind: str) -> str:
+    def _format_figures(self, row: Mapping[str, float], kind: str) -> str:
         ap, ap50 = (100 * row.get(f"val_{kind}_{figure}", 0.0) for figure in ("ap", "ap50"))
         return f"{kind} AP {ap:.1f} AP50 {ap50:.1f}"
 
@@ -237,6 +244,40 @@ class DetectionModule(Learner):
         draw_curves(self.state.history, path, panels, title)
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """Without torchvision's label of what it is, which every operation on it would ask about."""
+def _plain_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor without torchvision's subclass, whose dispatch slows every operation."""
     return tensor.as_subclass(Tensor)
+
+
+def _open_splits(config: DetectionConfig) -> CocoSplits:
+    splits = open_coco(config.data, seed=config.seed)
+    check_objects(config.data, splits)
+    return splits
+
+
+DETECTION = Task(DetectionConfig, _open_splits, DetectionModule)
+
+
+def train(config: DetectionConfig | None = None, *, run_dir: str | Path, resume: bool = False) -> RunResult:
+    """Train a detector on annotated images and write one folder.
+
+    Arguments, result and errors are those of `lambdanets.train.train`. In addition to the files of every run,
+    the folder holds `results/` in COCO's format, `precision_recall.png` and `classes.csv` of the best
+    validation, and `sheet.png` of the newest one, with annotated and detected objects side by side.
+
+    Example:
+        >>> train(get_recipe("nuclei"), run_dir="runs/nuclei")
+    """
+    return train_task(DETECTION, config, run_dir=run_dir, resume=resume)
+
+
+def load_run(path: str | Path) -> Run[DetectionConfig]:
+    """Open the folder of a run that trained a detector.
+
+    Args:
+        path: The folder that `train` wrote; it may have been moved since.
+
+    Raises:
+        RunError: The folder is no such run, or its configuration or its classes cannot be read.
+    """
+    return load_any_run(path, DetectionConfig)

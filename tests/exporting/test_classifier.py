@@ -1,4 +1,4 @@
-"""`export` of whole networks and runs; the files are run elsewhere in tests/cli and tests/exporting."""
+"""`export` of whole networks and runs; tests/cli and test_network.py run the files in fresh interpreters."""
 
 import json
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_a_run_in_bfloat16_gives_float32(tmp_path: Path) -> None:
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     file = tmp_path / "n.pt2"
-    with pytest.raises(ExportError, match="Linear does not say which images it takes"):
+    with pytest.raises(ExportError, match="Linear does not state which images it takes"):
         export(nn.Linear(3, 2), file, format="torch")
     vit = create_model("vit_tiny_patch16_224")
     with pytest.raises(ExportError, match=r"^the network cannot take inputs of shape \(1, 3, 48, 80\): "):
