@@ -37,7 +37,7 @@ WRONG = {
     "train digits --epochs many": ["--epochs takes a whole number; got 'many'; see lambdanets train --help"],
     "train digits --epochs": ["--epochs"],
     "train digits --epochs 0": ["engine.epochs", "0"],
-    "train digits --set lr=1": ["'lr'", "did you mean 'optimizer.lr'?"],
+    "train digits --set lr=1": ["'lr'", "did you mean optimizer.lr?"],
     "train digits --set optimizer.rl=1": ["'optimizer.rl'", "lr"],
     "train digits --set optimizer=1": ["optimizer is a group"],
     "train digits --set optimizer.lr=fast": ["optimizer.lr", "'fast'"],

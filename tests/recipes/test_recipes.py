@@ -38,7 +38,7 @@ def test_the_recipes() -> None:
 
 
 def test_an_unknown_recipe_is_told_with_its_nearest() -> None:
-    with pytest.raises(ValueError, match="there is no recipe 'digit'; did you mean 'digits'"):
+    with pytest.raises(ValueError, match="there is no recipe 'digit'; did you mean digits"):
         get_recipe("digit")
     with pytest.raises(ValueError, match="known: digits, cifar, folder, imagenet-90"):
         get_recipe("xyz")

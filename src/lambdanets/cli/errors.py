@@ -1,6 +1,5 @@
 """What a person reads when something is wrong: one sentence and an exit code, never a traceback."""
 
-import difflib
 import re
 import traceback
 from collections.abc import Iterable, Iterator
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from lambdanets.processes import STOP_SIGNALS, lost_worker
+from lambdanets.wording import did_you_mean, first_line
 
 FAILURE, USAGE = 1, 2
 EXIT_OF_SIGNAL: dict[int, int] = {number: 128 + number for number in STOP_SIGNALS}  # as shells do
@@ -50,16 +50,7 @@ def impossible(what: str) -> Iterator[None]:
     except NotImplementedError:
         return  # an operator that cannot run without memory says nothing about the command
     except (TypeError, AssertionError, RuntimeError, OverflowError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]  # PyTorch's stack may follow
-        raise UsageError(f"{what}: {' '.join(lines[0].split()).rstrip('.')}.") from error
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean ...?" with the nearest known names, or "" when none is near."""
-    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.55)
-    if not near:
-        return ""
-    return f"; did you mean {' or '.join(near)}?"
+        raise UsageError(f"{what}: {' '.join(first_line(error).split())}.") from error
 
 
 def check_name(kind: str, word: str, known: Iterable[str]) -> None:
@@ -75,7 +66,7 @@ def check_name(kind: str, word: str, known: Iterable[str]) -> None:
     """
     names = list(known)
     if word not in names:
-        hint = suggestion(word, names) or f"; there are {', '.join(names)}"
+        hint = did_you_mean(word, names) or f"; there are {', '.join(names)}"
         raise UsageError(f"there is no {kind} {word!r}{hint}")
 
 

@@ -8,10 +8,11 @@ from tyro import conf
 
 from lambdanets.cli.catalogue import models
 from lambdanets.cli.console import draw, grid, stdout, table
-from lambdanets.cli.errors import UsageError, suggestion
+from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
 from lambdanets.models import list_models
 from lambdanets.recipes import get_recipe, list_recipes
+from lambdanets.wording import did_you_mean
 
 SOURCES = {
     "digits": "scikit-learn's 1,797 scanned handwritten digits, 8x8 pixels; part of the installation",
@@ -39,7 +40,7 @@ def run(pattern: Annotated[str, conf.Positional, shown("PATTERN")] = "*") -> int
     }
     tables = {title: made for title, made in tables.items() if made.row_count}
     if not tables:
-        near = suggestion(pattern.replace("*", ""), [*list_models(), *list_recipes(), *SOURCES])
+        near = did_you_mean(pattern.replace("*", ""), [*list_models(), *list_recipes(), *SOURCES])
         raise UsageError(f"nothing is named {pattern!r}{near}")
     console = stdout()
     for title, made in tables.items():

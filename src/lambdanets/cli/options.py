@@ -15,8 +15,8 @@ import torch
 import tyro
 from tyro import conf
 
-from lambdanets.cli.errors import UsageError, suggestion
-from lambdanets.wording import json_text
+from lambdanets.cli.errors import UsageError
+from lambdanets.wording import did_you_mean, json_text
 
 if TYPE_CHECKING:
     from lambdanets.data import CocoConfig, DataConfig
@@ -172,7 +172,7 @@ def _check_flags(words: Sequence[str], verb: Callable[..., int], prog: str) -> N
     for word in takewhile(lambda word: word != "--", words):
         flag = word.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag.replace("--no-", "--") not in known:
-            hint = _other_way(flag, known) or suggestion(flag, known[1:]) or f"; see {prog} --help"
+            hint = _other_way(flag, known) or did_you_mean(flag, known[1:]) or f"; see {prog} --help"
             raise UsageError(f"there is no option {flag!r}{hint}")
 
 

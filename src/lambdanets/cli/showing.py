@@ -10,12 +10,13 @@ from tyro import conf
 
 from lambdanets.bench.summary import Summary, summarise
 from lambdanets.cli.console import draw, grid, milliseconds, stdout, table
-from lambdanets.cli.errors import UsageError, check_name, impossible, suggestion, usage
+from lambdanets.cli.errors import UsageError, check_name, impossible, usage
 from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
 from lambdanets.cli.showing_recipe import show_recipe
 from lambdanets.models import create_model
 from lambdanets.ops import Plan
 from lambdanets.recipes import list_recipes
+from lambdanets.wording import did_you_mean
 
 
 def run(
@@ -57,7 +58,7 @@ def run(
         return 0
     if devices is not None or images_per_second is not None:
         raise UsageError("--devices and --images-per-second are for recipes; see lambdanets list.")
-    if not timm.is_model(name) and suggestion(name, list_recipes()):
+    if not timm.is_model(name) and did_you_mean(name, list_recipes()):
         check_name("recipe", name, list_recipes())
     options = {} if num_classes is None else {"num_classes": num_classes}
     with usage():

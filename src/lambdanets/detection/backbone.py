@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from lambdanets.models import create_model, load_weights
-from lambdanets.wording import few
+from lambdanets.wording import few, first_line
 
 from .config import DetectorConfig
 
@@ -152,7 +152,7 @@ def _try(body: Any, indices: list[int], channels: list[int], config: DetectorCon
         with torch.no_grad():
             maps = body.forward_intermediates(image, indices=indices, intermediates_only=True)
     except (AssertionError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(
             f"model.name {config.name} cannot take images of any size, which a detector has to: {reason}"
         ) from error

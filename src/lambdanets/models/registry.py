@@ -1,6 +1,5 @@
 """Creating models by name, and the bridge to timm's registry."""
 
-import difflib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable
@@ -12,6 +11,7 @@ import timm
 from timm.models import build_model_with_cfg, is_model, is_model_pretrained, model_entrypoint, register_model
 from torch import nn
 
+from ..wording import did_you_mean
 from .config import ResNetConfig
 from .resnet import ResNet
 from .weight_files import check_source, read_content
@@ -49,9 +49,8 @@ def create_model(name: str, **options: Any) -> nn.Module:
     options |= {key: "none" for key in ("norm", "normalize") if key in options and options[key] is None}
     if ":" not in name:
         if not is_model(name):
-            raise ValueError(
-                f"there is no model named {name!r}{_nearest(name, list_models(), timm.list_models())}"
-            )
+            hint = did_you_mean(name, list_models()) or did_you_mean(name, timm.list_models())
+            raise ValueError(f"there is no model named {name!r}{hint}")
         own_source = options.get("pretrained_cfg") or options.get("pretrained_cfg_overlay")
         if options.get("pretrained") and name in _names and not (own_source or is_model_pretrained(name)):
             raise ValueError(f"pretrained=True: no trained weights of {name} are published; leave it out")
@@ -120,7 +119,7 @@ def check_options(name: str, options: Iterable[str], known: Collection[str]) -> 
         ValueError: With the nearest that it has.
     """
     for option in set(options) - set(known):
-        raise ValueError(f"{name} has no option {option!r}{_nearest(option, sorted(known))}")
+        raise ValueError(f"{name} has no option {option!r}{did_you_mean(option, sorted(known))}")
 
 
 def _entrypoint(name: str, config: ResNetConfig) -> Callable[..., nn.Module]:
@@ -138,10 +137,3 @@ def _entrypoint(name: str, config: ResNetConfig) -> Callable[..., nn.Module]:
 
     create.__doc__ = f"Creates {name}; see `lambdanets.models.create_model` for the options."
     return create
-
-
-def _nearest(name: str, *catalogues: list[str]) -> str:
-    for known in catalogues:
-        if matches := difflib.get_close_matches(name, known, n=3):
-            return f"; did you mean {' or '.join(matches)}?"
-    return ""

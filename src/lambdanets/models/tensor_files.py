@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..wording import first_line
+
 CHECKSUM = "checksum"
 """The entry of a safetensors header that `write_safetensors` adds and `read_safetensors` verifies."""
 ZIP = b"PK\x03\x04"
@@ -167,8 +169,3 @@ def _unsafe_names(path: Path, error: Exception) -> list[str] | None:
     asked = re.search(r"GLOBAL (\S+)", str(error))
     names = sorted(names) or ([asked[1]] if asked else [])
     return names if names or "TorchScript" in str(error) else None
-
-
-def first_line(error: BaseException | None) -> str:
-    """Return the first line of what an error says, or its kind where it says nothing."""
-    return (str(error).splitlines() or [""])[0].rstrip(". ") or type(error).__name__

@@ -10,8 +10,8 @@ from timm.models import clean_state_dict
 from torch import Tensor
 
 from ..files import parse_json
-from ..wording import few
-from .tensor_files import DamagedFileError, UnsafeFileError, first_line, read_archive, read_safetensors
+from ..wording import few, first_line
+from .tensor_files import DamagedFileError, UnsafeFileError, read_archive, read_safetensors
 
 HUB, LOCAL = "hf-hub:", "local-dir:"
 NAMES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")

@@ -15,12 +15,12 @@ from lambdanets import files
 from lambdanets.models.tensor_files import (
     DamagedFileError,
     UnsafeFileError,
-    first_line,
     read_archive,
     write_safetensors,
 )
 from lambdanets.train.errors import CheckpointError, DamagedCheckpointError, TrainingInterrupted
 from lambdanets.train.state import RunState
+from lambdanets.wording import first_line
 
 PROGRESS = {"total": {"ready": int, "completed": int}, "current": {"ready": int, "completed": int}}
 CHECKPOINT = {

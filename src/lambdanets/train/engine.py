@@ -53,7 +53,7 @@ from lambdanets.train.state import RunState
 from lambdanets.train.summary import RunResult, finish, result
 from lambdanets.train.trouble import tell
 from lambdanets.train.typed import to_json
-from lambdanets.wording import json_text
+from lambdanets.wording import first_line, json_text
 
 
 @dataclass(frozen=True)
@@ -347,8 +347,7 @@ def make_trainer(**settings: Any) -> pl.Trainer:
     try:
         return pl.Trainer(**settings)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"the engine settings cannot be used here: {reason}") from error
+        raise RunError(f"the engine settings cannot be used here: {first_line(error)}") from error
 
 
 def placement(engine: EngineConfig) -> dict[str, Any]:

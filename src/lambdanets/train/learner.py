@@ -28,7 +28,7 @@ from lambdanets.train.run import AVERAGE, NETWORK
 from lambdanets.train.schedule import lr_factor
 from lambdanets.train.state import RunState
 from lambdanets.train.typed import encode, to_json
-from lambdanets.wording import json_text
+from lambdanets.wording import first_line, json_text
 
 CHECK_EVERY = 50  # batches between looks at the loss where a look stops the accelerator
 RECENT = 100  # losses that are kept to be looked at when one is bad
@@ -331,7 +331,7 @@ class Learner(pl.LightningModule):
             dissect(self.network, moment, self.files.nonfinite)
         except Exception as error:
             # Whatever goes wrong here, the reason to stop is the loss.
-            return f"what led to it could not be written down ({(str(error).splitlines() or [''])[0]})"
+            return f"what led to it could not be written down ({first_line(error)})"
         return f"what led to it is in {self.files.nonfinite}"
 
     def running(self) -> dict[str, float]:

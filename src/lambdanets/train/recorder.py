@@ -15,6 +15,7 @@ from lambdanets.train.checkpoint import write_text
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
 from lambdanets.train.progress import say
+from lambdanets.wording import first_line
 
 FIRST = ("epoch", "step", "lr")
 LAST = ("images_per_second", "images_per_cpu_second", "data_wait", "seconds")
@@ -75,7 +76,7 @@ class EventLog(TensorBoardLogger):
         except (OSError, ValueError) as error:
             # Lightning wraps what fails in a ValueError, and the writer repeats its thread's first error.
             if not self._failed:
-                reason = str(error.__cause__ or error).splitlines()[0]
+                reason = first_line(error.__cause__ or error)
                 say(f"TensorBoard's events cannot be written in {self.log_dir} ({reason}); the run goes on")
             self._failed = True
 

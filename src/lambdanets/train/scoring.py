@@ -19,6 +19,7 @@ from lambdanets.data.progress import MANY, progress_bar
 from lambdanets.train.config import EngineConfig
 from lambdanets.train.engine import arithmetic, make_trainer, quiet
 from lambdanets.train.errors import RunError
+from lambdanets.wording import first_line
 
 TOP = 5
 
@@ -186,5 +187,5 @@ class Scorer(pl.LightningModule):
         except (AssertionError, RuntimeError, ValueError) as error:
             # The first is timm's way to refuse images, the others are those of layers for one size alone.
             size = "x".join(map(str, images.shape[1:]))
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise RunError(f"{self.name} cannot take images of {size}: {reason}") from error

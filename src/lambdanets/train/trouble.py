@@ -11,6 +11,7 @@ from lambdanets.train.config import BaseConfig
 from lambdanets.train.errors import NoMemoryError, PeerLostError, TrainingInterrupted, WorkerLostError
 from lambdanets.train.launch import cannot_divide
 from lambdanets.train.layout import RunFiles
+from lambdanets.wording import first_line
 
 
 def tell(
@@ -105,5 +106,5 @@ def lost_peer(error: Exception) -> str | None:
     if found := re.search(r"[\w ]+ by peer", said):
         return f"ended ({found[0].strip()}); its own last words say why"
     if isinstance(error, DistBackendError) or "gloo" in said:
-        return f"ended ({(said.splitlines() or [type(error).__name__])[0]}); its own last words say why"
+        return f"ended ({first_line(error)}); its own last words say why"
     return None

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from lambdanets.files import parse_json
+from lambdanets.wording import did_you_mean
 
 C = TypeVar("C")
 LARGEST = 2**63  # what PyTorch and NumPy count with
@@ -99,10 +100,9 @@ def check_finite(config: Any) -> None:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known name, or the list of all when none is near."""
+    """Return the end of an error message: similar known names, or all of them where none is similar."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    return did_you_mean(name, known) or f"; known: {', '.join(known)}"
 
 
 def _assign(node: Any, keys: list[str], text: str, path: str) -> Any:
@@ -132,7 +132,7 @@ def _nearest_path(node: Any, key: str, rest: list[str], done: list[str]) -> str:
     close = difflib.get_close_matches(wanted, leaves, n=1, cutoff=0.6)
     close = close or [leaf for leaf in leaves if leaf.rsplit(".", 1)[-1] == wanted.rsplit(".", 1)[-1]]
     if close:
-        return f"; did you mean {'.'.join([*done, close[0]])!r}?"
+        return f"; did you mean {'.'.join([*done, close[0]])}?"
     return nearest(key, (f.name for f in dataclasses.fields(node)))
 
 
