@@ -7,15 +7,15 @@ from rich.text import Text
 from lambdanets.cli.console import draw, stdout, table
 from lambdanets.data import CocoConfig
 from lambdanets.detection import DetectionConfig, DetectorConfig
-from lambdanets.recipes import DEVICES, Statement, costs, get_recipe, statement
-from lambdanets.recipes.budget import IMAGENET, LINK
+from lambdanets.recipes import DEVICES, Description, costs, describe, get_recipe
+from lambdanets.recipes.cost import IMAGENET, LINK
 from lambdanets.train import ModelConfig, RunConfig
 from lambdanets.train.typed import paths
 
 
 def show_recipe(name: str, *, devices: tuple[int, ...] | None, images_per_second: float | None) -> None:
     """Print a recipe: its statement, the fields that it sets, and on ImageNet an estimate of the cost."""
-    console, config, said = stdout(), get_recipe(name), statement(name)
+    console, config, said = stdout(), get_recipe(name), describe(name)
     console.print(Text.assemble((name, "bold"), f"  {said.title}\n"), soft_wrap=True)
     rows = Table.grid(padding=(0, 2))
     for heading, text in (said.sections | {"Sets": "  ".join(settings(config))}).items():
@@ -43,7 +43,7 @@ def settings(config: RunConfig | DetectionConfig) -> list[str]:
 
 
 def _draw_costs(
-    config: RunConfig, said: Statement, devices: tuple[int, ...], rate: float | None, console: Console
+    config: RunConfig, said: Description, devices: tuple[int, ...], rate: float | None, console: Console
 ) -> None:
     source = said.rate_source if rate is None else "given"
     rate = said.device_rate if rate is None else rate
