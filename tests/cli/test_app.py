@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import lambdanets
-from lambdanets.cli import main, planning
-from lambdanets.cli.errors import sentence
+from lambdanets import cli
+from lambdanets.cli import main
+from lambdanets.cli import plan as plan_verb
+from lambdanets.cli.errors import explain
 from lambdanets.cli.verbs import VERBS
 from lambdanets.data import DataWarning
 from lambdanets.train import NonFiniteLossError, TrainingInterrupted
@@ -63,7 +65,7 @@ WRONG = {
     "export resnet18 --out x.bin": ["x.bin ends in neither"],
     "predict resnet18 x.jpg": ["resnet18 is a model", "train folder --model resnet18"],
     "predict run --run x": ["there is no option '--run'"],
-    "show resnet50_lambda --size 1000000000": ["resnet50_lambda cannot take such images"],
+    "show resnet50_lambda --size 1000000000": ["resnet50_lambda cannot take images of this size"],
     "show resnet50_lambda --num-classes 0": ["--num-classes must be at least 1"],
     "show resnet50_lambda --batch 0": ["--batch must be at least 1"],
     "plan --grid 99999999999999999999": ["--grid"],
@@ -200,7 +202,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, action: Callable[[], int]) -> None:
     def run() -> int:
         return action()
 
-    monkeypatch.setattr(planning, "run", run)
+    monkeypatch.setattr(plan_verb, "run", run)
 
 
 def raising(error: BaseException) -> Callable[[], int]:
@@ -290,8 +292,26 @@ def test_help_names_all_verbs(capsys: pytest.CaptureFixture[str], words: list[st
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert all(f"\n  {verb} " in shown for verb in VERBS)
-    starts = {line.index(what) for line in shown.splitlines() for _, what in VERBS.values() if what in line}
+    starts = {line.index(what) for line in shown.splitlines() for what in VERBS.values() if what in line}
     assert len(starts) == 1
+
+
+def test_a_verb_is_a_module_and_a_line_of_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "say_hello.py").write_text(
+        'def run(*, name: str = "you") -> int:\n'
+        '    """Greet.\n\n    Args:\n        name: Who is greeted.\n    """\n'
+        '    print(f"hello {name}")\n    return 0\n'
+    )
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    monkeypatch.setitem(VERBS, "say-hello", "greet")
+    assert main(["say-hello", "--name", "all"]) == 0
+    assert main(["say-hello", "--help"]) == 0
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("hello all\nusage: lambdanets say-hello")
+    assert re.search(r"\n  say-hello +greet\n", shown)
 
 
 def test_the_script_and_the_module_are_one_command(command: Command) -> None:
@@ -380,7 +400,7 @@ def test_a_full_disk_behind_stdout_is_named(words: list[str], unbuffered: str) -
 )
 def test_each_module_is_of_an_extra(module: str, extra: str) -> None:
     error = ModuleNotFoundError("gone", name=f"{module}.inside")
-    assert sentence(error) == (
+    assert explain(error) == (
         f'this command needs {module}, which is not installed: pip install "lambdanets[{extra}]"'
     )
 

@@ -118,7 +118,7 @@ def test_the_process_that_finishes_last_chooses(
     out = tmp_path / "labels.csv"
     words = ["pseudo-label", trained, "--data", f"folder:{scans}/val", "--out", out, "--threshold", 0]
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, said in ((1, "the part of this process is labelled"), (0, "60 of 60 labels")):
+    for rank, said in ((1, "the shard of this process is labelled"), (0, "60 of 60 labels")):
         monkeypatch.setenv("RANK", str(rank))
         done = inside(*words)
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""`lambdanets list`: what there is to train, and on what."""
+"""`lambdanets list`: models, recipes and data sources."""
 
 from fnmatch import fnmatch
 from typing import Annotated
@@ -31,7 +31,7 @@ def run(pattern: Annotated[str, conf.Positional, shown("PATTERN")] = "*") -> int
     """List models, recipes and data sources.
 
     Args:
-        pattern: Names to list, with wildcards in quotes: 'lambda*'. All of them when not given.
+        pattern: Pattern of the names to list, with wildcards, in quotes: 'lambda*'.
     """
     tables = {
         "models": _models(pattern),

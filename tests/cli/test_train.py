@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lambdanets.cli import training
+from lambdanets.cli import train
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -60,7 +60,7 @@ def test_what_is_streamed_has_no_samples(trained: Path, tmp_path: Path) -> None:
     ):
         config["data"]["source"] = source
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert training.next_step(tmp_path) == f"lambdanets {words}"
+        assert train.next_step(tmp_path) == f"lambdanets {words}"
 
 
 def test_a_finished_run_has_nothing_to_resume(inside: Command, trained: Path) -> None:
