@@ -294,7 +294,10 @@ def test_a_model_that_names_its_classes(inside: Command, hub: Path, tmp_path: Pa
 
 WRONG = {
     "eval test_resnet": (2, "test_resnet is a model and has no validation set"),
-    "eval test_resnet --data folder:NUMBERED --weights last": (2, "--weights chooses between weights of a run"),
+    "eval test_resnet --data folder:NUMBERED --weights last": (
+        2,
+        "--weights chooses between weights of a run",
+    ),
     "eval RUN --checkpoint WEIGHTS": (2, "--checkpoint is for the name of a model"),
     "eval RUN --as v2": (2, "--as describes the images of --data"),
     "eval RUN --size 0": (2, "data.image_size must be 1 or more"),
