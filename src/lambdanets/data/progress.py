@@ -1,4 +1,4 @@
-"""A bar while something long is read or written, for somebody who is watching."""
+"""Progress bars in a terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-MANY = 2000  # images that take long enough for a bar
-Progress = Callable[[int, int], None]  # called with (what is done, all there is to do)
+MANY = 2000  # images; fewer need no bar
+Progress = Callable[[int, int], None]  # called with (done, total)
 
 
 @contextmanager
 def progress_bar(what: str, total: int, *, least: int) -> Iterator[Progress]:
-    """Show a bar in a terminal where at least so much is to be done; else nothing."""
+    """Show a progress bar on stderr, if it is a terminal; yield the function that updates it.
+
+    Args:
+        what: Label of the bar.
+        total: Number of steps.
+        least: Number of steps from which on a bar is shown.
+    """
     if total < least or not sys.stderr.isatty():
         yield lambda done, total: None
         return
