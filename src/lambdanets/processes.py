@@ -103,9 +103,7 @@ def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            if _is_at(
-                path, descriptor
-            ):  # not that of another process, after the folder was moved and created again
+            if _is_at(path, descriptor):  # another process may have created the folder again
                 path.unlink()
         _held.discard(descriptor)
         os.close(descriptor)
