@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lambdanets.processes import locked
 from lambdanets.study import Cell, Estimate, Progress, Study, StudyFiles, read, settle
 from lambdanets.study.records import words as words_of
+from lambdanets.utils.processes import locked
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]

@@ -16,7 +16,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from lambdanets.data import DataError, open_pictures, write_shards
-from lambdanets.processes import InUseError
 from lambdanets.recipes import digits
 from lambdanets.train import Run, RunConfig, RunError, load_run, override
 from lambdanets.train import labelling as module
@@ -24,6 +23,7 @@ from lambdanets.train.engine import train
 from lambdanets.train.errors import TrainingInterrupted
 from lambdanets.train.labelling import digest, label
 from lambdanets.train.prediction import predict
+from lambdanets.utils.processes import InUseError
 from runs import assert_same_end, interrupt
 
 

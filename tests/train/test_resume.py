@@ -14,7 +14,6 @@ import torch
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from lambdanets.data import Splits
-from lambdanets.processes import STOP_SIGNALS, InUseError, locked
 from lambdanets.train import (
     CheckpointError,
     RunConfig,
@@ -30,6 +29,7 @@ from lambdanets.train.layout import RunFiles
 from lambdanets.train.module import Classifier
 from lambdanets.train.resume import Start, check_images, find_start
 from lambdanets.train.state import RunState
+from lambdanets.utils.processes import STOP_SIGNALS, InUseError, locked
 from runs import assert_same_end, interrupt
 
 

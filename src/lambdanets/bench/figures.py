@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lambdanets.lettering import plain_text
+from lambdanets.utils.fonts import plain_text
 
 from .records import Provenance, Record
 from .tables import Clock, number, threads, times

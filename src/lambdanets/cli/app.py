@@ -16,8 +16,8 @@ import torch
 
 from lambdanets.cli.errors import EXIT_OF_SIGNAL, FAILURE, USAGE, UsageError, check_name, explain
 from lambdanets.cli.verbs import SECOND, VERBS, help_for, prepare_streams, silence
-from lambdanets.processes import listened_signals
-from lambdanets.wording import printable_lines
+from lambdanets.utils.processes import listened_signals
+from lambdanets.utils.text import printable_lines
 
 FIRST_RANK_SECONDS = 2.0  # the first process prints an error before the others end
 PRINTING = ("lambdanets.cli.", "rich.", "tyro.")  # modules that print results

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from tyro import conf
 
 from lambdanets.bench import Settings, networks
@@ -17,6 +17,7 @@ from lambdanets.cli.benching import CLOCK_OF_CPU, drawn, keep_previous, say_writ
 from lambdanets.cli.console import stderr
 from lambdanets.cli.errors import UsageError, usage
 from lambdanets.cli.options import Device, Without, check_device, shown
+from lambdanets.utils.progress import progress_bar_column
 
 BATCH = 8
 # How many take turns: of a race that may be cut short, few, so that little is lost.
@@ -243,7 +244,7 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
         yield tell
         return
     columns = (
-        BarColumn(bar_width=24, style="grey30", complete_style="red", finished_style="red"),
+        progress_bar_column(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
         TextColumn("left "),

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lambdanets.cli.errors import FAILURE
-from lambdanets.wording import printable_lines
+from lambdanets.utils.text import printable_lines
 
 UNLIMITED = 1_000_000  # columns of a pipe
 EXTREMES = 5  # best and worst classes that are printed

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from lambdanets.processes import STOP_SIGNALS, lost_worker
-from lambdanets.wording import did_you_mean, first_line
+from lambdanets.utils.processes import STOP_SIGNALS, lost_worker
+from lambdanets.utils.text import did_you_mean, first_line
 
 FAILURE, USAGE = 1, 2
 EXIT_OF_SIGNAL: dict[int, int] = {number: 128 + number for number in STOP_SIGNALS}  # as shells do

@@ -12,7 +12,7 @@ from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
 from lambdanets.models import list_models
 from lambdanets.recipes import get_recipe, list_recipes
-from lambdanets.wording import did_you_mean
+from lambdanets.utils.text import did_you_mean
 
 SOURCES = {
     "digits": "scikit-learn's 1,797 scanned handwritten digits, 8x8 pixels; part of the installation",

@@ -16,8 +16,8 @@ import tyro
 from tyro import conf
 
 from lambdanets.cli.errors import UsageError
-from lambdanets.files import replacing
-from lambdanets.wording import did_you_mean, json_text
+from lambdanets.utils.files import replacing
+from lambdanets.utils.text import did_you_mean, json_text
 
 if TYPE_CHECKING:
     from lambdanets.data import CocoConfig, DataConfig

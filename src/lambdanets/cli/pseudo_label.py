@@ -11,7 +11,7 @@ from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
 from lambdanets.train import load_run
-from lambdanets.wording import few
+from lambdanets.utils.text import join_some
 
 SHOWN = 30  # classes in the table; the JSON file beside the labels has all of them
 
@@ -63,7 +63,7 @@ def run(
             f"{found.left_out:,} images that the teacher was trained on are left out", soft_wrap=True
         )
     if found.unreadable:
-        stderr().print(f"cannot read {few(found.unreadable)}")
+        stderr().print(f"cannot read {join_some(found.unreadable)}")
     rows = table(label="wrap", labelled="right", kept="right", mean_probability="right", right="right")
     counts, chosen = everything.counts(), kept.counts()
     for target in np.argsort(-counts, kind="stable")[:SHOWN]:

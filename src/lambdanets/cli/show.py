@@ -16,7 +16,7 @@ from lambdanets.cli.show_recipe import show_recipe
 from lambdanets.models import create_model
 from lambdanets.ops import Plan
 from lambdanets.recipes import list_recipes
-from lambdanets.wording import did_you_mean
+from lambdanets.utils.text import did_you_mean
 
 
 def run(

@@ -18,10 +18,10 @@ from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import FAILURE, UsageError, check_name, usage
 from lambdanets.cli.options import shown
 from lambdanets.cli.study_view import View, left
-from lambdanets.processes import InUseError, locked
 from lambdanets.recipes import get_recipe
 from lambdanets.study import Cell, Progress, Record, Study, StudyFiles, Trunk
 from lambdanets.train import RunConfig, override
+from lambdanets.utils.processes import InUseError, locked
 
 SEEDS = (0, 1, 2)
 EXTRA = 'pip install "lambdanets[train]"'

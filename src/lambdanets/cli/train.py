@@ -20,7 +20,7 @@ from lambdanets.recipes import get_recipe, list_recipes
 from lambdanets.train import RunConfig, load_config, override
 from lambdanets.train.config import stored_task
 from lambdanets.train.optim import create_optimizer
-from lambdanets.wording import printable_lines
+from lambdanets.utils.text import printable_lines
 
 STARTED = "LAMBDANETS_STARTED"  # time in the name of the run folder, for the processes that Lightning starts
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import parse_json
+from lambdanets.utils.files import parse_json
+
 from .config import DataConfig
 from .errors import DataError, SourceWarning
 from .files import open_regular

@@ -12,14 +12,14 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from lambdanets.files import naming
-from lambdanets.processes import locked
+from lambdanets.utils.files import naming
+from lambdanets.utils.processes import locked
+from lambdanets.utils.progress import MANY, Progress, progress_bar
+from lambdanets.utils.text import json_text
 
-from ..wording import json_text
 from .config import DataConfig
 from .errors import DataError
 from .pictures import Pictures
-from .progress import MANY, Progress, progress_bar
 from .randomness import permutation
 from .sources import STREAMED, open_source
 from .tar_index import write_index

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..wording import few
+from lambdanets.utils.text import join_some
+
 from .config import SOURCES, DataConfig
 from .errors import DataError, SourceWarning
 from .folder import digests, read_folder, relative, stratum
@@ -199,7 +200,7 @@ def _targets(config: DataConfig, data_set: Any) -> np.ndarray:
             if column not in held:
                 raise DataError(
                     f"{config.source!r} has no {what}s in a column {column!r}; name theirs with "
-                    f"data.{what}_column, of {few(held)}."
+                    f"data.{what}_column, of {join_some(held)}."
                 )
         found = reader.dataset[reader.label_key]
     else:

@@ -11,7 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from ..wording import few
+from lambdanets.utils.progress import MANY, Progress, progress_bar
+from lambdanets.utils.text import join_some
+
 from .check import MEMORY_LIMIT, check_memory, check_set, keep_in_memory, memory_needed
 from .config import DataConfig
 from .errors import DataError, SourceWarning, listing
@@ -19,7 +21,6 @@ from .folder import fingerprint, warn_unmeasured
 from .hfids import undivided
 from .image_set import ORDER_NEEDS_TAR, ImageSet
 from .mixed import MixedSet, shares
-from .progress import MANY, Progress, progress_bar
 from .pseudo import labels_digest, open_pseudo
 from .sequential import SequentialSet, digest
 from .sources import STREAMED, open_source
@@ -88,7 +89,7 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
         shards = [side for side in (train, val) if isinstance(side, SequentialSet)]
         if both := set.intersection(*(set(side.shards.names) for side in shards)) if shards else ():
             warnings.warn(
-                f"{few(sorted(both))} of {config.source!r} are both trained on and validated on.",
+                f"{join_some(sorted(both))} of {config.source!r} are both trained on and validated on.",
                 SourceWarning,
                 stacklevel=2,
             )
@@ -199,8 +200,8 @@ def _check_known(config: DataConfig, found: tuple[str, ...], known: Sequence[str
             f"{found[place]!r}, and {known[place]!r} in the run."
         )
     raise DataError(
-        f"{config.source!r} has {len(found)} classes ({few(found)}), "
-        f"the run was trained on {len(known)} ({few(known)})."
+        f"{config.source!r} has {len(found)} classes ({join_some(found)}), "
+        f"the run was trained on {len(known)} ({join_some(known)})."
     )
 
 

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..wording import few
+from lambdanets.utils.text import join_some
+
 from .errors import DataError
 from .files import identity, is_stray, suffix_of, warn_left_out
 from .folder import TRAIN_NAMES, VAL_NAMES
@@ -147,7 +148,7 @@ def _by_words(root: str, paths: Sequence[str]) -> Shards:
         sides.setdefault(side_word(path), []).append(path)
     if len(sides) > 1 and "" in sides:
         raise DataError(
-            f"some archives in {root} name their side and others do not ({few(sides[''])}): "
+            f"some archives in {root} name their side and others do not ({join_some(sides[''])}): "
             "give all of them train or val as a word of their names, or none."
         )
     train, val = _of_side(sides, TRAIN_NAMES), _of_side(sides, VAL_NAMES)

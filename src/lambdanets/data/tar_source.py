@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..files import parse_json
-from ..wording import few
+from lambdanets.utils.files import parse_json
+from lambdanets.utils.text import join_some
+
 from .config import DataConfig
 from .errors import DataError
 from .files import open_regular
@@ -193,7 +194,7 @@ def _numbered(
         if beyond := [word for word in words.values() if not 0 <= int(word) < len(names_by_number)]:
             raise DataError(
                 f"{place} has the class number {beyond[-1]}, but there are {len(names_by_number)} classes "
-                f"({few(names_by_number)}), numbered from 0."
+                f"({join_some(names_by_number)}), numbered from 0."
             )
         words = {index: names_by_number[int(word)] for index, word in words.items()}
         order = tuple(classes or names_by_number)
@@ -202,7 +203,9 @@ def _numbered(
     check_text(place, order)
     of_name = {name: index for index, name in enumerate(order)}
     if unknown := sorted(set(words.values()) - set(of_name)):
-        raise DataError(f"{place} holds classes that are not known: {few(unknown)}. Known are {few(order)}.")
+        raise DataError(
+            f"{place} holds classes that are not known: {join_some(unknown)}. Known are {join_some(order)}."
+        )
     if classes is None:
         _check_sides(place, words, held, declared)
     targets = np.full(number, -1, np.int64)
@@ -224,7 +227,8 @@ def _check_sides(place: str, words: dict[int, str], held: np.ndarray, declared: 
     if names := of_val - of_train:
         what = "class" if len(names) == 1 else "classes"
         raise DataError(
-            f"the training images of {place} lack the {what} {few(sorted(names))} of the validation images."
+            f"the training images of {place} lack the {what} {join_some(sorted(names))} of the validation "
+            "images."
         )
     if not declared:
         warn_unmeasured(f"the validation side of {place}", of_train - of_val)

@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from ..files import parse_json
+from lambdanets.utils.files import parse_json
+
 from .config import is_remote
 from .errors import DataError
 from .files import open_regular

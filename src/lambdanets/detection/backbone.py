@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from lambdanets.models import create_model, load_weights
-from lambdanets.wording import few, first_line
+from lambdanets.utils.text import first_line, join_some
 
 from .config import DetectorConfig
 
@@ -109,7 +109,7 @@ def _take(body: Any, config: DetectorConfig) -> tuple[list[int], list[int]]:
     if missing := [reduction for reduction in config.reductions if reduction not in last]:
         raise ValueError(
             f"model.reductions {config.reductions}: {config.name} has no feature map of {missing[0]}, but of "
-            f"{few(map(str, last), form=str)}"
+            f"{join_some(map(str, last), form=str)}"
         )
     indices, channels = zip(*(last[reduction] for reduction in config.reductions), strict=True)
     body.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True)

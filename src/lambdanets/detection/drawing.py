@@ -10,8 +10,8 @@ from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
 from lambdanets.data.coco_masks import Masks, sampled
-from lambdanets.lettering import font, legible, text_length, write_text
 from lambdanets.train.pages import INK
+from lambdanets.utils.fonts import font, legible, text_length, write_text
 
 from .results import INSIDE
 

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from lambdanets.data import DataError, open_coco_split
 from lambdanets.exporting import Exported, ExportError, export_network
 from lambdanets.train import Run
-from lambdanets.wording import json_text
+from lambdanets.utils.text import json_text
 
 from .network import Detector
 from .pairs import spread

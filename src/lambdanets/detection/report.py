@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from lambdanets.detection.scores import KindScores, Scores
-from lambdanets.lettering import legible, plain_text
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.figures import INK, TRAIN, VAL, plain_axes, save_figure
+from lambdanets.utils.fonts import legible, plain_text
 
 CURVES = (("ap50", "IoU 0.50", TRAIN), ("ap75", "IoU 0.75", INK), ("ap", "mean of 0.50 to 0.95", VAL))
 TITLES = {"box": "boxes", "mask": "masks"}

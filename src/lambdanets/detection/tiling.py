@@ -18,9 +18,9 @@ from torchvision.ops import box_iou
 from lambdanets.data import CocoConfig
 from lambdanets.data.coco_masks import Masks, coco_tool, sampled
 from lambdanets.detection.results import Objects, as_runs
-from lambdanets.files import parse_json
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.errors import RunError
+from lambdanets.utils.files import parse_json
 
 TileOption = int | Literal["auto", "off"]
 MUCH = 1.5  # times what the network has seen: larger images are looked at in tiles

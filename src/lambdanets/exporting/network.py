@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from ..files import naming
+from lambdanets.utils.files import naming
+
 from . import onnx_file, torch_file
 from .interface import ExportError, Interface
 

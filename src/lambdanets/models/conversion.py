@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lambdanets.utils.text import join_some
+
 from ..nn.blocks import Bottleneck
 from ..nn.lambda_layer import LambdaLayer
-from ..wording import few
 from .weight_files import WeightsError
 
 LUCIDRAINS, D_LI14 = "lucidrains/lambda-networks", "d-li14/lambda.pytorch"
@@ -68,7 +69,7 @@ def converted(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
         result |= {prefix + key: tensor for key, tensor in _as_ours(theirs, held, layer).items()}
     if obstacles:
         listing = "; ".join(
-            f"{obstacle} ({few(names, 1, form=str)})" for obstacle, names in obstacles.items()
+            f"{obstacle} ({join_some(names, 1, form=str)})" for obstacle, names in obstacles.items()
         )
         raise WeightsError(f"layers of another implementation do not convert exactly: {listing}")
     return result

@@ -10,7 +10,8 @@ from typing import Any
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from ..files import replacing
+from lambdanets.utils.files import replacing
+
 from .tensor_files import write_safetensors
 from .weight_files import WeightsError
 

@@ -11,7 +11,8 @@ import timm
 from timm.models import build_model_with_cfg, is_model, is_model_pretrained, model_entrypoint, register_model
 from torch import nn
 
-from ..wording import did_you_mean
+from lambdanets.utils.text import did_you_mean
+
 from .config import ResNetConfig
 from .resnet import ResNet
 from .weight_files import check_source, read_content

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..wording import first_line
+from lambdanets.utils.text import first_line
 
 CHECKSUM = "checksum"
 """The entry of a safetensors header that `write_safetensors` adds and `read_safetensors` verifies."""

@@ -9,8 +9,9 @@ from typing import Any
 from timm.models import clean_state_dict
 from torch import Tensor
 
-from ..files import parse_json
-from ..wording import few, first_line
+from lambdanets.utils.files import parse_json
+from lambdanets.utils.text import first_line, join_some
+
 from .tensor_files import DamagedFileError, UnsafeFileError, read_archive, read_safetensors
 
 HUB, LOCAL = "hf-hub:", "local-dir:"
@@ -108,11 +109,12 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
     known = [name for name in ("", *CONTAINERS) if name in states]
     if not known and len(states) > 1:
         raise WeightsError(
-            f"{path} holds several networks' weights, {few(states)}: save the one that is meant by itself"
+            f"{path} holds several networks' weights, {join_some(states)}: save the one that is meant by "
+            "itself"
         )
     if not states:
         container = next((held[name] for name in CONTAINERS if isinstance(held.get(name), Mapping)), content)
-        found = few(map(str, container)) if isinstance(container, Mapping) else type(container).__name__
+        found = join_some(map(str, container)) if isinstance(container, Mapping) else type(container).__name__
         raise WeightsError(
             f"{path} holds no weights: expected tensors by name, at the top or in 'state_dict' or 'model', "
             f"found {found or 'nothing'}"

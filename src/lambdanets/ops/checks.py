@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
-from ..wording import did_you_mean
+from lambdanets.utils.text import did_you_mean
+
 from .context import Context, GlobalContext, MaskedContext, RelativeContext
 
 NORMALIZATIONS = ("softmax", "l2", "none")

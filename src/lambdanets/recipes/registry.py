@@ -9,7 +9,7 @@ from typing import TypeVar
 from lambdanets.detection import DetectionConfig
 from lambdanets.train import RunConfig, override
 from lambdanets.train.config import Config
-from lambdanets.wording import did_you_mean
+from lambdanets.utils.text import did_you_mean
 
 Configure = Callable[[], RunConfig | DetectionConfig]
 C = TypeVar("C", bound=Configure)

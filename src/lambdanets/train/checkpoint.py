@@ -11,7 +11,6 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
-from lambdanets import files
 from lambdanets.models.tensor_files import (
     DamagedFileError,
     UnsafeFileError,
@@ -20,7 +19,8 @@ from lambdanets.models.tensor_files import (
 )
 from lambdanets.train.errors import CheckpointError, DamagedCheckpointError, TrainingInterrupted
 from lambdanets.train.state import RunState
-from lambdanets.wording import first_line
+from lambdanets.utils import files
+from lambdanets.utils.text import first_line
 
 PROGRESS = {"total": {"ready": int, "completed": int}, "current": {"ready": int, "completed": int}}
 CHECKPOINT = {

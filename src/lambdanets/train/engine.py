@@ -17,7 +17,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.summary.writer import event_file_writer
 
 from lambdanets.data import DataError, open_splits
-from lambdanets.processes import locked, require_posix
 from lambdanets.train.checkpoint import AtomicCheckpointIO, write_text
 from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, load_classes
 from lambdanets.train.errors import RunError, everywhere
@@ -53,7 +52,8 @@ from lambdanets.train.state import RunState
 from lambdanets.train.summary import RunResult, finish, result
 from lambdanets.train.trouble import tell
 from lambdanets.train.typed import to_json
-from lambdanets.wording import first_line, json_text
+from lambdanets.utils.processes import locked, require_posix
+from lambdanets.utils.text import first_line, json_text
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import numpy as np
 from torch import Tensor
 
 from lambdanets.data import DataConfig, DataError, ImageSet, StreamSet, eval_loader, open_split
-from lambdanets.files import parse_json
 from lambdanets.train.corruptions import (
     CorruptionError,
     corruption_errors,
@@ -24,7 +23,8 @@ from lambdanets.train.run import Run
 from lambdanets.train.scoring import Scores, score
 from lambdanets.train.subject import Subject, subject_of_run
 from lambdanets.train.test_sets import SETS, ImageNetSet, folder_names, imagenet_classes, recognise, wnids
-from lambdanets.wording import few
+from lambdanets.utils.files import parse_json
+from lambdanets.utils.text import join_some
 
 TIMMS = "timm"  # instead of a file of ReaL labels: the copy that comes with timm
 
@@ -140,7 +140,7 @@ def _folder_names(subject: Subject, test_set: ImageNetSet | None, real: str | Pa
     classes = imagenet_classes(subject.classes)
     if classes is None:
         what = f"{test_set.name} is" if test_set is not None else "ReaL labels are"
-        others = few(subject.classes, 3)
+        others = join_some(subject.classes, 3)
         raise DataError(f"{what} for ImageNet's classes, and {subject.name} knows others ({others}).")
     if real is not None and classes != wnids():
         raise DataError(

@@ -14,7 +14,7 @@ from lambdanets.exporting import Exported, ExportError, export_network
 from lambdanets.train.run import Run
 from lambdanets.train.subject import fit_to_size
 from lambdanets.train.test_sets import wnids
-from lambdanets.wording import json_text
+from lambdanets.utils.text import json_text
 
 REDUCTION = 32  # pixels for one of the last map, of networks that do not say theirs
 LEAST_MAP = 4  # side of the last map of what is traced for any size: one of 1 would be taken for a constant

@@ -28,7 +28,7 @@ from lambdanets.train.run import AVERAGE, NETWORK
 from lambdanets.train.schedule import lr_factor
 from lambdanets.train.state import RunState
 from lambdanets.train.typed import encode, to_json
-from lambdanets.wording import first_line, json_text
+from lambdanets.utils.text import first_line, json_text
 
 CHECK_EVERY = 50  # batches between looks at the loss where a look stops the accelerator
 RECENT = 100  # losses that are kept to be looked at when one is bad

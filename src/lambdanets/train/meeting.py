@@ -16,6 +16,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from lambdanets.train.errors import RunError, everywhere
 from lambdanets.train.launch import launched
+from lambdanets.utils.text import first_line
 
 PATIENCE = timedelta(minutes=30)  # for the slowest process, as PyTorch has for its process groups
 FAREWELL = timedelta(seconds=10)  # until the others know, before the first process takes the store with it
@@ -84,7 +85,7 @@ def _rendezvous(address: str, port: int, rank: int, size: int) -> Any:
     try:
         store, _, _ = next(iter(rendezvous(place, timeout=PATIENCE)))
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise RunError(f"process {rank} of {size} could not meet the others: {reason}") from error
     return store
 

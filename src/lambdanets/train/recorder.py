@@ -15,7 +15,7 @@ from lambdanets.train.checkpoint import write_text
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
 from lambdanets.train.progress import say
-from lambdanets.wording import first_line
+from lambdanets.utils.text import first_line
 
 FIRST = ("epoch", "step", "lr")
 LAST = ("images_per_second", "images_per_cpu_second", "data_wait", "seconds")

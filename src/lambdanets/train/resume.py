@@ -18,7 +18,7 @@ from lambdanets.train.layout import RunFiles
 from lambdanets.train.progress import say
 from lambdanets.train.state import RunState
 from lambdanets.train.typed import paths
-from lambdanets.wording import few
+from lambdanets.utils.text import join_some
 
 # What may differ when a run is continued: where and how fast it runs, nothing that its result depends on.
 MAY_DIFFER = {
@@ -201,7 +201,7 @@ def check_images(files: RunFiles, splits: Any, start: Start | None) -> None:
     if files.classes.is_file():
         stored, classes = load_classes(files.classes), splits.classes
         if stored != classes:
-            other = few(sorted(set(classes) ^ set(stored))) or "their order"
+            other = join_some(sorted(set(classes) ^ set(stored))) or "their order"
             raise RunError(
                 f"the run in {files.directory} has {len(stored)} classes, the images have {len(classes)}; "
                 f"they differ in {other}"

@@ -14,7 +14,7 @@ from lambdanets.models.weights import check_finite
 from lambdanets.train.config import Config, RunConfig, load_classes, load_config
 from lambdanets.train.errors import CheckpointError, RunError
 from lambdanets.train.layout import RunFiles
-from lambdanets.wording import printable
+from lambdanets.utils.text import printable
 
 NETWORK, AVERAGE = "network.", "average."  # of the trained weights and their average in a checkpoint
 

@@ -16,11 +16,11 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from lambdanets.processes import listened_signals
 from lambdanets.train.checkpoint import save_weights
 from lambdanets.train.errors import CheckpointError, TrainingInterrupted
 from lambdanets.train.layout import RunFiles
 from lambdanets.train.learner import Learner
+from lambdanets.utils.processes import listened_signals
 
 PASSED_ON = 5.0  # seconds in which a signal that comes twice is one: a launcher or a shell sends it again
 STOPPING = "stopping at the next step that can be resumed; once more to stop at once"

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from lambdanets.data.progress import MANY, progress_bar
 from lambdanets.train.config import EngineConfig
 from lambdanets.train.engine import arithmetic, make_trainer, quiet
 from lambdanets.train.errors import RunError
-from lambdanets.wording import first_line
+from lambdanets.utils.progress import MANY, progress_bar
+from lambdanets.utils.text import first_line
 
 TOP = 5
 

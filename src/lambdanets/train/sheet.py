@@ -10,7 +10,6 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from lambdanets.data import read_image
-from lambdanets.lettering import legible, text_length
 from lambdanets.train.pages import (
     CARD,
     EDGE,
@@ -32,6 +31,7 @@ from lambdanets.train.pages import (
     write_pages,
 )
 from lambdanets.train.prediction import Prediction
+from lambdanets.utils.fonts import legible, text_length
 
 ACCENT, OTHER, RIGHT, WRONG = "#2f6fde", "#b4c3dc", "#1a7f4b", "#c8372d"
 PICTURE = 184

@@ -19,7 +19,7 @@ from lambdanets.train.config import EngineConfig
 from lambdanets.train.errors import RunError
 from lambdanets.train.run import Run
 from lambdanets.train.test_sets import wnids
-from lambdanets.wording import first_line
+from lambdanets.utils.text import first_line
 
 PLACES = ("hf-hub:", "local-dir:")  # of models that are not in the registry
 

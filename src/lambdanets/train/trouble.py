@@ -6,12 +6,12 @@ import lightning.pytorch as pl
 import torch
 from torch.distributed import DistBackendError
 
-from lambdanets.processes import lost_worker
 from lambdanets.train.config import BaseConfig
 from lambdanets.train.errors import NoMemoryError, PeerLostError, TrainingInterrupted, WorkerLostError
 from lambdanets.train.launch import cannot_divide
 from lambdanets.train.layout import RunFiles
-from lambdanets.wording import first_line
+from lambdanets.utils.processes import lost_worker
+from lambdanets.utils.text import first_line
 
 
 def tell(

@@ -10,8 +10,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from lambdanets.files import parse_json
-from lambdanets.wording import did_you_mean
+from lambdanets.utils.files import parse_json
+from lambdanets.utils.text import did_you_mean
 
 C = TypeVar("C")
 LARGEST = 2**63  # what PyTorch and NumPy count with

@@ -13,6 +13,7 @@ import torch
 
 from lambdanets.bench.summary import summarise
 from lambdanets.models import create_model
+from lambdanets.utils.text import first_line
 
 Option = tuple[str, Any]
 
@@ -162,7 +163,7 @@ def cost(entry: Entry, *, batch: int = 1, train: bool = False) -> Cost:
         found = summarise(network, entry.size, batch=batch, step=batch if train else None)
     # Whatever a network raises at a size that does not fit it: an assertion, a shape that becomes negative.
     except (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        first = first_line(error)
         cfg: Any = network.pretrained_cfg
         own = sides(own_size(entry.model))
         fits = f"it takes {own} alone" if cfg.get("fixed_input_size") else f"its own size, {own}, would do"

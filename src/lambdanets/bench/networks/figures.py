@@ -9,7 +9,7 @@ from typing import Any
 
 from lambdanets.bench.figures import INK, NAMES, OURS, QUIET, SOFT, duration, frame, mebibytes, save
 from lambdanets.bench.tables import CLOCKS, SINGLE, Clock
-from lambdanets.lettering import plain_text
+from lambdanets.utils.fonts import plain_text
 
 from .labels import place
 from .matched import Measure, seconds_of

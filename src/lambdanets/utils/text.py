@@ -10,7 +10,7 @@ JOINERS = "\u200c\u200d\u00ad"  # parts of words in Persian and Hindi, and of em
 SIMILAR = 0.55  # least similarity of a suggestion, from 0 to 1 as difflib measures it
 
 
-def few(
+def join_some(
     words: Iterable[str], most: int = 5, *, form: Callable[[str], str] = repr, separator: str = ", "
 ) -> str:
     """Join the first words of a list, followed by the number of those left out; "" for an empty list.
@@ -22,7 +22,7 @@ def few(
         separator: Text between two words, such as ", " or a line break.
 
     Example:
-        >>> few(["cat", "dog", "eel", "fox"], most=2)
+        >>> join_some(["cat", "dog", "eel", "fox"], most=2)
         "'cat', 'dog' and 2 more"
     """
     every = list(words)

@@ -6,7 +6,7 @@ from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from .wording import printable
+from .text import printable
 
 if TYPE_CHECKING:
     from matplotlib.font_manager import FontEntry

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from lambdanets.wording import few, json_text, printable, printable_lines
+from lambdanets.utils.text import join_some, json_text, printable, printable_lines
 
 
 @pytest.mark.parametrize(
@@ -19,11 +19,11 @@ from lambdanets.wording import few, json_text, printable, printable_lines
     ],
 )
 def test_the_first_few_and_how_many_more(words: list[str], most: int, sentence: str) -> None:
-    assert few(words, most) == few(iter(words), most) == sentence
+    assert join_some(words, most) == join_some(iter(words), most) == sentence
 
 
 def test_whole_sentences_stand_in_lines() -> None:
-    assert few("abcdef", form=str, separator="\n- ") == "a\n- b\n- c\n- d\n- e\n- and 1 more"
+    assert join_some("abcdef", form=str, separator="\n- ") == "a\n- b\n- c\n- d\n- e\n- and 1 more"
 
 
 @pytest.mark.parametrize(
