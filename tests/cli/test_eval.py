@@ -296,9 +296,9 @@ WRONG = {
     "eval test_resnet": (2, "test_resnet is a model and has no validation set"),
     "eval test_resnet --data folder:NUMBERED --weights last": (
         2,
-        "--weights chooses between weights of a run",
+        "--weights chooses among those of a run",
     ),
-    "eval RUN --checkpoint WEIGHTS": (2, "--checkpoint is for the name of a model"),
+    "eval RUN --checkpoint WEIGHTS": (2, "--checkpoint goes with the name of a model"),
     "eval RUN --as v2": (2, "--as describes the images of --data"),
     "eval RUN --size 0": (2, "data.image_size must be 1 or more"),
     "eval RUN --crop 1.5": (2, "data.crop_pct must be above 0 and at most 1"),

@@ -1,11 +1,18 @@
-"""Lists in sentences, and names from outside."""
+"""Lists in sentences, spelling suggestions, and names from outside."""
 
 import json
 import os
 
 import pytest
 
-from lambdanets.utils.text import join_some, json_text, printable, printable_lines
+from lambdanets.utils.text import (
+    did_you_mean,
+    first_line,
+    join_some,
+    json_text,
+    printable,
+    printable_lines,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,12 +25,31 @@ from lambdanets.utils.text import join_some, json_text, printable, printable_lin
         (["it's"] * 1003, 1, '"it\'s" and 1,002 more'),
     ],
 )
-def test_the_first_few_and_how_many_more(words: list[str], most: int, sentence: str) -> None:
+def test_the_first_words_and_the_number_of_the_others(words: list[str], most: int, sentence: str) -> None:
     assert join_some(words, most) == join_some(iter(words), most) == sentence
 
 
-def test_whole_sentences_stand_in_lines() -> None:
+def test_sentences_are_joined_by_line_breaks() -> None:
     assert join_some("abcdef", form=str, separator="\n- ") == "a\n- b\n- c\n- d\n- e\n- and 1 more"
+
+
+def test_similar_names_are_suggested() -> None:
+    assert did_you_mean("trian", ["eval", "train"]) == "; did you mean train?"
+    assert did_you_mean("scop", iter(["scope", "scopes", "dim_k"])) == "; did you mean scope or scopes?"
+    assert did_you_mean("xyz", ["train"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("\n shapes differ. \nException raised from"), "shapes differ"),
+        (AssertionError(), "AssertionError"),
+        (KeyError("k"), "'k'"),
+        (ValueError("..."), "ValueError"),
+    ],
+)
+def test_the_first_line_of_an_error(error: Exception, line: str) -> None:
+    assert first_line(error) == line
 
 
 @pytest.mark.parametrize(

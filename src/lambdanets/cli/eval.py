@@ -91,7 +91,7 @@ def run(
     from lambdanets.train.launch import share
 
     if share()[1] > 1:
-        raise UsageError("eval runs in one process: start it without torchrun or srun.")
+        raise UsageError("eval measures in one process: start it without torchrun or srun.")
     check_outputs({"--per-class": per_class, "--csv": csv, "--json": json})
     if stored_task(Path(what)) == "detection":
         given = {"--as": as_, "--real": real, "--checkpoint": checkpoint, "--accelerate": accelerate}
@@ -153,12 +153,12 @@ def run(
 def _subject(
     what: str, data: str | None, checkpoint: str | None, weights: Literal["best", "last"]
 ) -> "tuple[Subject, bool]":
-    """Return what to evaluate, and whether its images are others than the run's own."""
+    """What is measured, and whether on images other than a run's own."""
     from lambdanets.train.subject import names_run, subject_of_model, subject_of_run
 
     if names_run(what):
         if checkpoint is not None:
-            raise UsageError(f"--checkpoint is for the name of a model, and {what} is a run.")
+            raise UsageError(f"--checkpoint goes with the name of a model; {what} is no such name.")
         subject = subject_of_run(load_run(what), weights=weights)
         own = subject.data
         if data is not None:
@@ -168,7 +168,7 @@ def _subject(
     if data is None:
         raise UsageError(f"{what} is a model and has no validation set: name images with --data folder:PATH.")
     if weights != "best":
-        raise UsageError("--weights chooses between weights of a run; a model takes --checkpoint.")
+        raise UsageError("--weights chooses among those of a run; a model takes --checkpoint.")
     return subject_of_model(what, data, checkpoint=checkpoint), True
 
 
