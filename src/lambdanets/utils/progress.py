@@ -1,4 +1,4 @@
-"""Progress bars in a terminal."""
+"""A progress bar for long reading and writing, shown in a terminal only."""
 
 from __future__ import annotations
 
@@ -10,19 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import BarColumn
 
-MANY = 2000  # images; fewer need no bar
+MANY = 2000  # images that take long enough to show a bar
 Progress = Callable[[int, int], None]  # called with (done, total)
 
 
 @contextmanager
 def progress_bar(what: str, total: int, *, least: int) -> Iterator[Progress]:
-    """Show a progress bar on stderr, if it is a terminal; yield the function that updates it.
-
-    Args:
-        what: Label of the bar.
-        total: Number of steps.
-        least: Number of steps from which on a bar is shown.
-    """
+    """Show a bar in a terminal if `total` is at least `least`; else nothing."""
     if total < least or not sys.stderr.isatty():
         yield lambda done, total: None
         return
