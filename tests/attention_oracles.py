@@ -1,4 +1,4 @@
-"""Attention as its equation has it: one softmax per query over the keys it may see, position by position."""
+"""Reference attention by its equation: one softmax per query over its visible keys, position by position."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def heads(weight: Tensor, x: Tensor, num_heads: int) -> list[Tensor]:
-    """Queries, keys and values of shape (b, h, height, width, d) by the three thirds of a projection."""
+    """Return queries, keys and values `[b, h, height, width, d]`, each from a third of a projection."""
     parts = []
     for third in weight.reshape(3, -1, x.shape[1]):
         y = torch.einsum("oc,bcyx->boyx", third, x)
@@ -18,7 +18,7 @@ def heads(weight: Tensor, x: Tensor, num_heads: int) -> list[Tensor]:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, position: Callable[[Tensor, int, int], Tensor | float | None]
 ) -> Tensor:
-    """Images (b, h * d, height, width): `position(q, dy, dx)` is a logit (b, h), or None where unseen."""
+    """Images `[b, h * d, height, width]`; `position(q, dy, dx)` is a logit `[b, h]`, None if hidden."""
     b, h, height, width, d = q.shape
     rows = []
     for y in range(height):
@@ -38,7 +38,7 @@ def attention(
 
 
 def entry(table: Tensor, offset: int) -> Tensor | None:
-    """The embedding of an offset in a table whose middle is offset 0; None beyond it."""
+    """Return the embedding of an offset in a table with offset 0 in the middle; None beyond the table."""
     index = offset + len(table) // 2
     return table[index] if 0 <= index < len(table) else None
 
@@ -69,7 +69,7 @@ def batch_norm(x: Tensor, norm: torch.nn.BatchNorm2d) -> Tensor:
 
 
 def axial_attention(layer, x: Tensor) -> Tensor:
-    """In training: the norms by the statistics of the batch."""
+    """Compute axial attention in training, where norms use the statistics of the batch."""
 
     def along(projections, table: Tensor, axis: int, x: Tensor) -> Tensor:
         y = torch.einsum("oc,bcyx->boyx", projections.conv.weight.flatten(1), x)
@@ -93,6 +93,6 @@ def linear_attention(layer, x: Tensor) -> Tensor:
     q, k, v = heads(layer.projections.conv.weight, x, layer.num_heads)
     b, h, height, width, d = q.shape
     q, k, v = (part.reshape(b, h, height * width, d) for part in (q, k, v))
-    pairs = torch.einsum("bhnd,bhmd->bhnm", q.softmax(3), k.softmax(2))  # the map that nobody needs
+    pairs = torch.einsum("bhnd,bhmd->bhnm", q.softmax(3), k.softmax(2))  # the complete map
     y = torch.einsum("bhnm,bhmv->bhvn", pairs, v)
     return y.reshape(b, h * d, height, width)

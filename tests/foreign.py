@@ -1,6 +1,6 @@
-"""Stand-ins for the layers of other packages: their parameters under their names, their formula written out.
+"""Stand-ins for the layers of other packages: same parameter names, formula by einsum.
 
-Tests run without these packages; where lucidrains' is installed, a test holds its stand-in against it.
+Tests run without these packages. If lambda-networks is installed, its layer is compared with the stand-in.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from oracles import lambda_layer_einsum
 
 
 class LambdaLayer(nn.Module):
-    """Of lucidrains/lambda-networks: the formula as an einsum."""
+    """Stand-in for the layer of lucidrains/lambda-networks."""
 
     __module__ = "lambda_networks.lambda_networks"
 
@@ -48,7 +48,7 @@ class LambdaLayer(nn.Module):
 
 
 class DLi14(nn.Module):
-    """Of d-li14/lambda.pytorch: one projection to queries, keys and values, a 3-d convolution, a pooling.
+    """Stand-in for the layer of d-li14/lambda.pytorch: one projection, a 3-d convolution, a pooling.
 
     Heads are outermost in queries, the intra-depth u in keys and values; the pooling counts zeros beyond the
     border.
@@ -82,11 +82,11 @@ class DLi14(nn.Module):
         return self.avgpool(y) if self.stride > 1 else y
 
 
-DLi14.__name__ = "LambdaLayer"  # the name by which it is known
+DLi14.__name__ = "LambdaLayer"  # the name by which `accelerate` recognises it
 
 
 def awake(module: nn.Module) -> nn.Module:
-    """Statistics, norms and positions as after some training: at their start, mistakes could hide in them."""
+    """Set statistics, norms and positions as after training, since their initial values could hide errors."""
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d) and part.running_mean is not None:
             nn.init.normal_(part.running_mean, std=0.3)
@@ -100,7 +100,7 @@ def awake(module: nn.Module) -> nn.Module:
 
 
 def saved(content: Any, path: Path) -> Path:
-    """A model's weights, or what else there is to save, in a file of the kind that its suffix says."""
+    """Save the weights of a model, or other content, in the format that the suffix of the path names."""
     if isinstance(content, nn.Module):
         content = content.state_dict()
     if path.suffix == ".safetensors":

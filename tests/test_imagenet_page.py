@@ -1,4 +1,4 @@
-"""The table of docs/imagenet.md is what the recipes and the model of their cost say."""
+"""The numbers of docs/imagenet.md equal the recipes, the estimate of their cost and the committed rows."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What users get from an index: the wheel, its description and the source distribution."""
+"""The files that users get from an index: the wheel, its description and the source distribution."""
 
 import re
 import subprocess
@@ -34,19 +34,19 @@ def metadata(dist: Path) -> Message:
 
 
 def files_of(*folders: str) -> set[str]:
-    """The files below some folders of the repository, without what running them leaves."""
+    """The files below some folders of the repository, without cached bytecode."""
     found = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file())
     return {path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts}
 
 
-def test_the_wheel_holds_the_package_alone_and_its_types(dist: Path) -> None:
+def test_the_wheel_contains_only_the_package_with_its_types(dist: Path) -> None:
     with zipfile.ZipFile(next(dist.glob("*.whl"))) as wheel:
         held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == {name.removeprefix("src/") for name in files_of("src")}
     assert "lambdanets/py.typed" in held
 
 
-def test_the_sdist_holds_what_the_tests_read_and_the_pages_show(dist: Path) -> None:
+def test_the_sdist_contains_all_that_tests_read_and_pages_show(dist: Path) -> None:
     archive = next(dist.glob("*.tar.gz"))
     with tarfile.open(archive) as sdist:
         held = {name.partition("/")[2] for name in sdist.getnames()}
@@ -61,7 +61,7 @@ def test_the_sdist_holds_what_the_tests_read_and_the_pages_show(dist: Path) -> N
     assert archive.stat().st_size < 5e6
 
 
-def test_the_description_stands_without_the_repository(metadata: Message) -> None:
+def test_the_description_needs_no_repository(metadata: Message) -> None:
     text = str(metadata.get_payload())
     links = [a or b for a, b in LINK.findall(text)]
     assert links
@@ -72,7 +72,7 @@ def test_the_description_stands_without_the_repository(metadata: Message) -> Non
 
 
 @pytest.mark.parametrize("extra", ["detection", "export"])
-def test_an_extra_brings_all_that_its_verbs_need(metadata: Message, extra: str) -> None:
+def test_an_extra_includes_all_that_its_verbs_need(metadata: Message, extra: str) -> None:
     requirements: dict[str, set[str]] = {"train": set(), extra: set()}
     for line in metadata.get_all("Requires-Dist", []):
         requirement, _, marker = line.partition("; extra == ")

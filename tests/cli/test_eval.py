@@ -13,7 +13,7 @@ import torch
 from timm.data.imagenet_info import ImageNetInfo
 
 from lambdanets.models import save_for_hub
-from lambdanets.models.accelerated import TimmLambdaLayer
+from lambdanets.models.interop.layers import TimmLambdaLayer
 from lambdanets.recipes import get_recipe
 from lambdanets.train import override
 from lambdanets.train.engine import train
@@ -247,7 +247,7 @@ def test_layers_of_timm_on_our_kernels(inside: Command, sets: Path, tmp_path: Pa
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     done = inside(*model(sets, "v2", "--accelerate"))
     assert done.returncode != 0
-    assert "module must hold a layer that accelerate knows" in done.stderr
+    assert "module must contain a lambda layer that accelerate supports" in done.stderr
 
 
 @pytest.fixture

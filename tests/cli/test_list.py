@@ -5,7 +5,6 @@ import re
 import pytest
 
 from lambdanets.cli import main
-from lambdanets.cli.catalogue import PARAMETERS, count, models
 from lambdanets.models import list_models
 from lambdanets.recipes import list_recipes
 
@@ -13,15 +12,6 @@ from lambdanets.recipes import list_recipes
 def lines(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
     assert main(["list", *words]) == 0
     return [line.strip(" |") for line in capsys.readouterr().out.splitlines()]
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_the_parameters_are_counted(name: str) -> None:
-    assert PARAMETERS[name] == count(name)
-
-
-def test_no_model_is_listed_that_does_not_exist() -> None:
-    assert PARAMETERS.keys() <= set(list_models())
 
 
 def test_everything_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,10 +38,3 @@ def test_patterns_choose(capsys: pytest.CaptureFixture[str], pattern: str, there
     first = [line.split()[0] for line in lines(capsys, pattern) if line]
     assert there in first
     assert absent not in first
-
-
-def test_descriptions_tell_conv_from_lambda() -> None:
-    described = {each.name: each.description for each in models()}
-    assert "convolutions alone" in described["resnet50_conv"]
-    assert "convolutions alone" in described["resnet_cifar_conv"]
-    assert "u 4" in described["resnet50_lambda_u4"]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lambdanets.bench.summary import Summary, summarise
 from lambdanets.cli import main
 from lambdanets.models import create_model
+from lambdanets.models.summary import Summary, summarise
 from lambdanets.nn.lambda_layer import LambdaLayer
 from lambdanets.ops import KERNELS, Problem, plan
 

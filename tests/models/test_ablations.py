@@ -25,7 +25,7 @@ ATTENTION = {
 
 
 @cache
-def without_memory(name: str) -> ResNet:
+def on_meta(name: str) -> ResNet:
     return create_model(name, device="meta")
 
 
@@ -37,8 +37,8 @@ def lambda_layers(model: torch.nn.Module) -> list[LambdaLayer2d]:
     return [module for module in model.modules() if isinstance(module, LambdaLayer2d)]
 
 
-# The 16 lambda layers of a ResNet-50 hold, by hand: tables of 16 * scope**2; key projections of 16 * width;
-# batch norms of 2 * (64 + width / 4).
+# Parameters of the 16 lambda layers of a ResNet-50, by hand: tables of 16 * scope**2; key projections of
+# 16 * width; batch norms of 2 * (64 + width / 4).
 WIDTHS = [64] * 3 + [128] * 4 + [256] * 6 + [512] * 3
 WHOLE = 14_995_592
 
@@ -58,7 +58,7 @@ WHOLE = 14_995_592
         ({"operator_blocks": ((), (), (3,), "all"), "dim_k": 16}, None),
     ],
 )
-def test_the_ablations_are_options_and_hold_what_they_should(options, count):
+def test_the_ablations_are_options_with_the_expected_parameters(options, count):
     model = create_model("resnet50_lambda", device="meta", **options)
     if count is not None:
         assert parameters(model) == count
@@ -66,7 +66,7 @@ def test_the_ablations_are_options_and_hold_what_they_should(options, count):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_table_10_says_14_9_million_for_content_only_and_for_position_only():
+def test_content_only_and_position_only_have_the_14_9_million_of_table_10():
     for options in ({"position": False}, {"content": False}):
         model = create_model("resnet50_lambda", device="meta", **options)
         assert parameters(model) / 1e6 == pytest.approx(14.9, abs=0.05)
@@ -94,7 +94,7 @@ def test_attention_has_tables_for_the_image_size(name):
     assert model(torch.empty(1, 3, 40, 72, device="meta")).shape == (1, 10)
 
 
-def test_a_global_scope_computes_what_a_local_one_that_reaches_as_far_does():
+def test_a_global_scope_equals_a_local_scope_that_covers_the_grid():
     local = create_model("lambda_resnet_cifar").eval()  # 15 = 2 * 8 - 1 positions on the grid of 8 x 8
     everywhere = create_model("lambda_resnet_cifar", scope="global").eval()
     everywhere.load_state_dict(local.state_dict())
@@ -106,7 +106,7 @@ def test_a_global_scope_computes_what_a_local_one_that_reaches_as_far_does():
 
 
 def shared(model: ResNet) -> list[int]:
-    """How many tables each stage has."""
+    """Return the number of position tables of each stage."""
     stages = [[id(m.positions) for m in lambda_layers(stage)] for stage in (model.layer1, model.layer2)]
     return [len(set(tables)) for tables in stages]
 
@@ -145,41 +145,41 @@ def test_shared_positions_are_saved_and_loaded(tmp_path):
     assert len(other.no_weight_decay()) == 2
 
 
-def test_a_model_made_without_memory_shares_again_once_it_is_initialised():
+def test_a_model_built_on_meta_shares_positions_after_its_initialisation():
     model = small(device="meta").to_empty(device="cpu")
     model.init_weights()
     assert shared(model) == [1, 1]
 
 
 @pytest.mark.parametrize("operator", ATTENTION)
-def test_each_operator_stands_where_the_lambda_layers_do(operator):
+def test_each_operator_is_in_the_blocks_of_the_lambda_layers(operator):
     for prefix, ours in (("resnet50", "resnet50_lambda"), ("resnet_cifar", "lambda_resnet_cifar")):
-        model, lambdas = without_memory(f"{prefix}_{operator}"), without_memory(ours)
+        model, lambdas = on_meta(f"{prefix}_{operator}"), on_meta(ours)
         places = [name for name, m in lambdas.named_modules() if isinstance(m, LambdaLayer2d)]
         assert [name for name, m in model.named_modules() if isinstance(m, ATTENTION[operator])] == places
         trunk = {key: t.shape for key, t in model.state_dict().items() if ".conv2." not in key}
         assert trunk == {key: t.shape for key, t in lambdas.state_dict().items() if ".conv2." not in key}
 
 
-def test_squeeze_and_excitation_stands_where_the_lambda_layers_do():
-    model = without_memory("resnet_cifar_se")
+def test_squeeze_and_excitation_is_in_the_blocks_of_the_lambda_layers():
+    model = on_meta("resnet_cifar_se")
     gates = [
         [block.se is not None for block in stage] for stage in (model.layer1, model.layer2, model.layer3)
     ]
     assert gates == [[False], [False, False], [False, True, True]]
-    gate = without_memory("resnet50_se").layer1[0].se
+    gate = on_meta("resnet50_se").layer1[0].se
     assert tuple(gate.fc1.weight.shape) == (16, 256, 1, 1)
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("operator", ["attention", "axial", "local_attention"])
-def test_attention_cannot_be_dilated_and_says_so(operator, output_stride):
+def test_dilated_attention_is_refused(operator, output_stride):
     complaint = f"output_stride must be 32 for operator '{operator}', which cannot be dilated"
     with pytest.raises(ValueError, match=complaint):
         create_model(f"resnet50_{operator}", output_stride=output_stride, device="meta")
 
 
-def test_a_global_scope_cannot_be_dilated_either_and_linear_attention_has_no_need_to():
+def test_a_dilated_global_scope_is_refused_and_linear_attention_needs_no_dilation():
     with pytest.raises(ValueError, match=r"output_stride must be 32 for a lambda layer of global scope"):
         create_model("resnet50_lambda", scope="global", output_stride=16, device="meta")
     options = {"output_stride": 8, "features_only": True, "device": "meta"}
@@ -226,7 +226,7 @@ def test_attention_compiles_to_one_graph(operator):
     ],
     ids=str,
 )
-def test_every_ablation_learns(options):
+def test_every_ablation_gets_gradients(options):
     model = create_model("lambda_resnet_digits", num_classes=3, **options)
     for block in (*model.layer1, *model.layer2):
         torch.nn.init.uniform_(block.bn3.weight, 0.5, 1.5)

@@ -1,4 +1,4 @@
-"""The lambda layers of timm, lucidrains and d-li14, accelerated: same function, same weights."""
+"""Accelerated lambda layers of timm, lucidrains and d-li14: same function, same weights."""
 
 import copy
 import io
@@ -16,7 +16,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from closeness import assert_close, assert_close_by_name, error
 from foreign import DLi14, LambdaLayer, awake
 from lambdanets import LambdaLayer2d, accelerate
-from lambdanets.models.accelerated import AcceleratedLayer, DLi14LambdaLayer
+from lambdanets.models.interop.layers import AcceleratedLayer, DLi14LambdaLayer
 
 DIM = 24
 
@@ -55,13 +55,13 @@ every_form = pytest.mark.parametrize("form", FORMS)
 
 
 def made(form: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
-    """A layer of another package, as after some training, and images for it."""
+    """Return a layer of another package, with parameters as after training, and images for it."""
     kind, options, grid = FORMS[form]
     return awake(kind(DIM, **options)).to(dtype), torch.randn(2, DIM, *grid, dtype=dtype)
 
 
 def step(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Output, gradients by name and running statistics after one pass with a random upstream gradient."""
+    """Return output, gradients by name and running statistics after one pass with a random gradient."""
     x = x.clone().requires_grad_()
     y = module(x)
     y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype))
@@ -77,7 +77,7 @@ def step(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 @every_form
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_outputs_gradients_and_statistics_are_those_of_the_original(form: str, mode: str) -> None:
+def test_outputs_gradients_and_statistics_match_the_original(form: str, mode: str) -> None:
     layer, x = made(form)
     layer.train(mode == "train")
     fast = accelerate(copy.deepcopy(layer))
@@ -87,7 +87,7 @@ def test_outputs_gradients_and_statistics_are_those_of_the_original(form: str, m
 
 
 @every_form
-def test_evaluation_without_gradients_is_that_of_the_original(form: str) -> None:
+def test_evaluation_without_gradients_matches_the_original(form: str) -> None:
     layer, x = made(form)
     fast = accelerate(copy.deepcopy(layer)).eval()
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_evaluation_without_gradients_is_that_of_the_original(form: str) -> None
 
 
 @pytest.mark.parametrize("form", [name for name in FORMS if name.startswith("lucidrains")])
-def test_the_stand_in_is_the_layer_of_lucidrains(form: str) -> None:
+def test_the_stand_in_equals_the_layer_of_lucidrains(form: str) -> None:
     package = pytest.importorskip("lambda_networks", reason="lucidrains/lambda-networks is not installed")
     stand_in, x = made(form)
     real = package.LambdaLayer(DIM, **FORMS[form][1]).double()
@@ -157,7 +157,7 @@ def test_follows_the_memory_format_of_its_input(form: str) -> None:
 
 
 def test_timm_with_other_output_channels() -> None:
-    """timm itself cannot. The formula is the other package's, so its stand-in says what is right."""
+    """timm does not support it. Its formula is that of lucidrains, so that stand-in is the reference."""
     layer = awake(TimmOriginal(DIM, 12, num_heads=3, dim_head=5, r=3)).double()
     x = torch.randn(2, DIM, 5, 7, dtype=torch.float64)
     stand_in = LambdaLayer(DIM, dim_k=5, r=3, heads=3, dim_out=12).double()
@@ -171,7 +171,7 @@ def test_timm_with_other_output_channels() -> None:
 
 
 def test_timm_with_an_even_scope_reaches_further_up_and_left() -> None:
-    """timm itself cannot. Equal to the next odd scope with nothing in its last row and column."""
+    """timm does not support it. It equals the next odd scope with zeros in its last row and column."""
     even = awake(TimmOriginal(DIM, num_heads=3, dim_head=5, r=4)).double().eval()
     odd = copy.deepcopy(even)
     weight = nn.functional.pad(even.conv_lambda.weight.detach(), (0, 0, 0, 1, 0, 1))
@@ -193,7 +193,7 @@ def test_relative_positions_on_another_grid_use_the_middle_of_the_table(grid: tu
 
 
 @every_form
-def test_weights_go_both_ways_and_stay_the_same_tensors(form: str) -> None:
+def test_weights_load_both_ways_and_stay_the_same_tensors(form: str) -> None:
     layer, x = made(form)
     names, parameters = list(layer.state_dict()), list(layer.parameters())
     parameters[0].requires_grad_(False)
@@ -236,7 +236,7 @@ def test_indices_of_pairs_are_dropped() -> None:
         assert_close(layer.eval()(x), fast.eval()(x))  # the original still works
 
 
-def test_layers_anywhere_in_a_module_and_one_used_twice() -> None:
+def test_nested_layers_and_a_layer_used_twice_are_replaced() -> None:
     shared, other = (awake(TimmOriginal(DIM, num_heads=3, dim_head=5, r=3)) for _ in range(2))
     inner = nn.ModuleDict({"first": shared, "again": shared, "other": nn.Sequential(other, nn.ReLU())})
 
@@ -268,7 +268,7 @@ def test_accelerating_twice_changes_nothing() -> None:
     assert accelerate(fast) is fast
 
 
-def test_our_own_layers_are_fast_already() -> None:
+def test_layers_of_this_package_stay_as_they_are() -> None:
     model = nn.Sequential(LambdaLayer2d(8, scope=3))
     own = model[0]
     assert accelerate(model)[0] is own
@@ -285,13 +285,13 @@ class Renamed(TimmOriginal):
     """A layer that computes the same."""
 
 
-def test_a_layer_is_known_by_the_class_that_defines_its_forward() -> None:
+def test_a_layer_is_recognised_by_the_class_that_defines_its_forward() -> None:
     assert isinstance(accelerate(Renamed(DIM, num_heads=3)), AcceleratedLayer)
     with pytest.raises(ValueError, match="but Different has none"):
         accelerate(Different(DIM, num_heads=3))
 
 
-def test_a_file_without_a_package_is_known_wherever_it_lies() -> None:
+def test_a_copied_file_is_recognised_at_any_path() -> None:
     for place in ("lambda_layer", "imagenet.models.lambda_layer"):
         elsewhere = type("LambdaLayer", (DLi14,), {"forward": DLi14.forward, "__module__": place})
         elsewhere.__qualname__ = "LambdaLayer"
@@ -313,7 +313,7 @@ def test_a_module_without_such_a_layer_is_refused(module: nn.Module) -> None:
         accelerate(module)
 
 
-def test_what_is_no_module_is_refused() -> None:
+def test_an_argument_that_is_not_a_module_is_refused() -> None:
     with pytest.raises(ValueError, match=r"torch\.nn\.Module, got function"):
         accelerate(lambda x: x)
 
@@ -325,7 +325,7 @@ def test_images_without_a_batch_are_refused() -> None:
 
 
 @pytest.mark.parametrize("form", ["timm-local-bias", "lucidrains-local-u"])
-def test_a_change_of_weights_or_statistics_is_seen_at_once(form: str) -> None:
+def test_changed_weights_and_statistics_take_effect_at_once(form: str) -> None:
     layer, x = made(form)
     fast = accelerate(copy.deepcopy(layer).eval())
     layer.eval()
@@ -360,7 +360,7 @@ def hooked(layer: nn.Module) -> None:
 
 @pytest.mark.parametrize("change", [exchange_norms, no_statistics, no_weights, norms_in_training, hooked])
 @pytest.mark.parametrize("form", ["timm-local", "lucidrains-relative-u"])
-def test_what_was_done_to_the_submodules_counts(form: str, change: Callable[[nn.Module], None]) -> None:
+def test_changed_submodules_are_used(form: str, change: Callable[[nn.Module], None]) -> None:
     layer, x = made(form)
     layer.eval()
     change(layer)
@@ -456,7 +456,7 @@ def test_copies_and_pickles() -> None:
         assert_close(twin(x), fast(x))
 
 
-def test_prints_its_sizes() -> None:
+def test_repr_has_the_sizes() -> None:
     layer, _ = made("lucidrains-local-u")
     assert "dim_k=5, num_heads=3, dim_u=2, scope=(5, 5)" in repr(accelerate(layer))
 

@@ -1,4 +1,4 @@
-"""timm's contract for a backbone, on every model: the large ones without memory, the small ones for real."""
+"""timm's interface of a backbone on all models: large models on the meta device, small models computed."""
 
 from functools import cache
 
@@ -13,16 +13,16 @@ from lambdanets.models import ResNet, create_model
 from lambdanets.models.zoo import CONFIGS
 from lambdanets.nn import LambdaLayer2d
 
-EVERY = list(CONFIGS)  # the MobileNets, which are timm's, have a file of their own
-# The deepest differ from these in nothing but the number of blocks.
+EVERY = list(CONFIGS)  # the MobileNets, which are based on timm's, have their own test file
+# The deepest models differ from these only in the number of blocks.
 SHALLOW = [name for name in EVERY if not any(depth in name for depth in ("200", "270", "350", "420"))]
-# The deep ResNet-RS are the trunks of the LambdaResNets of the same depth, which run.
+# The deep ResNet-RS are the LambdaResNets of the same depth, which are run, with convolutions.
 RUN = [name for name in EVERY if name in SHALLOW or "_rs" not in name]
 SMALL = [name for name in EVERY if "digits" in name or "cifar" in name or "mini" in name]
 
 
 @cache
-def without_memory(name: str) -> ResNet:
+def on_meta(name: str) -> ResNet:
     return create_model(name, device="meta")
 
 
@@ -33,7 +33,7 @@ def images(model, batch: int = 2, side: int | None = None, **kwargs) -> torch.Te
 
 
 def wake(model: torch.nn.Module) -> torch.nn.Module:
-    """Gives the last norms, which start at zero, a weight: with zeros a residual branch could not be seen."""
+    """Set the weights of the last norms, which start at zero and would hide errors in the residual branch."""
     for block in model.modules():
         if hasattr(block, "zero_init_last"):
             torch.nn.init.uniform_(block.bn3.weight, 0.5, 1.5)
@@ -42,7 +42,7 @@ def wake(model: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", RUN)
 def test_shapes_and_gradients_of_every_model(name):
-    model = without_memory(name)
+    model = on_meta(name)
     x = images(model, device="meta")
     features = model.forward_features(x)
     side = -(-x.shape[-1] // model.feature_info[-1]["reduction"])
@@ -56,7 +56,7 @@ def test_shapes_and_gradients_of_every_model(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_default_config_names_layers_that_exist(name):
-    model = without_memory(name)
+    model = on_meta(name)
     cfg = model.default_cfg
     state = model.state_dict()
     assert f"{cfg['first_conv']}.weight" in state
@@ -81,7 +81,7 @@ def test_features_only(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_parameter_belongs_to_a_group_and_groups_follow_the_depth(name):
-    model = without_memory(name)
+    model = on_meta(name)
     for coarse, number in ((True, len(model.config.depths)), (False, sum(model.config.depths))):
         groups = group_parameters(model, model.group_matcher(coarse=coarse))
         assert sorted(groups) == list(range(number + 2))
@@ -91,8 +91,8 @@ def test_every_parameter_belongs_to_a_group_and_groups_follow_the_depth(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_position_tables_are_spared_by_weight_decay(name):
-    model = without_memory(name)
+def test_the_position_tables_have_no_weight_decay(name):
+    model = on_meta(name)
     tables = {id(parameter) for name, parameter in model.named_parameters() if ".positions" in name}
     assert {id(m.positions) for m in model.modules() if isinstance(m, LambdaLayer2d)} <= tables
     spared, decayed = param_groups_weight_decay(model, 0.1, no_weight_decay_list=model.no_weight_decay())
@@ -103,7 +103,7 @@ def test_the_position_tables_are_spared_by_weight_decay(name):
 
 
 @pytest.mark.parametrize("name", [*SMALL, "lambda_resnet50"])
-def test_every_parameter_learns(name):
+def test_every_parameter_gets_a_gradient(name):
     torch.manual_seed(0)
     model = wake(create_model(name, num_classes=5))
     out = model(images(model, side=64 if name == "lambda_resnet50" else None))
@@ -116,7 +116,7 @@ def test_every_parameter_learns(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_fresh_block_is_the_identity(name):
+def test_a_newly_initialised_block_is_the_identity(name):
     model = create_model(name).eval()
     block = next(block for block in model.layer1 if block.downsample is None)
     x = torch.rand(2, block.conv1.in_channels, 6, 6)
@@ -237,7 +237,7 @@ def test_state_dict_round_trip(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_model_from_the_meta_device_is_initialised_as_any_other(name):
+def test_a_model_built_on_meta_can_be_initialised(name):
     torch.manual_seed(3)
     model = create_model(name)
     torch.manual_seed(4)

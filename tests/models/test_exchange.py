@@ -1,4 +1,4 @@
-"""Our weights in timm, and folders for the Hugging Face hub."""
+"""Weights of this package in timm, and folders for the Hugging Face hub."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def assert_equal(model: nn.Module, other: nn.Module) -> None:
 
 
 @every_model
-def test_timm_creates_with_our_weights(tmp_path: Path, name: str) -> None:
+def test_timm_loads_the_weights_of_this_package(tmp_path: Path, name: str) -> None:
     model = made(name)
     path = str(saved({k: v.clone() for k, v in model.state_dict().items()}, tmp_path / "weights.safetensors"))
     options = {"num_classes": 5, **MODELS[name]}
@@ -52,7 +52,7 @@ def test_timm_creates_with_our_weights(tmp_path: Path, name: str) -> None:
 
 
 @every_model
-def test_timm_creates_by_its_own_configuration(tmp_path: Path, name: str) -> None:
+def test_timm_loads_weights_named_in_its_configuration(tmp_path: Path, name: str) -> None:
     model = made(name)
     path = str(saved(model, tmp_path / "w.pt"))
     channels = MODELS[name].get("in_chans", model.pretrained_cfg["input_size"][0])
@@ -60,14 +60,14 @@ def test_timm_creates_by_its_own_configuration(tmp_path: Path, name: str) -> Non
     options = {"pretrained": True, "pretrained_cfg_overlay": overlay, **MODELS[name]}
     assert_equal(timm.create_model(name, **options), model)
     assert_equal(create_model(name, **options), model)
-    # Another number of classes: timm leaves the head out by itself.
+    # With another number of classes, timm ignores the head of the weights.
     fine = create_model(name, num_classes=3, **options)
     trunk = {key: value for key, value in model.state_dict().items() if value.shape[:1] != (5,)}
     found = {key: value for key, value in fine.state_dict().items() if key in trunk}
     torch.testing.assert_close(found, trunk, rtol=0, atol=0)
 
 
-def test_features_of_the_mobilenet_take_no_trained_weights(tmp_path: Path) -> None:
+def test_trained_weights_with_features_only_are_refused_by_the_mobilenet(tmp_path: Path) -> None:
     overlay = {"file": str(saved(made("mobilenetv2_lambda"), tmp_path / "w.pt"))}
     with pytest.raises(ValueError, match="weights of mobilenetv2_lambda go into the whole model"):
         create_model(
@@ -75,7 +75,7 @@ def test_features_of_the_mobilenet_take_no_trained_weights(tmp_path: Path) -> No
         )
 
 
-def test_our_names_are_timm_s_after_our_import_alone(tmp_path: Path) -> None:
+def test_models_are_in_timm_after_the_import_of_this_package(tmp_path: Path) -> None:
     path = saved(create_model("lambda_resnet_digits", num_classes=3), tmp_path / "weights.safetensors")
     code = f"""
 import timm
@@ -133,13 +133,13 @@ def test_options_and_a_new_head_are_in_the_folder(tmp_path: Path) -> None:
     assert_equal(timm.create_model(f"local-dir:{folder}", pretrained=True), model)
 
 
-def test_an_accelerated_model_is_timm_s_in_the_folder(tmp_path: Path) -> None:
+def test_an_accelerated_model_is_written_as_timm_s(tmp_path: Path) -> None:
     model = accelerate(awake(timm.create_model("lambda_resnet26t", num_classes=3)).eval())
     other = timm.create_model(f"local-dir:{save_for_hub(model, tmp_path)}", pretrained=True)
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
-def test_a_folder_for_the_hub_is_one_of_transformers_too(tmp_path: Path) -> None:
+def test_a_folder_for_the_hub_opens_in_transformers(tmp_path: Path) -> None:
     options: dict[str, Any] = {"num_classes": 3, "in_chans": 3, "dim_k": 8}
     model = awake(create_model("lambda_resnet_digits", **options)).eval()
     folder = save_for_hub(model, tmp_path / "hub", labels=["a", "b", "c"])
@@ -165,10 +165,10 @@ def test_a_folder_for_the_hub_is_one_of_transformers_too(tmp_path: Path) -> None
     assert {each["label"] for each in pipeline(Image.new("RGB", (32, 32), "teal"))} == {"a", "b", "c"}
 
 
-def test_what_cannot_be_made_again_is_refused(tmp_path: Path) -> None:
+def test_a_model_of_unknown_origin_is_refused(tmp_path: Path) -> None:
     model = create_model("lambda_resnet_digits")
     with pytest.raises(WeightsError, match="labels must name the 10 classes of the model, got 2"):
         save_for_hub(model, tmp_path, labels=["a", "b"])
-    with pytest.raises(WeightsError, match="ResNet does not say how it was made"):
+    with pytest.raises(WeightsError, match="ResNet does not record how it was created"):
         save_for_hub(ResNet(model.config, num_classes=10, in_chans=1), tmp_path)
     assert not list(tmp_path.iterdir())

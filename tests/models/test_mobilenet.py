@@ -1,4 +1,4 @@
-"""MobileNet-v2 and its two lightweight lambda blocks: Table 17, and timm's contract."""
+"""MobileNet-v2 and its two lightweight lambda blocks: Table 17, and timm's interface of a backbone."""
 
 import pytest
 import timm
@@ -12,7 +12,7 @@ from lambdanets.nn.blocks import LightweightBottleneck
 NAMES = ["mobilenetv2_conv", "mobilenetv2_lambda"]
 
 
-def test_the_baseline_is_timms():
+def test_the_baseline_is_that_of_timm():
     ours, theirs = create_model("mobilenetv2_conv"), timm.create_model("mobilenetv2_100")
     ours.load_state_dict(theirs.state_dict())
     assert sum(p.numel() for p in ours.parameters()) == 3_504_872
@@ -47,7 +47,7 @@ def test_the_10th_and_the_16th_bottleneck_are_replaced_and_nothing_else():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_learns_with_checkpointing_too(name):
+def test_every_parameter_gets_a_gradient_with_checkpointing_too(name):
     model = create_model(name, num_classes=5, drop_path_rate=0.1)
     x = torch.randn(2, 3, 64, 48)
     for enable in (False, True):

@@ -1,4 +1,4 @@
-"""Creating by name: what a mistyped name or option says, and who owns a name in timm."""
+"""Creation by name, suggestions for mistyped names and options, registration in timm."""
 
 import types
 
@@ -7,7 +7,7 @@ import timm
 import torch
 from timm.models import model_entrypoint
 
-from lambdanets.models import create_model, list_models
+from lambdanets.models import create_model, list_models, model_info
 from lambdanets.models.registry import register
 from lambdanets.models.zoo import CONFIGS
 from lambdanets.nn import LambdaLayer2d
@@ -28,22 +28,22 @@ def test_models_of_timm_can_be_created_too():
 @pytest.mark.parametrize(
     ("typo", "meant"), [("lambda_resnet15", "lambda_resnet152"), ("resnet50_lamda", "resnet50_lambda")]
 )
-def test_a_mistyped_name_names_the_nearest(typo, meant):
+def test_a_mistyped_name_gets_a_suggestion(typo, meant):
     with pytest.raises(ValueError, match=f"no model named '{typo}'; did you mean .*{meant}"):
         create_model(typo)
 
 
-def test_a_name_near_to_nothing_of_ours_is_looked_for_in_timm():
+def test_a_name_unlike_those_of_this_package_is_looked_up_in_timm():
     with pytest.raises(ValueError, match="mobilevit"):
         create_model("mobilevit_ss")
 
 
-def test_a_name_near_to_nothing_suggests_nothing():
+def test_a_name_unlike_all_others_gets_no_suggestion():
     with pytest.raises(ValueError, match=r"no model named 'qqqqqqqq'$"):
         create_model("qqqqqqqq")
 
 
-def test_a_mistyped_option_names_the_nearest():
+def test_a_mistyped_option_gets_a_suggestion():
     with pytest.raises(ValueError, match=r"has no option 'drop_pth_rate'; did you mean drop_path_rate"):
         create_model("lambda_resnet_digits", drop_pth_rate=0.1)
 
@@ -78,7 +78,7 @@ def test_weights_from_a_file_are_loaded_as_in_timm(tmp_path):
         ({"num_heads": 5}, "num_heads"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused(options, complaint):
+def test_an_invalid_value_is_refused(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         create_model("lambda_resnet_digits", **options)
 
@@ -112,8 +112,37 @@ def test_the_entry_points_can_be_imported_as_in_timm():
 
 @pytest.mark.parametrize("none", [None, "none"])
 def test_none_as_an_ablation_reaches_the_layers(none: str | None) -> None:
-    """timm leaves out options that are None."""
+    """timm drops options that are None."""
     model = create_model("lambda_resnet_digits", norm=none, normalize=none, device="meta")
     layers = [layer for layer in model.modules() if isinstance(layer, LambdaLayer2d)]
     assert layers
     assert {(layer.norm, layer.normalize) for layer in layers} == {(None, "none")}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "image", "words"),
+    [
+        (
+            "lambda_resnet152",
+            51_404_696,
+            (3, 256, 256),
+            "lambda in layer3 (6 of 36), layer4",
+        ),
+        ("lambda_resnet_digits", 43_394, (1, 8, 8), "scope 7"),
+        ("resnet50_lambda_u4", 16_040_360, (3, 224, 224), "scope 7, u 4"),
+        ("resnet50_conv", 25_557_032, (3, 224, 224), "convolutions alone"),
+        ("resnet_cifar_conv", 788_810, (3, 32, 32), "convolutions alone"),
+        ("resnet50_se", 28_088_024, (3, 224, 224), "squeeze-and-excitation 1/16"),
+        ("resnet50_axial", 21_870_584, (3, 224, 224), "axial in layer1, layer2, layer3, layer4"),
+        ("mobilenetv2_lambda", 3_208_360, (3, 224, 224), "lambda in the 10th and the 16th"),
+    ],
+)
+def test_a_model_is_described(name: str, parameters: int, image: tuple[int, ...], words: str) -> None:
+    info = model_info(name)
+    assert (info.name, info.parameters, info.image) == (name, parameters, image)
+    assert words in info.description
+
+
+def test_models_of_timm_have_no_description_here() -> None:
+    with pytest.raises(KeyError):
+        model_info("resnet50")

@@ -1,4 +1,4 @@
-"""The trunk against timm's own ResNets, dilation, initialisation, and stochastic depth."""
+"""The ResNet compared with timm's, dilation, initialisation, and stochastic depth."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ RS = ResNetConfig(
 
 
 def randomise(model: torch.nn.Module) -> torch.nn.Module:
-    """Moves every norm away from its initial state, so that none of them could be left out unnoticed."""
+    """Change the initial state of all norms, so that the omission of one would be noticed."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -36,7 +36,7 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
     ("theirs", "config"), [("resnet50", CONFIGS["resnet50_conv"]), ("resnetrs50", RS)], ids=["vanilla", "rs"]
 )
 @pytest.mark.parametrize("output_stride", [32, 8])
-def test_without_lambda_layers_it_is_the_resnet_of_timm(theirs, config, output_stride):
+def test_without_lambda_layers_the_network_is_timm_s_resnet(theirs, config, output_stride):
     options = {"num_classes": 3, "output_stride": output_stride}
     reference = randomise(timm.create_model(theirs, **options)).eval()
     model = ResNet(config, **options).eval()
@@ -47,7 +47,7 @@ def test_without_lambda_layers_it_is_the_resnet_of_timm(theirs, config, output_s
     assert model.feature_info == reference.feature_info
 
 
-def test_a_strided_lambda_layer_works_before_the_pooling_and_the_norm():
+def test_a_strided_lambda_layer_precedes_the_pooling_and_the_norm():
     model = randomise(create_model("lambda_resnet_mini")).eval()
     block = model.layer4[0]
     assert isinstance(block.conv2, LambdaLayer2d)
@@ -55,7 +55,7 @@ def test_a_strided_lambda_layer_works_before_the_pooling_and_the_norm():
     inner = torch.relu(block.bn1(block.conv1(x)))
     y = block.conv2(inner)
     assert y.shape[2:] == (7, 10)
-    # The mean over those of the nine neighbours that exist.
+    # The mean over the existing ones of the nine neighbours.
     ones = torch.ones(y.shape[1], 1, 3, 3)
     summed = torch.nn.functional.conv2d(y, ones, stride=2, padding=1, groups=y.shape[1])
     count = torch.nn.functional.conv2d(torch.ones_like(y), ones, stride=2, padding=1, groups=y.shape[1])
@@ -92,9 +92,9 @@ def test_output_stride_dilates_the_lambda_layers_and_shares_the_weights():
     }
 
 
-def test_the_dilated_network_holds_the_strided_one():
-    """A dilated network computes more of the same: every other pixel is the strided network's."""
-    # In float64: random norms make large numbers, and some outputs are small differences of them.
+def test_the_strided_network_is_a_subsampling_of_the_dilated_one():
+    """Every other pixel of the dilated network is a pixel of the strided network."""
+    # In float64, since some outputs are small differences of large numbers.
     strided = randomise(create_model("lambda_resnet_mini")).eval().double()
     dilated = create_model("lambda_resnet_mini", output_stride=16).eval().double()
     dilated.load_state_dict(strided.state_dict())
@@ -108,7 +108,7 @@ def test_the_dilated_network_holds_the_strided_one():
         )
 
 
-def test_initialisation_of_the_trunk_is_he_and_that_of_the_lambda_layers_their_own():
+def test_convolutions_have_he_initialisation_and_lambda_layers_their_own():
     torch.manual_seed(0)
     model = create_model("lambda_resnet_mini")
     for block in (*model.layer1, *model.layer3):
@@ -122,7 +122,7 @@ def test_initialisation_of_the_trunk_is_he_and_that_of_the_lambda_layers_their_o
     assert layer.norm_values.weight.eq(1).all()
 
 
-def test_drop_path_rises_with_the_depth_and_acts_in_training_alone():
+def test_drop_path_rises_with_the_depth_and_acts_only_in_training():
     model = randomise(create_model("lambda_resnet_mini", drop_path_rate=0.5))
     rates = [
         block.drop_path.drop_prob if block.drop_path is not None else 0.0

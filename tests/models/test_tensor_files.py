@@ -1,4 +1,4 @@
-"""Files of tensors: what is damaged is never loaded as something else, whatever the damage."""
+"""Files of tensors: no damage of a file goes unnoticed."""
 
 import random
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ TENSORS = {
 
 
 def damages(content: bytes, number: int) -> Iterator[bytes]:
-    """Bytes changed, cut off, zeroed and exchanged, one damage each, many of them near an end of the file."""
+    """Yield copies with one damage each: bytes changed, cut off, zeroed or swapped, often near an end."""
     draw, size = random.Random(0), len(content)
     for _ in range(number):
         damaged = bytearray(content)
@@ -65,7 +65,7 @@ def same(found: dict[str, Tensor], tensors: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "last.ckpt", "folder"])
-def test_no_damage_gives_other_weights(tmp_path: Path, name: str) -> None:
+def test_a_damaged_file_never_loads_as_other_weights(tmp_path: Path, name: str) -> None:
     model = create_model(ONE)
     tensors = {key: value.clone() for key, value in model.state_dict().items()}
     path, read = tmp_path / name, read_weights
@@ -90,7 +90,9 @@ def test_no_damage_gives_other_weights(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
-def test_no_bit_of_a_header_or_an_index_gives_other_weights(tmp_path: Path, name: str) -> None:
+def test_a_flipped_bit_of_a_header_or_an_index_never_loads_as_other_weights(
+    tmp_path: Path, name: str
+) -> None:
     tensors = {"a": torch.arange(1.0, 9).view(2, 4), "b": torch.arange(5, 9)}
     path = tmp_path / name
     write_safetensors(path, tensors) if name == "w.safetensors" else saved(tensors, path)
@@ -105,7 +107,7 @@ def test_no_bit_of_a_header_or_an_index_gives_other_weights(tmp_path: Path, name
             assert same(read_weights(path), tensors), place
 
 
-def test_the_checksum_is_in_a_file_that_others_read(tmp_path: Path) -> None:
+def test_a_file_with_a_checksum_can_be_read_by_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     write_safetensors(path, TENSORS, {"b": 'ü"\n', "a": "1"})
     assert same(load_file(path), TENSORS)
@@ -122,7 +124,7 @@ def test_equal_tensors_give_equal_bytes(tmp_path: Path) -> None:
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_the_checksum_is_of_names_dtypes_shapes_and_elements() -> None:
+def test_the_checksum_covers_names_dtypes_shapes_and_elements() -> None:
     x = torch.arange(12.0)
     forms = [
         {"x": x},
@@ -136,7 +138,7 @@ def test_the_checksum_is_of_names_dtypes_shapes_and_elements() -> None:
     ]
     assert len({checksum(form) for form in forms}) == len(forms)
     assert checksum({"x": x.view(3, 4).T.contiguous().T}) == checksum({"x": x.view(3, 4)})
-    # The definition, with nothing but the standard library.
+    # The definition, using only the standard library.
     import struct
     import zlib
 
@@ -166,7 +168,7 @@ def test_the_same_weights_elsewhere_in_a_run_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["checkpoint_path", "file"])
-def test_what_timm_reads_is_verified_before(tmp_path: Path, option: str) -> None:
+def test_files_are_verified_before_timm_reads_them(tmp_path: Path, option: str) -> None:
     path = tmp_path / "w.safetensors"
     model = create_model(ONE)
     write_safetensors(path, model.state_dict())
@@ -197,7 +199,7 @@ def test_a_folder_s_configuration_is_checked(tmp_path: Path, text: str, reason: 
         create_model(f"local-dir:{tmp_path}")
 
 
-def test_a_fetched_file_is_verified_before_timm_reads_it(
+def test_a_downloaded_file_is_verified_before_timm_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants

@@ -1,4 +1,4 @@
-"""`load_weights`: every form of a file, heads, position tables, timm's models, and what does not fit."""
+"""`load_weights`: all kinds of files, heads, position tables, timm's models, and errors."""
 
 import argparse
 import copy
@@ -25,7 +25,7 @@ def assert_same(model: nn.Module, other: nn.Module) -> None:
     torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
 
 
-# The file
+# Files
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth", "w.bin"])
@@ -62,7 +62,7 @@ def wrapped(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         *("model_state_dict", "net", "averaged", "lightning", "nested", "old_batch_norms"),
     ],
 )
-def test_what_training_scripts_save(tmp_path: Path, form: Callable[..., Any]) -> None:
+def test_files_of_training_scripts_load(tmp_path: Path, form: Callable[..., Any]) -> None:
     model, other = create_model(ONE), create_model(ONE)
     load_weights(
         other,
@@ -71,7 +71,7 @@ def test_what_training_scripts_save(tmp_path: Path, form: Callable[..., Any]) ->
     assert_same(other, model)
 
 
-def test_what_training_scripts_save_of_several_networks_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_several_networks_is_refused(tmp_path: Path) -> None:
     states = [create_model(ONE).state_dict() for _ in range(2)]
     path = saved(dict(zip(("student", "teacher"), states, strict=True)), tmp_path / "w.pt")
     with pytest.raises(WeightsError, match="several networks' weights, 'student', 'teacher': save the one"):
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_a_run(tmp_path: Path, parts: tuple[str, ...]) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts a model where huggingface_hub keeps what it has fetched, and cuts the line."""
+    """Put a model into the cache of huggingface_hub, and disable the network."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -169,7 +169,7 @@ def test_the_hub(hub: Callable[..., None], file: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "a/b/c", ""])
-def test_what_the_hub_does_not_have(hub: Callable[..., None], name: str) -> None:
+def test_a_missing_model_on_the_hub_is_an_error(hub: Callable[..., None], name: str) -> None:
     with pytest.raises(WeightsError, match=f"hf-hub:{name} gives no model.saf.*: "):
         load_weights(create_model(ONE), f"hf-hub:{name}")
 
@@ -215,14 +215,14 @@ def test_a_file_without_weights(tmp_path: Path, content: Any) -> None:
         load_weights(create_model(ONE), tmp_path / "w.pt")
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"there are no weights .*nowhere: no such file or folder"):
         load_weights(create_model(ONE), tmp_path / "nowhere")
     with pytest.raises(WeightsError, match=r"holds no weights: it has none of weights\.safetensors, "):
         load_weights(create_model(ONE), tmp_path)
 
 
-# What does not fit
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_options_of_the_model_that_differ(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["head", "positions"])
-def test_a_choice_that_does_not_exist(tmp_path: Path, option: str) -> None:
+def test_an_unknown_choice_is_refused(tmp_path: Path, option: str) -> None:
     with pytest.raises(WeightsError, match=f"{option} must be one of same, .*, got 'no'"):
         load_weights(create_model(ONE), tmp_path, **{option: "no"})
 
@@ -305,7 +305,7 @@ def test_a_global_table_is_interpolated_as_the_layer_does_it(tmp_path: Path) -> 
     ],
     ids=str,
 )
-def test_the_middle_computes_the_same_where_it_suffices(
+def test_the_middle_of_a_table_gives_the_same_output_on_a_smaller_grid(
     tmp_path: Path, there: dict, here: dict, grid: tuple
 ) -> None:
     layer, other = (LambdaLayer2d(DIM, **sizes).double().eval() for sizes in (there, here))
@@ -323,7 +323,7 @@ def test_a_scope_is_not_interpolated(tmp_path: Path) -> None:
     assert torch.equal(other.positions, torch.load(path)["positions"][1:6])
 
 
-def test_tables_that_a_stage_shares_take_no_different_ones(tmp_path: Path) -> None:
+def test_different_tables_do_not_load_into_a_shared_one(tmp_path: Path) -> None:
     name = "resnet_cifar_lambda"
     apart, shared = create_model(name), create_model(name, shared_positions=True)
     with pytest.raises(WeightsError, match=r"layer3\.1\.\S+ and layer3\.2\.\S+ are one tensor in"):
@@ -371,7 +371,7 @@ def test_relative_positions_of_timm_at_another_size(tmp_path: Path) -> None:
     fast = timm.create_model(name, num_classes=7).double().eval()
     load_weights(fast, path)
     accelerate(fast)
-    for side in (128, 320):  # timm itself at that size: the middle of the table, or zeros around it
+    for side in (128, 320):  # compared with timm at that size: the middle of the table, or zeros around it
         theirs = timm.create_model(name, num_classes=7, img_size=side).double().eval()
         with pytest.raises(WeightsError, match="pos_emb has embeddings for 31 x 31 offsets"):
             load_weights(theirs, path)

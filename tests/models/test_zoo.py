@@ -1,18 +1,20 @@
 """The published variants: sizes, names, and the patterns of the paper's tables."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import timm
 import torch
 
-from lambdanets.models import ResNet, ResNetConfig, create_model, list_models
+from lambdanets.models import ResNet, ResNetConfig, create_model, list_models, model_info
+from lambdanets.models.resnet import count_parameters
 from lambdanets.models.zoo import CONFIGS
 from lambdanets.nn import LambdaLayer2d
 
 
 @cache
-def without_memory(name: str) -> ResNet:
+def on_meta(name: str) -> ResNet:
     return create_model(name, device="meta")
 
 
@@ -21,12 +23,37 @@ def parameters(model: ResNet) -> int:
 
 
 def lambda_blocks(name: str, layer: str) -> list[int]:
-    stage = without_memory(name).get_submodule(layer)
+    stage = on_meta(name).get_submodule(layer)
     return [index for index, block in enumerate(stage) if isinstance(block.conv2, LambdaLayer2d)]
 
 
 def test_the_lambda_resnet50_of_table_3_has_the_published_number_of_parameters_to_the_digit():
-    assert parameters(without_memory("resnet50_lambda")) == 14_995_592
+    assert parameters(on_meta("resnet50_lambda")) == 14_995_592
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_counted_without_building_the_whole_model_are_those_of_the_whole_model(name):
+    assert model_info(name).parameters == parameters(on_meta(name))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scope": "global", "depths": (2, 4, 2, 2)},
+        {"shared_positions": True},
+        {"operator": "axial", "operator_blocks": ((1,), (0, 2), (), "all"), "num_heads": 8},
+        {
+            "operator": "conv",
+            "operator_blocks": ((), (), (), ()),
+            "squeeze_excite": (True, (1, 2), (), False),
+        },
+    ],
+    ids=str,
+)
+def test_parameters_are_counted_with_options_too(options):
+    config = replace(CONFIGS["resnet50_lambda"], **options)
+    whole = ResNet(config, num_classes=7, in_chans=1, device="meta")
+    assert count_parameters(config, num_classes=7, in_chans=1) == parameters(whole)
 
 
 # In millions: one decimal is the paper's, two are computed from the architecture by hand.
@@ -69,7 +96,7 @@ def test_the_lambda_resnet50_of_table_3_has_the_published_number_of_parameters_t
 )
 def test_parameters_in_millions(name, millions):
     digits = len(str(millions).split(".")[1])
-    assert parameters(without_memory(name)) / 1e6 == pytest.approx(millions, abs=0.6 * 10**-digits)
+    assert parameters(on_meta(name)) / 1e6 == pytest.approx(millions, abs=0.6 * 10**-digits)
 
 
 # Table 9, except for the rows that the paper itself does not reproduce (see docs/decisions.md).
@@ -115,7 +142,7 @@ def test_the_hybrids_hold_lambda_layers_where_table_18_says(name, c4):
 
 @pytest.mark.parametrize("name", ["lambda_resnet152", "lambda_resnet152_c4"])
 def test_hybrids_squeeze_and_excite_in_c2_and_c3_alone(name):
-    model = without_memory(name)
+    model = on_meta(name)
     for stage, expected in (
         (model.layer1, True),
         (model.layer2, True),
@@ -145,9 +172,9 @@ def test_the_stage_patterns_of_table_13():
 
 
 @pytest.mark.parametrize("size", ["digits", "cifar", "mini"])
-def test_the_small_members_have_a_counterpart_of_convolutions_on_the_same_trunk(size):
-    ours = without_memory(f"lambda_resnet_{size}").state_dict()
-    counterpart = without_memory(f"resnet_{size}_conv")
+def test_the_small_models_have_a_counterpart_with_convolutions(size):
+    ours = on_meta(f"lambda_resnet_{size}").state_dict()
+    counterpart = on_meta(f"resnet_{size}_conv")
     assert not any(isinstance(module, LambdaLayer2d) for module in counterpart.modules())
 
     def trunk(state):
@@ -158,8 +185,8 @@ def test_the_small_members_have_a_counterpart_of_convolutions_on_the_same_trunk(
 
 
 def test_the_mini_network_is_for_a_cpu():
-    assert 3e6 < parameters(without_memory("lambda_resnet_mini")) < 8e6
-    assert 3e6 < parameters(without_memory("resnet_mini_conv")) < 8e6
+    assert 3e6 < parameters(on_meta("lambda_resnet_mini")) < 8e6
+    assert 3e6 < parameters(on_meta("resnet_mini_conv")) < 8e6
 
 
 def test_every_model_is_in_timm():
@@ -182,11 +209,11 @@ def test_every_model_is_in_timm():
         ({"shortcut": "max"}, "shortcut must be one of"),
     ],
 )
-def test_a_config_that_does_not_add_up_is_refused(change, complaint):
+def test_a_contradictory_config_is_refused(change, complaint):
     with pytest.raises(ValueError, match=complaint):
         ResNetConfig(depths=(3, 4, 6, 3), **change)
 
 
-def test_a_model_of_one_dtype_is_of_one_dtype():
+def test_the_dtype_reaches_every_parameter():
     model = create_model("lambda_resnet_digits", dtype=torch.float64)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}

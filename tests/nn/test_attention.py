@@ -1,4 +1,4 @@
-"""The attention counterparts against their equations, on any grid, with gradients by name."""
+"""The attention layers compared with their equations, on any grid, with gradients by name."""
 
 import copy
 
@@ -35,7 +35,7 @@ def made(kind, dim=5, dim_out=12, **options):
 
 
 def compare(layer, oracle, x):
-    """Outputs and the gradient of the input and of every parameter, by name."""
+    """Compare the output and the gradients of the input and all parameters with those of an oracle."""
     results = []
     for function in (layer, lambda x: oracle(layer, x)):
         layer.zero_grad()
@@ -46,20 +46,20 @@ def compare(layer, oracle, x):
         gradients = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
         results.append({"output": y, "x": x.grad, **gradients})
     ours, exact = results
-    # A lone position attends to itself whatever the logits: gradients that are zero by rounding alone.
+    # A single position attends to itself with any logits, so some gradients are zero up to rounding.
     assert_close_by_name({name: t + 1 for name, t in ours.items()}, {name: exact[name] + 1 for name in ours})
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_outputs_and_gradients_are_those_of_the_equation(kind, grid):
+def test_outputs_and_gradients_match_the_equation(kind, grid):
     layer, oracle = made(kind)
     compare(layer, oracle, torch.randn(2, 5, *grid, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("block", [1, 200, 2**20])
-def test_global_attention_in_blocks_and_fused_is_the_map_written_out(block, monkeypatch):
-    monkeypatch.setattr(separable, "BLOCK", block)
+def test_blockwise_and_fused_global_attention_match_the_explicit_map(block, monkeypatch):
+    monkeypatch.setattr(separable, "BLOCK_SIZE", block)
     height, width, d = 4, 3, 5
     shapes = {"q": (12, d), "k": (12, d), "v": (12, d), "rows": (12, height), "columns": (12, width)}
     inputs = {name: torch.randn(2, 3, *shape, dtype=torch.float64) for name, shape in shapes.items()}
@@ -71,7 +71,7 @@ def test_global_attention_in_blocks_and_fused_is_the_map_written_out(block, monk
         return torch.einsum("bhnm,bhmd->bhnd", logits.exp() / logits.exp().sum(3, keepdim=True), v)
 
     def as_in_half_precision(q, k, v, rows, columns):
-        return separable._InBlocks.apply(*separable._with_positions(q, k, rows, columns), v)
+        return separable._BlockwiseAttention.apply(*separable._append_positions(q, k, rows, columns), v)
 
     results = []
     for function in (separable.separable_attention, separable.fused, as_in_half_precision, written_out):
@@ -84,9 +84,9 @@ def test_global_attention_in_blocks_and_fused_is_the_map_written_out(block, monk
 
 
 @pytest.mark.parametrize("block", [2**20, 1], ids=["one-block", "many-blocks"])
-@pytest.mark.parametrize("grid", [(16, 16), (16, 17)], ids=str)  # on both sides of SMALL
+@pytest.mark.parametrize("grid", [(16, 16), (16, 17)], ids=str)  # on both sides of MAX_JOINT_SIDE
 def test_global_attention_in_bfloat16(grid, block, monkeypatch):
-    monkeypatch.setattr(separable, "BLOCK", block)
+    monkeypatch.setattr(separable, "BLOCK_SIZE", block)
     n = grid[0] * grid[1]
     shapes = {"q": (n, 4), "k": (n, 4), "v": (n, 4), "rows": (n, grid[0]), "columns": (n, grid[1])}
     leaves = {name: torch.randn(1, 2, *shape).bfloat16().requires_grad_() for name, shape in shapes.items()}
@@ -99,8 +99,8 @@ def test_global_attention_in_bfloat16(grid, block, monkeypatch):
         assert error < 0.02, name
 
 
-def test_gradients_into_batch_norms_have_the_memory_order_of_their_outputs():
-    """PyTorch's batch norm is several times slower where the two differ."""
+def test_gradients_of_batch_norm_outputs_have_their_memory_format():
+    """PyTorch's batch norm is several times slower if the two memory formats differ."""
     layer, _ = made("axial")
     layer.float()
     x = torch.randn(3, 5, 4, 6).contiguous(memory_format=torch.channels_last)
@@ -119,7 +119,7 @@ def test_gradients_into_batch_norms_have_the_memory_order_of_their_outputs():
 
 
 @pytest.mark.parametrize("kind", ["global", "axial"])
-def test_beyond_the_table_there_is_content_alone(kind):
+def test_offsets_beyond_the_table_have_no_position_logits(kind):
     layer, oracle = made(kind, grid=(2, 3))
     compare(layer, oracle, torch.randn(2, 5, 4, 5, dtype=torch.float64))
 
@@ -132,7 +132,7 @@ def test_windows_even_and_odd_small_and_larger_than_the_grid(window, grid):
 
 
 @pytest.mark.parametrize("kind", ["global", "local", "linear"])
-def test_evaluation_without_gradients_is_the_same(kind):
+def test_evaluation_without_gradients_gives_the_same_output(kind):
     layer, oracle = made(kind)
     layer.eval()
     x = torch.randn(2, 5, 7, 8, dtype=torch.float64)
@@ -177,7 +177,7 @@ def test_low_precision(kind, dtype):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_the_memory_format_is_kept_and_changes_nothing(kind):
+def test_the_memory_format_is_kept_and_does_not_change_the_output(kind):
     layer, _ = made(kind, dim=12)
     x = torch.randn(2, 12, 4, 5, dtype=torch.float64)
     last = layer(x.to(memory_format=torch.channels_last))
@@ -194,7 +194,7 @@ def test_autocast_trains(kind):
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
-def test_in_half_precision_what_is_hidden_stays_finite():
+def test_logits_of_hidden_positions_stay_finite_in_half_precision():
     layer, _ = made("local", dtype=torch.float16)
     x = torch.randn(1, 5, 8, 10, dtype=torch.float16, requires_grad=True)
     y = layer(x)
@@ -203,7 +203,7 @@ def test_in_half_precision_what_is_hidden_stays_finite():
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
-# Weights alone; embeddings and norms by hand in the docstrings.
+# Only the weights; the docstrings have the numbers of embeddings and norms.
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
@@ -218,7 +218,7 @@ def test_the_documented_number_of_parameters(kind, count):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_what_does_not_fit_is_said(kind):
+def test_inputs_of_a_wrong_shape_are_named(kind):
     layer, _ = made(kind)
     with pytest.raises(ValueError, match=r"x must be of shape \(b 5 h w\), got \(2, 4, 3, 3\)"):
         layer(torch.zeros(2, 4, 3, 3, dtype=torch.float64))
@@ -230,13 +230,13 @@ def test_what_does_not_fit_is_said(kind):
         made(kind, dim=0)
 
 
-def test_a_window_that_cannot_be_is_refused():
+def test_an_invalid_window_is_refused():
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         made("local", window=0)
     with pytest.raises(ValueError, match=r"even number of channels.*multiple of 2 \* num_heads=6, got 9"):
         made("local", dim_out=9)
 
 
-def test_a_grid_is_needed_for_the_tables():
+def test_the_tables_need_a_grid():
     with pytest.raises(ValueError, match="grid must"):
         made("global", grid=0)

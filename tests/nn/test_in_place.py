@@ -1,4 +1,4 @@
-"""In-place operations around a layer: what a convolution allows, and never a wrong gradient."""
+"""In-place operations around a layer: allowed as for a convolution, and never a wrong gradient."""
 
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +60,7 @@ def gradients(layer: nn.Module, y: Tensor, x: Tensor) -> list[Tensor]:
 
 @every_format
 @every_layer
-def test_what_follows_a_layer_may_work_in_place(name: str, channels_last: bool) -> None:
+def test_in_place_modules_may_follow_a_layer(name: str, channels_last: bool) -> None:
     layer, x = made(name, channels_last)
     plain = gradients(layer, (layer(x) + x).relu(), x)
     y = layer(x)

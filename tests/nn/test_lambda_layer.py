@@ -1,4 +1,4 @@
-"""The layer's values, against projections, norms and the loop oracle composed by hand."""
+"""The output of the layer compared with explicit projections, norms and loops."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ DIM, HEADS, DIM_K = 6, 3, 5
 
 
 def make(rank: int, dim_out: int | None = None, **options: Any) -> nn.Module:
-    """A small float64 layer whose norms have something to do."""
+    """Return a small float64 layer with norms that are not the identity."""
     torch.manual_seed(0)
     layer = LAYERS[rank](DIM, dim_out, dim_k=DIM_K, num_heads=HEADS, dtype=torch.float64, **options)
     for norm in (layer.norm_queries, layer.norm_values):
@@ -32,7 +32,7 @@ def make(rank: int, dim_out: int | None = None, **options: Any) -> nn.Module:
 
 
 def normalised(norm: nn.Module, x: Tensor) -> Tensor:
-    """Batch norm of (b, c, n) written out."""
+    """Apply a batch norm to `[b, c, n]` by its formula."""
     mean, variance = norm.running_mean, norm.running_var
     if norm.training:
         mean, variance = x.mean((0, 2)), x.var((0, 2), unbiased=False)
@@ -43,7 +43,7 @@ def normalised(norm: nn.Module, x: Tensor) -> Tensor:
 def dense_positions(
     layer: nn.Module, grid: Grid, context_grid: Grid, scope: Grid | None, dilation: int
 ) -> Tensor:
-    """E (n, m, k, u): a table's entry for each offset, counted from its centre; nothing where it has none."""
+    """Return E `[n, m, k, u]`: the entry of the table for each offset, zero for offsets beyond it."""
     table = layer.positions.detach()
     lengths = table.shape[:-2]
     centre = tuple(length // 2 for length in lengths)
@@ -71,7 +71,7 @@ def compose(
     content: bool = True,
     causal: bool = False,
 ) -> Tensor:
-    """What the layer must give, from its parameters and the definition."""
+    """Return the expected output, from the parameters of the layer and the definition."""
     source = x if context is None else context
     grid, context_grid = tuple(x.shape[2:]), tuple(source.shape[2:])
 
@@ -95,7 +95,7 @@ def compose(
 
 
 def layer_out(layer: nn.Module, v: Tensor) -> int:
-    """dim_out from the layer's value channels, v * u."""
+    """Return dim_out from the number of value channels of the layer, v * u."""
     dim_u = 1 if layer.positions is None else layer.positions.shape[-1]
     return v.shape[1] // dim_u * HEADS
 
@@ -130,7 +130,7 @@ def inputs(*grids: Grid, batch: int = 2) -> tuple[Tensor, ...]:
     ],
     ids=str,
 )
-def test_equals_projections_norms_and_loops(
+def test_output_matches_projections_norms_and_loops(
     rank: int, grid: Grid, dim_out: int | None, options: dict[str, Any], training: bool
 ) -> None:
     layer = make(rank, dim_out, **options).train(training)
@@ -152,7 +152,7 @@ def test_equals_projections_norms_and_loops(
 @pytest.mark.parametrize("grid", [(2, 2), (4, 6), (1, 1), (7, 2), (3, 5)], ids=str)
 @pytest.mark.parametrize("options", [{"grid": (3, 5)}, {"scope": (3, 4)}], ids=["global", "local"])
 def test_any_grid_at_run_time(grid: Grid, options: dict[str, Any]) -> None:
-    """The middle of a larger table; nothing beyond a smaller one; a local table serves all."""
+    """A larger table is used in its middle, a smaller one lacks offsets, a local one works on all grids."""
     layer = make(2, **options).eval()
     (x,) = inputs(grid)
     assert_close(layer(x), compose(layer, x, scope=options.get("scope")))
@@ -244,7 +244,7 @@ def test_every_parameter_and_the_input_get_a_gradient(rank: int, options: dict[s
 def test_gradients_in_training_are_those_of_finite_differences(
     grid: Grid, memory_format: torch.memory_format, batch: int
 ) -> None:
-    """One image alone too: PyTorch's own batch norm misreads the strides that a single image may have."""
+    """Also for a single image, whose gradient strides PyTorch's batch norm may misread."""
     layer = make(len(grid), dim_out=2 * HEADS, scope=3).train()
     x = torch.randn(batch, DIM, *grid, dtype=torch.float64)
     if len(grid) == 2:
@@ -277,7 +277,9 @@ def test_forward_mode_differentiation_in_training() -> None:
     [(1, {"scope": 3, "causal": True}), (2, {"grid": 4, "dim_u": 2}), (3, {"scope": 3}), (2, {"scope": 4})],
     ids=str,
 )
-def test_the_position_bias_is_one_lambda_for_all(rank: int, options: dict[str, Any], training: bool) -> None:
+def test_the_position_bias_is_one_lambda_at_all_positions(
+    rank: int, options: dict[str, Any], training: bool
+) -> None:
     layer = make(rank, 9, position_bias=True, **options).train(training)
     x = torch.randn(2, DIM, *(3, 5, 2)[:rank], dtype=torch.float64)
     assert not layer.position_bias.any()

@@ -138,7 +138,7 @@ def test_deepcopy_is_independent() -> None:
 
 
 def test_resize_positions_interpolates() -> None:
-    """Twice the reach: every old entry stands where it belongs, and a table of one value stays so."""
+    """All old entries keep their relative place, and a constant table stays constant."""
     layer = LambdaLayer2d(8, num_heads=2, grid=(3, 4), dtype=torch.float64).eval()
     table = layer.positions.detach().clone()
     assert table.shape == (5, 7, 16, 1)
@@ -243,14 +243,14 @@ def test_a_mask_of_numbers_is_refused() -> None:
 
 @pytest.mark.parametrize("length", [1, 4, 6])
 def test_a_causal_layer_refuses_a_context_of_another_length(length: int) -> None:
-    """The last position alone, as a step of decoding would give it, would be position 0."""
+    """The last position alone, as in a step of decoding, would be position 0."""
     layer, x = LambdaLayer1d(8, scope=3, causal=True).eval(), torch.randn(2, 8, 5)
     with pytest.raises(ValueError, match=rf"causal=True needs a context as long as x, {length} positions"):
         layer(torch.randn(2, 8, length), context=x)
     assert torch.equal(layer(x, context=x), layer(x))
 
 
-def test_a_packed_sequence_is_refused_with_what_to_do() -> None:
+def test_a_packed_sequence_is_refused_with_advice() -> None:
     packed = nn.utils.rnn.pack_sequence([torch.randn(5, 8), torch.randn(3, 8)])
     with pytest.raises(ValueError, match="must be a tensor, got PackedSequence; pad the sequences and give"):
         LambdaLayer1d(8, scope=3)(packed)
@@ -272,26 +272,26 @@ def test_parameters_beyond_the_machines_memory_are_refused_before_they_are_alloc
         LambdaLayer2d(16, dim_k=10**12, scope=3)
 
 
-def test_repr_says_what_the_layer_is() -> None:
+def test_repr_has_the_sizes_of_the_layer() -> None:
     text = repr(LambdaLayer2d(256, 128, dim_k=32, num_heads=8, scope=23))
     for word in ("LambdaLayer2d", "256", "128", "32", "8", "23"):
         assert word in text
 
 
-def test_a_table_resized_to_one_place_keeps_offset_zero() -> None:
+def test_a_table_resized_to_one_entry_keeps_offset_zero() -> None:
     layer = LambdaLayer2d(8, grid=(3, 4), num_heads=2)
     before = layer.positions.detach().clone()
     layer.resize_positions((1, 4))
     assert torch.equal(layer.positions, before[2:3])
 
 
-def test_an_unknown_kernel_is_told_at_construction() -> None:
+def test_an_unknown_kernel_is_refused_at_construction() -> None:
     with pytest.raises(ValueError, match="did you mean conv"):
         LambdaLayer2d(8, scope=3, kernel="convv")
 
 
 @pytest.mark.filterwarnings("ignore")  # torch announces the end of tracing, and that sizes become constants
-def test_a_trace_gives_the_layer_of_the_example() -> None:
+def test_a_trace_computes_the_same_as_the_layer() -> None:
     layer = LambdaLayer2d(8, scope=3, num_heads=2).eval()
     x = torch.randn(2, 8, 4, 5)
     assert torch.equal(torch.jit.trace(layer, x)(x), layer(x))

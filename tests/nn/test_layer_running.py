@@ -1,4 +1,4 @@
-"""The layer as it runs: in low precision, in another memory format, compiled."""
+"""The layer in low precision, in another memory format, and compiled."""
 
 import copy
 from typing import Any

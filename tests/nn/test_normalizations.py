@@ -1,4 +1,4 @@
-"""The layer's options of Table 12, against the operator called by hand."""
+"""The layer's options of Table 12 compared with explicit calls of the operator."""
 
 import warnings
 
@@ -11,7 +11,7 @@ from lambdanets.ops import LocalContext, lambda_layer
 
 
 def by_hand(layer: LambdaLayer2d, x: torch.Tensor, normalize: str, softmax_queries: bool) -> torch.Tensor:
-    """The layer without batch norms, from its weights."""
+    """Return the output of the layer without batch norms, computed from its weights."""
 
     def project(convolution: torch.nn.Conv2d) -> torch.Tensor:
         return torch.einsum("oc,bcn->bon", convolution.weight.flatten(1), x.flatten(2))
@@ -39,7 +39,7 @@ def test_without_batch_norm_the_layer_is_the_operator_on_its_projections(normali
     assert not any("norm" in name for name, _ in layer.named_parameters())
 
 
-def test_evaluation_folds_the_same_numbers_whatever_the_normalisation() -> None:
+def test_fusing_does_not_change_the_output_of_any_normalisation() -> None:
     for normalize in ("softmax_both", "l2", "none"):
         layer = LambdaLayer2d(6, 12, num_heads=3, scope=3, normalize=normalize, dtype=torch.float64).eval()
         x = torch.randn(2, 6, 4, 7, dtype=torch.float64)
@@ -48,7 +48,7 @@ def test_evaluation_folds_the_same_numbers_whatever_the_normalisation() -> None:
         assert_close(folded, layer(x))
 
 
-def test_the_default_is_the_papers() -> None:
+def test_the_default_normalisation_is_that_of_the_paper() -> None:
     options = {"dim_k": 5, "num_heads": 3, "scope": 3, "dtype": torch.float64}
     plain, said = (
         LambdaLayer2d(6, **options, **more) for more in ({}, {"normalize": "softmax", "norm": "batch"})
@@ -62,7 +62,7 @@ def test_the_default_is_the_papers() -> None:
     )
 
 
-def test_rms_norms_see_one_position_each() -> None:
+def test_rms_norms_normalise_each_position_separately() -> None:
     """The layer is the operator on projections, each divided by its root mean square over channels."""
     layer = LambdaLayer2d(6, 12, dim_k=5, num_heads=3, scope=3, norm="rms", dtype=torch.float64)
     x = torch.randn(2, 6, 4, 7, dtype=torch.float64)
@@ -92,8 +92,8 @@ def test_rms_norms_see_one_position_each() -> None:
 
 @pytest.mark.parametrize("norm", ["rms", None])
 @pytest.mark.parametrize("content", [True, False])
-def test_a_causal_layer_trains_without_the_future(norm: str | None, content: bool) -> None:
-    """By gradient and by a changed last position; batch norms fail both."""
+def test_a_causal_layer_trains_without_later_positions(norm: str | None, content: bool) -> None:
+    """Checked by the gradient and by a changed last position; batch norms fail both checks."""
     layer = LambdaLayer1d(6, num_heads=3, scope=9, causal=True, norm=norm, content=content)
     x = torch.randn(2, 6, 7, requires_grad=True)
     y = layer(x)
@@ -120,7 +120,7 @@ def test_padding_has_no_effect_in_training(norm: str | None) -> None:
     assert_close(y[1:, :, :4], layer(x[1:, :, :4]))
 
 
-def test_batch_norms_that_see_what_is_hidden_are_warned_of_in_training() -> None:
+def test_batch_norms_over_hidden_positions_warn_in_training() -> None:
     causal, plain = (
         LambdaLayer1d(6, num_heads=3, scope=3, causal=True),
         LambdaLayer1d(6, num_heads=3, scope=3),
@@ -140,7 +140,7 @@ def test_batch_norms_that_see_what_is_hidden_are_warned_of_in_training() -> None
         causal.eval()(x)
 
 
-def test_what_has_no_meaning_is_refused() -> None:
+def test_contradictory_options_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown normalize 'l3'"):
         LambdaLayer2d(8, scope=3, normalize="l3")
     for normalize in ("l2", "none"):

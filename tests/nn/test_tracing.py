@@ -47,7 +47,7 @@ def step(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_symbolic_trace_computes_what_the_layer_does(name: str) -> None:
+def test_a_symbolic_trace_computes_the_same_as_the_layer(name: str) -> None:
     """In training and in evaluation, on any size, and after pickling."""
     layer, grid = copy.deepcopy(LAYERS[name])
     graph = pickle.loads(pickle.dumps(torch.fx.symbolic_trace(copy.deepcopy(layer))))
@@ -94,7 +94,7 @@ def test_fx_quantisation_prepares_the_projections() -> None:
 @pytest.mark.parametrize(
     "name", [name for name, (layer, _) in LAYERS.items() if isinstance(layer, LambdaLayer)]
 )
-def test_torchscript_computes_what_the_layer_does(name: str) -> None:
+def test_torchscript_computes_the_same_as_the_layer(name: str) -> None:
     """In training and in evaluation, after saving and loading."""
     layer, grid = copy.deepcopy(LAYERS[name])
     file = io.BytesIO()

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lambdanets.models.interop.convert import copy_to_lucidrains, copy_to_timm
 from lambdanets.nn import LambdaLayer1d, LambdaLayer2d, LambdaLayer3d
 from lambdanets.nn.lambda_layer import LambdaLayer
 from lambdanets.ops import KERNELS, Problem, plan
 from lambdanets.ops.planner import Row
 
 from .cases import Case
-from .weights import to_lucidrains, to_timm
 
 LAYERS: dict[int, type[LambdaLayer]] = {1: LambdaLayer1d, 2: LambdaLayer2d, 3: LambdaLayer3d}
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -182,7 +182,7 @@ CONTENDERS: tuple[Contender, ...] = (
         role="peer",
         build=_lucidrains,
         refuses=_lucidrains_refuses,
-        adopt=to_lucidrains,
+        adopt=copy_to_lucidrains,
         needs=partial(_peer_needs, tables=1),
     ),
     Contender(
@@ -190,7 +190,7 @@ CONTENDERS: tuple[Contender, ...] = (
         role="peer",
         build=_timm,
         refuses=_timm_refuses,
-        adopt=to_timm,
+        adopt=copy_to_timm,
         # It expands its table over the batch.
         needs=lambda case, *how: _peer_needs(case, *how, tables=3 * case.batch),
     ),

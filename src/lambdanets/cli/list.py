@@ -6,11 +6,10 @@ from typing import Annotated
 from rich.table import Table
 from tyro import conf
 
-from lambdanets.cli.catalogue import models
 from lambdanets.cli.console import draw, grid, stdout, table
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
-from lambdanets.models import list_models
+from lambdanets.models import list_models, model_info
 from lambdanets.recipes import get_recipe, list_recipes
 from lambdanets.utils.text import did_you_mean
 
@@ -50,7 +49,7 @@ def run(pattern: Annotated[str, conf.Positional, shown("PATTERN")] = "*") -> int
 
 def _models(pattern: str) -> Table:
     made = table(name="left", parameters_M="right", image="right", description="wrap")
-    for each in models(pattern):
+    for each in map(model_info, list_models(pattern)):
         channels, *sizes = each.image
         colour = "grey" if channels == 1 else "RGB"
         millions = f"{each.parameters / 1e6:.2f}"

@@ -8,12 +8,12 @@ import torch
 from rich.console import Console
 from tyro import conf
 
-from lambdanets.bench.summary import Summary, summarise
 from lambdanets.cli.console import draw, grid, milliseconds, stdout, table
 from lambdanets.cli.errors import UsageError, check_name, impossible, usage
 from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
 from lambdanets.cli.show_recipe import show_recipe
 from lambdanets.models import create_model
+from lambdanets.models.summary import Summary, summarise
 from lambdanets.ops import Plan
 from lambdanets.recipes import list_recipes
 from lambdanets.utils.text import did_you_mean

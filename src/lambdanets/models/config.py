@@ -1,53 +1,56 @@
-"""What a ResNet of the family is made of, as data."""
+"""The architecture of a ResNet as data."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
 Blocks = tuple[int, ...] | Literal["all"]
+"""Some blocks of a stage, counted from 0, or all of them."""
 Normalize = Literal["softmax", "softmax_both", "l2", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
-    """A ResNet of bottleneck blocks, some of which hold another operator than a 3x3 convolution.
+    """A ResNet of bottleneck blocks, some of which contain another operator than a 3x3 convolution.
 
     Attributes:
-        depths: Blocks of each stage.
-        widths: Channels inside the blocks of each stage; a stage returns `expansion` times as many.
+        depths: Number of blocks of each stage.
+        widths: Channels inside the blocks of each stage; the output has `expansion` times as many.
         expansion: Output channels of a block over its inner channels.
-        stem: "conv7" is the 7x7 stride-2 convolution and max-pool of the vanilla ResNet. "deep" is that of
-            ResNet-RS: three 3x3 convolutions, the first with stride 2, and a strided 3x3 convolution in
-            place of the max-pool. "conv3" is one 3x3 convolution that keeps the resolution, for small images.
-        stem_width: Channels the stem returns.
-        shortcut: How the identity branch changes shape: "conv" is a strided 1x1 convolution, "pool" a 2x2
+        stem: "conv7": the 7x7 stride-2 convolution and the max-pool of the vanilla ResNet. "deep", as in
+            ResNet-RS: three 3x3 convolutions, the first with stride 2, and a strided 3x3 convolution in place
+            of the max-pool. "conv3": one 3x3 convolution that keeps the resolution, for small images.
+        stem_width: Output channels of the stem.
+        shortcut: Change of shape on the identity branch: "conv" is a strided 1x1 convolution, "pool" a 2x2
             average pooling before a 1x1 convolution (ResNet-D).
-        operator: What fills the blocks named by `operator_blocks`; see `lambdanets.models.parts.OPERATORS`.
-        operator_blocks: For each stage the blocks, counted from 0, that hold the operator, or "all".
-            The others hold a 3x3 convolution.
+        operator: Operator of the blocks in `operator_blocks`: a name in `lambdanets.models.OPERATORS`.
+        operator_blocks: For each stage the blocks, counted from 0, that contain the operator, or "all". The
+            other blocks contain a 3x3 convolution.
         squeeze_excite: For each stage whether its convolution blocks end in squeeze-and-excitation, or which
-            of them (counted from 0). Blocks of another operator never do.
-        squeeze_reduction: Output channels of a block over the channels that they are squeezed to.
+            of them do (counted from 0). Blocks with another operator never do.
+        squeeze_reduction: Output channels of a block over the channels of its squeeze-and-excitation.
         num_heads: Heads of the operator (lambda layers and attention).
-        scope: Side of the square of positions that each query has embeddings for (lambda layers), or that it
-            attends to (local attention); for lambda layers also "global", every position (Table 11).
-        image_size: Side of the images that global position tables are made for: those of lambda layers of
-            global scope, of global and of axial attention. Images of other sizes work.
-        dim_k: Query and key depth of lambda layers (Table 9).
+        scope: Side of the window of positions for which each query has embeddings (lambda layers), or to
+            which it attends (local attention). Lambda layers also take "global", all positions (Table 11).
+        image_size: Side of the images for which global position tables are made: those of lambda layers with
+            global scope, of global and of axial attention. Images of other sizes work too.
+        dim_k: Depth of queries and keys of lambda layers (Table 9).
         dim_u: Intra-depth of lambda layers (Table 9).
         content: Whether lambdas have a content part (Table 10).
         position: Whether lambdas have a position part (Table 10); without it `scope` has no effect.
-        normalize: How lambda layers normalise keys, and queries with "softmax_both" (Table 12).
-        norm: What follows the projections to queries and values of lambda layers: "batch", a batch norm;
-            "rms", an RMS norm over channels at each position; or "none" (Table 12).
-        position_bias: Whether lambda layers add one learned lambda to the position lambdas of all, as the
-            position convolutions of other implementations do.
-        pool_padding: Whether the pooling after a strided operator averages over zeros beyond the border too,
-            as PyTorch's does unasked, rather than over the pixels that exist.
-        shared_positions: Whether the lambda layers of a stage share one table (Table 4).
-        kernel: Kernel of the lambda layers.
+        normalize: Normalisation of keys in lambda layers, and of queries with "softmax_both" (Table 12).
+        norm: Norm after the projections to queries and values of lambda layers: "batch"; "rms", over the
+            channels at each position; or "none" (Table 12).
+        position_bias: Whether lambda layers add one learned lambda to all position lambdas, as the bias of
+            the position convolution in other packages does.
+        pool_padding: Whether the pooling after a strided operator also averages over zeros beyond the border,
+            as PyTorch's does by default, rather than over existing pixels only.
+        shared_positions: Whether the lambda layers of a stage share one position table (Table 4).
+        kernel: Kernel of the lambda layers; see `lambdanets.lambda_layer`.
 
     Raises:
-        ValueError: If the stages do not agree in number, or a block that does not exist is named.
+        ValueError: If the fields differ in the number of stages, or an option or a block does not exist.
     """
 
     depths: tuple[int, ...]
@@ -74,7 +77,7 @@ class ResNetConfig:
     shared_positions: bool = False
     kernel: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("widths", "operator_blocks", "squeeze_excite"):
             if len(getattr(self, name)) != len(self.depths):
                 raise ValueError(
@@ -101,23 +104,25 @@ class ResNetConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
-    def operator_of(self, stage: int, block: int) -> str:
-        """Says which operator a block holds, both counted from 0."""
-        blocks = self.operator_blocks[stage]
-        return self.operator if blocks == "all" or block in blocks else "conv"
+    def contents(self, stage: int, block: int) -> tuple[str, bool]:
+        """Return the operator of a block, and whether it ends in squeeze-and-excitation.
 
-    def squeezes(self, stage: int, block: int) -> bool:
-        """Says whether a block ends in squeeze-and-excitation, both counted from 0."""
-        blocks = self.squeeze_excite[stage]
-        named = blocks if isinstance(blocks, bool) else block in blocks
-        return named and self.operator_of(stage, block) == "conv"
+        Args:
+            stage: Stage, counted from 0.
+            block: Block of the stage, counted from 0.
+        """
+        blocks = self.operator_blocks[stage]
+        operator = self.operator if blocks == "all" or block in blocks else "conv"
+        squeezed = self.squeeze_excite[stage]
+        squeezes = squeezed if isinstance(squeezed, bool) else block in squeezed
+        return operator, squeezes and operator == "conv"
 
     @property
     def num_feature_maps(self) -> int:
-        """Number of feature maps that can be taken: the stages, and the stem where it has its own stride."""
+        """Number of feature maps: one for each stage, and one for the stem if it has a stride."""
         return len(self.depths) + (self.stem != "conv3")
 
     @property
     def reduction(self) -> int:
-        """Side of the image over the side of the final features."""
+        """Side of the image divided by the side of the final features."""
         return (1 if self.stem == "conv3" else 4) * 2 ** (len(self.depths) - 1)

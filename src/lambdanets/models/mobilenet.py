@@ -1,11 +1,14 @@
-"""MobileNet-v2 as timm has it, and with two lightweight lambda blocks (Table 17).
+"""MobileNet-v2: timm's, and a variant with two lightweight lambda blocks (Table 17).
 
-The paper replaces the 10th and the 16th inverted bottleneck: the last with 64 channels and the last with 160,
-both without stride. Its light block has a first pointwise convolution that keeps the channels and a lambda
-convolution 5x5 with k = 32 and h = 4. Here k = 32 counts the query channels of all heads, 8 for each:
-that gives the table's 3.21 M parameters (3,208,360) and, at 224 pixels with two operations to a multiply-add,
-its 563 M operations (563.2 M by torch's counter). With 32 for each head there would be 3.24 M and 575 M.
+The paper replaces the 10th and the 16th inverted bottleneck: the last one with 64 channels and the last one
+with 160, both without stride. In its lightweight block the first pointwise convolution keeps the number of
+channels, and the lambda convolution is 5x5 with k = 32 and h = 4. Here k = 32 counts the query channels of
+all heads, 8 for each head. That gives the table's 3.21 M parameters (3,208,360) and, at 224 pixels with two
+operations per multiply-add, its 563 M operations (563.2 M by torch's counter). With 32 for each head, the
+model would have 3.24 M parameters and 575 M operations.
 """
+
+from __future__ import annotations
 
 import inspect
 from typing import Any
@@ -15,14 +18,15 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrai
 from timm.models.efficientnet import EfficientNet, mobilenetv2_100
 from torch import nn
 
-from ..nn import LambdaLayer2d
-from ..nn.blocks import LightweightBottleneck
+from lambdanets.nn import LambdaLayer2d
+from lambdanets.nn.blocks import LightweightBottleneck
+
 from .registry import check_options, register_entrypoints
 
-# Where timm keeps the 10th and the 16th: stage and block.
-_REPLACED = ((3, 3), (5, 2))
-_LAYER: dict[str, Any] = {"dim_k": 8, "num_heads": 4, "dim_u": 1, "scope": 5, "kernel": "auto"}
-_FACTORY = (
+# Stage and block of the 10th and the 16th inverted bottleneck in timm's model.
+_REPLACED_BLOCKS = ((3, 3), (5, 2))
+_LAYER_OPTIONS: dict[str, Any] = {"dim_k": 8, "num_heads": 4, "dim_u": 1, "scope": 5, "kernel": "auto"}
+_TIMM_OPTIONS = (
     {"features_only", "out_indices", "feature_cls", "drop_rate", "drop_path_rate"}
     | inspect.signature(build_model_with_cfg).parameters.keys()
     | inspect.signature(EfficientNet).parameters.keys()
@@ -30,19 +34,21 @@ _FACTORY = (
 
 
 def _conv(pretrained: bool = False, **options: Any) -> nn.Module:
-    """MobileNet-v2; `create_model` has the options of timm's mobilenetv2_100, which it is."""
-    check_options("mobilenetv2_conv", options, _FACTORY)
+    """Create MobileNet-v2, which is timm's mobilenetv2_100, with the same options."""
+    check_options("mobilenetv2_conv", options, _TIMM_OPTIONS)
     return mobilenetv2_100(pretrained=pretrained, **_with_cfg("mobilenetv2_conv", options))
 
 
 def _lambda(pretrained: bool = False, **options: Any) -> nn.Module:
-    """MobileNet-v2 with two lightweight lambda blocks; options too: dim_k, num_heads, dim_u, scope, kernel.
+    """Create MobileNet-v2 with two lightweight lambda blocks.
+
+    Options are those of timm's mobilenetv2_100, and dim_k, num_heads, dim_u, scope and kernel.
 
     Raises:
-        ValueError: If there is no such option, or the lambda layers cannot be made.
+        ValueError: If an option does not exist, or contradicts another.
     """
     name = "mobilenetv2_lambda"
-    check_options(name, options, _FACTORY | _LAYER.keys())
+    check_options(name, options, _TIMM_OPTIONS | _LAYER_OPTIONS.keys())
     if pretrained and not (options.get("pretrained_cfg") or options.get("pretrained_cfg_overlay")):
         raise ValueError(f"pretrained=True: no trained weights of {name}; a file goes to checkpoint_path=")
     if pretrained and options.get("features_only"):
@@ -51,10 +57,10 @@ def _lambda(pretrained: bool = False, **options: Any) -> nn.Module:
         raise ValueError(
             f"feature_cls='fx' traces {name} before it has its lambda blocks; 'getter' does the same"
         )
-    layer = {key: options.pop(key, default) for key, default in _LAYER.items()}
+    layer = {key: options.pop(key, default) for key, default in _LAYER_OPTIONS.items()}
     model = mobilenetv2_100(pretrained=False, **_with_cfg(name, options))
     body: Any = model.get_submodule("model") if hasattr(model, "model") else model
-    for stage, block in _REPLACED:
+    for stage, block in _REPLACED_BLOCKS:
         old = body.get_submodule(f"blocks.{stage}.{block}")
         weight = old.conv_pwl.weight
         factory = {"device": weight.device, "dtype": weight.dtype}
@@ -69,7 +75,7 @@ def _lambda(pretrained: bool = False, **options: Any) -> nn.Module:
 
 
 def _with_cfg(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Names the weights and the images of this model, where timm would take those of its own."""
+    """Add the `pretrained_cfg` of this model, in place of that of timm's mobilenetv2_100."""
     cfg = options.pop("pretrained_cfg", None)
     return {**options, "pretrained_cfg": get_pretrained_cfg(name) if cfg is None else cfg}
 
@@ -89,4 +95,11 @@ _CFG: dict[str, Any] = {
     "paper_ids": "arXiv:2102.08602",
 }
 default_cfgs = generate_default_cfgs({"mobilenetv2_conv": _CFG, "mobilenetv2_lambda": _CFG})
-register_entrypoints({"mobilenetv2_conv": _conv, "mobilenetv2_lambda": _lambda}, __name__)
+register_entrypoints(
+    {"mobilenetv2_conv": _conv, "mobilenetv2_lambda": _lambda},
+    __name__,
+    {
+        "mobilenetv2_conv": "17 inverted bottlenecks; convolutions alone",
+        "mobilenetv2_lambda": "17 inverted bottlenecks; lambda in the 10th and the 16th; scope 5",
+    },
+)

@@ -1,25 +1,32 @@
-"""ResNets whose bottlenecks hold a convolution, a lambda layer, or any other operator of one table."""
+"""ResNets whose bottleneck blocks contain a convolution, a lambda layer, or another of `OPERATORS`."""
 
+from __future__ import annotations
+
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers.classifier import create_classifier
 from timm.layers.drop import DropPath
+from timm.layers.squeeze_excite import SqueezeExcite
 from timm.models import checkpoint_seq
+from timm.models.resnet import downsample_avg, downsample_conv
 from torch import nn
 
-from ..nn import LambdaLayer2d
-from ..nn.blocks import Bottleneck
+from lambdanets.nn import LambdaLayer2d
+from lambdanets.nn.blocks import Bottleneck
+
 from .config import ResNetConfig
-from .parts import OPERATORS, bottleneck, stem_conv, stem_pool
+from .operators import OPERATORS, BlockPosition, build_operator
 
 
 class ResNet(nn.Module):
-    """A ResNet with timm's contract for a backbone, at any image size.
+    """ResNet for images of any size, with the interface of timm's backbones.
 
-    Parameters are named as in timm and torchvision, so the weights of their ResNets load into the
+    Parameters have the names that timm and torchvision use, so the weights of their ResNets load into
     configurations without lambda layers.
 
     Args:
@@ -27,16 +34,19 @@ class ResNet(nn.Module):
         num_classes: Classes of the head; 0 for pooled features.
         in_chans: Channels of the images.
         global_pool: Pooling before the head, as in timm; "" for none.
-        output_stride: 8, 16 or 32. Stages that would exceed it keep their resolution and are dilated instead,
-            lambda layers too; attention cannot be.
+        output_stride: 8, 16 or 32. Stages that would exceed it keep their resolution and are dilated instead;
+            not all operators support that.
         drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0 at the first block.
+        device: Device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
         ValueError: If the output stride or the operator is unknown, or the operator cannot be dilated.
 
-    Differences from the paper: the pooling that follows a strided lambda layer averages over the pixels that
-    exist, as TensorFlow's does, rather than over zeros beyond the border, unless the config says otherwise.
+    Differences from the paper:
+        The pooling after a strided lambda layer averages over existing pixels, as TensorFlow's does, and not
+        over zeros beyond the border; `config.pool_padding` changes that.
     """
 
     def __init__(
@@ -50,7 +60,7 @@ class ResNet(nn.Module):
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ):
+    ) -> None:
         super().__init__()
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
@@ -64,10 +74,10 @@ class ResNet(nn.Module):
         self.grad_checkpointing = False
 
         dim = config.stem_width
-        self.conv1 = stem_conv(config, in_chans, factory)
+        self.conv1 = _stem_conv(config, in_chans, factory)
         self.bn1 = nn.BatchNorm2d(dim, **factory)
         self.act1 = nn.ReLU(inplace=True)
-        self.maxpool = stem_pool(config, factory)
+        self.maxpool = _stem_pool(config, factory)
         self.feature_info: list[dict[str, Any]] = []
         reduction = 1
         if config.stem != "conv3":
@@ -85,7 +95,7 @@ class ResNet(nn.Module):
             for block in range(depth):
                 drop = drop_path_rate * (sum(config.depths[:stage]) + block) / last
                 blocks.append(
-                    bottleneck(
+                    _bottleneck(
                         config,
                         dim,
                         stage,
@@ -109,10 +119,10 @@ class ResNet(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Gives every parameter and buffer its initial value; also makes a model whose memory is empty whole.
+        """Initialise all parameters and buffers, also those of a model that `to_empty` has allocated.
 
-        Convolutions of the trunk get He's initialisation (fan out). A module that has its own
-        `reset_parameters`, such as a lambda layer, keeps what that gives it.
+        Convolutions get He's initialisation (fan out). Other modules with a `reset_parameters`, such as
+        lambda layers, are initialised by that method.
         """
         if self.config.shared_positions:
             self._share_positions()
@@ -122,9 +132,9 @@ class ResNet(nn.Module):
                 module.zero_init_last()
 
     def _share_positions(self) -> None:
-        """Makes one table of those of a stage: its first, which is the largest.
+        """Let the lambda layers of a stage share one position table: that of the first, the largest.
 
-        Memory that is made anew, as by `to_empty`, takes sharing apart: this is part of the initialisation.
+        Part of the initialisation, since `to_empty` allocates separate tables.
         """
         for name in self._stages():
             layers = [m for m in self.get_submodule(name).modules() if isinstance(m, LambdaLayer2d)]
@@ -132,28 +142,28 @@ class ResNet(nn.Module):
                 layer.positions = layers[0].positions
 
     def no_weight_decay(self) -> set[str]:
-        """Names the parameters that weight decay should spare: the position tables."""
+        """Return the names of the parameters without weight decay: the position tables."""
         return {name for name, _ in self.named_parameters() if ".positions" in name}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Returns the patterns that order parameters by depth, for layer-wise learning rates."""
+        """Return the patterns that group parameters by depth, for layer-wise learning rates."""
         blocks = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"
         return {"stem": r"^(?:conv1|bn1|maxpool)\b", "blocks": blocks}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trades time for memory: the activations inside each block are computed again in the backward."""
+        """Set whether the backward pass recomputes the activations of each block, which saves memory."""
         self.grad_checkpointing = enable
 
     def get_classifier(self, name_only: bool = False) -> str | nn.Module:
-        """Returns the classifier, or its name."""
+        """Return the classifier, or its name."""
         return "fc" if name_only else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the head by a fresh one.
+        """Replace the head by a newly initialised one.
 
         Args:
-            num_classes: Number of classes; 0 for none.
-            global_pool: New pooling; None keeps the present one.
+            num_classes: Number of classes; 0 for no classifier.
+            global_pool: New pooling; None keeps the current one.
         """
         parameter = next(self.parameters())
         self.num_classes = num_classes
@@ -177,18 +187,22 @@ class ResNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Returns the final features and those on the way.
+        """Return the final features and the intermediate feature maps.
 
         Args:
-            x: Images of shape (b in_chans height width).
-            indices: Entries of `feature_info` to return; n stands for the last n, None for all.
-            norm: Accepted for timm's sake: these features need no norm.
-            stop_early: Whether to stop behind the last entry asked for.
+            x: Images `[b, in_chans, height, width]`.
+            indices: Entries of `feature_info` to return: their indices, an int n for the last n, or None for
+                all.
+            norm: Has no effect, as there is no final norm; part of timm's interface.
+            stop_early: Whether to stop after the last of these entries.
             output_fmt: "NCHW".
-            intermediates_only: Whether to return the list alone.
+            intermediates_only: Whether to return only the list of feature maps.
+
+        Returns:
+            The final features and the list of feature maps, or only the list.
 
         Raises:
-            ValueError: If an index does not exist or the format is another.
+            ValueError: If an index does not exist, or the format is not "NCHW".
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
@@ -213,12 +227,15 @@ class ResNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes what the entries of `feature_info` asked for do not need, and returns their indices.
+        """Remove the modules that the given feature maps do not need.
 
         Args:
-            indices: Entries to keep; n stands for the last n.
-            prune_norm: Accepted for timm's sake: there is no final norm.
-            prune_head: Whether to remove the classifier even where the last stage is kept.
+            indices: Entries of `feature_info` to keep: their indices, or an int n for the last n.
+            prune_norm: Has no effect, as there is no final norm; part of timm's interface.
+            prune_head: Whether to remove the classifier even if the last stage is kept.
+
+        Returns:
+            The indices of the entries that are kept.
         """
         take = self._take(indices)
         last = self.feature_info[max(take)]
@@ -235,7 +252,7 @@ class ResNet(nn.Module):
         return take
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the final features (b num_features h w) of images (b in_chans height width)."""
+        """Return final features `[b, num_features, h, w]` of images `[b, in_chans, height, width]`."""
         x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
         for name in self._stages():
             stage = self.get_submodule(name)
@@ -243,14 +260,14 @@ class ResNet(nn.Module):
         return x
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Pools the final features and classifies them, or stops before the classifier."""
+        """Pool final features and classify them; with `pre_logits`, only pool them."""
         x = self.global_pool(x)
         if self.drop_rate:
             x = F.dropout(x, p=self.drop_rate, training=self.training)
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns logits of shape (b num_classes) for images of shape (b in_chans height width)."""
+        """Return logits `[b, num_classes]` for images `[b, in_chans, height, width]`."""
         return self.forward_head(self.forward_features(x))
 
     def _stages(self) -> list[str]:
@@ -276,3 +293,118 @@ def _initialise(module: nn.Module) -> None:
         return
     for child in module.children():
         _initialise(child)
+
+
+def count_parameters(config: ResNetConfig, num_classes: int, in_chans: int) -> int:
+    """Return the number of parameters of a ResNet without building all of it.
+
+    Blocks of a stage are equal in size if they have the same operator and are not the first. One block of
+    each kind is built, without memory, and counted as often as the kind occurs.
+
+    Args:
+        config: The architecture.
+        num_classes: Classes of the head.
+        in_chans: Channels of the images.
+    """
+    stages = [
+        Counter(
+            # A shared position table belongs to one block, so no two blocks are of the same kind.
+            (block if config.shared_positions else block == 0, *config.contents(stage, block))
+            for block in range(depth)
+        )
+        for stage, depth in enumerate(config.depths)
+    ]
+    distinct = replace(
+        config,
+        depths=tuple(len(kinds) for kinds in stages),
+        operator_blocks=tuple(
+            tuple(block for block, (_, operator, _) in enumerate(kinds) if operator == config.operator)
+            for kinds in stages
+        ),
+        squeeze_excite=tuple(
+            tuple(block for block, (_, _, squeezes) in enumerate(kinds) if squeezes) for kinds in stages
+        ),
+    )
+    model = ResNet(distinct, num_classes=num_classes, in_chans=in_chans, device="meta")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    for stage, kinds in enumerate(stages, start=1):
+        for block, count in zip(model.get_submodule(f"layer{stage}").children(), kinds.values(), strict=True):
+            total += (count - 1) * sum(parameter.numel() for parameter in block.parameters())
+    return total
+
+
+def _stem_conv(config: ResNetConfig, in_chans: int, factory: dict[str, Any]) -> nn.Module:
+    dim = config.stem_width
+    if config.stem == "conv7":
+        return nn.Conv2d(in_chans, dim, 7, stride=2, padding=3, bias=False, **factory)
+    if config.stem == "conv3":
+        return nn.Conv2d(in_chans, dim, 3, padding=1, bias=False, **factory)
+    half = dim // 2
+    return nn.Sequential(
+        nn.Conv2d(in_chans, half, 3, stride=2, padding=1, bias=False, **factory),
+        nn.BatchNorm2d(half, **factory),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(half, half, 3, padding=1, bias=False, **factory),
+        nn.BatchNorm2d(half, **factory),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(half, dim, 3, padding=1, bias=False, **factory),
+    )
+
+
+def _stem_pool(config: ResNetConfig, factory: dict[str, Any]) -> nn.Module:
+    dim = config.stem_width
+    if config.stem == "conv7":
+        return nn.MaxPool2d(3, stride=2, padding=1)
+    if config.stem == "conv3":
+        return nn.Identity()
+    return nn.Sequential(
+        nn.Conv2d(dim, dim, 3, stride=2, padding=1, bias=False, **factory),
+        nn.BatchNorm2d(dim, **factory),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _bottleneck(
+    config: ResNetConfig,
+    dim: int,
+    stage: int,
+    block: int,
+    *,
+    stride: int,
+    dilation: int,
+    first_dilation: int,
+    grid: int,
+    drop_path: nn.Module | None,
+    **factory: Any,
+) -> Bottleneck:
+    """Create a block; `stage` and `block` are counted from 0, `dim` are the channels of the input."""
+    width = config.widths[stage]
+    dim_out = width * config.expansion
+    operator, squeezes = config.contents(stage, block)
+    # The modules of a block must not depend on whether output_stride replaces its stride by a dilation:
+    # otherwise the weights of the two could not be exchanged.
+    reduces = stage > 0 and block == 0
+    shortcut = None
+    if reduces or dim != dim_out:
+        make = downsample_avg if config.shortcut == "pool" else downsample_conv
+        shortcut = make(
+            dim, dim_out, 1, stride=stride, dilation=dilation, first_dilation=first_dilation, **factory
+        )
+    pool = None
+    if reduces and operator != "conv":
+        pool = nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=config.pool_padding)
+    gate = None
+    if squeezes:
+        gate = SqueezeExcite(dim_out, rd_channels=max(1, dim_out // config.squeeze_reduction), **factory)
+    position = BlockPosition(stride=stride, dilation=first_dilation, grid=grid)
+    return Bottleneck(
+        dim,
+        width,
+        dim_out,
+        build_operator(operator, width, position, config, **factory),
+        pool=pool,
+        shortcut=shortcut,
+        gate=gate,
+        drop_path=drop_path,
+        **factory,
+    )

@@ -1,4 +1,4 @@
-"""Files of tensors: safetensors with a checksum, and PyTorch's archives, verified before they are used."""
+"""Files of tensors: safetensors with a checksum, and PyTorch's archives, verified when they are read."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from torch import Tensor
 from lambdanets.utils.text import first_line
 
 CHECKSUM = "checksum"
-"""The entry of a safetensors header that `write_safetensors` adds and `read_safetensors` verifies."""
-ZIP = b"PK\x03\x04"
-FOLDER = 0x10  # attribute of a part of a zip archive
+"""Entry of the safetensors metadata that `write_safetensors` adds and `read_safetensors` verifies."""
+ZIP_SIGNATURE = b"PK\x03\x04"
+ZIP_FOLDER_ATTRIBUTE = 0x10
 
 
 class DamagedFileError(ValueError):
-    """A file does not hold what was written into it, or never held tensors."""
+    """A file differs from what was written into it, or never contained tensors."""
 
 
 class UnsafeFileError(ValueError):
-    """A file asks for code of its own to be run when it is loaded.
+    """A file contains objects whose loading runs code.
 
     Args:
         path: The file.
-        names: What it asks for.
+        names: The functions and classes that the file refers to.
     """
 
     def __init__(self, path: Path, names: list[str]) -> None:
@@ -45,16 +45,16 @@ class UnsafeFileError(ValueError):
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Return the CRC-32 of the names, dtypes, shapes and elements of tensors, whatever their order.
+    """Return the CRC-32 of the names, dtypes, shapes and elements of tensors.
 
-    It is that of each tensor in the order of names: the JSON text `["name", "float32", [3, 4]]` and then the
-    elements, row by row, little-endian.
+    The tensors are sorted by name. Each contributes the JSON text `["name", "float32", [3, 4]]`, then its
+    elements in row-major order, little-endian.
     """
     value = 0
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        about = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-        value = zlib.crc32(json.dumps(about).encode(), value)
+        metadata = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        value = zlib.crc32(json.dumps(metadata).encode(), value)
         value = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, value)
     return f"crc32:{value:08x}"
 
@@ -65,33 +65,39 @@ def write_safetensors(
     """Write tensors as safetensors, with their checksum in the metadata; equal tensors give equal bytes.
 
     Args:
-        path: The file; what is there is overwritten.
-        tensors: By name; those that share memory are written once for each name.
-        metadata: More entries of the header.
+        path: The file; an existing one is overwritten.
+        tensors: Tensors by name. Tensors that share memory are written once for each name.
+        metadata: Further entries of the metadata.
     """
     from safetensors.torch import save
 
-    # The format knows no shared memory: a table that layers share stands under the name of each.
+    # The format does not support shared memory, so a shared position table is written for each layer.
     separate = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     content = memoryview(save(separate))
     end = 8 + int.from_bytes(content[:8], "little")
-    # The library writes metadata in an order of its own that differs from process to process.
+    # The library orders the metadata differently in each process.
     entries = dict(sorted({**(metadata or {}), CHECKSUM: checksum(separate)}.items()))
     header = {"__metadata__": entries, **json.loads(bytes(content[8:end]))}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    # Written by Python: a file of safetensors' own is closed to all others, whatever the umask says.
+    # Written by Python, since safetensors creates files that only their owner can read, despite the umask.
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.write(content[end:])
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file on the CPU; a checksum in its metadata is verified.
+    """Read the tensors of a safetensors file on the CPU, and verify the checksum if its metadata has one.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name.
 
     Raises:
-        DamagedFileError: It is no safetensors file, or its tensors are not those that were written.
-        OSError: It cannot be read.
+        DamagedFileError: If it is not a safetensors file, or its tensors differ from the written ones.
+        OSError: If it cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -107,28 +113,35 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_archive(path: Path) -> Any:
-    """Read what `torch.save` wrote, on the CPU: tensors and plain values, nothing else.
+    """Read a file of `torch.save` that contains only tensors and plain values, on the CPU.
 
-    The checksums of the zip archive are verified, which PyTorch does not. The format before it, of PyTorch
-    1.5 and older, has none.
+    The checksums of the zip archive are verified, unlike in `torch.load`. The older format, of PyTorch 1.5
+    and before, has no checksums.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
 
     Raises:
-        DamagedFileError: It is no such file, or not as it was written.
-        UnsafeFileError: It holds other objects. Nothing of it was run.
-        OSError: It cannot be read.
-        MemoryError: It does not fit into memory.
+        DamagedFileError: If it is not such a file, or differs from what was written.
+        UnsafeFileError: If it contains other objects. None of its code was run.
+        OSError: If it cannot be read.
+        MemoryError: If it does not fit into memory.
     """
     with path.open("rb") as file:
-        if file.read(len(ZIP)) == ZIP:
+        if file.read(len(ZIP_SIGNATURE)) == ZIP_SIGNATURE:
             _verify(path)
     try:
-        # Training scripts of timm's kind keep their options as a Namespace, which holds plain values.
+        # timm's training script saves its options as a Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # damaged bytes make unpicklers fail in any way
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a seek to nowhere
+    except Exception as error:  # unpickling damaged bytes can raise any exception
+        # EINVAL is a seek to an invalid position in a damaged file.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         if "can't allocate memory" in str(error):
             raise MemoryError(first_line(error)) from error
@@ -139,15 +152,19 @@ def read_archive(path: Path) -> Any:
 
 
 def _verify(path: Path) -> None:
-    """Compare the checksums of an archive with its content."""
+    """Raise DamagedFileError if the content of an archive does not match its checksums."""
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 damaged = archive.testzip()
-                # PyTorch's reader gives memory as it is for what is marked as a folder.
-                folders = [part.filename for part in archive.infolist() if part.external_attr & FOLDER]
+                # PyTorch's reader returns uninitialised memory for entries that are marked as folders.
+                folders = [
+                    entry.filename
+                    for entry in archive.infolist()
+                    if entry.external_attr & ZIP_FOLDER_ATTRIBUTE
+                ]
         except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
-            # zipfile calls an archive bad whose end it could not read.
+            # zipfile reports a failed read of the end of an archive as BadZipFile.
             cause = error if isinstance(error, OSError) else error.__context__
             if isinstance(cause, OSError) and cause.errno != errno.EINVAL:
                 raise cause from None
@@ -161,11 +178,11 @@ def _verify(path: Path) -> None:
 
 
 def _unsafe_names(path: Path, error: Exception) -> list[str] | None:
-    """Return what a file asks for beside tensors, perhaps without names; None where it is merely damaged."""
+    """Return the functions and classes in an unsafe file, [] if unknown; None if it is only damaged."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # no archive of PyTorch's
+    except Exception:  # not a zip archive of PyTorch
         names = []
-    asked = re.search(r"GLOBAL (\S+)", str(error))
-    names = sorted(names) or ([asked[1]] if asked else [])
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    names = sorted(names) or ([refused[1]] if refused else [])
     return names if names or "TorchScript" in str(error) else None

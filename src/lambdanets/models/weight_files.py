@@ -1,36 +1,45 @@
-"""Weights in a file, in a folder or on the Hugging Face hub, read as tensors and nothing else."""
+"""Files of weights: found in files, folders and on the Hugging Face hub, read safely, written for the hub."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from timm.models import clean_state_dict
-from torch import Tensor
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
 
-from lambdanets.utils.files import parse_json
+from lambdanets.utils.files import parse_json, replacing
 from lambdanets.utils.text import first_line, join_some
 
-from .tensor_files import DamagedFileError, UnsafeFileError, read_archive, read_safetensors
+from .tensor_files import (
+    DamagedFileError,
+    UnsafeFileError,
+    read_archive,
+    read_safetensors,
+    write_safetensors,
+)
 
 HUB, LOCAL = "hf-hub:", "local-dir:"
 NAMES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
-"""Files with weights: of a run, of timm on the hub, and of what is older there."""
+"""Names of files of weights: in a run, of timm's models on the hub, and of older models there."""
 TIMM_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 TIMM_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".bin")
-"""The files that timm looks for in a folder, in its order."""
+"""Names and suffixes of the files that timm looks for in a folder, in its order."""
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
-"""Names under which training scripts save weights, as timm knows them and in its order; the last is ours."""
-PARTS = ("average.", "network.")  # of a run's checkpoint; where there is an average, it is what counts
+"""Keys under which training scripts save weights: those of timm in its order, then one of this package."""
+CHECKPOINT_PREFIXES = ("average.", "network.")
+"""Prefixes of the weights in a checkpoint of a run: their average has precedence."""
 
 
 class WeightsError(ValueError):
-    """Weights cannot be found or read, or are not those of the model."""
+    """Weights cannot be found or read, or do not match the model."""
 
 
 class OtherClassesError(WeightsError):
-    """Weights are for another number of classes than the model."""
+    """Weights have another number of classes than the model."""
 
     def __init__(self, source: str | Path, have: int, need: int) -> None:
         self.sentence = f"the weights in {source} are for {have} classes and the model is for {need}"
@@ -38,13 +47,14 @@ class OtherClassesError(WeightsError):
 
 
 def find_weights(source: str | Path) -> Path:
-    """The file that a source of weights means; one on the hub is fetched, unless it was before.
+    """Return the file of a source of weights; a file on the hub is downloaded unless it is in the cache.
 
     Args:
-        source: A file, a folder (of a run, or as on the hub), or hf-hub:OWNER/NAME, with @REVISION if wanted.
+        source: A file, a folder (of a run, or as on the hub), or hf-hub:OWNER/NAME with an optional
+            @REVISION.
 
     Raises:
-        WeightsError: There is none.
+        WeightsError: If there is none.
     """
     text = str(source)
     if text.startswith(HUB):
@@ -62,37 +72,43 @@ def find_weights(source: str | Path) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file by name; where it has checksums, they are verified.
+    """Read a state_dict from a file, and verify the checksums of the file if it has any.
 
-    Safetensors, or what `torch.save` wrote of a state_dict: by itself, under the first of `CONTAINERS` that
-    is there, or under the only name that holds tensors by name. What DDP, torch.compile and AveragedModel
-    add to the names is taken off. A run's own checkpoint (.ckpt) gives the average of its weights where it
-    has one.
+    The file is in the safetensors format or was written by `torch.save`. In the latter case the state_dict
+    may be the whole content, or be stored under the first existing key of `CONTAINERS`, or under the only key
+    whose value is a state_dict. Prefixes of DDP, torch.compile and AveragedModel are removed from the names.
+    Of a checkpoint of a run (.ckpt), the average of the weights is returned if there is one.
 
     Args:
-        path: The file. Nothing in it is run: a pickle of more than tensors and plain types is refused.
+        path: The file. None of its code is run: a pickle of other objects than tensors and plain values is
+            rejected.
+
+    Returns:
+        Tensors by name.
 
     Raises:
-        WeightsError: It is damaged, or holds no weights.
-        OSError: It cannot be read at all.
+        WeightsError: If the file is damaged, or contains no weights.
+        OSError: If it cannot be read.
     """
     weights = _state_dict(path, read_content(path))
     if path.suffix == ".ckpt":
-        for part in PARTS:
-            inside = {
-                name.removeprefix(part): each for name, each in weights.items() if name.startswith(part)
+        for prefix in CHECKPOINT_PREFIXES:
+            network = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in weights.items()
+                if name.startswith(prefix)
             }
-            if inside:
-                return inside
+            if network:
+                return network
     return weights
 
 
 def read_content(path: Path) -> Any:
-    """Read all that is in a file of weights; where it has checksums, they are verified.
+    """Read the complete content of a file of weights, and verify the checksums of the file if it has any.
 
     Raises:
-        WeightsError: It is damaged, or cannot be read without running what is in it.
-        OSError: It cannot be read at all.
+        WeightsError: If it is damaged, or cannot be read without running its code.
+        OSError: If it cannot be read.
     """
     try:
         return read_safetensors(path) if path.suffix == ".safetensors" else read_archive(path)
@@ -103,9 +119,9 @@ def read_content(path: Path) -> Any:
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
-    """Return the tensors by name in what a file holds, under the names that the network itself gives them."""
-    held = {"": content, **(content if isinstance(content, Mapping) else {})}
-    states = [name for name, value in held.items() if _is_state_dict(value)]
+    """Return the state_dict in the content of a file, without the prefixes of wrappers."""
+    candidates = {"": content, **(content if isinstance(content, Mapping) else {})}
+    states = [name for name, value in candidates.items() if _is_state_dict(value)]
     known = [name for name in ("", *CONTAINERS) if name in states]
     if not known and len(states) > 1:
         raise WeightsError(
@@ -113,15 +129,17 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
             "itself"
         )
     if not states:
-        container = next((held[name] for name in CONTAINERS if isinstance(held.get(name), Mapping)), content)
+        container = next(
+            (candidates[name] for name in CONTAINERS if isinstance(candidates.get(name), Mapping)), content
+        )
         found = join_some(map(str, container)) if isinstance(container, Mapping) else type(container).__name__
         raise WeightsError(
             f"{path} holds no weights: expected tensors by name, at the top or in 'state_dict' or 'model', "
             f"found {found or 'nothing'}"
         )
-    weights = dict(held[known[0] if known else states[0]])
+    weights = dict(candidates[known[0] if known else states[0]])
     if all(name == "n_averaged" or name.startswith("module.") for name in weights):
-        weights.pop("n_averaged", None)  # of AveragedModel: the steps that were averaged
+        weights.pop("n_averaged", None)  # the number of steps that AveragedModel has averaged
     return clean_state_dict(weights)
 
 
@@ -132,7 +150,7 @@ def _is_state_dict(value: object) -> bool:
 
 
 def same_weights(path: Path) -> str:
-    """Say which other file of a run has the weights of this one."""
+    """Return a hint that names another file of the run with the same weights, or ""."""
     others = {
         "weights.safetensors": path.parent / "checkpoints" / "best.ckpt",
         "best.ckpt": path.parent.parent / "weights.safetensors",
@@ -142,15 +160,14 @@ def same_weights(path: Path) -> str:
 
 
 def check_source(name: str, *, weights: bool) -> None:
-    """Verify the files from which timm makes a model that is not in its registry, before timm reads them.
+    """Verify the files from which timm will create a model that is not in its registry.
 
     Args:
-        name: local-dir:FOLDER, or hf-hub:OWNER/NAME, of which there is only something to verify once it has
-            been fetched.
-        weights: Whether they are read too, beside the configuration.
+        name: local-dir:FOLDER, or hf-hub:OWNER/NAME, which is verified only if it was downloaded before.
+        weights: Whether timm will read the weights in addition to the configuration.
 
     Raises:
-        WeightsError: One is damaged, or is not what timm can read.
+        WeightsError: If a file is damaged, or timm cannot use it.
     """
     if name.startswith(LOCAL):
         folder = Path(name.removeprefix(LOCAL))
@@ -194,7 +211,7 @@ def _from_hub(name: str) -> Path:
 
     repository, _, revision = name.partition("@")
     reason: Exception | None = None
-    offline = False  # found out by trying, which takes long enough once
+    offline = False  # set by the first failed connection, since a timeout takes long
     try:
         for file in NAMES[1:]:
             options = {"revision": revision or None, "local_files_only": offline}
@@ -205,3 +222,63 @@ def _from_hub(name: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         reason = error
     raise WeightsError(f"{HUB}{name} gives no {' and no '.join(NAMES[1:])}: {first_line(reason)}") from reason
+
+
+def save_for_hub(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    labels: Sequence[str] = (),
+    images: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model as a folder for the Hugging Face hub, in the format of timm's models there.
+
+    The folder has `model.safetensors` (weights) and timm's `config.json` (architecture, options, labels and
+    image preprocessing). After `import lambdanets` it opens with
+    `create_model("local-dir:FOLDER", pretrained=True)`, of this package or of timm, and with `AutoModel`,
+    `AutoModelForImageClassification` and `pipeline` of transformers. Once uploaded it opens under OWNER/NAME
+    (for timm hf-hub:OWNER/NAME). The pipeline converts images to RGB, so it needs a model of three channels.
+
+    Args:
+        model: A model of `create_model`, of this package or of timm, accelerated or not.
+        folder: The folder; it is created if needed, and existing files of these names are replaced.
+        labels: Names of the classes, in the order of the logits.
+        images: Preprocessing of the training images, with timm's keys: `input_size` (channels, height,
+            width), `mean`, `std`, `crop_pct`, `interpolation`. Missing keys have the model's defaults.
+
+    Returns:
+        The folder.
+
+    Raises:
+        WeightsError: If the model does not record how it was created, or its number of classes differs from
+            that of the labels.
+        OSError: If a file cannot be written.
+
+    Example:
+        >>> model = create_model("lambda_resnet_cifar")
+        >>> folder = save_for_hub(model, "cifar", images={"crop_pct": 0.9})
+        >>> copy = create_model("local-dir:cifar", pretrained=True)
+    """
+    cfg: Any = getattr(model, "pretrained_cfg", None)
+    made: Any = getattr(model, "_model_args", None)
+    if not cfg or made is None:
+        raise WeightsError(
+            f"{type(model).__name__} does not record how it was created; save_for_hub takes models of "
+            "create_model (timm 1.0.31 or newer keeps their options)"
+        )
+    if labels and len(labels) != model.num_classes:
+        raise WeightsError(
+            f"labels must name the {model.num_classes} classes of the model, got {len(labels)}"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"pretrained_cfg": dict(images or {})} | ({"label_names": list(labels)} if labels else {})
+    with replacing(folder / "model.safetensors") as weights_path:
+        write_safetensors(weights_path, model.state_dict(), {"format": "pt"})
+    with replacing(folder / "config.json") as config_path:
+        save_config_for_hf(model, str(config_path), model_config=config)
+        content = json.loads(config_path.read_text(encoding="utf-8"))
+        # transformers passes the number of classes to timm itself; passing it twice is an error.
+        content.get("model_args", {}).pop("num_classes", None)
+        config_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return folder

@@ -1,6 +1,8 @@
-"""One literal config per published variant, its counterparts, and small members for small images and the CPU.
+"""The ResNets of this package: one literal config for each published variant, counterparts, and small models.
 
-The ablations have no names of their own: they are options of `resnet50_lambda` (or of any other model).
+To add a variant, add its config to `CONFIGS`; no other file changes.
+
+The ablations are options of `resnet50_lambda` (or of any other model) rather than models of their own:
     Table 4   shared_positions=True; dim_k=8; scope=7 (the lambda convolution 7x7)
     Table 9   dim_k, num_heads and dim_u (with dim_u > 1 the paper has scope=7)
     Table 10  position=False (content only); content=False (position only)
@@ -8,9 +10,11 @@ The ablations have no names of their own: they are options of `resnet50_lambda` 
     Table 12  normalize="softmax_both", "l2" or "none"; norm="none"
     Table 14  operator_blocks: the lambda layers of c4, such as ((), (), (6, 12, 18), "all")
 
-Blocks are counted from 0. The paper lists the lambda blocks of c4 without saying where it starts; its strided
-first block is in no list either way, and the numbers of parameters agree with both readings.
+Blocks are counted from 0. The paper lists the lambda blocks of c4 without stating whether it counts from 0 or
+from 1. The strided first block is in no list either way, and the numbers of parameters agree with both.
 """
+
+from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
@@ -23,10 +27,10 @@ from .registry import register
 
 
 def _hybrid(depths: tuple[int, int, int, int], c4: Blocks, *, image_size: int) -> ResNetConfig:
-    """A LambdaResNet (section E.1): ResNet-RS with lambda layers in all of c5 and the given blocks of c4.
+    """Return a LambdaResNet (section E.1): ResNet-RS with lambda layers in c5 and in the given blocks of c4.
 
-    Squeeze-and-excitation is in c2 and c3 alone. The paper says only that lambda blocks have none,
-    but its numbers of parameters (36.9 M for 101, 51.4 M for 152) have no room for it in the rest of c4.
+    Squeeze-and-excitation is only in c2 and c3. The paper states just that lambda blocks have none, but its
+    numbers of parameters (36.9 M for 101, 51.4 M for 152) leave none for the rest of c4.
     """
     return ResNetConfig(
         depths=depths,
@@ -39,7 +43,7 @@ def _hybrid(depths: tuple[int, int, int, int], c4: Blocks, *, image_size: int) -
 
 
 def _rs(depths: tuple[int, int, int, int], *, squeeze_excite: bool, image_size: int) -> ResNetConfig:
-    """A ResNet-RS (rows of Table 14): the trunk of the LambdaResNets with convolutions alone."""
+    """Return a ResNet-RS (rows of Table 14): a LambdaResNet with convolutions in place of lambda layers."""
     return ResNetConfig(
         depths=depths,
         stem="deep",
@@ -51,13 +55,13 @@ def _rs(depths: tuple[int, int, int, int], *, squeeze_excite: bool, image_size: 
 
 
 def _pattern(c2: str, c3: str, c4: str, c5: str) -> ResNetConfig:
-    """A row of Table 13: the vanilla ResNet-50 whose stages hold convolutions (c) or lambda layers (l)."""
+    """Return a row of Table 13: a vanilla ResNet-50 with convolutions (c) or lambda layers (l) per stage."""
     blocks: dict[str, Blocks] = {"c": (), "l": "all"}
     return ResNetConfig(depths=(3, 4, 6, 3), operator_blocks=tuple(blocks[kind] for kind in (c2, c3, c4, c5)))
 
 
 def _everywhere(operator: str, **options: Any) -> ResNetConfig:
-    """The vanilla ResNet-50 with another operator in the place of every 3x3 convolution."""
+    """Return the vanilla ResNet-50 with an operator in place of all 3x3 convolutions."""
     return replace(_pattern("l", "l", "l", "l"), operator=operator, **options)
 
 
@@ -117,7 +121,7 @@ CONFIGS: dict[str, ResNetConfig] = {
     "resnet50_conv": _pattern("c", "c", "c", "c"),
     "resnet50_lambda": _pattern("l", "l", "l", "l"),
     "resnet50_lambda_u4": replace(_pattern("l", "l", "l", "l"), dim_u=4, scope=7),
-    # Table 13. The first and the last are resnet50_conv and resnet50_lambda under the names of that table.
+    # Table 13; cccc and llll equal resnet50_conv and resnet50_lambda.
     "resnet50_cccc": _pattern("c", "c", "c", "c"),
     "resnet50_lccc": _pattern("l", "c", "c", "c"),
     "resnet50_llcc": _pattern("l", "l", "c", "c"),
@@ -126,15 +130,15 @@ CONFIGS: dict[str, ResNetConfig] = {
     "resnet50_ccll": _pattern("c", "c", "l", "l"),
     "resnet50_cccl": _pattern("c", "c", "c", "l"),
     "resnet50_llll": _pattern("l", "l", "l", "l"),
-    # Tables 3 and 4, the other side: what the lambda layer is compared with, on the same trunk. Heads and
+    # Tables 3 and 4: the operators that the lambda layer is compared with, in the same network. Heads and
     # window are those of the sources; squeeze-and-excitation reduces by 16, which gives Table 3's 28.1 M.
     "resnet50_se": _everywhere("conv", squeeze_excite=(True,) * 4, squeeze_reduction=16),
     "resnet50_attention": _everywhere("attention", num_heads=8),
     "resnet50_axial": _everywhere("axial", num_heads=8),
     "resnet50_local_attention": _everywhere("local_attention", num_heads=8, scope=7),
     "resnet50_linear_attention": _everywhere("linear_attention", num_heads=8),
-    # ResNet-RS without and with squeeze-and-excitation: the image sizes of Table 14 for 101 and 152, for the
-    # others one that ResNet-RS was published with.
+    # ResNet-RS without and with squeeze-and-excitation. The image sizes of 101 and 152 are those of Table 14,
+    # the others are among those that ResNet-RS was published with.
     "resnet50_rs": _rs((3, 4, 6, 3), squeeze_excite=False, image_size=160),
     "resnet101_rs": _rs((3, 4, 23, 3), squeeze_excite=False, image_size=224),
     "resnet152_rs": _rs((3, 8, 36, 3), squeeze_excite=False, image_size=256),
@@ -149,13 +153,14 @@ CONFIGS: dict[str, ResNetConfig] = {
     "resnet270_rs_se": _rs((4, 29, 53, 4), squeeze_excite=True, image_size=256),
     "resnet350_rs_se": _rs((4, 36, 72, 4), squeeze_excite=True, image_size=320),
     "resnet420_rs_se": _rs((4, 44, 87, 4), squeeze_excite=True, image_size=320),
-    # Ours: 8x8 grey images, 32x32 images, photos on a CPU; and the same trunks with convolutions alone.
+    # Small models, not from the paper: for 8x8 grey images, for 32x32 images, and for photos on a CPU; and
+    # their counterparts with convolutions.
     "lambda_resnet_digits": _DIGITS,
     "resnet_digits_conv": replace(_DIGITS, operator="conv"),
     "lambda_resnet_cifar": _CIFAR,
     "resnet_cifar_conv": replace(_CIFAR, operator="conv"),
-    # The operators of the accuracy study: each in the two blocks that hold the lambda layers. Its variants of
-    # the lambda layer are options: scope=7, scope="global", position=False, content=False.
+    # The operators of the accuracy study, each in the two blocks that contain the lambda layers. The study's
+    # variants of the lambda layer are options: scope=7, scope="global", position=False, content=False.
     "resnet_cifar_lambda": _CIFAR,
     "resnet_cifar_se": replace(
         _CIFAR, operator="conv", squeeze_excite=(False, False, (1, 2)), squeeze_reduction=16

@@ -1,7 +1,13 @@
-"""The lambda layer and the attention it is compared with as modules, on torch alone."""
+"""The lambda layer, and the attention layers that it is compared with, as modules. Needs torch alone.
+
+A layer for the blocks of `lambdanets.models` maps images `[b, dim, height, width]` of any size to
+`[b, dim_out, height, width]` in the same memory format, takes the arguments `device` and `dtype`, and
+initialises its parameters in `reset_parameters`.
+"""
 
 from .axial_attention import AxialAttention2d as AxialAttention2d
 from .global_attention import GlobalAttention2d as GlobalAttention2d
+from .lambda_layer import LambdaLayer as LambdaLayer
 from .lambda_layer import LambdaLayer1d as LambdaLayer1d
 from .lambda_layer import LambdaLayer2d as LambdaLayer2d
 from .lambda_layer import LambdaLayer3d as LambdaLayer3d

@@ -1,27 +1,29 @@
-"""The residual blocks that the networks of the family are made of."""
+"""Residual blocks around an exchangeable operator."""
 
 import torch
 from torch import nn
 
 
 class Bottleneck(nn.Module):
-    """A bottleneck residual block around any operator on its inner width.
+    """Bottleneck residual block around an operator on its inner width.
 
     y = relu(shortcut(x) + drop_path(gate(bn3(conv3(relu(bn2(pool(operator(relu(bn1(conv1(x)))))))))))
 
-    conv1 and conv3 are 1x1 convolutions; the operator takes the place of the 3x3 convolution. The parameters
-    carry the names that timm and torchvision give them (the operator is `conv2` whatever it is), so the trunk
-    of a published ResNet loads as it is.
+    conv1 and conv3 are 1x1 convolutions; the operator replaces the 3x3 convolution. The parameters have the
+    names that timm and torchvision use (the operator is always `conv2`), so the weights of a published
+    ResNet load without conversion.
 
     Args:
         dim: Channels of the input.
-        width: Channels inside the block, which the operator receives and returns.
+        width: Channels inside the block: of the input and the output of the operator.
         dim_out: Channels of the output.
-        operator: Module on images of shape (b width h w) that returns the same number of channels.
-        pool: Module after the operator, for operators that cannot stride by themselves.
+        operator: Module from images `[b, width, h, w]` to images with as many channels.
+        pool: Module after the operator, for operators without a stride of their own.
         shortcut: Module on the identity branch, where the shape changes.
         gate: Channel gate on the residual branch, such as squeeze-and-excitation.
         drop_path: Stochastic depth on the residual branch.
+        device: Device of the parameters.
+        dtype: dtype of the parameters.
     """
 
     def __init__(
@@ -54,17 +56,17 @@ class Bottleneck(nn.Module):
         self.act3 = nn.ReLU(inplace=True)
 
     def zero_init_last(self) -> None:
-        """Makes the block the identity at the start of training, which the paper found important."""
+        """Set the weight of the last norm to zero: the block then starts as the identity, as in the paper."""
         nn.init.zeros_(self.bn3.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Applies the block.
+        """Apply the block.
 
         Args:
-            x: Images of shape (b dim height width).
+            x: Images `[b, dim, height, width]`.
 
         Returns:
-            Images of shape (b dim_out height' width').
+            Images `[b, dim_out, height', width']`.
         """
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.act1(self.bn1(self.conv1(x)))
@@ -81,14 +83,16 @@ class Bottleneck(nn.Module):
 
 
 class LightweightBottleneck(nn.Module):
-    """An inverted bottleneck without its expansion, round another operator than a depthwise convolution.
+    """Inverted bottleneck without expansion, in which an operator replaces the depthwise convolution.
 
     y = x + drop_path(bn3(conv_pwl(relu6(bn2(operator(relu6(bn1(conv_pw(x)))))))))
 
     Args:
         dim: Channels of input and output, and of the operator.
-        operator: Module on images of shape (b dim h w) that returns the same number of channels.
+        operator: Module from images `[b, dim, h, w]` to images with as many channels.
         drop_path: Stochastic depth on the residual branch.
+        device: Device of the parameters.
+        dtype: dtype of the parameters.
 
     References:
         LambdaNetworks (Bello, 2021), appendix D.3.2.
@@ -118,7 +122,7 @@ class LightweightBottleneck(nn.Module):
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Applies the block to images of shape (b dim height width)."""
+        """Apply the block to images `[b, dim, height, width]`."""
         y = self.act1(self.bn1(self.conv_pw(x)))
         y = self.act2(self.bn2(self.operator(y)))
         y = self.bn3(self.conv_pwl(y))

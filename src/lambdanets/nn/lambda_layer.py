@@ -1,4 +1,4 @@
-"""The lambda layer as a module: projections and norms around the operator. One class, three ranks."""
+"""The lambda layer as a module: 1x1 projections and norms around the operator `lambda_layer`."""
 
 from __future__ import annotations
 
@@ -14,78 +14,59 @@ from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.rnn import PackedSequence
 
-from ..ops.checks import NORMALIZATIONS, unknown_name
-from ..ops.context import GlobalContext, Grid, LocalContext, as_grid
-from ..ops.functional import lambda_layer
-from ..ops.kernels import KERNELS
-from ..ops.machine import memory
-from ..ops.planner import CHOICES
-from ..ops.problem import Problem
-from .folding import Part, foldable, project, project_apart
-from .layout import ordered_gradient, to_channels
+from lambdanets.ops.checks import NORMALIZATIONS, unknown_name
+from lambdanets.ops.context import GlobalContext, Grid, LocalContext, as_grid
+from lambdanets.ops.functional import lambda_layer
+from lambdanets.ops.kernels import KERNELS
+from lambdanets.ops.machine import memory
+from lambdanets.ops.planner import CHOICES
+from lambdanets.ops.problem import Problem
+
+from .fuse_batch_norm import Projection, can_fuse, project_concatenated, project_fused
+from .memory_format import match_gradient_format, merge_heads
 from .positions import resize_table, table_shape
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 NORMS = ("batch", "rms", None)
-"""What queries and values may be normalised by after their projections."""
+"""The norms that may follow the projections to queries and values."""
 
 
 class ChannelRMSNorm(nn.RMSNorm):
-    """RMS norm over the channels of b c *grid, at each position by itself."""
+    """RMS norm over the channels of `[b, c, *grid]`, separately at each position."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` of shape (b c *grid)."""
-        weight = self.weight.to(x.dtype)  # under autocast they differ, and PyTorch would warn
+        """Normalise `x` `[b, c, *grid]` over its channels."""
+        weight = self.weight.to(x.dtype)  # under autocast the dtypes differ, and PyTorch would warn
         return F.rms_norm(x.movedim(1, -1), self.normalized_shape, weight, self.eps).movedim(-1, 1)
 
 
 class LambdaLayer(nn.Module):
-    """Every position transforms its queries by a lambda that summarises the context by content and position.
+    """Base class of `LambdaLayer1d`, `LambdaLayer2d` and `LambdaLayer3d`, for grids of one to three axes.
 
-    Queries, keys and values are 1x1 projections without bias; queries and values pass a norm, keys a softmax
-    over the context. See `lambda_layer` for the equation.
+    Use it in `isinstance` and in type annotations; only its subclasses can be instantiated.
 
-    Causal order and padding: `norm="batch"`, the paper's, takes its statistics in training over all positions
-    of the batch, so outputs depend on later positions under `causal=True`, and on padding under a mask. Take
-    `norm="rms"` (or None) there, which sees one position at a time. In evaluation, or with `norm="rms"` or
-    None, nothing hidden has an effect beyond rounding, as long as it is finite: a causal order multiplies
-    what it hides by zero.
+    At each position the layer summarises the context, by content and by relative position, as a linear
+    function: the lambda. The lambda is applied to the queries of the position. Queries, keys and values are
+    1x1 convolutions without bias; queries and values pass a norm, keys a softmax over the context. The
+    equation is in `lambdanets.lambda_layer`, the functional form.
 
-    In-place operations may follow the layer. `torch.fx` traces it: the projections and norms are nodes of
-    their own, the operator is one function. `torch.jit.script` compiles it; a saved file needs this package
-    to be imported where it is loaded.
+    Norm, causal order and padding: in training, `norm="batch"`, the paper's choice, takes its statistics over
+    all positions of the batch. With `causal=True` outputs therefore depend on later positions, and with a
+    mask they depend on padding. `norm="rms"` or None avoids both, since they normalise each position
+    separately. In all other cases hidden positions have no effect beyond rounding, as long as they are
+    finite: a causal order multiplies them by zero.
 
-    Args:
-        dim: Channels of the input.
-        dim_out: Channels of the output, a multiple of `num_heads`; `dim` by default.
-        dim_k: Query and key depth, k.
-        num_heads: Queries per position, h, which share its lambda; the value depth is `dim_out / num_heads`.
-        dim_u: Intra-depth, u.
-        scope: Entries of a local position table per axis (int or tuple), or None for global positions.
-        grid: For global positions, the grid (int or tuple) that the table is made for. Other grids work: they
-            use the middle of the table, or see nothing beyond it.
-        dilation: Distance between the neighbours of a local scope, per axis (int or tuple).
-        content: Whether lambdas have a content part.
-        position: Whether lambdas have a position part; without it neither scope nor grid is needed.
-        causal: On one axis, each position sees itself and what comes before it.
-        normalize: What keys are normalised by, over the context: "softmax"; "softmax_both" (and queries by a
-            softmax over their k channels, in each head); "l2", their norm; or "none".
-        norm: What queries and values are normalised by after their projections: "batch", a batch norm; "rms",
-            an RMS norm over their channels at each position; or None.
-        position_bias: Whether one learned lambda, the same for every value channel, is added to the position
-            lambdas of all, as the position convolutions of other implementations do. It starts at zero.
-        kernel: "auto", "measured" or the name of the operator's implementation; see `lambda_layer`.
-        device: Device of the parameters.
-        dtype: Element type of the parameters.
+    Graphs: in-place operations may follow the layer. `torch.fx` traces the projections and norms as modules
+    and the operator as one function. `torch.jit.script` compiles the layer; the process that loads such a
+    file must import `lambdanets`.
 
-    Raises:
-        ValueError: If the arguments do not fit together.
-        MemoryError: If the parameters would take more memory than the machine has.
+    Attributes:
+        rank: Number of axes of the grid.
 
     Differences from the paper:
         The initialisation's N(0, d^-1/2) is read as a standard deviation (the text calls it fan-in).
-        `position_bias` is not the paper's; weights trained elsewhere need it.
+        `position_bias` is not the paper's; weights that were trained with other packages need it.
 
     References:
         LambdaNetworks (Bello, 2021), sections 3.1-3.4, appendix E.1 (initialisation, batch norms), Tables 10
@@ -115,6 +96,60 @@ class LambdaLayer(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """Create a layer with initialised parameters.
+
+        Args:
+            dim (int): Channels of the input.
+            dim_out (int, optional): Channels of the output, a multiple of `num_heads`. Default: `dim`.
+            dim_k (int): Depth of queries and keys, k. Default: 16.
+            num_heads (int): Queries per position, h. The heads share the lambda of their position; the depth
+                of values is v = dim_out / num_heads. Default: 4.
+            dim_u (int): Intra-depth, u. Default: 1.
+            scope (int | tuple[int, ...], optional): Size of a local position table, in positions per axis.
+                Each position then has embeddings for a window of this size around it. Default: None, global
+                positions, which need `grid`.
+            grid (int | tuple[int, ...], optional): For global positions, the grid that the table is made
+                for: it holds 2 * grid - 1 offsets per axis. Inputs on other grids work: they use the middle
+                of the table, and offsets beyond it contribute nothing. Default: None.
+            dilation (int | tuple[int, ...]): Distance between the neighbours within a local scope, per axis.
+                Default: 1.
+            content (bool): Whether lambdas have a content part. Default: True.
+            position (bool): Whether lambdas have a position part. Without one, neither `scope` nor `grid` is
+                needed. Default: True.
+            causal (bool): Whether each position sees only itself and earlier positions; for one axis only.
+                Default: False.
+            normalize (str): Normalisation of keys over the context: "softmax"; "softmax_both", which also
+                applies a softmax to the k channels of each query; "l2", division by the L2 norm; or "none".
+                Default: "softmax".
+            norm (str, optional): Norm after the projections to queries and values: "batch"; "rms", over the
+                channels at each position; or None. Default: "batch".
+            position_bias (bool): Whether one learned lambda `[k]`, equal for all value channels and
+                initialised to zero, is added to all position lambdas, as the bias of the position
+                convolution in other packages is. Default: False.
+            kernel (str): Kernel of the operator: "auto", "measured", or a name; see
+                `lambdanets.lambda_layer`. Default: "auto".
+            device (torch.device | str, optional): Device of the parameters. Default: None, PyTorch's.
+            dtype (torch.dtype, optional): dtype of the parameters. Default: None, PyTorch's.
+
+        Shape:
+            Input `[b, dim, *grid]`, optionally a context `[b, dim, *context_grid]` and its mask; output
+            `[b, dim_out, *grid]`. The grid is `[n]`, `[h, w]` or `[d, h, w]`, of any size.
+
+        Raises:
+            ValueError: If an argument is out of range, or arguments contradict each other.
+            MemoryError: If the parameters need more memory than the machine has.
+            TypeError: If the class is `LambdaLayer` itself.
+
+        Example:
+            >>> layer = LambdaLayer2d(64, 128, scope=23)
+            >>> layer(torch.randn(2, 64, 28, 28)).shape
+            torch.Size([2, 128, 28, 28])
+        """
+        if not hasattr(type(self), "rank"):
+            raise TypeError(
+                f"{type(self).__name__} is a base class: use LambdaLayer1d (sequences), LambdaLayer2d "
+                "(images) or LambdaLayer3d (volumes, video)"
+            )
         super().__init__()
         dim_out = dim if dim_out is None else dim_out
         sizes = {"dim": dim, "dim_out": dim_out, "dim_k": dim_k, "num_heads": num_heads, "dim_u": dim_u}
@@ -176,7 +211,7 @@ class LambdaLayer(nn.Module):
     def _make_norm(self, channels: int, **factory: Any) -> _BatchNorm | ChannelRMSNorm | nn.Identity:
         if self.norm is None:
             return nn.Identity()
-        # The epsilon of the batch norms: that of PyTorch's RMS norm is the dtype's, 1e-3 in float16.
+        # The epsilon of batch norms, since the default of nn.RMSNorm depends on the dtype: 1e-3 in float16.
         return (
             ChannelRMSNorm(channels, eps=1e-5, **factory)
             if self.norm == "rms"
@@ -186,7 +221,7 @@ class LambdaLayer(nn.Module):
     def _check_memory(
         self, table: tuple[int, ...] | None, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> None:
-        """Raise `MemoryError` where the weights take more memory than there is, before they are allocated."""
+        """Raise `MemoryError` if the parameters need more memory than there is, before their allocation."""
         columns = self.dim_k * self.dim_u
         channels = self.num_heads * self.dim_k + self.dim_v * self.dim_u + (columns if self.content else 0)
         elements = self.dim * channels + (0 if table is None else math.prod(table) * columns)
@@ -202,7 +237,7 @@ class LambdaLayer(nn.Module):
             )
 
     def reset_parameters(self) -> None:
-        """The paper's initialisation: fan-in, for queries also scaled by k^-1/2; N(0, 1) for positions."""
+        """Initialise as the paper does: fan-in, for queries also scaled by k^-1/2; N(0, 1) for positions."""
         nn.init.normal_(self.to_queries.weight, std=(self.dim_k * self.dim) ** -0.5)
         if self.to_keys is not None:
             nn.init.normal_(self.to_keys.weight, std=self.dim**-0.5)
@@ -219,15 +254,15 @@ class LambdaLayer(nn.Module):
         """Apply the layer.
 
         Args:
-            x: Input of shape (b, dim, *grid), any grid.
-            context: Where keys and values come from, of shape (b, dim, *context_grid); `x` by default.
-            mask: Boolean tensor of shape (b, *context_grid) or (b, m), True where the context may be seen.
+            x: Input `[b, dim, *grid]`, on a grid of any size.
+            context: Source of keys and values, `[b, dim, *context_grid]`. Default: `x`.
+            mask: Boolean tensor `[b, *context_grid]` or `[b, m]`, True where the context may be seen.
 
         Returns:
-            Tensor of shape (b, dim_out, *grid), in the memory format of `x`.
+            Output `[b, dim_out, *grid]`, in the memory format of `x`.
 
         Raises:
-            ValueError: If a shape does not fit.
+            ValueError: If a shape does not match the layer or the other inputs.
         """
         if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
             return self._scripted(x, context, mask)
@@ -235,7 +270,7 @@ class LambdaLayer(nn.Module):
             return self._forward(x, context, mask)
 
     def _scripted(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Apply the layer in TorchScript, which knows `_operate` as a library operator."""
+        """Apply the layer in TorchScript, where `_layer_output` is a library operator."""
         source = x if context is None else context
         keys: Tensor | None = None
         if self.to_keys is not None:
@@ -261,11 +296,11 @@ class LambdaLayer(nn.Module):
 
     def _forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         source = _checked_source(x, context, self.dim, self.rank)
-        # A graph of torch.fx may be traced in training and run in evaluation; a compiled one cannot warn.
+        # A graph of torch.fx may be traced in training and run in evaluation; a compiled graph cannot warn.
         if not (isinstance(x, Proxy) or torch.compiler.is_compiling()):
             self._check_statistics(x, source, mask)
         queries, keys, values = self._projections(x, source)
-        return _operate(
+        return _layer_output(
             queries,
             keys,
             values,
@@ -285,30 +320,30 @@ class LambdaLayer(nn.Module):
         )
 
     def _projections(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Queries (b hk *grid), keys (b ku *context_grid) and values (b vu *context_grid)."""
+        """Return queries `[b, h * k, *grid]`, keys `[b, k * u, *grid]` and values `[b, v * u, *grid]`."""
         of_context = [self.to_values] if self.to_keys is None else [self.to_values, self.to_keys]
-        if not foldable(x, [self.to_queries, *of_context], [self.norm_queries, self.norm_values]):
+        if not can_fuse(x, [self.to_queries, *of_context], [self.norm_queries, self.norm_values]):
             if source is x:
-                queries, values, *keys = project_apart(x, [self.to_queries, *of_context])
+                queries, values, *keys = project_concatenated(x, [self.to_queries, *of_context])
             else:
-                queries, (values, *keys) = self.to_queries(x), project_apart(source, of_context)
+                queries, (values, *keys) = self.to_queries(x), project_concatenated(source, of_context)
             queries, values = self.norm_queries(queries), self.norm_values(values)
             return queries, keys[0] if keys else None, values
         assert isinstance(self.norm_queries, _BatchNorm)
         assert isinstance(self.norm_values, _BatchNorm)
-        to_queries: list[Part] = [(self.to_queries.weight, self.to_queries.bias, self.norm_queries)]
+        to_queries: list[Projection] = [(self.to_queries.weight, self.to_queries.bias, self.norm_queries)]
         norms = (self.norm_values, None)
-        to_context: list[Part] = [
+        to_context: list[Projection] = [
             (p.weight, p.bias, norm) for p, norm in zip(of_context, norms, strict=False)
         ]
         if source is x:
-            queries, values, *keys = project(x, [*to_queries, *to_context])
+            queries, values, *keys = project_fused(x, [*to_queries, *to_context])
         else:
-            (queries,), (values, *keys) = project(x, to_queries), project(source, to_context)
+            (queries,), (values, *keys) = project_fused(x, to_queries), project_fused(source, to_context)
         return queries, keys[0] if keys else None, values
 
     def _check_statistics(self, x: Tensor, source: Tensor, mask: Tensor | None) -> None:
-        """Refuse or warn where batch norms in training see too little or too much."""
+        """Raise for batch norms in training over a single value, warn for those over hidden positions."""
         batched = [
             (name, part)
             for name, norm, part in (("x", self.norm_queries, x), ("context", self.norm_values, source))
@@ -316,7 +351,8 @@ class LambdaLayer(nn.Module):
         ]
         if not batched:
             return
-        synchronised = isinstance(self.norm_queries, nn.SyncBatchNorm)  # over processes, each with one value
+        # A synchronised norm may have one value in each process.
+        synchronised = isinstance(self.norm_queries, nn.SyncBatchNorm)
         for name, part in batched:
             if part.shape[0] * math.prod(part.shape[2:]) == 1 and not synchronised:
                 raise ValueError(
@@ -333,15 +369,15 @@ class LambdaLayer(nn.Module):
 
     @torch.no_grad()
     def resize_positions(self, grid: Grid) -> None:
-        """Interpolate a global position table to another grid: `positions` becomes a new parameter.
+        """Interpolate the global position table to another grid; `positions` becomes a new parameter.
 
-        An optimiser made before keeps the old one, so resize first.
+        Resize before the optimiser is created: an existing one would keep the old parameter.
 
         Args:
             grid: The new grid, an int for all axes or a tuple.
 
         Raises:
-            ValueError: If the layer has no global table (a local one serves every grid as it is).
+            ValueError: If the layer has no global table. A local table needs no resizing.
         """
         if self.positions is None or self.local:
             kind = "local positions, which serve every grid" if self.local else "no positions"
@@ -376,11 +412,7 @@ class LambdaLayer(nn.Module):
 
 @torch.fx.wrap
 def _checked_source(x: Tensor, context: Tensor | None, dim: int, rank: int) -> Tensor:
-    """Return where keys and values come from: the context, or `x` without one.
-
-    Raises:
-        ValueError: If they do not fit the layer or each other.
-    """
+    """Return the source of keys and values, `context` or else `x`; raise ValueError if a shape is wrong."""
     source = x if context is None else context
     for name, given in (("x", x), ("context", source)):
         if not isinstance(given, Tensor):
@@ -397,7 +429,7 @@ def _checked_source(x: Tensor, context: Tensor | None, dim: int, rank: int) -> T
 
 
 @torch.fx.wrap
-def _operate(
+def _layer_output(
     queries: Tensor,
     keys: Tensor | None,
     values: Tensor,
@@ -415,40 +447,44 @@ def _operate(
     normalize: str,
     kernel: str,
 ) -> Tensor:
-    """Compute the output (b, dim_out, *grid) from a layer's projections: one node in a graph of torch.fx.
+    """Compute the output `[b, dim_out, *grid]` from a layer's projections: one node in a graph of torch.fx.
 
     Args:
-        queries: Normed queries of shape (b, h k, *grid).
-        keys: Keys of shape (b, k u, *context_grid), None without a content part.
-        values: Normed values of shape (b, v u, *context_grid).
-        positions: Table of shape (*offsets, k, u), None without a position part.
-        position_bias: The bias of the position lambdas, of shape (k), or None.
-        x: Input of the layer, in whose memory format the output is.
-        source: Context of the layer.
-        mask: As in the layer's `forward`.
+        queries: Normalised queries `[b, h * k, *grid]`.
+        keys: Keys `[b, k * u, *context_grid]`, None without a content part.
+        values: Normalised values `[b, v * u, *context_grid]`.
+        positions: Position table `[*offsets, k, u]`, None without a position part.
+        position_bias: Bias of the position lambdas `[k]`, or None.
+        x: Input of the layer; the output has its memory format.
+        source: Source of keys and values.
+        mask: Mask as in the layer's `forward`.
         num_heads: h.
         dim_k: k.
         dim_u: u.
-        dilation: As in the layer, as are all that follow.
+        dilation: Distance between the neighbours of a local scope, per axis.
+        causal: Whether positions see only earlier positions and themselves.
+        content: Whether lambdas have a content part.
+        normalize: Normalisation of keys, and of queries with "softmax_both".
+        kernel: Kernel of the operator.
 
     Raises:
-        ValueError: If a causal layer gets a context of another length, or the mask does not fit.
+        ValueError: If the context of a causal layer is not as long as `x`, or the mask has a wrong shape.
     """
     if causal and source.shape[2] != x.shape[2]:
         raise ValueError(
             f"causal=True needs a context as long as x, {x.shape[2]} positions, got {source.shape[2]}: both "
             "begin at position 0; for the outputs of the last positions apply the layer to the whole sequence"
         )
-    queries, values = ordered_gradient(queries), ordered_gradient(values)
-    q = queries.flatten(2).unflatten(1, (num_heads, dim_k)).mT
+    queries, values = match_gradient_format(queries), match_gradient_format(values)
+    q = queries.flatten(2).unflatten(1, (num_heads, dim_k)).mT  # [b, h, n, k]
     if normalize == "softmax_both":
         q = q.softmax(-1)
-    v = values.flatten(2).unflatten(1, (-1, dim_u)).permute(0, 3, 1, 2)
-    if keys is None:  # the operator reads no keys without a content part
-        k = v.new_zeros(()).expand(*v.shape[:2], dim_k, dim_u)
+    v = values.flatten(2).unflatten(1, (-1, dim_u)).permute(0, 3, 1, 2)  # [b, m, v, u]
+    if keys is None:  # without a content part the operator reads only the shape of the keys
+        k = v.new_zeros(()).expand(*v.shape[:2], dim_k, dim_u)  # [b, m, k, u]
     else:
-        k = keys.flatten(2).unflatten(1, (dim_k, dim_u)).permute(0, 3, 1, 2)
-    # Under autocast the norms and the projections may differ in type; the operator takes one.
+        k = keys.flatten(2).unflatten(1, (dim_k, dim_u)).permute(0, 3, 1, 2)  # [b, m, k, u]
+    # Under autocast norms and projections may differ in dtype; the operator needs a single one.
     dtype = k.dtype
     grid, context_grid = tuple(x.shape[2:]), tuple(source.shape[2:])
     geometry: GlobalContext | LocalContext
@@ -471,13 +507,13 @@ def _operate(
         kernel=kernel,
     )
     if position_bias is not None:
-        # No product of a matrix and a vector: onnxruntime 1.32 gives a wrong one of a transposed matrix.
+        # einsum, since onnxruntime 1.32 computes a wrong product of a transposed matrix and a vector.
         y = y + torch.einsum("bhnk,k->bhn", q.to(dtype), position_bias.to(dtype))[..., None]
-    return to_channels(y, x)
+    return merge_heads(y, x)
 
 
-torch.library.define("lambdanets::layer_output", torch.library.infer_schema(_operate, mutates_args=()))
-torch.library.impl("lambdanets::layer_output", "CompositeImplicitAutograd", _operate)
+torch.library.define("lambdanets::layer_output", torch.library.infer_schema(_layer_output, mutates_args=()))
+torch.library.impl("lambdanets::layer_output", "CompositeImplicitAutograd", _layer_output)
 
 
 def _flat_mask(mask: Tensor, source: Tensor) -> Tensor:
@@ -494,18 +530,48 @@ def _flat_mask(mask: Tensor, source: Tensor) -> Tensor:
 
 
 class LambdaLayer1d(LambdaLayer):
-    """The lambda layer on sequences: b dim n. See `LambdaLayer`."""
+    """Lambda layer on sequences: `[b, dim, n]` to `[b, dim_out, n]`.
+
+    At each position, a linear function that summarises the context by content and relative position, the
+    lambda, is applied to the queries. `__init__` documents the arguments, `LambdaLayer` norms and masks.
+
+    Example:
+        >>> layer = LambdaLayer1d(64, scope=15, causal=True, norm="rms")
+        >>> layer(torch.randn(2, 64, 100)).shape
+        torch.Size([2, 64, 100])
+    """
 
     rank = 1
 
 
 class LambdaLayer2d(LambdaLayer):
-    """The lambda layer on images: b dim h w. See `LambdaLayer`."""
+    """Lambda layer on images: `[b, dim, h, w]` to `[b, dim_out, h, w]`.
+
+    At each position, a linear function that summarises the context by content and relative position, the
+    lambda, is applied to the queries. `__init__` documents the arguments, `LambdaLayer` norms and masks.
+
+    Example:
+        >>> local_layer = LambdaLayer2d(64, scope=23)
+        >>> local_layer(torch.randn(2, 64, 28, 28)).shape
+        torch.Size([2, 64, 28, 28])
+        >>> global_layer = LambdaLayer2d(64, 128, dim_k=16, num_heads=8, grid=(28, 28))
+        >>> global_layer(torch.randn(2, 64, 28, 28)).shape
+        torch.Size([2, 128, 28, 28])
+    """
 
     rank = 2
 
 
 class LambdaLayer3d(LambdaLayer):
-    """The lambda layer on volumes or video: b dim d h w. See `LambdaLayer`."""
+    """Lambda layer on volumes or video: `[b, dim, d, h, w]` to `[b, dim_out, d, h, w]`.
+
+    At each position, a linear function that summarises the context by content and relative position, the
+    lambda, is applied to the queries. `__init__` documents the arguments, `LambdaLayer` norms and masks.
+
+    Example:
+        >>> layer = LambdaLayer3d(32, scope=(3, 7, 7))
+        >>> layer(torch.randn(1, 32, 4, 14, 14)).shape
+        torch.Size([1, 32, 4, 14, 14])
+    """
 
     rank = 3

@@ -1,4 +1,4 @@
-"""Tables of relative position embeddings: their shape for a scope or a grid, other sizes of them."""
+"""Tables of relative position embeddings: their shape, and their conversion to other sizes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.context import Grid, as_grid
+from lambdanets.ops.context import Grid, as_grid
 
 _MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
 
 def table_shape(scope: Grid | None, grid: Grid | None, rank: int) -> tuple[int, ...]:
-    """Entries per axis: the scope, or every offset of the grid (2 * grid - 1).
+    """Return the offsets per axis of a position table: the scope, or all offsets of a grid (2 * grid - 1).
+
+    Args:
+        scope: Size of a local table, or None.
+        grid: Grid of a global table, or None.
+        rank: Number of axes.
 
     Raises:
-        ValueError: If neither or both are given, or their axes are not `rank`.
+        ValueError: If not exactly one of scope and grid is given, or it has another number of axes.
     """
     if (scope is None) == (grid is None):
         raise ValueError(
@@ -29,32 +34,46 @@ def table_shape(scope: Grid | None, grid: Grid | None, rank: int) -> tuple[int, 
 
 
 def resize_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Interpolate a table of shape (*offsets, k, u) to other lengths, ends and centre kept in place.
+    """Interpolate a position table to other lengths; its ends and its centre keep their place.
 
-    Linear on one axis, bicubic on two, trilinear on three; computed in float32 at least.
+    The interpolation is linear on one axis, bicubic on two, trilinear on three, and computed in float32 or
+    wider.
+
+    Args:
+        table: Position table `[*offsets, k, u]`.
+        shape: The new number of offsets per axis.
+
+    Returns:
+        Table `[*shape, k, u]`.
     """
     rank = len(shape)
     k, u = table.shape[-2:]
-    wide = table.to(torch.promote_types(table.dtype, torch.float32))
+    values = table.to(torch.promote_types(table.dtype, torch.float32))
     for axis, length in enumerate(shape):
-        if length == 1:  # a single entry is offset 0; interpolation would take the first end
-            wide = wide.narrow(axis, wide.shape[axis] // 2, 1)
-    channels_first = wide.flatten(-2).movedim(-1, 0)[None]
+        # A single entry is that of offset 0, but interpolation would take the first.
+        if length == 1:
+            values = values.narrow(axis, values.shape[axis] // 2, 1)
+    channels_first = values.flatten(-2).movedim(-1, 0)[None]  # [1, k * u, *offsets]
     resized = F.interpolate(channels_first, size=shape, mode=_MODES[rank], align_corners=True)
     return resized[0].movedim(0, -1).unflatten(-1, (k, u)).to(table.dtype)
 
 
 def crop_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The entries of a table of shape (*offsets, k, u) for the offsets of another; zero where there are none.
+    """Return a position table of another size: entries of the same offsets, zeros for new offsets.
 
-    Offset 0 stands at half the length, rounded down, whether a table is local or global. Trailing axes may be
-    others than k and u.
+    Args:
+        table: Position table `[*offsets, ...]`, local or global; offset 0 is at half the length, rounded
+            down.
+        shape: The new number of offsets per axis.
+
+    Returns:
+        Table `[*shape, ...]`.
     """
     cropped = table.new_zeros((*shape, *table.shape[len(shape) :]))
     source, target = [], []
-    for have, need in zip(table.shape, shape, strict=False):
-        first = have // 2 - need // 2
-        start, stop = max(first, 0), min(first + need, have)
+    for length, new_length in zip(table.shape, shape, strict=False):
+        first = length // 2 - new_length // 2
+        start, stop = max(first, 0), min(first + new_length, length)
         source.append(slice(start, stop))
         target.append(slice(start - first, stop - first))
     cropped[tuple(target)] = table[tuple(source)]

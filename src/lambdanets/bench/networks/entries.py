@@ -11,8 +11,8 @@ from typing import Any
 import timm
 import torch
 
-from lambdanets.bench.summary import summarise
 from lambdanets.models import create_model
+from lambdanets.models.summary import summarise
 from lambdanets.utils.text import first_line
 
 Option = tuple[str, Any]

@@ -1,4 +1,7 @@
-"""What a network is made of, measured on tensors without memory: any model in a second or two."""
+"""Summary of a network: parameters and multiply-adds per stage, and the kernels of its lambda layers.
+
+The network runs on fake tensors, without memory or arithmetic, so any model takes a second or two.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,20 +12,20 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lambdanets.nn.lambda_layer import LambdaLayer
+from lambdanets.nn import LambdaLayer
 from lambdanets.ops import Plan, Problem, plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One row: the stem, a stage, or the head.
+    """Stem, stage or head of a network.
 
     Attributes:
-        name: What the network calls it.
-        resolution: Height and width of its output, empty when it has none.
+        name: Name of the part in the network.
+        resolution: Height and width of its output, empty if the output has neither.
         channels: Channels of its output.
-        num_blocks: Blocks of a stage, 0 elsewhere.
-        lambda_blocks: Those that hold a lambda layer, counted from 0 as in their names.
+        num_blocks: Number of blocks of a stage, 0 for other parts.
+        lambda_blocks: Blocks with a lambda layer, counted from 0 as in their names.
         parameters: Number of parameters.
         macs: Multiply-adds for one image.
     """
@@ -38,7 +41,15 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A network at one image (channels, height, width), and the plan of each lambda layer by its name."""
+    """Summary of a network.
+
+    Attributes:
+        image: Channels, height and width of the images.
+        parts: Stem, stages and head, in order.
+        parameters: Number of parameters of the network.
+        macs: Multiply-adds for one image.
+        plans: Plan of each lambda layer, by its name.
+    """
 
     image: tuple[int, ...]
     parts: tuple[Part, ...]
@@ -57,45 +68,45 @@ def summarise(
     device: str = "cpu",
     step: int | None = None,
 ) -> Summary:
-    """Summarise an image network that was built on the meta device: no memory, no arithmetic.
+    """Summarise an image network that was built on the meta device.
 
-    Multiply-adds are those of the kernels that the plans choose, half of what `torch.utils.flop_counter`
-    counts. The lambda layers of the network are set to these kernels.
+    Multiply-adds are half of the operations that `torch.utils.flop_counter` counts for the kernels that the
+    plans select. The lambda layers of the network are set to these kernels.
 
     Args:
         model: The network, on the meta device.
-        size: Height and width of the images; those of its `pretrained_cfg` by default.
-        batch: Batch size the kernels are planned for.
-        train: Whether they are planned for training.
-        dtype: Element type they are planned for.
-        device: Device type they are planned for.
-        step: Batch of a training step that must be possible, too.
+        size: Height and width of the images. Default: those of its `pretrained_cfg`.
+        batch: Batch size that the kernels are planned for.
+        train: Whether the kernels are planned for training.
+        dtype: dtype that the kernels are planned for.
+        device: Device type that the kernels are planned for.
+        step: Batch size of a training step; the network runs it too, to show that the size is possible.
 
     Returns:
-        Its parts, totals, and plans.
+        The summary.
     """
-    published: Any = model.pretrained_cfg
-    channels, *own = published["input_size"]
-    image = (channels, *(size or own))
+    cfg: Any = model.pretrained_cfg
+    channels, *own_size = cfg["input_size"]
+    image = (channels, *(size or own_size))
     model.eval()
     plans: dict[str, Plan] = {}
     counter = FlopCounterMode(display=False)
-    ends: dict[str, torch.Size] = {}
+    output_shapes: dict[str, torch.Size] = {}
 
-    def choose_kernel(name: str, layer: Any, args: tuple[Tensor, ...]) -> None:
+    def select_kernel(name: str, layer: Any, args: tuple[Tensor, ...]) -> None:
         plans[name] = plan(_problem(layer, args[0], batch=batch, train=train, dtype=dtype, device=device))
         layer.kernel = plans[name].kernel or "auto"
 
-    def note_output(name: str, _: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+    def record_output_shape(name: str, _: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
         if isinstance(output, Tensor):
-            ends[name] = output.shape
+            output_shapes[name] = output.shape
 
     for name, module in model.named_modules():
         if isinstance(module, LambdaLayer):
-            module.register_forward_pre_hook(partial(choose_kernel, name))
+            module.register_forward_pre_hook(partial(select_kernel, name))
     for name, module in model.named_children():
-        module.register_forward_hook(partial(note_output, name))
-    # Not on the meta device itself: what asks for a tensor's device must be told a real one.
+        module.register_forward_hook(partial(record_output_shape, name))
+    # Fake tensors rather than meta tensors, since code that reads a tensor's device needs a real one.
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         model.to_empty(device="cpu")
         with counter:
@@ -103,13 +114,13 @@ def summarise(
         if step is not None:
             model.train()(torch.empty(step, *image))
 
-    counts = counter.get_flop_counts()  # by "Global" and "Class.path.of.module"
+    counts = counter.get_flop_counts()  # keys are "Global" and "Class.path.of.module"
     flops = {name.partition(".")[2]: sum(each.values()) for name, each in counts.items()}
-    parts = tuple(_part(name, members, ends, flops) for name, members in _sections(model))
+    parts = tuple(_part(name, members, output_shapes, flops) for name, members in _sections(model))
     return Summary(
         image=image,
         parts=parts,
-        # Not of the parts: a network may hold parameters itself, as the class token of a transformer.
+        # Not the sum over parts: a network may have parameters of its own, such as a class token.
         parameters=sum(each.numel() for each in model.parameters()),
         macs=sum(counts["Global"].values()) // 2,
         plans=plans,
@@ -120,7 +131,7 @@ Members = dict[str, nn.Module]
 
 
 def _sections(model: nn.Module) -> list[tuple[str, Members]]:
-    """The children of a network as stem, stages and head; a stage is what `feature_info` taps as a whole."""
+    """Group the children of a network into stem, stages (sequences named in `feature_info`) and head."""
     taps = {str(each["module"]) for each in getattr(model, "feature_info", [])}
     children = dict(model.named_children())
     stages = [name for name, child in children.items() if name in taps and isinstance(child, nn.Sequential)]
@@ -133,8 +144,10 @@ def _sections(model: nn.Module) -> list[tuple[str, Members]]:
     return [*sections, ("head", {name: children[name] for name in names[last + 1 :]})]
 
 
-def _part(name: str, members: Members, ends: dict[str, torch.Size], flops: dict[str, int]) -> Part:
-    shape = next((ends[member] for member in reversed(members) if member in ends), torch.Size())
+def _part(name: str, members: Members, output_shapes: dict[str, torch.Size], flops: dict[str, int]) -> Part:
+    shape = next(
+        (output_shapes[member] for member in reversed(members) if member in output_shapes), torch.Size()
+    )
     blocks = list(members[name].children()) if name in members else []
     return Part(
         name=name,

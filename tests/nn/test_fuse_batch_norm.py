@@ -1,4 +1,4 @@
-"""Folded projections in evaluation: the same numbers, and never where the modules say something else."""
+"""Projections fused with batch norms in evaluation: same output, and no fusing of modified modules."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from lambdanets import LambdaLayer2d
 
 
 def make(**options: Any) -> LambdaLayer2d:
-    """A layer in evaluation whose norms have something to do."""
+    """Return a layer in evaluation with norms that are not the identity."""
     torch.manual_seed(0)
     layer = LambdaLayer2d(6, 12, dim_k=5, dtype=torch.float64, **options).eval()
     for norm in (layer.norm_queries, layer.norm_values):
@@ -23,7 +23,7 @@ def make(**options: Any) -> LambdaLayer2d:
 
 
 def both(layer: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """The output without gradients, where projections may be folded, and with them, where they are not."""
+    """Return the output without gradients, where projections may be fused, and with gradients."""
     with torch.no_grad():
         folded = layer(*inputs)
     return folded, layer(*inputs).detach()
@@ -31,14 +31,14 @@ def both(layer: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("options", LAYER_OPTIONS, ids=str)
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-def test_folding_changes_no_output(options: dict[str, Any], cross: bool) -> None:
+def test_fusing_does_not_change_the_output(options: dict[str, Any], cross: bool) -> None:
     layer = make(**options)
     inputs = [torch.randn(2, 6, 5, 7, dtype=torch.float64)]
     inputs += [torch.randn(2, 6, 5, 7, dtype=torch.float64)] if cross else []
     assert_close(*both(layer, *inputs))
 
 
-def test_folding_runs_one_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fusing_runs_one_projection(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = make(scope=3), torch.randn(2, 6, 5, 7, dtype=torch.float64)
     called: list[type] = []
     for kind in (nn.Conv2d, nn.BatchNorm2d):
@@ -47,7 +47,7 @@ def test_folding_runs_one_projection(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         layer(x)
     assert not called
-    layer(x)  # with gradients the projections are one, the norms stay
+    layer(x)  # with gradients, projections are concatenated and norms are separate
     assert called == [nn.BatchNorm2d, nn.BatchNorm2d]
     called.clear()
     hook = layer.to_keys.register_forward_hook(lambda *_: None)
@@ -63,7 +63,7 @@ def test_a_forward_of_an_instance_is_respected() -> None:
     assert_close(*both(layer, x))
 
 
-def test_new_weights_are_seen_at_once() -> None:
+def test_changed_weights_take_effect_at_once() -> None:
     layer, x = make(scope=3), torch.randn(2, 6, 5, 7, dtype=torch.float64)
     both(layer, x)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_new_weights_are_seen_at_once() -> None:
 
 
 @pytest.mark.parametrize("name", ["to_queries", "to_keys", "to_values", "norm_queries", "norm_values"])
-def test_hooks_and_exchanged_modules_are_heard(name: str) -> None:
+def test_hooks_run_and_replaced_modules_are_used(name: str) -> None:
     x = torch.randn(2, 6, 5, 7, dtype=torch.float64)
     layer = make(scope=3)
     before = both(layer, x)[0]
@@ -90,7 +90,7 @@ def test_hooks_and_exchanged_modules_are_heard(name: str) -> None:
     assert not torch.allclose(after[0], before)
 
 
-def test_projections_of_another_kind_are_not_folded() -> None:
+def test_projections_of_another_kind_are_not_fused() -> None:
     x = torch.randn(2, 6, 5, 7, dtype=torch.float64)
     layer = make(scope=3)
     layer.to_values = nn.Conv2d(6, 3, 3, padding=1, dtype=torch.float64)
@@ -105,8 +105,8 @@ def test_projections_of_another_kind_are_not_folded() -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_what_follows_a_projection_may_write_in_place(channels_last: bool) -> None:
-    """For a single image a part of the joined projections would be a view, on which that is an error."""
+def test_in_place_modules_may_follow_a_projection(channels_last: bool) -> None:
+    """For a single image, a slice of the concatenated projections would be a read-only view."""
     layer = LambdaLayer2d(6, 8, num_heads=2, scope=3, norm=None, dtype=torch.float64)
     layer.norm_values = nn.ReLU(inplace=True)
     x = torch.randn(1, 6, 5, 7, dtype=torch.float64)
@@ -114,7 +114,7 @@ def test_what_follows_a_projection_may_write_in_place(channels_last: bool) -> No
     assert layer.to_values.weight.grad is not None
 
 
-def test_hooks_on_all_modules_hear_the_projections() -> None:
+def test_global_hooks_run_for_the_projections() -> None:
     layer, x = make(scope=3), torch.randn(2, 6, 5, 7, dtype=torch.float64)
     called: list[type] = []
     hook = nn.modules.module.register_module_forward_hook(lambda m, *_: called.append(type(m)))

@@ -1,4 +1,4 @@
-"""Layers of lucidrains and d-li14, and whole networks of d-li14, converted by name: exactly or not at all."""
+"""Conversion of layers of lucidrains and d-li14, and of networks of d-li14: exact, or refused."""
 
 import copy
 from pathlib import Path
@@ -25,7 +25,7 @@ OURS = {"heads": "num_heads", "r": "scope", "n": "grid", "dk": "dim_k", "Nh": "n
 
 
 def pair(kind: type[nn.Module], options: dict[str, Any], **more: Any) -> tuple[nn.Module, LambdaLayer2d]:
-    """A layer of others, as after some training, and ours of the same sizes."""
+    """Return a layer of another package, as after training, and one of this package of the same sizes."""
     sizes = {OURS.get(name, name): value for name, value in options.items()}
     return awake(kind(DIM, **options)).double(), LambdaLayer2d(DIM, **sizes, **more).double()
 
@@ -53,7 +53,9 @@ def test_a_layer_converts_exactly(tmp_path: Path, kind: type, options: dict, tra
 
 
 @pytest.mark.parametrize(("kind", "options"), PAIRS)
-def test_a_layer_without_the_bias_takes_what_has_none(tmp_path: Path, kind: type, options: dict) -> None:
+def test_a_layer_without_position_bias_loads_only_weights_without_one(
+    tmp_path: Path, kind: type, options: dict
+) -> None:
     theirs, ours = pair(kind, options)
     convolution = getattr(theirs, "pos_conv", None) or getattr(theirs, "lambda_conv", None)
     if convolution is not None:
@@ -84,7 +86,7 @@ def test_a_layer_of_other_sizes_is_refused(tmp_path: Path, more: dict[str, Any])
 
 
 def resnet_of_d_li14(layers: list[int]) -> nn.Module:
-    """What it is: torchvision's ResNet with the layer in the place of every 3x3 convolution."""
+    """Return torchvision's ResNet with the layer of d-li14 in place of all 3x3 convolutions."""
     model = TorchvisionResNet(TorchvisionBottleneck, layers, num_classes=7)
     for block in model.modules():
         if isinstance(block, TorchvisionBottleneck):
@@ -95,7 +97,7 @@ def resnet_of_d_li14(layers: list[int]) -> nn.Module:
 AS_D_LI14 = {"position_bias": True, "pool_padding": True}
 
 
-def test_a_resnet_of_d_li14_is_one_of_ours(tmp_path: Path) -> None:
+def test_a_resnet_of_d_li14_loads_into_one_of_this_package(tmp_path: Path) -> None:
     theirs = resnet_of_d_li14([1, 2, 2, 1])
     path = saved(
         {"state_dict": {f"module.{name}": value for name, value in theirs.state_dict().items()}},
@@ -113,7 +115,7 @@ def test_a_resnet_of_d_li14_is_one_of_ours(tmp_path: Path) -> None:
     assert load_weights(other, path, head="replace") == ("fc.weight", "fc.bias")
 
 
-def test_a_resnet_of_d_li14_does_not_go_into_what_differs(tmp_path: Path) -> None:
+def test_a_resnet_of_d_li14_does_not_load_into_a_model_that_differs(tmp_path: Path) -> None:
     path = saved(resnet_of_d_li14([1, 1, 1, 1]), tmp_path / "w.pt")
     options = {"depths": (1, 1, 1, 1), "num_classes": 7}
     both = r"position_bias=True \(layer1\.0\.conv2 and 3 more\); .*pool_padding=True \(layer2\.0\.conv2 and 2"
@@ -123,7 +125,7 @@ def test_a_resnet_of_d_li14_does_not_go_into_what_differs(tmp_path: Path) -> Non
         load_weights(create_model("resnet50_conv", **options), path)
 
 
-def test_all_names_of_the_deep_one_of_d_li14_are_ours() -> None:
+def test_the_trunk_of_d_li14_has_the_names_of_this_package() -> None:
     with torch.device("meta"):
         theirs = TorchvisionResNet(TorchvisionBottleneck, [3, 4, 6, 3])
         ours = create_model("resnet50_lambda", **AS_D_LI14)

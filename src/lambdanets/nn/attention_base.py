@@ -1,4 +1,4 @@
-"""What the attention modules share: their frame, projections, relative logits, attention under a bias."""
+"""Base class and helpers of the self-attention modules: projections, relative positions, attention."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .folding import foldable, project
-from .layout import ordered_gradient
+from .fuse_batch_norm import can_fuse, project_fused
+from .memory_format import match_gradient_format
 
 
 @torch.fx.wrap
@@ -17,19 +17,21 @@ def _checked(x: Tensor, dim: int) -> Tensor:
     return x
 
 
-torch.fx.wrap("ordered_gradient")
+torch.fx.wrap("match_gradient_format")
 
 
 class Projections(nn.Module):
-    """Queries, keys and values of all heads by one 1x1 convolution without bias: 3 * dim * dim_out weights.
+    """Projection to queries, keys and values of all heads: a 1x1 convolution without bias.
+
+    It has 3 * dim * dim_out weights.
 
     Args:
         dim: Channels of the input.
-        dim_out: Channels of queries, of keys and of values.
-        num_heads: Heads h, a divisor of `dim_out`; the depth of each is d = dim_out / h.
+        dim_out: Channels of the queries; keys and values have as many.
+        num_heads: Heads h, a divisor of `dim_out`; the depth of each head is d = dim_out / h.
         batch_norm: Whether a batch norm follows.
         device: Device of the parameters.
-        dtype: Element type of the parameters.
+        dtype: dtype of the parameters.
     """
 
     def __init__(
@@ -48,35 +50,35 @@ class Projections(nn.Module):
         self.norm = nn.BatchNorm2d(3 * dim_out, device=device, dtype=dtype) if batch_norm else None
 
     def reset_parameters(self) -> None:
-        """Fan-in, so that queries, keys and values have the variance of the input."""
+        """Initialise by fan-in, so that queries, keys and values have the variance of the input."""
         nn.init.normal_(self.conv.weight, std=self.dim**-0.5)
         if self.norm is not None:
             self.norm.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Project.
+        """Return queries, keys and values.
 
         Args:
-            x: Input of shape (b dim height width).
+            x: Input `[b, dim, height, width]`.
 
         Returns:
-            Queries, keys and values, of shape (b 3 h d height width).
+            Tensor `[b, 3, h, d, height, width]`.
 
         Raises:
-            ValueError: If the shape of `x` is another.
+            ValueError: If `x` has another shape.
         """
         x = _checked(x, self.dim)
         if self.norm is None:
             y = self.conv(x)
-        elif foldable(x, [self.conv], [self.norm]):
-            (y,) = project(x, [(self.conv.weight, self.conv.bias, self.norm)])
+        elif can_fuse(x, [self.conv], [self.norm]):
+            (y,) = project_fused(x, [(self.conv.weight, self.conv.bias, self.norm)])
         else:
-            y = ordered_gradient(self.norm(self.conv(x)))
+            y = match_gradient_format(self.norm(self.conv(x)))
         return y.unflatten(1, (3, self.num_heads, -1))
 
 
 class SelfAttention2d(nn.Module):
-    """What the self-attention modules on images share; each says in `_attend` how positions are mixed.
+    """Base class of the self-attention modules on images; subclasses implement `_attend`.
 
     Args:
         dim: Channels of the input.
@@ -98,67 +100,69 @@ class SelfAttention2d(nn.Module):
         self.dim_head = self.dim_out // num_heads
 
     def reset_parameters(self) -> None:
-        """Fan-in for the projections, fresh norms, N(0, 1/d) for the embeddings."""
-        for part in self.children():
-            assert isinstance(part, Projections | nn.BatchNorm2d)
-            part.reset_parameters()
+        """Initialise projections by fan-in, norms by their defaults, embeddings with N(0, 1/d)."""
+        for module in self.children():
+            assert isinstance(module, Projections | nn.BatchNorm2d)
+            module.reset_parameters()
         for positions in self.parameters(recurse=False):
             nn.init.normal_(positions, std=self.dim_head**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend.
+        """Apply the layer.
 
         Args:
-            x: Input of shape (b dim height width), any height and width.
+            x: Input `[b, dim, height, width]`, of any height and width.
 
         Returns:
-            Tensor of shape (b dim_out height width), in the memory format of `x`.
+            Output `[b, dim_out, height, width]`, in the memory format of `x`.
 
         Raises:
-            ValueError: If the shape of `x` is another.
+            ValueError: If `x` has another number of axes or channels.
         """
         return self._attend(x)
 
     def _attend(self, x: Tensor) -> Tensor:
+        """Return the output of the layer, `[b, dim_out, height, width]`."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"{self.dim}, {self.dim_out}, num_heads={self.num_heads}"
 
 
-def offsets_table(table: Tensor, length: int) -> Tensor:
-    """The embeddings of all offsets on one axis of a grid.
+def pairwise_embeddings(table: Tensor, length: int) -> Tensor:
+    """Return the embedding of the offset between each pair of positions on one axis.
 
     Args:
-        table: Embeddings of shape (2 * grid - 1, d), the offset 0 in the middle. A longer table gives its
-            middle; beyond a shorter one there is nothing (zeros).
-        length: Positions on the axis.
+        table: Embeddings `[2 * grid - 1, d]`, with offset 0 in the middle. Of a longer table only the middle
+            is used; offsets beyond a shorter one get zeros.
+        length: Number of positions on the axis.
 
     Returns:
-        Tensor of shape (length length d): entry i j is that of the offset j - i.
+        Tensor `[length, length, d]`; entry `[i, j]` is the embedding of the offset j - i.
     """
-    place = torch.arange(length, device=table.device)
-    entry = place[None, :] - place[:, None] + len(table) // 2
-    found = (entry >= 0) & (entry < len(table))
-    return table[entry.clamp(0, len(table) - 1)] * found[..., None]
+    position = torch.arange(length, device=table.device)
+    index = position[None, :] - position[:, None] + len(table) // 2
+    in_table = (index >= 0) & (index < len(table))
+    return table[index.clamp(0, len(table) - 1)] * in_table[..., None]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q k^T + bias) v, with the whole attention map in memory.
+    """Return softmax(q k^T + bias) v; the complete attention map is in memory.
 
-    With gradients the three steps are written out: PyTorch's attention falls back to them where the bias
-    wants a gradient, with passes over the map that nothing here needs. Without, its fused kernel is faster.
+    With gradients, the three steps are separate operations: PyTorch's attention also falls back to them where
+    the bias requires a gradient, and then makes additional passes over the map. Without gradients, its fused
+    kernel is faster.
 
     Args:
-        q: Scaled queries of shape (b h n d).
-        k: Keys of shape (b h m d).
-        v: Values of shape (b h m d).
-        bias: Position logits of shape (b h n m).
+        q: Scaled queries `[b, h, n, d]`.
+        k: Keys `[b, h, m, d]`.
+        v: Values `[b, h, m, d]`.
+        bias: Position logits `[b, h, n, m]`.
 
     Returns:
-        Tensor of shape (b h n d).
+        Tensor `[b, h, n, d]`.
     """
     if not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0)
-    logits = torch.baddbmm(bias.flatten(0, 1), q.flatten(0, 1), k.flatten(0, 1).mT)
+    logits = torch.baddbmm(bias.flatten(0, 1), q.flatten(0, 1), k.flatten(0, 1).mT)  # [b * h, n, m]
     return torch.bmm(logits.softmax(-1), v.flatten(0, 1)).unflatten(0, q.shape[:2])

@@ -1,0 +1,126 @@
+"""One convolution instead of several: 1x1 projections of the same input, fused with their batch norms.
+
+Projections are concatenated into one convolution. In evaluation without gradients, the batch norms that
+follow are fused into it too. The weights are fused again at each call, which takes little time compared with
+the layer: a cached copy could miss a change of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import _has_any_global_hook
+
+from .memory_format import dense_like
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+Projection = tuple[Tensor, Tensor | None, _BatchNorm | None]
+"""Weight and bias of a 1x1 convolution, and the batch norm that follows it."""
+
+
+def is_unmodified(module: nn.Module) -> bool:
+    """Return whether a module has no hooks and no `forward` of its own instance."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return not any(hooks) and "forward" not in vars(module)
+
+
+def can_concatenate(x: Tensor, modules: Sequence[nn.Module]) -> bool:
+    """Return whether one 1x1 convolution of `x` can replace these convolutions and batch norms.
+
+    It cannot where a module has hooks or was replaced by one of another kind. Under a trace, by torch.jit or
+    torch.fx, it cannot either: the trace is to contain the modules.
+    """
+    traced = torch.jit.is_tracing() or isinstance(x, Proxy)  # pyright: ignore[reportPrivateImportUsage]
+    return not (traced or _has_any_global_hook()) and all(
+        (type(m) in _BATCH_NORMS or (type(m) in _CONVOLUTIONS and _is_pointwise(m))) and is_unmodified(m)
+        for m in modules
+    )
+
+
+def can_fuse(x: Tensor, projections: Sequence[Any], norms: Sequence[nn.Module]) -> bool:
+    """Return whether batch norms can be fused into the projections of `x` that precede them."""
+    return (
+        not torch.is_grad_enabled()
+        and all(type(norm) in _BATCH_NORMS for norm in norms)
+        and not any(norm.training or norm.running_mean is None for norm in norms)
+        and can_concatenate(x, [*projections, *norms])
+    )
+
+
+def project_concatenated(x: Tensor, projections: Sequence[Any]) -> list[Tensor]:
+    """Apply 1x1 convolutions to one input, as a single convolution where possible.
+
+    A single convolution reads the input once and computes its gradient once, which is about twice as fast as
+    three.
+
+    Args:
+        x: Input `[b, dim, *grid]`.
+        projections: The convolutions.
+
+    Returns:
+        Their outputs, each dense in the memory format of `x`: batch norms are slow on other tensors.
+    """
+    biases = [p.bias for p in projections if isinstance(p, _CONVOLUTIONS) and p.bias is not None]
+    alike = len(biases) in (0, len(projections))
+    if len(projections) == 1 or not alike or not can_concatenate(x, projections):
+        return [p(x) for p in projections]
+    weight = torch.cat([p.weight for p in projections])
+    bias = torch.cat(biases) if biases else None
+    y = _convolution(x)(x, weight, bias)
+    sizes = [len(p.weight) for p in projections]
+    return [dense_like(part, x) for part in y.split(sizes, dim=1)]
+
+
+def project_fused(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor, ...]:
+    """Apply 1x1 convolutions to one input, with the batch norms that follow them, as a single convolution.
+
+    Args:
+        x: Input `[b, dim, *grid]`.
+        projections: Weight, bias and batch norm of each; the norms are in evaluation.
+
+    Returns:
+        The outputs of the norms, or of the convolutions without one.
+    """
+    fused = [_fuse(*projection) for projection in projections]
+    weight, bias = torch.cat([weight for weight, _ in fused]), torch.cat([bias for _, bias in fused])
+    y = _convolution(x)(x, weight, bias)
+    return y.split([len(bias) for _, bias in fused], dim=1)
+
+
+def _fuse(weight: Tensor, bias: Tensor | None, norm: _BatchNorm | None) -> tuple[Tensor, Tensor]:
+    """Return the weight and the bias of the convolution that includes the norm."""
+    if bias is None:
+        bias = weight.new_zeros(len(weight))
+    if norm is None:
+        return weight, bias
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    accumulator_dtype = torch.promote_types(weight.dtype, torch.float32)
+    scale = torch.rsqrt(norm.running_var.to(accumulator_dtype) + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = (bias.to(accumulator_dtype) - norm.running_mean) * scale
+    shift = shift if norm.bias is None else shift + norm.bias
+    weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+    return weight.to(bias.dtype), shift.to(bias.dtype)
+
+
+def _convolution(x: Tensor) -> Callable[..., Tensor]:
+    return (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
+
+
+def _is_pointwise(convolution: Any) -> bool:
+    sides = (*convolution.kernel_size, *convolution.stride, convolution.groups)
+    return all(size == 1 for size in sides) and not any(convolution.padding)

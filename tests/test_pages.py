@@ -1,0 +1,111 @@
+"""The pages are consistent: Python blocks run, links lead somewhere, tables equal the code."""
+
+import ast
+import dataclasses
+import functools
+import re
+import typing
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from lambdanets.detection import DetectionConfig
+from lambdanets.models import create_model
+from lambdanets.train import RunConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "benchmarks/README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+NOT_WRITTEN_YET = {"CONTRIBUTING.md"}
+README_LINES = 180
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/layer.md", "docs/models.md"])
+def test_the_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Inductor needs a C++ compiler and half a minute; the graph is the same without it.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    blocks = BLOCK.findall((ROOT / page).read_text())
+    assert blocks
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # the pages show no use that the package warns of
+        warnings.simplefilter("ignore", FutureWarning)  # of torch.jit.script
+        for number, block in enumerate(blocks, 1):
+            exec(compile(block, f"{page}, block {number}", "exec"), names)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    for link in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", path.read_text()):
+        address, _, anchor = (link[0] or link[1]).partition("#")
+        if address.startswith("https://") or address in NOT_WRITTEN_YET:
+            continue
+        target = (path.parent / address).resolve() if address else path
+        assert target.exists(), f"{page} links to {address}"
+        assert not anchor or anchor in anchors(target), f"{page} links to {address}#{anchor}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
+
+
+def fields(config: type, prefix: str = "") -> dict[str, object]:
+    """Return the defaults of a configuration's fields by their paths, `...` where there is none."""
+    found: dict[str, object] = {}
+    types = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        path = prefix + field.name
+        if dataclasses.is_dataclass(types[field.name]):
+            found |= fields(types[field.name], f"{path}.")
+        elif field.default_factory is not dataclasses.MISSING:
+            found[path] = field.default_factory()
+        else:
+            found[path] = ... if field.default is dataclasses.MISSING else field.default
+    return found
+
+
+@pytest.mark.parametrize("config", [RunConfig, DetectionConfig])
+def test_the_page_lists_every_setting_with_its_default(config: type) -> None:
+    _, common, classification, detection = re.split(
+        r"^### (?=Of every run|Classification|Detection)",
+        (ROOT / "docs/training.md").read_text(),
+        flags=re.MULTILINE,
+    )
+    own = classification if config is RunConfig else detection
+    shown = {}
+    for line in re.findall(r"^\| `[a-z_.]+` \|.*\|$", common + own, re.MULTILINE):
+        path, _, default, sentence = (cell.strip() for cell in line.strip("|").split(" | "))
+        assert path not in shown
+        assert sentence
+        shown[path.strip("`")] = ... if default == "required" else ast.literal_eval(default.strip("`"))
+    expected = fields(config)
+    del expected["recipe"]  # the recipe's own name
+    assert shown == expected
+
+
+def test_the_page_has_the_parameters_of_the_models() -> None:
+    rows = re.findall(
+        r"^\| ((?:`\w+`(?:, )?)+) \|.*?((?:\d+,\d{3},\d{3}(?:, )?)+) \|",
+        (ROOT / "docs/models.md").read_text(),
+        re.MULTILINE,
+    )
+    shown = {
+        name: int(count.replace(",", ""))
+        for names, counts in rows
+        for name, count in zip(re.findall(r"\w+", names), re.findall(r"\d+,\d{3},\d{3}", counts), strict=True)
+    }
+    assert len(shown) >= 20
+    for name, count in shown.items():
+        model = create_model(name, device="meta", num_classes=1000)
+        assert sum(parameter.numel() for parameter in model.parameters()) == count, name
