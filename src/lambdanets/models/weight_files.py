@@ -236,8 +236,9 @@ def save_for_hub(
     The folder has `model.safetensors` (weights) and timm's `config.json` (architecture, options, labels and
     image preprocessing). After `import lambdanets` it opens with
     `create_model("local-dir:FOLDER", pretrained=True)`, of this package or of timm, and with `AutoModel`,
-    `AutoModelForImageClassification` and `pipeline` of transformers. Once uploaded it opens under OWNER/NAME
-    (for timm hf-hub:OWNER/NAME). The pipeline converts images to RGB, so it needs a model of three channels.
+    `AutoModelForImageClassification` and `pipeline` of transformers (4.56 or newer). Once uploaded
+    it opens under OWNER/NAME (for timm hf-hub:OWNER/NAME). The pipeline converts images to RGB, so it needs a
+    model of three channels.
 
     Args:
         model: A model of `create_model`, of this package or of timm, accelerated or not.
