@@ -1,4 +1,4 @@
-"""Exit codes and sentences: what a person sees when something is wrong."""
+"""Exit codes and messages of errors."""
 
 import errno
 import os
@@ -107,7 +107,7 @@ FAILING = {
 }
 
 
-def said(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, str]:
+def failed(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, str]:
     code = main(words.split())
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -118,7 +118,7 @@ def said(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, str]:
 def test_a_wrong_command_is_one_sentence_and_exit_code_2(
     capsys: pytest.CaptureFixture[str], words: str
 ) -> None:
-    code, sentence = said(capsys, words)
+    code, sentence = failed(capsys, words)
     assert code == 2, sentence
     assert sentence.startswith("lambdanets: ")
     assert len(sentence.splitlines()) == 1
@@ -130,7 +130,7 @@ def test_a_command_that_fails_is_one_sentence_and_exit_code_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, sentence = said(capsys, words)
+    code, sentence = failed(capsys, words)
     assert code == 1, sentence
     assert sentence.startswith("lambdanets: ")
     assert all(part in sentence for part in FAILING[words]), sentence
@@ -141,7 +141,7 @@ def test_several_launched_processes_need_a_named_folder(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, sentence = said(capsys, "train digits")
+    code, sentence = failed(capsys, "train digits")
     assert code == 2
     assert "--out" in sentence
 
@@ -182,11 +182,11 @@ def test_our_warnings_are_their_sentence_alone(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def action() -> int:
-        told = [
+        formatted = [
             warnings.formatwarning(message, category, "a/file.py", 7)
             for message, category in (("3 images are left out.", DataWarning), ("old", FutureWarning))
         ]
-        print(*told, sep="", end="")
+        print(*formatted, sep="", end="")
         return 0
 
     stub(monkeypatch, action)
@@ -218,7 +218,7 @@ def test_foreseen_errors_become_sentences(
 ) -> None:
     error, code, part = ERRORS[name]
     stub(monkeypatch, raising(error))
-    assert said(capsys, "plan")[0] == code
+    assert failed(capsys, "plan")[0] == code
     main(["plan"])
     assert part in capsys.readouterr().err
     with pytest.raises(type(error)):
@@ -273,7 +273,7 @@ def test_a_missing_extra_is_named_with_its_cure(
         ):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    code, sentence = said(capsys, words)
+    code, sentence = failed(capsys, words)
     assert code == 1
     assert module in sentence
     assert 'pip install "lambdanets[train]"' in sentence
@@ -369,10 +369,12 @@ def test_help_imports_nothing_of_the_package() -> None:
 
 @pytest.mark.parametrize("words", ["", " trian"])
 def test_closed_streams_are_no_traceback(tmp_path: Path, words: str) -> None:
-    shell = f"{sys.executable} -c '{CALL}'{words} >&- 2>{tmp_path}/said"
+    shell = f"{sys.executable} -c '{CALL}'{words} >&- 2>{tmp_path}/stderr"
     code = subprocess.run(shell, shell=True, timeout=120, check=False).returncode
-    said = (tmp_path / "said").read_text()
-    assert (code, said) == (0, "") if not words else code == 2 and said.startswith("lambdanets: there is no")
+    stderr = (tmp_path / "stderr").read_text()
+    assert (
+        (code, stderr) == (0, "") if not words else code == 2 and stderr.startswith("lambdanets: there is no")
+    )
     both = subprocess.run(f"{shell} 2>&-", shell=True, timeout=120, check=False)
     assert both.returncode == code
 
