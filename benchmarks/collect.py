@@ -1,6 +1,6 @@
-"""Copy what a run measured beside the others: `python collect.py EXPERIMENT/NAME RUN_FOLDER COMMIT`.
+"""Copy the rows of a run into an experiment: `python collect.py EXPERIMENT/NAME RUN_FOLDER COMMIT`.
 
-Takes the run's metrics and configuration, and writes down the machine and the versions they come from.
+Writes the metrics of the run, and its configuration with the machine and the versions.
 """
 
 import json
@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 
 
 def processor() -> str:
+    """Return the name of the CPU."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -24,7 +25,7 @@ def processor() -> str:
 def main(name: str, run: Path, commit: str) -> None:
     shutil.copy(run / "metrics.csv", HERE / f"{name}.csv")
     config = json.loads((run / "config.json").read_text())
-    # Where files lay on this machine says nothing.
+    # Paths of this machine are left out.
     kind, _, place = config["data"]["source"].partition(":")
     config["data"]["source"] = f"{kind}:{Path(place).name}" if place else kind
     overlay = config["model"]["options"].get("pretrained_cfg_overlay", {})

@@ -5,10 +5,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lambdanets.bench import Table
-from lambdanets.bench import networks as bench
-from lambdanets.study import read, summary_table
-from lambdanets.study.report import pairs_table
+from benchmarks.paper.report import REPORTS
+from benchmarks.study import read, summary_table
+from benchmarks.study.report import pairs_table
+from lambdanets.bench import Table, read_networks
 
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs/results.md", ROOT / "README.md"
@@ -45,7 +45,7 @@ def table_of(name: str, title: str) -> Table:
     """Return a table of a committed benchmark of networks."""
     (table,) = (
         each
-        for each in bench.make_tables(bench.read(MODELS / f"{name}.csv", name))
+        for each in REPORTS[name].make_tables(read_networks(MODELS / f"{name}.csv", name))
         if each.title.startswith(title)
     )
     return table
@@ -70,7 +70,7 @@ def test_accuracies_are_those_of_the_study() -> None:
         own = known[parameters]
         assert top1 == own["top-1 %"]
         assert gain == own["minus conv"].replace("-", "", own["minus conv"] == "-")
-        assert speed == own["per processor s"]
+        assert speed == own["per CPU s"]
 
 
 def test_ratios_are_those_of_the_race() -> None:

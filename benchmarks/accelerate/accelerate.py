@@ -1,7 +1,7 @@
 """timm's lambda networks as they are, accelerated, and with bare projections: writes accelerate.csv.
 
-The last is the bound: each lambda layer cut down to one 1x1 projection. The three take turns, and what one
-costs more than another is the median over the turns. A case whose outputs or gradients differ ends the run.
+The last is the bound: each lambda layer reduced to one 1x1 projection. The three take turns, and differences
+in cost are medians over the turns. A case whose outputs or gradients differ ends the run.
 `python accelerate.py COMMIT`, `--help` for the options.
 """
 
@@ -63,9 +63,9 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def refuse_if_different(original: nn.Module, accelerated: nn.Module, images: Tensor, targets: Tensor) -> None:
-    """Outputs in both modes, and gradients in float64: in float32 batch norms blow up what rounding leaves.
+    """Compare outputs in both modes, and gradients in float64: batch norms amplify the rounding of float32.
 
-    On copies, since a training pass moves statistics, and on two images.
+    Copies are compared, since a training pass updates statistics, on two images.
     """
     images, targets = images[:2], targets[:2]
     for dtype, tolerance in TOLERANCE.items():

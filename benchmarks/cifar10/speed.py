@@ -1,6 +1,6 @@
 """Training steps of both networks in turn, one thread, batch 128: writes speed.csv. `python speed.py COMMIT`.
 
-Processor seconds of this process, not seconds of the clock: other programs ran on the machine.
+CPU seconds of this process rather than wall time, as other programs ran on the machine.
 """
 
 import csv

@@ -1,8 +1,8 @@
-"""Where masks are drawn: `python masks.py COMMIT NAME=DATA ...`, each DATA in COCO's layout.
+"""Accuracy of drawing masks: `python masks.py COMMIT NAME=DATA ...`, each DATA in COCO's layout.
 
-The annotated masks of the validation side are pooled to 28x28 over their boxes, as torchvision's loss teaches
-them, and drawn again: by torchvision and by this package. What is lost a perfect mask head would lose. Writes
-masks.csv: COCO's mask AP of both.
+The annotated masks of the validation side are pooled to 28x28 over their boxes, as the targets of
+torchvision's loss, and drawn again: by torchvision and by this package. A perfect mask head would lose as
+much. Writes masks.csv: COCO's mask AP of both.
 """
 
 import csv

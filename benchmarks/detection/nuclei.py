@@ -1,11 +1,11 @@
 """Cell nuclei, lambda layers beside convolutions: `python nuclei.py DATA FOLDER COMMIT [--models ...]`.
 
-DATA is a folder with annotations/instances_train.json and instances_val.json. Every network is trained by
-the recipe `nuclei`, with the same seed and as many steps, by the command that a person would type. What is
-finished in FOLDER is not done again, what was cut off goes on; so several may run side by side, each with its
-own --models and --no-collect. At the end nuclei.csv (the best weights, by the verb eval), curves.csv and
-nuclei.json are written here, or to --results, with a figure of the curves, and the sheet of drawn predictions
-and the precision-recall curves of each.
+DATA is a folder with annotations/instances_train.json and instances_val.json. Every network is trained by the
+recipe `nuclei`, with the same seed and as many steps, by the command line. Runs that are finished in FOLDER
+are not repeated, interrupted ones go on; so several may run side by side, each with its own --models and
+--no-collect. At the end nuclei.csv (the best weights, by the verb eval), curves.csv and nuclei.json are
+written here, or to --results, with a figure of the curves, and the sheet of drawn predictions and the
+precision-recall curves of each.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def collect(folder: Path, models: list[str], commit: str, results: Path) -> None
         with (run / "metrics.csv").open(newline="") as file:
             history = list(csv.DictReader(file))
         config = json.loads((run / "config.json").read_text())
-        config["data"] |= {"source": "coco:nuclei-dsb2018", "images": None}  # where it lay says nothing
+        config["data"] |= {"source": "coco:nuclei-dsb2018", "images": None}  # no path of this machine
         configs[model] = config
         top = max((row for row in history if row["val_mask_ap"]), key=lambda row: float(row["val_mask_ap"]))
         minutes = round(sum(float(row["seconds"]) for row in history) / 60, 1)

@@ -1,10 +1,10 @@
-"""Learn 16 images of COCO by heart: `python overfit.py DATA FOLDER COMMIT`.
+"""Overfit 16 images of COCO: `python overfit.py DATA FOLDER COMMIT`.
 
 DATA is a folder in COCO's layout. The 16 are the images of train2017 with the most forms of annotations
 (crowds, both kinds of run lengths, polygons, none at all), by their ids; a detector trains on them and is
-measured on them, which says that data, network, losses and figures fit together, and nothing else. What is
-finished in FOLDER is not done again. At the end overfit.csv, overfit.json and the sheet of the 16, annotated
-beside found, are written here.
+evaluated on them, which shows only that data, network, losses and figures fit together. A run that is
+finished in FOLDER is not repeated. At the end overfit.csv, overfit.json and the sheet of the 16, with
+annotated beside detected objects, are written here.
 """
 
 import argparse

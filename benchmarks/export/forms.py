@@ -1,8 +1,8 @@
 """The position part in onnxruntime in three forms, beside the network in PyTorch: writes forms.csv.
 
-`conv` forms the position lambdas by a convolution, `lambdas` by a product with the embeddings of all pairs,
-`queries` multiplies the queries with these embeddings first. All take turns; a file whose outputs differ from
-those of the network ends the run. `python forms.py COMMIT`, `--help` for the options.
+`conv` computes the position lambdas by a convolution, `lambdas` by a product with the embeddings of all
+pairs, `queries` multiplies the queries with these embeddings first. All take turns; a file whose outputs
+differ from those of the network ends the run. `python forms.py COMMIT`, `--help` for the options.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from lambdanets import create_model
 from lambdanets.nn import LambdaLayer2d
 from lambdanets.ops import functional
 from lambdanets.ops.context import RelativeContext
-from lambdanets.ops.kernels.conv import Window
-from lambdanets.ops.tables import pair_entries, read
+from lambdanets.ops.kernels.conv import Convolution
+from lambdanets.ops.position_table import gather_embeddings, pair_indices
 
 TOLERANCE = 1e-4  # of the largest output
 WARM_UP = 2
@@ -36,19 +36,21 @@ WARM_UP = 2
 def by_conv(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext) -> Tensor:
     # A table that has to serve any grid is not trimmed to one.
     known = tuple(size if isinstance(size, int) else 2**20 for size in context.grid)
-    window = replace(Window.of(e, replace(context, grid=known, context_grid=known)), context=context)
-    lambdas = window.lambdas(window.images(v), q.shape[0])
+    convolution = replace(
+        Convolution.of(e, replace(context, grid=known, context_grid=known)), context=context
+    )
+    lambdas = convolution.lambdas(convolution.images(v), q.shape[0])
     return torch.matmul(q.transpose(1, 2), lambdas).transpose(1, 2)
 
 
 def by_lambdas(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext) -> Tensor:
-    embeddings = read(e, pair_entries(context, e.device))
+    embeddings = gather_embeddings(e, pair_indices(context, e.device))
     lambdas = torch.einsum("nmuk,bmvu->bnkv", embeddings, v)
     return torch.einsum("bhnk,bnkv->bhnv", q, lambdas)
 
 
 def by_queries(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext) -> Tensor:
-    embeddings = read(e, pair_entries(context, e.device))
+    embeddings = gather_embeddings(e, pair_indices(context, e.device))
     pairs = torch.einsum("bhnk,nmuk->bhnmu", q, embeddings)
     return torch.einsum("bhnmu,bmvu->bhnv", pairs, v)
 
@@ -82,9 +84,9 @@ def measure(
     for name, file in files.items():
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         runs[name] = lambda session=session: session.run(None, {"images": images.numpy()})
-        apart = (torch.from_numpy(session.run(None, {"images": images.numpy()})[0]) - truth).abs().max()
-        if apart > TOLERANCE * truth.abs().max():
-            raise SystemExit(f"{name} differs by {apart:.2g}")
+        error = (torch.from_numpy(session.run(None, {"images": images.numpy()})[0]) - truth).abs().max()
+        if error > TOLERANCE * truth.abs().max():
+            raise SystemExit(f"{name} differs by {error:.2g}")
     clock = time.process_time if args.clock == "process" else time.perf_counter
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(WARM_UP + args.rounds):
@@ -109,7 +111,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("commit")
     parser.add_argument("--cases", default="lambda_resnet50@160,lambda_resnet152@256", help="MODEL@SIZE,...")
-    parser.add_argument("--image-sizes", default="one,any", help="what the files take")
+    parser.add_argument("--image-sizes", default="one,any", help="image sizes of the files")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)

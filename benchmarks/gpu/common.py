@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: their options, what is missing here, and figures that may wait."""
+"""Shared by the scripts of this folder: options, missing packages, worker processes, optional figures."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
-# The checkout that the scripts belong to is what they measure, whether or not it is installed.
-sys.path.insert(0, str(ROOT / "src"))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
+# The scripts measure the checkout that they belong to, whether or not it is installed.
+FOLDERS = [str(ROOT / "src"), str(ROOT)]  # of the packages lambdanets and benchmarks
+sys.path[:0] = FOLDERS
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (*FOLDERS, os.environ.get("PYTHONPATH"))))
 
 MINUTES = 8.0
 FAILURE, USAGE = 1, 2  # exit statuses
-LOST = 9  # of a worker whose GPU answers no more; pytest has none like it
+LOST = 9  # of a worker whose GPU no longer answers; pytest does not use it
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,34 +28,36 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         words: The script's docstring.
-        drawn: What `--draw` takes.
+        drawn: Metavariable of `--draw`.
     """
 
     def __init__(self, words: str | None, drawn: str) -> None:
         super().__init__(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
         self.add_argument("--quick", action="store_true", help="tiny sizes, to see whether the script works")
-        self.add_argument("--out", type=Path, help="the folder of what is written (default: runs/gpu-...)")
+        self.add_argument("--out", type=Path, help="the folder of all files (default: runs/gpu-...)")
         self.add_argument("--commit", help="of a copy of a checkout that has no history")
         self.add_argument("--draw", type=Path, metavar=drawn, help="run nothing; draw from these rows again")
 
 
 def begin(words: argparse.Namespace, *, needed: Sequence[str], wanted: dict[str, str]) -> None:
-    """Say what is missing here, and stop where nothing can be done without it.
+    """Report missing packages, and exit where a needed one or the device is missing.
 
     Args:
-        words: What was typed.
-        needed: Modules without which nothing runs.
-        wanted: Modules that something is left out without, and what.
+        words: The parsed options.
+        needed: Modules that the script requires.
+        wanted: Optional modules, with a line on the results that lack them.
 
     Raises:
-        SystemExit: With 2; a needed module or the device is not here.
+        SystemExit: With 2; a needed module or the device is missing.
     """
     for name, loss in wanted.items():
         if find_spec(name) is None:
             print(f"without {name}: {loss}", flush=True)
     if missing := [name for name in needed if find_spec(name) is None]:
-        stop(f"this needs {', '.join(missing)}; benchmarks/gpu/README.md says how to bring packages along")
+        stop(
+            f"this needs {', '.join(missing)}; benchmarks/gpu/README.md describes how to bring packages along"
+        )
     if words.commit:
         os.environ["LAMBDANETS_COMMIT"] = words.commit
     if words.draw is None and words.device == "cuda":
@@ -64,9 +67,9 @@ def begin(words: argparse.Namespace, *, needed: Sequence[str], wanted: dict[str,
             stop("there is no CUDA device here; --device cpu --quick shows whether the script works")
 
 
-def add_worker(parser: Parser, what: str) -> None:
-    """Add the options of a script whose work is done in processes of its own; see `in_workers`."""
-    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"no {what} begins later")
+def add_worker(parser: Parser, unit: str) -> None:
+    """Add the options of a script that works in processes of its own; see `in_workers`."""
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"no {unit} begins later")
     parser.add_argument("--resume", action="store_true", help="go on with the rows in the folder")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
 
@@ -74,8 +77,8 @@ def add_worker(parser: Parser, what: str) -> None:
 def in_workers(script: str, minutes: float, resume: bool, *options: str) -> int:
     """Do the work of a script in a process of its own, and return its exit status.
 
-    An error of what runs on a GPU can leave this process without one: then another process goes on with what
-    is left. Who has failed has a row and is not asked again.
+    After some errors on a GPU a process can no longer use it: another process then goes on with the rest. A
+    contender that has failed has a row and is not run again.
 
     Args:
         script: The script, which is run with the same options and `--worker`.
@@ -95,13 +98,13 @@ def in_workers(script: str, minutes: float, resume: bool, *options: str) -> int:
 
 
 def put_aside(path: Path) -> None:
-    """Keep the rows of an earlier run beside those of the one that begins."""
+    """Rename the rows of an earlier run."""
     if path.exists():
         path.replace(path.with_suffix(".previous.csv"))
 
 
 def drawn(draw: Callable[[Path], None], path: Path) -> list[str]:
-    """Draw from rows, where there are any, and return what went wrong: nothing else is lost by it."""
+    """Draw from a file of rows, if it exists, and return errors, which cost nothing else."""
     try:
         if path.exists():
             draw(path)
@@ -111,12 +114,12 @@ def drawn(draw: Callable[[Path], None], path: Path) -> list[str]:
 
 
 def memory_too(words: argparse.Namespace) -> bool:
-    """Whether peaks of memory are measured: on a processor each needs a process of its own, for seconds."""
+    """Return whether peaks are measured: on a CPU each takes seconds in a process of its own."""
     return words.device == "cuda" or not words.quick
 
 
 def stop(sentence: str) -> NoReturn:
-    """Raise SystemExit with 2, after a sentence."""
+    """Print a sentence and raise SystemExit with 2."""
     print(sentence, file=sys.stderr)
     raise SystemExit(USAGE)
 

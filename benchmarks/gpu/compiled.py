@@ -1,8 +1,8 @@
-"""Registers, shared memory and spills of the Triton programs, compiled for sm_80 and sm_90 without a GPU.
+"""Registers, shared memory and spills of the Triton kernels, compiled for sm_80 and sm_90 without a GPU.
 
     python benchmarks/gpu/compiled.py [compiled.csv]
 
-Writes a row per program, case, type and capability. ptxas is the one that Triton brings.
+Writes a row per kernel, case, dtype and capability. ptxas is the one that Triton brings.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import triton
 from triton.backends.nvidia.compiler import get_ptxas
 
 from lambdanets.ops import Problem
-from lambdanets.ops.kernels.triton.programs import without_memory
+from lambdanets.ops.kernels.triton.launch import calls_without_memory
 
-LIMITS = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory that a program may have
+LIMITS = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory that a program may use
 CASES = {
     "c4": Problem(grid=(14, 14), scope=(23, 23), batch=128, dim_v=64, dtype=torch.bfloat16, device="cuda"),
     "c5": Problem(grid=(7, 7), batch=128, dim_v=128, dtype=torch.bfloat16, device="cuda"),
@@ -38,7 +38,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled program takes of an SM: registers per thread, bytes; its products and moves."""
+    """The resources of a compiled kernel: registers per thread, bytes per program, its products and moves."""
 
     registers: int
     spilled: int
@@ -48,7 +48,7 @@ class Resources:
 
 
 def resources(compiled: Any, capability: int) -> Resources:
-    """What ptxas and Triton say of a compiled program."""
+    """Return the resources that ptxas and Triton report for a compiled kernel."""
     ptx = compiled.asm["ptx"]
     suffix = "a" if capability >= 90 else ""
     with tempfile.TemporaryDirectory() as folder:
@@ -56,10 +56,10 @@ def resources(compiled: Any, capability: int) -> Resources:
         source.write_text(ptx)
         command = [get_ptxas(capability).path, "-v", f"-arch=sm_{capability}{suffix}", "--regAllocOptLevel=2"]
         command += [str(source), "-o", str(source.with_suffix(".cubin"))]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return Resources(
-        registers=_number(r"Used (\d+) registers", said),
-        spilled=_number(r"(\d+) bytes spill stores", said),
+        registers=_number(r"Used (\d+) registers", report),
+        spilled=_number(r"(\d+) bytes spill stores", report),
         shared=compiled.metadata.shared,
         products=_counts(r"^\s*(wgmma\.mma_async|mma\.sync)", ptx) or "none",
         moves=_counts(
@@ -69,7 +69,7 @@ def resources(compiled: Any, capability: int) -> Resources:
 
 
 def _counts(pattern: str, ptx: str) -> str:
-    """How often instructions stand in a program, loops counted once."""
+    """Return the number of some instructions in a kernel, loops counted once."""
     found = Counter(match[1] for match in re.finditer(pattern, ptx, re.M))
     return " ".join(f"{name}={count}" for name, count in sorted(found.items()))
 
@@ -77,22 +77,22 @@ def _counts(pattern: str, ptx: str) -> str:
 def _number(pattern: str, text: str) -> int:
     match = re.search(pattern, text)
     if match is None:
-        raise RuntimeError(f"ptxas said nothing like {pattern!r}: {text}")
+        raise RuntimeError(f"ptxas reported nothing like {pattern!r}: {text}")
     return int(match[1])
 
 
 def rows() -> Iterator[dict[str, Any]]:
     for name, problem in CASES.items():
-        for _, _, call in without_memory(problem):
+        for _, _, call in calls_without_memory(problem):
             for capability, limit in LIMITS.items():
-                module = call.program.__module__.rpartition(".")[2]
+                module = call.kernel.__module__.rpartition(".")[2]
                 found = resources(call.compile(capability), capability)
                 yield {
-                    "program": f"{module}.{call.program.__name__.removesuffix('_program')}",
+                    "program": f"{module}.{call.kernel.__name__.removesuffix('_kernel')}",
                     "case": name,
                     "problem": str(problem),
                     "capability": capability,
-                    "instances": call.instances,
+                    "instances": call.num_programs,
                     "threads": 32 * call.warps,
                     "stages": call.stages,
                     "tile": " ".join(

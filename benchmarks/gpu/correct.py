@@ -1,12 +1,12 @@
-"""Every kernel against the definition on a GPU: what `pytest -m gpu` passes, fails and leaves out.
+"""Every kernel against the definition on a GPU: the results of `pytest -m gpu` by kernel and dtype.
 
     python benchmarks/gpu/correct.py [--minutes 8] [--resume] [-k EXPRESSION]
 
-Collects tests/ops and tests/nn, which need torch alone; others may need packages that are not here. Leaves
-correct.csv, a row for each kernel and type, and failures.txt, both kept up to date while it runs. Where an
-error has cost the process the GPU, another one goes on with the next test; --resume does so after the time
-was up. The exit status is pytest's, or 1 where a test was left out or has failed in an earlier process. With
---device cpu the same tests run on the processor.
+Collects tests/ops and tests/nn, which need torch alone; others may need packages that are missing. Leaves
+correct.csv, a row for each kernel and dtype, and failures.txt, both updated while it runs. After an error
+that cost the GPU, another process goes on with the next test; --resume does so after the time was up. The
+exit status is pytest's, or 1 where a test was left out or has failed in an earlier process. With --device cpu
+the same tests run on the CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from common import FAILURE, LOST, ROOT, Parser, add_worker, begin, in_workers
 
 if TYPE_CHECKING:
-    from counting import Row
+    from counting import KernelTests
 
     from lambdanets.bench import Provenance
 
@@ -49,18 +49,20 @@ def show(path: Path) -> None:
         print(f"{row['kernel'] or '-':<12}{row['dtype'] or '-':<12}{numbers}  {row['why']}")
 
 
-UNSAID = {"dtype", "gemm_gflops", "gemm_gflops_cpu", "copy_gbs"}  # of a race
+OMITTED = {"dtype", "gemm_gflops", "gemm_gflops_cpu", "copy_gbs"}  # provenance of times, not of tests
 
 
-def write(path: Path, rows: list[Row], where: Provenance) -> None:
-    """Write the rows, each with where they are from."""
-    from counting import Row
+def write(path: Path, rows: list[KernelTests], where: Provenance) -> None:
+    """Write the rows with their provenance."""
+    from counting import KernelTests
 
-    places = {name: value for name, value in asdict(where).items() if name not in UNSAID}
+    provenance = {name: value for name, value in asdict(where).items() if name not in OMITTED}
     with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, [*(each.name for each in fields(Row)), *places], lineterminator="\n")
+        table = csv.DictWriter(
+            file, [*(each.name for each in fields(KernelTests)), *provenance], lineterminator="\n"
+        )
         table.writeheader()
-        table.writerows(asdict(row) | places for row in rows)
+        table.writerows(asdict(row) | provenance for row in rows)
 
 
 def work(words: argparse.Namespace, out: Path) -> int:
@@ -100,9 +102,9 @@ def work(words: argparse.Namespace, out: Path) -> int:
     return code or (FAILURE if recorder.late or recorder.failures else 0)
 
 
-SAID = {
-    0: "all tests have passed, or have said why they cannot run here",
-    FAILURE: "tests have failed, or were left out; failures.txt and the column why say which",
+STATUS = {
+    0: "all tests have passed, or were skipped with a reason",
+    FAILURE: "tests have failed, or were left out; see failures.txt and the column why",
     5: "no test was chosen",
 }
 
@@ -127,7 +129,7 @@ def main() -> int:
     if (out / "correct.csv").exists():
         print((out / "failures.txt").read_text())
         show(out / "correct.csv")
-    print(f"exit status {code}: {SAID.get(code, 'its process ended early')}", file=sys.stderr)
+    print(f"exit status {code}: {STATUS.get(code, 'its process ended early')}", file=sys.stderr)
     return code
 
 

@@ -1,4 +1,4 @@
-"""A plugin of pytest that counts results by kernel and type."""
+"""A plugin of pytest that counts results by kernel and dtype."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from lambdanets.bench.memory import is_lost
 from lambdanets.ops import KERNELS
 
 LATE = "the time was up"
-SECONDS = 5.0  # between two times that what was counted is saved
+SECONDS = 5.0  # between two saves
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """The tests of one kernel in one type.
+class KernelTests:
+    """The tests of one kernel in one dtype.
 
     Attributes:
         kernel: Its name; "" for tests that name none.
-        dtype: The type that the tests name; "" for those with a type of their own, mostly float64.
-        passed: How many.
-        failed: How many, errors in their preparation included.
-        left_out: How many were skipped.
-        seconds: Of all of them together, programs compiled on the way included.
-        why: Reasons of those left out, each with its number.
+        dtype: The dtype in their parameters; "" for those with a dtype of their own, mostly float64.
+        passed: Number of passed tests.
+        failed: Number of failed tests, errors in fixtures included.
+        left_out: Number of skipped tests.
+        seconds: Total time, compilation included.
+        why: Reasons for skipping, each with its number.
     """
 
     kernel: str
@@ -44,15 +44,15 @@ class Row:
 
 @dataclass(eq=False)
 class Recorder:
-    """A plugin of pytest that counts results by kernel and type.
+    """A plugin of pytest that counts results by kernel and dtype.
 
-    It leaves out what the time is up for, and ends the session where the GPU answers no more: every later
-    test would fail.
+    It skips tests after the end of the time, and ends the session where the GPU no longer answers: every
+    later test would fail.
 
     Attributes:
-        ends: When the time is up, by the monotonic clock.
+        ends: The end of the time, of `time.monotonic`.
         device: Where the tests run.
-        save: Told of the recorder every few seconds.
+        save: Called with the recorder every few seconds.
     """
 
     ends: float
@@ -71,7 +71,7 @@ class Recorder:
     keys: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def state(self) -> str:
-        """Return what another process goes on from; tests that the time was up for are tried again."""
+        """Return the state for another process; tests skipped for lack of time are not in it."""
         results = [
             [*key, dict(found), self.seconds[key], self.why.get(key, {})]
             for key, found in self.results.items()
@@ -79,7 +79,7 @@ class Recorder:
         return json.dumps({"results": results, "failures": self.failures, "seen": sorted(self.seen)})
 
     def go_on(self, state: str) -> None:
-        """Take over what another process has counted; its tests are not run again."""
+        """Load the state of another process; its tests are not run again."""
         found = json.loads(state)
         self.failures, self.seen = found["failures"], set(found["seen"])
         for kernel, dtype, results, seconds, why in found["results"]:
@@ -125,10 +125,10 @@ class Recorder:
         if report.failed:
             self.failures.append(f"{report.nodeid} (collection)\n{report.longreprtext}\n")
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[KernelTests]:
         everything = {key: self.results.get(key, Counter()) for key in sorted({*self.results, *self.late})}
         return [
-            Row(
+            KernelTests(
                 kernel=key[0],
                 dtype=key[1],
                 passed=found["passed"],
@@ -146,7 +146,7 @@ class Recorder:
 
 
 def _key(item: pytest.Item) -> tuple[str, str]:
-    """The kernel and the type of a test, from its parameters; Triton's own files name no kernel in them."""
+    """Return the kernel and the dtype of a test, from its parameters, or from its file for Triton's tests."""
     spec: Any = getattr(item, "callspec", None)
     values = list(spec.params.values()) if spec is not None else []
     kernel = next((value for value in values if isinstance(value, str) and value in KERNELS), "")

@@ -1,12 +1,12 @@
-"""The layer race on a GPU: our layer and every kernel of it against other implementations.
+"""The benchmark of layers on a GPU: our layer and every kernel of it against other implementations.
 
     python benchmarks/gpu/layers.py [--minutes 8] [--resume] [--cases g14,c4] [--dtypes bfloat16,float32]
 
-What `lambdanets bench op` does, over its cases for a GPU: weights and input in bfloat16 throughout (no
-autocast), then in float32 (no TF32), with channels last. A contender that fails or is wrong has a row that
-says so, and the others go on; each type runs in a process of its own, and in another one where an error has
-cost it the GPU. Leaves a folder for each type with op.csv, written after every pass, op.md and figures;
---resume goes on with the passes that have no rows yet.
+As `lambdanets bench op`, over its cases for a GPU: weights and input in bfloat16 throughout (no autocast),
+then in float32 (no TF32), with channels last. The row of a contender that fails or is wrong has the reason,
+and the others go on; each dtype runs in a process of its own, and in another one after an error that cost the
+GPU. Leaves a folder for each dtype with op.csv, written after every pass, op.md and figures; --resume goes on
+with the passes that have no rows yet.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from common import (
 
 if TYPE_CHECKING:
     from lambdanets import bench
-    from lambdanets.bench.passes import Pass
+    from lambdanets.bench.timing import Pass
 
-    Measured = tuple[bench.Record, bench.Provenance]
+    Measured = tuple[bench.LayerRecord, bench.Provenance]
 
 GROUPS = "stages,wide,stages-global,layers"
 DTYPES = ("bfloat16", "float32")
 PASSES: tuple[Pass, ...] = ("train", "eval")
 WANTED = {
-    "lambda_networks": "the rows of lucidrains say that it is not installed",
-    "triton": "no kernel of Triton is raced",
+    "lambda_networks": "the rows of lucidrains note that it is not installed",
+    "triton": "no kernel of Triton is measured",
     "matplotlib": "no figures now; --draw op.csv draws them on another machine",
 }
 
@@ -53,18 +53,18 @@ def draw(path: Path) -> None:
     """Write the report and the figures of an op.csv beside it, and print the report."""
     from lambdanets import bench
 
-    records, where = bench.read(path)
-    # Of a pass that was cut short there may be nothing but the row of who did it.
+    records, where = bench.read_layers(path)
+    # An interrupted pass may have only the row of the contender that failed.
     whole = {(row.case, row.mode) for row in records if row.role == "layer"}
     records = [row for row in records if (row.case, row.mode) in whole]
-    names = figures(lambda: bench.draw_figures(records, where, path.parent, "wall")) if records else []
-    report = bench.markdown(records, where, "wall", names)
+    names = figures(lambda: bench.draw_layers(records, where, path.parent, "wall")) if records else []
+    report = bench.layer_markdown(records, where, "wall", names)
     path.with_suffix(".md").write_text(report)
     print(report)
 
 
 def chosen(words: argparse.Namespace) -> list[bench.Case]:
-    """Return the cases that were asked for."""
+    """Return the selected cases."""
     from lambdanets import bench
 
     if words.quick:
@@ -77,16 +77,16 @@ def chosen(words: argparse.Namespace) -> list[bench.Case]:
 
 
 def work(words: argparse.Namespace, name: str, path: Path) -> int:
-    """Race all passes of a type that have no rows yet, and return an exit status."""
+    """Measure all passes of a dtype that have no rows yet, and return an exit status."""
     import torch
 
     from lambdanets import bench
-    from lambdanets.bench.networks.running import SAME
-    from lambdanets.bench.race import FAILED, DeviceLost
+    from lambdanets.bench.network_bench import SHARED_PROVENANCE
     from lambdanets.bench.records import read_rows
+    from lambdanets.bench.timing import FAILED
 
     ends = time.monotonic() + 60 * words.minutes
-    kept = read_rows(path, bench.Record, "lambdanets bench op") if words.resume and path.exists() else []
+    kept = read_rows(path, bench.LayerRecord, "op") if words.resume and path.exists() else []
     settings = bench.Settings(
         dtype=getattr(torch, name),
         device=words.device,
@@ -99,7 +99,7 @@ def work(words: argparse.Namespace, name: str, path: Path) -> int:
     )
     machine = bench.measure_machine(settings.dtype, settings.device)
     where = bench.provenance(settings.dtype, settings.device, settings.threads, machine)
-    for each in SAME if kept else ():
+    for each in SHARED_PROVENANCE if kept else ():
         was, now = getattr(kept[0][1], each), getattr(where, each)
         if was != now:
             stop(f"{path} has {each} {was}, this is {now}: leave out --resume to measure everything anew")
@@ -122,7 +122,7 @@ def work(words: argparse.Namespace, name: str, path: Path) -> int:
         kept = [(row, place) for row, place in kept if row.case != case.name or row.mode not in left]
         before = len(kept)
         try:
-            bench.race(
+            bench.measure_layers(
                 [case],
                 replace(settings, passes=left),
                 machine,
@@ -130,32 +130,32 @@ def work(words: argparse.Namespace, name: str, path: Path) -> int:
                 report=lambda line: print(line, flush=True),
                 save=partial(_save, path, kept, before, where),
             )
-        except DeviceLost as error:
+        except bench.DeviceLost as error:
             print(f"{name}: {case.name}: {error}", file=sys.stderr, flush=True)
             return LOST
-        except Exception as error:  # of this case alone, whatever it is
+        except Exception as error:  # any error, of this case alone
             print(f"{name}: {case.name} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             code = FAILURE
     return code
 
 
 def _save(
-    path: Path, kept: list[Measured], before: int, where: bench.Provenance, rows: list[bench.Record]
+    path: Path, kept: list[Measured], before: int, where: bench.Provenance, rows: list[bench.LayerRecord]
 ) -> None:
     """Put the rows of a case after those of the cases before it, and write all."""
     from lambdanets import bench
     from lambdanets.bench.records import write_rows
 
     kept[before:] = [(row, where) for row in rows]
-    write_rows(path, bench.Record, kept)
+    write_rows(path, bench.LayerRecord, kept)
 
 
 def troubles(words: argparse.Namespace, name: str, path: Path) -> list[str]:
-    """Say which passes of a type have not been run, and which rows are of an error."""
+    """Return lines on the passes of a dtype that were not run, and on rows with an error."""
     from lambdanets import bench
-    from lambdanets.bench.race import FAILED
+    from lambdanets.bench.timing import FAILED
 
-    rows = bench.read(path)[0] if path.exists() else []
+    rows = bench.read_layers(path)[0] if path.exists() else []
     missing = [
         f"{case.name} {which}"
         for case in chosen(words)
@@ -195,7 +195,7 @@ def main() -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not words.resume:
             put_aside(path)
-        # Each type has its share of the time that the ones before have left.
+        # The remaining time is divided among the remaining dtypes.
         share = max(0.0, (ends - time.monotonic()) / 60) / (len(names) - number)
         code = in_workers(__file__, share, words.resume, "--dtypes", name)
         if code not in (0, FAILURE):

@@ -2,10 +2,10 @@
 
     python benchmarks/gpu/networks.py [--minutes 8] [--resume]
 
-What `lambdanets bench race` does, in one run: training steps under bfloat16 autocast and inference in
+As `python -m benchmarks.paper race`, in one run: training steps under bfloat16 autocast and inference in
 bfloat16, channels last, batches of 128 that are halved until they fit. Accuracies are published ones. Leaves
-race.csv, race.md with the speed at matched accuracy, and figures; --resume goes on where the time was up. A
-network that fails has a row that says so; where its error has cost the process the GPU, another one goes on.
+race.csv, race.md with the speed at matched accuracy, and figures; --resume goes on where the time was up. The
+row of a network that fails has the reason; after an error that cost the GPU, another process goes on.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from common import (
 )
 
 if TYPE_CHECKING:
-    from lambdanets.bench import networks
+    from lambdanets import bench
 
-TOGETHER = 4  # how many take turns
+MAX_INTERLEAVED = 4  # networks that take turns
 CONVOLUTIONS = "ResNet-RS without SE"
 WANTED = {"matplotlib": "no figures now; --draw race.csv draws them on another machine"}
 
@@ -45,38 +45,38 @@ class TimeIsUp(Exception):
 
 def draw(path: Path) -> None:
     """Write the report and the figures of a race.csv beside it, and print the report."""
-    from lambdanets.bench import networks
+    from benchmarks.paper.report import REPORTS
+    from lambdanets import bench
 
-    measured = networks.read(path, "race")
-    names = figures(lambda: networks.draw(measured, path.parent))
-    report = networks.markdown(measured, names, "wall")
+    measured = bench.read_networks(path, "race")
+    names = figures(lambda: REPORTS["race"].draw(measured, path.parent))
+    report = REPORTS["race"].markdown(measured, names)
     path.with_suffix(".md").write_text(report)
     print(report)
 
 
-def chosen(words: argparse.Namespace) -> list[networks.Entry]:
-    """Return the networks of the race, and after them those that no accuracy is published for."""
-    from lambdanets.bench import networks
-    from lambdanets.bench.networks.published import RS
+def chosen(words: argparse.Namespace) -> list[bench.NetworkSpec]:
+    """Return the networks of the race, and after them those without a published accuracy."""
+    from benchmarks.paper.published import RS, race_networks
 
-    entries = networks.racers()
+    networks = race_networks()
     # Without squeeze-and-excitation nothing is published at these sizes: times alone, after the race.
-    entries += [
-        replace(entry, model=entry.model.removesuffix("_se"), family=CONVOLUTIONS, published=None)
-        for entry in entries
-        if entry.family == RS
+    networks += [
+        replace(each, model=each.model.removesuffix("_se"), family=CONVOLUTIONS, published=None)
+        for each in networks
+        if each.family == RS
     ]
     if words.quick:  # the first point of each family
-        entries = list({entry.family: entry for entry in reversed(entries)}.values())
-    return entries
+        networks = list({each.family: each for each in reversed(networks)}.values())
+    return networks
 
 
 def troubles(words: argparse.Namespace, path: Path) -> list[str]:
-    """Say which networks have not been run, and which rows are of an error."""
-    from lambdanets.bench import networks
-    from lambdanets.bench.race import FAILED
+    """Return lines on the networks that were not run, and on rows with an error."""
+    from lambdanets import bench
+    from lambdanets.bench.timing import FAILED
 
-    rows = [row for row, _ in networks.read(path, "race")] if path.exists() else []
+    rows = [row for row, _ in bench.read_networks(path, "race")] if path.exists() else []
     done = {(row.title, row.model, row.mode) for row in rows}
     missing = [
         f"{each.model} {each.title} {which}"
@@ -94,23 +94,22 @@ def work(words: argparse.Namespace, path: Path) -> int:
     """Run the race, and return an exit status."""
     import torch
 
-    from lambdanets.bench import Settings, networks
-    from lambdanets.bench.race import DeviceLost
+    from lambdanets import bench
 
     ends = time.monotonic() + 60 * words.minutes
-    said = ""
+    last = ""
 
-    def report(what: str, done: float) -> None:
-        nonlocal said
-        if what == said:
+    def report(step: str, done: float) -> None:
+        nonlocal last
+        if step == last:
             return
-        # Who has made the first steps is timed, too: their time would be for nothing.
-        if time.monotonic() > ends and done < 1 and " in turn: " not in what:
+        # Networks that have made their first steps are timed, too: the steps would be wasted otherwise.
+        if time.monotonic() > ends and done < 1 and " in turn: " not in step:
             raise TimeIsUp
-        print(f"{100 * done:3.0f} %  {what}", flush=True)
-        said = what
+        print(f"{100 * done:3.0f} %  {step}", flush=True)
+        last = step
 
-    settings = Settings(
+    settings = bench.Settings(
         dtype=torch.bfloat16,
         device=words.device,
         threads=torch.get_num_threads(),
@@ -120,19 +119,21 @@ def work(words: argparse.Namespace, path: Path) -> int:
         forgiving=True,
     )
     try:
-        networks.measure(
+        bench.measure_networks(
             "race",
             chosen(words),
             settings,
-            networks.Limits(batch=2 if words.quick else words.batch, fixed=True, together=TOGETHER),
-            earlier=networks.read(path, "race") if words.resume and path.exists() else [],
+            bench.Limits(
+                batch=2 if words.quick else words.batch, fixed=True, max_interleaved=MAX_INTERLEAVED
+            ),
+            earlier=bench.read_networks(path, "race") if words.resume and path.exists() else [],
             report=report,
-            save=lambda rows: networks.write(path, rows) if rows else None,
+            save=lambda rows: bench.write_networks(path, rows) if rows else None,
         )
     except TimeIsUp:
         print("the time is up", file=sys.stderr, flush=True)
         return FAILURE
-    except DeviceLost as error:
+    except bench.DeviceLost as error:
         print(error, file=sys.stderr, flush=True)
         return LOST
     except ValueError as error:  # of earlier rows, measured otherwise

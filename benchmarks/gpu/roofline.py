@@ -114,7 +114,16 @@ def work() -> None:
 
 
 def bounds() -> None:
-    head = ["case", "card", "moved", "lambda first", "attention", "skewed", "content apart", "lambdas stored"]
+    head = [
+        "case",
+        "card",
+        "moved",
+        "lambda first",
+        "attention",
+        "skewed",
+        "content separately",
+        "lambdas stored",
+    ]
     rows = []
     for case in CASES:
         for card, (compute, copy) in CARDS.items():

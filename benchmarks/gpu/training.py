@@ -4,10 +4,10 @@
     python benchmarks/gpu/training.py nuclei DATA --short [--minutes 8]
 
 DATA is an archive, a folder that holds one, or a folder of images (train/ and val/; for the nuclei
-annotations/). `study` is `lambdanets bench study` with convolutions, squeeze-and-excitation, global attention
-and lambda layers; `nuclei` is benchmarks/detection/nuclei.py. --short finds out how many epochs fit into
---minutes, says it and trains for so many; without it the recipe's own are trained. The same command goes on
-where it was stopped.
+annotations/). `study` is `python -m benchmarks.study` with convolutions, squeeze-and-excitation, global
+attention and lambda layers; `nuclei` is benchmarks/detection/nuclei.py. --short estimates how many epochs fit
+into --minutes and trains for so many; without it the recipe's own are trained. The same command goes
+on where it was stopped.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def _holder(place: Path, names: tuple[str, ...]) -> Path | None:
     return next((each for each in folders if all((each / name).exists() for name in names)), None)
 
 
-def lambdanets(*words: object) -> int:
-    """Run the command and return its exit status."""
-    return subprocess.run([sys.executable, "-m", "lambdanets", *map(str, words)], check=False).returncode
+def run_module(name: str, *words: object) -> int:
+    """Run `python -m name words...` and return its exit status."""
+    return subprocess.run([sys.executable, "-m", name, *map(str, words)], check=False).returncode
 
 
 def study(words: argparse.Namespace, out: Path) -> int:
     if words.draw:
-        return lambdanets("bench", "study", "--report", "--out", words.draw)
+        return run_module("benchmarks.study", "--report", "--out", words.draw)
     data = unpacked(words.data, ("train", "val"), words.unpack)
     chosen = ["--trunk", words.trunk, "--contenders", words.contenders, "--seeds", words.seeds]
     if words.quick:
@@ -83,7 +83,9 @@ def study(words: argparse.Namespace, out: Path) -> int:
     if words.jobs:
         chosen += ["--jobs", str(words.jobs)]
     device = "gpu" if words.device == "cuda" else "cpu"
-    return lambdanets("bench", "study", "--data", f"folder:{data}", *chosen, "--device", device, "--out", out)
+    return run_module(
+        "benchmarks.study", "--data", f"folder:{data}", *chosen, "--device", device, "--out", out
+    )
 
 
 def nuclei(words: argparse.Namespace, out: Path) -> int:
@@ -129,7 +131,7 @@ def epochs_within(minutes: float, data: Path, changes: list[str], out: Path) -> 
         run = Path(folder) / "trial"
         trial = [*changes, "engine.epochs=1", "schedule.warmup_epochs=0", f"data.images={data}"]
         options = [word for change in trial for word in ("--set", change)]
-        if lambdanets("train", "nuclei", "--data", f"coco:{data}", "--out", run, *options):
+        if run_module("lambdanets", "train", "nuclei", "--data", f"coco:{data}", "--out", run, *options):
             stop("the trial epoch failed")
         with (run / "metrics.csv").open(newline="") as file:
             (epoch,) = csv.DictReader(file)

@@ -1,12 +1,12 @@
-"""What `train` costs beside a bare loop of PyTorch: writes loop.csv. `python loop.py COMMIT`.
+"""The overhead of `train` over a bare loop of PyTorch: writes loop.csv. `python loop.py COMMIT`.
 
 A step of `train` and a bare one (forward, backward, optimiser, and the average where there is one) take turns
-in one process, on batches in memory: the bare step is done where `train` fetches a batch. The processor
-seconds of this process count, as other programs may run on the machine; pin it to one core (`taskset -c 0`).
+in one process, on batches in memory: the bare step is done where `train` fetches a batch. Times are
+CPU seconds of this process, as other programs may run on the machine; pin it to one core (`taskset -c 0`).
 
-What `train` adds does not depend on the number of images: it is the median of the differences within a pair,
-at batches of two, where it is not lost among the differences between large steps. The overhead is that over
-the median bare step of the recipe's batch.
+The time that `train` adds does not depend on the number of images: it is the median of the differences within
+a pair, at batches of two, where the noise of large steps does not hide it. The overhead is this time over the
+median bare step of the recipe's batch.
 """
 
 import argparse
@@ -42,12 +42,14 @@ WARMUP = 5
 
 
 class Turns(Dataset):
-    """One batch again and again; before each, a bare step is done and both are timed."""
+    """Repeats one batch; before each, a bare step is done and both are timed."""
 
     def __init__(self, batch: tuple[Tensor, Tensor], steps: int, bare: Callable[[], None]) -> None:
         self.batch, self.steps, self.bare = batch, steps, bare
         self.left: tuple[float, float] | None = None
-        self.times: list[tuple[float, float, float, float]] = []  # train: processor, clock; bare: the same
+        self.times: list[
+            tuple[float, float, float, float]
+        ] = []  # CPU and wall seconds of train, then of bare
 
     def __len__(self) -> int:
         return self.steps
@@ -69,7 +71,7 @@ def now() -> tuple[float, float]:
 
 
 def bare_step(config: RunConfig, batch: tuple[Tensor, Tensor]) -> Callable[[], None]:
-    """The step that a person would write."""
+    """Return the training step of a plain PyTorch loop."""
     network = config.network(10).to(memory_format=torch.channels_last).train()
     optimiser = create_optimizer(network, config.optimizer)
     averaged = config.network(10).to(memory_format=torch.channels_last)
@@ -98,7 +100,7 @@ def random_batch(config: RunConfig) -> tuple[Tensor, Tensor]:
 
 
 def measure_bare(config: RunConfig, steps: int) -> list[float]:
-    """Processor seconds of bare steps of the recipe's batch."""
+    """Return the CPU seconds of bare steps of the recipe's batch."""
     step = bare_step(config, random_batch(config))
     times = [now()[0]]
     for _ in range(WARMUP + steps):
@@ -108,7 +110,7 @@ def measure_bare(config: RunConfig, steps: int) -> list[float]:
 
 
 def measure(config: RunConfig, steps: int) -> list[tuple[float, float, float, float]]:
-    """Processor and clock seconds of steps of `train` and of the bare ones before them."""
+    """Return CPU and wall seconds of steps of `train` and of the bare ones before them."""
     batch = random_batch(config)
     turns = Turns(batch, steps, bare_step(config, batch))
     splits: Any = Splits(turns, [batch], tuple(map(str, range(10))), "")  # pyright: ignore
@@ -122,7 +124,7 @@ def measure(config: RunConfig, steps: int) -> list[tuple[float, float, float, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("commit", help="what was measured")
+    parser.add_argument("commit", help="of the measured code")
     parser.add_argument("--steps", type=int, default=200, help="pairs of small steps in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bare-steps", type=int, default=20, help="bare steps of the recipe's batch")

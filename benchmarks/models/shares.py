@@ -1,7 +1,7 @@
-"""Where the time of inference goes, by kind of operation: writes shares.csv.
+"""Shares of the time of inference by kind of operation: writes shares.csv.
 
-Processor time of one thread in PyTorch's profiler, after warm-up. Dense convolutions are all that are not
-depthwise, 1x1 ones too; lambda layers count their products apart.
+CPU time of one thread in PyTorch's profiler, after warm-up. Dense convolutions are all that are not
+depthwise, 1x1 ones too; lambda layers count their products separately.
 `python shares.py COMMIT`, `--help` for the options.
 """
 
@@ -56,7 +56,7 @@ def shares(name: str, size: int, batch: int) -> dict[str, float]:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("commit", help="what was measured")
+    parser.add_argument("commit", help="of the measured code")
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="MODEL:SIZE")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--processor", default=platform.processor())

@@ -66,7 +66,7 @@ def main() -> None:
     left.legend(frameon=False, loc="lower right", fontsize=9)
     left.set_xlim(left=0)
     bottom, top = left.get_ylim()
-    left.set_ylim(bottom, top + 0.12 * (top - bottom))  # room for the words over the highest point
+    left.set_ylim(bottom, top + 0.12 * (top - bottom))  # space for the text above the highest point
     right.set_xticks(range(len(NETWORKS)), TICKS)
     right.set_xlim(-0.5, len(NETWORKS) - 0.5)
     right.set_title("last epoch: mean, and gain over its teacher")

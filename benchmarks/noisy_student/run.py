@@ -1,10 +1,10 @@
-"""Noisy student, as a person would type it: `python run.py DATA FOLDER COMMIT [--seeds 0 1]`.
+"""Noisy student by the command line: `python run.py DATA FOLDER COMMIT [--seeds 0 1]`.
 
 DATA is a folder of CIFAR-10 with train/ and val/. For each seed a teacher learns from 400 labels of each
 class and labels the other images of train/, and a student of the same size learns from both, with noise. In
 the round "plain" the teacher has no noise; in the round "noisy" it has its student's noise and as many steps:
-what the student then gains, it gains from the pseudo-labels. What is finished in FOLDER is not done again,
-what was cut off goes on. At the end results.csv, curves.csv and runs.json are written here.
+a gain of the student is then due to the pseudo-labels. Runs that are finished in FOLDER are not repeated,
+interrupted ones go on. At the end results.csv, curves.csv and runs.json are written here.
 """
 
 import argparse
@@ -33,12 +33,12 @@ NOISE = [
 
 @dataclass(frozen=True)
 class Round:
-    """A teacher and its student, in words of the command; every network but a plain teacher has 2,000 steps.
+    """A teacher and its student, as options; every network but a plain teacher has 2,000 steps.
 
     Args:
-        teacher, student: options of `train`.
-        ratio: pseudo-labelled images for each labelled one.
-        threshold: least probability of a label that is kept.
+        teacher, student: Options of `train`.
+        ratio: Pseudo-labelled images for each labelled one.
+        threshold: Smallest probability of an accepted label.
     """
 
     teacher: tuple[str, ...]
@@ -121,7 +121,7 @@ def collect(folder: Path, seeds: list[int], commit: str) -> None:
             writer.writeheader()
             writer.writerows(rows)
     for config in configs.values():
-        # Where files lay on this machine says nothing.
+        # Paths of this machine are left out.
         data = config["data"]
         for key in ("source", "pseudo_labels"):
             data[key] = data[key] and "/".join(Path(data[key]).parts[-2:])

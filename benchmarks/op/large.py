@@ -1,7 +1,7 @@
-"""The layer where others cannot run: a process per case, its time and its peak. `python large.py COMMIT`
+"""The layer at sizes that other implementations cannot run: time and peak memory. `python large.py COMMIT`
 
-Writes large.csv: seconds of a forward or a training step (the first one, weights and input made before), and
-the process's high-water mark of memory, everything included.
+Writes large.csv: seconds of a forward or a training step (the first one, without the creation of weights and
+input), and the peak of the process's resident memory.
 """
 
 import csv

@@ -1,10 +1,10 @@
-"""Every kernel on problems of all kinds, beside the planner's estimate and choice: writes a file for the
-processor's instructions, such as planner-avx2.csv.
+"""Every kernel on problems of all kinds, beside the planner's estimate and selection.
 
-Forward and backward pass apart, on random tensors. One thread; processor seconds of this process, not seconds
-of the clock: other programs may run on the machine. The kernels take turns; a kernel whose first run takes
-`FAR` times the best is not run again; one that needs over `LARGE` bytes, or whose estimate is `HOPELESS`
-times the least, not at all. Half precision is multiplied in the type that the operator takes there.
+Writes a file for the CPU's instruction set, such as planner-avx2.csv. The forward and the backward pass are
+measured separately, on random tensors, with one thread, in CPU seconds of this process, as other programs may
+run on the machine. The kernels take turns; a kernel whose first run takes `FAR` times the best is not run
+again; one that needs over `LARGE` bytes, or whose estimate is `HOPELESS` times the smallest, is not run. Half
+precision is multiplied in the dtype that the operator uses there.
 `python planner.py COMMIT`
 """
 
@@ -22,9 +22,9 @@ import torch
 
 from lambdanets import Problem
 from lambdanets.ops import KERNELS
-from lambdanets.ops.planner import able, choice
-from lambdanets.ops.position import computed_in
-from lambdanets.ops.products import WIDE_AMD, amd_family
+from lambdanets.ops.hardware import FULL_AVX512_FAMILY, amd_family
+from lambdanets.ops.planner import select_kernel, supported
+from lambdanets.ops.position import to_compute_dtype
 
 ROUNDS = 5
 FAR = 8
@@ -108,7 +108,7 @@ def problems() -> Iterator[Problem]:
 
 @torch.no_grad()
 def run(name: str, problem: Problem, inputs: tuple[torch.Tensor, ...], backward: bool) -> float:
-    """Processor milliseconds of one pass."""
+    """Return the CPU milliseconds of one pass."""
     g, *arguments = inputs
     start = time.process_time()
     if backward:
@@ -119,8 +119,8 @@ def run(name: str, problem: Problem, inputs: tuple[torch.Tensor, ...], backward:
 
 
 def medians(problem: Problem, backward: bool) -> dict[str, float]:
-    inputs = tuple(computed_in(problem.dtype, *problem.random_inputs()))
-    costs = {name: KERNELS[name].cost(problem, backward=backward) for name in able(problem)}
+    inputs = tuple(to_compute_dtype(problem.dtype, *problem.random_inputs()))
+    costs = {name: KERNELS[name].cost(problem, backward=backward) for name in supported(problem)}
     least = min(cost.seconds for cost in costs.values())
     names = [
         name for name, cost in costs.items() if cost.peak_bytes < LARGE and cost.seconds < HOPELESS * least
@@ -140,7 +140,7 @@ def medians(problem: Problem, backward: bool) -> dict[str, float]:
 def processor() -> str:
     """avx2, avx512, or avx512-narrow where AVX-512 instructions run on units of 256 bits."""
     kind = torch.backends.cpu.get_cpu_capability().lower()
-    return "avx512-narrow" if kind == "avx512" and 0 < amd_family() < WIDE_AMD else kind
+    return "avx512-narrow" if kind == "avx512" and 0 < amd_family() < FULL_AVX512_FAMILY else kind
 
 
 def main(commit: str) -> None:
@@ -155,7 +155,7 @@ def main(commit: str) -> None:
         writer.writerow(head.split())
         for problem, backward in itertools.product(problems(), (False, True)):
             found, kind = medians(problem, backward), "backward" if backward else "forward"
-            chosen = choice(problem, backward)
+            chosen = select_kernel(problem, "auto", backward=backward)
             ratio = found[chosen] / min(found.values())
             ratios[f"{problem}, {kind}"] = ratio
             for name, median in found.items():

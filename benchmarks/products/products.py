@@ -1,6 +1,6 @@
-"""MKL's products, oneDNN's, and transforms, on one core: writes a file for the processor's instructions.
+"""MKL's products, oneDNN's, and transforms, on one core: writes a file for the CPU's instruction set.
 
-`python products.py COMMIT`. One thread, processor seconds, medians; float32, and PyTorch's products in half
+`python products.py COMMIT`. One thread, CPU seconds, medians; float32, and PyTorch's products in half
 precision. Shapes are those of the kernels' products; `gaps` is a right factor whose rows have gaps; the
 transforms are two-dimensional, 16 at a time.
 """

@@ -1,11 +1,12 @@
-"""Miniatures of what the bench handles."""
+"""Miniature rows of both benchmarks."""
 
 import math
 from dataclasses import replace
 
 import pytest
 
-from lambdanets.bench import Case, Machine, Provenance, Record
+from bench_rows import PROVENANCE, race_rows
+from lambdanets.bench import Case, LayerRecord, Machine, Measured, Provenance
 
 
 @pytest.fixture
@@ -15,28 +16,16 @@ def machine() -> Machine:
 
 @pytest.fixture
 def where() -> Provenance:
-    return Provenance(
-        device="cpu",
-        processor="An Abacus",
-        threads=1,
-        load=0.5,
-        gemm_gflops=100.0,
-        gemm_gflops_cpu=50.0,
-        copy_gbs=30.0,
-        dtype="float32",
-        lambdanets="1.2.3",
-        commit="abc1234",
-        torch="2.99",
-        timm="1.99",
-        lambda_networks="",
-        python="3.99",
-        system="Linux x86_64",
-        date="2026-01-02 03:04",
-    )
+    return PROVENANCE
 
 
 @pytest.fixture
-def records() -> list[Record]:
+def race() -> list[Measured]:
+    return race_rows()
+
+
+@pytest.fixture
+def records() -> list[LayerRecord]:
     """One case that stands alone and a series of three; alone, ours takes 10 ms, others 40, 20 and 5."""
     cases = [Case(name="alone", grid=(7, 7), batch=2, dim=16)]
     cases += [Case(name=f"s{side}", grid=(side, side), dim=16, series="global") for side in (8, 16, 32)]
@@ -52,7 +41,7 @@ def records() -> list[Record]:
     for case in cases:
         for mode in ("train", "eval"):
             for name, role, ms in contenders:
-                row = Record(
+                row = LayerRecord(
                     case=case.name,
                     title=str(case),
                     series=case.series,

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from lambdanets.bench import Case
-from lambdanets.bench.memory import CLEAR, Request, is_lost, is_out_of_memory, peak_mib
+from lambdanets.bench.checking import LayerJob
+from lambdanets.bench.memory import CLEAR, is_lost, is_out_of_memory, peak_mib
 
-pytestmark = pytest.mark.skipif(not CLEAR.exists(), reason="this system does not tell peaks")
+pytestmark = pytest.mark.skipif(not CLEAR.exists(), reason="this system does not report peaks")
 
 
-def request(case: Case, **changes: Any) -> Request:
+def request(case: Case, **changes: Any) -> LayerJob:
     settings: dict[str, Any] = {
         "name": "SDPA",
         "role": "other",
@@ -21,7 +22,7 @@ def request(case: Case, **changes: Any) -> Request:
         "device": "cpu",
         "threads": 1,
     }
-    return Request(case=case, **(settings | changes))
+    return LayerJob(case=case, **(settings | changes))
 
 
 def test_attention_without_a_map_holds_projections_their_copy_and_the_output() -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lambdanets.bench import Machine, Provenance, Record, provenance, read, write
+from lambdanets.bench import LayerRecord, Machine, Provenance, provenance, read_layers, write_layers
 
 
-def test_rows_survive_the_file(tmp_path: Path, records: list[Record], where: Provenance) -> None:
+def test_rows_survive_the_file(tmp_path: Path, records: list[LayerRecord], where: Provenance) -> None:
     path = tmp_path / "op.csv"
-    write(path, records, where)
-    again, place = read(path)
+    write_layers(path, records, where)
+    again, place = read_layers(path)
     assert place == where
     assert len(again) == len(records)
     for row, other in zip(records, again, strict=True):
@@ -31,10 +31,10 @@ def test_rows_survive_the_file(tmp_path: Path, records: list[Record], where: Pro
 
 
 def test_a_file_without_the_newer_columns_is_read(
-    tmp_path: Path, records: list[Record], where: Provenance
+    tmp_path: Path, records: list[LayerRecord], where: Provenance
 ) -> None:
     path = tmp_path / "op.csv"
-    write(path, records, where)
+    write_layers(path, records, where)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     newer = {"layout", "gbytes", "of_copy", "triton"}
@@ -42,7 +42,7 @@ def test_a_file_without_the_newer_columns_is_read(
         table = csv.DictWriter(file, [name for name in rows[0] if name not in newer], extrasaction="ignore")
         table.writeheader()
         table.writerows(rows)
-    again, place = read(path)
+    again, place = read_layers(path)
     assert place == where
     assert again[0].layout == "contiguous"
     assert math.isnan(again[0].of_copy)
@@ -53,7 +53,7 @@ def test_another_table_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "other.csv"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"other\.csv"):
-        read(path)
+        read_layers(path)
 
 
 @pytest.mark.parametrize(
@@ -64,15 +64,15 @@ def test_another_table_is_refused(tmp_path: Path, text: str) -> None:
     ],
 )
 def test_a_row_that_is_cut_short_is_told_by_its_line(
-    tmp_path: Path, records: list[Record], where: Provenance, end: str, sentence: str
+    tmp_path: Path, records: list[LayerRecord], where: Provenance, end: str, sentence: str
 ) -> None:
     path = tmp_path / "op.csv"
-    write(path, records[:3], replace(where, dtype="wide"))
+    write_layers(path, records[:3], replace(where, dtype="wide"))
     lines = path.read_text().splitlines(keepends=True)
     lines[3] = lines[3].partition(end)[0] + end if end != "\n" else lines[3].replace("0.5", "x", 1)
     path.write_text("".join(lines))
     with pytest.raises(ValueError, match=rf"op\.csv, {sentence}; remove this line to use the others"):
-        read(path)
+        read_layers(path)
 
 
 def test_provenance_names_machine_and_versions(machine: Machine) -> None:

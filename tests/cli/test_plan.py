@@ -64,7 +64,7 @@ def test_both_passes_are_shown_when_training(capsys: pytest.CaptureFixture[str])
 def test_measuring_adds_a_column(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--grid", "6x5", "--measure"]) == 0
     shown = capsys.readouterr().out
-    assert "the least time when tried" in shown
+    assert "the fastest when measured" in shown
     assert " ms " in shown.replace("est. ms", "").replace("est ms", "")
 
 

@@ -300,11 +300,11 @@ def test_a_trace_computes_the_same_as_the_layer() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_trace_may_use_other_kernels_with_and_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch traces a second time without gradients, and compares."""
-    whole = planner.choose
+    whole = planner.select_kernel
     monkeypatch.setattr(
         planner,
-        "choose",
-        lambda kernel, problem, backward=False: "conv" if backward else whole(kernel, problem),
+        "select_kernel",
+        lambda problem, kernel, *, backward: "conv" if backward else whole(problem, kernel, backward=False),
     )
     layer = LambdaLayer2d(8, scope=3, num_heads=2, kernel="auto").eval()
     x = torch.randn(2, 8, 4, 5)

@@ -1,4 +1,4 @@
-"""The random differential test: some thousand problems, and that it finds what it is made to find."""
+"""The random differential test: about a thousand problems, and a check that it finds injected errors."""
 
 import json
 import os

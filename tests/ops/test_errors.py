@@ -1,4 +1,4 @@
-"""Every wrong argument is a ValueError that names it and, for a shape, shows what came."""
+"""Every wrong argument raises a ValueError that names it and shows the shape that was given."""
 
 import re
 from collections.abc import Callable
@@ -28,9 +28,7 @@ def refused(call: Callable[[], object], *words: str) -> None:
 def test_a_normalization_that_is_not_known_or_has_no_meaning_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown normalize 'softmx'; did you mean softmax"):
         lambda_layer(**arguments("global-2d"), normalize="softmx")
-    with pytest.raises(
-        ValueError, match="normalize='l2' is a matter of the content part, which content=False"
-    ):
+    with pytest.raises(ValueError, match="normalize='l2' applies to the content part, which content=False"):
         lambda_layer(**arguments("global-position-only"), normalize="l2")
 
 

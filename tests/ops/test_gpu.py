@@ -1,4 +1,4 @@
-"""What only a GPU shows: graphs, memory, bits, large tensors, a second device. The results themselves are
+"""Properties that only a GPU can show: graphs, memory, bits, large tensors, a second device. The results are
 compared with the definition where those of all kernels are, in `test_kernels.py`.
 """
 
@@ -15,7 +15,7 @@ from cases import BY_NAME, Case
 from closeness import assert_close_by_name
 from lambdanets import LambdaLayer2d
 from lambdanets.ops import KERNELS, GlobalContext, LocalContext, Problem, lambda_layer, plan
-from lambdanets.ops.kernels.triton.tile import Tile, tiles
+from lambdanets.ops.kernels.triton.tiling import Tile, candidate_tiles
 from oracles import lambda_layer_einsum
 
 pytestmark = pytest.mark.gpu
@@ -26,18 +26,18 @@ PROBLEM = Problem(grid=(14, 14), scope=(23, 23), batch=32, dtype=torch.bfloat16,
 
 @pytest.fixture
 def tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """Tiles are tried, as for a user, and kept in a folder of the test's own; memory is not filled first."""
+    """Tune tiles as for a user, with the cache in a temporary folder; memory is not poisoned."""
     from lambdanets.ops.kernels.triton import tuning
 
-    monkeypatch.setattr(tuning, "_taken", {})
+    monkeypatch.setattr(tuning, "_tuned", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     torch.use_deterministic_algorithms(False)  # which the fixture of these tests has set
     return tmp_path / "lambdanets" / "tiles"
 
 
-def assert_near(found: Tensor, exact: Tensor, share: float) -> None:
-    """Apart by at most a share of the norm."""
-    assert (found.double() - exact.double()).norm() <= share * exact.double().norm()
+def assert_near(found: Tensor, exact: Tensor, fraction: float) -> None:
+    """Assert that the distance is at most a fraction of the norm."""
+    assert (found.double() - exact.double()).norm() <= fraction * exact.double().norm()
 
 
 def layer_and_images(**options: object) -> tuple[LambdaLayer2d, Tensor]:
@@ -54,12 +54,12 @@ def results(problem: Problem) -> dict[str, Tensor]:
 
 
 @triton
-def test_tiles_are_tried_once_and_kept(tuned: Path) -> None:
+def test_tiles_are_tuned_once_and_cached(tuned: Path) -> None:
     first = results(PROBLEM)
-    kept = {file.name: file.read_text() for file in tuned.iterdir()}
-    assert len(kept) == 4
+    cached = {file.name: file.read_text() for file in tuned.iterdir()}
+    assert len(cached) == 4
     again = results(PROBLEM)
-    assert kept == {file.name: file.read_text() for file in tuned.iterdir()}
+    assert cached == {file.name: file.read_text() for file in tuned.iterdir()}
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
@@ -67,8 +67,8 @@ def test_tiles_are_tried_once_and_kept(tuned: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("sizes", [(5, 5), (1, 1)], ids=str)
 def test_every_tile_is_right_and_repeats_its_bits(dtype: torch.dtype, sizes: tuple[int, int]) -> None:
-    """With more of everything than a tile has."""
-    from lambdanets.ops.kernels.triton import programs
+    """The problem is larger than a tile on every axis."""
+    from lambdanets.ops.kernels.triton import launch
 
     batch, heads = sizes
     case = Case(name="seams", grid=(9, 37), scope=(6, 11), batch=batch, num_heads=heads, dim_k=17, dim_v=133)
@@ -87,19 +87,19 @@ def test_every_tile_is_right_and_repeats_its_bits(dtype: torch.dtype, sizes: tup
 
     def launched(name: str, tile: Tile, into: Tensor) -> Tensor:
         if name == "output":
-            calls = [programs.output_call(q, v, e, problem, into, tile)]
+            calls = [launch.output_call(q, v, e, problem, into, tile)]
         elif name == "dq":
-            calls = [programs.query_gradient_call(g, v, e, problem, into, tile)]
+            calls = [launch.query_gradient_call(g, v, e, problem, into, tile)]
         elif name == "dv":
-            calls = [programs.value_gradient_call(g, q, e, problem, into, tile)]
+            calls = [launch.value_gradient_call(g, q, e, problem, into, tile)]
         else:
-            calls = programs.table_calls(g, q, v, problem, into, tile)
+            calls = launch.table_gradient_calls(g, q, v, problem, into, tile)
         for call in calls:
             call.launch()
         return into
 
     for name, like in (("output", g), ("dq", q), ("dv", v), ("de", e)):
-        for tile in tiles(problem, name):
+        for tile in candidate_tiles(problem, name):
             first, second = (launched(name, tile, torch.zeros_like(like)) for _ in range(2))
             assert_close_by_name({name: first}, {name: exact[name]}, {name: plain[name]})
             assert torch.equal(first, second), tile
@@ -121,7 +121,7 @@ def test_a_compiled_layer_is_one_graph_and_equals_itself(tuned: Path) -> None:
 @triton
 @pytest.mark.parametrize("warm", [True, False])
 def test_a_training_step_is_recorded_as_a_graph_and_repeated(tuned: Path, warm: bool) -> None:
-    """Also where no tile has been tried before: none is tried while a graph is recorded."""
+    """Also if nothing is tuned yet: nothing is tuned while a graph is recorded."""
     problem = replace(PROBLEM, batch=7 if warm else 9)
     g, q, v, e = problem.random_inputs()
     y = torch.empty_like(g)
@@ -167,8 +167,8 @@ def test_nothing_of_the_size_of_lambdas_or_of_maps_is_stored(kind: str) -> None:
     found = call()
     torch.cuda.synchronize()
     rise = torch.cuda.max_memory_allocated() - before - sum(x.nbytes for x in found if x is not None)
-    said = KERNELS["triton"].cost(problem, backward=kind == "backward").peak_bytes
-    assert rise <= 1.1 * said + 2**20  # which `test_triton.py` compares with lambdas
+    estimated = KERNELS["triton"].cost(problem, backward=kind == "backward").peak_bytes
+    assert rise <= 1.1 * estimated + 2**20  # which `test_triton.py` compares with lambdas
 
 
 @triton
@@ -202,8 +202,8 @@ def test_a_layer_under_autocast_computes_in_half_precision() -> None:
 
 @triton
 @pytest.mark.slow
-def test_tensors_of_more_than_2_to_the_31_numbers(tuned: Path) -> None:
-    """The last positions of a sequence whose values are more than 32 bits count, beside a short sequence."""
+def test_tensors_of_more_than_2_to_the_31_elements(tuned: Path) -> None:
+    """The last positions of a sequence whose values need 64-bit indices equal those of a short sequence."""
     n, scope, dim_v = 2**25 + 8, 5, 64
     if torch.cuda.mem_get_info()[0] < 16 * 2**30:
         pytest.skip("needs 16 GiB of GPU memory")

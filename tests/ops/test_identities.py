@@ -1,4 +1,4 @@
-"""Truths about the operator that need no oracle, as properties over drawn problems."""
+"""Properties of the operator that need no oracle, on random problems."""
 
 from dataclasses import replace
 
@@ -212,7 +212,7 @@ def test_causal_has_no_gradient_from_the_future(
 @kernels
 @given(grid=st.tuples(st.integers(3, 5), st.integers(3, 5)), seed=seeds)
 def test_position_part_moves_with_the_values(kernel: str, grid: tuple[int, int], seed: int) -> None:
-    """Values that stand one column further give outputs one column further, away from the border."""
+    """Values shifted by one column give outputs shifted by one column, away from the border."""
     case = Case(name="drawn", grid=grid, scope=(3, 3), content=False)
     inputs = case.inputs(seed=seed)
     inputs["q"] = inputs["q"][:, :, :1].expand_as(inputs["q"])

@@ -45,12 +45,12 @@ devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=p
 
 @pytest.fixture(autouse=True)
 def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU convolutions round float32 to TF32 unless told not to; the rule is about float32."""
+    """On a GPU convolutions round float32 to TF32 by default; these tests are about float32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def refusal(name: str, case: Case, inputs: dict[str, Tensor]) -> list[str]:
-    """The sentences with which a kernel declines a case, empty if it serves it."""
+def unsupported_reasons(name: str, case: Case, inputs: dict[str, Tensor]) -> list[str]:
+    """Return the reasons for which a kernel does not support a case."""
     e = inputs.get("e")
     problem = Problem.of(inputs["q"], inputs["k"], inputs["v"], e, case.context(), case.content, True)
     return KERNELS[name].unsupported(problem)
@@ -77,7 +77,7 @@ def by_kernel(name: str, case: Case) -> Callable[[dict[str, Tensor]], Tensor]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_the_definition_or_says_why_not(case: Case, name: str, device: str) -> None:
     inputs = case.inputs(device=device)
-    reasons = refusal(name, case, inputs)
+    reasons = unsupported_reasons(name, case, inputs)
     if reasons:
         assert all(reason.strip() for reason in reasons)
         with pytest.raises(ValueError, match=name) as refused:
@@ -103,7 +103,7 @@ def test_low_precision_is_at_most_twice_as_wrong_as_the_plain_einsum(
     case: Case, name: str, dtype: torch.dtype, device: str
 ) -> None:
     inputs = case.inputs(dtype, device)
-    if refusal(name, case, inputs):
+    if unsupported_reasons(name, case, inputs):
         return
     # the truth starts from the rounded inputs: rounding them is not the kernel's error
     truth = {key: x.double() for key, x in inputs.items()}
@@ -115,8 +115,8 @@ def test_low_precision_is_at_most_twice_as_wrong_as_the_plain_einsum(
 
 
 @pytest.mark.parametrize("name", [*FAST, "auto"])
-def test_half_precision_serves_contexts_longer_than_its_weights_can_count(name: str) -> None:
-    """302,300 equal weights lie between 55 and 56 times the smallest number of float16, a percent apart."""
+def test_half_precision_serves_contexts_longer_than_its_weights_can_represent(name: str) -> None:
+    """302,300 equal weights lie between 55 and 56 times the smallest float16, which differ by a percent."""
     m, dim_k, dim_v = 302_300, 16, 16
     case = Case(name="long", grid=(1,), position=False, batch=1, num_heads=1, dim_k=dim_k, dim_v=dim_v)
     inputs = {
@@ -124,7 +124,7 @@ def test_half_precision_serves_contexts_longer_than_its_weights_can_count(name: 
         "k": torch.zeros(1, m, dim_k, 1, dtype=torch.float16),
         "v": torch.ones(1, m, dim_v, 1, dtype=torch.float16),
     }
-    if name != "auto" and refusal(name, case, inputs):
+    if name != "auto" and unsupported_reasons(name, case, inputs):
         return
     exact = torch.ones(1, 1, 1, dim_v, dtype=torch.float64)
     found = case.call(lambda_layer, inputs, kernel=name)
@@ -132,7 +132,7 @@ def test_half_precision_serves_contexts_longer_than_its_weights_can_count(name: 
 
 
 def spread(keys: Tensor, order: str) -> Tensor:
-    """Keys over a range whose exponentials no precision holds, in this order along the context."""
+    """Return keys over a range whose exponentials no dtype can represent, in this order along the context."""
     if order == "random":
         return 1e3 * keys
     return keys + torch.linspace(-2e3, 2e3, keys.shape[1], dtype=keys.dtype)[:, None, None] * (-1) ** (
@@ -149,7 +149,7 @@ def test_keys_of_any_size_are_served(case_name: str, name: str, order: str) -> N
     case = BY_NAME[case_name]
     inputs = case.inputs()
     inputs["k"] = spread(inputs["k"], order)
-    if refusal(name, case, inputs):
+    if unsupported_reasons(name, case, inputs):
         return
     exact = backward(lambda leaves: case.call_oracle(lambda_layer_einsum, leaves), case, inputs)
     found = backward(by_kernel(name, case), case, inputs)
@@ -166,21 +166,21 @@ def test_keys_of_any_size_are_served(case_name: str, name: str, order: str) -> N
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize("case", [c for c in CASES if (c.causal or c.masked) and c.n < 20], ids=str)
-def test_the_sizes_of_blocks_do_not_show(
+def test_block_sizes_do_not_change_results(
     case: Case, name: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Causal and masked contents are computed block by block; small blocks put seams into small problems."""
+    """Causal and masked contents are computed in blocks; small blocks cut small problems too."""
     monkeypatch.setattr(content_module, "CHUNK", size)
     monkeypatch.setattr(content_module, "MASKED_BLOCK", size * case.batch * case.m * case.dim_k * case.dim_u)
     inputs = case.inputs()
-    if refusal(name, case, inputs):
+    if unsupported_reasons(name, case, inputs):
         return
     exact = backward(by_kernel("reference", case), case, inputs)
     assert_close_by_name(backward(by_kernel(name, case), case, inputs), exact)
 
 
 def strided(x: Tensor) -> Tensor:
-    """The same numbers with gaps between them and the axes stored in reverse."""
+    """Return the same values with gaps between them and the axes stored in reverse."""
     wide = x.permute(*reversed(range(x.ndim))).contiguous().repeat_interleave(2, 0)[::2]
     return wide.permute(*reversed(range(x.ndim)))
 
@@ -189,7 +189,7 @@ def strided(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", SAMPLED, ids=str)
 def test_inputs_need_not_be_contiguous(case: Case, name: str) -> None:
     inputs = case.inputs()
-    if refusal(name, case, inputs):
+    if unsupported_reasons(name, case, inputs):
         return
     exact = backward(by_kernel("reference", case), case, inputs)
     scattered = {key: strided(x) for key, x in inputs.items()}
@@ -204,7 +204,7 @@ def test_inputs_need_not_be_contiguous(case: Case, name: str) -> None:
 def test_inputs_are_left_as_they_were(name: str) -> None:
     for case in SAMPLED:
         inputs, mask, context = case.inputs(), case.mask(), case.context()
-        if refusal(name, case, inputs):
+        if unsupported_reasons(name, case, inputs):
             continue
         lambda_layer(**inputs, context=context, mask=mask, content=case.content, kernel=name)
         assert all(torch.equal(inputs[key], x) for key, x in case.inputs().items()), case
@@ -212,7 +212,9 @@ def test_inputs_are_left_as_they_were(name: str) -> None:
 
 
 def test_every_kernel_serves_something_and_the_reference_everything() -> None:
-    served = {name: {c.name for c in CASES if not refusal(name, c, c.inputs())} for name in RUNNING}
+    served = {
+        name: {c.name for c in CASES if not unsupported_reasons(name, c, c.inputs())} for name in RUNNING
+    }
     assert served["reference"] == set(BY_NAME)
     assert "local-2d" in served["conv"]
     assert "global-2d" in served["attention"]

@@ -21,8 +21,8 @@ from lambdanets.ops.problem import Cost
 from running import RUNNING
 
 
-def kept_bytes(*args: torch.Tensor, **options: object) -> int:
-    """Bytes that autograd keeps of one call, a storage counted once."""
+def saved_bytes(*args: torch.Tensor, **options: object) -> int:
+    """Bytes that autograd saves for the backward pass of one call, a storage counted once."""
     storages: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,7 @@ def kept_bytes(*args: torch.Tensor, **options: object) -> int:
 
 
 def peak_bytes(profile: torch.profiler.profile) -> int:
-    """The most that was alive at once, by the allocator's own count."""
+    """Return the peak of live bytes, by the allocator's own count."""
     alive = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
@@ -44,15 +44,15 @@ def peak_bytes(profile: torch.profiler.profile) -> int:
     return peak
 
 
-def test_masked_content_keeps_no_weights_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masked_content_saves_no_weights_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lambdanets.ops.content.MASKED_BLOCK", 2**14)
     n, m, k = 96, 101, 8
     q, keys = torch.randn(2, 3, n, k, requires_grad=True), torch.randn(2, m, k, 1, requires_grad=True)
     v = torch.randn(2, m, 5, 1, requires_grad=True)
     context = MaskedContext(torch.rand(n, m) < 0.5)
     pairs = 4 * 2 * n * m * k
-    assert kept_bytes(q, keys, v, context=context, kernel="reference") > pairs
-    assert kept_bytes(q, keys, v, context=context, kernel="attention") < pairs / 4
+    assert saved_bytes(q, keys, v, context=context, kernel="reference") > pairs
+    assert saved_bytes(q, keys, v, context=context, kernel="attention") < pairs / 4
 
 
 @pytest.mark.parametrize("kernel", RUNNING)
@@ -63,7 +63,7 @@ def test_the_gradient_of_a_long_table_is_summed_in_full_precision(kernel: str) -
     gradients = {}
     for dtype, name in ((torch.float64, "reference"), (torch.bfloat16, kernel)):
         table = e.to(dtype).requires_grad_()
-        # Numbers of one sign, so that a sum in low precision stands still.
+        # All of one sign, so that a sum in low precision stops growing.
         y = lambda_layer(q.to(dtype), k.to(dtype), v.to(dtype), table, context=context, kernel=name)
         gradients[dtype] = torch.autograd.grad(y.sum(), table)[0].double()
     exact = gradients[torch.float64]
@@ -72,20 +72,20 @@ def test_the_gradient_of_a_long_table_is_summed_in_full_precision(kernel: str) -
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Set the bytes of memory that the planner believes in."""
+    """Set the bytes of memory that the planner takes as available."""
 
     def have(size: int) -> None:
-        monkeypatch.setattr(planner, "memory", lambda device: size)
-        planner.choice.cache_clear()
+        monkeypatch.setattr(planner, "available_memory", lambda device: size)
+        planner.select_kernel.cache_clear()
 
     yield have
-    planner.choice.cache_clear()
+    planner.select_kernel.cache_clear()
 
 
-def test_what_is_planned_is_what_runs_near_the_limit(
+def test_the_planned_kernels_run_near_the_memory_limit(
     machine: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The content part and the gradients take memory too; plan and call must count the same."""
+    """Plan and call must count the memory of the content part and of the gradients in the same way."""
     problem = Problem(grid=(24, 24), batch=8, num_heads=8, dim_v=16, train=True)
     g, q, v, e = (x.requires_grad_() for x in problem.random_inputs())
     k = torch.randn(8, 576, 16, 1, requires_grad=True)
@@ -117,7 +117,9 @@ def test_a_problem_too_large_for_one_kernel_goes_to_another(machine: Callable[[i
     assert made.kernel not in (None, "reference")
 
 
-def test_what_no_kernel_can_hold_is_refused_before_it_starts(machine: Callable[[int], None]) -> None:
+def test_a_problem_too_large_for_all_kernels_is_refused_before_it_starts(
+    machine: Callable[[int], None],
+) -> None:
     q, k, v = torch.randn(64, 2, 900, 16), torch.randn(64, 900, 16, 1), torch.randn(64, 900, 8, 1)
     e = torch.randn(59, 59, 16, 1)
     context = GlobalContext((30, 30))
@@ -165,10 +167,10 @@ PEAKS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("options", PEAKS.values(), ids=PEAKS)
-def test_a_call_takes_about_the_memory_that_the_planner_needs_for_it(
+def test_a_call_takes_about_the_memory_that_the_planner_estimates(
     options: dict[str, Any], train: bool
 ) -> None:
-    """What the call allocates at once, by the allocator's own count, with what it is given."""
+    """The peak of the call's allocations, by the allocator's own count, plus its inputs."""
     sizes = {"batch": 2, "num_heads": 4, "dim_k": 16, "dim_v": 16, "dim_u": 1, "dtype": torch.float32}
     b, h, k, v, u, dtype = (options.get(name, usual) for name, usual in sizes.items())
     context, kernel = options["context"], options.get("kernel", "auto")
@@ -189,24 +191,24 @@ def test_a_call_takes_about_the_memory_that_the_planner_needs_for_it(
     names = planner.resolve(kernel, problem)
     if not problem.position and kernel == "auto":
         names = ("attention", "attention")
-    said = max(
-        planner.needed(problem, name, planner.estimate(problem, [name], backward)[name])
+    estimated = max(
+        planner.required_bytes(problem, name, planner.estimate_costs(problem, [name], backward)[name])
         for name, backward in zip(names, (False, True), strict=True)
         if train or not backward
     )
-    assert 0.8 * said < 4 * peak
-    assert peak < 1.25 * said
+    assert 0.8 * estimated < 4 * peak
+    assert peak < 1.25 * estimated
 
 
 @pytest.mark.parametrize("kernel", [name for name in RUNNING if name != "reference"])
-def test_between_forward_and_backward_only_the_inputs_are_kept(kernel: str) -> None:
+def test_between_forward_and_backward_only_the_inputs_are_saved(kernel: str) -> None:
     n = 20 * 21
     q, k = torch.randn(2, 4, n, 8, requires_grad=True), torch.randn(2, n, 8, 1, requires_grad=True)
     v, e = torch.randn(2, n, 6, 1, requires_grad=True), torch.randn(39, 41, 8, 1, requires_grad=True)
     given = sum(x.nbytes for x in (q, k, v, e))
-    kept = kept_bytes(q, k, v, e, context=GlobalContext((20, 21)), kernel=kernel)
+    saved = saved_bytes(q, k, v, e, context=GlobalContext((20, 21)), kernel=kernel)
     lambdas, pair_map = 4 * 2 * n * 8 * 6, 4 * 2 * 4 * n * n
-    assert kept < 2.5 * given < min(4 * lambdas, pair_map)
+    assert saved < 2.5 * given < min(4 * lambdas, pair_map)
 
 
 @pytest.mark.parametrize("kernel", ["attention", "fft"])
@@ -219,8 +221,8 @@ def test_between_forward_and_backward_only_the_inputs_are_kept(kernel: str) -> N
     ],
     ids=str,
 )
-def test_peak_memory_is_about_what_the_planner_says(kernel: str, problem: Problem) -> None:
-    """The allocator's own count of live bytes, in a process of its own kind: a profile of one call."""
+def test_peak_memory_is_about_the_estimate_of_the_planner(kernel: str, problem: Problem) -> None:
+    """The peak is the allocator's own count of live bytes, from a profile of one call."""
     g, q, v, e = problem.random_inputs()
     for backward in (False, True):
         with torch.profiler.profile(profile_memory=True) as profile, torch.no_grad():
@@ -231,14 +233,13 @@ def test_peak_memory_is_about_what_the_planner_says(kernel: str, problem: Proble
                 KERNELS[kernel].output(q, v, e, problem, *result)
         peak = peak_bytes(profile)
         given = sum(x.nbytes for x in result if x is not None)
-        said = KERNELS[kernel].cost(problem, backward=backward).peak_bytes
-        assert (peak - given) / 2 < said < 4 * peak
+        estimated = KERNELS[kernel].cost(problem, backward=backward).peak_bytes
+        assert (peak - given) / 2 < estimated < 4 * peak
 
 
 def test_a_further_kernel_is_planned_without_further_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     class Instant:
         NAME = "instant"
-        APPLIES_CONTENT = False
         output = staticmethod(KERNELS["reference"].output)
         gradients = staticmethod(KERNELS["reference"].gradients)
         unsupported = staticmethod(KERNELS["reference"].unsupported)
@@ -248,9 +249,9 @@ def test_a_further_kernel_is_planned_without_further_changes(monkeypatch: pytest
             return replace(KERNELS["attention"].cost(problem, backward=backward), seconds=1e-12)
 
     monkeypatch.setitem(KERNELS, "instant", Instant())
-    planner.choice.cache_clear()
+    planner.select_kernel.cache_clear()
     made = plan(Problem(grid=(7, 5), train=True))
-    planner.choice.cache_clear()
+    planner.select_kernel.cache_clear()
     assert (made.kernel, made.backward_kernel) == ("instant", "instant")
     q, k, v = torch.randn(1, 2, 35, 3), torch.randn(1, 35, 3, 1), torch.randn(1, 35, 5, 1)
     e = torch.randn(13, 9, 3, 1)

@@ -1,4 +1,4 @@
-"""Keys normalised otherwise (Table 12): the definition against loops, the fast form against it."""
+"""Other normalisations of the keys (Table 12): the definition against loops, the kernels against it."""
 
 import pytest
 import torch

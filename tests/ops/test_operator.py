@@ -1,4 +1,4 @@
-"""The position part as a library operator: registration, graphs, export, gradients of gradients."""
+"""The position part as custom operators: registration, graphs, export, gradients of gradients."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from cases import BY_NAME, CASES, Case
 from closeness import assert_close_by_name
 from lambdanets import LambdaLayer2d
 from lambdanets.ops import GlobalContext, LocalContext, Problem, functional, lambda_layer, plan
-from lambdanets.ops.position import geometry_of, position_gradients, position_output
+from lambdanets.ops.position import decode, encode, position_gradients, position_output
 from running import RUNNING
 
 kernels = pytest.mark.parametrize("kernel", RUNNING)
@@ -30,7 +30,8 @@ def arguments(name: str, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
     q, v, e = torch.randn(2, 3, n, 2), torch.randn(2, m, 4, 2), torch.randn(*table, 2, 2)
     lambdas = torch.randn(2, 2, 4) if name in ("global", "local", "dense") else None
     tensors = [None if x is None else x.to(dtype).requires_grad_() for x in (q, v, e, lambdas)]
-    return *tensors, *geometry_of(context)
+    problem = Problem.of(q, v, v, e, context or GlobalContext((n,), context_grid=(m,)))
+    return *tensors, encode(problem)
 
 
 def supported(name: str, kernel: str) -> bool:
@@ -49,10 +50,25 @@ def test_registration_is_sound(name: str, kernel: str) -> None:
         "hvn": [False, True, False, True],
         "nhv": [True, False, True, False],
     }
-    for order, wanted in asked.items():
-        torch.library.opcheck(position_output, (*inputs, order, kernel, kernel))
-        wanted[3] &= inputs[3] is not None
-        torch.library.opcheck(position_gradients, (g, *inputs, order, kernel, kernel, wanted))
+    for memory_layout, needs_grad in asked.items():
+        torch.library.opcheck(position_output, (*inputs, memory_layout, kernel, kernel))
+        needs_grad[3] &= inputs[3] is not None
+        torch.library.opcheck(position_gradients, (g, *inputs, memory_layout, kernel, kernel, needs_grad))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.position], ids=str)
+def test_the_encoded_geometry_is_decoded_to_the_same_problem(case: Case) -> None:
+    x = case.inputs()
+    problem = Problem.of(x["q"], x["k"], x["v"], x["e"], case.context(), case.content)
+    found = decode(
+        tuple(encode(problem)), x["q"].shape, x["v"].shape, problem.dtype, problem.device, case.content
+    )
+    if problem.relative:
+        assert found == problem
+        assert found.context == case.context()
+    else:  # of dense embeddings only the sizes matter
+        assert found.dense
+        assert (found.num_queries, found.num_context) == (case.n, case.m)
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
@@ -60,11 +76,11 @@ def test_registration_is_sound(name: str, kernel: str) -> None:
 def test_gradients_of_gradients_are_right(name: str, kernel: str) -> None:
     if not supported(name, kernel):
         return
-    *tensors, grid, keys, scope, dilation, causal = arguments(name)
+    *tensors, geometry = arguments(name)
     tensors = [x for x in tensors if x is not None]
 
     def call(q: Tensor, v: Tensor, e: Tensor, lambdas: Tensor | None = None) -> Tensor:
-        return position_output(q, v, e, lambdas, grid, keys, scope, dilation, causal, "hnv", kernel, kernel)
+        return position_output(q, v, e, lambdas, geometry, "hnv", kernel, kernel)
 
     torch.manual_seed(1)
     assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
@@ -74,7 +90,7 @@ def test_gradients_of_gradients_are_right(name: str, kernel: str) -> None:
 @pytest.mark.parametrize("case_name", ["global-2d", "local-2d", "global-u4", "causal", "global-dense-2d"])
 @kernels
 def test_a_gradient_penalty_equals_that_of_the_definition(case_name: str, kernel: str) -> None:
-    """Second derivatives through the whole operator, as a penalty on the gradient asks for them."""
+    """Second derivatives through the whole operator, as a gradient penalty needs them."""
     case = BY_NAME[case_name]
     if not supported("dense" if case.dense else "", kernel):
         return
@@ -138,7 +154,7 @@ def test_forward_and_backward_may_take_different_kernels(monkeypatch: pytest.Mon
 
 
 def test_derivatives_that_torch_would_get_wrong_are_refused() -> None:
-    """PyTorch drops the tangent of a library operator without a word."""
+    """PyTorch silently drops the tangent of a custom operator."""
     case = BY_NAME["local-2d"]
     inputs = case.inputs()
 
@@ -166,9 +182,7 @@ def test_derivatives_that_torch_would_get_wrong_are_refused() -> None:
 
 @pytest.mark.parametrize("kernel", ["reference", "attention", "conv", "fft"])
 @pytest.mark.parametrize("size", [64, 700, 2**20])
-def test_the_sizes_of_blocks_do_not_show_in_positions(
-    kernel: str, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_block_sizes_do_not_change_positions(kernel: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks small enough to cut small problems along every axis that is ever cut."""
     from lambdanets.ops.kernels import attention, conv, fft
 

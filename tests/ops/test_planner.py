@@ -1,4 +1,4 @@
-"""The plan: one kernel that can serve, a line and a reason for every kernel; problems that are checked."""
+"""The plan: one chosen kernel, a row and a reason for every kernel; the checks of a problem."""
 
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cases import BY_NAME, CASES, Case
 from lambdanets.ops import KERNELS, GlobalContext, Plan, Problem, lambda_layer, plan, planner
-from lambdanets.ops.planner import Row
+from lambdanets.ops.planner import PlanRow
 
 PROBLEMS = {
     "global": {"grid": (64, 64)},
@@ -29,18 +29,18 @@ PROBLEMS = {
 problems = pytest.mark.parametrize("options", PROBLEMS.values(), ids=PROBLEMS)
 
 
-def lines(result: Plan) -> dict[str, tuple[Row, ...]]:
-    """The lines of each pass that a plan has."""
+def rows_by_pass(result: Plan) -> dict[str, tuple[PlanRow, ...]]:
+    """Return the rows of each pass of a plan."""
     return {"forward": result.rows} | ({"backward": result.backward_rows} if result.problem.train else {})
 
 
 @problems
-def test_every_kernel_has_a_line_and_a_reason(options: dict[str, Any]) -> None:
+def test_every_kernel_has_a_row_and_a_reason(options: dict[str, Any]) -> None:
     problem = Problem(**options)
     result = plan(problem)
     assert isinstance(result, Plan)
     assert (result.backward_kernel is not None) == problem.train == bool(result.backward_rows)
-    for rows in lines(result).values():
+    for rows in rows_by_pass(result).values():
         assert [row.kernel for row in rows] == list(KERNELS)
         assert [row.verdict for row in rows].count("chosen") == 1
         for row in rows:
@@ -54,7 +54,7 @@ def test_every_kernel_has_a_line_and_a_reason(options: dict[str, Any]) -> None:
 def test_the_chosen_kernel_is_near_the_least_estimate_and_the_leanest_there(options: dict[str, Any]) -> None:
     result = plan(Problem(**options))
     chosen = {"forward": result.kernel, "backward": result.backward_kernel}
-    for name, rows in lines(result).items():
+    for name, rows in rows_by_pass(result).items():
         costs = {row.kernel: row.cost for row in rows if row.cost is not None}
         least = min(cost.seconds for cost in costs.values())
         near = {kernel: cost.peak_bytes for kernel, cost in costs.items() if cost.seconds <= 1.05 * least}
@@ -65,11 +65,11 @@ def test_the_chosen_kernel_is_near_the_least_estimate_and_the_leanest_there(opti
 def test_printing_shows_every_kernel_with_its_reason(options: dict[str, Any]) -> None:
     result = plan(Problem(**options))
     text = str(result)
-    for rows in lines(result).values():
+    for rows in rows_by_pass(result).values():
         for row in rows:
             assert any(line.startswith(row.kernel) and row.reason in line for line in text.splitlines())
     assert "x".join(map(str, options["grid"])) in text or str(options["grid"]) in text
-    assert text.count("chosen: ") == len(lines(result))
+    assert text.count("chosen: ") == len(rows_by_pass(result))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.position], ids=str)
@@ -97,7 +97,7 @@ def test_measured_is_the_fastest_when_tried_and_is_tried_once(monkeypatch: pytes
         return times
 
     monkeypatch.setattr(planner, "measure", measure)
-    planner.measured_choice.cache_clear()
+    planner.select_kernel.cache_clear()
     q, k, v, e = (
         torch.randn(1, 2, 35, 3, requires_grad=True),
         torch.randn(1, 35, 3, 1),
@@ -107,20 +107,20 @@ def test_measured_is_the_fastest_when_tried_and_is_tried_once(monkeypatch: pytes
     for _ in range(3):
         lambda_layer(q, k, v, e, context=GlobalContext((5, 7)), kernel="measured").sum().backward()
     assert [backward for _, backward in tried] == [False, True]
-    planner.measured_choice.cache_clear()
+    planner.select_kernel.cache_clear()
 
 
 def test_measuring_runs_the_kernels_and_shows_their_times() -> None:
     made = plan(Problem(grid=(9, 7), batch=2, train=True), measured=True)
-    for name, rows in lines(made).items():
+    for name, rows in rows_by_pass(made).items():
         times = {row.kernel: row.measured for row in rows if row.measured is not None}
         assert len(times) > 1
         chosen = {"forward": made.kernel, "backward": made.backward_kernel}[name]
         assert times[chosen or ""] == min(times.values())
 
 
-def test_measuring_is_not_touched_by_what_surrounds_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real kernels are timed on plain tensors in the type they work in, whoever calls."""
+def test_measuring_is_independent_of_surrounding_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real kernels are timed on plain tensors in their compute dtype, in any surrounding mode."""
     calls: list[tuple[type, torch.dtype]] = []
     whole = KERNELS["attention"].output
 
@@ -129,7 +129,7 @@ def test_measuring_is_not_touched_by_what_surrounds_the_call(monkeypatch: pytest
         whole(q, *rest)
 
     monkeypatch.setattr(KERNELS["attention"], "output", output)
-    monkeypatch.setattr(planner, "product_dtype", lambda dtype, device: torch.float32)
+    monkeypatch.setattr(planner, "compute_dtype", lambda dtype, device: torch.float32)
     problem = Problem(grid=(6, 5), batch=2, dtype=torch.float16)
     counter = FlopCounterMode(display=False)
     for surrounding in (torch.autocast("cpu", torch.bfloat16), FakeTensorMode(), counter):
@@ -140,7 +140,7 @@ def test_measuring_is_not_touched_by_what_surrounds_the_call(monkeypatch: pytest
     assert set(calls) == {(torch.Tensor, torch.float32)}
 
 
-def test_without_positions_the_kernels_are_one() -> None:
+def test_without_positions_all_kernels_are_the_same() -> None:
     made = plan(Problem(grid=(64,), causal=True, position=False))
     assert {row.verdict for row in made.rows} == {"chosen", "same", "cannot serve"}
 
@@ -148,7 +148,7 @@ def test_without_positions_the_kernels_are_one() -> None:
 @pytest.mark.parametrize(
     "name", ["global-cross-2d", "local-dilated-2d", "causal-local-u4", "masked-padded", "global-dense-2d"]
 )
-def test_a_call_poses_the_problem_it_is(name: str) -> None:
+def test_a_problem_has_the_sizes_of_its_call(name: str) -> None:
     case = BY_NAME[name]
     inputs = case.inputs()
     problem = Problem.of(
@@ -189,7 +189,7 @@ def test_costs_grow_with_the_work(name: str) -> None:
     "case_name", ["global-2d", "local-2d", "global-u4", "global-cross-2d", "global-position-only"]
 )
 def test_flops_are_those_torch_counts(name: str, case_name: str) -> None:
-    """An independent count; within a factor of two, for torch counts products alone, no sums."""
+    """PyTorch counts independently; within a factor of two, since it counts products but no sums."""
     from torch.utils.flop_counter import FlopCounterMode
 
     case = replace(BY_NAME[case_name], dim_k=16, dim_v=32)

@@ -1,6 +1,6 @@
-"""The Triton programs without a GPU: run by the interpreter, and compiled for devices that are not there.
+"""The Triton kernels without a GPU: run by the interpreter, and compiled for absent devices.
 
-And what the tuner does, with times that are given.
+And the tuner, with given times.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from lambdanets.ops import Problem, plan
 from lambdanets.ops.kernels import triton
-from lambdanets.ops.kernels.triton.tile import Tile, tiles
+from lambdanets.ops.kernels.triton.tiling import Tile, candidate_tiles
 
 tuning = pytest.importorskip("lambdanets.ops.kernels.triton.tuning", exc_type=ImportError)
 OutOfResources = tuning.OutOfResources
@@ -32,7 +32,7 @@ LEAST_SHARED = 99 * 1024  # of a device of capability 8.6 or 8.9
 
 
 def interpreted(*arguments: str) -> None:
-    """Tests run by the interpreter, in a process of their own."""
+    """Run tests in the interpreter, in a separate process."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "triton_interpreted"]
     path = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
@@ -61,10 +61,10 @@ def test_the_kernel_passes_the_tests_of_all_kernels_by_the_interpreter() -> None
 @pytest.mark.parametrize("capability", SHARED)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_every_tile_compiles_for_a_device_that_is_not_there(dtype: torch.dtype, capability: int) -> None:
-    from lambdanets.ops.kernels.triton import programs
+    from lambdanets.ops.kernels.triton import launch
 
     problem = Problem(grid=(14, 14), scope=(23, 23), batch=128, dtype=dtype)
-    for name, tile, call in programs.without_memory(problem):
+    for name, tile, call in launch.calls_without_memory(problem):
         compiled = call.compile(capability)
         assert compiled.asm["cubin"]
         assert compiled.metadata.shared <= SHARED[capability], (name, tile)
@@ -74,22 +74,22 @@ def test_every_tile_compiles_for_a_device_that_is_not_there(dtype: torch.dtype, 
 @pytest.mark.parametrize("sizes", [(1, 16, 256), (3, 64, 7), (32, 256, 16), (16, 5, 100)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_some_tile_fits_into_the_smallest_device(dtype: torch.dtype, sizes: tuple[int, int, int]) -> None:
-    from lambdanets.ops.kernels.triton import programs
+    from lambdanets.ops.kernels.triton import launch
 
     heads, dim_k, dim_v = sizes
     problem = Problem(grid=(7, 9), batch=32, num_heads=heads, dim_k=dim_k, dim_v=dim_v, dtype=dtype)
     fits: dict[str, bool] = {}
-    for name, _, call in programs.without_memory(problem):
+    for name, _, call in launch.calls_without_memory(problem):
         if not fits.get(name):
             fits[name] = call.compile(80).metadata.shared <= LEAST_SHARED
     assert fits == dict.fromkeys(("output", "dq", "dv", "de"), True)
 
 
 class Launches:
-    """Stands for the launches of a program: those of some tiles find no room, and each takes its time."""
+    """Fake launches of a kernel: some tiles do not fit the device, and each tile has a given time."""
 
-    def __init__(self, times: dict[Tile, float], without_room: Sequence[Tile] = ()) -> None:
-        self.times, self.without_room = times, without_room
+    def __init__(self, times: dict[Tile, float], not_fitting: Sequence[Tile] = ()) -> None:
+        self.times, self.not_fitting = times, not_fitting
         self.launched: list[Tile] = []
 
     def calls(self, tile: Tile) -> Any:
@@ -105,7 +105,7 @@ class Launches:
         tile: Tile
 
         def launch(self) -> None:
-            if self.tile in self.launches.without_room:
+            if self.tile in self.launches.not_fitting:
                 raise OutOfResources(200_000, 100_000, "shared memory")
             self.launches.launched.append(self.tile)
 
@@ -114,7 +114,7 @@ A, B, C = (Tile(examples, 4, 16, 16, 64) for examples in (1, 2, 4))
 
 
 @pytest.mark.parametrize(
-    ("times", "without_room", "taken"),
+    ("times", "not_fitting", "taken"),
     [
         ((3.0, 2.0, 1.0), (), C),
         ((1.02, 1.01, 1.0), (), A),  # a tie
@@ -124,35 +124,35 @@ A, B, C = (Tile(examples, 4, 16, 16, 64) for examples in (1, 2, 4))
     ],
 )
 def test_the_first_of_the_fastest_tiles_is_taken(
-    times: tuple[float, ...], without_room: Sequence[Tile], taken: Tile, monkeypatch: pytest.MonkeyPatch
+    times: tuple[float, ...], not_fitting: Sequence[Tile], taken: Tile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launches = Launches(dict(zip((A, B, C), times, strict=True)), without_room)
+    launches = Launches(dict(zip((A, B, C), times, strict=True)), not_fitting)
     monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
-    assert tuning.fastest([A, B, C], launches.calls) == taken
+    assert tuning.fastest_tile([A, B, C], launches.calls) == taken
 
 
-def test_a_device_without_room_for_any_tile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_fits_no_tile_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = Launches({}, [A, B])
     monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
-    for take in (tuning.fastest, tuning.first_with_room):
+    for take in (tuning.fastest_tile, tuning.launch_first_fitting):
         with pytest.raises(OutOfResources, match="100000"):
             take([A, B], launches.calls)
 
 
-def test_without_trials_the_first_tile_with_room_is_launched_once() -> None:
+def test_without_trials_the_first_fitting_tile_is_launched_once() -> None:
     launches = Launches({}, [A])
-    tuning.first_with_room([A, B, C], launches.calls)
+    tuning.launch_first_fitting([A, B, C], launches.calls)
     assert launches.launched == [B]
 
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
-    """Stands for a CUDA device: whether a graph is recorded on it is `capturing`."""
+    """A fake CUDA device; `capturing` is True while a graph is recorded on it."""
     it = SimpleNamespace(capturing=False)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: it.capturing)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
-    monkeypatch.setattr(tuning, "_taken", {})
+    monkeypatch.setattr(tuning, "_tuned", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     torch.use_deterministic_algorithms(False)  # which the fixture of these tests has set
     return it
@@ -166,7 +166,7 @@ def test_a_program_is_tuned_once_for_each_order_in_memory(
     device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     problem = Problem(grid=(9, 9), batch=64, dtype=torch.bfloat16, device="cuda")
-    tried = tiles(problem, "output")
+    tried = candidate_tiles(problem, "output")
     launches = Launches({tile: 9.0 - i for i, tile in enumerate(tried)})
     monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
     for _ in range(2):
@@ -175,7 +175,7 @@ def test_a_program_is_tuned_once_for_each_order_in_memory(
     tuning.run("output", problem, [on_device(1, 8)], launches.calls)
     assert launches.launched[len(tried) + 2 :] == [*tried, tried[-1]]
     assert len(list((tmp_path / "lambdanets" / "tiles").iterdir())) == 2
-    monkeypatch.setattr(tuning, "_taken", {})  # as in another process
+    monkeypatch.setattr(tuning, "_tuned", {})  # as in another process
     before = len(launches.launched)
     tuning.run("output", problem, [on_device(8, 1)], launches.calls)
     assert launches.launched[before:] == [tried[-1]]
@@ -185,7 +185,7 @@ def test_problems_of_about_the_same_sizes_share_a_tile(
     device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = Problem(grid=(50, 67), scope=(7, 7), batch=6, dtype=torch.bfloat16, device="cuda")
-    tried = tiles(problem, "dv")
+    tried = candidate_tiles(problem, "dv")
     launches = Launches(dict.fromkeys(tried, 1.0))
     monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
     for like in ({}, {"grid": (61, 110)}, {"batch": 8}, {"content": False}):
@@ -201,14 +201,16 @@ def test_problems_of_about_the_same_sizes_share_a_tile(
 def test_tiles_of_like_problems_are_tried_for_both(program: str) -> None:
     for batch in range(1, 40):
         problem = Problem(grid=(9, batch), batch=batch, num_heads=3, dtype=torch.bfloat16, device="cuda")
-        assert tiles(problem, program) == tiles(tuning.alike(program, problem), program)
+        assert candidate_tiles(problem, program) == candidate_tiles(
+            tuning.representative(program, problem), program
+        )
 
 
-def test_no_clock_decides_while_a_graph_is_recorded_or_results_must_repeat(
+def test_times_decide_nothing_while_a_graph_is_recorded_or_results_must_repeat(
     device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     problem = Problem(grid=(9, 9), batch=64, dtype=torch.bfloat16, device="cuda")
-    tried = tiles(problem, "dv")
+    tried = candidate_tiles(problem, "dv")
     launches = Launches({tile: 9.0 - i for i, tile in enumerate(tried)})
     monkeypatch.setattr(tuning, "_milliseconds", launches.milliseconds)
     device.capturing = True
@@ -230,7 +232,7 @@ def test_a_device_with_no_memory_left_for_trials_takes_the_first_tile_and_tries_
     device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     problem = Problem(grid=(9, 9), batch=64, dtype=torch.bfloat16, device="cuda")
-    tried = tiles(problem, "dq")
+    tried = candidate_tiles(problem, "dq")
     launches = Launches({tile: 9.0 - i for i, tile in enumerate(tried)})
 
     def without_memory(call: Callable[[], None]) -> float:
@@ -245,7 +247,7 @@ def test_a_device_with_no_memory_left_for_trials_takes_the_first_tile_and_tries_
     assert launches.launched[-1] == tried[-1]
 
 
-def test_a_tile_is_found_once_and_kept_in_a_file(tmp_path: Path) -> None:
+def test_a_tile_is_found_once_and_cached_in_a_file(tmp_path: Path) -> None:
     found: list[Tile] = []
 
     def find() -> Tile:
@@ -253,24 +255,24 @@ def test_a_tile_is_found_once_and_kept_in_a_file(tmp_path: Path) -> None:
         return B
 
     file = tmp_path / "folder" / "tile.json"
-    assert [tuning.kept(file, [A, B], find) for _ in range(3)] == [B, B, B]
+    assert [tuning.load_or_find(file, [A, B], find) for _ in range(3)] == [B, B, B]
     assert len(found) == 1
     assert json.loads(file.read_text()) == asdict(B)
     assert [path.name for path in file.parent.iterdir()] == ["tile.json"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"examples": 1}', json.dumps(asdict(C)), "\0"])
-def test_a_file_with_something_else_is_found_again_and_mended(text: str, tmp_path: Path) -> None:
+def test_an_invalid_cache_file_is_replaced(text: str, tmp_path: Path) -> None:
     file = tmp_path / "tile.json"
     file.write_text(text)
-    assert tuning.kept(file, [A, B], lambda: B) == B
+    assert tuning.load_or_find(file, [A, B], lambda: B) == B
     assert json.loads(file.read_text()) == asdict(B)
 
 
-def test_a_folder_that_cannot_be_written_is_no_hindrance(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert tuning.kept(tmp_path / "file" / "tile.json", [A, B], lambda: B) == B
-    assert tuning.kept(None, [A, B], lambda: A) == A
+    assert tuning.load_or_find(tmp_path / "file" / "tile.json", [A, B], lambda: B) == B
+    assert tuning.load_or_find(None, [A, B], lambda: A) == A
 
 
 @pytest.mark.parametrize("program", ["output", "dq", "dv", "de"])
@@ -278,10 +280,10 @@ def test_few_tiles_are_tried_always_the_same(program: str) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         for batch, heads, depth in ((1, 1, 8), (128, 4, 16), (3, 24, 256)):
             problem = Problem(grid=(9, 9), batch=batch, num_heads=heads, dim_k=depth, dtype=dtype)
-            tried = tiles(problem, program)
+            tried = candidate_tiles(problem, program)
             assert 1 <= len(tried) <= 6
             assert len(set(tried)) == len(tried)
-            assert tried == tiles.__wrapped__(replace(problem), program)
+            assert tried == candidate_tiles.__wrapped__(replace(problem), program)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +301,7 @@ def test_few_tiles_are_tried_always_the_same(program: str) -> None:
     ],
     ids=str,
 )
-def test_what_is_not_served_is_refused_with_its_reason(options: dict[str, Any], words: str) -> None:
+def test_unsupported_problems_are_refused_with_a_reason(options: dict[str, Any], words: str) -> None:
     problem = Problem(**{"grid": (8, 8), "device": "cuda"} | options)
     reasons = triton.unsupported(problem)
     assert [words in reason for reason in reasons] == [True], reasons
@@ -340,8 +342,8 @@ def test_a_machine_on_which_triton_cannot_compile_is_refused(
     assert [words in reason for reason in reasons] == [True]
 
 
-def test_what_a_machine_lacks_is_no_part_of_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph cannot hold a look at files, and the layer's has to be one."""
+def test_missing_requirements_are_constants_of_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph cannot read files, and the layer must be one graph."""
     cuda = SimpleNamespace(
         is_available=lambda: True, device_count=lambda: 1, get_device_capability=lambda i: (7, 5)
     )

@@ -1,7 +1,7 @@
-"""The Triton programs by Triton's interpreter: every tile, seams, places that need 64 bits, odd memory.
+"""The Triton kernels in Triton's interpreter: every tile, seams, 64-bit offsets, unusual strides.
 
 `test_triton.py` runs these, and the tests of all kernels for kernel "triton", in processes of their own:
-TRITON_INTERPRET has to be set before Triton is imported. As a plugin of pytest it mends the interpreter.
+TRITON_INTERPRET has to be set before Triton is imported. As a pytest plugin it also fixes the interpreter.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,10 +17,11 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from cases import BY_NAME, CASES, Case
 from closeness import assert_close_by_name
-from lambdanets.ops import Problem, lambda_layer
-from lambdanets.ops.kernels import reference, triton
-from lambdanets.ops.kernels.triton import programs
-from lambdanets.ops.kernels.triton.tile import Tile, table_parts, tiles
+from lambdanets.ops import Problem, lambda_layer, reference
+from lambdanets.ops.kernels import triton
+from lambdanets.ops.kernels.triton import launch
+from lambdanets.ops.kernels.triton.tiling import Tile, candidate_tiles, table_part_shape
+from lambdanets.ops.position import encode
 
 SEAMS = [  # more than a tile on every axis that has tiles
     Case(name="seams-2d", grid=(5, 9), scope=(4, 5), batch=1, dim_v=67, num_heads=3, dim_k=17),
@@ -34,7 +35,7 @@ LAYOUTS = [BY_NAME[name] for name in ("global-2d", "local-2d-rectangle", "local-
 
 @pytest.fixture(autouse=True, scope="session")
 def _bfloat16_products() -> Iterator[None]:
-    """The interpreter multiplies the bits of bfloat16 (Triton's issue 11584); here, the numbers."""
+    """Convert bfloat16 before products: the interpreter multiplies its bits (Triton's issue 11584)."""
     as_it_is = InterpreterBuilder.create_dot
 
     def widened(x: TensorHandle) -> TensorHandle:
@@ -59,7 +60,7 @@ def problem_of(case: Case, dtype: torch.dtype = torch.float64) -> Problem:
 def by_tiles(
     case: Case, chosen: dict[str, Tile], order: Callable[[Tensor], Tensor] = lambda x: x
 ) -> dict[str, Tensor]:
-    """The output and the gradients with given tiles, from tensors in some order in memory."""
+    """Return the output and the gradients with given tiles, from tensors with the strides of `order`."""
     x = {name: order(value) for name, value in (case.inputs() | {"g": case.upstream()}).items()}
     problem = problem_of(case)
     results = {"output": order(torch.full_like(x["g"], torch.nan))}
@@ -67,10 +68,10 @@ def by_tiles(
     results["de"] = order(torch.zeros_like(x["e"]))
     q, v, e, g = (x[name] for name in "qveg")
     calls = [
-        programs.output_call(q, v, e, problem, results["output"], chosen["output"]),
-        programs.query_gradient_call(g, v, e, problem, results["dq"], chosen["dq"]),
-        programs.value_gradient_call(g, q, e, problem, results["dv"], chosen["dv"]),
-        *programs.table_calls(g, q, v, problem, results["de"], chosen["de"]),
+        launch.output_call(q, v, e, problem, results["output"], chosen["output"]),
+        launch.query_gradient_call(g, v, e, problem, results["dq"], chosen["dq"]),
+        launch.value_gradient_call(g, q, e, problem, results["dv"], chosen["dv"]),
+        *launch.table_gradient_calls(g, q, v, problem, results["de"], chosen["de"]),
     ]
     for call in calls:
         call.launch()
@@ -86,11 +87,10 @@ def by_definition(case: Case) -> dict[str, Tensor]:
 
 
 def every_tile(problem: Problem) -> list[dict[str, Tile]]:
-    """Tiles for all programs, so often that each program has had each of those that it tries in any type."""
+    """Return tiles for all results, until each result has had each of its candidates in any dtype."""
+    half_precision = replace(problem, dtype=torch.bfloat16)
     tried = {
-        name: list(
-            dict.fromkeys([*tiles(problem, name), *tiles(replace(problem, dtype=torch.bfloat16), name)])
-        )
+        name: list(dict.fromkeys([*candidate_tiles(problem, name), *candidate_tiles(half_precision, name)]))
         for name in ("output", "dq", "dv", "de")
     }
     rounds = max(map(len, tried.values()))
@@ -105,28 +105,28 @@ def test_every_tile_gives_the_definition(case: Case) -> None:
 
 
 def small(problem: Problem) -> dict[str, Tile]:
-    """Tiles so small that a small problem has many of everything."""
+    """Return tiles so small that a small problem has several on every axis."""
     tile = Tile(examples=2, heads=2, queries=8, context=16, values=16)
     return {"output": tile, "dq": tile, "dv": tile, "de": replace(tile, context=8)}
 
 
 def scattered(x: Tensor) -> Tensor:
-    """The same numbers with gaps between them and the axes stored in reverse."""
+    """Return the same values with gaps between them and the axes stored in reverse."""
     wide = x.permute(*reversed(range(x.ndim))).contiguous().repeat_interleave(2, 0)[::2]
     return wide.permute(*reversed(range(x.ndim)))
 
 
 def far_apart(x: Tensor) -> Tensor:
-    """The same numbers, the first axis that has several in steps beyond what 32 bits count.
+    """Return the same values, with strides beyond 32 bits on the first axis longer than one.
 
-    The system gives memory to the few pages that are touched.
+    The system allocates only the few pages that are touched.
     """
     axis = next(i for i, size in enumerate(x.shape) if size > 1)
     steps = list(x.contiguous().stride())
     steps[axis] = 2**31 // (x.shape[axis] - 1) + 4096
-    places = 1 + sum((size - 1) * step for size, step in zip(x.shape, steps, strict=True))
-    room = torch.from_numpy(np.empty(places, x.numpy().dtype))  # torch.empty would be filled with NaN here
-    return room.as_strided(x.shape, steps).copy_(x)
+    length = 1 + sum((size - 1) * step for size, step in zip(x.shape, steps, strict=True))
+    buffer = torch.from_numpy(np.empty(length, x.numpy().dtype))  # torch.empty would be filled with NaN here
+    return buffer.as_strided(x.shape, steps).copy_(x)
 
 
 @pytest.mark.parametrize("order", [scattered, far_apart])
@@ -138,16 +138,16 @@ def test_any_order_in_memory(case: Case, order: Callable[[Tensor], Tensor]) -> N
 def test_a_tables_gradient_is_summed_in_parts_of_the_batch() -> None:
     case = Case(name="parts", grid=(3, 2), batch=7, dim_v=3, num_heads=2, dim_k=2)
     chosen = small(problem_of(case))
-    assert table_parts(problem_of(case), chosen["de"])[0] == 4
+    assert table_part_shape(problem_of(case), chosen["de"])[0] == 4
     assert_close_by_name(by_tiles(case, chosen), by_definition(case))
 
 
-def test_a_gradient_that_is_not_wanted_is_not_formed() -> None:
+def test_a_gradient_that_is_not_needed_is_not_computed() -> None:
     case = BY_NAME["global-1d"]
     x = case.inputs()
-    wanted = (False, True, False)
-    found = triton.gradients(case.upstream(), x["q"], x["v"], x["e"], problem_of(case), wanted)
-    assert [gradient is not None for gradient in found] == list(wanted)
+    needs_grad = (False, True, False)
+    found = triton.gradients(case.upstream(), x["q"], x["v"], x["e"], problem_of(case), needs_grad)
+    assert [gradient is not None for gradient in found] == list(needs_grad)
 
 
 def test_a_batch_of_none() -> None:
@@ -161,7 +161,7 @@ def test_a_batch_of_none() -> None:
 
 
 def test_an_upstream_gradient_without_memory_of_its_own() -> None:
-    """As `y.sum().backward()` makes it: one number, seen from all places."""
+    """As from `y.sum().backward()`: one element, expanded."""
     case = BY_NAME["local-2d-rectangle"]
     found, exact = (
         torch.autograd.grad(case.call(lambda_layer, x, kernel=kernel).sum(), [x[name] for name in "qve"])
@@ -184,15 +184,15 @@ def test_gradients_to_second_order() -> None:
     assert torch.autograd.gradgradcheck(call, x, fast_mode=True)
 
 
-def test_the_library_operator_is_one_to_pytorch() -> None:
+def test_the_custom_operator_passes_opcheck() -> None:
     """Fake tensors, functions without hidden state, the same gradients under a graph."""
     case = BY_NAME["local-2d-rectangle"]
     x = case.inputs()
-    geometry = (list(case.grid), list(case.grid), list(case.scope or ()), [1] * len(case.grid), False)
+    geometry = encode(problem_of(case))
     tensors = [x[name].requires_grad_() for name in "qve"]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     lambdas = torch.randn(case.batch, case.dim_k, case.dim_v, dtype=torch.float64, requires_grad=True)
-    arguments = (*tensors, lambdas, *geometry, "hnv", "triton", "triton")
+    arguments = (*tensors, lambdas, geometry, "hnv", "triton", "triton")
     torch.library.opcheck(torch.ops.lambdanets.position_output, arguments, test_utils=checks)
 
 

@@ -1,4 +1,4 @@
-"""What is raced: cases by name, groups of them, and a case given by hand."""
+"""Cases of `lambdanets bench op`: the sizes of a layer and of its input, by name and in groups."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 
 from lambdanets.ops import Problem
 
-# A crop is checked in float64 against the definition; these sides keep its n x m pairs few.
+# A crop is compared with the definition in float64; these sides limit its n x m pairs, by number of axes.
 CROP_SIDE = {1: 97, 2: 11, 3: 5}
 CROP_BATCH, CROP_DEPTH = 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """The input of a layer and the layer's sizes: one row of a table, or one point of a curve.
+    """The sizes of a layer and of its input: one row of a table, or one point of a curve.
 
     Attributes:
-        name: What `--cases` calls it.
+        name: In `--cases`, tables and the CSV.
         grid: Sizes of the grid.
         scope: Entries of the position table per axis, None for global positions.
         batch: Batch size, b.
@@ -28,7 +28,7 @@ class Case:
         num_heads: Queries per position, h; the value depth is `dim / num_heads`.
         dim_k: Query and key depth, k.
         dim_u: Intra-depth, u.
-        series: The curve that it is a point of, "" where it stands alone.
+        series: The curve that it is a point of, or "".
     """
 
     name: str
@@ -71,7 +71,7 @@ class Case:
     def problem(
         self, *, train: bool = False, dtype: torch.dtype = torch.float32, device: str = "cpu"
     ) -> Problem:
-        """The problem that the layer poses to the planner; a global table is a local one of full length."""
+        """Return the problem that the layer plans; global positions are a scope of full length."""
         return Problem(
             grid=self.grid,
             context_grid=self.grid,
@@ -88,7 +88,7 @@ class Case:
         )
 
     def crop(self) -> Case:
-        """The same case with few positions and channels, cheap enough for float64 and the definition."""
+        """Return the case with few positions and channels, small enough for the definition in float64."""
         return replace(
             self,
             batch=min(self.batch, CROP_BATCH),
@@ -122,7 +122,7 @@ _LAYERS = (
     _square("r23@56", 4, 64, 56, 23),
     _square("r23@64", 1, 256, 64, 23),
 )
-# The stages of a ResNet-50 on images of 224 pixels, at the batch of one GPU.
+# The stages of a ResNet-50 on images of 224 pixels, at a batch for one GPU.
 _STAGES = (
     _square("c2", 128, 64, 56, 23),
     _square("c3", 128, 128, 28, 23),
@@ -154,11 +154,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def select(names: Iterable[str], *, large: bool = False) -> list[Case]:
-    """Return the cases that names of cases and groups stand for, each once.
+    """Return the cases of some names of cases and groups, each once.
 
     Args:
         names: Keys of `CASES` and `GROUPS`.
-        large: Whether a group brings its largest point, which takes minutes.
+        large: Whether a series includes its largest point, which takes minutes.
 
     Raises:
         ValueError: A name is neither a case nor a group.

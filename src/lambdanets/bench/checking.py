@@ -1,6 +1,9 @@
-"""Correctness before speed: nobody's time counts while the results differ."""
+"""Passes of a layer, and the comparison of their results: no layer whose results differ is timed."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,21 +12,111 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lambdanets.nn.lambda_layer import LambdaLayer
 
 from .cases import Case
-from .contenders import Contender, made, our_layer
-from .passes import Result, inputs, prepare
+from .contenders import Contender, build_module, find_contender, our_layer
+from .timing import CheckError, Pass
 
-# Root mean squares of the difference relative to those of the result. The crop is compared with the
-# definition in float64, the case itself with our layer in its own precision, where rounding accumulates.
+# Largest accepted root mean square of the difference, relative to that of the result. The crop is compared
+# with the definition in float64, the case itself with our layer in its own dtype, where rounding accumulates.
 EXACT = 1e-10
 ROUNDED = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
 
-class CheckError(RuntimeError):
-    """Two contenders that compute one function do not agree: there is nothing to race."""
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The output of a pass and, in training, the gradients of the input and of the parameters by name."""
+
+    output: Tensor
+    gradients: dict[str, Tensor]
+
+
+def make_inputs(
+    case: Case, dtype: torch.dtype, device: str, seed: int = 0, *, channels_last: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return a random input and a random gradient of the output, both `[b, dim, *grid]`.
+
+    Args:
+        case: The sizes.
+        dtype: Of both.
+        device: Where.
+        seed: Of the random numbers.
+        channels_last: Whether both are in channels-last layout.
+    """
+    # Drawn on the device: one core would take longer to draw them than a GPU takes for all the rest.
+    generator = torch.Generator(device).manual_seed(seed)
+    x, upstream = (torch.randn(case.shape, generator=generator, device=device).to(dtype) for _ in range(2))
+    if channels_last:
+        x, upstream = (each.movedim(1, -1).contiguous().movedim(-1, 1) for each in (x, upstream))
+    return x, upstream
+
+
+def min_bytes(module: nn.Module, which: Pass, x: Tensor) -> int:
+    """Return the bytes that any such pass must move.
+
+    It reads input and weights and writes an output of the input's size; training does the same with the
+    gradients of all three. Each is counted once.
+    """
+    weights = sum(each.numel() * each.element_size() for each in module.parameters())
+    return (2 if which == "train" else 1) * (2 * x.numel() * x.element_size() + weights)
+
+
+def prepare(module: nn.Module, which: Pass, x: Tensor, upstream: Tensor) -> Callable[[], Result]:
+    """Return a pass of the module as a call.
+
+    Gradients are returned rather than accumulated, so that every call does the same work.
+    """
+    if which == "eval":
+        module.eval()
+
+        def infer() -> Result:
+            with torch.inference_mode():
+                return Result(output=module(x), gradients={})
+
+        return infer
+    module.train()
+    x = x.detach().requires_grad_()
+    named = {"input": x, **dict(module.named_parameters())}
+
+    def train() -> Result:
+        y = module(x)
+        found = torch.autograd.grad(y, list(named.values()), upstream)
+        return Result(output=y.detach(), gradients=dict(zip(named, found, strict=True)))
+
+    return train
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerJob:
+    """The pass of a contender in a case, for `peak_mib`, without its weights and inputs."""
+
+    case: Case
+    name: str
+    role: str
+    which: Pass
+    dtype: torch.dtype
+    device: str
+    threads: int
+    channels_last: bool = False
+    whole: bool = False
+
+    def warm_up(self) -> None:
+        """Run the pass on a crop of the case."""
+        crop = self.case.crop()
+        if not find_contender(self.name, self.role).unsupported(crop, self.dtype, self.device):
+            self._prepare(crop)()
+
+    def prepare(self) -> Callable[[], Result]:
+        """Return the pass as a call."""
+        return self._prepare(self.case)
+
+    def _prepare(self, case: Case) -> Callable[[], Result]:
+        contender = find_contender(self.name, self.role)
+        module = build_module(contender, case, self.dtype, self.device, self.channels_last)
+        tensors = make_inputs(case, self.dtype, self.device, channels_last=self.channels_last)
+        return prepare(module, self.which, *tensors)
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:
-    """Return the root mean square of the difference as a fraction of that of what was expected."""
+    """Return the root mean square of the difference over that of `expected`; inf where shapes differ."""
     if actual.shape != expected.shape:
         return float("inf")
     actual, expected = actual.detach().double(), expected.detach().double()
@@ -32,23 +125,30 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def distance(actual: Result, expected: Result) -> float:
-    """Return the largest difference over the output and the gradients that both have under one name."""
+def max_difference(actual: Result, expected: Result, *, parameters: bool = False) -> float:
+    """Return the largest difference of the outputs and of the gradients of the input.
+
+    Args:
+        actual: One result.
+        expected: Another, with at least the same gradients.
+        parameters: Whether the gradients of all parameters are compared, too.
+    """
+    names = [name for name in expected.gradients if parameters or name == "input"]
     pairs = [(actual.output, expected.output)]
-    pairs += [(actual.gradients[name], each) for name, each in expected.gradients.items() if name == "input"]
+    pairs += [(actual.gradients[name], expected.gradients[name]) for name in names]
     return max(difference(*pair) for pair in pairs)
 
 
-def require_close(error: float, allowed: float, contender: Contender, case: Case, what: str) -> None:
-    """Stop the bench where a result is wrong.
+def require_close(error: float, allowed: float, contender: Contender, case: Case, comparison: str) -> None:
+    """End the benchmark where a result is wrong.
 
     Raises:
-        CheckError: The error exceeds what is allowed.
+        CheckError: The error exceeds the allowed one.
     """
     if not error <= allowed:
         raise CheckError(
-            f"{contender.name} is wrong on {case.name} ({case}): {what}, it differs by {error:.1e} where "
-            f"{allowed:.0e} is allowed. No speed is shown for a result that differs."
+            f"{contender.name} is wrong on {case.name} ({case}): {comparison}, it differs by {error:.1e} "
+            f"where {allowed:.0e} is allowed. No speed is shown for a result that differs."
         )
 
 
@@ -57,34 +157,37 @@ def check(
 ) -> float | None:
     """Compare a contender that computes the lambda layer with the definition in float64, on a crop.
 
-    Outputs in training and inference, the gradient of the input and, for our kernels, of every parameter.
+    Outputs in training and inference, the gradient of the input and, for our kernels, of every parameter are
+    compared.
 
     Args:
-        case: The case, of which a crop of few positions and channels is taken.
-        contender: Who is checked, in float64 too.
+        case: The case, of which a crop with few positions and channels is taken.
+        contender: The contender, run in float64 where it supports that.
         device: Where.
-        dtype: The type of who refuses float64.
+        dtype: Of a contender that does not support float64.
 
     Returns:
-        The largest relative difference; None for another function, and for who refuses the crop.
+        The largest relative difference; None for another function and where the crop is not supported.
 
     Raises:
-        CheckError: It differs.
+        CheckError: It exceeds the allowed one.
     """
     crop = case.crop()
-    own = next((each for each in (torch.float64, dtype) if not contender.refuses(crop, each, device)), None)
-    if contender.adopt is None or own is None:
+    supported = [each for each in (torch.float64, dtype) if not contender.unsupported(crop, each, device)]
+    if contender.copy_weights_from is None or not supported:
         return None
+    own = supported[0]
     definition = make_layer(crop, "reference", torch.float64, device)
-    given = inputs(crop, torch.float64, device)
-    module = made(contender, crop, own, device)
-    contender.adopt(definition, module)
+    tensors = make_inputs(crop, torch.float64, device)
+    module = build_module(contender, crop, own, device)
+    contender.copy_weights_from(definition, module)
     worst = 0.0
-    # Inference first: training moves the running statistics of the norms.
+    # Inference first: training updates the running statistics of the norms.
     for which in ("eval", "train"):
-        expected = prepare(definition, which, *given)()
-        actual = prepare(module, which, *(each.to(own) for each in given))()
-        worst = max(worst, _apart(actual, expected, isinstance(module, LambdaLayer)))
+        expected = prepare(definition, which, *tensors)()
+        actual = prepare(module, which, *(each.to(own) for each in tensors))()
+        parameters = isinstance(module, LambdaLayer)
+        worst = max(worst, max_difference(actual, expected, parameters=parameters))
     allowed = EXACT if own == torch.float64 else ROUNDED[own]
     name = str(own).removeprefix("torch.")
     require_close(worst, allowed, contender, case, f"on a crop in {name}, against the definition")
@@ -92,7 +195,7 @@ def check(
 
 
 def make_layer(case: Case, kernel: str, dtype: torch.dtype, device: str, seed: int = 0) -> LambdaLayer:
-    """Return our layer with random weights and random norms; fresh norms would hide what is permuted."""
+    """Return our layer with random weights and random norms; default norms would hide permuted channels."""
     torch.manual_seed(seed)
     layer = our_layer(case, kernel)
     for norm in layer.modules():
@@ -103,10 +206,3 @@ def make_layer(case: Case, kernel: str, dtype: torch.dtype, device: str, seed: i
         norm.register_buffer("running_mean", 0.3 * torch.randn(norm.num_features))
         norm.register_buffer("running_var", 0.5 + torch.rand(norm.num_features))
     return layer.to(device, dtype)
-
-
-def _apart(actual: Result, expected: Result, ours: bool) -> float:
-    errors = [distance(actual, expected)]
-    if ours:
-        errors += [difference(actual.gradients[name], each) for name, each in expected.gradients.items()]
-    return max(errors)

@@ -1,4 +1,4 @@
-"""Rows with their provenance: what a bench writes, and all that its tables and figures are drawn from."""
+"""CSV rows with their provenance, from which alone tables and figures are drawn."""
 
 from __future__ import annotations
 
@@ -18,14 +18,27 @@ import torch
 
 import lambdanets
 
-from .measuring import Machine
-
 NONE = math.nan  # a number that was not measured; an empty cell in the file
 
 
 @dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The best that the hardware reaches in this run, the scale of the fractions in the rows.
+
+    Attributes:
+        gflops: Of a square matrix product, by wall time.
+        gflops_cpu: The same by CPU time of all threads; equal to `gflops` on a GPU.
+        copy_gbs: Gigabytes that a copy reads and writes per second.
+    """
+
+    gflops: float
+    gflops_cpu: float
+    copy_gbs: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where and with what the rows of one bench were measured."""
+    """The machine, the versions and the time of a measurement."""
 
     device: str
     processor: str
@@ -46,103 +59,12 @@ class Provenance:
     triton: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One contender in one pass of one case.
-
-    Attributes:
-        case: Name of the case.
-        title: Its sizes in words.
-        series: The curve it belongs to, or "".
-        grid: Sizes of the grid, 14x14.
-        scope: Of the position table, or "global".
-        batch: b; smaller than the title's where memory did not suffice, and then the note says so.
-        dim: Channels.
-        num_heads: h.
-        dim_k: k.
-        dim_u: u.
-        mode: "train" or "eval".
-        contender: Who.
-        role: "layer", "kernel", "peer" or "other".
-        layout: Of the input in memory: "contiguous" (channels before positions) or "channels_last".
-        kernel: The kernel that ours took, forward and backward where they differ.
-        note: Why it took no part, or how its numbers differ from the others'; "" is the rule.
-        wall_ms: Median by the clock; with its quantiles `wall_q20` and `wall_q80`.
-        cpu_ms: The same by processor time, of all threads.
-        samples: How many.
-        peak_mib: Rise of memory, on a CPU in a process of its own, on a GPU of what PyTorch has allocated.
-        ratio: Its time for one example over that of our layer, by the clock.
-        ratio_cpu: The same by processor time.
-        error64: Difference from the definition on a crop in float64, of a kernel that refuses float64 in the
-            type of the bench; nan where that is another function.
-        error: Difference from our layer in this case itself, by another kernel where it takes Triton's.
-        gflop: Operations of our rows, projections included; nan for others.
-        of_gemm: Operations per second, as a fraction of those of a matrix product in the same run.
-        of_gemm_cpu: The same by processor time.
-        gbytes: Gigabytes that the pass cannot but move: input, output, weights and, in training, their
-            gradients, each once.
-        of_copy: These per second, as a fraction of what a copy moves in the same run. Of the roofline, a row
-            reaches the larger of `of_gemm` and `of_copy`.
-    """
-
-    case: str
-    title: str
-    series: str
-    grid: str
-    scope: str
-    batch: int
-    dim: int
-    num_heads: int
-    dim_k: int
-    dim_u: int
-    mode: str
-    contender: str
-    role: str
-    layout: str = "contiguous"
-    kernel: str = ""
-    note: str = ""
-    wall_ms: float = NONE
-    wall_q20: float = NONE
-    wall_q80: float = NONE
-    cpu_ms: float = NONE
-    cpu_q20: float = NONE
-    cpu_q80: float = NONE
-    samples: int = 0
-    peak_mib: float = NONE
-    ratio: float = NONE
-    ratio_cpu: float = NONE
-    error64: float = NONE
-    error: float = NONE
-    gflop: float = NONE
-    of_gemm: float = NONE
-    of_gemm_cpu: float = NONE
-    gbytes: float = NONE
-    of_copy: float = NONE
-
-    @property
-    def positions(self) -> int:
-        return math.prod(map(int, self.grid.split("x")))
-
-    def time(self, clock: str) -> float:
-        """Median milliseconds by "wall" or "process"."""
-        return self.wall_ms if clock == "wall" else self.cpu_ms
-
-    def over_ours(self, clock: str) -> float:
-        """Its time over our layer's by "wall" or "process"."""
-        return self.ratio if clock == "wall" else self.ratio_cpu
-
-
-def write(path: Path, records: Iterable[Record], provenance: Provenance) -> None:
-    """Write the rows of one race, all measured in one place and one run."""
-    write_rows(path, Record, ((record, provenance) for record in records))
-
-
 def write_rows(path: Path, kind: type, rows: Iterable[tuple[Any, Provenance]]) -> None:
-    """Write rows beside their place and rename them into it: a reader never finds half a file.
+    """Write rows to a temporary file and rename it: a reader never finds half a file.
 
     Args:
         path: The file.
-        kind: The dataclass of the rows: `str`, `int` and `float` fields.
+        kind: The dataclass of the rows, with `str`, `int` and `float` fields.
         rows: Each row with its provenance.
     """
     names = [field.name for field in fields(kind)]
@@ -156,23 +78,13 @@ def write_rows(path: Path, kind: type, rows: Iterable[tuple[Any, Provenance]]) -
     temporary.replace(path)
 
 
-def read(path: Path) -> tuple[list[Record], Provenance]:
-    """Read what `write` wrote.
-
-    Raises:
-        ValueError: The file is no such table, or has no rows.
-    """
-    rows = read_rows(path, Record, "lambdanets bench op")
-    return [record for record, _ in rows], rows[0][1]
-
-
-def read_rows(path: Path, kind: type, command: str) -> list[tuple[Any, Provenance]]:
-    """Read what `write_rows` wrote.
+def read_rows(path: Path, kind: type, bench: str) -> list[tuple[Any, Provenance]]:
+    """Read a file of `write_rows`.
 
     Args:
         path: The file.
         kind: The dataclass of the rows.
-        command: What writes such files, for the error.
+        bench: The benchmark that writes such files, for the error.
 
     Raises:
         ValueError: The file is no such table, or has no rows.
@@ -182,9 +94,11 @@ def read_rows(path: Path, kind: type, command: str) -> list[tuple[Any, Provenanc
         try:
             rows = [(parse(kind, row), parse(Provenance, row)) for row in table]
         except KeyError as error:
-            raise ValueError(f"{path} is not a table of `{command}`: it has no column {error}") from error
+            raise ValueError(
+                f"{path} is not a table of the benchmark {bench}: it has no column {error}"
+            ) from error
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not a table of `{command}`: {error}") from error
+            raise ValueError(f"{path} is not a table of the benchmark {bench}: {error}") from error
         except ValueError as error:
             raise ValueError(
                 f"{path}, line {table.line_num}: {error}; remove this line to use the others"
@@ -195,13 +109,13 @@ def read_rows(path: Path, kind: type, command: str) -> list[tuple[Any, Provenanc
 
 
 def provenance(dtype: torch.dtype, device: str, threads: int, machine: Machine) -> Provenance:
-    """Return the provenance of a bench that starts now.
+    """Return the provenance of a benchmark that starts now.
 
     Args:
-        dtype: Element type.
+        dtype: Of inputs and weights.
         device: Where it runs.
-        threads: How many.
-        machine: What the hardware reaches at best.
+        threads: Number of threads.
+        machine: The speed of the hardware.
     """
     cuda = torch.device(device).type == "cuda"
     return Provenance(
@@ -226,20 +140,20 @@ def provenance(dtype: torch.dtype, device: str, threads: int, machine: Machine) 
 
 
 def cell(value: object) -> object:
-    """Return what stands in a file for a field's value; nothing for what was not measured."""
+    """Return the cell of the file for the value of a field; an empty one for NaN."""
     if not isinstance(value, float):
         return value
     return "" if math.isnan(value) else f"{value:.9g}"
 
 
 def parse(kind: type, row: Mapping[str, str | None]) -> Any:
-    """Return the dataclass of `str`, `int` and `float` fields that a row's words give.
+    """Return a dataclass with `str`, `int` and `float` fields from the cells of a row.
 
-    A column that the file is too old to have leaves its field as it is by default.
+    A column that an older file does not have leaves its field at the default.
 
     Raises:
-        KeyError: A field is missing.
-        ValueError: A word is no number, or the row ends before it.
+        KeyError: A field without a default is missing.
+        ValueError: A cell is no number, or the row ends before it.
     """
     values: dict[str, object] = {}
     for field in fields(kind):
@@ -272,7 +186,7 @@ def _processor() -> str:
 def commit() -> str:
     """Return the commit of the checkout that this package runs from, with + if files differ, or "".
 
-    A copy of a checkout without its history is told the commit by LAMBDANETS_COMMIT.
+    In a copy of a checkout without its history, the environment variable LAMBDANETS_COMMIT gives the commit.
     """
     here = Path(__file__).parent
 

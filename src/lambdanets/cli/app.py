@@ -9,13 +9,13 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import torch
 
 from lambdanets.cli.errors import EXIT_OF_SIGNAL, FAILURE, USAGE, UsageError, check_name, explain
-from lambdanets.cli.verbs import SECOND, VERBS, help_for, prepare_streams, silence
+from lambdanets.cli.verbs import MOVED, SECOND, VERBS, help_for, prepare_streams, silence
 from lambdanets.utils.processes import listened_signals
 from lambdanets.utils.text import printable_lines
 
@@ -26,11 +26,12 @@ _received: list[int] = []
 _formatted = warnings.formatwarning
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], int] | None = None) -> int:
     """Run one command line and return its exit code.
 
     Args:
         argv: The words after `lambdanets`; those of the process when not given.
+        run: Runs the words of another program; None runs the verbs of `lambdanets`.
 
     Returns:
         0 success, 1 failure, 2 wrong usage, 130 stopped by Ctrl-C, 128 + n stopped by signal n.
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit", module="PIL")
     try:
         try:
-            code = _run(words)
+            code = (run or _run)(words)
         except (SystemExit, KeyboardInterrupt) as stop:
             code = _exit_code(stop)
         sys.stdout.flush()
@@ -116,13 +117,17 @@ def _run(words: list[str]) -> int:
         return 0
     verb, *options = words
     check_name("verb", verb, VERBS)
-    place, prog = verb.replace("-", "_"), f"lambdanets {verb}"
+    module, prog = verb.replace("-", "_"), f"lambdanets {verb}"
     if seconds := SECOND.get(verb):
         name = options.pop(0)
+        if command := MOVED.get(verb, {}).get(name):
+            raise UsageError(
+                f"`lambdanets {verb} {name}` is no longer part of the package: "
+                f"run `{command}` in a checkout of the repository."
+            )
         check_name(verb, name, seconds)
-        place, prog = seconds[name][0], f"{prog} {name}"
-    module, _, function = place.partition(":")
-    called = getattr(importlib.import_module(f"lambdanets.cli.{module}"), function or "run")
+        module, prog = f"{module}_{name}", f"{prog} {name}"
+    called = importlib.import_module(f"lambdanets.cli.{module}").run
     from lambdanets.cli.options import parse
 
     return parse(called, prog=prog, words=options)()

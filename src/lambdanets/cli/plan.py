@@ -10,7 +10,7 @@ from lambdanets.cli.console import draw, milliseconds, stderr, stdout, table
 from lambdanets.cli.errors import usage
 from lambdanets.cli.options import Device, DtypeName, Without, check_device, read_sizes, shown
 from lambdanets.ops import Plan, Problem, plan
-from lambdanets.ops.planner import Row
+from lambdanets.ops.planner import PlanRow
 
 Sizes = Annotated[str, shown("N | NxN | NxNxN")]
 OptionalSizes = Annotated[str | None, shown("N | NxN | NxNxN")]
@@ -109,7 +109,7 @@ def _draw(made: Plan) -> None:
         stderr().print(made.refusal)
 
 
-def _table(lines: Sequence[Row]) -> Table:
+def _table(lines: Sequence[PlanRow]) -> Table:
     measured = any(row.measured is not None for row in lines)
     rows = table(
         kernel="left",

@@ -21,22 +21,18 @@ VERBS: dict[str, str] = {
     "plan": "show which kernel computes a lambda layer, its cost, and why not the others",
     "bench": "compare time and memory of the layer or of whole networks with others",
 }
-# Verbs of two words: second word -> module and function (default `run`), and its line of help.
-SECOND: dict[str, dict[str, tuple[str, str]]] = {
+# Verbs of two words -> second word and its line of help. `bench op` is `run` of the module bench_op.
+SECOND: dict[str, dict[str, str]] = {
     "bench": {
-        "op": ("benching", "the layer and its kernels against other implementations"),
-        "models": ("benching_networks:models", "any networks of timm's registry and of ours"),
-        "race": ("benching_networks:race", "LambdaResNets, EfficientNets and ResNet-RS: accuracy and time"),
-        "table4": ("benching_networks:table4", "the paper's lambda layers and self-attention"),
-        "table13": ("benching_networks:table13", "the paper's stages of convolutions and lambda layers"),
-        "table14": (
-            "benching_networks:table14",
-            "the paper's ResNet-RS and LambdaResNets of 101 and 152 layers",
-        ),
-        "study": (
-            "studying",
-            "the accuracy of operators on one trunk, over seeds; goes on where it was stopped",
-        ),
+        "op": "the layer and its kernels against other implementations",
+        "models": "any networks in timm's registry, which has this package's too",
+    },
+}
+# Former verbs of two words -> the program in the repository that replaces it.
+MOVED: dict[str, dict[str, str]] = {
+    "bench": {
+        **{name: f"python -m benchmarks.paper {name}" for name in ("race", "table4", "table13", "table14")},
+        "study": "python -m benchmarks.study",
     },
 }
 
@@ -57,7 +53,6 @@ examples
   lambdanets plan --grid 64x64 --heads 4 --dim-k 16 --dim-v 64 --batch 8 --train
   lambdanets bench op --cases g7,g14 --pass train
   lambdanets bench models --models lambda_resnet50,efficientnet_b1 --sizes 160,240
-  lambdanets bench study --data folder:/data/cifar10 --dry-run
 """
 
 HELP = ("-h", "--help")
@@ -112,10 +107,9 @@ def help_for(words: Sequence[str]) -> str | None:
 
 
 def _second_help(verb: str) -> str:
-    names = _columns({name: line for name, (_, line) in SECOND[verb].items()})
     return (
         f"usage: lambdanets {verb} WHAT [options]      lambdanets {verb} WHAT --help lists its options\n\n"
-        f"{VERBS[verb]}\n\n{names}"
+        f"{VERBS[verb]}\n\n{_columns(SECOND[verb])}"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ops.machine import memory
+from ..ops.hardware import available_memory
 from .errors import DataError
 from .image_set import ImageSet
 from .pictures import FilePictures
@@ -30,7 +30,7 @@ def check_memory(number: int, size: int, channels: int) -> None:
     Raises:
         DataError: the machine has less memory.
     """
-    needed, limit = 4 * number * channels * size**2, memory("cpu")
+    needed, limit = 4 * number * channels * size**2, available_memory("cpu")
     if limit is not None and needed > limit:
         raise DataError(
             f"a batch of {number} images of {size} x {size} takes {needed / 2**30:,.0f} GiB, and there are "

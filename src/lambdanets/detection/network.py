@@ -22,7 +22,7 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
 from lambdanets.data.coco_masks import Masks
-from lambdanets.ops.machine import memory
+from lambdanets.ops.hardware import available_memory
 
 from .backbone import Backbone
 from .config import DetectorConfig
@@ -56,7 +56,7 @@ def create_detector(
     if num_classes < 1:
         raise ValueError(f"num_classes is 1 or more, the background not counted; got {num_classes}")
     needed = num_classes * _bytes_per_class(config, masks=masks)
-    if needed > (available := memory("cpu") or needed):
+    if needed > (available := available_memory("cpu") or needed):
         raise ValueError(
             f"a detector of {num_classes:,} classes needs at least {needed / 2**30:,.1f} GiB for its heads "
             f"and the scores and masks of one image, and there are {available / 2**30:,.1f}: train it on "

@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import PackedSequence
 from lambdanets.ops.checks import NORMALIZATIONS, unknown_name
 from lambdanets.ops.context import GlobalContext, Grid, LocalContext, as_grid
 from lambdanets.ops.functional import lambda_layer
+from lambdanets.ops.hardware import available_memory
 from lambdanets.ops.kernels import KERNELS
-from lambdanets.ops.machine import memory
 from lambdanets.ops.planner import CHOICES
 from lambdanets.ops.problem import Problem
 
@@ -227,7 +227,7 @@ class LambdaLayer(nn.Module):
         elements = self.dim * channels + (0 if table is None else math.prod(table) * columns)
         needed = elements * (torch.get_default_dtype() if dtype is None else dtype).itemsize
         where = torch.get_default_device() if device is None else torch.device(device)
-        limit = memory(where.type)
+        limit = available_memory(where.type)
         if limit is not None and needed > limit:
             raise MemoryError(
                 f"the parameters of a lambda layer with dim={self.dim}, dim_out={self.dim_out}, "

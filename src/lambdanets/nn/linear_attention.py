@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lambdanets.ops.products import no_autocast
+from lambdanets.ops.matmul import no_autocast
 
 from .attention_base import Projections, SelfAttention2d
 from .memory_format import merge_heads

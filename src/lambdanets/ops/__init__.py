@@ -1,4 +1,9 @@
-"""The lambda operator: its definition, its kernels and the planner that chooses one. Torch alone."""
+"""The lambda operator: its definition, its kernels, and the planner that selects one. Needs torch alone.
+
+Read in this order: `reference` (the definition), `context` (the geometry), `functional` (the operator),
+`kernels` (the protocol of a kernel, and the kernels), `planner` (the choice among them), `position` (the
+PyTorch operators around the kernels).
+"""
 
 from .context import Context as Context
 from .context import GlobalContext as GlobalContext

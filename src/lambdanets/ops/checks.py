@@ -1,4 +1,4 @@
-"""Argument checks whose messages teach: what was expected in letters, what came, and a hint."""
+"""Checks of the operator's arguments. Errors name the expected shape in letters, the given one, and a fix."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from lambdanets.utils.text import did_you_mean
 from .context import Context, GlobalContext, MaskedContext, RelativeContext
 
 NORMALIZATIONS = ("softmax", "l2", "none")
-"""What keys may be normalised by."""
+"""The normalisations of the keys."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
-    """The error for a name that is not in `known`, with the nearest names that are."""
+    """Return the error for an unknown name, with the nearest known ones.
+
+    Args:
+        kind: The kind of the name, such as "kernel".
+        name: The unknown name.
+        known: The known names.
+    """
     known = sorted(known)
     hint = did_you_mean(str(name), known) or f"; known: {', '.join(known)}"
     return ValueError(f"unknown {kind} {name!r}{hint}")
@@ -26,7 +32,7 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def _expect(tensor: torch.Tensor, name: str, letters: str, sizes: dict[str, int]) -> None:
-    """Match a tensor's shape against letters, filling `sizes` with those not met before."""
+    """Compare a tensor's shape with its letters, and record the sizes of new letters in `sizes`."""
     axes = letters.split()
     if tensor.ndim != len(axes):
         raise ValueError(
@@ -50,12 +56,16 @@ def check_arguments(
     content: bool,
     normalize: str,
 ) -> None:
-    """Raise `ValueError` where the tensors and the context do not fit together."""
+    """Check that the arguments of `lambda_layer` match each other.
+
+    Raises:
+        ValueError: If they do not.
+    """
     if normalize not in NORMALIZATIONS:
         raise unknown_name("normalize", normalize, NORMALIZATIONS)
     if not content and normalize != "softmax":
         raise ValueError(
-            f"normalize={normalize!r} is a matter of the content part, which content=False leaves out"
+            f"normalize={normalize!r} applies to the content part, which content=False leaves out"
         )
     if not isinstance(context, Context):
         raise ValueError(
@@ -118,7 +128,7 @@ def _check_relative(context: RelativeContext, e: torch.Tensor | None, sizes: dic
         if context.num_context != sizes["m"]:
             raise ValueError(
                 f"k has m={sizes['m']} elements, but relative positions need one for each of the "
-                f"{context.num_context} places of the context grid {context.context_grid}"
+                f"{context.num_context} positions of the context grid {context.context_grid}"
             )
         return
     if isinstance(context, GlobalContext) and e.ndim == 4:

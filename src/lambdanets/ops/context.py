@@ -1,4 +1,8 @@
-"""Contexts: who sees whom, and what one entry of the position embeddings stands for."""
+"""Contexts: which elements each query sees, and which offset each entry of a position table stands for.
+
+`GlobalContext` and `LocalContext` are grids with a table of relative offsets; `MaskedContext` is any boolean
+mask of queries by context elements.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,12 @@ Grid = int | tuple[int, ...]
 
 
 def as_grid(value: Grid, name: str, rank: int | None = None) -> tuple[int, ...]:
-    """An int or a tuple as a tuple of sizes, one per axis; an int is repeated over `rank` axes.
+    """Return an int or a tuple as a tuple of sizes, one per axis; an int is repeated over `rank` axes.
+
+    Args:
+        value: The size or sizes.
+        name: The argument's name, for errors.
+        rank: Number of axes, None for any.
 
     Raises:
         ValueError: If a size is not a positive integer or the number of axes is not `rank`.
@@ -21,12 +30,12 @@ def as_grid(value: Grid, name: str, rank: int | None = None) -> tuple[int, ...]:
             if type(size) is not int or size < 1:
                 break
         else:
-            return value  # as nearly always: this is called many times for a layer
+            return value  # the usual case, on a fast path: a layer calls this many times
     if isinstance(value, (int, torch.SymInt, torch.Tensor)):
         sizes = (value,) * (rank or 1)
     else:
         sizes = tuple(value) if isinstance(value, (tuple, list)) else ()
-    # While torch.jit.trace records, sizes are tensors; the geometry is that of the example.
+    # While torch.jit.trace records, sizes are tensors; the geometry is fixed to that of the example.
     sizes = tuple(int(s) if isinstance(s, torch.Tensor) else s for s in sizes)
     if not sizes or any(isinstance(s, bool) or not isinstance(s, (int, torch.SymInt)) for s in sizes):
         raise ValueError(f"{name} must be an int or a tuple of ints, got {value!r}")
@@ -38,26 +47,26 @@ def as_grid(value: Grid, name: str, rank: int | None = None) -> tuple[int, ...]:
 
 
 def as_sizes(x: torch.Tensor) -> tuple[int, ...]:
-    """A tensor's shape as ints; while torch.jit.trace records, sizes are tensors: those of the example."""
+    """Return a tensor's shape as ints, also while torch.jit.trace records and sizes are tensors."""
     return tuple(int(s) if isinstance(s, torch.Tensor) else s for s in x.shape)
 
 
 class Context:
-    """What every context answers: how many queries there are, and whom each may see."""
+    """The context elements that each of `num_queries` queries may see."""
 
     num_queries: int
 
     def visible(self, num_context: int, device: torch.device) -> torch.Tensor | None:
-        """Booleans of shape (n, m), True where query n may see element m; None where all see all."""
+        """Return booleans [n, m], True where query n sees element m; None if all queries see all."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class RelativeContext(Context):
-    """A grid of queries, a grid of context elements, and a table with one entry per offset.
+    """A grid of queries, a grid of context elements, and a table with one entry per relative offset.
 
-    An offset is o = position(m) - position(n), per axis. Entry j of the table's axis stands for the offset
-    `dilation * (j - centre)`; offsets without an entry have no position embedding.
+    An offset is o = position(m) - position(n), per axis. Entry j on an axis of the table stands for the
+    offset `step * (j - centre)`; offsets without an entry have no position embedding.
     """
 
     grid: tuple[int, ...]
@@ -81,13 +90,16 @@ class RelativeContext(Context):
 
     @property
     def num_queries(self) -> int:  # type: ignore[override]
+        """Number of queries, n."""
         return math.prod(self.grid)
 
     @property
     def num_context(self) -> int:
+        """Number of context elements, m."""
         return math.prod(self.key_grid)
 
     def visible(self, num_context: int, device: torch.device) -> torch.Tensor | None:
+        """Return the causal order [n, m], None without one."""
         if not self.causal:
             return None
         n = torch.arange(self.num_queries, device=device)
@@ -96,38 +108,38 @@ class RelativeContext(Context):
 
     @property
     def table_shape(self) -> tuple[int, ...]:
-        """Entries of the table on each axis."""
+        """Number of entries of the table, per axis."""
         raise NotImplementedError
 
     @property
     def centre(self) -> tuple[int, ...]:
-        """The entry that stands for offset 0, on each axis."""
+        """Index of the entry that stands for offset 0, per axis."""
         raise NotImplementedError
 
     @property
     def step(self) -> tuple[int, ...]:
-        """How far apart neighbouring entries of the table are on the grid, on each axis."""
+        """Distance on the grid between neighbouring entries of the table, per axis."""
         return (1,) * len(self.grid)
 
     def is_table(self, e: torch.Tensor) -> bool:
-        """Whether embeddings are a table of offsets (rather than dense, of shape n m k u)."""
+        """Return whether embeddings are a table of offsets rather than dense, of shape [n, m, k, u]."""
         return tuple(e.shape[:-2]) == self.table_shape
 
-    def reach(self) -> tuple[slice, ...]:
-        """The part of the table, on each axis, that some pair of query and context element can meet."""
-        parts = []
+    def reachable_entries(self) -> tuple[slice, ...]:
+        """Return the entries of the table, per axis, that occur between some query and context element."""
+        slices = []
         for queries, keys, length, centre, step in zip(
             self.grid, self.key_grid, self.table_shape, self.centre, self.step, strict=True
         ):
             first = max(0, centre - (queries - 1) // step)
             last = min(length - 1, centre if self.causal else centre + (keys - 1) // step)
-            parts.append(slice(first, last + 1))
-        return tuple(parts)
+            slices.append(slice(first, last + 1))
+        return tuple(slices)
 
     @property
     def num_pairs(self) -> int:
-        """Pairs of a query and a context element with an entry; about, if dilated between unlike grids."""
-        axes = zip(self.grid, self.key_grid, self.reach(), self.centre, self.step, strict=True)
+        """Number of pairs (n, m) with an entry; approximate if dilated between two grids."""
+        axes = zip(self.grid, self.key_grid, self.reachable_entries(), self.centre, self.step, strict=True)
         return math.prod(
             _axis_pairs(queries, keys, centre - part.start, part.stop - 1 - centre, step)
             for queries, keys, part, centre, step in axes
@@ -135,9 +147,9 @@ class RelativeContext(Context):
 
 
 def _axis_pairs(queries: int, keys: int, before: int, after: int, step: int) -> int:
-    """Pairs on one axis, with so many entries before and after that of offset 0, `step` apart."""
-    # Offset o has min(queries, keys) places, fewer where it is beyond what one grid is longer than the other:
-    # on each side of offset 0 the missing ones are an arithmetic series.
+    """Return the pairs on one axis with `before` and `after` entries beside that of offset 0."""
+    # min(queries, keys) pairs have an offset, and fewer where the offset exceeds the difference of the two
+    # lengths. On each side of offset 0 the missing pairs form an arithmetic series.
     shorter = min(queries, keys)
     ahead = max(0, after * step - (keys - shorter))
     behind = max(0, before * step - (queries - shorter))
@@ -150,36 +162,38 @@ class GlobalContext(RelativeContext):
     """Every query sees every context element.
 
     Args:
-        grid: Sizes of the query grid; n is their product, positions are row-major.
-        context_grid: Sizes of the context's grid, where it is another one; the two share their origin.
-        causal: On one axis, query n sees the elements m <= n only, in content and in positions.
+        grid: Sizes of the query grid (int or tuple); n is their product, positions are row-major.
+        context_grid: Sizes of the context's grid, the query grid by default; both share their origin.
+        causal: Query n sees only the elements m <= n, in content and in positions; needs one axis.
 
-    The table has `grid + context_grid - 1` entries per axis (`2 * grid - 1` for one grid); offset o stands at
-    index `o + grid - 1`. Without a table, `m` is free unless causal.
+    The table has `grid + context_grid - 1` entries per axis (`2 * grid - 1` for one grid); offset o has index
+    `o + grid - 1`. Without a table, any number m of context elements is accepted unless causal.
     """
 
     @property
     def table_shape(self) -> tuple[int, ...]:
+        """Number of entries of the table, per axis: one for each offset between the grids."""
         return tuple(queries + keys - 1 for queries, keys in zip(self.grid, self.key_grid, strict=True))
 
     @property
     def centre(self) -> tuple[int, ...]:
+        """Index of the entry that stands for offset 0, per axis."""
         return tuple(queries - 1 for queries in self.grid)
 
 
 @dataclass(frozen=True)
 class LocalContext(RelativeContext):
-    """Position lambdas reach `scope` elements per axis; the content lambda stays global.
+    """Position lambdas sum over `scope` elements per axis; the content lambda stays global.
 
     Args:
-        grid: Sizes of the query grid; n is their product, positions are row-major.
+        grid: Sizes of the query grid (int or tuple); n is their product, positions are row-major.
         scope: Entries of the table per axis (an int for all), even or odd, also larger than the grid.
-        dilation: Distance on the grid between neighbouring entries, per axis (an int for all).
-        context_grid: Sizes of the context's grid, where it is another one; the two share their origin.
-        causal: On one axis, query n sees the elements m <= n only, in content and in positions.
+        dilation: Distance on the grid between neighbouring entries per axis (an int for all).
+        context_grid: Sizes of the context's grid, the query grid by default; both share their origin.
+        causal: Query n sees only the elements m <= n, in content and in positions; needs one axis.
 
-    The offset `dilation * j` stands at index `j + scope // 2`. Outside the grid there is nothing: sums run
-    over fewer elements, and nothing is renormalised.
+    The offset `dilation * j` has index `j + scope // 2`. At the borders of the grid sums run over fewer
+    elements, without padding and without renormalisation.
     """
 
     scope: tuple[int, ...] = field()
@@ -193,14 +207,17 @@ class LocalContext(RelativeContext):
 
     @property
     def table_shape(self) -> tuple[int, ...]:
+        """Number of entries of the table, per axis: the scope."""
         return self.scope
 
     @property
     def centre(self) -> tuple[int, ...]:
+        """Index of the entry that stands for offset 0, per axis."""
         return tuple(scope // 2 for scope in self.scope)
 
     @property
     def step(self) -> tuple[int, ...]:
+        """Distance on the grid between neighbouring entries of the table, per axis: the dilation."""
         assert isinstance(self.dilation, tuple)  # since __post_init__
         return self.dilation
 
@@ -210,9 +227,9 @@ class MaskedContext(Context):
     """Query n sees context element m where `mask[n, m]` is True, in content and in positions.
 
     Args:
-        mask: Boolean tensor of shape (n, m), shared by the batch.
+        mask: Boolean tensor of shape [n, m], shared by the batch.
 
-    Positions, if any, are dense embeddings of shape (n, m, k, u).
+    Position embeddings, if any, are dense, of shape [n, m, k, u].
     """
 
     mask: torch.Tensor
@@ -228,7 +245,9 @@ class MaskedContext(Context):
 
     @property
     def num_queries(self) -> int:  # type: ignore[override]
+        """Number of queries, n."""
         return self.mask.shape[0]
 
     def visible(self, num_context: int, device: torch.device) -> torch.Tensor | None:
+        """Return the mask [n, m]."""
         return self.mask

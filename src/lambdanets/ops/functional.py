@@ -1,18 +1,17 @@
-"""The operator: a pure function of tensors and a context."""
+"""The operator as a pure function of tensors and a context."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from . import reference
 from .checks import check_arguments
-from .content import applied, content_lambda, content_output, shared
+from .content import apply_lambda, content_output, shared_content_lambda, shares_content_lambda
 from .context import Context, RelativeContext
-from .exported import exported_output
-from .kernels import reference
-from .order import order_of
+from .memory_layout import memory_layout_of
 from .planner import resolve
-from .position import geometry_of, position_output, refuse_transforms
+from .position import encode, exported_output, position_output, refuse_transforms
 from .problem import Problem
 
 
@@ -28,43 +27,44 @@ def lambda_layer(
     normalize: str = "softmax",
     kernel: str = "auto",
 ) -> Tensor:
-    """Apply to each query a linear function, the lambda, that summarises its context by content and position.
+    """Apply to each query a linear function, its lambda, that summarises its context by content and position.
 
     `y[b,h,n,v] = sum_k q[b,h,n,k] * sum_{m,u} (kbar[b,m,k,u] + E[n,m,k,u]) v[b,m,v,u]`, where kbar is the
-    softmax of the keys over the context elements m that the query may see, for each of the k*u columns.
+    softmax of the keys over the context elements m that the query sees, for each of the k*u columns.
 
     Args:
-        q: Queries of shape (b, h, n, k); h queries share each position's lambda.
-        k: Keys of shape (b, m, k, u), not yet normalised.
-        v: Values of shape (b, m, v, u).
-        e: Position embeddings: a table of shape (*offsets, k, u) with one entry per relative offset
-            position(m) - position(n), as the context describes; or dense, of shape (n, m, k, u), with a
-            `GlobalContext` or `MaskedContext`; or None for no position part. Where both shapes are the same
-            (a grid h x 1 with a context grid 1 x w), it is read as a table. They never enter the softmax.
-        context: Who sees whom, and the geometry.
-        mask: Boolean tensor of shape (b, m), True where a context element may be seen (padding is False).
+        q: Queries [b, h, n, k]; the h queries of a position share its lambda.
+        k: Keys [b, m, k, u], not yet normalised.
+        v: Values [b, m, v, u].
+        e: Position embeddings, which never enter the softmax: a table [*offsets, k, u] with one entry per
+            relative offset position(m) - position(n), as the context describes it; or dense [n, m, k, u],
+            with a `GlobalContext` or `MaskedContext`; or None for no position part. If both shapes are equal
+            (a grid h x 1 with a context grid 1 x w), it is read as a table.
+        context: The geometry, and which context elements each query sees.
+        mask: Boolean tensor [b, m], True where a context element is visible (padding is False).
         content: Whether the content part is computed.
-        normalize: How kbar comes from the keys, over the context elements that the query may see: "softmax";
-            "l2", divided by their L2 norm; or "none", as they are.
-        kernel: "auto" (the planner chooses, for the forward and the backward pass apart), "measured" (the
-            fastest when tried, the first time that sizes are met), or the name of one implementation.
+        normalize: The normalisation of the keys, over the context elements that the query sees: "softmax";
+            "l2", division by their L2 norm; or "none".
+        kernel: "auto" (the planner chooses, for the forward and the backward pass separately), "measured"
+            (the fastest when run, measured once per problem), or the name of one kernel.
 
     Returns:
-        Tensor of shape (b, h, n, v), its axes in memory in the order of those of `q`. A query that sees
-        nothing gives zeros. What `mask` hides has no effect at all. What a causal or a masked context hides
-        has none beyond rounding, where it is finite (kernel "fft" rounds to about 1e-6 of the largest values
-        of the whole sequence in float32).
+        Tensor [b, h, n, v], with the axes in memory in the order of those of `q`. A query that sees no
+        element gives zeros. Elements hidden by `mask` have no effect at all. Elements hidden by a causal or a
+        masked context have none beyond rounding, if they are finite (kernel "fft" rounds to about 1e-6 of the
+        largest values of the whole sequence in float32).
 
     Raises:
-        ValueError: If shapes, dtypes or devices do not fit together, the kernel is unknown, or it cannot
-            serve the problem.
-        NotImplementedError: Under forward-mode differentiation or the derivatives of torch.func, which the
-            definition (kernel="reference") has.
-        MemoryError: If every kernel would need more memory than the machine has; nothing is started.
+        ValueError: If shapes, dtypes or devices do not match, the kernel is unknown, or it does not support
+            the problem.
+        NotImplementedError: Under forward-mode differentiation or the derivatives of torch.func, which only
+            the definition (kernel="reference") supports.
+        MemoryError: If every kernel needs more memory than is available; raised before anything is computed.
 
     Differences from the paper:
-        A local scope limits position lambdas only and outside the grid there is nothing, as there; keys under
-        a mask or a causal order are normalised over what each query sees, which the paper leaves open.
+        Keys under a mask or a causal order are normalised over the elements that each query sees, which the
+        paper leaves open. As in the paper, a local scope limits position lambdas only, and borders are not
+        padded.
 
     References:
         LambdaNetworks (Bello, 2021), equations 1-3, sections 3.1-3.4, appendices B.2 and B.4, Table 12
@@ -78,30 +78,34 @@ def lambda_layer(
     """
     check_arguments(q, k, v, e, context, mask, content, normalize)
     train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, e))
-    kernels = resolve(kernel, Problem.of(q, k, v, e, context, content, train))
+    problem = Problem.of(q, k, v, e, context, content, train)
+    forward_kernel, backward_kernel = resolve(kernel, problem)
     if kernel == reference.NAME:
         return reference.apply(q, k, v, e, context=context, mask=mask, content=content, normalize=normalize)
     if mask is not None:
         v = v.masked_fill(~mask[:, :, None, None], 0)
-    lambdas = content_lambda(k, v, mask, normalize) if content and shared(context) else None
+    content_lambda = None
+    if content and shares_content_lambda(context):
+        content_lambda = shared_content_lambda(k, v, mask, normalize)
     y = None
     if e is not None:
-        if isinstance(context, RelativeContext) and context.is_table(e):
-            relative = context
-        else:
-            relative = None
+        if not problem.relative:
             visible = context.visible(e.shape[1], e.device)
             e = e if visible is None else e.masked_fill(~visible[:, :, None, None], 0)
         refuse_transforms(q, v, e)
         if not torch.compiler.is_exporting():
-            y = position_output(q, v, e, lambdas, *geometry_of(relative), order_of(q), *kernels)
+            geometry, memory_layout = encode(problem), memory_layout_of(q)
+            y = position_output(
+                q, v, e, content_lambda, geometry, memory_layout, forward_kernel, backward_kernel
+            )
         else:
+            relative = context if isinstance(context, RelativeContext) and problem.relative else None
             y = exported_output(q, v, e, relative)
-            y = y if lambdas is None else applied(q, lambdas, order_of(q), y)
-    elif lambdas is not None:
-        y = applied(q, lambdas, order_of(q))
-    if content and lambdas is None:
-        own = content_output(q, k, v, context, mask, normalize)
-        y = own if y is None else y + own
+            y = y if content_lambda is None else apply_lambda(q, content_lambda, memory_layout_of(q), y)
+    elif content_lambda is not None:
+        y = apply_lambda(q, content_lambda, memory_layout_of(q))
+    if content and content_lambda is None:
+        separate = content_output(q, k, v, context, mask, normalize)
+        y = separate if y is None else y + separate
     assert y is not None
     return y

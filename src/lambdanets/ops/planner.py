@@ -1,7 +1,7 @@
-"""Which kernel serves a problem, for each pass apart, and why not the others.
+"""The planner: which kernel serves a problem, for each pass separately, and why the others do not.
 
-The kernels estimate their own time (`machine` holds the rates). Among those that can serve and whose memory
-the machine has, the least time decides; of kernels `NEAR` it, the lowest peak memory.
+Each kernel estimates its own time. Of the kernels that support the problem and whose memory is available, the
+planner selects the fastest by estimate, or among those within `NEAR` of it the one with the lowest memory.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
+from . import reference
 from .checks import unknown_name
-from .kernels import KERNELS, reference
-from .machine import memory
+from .hardware import available_memory, compute_dtype
+from .kernels import KERNELS
+from .matmul import no_autocast
 from .problem import Cost, Problem
-from .products import no_autocast, product_dtype
 
-NEAR = 1.05  # estimates this close are taken as equal
-MEASURED = 8  # kernels whose estimate is within this factor of the least are tried when measuring
+NEAR = 1.05  # estimates within this factor of the lowest count as equal
+MEASURED_RANGE = 8  # kernels whose estimate is within this factor of the lowest are measured
 PAPER_RULE_LENGTH = 85**2  # appendix E.1: a convolution beyond this many inputs or for u > 1, dense otherwise
 CHOICES = ("auto", "measured")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One kernel's line of a plan, for one pass.
+class PlanRow:
+    """One kernel's row of a plan, for one pass.
 
     Args:
-        kernel: Its name.
-        cost: What it would spend, None where it cannot serve.
+        kernel: The kernel's name.
+        cost: Its estimated cost, None if it does not support the problem.
         verdict: "chosen", "slower", "larger", "same", "too large" or "cannot serve".
-        reason: The sentence behind the verdict.
-        measured: Seconds it took, where that was measured.
+        reason: The reason for the verdict, as a sentence.
+        measured: Measured seconds, None if it was not measured.
     """
 
     kernel: str
@@ -49,42 +50,42 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The kernels chosen for a problem, and every kernel's line. Printing it shows a table.
+    """The kernels chosen for a problem, and a row for every kernel. Printing it shows a table.
 
     Args:
-        problem: What is planned.
-        kernel: The kernel of the forward pass, None where none fits into the machine's memory.
-        backward_kernel: That of the backward pass, None without one.
-        rows: A line per kernel for the forward pass.
-        backward_rows: The same for the backward pass; empty when not training.
-        refusal: Why nothing is run, and the nearest problem that would be, where none fits.
-        paper_kernel: What the rule of the paper's appendix E.1 takes; None without relative positions.
+        problem: The problem.
+        kernel: The kernel of the forward pass, None if no kernel fits into the machine's memory.
+        backward_kernel: The kernel of the backward pass, None without a backward pass.
+        rows: A row per kernel for the forward pass.
+        backward_rows: The same for the backward pass; empty without one.
+        refusal: If no kernel fits, the error's text, with the nearest problem that would fit.
+        paper_kernel: The kernel by the rule of the paper's appendix E.1; None without relative positions.
         flops: Operations of the chosen kernels and of the content part, backward pass included.
     """
 
     problem: Problem
     kernel: str | None
     backward_kernel: str | None
-    rows: tuple[Row, ...]
-    backward_rows: tuple[Row, ...] = ()
+    rows: tuple[PlanRow, ...]
+    backward_rows: tuple[PlanRow, ...] = ()
     refusal: str | None = None
     paper_kernel: str | None = None
     flops: int = 0
 
     def __str__(self) -> str:
-        lines = [f"{self.problem}"]
+        lines = [str(self.problem)]
         for title, rows in (("forward", self.rows), ("backward", self.backward_rows)):
             if not rows:
                 continue
             lines.append(f"{title:<11}{'GFLOP':>10}{'MiB moved':>12}{'MiB peak':>11}{'est. ms':>10}  verdict")
             for row in rows:
-                numbers = f"{'-':>10}{'-':>12}{'-':>11}{'-':>10}"
+                columns = f"{'-':>10}{'-':>12}{'-':>11}{'-':>10}"
                 if row.cost is not None:
-                    numbers = (
+                    columns = (
                         f"{row.cost.flops / 1e9:>10.3f}{row.cost.bytes / 2**20:>12.1f}"
                         f"{row.cost.peak_bytes / 2**20:>11.1f}{row.cost.seconds * 1e3:>10.2f}"
                     )
-                lines.append(f"{row.kernel:<11}{numbers}  {row.verdict}: {row.reason}")
+                lines.append(f"{row.kernel:<11}{columns}  {row.verdict}: {row.reason}")
         if self.problem.content:
             flops = self.problem.content_flops * (3 if self.problem.train else 1)
             lines.append(f"{'content':<11}{flops / 1e9:>10.3f}  the same with every kernel")
@@ -95,101 +96,124 @@ class Plan:
         return "\n".join(lines)
 
 
-def able(problem: Problem) -> list[str]:
-    """The kernels that can serve a problem, whatever their memory."""
+def supported(problem: Problem) -> list[str]:
+    """Return the names of the kernels that support a problem, regardless of memory."""
     return [name for name, kernel in KERNELS.items() if not kernel.unsupported(problem)]
 
 
-def computed(problem: Problem) -> Problem:
-    """The problem as kernels meet it: in the type in which the processor multiplies its numbers."""
-    dtype = product_dtype(problem.dtype, problem.device)
+def in_compute_dtype(problem: Problem) -> Problem:
+    """Return the problem in the dtype that its kernels compute in (`hardware.compute_dtype`)."""
+    dtype = compute_dtype(problem.dtype, problem.device)
     return problem if dtype == problem.dtype else replace(problem, dtype=dtype)
 
 
-def estimate(problem: Problem, names: Iterable[str], backward: bool) -> dict[str, Cost]:
-    """What each of these kernels would spend on a pass of a problem."""
-    known = computed(problem)
-    return {name: KERNELS[name].cost(known, backward=backward) for name in names}
+def estimate_costs(problem: Problem, names: Iterable[str], backward: bool) -> dict[str, Cost]:
+    """Return the estimated cost of one pass of a problem for each of these kernels."""
+    computed = in_compute_dtype(problem)
+    return {name: KERNELS[name].cost(computed, backward=backward) for name in names}
 
 
-def needed(problem: Problem, name: str, cost: Cost) -> int:
-    """Bytes that a call takes in all: inputs, output and, when a backward pass follows, gradients."""
+def required_bytes(problem: Problem, name: str, cost: Cost) -> int:
+    """Return the bytes of a whole call: inputs, output, temporaries and, when training, gradients."""
     passes = 2 if problem.train else 1
     tables = problem.itemsize * problem.table_elements
-    inputs = problem.io_bytes + tables * (2 if problem.masked else 1)  # what a mask hides is zeroed in a copy
-    known = computed(problem)
-    if known is not problem and problem.position:
-        inputs += known.io_bytes + known.itemsize * known.table_elements
-    content = problem.content_peak(definition=name == reference.NAME)
+    inputs = problem.io_bytes + tables * (2 if problem.masked else 1)  # masked embeddings are a copy
+    computed = in_compute_dtype(problem)
+    if computed is not problem and problem.position:
+        inputs += computed.io_bytes + computed.itemsize * computed.table_elements
+    content = problem.content_peak_bytes(definition=name == reference.NAME)
     return inputs * passes + cost.peak_bytes + content
 
 
-def fits(problem: Problem, name: str, cost: Cost) -> bool:
-    """Whether the machine has the memory that a call takes."""
-    limit = memory(problem.device)
-    return limit is None or needed(problem, name, cost) <= limit
+def fits_memory(problem: Problem, name: str, cost: Cost) -> bool:
+    """Return whether the memory of a whole call is available."""
+    limit = available_memory(problem.device)
+    return limit is None or required_bytes(problem, name, cost) <= limit
+
+
+def rank_kernels(problem: Problem, costs: dict[str, Cost]) -> list[str]:
+    """Return the kernels that fit into memory, best first.
+
+    Kernels near the lowest estimate come first, ordered by memory; the others follow, ordered by time.
+    """
+    fitting = [name for name, cost in costs.items() if fits_memory(problem, name, cost)]
+    lowest = min((costs[name].seconds for name in fitting), default=0.0)
+
+    def key(name: str) -> tuple[bool, float]:
+        cost = costs[name]
+        near = cost.seconds <= NEAR * lowest
+        return not near, required_bytes(problem, name, cost) if near else cost.seconds
+
+    return sorted(fitting, key=key)
 
 
 @lru_cache(maxsize=4096)
-def choice(problem: Problem, backward: bool = False, kernel: str = "auto") -> str:
-    """The kernel that serves a pass of a problem, of all or of one that is asked for.
+def select_kernel(problem: Problem, kernel: str, *, backward: bool) -> str:
+    """Return the name of the kernel for one pass of a problem.
+
+    Args:
+        problem: The problem.
+        kernel: "auto" (the best by estimate), "measured" (the fastest when run on random tensors) or a name.
+            A measurement is cached for the life of the process.
+        backward: Whether the pass is the backward one.
 
     Raises:
-        MemoryError: If every kernel needs more memory than the machine has.
+        MemoryError: If the kernel, or every kernel that may be selected, needs more memory than there is.
     """
-    names = able(problem) if kernel == "auto" else [kernel]
-    costs = estimate(problem, names, backward)
-    fitting = [name for name, cost in costs.items() if fits(problem, name, cost)]
-    if not fitting:
+    names = supported(problem) if kernel in CHOICES else [kernel]
+    ranked = rank_kernels(problem, estimate_costs(problem, names, backward))
+    if not ranked:
         raise MemoryError(refusal(problem, backward, kernel))
-    least = min(costs[name].seconds for name in fitting)
-    near = [name for name in fitting if costs[name].seconds <= NEAR * least]
-    return min(near, key=lambda name: needed(problem, name, costs[name]))
+    if kernel == "measured" and problem.position:
+        times = measure(problem, backward)
+        return min(times, key=lambda name: times[name])
+    return ranked[0]
 
 
 def refusal(problem: Problem, backward: bool, kernel: str = "auto") -> str:
-    """The sentence for a problem that is too large, with the nearest that is not, if one is near."""
-    limit = memory(problem.device) or 0
-    names = able(problem) if kernel == "auto" else [kernel]
+    """Return the error's text for a problem that is too large, with the nearest that fits, if one is near."""
+    limit = available_memory(problem.device) or 0
+    names = supported(problem) if kernel in CHOICES else [kernel]
 
-    def least(p: Problem) -> int:
-        return min(needed(p, name, cost) for name, cost in estimate(p, names, backward).items())
+    def lowest(p: Problem) -> int:
+        return min(required_bytes(p, name, cost) for name, cost in estimate_costs(p, names, backward).items())
 
     def largest_batch(p: Problem) -> int:
         fits, too_large = 0, p.batch
         while too_large - fits > 1:
             batch = (fits + too_large) // 2
-            if least(replace(p, batch=batch)) <= limit:
+            if lowest(replace(p, batch=batch)) <= limit:
                 fits = batch
             else:
                 too_large = batch
         return fits
 
     nearest = replace(problem, batch=largest_batch(problem) or 1)
-    while least(nearest) > limit and max(*nearest.grid, *(nearest.context_grid or nearest.grid)) > 1:
+    while lowest(nearest) > limit and max(*nearest.grid, *(nearest.context_grid or nearest.grid)) > 1:
         grids = {"grid": nearest.grid, "context_grid": nearest.context_grid or nearest.grid}
         smaller = {name: tuple(max(1, size // 2) for size in grid) for name, grid in grids.items()}
         nearest = replace(nearest, **smaller)  # type: ignore[arg-type]
     hint = ""
-    if least(nearest) <= limit:
+    if lowest(nearest) <= limit:
         hint = f"; a batch of {nearest.batch} would fit"
         if nearest.grid != problem.grid or nearest.context_grid != problem.context_grid:
             grids = [nearest.grid, nearest.context_grid or nearest.grid]
             queries, keys = ("x".join(map(str, grid)) for grid in grids)
             on = queries if queries == keys else f"{queries} with a context of {keys}"
             hint = f"; a batch of {nearest.batch} on a grid of {on} would fit"
-    others = "" if kernel == "auto" else "; kernel='auto' looks for one that needs less"
+    by_name = kernel not in CHOICES
+    others = "; kernel='auto' looks for one that needs less" if by_name else ""
     return (
-        f"this problem ({problem}) needs at least {least(problem):,} bytes "
-        f"with {'any kernel' if kernel == 'auto' else f'kernel {kernel!r}'}, the machine has {limit:,}"
+        f"this problem ({problem}) needs at least {lowest(problem):,} bytes "
+        f"with {f'kernel {kernel!r}' if by_name else 'any kernel'}, the machine has {limit:,}"
         f"{hint}{others}"
     )
 
 
 def measure(problem: Problem, backward: bool = False) -> dict[str, float]:
-    """Seconds of each kernel on random tensors: those that fit and are not estimated to be far behind.
+    """Return measured seconds on random tensors of each kernel that fits and is not far slower by estimate.
 
-    Whatever modes surround the call (autocast, vmap, counters, fake tensors), real kernels are timed outside.
+    Modes around the call (autocast, vmap, counters, fake tensors) are suspended, so that real kernels run.
     """
     with temporarily_clear_interpreter_stack(), _disable_current_modes(), no_autocast(problem.device):
         return _measure(problem, backward)
@@ -197,45 +221,35 @@ def measure(problem: Problem, backward: bool = False) -> dict[str, float]:
 
 @torch.no_grad()
 def _measure(problem: Problem, backward: bool) -> dict[str, float]:
-    costs = estimate(problem, able(problem), backward)
-    least = min(cost.seconds for cost in costs.values())
-    known = computed(problem)
-    g, q, v, e = known.random_inputs()
+    costs = estimate_costs(problem, supported(problem), backward)
+    lowest = min(cost.seconds for cost in costs.values())
+    computed = in_compute_dtype(problem)
+    g, q, v, e = computed.random_inputs()
     wait = torch.cuda.synchronize if problem.device == "cuda" else lambda: None
 
     def seconds(name: str) -> float:
         wait()
         start = time.perf_counter()
         if backward:
-            KERNELS[name].gradients(g, q, v, e, known, (True, True, True))
+            KERNELS[name].gradients(g, q, v, e, computed, (True, True, True))
         else:
-            KERNELS[name].output(q, v, e, known, torch.empty_like(g))
+            KERNELS[name].output(q, v, e, computed, torch.empty_like(g))
         wait()
         return time.perf_counter() - start
 
     times = {}
     for name, cost in costs.items():
-        if fits(problem, name, cost) and cost.seconds <= MEASURED * least:
+        if fits_memory(problem, name, cost) and cost.seconds <= MEASURED_RANGE * lowest:
             times[name] = statistics.median(seconds(name) for _ in range(4))
     return times
 
 
-@lru_cache(maxsize=4096)
-def measured_choice(problem: Problem, backward: bool = False) -> str:
-    """The kernel that took the least time when tried; remembered for as long as the process lives."""
-    if not problem.position:
-        return choice(problem, backward)
-    choice(problem, backward)  # refuses what is too large
-    times = measure(problem, backward)
-    return min(times, key=lambda name: times[name])
-
-
 def plan(problem: Problem, *, measured: bool = False) -> Plan:
-    """Choose the kernels for a problem and say why: each kernel's cost, estimated time and verdict.
+    """Return the kernels chosen for a problem, with each kernel's cost, estimated time and verdict.
 
     Args:
-        problem: The sizes.
-        measured: Run the kernels on random tensors of these sizes and let their times decide.
+        problem: The problem.
+        measured: Whether to run the kernels on random tensors and choose by their times.
     """
     passes = {"forward": _rows(problem, False, measured)}
     if problem.train:
@@ -259,52 +273,50 @@ def plan(problem: Problem, *, measured: bool = False) -> Plan:
     )
 
 
-def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[Row, ...]:
-    costs = estimate(problem, able(problem), backward)
-    fitting = [name for name, cost in costs.items() if fits(problem, name, cost)]
+def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[PlanRow, ...]:
+    costs = estimate_costs(problem, supported(problem), backward)
+    fitting = rank_kernels(problem, costs)
     times = measure(problem, backward) if measured and fitting and problem.position else {}
     chosen = ""
-    if fitting:
-        chosen = min(times, key=lambda name: times[name]) if times else choice(problem, backward)
+    if times:
+        chosen = min(times, key=lambda name: times[name])
+    elif fitting:
+        chosen = select_kernel(problem, "auto", backward=backward)
     rows = []
     for name, kernel in KERNELS.items():
-        if name not in costs:
+        cost = costs.get(name)
+        if cost is None:
             verdict, reason = "cannot serve", "; ".join(kernel.unsupported(problem))
         elif name not in fitting:
-            verdict, reason = "too large", f"needs {needed(problem, name, costs[name]) / 2**30:,.1f} GiB"
-            reason += f", the machine has {(memory(problem.device) or 0) / 2**30:,.1f}"
+            required = required_bytes(problem, name, cost) / 2**30
+            available = (available_memory(problem.device) or 0) / 2**30
+            verdict, reason = "too large", f"needs {required:,.1f} GiB, the machine has {available:,.1f}"
         elif not problem.position:
-            verdict, reason = "chosen" if name == chosen else "same", "without positions the kernels are one"
+            verdict = "chosen" if name == chosen else "same"
+            reason = "without positions all kernels are equal"
         elif name == chosen:
             verdict = "chosen"
-            reason = "the least time when tried" if times else "the least estimated time, or near it"
+            reason = "the fastest when measured" if times else "the lowest estimated time, or near it"
         else:
-            cost, best = costs[name], costs[chosen]
+            best = costs[chosen]
             seconds = (times[name], times[chosen]) if name in times else (cost.seconds, best.seconds)
             verdict, reason = "slower", f"{seconds[0] / max(seconds[1], 1e-12):.2g}x the time of {chosen}"
             if not measured and cost.seconds <= NEAR * best.seconds:
                 memory_ratio = cost.peak_bytes / max(1, best.peak_bytes)
                 verdict, reason = "larger", f"{memory_ratio:.2g}x the memory, {reason}"
-        rows.append(
-            Row(
-                kernel=name,
-                cost=costs.get(name),
-                verdict=verdict,
-                reason=reason,
-                measured=times.get(name),
-            )
-        )
+        rows.append(PlanRow(kernel=name, cost=cost, verdict=verdict, reason=reason, measured=times.get(name)))
     return tuple(rows)
 
 
 def resolve(kernel: str, problem: Problem) -> tuple[str, str]:
-    """The kernels of the forward and of the backward pass that `kernel=` asks for, before anything is run.
+    """Return the kernels of the forward and the backward pass for a call's `kernel` argument.
 
-    While a graph is made, sizes may be symbols; the planner's choice then waits until the graph runs.
+    While a graph is traced, sizes may be symbols; then "auto" and "measured" are resolved when the graph
+    runs.
 
     Raises:
-        ValueError: If there is no such kernel, or it cannot serve the problem (with its reasons).
-        MemoryError: If it, or every kernel where the planner is to choose, needs more memory than there is.
+        ValueError: If there is no such kernel, or it does not support the problem (with its reasons).
+        MemoryError: If the kernel, or every kernel that may be selected, needs more memory than there is.
     """
     if kernel not in CHOICES and kernel not in KERNELS:
         raise unknown_name("kernel", kernel, [*CHOICES, *KERNELS])
@@ -314,17 +326,6 @@ def resolve(kernel: str, problem: Problem) -> tuple[str, str]:
             raise ValueError(f"kernel {kernel!r} cannot serve this problem ({problem}): {'; '.join(reasons)}")
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return kernel, kernel
-    forward = choose(kernel, problem)
-    backward = choose(kernel, problem, backward=True) if problem.train else forward
+    forward = select_kernel(problem, kernel, backward=False)
+    backward = select_kernel(problem, kernel, backward=True) if problem.train else forward
     return (forward, backward) if problem.position else (kernel, kernel)
-
-
-def choose(kernel: str, problem: Problem, *, backward: bool = False) -> str:
-    """The kernel that `kernel=` asks for, for one pass.
-
-    Raises:
-        MemoryError: If it needs more memory than there is.
-    """
-    if kernel == "measured":
-        return measured_choice(problem, backward)
-    return choice(problem, backward, kernel)

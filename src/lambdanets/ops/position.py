@@ -1,17 +1,20 @@
-"""The position part, with a content lambda that all queries share, as two library operators.
+"""The position part as two PyTorch custom operators: its output and its gradients.
 
-One is its output, the other its gradients. PyTorch sees each as one node: a compiled graph holds it whole, an
-exported one keeps it for any grid, and between forward and backward only q, v, e and the content lambda are
-kept. Each is told its kernel; "auto" leaves the choice to the moment when it runs and the sizes are known,
-which is how it stands in a graph. The position part is linear in q, v and e, the rest in q and the content
-lambda, so the gradients of the gradients are sums of the same two operators, to any order.
+PyTorch treats each operator as one node: a compiled graph holds it as one call for any grid, and autograd
+saves only q, v, e and the content lambda between forward and backward. Each call names its kernel; "auto" and
+"measured" are resolved when the operator runs and the sizes are fixed. The operators also apply the content
+lambda that all queries share, if one is given, so that a fused kernel can do both in one pass.
+
+The output is linear in q, v and e, and in q and the content lambda. Gradients of the gradients, to any order,
+are therefore sums of the same two operators.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,66 +22,98 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from .content import add_applied, applied, applied_gradients
-from .context import LocalContext, RelativeContext
-from .kernels import KERNELS
-from .order import new_output
-from .planner import choose
+from .content import add_applied_lambda, apply_lambda, apply_lambda_gradients
+from .context import RelativeContext
+from .hardware import compute_dtype
+from .kernels import FUSED_KERNELS, KERNELS
+from .matmul import no_autocast
+from .memory_layout import new_output
+from .planner import select_kernel
+from .position_table import gather_embeddings, pair_indices
 from .problem import Problem
-from .products import no_autocast, product_dtype
-
-LAMBDAS = 3  # their place among the operators' tensors q, v, e, lambdas
-ORDER = 5  # of the output, its place among the options that follow them
-
-Geometry = tuple[list[int], list[int], list[int], list[int], bool]
 
 
-def geometry_of(context: RelativeContext | None) -> Geometry:
-    """A context as the plain numbers that an operator takes; None stands for dense embeddings."""
-    if context is None:
-        return [], [], [], [], False
-    local = isinstance(context, LocalContext)
-    scope, dilation = (list(context.table_shape), list(context.step)) if local else ([], [])
-    return list(context.grid), list(context.key_grid), scope, dilation, context.causal
+def encode(problem: Problem) -> list[int]:
+    """Return a problem's geometry as the integers that the operators take; none for dense embeddings.
+
+    They are: the number of axes, whether it is causal, the grid, the context grid and, if local, the scope
+    and the dilation.
+    """
+    if not problem.relative:
+        return []
+    rank = len(problem.grid)
+    local = (*problem.scope, *(problem.dilation or (1,) * rank)) if problem.scope else ()
+    return [rank, int(problem.causal), *problem.grid, *(problem.context_grid or problem.grid), *local]
 
 
-def problem_of(
-    q: Tensor,
-    v: Tensor,
-    grid: Sequence[int],
-    context_grid: Sequence[int],
-    scope: Sequence[int],
-    dilation: Sequence[int],
-    causal: bool,
-    *,
-    content: bool,
+@lru_cache(maxsize=4096)  # every call decodes the same problem, for each pass
+def decode(
+    geometry: tuple[int, ...], q: torch.Size, v: torch.Size, dtype: torch.dtype, device: str, content: bool
 ) -> Problem:
-    """The problem that the operators' arguments pose; `content` says that there is a content lambda."""
+    """Return the problem of an operator's arguments.
+
+    Args:
+        geometry: The integers of `encode`.
+        q: Shape of the queries.
+        v: Shape of the values.
+        dtype: Dtype of both.
+        device: Device type of both.
+        content: Whether a content lambda is given.
+    """
+    rank, causal, *sizes = geometry or (1, False, q[2], v[1])
+    grid, context_grid, scope, dilation = (tuple(sizes[i * rank : (i + 1) * rank]) for i in range(4))
     return Problem(
-        grid=tuple(grid) or (q.shape[2],),
-        context_grid=tuple(context_grid) or (v.shape[1],),
-        scope=tuple(scope) or None,
-        dilation=tuple(dilation) or None,
-        num_heads=q.shape[1],
-        dim_k=q.shape[3],
-        dim_v=v.shape[2],
-        dim_u=v.shape[3],
-        batch=q.shape[0],
+        grid=grid,
+        context_grid=context_grid,
+        scope=scope or None,
+        dilation=dilation or None,
+        num_heads=q[1],
+        dim_k=q[3],
+        dim_v=v[2],
+        dim_u=v[3],
+        batch=q[0],
         content=content,
-        causal=causal,
-        dense=not grid,
-        dtype=q.dtype,
-        device=q.device.type,
+        causal=bool(causal),
+        dense=not geometry,
+        dtype=dtype,
+        device=device,
     )
 
 
-def computed_in(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
-    """The tensors, if any, in the type in which the processor multiplies numbers of a type fast."""
-    return [None if x is None else x.to(product_dtype(dtype, x.device.type)) for x in tensors]
+class Arguments(NamedTuple):
+    """The arguments of `position_output`. `position_gradients` takes g, these and `needs_grad`.
+
+    Attributes:
+        q: Queries [b, h, n, k].
+        v: Values [b, m, v, u].
+        e: Position embeddings, a table [*offsets, k, u] or dense [n, m, k, u].
+        content_lambda: The content lambda [b, k, v] that all queries share, or None.
+        geometry: The integers of `encode`.
+        memory_layout: The output's layout (`memory_layout`).
+        kernel: The kernel of the output, by name, "auto" or "measured".
+        backward_kernel: The kernel of the gradients.
+    """
+
+    q: Tensor
+    v: Tensor
+    e: Tensor
+    content_lambda: Tensor | None
+    geometry: list[int]
+    memory_layout: str
+    kernel: str
+    backward_kernel: str
+
+
+DIFFERENTIABLE = Arguments._fields[:4]
+
+
+def to_compute_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    """Return the tensors of a dtype, or None, in the dtype that kernels compute in (`compute_dtype`)."""
+    return [None if x is None else x.to(compute_dtype(dtype, x.device.type)) for x in tensors]
 
 
 def refuse_transforms(*tensors: Tensor) -> None:
-    """Raise where PyTorch would take a derivative of a library operator wrongly, or not at all."""
+    """Raise an error where PyTorch would differentiate a custom operator wrongly or not at all."""
     forward_mode = forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(x).tangent is not None for x in tensors
     )
@@ -95,38 +130,31 @@ def position_output(
     q: Tensor,
     v: Tensor,
     e: Tensor,
-    lambdas: Tensor | None,
-    grid: Sequence[int],
-    context_grid: Sequence[int],
-    scope: Sequence[int],
-    dilation: Sequence[int],
-    causal: bool,
-    order: str,
+    content_lambda: Tensor | None,
+    geometry: Sequence[int],
+    memory_layout: str,
     kernel: str,
     backward_kernel: str,
 ) -> Tensor:
-    """The position part of shape b h n v, plus q times content lambdas (b k v) if given, in an order.
-
-    The orders are those of `order`; an empty grid says that e is dense.
-    """
-    y = new_output(q, v.shape[2], order)
-    q, v, e, lambdas = computed_in(q.dtype, q, v, e, lambdas)
-    problem = problem_of(q, v, grid, context_grid, scope, dilation, causal, content=lambdas is not None)
-    chosen = KERNELS[choose(kernel, problem)]
+    """Return the position part [b, h, n, v], plus q times the content lambda if given; see `Arguments`."""
+    y = new_output(q, v.shape[2], memory_layout)
+    q, v, e, content_lambda = to_compute_dtype(q.dtype, q, v, e, content_lambda)
+    problem = decode(tuple(geometry), q.shape, v.shape, q.dtype, q.device.type, content_lambda is not None)
+    name = select_kernel(problem, kernel, backward=False)
     with no_autocast(q.device.type):
-        if chosen.APPLIES_CONTENT:
-            chosen.output(q, v, e, problem, y, lambdas)
+        if name in FUSED_KERNELS:
+            FUSED_KERNELS[name].output(q, v, e, problem, y, content_lambda)
             return y
-        chosen.output(q, v, e, problem, y)
-        if lambdas is not None:
-            add_applied(y, q, lambdas, order)
+        KERNELS[name].output(q, v, e, problem, y)
+        if content_lambda is not None:
+            add_applied_lambda(y, q, content_lambda, memory_layout)
     return y
 
 
 @position_output.register_fake
-def _(q: Tensor, v: Tensor, e: Tensor, lambdas: Tensor | None, *rest: Any) -> Tensor:
-    *_, order, _kernel, _backward_kernel = rest
-    return new_output(q, v.shape[2], order)
+def _(*arguments: Any) -> Tensor:
+    given = Arguments(*arguments)
+    return new_output(given.q, given.v.shape[2], given.memory_layout)
 
 
 @torch.library.custom_op("lambdanets::position_gradients", mutates_args=())
@@ -135,40 +163,39 @@ def position_gradients(
     q: Tensor,
     v: Tensor,
     e: Tensor,
-    lambdas: Tensor | None,
-    grid: Sequence[int],
-    context_grid: Sequence[int],
-    scope: Sequence[int],
-    dilation: Sequence[int],
-    causal: bool,
-    order: str,
+    content_lambda: Tensor | None,
+    geometry: Sequence[int],
+    memory_layout: str,
     kernel: str,
     backward_kernel: str,
-    wanted: Sequence[bool],
+    needs_grad: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of q, v, e and lambdas from that of the output, each in memory as its tensor is.
+    """Return the gradients of q, v, e and the content lambda from g [b, h, n, v], that of the output.
 
-    Where none is wanted, an empty tensor.
+    Each has the strides of its tensor; a gradient that is not needed is an empty tensor.
     """
-    given = (q, v, e, q if lambdas is None else lambdas)
-    g, q, v, e, lambdas = computed_in(q.dtype, g, q, v, e, lambdas)
-    problem = problem_of(q, v, grid, context_grid, scope, dilation, causal, content=lambdas is not None)
-    chosen = KERNELS[choose(backward_kernel, problem, backward=True)]
+    inputs = (q, v, e, q if content_lambda is None else content_lambda)
+    g, q, v, e, content_lambda = to_compute_dtype(q.dtype, g, q, v, e, content_lambda)
+    problem = decode(tuple(geometry), q.shape, v.shape, q.dtype, q.device.type, content_lambda is not None)
+    name = select_kernel(problem, backward_kernel, backward=True)
+    fused = name in FUSED_KERNELS
     with no_autocast(q.device.type):
-        if chosen.APPLIES_CONTENT:
-            dq, dv, de = chosen.gradients(g, q, v, e, problem, wanted[:3], lambdas)
+        if fused:
+            found = FUSED_KERNELS[name].gradients(g, q, v, e, problem, needs_grad[:3], content_lambda)
         else:
-            dq, dv, de = chosen.gradients(g, q, v, e, problem, wanted[:3])
-        dlambdas = None
-        if lambdas is not None:
-            some = [wanted[0] and not chosen.APPLIES_CONTENT, wanted[3]]
-            more, dlambdas = applied_gradients(g, q, lambdas, order, some)
-            dq = dq if more is None or dq is None else dq + more
-    found = [_like(x, some) for x, some in zip(given, (dq, dv, de, dlambdas), strict=True)]
-    return found[0], found[1], found[2], found[3]
+            found = KERNELS[name].gradients(g, q, v, e, problem, needs_grad[:3])
+        dq, dv, de = found
+        dlambda = None
+        if content_lambda is not None:
+            needed = [needs_grad[0] and not fused, needs_grad[3]]
+            content_dq, dlambda = apply_lambda_gradients(g, q, content_lambda, memory_layout, needed)
+            dq = dq if content_dq is None or dq is None else dq + content_dq
+    dq, dv, de, dlambda = map(_like_input, inputs, (dq, dv, de, dlambda))
+    return dq, dv, de, dlambda
 
 
-def _like(x: Tensor, gradient: Tensor | None) -> Tensor:
+def _like_input(x: Tensor, gradient: Tensor | None) -> Tensor:
+    """Return a gradient with the dtype and the strides of its tensor, or an empty one for None."""
     if gradient is None:
         return x.new_empty(0)
     like = torch.empty_like(x)
@@ -178,107 +205,120 @@ def _like(x: Tensor, gradient: Tensor | None) -> Tensor:
 
 
 @position_gradients.register_fake
-def _(
-    g: Tensor, q: Tensor, v: Tensor, e: Tensor, lambdas: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    found = [
-        torch.empty_like(x) if some and x is not None else q.new_empty(0)
-        for x, some in zip((q, v, e, lambdas), rest[-1], strict=True)
-    ]
-    return found[0], found[1], found[2], found[3]
+def _(g: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *given, needs_grad = arguments
+    dq, dv, de, dlambda = (
+        torch.empty_like(x) if needed and x is not None else g.new_empty(0)
+        for x, needed in zip(given[:4], needs_grad, strict=True)
+    )
+    return dq, dv, de, dlambda
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], tensors: int) -> None:
-    ctx.save_for_backward(*inputs[:tensors])
-    ctx.options = inputs[tensors:]
+def _save_output(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
+
+
+def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    *ctx.options, ctx.needs_grad = inputs[5:]
 
 
 def _output_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = list(ctx.needs_input_grad[:4])
-    found = position_gradients(g, *ctx.saved_tensors, *ctx.options, wanted)
-    return *(x if some else None for x, some in zip(found, wanted, strict=True)), *[None] * len(ctx.options)
+    needs_grad = list(ctx.needs_input_grad[:4])
+    found = position_gradients(g, *ctx.saved_tensors, *ctx.options, needs_grad)
+    gradients = (x if needed else None for x, needed in zip(found, needs_grad, strict=True))
+    return *gradients, *[None] * len(ctx.options)
 
 
 def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-    """With F = sum of g times the output, the gradients are its derivatives by q, v, e and the lambdas.
+    """Differentiate the gradients.
 
-    What flows back are directions for these. F has a term in q, v and e and one in q and the lambdas, each
-    linear in all of its own: its derivative in a direction of one of them is F with that direction in its
-    place, without the term that it is not in. By g that is the output, by the others their gradients.
+    Let F be the sum of g times the output; the gradients are its derivatives by q, v, e and the content
+    lambda, and each upstream gradient is a direction for one of these. F has one term in q, v and e and one
+    in q and the content lambda, each linear in each of its factors. So the derivative of F in a direction of
+    one factor is F with the direction in place of the factor, without the term that lacks the factor. The
+    derivative of that by g is the output, its derivatives by the other factors are their gradients.
     """
-    g, *arguments = ctx.saved_tensors
-    *options, wanted = ctx.options
-    needs = ctx.needs_input_grad[:5]
-    total: list[Tensor | None] = [None] * 5
+    g, *tensors = ctx.saved_tensors
+    arguments = Arguments(*tensors, *ctx.options)
+    needs = dict(zip(("g", *DIFFERENTIABLE), ctx.needs_input_grad[:5], strict=True))
+    total: dict[str, Tensor | None] = dict.fromkeys(needs)
 
-    def add(place: int, x: Tensor) -> None:
-        so_far = total[place]
-        total[place] = x if so_far is None else so_far + x
+    def add(name: str, x: Tensor) -> None:
+        so_far = total[name]
+        total[name] = x if so_far is None else so_far + x
 
-    for place, direction in enumerate(upstream):
-        if direction is None or not wanted[place]:
+    for name, direction, computed in zip(DIFFERENTIABLE, upstream, ctx.needs_grad, strict=True):
+        if direction is None or not computed:
             continue
-        if place == LAMBDAS:
-            q, order = arguments[0], options[ORDER]
-            if needs[0]:
-                add(0, applied(q, direction, order))
-            if needs[1]:
-                by_q, _ = applied_gradients(g, q, direction, order, (True, False))
-                assert by_q is not None
-                add(1, by_q)
+        if name == "content_lambda":
+            q, memory_layout = arguments.q, arguments.memory_layout
+            if needs["g"]:
+                add("g", apply_lambda(q, direction, memory_layout))
+            if needs["q"]:
+                dq, _ = apply_lambda_gradients(g, q, direction, memory_layout, (True, False))
+                assert dq is not None
+                add("q", dq)
             continue
-        varied = [direction if i == place else x for i, x in enumerate(arguments)]
-        if place != 0:
-            varied[LAMBDAS] = None
-        if needs[0]:
-            add(0, position_output(*varied, *options))
-        some = [need and i != place and varied[i] is not None for i, need in enumerate(needs[1:])]
-        if any(some):
-            found = position_gradients(g, *varied, *options, some)
-            for i, x in enumerate(found):
-                if some[i]:
-                    add(i + 1, x)
-    return *total, *[None] * len(ctx.options)
+        varied = arguments._replace(**{name: direction})
+        if name != "q":
+            varied = varied._replace(content_lambda=None)
+        if needs["g"]:
+            add("g", position_output(*varied))
+        others = [x for x in DIFFERENTIABLE if needs[x] and x != name and getattr(varied, x) is not None]
+        if others:
+            found = position_gradients(g, *varied, [x in others for x in DIFFERENTIABLE])
+            for other, gradient in zip(DIFFERENTIABLE, found, strict=True):
+                if other in others:
+                    add(other, gradient)
+    return *total.values(), *[None] * (len(ctx.options) + 1)
+
+
+position_output.register_autograd(_output_backward, setup_context=_save_output)
+position_gradients.register_autograd(_gradients_backward, setup_context=_save_gradients)
 
 
 @register_flop_formula(torch.ops.lambdanets.position_output)
-def _output_flops(
-    q: torch.Size, v: torch.Size, e: torch.Size, lambdas: torch.Size | None, *options: Any, **_: Any
-) -> int:
-    """What the chosen kernel does, for `torch.utils.flop_counter`, and the content lambdas' product."""
-    *geometry, _order, kernel, _backward_kernel = options
-    problem = problem_of(_sized(q), _sized(v), *geometry, content=lambdas is not None)
-    own = KERNELS[choose(kernel, problem)].cost(problem).flops
-    return own if lambdas is None else own + 2 * math.prod(q) * v[2]
+def _output_flops(*shapes_and_options: Any, **_: Any) -> int:
+    """Return the operations of the selected kernel and of the content lambda's product."""
+    given = Arguments(*shapes_and_options)
+    problem = _problem_of_shapes(given)
+    flops = KERNELS[select_kernel(problem, given.kernel, backward=False)].cost(problem).flops
+    return flops + _lambda_flops(given)
 
 
 @register_flop_formula(torch.ops.lambdanets.position_gradients)
-def _gradients_flops(
-    g: torch.Size,
-    q: torch.Size,
-    v: torch.Size,
-    e: torch.Size,
-    lambdas: torch.Size | None,
-    *options: Any,
-    **_: Any,
-) -> int:
-    *geometry, _order, _kernel, backward_kernel, wanted = options
-    problem = problem_of(_sized(q), _sized(v), *geometry, content=lambdas is not None)
-    own = KERNELS[choose(backward_kernel, problem, backward=True)].cost(problem, backward=True).flops
-    return own if lambdas is None else own + (wanted[0] + wanted[3]) * 2 * math.prod(q) * v[2]
+def _gradients_flops(g: torch.Size, *shapes_and_options: Any, **_: Any) -> int:
+    *arguments, needs_grad = shapes_and_options
+    given = Arguments(*arguments)
+    problem = _problem_of_shapes(given)
+    name = select_kernel(problem, given.backward_kernel, backward=True)
+    products = needs_grad[0] + needs_grad[3]
+    return KERNELS[name].cost(problem, backward=True).flops + products * _lambda_flops(given)
 
 
-def _sized(shape: torch.Size) -> Tensor:
-    return torch.empty(shape, device="meta")
+def _problem_of_shapes(given: Any) -> Problem:
+    """Return the problem of arguments whose tensors are shapes, as `torch.utils.flop_counter` passes them."""
+    content = given.content_lambda is not None
+    return decode(tuple(given.geometry), given.q, given.v, torch.get_default_dtype(), "meta", content)
 
 
-def _keep_output(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _keep(ctx, inputs, 4)
+def _lambda_flops(given: Any) -> int:
+    return 0 if given.content_lambda is None else 2 * math.prod(given.q) * given.v[2]
 
 
-def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _keep(ctx, inputs, 5)
+def exported_output(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext | None) -> Tensor:
+    """Return the position part [b, h, n, v] in PyTorch's own operators, for graphs of torch.export.
 
+    Such a graph runs elsewhere, where the custom operators do not exist.
 
-position_output.register_autograd(_output_backward, setup_context=_keep_output)
-position_gradients.register_autograd(_gradients_backward, setup_context=_keep_gradients)
+    Args:
+        q: Queries [b, h, n, k].
+        v: Values [b, m, v, u].
+        e: A table [*offsets, k, u], or dense embeddings [n, m, k, u].
+        context: The table's geometry, None for dense embeddings.
+    """
+    embeddings = e.mT if context is None else gather_embeddings(e, pair_indices(context, e.device))
+    pairs = torch.einsum("bhnk,nmuk->bhnmu", q, embeddings)
+    return torch.einsum("bhnmu,bmvu->bhnv", pairs, v)

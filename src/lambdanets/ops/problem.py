@@ -1,4 +1,4 @@
-"""The sizes of one lambda operator, and what an order of contraction costs on them."""
+"""A problem: the sizes and the geometry of one call of the operator, and the costs that follow from them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .content import CHUNK, MASKED_BLOCK, chunking
+from .content import CHUNK, MASKED_BLOCK, causal_chunks
 from .context import Context, GlobalContext, LocalContext, MaskedContext, RelativeContext, as_grid, as_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one pass of a kernel spends on the position part of a problem.
+    """The cost of one pass of a kernel over the position part of a problem.
 
     Args:
-        flops: Floating-point operations, a multiply-add counted as two.
+        flops: Floating-point operations; a multiply-add counts as two.
         bytes: Bytes read and written, inputs and output included.
-        peak_bytes: Bytes of temporaries alive at once, beside inputs and output.
-        seconds: Estimated time.
+        peak_bytes: Peak bytes of temporaries, inputs and output excluded.
+        seconds: Estimated seconds.
     """
 
     flops: int
@@ -32,14 +32,14 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Everything a planner may know about a call: sizes, geometry, dtype, device; never the values.
+    """The sizes, geometry, dtype and device of a call: all that the planner uses, without the tensors.
 
     Args:
-        grid: Sizes of the query grid; n is their product.
-        context_grid: Sizes of the context's grid where it is another one (a bare length where there are no
-            relative positions).
+        grid: Sizes of the query grid (int or tuple); n is their product.
+        context_grid: Sizes of the context's grid, the query grid by default; one length without relative
+            positions.
         scope: Table entries per axis for local positions, None for global ones.
-        dilation: Distance between neighbouring table entries on the grid.
+        dilation: Distance between neighbouring table entries on the grid, per axis.
         num_heads: Queries per position, h.
         dim_k: Query and key depth.
         dim_v: Value depth per head.
@@ -48,9 +48,9 @@ class Problem:
         content: Whether the content lambda is computed.
         position: Whether position lambdas are computed.
         causal: Whether query n sees m <= n only.
-        masked: Whether an n x m mask says who sees whom.
-        dense: Whether the embeddings are given dense (n m k u) rather than as a table.
-        dtype: Element type of q, k, v and e.
+        masked: Whether an n x m mask holds the visible pairs.
+        dense: Whether the embeddings are dense [n, m, k, u] rather than a table.
+        dtype: Dtype of q, k, v and e.
         device: Device type, such as "cpu" or "cuda".
         train: Whether a backward pass follows.
 
@@ -108,7 +108,9 @@ class Problem:
         if (self.masked or self.dense or not self.position) and self.scope is not None:
             raise ValueError("only relative positions have a scope")
         if self.masked and self.causal:
-            raise ValueError("a mask of n x m says who sees whom already: masked problems are not causal")
+            raise ValueError(
+                "a masked problem cannot be causal: its n x m mask alone holds the visible pairs"
+            )
 
     @classmethod
     def of(
@@ -121,7 +123,17 @@ class Problem:
         content: bool = True,
         train: bool = False,
     ) -> Problem:
-        """The problem that these tensors and this context pose."""
+        """Return the problem of a call.
+
+        Args:
+            q: Queries [b, h, n, k].
+            k: Keys [b, m, k, u].
+            v: Values [b, m, v, u].
+            e: Position embeddings, a table or dense; None without positions.
+            context: The context.
+            content: Whether the content lambda is computed.
+            train: Whether a backward pass follows.
+        """
         batch, num_heads, n, dim_k = as_sizes(q)
         _, m, dim_v, dim_u = as_sizes(v)
         relative = isinstance(context, RelativeContext)
@@ -149,14 +161,17 @@ class Problem:
 
     @property
     def num_queries(self) -> int:
+        """Number of queries, n."""
         return math.prod(self.grid)
 
     @property
     def num_context(self) -> int:
+        """Number of context elements, m."""
         return math.prod(self.context_grid or self.grid)
 
     @property
     def itemsize(self) -> int:
+        """Bytes per element."""
         return self.dtype.itemsize
 
     @property
@@ -179,14 +194,14 @@ class Problem:
 
     @property
     def table_elements(self) -> int:
-        """Numbers in the position embeddings."""
+        """Number of elements of the position embeddings."""
         if not self.position:
             return 0
         shape = self.context.table_shape if self.relative else (self.num_queries, self.num_context)
         return math.prod(shape) * self.dim_k * self.dim_u
 
     def random_inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Random tensors of this problem's sizes: an upstream gradient, q, v and e."""
+        """Return random tensors of this problem's sizes: g (a gradient of the output), q, v and e."""
         n, m = self.num_queries, self.num_context
         table = self.context.table_shape if self.relative else (n, m)
         shapes = [
@@ -195,7 +210,7 @@ class Problem:
             (self.batch, m, self.dim_v, self.dim_u),
             (*table, self.dim_k, self.dim_u),
         ]
-        generator = torch.Generator(self.device).manual_seed(0)  # the caller's random numbers stay his
+        generator = torch.Generator(self.device).manual_seed(0)  # the caller's random state stays as it is
         options = {"dtype": self.dtype, "device": self.device, "generator": generator}
         g, q, v, e = (torch.randn(shape, **options) for shape in shapes)
         return g, q, v, e
@@ -203,16 +218,13 @@ class Problem:
     @property
     def io_bytes(self) -> int:
         """Bytes of q, k, v and y."""
-        per_query = self.num_heads * self.num_queries * (self.dim_k + self.dim_v)
-        return (
-            self.itemsize
-            * self.batch
-            * (per_query + self.num_context * self.dim_u * (self.dim_k + self.dim_v))
-        )
+        queries = self.num_heads * self.num_queries
+        context = self.num_context * self.dim_u
+        return self.itemsize * self.batch * (queries + context) * (self.dim_k + self.dim_v)
 
     @property
     def content_flops(self) -> int:
-        """Operations of the content part in its linear form (under an n x m mask: one pass per query)."""
+        """Operations of the content part in its linear form; one pass per query under an n x m mask."""
         if not self.content:
             return 0
         per_head = 2 * self.batch * self.num_heads * self.num_queries
@@ -223,11 +235,11 @@ class Problem:
         apply = per_head * self.dim_k * self.dim_v
         return once + apply + (per_head * CHUNK * pairs if self.causal else 0)
 
-    def content_peak(self, *, definition: bool = False) -> int:
-        """Bytes of the content part's temporaries alive at once, in float32 at least.
+    def content_peak_bytes(self, *, definition: bool = False) -> int:
+        """Return the peak bytes of the content part's temporaries, which are float32 at least.
 
         Args:
-            definition: Of the form that the definition (kernel "reference") has, instead of the linear one.
+            definition: Whether kernel "reference" computes it, by the definition instead of linearly.
         """
         if not self.content:
             return 0
@@ -241,12 +253,12 @@ class Problem:
         elif self.masked:
             pairs = 4 * min(MASKED_BLOCK // max(1, self.batch), n * self.num_context * columns)
         elif self.causal:
-            chunk, chunks = chunking(n)
+            chunk, chunks = causal_chunks(n)
             inside = n * chunk * (3 * columns + 2 * self.num_heads * self.dim_u)
             between = chunks * columns * (3 * chunks + 3 * self.dim_v)
             pairs = inside + between + n * columns * (8 + self.num_heads)
         if self.train and (self.masked or self.causal):
-            pairs += pairs // 2  # kept for the backward pass, or formed again in it with their gradients
+            pairs += pairs // 2  # saved for the backward pass, or recomputed there beside their gradients
         return itemsize * self.batch * (keys_and_values + outputs + pairs)
 
     def __str__(self) -> str:

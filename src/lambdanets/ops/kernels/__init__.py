@@ -1,51 +1,96 @@
-"""The kernels: independent implementations of the position part, each a module of this folder.
+"""The kernels: independent implementations of the position part, one module each.
 
-A kernel module has a `NAME`, `output` (which writes the position part where it is told) and `gradients`,
-plain functions of tensors, `unsupported` (sentences, empty if it can serve a problem) and `cost`. Adding one
-is a new file and its line here.
+A kernel computes, for every problem that it supports, the position part of `lambda_layer` and its gradients:
+
+    y[b,h,n,v] = sum_k q[b,h,n,k] * sum_{m,u} E[n,m,k,u] v[b,m,v,u]
+
+To add a kernel, write a module with the members of `Kernel` (or of `FusedKernel`) and register it at the end
+of this file. The planner then ranks it by its cost, and the tests of all kernels run for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
+from .. import reference
 from ..problem import Cost, Problem
-from . import attention, conv, fft, reference, triton
+from . import attention, conv, fft, triton
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Kernel(Protocol):
-    """What the planner and the operator need of a kernel."""
+    """The members of a kernel's module.
+
+    Tensors have any strides and share one dtype, that of `problem`. Their shapes are q [b, h, n, k],
+    v [b, m, v, u], y and g [b, h, n, v]; e is a table of relative offsets [*offsets, k, u], or dense
+    embeddings [n, m, k, u] if `problem.dense`. Autograd and autocast are off. A kernel changes no input.
+    """
 
     @property
-    def NAME(self) -> str: ...
-
-    @property
-    def APPLIES_CONTENT(self) -> bool:
-        """Whether content lambdas (b k v), or None, follow the arguments of `output` and of `gradients`.
-
-        Such a kernel adds their product with q to its output, and to the gradient of q its share.
-        """
+    def NAME(self) -> str:
+        """The kernel's name, as in `lambda_layer(kernel=NAME)`."""
         ...
 
-    @property
-    def output(self) -> Callable[..., None]:
-        """Of q, v, e, problem, y."""
+    def output(self, q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
+        """Write the position part into y."""
         ...
 
-    @property
-    def gradients(self) -> Callable[..., Gradients]:
-        """Of g, q, v, e, problem, wanted."""
+    def gradients(
+        self, g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, needs_grad: Sequence[bool]
+    ) -> Gradients:
+        """Return the gradients of q, v and e from g, that of the output; None where not needed."""
         ...
 
-    def unsupported(self, problem: Problem) -> list[str]: ...
+    def unsupported(self, problem: Problem) -> list[str]:
+        """Return the reasons for which the kernel cannot serve a problem; empty if it can."""
+        ...
 
-    def cost(self, problem: Problem, *, backward: bool = False) -> Cost: ...
+    def cost(self, problem: Problem, *, backward: bool = False) -> Cost:
+        """Return the cost of one pass of a supported problem, as the kernel estimates it."""
+        ...
 
 
-_MODULES: tuple[Kernel, ...] = (reference, conv, attention, fft, triton)
-KERNELS: dict[str, Kernel] = {kernel.NAME: kernel for kernel in _MODULES}
+class FusedKernel(Kernel, Protocol):
+    """A kernel that applies the content lambda [b, k, v] too, in the same pass over the queries.
+
+    `output` adds q times the content lambda to y; `gradients` adds the lambda's part of the gradient of q.
+    """
+
+    def output(
+        self,
+        q: Tensor,
+        v: Tensor,
+        e: Tensor,
+        problem: Problem,
+        y: Tensor,
+        content_lambda: Tensor | None = None,
+    ) -> None:
+        """Write the position part plus q times the content lambda, if given, into y."""
+        ...
+
+    def gradients(
+        self,
+        g: Tensor,
+        q: Tensor,
+        v: Tensor,
+        e: Tensor,
+        problem: Problem,
+        needs_grad: Sequence[bool],
+        content_lambda: Tensor | None = None,
+    ) -> Gradients:
+        """Return the gradients of q, v and e from g, that of the output; None where not needed."""
+        ...
+
+
+FUSED_KERNELS: dict[str, FusedKernel] = {triton.NAME: triton}
+KERNELS: dict[str, Kernel] = {
+    reference.NAME: reference,
+    conv.NAME: conv,
+    attention.NAME: attention,
+    fft.NAME: fft,
+    **FUSED_KERNELS,
+}

@@ -1,9 +1,9 @@
-"""Attention order: queries meet the position embeddings first, the values come last.
+"""Attention order: queries multiply the position embeddings first, then the values.
 
-There is no softmax over positions, so the sums may be swapped: (q E) of shape b h n m, then times v. For h
-queries per position this is h (k + v) products per pair instead of k v, and no position lambda is formed. The
-map is formed for a block of queries at a time (at least a row of the first axis), over the part of the
-context that the block reaches, and formed again in the backward pass. Not in the paper, which contracts m
+There is no softmax over positions, so the sums may be swapped: the map q E [b, h, n, m], then the map times
+v. With h queries per position this takes h (k + v) products per pair instead of k v, and no position lambda
+exists. The map is computed for one block of queries at a time (at least one row of the first axis), over the
+context within the block's reach, and recomputed in the backward pass. Not in the paper, which contracts m
 first.
 """
 
@@ -17,24 +17,22 @@ import torch
 from torch import Tensor
 
 from ..context import RelativeContext
-from ..machine import gemm_seconds, move_seconds, on_gpu
+from ..hardware import ONEDNN, gemm_seconds, move_seconds, on_gpu
+from ..matmul import Scratch, batched_matmul
+from ..position_table import box_indices, gather_embeddings, scatter_gradient
 from ..problem import Cost, Problem
-from ..products import ONEDNN, products
-from ..scratch import Scratch
-from ..tables import box_entries, collect, read
 
 NAME = "attention"
-APPLIES_CONTENT = False
-# Bytes of the map and of the embeddings of a block of several rows: they stay in a core's own cache.
-# Where each example is a call of its own, larger blocks cost less, if a smaller one would skip no context.
-BLOCK = 2**21
-WHOLE = 8 if ONEDNN else 1
-GPU_BLOCK = 2**28  # the same on a GPU, where a call costs more than a cache saves; not measured
+BLOCK = 2**21  # bytes of the map and the embeddings of a block of several rows: a core's own cache holds them
+# Where each example is a call of its own, blocks larger by this factor are faster, if smaller ones would not
+# skip any part of the context.
+UNSKIPPED_BLOCK_FACTOR = 8 if ONEDNN else 1
+GPU_BLOCK = 2**28  # BLOCK on a GPU, where a call costs more than a cache saves; not measured
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of queries on the grid's first axis, and the rows of the context that they reach."""
+    """Some rows of queries on the grid's first axis, and the rows of the context within their reach."""
 
     queries: slice
     context: slice
@@ -43,62 +41,64 @@ class Block:
 
 
 def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
-    """Write the position part into y (b h n v), from q (b h n k), v (b m v u) and a table or dense e."""
+    """Write the position part into y."""
     context = problem.context if problem.relative else None
     q = q.contiguous()
     b, h = q.shape[:2]
     dim_v = v.shape[2]
-    values = v.transpose(2, 3)  # b m u v
+    values = v.transpose(2, 3)  # [b, m, u, v]
     scratch = Scratch(q)
     for block in blocks(problem):
         embeddings, _ = _embeddings(e, context, block)
-        pairs = _pairs(q[:, :, block.queries], embeddings, scratch)  # b (h n) (m u)
-        part = scratch.take("part", b, pairs.shape[1], dim_v)
-        products(pairs, values[:, block.context].flatten(1, 2), out=part)
+        pairs = _pairs(q[:, :, block.queries], embeddings, scratch)  # [b, h n, m u]
+        part = scratch.take("part", b, pairs.shape[1], dim_v)  # [b, h n, v]
+        batched_matmul(pairs, values[:, block.context].flatten(1, 2), out=part)
         y[:, :, block.queries] = part.unflatten(1, (h, -1))
 
 
 def gradients(
-    g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, wanted: Sequence[bool]
+    g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, needs_grad: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of q, v and e, each where it is wanted, from that of the position part."""
+    """Return the gradients of q, v and e."""
     context = problem.context if problem.relative else None
     q = q.contiguous()
     b, h = q.shape[:2]
     m, dim_v, u = v.shape[1:]
-    wide = torch.promote_types(q.dtype, torch.float32)  # of what is summed over blocks
-    values = v.transpose(2, 3)
-    dq = torch.empty_like(q, memory_format=torch.contiguous_format) if wanted[0] else None
-    dv = v.new_zeros(b, m, u, dim_v, dtype=wide) if wanted[1] else None
-    de = torch.zeros_like(e, dtype=wide, memory_format=torch.contiguous_format) if wanted[2] else None
+    accumulator = torch.promote_types(q.dtype, torch.float32)  # dtype of the sums over blocks
+    values = v.transpose(2, 3)  # [b, m, u, v]
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format) if needs_grad[0] else None
+    dv = v.new_zeros(b, m, u, dim_v, dtype=accumulator) if needs_grad[1] else None
+    de = None
+    if needs_grad[2]:
+        de = torch.zeros_like(e, dtype=accumulator, memory_format=torch.contiguous_format)
     scratch = Scratch(q)
     for block in blocks(problem):
         embeddings, index = _embeddings(e, context, block)
-        some = q[:, :, block.queries]
-        upstream = g[:, :, block.queries].flatten(1, 2)  # b (h n) v
+        queries = q[:, :, block.queries]
+        upstream = g[:, :, block.queries].flatten(1, 2)  # [b, h n, v]
         if dv is not None:
-            pairs = _pairs(some, embeddings, scratch)
-            part = scratch.take("part", b, pairs.shape[2], dim_v)
-            products(pairs.mT, upstream, out=part)
+            pairs = _pairs(queries, embeddings, scratch)  # [b, h n, m u]
+            part = scratch.take("part", b, pairs.shape[2], dim_v)  # [b, m u, v]
+            batched_matmul(pairs.mT, upstream, out=part)
             dv[:, block.context] += part.unflatten(1, (-1, u))
         if dq is None and de is None:
             continue
-        dpairs = scratch.take("map", b, upstream.shape[1], embeddings.shape[1])
-        products(upstream, values[:, block.context].flatten(1, 2).mT, out=dpairs)
-        dpairs = dpairs.view(b * h, some.shape[2], dpairs.shape[2]).transpose(0, 1)  # n (b h) (m u)
+        dpairs = scratch.take("map", b, upstream.shape[1], embeddings.shape[1])  # [b, h n, m u]
+        batched_matmul(upstream, values[:, block.context].flatten(1, 2).mT, out=dpairs)
+        dpairs = dpairs.view(b * h, queries.shape[2], dpairs.shape[2]).transpose(0, 1)  # [n, b h, m u]
         if dq is not None:
             _by_position(dq[:, :, block.queries]).copy_(torch.bmm(dpairs, embeddings))
         if de is not None:
-            dembeddings = torch.bmm(dpairs.mT, _by_position(some)).unflatten(1, (-1, u)).to(wide)
+            dembeddings = torch.bmm(dpairs.mT, _by_position(queries)).unflatten(1, (-1, u)).to(accumulator)
             if context is None or index is None:
-                de[block.queries, block.context] = dembeddings.mT
+                de[block.queries, block.context] = dembeddings.mT  # [n, m, k, u]
             else:
-                de += collect(dembeddings, index, e.shape)
+                de += scatter_gradient(dembeddings, index, e.shape)
     return dq, None if dv is None else dv.transpose(2, 3), de
 
 
 def blocks(problem: Problem) -> Iterator[Block]:
-    """Cut the queries along the grid's first axis; several rows together form at most `BLOCK` bytes."""
+    """Cut the queries along the grid's first axis; blocks of several rows take at most `BLOCK` bytes."""
     grid, keys = problem.grid, problem.context_grid or problem.grid
     per_row, per_key_row = math.prod(grid[1:]), math.prod(keys[1:])
     before, after = _reach(problem)
@@ -116,67 +116,67 @@ def blocks(problem: Problem) -> Iterator[Block]:
 
 
 def _block_size(problem: Problem) -> tuple[int, int]:
-    """Rows of queries in a block, and rows of the context that it may reach."""
+    """Return the rows of queries in a block, and the most rows of the context within its reach."""
     p = problem
     keys = p.context_grid or p.grid
     reach = sum(_reach(p))
-    per_pair = p.itemsize * p.dim_u * (p.batch * p.num_heads + p.dim_k)
-    budget = BLOCK if reach < keys[0] else BLOCK * WHOLE
+    skips = reach < keys[0]  # whether some block needs only a part of the context
+    budget = BLOCK if skips else BLOCK * UNSKIPPED_BLOCK_FACTOR
     if on_gpu(p):
         budget = GPU_BLOCK
-    area = budget // max(
-        1, per_pair * math.prod(p.grid[1:]) * math.prod(keys[1:])
-    )  # rows of both, multiplied
-    within = (math.isqrt(reach * reach + 4 * area) - reach) // 2 if reach < keys[0] else 0
-    rows = min(p.grid[0], max(1, within, area // keys[0]))
+    per_pair = p.itemsize * p.dim_u * (p.batch * p.num_heads + p.dim_k)
+    per_row_pair = per_pair * math.prod(p.grid[1:]) * math.prod(keys[1:])
+    area = budget // max(1, per_row_pair)  # rows of queries times rows of the context
+    fitting = (math.isqrt(reach * reach + 4 * area) - reach) // 2 if skips else 0
+    rows = min(p.grid[0], max(1, fitting, area // keys[0]))
     return rows, min(keys[0], rows + reach)
 
 
 def _reach(problem: Problem) -> tuple[int, int]:
-    """How far a query sees on the first axis, backwards and forwards."""
+    """Return the distances that a query sees on the first axis, backwards and forwards."""
     keys = problem.context_grid or problem.grid
     if not problem.relative:
         return problem.grid[0], keys[0]
     context = problem.context
-    part, centre, step = context.reach()[0], context.centre[0], context.step[0]
-    return max(0, (centre - part.start) * step), max(0, (part.stop - 1 - centre) * step)
+    entries, centre, step = context.reachable_entries()[0], context.centre[0], context.step[0]
+    return max(0, (centre - entries.start) * step), max(0, (entries.stop - 1 - centre) * step)
 
 
 def _embeddings(e: Tensor, context: RelativeContext | None, block: Block) -> tuple[Tensor, Tensor | None]:
-    """Embeddings of shape n (m u) k of a block, and the index they were read with."""
+    """Return the embeddings [n, m u, k] of a block, and the table index they were gathered with."""
     if context is None:
         return e[block.queries, block.context].mT.flatten(1, 2), None
-    grid = (block.rows, *((0, size) for size in context.grid[1:]))
+    queries = (block.rows, *((0, size) for size in context.grid[1:]))
     keys = (block.context_rows, *((0, size) for size in context.key_grid[1:]))
-    index = box_entries(context, grid, keys, e.device)
-    return read(e, index).flatten(1, 2), index
+    index = box_indices(context, queries, keys, e.device)
+    return gather_embeddings(e, index).flatten(1, 2), index
 
 
 def _by_position(q: Tensor) -> Tensor:
-    """A view of queries b h n k, or of some of them, as n (b h) k."""
+    """Return a view of queries [b, h, n, k] as [n, b h, k]."""
     return q.flatten(0, 1).transpose(0, 1)
 
 
 def _pairs(q: Tensor, embeddings: Tensor, scratch: Scratch) -> Tensor:
-    """The map q E of shape b (h n) (m u): a product per position, turned while it is in the cache.
+    """Return the map q E [b, h n, m u]: a product per position, transposed while it is in the cache.
 
-    PyTorch runs products into anything but contiguous memory one by one, on a single thread.
+    PyTorch runs a batched product one by one on a single thread if its output is not contiguous.
     """
     b, h, n, _ = q.shape
-    reached = embeddings.shape[1]
-    by_position = scratch.take("by position", n, b * h, reached)
+    columns = embeddings.shape[1]
+    by_position = scratch.take("by position", n, b * h, columns)  # [n, b h, m u]
     torch.bmm(_by_position(q), embeddings.mT, out=by_position)
-    pairs = scratch.take("map", b * h, n, reached).copy_(by_position.transpose(0, 1))
-    return pairs.view(b, h * n, reached)
+    pairs = scratch.take("map", b * h, n, columns).copy_(by_position.transpose(0, 1))  # [b h, n, m u]
+    return pairs.view(b, h * n, columns)
 
 
 def unsupported(problem: Problem) -> list[str]:
-    """Why this kernel cannot serve the problem; empty if it can."""
+    """Return no reasons: the kernel serves every problem."""
     return []
 
 
 def cost(problem: Problem, *, backward: bool = False) -> Cost:
-    """h (k + v) products per pair, over the blocks' rectangles of pairs; a block's map is stored."""
+    """Return the cost of h (k + v) products per pair of a block's rectangle; its map is stored."""
     p = problem
     if not p.position:
         return Cost(flops=0, bytes=p.io_bytes, peak_bytes=0, seconds=0.0)

@@ -1,10 +1,10 @@
-"""Lambda convolution: position lambdas as a plain 2- or 3-D convolution with v folded into the batch.
+"""Lambda convolution: position lambdas as a plain 2- or 3-D convolution, with v folded into the batch.
 
-The table is the convolution's weight (k output channels, u input channels), so any grid works and the memory
-of the embeddings is that of the table. Source: section 3.4 and appendix B.1, there with v as a spatial axis
-of a convolution of one more dimension; folding v into the batch is the same function without that axis. A
-block of batch and v goes through at a time, so that only its lambdas are stored, k last: the channels-last
-order is the one in which queries meet them. The backward pass forms them again.
+The table is the convolution's weight (k output channels, u input channels), so any grid works and the
+embeddings take no more memory than the table. Source: section 3.4 and appendix B.1, where v is a spatial axis
+of a convolution with one more dimension; folding v into the batch computes the same without that axis. The
+kernel takes one block of batch and v at a time, so that only its lambdas are stored, with k last (channels
+last): the order in which queries multiply them. The backward pass recomputes them.
 """
 
 from __future__ import annotations
@@ -18,62 +18,66 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..context import RelativeContext
-from ..machine import GPU, gemm_seconds, large_product, move_seconds, on_gpu
+from ..hardware import (
+    GPU_RATES,
+    ONEDNN,
+    compute_dtype,
+    gemm_seconds,
+    large_gemm_rate,
+    move_seconds,
+    on_gpu,
+)
+from ..position_table import trim_table
 from ..problem import Cost, Problem
-from ..products import ONEDNN, product_dtype
-from ..tables import trimmed
 
 NAME = "conv"
-APPLIES_CONTENT = False
-BLOCK = 2**24  # bytes of the position lambdas formed at once
-TAPS = 50  # a window of this many products per lambda runs at half the rate
-# Operations per second of the gradients of a convolution, however many taps.
-BACKWARD = 12e9 if ONEDNN else 6e9
+BLOCK = 2**24  # bytes of the position lambdas that exist at once
+HALF_RATE_TAPS = 50  # a window of this many products per lambda runs at half the rate
+GRADIENT_RATE = 12e9 if ONEDNN else 6e9  # operations per second of a convolution's gradients, for any window
 
 
 def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
-    """Write the position part into y (b h n v) from q (b h n k), v (b m v u), a table e (*offsets k u)."""
-    q, window = q.contiguous(), Window.of(e, problem.context)
+    """Write the position part into y."""
+    q, convolution = q.contiguous(), Convolution.of(e, problem.context)
     for batch, depth in blocks(q, v):
-        lambdas = window.lambdas(window.images(v[batch, :, depth]), batch.stop - batch.start)  # b n k v
-        for one, of_one in zip(batch_range(batch), lambdas, strict=True):
-            y[one, :, :, depth] = torch.bmm(q[one].transpose(0, 1), of_one).transpose(0, 1)
+        images = convolution.images(v[batch, :, depth])
+        lambdas = convolution.lambdas(images, batch.stop - batch.start)  # [b, n, k, v]
+        for i, of_example in zip(range(batch.start, batch.stop), lambdas, strict=True):
+            y[i, :, :, depth] = torch.bmm(q[i].transpose(0, 1), of_example).transpose(0, 1)
 
 
 def gradients(
-    g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, wanted: Sequence[bool]
+    g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, needs_grad: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of q, v and e, each where it is wanted, from that of the position part."""
-    q, window = q.contiguous(), Window.of(e, problem.context)
-    wide = torch.promote_types(q.dtype, torch.float32)  # of what is summed over blocks
-    dq = q.new_zeros(q.shape, dtype=wide) if wanted[0] else None
-    dv = v.new_empty(v.shape) if wanted[1] else None
-    de = torch.zeros_like(e, dtype=wide, memory_format=torch.contiguous_format) if wanted[2] else None
+    """Return the gradients of q, v and e."""
+    q, convolution = q.contiguous(), Convolution.of(e, problem.context)
+    accumulator = torch.promote_types(q.dtype, torch.float32)  # dtype of the sums over blocks
+    dq = q.new_zeros(q.shape, dtype=accumulator) if needs_grad[0] else None
+    dv = v.new_empty(v.shape) if needs_grad[1] else None
+    de = None
+    if needs_grad[2]:
+        de = torch.zeros_like(e, dtype=accumulator, memory_format=torch.contiguous_format)
     for batch, depth in blocks(q, v):
-        images = window.images(v[batch, :, depth])
+        images = convolution.images(v[batch, :, depth])
         if dq is not None:
-            lambdas = window.lambdas(images, batch.stop - batch.start)
-            for one, of_one in zip(batch_range(batch), lambdas, strict=True):
-                upstream = g[one, :, :, depth].transpose(0, 1)
-                dq[one] += torch.bmm(upstream, of_one.mT).transpose(0, 1)
+            lambdas = convolution.lambdas(images, batch.stop - batch.start)  # [b, n, k, v]
+            for i, of_example in zip(range(batch.start, batch.stop), lambdas, strict=True):
+                upstream = g[i, :, :, depth].transpose(0, 1)  # [n, h, v]
+                dq[i] += torch.bmm(upstream, of_example.mT).transpose(0, 1)
         if dv is None and de is None:
             continue
-        by_query = g[batch, :, :, depth].permute(0, 2, 3, 1).flatten(0, 1)  # (b n) v h
-        dlambdas = torch.bmm(by_query, q[batch].transpose(1, 2).flatten(0, 1))  # (b n) v k
+        upstream = g[batch, :, :, depth].permute(0, 2, 3, 1).flatten(0, 1)  # [b n, v, h]
+        dlambdas = torch.bmm(upstream, q[batch].transpose(1, 2).flatten(0, 1))  # [b n, v, k]
         if dv is not None:
-            dimages = window.images_gradient(dlambdas, images)
-            dv[batch, :, depth] = window.values(dimages, v.shape[3], dlambdas.shape[1])
+            dimages = convolution.images_gradient(dlambdas, images)
+            dv[batch, :, depth] = convolution.values(dimages, v.shape[3], dlambdas.shape[1])
         if de is not None:
-            window.add_table_gradient(de, dlambdas, v[batch, :, depth])
+            convolution.add_table_gradient(de, dlambdas, v[batch, :, depth])
     return dq, dv, de
 
 
-def batch_range(batch: slice) -> range:
-    return range(batch.start, batch.stop)
-
-
 def blocks(q: Tensor, v: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Parts of the batch and of v whose lambdas stay below `BLOCK`."""
+    """Cut the batch and v into blocks whose lambdas take at most `BLOCK` bytes."""
     b, _, n, k = q.shape
     dim_v = v.shape[2]
     images = max(1, BLOCK // max(1, n * k * q.element_size()))
@@ -84,24 +88,25 @@ def blocks(q: Tensor, v: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 @dataclass(frozen=True)
-class Window:
-    """The table as a convolution's weight, with the padding that places offset 0.
+class Convolution:
+    """The table as a convolution's weight, with the padding that puts offset 0 in place.
 
-    One axis is convolved as the second of two, which has a channels-last order.
+    A grid of one axis is convolved as the second of two axes, since only those have a channels-last format.
     """
 
     context: RelativeContext
     dtype: torch.dtype
     weight: Tensor
-    reach: tuple[slice, ...]
+    entries: tuple[slice, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
     step: tuple[int, ...]
 
     @classmethod
-    def of(cls, e: Tensor, context: RelativeContext) -> Window:
-        table, centre = trimmed(e, context)
-        weight = table.movedim((-2, -1), (0, 1))
+    def of(cls, e: Tensor, context: RelativeContext) -> Convolution:
+        """Return the convolution of a table [*offsets, k, u] on a grid."""
+        table, centre = trim_table(e, context)
+        weight = table.movedim((-2, -1), (0, 1))  # [k, u, *offsets]
         steps = context.step
         before = [c * step for c, step in zip(centre, steps, strict=True)]
         after = [
@@ -113,13 +118,14 @@ class Window:
         if len(context.grid) == 1:
             weight, before, after, steps = weight.unsqueeze(2), [0, *before], [0, *after], (1, *steps)
         if weight.ndim == 5 and weight.device.type == "cpu":
-            # oneDNN leaves parts of the lambdas unwritten in half precision on some grids of three axes.
+            # On some grids of three axes oneDNN leaves parts of half-precision lambdas unwritten.
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         weight = weight.contiguous(memory_format=_channels_last(weight.ndim))
-        return cls(context, e.dtype, weight, context.reach(), tuple(before), tuple(after), tuple(steps))
+        entries = context.reachable_entries()
+        return cls(context, e.dtype, weight, entries, tuple(before), tuple(after), tuple(steps))
 
     def images(self, v: Tensor) -> Tensor:
-        """Values b m v u as images ((b v), u, *grid), padded where a convolution cannot pad by itself."""
+        """Return values [b, m, v, u] as images [b v, u, *grid], padded where the convolution cannot pad."""
         images = v.permute(0, 2, 1, 3).reshape(-1, *self._key_grid, v.shape[3]).movedim(-1, 1)
         images = images.to(self.weight.dtype)
         return images if self._padding else F.pad(images, self._pads)
@@ -134,17 +140,18 @@ class Window:
         return list(self.before) if self.before == self.after else None
 
     def lambdas(self, images: Tensor, examples: int) -> Tensor:
-        """Position lambdas of shape b n k v of some examples."""
+        """Return the position lambdas [b, n, k, v] of some examples."""
         convolution = F.conv2d if images.ndim == 4 else F.conv3d
         x = convolution(images, self.weight, padding=self._padding or 0, dilation=self.step).to(self.dtype)
-        return x.movedim(1, -1).flatten(1, -2).unflatten(0, (examples, -1)).permute(0, 2, 3, 1)
+        x = x.movedim(1, -1).flatten(1, -2)  # [b v, n, k]
+        return x.unflatten(0, (examples, -1)).permute(0, 2, 3, 1)
 
     def images_gradient(self, dlambdas: Tensor, images: Tensor) -> Tensor:
-        """The gradient of the images from that of the lambdas, (b n) v k."""
-        x = dlambdas.unflatten(0, (-1, self.context.num_queries)).transpose(1, 2).flatten(0, 1)  # (b v) n k
-        x = x.unflatten(1, self._grid).movedim(-1, 1).to(self.weight.dtype)
+        """Return the gradient of the images from that of the lambdas, [b n, v, k]."""
+        x = dlambdas.unflatten(0, (-1, self.context.num_queries)).transpose(1, 2).flatten(0, 1)  # [b v, n, k]
+        x = x.unflatten(1, self._grid).movedim(-1, 1).to(self.weight.dtype)  # [b v, k, *grid]
         axes = len(self.step)
-        weight = self.weight.contiguous()  # for one image PyTorch's own loops know no other order
+        weight = self.weight.contiguous()  # PyTorch's own loops, which serve a single image, need this order
         dimages, _, _ = torch.ops.aten.convolution_backward(
             x, images, weight, None, [1] * axes, self._padding or [0] * axes, list(self.step),
             False, [0] * axes, 1, [True, False, False],
@@ -152,47 +159,54 @@ class Window:
         return dimages
 
     def add_table_gradient(self, de: Tensor, dlambdas: Tensor, v: Tensor) -> None:
-        """Add to de (*offsets k u) what values b m v u and the gradient of their lambdas, (b n) v k, give.
+        """Add the gradient of the table to de [*offsets, k, u].
 
-        A row of values on the first axis meets as many rows of lambdas as the table has entries there: a
-        matrix product, whose other side are the row's windows along the other axes. Of the second axis, as
-        many entries at once as `BLOCK` bytes hold.
+        A row of values on the first axis multiplies as many rows of lambdas as the table has entries there.
+        It is a matrix product, whose other factor holds the row's windows along the other axes, as many
+        entries of the second axis at once as `BLOCK` bytes hold.
+
+        Args:
+            de: The gradient of the table.
+            dlambdas: The gradient of the position lambdas, [b n, v, k].
+            v: The values, [b, m, v, u].
         """
         rows, *others = self._grid
         first, *pads = zip(self.before, self.after, strict=True)
         (length, *lengths), (step, *steps) = self.weight.shape[2:], self.step
-        x = dlambdas.unflatten(0, (len(v), rows, -1)).permute(0, 3, 2, 1, 4)  # b v others rows k
+        x = dlambdas.unflatten(0, (len(v), rows, -1)).permute(0, 3, 2, 1, 4)  # [b, v, others, rows, k]
         before = (length - 1) * step - first[0]
         after = self._key_grid[0] + first[0] - rows
-        x = F.pad(x, [0, 0, before, after]).flatten(1, 2)
-        images = v.unflatten(1, self._key_grid).movedim(-2, 1)  # b v rows *others u
+        x = F.pad(x, [0, 0, before, after]).flatten(1, 2)  # [b, v others, rows, k]
+        images = v.unflatten(1, self._key_grid).movedim(-2, 1)  # [b, v, rows, *others, u]
         images = F.pad(images, [0, 0, *(size for side in reversed(pads) for size in side)])
-        for axis, (size, between) in enumerate(zip(lengths, steps, strict=True), start=3):
-            images = images.unfold(axis, (size - 1) * between + 1, 1)[..., ::between]
-        entries = 3 + len(others)  # the first axis of entries in the windows b v rows *others *entries u
-        windows = images.movedim(entries, -1)
+        for axis, (size, distance) in enumerate(zip(lengths, steps, strict=True), start=3):
+            images = images.unfold(axis, (size - 1) * distance + 1, 1)[..., ::distance]
+        first_entry = 3 + len(others)  # the first axis of entries in [b, v, rows, *others, *entries, u]
+        windows = images.movedim(first_entry, -1)
         per_entry = windows[:, :, :1].numel() * windows.element_size() // lengths[0]
         at_once = max(1, BLOCK // max(1, per_entry))
-        table = (de if len(self.context.grid) > 1 else de.unsqueeze(0))[self._whole_reach]
+        table = (de if len(self.context.grid) > 1 else de.unsqueeze(0))[self._padded_entries]
         for start in range(0, lengths[0], at_once):
-            some = windows.narrow(entries, start, min(at_once, lengths[0] - start))
-            shape = some.shape[entries:]  # *entries u
-            total = de.new_zeros(math.prod(shape), length * x.shape[-1])
+            part = windows.narrow(first_entry, start, min(at_once, lengths[0] - start))
+            shape = part.shape[first_entry:]  # [*entries, u]
+            total = de.new_zeros(math.prod(shape), length * x.shape[-1])  # [entries u, first k]
             for row in range(self._key_grid[0]):
-                left = some[:, :, row].reshape(len(v), -1, math.prod(shape))
-                right = x[:, :, row : row + (length - 1) * step + 1 : step].flatten(2)
+                left = part[:, :, row].reshape(len(v), -1, math.prod(shape))  # [b, v others, entries u]
+                right = x[:, :, row : row + (length - 1) * step + 1 : step].flatten(
+                    2
+                )  # [b, v others, first k]
                 total += torch.bmm(left.mT, right).sum(0, dtype=de.dtype)
-            found = total.view(*shape, length, -1).flip(-2)  # *entries u first k
-            table[:, start : start + at_once] += found.movedim(-2, 0).transpose(-2, -1)
+            gradient = total.view(*shape, length, -1).flip(-2)  # [*entries, u, first, k]
+            table[:, start : start + at_once] += gradient.movedim(-2, 0).transpose(-2, -1)
 
     def values(self, images: Tensor, u: int, dim_v: int) -> Tensor:
-        """Images ((b v), u, *grid), padded as they were, as values b m v u."""
+        """Return images [b v, u, *grid] as values [b, m, v, u], without their padding."""
         images = images if self._padding else F.pad(images, [-size for size in self._pads])
         return images.movedim(1, -1).reshape(-1, dim_v, self.context.num_context, u).transpose(1, 2)
 
     @property
-    def _whole_reach(self) -> tuple[slice, ...]:
-        return self.reach if len(self.reach) > 1 else (slice(None), *self.reach)
+    def _padded_entries(self) -> tuple[slice, ...]:
+        return self.entries if len(self.entries) > 1 else (slice(None), *self.entries)
 
     @property
     def _grid(self) -> tuple[int, ...]:
@@ -208,7 +222,7 @@ def _channels_last(ndim: int) -> torch.memory_format:
 
 
 def unsupported(problem: Problem) -> list[str]:
-    """Why this kernel cannot serve the problem; empty if it can."""
+    """Return the reasons for which the kernel cannot serve a problem."""
     reasons = []
     if not problem.relative:
         reasons.append(
@@ -220,28 +234,27 @@ def unsupported(problem: Problem) -> list[str]:
 
 
 def cost(problem: Problem, *, backward: bool = False) -> Cost:
-    """The pairs of query and context element inside the grid; a block's position lambdas are stored."""
+    """Return the cost over the pairs inside the grid; a block's position lambdas are stored."""
     p = problem
     lambdas = p.batch * p.num_queries * p.dim_k * p.dim_v
     pairs = p.context.num_pairs
     convolved = 2 * p.batch * pairs * p.dim_k * p.dim_v * p.dim_u
     applied = 2 * p.num_heads * lambdas
-    small = p.num_queries * p.batch
-    # The library multiplies by the padding too.
-    taps = math.prod(part.stop - part.start for part in p.context.reach()) * p.dim_u
-    rate = large_product(product_dtype(p.dtype, p.device).itemsize)
-    rate = GPU[p.itemsize] / 20 if on_gpu(p) else rate * taps / (taps + TAPS)
-    padded = 2 * lambdas * taps
-    seconds = padded / rate + gemm_seconds(p, p.num_heads, p.dim_k, p.dim_v, small)
+    products = p.num_queries * p.batch
+    taps = math.prod(part.stop - part.start for part in p.context.reachable_entries()) * p.dim_u
+    rate = large_gemm_rate(compute_dtype(p.dtype, p.device).itemsize)
+    rate = GPU_RATES[p.itemsize] / 20 if on_gpu(p) else rate * taps / (taps + HALF_RATE_TAPS)
+    padded = 2 * lambdas * taps  # the library multiplies by the padding too
+    seconds = padded / rate + gemm_seconds(p, p.num_heads, p.dim_k, p.dim_v, products)
     seconds += move_seconds(p, p.itemsize * 4 * lambdas, 25)
     flops, moved = convolved + applied, 2 * p.itemsize * lambdas
     if backward:
-        slow = rate if on_gpu(p) else BACKWARD
-        seconds += 2 * padded / slow + move_seconds(p, p.itemsize * 8 * lambdas, 40)
-        seconds += gemm_seconds(p, p.dim_v, p.num_heads, p.dim_k, small)
+        gradient_rate = rate if on_gpu(p) else GRADIENT_RATE
+        seconds += 2 * padded / gradient_rate + move_seconds(p, p.itemsize * 8 * lambdas, 40)
+        seconds += gemm_seconds(p, p.dim_v, p.num_heads, p.dim_k, products)
         flops, moved = 3 * convolved + 2 * applied, 5 * p.itemsize * lambdas
     block = min(p.itemsize * lambdas, max(BLOCK, p.itemsize * p.num_queries * p.dim_k))
-    # Padded images of a block; where the library has no convolution of its own it unfolds every window.
+    # The padded images of a block. In float64 the library unfolds every window.
     folded = max(1, block // max(1, p.itemsize * p.num_queries * p.dim_k))
     images = p.itemsize * folded * p.num_context * p.dim_u * 4
     if p.itemsize == 8:

@@ -1,8 +1,10 @@
-"""Fused programs for NVIDIA GPUs, in Triton: the position part without maps, lambdas or embeddings in memory.
+"""Fused Triton kernels for NVIDIA GPUs: no map, no lambda and no embedding is stored in device memory.
 
-`by_position` has the queries meet the table first and turns the map between its two products; its gradients
-are deterministic. `lambda_first` forms lambdas in registers; which of the two is faster forwards the device
-tries. Not in the paper, whose position lambdas go to memory. docs/roofline.md derives both.
+`by_position` has the queries multiply the table first and transposes the map between its two products; its
+gradients are deterministic. `lambda_first` computes lambdas in registers. Which of the two is faster for the
+output is tuned on the device. Not in the paper, which stores position lambdas. docs/roofline.md derives both.
+
+Triton is imported on the first call, so that the package imports without it.
 """
 
 from __future__ import annotations
@@ -19,33 +21,43 @@ from shutil import which
 import torch
 from torch import Tensor
 
-from ...machine import BANDWIDTH, CALL, GPU
+from ...hardware import BANDWIDTH, CALL_SECONDS, GPU_RATES
 from ...problem import Cost, Problem
-from .geometry import patch, power, sizes
-from .tile import LEAST, Tile, table_parts, tiles
+from .tiling import (
+    MIN_DOT_SIZE,
+    candidate_tiles,
+    kernel_sizes,
+    next_power_of_2,
+    patch_shape,
+    round_up,
+    table_part_shape,
+)
 
 NAME = "triton"
-APPLIES_CONTENT = True
-DEEPEST = 256  # dim_k whose embeddings a program has room for
-LONGEST = 2**29  # positions of a grid: 32 bits count what two of them are apart, and a tile beyond
-CAPABILITY = (8, 0)  # with tensor cores for all of these types
-SHARE = 0.3  # of the rate of large products that shared memory lets through: docs/roofline.md, not measured
+MAX_DIM_K = 256  # the embeddings of a larger depth do not fit into a program
+MAX_POSITIONS = 2**29  # of a grid: 32 bits hold the distance of two positions and a tile beyond
+MIN_CAPABILITY = (8, 0)  # tensor cores for all supported dtypes
+RATE_FRACTION = 0.3  # of the rate of large products, by shared memory: docs/roofline.md, not measured
 
 
 def output(
-    q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor, lambdas: Tensor | None = None
+    q: Tensor,
+    v: Tensor,
+    e: Tensor,
+    problem: Problem,
+    y: Tensor,
+    content_lambda: Tensor | None = None,
 ) -> None:
-    """Write the position part into y (b h n v), from q (b h n k), v (b m v u) and a table.
-
-    Content lambdas (b k v), if given, are applied to q as well.
-    """
-    from . import programs, tuning
-
-    def calls(tile: Tile) -> list[programs.Call]:
-        return [programs.output_call(q, v, e, problem, y, tile, lambdas)]
+    """Write the position part plus q times the content lambda, if given, into y."""
+    from . import launch, tuning
 
     if problem.batch:
-        tuning.run("output", problem, (q, v, e, y), calls)
+        tuning.run(
+            "output",
+            problem,
+            (q, v, e, y),
+            lambda tile: [launch.output_call(q, v, e, problem, y, tile, content_lambda)],
+        )
 
 
 def gradients(
@@ -54,15 +66,15 @@ def gradients(
     v: Tensor,
     e: Tensor,
     problem: Problem,
-    wanted: Sequence[bool],
-    lambdas: Tensor | None = None,
+    needs_grad: Sequence[bool],
+    content_lambda: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of q, v and e, each where it is wanted, from that of the output."""
-    from . import programs, tuning
+    """Return the gradients of q, v and e."""
+    from . import launch, tuning
 
-    dq = torch.empty_like(q) if wanted[0] else None
-    dv = torch.empty_like(v) if wanted[1] else None
-    de = torch.zeros_like(e) if wanted[2] else None  # entries that no pair meets stay so
+    dq = torch.empty_like(q) if needs_grad[0] else None
+    dv = torch.empty_like(v) if needs_grad[1] else None
+    de = torch.zeros_like(e) if needs_grad[2] else None  # entries that no pair reads stay zero
     if not problem.batch:
         return dq, dv, de
     if dq is not None:
@@ -70,24 +82,27 @@ def gradients(
             "dq",
             problem,
             (g, v, e, dq),
-            lambda tile: [programs.query_gradient_call(g, v, e, problem, dq, tile, lambdas)],
+            lambda tile: [launch.query_gradient_call(g, v, e, problem, dq, tile, content_lambda)],
         )
     if dv is not None:
         tuning.run(
             "dv",
             problem,
             (g, q, e, dv),
-            lambda tile: [programs.value_gradient_call(g, q, e, problem, dv, tile)],
+            lambda tile: [launch.value_gradient_call(g, q, e, problem, dv, tile)],
         )
     if de is not None:
         tuning.run(
-            "de", problem, (g, q, v, de), lambda tile: programs.table_calls(g, q, v, problem, de, tile)
+            "de",
+            problem,
+            (g, q, v, de),
+            lambda tile: launch.table_gradient_calls(g, q, v, problem, de, tile),
         )
     return dq, dv, de
 
 
 def unsupported(problem: Problem) -> list[str]:
-    """Why these programs cannot serve a problem; empty if they can."""
+    """Return the reasons for which the kernel cannot serve a problem."""
     reasons = list(_missing(problem.device))
     if problem.position and not problem.relative:
         reasons.append("dense embeddings are not read, only tables of offsets")
@@ -95,17 +110,17 @@ def unsupported(problem: Problem) -> list[str]:
         reasons.append(f"grids have up to three axes, not {len(problem.grid)}")
     if problem.dilation and max(problem.dilation) > 1:
         reasons.append("dilated scopes are not served")
-    if problem.dim_k > DEEPEST:
-        reasons.append(f"query depths are at most {DEEPEST}, not {problem.dim_k}")
-    if max(problem.num_queries, problem.num_context) > LONGEST:
-        reasons.append(f"grids have at most {LONGEST:,} positions")
+    if problem.dim_k > MAX_DIM_K:
+        reasons.append(f"query depths are at most {MAX_DIM_K}, not {problem.dim_k}")
+    if max(problem.num_queries, problem.num_context) > MAX_POSITIONS:
+        reasons.append(f"grids have at most {MAX_POSITIONS:,} positions")
     return reasons
 
 
 @lru_cache(maxsize=8)
-@torch.compiler.assume_constant_result  # or a compiled graph would break at the first look at a file
+@torch.compiler.assume_constant_result  # a compiled graph would break where a file is read
 def _missing(device: str) -> tuple[str, ...]:
-    """What this machine lacks for a type of device."""
+    """Return what this machine lacks to run the kernels on a type of device."""
     if find_spec("triton") is None:
         return ("Triton is not installed",)
     if device != "cuda":
@@ -114,9 +129,9 @@ def _missing(device: str) -> tuple[str, ...]:
     if torch.version.hip is not None:
         return ("it is made for NVIDIA's GPUs",)
     if torch.cuda.is_available():
-        least = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
-        if least < CAPABILITY:
-            needs, has = (".".join(map(str, numbers)) for numbers in (CAPABILITY, least))
+        lowest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+        if lowest < MIN_CAPABILITY:
+            needs, has = (".".join(map(str, version)) for version in (MIN_CAPABILITY, lowest))
             return (f"it needs a device of compute capability {needs}, here is one of {has}",)
         if not (os.environ.get("CC") or which("gcc") or which("clang")):
             return ("Triton finds no C compiler; install gcc or clang, or set CC",)
@@ -127,7 +142,7 @@ def _missing(device: str) -> tuple[str, ...]:
 
 
 def cost(problem: Problem, *, backward: bool = False) -> Cost:
-    """h (k + v) products per pair, thrice that backwards; in time, those of patches that meet."""
+    """Return the cost of h (k + v) products per pair, thrice that backward; time counts whole tiles."""
     p = problem
     if not p.position:
         return Cost(flops=0, bytes=p.io_bytes, peak_bytes=0, seconds=0.0)
@@ -135,25 +150,25 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     passes, calls, parts = 1, 1, 0
     if backward:
         passes, calls = 3, 4
-        parts = max(4, p.itemsize) * math.prod(table_parts(p, tiles(p, "de")[0]))
+        parts = max(4, p.itemsize) * math.prod(table_part_shape(p, candidate_tiles(p, "de")[0]))
         moved = 3 * moved + 2 * parts
     flops = passes * 2 * p.batch * p.num_heads * p.dim_u * p.context.num_pairs * (p.dim_k + p.dim_v)
-    seconds = max(flops * _padding(p) / (SHARE * GPU[p.itemsize]), moved / BANDWIDTH["cuda"])
-    return Cost(flops=flops, bytes=moved, peak_bytes=parts, seconds=seconds + calls * CALL["cuda"])
+    rate = RATE_FRACTION * GPU_RATES[p.itemsize]
+    seconds = max(flops * _padding(p) / rate, moved / BANDWIDTH["cuda"])
+    return Cost(flops=flops, bytes=moved, peak_bytes=parts, seconds=seconds + calls * CALL_SECONDS["cuda"])
 
 
 def _padding(problem: Problem) -> float:
-    """How much the first tile computes of what there is: whole patches, powers of two, 16 of k and v."""
-    p, tile, size = problem, tiles(problem, "output")[0], sizes(problem)
-    of_queries, of_context = patch(p.grid, tile.queries), patch(p.context.key_grid, tile.context)
-    filled = _up(p.batch, tile.examples) / max(1, p.batch) * _up(p.num_heads, tile.heads) / p.num_heads
-    filled *= (power(p.dim_k, LEAST) + power(p.dim_v, LEAST)) / (p.dim_k + p.dim_v)
-    for axis, side, other in zip("YX", of_queries, of_context, strict=True):
-        window = min(size["M" + axis], size["L" + axis])
-        met = min(size["M" + axis], size["L" + axis] + side - 1)  # by one of the patch
-        filled *= _up(size["N" + axis], side) / size["N" + axis] * _up(met, other) / window
-    return filled
-
-
-def _up(size: int, step: int) -> int:
-    return -(-size // step) * step
+    """Return the products of the first tile over those needed: whole patches, padded depths and batches."""
+    p, tile, size = problem, candidate_tiles(problem, "output")[0], kernel_sizes(problem)
+    queries = patch_shape(p.grid, tile.queries)
+    context = patch_shape(p.context.key_grid, tile.context)
+    batch, heads = round_up(p.batch, tile.examples), round_up(p.num_heads, tile.heads)
+    ratio = batch / max(1, p.batch) * heads / p.num_heads
+    depths = next_power_of_2(p.dim_k, MIN_DOT_SIZE) + next_power_of_2(p.dim_v, MIN_DOT_SIZE)
+    ratio *= depths / (p.dim_k + p.dim_v)
+    for axis, side, context_side in zip("YX", queries, context, strict=True):
+        n, m, entries = (size[letter + axis] for letter in "NML")
+        seen_by_query, seen_by_patch = min(m, entries), min(m, entries + side - 1)
+        ratio *= round_up(n, side) / n * round_up(seen_by_patch, context_side) / seen_by_query
+    return ratio

@@ -1,7 +1,7 @@
-"""Which tile a program takes: a device tries them on the tensors of the first call of a problem.
+"""The choice of a tile: the device tries the candidates on the tensors of the first call of a problem.
 
-What was fastest is kept in a file for as long as device, versions and tiles stay the same. Ties go to the
-earlier tile of `tile.tiles`.
+The fastest is cached in a file for as long as device, versions and candidates stay the same. Ties go to the
+earlier candidate of `tiling.candidate_tiles`.
 """
 
 from __future__ import annotations
@@ -23,100 +23,106 @@ from triton.runtime.errors import OutOfResources
 from triton.testing import do_bench
 
 from ...problem import Problem
-from .call import Call
-from .geometry import power
-from .programs import rounded
-from .tile import Tile, tiles
+from .launch import KernelCall, uses_tf32
+from .tiling import Tile, candidate_tiles, next_power_of_2
 
-TIE = 1.03  # a tile is taken before an earlier one where that takes so many times longer
+TIE = 1.03  # a tile ties with the fastest if it takes at most so many times longer
 WARM_UP, TRIAL = 5, 20  # milliseconds of each tile
 
-Calls = Callable[[Tile], Sequence[Call]]
+Calls = Callable[[Tile], Sequence[KernelCall]]
 
-_taken: dict[tuple[object, ...], Tile] = {}
+_tuned: dict[tuple[object, ...], Tile] = {}
 
 
-def run(program: str, problem: Problem, tensors: Sequence[Tensor], calls: Calls) -> None:
-    """Launch a program with its tile, which is found by trials the first time.
+def run(result: str, problem: Problem, tensors: Sequence[Tensor], calls: Calls) -> None:
+    """Launch the kernel of a result with the fastest tile, which is tuned on the first call of a problem.
 
-    Nothing is tried, and the first tile that the device has room for is taken, where no clock may decide what
-    is rounded (`torch.use_deterministic_algorithms`), while a CUDA graph is recorded, by the interpreter, and
-    where trials, which empty the device's cache by writing 256 MiB, would take more memory than is left.
+    Nothing is tuned, and the first tile that fits the device is taken: where times may not decide how results
+    are rounded (`torch.use_deterministic_algorithms`), while a CUDA graph is recorded, in the interpreter,
+    and where trials, which write 256 MiB to clear the device's cache, need more memory than is free.
 
     Args:
-        program: "output", "dq", "dv" or "de".
-        problem: What it is run for.
-        tensors: What it reads, whose order in memory counts for its speed.
-        calls: Its launches with a tile.
+        result: "output", "dq", "dv" or "de".
+        problem: The problem.
+        tensors: The kernel's tensors, whose memory layouts affect its speed.
+        calls: A function from a tile to the calls that compute the result.
 
     Raises:
-        OutOfResources: If the device has room for no tile.
+        OutOfResources: If no tile fits the device.
     """
-    candidates, device = tiles(problem, program), tensors[0].device
+    candidates, device = candidate_tiles(problem, result), tensors[0].device
     if device.type != "cuda":
-        launch(calls(candidates[0]))
+        launch_all(calls(candidates[0]))
         return
     with torch.cuda.device(device):
-        key = (program, alike(program, problem), device, rounded(), *map(_order, tensors))
-        tile = _taken.get(key)
+        layouts = map(_axis_order, tensors)
+        key = (result, representative(result, problem), device, uses_tf32(), *layouts)
+        tile = _tuned.get(key)
         if torch.are_deterministic_algorithms_enabled():
             tile = None
         elif tile is None and not torch.cuda.is_current_stream_capturing():
             with suppress(torch.OutOfMemoryError):  # the next call tries again
-                tile = _taken[key] = kept(_file(key), candidates, lambda: fastest(candidates, calls))
+                find = partial(fastest_tile, candidates, calls)
+                tile = _tuned[key] = load_or_find(_cache_file(key), candidates, find)
         if tile is None:
-            first_with_room(candidates, calls)
+            launch_first_fitting(candidates, calls)
         else:
-            launch(calls(tile))
+            launch_all(calls(tile))
 
 
 @lru_cache(maxsize=4096)
-def alike(program: str, problem: Problem) -> Problem:
-    """The problem whose tile serves those of about its sizes: photos of many sizes are not tried apart."""
+def representative(result: str, problem: Problem) -> Problem:
+    """Return the problem whose tile serves all problems of similar size, so that they share one tuning."""
     grids = {"grid": problem.grid, "context_grid": problem.context.key_grid}
-    powers = {name: tuple(map(power, grid)) for name, grid in grids.items()}
-    content = problem.content and program in ("output", "dq")
-    return replace(problem, batch=power(problem.batch), content=content, **powers)  # type: ignore[arg-type]
+    rounded = {name: tuple(map(next_power_of_2, grid)) for name, grid in grids.items()}
+    content = problem.content and result in ("output", "dq")
+    batch = next_power_of_2(problem.batch)
+    return replace(problem, batch=batch, content=content, **rounded)  # type: ignore[arg-type]
 
 
-def _order(x: Tensor) -> tuple[int, ...]:
-    """A tensor's axes as they follow each other in memory."""
+def _axis_order(x: Tensor) -> tuple[int, ...]:
+    """Return a tensor's axes in the order of their strides."""
     return tuple(sorted(range(x.ndim), key=x.stride))
 
 
-def launch(calls: Sequence[Call]) -> None:
+def launch_all(calls: Sequence[KernelCall]) -> None:
+    """Launch calls in order."""
     for call in calls:
         call.launch()
 
 
-def first_with_room(candidates: Sequence[Tile], calls: Calls) -> None:
-    """Launch with the first tile that fits into the device's shared memory."""
-    for tile in candidates[:-1]:
-        with suppress(OutOfResources):
-            launch(calls(tile))
-            return
-    launch(calls(candidates[-1]))
-
-
-def fastest(candidates: Sequence[Tile], calls: Calls) -> Tile:
-    """The first of the tiles that are within `TIE` of the fastest; those without room are left out.
+def launch_first_fitting(candidates: Sequence[Tile], calls: Calls) -> None:
+    """Launch with the first tile that fits into the device's shared memory.
 
     Raises:
-        OutOfResources: If there is room for none.
+        OutOfResources: If none fits.
+    """
+    for tile in candidates[:-1]:
+        with suppress(OutOfResources):
+            launch_all(calls(tile))
+            return
+    launch_all(calls(candidates[-1]))
+
+
+def fastest_tile(candidates: Sequence[Tile], calls: Calls) -> Tile:
+    """Return the first tile within `TIE` of the fastest, among those that fit into the device.
+
+    Raises:
+        OutOfResources: If none fits.
     """
     times = {}
     for tile in candidates:
         with suppress(OutOfResources):
-            times[tile] = _milliseconds(partial(launch, calls(tile)))
+            times[tile] = _milliseconds(partial(launch_all, calls(tile)))
     if not times:
-        launch(calls(candidates[-1]))  # to say what it would take
+        launch_all(calls(candidates[-1]))  # raises the error with the memory that it needs
     return next(tile for tile in times if times[tile] <= TIE * min(times.values()))
 
 
-def kept(file: Path | None, candidates: Sequence[Tile], find: Callable[[], Tile]) -> Tile:
-    """The tile that a file names, if it is one of the candidates; or what `find` finds, written to the file.
+def load_or_find(file: Path | None, candidates: Sequence[Tile], find: Callable[[], Tile]) -> Tile:
+    """Return the tile cached in a file if it is a candidate; else call `find` and write its tile to the file.
 
-    A file that cannot be read or written is as none: the tile is found again by the next process.
+    A file that cannot be read or written is ignored: the next process finds the tile again.
     """
     if file is None:
         return find()
@@ -127,21 +133,21 @@ def kept(file: Path | None, candidates: Sequence[Tile], find: Callable[[], Tile]
     tile = find()
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=file.parent, delete=False) as written:  # whole, or not there
-            json.dump(asdict(tile), written)
-        os.replace(written.name, file)
+        with NamedTemporaryFile("w", dir=file.parent, delete=False) as temporary:  # replaced as a whole
+            json.dump(asdict(tile), temporary)
+        os.replace(temporary.name, file)
     return tile
 
 
-def _file(key: tuple[object, ...]) -> Path | None:
-    """Where the tile of a key is kept: in the user's cache, under what could make another one the fastest."""
+def _cache_file(key: tuple[object, ...]) -> Path | None:
+    """Return the file of a key in the user's cache, named by all that affects which tile is the fastest."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # there is no home
+    except RuntimeError:  # the user has no home
         return None
-    program, problem, _device, *rest = key
-    where = (torch.cuda.get_device_name(), torch.__version__, triton.__version__)
-    name = hashlib.sha256(repr((program, str(problem), *rest, *where)).encode()).hexdigest()
+    result, problem, _device, *rest = key
+    versions = (torch.cuda.get_device_name(), torch.__version__, triton.__version__)
+    name = hashlib.sha256(repr((result, str(problem), *rest, *versions)).encode()).hexdigest()
     return cache / "lambdanets" / "tiles" / f"{name}.json"
 
 

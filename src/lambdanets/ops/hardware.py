@@ -1,0 +1,199 @@
+"""The machine that kernels run on: the fastest matrix products of its CPU, estimated times, free memory.
+
+The rates behind the estimates are those of one CPU core, measured by `benchmarks/planner`, and guesses for a
+data-centre GPU. The planner compares estimates with each other, so only their ratios matter, and ratios vary
+less between machines than rates do.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .problem import Problem
+
+ONEDNN_MIN_MACS = 2**20  # multiply-adds of one product from which a oneDNN call of its own pays off
+FULL_AVX512_FAMILY = 26  # the first AMD CPU family (Zen 5) whose AVX-512 units are 512 bits wide
+
+# Operations per second.
+ONEDNN_RATE = 190e9  # of a large float32 product on a core, where oneDNN takes it
+CPU_RATE = 85e9  # of any other float32 product on a core; half of it in float64
+HALF_RATE = 380e9  # of a half-precision product on a core
+GPU_RATES = {2: 400e12, 4: 40e12, 8: 20e12}  # by bytes per element
+
+BANDWIDTH = {"cpu": 12e9, "cuda": 3e12}  # bytes per second, read or written
+CALL_SECONDS = {"cpu": 9e-6, "cuda": 8e-6}  # of a call from Python
+HALF_RATE_SIDE = 4  # a side of a product this long halves the rate
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+# Control groups: folder, files of limits, file of usage, line of memory.stat with the reclaimable bytes.
+CGROUP_V1 = "memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"
+CGROUP_V2 = "", ("memory.max", "memory.high"), "memory.current", "inactive_file"
+USABLE_MEMORY = 0.9  # the fraction of the free memory that a call may take
+
+
+def amd_family() -> int:
+    """Return the family of an AMD CPU; 0 for any other CPU or if the system does not report it."""
+    try:
+        lines = [line.split(":") for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
+    except OSError:
+        return 0
+    fields = {name.strip(): value.strip() for name, value, *_ in reversed(lines)}
+    family = fields.get("cpu family", "")
+    return int(family) if fields.get("vendor_id") == "AuthenticAMD" and family.isdecimal() else 0
+
+
+# PyTorch multiplies float32 with MKL, which uses AVX2 on AMD CPUs: half the rate of 512-bit units, which
+# oneDNN uses. On other CPUs both come near the peak, and one batched call is faster than many calls.
+ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    and amd_family() >= FULL_AVX512_FAMILY
+)
+_HALF_CHECKS = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+SLOW_CPU_DTYPES = frozenset(
+    dtype
+    for dtype, check in _HALF_CHECKS.items()
+    if not (torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, check)())
+)
+"""The half precisions that this CPU has no multiply instructions for: PyTorch's loops for them are many times
+slower than its float32 products (`benchmarks/products`)."""
+
+
+def compute_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
+    """Return the dtype in which to multiply tensors of `dtype`: float32 if the CPU is slow in it."""
+    return torch.float32 if device == "cpu" and dtype in SLOW_CPU_DTYPES else dtype
+
+
+def on_gpu(problem: Problem) -> bool:
+    """Return whether the problem's tensors are on a CUDA device."""
+    return problem.device == "cuda"
+
+
+def gemm_seconds(
+    problem: Problem, rows: int, inner: int, columns: int, count: int = 1, *, itemsize: int = 0
+) -> float:
+    """Estimate the seconds of `count` products (rows, inner) x (inner, columns); small ones share a call.
+
+    Args:
+        problem: The problem, for its device and dtype.
+        rows: Rows of the left factor.
+        inner: Columns of the left factor, rows of the right one.
+        columns: Columns of the right factor.
+        count: Number of products.
+        itemsize: Bytes per element, where the kernel multiplies in another dtype than the problem's.
+    """
+    itemsize = itemsize or problem.itemsize
+    macs = rows * inner * columns
+    if not macs:
+        return 0.0
+    efficiency = 1.0
+    for side in (rows, inner, columns):
+        efficiency *= side / (side + HALF_RATE_SIDE)
+    if on_gpu(problem):
+        return 2 * macs * count / (GPU_RATES[itemsize] * efficiency) + CALL_SECONDS["cuda"]
+    if itemsize < 4:
+        itemsize = compute_dtype(problem.dtype, "cpu").itemsize
+    large = macs >= ONEDNN_MIN_MACS
+    separate_calls = itemsize == 4 and ONEDNN and large
+    rate = large_gemm_rate(itemsize) if large or itemsize < 4 else CPU_RATE * min(1, 4 / itemsize)
+    calls = count if separate_calls else 1
+    return 2 * macs * count / (rate * efficiency) + calls * CALL_SECONDS["cpu"]
+
+
+def large_gemm_rate(itemsize: int) -> float:
+    """Return the operations per second of a large product on a core, by bytes per element."""
+    if itemsize < 4:
+        return HALF_RATE
+    return (ONEDNN_RATE if ONEDNN else CPU_RATE) * min(1, 4 / itemsize)
+
+
+def move_seconds(problem: Problem, moved: int, calls: int = 1) -> float:
+    """Estimate the seconds in which `calls` calls read and write `moved` bytes in all."""
+    kind = "cuda" if on_gpu(problem) else "cpu"
+    return moved / BANDWIDTH[kind] + calls * CALL_SECONDS[kind]
+
+
+def available_memory(device: str) -> int | None:
+    """Return the bytes that a call may take on a device type now, None if the device is not here.
+
+    This is nine tenths of the least of: the free memory of the device or machine, the memory left in the
+    control groups (v1 and v2) of this process, and the memory left under its own limits (`ulimit`). The value
+    is read again after a second.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    return _available_memory(device, int(time.monotonic()))
+
+
+@lru_cache(maxsize=4)
+def _available_memory(device: str, second: int) -> int | None:
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            return None
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(USABLE_MEMORY * (torch.cuda.mem_get_info()[0] + cached))
+    if device != "cpu" or not hasattr(os, "sysconf"):
+        return None
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = [total, *_free_of_machine(), *_free_of_groups(), *_free_of_process()]
+    return int(USABLE_MEMORY * max(min(free), 0))
+
+
+def _free_of_machine() -> list[int]:
+    lines = _read_text(PROC / "meminfo").splitlines()
+    return [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+
+
+def _free_of_groups() -> list[int]:
+    """Return the bytes left in each control group with a limit, from the process's own group to the root."""
+    free = []
+    for line in _read_text(PROC / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, limits, usage, reclaimable = CGROUP_V1 if controllers else CGROUP_V2
+        # In a container this path may be the host's, which does not exist here: then the root has the limit.
+        group = PurePosixPath(path)
+        for folder in (CGROUPS / root / str(each).lstrip("/") for each in (group, *group.parents)):
+            texts = [_read_text(folder / name).strip() for name in limits]
+            sizes = [int(text) for text in texts if text.isdigit()]  # "max" is no limit
+            if not sizes:
+                continue
+            used = int(_read_text(folder / usage).strip() or 0)
+            for stat in _read_text(folder / "memory.stat").splitlines():
+                name, _, size = stat.partition(" ")
+                if name == reclaimable:
+                    used -= int(size)  # cached files, which the system drops when memory is short
+            free.append(min(sizes) - used)
+    return free
+
+
+def _free_of_process() -> list[int]:
+    """Return the bytes left under the limits on the address space and on the data of this process."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return []
+    sizes = _read_text(PROC / "self" / "statm").split() or ["0"] * 6  # in pages; macOS has none
+    free = []
+    for limit, size in ((resource.RLIMIT_AS, sizes[0]), (resource.RLIMIT_DATA, sizes[5])):
+        soft = resource.getrlimit(limit)[0]
+        if soft != resource.RLIM_INFINITY:
+            free.append(soft - int(size) * os.sysconf("SC_PAGE_SIZE"))
+    return free
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

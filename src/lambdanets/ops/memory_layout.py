@@ -1,0 +1,46 @@
+"""Memory layouts of queries and outputs: the order in which their axes lie in memory.
+
+A layout is named by the axes of one example from the slowest to the fastest, "hnv", "hvn" or "nhv", where v
+stands for the last axis (k of the queries, v of the output). Images yield queries whose positions or whose
+channels are contiguous. An output in the same layout becomes images again without a copy.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def memory_layout_of(q: Tensor) -> str:
+    """Return the layout of queries [b, h, n, k], which their output takes over."""
+    if q.stride(2) == 1 and q.shape[2] > 1 and q.shape[3] > 1:
+        return "hvn"  # of images with channels first
+    return "nhv" if q.stride(2) > q.stride(1) > q.stride(3) else "hnv"
+
+
+def new_output(q: Tensor, dim_v: int, memory_layout: str) -> Tensor:
+    """Allocate an output [b, h, n, v] in a layout.
+
+    The tensor is not a view: PyTorch forbids in-place operations on views that a custom operator returns.
+    """
+    b, h, n, _ = q.shape
+    shape = {"b": b, "h": h, "n": n, "v": dim_v}
+    strides, step = {}, 1
+    for axis in reversed(f"b{memory_layout}"):
+        strides[axis], step = step, step * shape[axis]
+    return q.new_empty_strided(tuple(shape.values()), tuple(strides[axis] for axis in shape))
+
+
+def as_rows(x: Tensor, memory_layout: str) -> Tensor:
+    """Return x [b, h, n, c] as [b, rows, c], or for "hvn" as [b h, c, n]; a view if x has this layout."""
+    if memory_layout == "hvn":
+        return x.mT.flatten(0, 1)
+    return x.transpose(1, 2).flatten(1, 2) if memory_layout == "nhv" else x.flatten(1, 2)
+
+
+def from_rows(x: Tensor, num_heads: int, memory_layout: str) -> Tensor:
+    """Return the inverse of `as_rows`."""
+    if memory_layout == "hvn":
+        return x.unflatten(0, (-1, num_heads)).mT
+    if memory_layout == "nhv":
+        return x.unflatten(1, (-1, num_heads)).transpose(1, 2)
+    return x.unflatten(1, (num_heads, -1))

@@ -1,0 +1,81 @@
+"""Lookups in the table of position embeddings: the entry of each relative offset.
+
+Kernels gather embeddings by index, and the gradient of the table scatters back through the same index. The
+index alone describes the geometry: borders, dilation, causal order, a separate grid of the context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .context import RelativeContext
+
+
+def trim_table(e: Tensor, context: RelativeContext) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the entries of a table [*offsets, k, u] that occur on the grid, and the centre among them."""
+    entries = context.reachable_entries()
+    centre = tuple(c - part.start for c, part in zip(context.centre, entries, strict=True))
+    return e[entries], centre
+
+
+def pair_indices(context: RelativeContext, device: torch.device) -> Tensor:
+    """Return the table index [n, m] (see `offset_indices`) of every query and context element."""
+    queries = [(0, size) for size in context.grid]
+    return box_indices(context, queries, [(0, size) for size in context.key_grid], device)
+
+
+def box_indices(
+    context: RelativeContext,
+    queries: Sequence[tuple[int, int]],
+    keys: Sequence[tuple[int, int]],
+    device: torch.device,
+) -> Tensor:
+    """Return the table index [n, m] (see `offset_indices`) between two boxes, a (start, stop) per axis."""
+    rank = len(context.grid)
+    offsets = []  # each has size 1 on all but two of the axes [*queries, *keys], which keeps most steps small
+    for axis, (query_range, key_range) in enumerate(zip(queries, keys, strict=True)):
+        shape = [1] * (2 * rank)
+        shape[axis], shape[rank + axis] = query_range[1] - query_range[0], key_range[1] - key_range[0]
+        n, m = torch.arange(*query_range, device=device), torch.arange(*key_range, device=device)
+        offsets.append((m[None, :] - n[:, None]).view(shape))
+    return offset_indices(context, offsets).flatten(rank).flatten(0, rank - 1)
+
+
+def offset_indices(context: RelativeContext, offsets: Sequence[Tensor]) -> Tensor:
+    """Return the flat index of each offset's entry, or the table's length for an offset without one.
+
+    Args:
+        context: The geometry.
+        offsets: For each axis, offsets position(m) - position(n); their shapes broadcast.
+    """
+    index = torch.zeros((), dtype=torch.long, device=offsets[0].device)
+    found = torch.ones((), dtype=torch.bool, device=offsets[0].device)
+    axes = zip(offsets, context.table_shape, context.centre, context.step, strict=True)
+    for offset, length, centre, step in axes:
+        entry = offset.div(step, rounding_mode="floor") + centre
+        found = found & (entry >= 0) & (entry < length)
+        if step > 1:
+            found = found & (offset % step == 0)
+        if context.causal:
+            found = found & (offset <= 0)
+        index = index * length + entry
+    return index.where(found, math.prod(context.table_shape))
+
+
+def gather_embeddings(e: Tensor, index: Tensor) -> Tensor:
+    """Return the embeddings [*index, u, k] of a table [*offsets, k, u]; zeros where there is no entry."""
+    rows = e.flatten(0, -3).mT.flatten(1)  # [offsets, u k]
+    rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+    return torch.embedding(rows, index).unflatten(-1, (e.shape[-1], e.shape[-2]))
+
+
+def scatter_gradient(gradient: Tensor, index: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the gradient of a table of this shape [*offsets, k, u] from that of its gathered embeddings."""
+    *table, k, u = shape
+    rows = gradient.new_zeros(math.prod(table) + 1, u * k)
+    rows.index_add_(0, index.flatten(), gradient.reshape(-1, u * k))
+    return rows[:-1].unflatten(1, (u, k)).mT.reshape(*table, k, u)
