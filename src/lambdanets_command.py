@@ -1,7 +1,7 @@
-"""The script `lambdanets`: prints the help at once, leaves every other command line to `lambdanets.cli`.
+"""The script `lambdanets`: prints the help, and passes every other command line to `lambdanets.cli`.
 
-Importing anything of the package costs the seconds that torch and timm take. This module stands beside it,
-and reads the one file with the help without importing the package.
+Importing the package takes seconds, for PyTorch and timm. This module is outside of it and loads the file
+with the help by its path, so that the help is printed at once.
 """
 
 import sys

@@ -18,9 +18,9 @@ from lambdanets.cli import main
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import FAILURE, UsageError, check_name, usage
 from lambdanets.cli.options import parse, shown
-from lambdanets.processes import InUseError, locked
 from lambdanets.recipes import get_recipe
 from lambdanets.train import RunConfig, override
+from lambdanets.utils.processes import InUseError, locked
 
 from .records import CellRecord
 from .running import Progress

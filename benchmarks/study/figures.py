@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lambdanets.bench.report import INK, OURS, QUIET, SOFT, save
-from lambdanets.lettering import legible, plain_text
+from lambdanets.utils.fonts import legible, plain_text
 
 from .records import CellRecord
 from .report import ONE_SEED, Result, provenance_line, results, title

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from lambdanets.bench.records import cell, parse
-from lambdanets.files import parse_json
+from lambdanets.utils.files import parse_json
 
 from .settings import Cell, StudyFiles
 

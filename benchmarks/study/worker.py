@@ -20,9 +20,9 @@ import torch
 
 from lambdanets import bench
 from lambdanets.bench.records import NONE
-from lambdanets.processes import locked
 from lambdanets.train import TrainingInterrupted
 from lambdanets.train.serialization import encode
+from lambdanets.utils.processes import locked
 
 from .records import CellRecord, to_cells
 from .settings import Cell, Study, StudyFiles, load_study

@@ -1,4 +1,4 @@
-"""The command as a person types it: a process of its own, in a folder of its own."""
+"""The command as a user runs it, in a process and a folder of its own, and runs to try it on."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def command() -> Command:
-    """Runs `lambdanets WORDS...` to its end; whatever happens, nobody is shown a traceback."""
+    """Run `lambdanets WORDS...` and return its output, which has no traceback in any case."""
 
     def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -40,7 +40,7 @@ def command() -> Command:
 
 @pytest.fixture
 def inside(capsys: pytest.CaptureFixture[str]) -> Command:
-    """As `command`, without the seconds that a process of its own takes to import everything."""
+    """Do the same inside this process, without the seconds of importing everything anew."""
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
         capsys.readouterr()
@@ -53,7 +53,7 @@ def inside(capsys: pytest.CaptureFixture[str]) -> Command:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `lambdanets WORDS...` and lets it run; what still runs at the end of the test is killed."""
+    """Start `lambdanets WORDS...` in the background; it is killed at the end of the test."""
     started: list[subprocess.Popen[str]] = []
 
     def begin(*words: object) -> subprocess.Popen[str]:
@@ -69,7 +69,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 @pytest.fixture(scope="session")
 def trained(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a miniature run, in the place where `train` puts it unasked."""
+    """The folder of a miniature run, with the name that `train` gives it by default."""
     home = tmp_path_factory.mktemp("home")
     settings = [
         "data.val_fraction=0.05",
@@ -87,7 +87,7 @@ def trained(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def two_minds(trained: Path, tmp_path: Path) -> Path:
-    """A copy of that run, whose best weights say 3 to everything and whose last ones are as they were."""
+    """A copy of that run, whose best weights predict 3 for every image; its last weights are unchanged."""
     folder = tmp_path / "two_minds"
     shutil.copytree(trained, folder)
     weights = load_file(folder / "weights.safetensors")

@@ -1,4 +1,4 @@
-"""Exit codes and sentences: what a person sees when something is wrong."""
+"""Exit codes and messages of errors."""
 
 import errno
 import os
@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import lambdanets
-from lambdanets.cli import main, planning
-from lambdanets.cli.errors import sentence
+from lambdanets import cli
+from lambdanets.cli import main
+from lambdanets.cli import plan as plan_verb
+from lambdanets.cli.errors import explain
 from lambdanets.cli.verbs import VERBS
 from lambdanets.data import DataWarning
 from lambdanets.train import NonFiniteLossError, TrainingInterrupted
@@ -37,7 +39,7 @@ WRONG = {
     "train digits --epochs many": ["--epochs takes a whole number; got 'many'; see lambdanets train --help"],
     "train digits --epochs": ["--epochs"],
     "train digits --epochs 0": ["engine.epochs", "0"],
-    "train digits --set lr=1": ["'lr'", "did you mean 'optimizer.lr'?"],
+    "train digits --set lr=1": ["'lr'", "did you mean optimizer.lr?"],
     "train digits --set optimizer.rl=1": ["'optimizer.rl'", "lr"],
     "train digits --set optimizer=1": ["optimizer is a group"],
     "train digits --set optimizer.lr=fast": ["optimizer.lr", "'fast'"],
@@ -63,7 +65,7 @@ WRONG = {
     "export resnet18 --out x.bin": ["x.bin ends in neither"],
     "predict resnet18 x.jpg": ["resnet18 is a model", "train folder --model resnet18"],
     "predict run --run x": ["there is no option '--run'"],
-    "show resnet50_lambda --size 1000000000": ["resnet50_lambda cannot take such images"],
+    "show resnet50_lambda --size 1000000000": ["resnet50_lambda cannot take images of this size"],
     "show resnet50_lambda --num-classes 0": ["--num-classes must be at least 1"],
     "show resnet50_lambda --batch 0": ["--batch must be at least 1"],
     "plan --grid 99999999999999999999": ["--grid"],
@@ -105,7 +107,7 @@ FAILING = {
 }
 
 
-def said(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, str]:
+def failed(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, str]:
     code = main(words.split())
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -116,7 +118,7 @@ def said(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, str]:
 def test_a_wrong_command_is_one_sentence_and_exit_code_2(
     capsys: pytest.CaptureFixture[str], words: str
 ) -> None:
-    code, sentence = said(capsys, words)
+    code, sentence = failed(capsys, words)
     assert code == 2, sentence
     assert sentence.startswith("lambdanets: ")
     assert len(sentence.splitlines()) == 1
@@ -128,7 +130,7 @@ def test_a_command_that_fails_is_one_sentence_and_exit_code_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, sentence = said(capsys, words)
+    code, sentence = failed(capsys, words)
     assert code == 1, sentence
     assert sentence.startswith("lambdanets: ")
     assert all(part in sentence for part in FAILING[words]), sentence
@@ -139,7 +141,7 @@ def test_several_launched_processes_need_a_named_folder(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, sentence = said(capsys, "train digits")
+    code, sentence = failed(capsys, "train digits")
     assert code == 2
     assert "--out" in sentence
 
@@ -180,11 +182,11 @@ def test_our_warnings_are_their_sentence_alone(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def action() -> int:
-        told = [
+        formatted = [
             warnings.formatwarning(message, category, "a/file.py", 7)
             for message, category in (("3 images are left out.", DataWarning), ("old", FutureWarning))
         ]
-        print(*told, sep="", end="")
+        print(*formatted, sep="", end="")
         return 0
 
     stub(monkeypatch, action)
@@ -200,7 +202,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, action: Callable[[], int]) -> None:
     def run() -> int:
         return action()
 
-    monkeypatch.setattr(planning, "run", run)
+    monkeypatch.setattr(plan_verb, "run", run)
 
 
 def raising(error: BaseException) -> Callable[[], int]:
@@ -216,7 +218,7 @@ def test_foreseen_errors_become_sentences(
 ) -> None:
     error, code, part = ERRORS[name]
     stub(monkeypatch, raising(error))
-    assert said(capsys, "plan")[0] == code
+    assert failed(capsys, "plan")[0] == code
     main(["plan"])
     assert part in capsys.readouterr().err
     with pytest.raises(type(error)):
@@ -271,7 +273,7 @@ def test_a_missing_extra_is_named_with_its_cure(
         ):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    code, sentence = said(capsys, words)
+    code, sentence = failed(capsys, words)
     assert code == 1
     assert module in sentence
     assert 'pip install "lambdanets[train]"' in sentence
@@ -290,8 +292,26 @@ def test_help_names_all_verbs(capsys: pytest.CaptureFixture[str], words: list[st
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert all(f"\n  {verb} " in shown for verb in VERBS)
-    starts = {line.index(what) for line in shown.splitlines() for _, what in VERBS.values() if what in line}
+    starts = {line.index(what) for line in shown.splitlines() for what in VERBS.values() if what in line}
     assert len(starts) == 1
+
+
+def test_a_verb_is_a_module_and_a_line_of_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "say_hello.py").write_text(
+        'def run(*, name: str = "you") -> int:\n'
+        '    """Greet.\n\n    Args:\n        name: Who is greeted.\n    """\n'
+        '    print(f"hello {name}")\n    return 0\n'
+    )
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    monkeypatch.setitem(VERBS, "say-hello", "greet")
+    assert main(["say-hello", "--name", "all"]) == 0
+    assert main(["say-hello", "--help"]) == 0
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("hello all\nusage: lambdanets say-hello")
+    assert re.search(r"\n  say-hello +greet\n", shown)
 
 
 def test_the_script_and_the_module_are_one_command(command: Command) -> None:
@@ -349,10 +369,12 @@ def test_help_imports_nothing_of_the_package() -> None:
 
 @pytest.mark.parametrize("words", ["", " trian"])
 def test_closed_streams_are_no_traceback(tmp_path: Path, words: str) -> None:
-    shell = f"{sys.executable} -c '{CALL}'{words} >&- 2>{tmp_path}/said"
+    shell = f"{sys.executable} -c '{CALL}'{words} >&- 2>{tmp_path}/stderr"
     code = subprocess.run(shell, shell=True, timeout=120, check=False).returncode
-    said = (tmp_path / "said").read_text()
-    assert (code, said) == (0, "") if not words else code == 2 and said.startswith("lambdanets: there is no")
+    stderr = (tmp_path / "stderr").read_text()
+    assert (
+        (code, stderr) == (0, "") if not words else code == 2 and stderr.startswith("lambdanets: there is no")
+    )
     both = subprocess.run(f"{shell} 2>&-", shell=True, timeout=120, check=False)
     assert both.returncode == code
 
@@ -380,7 +402,7 @@ def test_a_full_disk_behind_stdout_is_named(words: list[str], unbuffered: str) -
 )
 def test_each_module_is_of_an_extra(module: str, extra: str) -> None:
     error = ModuleNotFoundError("gone", name=f"{module}.inside")
-    assert sentence(error) == (
+    assert explain(error) == (
         f'this command needs {module}, which is not installed: pip install "lambdanets[{extra}]"'
     )
 

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from lambdanets.cli import converting
 from lambdanets.cli.errors import UsageError
+from lambdanets.cli.masks_to_coco import run as run_verb
 from lambdanets.data import CocoConfig, Converted, DataError, DataWarning, masks_to_coco, open_coco_split
 
 Picture = Callable[..., Image.Image]
@@ -228,7 +228,7 @@ def test_a_border_is_no_object(
         assert told in str(caught.value)
         assert not out.exists()
         return
-    converting.run(root, out=out, ignore=ignore)
+    run_verb(root, out=out, ignore=ignore)
     held = masks_of(voc()) if ignore == "none" else masks_of(np.where(voc() == 255, 0, voc()))
     assert len(held) == objects
     same(read(out)[1], expected | {"images/cell0.png": held})
@@ -373,7 +373,7 @@ def test_the_command_that_is_printed_reads_the_json(
     together: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = together[0].rename(tmp_path / "my cells")
-    converting.run(root, out=tmp_path / "my masks.json")
+    run_verb(root, out=tmp_path / "my masks.json")
     words = shlex.split(capsys.readouterr().out.partition("train on them with ")[2])
     assert words == [
         "--data",
@@ -436,4 +436,4 @@ def test_what_is_refused_at_once(separate: tuple[Path, Any], tmp_path: Path) -> 
         with pytest.raises(ValueError, match=told):
             masks_to_coco(root, tmp_path / "out.json", **options)
     with pytest.raises(UsageError, match="--ignore is a value of the masks"):
-        converting.run(root, out=tmp_path / "out.json", ignore="void")
+        run_verb(root, out=tmp_path / "out.json", ignore="void")

@@ -19,7 +19,7 @@ from lambdanets.data import (
 )
 from lambdanets.data.sources.tar_images import TarImages, unlabelled_tar
 from lambdanets.data.sources.tar_index import INDEX, read_members
-from lambdanets.processes import InUseError
+from lambdanets.utils.processes import InUseError
 
 WriteFolder = Callable[..., Path]
 COUNTS = {"train/dog": 5, "train/cat": 4, "val/dog": 2, "val/cat": 3}

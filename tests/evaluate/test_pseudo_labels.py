@@ -19,11 +19,11 @@ from lambdanets.data import DataError, open_pictures, write_shards
 from lambdanets.evaluate import pseudo_labels as module
 from lambdanets.evaluate.prediction import predict
 from lambdanets.evaluate.pseudo_labels import label, weights_hash
-from lambdanets.processes import InUseError
 from lambdanets.recipes import digits
 from lambdanets.train import Run, RunConfig, RunError, load_run, override
 from lambdanets.train.engine import train
 from lambdanets.train.errors import TrainingInterrupted
+from lambdanets.utils.processes import InUseError
 from runs import assert_same_end, interrupt
 
 

@@ -286,7 +286,7 @@ def test_a_table_resized_to_one_entry_keeps_offset_zero() -> None:
 
 
 def test_an_unknown_kernel_is_refused_at_construction() -> None:
-    with pytest.raises(ValueError, match="did you mean 'conv'"):
+    with pytest.raises(ValueError, match="did you mean conv"):
         LambdaLayer2d(8, scope=3, kernel="convv")
 
 

@@ -26,7 +26,7 @@ def refused(call: Callable[[], object], *words: str) -> None:
 
 
 def test_a_normalization_that_is_not_known_or_has_no_meaning_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown normalize 'softmx'; did you mean 'softmax'"):
+    with pytest.raises(ValueError, match="unknown normalize 'softmx'; did you mean softmax"):
         lambda_layer(**arguments("global-2d"), normalize="softmx")
     with pytest.raises(ValueError, match="normalize='l2' applies to the content part, which content=False"):
         lambda_layer(**arguments("global-position-only"), normalize="l2")

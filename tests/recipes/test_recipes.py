@@ -1,3 +1,6 @@
+"""Recipes: their names, their miniatures, and the numbers of the paper."""
+
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +11,12 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from torch import nn
 
+from lambdanets import recipes
+from lambdanets.cli import main
 from lambdanets.detection import DetectionConfig
 from lambdanets.detection import load_run as load_detector
 from lambdanets.detection import train as train_detector
-from lambdanets.recipes import get_recipe, list_recipes, miniature
+from lambdanets.recipes import get_recipe, list_recipes, miniature, registry
 from lambdanets.train import from_json, load_run, to_json
 from lambdanets.train.engine import accumulation_steps, train
 from lambdanets.train.optim import create_optimizer
@@ -32,15 +37,44 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_recipes() -> None:
-    assert list_recipes()[:4] == ["digits", "cifar", "folder", "imagenet-90"]
+    assert list_recipes()[:5] == ["cifar", "coco", "digits", "folder", "imagenet-90"]
     for name in list_recipes():
         assert get_recipe(name).recipe == name
 
 
-def test_an_unknown_recipe_is_told_with_its_nearest() -> None:
-    with pytest.raises(ValueError, match="there is no recipe 'digit'; did you mean 'digits'"):
+MINE = '''
+from lambdanets.recipes import recipe
+from lambdanets.train import ModelConfig, RunConfig
+
+
+@recipe("mine")
+def mine() -> RunConfig:
+    """My photos.
+
+    Expect: 90 %.
+    """
+    return RunConfig(recipe="mine", model=ModelConfig(name="lambda_resnet_mini"))
+'''
+
+
+def test_a_recipe_is_added_by_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path)])
+    monkeypatch.setattr(registry, "RECIPES", dict(registry.RECIPES))
+    registry.import_recipes(recipes.__path__)
+    assert list_recipes()[-1] == "mine"
+    assert get_recipe("mine").model.name == "lambda_resnet_mini"
+    assert recipes.describe("mine").sections == {"Expect": "90 %."}
+    assert main(["list", "mine"]) == 0
+    assert re.search(r"mine +lambda_resnet_mini", capsys.readouterr().out)
+
+
+def test_an_unknown_recipe_is_an_error_with_similar_names() -> None:
+    with pytest.raises(ValueError, match="there is no recipe 'digit'; did you mean digits"):
         get_recipe("digit")
-    with pytest.raises(ValueError, match="known: digits, cifar, folder, imagenet-90"):
+    with pytest.raises(ValueError, match="known: cifar, coco, digits, folder, imagenet-90"):
         get_recipe("xyz")
 
 

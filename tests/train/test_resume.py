@@ -14,7 +14,6 @@ import torch
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from lambdanets.data import Splits
-from lambdanets.processes import STOP_SIGNALS, InUseError, locked
 from lambdanets.train import (
     CheckpointError,
     RunConfig,
@@ -29,6 +28,7 @@ from lambdanets.train.classifier import Classifier
 from lambdanets.train.engine import train
 from lambdanets.train.resume import ResumePoint, check_images, find_resume_point
 from lambdanets.train.run import RunFiles
+from lambdanets.utils.processes import STOP_SIGNALS, InUseError, locked
 from runs import assert_same_end, interrupt
 
 

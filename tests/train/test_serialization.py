@@ -97,10 +97,10 @@ def test_override_changes_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("optimizer.lrr=0.8", "did you mean 'optimizer.lr'"),
-        ("lr=0.8", "did you mean 'optimizer.lr'"),
-        ("optimiser.lr=0.8", "did you mean 'optimizer.lr'"),
-        ("data.augment.flipp=1", "did you mean 'data.augment.flip'"),
+        ("optimizer.lrr=0.8", "did you mean optimizer.lr"),
+        ("lr=0.8", "did you mean optimizer.lr"),
+        ("optimiser.lr=0.8", "did you mean optimizer.lr"),
+        ("data.augment.flipp=1", "did you mean data.augment.flip"),
         ("optimizer=adam", "group of settings"),
         ("optimizer.lr.x=1", "has no fields"),
         ("optimizer.lr", "path=value"),

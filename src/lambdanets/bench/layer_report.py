@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lambdanets.lettering import plain_text
+from lambdanets.utils.fonts import plain_text
 
 from .records import NONE, Provenance, read_rows, write_rows
 from .report import (

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lambdanets.lettering import plain_text
+from lambdanets.utils.fonts import plain_text
 
 from .networks import NOT_RUN, Measured, NetworkRecord, with_cpu_time
 from .report import (

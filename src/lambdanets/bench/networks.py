@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from lambdanets.models import create_model
 from lambdanets.models.summary import summarise
+from lambdanets.utils.text import did_you_mean, first_line
 
 from .records import NONE, Provenance, read_rows, write_rows
 from .timing import Pass
@@ -174,7 +174,7 @@ def compute_cost(network: NetworkSpec, *, batch: int = 1, train: bool = False) -
         found = summarise(module, network.size, batch=batch, step=batch if train else None)
     # Networks raise any of these at a size that does not fit: an assertion, a negative shape.
     except (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        first = first_line(error)
         cfg: Any = module.pretrained_cfg
         own = format_size(default_size(network.model))
         fits = f"it takes {own} alone" if cfg.get("fixed_input_size") else f"its own size, {own}, would do"
@@ -200,8 +200,7 @@ def _matching_models(name: str) -> list[str]:
         if found := timm.list_models(name):
             return found
         raise ValueError(f"no model's name is like {name!r}; `lambdanets list` shows the names")
-    near = difflib.get_close_matches(name, timm.list_models(), n=3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "; `lambdanets list` shows the names"
+    hint = did_you_mean(name, timm.list_models()) or "; `lambdanets list` shows the names"
     raise ValueError(f"there is no model named {name!r}{hint}")
 
 

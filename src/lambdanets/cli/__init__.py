@@ -1,4 +1,8 @@
-"""The command line: verbs only, each one call of a public function."""
+"""The command `lambdanets`.
+
+To add a verb, write a module with its name in this folder, whose function `run` defines the options by its
+signature and docstring, and add its line of help to `verbs.VERBS`.
+"""
 
 from lambdanets.cli.app import main
 

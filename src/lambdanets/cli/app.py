@@ -1,4 +1,4 @@
-"""The command `lambdanets`: finds the verb and runs it, and turns what goes wrong into a sentence."""
+"""The command `lambdanets`: runs a verb, and prints an error as one sentence with an exit code."""
 
 import importlib
 import io
@@ -14,12 +14,12 @@ from types import FrameType
 
 import torch
 
-from lambdanets.cli.errors import EXIT_OF_SIGNAL, FAILURE, USAGE, UsageError, check_name, sentence
+from lambdanets.cli.errors import EXIT_OF_SIGNAL, FAILURE, USAGE, UsageError, check_name, explain
 from lambdanets.cli.verbs import MOVED, SECOND, VERBS, help_for, prepare_streams, silence
-from lambdanets.processes import listened_signals
-from lambdanets.wording import printable_lines
+from lambdanets.utils.processes import listened_signals
+from lambdanets.utils.text import printable_lines
 
-FIRST_SPEAKS = 2.0  # seconds
+FIRST_RANK_SECONDS = 2.0  # the first process prints an error before the others end
 PRINTING = ("lambdanets.cli.", "rich.", "tyro.")  # modules that print results
 
 _received: list[int] = []
@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], int] | No
 
     Args:
         argv: The words after `lambdanets`; those of the process when not given.
-        run: Runs the words of another program; the verbs of `lambdanets` when None.
+        run: Runs the words of another program; None runs the verbs of `lambdanets`.
 
     Returns:
-        0 done, 1 failed, 2 the command is wrong, 130 stopped by Ctrl-C, 128 + n by another signal.
+        0 success, 1 failure, 2 wrong usage, 130 stopped by Ctrl-C, 128 + n stopped by signal n.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     with_traceback = words[:1] == ["--traceback"]
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], int] | No
     prepare_streams()
     previous = {number: signal.signal(number, _stop) for number in listened_signals()}
     warnings.formatwarning = _warning
-    # The reader has a limit of its own, data.max_pixels; Pillow calls half of it an attack.
+    # The package has its own limit, data.max_pixels; Pillow warns of an attack at half of it.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit", module="PIL")
     try:
         try:
@@ -58,11 +58,11 @@ def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], int] | No
             if isinstance(error, BrokenPipeError):
                 return 0  # `lambdanets list | head` is no failure
             error.filename = "standard output"
-        said = None if with_traceback else sentence(error)
-        if said is None:
+        message = None if with_traceback else explain(error)
+        if message is None:
             raise
-        _print_error(said, error)
-        # Training that was asked to stop brings its own code.
+        _print_error(message, error)
+        # Interrupted training has an exit code of its own.
         return USAGE if isinstance(error, UsageError) else getattr(error, "exit_code", FAILURE)
     finally:
         warnings.formatwarning = _formatted
@@ -87,21 +87,21 @@ def _failed_stdout(error: OSError) -> bool:
 
 
 def _rank() -> str:
-    """Return the number of this process among those of a launcher."""
+    """Return the rank of this process, as its launcher set it."""
     return os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or "0"
 
 
-def _print_error(said: str, error: Exception) -> None:
+def _print_error(message: str, error: Exception) -> None:
     rank = _rank()
     if rank != "0" and getattr(error, "on_all_ranks", False):
-        # The first process says it. Launchers end all processes when one has failed: it gets the time to.
-        time.sleep(FIRST_SPEAKS)
+        # Rank 0 prints the same error, and needs time for it: launchers end all processes when one fails.
+        time.sleep(FIRST_RANK_SECONDS)
         return
     process = "" if rank == "0" else f" (process {rank})"
     try:
-        print(f"lambdanets{process}: {printable_lines(said)}", file=sys.stderr, flush=True)
+        print(f"lambdanets{process}: {printable_lines(message)}", file=sys.stderr, flush=True)
     except OSError:
-        # The terminal is gone; what is left in the buffer must not fail again at exit, and change its code.
+        # The terminal is gone: a failing flush of the buffers at exit would change the exit code.
         for stream in (sys.stdout, sys.stderr):
             silence(stream)
 
@@ -117,7 +117,7 @@ def _run(words: list[str]) -> int:
         return 0
     verb, *options = words
     check_name("verb", verb, VERBS)
-    place, prog = VERBS[verb][0], f"lambdanets {verb}"
+    module, prog = verb.replace("-", "_"), f"lambdanets {verb}"
     if seconds := SECOND.get(verb):
         name = options.pop(0)
         if command := MOVED.get(verb, {}).get(name):
@@ -126,9 +126,8 @@ def _run(words: list[str]) -> int:
                 f"run `{command}` in a checkout of the repository."
             )
         check_name(verb, name, seconds)
-        place, prog = seconds[name][0], f"{prog} {name}"
-    module, _, function = place.partition(":")
-    called = getattr(importlib.import_module(f"lambdanets.cli.{module}"), function or "run")
+        module, prog = f"{module}_{name}", f"{prog} {name}"
+    called = importlib.import_module(f"lambdanets.cli.{module}").run
     from lambdanets.cli.options import parse
 
     return parse(called, prog=prog, words=options)()
@@ -137,7 +136,7 @@ def _run(words: list[str]) -> int:
 def _warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Return our own warnings as their sentence alone; where they were raised means nothing to the person."""
+    """Format the warnings of this package without file and line, which mean nothing to a user."""
     if category.__module__.startswith("lambdanets."):
         once = category.__name__ == "SourceWarning" and _rank() != "0"
         return "" if once else f"lambdanets: {printable_lines(str(message))}\n"
@@ -146,7 +145,7 @@ def _warning(
 
 def _stop(number: int, frame: FrameType | None) -> None:
     if multiprocessing.parent_process() is not None:
-        # A forked data-loading worker has inherited this handler and has nothing to tidy up.
+        # A forked data-loading worker has inherited this handler and has nothing to clean up.
         os._exit(EXIT_OF_SIGNAL[number])
     _received.append(number)
     if number == signal.SIGINT:
@@ -155,7 +154,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _exit_code(stop: SystemExit | KeyboardInterrupt) -> int:
-    # The signal decides: Lightning turns Ctrl-C into a plain exit(1).
+    # The signal takes precedence: Lightning turns Ctrl-C into a plain exit(1).
     if _received:
         return EXIT_OF_SIGNAL[_received[0]]
     if isinstance(stop, KeyboardInterrupt):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from tyro import conf
 
 from lambdanets import bench
@@ -17,6 +17,7 @@ from lambdanets.cli.bench_op import NO_CPU_TIME, draw_if_possible, keep_previous
 from lambdanets.cli.console import stderr
 from lambdanets.cli.errors import UsageError, usage
 from lambdanets.cli.options import Device, Without, check_device, shown
+from lambdanets.utils.progress import progress_bar_column
 
 BATCH = 8
 MAX_INTERLEAVED = 8
@@ -194,7 +195,7 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
         yield print_step
         return
     columns = (
-        BarColumn(bar_width=24, style="grey30", complete_style="red", finished_style="red"),
+        progress_bar_column(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
         TextColumn("left "),

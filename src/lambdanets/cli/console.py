@@ -1,6 +1,8 @@
-"""Two consoles, results on stdout and everything said about them on stderr, and the look of a table."""
+"""Consoles for results (stdout) and notes (stderr), the style of tables, and output that verbs share."""
 
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -8,13 +10,17 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lambdanets.wording import printable_lines
+from lambdanets.cli.errors import FAILURE
+from lambdanets.utils.text import printable_lines
 
-ENDLESS = 1_000_000  # columns; a pipe has no width of its own
+UNLIMITED = 1_000_000  # columns of a pipe
+EXTREMES = 5  # best and worst classes that are printed
+
+Row = TypeVar("Row")
 
 
 class _Console(Console):
-    """A console that prints strings as they are: no markup, no emoji codes, no control characters."""
+    """A console that prints strings literally: no markup, no emoji codes, no control characters."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
@@ -24,17 +30,17 @@ class _Console(Console):
         return super().render_str(shown, **options)
 
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # rich would exit with 1; the command decides what that means
+        raise BrokenPipeError  # rich would exit with 1; `main` chooses the exit code
 
 
 def stdout() -> Console:
-    """Return the console for results; nothing is folded in a pipe."""
+    """Return the console for results; in a pipe it does not wrap lines."""
     console = _Console()
-    return console if console.is_terminal else _Console(width=ENDLESS)
+    return console if console.is_terminal else _Console(width=UNLIMITED)
 
 
 def stderr() -> Console:
-    """Return the console for notes; its lines are never folded, so that they can be searched."""
+    """Return the console for notes; it never wraps lines, so that they can be searched."""
     return _Console(stderr=True, soft_wrap=True)
 
 
@@ -42,7 +48,8 @@ def table(**columns: str) -> Table:
     """Return an empty table.
 
     Args:
-        **columns: Heading (underscores become spaces) and alignment: "left", "right" or "wrap".
+        **columns: Heading (underscores become spaces) and alignment: "left", "right" or "wrap", which is left
+            and may wrap.
     """
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading, side in columns.items():
@@ -57,19 +64,19 @@ def table(**columns: str) -> Table:
 
 
 def draw(console: Console, title: str, rows: Table) -> None:
-    """Print a table under its title, neither of them cut or folded where only "wrap" columns may be."""
+    """Print a table below its title; only "wrap" columns are wrapped, and nothing is cut."""
     console.print(title, style="bold", soft_wrap=True)
     width = console.width
-    console.width = max(width, _least_width(console, rows))  # the terminal folds what is wider than itself
+    console.width = max(width, _min_width(console, rows))  # the terminal wraps longer lines
     try:
         console.print(rows)
     finally:
         console.width = width
 
 
-def _least_width(console: Console, rows: Table) -> int:
-    """The width of a table whose "wrap" columns are as narrow as their longest words."""
-    options = console.options.update(max_width=ENDLESS)
+def _min_width(console: Console, rows: Table) -> int:
+    """Return the width of a table whose "wrap" columns are as narrow as their longest words."""
+    options = console.options.update(max_width=UNLIMITED)
     total = 0
     for column in rows.columns:
         sizes = [Measurement.get(console, options, cell) for cell in column.cells]
@@ -78,10 +85,51 @@ def _least_width(console: Console, rows: Table) -> int:
 
 
 def milliseconds(seconds: float) -> str:
-    """Return a time with as many decimals as an estimate deserves."""
+    """Return a time in milliseconds with two or three significant digits."""
     return f"{seconds * 1e3:,.{0 if seconds >= 0.1 else 2 if seconds >= 1e-3 else 3}f}"
 
 
 def grid(sizes: tuple[int, ...]) -> str:
-    """Return sizes as people write them: 14x14."""
+    """Return sizes in the form 14x14."""
     return "x".join(map(str, sizes))
+
+
+def draw_classes(
+    ranked: Sequence[Row], columns: dict[str, str], cells: Callable[[Row], Iterable[str]]
+) -> None:
+    """Print a table of all classes, or tables of the best and the worst five where there are more than ten.
+
+    Args:
+        ranked: The classes, best first.
+        columns: Headings and alignments, as `table` takes them.
+        cells: Returns the cells of a class.
+    """
+    parts = {"all classes": ranked}
+    if len(ranked) > 2 * EXTREMES:
+        parts = {"best classes": ranked[:EXTREMES], "worst classes": ranked[-EXTREMES:]}
+    for title, chosen in parts.items():
+        rows = table(**columns)
+        for each in chosen:
+            rows.add_row(*cells(each))
+        draw(stdout(), title, rows)
+
+
+def print_files(*files: tuple[str, Path | None]) -> None:
+    """Print the paths of written files, each after its label; None is an output that was not requested."""
+    for label, file in files:
+        if file is not None:
+            stdout().print(f"{label}: {file}", soft_wrap=True)
+
+
+def exit_code_of_images(unreadable: int, total: int, *, strict: bool) -> int:
+    """Return the exit code of a prediction, and print the number of images that failed it.
+
+    Args:
+        unreadable: Number of images that could not be read.
+        total: Number of all images.
+        strict: A single unreadable image is a failure; else it takes all of them.
+    """
+    if unreadable != total and not (strict and unreadable):
+        return 0
+    stderr().print(f"lambdanets: {unreadable} of {total} images could not be read.")
+    return FAILURE

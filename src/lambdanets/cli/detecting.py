@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lambdanets.cli.console import draw, stderr, stdout, table
-from lambdanets.cli.errors import FAILURE, UsageError, usage
+from lambdanets.cli.console import draw, draw_classes, exit_code_of_images, print_files, stderr, stdout, table
+from lambdanets.cli.errors import UsageError, usage
 from lambdanets.cli.options import place, write_json
 from lambdanets.data import CocoConfig
 from lambdanets.detection.config import MIN_MAX_DETECTIONS
@@ -25,7 +25,6 @@ FIGURES = {
     "ap_medium": "AP of medium objects",
     "ap_large": "AP of large objects (above 96x96)",
 }
-EXTREMES = 5  # best and worst classes that are printed
 
 
 def evaluate_run(
@@ -74,13 +73,8 @@ def evaluate_run(
     if json is not None:
         plain = {"run": str(run), "weights": weights, "data": form.source} | scores.to_plain()
         write_json(json, plain)
-    written = [("classes", per_class), ("figures", json)]
-    if results is not None:
-        files = write_kinds(evaluation.results, results, masks=form.masks)
-        written += [("results", file) for file in files]
-    for name, file in written:
-        if file is not None:
-            stdout().print(f"{name}: {file}", soft_wrap=True)
+    files = [] if results is None else write_kinds(evaluation.results, results, masks=form.masks)
+    print_files(("classes", per_class), ("figures", json), *(("results", file) for file in files))
     return 0
 
 
@@ -112,16 +106,12 @@ def _print_classes(scores: "Scores") -> None:
     ranked = sorted(
         (row for row in scores.per_class() if not math.isnan(row[key])), key=lambda row: -row[key]
     )
-    parts = {"all classes": ranked}
-    if len(ranked) > 2 * EXTREMES:
-        parts = {"best classes": ranked[:EXTREMES], "worst classes": ranked[-EXTREMES:]}
-    for title, chosen in parts.items():
-        columns = [name for name in (chosen[0] if chosen else {}) if name not in ("class", "objects")]
-        rows = table(**{"class": "wrap", "objects": "right"} | dict.fromkeys(columns, "right"))
-        for row in chosen:
-            figures = (_percent(row[name]) for name in columns)
-            rows.add_row(row["class"], f"{row['objects']:,}", *figures)
-        draw(stdout(), title, rows)
+    columns = [name for name in (ranked[0] if ranked else {}) if name not in ("class", "objects")]
+    draw_classes(
+        ranked,
+        {"class": "wrap", "objects": "right"} | dict.fromkeys(columns, "right"),
+        lambda row: [row["class"], f"{row['objects']:,}", *(_percent(row[name]) for name in columns)],
+    )
 
 
 def _percent(value: float) -> str:
@@ -158,8 +148,7 @@ def predict_run(
         title = f"{opened.config.model.name}  ·  {run}"
         with usage():
             pages = draw_pairs(pairs, sheet, title, names=opened.classes, threshold=threshold)
-        for page in pages:
-            stdout().print(f"sheet: {page}", soft_wrap=True)
+        print_files(*(("sheet", page) for page in pages))
         return 0
     folder = out or run / "predictions"
     if folder.suffix.lower() == ".png":
@@ -205,11 +194,8 @@ def predict_run(
         )
     if json is not None:
         write_json(json, entries)
-        stdout().print(f"predictions: {json}", soft_wrap=True)
-    failed = unread == len(entries) or (strict and bool(unread))
-    if failed:
-        stderr().print(f"lambdanets: {unread} of {len(entries)} images could not be read.")
-    return FAILURE if failed else 0
+    print_files(("predictions", json))
+    return exit_code_of_images(unread, len(entries), strict=strict)
 
 
 def _tile_option(given: str) -> "TileOption":

@@ -1,6 +1,5 @@
-"""What a person reads when something is wrong: one sentence and an exit code, never a traceback."""
+"""Errors as the user sees them: one sentence and an exit code instead of a traceback."""
 
-import difflib
 import re
 import traceback
 from collections.abc import Iterable, Iterator
@@ -8,28 +7,29 @@ from contextlib import contextmanager
 
 import torch
 
-from lambdanets.processes import STOP_SIGNALS, lost_worker
+from lambdanets.utils.processes import STOP_SIGNALS, lost_worker
+from lambdanets.utils.text import did_you_mean, first_line
 
 FAILURE, USAGE = 1, 2
 EXIT_OF_SIGNAL: dict[int, int] = {number: 128 + number for number in STOP_SIGNALS}  # as shells do
 
-EXTRAS = {  # what the others bring than "train"
+EXTRAS = {  # extra of the package -> modules that it installs; all others are in "train"
     "detection": ("pycocotools",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "bench": ("lambda_networks",),
 }
-AROUND = 40  # letters that are shown on each side of what is no text
+CONTEXT = 40  # characters that are shown on each side of an undecodable one
 
 
 class UsageError(ValueError):
-    """The command itself is wrong, for all processes that got it: exit code 2."""
+    """The command line is wrong, in all processes of a launch: exit code 2."""
 
     on_all_ranks = True
 
 
 @contextmanager
 def usage() -> Iterator[None]:
-    """Mark every ValueError of the enclosed lines as a mistake in the command."""
+    """Turn every ValueError of the block into a UsageError."""
     try:
         yield
     except UsageError:
@@ -40,77 +40,68 @@ def usage() -> Iterator[None]:
 
 @contextmanager
 def impossible(what: str) -> Iterator[None]:
-    """Raise UsageError where a network cannot be built, or run without memory, as the command asks.
+    """Raise UsageError if the network of a command cannot be built, or run on the meta device.
 
     Args:
-        what: What cannot be done, for the sentence.
+        what: The start of the message.
     """
     try:
         yield
     except NotImplementedError:
-        return  # an operator that cannot run without memory says nothing about the command
+        return  # an operator without a meta implementation is no mistake in the command
     except (TypeError, AssertionError, RuntimeError, OverflowError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]  # PyTorch's stack may follow
-        raise UsageError(f"{what}: {' '.join(lines[0].split()).rstrip('.')}.") from error
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean ...?" with the nearest known names, or "" when none is near."""
-    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.55)
-    if not near:
-        return ""
-    return f"; did you mean {' or '.join(near)}?"
+        raise UsageError(f"{what}: {' '.join(first_line(error).split())}.") from error
 
 
 def check_name(kind: str, word: str, known: Iterable[str]) -> None:
-    """Raise UsageError, with the nearest names or with all of them, unless the word is one of them.
+    """Raise UsageError if a name is not known; the message lists similar names, or all of them.
 
     Args:
-        kind: What the word should be, for the sentence ("recipe").
-        word: What was typed.
+        kind: Kind of the name, such as "recipe".
+        word: The name on the command line.
         known: The names that exist.
 
     Raises:
-        UsageError: The word is not known.
+        UsageError: The name is not known.
     """
     names = list(known)
     if word not in names:
-        hint = suggestion(word, names) or f"; there are {', '.join(names)}"
+        hint = did_you_mean(word, names) or f"; there are {', '.join(names)}"
         raise UsageError(f"there is no {kind} {word!r}{hint}")
 
 
-def sentence(error: Exception) -> str | None:
-    """Return what to print of an error, or None where it is a mistake of this package.
+def explain(error: Exception) -> str | None:
+    """Return the message to print for an error, or None for an unexpected one, which needs its traceback.
 
     Args:
-        error: What a verb raised.
+        error: An error that a verb raised.
     """
     if isinstance(error, ModuleNotFoundError):
         ours = error.name is None or error.name.startswith("lambdanets")
         return None if ours else missing_extra(error)
-    # Training has a sentence of its own.
+    # The errors of training explain it themselves.
     if not type(error).__module__.startswith("lambdanets.") and (lost := lost_worker(error)) is not None:
         return (
             f"a process that reads images was lost ({lost}), probably for want of memory or of shared memory "
             "(/dev/shm); try fewer workers."
         )
-    if type(error) is MemoryError and str(error):  # of the planner or a layer; NumPy's is a class of its own
+    if type(error) is MemoryError and str(error):  # of the planner or a layer; NumPy's has a subclass
         return str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         asked = re.search(r"tried to allocate (\d+) bytes", str(error))
         size = f": {int(asked[1]) / 2**30:,.1f} GiB were needed" if asked else ""
         return f"out of memory{size}; try a smaller --batch-size, smaller images or a smaller model."
     if isinstance(error, UnicodeError):
-        return _no_text(error)
+        return _explain_unicode(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or _step(error)}: {error.strerror}."
-    # Every mistake that this package foresees is a ValueError or an error class of its own.
+        return f"{error.filename or _innermost_function(error)}: {error.strerror}."
+    # The errors that this package raises itself are ValueErrors or have classes of its own.
     if isinstance(error, ValueError | OSError) or type(error).__module__.startswith("lambdanets."):
         return str(error)
     return None
 
 
-def _step(error: Exception) -> str:
+def _innermost_function(error: Exception) -> str:
     """Return the innermost function of this package that an error came through."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [f"{frame.f_globals['__name__']}.{frame.f_code.co_name}" for frame in frames]
@@ -118,17 +109,17 @@ def _step(error: Exception) -> str:
     return ours[-1] if ours else "lambdanets"
 
 
-def _no_text(error: UnicodeError) -> str:
-    """What a codec could not read or write, which its own sentence leaves out."""
+def _explain_unicode(error: UnicodeError) -> str:
+    """Return which text could not be encoded or decoded; the message of the error itself omits it."""
     if not isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
         return str(error)
-    part: str | bytes = error.object[max(0, error.start - AROUND) : error.end + AROUND]
+    part: str | bytes = error.object[max(0, error.start - CONTEXT) : error.end + CONTEXT]
     what = "text that cannot be written as" if isinstance(error, UnicodeEncodeError) else "bytes that are not"
     return f"{what} {error.encoding}: {part!r}; rename the file, class or setting, or save its text as UTF-8."
 
 
 def missing_extra(error: ModuleNotFoundError) -> str:
-    """Return the sentence for an optional dependency that is not installed."""
+    """Return the message for an optional dependency that is not installed."""
     module = (error.name or "").partition(".")[0]
     extra = next((name for name, modules in EXTRAS.items() if module in modules), "train")
     return f'this command needs {module}, which is not installed: pip install "lambdanets[{extra}]"'

@@ -1,4 +1,4 @@
-"""Options of a verb, read by tyro from the signature of its function."""
+"""Options of a verb: parsed by tyro from the signature of its function, checked, and written."""
 
 import io
 import os
@@ -15,19 +15,20 @@ import torch
 import tyro
 from tyro import conf
 
-from lambdanets.cli.errors import UsageError, suggestion
-from lambdanets.wording import json_text
+from lambdanets.cli.errors import UsageError
+from lambdanets.utils.files import replacing
+from lambdanets.utils.text import did_you_mean, json_text
 
 if TYPE_CHECKING:
     from lambdanets.data import CocoConfig, DataConfig
 
-# What Python says of a word that is no number -> what an option takes instead.
+# Value that an option takes -> Python's message for another one.
 NUMBERS = {
     "a whole number": r"invalid literal for int\(\) with base 10:",
     "a number": "could not convert string to float:",
 }
 
-# What other programs call fields of the configuration.
+# Option of other programs -> field of the configuration.
 FIELDS = {
     "learning_rate": "optimizer.lr",
     "device": "engine.accelerator",
@@ -42,33 +43,44 @@ CHOSEN_DEVICE = (
     "; an accelerator is used where there is one, and CUDA_VISIBLE_DEVICES= before the command hides NVIDIA's"
 )
 
-LARGEST = 2**63  # what PyTorch and NumPy count with
+LARGEST = 2**63  # PyTorch and NumPy have integers of 64 bits
 
 DtypeName = Literal["float32", "float64", "bfloat16", "float16"]
-# A flag that is true unless --no-NAME is given: its help says what that does.
+# A flag that is true unless --no-NAME is given; its help describes --no-NAME.
 Without = Annotated[bool, conf.arg(help_behavior_hint="")]
 Device = Annotated[str, conf.arg(metavar="cpu | cuda")]
 
 
 def shown(metavar: str, default: str | None = None) -> Any:
-    """Return how an option looks in the help: its value, and its default where "None" would say nothing."""
+    """Return how the help shows an option.
+
+    Args:
+        metavar: Form of its value.
+        default: Description of the default, where the parameter's own is None.
+    """
     return conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "")
 
 
 def refuse(options: dict[str, Any], what: str, run: Path) -> None:
-    """Raise UsageError where an option was given that is not for this run but for another kind."""
+    """Raise UsageError if an option was given that applies to runs of another task.
+
+    Args:
+        options: Options and their values; None and False are those that were not given.
+        what: The kind of run that takes them, such as "a detector".
+        run: The folder of the run.
+    """
     if given := [name for name, value in options.items() if value is not None and value is not False]:
-        raise UsageError(f"{given[0]} is for runs of {what}; {run} is none.")
+        raise UsageError(f"{given[0]} is for runs of {what}, and {run} is not one.")
 
 
 def place(config: "DataConfig | CocoConfig") -> tuple[str, Path]:
-    """Return the kind of a source of images and where it is, however its path is written."""
+    """Return the kind of a data source and its resolved path."""
     kind, _, root = config.resolved().source.partition(":")
     return kind, Path(root).resolve()
 
 
 def check_outputs(files: dict[str, Path | None]) -> None:
-    """Raise UsageError, before long work, where a file that an option names could not be written."""
+    """Raise UsageError, before long work, if a file that an option names could not be written."""
     for option, file in files.items():
         if file is None:
             continue
@@ -76,35 +88,33 @@ def check_outputs(files: dict[str, Path | None]) -> None:
             raise UsageError(f"{option} is a file, and {file} is a folder.")
         if file.exists():
             if not os.access(file, os.W_OK):
-                raise UsageError(f"{option} {file} cannot be written: it is there and may not be changed.")
+                raise UsageError(f"{option} {file} cannot be written: the file exists and is read-only.")
             continue
         folder = next(each for each in file.absolute().parents if each.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise UsageError(
-                f"{option} {file} cannot be written: {folder} is no folder that can be written to."
-            )
+            raise UsageError(f"{option} {file} cannot be written: {folder} is not a writable folder.")
 
 
 def write_json(file: Path, plain: Any) -> None:
-    """Write a file for other programs.
+    """Write a JSON file, whole or not at all; its folder is created.
 
     Args:
-        file: The file; its folder is made.
-        plain: What it holds, as `json_text` takes it.
+        file: The file.
+        plain: Its content, as `json_text` takes it.
 
     Raises:
         OSError: It cannot be written; the error has its name.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        file.write_text(json_text(plain, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        error.filename = error.filename or str(file)  # a full disk names none
-        raise
+    text = json_text(plain, indent=1) + "\n"
+    if file.exists() and not file.is_file():  # such as /dev/stdout
+        file.write_text(text, encoding="utf-8")
+        return
+    with replacing(file) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def check_device(device: str) -> None:
-    """Raise UsageError where a device is not here, or not one."""
+    """Raise UsageError if a name is not a device, or the device is not available."""
     try:
         kind = torch.device(device).type
     except RuntimeError:
@@ -114,10 +124,10 @@ def check_device(device: str) -> None:
 
 
 def read_sizes(option: str, text: str) -> tuple[int, ...]:
-    """Return the sizes that a word such as 64x64 names.
+    """Parse sizes such as 64x64.
 
     Raises:
-        UsageError: The word is something else, or a size is zero.
+        UsageError: The text is not a list of sizes, or a size is zero.
     """
     words = text.lower().split("x")
     if not all(re.fullmatch("[0-9]{1,18}", word) and int(word) > 0 for word in words):
@@ -126,9 +136,9 @@ def read_sizes(option: str, text: str) -> tuple[int, ...]:
 
 
 def parse(verb: Callable[..., int], *, prog: str, words: Sequence[str]) -> Callable[[], int]:
-    """Read the options of a verb and return the call, not yet made.
+    """Parse the options of a verb and return the call without making it.
 
-    Parsing and running are apart so that only a mistake in the words counts as wrong usage.
+    Parsing and running are separate so that only an error in parsing counts as wrong usage.
 
     Args:
         verb: A function whose typed signature and docstring describe its options.
@@ -139,8 +149,8 @@ def parse(verb: Callable[..., int], *, prog: str, words: Sequence[str]) -> Calla
         The verb with its arguments bound.
 
     Raises:
-        UsageError: An unknown option, a missing or impossible value; one sentence.
-        SystemExit: With 0, after `--help` was answered.
+        UsageError: An option is unknown, or a value is missing or invalid.
+        SystemExit: With code 0, after `--help`.
     """
 
     @wraps(verb)
@@ -167,17 +177,17 @@ def parse(verb: Callable[..., int], *, prog: str, words: Sequence[str]) -> Calla
 
 
 def _check_flags(words: Sequence[str], verb: Callable[..., int], prog: str) -> None:
-    """A misspelt option comes first: the complaint that the right one is missing would mislead."""
+    """Raise UsageError for an unknown option, before tyro would report the correct one as missing."""
     known = ["--help", *_options(verb)]
     for word in takewhile(lambda word: word != "--", words):
         flag = word.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag.replace("--no-", "--") not in known:
-            hint = _other_way(flag, known) or suggestion(flag, known[1:]) or f"; see {prog} --help"
+            hint = _alternative(flag, known) or did_you_mean(flag, known[1:]) or f"; see {prog} --help"
             raise UsageError(f"there is no option {flag!r}{hint}")
 
 
-def _other_way(flag: str, known: Sequence[str]) -> str:
-    """What to write instead of an option that a verb does not have, or ""."""
+def _alternative(flag: str, known: Sequence[str]) -> str:
+    """Return the end of a message: the option to use instead of one that a verb does not have, or ""."""
     name = flag.removeprefix("--").replace("-", "_")
     if "--set" in known:
         from lambdanets.recipes import get_recipe
@@ -190,7 +200,7 @@ def _other_way(flag: str, known: Sequence[str]) -> str:
 
 
 def _options(verb: Callable[..., int]) -> Iterator[str]:
-    """Yield the options of a verb: of its parameters, and of the fields of those that are dataclasses."""
+    """Yield the options of a verb: its parameters, and the fields of parameters that are dataclasses."""
     for name, kind in get_type_hints(verb, include_extras=True).items():
         if is_dataclass(plain := get_args(kind)[0] if get_origin(kind) is Annotated else kind):
             yield from (_option(field.name) for field in fields(plain))
@@ -199,15 +209,15 @@ def _options(verb: Callable[..., int]) -> Iterator[str]:
 
 
 def _option(name: str) -> str:
-    # An option named by a word of Python has a parameter that ends in an underscore: from_ is --from.
+    # The parameter of an option that is a Python keyword ends in an underscore: from_ is --from.
     return "--" + name.rstrip("_").replace("_", "-")
 
 
 def _sentence(box: str) -> str:
-    """Return what tyro's error box says first, as one clause.
+    """Return the first message in tyro's error box as one clause.
 
-    The box is drawn around it where the terminal can, with the title in its edge; else there are lines of
-    dashes, and the title is a part of its own.
+    The box is drawn with lines that hold its title if the encoding allows; otherwise lines of dashes separate
+    the title from the messages.
     """
     parts: list[list[str]] = [[]]
     for line in box.splitlines():

@@ -1,4 +1,4 @@
-"""The verbs and the help of the command line; nothing beyond Python is imported, for speed."""
+"""Table of the verbs and the help of the command line. It imports the standard library alone, for speed."""
 
 import io
 import os
@@ -6,32 +6,29 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-# Verb -> its module in lambdanets.cli and its line of help. A module is imported only when its verb is asked
-# for: `list` must not wait for Lightning.
-VERBS: dict[str, tuple[str, str]] = {
-    "train": ("training", "train a recipe, on its own data or on a folder of photos; continue a run"),
-    "eval": (
-        "evaluating",
-        "measure a run or a model on validation images or ImageNet's test sets",
-    ),
-    "predict": ("predicting", "label photos with a run, or draw the objects that a detector finds in them"),
-    "pseudo-label": ("labelling", "let a run label images, to train another on them"),
-    "masks-to-coco": ("converting", "write a folder of mask images as a COCO json, to train a detector on"),
-    "export": ("exporting", "write a run or a model as one file, for torch.export or onnxruntime"),
-    "shard": ("sharding", "pack images into tar archives, to train on with --data tar:FOLDER"),
-    "list": ("listing", "models, recipes and data sources"),
-    "show": ("showing", "one model: stages, parameters, MACs, the kernel of every lambda layer"),
-    "plan": ("planning", "which kernel serves a problem, and why not the others"),
-    "bench": ("", "measure the layer and whole networks against others: time, memory, figures"),
+# Verb -> its line of help. The verb `pseudo-label` is the function `run` of the module pseudo_label in this
+# folder, which is imported only for that verb: `list` must not wait for Lightning.
+VERBS: dict[str, str] = {
+    "train": "train a recipe on its own data or on your images, or continue a run",
+    "eval": "measure a run or a model on validation images or on ImageNet's test sets",
+    "predict": "label images with a run, or draw the objects that a detector finds in them",
+    "pseudo-label": "label images with a run, to train another model on them",
+    "masks-to-coco": "convert a folder of mask images to a COCO json, to train a detector on",
+    "export": "write a run or a model as one file for torch.export or onnxruntime",
+    "shard": "pack images into tar archives, to train on with --data tar:FOLDER",
+    "list": "list models, recipes and data sources",
+    "show": "show a model's stages, parameters, multiply-adds and kernels; or a recipe",
+    "plan": "show which kernel computes a lambda layer, its cost, and why not the others",
+    "bench": "compare time and memory of the layer or of whole networks with others",
 }
-# The verbs of two words: what follows the first, its module and its function, `run` if none is named.
-SECOND: dict[str, dict[str, tuple[str, str]]] = {
+# Verbs of two words -> second word and its line of help. `bench op` is `run` of the module bench_op.
+SECOND: dict[str, dict[str, str]] = {
     "bench": {
-        "op": ("bench_op", "the layer and its kernels against other implementations"),
-        "models": ("bench_models", "any networks of timm's registry and of ours"),
+        "op": "the layer and its kernels against other implementations",
+        "models": "any networks in timm's registry, which has this package's too",
     },
 }
-# Verbs of two words that are now programs of the repository, in its folder benchmarks: what to run there.
+# Former verbs of two words -> the program in the repository that replaces it.
 MOVED: dict[str, dict[str, str]] = {
     "bench": {
         **{name: f"python -m benchmarks.paper {name}" for name in ("race", "table4", "table13", "table14")},
@@ -62,10 +59,10 @@ HELP = ("-h", "--help")
 
 
 def prepare_streams() -> None:
-    """Let every standard stream be written to: whatever its encoding is, and where it was closed.
+    """Make stdout and stderr writable with any encoding, and where they are closed.
 
-    A letter that a stream cannot encode is printed as Python writes it, `\\u732b`. What goes to a closed
-    stream is lost; its number is taken, so that no file gets it and what other libraries print.
+    A letter that a stream cannot encode is printed as an escape, `\\u732b`. Output to a closed stream is
+    lost; its file descriptor is taken, so that no file gets it and the output of other libraries.
     """
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
@@ -80,7 +77,7 @@ def prepare_streams() -> None:
 
 
 def print_help(text: str) -> int:
-    """Print a help and return the exit code."""
+    """Print a help text and return the exit code."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -93,15 +90,15 @@ def print_help(text: str) -> int:
 
 
 def silence(stream: TextIO) -> None:
-    """Discard what a stream that cannot be written to still holds, and all that follows."""
+    """Discard the buffer of a stream that cannot be written to, and all further output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def help_for(words: Sequence[str]) -> str | None:
-    """Return the help that a command line asks for where it is a list of verbs, else None.
+    """Return the list of verbs if a command line asks for it, else None.
 
     Args:
-        words: those after `lambdanets`.
+        words: The words after `lambdanets`.
     """
     if not words or words[0] in (*HELP, "help"):
         return _help()
@@ -110,20 +107,20 @@ def help_for(words: Sequence[str]) -> str | None:
 
 
 def _second_help(verb: str) -> str:
-    names = _columns({name: line for name, (_, line) in SECOND[verb].items()})
     return (
-        f"usage: lambdanets {verb} WHAT [options]      lambdanets {verb} WHAT --help says what it takes\n\n"
-        f"{VERBS[verb][1]}\n\n{names}"
+        f"usage: lambdanets {verb} WHAT [options]      lambdanets {verb} WHAT --help lists its options\n\n"
+        f"{VERBS[verb]}\n\n{_columns(SECOND[verb])}"
     )
 
 
 def _help() -> str:
-    verbs = _columns({verb: line for verb, (_, line) in VERBS.items()})
     return (
         f"lambdanets: lambda layers and LambdaResNets on PyTorch\n\n"
-        f"usage: lambdanets VERB [options]      lambdanets VERB --help says what a verb takes\n\n"
-        f"verbs\n{verbs}\n\n{EXAMPLES}\n"
-        f"lambdanets --traceback VERB ... shows where an error came from."
+        f"usage: lambdanets VERB [options]      lambdanets VERB --help lists the options of a verb\n\n"
+        f"verbs\n{_columns(VERBS)}\n\n"
+        "A recipe is a complete training configuration with a name. A run is one training and its folder.\n\n"
+        f"{EXAMPLES}\n"
+        f"lambdanets --traceback VERB ... prints the traceback of an error."
     )
 
 

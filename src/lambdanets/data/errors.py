@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lambdanets.wording import few, printable_lines
+from lambdanets.utils.text import join_some, printable_lines
 
 
 class DataError(ValueError):
@@ -34,4 +34,4 @@ LISTED = 5  # sentences of one kind that a message contains
 
 def listing(sentences: Sequence[str]) -> str:
     """Return the first few sentences, each on its own line, and the number of the others."""
-    return "\n  " + few(sentences, LISTED, form=str, separator="\n  ")
+    return "\n  " + join_some(sentences, LISTED, form=str, separator="\n  ")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from lambdanets.wording import few
+from lambdanets.utils.text import join_some
 
 from .errors import DataError, SourceWarning
 
@@ -128,10 +128,10 @@ def warn_left_out(where: str, others: Counter[str], stray: Iterable[str] = ()) -
         ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
         counts = [f"{number:,} {suffix}" for suffix, number in ranked]
         number = others.total()
-        parts.append(f"{number:,} file{'s' * (number > 1)} ({few(counts, form=str)})")
+        parts.append(f"{number:,} file{'s' * (number > 1)} ({join_some(counts, form=str)})")
     names = Counter(os.path.basename(path) for path in stray)
     if names:
-        parts.append(f"what is hidden or left by other programs ({few(sorted(names))})")
+        parts.append(f"what is hidden or left by other programs ({join_some(sorted(names))})")
     if parts:
         warnings.warn(f"{where}: left out {' and '.join(parts)}.", SourceWarning, stacklevel=2)
 

@@ -11,7 +11,7 @@ from typing import IO, Literal
 
 import numpy as np
 
-from lambdanets.wording import few
+from lambdanets.utils.text import join_some
 
 from .errors import DataError
 from .files import regular
@@ -133,7 +133,7 @@ def parse_labels(file: Iterable[str], path: Path, classes: Sequence[str]) -> Lab
         if target is None:
             raise DataError(
                 f"{path} (line {line}) labels {image!r} as {label!r}, no class here; "
-                f"known are {few(classes)}."
+                f"known are {join_some(classes)}."
             )
         before, its_line = first.setdefault(image, (target, line))
         if before != target:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from lambdanets.processes import leave_signals_to_parent
+from lambdanets.utils.processes import leave_signals_to_parent
 
 from .batches import Batch, EvalBatches, MixedBatches, Position, TrainBatches
 from .config import DataConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lambdanets.files import parse_json
+from lambdanets.utils.files import parse_json
 
 from .config import DataConfig
 from .errors import DataError, SourceWarning

@@ -12,14 +12,14 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from lambdanets.files import naming
-from lambdanets.processes import locked
-from lambdanets.wording import json_text
+from lambdanets.utils.files import naming
+from lambdanets.utils.processes import locked
+from lambdanets.utils.progress import MANY, Progress, progress_bar
+from lambdanets.utils.text import json_text
 
 from .config import DataConfig
 from .errors import DataError
 from .image_source import ImageSource
-from .progress import MANY, Progress, progress_bar
 from .randomness import permutation
 from .sources import get_source, open_source
 from .sources.protocol import StreamedSource

@@ -10,14 +10,14 @@ from typing import Literal
 
 import numpy as np
 
-from lambdanets.wording import few
+from lambdanets.utils.progress import MANY, Progress, progress_bar
+from lambdanets.utils.text import join_some
 
 from .check import MEMORY_LIMIT, check_memory, check_set, keep_in_memory, memory_needed
 from .config import DataConfig
 from .errors import DataError, SourceWarning, listing
 from .image_set import ORDER_NEEDS_SHARDS, ImageSet
 from .mixed import MixedSet, batch_sizes
-from .progress import MANY, Progress, progress_bar
 from .pseudo import labels_digest, open_pseudo
 from .sources import SOURCES, get_source, open_source
 from .sources.folder import fingerprint, warn_unmeasured
@@ -112,7 +112,7 @@ def _open_streams(config: DataConfig, source: StreamedSource) -> Splits:
     _check_classes(config, train.classes)
     if both := set(train.files.names) & set(val.files.names):
         warnings.warn(
-            f"{few(sorted(both))} of {config.source!r} are both trained on and validated on.",
+            f"{join_some(sorted(both))} of {config.source!r} are both trained on and validated on.",
             SourceWarning,
             stacklevel=3,
         )
@@ -199,8 +199,8 @@ def _check_known(config: DataConfig, found: tuple[str, ...], known: Sequence[str
             f"{found[first]!r}, and {known[first]!r} in the run."
         )
     raise DataError(
-        f"{config.source!r} has {len(found)} classes ({few(found)}), "
-        f"the run was trained on {len(known)} ({few(known)})."
+        f"{config.source!r} has {len(found)} classes ({join_some(found)}), "
+        f"the run was trained on {len(known)} ({join_some(known)})."
     )
 
 

@@ -13,7 +13,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from lambdanets.detection.config import DetectorConfig
 from lambdanets.models import create_model, load_weights
-from lambdanets.wording import few
+from lambdanets.utils.text import first_line, join_some
 
 
 class Backbone(nn.Module):
@@ -109,7 +109,7 @@ def _prune(body: Any, config: DetectorConfig) -> tuple[list[int], list[int]]:
     if missing := [reduction for reduction in config.reductions if reduction not in last]:
         raise ValueError(
             f"model.reductions {config.reductions}: {config.name} has no feature map of {missing[0]}, but of "
-            f"{few(map(str, last), form=str)}"
+            f"{join_some(map(str, last), form=str)}"
         )
     indices, channels = zip(*(last[reduction] for reduction in config.reductions), strict=True)
     body.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True)
@@ -152,7 +152,7 @@ def _check_any_size(body: Any, indices: list[int], channels: list[int], config: 
         with torch.no_grad():
             maps = body.forward_intermediates(image, indices=indices, intermediates_only=True)
     except (AssertionError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(
             f"model.name {config.name} cannot take images of any size, which a detector has to: {reason}"
         ) from error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lambdanets.data.coco.masks import Masks, sampled
 from lambdanets.detection.masks import MASK_THRESHOLD
-from lambdanets.lettering import font, legible, text_length, write_text
+from lambdanets.utils.fonts import font, legible, text_length, write_text
 from lambdanets.viz.pages import INK
 
 # Bright and of distinct hues: visible on photos, dark fluorescence and purple stains.

@@ -17,8 +17,8 @@ import numpy as np
 
 from lambdanets.data import DataError
 from lambdanets.detection.results import Entry, of_boxes, of_masks
-from lambdanets.lettering import legible, plain_text
 from lambdanets.train.checkpoint import write_text
+from lambdanets.utils.fonts import legible, plain_text
 from lambdanets.viz.figures import INK, TRAIN, VAL, plain_axes, save_figure
 
 # Detections per image that COCO scores, and the smaller numbers for which it computes the recall, too.

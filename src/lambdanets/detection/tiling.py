@@ -18,9 +18,9 @@ from torchvision.ops import box_iou
 from lambdanets.data import CocoConfig
 from lambdanets.data.coco.masks import Masks, coco_tool
 from lambdanets.detection.masks import Objects, RunLengths, merge_masks
-from lambdanets.files import parse_json
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.errors import RunError
+from lambdanets.utils.files import parse_json
 
 TileOption = int | Literal["auto", "off"]
 # Images of more than this multiple of the training images' size are split into tiles.

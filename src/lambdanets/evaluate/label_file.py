@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from lambdanets.data.labels import COLUMNS, csv_lines, numbered_rows, open_text
-from lambdanets.files import naming, parse_json
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.errors import RunError
-from lambdanets.wording import json_text
+from lambdanets.utils.files import naming, parse_json
+from lambdanets.utils.text import json_text
 
 
 class LabelFile:

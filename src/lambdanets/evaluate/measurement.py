@@ -29,9 +29,9 @@ from lambdanets.evaluate.test_sets import (
     recognise_test_set,
     wnids,
 )
-from lambdanets.files import parse_json
 from lambdanets.train.run import Run
-from lambdanets.wording import few
+from lambdanets.utils.files import parse_json
+from lambdanets.utils.text import join_some
 
 TIMM_COPY = "timm"  # names the copy of the ReaL labels in timm, in place of a file
 
@@ -153,7 +153,7 @@ def _folder_names(
     classes = imagenet_classes(target.classes)
     if classes is None:
         what = f"{test_set.name} is" if test_set is not None else "ReaL labels are"
-        others = few(target.classes, 3)
+        others = join_some(target.classes, 3)
         raise DataError(f"{what} for ImageNet's classes, and {target.name} has others ({others}).")
     if real is not None and classes != wnids():
         raise DataError(

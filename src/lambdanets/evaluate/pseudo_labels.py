@@ -15,7 +15,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,14 +28,15 @@ from lambdanets.data.pseudo import locations, metadata_path, overlap
 from lambdanets.data.sources import open_source
 from lambdanets.data.unlabelled import training_side
 from lambdanets.evaluate.label_file import LabelFile, read_label_files
-from lambdanets.processes import leave_signals_to_parent, locked
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.engine import device_and_precision, quiet_lightning
 from lambdanets.train.errors import RunError
 from lambdanets.train.launch import local_rank, shard
 from lambdanets.train.progress import format_duration, print_once
 from lambdanets.train.run import Run
-from lambdanets.wording import json_text
+from lambdanets.utils.processes import leave_signals_to_parent, locked
+from lambdanets.utils.progress import progress_bar_column
+from lambdanets.utils.text import json_text
 
 LOG_EVERY = 30.0  # seconds between two progress lines outside a terminal
 Predictions = tuple[list[int], list[int | None], list[float]]  # images, classes, probabilities
@@ -288,7 +289,7 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
     if console.is_terminal:
         columns = (
             TextColumn("labelling"),
-            BarColumn(bar_width=24, style="grey30", complete_style="red", finished_style="red"),
+            progress_bar_column(),
             MofNCompleteColumn(),
             TextColumn("[grey62]{task.fields[rate]:,.0f} images/s"),
             TimeRemainingColumn(),

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from lambdanets.data.progress import MANY, progress_bar
 from lambdanets.train.config import EngineConfig
 from lambdanets.train.engine import device_and_precision, make_trainer, quiet_lightning
 from lambdanets.train.errors import RunError
+from lambdanets.utils.progress import MANY, progress_bar
+from lambdanets.utils.text import first_line
 
 TOP = 5
 
@@ -192,5 +193,5 @@ class Scorer(pl.LightningModule):
         except (AssertionError, RuntimeError, ValueError) as error:
             # timm asserts the image size; layers that are built for one size raise the others.
             size = "x".join(map(str, images.shape[1:]))
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise RunError(f"{self.name} cannot take images of {size}: {reason}") from error

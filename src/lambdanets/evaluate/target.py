@@ -19,6 +19,7 @@ from lambdanets.models.weights import check_finite
 from lambdanets.train.config import EngineConfig
 from lambdanets.train.errors import RunError
 from lambdanets.train.run import Run
+from lambdanets.utils.text import first_line
 
 PREFIXES = ("hf-hub:", "local-dir:")  # of models outside the registry
 
@@ -186,8 +187,7 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
     try:
         return create_model(name, pretrained=pretrained)
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise RunError(f"{name} cannot be had: {reason}") from error
+        raise RunError(f"{name} cannot be had: {first_line(error)}") from error
 
 
 def _classes(name: str, network: Any) -> tuple[str, ...]:

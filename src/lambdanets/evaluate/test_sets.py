@@ -11,7 +11,7 @@ from pathlib import Path
 from lambdanets.data import DataError
 from lambdanets.data.sources.folder import TRAIN_NAMES, VAL_NAMES
 from lambdanets.evaluate.corruptions import ALEXNET, EXTRA
-from lambdanets.wording import few
+from lambdanets.utils.text import join_some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def recognise_test_set(root: Path) -> str:
         return "c"
     if strange:
         raise DataError(
-            f"{root} holds folders that are no classes of ImageNet: {few(strange, 3)}; "
+            f"{root} holds folders that are no classes of ImageNet: {join_some(strange, 3)}; "
             "expected wnids such as 'n01440764', or the numbers from 0 to 999."
         )
     for key in ("a", "r"):

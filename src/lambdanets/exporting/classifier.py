@@ -15,7 +15,7 @@ from lambdanets.evaluate.test_sets import wnids
 from lambdanets.exporting.format import ExportError
 from lambdanets.exporting.network import Exported, export_network
 from lambdanets.train.run import Run
-from lambdanets.wording import json_text
+from lambdanets.utils.text import json_text
 
 # Reduction of the last feature map for networks without `feature_info`.
 DEFAULT_REDUCTION = 32

@@ -23,7 +23,7 @@ from lambdanets.detection.mask_rcnn import Detector
 from lambdanets.exporting.format import ExportError
 from lambdanets.exporting.network import Exported, export_network
 from lambdanets.train import Run
-from lambdanets.wording import json_text
+from lambdanets.utils.text import json_text
 
 # Images on which the file is compared with the detector.
 NUM_EXAMPLES = 3

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from lambdanets.exporting import onnx_format, torch_format
 from lambdanets.exporting.format import ExportError, Format, Signature
-from lambdanets.files import naming
+from lambdanets.utils.files import naming
 
 FORMATS: dict[str, Format] = {"torch": torch_format, "onnx": onnx_format}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable
@@ -20,6 +19,8 @@ from timm.models import (
     register_model,
 )
 from torch import nn
+
+from lambdanets.utils.text import did_you_mean
 
 from .config import ResNetConfig
 from .operators import OPERATORS
@@ -83,7 +84,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
     options |= {key: "none" for key in ("norm", "normalize") if key in options and options[key] is None}
     if ":" not in name:
         if not is_model(name):
-            suggestion = _suggestion(name, list_models(), timm.list_models())
+            suggestion = did_you_mean(name, list_models()) or did_you_mean(name, timm.list_models())
             raise ValueError(f"there is no model named {name!r}{suggestion}")
         own_source = options.get("pretrained_cfg") or options.get("pretrained_cfg_overlay")
         if (
@@ -178,7 +179,7 @@ def register_entrypoints(
 def check_options(name: str, options: Iterable[str], known: Collection[str]) -> None:
     """Raise ValueError, with the most similar known option, for an option that a model does not have."""
     for option in set(options) - set(known):
-        raise ValueError(f"{name} has no option {option!r}{_suggestion(option, sorted(known))}")
+        raise ValueError(f"{name} has no option {option!r}{did_you_mean(option, sorted(known))}")
 
 
 def _entrypoint(name: str, config: ResNetConfig) -> Callable[..., nn.Module]:
@@ -214,10 +215,3 @@ def _describe(config: ResNetConfig) -> str:
     elif any(config.squeeze_excite):
         operators = f"convolutions, squeeze-and-excitation 1/{config.squeeze_reduction}"
     return f"{'-'.join(map(str, config.depths))} blocks; {operators}"
-
-
-def _suggestion(name: str, *lists: list[str]) -> str:
-    for known in lists:
-        if matches := difflib.get_close_matches(name, known, n=3):
-            return f"; did you mean {' or '.join(matches)}?"
-    return ""

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lambdanets.utils.text import first_line
+
 CHECKSUM = "checksum"
 """Entry of the safetensors metadata that `write_safetensors` adds and `read_safetensors` verifies."""
 ZIP_SIGNATURE = b"PK\x03\x04"
@@ -184,8 +186,3 @@ def _unsafe_names(path: Path, error: Exception) -> list[str] | None:
     refused = re.search(r"GLOBAL (\S+)", str(error))
     names = sorted(names) or ([refused[1]] if refused else [])
     return names if names or "TorchScript" in str(error) else None
-
-
-def first_line(error: BaseException | None) -> str:
-    """Return the first line of the message of an error, or its class name if the message is empty."""
-    return (str(error).splitlines() or [""])[0].rstrip(". ") or type(error).__name__

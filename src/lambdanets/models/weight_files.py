@@ -11,13 +11,12 @@ from timm.models import clean_state_dict
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from lambdanets.files import parse_json, replacing
-from lambdanets.wording import few
+from lambdanets.utils.files import parse_json, replacing
+from lambdanets.utils.text import first_line, join_some
 
 from .tensor_files import (
     DamagedFileError,
     UnsafeFileError,
-    first_line,
     read_archive,
     read_safetensors,
     write_safetensors,
@@ -126,13 +125,14 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
     known = [name for name in ("", *CONTAINERS) if name in states]
     if not known and len(states) > 1:
         raise WeightsError(
-            f"{path} holds several networks' weights, {few(states)}: save the one that is meant by itself"
+            f"{path} holds several networks' weights, {join_some(states)}: save the one that is meant by "
+            "itself"
         )
     if not states:
         container = next(
             (candidates[name] for name in CONTAINERS if isinstance(candidates.get(name), Mapping)), content
         )
-        found = few(map(str, container)) if isinstance(container, Mapping) else type(container).__name__
+        found = join_some(map(str, container)) if isinstance(container, Mapping) else type(container).__name__
         raise WeightsError(
             f"{path} holds no weights: expected tensors by name, at the top or in 'state_dict' or 'model', "
             f"found {found or 'nothing'}"

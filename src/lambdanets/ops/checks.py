@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 import torch
+
+from lambdanets.utils.text import did_you_mean
 
 from .context import Context, GlobalContext, MaskedContext, RelativeContext
 
@@ -22,9 +23,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
         known: The known names.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
-    return ValueError(f"unknown {kind} {name!r}; {hint}")
+    hint = did_you_mean(str(name), known) or f"; known: {', '.join(known)}"
+    return ValueError(f"unknown {kind} {name!r}{hint}")
 
 
 def _shape(tensor: torch.Tensor) -> str:

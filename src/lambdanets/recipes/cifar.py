@@ -1,9 +1,11 @@
 """CIFAR-10, or any 32x32 images, on a CPU."""
 
 from lambdanets.data import AugmentConfig, DataConfig
+from lambdanets.recipes.registry import recipe
 from lambdanets.train import EngineConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 
 
+@recipe("cifar")
 def cifar() -> RunConfig:
     """A small LambdaResNet on 32x32 images.
 

@@ -2,6 +2,7 @@
 
 from lambdanets.data import CocoConfig
 from lambdanets.detection import DetectionConfig, DetectorConfig
+from lambdanets.recipes.registry import recipe
 from lambdanets.train import EngineConfig, OptimizerConfig, ScheduleConfig
 
 STEPS, GLOBAL_BATCH, WARMUP = 130_000, 256, 1_000  # steps of so many images, and how many of them warm up
@@ -9,6 +10,7 @@ IMAGES = 118_287  # of train2017
 STEPS_PER_EPOCH = IMAGES // GLOBAL_BATCH
 
 
+@recipe("coco")
 def coco() -> DetectionConfig:
     """Mask R-CNN with a LambdaResNet-101, boxes and masks, from scratch.
 

@@ -1,9 +1,11 @@
-"""The demonstration: handwritten digits that come with scikit-learn."""
+"""Handwritten digits, which are part of scikit-learn: the first recipe to run on a new machine."""
 
 from lambdanets.data import AugmentConfig, DataConfig
+from lambdanets.recipes.registry import recipe
 from lambdanets.train import EngineConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 
 
+@recipe("digits")
 def digits() -> RunConfig:
     """A small LambdaResNet on 8x8 scans of handwritten digits.
 

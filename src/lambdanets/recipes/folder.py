@@ -1,11 +1,13 @@
-"""A person's own folder of photos."""
+"""A folder of the user's photos."""
 
 from lambdanets.data import AugmentConfig, DataConfig
+from lambdanets.recipes.registry import recipe
 from lambdanets.train import EngineConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 
 
+@recipe("folder")
 def folder() -> RunConfig:
-    """A LambdaResNet of moderate size on one's own photos, one folder per class.
+    """A LambdaResNet of moderate size on your own photos, one folder per class.
 
     Follows: the paper's augmentation in small (random resized crops, flips, RandAugment) with AdamW, which
         forgives a learning rate that was not tuned for the photos at hand.

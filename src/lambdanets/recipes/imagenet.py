@@ -1,29 +1,31 @@
-"""ImageNet as in the paper: the 90 epochs of its ablations, and the 350 of its LambdaResNets."""
+"""ImageNet as in the paper: 90 epochs for its ablations, 350 epochs for its LambdaResNets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial, update_wrapper
 
 from lambdanets.data import AugmentConfig, DataConfig
+from lambdanets.recipes.registry import recipe
 from lambdanets.train import EngineConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 
 SOURCE = "folder:imagenet"
 GLOBAL_BATCH = 4096
-CROP = 224 / 256  # evaluation resizes to this much more than it keeps
+CROP = 224 / 256  # evaluation keeps this part of the resized image
 EMA = 0.9999
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PaperRow:
     """A row of the paper's Tables 19 and 20.
 
     Attributes:
         depth: Layers of the LambdaResNet.
         size: Image size in training and evaluation, pixels.
-        magnitude: Of RandAugment, with two layers.
-        dropout: Before the classifier.
-        stochastic_depth: Probability that the last block's residual is dropped; it rises with the depth.
-        seconds: Published, of a training step of 1,024 images on eight TPUv3 cores.
+        magnitude: Magnitude of RandAugment, which has two layers.
+        dropout: Dropout rate before the classifier.
+        stochastic_depth: Probability of dropping the last block's residual; earlier blocks have less.
+        seconds: Published time of a training step of 1,024 images on eight TPUv3 cores.
         top1: Published accuracy in percent; None where the paper trained with pseudo-labels only.
         pseudo_top1: Published accuracy with pseudo-labels of 130 million further images.
         cpu_rate: Training images per second measured here (`benchmarks/models/race.csv`: two cores of an AMD
@@ -46,20 +48,31 @@ class Row:
 
     @property
     def tpu_rate(self) -> float:
-        """Training images per second of one TPUv3 core."""
+        """Published training images per second of one TPUv3 core."""
         return 1024 / self.seconds / 8
 
     @property
     def expect(self) -> str:
-        """What the paper reports, in words."""
+        """The section Expect of the recipe: the published accuracy."""
         alone = "no result without pseudo-labels" if self.top1 is None else f"{self.top1} %"
         more = f", {self.pseudo_top1} % with pseudo-labels" if self.pseudo_top1 else ""
         return f"{alone}{more} (published, Table 19; not trained here)."
 
+    @property
+    def needs(self) -> str:
+        """The section Needs of the recipe: devices, and the rate measured on a CPU."""
+        rate = "was not measured here"
+        if self.cpu_rate is not None:
+            rate = f"is {self.cpu_rate} images per second on two cores of an AMD EPYC in float32"
+        return (
+            "GPUs, data.batch_size images on each, accumulated to 4,096; the pace of training "
+            f"{rate} (benchmarks/models)."
+        )
+
 
 # Table 20: magnitude, dropout, stochastic depth. Table 19: seconds, top-1, with pseudo-labels. Here: rate.
 ROWS = tuple(
-    Row(
+    PaperRow(
         depth=depth,
         size=size,
         magnitude=magnitude,
@@ -88,6 +101,7 @@ ROWS = tuple(
 )
 
 
+@recipe("imagenet-90")
 def imagenet_90() -> RunConfig:
     """A ResNet-50 of lambda layers on ImageNet, 90 epochs: the paper's ablations.
 
@@ -100,7 +114,7 @@ def imagenet_90() -> RunConfig:
         two cores of an AMD EPYC train 3.12 images per second (`benchmarks/models/table4.csv`).
     Command: lambdanets train imagenet-90 --data folder:/data/imagenet --devices 8
     """
-    return _recipe(
+    return _config(
         "imagenet-90",
         ModelConfig(name="resnet50_lambda"),
         size=224,
@@ -110,7 +124,7 @@ def imagenet_90() -> RunConfig:
     )
 
 
-def imagenet_350(row: Row) -> RunConfig:
+def imagenet_350(row: PaperRow) -> RunConfig:
     """A LambdaResNet on ImageNet, 350 epochs, as in one row of Tables 19 and 20.
 
     Follows: appendix E.2 for weight decay 4e-5, RandAugment with two layers, dropout, stochastic depth and
@@ -122,7 +136,7 @@ def imagenet_350(row: Row) -> RunConfig:
         estimate: `lambdanets show` with the name of the recipe.
     Command: lambdanets train imagenet-350-152@224 --data folder:/data/imagenet --devices 8
     """
-    return _recipe(
+    return _config(
         row.name,
         ModelConfig(
             name=f"lambda_resnet{row.depth}",
@@ -137,7 +151,20 @@ def imagenet_350(row: Row) -> RunConfig:
     )
 
 
-def _recipe(
+for _row in ROWS:
+    recipe(
+        _row.name,
+        sections={
+            "Expect": _row.expect,
+            "Needs": _row.needs,
+            "Command": f"lambdanets train {_row.name} --data folder:/data/imagenet --devices 8",
+        },
+        device_rate=_row.tpu_rate,
+        rate_source=f"a TPUv3 core's, published: {_row.seconds} s for 1,024 images on eight (Table 19)",
+    )(update_wrapper(partial(imagenet_350, _row), imagenet_350))
+
+
+def _config(
     name: str, model: ModelConfig, *, size: int, augment: AugmentConfig, weight_decay: float, epochs: int
 ) -> RunConfig:
     return RunConfig(

@@ -1,10 +1,12 @@
-"""Cell nuclei in microscopy: instance masks on a processor."""
+"""Cell nuclei in microscopy: instance masks on a CPU."""
 
 from lambdanets.data import CocoConfig
 from lambdanets.detection import DetectionConfig, DetectorConfig, ValidationConfig
+from lambdanets.recipes.registry import recipe
 from lambdanets.train import EngineConfig, OptimizerConfig, ScheduleConfig
 
 
+@recipe("nuclei")
 def nuclei() -> DetectionConfig:
     """Mask R-CNN with a small LambdaResNet on cell nuclei, from scratch, on a CPU.
 
@@ -15,7 +17,7 @@ def nuclei() -> DetectionConfig:
     Needs: 80 minutes of one CPU core with bfloat16 instructions for 430 images of 256 pixels and larger.
     Command: lambdanets train nuclei --data coco:/data/nuclei
         A folder with annotations/instances_train.json and instances_val.json, or a single json; masks-to-coco
-        makes one of mask images. The counterpart is --model resnet_mini_conv.
+        writes one from mask images. The counterpart is --model resnet_mini_conv.
     """
     return DetectionConfig(
         recipe="nuclei",

@@ -1,29 +1,41 @@
-"""Recipes by name, and their miniatures."""
+"""Registry of recipes. Each module of this folder registers its own with the decorator `recipe`."""
 
-from collections.abc import Callable
-from functools import partial
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from lambdanets.detection import DetectionConfig
-from lambdanets.recipes.cifar import cifar
-from lambdanets.recipes.coco import coco
-from lambdanets.recipes.digits import digits
-from lambdanets.recipes.folder import folder
-from lambdanets.recipes.imagenet import ROWS, imagenet_90, imagenet_350
-from lambdanets.recipes.nuclei import nuclei
 from lambdanets.train import RunConfig, override
 from lambdanets.train.config import Config
-from lambdanets.train.serialization import nearest
+from lambdanets.utils.text import did_you_mean
 
-RECIPES: dict[str, Callable[[], RunConfig | DetectionConfig]] = {
-    "digits": digits,
-    "cifar": cifar,
-    "folder": folder,
-    "imagenet-90": imagenet_90,
-    **{row.name: partial(imagenet_350, row) for row in ROWS},
-    "coco": coco,
-    "nuclei": nuclei,
-}
-TRUNK = (  # a miniature of the networks for ImageNet and of a detector's backbone
+Configure = Callable[[], RunConfig | DetectionConfig]
+C = TypeVar("C", bound=Configure)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A registered recipe.
+
+    Attributes:
+        configure: Returns the complete configuration. Its docstring describes the recipe; see
+            `lambdanets.recipes.describe`.
+        sections: Sections that replace those of the docstring.
+        device_rate: Published training images per second of one device, or None.
+        rate_source: Source of that rate.
+    """
+
+    configure: Configure
+    sections: Mapping[str, str] = field(default_factory=dict)
+    device_rate: float | None = None
+    rate_source: str = ""
+
+
+RECIPES: dict[str, Recipe] = {}
+
+TRUNK = (  # makes the networks for ImageNet, and the backbone of a detector, narrow and shallow
     "model.options.widths=[8, 16, 32, 64]",
     "model.options.depths=(1, 1, 2, 1)",
     "model.options.operator_blocks=((), (), (1,), 'all')",
@@ -45,31 +57,81 @@ DETECTOR = (
 )
 
 
+def recipe(
+    name: str,
+    *,
+    sections: Mapping[str, str] | None = None,
+    device_rate: float | None = None,
+    rate_source: str = "",
+) -> Callable[[C], C]:
+    """Register a function that returns a configuration as the recipe of a name.
+
+    Args:
+        name: Name of the recipe; the field `recipe` of the configuration must be the same.
+        sections: Sections of the description that replace those of the function's docstring.
+        device_rate: Published training images per second of one device.
+        rate_source: Source of that rate.
+
+    Example:
+        >>> @recipe("mine")
+        ... def mine() -> RunConfig:
+        ...     return RunConfig(recipe="mine", model=ModelConfig(name="lambda_resnet_mini"))
+    """
+
+    def register(configure: C) -> C:
+        RECIPES[name] = Recipe(
+            configure=configure, sections=sections or {}, device_rate=device_rate, rate_source=rate_source
+        )
+        return configure
+
+    return register
+
+
+def import_recipes(path: Iterable[str]) -> None:
+    """Import all modules of `lambdanets.recipes`, which register their recipes.
+
+    Args:
+        path: The folders of the package.
+    """
+    for module in pkgutil.iter_modules(path, "lambdanets.recipes."):
+        importlib.import_module(module.name)
+
+
 def list_recipes() -> list[str]:
-    """Names of all recipes."""
+    """Return the names of all recipes."""
     return list(RECIPES)
 
 
-def get_recipe(name: str) -> RunConfig | DetectionConfig:
-    """The complete configuration of a recipe.
+def find_recipe(name: str) -> Recipe:
+    """Return a recipe as it was registered.
 
     Raises:
-        ValueError: there is no such recipe; the nearest name is suggested.
+        ValueError: There is no such recipe; the message suggests similar names.
+    """
+    if name not in RECIPES:
+        hint = did_you_mean(name, RECIPES) or f"; known: {', '.join(RECIPES)}"
+        raise ValueError(f"there is no recipe {name!r}{hint}")
+    return RECIPES[name]
+
+
+def get_recipe(name: str) -> RunConfig | DetectionConfig:
+    """Return the complete configuration of a recipe.
+
+    Raises:
+        ValueError: There is no such recipe; the message suggests similar names.
 
     Example:
         >>> get_recipe("digits").engine.epochs
         30
     """
-    if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}{nearest(name, RECIPES)}")
-    return RECIPES[name]()
+    return find_recipe(name).configure()
 
 
 def miniature(config: Config) -> Config:
-    """The same run in a few steps on one core: every part is used, nothing is learnt.
+    """Return a configuration of the same run in a few steps on one core, as a trial of every part of it.
 
-    Images stay as they are up to 32 pixels, with a detector 64, and shrink to that beyond; networks for
-    ImageNet and detectors become narrow and shallow. The data may still have to be named.
+    Images larger than 32 pixels, with a detector 64, shrink to that size; networks for ImageNet and detectors
+    become narrow and shallow. The data source is unchanged.
     """
     detects = isinstance(config, DetectionConfig)
     small = detects or config.recipe.startswith("imagenet")

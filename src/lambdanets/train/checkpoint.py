@@ -12,16 +12,16 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
-from lambdanets import files
 from lambdanets.models.tensor_files import (
     DamagedFileError,
     UnsafeFileError,
-    first_line,
     read_archive,
     write_safetensors,
 )
 from lambdanets.train.errors import CheckpointError, DamagedCheckpointError, RunError, TrainingInterrupted
 from lambdanets.train.serialization import decode
+from lambdanets.utils import files
+from lambdanets.utils.text import first_line
 
 
 @dataclass(kw_only=True)

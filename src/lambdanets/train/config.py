@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.data import DataConfig
-from lambdanets.files import parse_json
 from lambdanets.models import create_model, load_weights
 from lambdanets.models.weight_files import HUB
 from lambdanets.train.errors import RunError
 from lambdanets.train.optim import OptimizerConfig, ScheduleConfig
 from lambdanets.train.serialization import check_finite, decode, encode
+from lambdanets.utils.files import parse_json
 
 MOST_THREADS = 4096
 MOST_MINUTES = 365 * 24 * 60

@@ -6,11 +6,11 @@ import lightning.pytorch as pl
 import torch
 from torch.distributed import DistBackendError
 
-from lambdanets.processes import lost_worker
 from lambdanets.train.config import BaseConfig
 from lambdanets.train.errors import NoMemoryError, PeerLostError, TrainingInterrupted, WorkerLostError
 from lambdanets.train.launch import sharding_error
 from lambdanets.train.run import RunFiles
+from lambdanets.utils.processes import lost_worker
 
 
 def explain_error(

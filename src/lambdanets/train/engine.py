@@ -18,7 +18,6 @@ from tensorboard.summary.writer import event_file_writer
 from torch.utils.data import DataLoader
 
 from lambdanets.data import DataError, open_splits
-from lambdanets.processes import locked, require_posix
 from lambdanets.train.checkpoint import AtomicCheckpointIO, RunState, write_text
 from lambdanets.train.classifier import Classifier
 from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, dump_config, load_classes
@@ -50,7 +49,8 @@ from lambdanets.train.resume import (
 )
 from lambdanets.train.run import RunFiles
 from lambdanets.train.saving import CheckpointCallback
-from lambdanets.wording import json_text
+from lambdanets.utils.processes import locked, require_posix
+from lambdanets.utils.text import first_line, json_text
 
 
 class Loaders(pl.LightningDataModule):
@@ -389,8 +389,7 @@ def make_trainer(**settings: Any) -> pl.Trainer:
     try:
         return pl.Trainer(**settings)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"the engine settings cannot be used here: {reason}") from error
+        raise RunError(f"the engine settings cannot be used here: {first_line(error)}") from error
 
 
 def trainer_placement(engine: EngineConfig) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from torch import nn
 
 from lambdanets.train.config import EngineConfig
 from lambdanets.train.errors import RunError, raised_on_all_ranks
+from lambdanets.utils.text import first_line
 
 
 class SyncBatchNorms(LayerSync):
@@ -198,7 +199,7 @@ def _rendezvous(address: str, port: int, rank: int, size: int) -> Any:
     try:
         store, _, _ = next(iter(rendezvous(url, timeout=PATIENCE)))
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise RunError(f"process {rank} of {size} could not meet the others: {reason}") from error
     return store
 

@@ -26,7 +26,7 @@ from lambdanets.train.nonfinite import BadStep, locate_nonfinite
 from lambdanets.train.optim import create_optimizer, lr_factor
 from lambdanets.train.run import AVERAGE, NETWORK, RunFiles
 from lambdanets.train.serialization import encode, to_json
-from lambdanets.wording import json_text
+from lambdanets.utils.text import json_text
 
 CHECK_EVERY = 50  # batches between two checks of the loss where reading it stalls an accelerator
 RECENT = 100  # losses that a report on a bad step lists

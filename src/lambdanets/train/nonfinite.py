@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lambdanets.files import parse_json
 from lambdanets.train.checkpoint import save_weights, write_text
+from lambdanets.utils.files import parse_json
 
 NAMES = ("batch.safetensors", "weights.safetensors", "report.json", "report.txt")
 SHOWN = 8  # entries of each list in report.txt

@@ -10,10 +10,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import Progress, TaskID, TextColumn
 
 from lambdanets.train.learner import Learner
-from lambdanets.wording import printable_lines
+from lambdanets.utils.progress import progress_bar_column
+from lambdanets.utils.text import printable_lines
 
 REFRESH = 0.25  # seconds between two updates: reading the running sums stalls an accelerator
 WORTH_SHOWING, WORTH_ADVICE = 0.05, 0.10  # fractions of the training time spent waiting for images
@@ -38,7 +39,7 @@ class LiveProgress(Callback):
             return
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24, style="grey30", complete_style="red", finished_style="red"),
+            progress_bar_column(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("[grey62]{task.fields[detail]}"),
         )

@@ -18,6 +18,7 @@ from lambdanets.train.config import BaseConfig
 from lambdanets.train.learner import Learner
 from lambdanets.train.progress import format_duration, format_speed, print_once
 from lambdanets.train.run import RunFiles
+from lambdanets.utils.text import first_line
 
 FIRST = ("epoch", "step", "lr")
 LAST = ("images_per_second", "images_per_cpu_second", "data_wait", "seconds")
@@ -79,7 +80,7 @@ class EventLog(TensorBoardLogger):
         except (OSError, ValueError) as error:
             # Lightning wraps the error in a ValueError, and the writer repeats the first error of its thread.
             if not self._failed:
-                reason = str(error.__cause__ or error).splitlines()[0]
+                reason = first_line(error.__cause__ or error)
                 print_once(
                     f"TensorBoard's events cannot be written in {self.log_dir} ({reason}); the run goes on"
                 )

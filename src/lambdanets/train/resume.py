@@ -17,7 +17,7 @@ from lambdanets.train.errors import RunError
 from lambdanets.train.progress import print_once
 from lambdanets.train.run import RunFiles
 from lambdanets.train.serialization import flatten
-from lambdanets.wording import few
+from lambdanets.utils.text import join_some
 
 # Settings that a resumed run may change: they affect where and how fast it runs, not its result.
 MAY_DIFFER = {
@@ -202,7 +202,7 @@ def check_images(files: RunFiles, splits: Any, start: ResumePoint | None) -> Non
     if files.classes.is_file():
         stored, classes = load_classes(files.classes), splits.classes
         if stored != classes:
-            other = few(sorted(set(classes) ^ set(stored))) or "their order"
+            other = join_some(sorted(set(classes) ^ set(stored))) or "their order"
             raise RunError(
                 f"the run in {files.directory} has {len(stored)} classes, the images have {len(classes)}; "
                 f"they differ in {other}"

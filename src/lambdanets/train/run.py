@@ -13,7 +13,7 @@ from lambdanets.models.tensor_files import DamagedFileError, read_safetensors
 from lambdanets.models.weights import check_finite
 from lambdanets.train.config import Config, RunConfig, load_classes, load_config
 from lambdanets.train.errors import CheckpointError, RunError
-from lambdanets.wording import printable
+from lambdanets.utils.text import printable
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from lambdanets.processes import listened_signals
 from lambdanets.train.checkpoint import save_weights
 from lambdanets.train.errors import CheckpointError, TrainingInterrupted
 from lambdanets.train.learner import Learner
 from lambdanets.train.run import RunFiles
+from lambdanets.utils.processes import listened_signals
 
 REPEAT_WINDOW = 5.0  # seconds in which a repeated signal counts once: launchers forward signals
 STOPPING = "stopping at the next step that can be resumed; once more to stop at once"

@@ -10,7 +10,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from lambdanets.files import parse_json
+from lambdanets.utils.files import parse_json
+from lambdanets.utils.text import did_you_mean
 
 C = TypeVar("C")
 LARGEST = 2**63  # integers of PyTorch and NumPy have 64 bits
@@ -103,8 +104,7 @@ def check_finite(config: Any) -> None:
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest known name, or the list of all names if none is near."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    return did_you_mean(name, known) or f"; known: {', '.join(known)}"
 
 
 def _assign(node: Any, keys: list[str], text: str, path: str) -> Any:
@@ -134,7 +134,7 @@ def _nearest_path(node: Any, key: str, rest: list[str], done: list[str]) -> str:
     close = difflib.get_close_matches(wanted, leaves, n=1, cutoff=0.6)
     close = close or [leaf for leaf in leaves if leaf.rsplit(".", 1)[-1] == wanted.rsplit(".", 1)[-1]]
     if close:
-        return f"; did you mean {'.'.join([*done, close[0]])!r}?"
+        return f"; did you mean {'.'.join([*done, close[0]])}?"
     return nearest(key, (f.name for f in dataclasses.fields(node)))
 
 

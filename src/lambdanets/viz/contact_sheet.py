@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from lambdanets.data import read_image
-from lambdanets.lettering import legible, text_length
+from lambdanets.utils.fonts import legible, text_length
 from lambdanets.viz.pages import (
     CARD,
     EDGE,

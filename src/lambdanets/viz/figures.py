@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lambdanets.lettering import legible, plain_text
+from lambdanets.utils.fonts import legible, plain_text
 
 TRAIN, VAL, QUIET, INK = "#7f8fa6", "#c8472f", "#d9dde3", "#2b2f36"
 CURVES = (VAL, TRAIN, "#2f6fde", "#1a7f4b", "#b07d2b", "#7a4fa3")  # where there are more than two

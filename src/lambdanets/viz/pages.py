@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from lambdanets.lettering import font, legible, text_length, write_text
+from lambdanets.utils.fonts import font, legible, text_length, write_text
 
 SCALE = 2  # pixels per unit of the layout below, for screens of high resolution
 PAPER, CARD, EDGE, TRACK = "#f3f4f6", "#ffffff", "#e2e4e9", "#eceef2"

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.study import Cell, Estimate, Progress, Study, StudyFiles, read, settle
 from benchmarks.study.records import to_cells
-from lambdanets.processes import locked
+from lambdanets.utils.processes import locked
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]

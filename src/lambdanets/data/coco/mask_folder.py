@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from lambdanets.files import replacing
-from lambdanets.wording import few
+from lambdanets.utils.files import replacing
+from lambdanets.utils.progress import MANY, progress_bar
+from lambdanets.utils.text import join_some
 
 from ..errors import DataError, DataWarning, listing
 from ..files import is_stray
 from ..images import IMAGE_SUFFIXES, check_size, read_image, read_values
-from ..progress import MANY, progress_bar
 from ..sources.folder import existing
 from .masks import coco_tool, counted, run_lengths
 
@@ -279,7 +279,7 @@ def _one_folder_each(
             bad += _unread(folder / "masks", classes, reading)
             pictures.append(_Picture(images[0], masks, False))
     if not pictures and not bad:
-        held = few(sorted(os.listdir(root)))
+        held = join_some(sorted(os.listdir(root)))
         raise DataError(f"{root} must hold {LAYOUTS}; it holds {held or 'nothing'}.")
     return pictures, bad
 
@@ -351,7 +351,8 @@ def _border(present: np.ndarray, reading: _Reading) -> str | None:
     if VOID - 1 in others or others.max() > VOID:  # the numbering continues: it is an object
         return None
     return (
-        f"holds {VOID} beside {few(others.tolist(), form=str)}: in Pascal VOC's masks it is the border of "
+        f"holds {VOID} beside {join_some(others.tolist(), form=str)}: in Pascal VOC's masks it is the border "
+        "of "
         f"objects, which --ignore {VOID} leaves out; --ignore none says that it is an object"
     )
 

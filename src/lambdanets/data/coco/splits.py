@@ -11,12 +11,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
-from lambdanets.wording import few
+from lambdanets.utils.progress import MANY, Progress, progress_bar
+from lambdanets.utils.text import join_some
 
 from ..check import check_memory
 from ..errors import LISTED, DataError, DataWarning, listing
 from ..image_source import real
-from ..progress import MANY, Progress, progress_bar
 from ..sources.folder import existing, stratum
 from .annotation_file import CocoFile, read_coco
 from .check import Checked, check_entries
@@ -292,7 +292,8 @@ def _in_order(file: CocoFile, classes: Sequence[str]) -> CocoFile:
     numbers = {name: number for number, name in file.categories.items()}
     if numbers.keys() != set(classes):
         raise DataError(
-            f"{file.path} has the categories {few(numbers)}; the run was trained on {few(classes)}."
+            f"{file.path} has the categories {join_some(numbers)}; the run was trained on "
+            f"{join_some(classes)}."
         )
     return replace(file, categories={numbers[name]: name for name in classes})
 
@@ -304,7 +305,7 @@ def _split_file(base: Path, side: Side, config: CocoConfig) -> tuple[str, Path]:
     for name, path in tried:
         if path.is_file():
             return name, path
-    held = few(sorted(str(path.relative_to(base)) for path in base.glob("**/*.json")))
+    held = join_some(sorted(str(path.relative_to(base)) for path in base.glob("**/*.json")))
     raise DataError(
         f"{base} has no annotations of the {side} side: looked for "
         f"{', '.join(str(path.relative_to(base)) for _, path in tried)}; json files there: "
@@ -325,7 +326,8 @@ def _check_same_categories(files: Sequence[CocoFile]) -> None:
         if differing:
             names = [f"{number} {name}" for number, name in sorted(differing)]
             raise DataError(
-                f"{files[0].path} and {other.path} must list the same categories and differ in {few(names)}."
+                f"{files[0].path} and {other.path} must list the same categories and differ in "
+                f"{join_some(names)}."
             )
 
 

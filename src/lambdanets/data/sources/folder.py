@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lambdanets.wording import few
+from lambdanets.utils.text import join_some
 
 from ..config import DataConfig, HoldOut
 from ..errors import DataError, SourceWarning
@@ -242,7 +242,7 @@ def existing(root: str) -> Path:
             f"{path} is a file; folder:PATH wants the folder that holds train/ and val/ or the classes."
         )
     parent = next(parent for parent in path.absolute().parents if parent.is_dir())
-    inside = few(_subfolders(parent)) or "no folders"
+    inside = join_some(_subfolders(parent)) or "no folders"
     raise DataError(f"there is no folder {path}. The nearest that exists is {parent}, which holds {inside}.")
 
 
@@ -277,7 +277,7 @@ def _classes(path: Path) -> tuple[str, ...]:
     check_text(path, names)
     if not names:
         if archives := sorted(entry.name for entry in os.scandir(path) if entry.name.endswith(".tar")):
-            raise DataError(f"{path} holds archives ({few(archives)}): {_unpacked(path, archives)}.")
+            raise DataError(f"{path} holds archives ({join_some(archives)}): {_unpacked(path, archives)}.")
         files = sum(entry.is_file() for entry in os.scandir(path))
         held = f"{files} files but no folders" if files else "nothing"
         raise DataError(f"{path} holds {held}; put the images of each class in a folder of its own in it.")
@@ -302,7 +302,8 @@ def _check_classes(train: Path, val: Path) -> None:
     if unknown := set(_classes(val)) - set(_classes(train)):
         what = "class" if len(unknown) == 1 else "classes"
         raise DataError(
-            f"{train} lacks the {what} {few(sorted(unknown))} of {val}; put images of it there, or remove it "
+            f"{train} lacks the {what} {join_some(sorted(unknown))} of {val}; put images of it there, or "
+            "remove it "
             f"from {val.name}/."
         )
 
@@ -312,7 +313,7 @@ def warn_unmeasured(val: str | Path, names: Iterable[str]) -> None:
     if lacking := sorted(names):
         what = "class" if len(lacking) == 1 else "classes"
         warnings.warn(
-            f"{val} holds no images of the {what} {few(lacking)}, for which nothing is measured.",
+            f"{val} holds no images of the {what} {join_some(lacking)}, for which nothing is measured.",
             SourceWarning,
             stacklevel=2,
         )
@@ -322,10 +323,12 @@ def _samples(path: Path, classes: Sequence[str], *, measured: bool = False) -> t
     """The images of a side, by class, and whether links lead to some; `measured` may lack a class."""
     present = set(_subfolders(path))
     if unknown := sorted(present - set(classes)):
-        raise DataError(f"{path} holds classes that are not known: {few(unknown)}. Known are {few(classes)}.")
+        raise DataError(
+            f"{path} holds classes that are not known: {join_some(unknown)}. Known are {join_some(classes)}."
+        )
     index = {name: number for number, name in enumerate(classes) if name in present}
     if not index:
-        raise DataError(f"{path} holds none of the class folders {few(classes)}.")
+        raise DataError(f"{path} holds none of the class folders {join_some(classes)}.")
     samples: list[Sample] = []
     others: Counter[str] = Counter()
     stray = []
@@ -394,7 +397,7 @@ def _check_class(path: Path) -> None:
     """Refuse a class folder that holds only folders; folders beside files are parts of the class."""
     inside = [entry for entry in os.scandir(path) if not is_stray(entry.name)]
     if inside and all(map(is_folder, inside)):
-        names = few(sorted(entry.name for entry in inside))
+        names = join_some(sorted(entry.name for entry in inside))
         raise DataError(
             f"{path} is read as a class but holds only folders: {names}. If these are the "
             "classes, name the folders around them train/ and val/, or give the path of one of those."
@@ -405,4 +408,4 @@ def _instead(suffixes: Counter[str]) -> str:
     known = "known are " + " ".join(IMAGE_SUFFIXES)
     if not suffixes:
         return f"it is empty ({known})"
-    return f"it holds files of other kinds ({few(suffixes)}); {known}"
+    return f"it holds files of other kinds ({join_some(suffixes)}); {known}"

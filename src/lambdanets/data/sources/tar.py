@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lambdanets.files import parse_json
-from lambdanets.wording import few
+from lambdanets.utils.files import parse_json
+from lambdanets.utils.text import join_some
 
 from ..config import DataConfig
 from ..errors import DataError
@@ -210,7 +210,7 @@ def _numbered(
         if beyond := [word for word in words.values() if not 0 <= int(word) < len(names_by_number)]:
             raise DataError(
                 f"{path} has the class number {beyond[-1]}, but there are {len(names_by_number)} classes "
-                f"({few(names_by_number)}), numbered from 0."
+                f"({join_some(names_by_number)}), numbered from 0."
             )
         words = {index: names_by_number[int(word)] for index, word in words.items()}
         order = tuple(classes or names_by_number)
@@ -219,7 +219,9 @@ def _numbered(
     check_text(path, order)
     of_name = {name: index for index, name in enumerate(order)}
     if unknown := sorted(set(words.values()) - set(of_name)):
-        raise DataError(f"{path} holds classes that are not known: {few(unknown)}. Known are {few(order)}.")
+        raise DataError(
+            f"{path} holds classes that are not known: {join_some(unknown)}. Known are {join_some(order)}."
+        )
     if classes is None:
         _check_sides(path, words, held, declared)
     targets = np.full(number, -1, np.int64)
@@ -241,7 +243,8 @@ def _check_sides(path: str, words: dict[int, str], held: np.ndarray, declared: S
     if names := of_val - of_train:
         what = "class" if len(names) == 1 else "classes"
         raise DataError(
-            f"the training images of {path} lack the {what} {few(sorted(names))} of the validation images."
+            f"the training images of {path} lack the {what} {join_some(sorted(names))} of the validation "
+            "images."
         )
     if not declared:
         warn_unmeasured(f"the validation side of {path}", of_train - of_val)

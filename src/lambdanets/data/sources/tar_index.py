@@ -14,12 +14,12 @@ from typing import IO
 
 import numpy as np
 
-from lambdanets.files import replacing
+from lambdanets.utils.files import replacing
+from lambdanets.utils.progress import progress_bar
 
 from ..errors import DataError, SourceWarning
 from ..files import open_regular, warn_left_out
 from ..images import reason
-from ..progress import progress_bar
 from .tar_paths import check_distinct
 from .tar_scan import BLOCK, Members, Scanned, scan
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lambdanets.wording import few
+from lambdanets.utils.text import join_some
 
 from ..errors import DataError
 from ..files import identity, is_stray, suffix_of, warn_left_out
@@ -72,7 +72,7 @@ def find_archives(path: str) -> Archives:
         words.setdefault(side_word(name), []).append(name)
     if len(words) > 1 and "" in words:
         raise DataError(
-            f"some archives in {root} name their side and others do not ({few(words[''])}): "
+            f"some archives in {root} name their side and others do not ({join_some(words[''])}): "
             "give all of them train or val as a word of their names, or none."
         )
     return Archives(root, _sides(words) or {UNDECIDED: words[""]})

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lambdanets.wording import few
+from lambdanets.utils.text import join_some
 
 from ..errors import DataError
 from ..files import is_stray, suffix_of
@@ -137,12 +137,13 @@ def scan(
                 others[suffix] += 1
     if links:
         raise DataError(
-            f"{path} holds links ({few(links)}) whose images lie elsewhere; pack it again with "
+            f"{path} holds links ({join_some(links)}) whose images lie elsewhere; pack it again with "
             "tar --dereference --hard-dereference."
         )
     if sparse:
         raise DataError(
-            f"{path} holds sparse files ({few(sparse)}), which do not lie in it as they are; pack it again "
+            f"{path} holds sparse files ({join_some(sparse)}), which do not lie in it as they are; pack it "
+            "again "
             "without tar's --sparse."
         )
     if labels and labelled:
@@ -232,9 +233,9 @@ def _samples(
             raise DataError(f"{path} holds two images of one sample: {other!r} and {name!r}.")
     whole = {name: plain[name] for key, name in keys.items() if labels.get(key)}
     if lacking := [name for key, name in keys.items() if not labels.get(key)]:
-        return whole, f"{path} holds images without a .cls file: {few(lacking)}"
+        return whole, f"{path} holds images without a .cls file: {join_some(lacking)}"
     if lacking := [f"{key}.{LABEL}" for key in labels if key not in keys]:
-        return whole, f"{path} holds .cls files without an image: {few(lacking)}"
+        return whole, f"{path} holds .cls files without an image: {join_some(lacking)}"
     return whole, ""
 
 
@@ -243,4 +244,4 @@ def _instead(others: Counter[str], complaint: str) -> str:
         return f"it holds other archives. {ORIGINAL_ARCHIVES}"
     if complaint:
         return complaint
-    return f"it holds files of other kinds: {few(sorted(others))}" if others else "it is empty"
+    return f"it holds files of other kinds: {join_some(sorted(others))}" if others else "it is empty"

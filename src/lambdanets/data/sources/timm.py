@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lambdanets.wording import few
+from lambdanets.utils.text import join_some
 
 from ..config import DataConfig
 from ..errors import DataError, SourceWarning
@@ -120,7 +120,7 @@ class HfdsSource(_TimmSource):
             if column not in held:
                 raise DataError(
                     f"{self.text!r} has no {what}s in a column {column!r}; name theirs with "
-                    f"data.{what}_column, of {few(held)}."
+                    f"data.{what}_column, of {join_some(held)}."
                 )
         return reader.dataset[reader.label_key]
 

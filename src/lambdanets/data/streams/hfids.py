@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from lambdanets.wording import few
+from lambdanets.utils.text import join_some
 
 from ..config import DataConfig
 from ..errors import DataError
@@ -87,12 +87,12 @@ class HfidsSource(StreamedSource):
             )
         if split not in files and len(files) == 1:
             raise DataError(
-                f"{self.text!r} has no split {split!r}, but {few(files)} alone, and streams cannot be "
+                f"{self.text!r} has no split {split!r}, but {join_some(files)} alone, and streams cannot be "
                 f"divided; {self._divide_remedy()}."
             )
         if split not in files:
             raise DataError(
-                f"{self.text!r} has no split {split!r}; name one that it has, {few(files)}, with "
+                f"{self.text!r} has no split {split!r}; name one that it has, {join_some(files)}, with "
                 "data.train_split or data.val_split."
             )
         base = builder.base_path if "://" in builder.base_path else os.path.realpath(builder.base_path)
@@ -127,13 +127,13 @@ def _columns(config: DataConfig, features: Mapping[str, Any]) -> tuple[str, str]
         if chosen is not None and chosen not in known:
             raise DataError(
                 f"{config.source!r} has no column of {what} {chosen!r}; data.{name}_column is one of "
-                f"{few(known)}."
+                f"{join_some(known)}."
             )
         if chosen is None and name not in columns and len(columns) != 1:
-            held = f"several columns of {what}: {few(columns)}" if columns else f"no column of {what}"
+            held = f"several columns of {what}: {join_some(columns)}" if columns else f"no column of {what}"
             raise DataError(
                 f"{config.source!r} has {held}; name the one to read with data.{name}_column, of "
-                f"{few(features)}."
+                f"{join_some(features)}."
             )
         found.append(chosen or (name if name in columns else columns[0]))
     return found[0], found[1]

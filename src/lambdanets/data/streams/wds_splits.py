@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from lambdanets.files import parse_json
+from lambdanets.utils.files import parse_json
 
 from ..errors import DataError
 from ..files import open_regular

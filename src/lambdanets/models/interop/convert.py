@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lambdanets.models.weight_files import WeightsError
 from lambdanets.nn import LambdaLayer
 from lambdanets.nn.blocks import Bottleneck
-from lambdanets.wording import few
+from lambdanets.utils.text import join_some
 
 LUCIDRAINS, D_LI14 = "lucidrains/lambda-networks", "d-li14/lambda.pytorch"
 _NORM_FIELDS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -78,7 +78,9 @@ def convert_weights(weights: dict[str, Tensor], model: nn.Module) -> dict[str, T
             del result[prefix + key]
         result |= {prefix + key: tensor for key, tensor in _convert_layer(foreign, state, layer).items()}
     if unsupported:
-        listing = "; ".join(f"{reason} ({few(names, 1, form=str)})" for reason, names in unsupported.items())
+        listing = "; ".join(
+            f"{reason} ({join_some(names, 1, form=str)})" for reason, names in unsupported.items()
+        )
         raise WeightsError(f"layers of another implementation do not convert exactly: {listing}")
     return result
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and JSON that may come from anywhere."""
+"""Atomic writing of files, and parsing of JSON from outside."""
 
 import errno
 import json
@@ -8,27 +8,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-SHORT = 200
-"""Bytes of a name that leave room for more: file systems take 255."""
+MAX_NAME_BYTES = 200  # of a name that gets a prefix and a suffix; file systems allow 255
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)
-"""What file systems answer that cannot put a folder on disk by itself."""
+"""Errors of file systems that cannot sync a folder."""
 
 
 @contextmanager
 def replacing(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, whose file takes its name, on disk, when the block ends well.
+    """Write a file atomically: yield a temporary path, whose file replaces `path` when the block succeeds.
+
+    The file is synced to the disk before it gets its name. If the block fails, `path` is unchanged.
 
     Args:
-        path: The file to be.
-        previous: Where the file that is replaced is kept.
+        path: The file.
+        previous: Path to which an existing file is moved.
 
     Raises:
         OSError: The disk is full, the folder cannot be written, or the path is that of a folder or a device,
-            such as /dev/null; what was there before stands.
+            such as /dev/null.
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    start = os.fsdecode(os.fsencode(path.name)[:SHORT])
+    start = os.fsdecode(os.fsencode(path.name)[:MAX_NAME_BYTES])
     temporary = path.with_name(f".{start}.{os.getpid()}.tmp")
     try:
         with naming(path, temporary):
@@ -50,7 +51,7 @@ def replacing(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Make an OSError that names no file, as one of a failed write, or a temporary one, name this file."""
+    """Put this path into an OSError that names no file, as that of a failed write, or the temporary file."""
     try:
         yield
     except OSError as error:
@@ -68,10 +69,10 @@ def _sync(path: Path) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what JSON text holds.
+    """Parse JSON text.
 
     Raises:
-        ValueError: It is no JSON, no UTF-8, or nested deeper than Python reads.
+        ValueError: The text is not JSON or not UTF-8, or is nested too deeply for Python.
     """
     try:
         return json.loads(text)

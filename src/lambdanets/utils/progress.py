@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import BarColumn
 
 MANY = 2000  # images that take long enough to show a bar
 Progress = Callable[[int, int], None]  # called with (done, total)
@@ -22,3 +26,10 @@ def progress_bar(what: str, total: int, *, least: int) -> Iterator[Progress]:
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done, total: bar.update(task, completed=done)
+
+
+def progress_bar_column() -> BarColumn:
+    """Return the bar of a progress display, in the colours of this package."""
+    from rich.progress import BarColumn
+
+    return BarColumn(bar_width=24, style="grey30", complete_style="red", finished_style="red")

@@ -1,4 +1,4 @@
-"""Text in figures and drawings, as it is: no mathematics, letters from any installed font that has them."""
+"""Literal text in figures and drawings: no mathematics, and letters from any installed font that has them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -6,24 +6,24 @@ from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from .wording import printable
+from .text import printable
 
 if TYPE_CHECKING:
     from matplotlib.font_manager import FontEntry
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
-FAMILY = "DejaVu Sans"  # comes with Matplotlib: most alphabets are legible on every machine
+FAMILY = "DejaVu Sans"  # part of Matplotlib; it has most alphabets
 NORMAL_WEIGHT = 400
 
-_fallbacks: dict[str, "FontEntry | None"] = {}  # of letters that FAMILY lacks
+_fallbacks: dict[str, "FontEntry | None"] = {}  # letter that FAMILY lacks -> another font, or None
 
 
 def legible(text: str) -> str:
-    """Return a text with what cannot be drawn written as Python writes it: `\\x1b`, `\\u732b`.
+    """Return a text in which characters that no font has are escaped: `\\x1b`, `\\u732b`.
 
     Args:
-        text: of any kind, such as the name of a class.
+        text: Any text, such as the name of a class.
     """
     fonts = _fonts_of(text := printable(text))
     return "".join(
@@ -34,12 +34,12 @@ def legible(text: str) -> str:
 
 @contextmanager
 def plain_text(*texts: str) -> Iterator[None]:
-    """Let Matplotlib draw text as it is, without reading mathematics into dollar signs.
+    """Make Matplotlib draw text literally, without mathematics between dollar signs.
 
-    Figures are made and saved within.
+    The block has to create the figures and save them.
 
     Args:
-        *texts: those of a user, made `legible` before they are drawn; fonts that have their letters are used.
+        *texts: Text from the user, passed through `legible`; fonts that have its letters are used.
     """
     from matplotlib import rc_context
 
@@ -50,11 +50,11 @@ def plain_text(*texts: str) -> Iterator[None]:
 
 
 def font(size: float, *, bold: bool = False) -> "FreeTypeFont":
-    """Return DejaVu for drawings.
+    """Return the font of drawings, DejaVu Sans.
 
     Args:
-        size: in pixels.
-        bold: for titles and names.
+        size: Size in pixels.
+        bold: Return the bold font, for titles and names.
     """
     from PIL import ImageFont
 
@@ -62,11 +62,11 @@ def font(size: float, *, bold: bool = False) -> "FreeTypeFont":
 
 
 def text_length(text: str, font: "FreeTypeFont") -> float:
-    """Return how wide a legible text is in pixels.
+    """Return the width of a text in pixels.
 
     Args:
-        text: one line.
-        font: of letters that it has; others are taken from other fonts.
+        text: One line, passed through `legible`.
+        font: Font of the letters that it has; other letters have other fonts.
     """
     return sum(own.getlength(part) for part, own in _runs(text, font))
 
@@ -74,14 +74,14 @@ def text_length(text: str, font: "FreeTypeFont") -> float:
 def write_text(
     draw: "ImageDraw", corner: tuple[float, float], text: str, ink: str, font: "FreeTypeFont"
 ) -> None:
-    """Write a legible text onto a drawing.
+    """Draw a line of text.
 
     Args:
-        draw: the drawing.
-        corner: left and top of the line, in pixels.
-        text: one line.
-        ink: its colour.
-        font: of letters that it has; others are taken from other fonts.
+        draw: The drawing.
+        corner: Left and top of the line, in pixels.
+        text: One line, passed through `legible`.
+        ink: Colour of the text.
+        font: Font of the letters that it has; other letters have other fonts.
     """
     left, baseline = corner[0], corner[1] + font.getmetrics()[0]
     for part, own in _runs(text, font):
@@ -90,14 +90,14 @@ def write_text(
 
 
 def _runs(text: str, font: "FreeTypeFont") -> Iterator[tuple[str, "FreeTypeFont"]]:
-    """Parts of a text, each with the font that has its letters."""
+    """Yield parts of a text, each with a font that has its letters."""
     fonts = _fonts_of(text)
     for entry, letters in groupby(text, fonts.get):
         yield "".join(letters), font.font_variant(font=entry.fname) if entry else font
 
 
 def _fonts_of(text: str) -> dict[str, "FontEntry | None"]:
-    """The letters of a text that FAMILY lacks, each with a font that has it, or None."""
+    """Return the letters of a text that FAMILY lacks, each with a font that has it, or None."""
     if text.isascii():
         return {}
     lacking = [letter for letter in dict.fromkeys(text) if letter not in _own_letters()]
@@ -107,7 +107,7 @@ def _fonts_of(text: str) -> dict[str, "FontEntry | None"]:
 
 
 def _search(letters: Iterable[str]) -> dict[str, "FontEntry | None"]:
-    """Look through all installed fonts, those of the most letters first."""
+    """Find fonts for letters among all installed fonts, first those that have the most of the letters."""
     from matplotlib.font_manager import fontManager
 
     left, found = set(letters), dict.fromkeys(letters)
@@ -140,14 +140,14 @@ def _own_letters() -> frozenset[str]:
 
 
 def _letters(path: str) -> frozenset[str]:
-    """The letters of a font file; none of one that cannot be drawn at any size, such as coloured emoji."""
+    """Return the letters of a font file; none for a font that cannot be scaled, such as coloured emoji."""
     from matplotlib.ft2font import FT2Font
 
     try:
         opened = FT2Font(path)
-    except (RuntimeError, OSError):  # a damaged file, or one that is gone
+    except (RuntimeError, OSError):  # a damaged or removed file
         return frozenset()
-    # Those of "last resort" have a box for every letter.
+    # A font of "last resort" draws a box for every letter.
     if not opened.scalable or "lastresort" in opened.family_name.replace(" ", "").lower():
         return frozenset()
     return frozenset(map(chr, opened.get_charmap()))

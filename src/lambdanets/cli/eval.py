@@ -1,4 +1,4 @@
-"""`lambdanets eval`: what a run or a model reaches, on a run's validation set, on others, on ImageNet's."""
+"""`lambdanets eval`: measures a run or a model on validation images or ImageNet's test sets."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro import conf
 
-from lambdanets.cli.console import draw, stderr, stdout, table
+from lambdanets.cli.console import draw, draw_classes, print_files, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, usage
 from lambdanets.cli.options import check_outputs, place, refuse, shown, write_json
 from lambdanets.data import DataConfig
@@ -24,7 +24,6 @@ LABELS = {
     "images": ("images", "{:,.0f}"),
     "images_per_second": ("images/s", "{:,.0f}"),
 }
-EXTREMES = 5  # best and worst classes that are printed
 
 
 def run(
@@ -61,31 +60,33 @@ def run(
 ) -> int:
     """Measure a run or a model on its validation set, on other images, or on ImageNet's test sets.
 
-    One process does it, on one device. A run that detects objects is measured by COCO's figures, of boxes and
+    It runs in one process on one device. A detector is measured by COCO's average precision of boxes and
     masks.
 
     Args:
-        what: The folder of a run, or a model of ImageNet: a name of timm's registry or ours, or hf-hub:NAME.
-        data: Other images with the same classes, such as folder:PATH, of a detector coco:PATH; where they
-            have no validation side of their own, all of them are measured. A model needs it.
-        images: Where the images of a detector's --data are, when not beside it.
-        as_: Which of ImageNet's sets the images are: its validation set, -V2, -A, -R, -Sketch or -C. On -A
-            and -R only the classes in the folder are there to choose from.
-        real: Measure by ReaL labels too: their real.json, or the copy that timm brings.
+        what: Folder of a run, or a model for ImageNet: a name in timm's registry (this package's models are
+            in it) or hf-hub:NAME.
+        data: Other images with the same classes: folder:PATH, tar:PATH and so on, for a detector coco:PATH.
+            The validation split is measured, or all images if there is none. A model needs this option.
+        images: Detectors: folder of the images of --data, if it is not beside the annotations.
+        as_: Which of ImageNet's sets the images are: its validation set, -V2, -A, -R, -Sketch or -C. With a
+            and r, predictions are limited to the classes in the folder.
+        real: Measure by ReaL labels too: the file real.json, or the copy in timm.
         checkpoint: Weights for a model.
-        weights: The best weights of a run by validation, or those of its last epoch.
+        weights: Weights of the run's best epoch by validation, or of its last epoch.
         accelerate: Compute the lambda layers of other packages with the kernels of this one.
-        size: Height and width of the images in the test.
-        crop: Part of the resized image's side that is kept, in the middle; ImageNet-C is whole unless said.
-        batch_size: Images that go through the network at once.
+        size: Height and width to which images are resized and cropped.
+        crop: Side of the centre crop as a part of the resized image's side. Images of ImageNet-C are not
+            cropped by default.
+        batch_size: Images in a batch.
         workers: Processes that read images.
-        precision: Number format of the computation.
-        max_detections: Of an image, the likeliest ones that count, of a detector; COCO's is 100.
-        tile: Of a detector, look at large images in overlapping tiles, as predict does.
-        per_class: Write the accuracy of each class, and print the best and the worst.
-        csv: Add a row to a table of timm's results; with --real, by these labels.
-        json: Write all figures for other programs.
-        results: Write what a detector found, in COCO's results format: boxes.json and masks.json.
+        precision: Precision of the computation, in Lightning's notation.
+        max_detections: Detectors: number of detections in an image that count, by score; 100 for COCO.
+        tile: Detectors: process large images in overlapping tiles; see predict.
+        per_class: Write the accuracy of each class to a file, and print the best and the worst classes.
+        csv: Append a row to a table in the format of timm's results; with --real, by ReaL labels.
+        json: Write all results to a JSON file.
+        results: Detectors: folder for all detections in COCO's results format (boxes.json and masks.json).
     """
     from lambdanets.train.launch import shard
 
@@ -115,7 +116,7 @@ def run(
     given = {"--images": images, "--max-detections": max_detections, "--tile": tile, "--results": results}
     refuse(given, "a detector", Path(what))
     if as_ is not None and data is None:
-        raise UsageError("--as says what the images of --data are; name them with --data folder:PATH.")
+        raise UsageError("--as describes the images of --data: name them with --data folder:PATH.")
     if real is not None and as_ not in (None, "imagenet"):
         raise UsageError(f"--real has labels for ImageNet's own validation set, not for --as {as_}.")
 
@@ -165,7 +166,7 @@ def _target(
                 target = replace(target, data=_elsewhere(own, data))
         return target, place(target.data) != place(own)
     if data is None:
-        raise UsageError(f"{what} is a model without images of its own; name some with --data folder:PATH.")
+        raise UsageError(f"{what} is a model and has no validation set: name images with --data folder:PATH.")
     if weights != "best":
         raise UsageError("--weights chooses among those of a run; a model takes --checkpoint.")
     return target_from_model(what, data, checkpoint=checkpoint), True
@@ -189,13 +190,11 @@ def _write(
         append_row(csv, timm_row(target, evaluation, label=what))
     if json is not None:
         write_json(json, to_plain(target, evaluation, label=what))
-    for name, file in (("classes", per_class), ("table", csv), ("figures", json)):
-        if file is not None:
-            stdout().print(f"{name}: {file}", soft_wrap=True)
+    print_files(("classes", per_class), ("table", csv), ("figures", json))
 
 
 def _elsewhere(config: DataConfig, source: str) -> DataConfig:
-    """All of another source; of the run's own, however its path is written, what the run has not seen."""
+    """Select all images of another source, and the validation split of the run's own."""
     other = replace(config, source=source)
     if place(other) == place(config):
         return other
@@ -234,19 +233,17 @@ def _print_corruptions(evaluation: "Evaluation") -> None:
     if evaluation.mce is None:
         stderr().print(
             "lambdanets: the mean corruption error needs all 15 corruptions at all 5 severities; "
-            "these are those that the folder holds."
+            "the table has those in the folder."
         )
 
 
 def _print_classes(rows: "list[ClassRow]") -> None:
-    ranked = sorted(rows, key=lambda row: -row.top1)
-    words = {"name": "wrap"} if any(row.description != row.name for row in rows) else {}
-    parts = {"all classes": ranked}
-    if len(rows) > 2 * EXTREMES:
-        parts = {"best classes": ranked[:EXTREMES], "worst classes": ranked[-EXTREMES:]}
-    for title, chosen in parts.items():
-        drawn = table(**{"class": "left"}, **words, images="right", accuracy="right")
-        for row in chosen:
-            said = [row.description] if words else []
-            drawn.add_row(row.name, *said, f"{row.images:,}", f"{row.top1:.2%}")
-        draw(stdout(), title, drawn)
+    described = any(row.description != row.name for row in rows)
+    columns = {"class": "left"} | ({"name": "wrap"} if described else {})
+    draw_classes(
+        sorted(rows, key=lambda row: -row.top1),
+        columns | {"images": "right", "accuracy": "right"},
+        lambda row: [
+            row.name, *([row.description] if described else []), f"{row.images:,}", f"{row.top1:.2%}"
+        ],
+    )  # fmt: skip

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lambdanets.cli import main, planning
+from lambdanets.cli import main
+from lambdanets.cli import plan as plan_verb
 from lambdanets.ops import KERNELS, Plan, Problem, plan
 
 
@@ -33,7 +34,7 @@ def test_words_become_a_problem(monkeypatch: pytest.MonkeyPatch, words: str, pro
         assert not measured
         return plan(each)
 
-    monkeypatch.setattr(planning, "plan", remember)
+    monkeypatch.setattr(plan_verb, "plan", remember)
     assert main(["plan", *words.split()]) == 0
     assert asked == [problem]
 

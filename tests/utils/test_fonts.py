@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from PIL import Image, ImageDraw
 
-from lambdanets import lettering
-from lambdanets.lettering import font, legible, plain_text, text_length, write_text
+from lambdanets.utils import fonts
+from lambdanets.utils.fonts import font, legible, plain_text, text_length, write_text
 
 LETTER = "\U000f1234"  # of private use: no other font of a machine has it
 UNKNOWN = "\uf8f3"
@@ -39,7 +39,7 @@ def square(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     made.setupOS2(sTypoAscender=900, usWinAscent=900, usWinDescent=100)
     made.setupPost()
     made.save(tmp_path / "square.ttf")
-    monkeypatch.setattr(lettering, "_fallbacks", {})
+    monkeypatch.setattr(fonts, "_fallbacks", {})
     before = list(fontManager.ttflist)
     fontManager.addfont(tmp_path / "square.ttf")
     yield
@@ -47,7 +47,7 @@ def square(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_letters_without_a_font_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lettering, "_fallbacks", {})
+    monkeypatch.setattr(fonts, "_fallbacks", {})
     assert legible("Straße ✓ привет $x^2$") == "Straße ✓ привет $x^2$"
     assert legible(f"a{UNKNOWN}b\x1b") == "a\\uf8f3b\\x1b"
 

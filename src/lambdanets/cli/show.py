@@ -1,4 +1,4 @@
-"""`lambdanets show`: a recipe; or the stages of a model, their cost, and the kernel of every lambda layer."""
+"""`lambdanets show`: the stages of a model, their cost and the kernels of its lambda layers; or a recipe."""
 
 from collections import defaultdict
 from typing import Annotated
@@ -9,13 +9,14 @@ from rich.console import Console
 from tyro import conf
 
 from lambdanets.cli.console import draw, grid, milliseconds, stdout, table
-from lambdanets.cli.errors import UsageError, check_name, impossible, suggestion, usage
+from lambdanets.cli.errors import UsageError, check_name, impossible, usage
 from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
-from lambdanets.cli.showing_recipe import show_recipe
+from lambdanets.cli.show_recipe import show_recipe
 from lambdanets.models import create_model
 from lambdanets.models.summary import Summary, summarise
 from lambdanets.ops import Plan
 from lambdanets.recipes import list_recipes
+from lambdanets.utils.text import did_you_mean
 
 
 def run(
@@ -30,41 +31,42 @@ def run(
     devices: Annotated[tuple[int, ...] | None, shown("N ...", "8 64 512")] = None,
     images_per_second: Annotated[float | None, shown("R", "a published one")] = None,
 ) -> int:
-    """Show a model: stages, parameters, multiply-adds, and the kernel of every lambda layer. Or a recipe.
+    """Show a model: its stages, parameters, multiply-adds and the kernels of its lambda layers. Or a recipe.
 
-    The model is built without memory and nothing is computed, so the largest takes a second or two. A recipe
-    is shown with where it comes from, what to expect, its command, and on ImageNet an estimate of its cost.
+    A model is built on the meta device and nothing is computed, so even the largest takes a second or two. Of
+    a recipe it shows source, expected results, requirements, command and settings, and for ImageNet an
+    estimate of its cost.
 
     Args:
-        name: Name of a model or of a recipe; `lambdanets list` has them all.
+        name: Name of a model or of a recipe; `lambdanets list` lists them.
         size: Image size, for example 256 or 224x320.
-        num_classes: Classes of the head.
-        batch: Batch size the kernels are planned for.
-        train: The kernels are planned for training, not for inference.
-        dtype: Element type they are planned for.
-        device: Device type they are planned for; it need not be present.
-        devices: Of a recipe: numbers of devices to estimate its cost for.
-        images_per_second: Of a recipe: training images per second of one device.
+        num_classes: Number of classes.
+        batch: Batch size for which the kernels are selected.
+        train: Select the kernels for training, not for inference.
+        dtype: Dtype for which the kernels are selected.
+        device: Device type for which the kernels are selected; this machine need not have it.
+        devices: Recipes: numbers of devices for which to estimate the cost.
+        images_per_second: Recipes: training images per second of one device.
     """
     for option, number in (("--num-classes", num_classes), ("--batch", batch)):
         if number is not None and number < 1:
             raise UsageError(f"{option} must be at least 1, got {number}.")
     if name in list_recipes():
         if size is not None or num_classes is not None or train:
-            raise UsageError("--size, --num-classes and --train are for models; a recipe has its own.")
+            raise UsageError("--size, --num-classes and --train are for models; a recipe sets its own.")
         with usage():
             show_recipe(name, devices=devices, images_per_second=images_per_second)
         return 0
     if devices is not None or images_per_second is not None:
         raise UsageError("--devices and --images-per-second are for recipes; see lambdanets list.")
-    if not timm.is_model(name) and suggestion(name, list_recipes()):
+    if not timm.is_model(name) and did_you_mean(name, list_recipes()):
         check_name("recipe", name, list_recipes())
     options = {} if num_classes is None else {"num_classes": num_classes}
     with usage():
         sizes = None if size is None else _square(read_sizes("--size", size))
-        with impossible(f"{name} cannot be built so"), torch.device("meta"):
+        with impossible(f"{name} cannot be built with these options"), torch.device("meta"):
             built = create_model(name, **options)
-        with impossible(f"{name} cannot take such images"):
+        with impossible(f"{name} cannot take images of this size"):
             summary = summarise(
                 built, sizes, batch=batch, train=train, dtype=getattr(torch, dtype), device=device
             )
@@ -76,7 +78,7 @@ def run(
 
 def _square(sizes: tuple[int, ...]) -> tuple[int, int]:
     if not 1 <= len(sizes) <= 2:
-        raise UsageError(f"--size takes a height and a width, not {grid(sizes)}.")
+        raise UsageError(f"--size is a height and a width, not {grid(sizes)}.")
     return sizes[0], sizes[-1]
 
 
@@ -120,7 +122,7 @@ def _draw_parts(name: str, summary: Summary, console: Console) -> None:
     )
     draw(console, f"{name} at {grid(summary.image[1:])}, {summary.image[0]} channels", rows)
     console.print(
-        f"{summary.parameters:,} parameters. Multiply-adds for one image, as the kernels below do them; "
+        f"{summary.parameters:,} parameters. Multiply-adds (MAC) are for one image with the kernels below; "
         "blocks are counted from 0.",
         style="dim",
     )
@@ -151,7 +153,7 @@ def _draw_plans(summary: Summary, console: Console) -> None:
         problem = made.problem
         kernels, seconds = _chosen(made)
         rows.add_row(
-            _together(names),
+            _by_stage(names),
             grid(problem.grid),
             grid(problem.scope or ()),
             str(problem.num_heads),
@@ -167,14 +169,14 @@ def _draw_plans(summary: Summary, console: Console) -> None:
 
 
 def _chosen(made: Plan) -> tuple[str, float]:
-    """The chosen kernels, of both passes when training, and their time together."""
+    """Return the names of the selected kernels, of both passes in training, and the sum of their times."""
     chosen = [row for row in (*made.rows, *made.backward_rows) if row.verdict == "chosen"]
     names = list(dict.fromkeys(row.kernel for row in chosen))
     return " + ".join(names) or "none fits", sum(row.cost.seconds for row in chosen if row.cost is not None)
 
 
 def _others(made: Plan) -> list[str]:
-    """Each kernel beside the chosen one: its time in both passes against the chosen ones', or why not."""
+    """Return a phrase for each other kernel: its time relative to the selected one, or why it is excluded."""
     _, least = _chosen(made)
     phrases = []
     for row, *backward in zip(made.rows, *([made.backward_rows] if made.backward_rows else []), strict=True):
@@ -190,8 +192,8 @@ def _others(made: Plan) -> list[str]:
     return phrases
 
 
-def _together(names: list[str]) -> str:
-    """Layers of one stage in one phrase: layer3.5.conv2 and layer3.10.conv2 become layer3: 5, 10."""
+def _by_stage(names: list[str]) -> str:
+    """Join the layers of each stage: layer3.5.conv2 and layer3.10.conv2 become layer3: 5, 10."""
     stages: dict[str, list[str]] = defaultdict(list)
     for name in names:
         stage, _, rest = name.partition(".")

@@ -1,4 +1,4 @@
-"""`lambdanets shard`: any source packed into tar archives, which `--data tar:FOLDER` reads."""
+"""`lambdanets shard`: packs the images of a source into tar archives, which `--data tar:FOLDER` reads."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,20 +21,20 @@ def run(
     train_split: str = "train",
     val_split: str = "validation",
 ) -> int:
-    """Pack images into shards of WebDataset: few large files instead of many small ones.
+    """Pack images into shards in WebDataset's format: few large files instead of many small ones.
 
-    Image files are copied as they are, in random order; the same seed gives the same bytes. Beside the shards
-    lie the names of the classes and an index. Other programs read them with the package webdataset, and timm
-    as wds/.
+    Image files are copied unchanged, in random order; the same seed gives the same bytes. The folder also has
+    the names of the classes and an index. Other programs read the shards with the package webdataset, timm as
+    wds/.
 
     Args:
-        source: Images: folder:PATH, tar:PATH, digits, torch/NAME or hfds/NAME.
-        out: The folder to make.
-        images: Images in a shard, at most.
-        megabytes: Size of a shard, at most; an image that is larger has one of its own.
-        seed: Of the order, and of the split where the source has none.
-        train_split: The name of the training images of a source of timm.
-        val_split: The name of its validation images; "" splits the training images.
+        source: Data source: folder:PATH, tar:PATH, digits, torch/NAME or hfds/NAME.
+        out: Folder to create.
+        images: Largest number of images in a shard.
+        megabytes: Largest size of a shard; a larger image has a shard of its own.
+        seed: Seed of the order, and of the split if the source has none.
+        train_split: Name of the training split of a torch/ or hfds/ source.
+        val_split: Name of its validation split; "" splits the training images.
     """
     with usage():
         if images < 1:

@@ -1,4 +1,4 @@
-"""`lambdanets train`: a recipe, changed here and there, to a finished run folder."""
+"""`lambdanets train`: trains a recipe, or continues a run."""
 
 import os
 import sys
@@ -21,9 +21,9 @@ from lambdanets.recipes import get_recipe, list_recipes
 from lambdanets.train import RunConfig, load_config, override
 from lambdanets.train.config import stored_task
 from lambdanets.train.optim import create_optimizer
-from lambdanets.wording import printable_lines
+from lambdanets.utils.text import printable_lines
 
-STARTED = "LAMBDANETS_STARTED"  # tells the processes that Lightning starts the name of the one run folder
+STARTED = "LAMBDANETS_STARTED"  # time in the name of the run folder, for the processes that Lightning starts
 
 
 def run(
@@ -42,26 +42,26 @@ def run(
 ) -> int:
     """Train a recipe, or continue a run.
 
-    Everything is left in one folder: configuration, metrics, curves, checkpoints, summary; of a classifier
-    its confusion matrix, of a detector what it found.
-    Ctrl-C stops cleanly; `lambdanets train --resume RUN` then continues as if nothing had happened.
+    The folder of a run has its configuration, metrics, curves, checkpoints and summary; that of a classifier
+    also a confusion matrix, that of a detector a sheet of its detections. Ctrl-C saves the run and stops it;
+    `lambdanets train --resume RUN` continues it with the same results as if it had not been stopped.
 
     Args:
-        recipe: Name of a recipe; `lambdanets list` has them all.
-        model: Another model than the recipe's.
-        data: Other images: digits, folder:PATH, tar:PATH, torch/cifar10:PATH, ... (`lambdanets list`); for
-            a detector coco:FOLDER or coco:ANNOTATIONS.json.
-        out: The run folder.
-        resume: A run folder to continue; it needs no recipe and keeps its own configuration.
+        recipe: Name of a recipe; `lambdanets list` lists them.
+        model: Model to train.
+        data: Data source: digits, folder:PATH, tar:PATH, torch/cifar10:PATH, ... (`lambdanets list`
+            lists the kinds); for a detector coco:FOLDER or coco:ANNOTATIONS.json.
+        out: Folder of the run.
+        resume: Folder of a run to continue, with its own configuration and without a recipe.
         epochs: Passes over the training images.
-        batch_size: Images in a step of one process.
-        seed: Of everything random.
-        devices: Devices per node.
-        num_nodes: Nodes.
+        batch_size: Images in a batch of one device.
+        seed: Seed of all random numbers.
+        devices: Number of devices of a node.
+        num_nodes: Number of nodes.
         set: Any other field of the configuration, such as optimizer.lr=0.8; may be repeated.
     """
     if resume is not None and out is not None:
-        raise UsageError("--out and --resume name the same folder: a resumed run stays in its own.")
+        raise UsageError("--out and --resume exclude each other: a resumed run stays in its folder.")
     if recipe is None and resume is None:
         raise UsageError(f"name a recipe ({', '.join(list_recipes())}) or a run to --resume.")
     if recipe is not None:
@@ -89,7 +89,7 @@ def run(
     try:
         result = train(config, run_dir=directory, resume=resume is not None)
     except KeyboardInterrupt:
-        # Before the first step; from there on training itself stops cleanly and says how to go on.
+        # Ctrl-C before the first step; afterwards training itself prints the command to continue.
         if (directory / "config.json").exists():
             hint = f"lambdanets train --resume {quote(str(directory))}"
             print(printable_lines(f"lambdanets: stopped. Continue with: {hint}"), file=sys.stderr)
@@ -102,7 +102,7 @@ def run(
 
 
 def next_step(run: Path) -> str:
-    """The command that shows what a run learned; samples cannot be picked from a stream."""
+    """Return the command that shows results of a run; samples cannot be selected from a stream."""
     name = quote(str(run))
     if isinstance(find_source(_stored(run, None).data.source), StreamedSource):
         return f"lambdanets eval {name}"
@@ -110,7 +110,7 @@ def next_step(run: Path) -> str:
 
 
 def _train(config: RunConfig | DetectionConfig | None, run: Path | None) -> Callable[..., Any]:
-    """The function that trains what a configuration describes, or the one in the folder of a run."""
+    """Return the training function for a configuration, or for the one in the folder of a run."""
     task = config.TASK if config is not None else stored_task(run) if run is not None else None
     if task == DetectionConfig.TASK:
         from lambdanets.detection import train
@@ -128,9 +128,9 @@ def _stored(run: Path, recipe: str | None) -> RunConfig | DetectionConfig:
 
 
 def _check_parts(config: RunConfig | DetectionConfig, *, starts: bool) -> None:
-    """Build network and optimiser, and run it, without memory; for a new run, look at its weights too.
+    """Build and run network and optimiser on the meta device, and check the initial weights of a new run.
 
-    A wrong name, option, size or file of weights should be told before the images are read.
+    A wrong name, option, size or file of weights is then reported before the images are read.
     """
     name = config.model.name
     with torch.device("meta"):
@@ -149,7 +149,7 @@ def _check_parts(config: RunConfig | DetectionConfig, *, starts: bool) -> None:
 def _new_directory(recipe: str) -> Path:
     processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
     if processes > 1 and STARTED not in os.environ:
-        # Every process would name the folder by its own clock.
+        # The processes would start at different times, and so use different names.
         raise UsageError(f"{processes} processes were launched: name the run folder with --out runs/NAME.")
     started = os.environ.setdefault(STARTED, f"{datetime.now():%Y-%m-%d-%H%M%S}")
     return Path("runs") / f"{started}-{recipe}"

@@ -1,4 +1,4 @@
-"""`lambdanets list`: what there is to train, and on what."""
+"""`lambdanets list`: models, recipes and data sources."""
 
 from fnmatch import fnmatch
 from typing import Annotated
@@ -7,18 +7,19 @@ from rich.table import Table
 from tyro import conf
 
 from lambdanets.cli.console import draw, grid, stdout, table
-from lambdanets.cli.errors import UsageError, suggestion
+from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
 from lambdanets.data.sources import SOURCES
 from lambdanets.models import list_models, model_info
 from lambdanets.recipes import get_recipe, list_recipes
+from lambdanets.utils.text import did_you_mean
 
 
 def run(pattern: Annotated[str, conf.Positional, shown("PATTERN")] = "*") -> int:
     """List models, recipes and data sources.
 
     Args:
-        pattern: Names to list, with wildcards in quotes: 'lambda*'. All of them when not given.
+        pattern: Pattern of the names to list, with wildcards, in quotes: 'lambda*'.
     """
     tables = {
         "models": _models(pattern),
@@ -27,10 +28,8 @@ def run(pattern: Annotated[str, conf.Positional, shown("PATTERN")] = "*") -> int
     }
     tables = {title: made for title, made in tables.items() if made.row_count}
     if not tables:
-        near = suggestion(
-            pattern.replace("*", ""),
-            [*list_models(), *list_recipes(), *(each.form for each in SOURCES.values())],
-        )
+        forms = (each.form for each in SOURCES.values())
+        near = did_you_mean(pattern.replace("*", ""), [*list_models(), *list_recipes(), *forms])
         raise UsageError(f"nothing is named {pattern!r}{near}")
     console = stdout()
     for title, made in tables.items():

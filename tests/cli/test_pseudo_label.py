@@ -86,11 +86,11 @@ def test_images_that_the_teacher_learned_from_are_kept_where_asked(
     done = inside("train", "digits", "--data", f"folder:{scans}", "--epochs", 1, "--out", teacher, *TRAIN)
     assert done.returncode == 0, done.stderr
     source = ("--data", f"folder:{scans}/train", "--threshold", 0)
-    for words, said in (((), True), (("--keep-labelled",), False)):
+    for words, printed in (((), True), (("--keep-labelled",), False)):
         out = tmp_path / f"labels{len(found)}.csv"
         done = inside("pseudo-label", teacher, *source, "--out", out, *words)
         assert done.returncode == 0, done.stderr
-        assert ("40 images that the teacher was trained on are left out" in done.stdout) == said
+        assert ("40 images that the teacher was trained on are left out" in done.stdout) == printed
         found.append(images_and_labels(out))
     assert (len(found[0]), len(found[1])) == (200, 240)
     learned = set(found[1]) - set(found[0])
@@ -100,16 +100,16 @@ def test_images_that_the_teacher_learned_from_are_kept_where_asked(
 def test_labels_of_the_best_and_of_the_last_weights(
     two_minds: Path, scans: Path, tmp_path: Path, inside: Command
 ) -> None:
-    said = {}
+    labelled = {}
     for weights, words in (("best", ()), ("last", ("--weights", "last"))):
         out = tmp_path / f"{weights}.csv"
         done = inside("pseudo-label", two_minds, "--data", f"folder:{scans}/val", "--out", out,
                       "--threshold", 0, *words)  # fmt: skip
         assert done.returncode == 0, done.stderr
-        said[weights] = images_and_labels(out)
-    assert set(said["best"].values()) == {"3"}
-    assert said["best"].keys() == said["last"].keys()
-    assert set(said["last"].values()) != {"3"}
+        labelled[weights] = images_and_labels(out)
+    assert set(labelled["best"].values()) == {"3"}
+    assert labelled["best"].keys() == labelled["last"].keys()
+    assert set(labelled["last"].values()) != {"3"}
 
 
 def test_the_process_that_finishes_last_chooses(
@@ -118,11 +118,11 @@ def test_the_process_that_finishes_last_chooses(
     out = tmp_path / "labels.csv"
     words = ["pseudo-label", trained, "--data", f"folder:{scans}/val", "--out", out, "--threshold", 0]
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, said in ((1, "the part of this process is labelled"), (0, "60 of 60 labels")):
+    for rank, message in ((1, "the shard of this process is labelled"), (0, "60 of 60 labels")):
         monkeypatch.setenv("RANK", str(rank))
         done = inside(*words)
         assert done.returncode == 0, done.stderr
-        assert said in done.stdout
+        assert message in done.stdout
         assert out.exists() == (rank == 0)
 
 

@@ -1,4 +1,4 @@
-"""`lambdanets plan`: which kernel serves a problem, what each would cost, and why not the others."""
+"""`lambdanets plan`: the kernel that computes a lambda layer, the cost of each, and why not the others."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -36,28 +36,28 @@ def run(
     device: Device = "cpu",
     measure: bool = False,
 ) -> int:
-    """Show which kernel serves a problem, what each would cost, and why the others are not taken.
+    """Show which kernel computes a lambda layer, the estimated cost of each kernel, and why not the others.
 
-    Nothing is run and no memory is taken (unless --measure is given): the plan is made from the sizes.
+    The plan follows from the sizes: without --measure no kernel is run.
 
     Args:
         grid: Sizes of the query grid, for example 64x64.
-        scope: Position table entries per axis (23 or 7x7); global positions when not given.
-        dilation: Distance between neighbouring table entries.
-        context_grid: Sizes of the context's grid where it is not the query grid.
-        heads: Queries per position, h.
+        scope: Local context: entries of the position table per axis (23 or 7x7); global context by default.
+        dilation: Distance between neighbouring entries of the position table.
+        context_grid: Sizes of the context's grid, if it is not the query grid.
+        heads: Number of heads, h.
         dim_k: Query and key depth, k.
         dim_v: Value depth per head, v.
         dim_u: Intra-depth, u.
         batch: Batch size, b.
-        train: A backward pass follows.
-        causal: Every query sees only what comes before it (one axis).
-        dense: The embeddings are given for every pair (n m k u), not as a table of offsets.
+        train: Include the backward pass.
+        causal: Each query has only the positions up to its own as context (one axis).
+        dense: Position embeddings for every pair of query and context [n, m, k, u], not a table of offsets.
         content: Leave out the content lambdas.
         position: Leave out the position lambdas.
-        dtype: Element type.
-        device: Device type; it need not be present.
-        measure: Run the kernels on random numbers and let their times decide, as kernel="measured" does.
+        dtype: Dtype of the tensors.
+        device: Device type; this machine need not have it.
+        measure: Run the kernels on random tensors and select by their times, as kernel="measured" does.
     """
     with usage():
         sizes = read_sizes("--grid", grid)
@@ -87,7 +87,7 @@ def run(
 
 
 def _optional(option: str, text: str | None, rank: int = 1) -> tuple[int, ...] | None:
-    """The sizes of an option that may be absent; one number stands for all axes."""
+    """Return the sizes of an option, if it is given; a single number is used for all axes."""
     if text is None:
         return None
     sizes = read_sizes(option, text)

@@ -293,10 +293,13 @@ def test_a_model_that_names_its_classes(inside: Command, hub: Path, tmp_path: Pa
 
 
 WRONG = {
-    "eval test_resnet": (2, "test_resnet is a model without images of its own"),
-    "eval test_resnet --data folder:NUMBERED --weights last": (2, "--weights chooses among those of a run"),
+    "eval test_resnet": (2, "test_resnet is a model and has no validation set"),
+    "eval test_resnet --data folder:NUMBERED --weights last": (
+        2,
+        "--weights chooses among those of a run",
+    ),
     "eval RUN --checkpoint WEIGHTS": (2, "--checkpoint goes with the name of a model"),
-    "eval RUN --as v2": (2, "--as says what the images of --data are"),
+    "eval RUN --as v2": (2, "--as describes the images of --data"),
     "eval RUN --size 0": (2, "data.image_size must be 1 or more"),
     "eval RUN --crop 1.5": (2, "data.crop_pct must be above 0 and at most 1"),
     "eval RUN --precision half": (2, "--precision"),

@@ -1,4 +1,4 @@
-"""Locks between processes, and signals that a process leaves to its parent."""
+"""File locks between processes, signals that request a stop, and lost data-loading processes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class InUseError(ValueError):
 
 
 class NotPosixError(RuntimeError):
-    """The system lacks what POSIX has, such as locks on files."""
+    """The system lacks functions of POSIX, such as file locks."""
 
-    everywhere = True
+    on_all_ranks = True
 
 
 class NoLockWarning(UserWarning):
-    """A file system offers no locks."""
+    """A file system has no locks."""
 
 
 # Locks
@@ -45,10 +45,10 @@ def require_posix(what: str) -> Any:
     """Return the module `fcntl`.
 
     Args:
-        what: needs it, for the sentence.
+        what: The feature that needs it, for the message.
 
     Raises:
-        NotPosixError: this system has none.
+        NotPosixError: The system does not have it.
     """
     try:
         import fcntl
@@ -61,19 +61,19 @@ def require_posix(what: str) -> Any:
 
 @contextmanager
 def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
-    """Hold the lock of a file; it ends with this process, however that ends.
+    """Hold a file lock, which the system releases however this process ends.
 
-    The file holds host and id of the process, and is removed at the end. Where the file cannot be locked, as
-    on some network file systems or in a folder that is read-only, a warning says so and work goes on.
+    The file has host and id of the process, and is removed at the end. If it cannot be locked, as on some
+    network file systems or in a read-only folder, the block runs without a lock after a warning.
 
     Args:
-        path: the file; it and its folder are made.
-        what: is locked, for the sentence.
-        patience: seconds to wait for another process to release it.
+        path: The lock file; it and its folder are created.
+        what: What the lock protects, for the messages.
+        patience: Seconds to wait for another process to release the lock.
 
     Raises:
-        InUseError: another process holds the lock.
-        NotPosixError: this system has no locks.
+        InUseError: Another process holds the lock.
+        NotPosixError: The system has no file locks.
 
     Example:
         >>> with locked(Path("runs/digits/.lock"), "the run in runs/digits"):
@@ -103,7 +103,7 @@ def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            if _is_at(path, descriptor):  # and not another's, where the folder was moved and made anew
+            if _is_at(path, descriptor):  # another process may have created the folder again
                 path.unlink()
         _held.discard(descriptor)
         os.close(descriptor)
@@ -126,11 +126,11 @@ def _try_lock(path: Path, fcntl: Any) -> int | None:
         except OSError:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # the process that held it has just removed the file
+        os.close(descriptor)  # the process that held the lock has just removed the file
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file is still the one at a path."""
+    """Return whether an open file is still the one at a path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -146,7 +146,7 @@ def _holder(path: Path) -> str:
 
 
 def _release_in_child() -> None:
-    # A lock lasts as long as any process has the file open: a forked child must not keep it.
+    # A lock lasts while any process has the file open: a forked child must close it.
     while _held:
         os.close(_held.pop())
 
@@ -159,9 +159,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def listened_signals() -> tuple[int, ...]:
-    """Return the signals to take as requests to stop.
+    """Return the signals to handle as requests to stop.
 
-    One that is ignored stays so, as SIGHUP under nohup; of Ctrl-C and SIGTERM each is meant for this process.
+    Ignored signals remain ignored, such as SIGHUP under nohup, except for SIGINT and SIGTERM.
     """
     always = (signal.SIGINT, signal.SIGTERM)
     return tuple(
@@ -173,13 +173,13 @@ def listened_signals() -> tuple[int, ...]:
 
 
 def leave_signals_to_parent(worker: int = 0) -> None:
-    """Let a data-loading process outlive requests to stop, which reach the whole process group.
+    """Make a data-loading process ignore requests to stop, which reach the whole process group.
 
-    Its parent decides: a SIGTERM of the parent's still ends the process, and so does the parent's end, for
-    which torch's loop of a worker looks. Where a signal's sender cannot be known (macOS), SIGTERM ends it.
+    The process still ends on a SIGTERM from its parent, and when its parent ends, which the worker loop of
+    PyTorch checks. Where the sender of a signal is not available (macOS), any SIGTERM ends it.
 
     Args:
-        worker: number of the process; a `worker_init_fn` of torch's DataLoader is called with it.
+        worker: Index of the worker, which DataLoader passes to its `worker_init_fn`; not used.
     """
     for number in STOP_SIGNALS:
         if number != signal.SIGTERM:
@@ -196,14 +196,14 @@ def _end_on_parents_sigterm(parent: int) -> None:
 
 
 def lost_worker(error: BaseException) -> str | None:
-    """Return how a data-loading process of this one ended, None where the error is of another kind.
+    """Return how a data-loading process of this one ended, or None if the error has another cause.
 
-    torch raises its error wherever the process happens to be, and other errors may follow from it.
+    PyTorch raises its error at an arbitrary line of the main process, and other errors may follow from it.
 
     Args:
-        error: as it was caught.
+        error: The error, with its chain of causes.
     """
-    seen: list[BaseException] = []  # a library may close the chain of errors to a ring
+    seen: list[BaseException] = []  # the chain of errors may be a cycle
     reason = None
     following: BaseException | None = error
     while following is not None and following not in seen:
@@ -213,7 +213,7 @@ def lost_worker(error: BaseException) -> str | None:
             found = re.search(r"by signal: ([\w ]+)|(exit code -?\d+)", text)
             if found:
                 return (found[1] or found[2]).strip()
-            reason = "it ended unexpectedly"  # an error before this one may know more
+            reason = "it ended unexpectedly"  # an earlier error may have the reason
         elif "unable to" in text and ("/torch_" in text or "shared memory" in text):
             return "no shared memory was left"
         following = following.__cause__ or following.__context__

@@ -1,4 +1,4 @@
-"""`lambdanets show` with the name of a recipe: what it states, what it sets, and what it costs."""
+"""`lambdanets show` for a recipe: its description, its settings, and an estimate of its cost."""
 
 from rich.console import Console
 from rich.table import Table
@@ -7,26 +7,26 @@ from rich.text import Text
 from lambdanets.cli.console import draw, stdout, table
 from lambdanets.data import CocoConfig
 from lambdanets.detection import DetectionConfig, DetectorConfig
-from lambdanets.recipes import DEVICES, Statement, costs, get_recipe, statement
-from lambdanets.recipes.budget import IMAGENET, LINK
+from lambdanets.recipes import DEVICES, Description, costs, describe, get_recipe
+from lambdanets.recipes.cost import IMAGENET, LINK
 from lambdanets.train import ModelConfig, RunConfig
 from lambdanets.train.serialization import flatten
 
 
 def show_recipe(name: str, *, devices: tuple[int, ...] | None, images_per_second: float | None) -> None:
-    """Print a recipe: its statement, the fields that it sets, and on ImageNet an estimate of the cost."""
-    console, config, said = stdout(), get_recipe(name), statement(name)
-    console.print(Text.assemble((name, "bold"), f"  {said.title}\n"), soft_wrap=True)
+    """Print a recipe: its description, its settings, and for ImageNet an estimate of its cost."""
+    console, config, about = stdout(), get_recipe(name), describe(name)
+    console.print(Text.assemble((name, "bold"), f"  {about.title}\n"), soft_wrap=True)
     rows = Table.grid(padding=(0, 2))
-    for heading, text in (said.sections | {"Sets": "  ".join(settings(config))}).items():
+    for heading, text in (about.sections | {"Sets": "  ".join(settings(config))}).items():
         rows.add_row(Text(heading, "dim"), text)
     console.print(rows)
     if isinstance(config, RunConfig) and name.startswith("imagenet"):
-        _draw_costs(config, said, devices or DEVICES, images_per_second, console)
+        _draw_costs(config, about, devices or DEVICES, images_per_second, console)
 
 
 def settings(config: RunConfig | DetectionConfig) -> list[str]:
-    """The fields of a configuration that are not the defaults, as `--set` takes them."""
+    """Return the fields of a configuration that differ from the defaults, in the form of `--set`."""
     recipe, model = config.recipe, config.model.name
     if isinstance(config, RunConfig):
         usual = RunConfig(recipe=recipe, model=ModelConfig(name=model))
@@ -43,13 +43,18 @@ def settings(config: RunConfig | DetectionConfig) -> list[str]:
 
 
 def _draw_costs(
-    config: RunConfig, said: Statement, devices: tuple[int, ...], rate: float | None, console: Console
+    config: RunConfig,
+    about: Description,
+    devices: tuple[int, ...],
+    rate: float | None,
+    console: Console,
 ) -> None:
-    source = said.rate_source if rate is None else "given"
-    rate = said.device_rate if rate is None else rate
+    source = about.rate_source if rate is None else "given"
+    rate = about.device_rate if rate is None else rate
     if rate is None:
         console.print(
-            "\nNo pace of a device is published for it. Measure yours, and give it as --images-per-second: "
+            "\nNo training rate of a device is published for it. Measure yours and pass it as "
+            "--images-per-second: "
             f"lambdanets bench models --models {config.model.name} --sizes {config.data.image_size} "
             f"--pass train --device cuda --dtype bfloat16 --batch {config.data.batch_size}",
             soft_wrap=True,
@@ -72,10 +77,10 @@ def _draw_costs(
     console.print()
     draw(console, f"{config.engine.epochs} epochs of ImageNet: an estimate, not measured", rows)
     console.print(
-        f"Pace of a device: {rate:,.0f} training images/s ({source}); --images-per-second takes yours.\n"
-        f"A step is {config.engine.global_batch:,} images, then an exchange of gradients over a link of "
-        f"{LINK / 1e9:g} GB/s that nothing hides; {IMAGENET[1]:,} images are validated in each epoch.\n"
-        "Left out: reading the images, and that small batches are slower.",
+        f"Rate of a device: {rate:,.0f} training images/s ({source}); --images-per-second sets another.\n"
+        f"A step is {config.engine.global_batch:,} images, then an exchange of gradients at "
+        f"{LINK / 1e9:g} GB/s that does not overlap with it; an epoch validates {IMAGENET[1]:,} images.\n"
+        "Not included: reading the images, and the lower rate of small batches.",
         style="dim",
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""`lambdanets pseudo-label`: a run labels images, and the labels to train on are chosen."""
+"""`lambdanets pseudo-label`: labels images with a run and selects the labels to train on."""
 
 from pathlib import Path
 from shlex import quote
@@ -11,9 +11,9 @@ from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
 from lambdanets.train import load_run
-from lambdanets.wording import few
+from lambdanets.utils.text import join_some
 
-SHOWN = 30  # classes; the facts beside the labels have all of them
+SHOWN = 30  # classes in the table; the JSON file beside the labels has all of them
 
 
 def run(
@@ -29,21 +29,21 @@ def run(
     batch_size: Annotated[int | None, shown("N", "the teacher's")] = None,
     workers: Annotated[int | None, shown("N", "the teacher's")] = None,
 ) -> int:
-    """Let a run label images, and choose the labels to train on.
+    """Label images with a run, and select the labels to train another model on.
 
-    All labels are kept beside LABELS.csv: the command goes on where it was stopped, and another threshold
-    takes no time. Images that the teacher was trained on are left out.
+    All labels are stored beside LABELS.csv: an interrupted command continues where it stopped, and another
+    threshold needs no further computation. Images that the teacher was trained on are left out.
 
     Args:
-        teacher: The folder of a run.
-        data: Images in any folders; of a folder with train/ and val/, those of train/ alone.
-        out: The labels that were chosen: image, label, probability.
+        teacher: Folder of a run.
+        data: Images in any folders; of a folder with train/ and val/, only those in train/.
+        out: File for the selected labels: image, label, probability.
         threshold: Least probability of a label.
-        per_class: Keep so many images of each class at most, the most confident ones.
-        fill: Repeat images of classes with fewer until there are as many.
-        keep_labelled: Label the images that the teacher was trained on, too.
-        weights: The best weights by validation, or those of the last epoch.
-        batch_size: Images that go through the network at once.
+        per_class: Largest number of images of a class; the most confident ones are selected.
+        fill: Repeat images of smaller classes until each has --per-class images.
+        keep_labelled: Label the images that the teacher was trained on too.
+        weights: Weights of the teacher's best epoch by validation, or of its last epoch.
+        batch_size: Images in a batch.
         workers: Processes that read images.
     """
     opened = load_run(teacher)
@@ -55,7 +55,7 @@ def run(
         keep_labelled=keep_labelled, weights=weights, batch_size=batch_size, workers=workers,
     )  # fmt: skip
     if found is None:
-        stdout().print("the part of this process is labelled; the one that finishes last writes the choice")
+        stdout().print("the shard of this process is labelled; the last process to finish selects the labels")
         return 0
     all_labels, kept, console = found.all_labels, found.selected, stdout()
     if found.left_out:
@@ -63,7 +63,7 @@ def run(
             f"{found.left_out:,} images that the teacher was trained on are left out", soft_wrap=True
         )
     if found.unreadable:
-        stderr().print(f"cannot read {few(found.unreadable)}")
+        stderr().print(f"cannot read {join_some(found.unreadable)}")
     rows = table(label="wrap", labelled="right", kept="right", mean_probability="right", right="right")
     counts, chosen = all_labels.counts(), kept.counts()
     for target in np.argsort(-counts, kind="stable")[:SHOWN]:
@@ -93,7 +93,7 @@ def run(
 
 
 def _right(truths: np.ndarray | None, targets: np.ndarray, members: np.ndarray) -> str:
-    """The part of a class's labels that the folders' names confirm."""
+    """Return the share of a class's labels that agree with the folders' names."""
     if truths is None or not members.any():
         return ""
     return f"{np.mean(truths[members] == targets[members]):.1%}"

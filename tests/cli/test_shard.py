@@ -1,4 +1,4 @@
-"""`lambdanets shard`: the folder it leaves, what it says, and what it refuses."""
+"""`lambdanets shard`: the folder it writes, its output, and its errors."""
 
 import re
 import subprocess
@@ -25,11 +25,11 @@ def test_shards_of_the_digits(command: Command, tmp_path: Path) -> None:
 
 
 def test_the_seed_is_that_of_order_and_split(inside: Command, tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("unsaid", "zero", "one")]
+    folders = [tmp_path / name for name in ("default", "zero", "one")]
     for folder, words in zip(folders, ((), ("--seed", 0), ("--seed", 1)), strict=True):
         assert inside("shard", "digits", "--out", folder, *words).returncode == 0
-    unsaid, zero, one = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
-    assert unsaid == zero
+    default, zero, one = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    assert default == zero
     for name in ("train-000000.tar", "val-000000.tar"):
         assert one[name] != zero[name]
 

@@ -1,4 +1,4 @@
-"""`lambdanets predict`: labels for photos, in the terminal, on a contact sheet, and as JSON."""
+"""`lambdanets predict`: labels images, in the terminal, on a contact sheet and as JSON."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import timm
 from tyro import conf
 
-from lambdanets.cli.console import draw, stderr, stdout, table
-from lambdanets.cli.errors import FAILURE, UsageError
+from lambdanets.cli.console import draw, exit_code_of_images, print_files, stderr, stdout, table
+from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import check_outputs, refuse, shown, write_json
 from lambdanets.evaluate.prediction import Prediction, predict, predict_samples
 from lambdanets.train import Run, load_run
@@ -31,29 +31,29 @@ def run(
     max_pixels: Annotated[int | None, shown("N", "the run's")] = None,
     strict: bool = False,
 ) -> int:
-    """Label photos with a run and draw them on a contact sheet, or draw the objects that a detector finds.
+    """Label images with a run and draw them on a contact sheet, or draw the objects that a detector finds.
 
-    A file that is no readable image is named and skipped; the command fails when none could be read.
+    Files that cannot be read as images are reported and skipped; the command fails if none could be read.
 
     Args:
-        run: The folder of a run.
-        paths: Image files, and folders, which are searched with everything inside.
-        samples: Instead of files, take this many samples of the run's own validation set and show the truth.
-        top: Classes to show for each image, of a classifier.
-        threshold: Least score of an object, of a detector.
-        tile: Of a detector, look at large images in overlapping tiles: auto does so where an image would be
-            shrunk far more than those of the training; a size in pixels for all images that are larger.
-        out: Where to draw: of a classifier the contact sheet, whose further pages get a number; of a detector
-            the folder of the drawings, or with --samples the sheet.
-        json: Where to write the predictions for other programs.
-        weights: The best weights by validation, or those of the last epoch.
-        batch_size: Images that go through a classifier at once.
-        max_pixels: Width times height of the largest image that is read.
-        strict: Fail when any image could not be read.
+        run: Folder of a run.
+        paths: Image files, and folders, which are searched recursively.
+        samples: Instead of files, use this many images of the run's validation set and show their labels.
+        top: Classifiers: number of classes to show for each image.
+        threshold: Detectors: least score of an object.
+        tile: Detectors: process large images in overlapping tiles: auto for images that would be shrunk far
+            more than those of the training, a size in pixels for all larger images, off for none.
+        out: Classifiers: the contact sheet, whose further pages get a number. Detectors: the folder of the
+            drawings, or with --samples the sheet.
+        json: Write the predictions to a JSON file.
+        weights: Weights of the run's best epoch by validation, or of its last epoch.
+        batch_size: Classifiers: images in a batch.
+        max_pixels: Largest width times height of an image that is read.
+        strict: Fail if any image could not be read.
     """
     if bool(paths) == (samples is not None):
         raise UsageError(
-            "name images or folders, or take --samples 20 of the run's validation set; one of both."
+            "name images or folders, or use --samples 20 of the run's validation set; one of both."
         )
     for option, number in (
         ("--samples", samples),
@@ -88,7 +88,7 @@ def run(
     refuse({"--threshold": threshold, "--tile": tile}, "a detector", run)
     sheet = out or run / "predictions.png"
     if sheet.suffix.lower() != ".png":
-        raise UsageError(f"--out is a PNG image, so its name ends in .png; got {str(sheet)!r}.")
+        raise UsageError(f"--out is a PNG image, whose name ends in .png; got {str(sheet)!r}.")
     check_outputs({"--out": sheet})
     opened = load_run(run)
     top, batch_size = 5 if top is None else top, 32 if batch_size is None else batch_size
@@ -103,19 +103,14 @@ def run(
         write_json(json, to_plain(predictions))
     unread = [each for each in predictions if each.error is not None]
     written = _draw(predictions, sheet, opened)
-    for label, files in (("contact sheet", written), ("predictions", [json] if json else [])):
-        for file in files:
-            stdout().print(f"{label}: {file}", soft_wrap=True)
+    print_files(*(("contact sheet", page) for page in written), ("predictions", json))
     for each in unread:
         stderr().print(f"skipped {each.path}: {each.error or ''}.")
-    failed = len(unread) == len(predictions) or (strict and bool(unread))
-    if failed:
-        stderr().print(f"lambdanets: {len(unread)} of {len(predictions)} images could not be read.")
-    return FAILURE if failed else 0
+    return exit_code_of_images(len(unread), len(predictions), strict=strict)
 
 
 def to_plain(predictions: list[Prediction]) -> list[dict[str, object]]:
-    """Return predictions for JSON: a path each, and labels with probabilities or an error."""
+    """Return predictions as they are written to JSON: path, and labels with probabilities or an error."""
     entries = []
     for each in predictions:
         entry: dict[str, object] = {"path": each.path}

@@ -107,7 +107,7 @@ def test_a_recipe_is_shown_with_an_estimate(capsys: pytest.CaptureFixture[str]) 
         "Command lambdanets train imagenet-350-152@224 --data folder:/data/imagenet --devices 8",
         "model.options.drop_path_rate=0.1",
         "350 epochs of ImageNet: an estimate, not measured",
-        "Pace of a device: 337 training images/s",
+        "Rate of a device: 337 training images/s",
     ):
         assert words in out
     # 350 x (313 steps of 4,096 images, and 2 x 50,000 / 3), at 1,024 in 0.38 seconds, and the exchange.

@@ -46,7 +46,7 @@ def value(shown: str, measure: str) -> str:
     return found[1]
 
 
-def test_eval_measures_what_training_said(command: Command, trained: Path) -> None:
+def test_eval_measures_the_accuracy_of_training(command: Command, trained: Path) -> None:
     done = command("eval", trained)
     assert done.returncode == 0, done.stderr
     best = re.search(r"best\s+([\d.]+) %", (trained / "summary.txt").read_text())
@@ -89,7 +89,7 @@ def test_the_own_folder_is_never_measured_whole(
     assert int(value(whole.stdout, "images")) == len(list(flat.rglob("*.*")))
 
 
-def test_top_5_of_a_few_classes_is_not_told(inside: Command, of_photos: Path, trained: Path) -> None:
+def test_top_5_of_a_few_classes_is_not_printed(inside: Command, of_photos: Path, trained: Path) -> None:
     assert "top-5" not in inside("eval", of_photos).stdout
     assert "top-5" in inside("eval", trained).stdout
 
@@ -99,8 +99,8 @@ def test_eval_and_predict_agree_on_a_folder(
 ) -> None:
     done = inside("eval", trained, "--data", f"folder:{photos}", "--weights", "last")
     assert done.returncode == 0, done.stderr
-    told = inside("predict", trained, photos, "--json", tmp_path / "p.json", "--weights", "last")
-    assert told.returncode == 0, told.stderr
+    predicted = inside("predict", trained, photos, "--json", tmp_path / "p.json", "--weights", "last")
+    assert predicted.returncode == 0, predicted.stderr
     entries = json.loads((tmp_path / "p.json").read_text())
     assert len(entries) == 40
     right = sum(entry["labels"][0] == Path(entry["path"]).parent.name for entry in entries)
@@ -108,7 +108,9 @@ def test_eval_and_predict_agree_on_a_folder(
     assert value(done.stdout, "accuracy") == f"{right / 40:.2%}"
 
 
-def test_predict_tells_draws_and_skips(command: Command, trained: Path, photos: Path, tmp_path: Path) -> None:
+def test_predict_prints_draws_and_skips(
+    command: Command, trained: Path, photos: Path, tmp_path: Path
+) -> None:
     whole = (photos / "0" / "0.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "fake.jpg").write_text("no image")
@@ -134,9 +136,7 @@ def test_predict_tells_draws_and_skips(command: Command, trained: Path, photos: 
         assert min(sheet.size) > 500
 
 
-def test_strict_fails_for_one_bad_image_and_says_so(
-    inside: Command, trained: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_strict_fails_for_one_bad_image(inside: Command, trained: Path, photos: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_text("no image")
     sheet = tmp_path / "sheet.png"
@@ -157,11 +157,11 @@ def test_no_readable_image_is_a_failure(inside: Command, trained: Path, tmp_path
 def test_samples_show_the_truth(inside: Command, trained: Path) -> None:
     done = inside("predict", trained, "--samples", 20)
     assert done.returncode == 0, done.stderr
-    said = re.search(r"(\d+) of 20 right", done.stdout)
-    assert said is not None
+    right = re.search(r"(\d+) of 20 right", done.stdout)
+    assert right is not None
     rows = re.findall(r"digits#\d{4}\W+(\d)\W+(\d) \d", done.stdout)
     assert len(rows) == 20
-    assert sum(truth == guess for truth, guess in rows) == int(said[1])
+    assert sum(truth == guess for truth, guess in rows) == int(right[1])
     assert (trained / "predictions.png").exists()
 
 

@@ -1,4 +1,4 @@
-"""`lambdanets train`: what a run leaves, and how it stops and goes on."""
+"""`lambdanets train`: the files of a run, stopping and resuming."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lambdanets.cli import training
+from lambdanets.cli import train
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -45,13 +45,13 @@ def test_options_and_settings_reach_the_run(trained: Path) -> None:
     assert config["schedule"]["warmup_epochs"] == 0
 
 
-def test_the_end_of_a_run_is_told(trained: Path) -> None:
+def test_a_finished_run_prints_its_summary_and_the_next_command(trained: Path) -> None:
     printed = (trained / "printed.txt").read_text()
     assert (trained / "summary.txt").read_text().strip() in printed
     assert f"lambdanets predict runs/{trained.name} --samples 20" in printed
 
 
-def test_what_is_streamed_has_no_samples(trained: Path, tmp_path: Path) -> None:
+def test_the_next_command_for_a_streamed_source_is_eval(trained: Path, tmp_path: Path) -> None:
     config = json.loads((trained / "config.json").read_text())
     for source, words in (
         ("hfids/pets", f"eval {tmp_path}"),
@@ -60,7 +60,7 @@ def test_what_is_streamed_has_no_samples(trained: Path, tmp_path: Path) -> None:
     ):
         config["data"]["source"] = source
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert training.next_step(tmp_path) == f"lambdanets {words}"
+        assert train.next_step(tmp_path) == f"lambdanets {words}"
 
 
 def test_a_finished_run_has_nothing_to_resume(inside: Command, trained: Path) -> None:

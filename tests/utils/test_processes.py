@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from lambdanets import processes
-from lambdanets.processes import InUseError, NoLockWarning, locked, lost_worker
+from lambdanets.utils import processes
+from lambdanets.utils.processes import InUseError, NoLockWarning, locked, lost_worker
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from lambdanets.processes import locked
+from lambdanets.utils.processes import locked
 with locked(Path(sys.argv[1]), "it"):
     if os.fork() == 0:  # as a data-loading process
         time.sleep(60)

@@ -19,7 +19,7 @@ def test_everything_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(list_models()) | set(list_recipes()) | {"digits", "folder:PATH", "hfids/NAME"} <= set(first)
 
 
-def test_a_line_says_what_a_model_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_describes_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = (line for line in lines(capsys, "lambda_resnet152") if line.startswith("lambda"))
     assert re.search(
         r"\b51\.40\b.*256x256 RGB.*3-8-36-3 blocks.*layer3 \(6 of 36\), layer4.*scope 23", line
@@ -34,7 +34,9 @@ def test_a_line_says_what_a_model_is(capsys: pytest.CaptureFixture[str]) -> None
         ("folder*", "folder:PATH", "torch/NAME:PATH"),
     ],
 )
-def test_patterns_choose(capsys: pytest.CaptureFixture[str], pattern: str, there: str, absent: str) -> None:
+def test_patterns_select_names(
+    capsys: pytest.CaptureFixture[str], pattern: str, there: str, absent: str
+) -> None:
     first = [line.split()[0] for line in lines(capsys, pattern) if line]
     assert there in first
     assert absent not in first

@@ -1,0 +1,1 @@
+"""Helpers of all rooms. Importing one needs the standard library alone."""
