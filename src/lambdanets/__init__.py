@@ -9,7 +9,7 @@ from .models import accelerate, create_model, list_models
 from .nn import LambdaLayer, LambdaLayer1d, LambdaLayer2d, LambdaLayer3d
 from .ops import GlobalContext, LocalContext, MaskedContext, Plan, Problem, lambda_layer, plan
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 __all__ = [
     "GlobalContext",
     "LambdaLayer",
