@@ -1,4 +1,4 @@
-"""Samplers of batches: functions of the seed, the position and the rank alone."""
+"""Samplers of batches: functions of the seed, the position in training and the rank alone."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from .errors import DataError
 from .mixed import PSEUDO, MixedSet, batch_sizes
 from .randomness import other_seed, permutation, shard_permutation
 
-Position = Callable[[], tuple[int, int]]
-Batch = tuple[np.ndarray, int | np.ndarray]  # indices, and the epoch of all or of each
+Position = Callable[[], tuple[int, int]]  # returns (epoch, batches already done in it)
+# Indices of samples [b], and their epoch: one for all, or one for each [b].
+Batch = tuple[np.ndarray, int | np.ndarray]
 
 
 def whole_batches(size: int, batch_size: int, world_size: int) -> tuple[int, int]:
-    """Return the batch size of one of several processes, and the number of its batches in an epoch.
+    """Return the batch size of each process, and the number of its batches in an epoch.
 
-    A set smaller than one batch gives one smaller batch.
+    The remainder that does not fill a batch of all processes is left out. A set smaller than one such batch
+    gives one smaller batch.
+
+    Args:
+        size: samples in the set.
+        batch_size: for one process.
+        world_size: number of processes.
 
     Raises:
         DataError: there are fewer samples than processes.
@@ -33,9 +40,8 @@ def whole_batches(size: int, batch_size: int, world_size: int) -> tuple[int, int
 class TrainBatches(Sampler):
     """Batches of one epoch, for one of several processes, from the current position of training.
 
-    An epoch is a permutation by (seed, epoch), cut into batches for all processes together. Every sample
-    occurs at most once; the remainder that does not fill a batch is left out of the epoch. A set smaller than
-    one batch gives one smaller batch.
+    An epoch is a permutation by (seed, epoch), cut into batches for all processes together; `whole_batches`
+    gives their size and number. Every sample occurs at most once.
 
     Args:
         size: samples in the set.
@@ -44,8 +50,8 @@ class TrainBatches(Sampler):
         position: returns (epoch, batches already done in it), called at the start of every iteration.
         rank: of this process.
         world_size: number of processes.
-        shards: number of the shard of each sample, of shape [n], to visit 16 shards at a time; None mixes all
-            samples.
+        shards: index of the shard of each sample, of shape [n]: samples of 16 shards at a time are shuffled.
+            None shuffles all samples.
     """
 
     def __init__(
@@ -67,7 +73,7 @@ class TrainBatches(Sampler):
         return self.number
 
     def __iter__(self) -> Iterator[Batch]:
-        # Called now: a generator would call it at the first batch.
+        # A generator would call `position` only when the first batch is requested.
         return self._batches(*self.position())
 
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
@@ -83,7 +89,14 @@ class TrainBatches(Sampler):
 
 
 class EvalBatches(Sampler):
-    """Every sample once and in order, assigned to the processes in turn."""
+    """Batches of every sample once and in order; process r of w takes the samples r, r + w, r + 2w, ...
+
+    Args:
+        size: samples in the set.
+        batch_size: for one process; the last batch may be smaller.
+        rank: of this process.
+        world_size: number of processes.
+    """
 
     def __init__(self, size: int, batch_size: int, *, rank: int, world_size: int):
         self.indices = np.arange(rank, size, world_size)
@@ -102,7 +115,7 @@ class MixedBatches(Sampler):
 
     An epoch is one pass over the labelled images, as without pseudo-labels. The pseudo-labelled images are
     visited in passes of their own, each a permutation by (seed, pass), which continue from epoch to epoch and
-    may change inside a batch. The batches are a function of (seed, epoch, batch, rank).
+    may begin inside a batch. The batches are a function of (seed, epoch, batch, rank).
 
     Args:
         mixed: both sets.
@@ -134,7 +147,7 @@ class MixedBatches(Sampler):
             world_size=world_size,
             shards=mixed.labelled.shards if config.order == "shards" else None,
         )
-        # A set smaller than its part of a batch gives smaller batches, of both kinds.
+        # If the labelled set is smaller than its part of a batch, both parts shrink in proportion.
         self.pseudo_size = max(1, round(self.pseudo_size * self.labelled.batch_size / labelled))
         self.seed, self.position = other_seed(seed, PSEUDO), position
         self.rank, self.world_size = rank, world_size
@@ -156,7 +169,7 @@ class MixedBatches(Sampler):
             yield np.concatenate([rows, self.first + others]), epochs
 
     def _pass(self, number: int) -> np.ndarray:
-        """The order of a pass; cached, as a pass over many images lasts many epochs."""
+        """Return the order of a pass, [pseudo-labelled images]; cached, as a pass may last many epochs."""
         if self._order is None or self._order[0] != number:
             self._order = number, permutation(self.seed, number, self.size)
         return self._order[1]

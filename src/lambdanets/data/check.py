@@ -14,17 +14,17 @@ from lambdanets.ops.hardware import available_memory
 from .errors import DataError
 from .image_set import ImageSet
 
-MEMORY_LIMIT = 2**30
-CHUNK = 64
+MEMORY_LIMIT = 2**30  # bytes of decoded images below which `data.cache` "auto" caches them
+CHUNK = 64  # images that a thread handles between two updates of the progress
 
 
 def check_memory(number: int, size: int, channels: int) -> None:
     """Refuse a batch that does not fit into memory, before an image is resized.
 
     Args:
-        number: of images.
-        size: their height and width, in pixels.
-        channels: of an image, in float32.
+        number: images in the batch.
+        size: height and width of an image, in pixels.
+        channels: channels of an image, with elements of float32.
 
     Raises:
         DataError: the machine has less memory.
@@ -38,13 +38,23 @@ def check_memory(number: int, size: int, channels: int) -> None:
 
 
 def check_set(image_set: ImageSet, progress: Callable[[int], None]) -> dict[int, str]:
-    """Decode every file of a set, and return the errors of the bad ones by index."""
+    """Decode every file of a set, and return the error of each bad one, by index.
+
+    Args:
+        image_set: whose files are decoded, unless its source has no files to check.
+        progress: called with the number of images done.
+    """
     images = image_set.images
     return for_all(images.check, len(images), progress) if images.checkable else {}
 
 
 def keep_in_memory(image_set: ImageSet, progress: Callable[[int], None]) -> dict[int, str]:
-    """Decode a whole set into memory, and return the errors of the bad images by index."""
+    """Decode a whole set into `image_set.cached`, and return the error of each bad image, by index.
+
+    Args:
+        image_set: to cache.
+        progress: called with the number of images done.
+    """
     pipeline, number = image_set.pipeline, len(image_set)
     if pipeline.uniform:
         shape = (number, pipeline.image_size, pipeline.image_size, pipeline.in_chans)
@@ -61,7 +71,7 @@ def keep_in_memory(image_set: ImageSet, progress: Callable[[int], None]) -> dict
 
 
 def memory_needed(image_set: ImageSet) -> int:
-    """Return the bytes that `keep_in_memory` would take; images of different sizes are sampled."""
+    """Return the bytes that `keep_in_memory` would take, estimated from some images if sizes differ."""
     pipeline, number = image_set.pipeline, len(image_set)
     if pipeline.uniform:
         return number * pipeline.in_chans * pipeline.image_size**2
@@ -75,7 +85,10 @@ def memory_needed(image_set: ImageSet) -> int:
 
 
 def for_all(work: Callable[[int], None], number: int, progress: Callable[[int], None]) -> dict[int, str]:
-    """Call `work` with 0 to number - 1 in threads, and return the DataErrors it raised, by index."""
+    """Call `work` with 0 to number - 1 in threads, and return the messages of its DataErrors, by index.
+
+    `progress` is called with the number of calls done.
+    """
 
     def chunk(start: int) -> dict[int, str]:
         bad = {}

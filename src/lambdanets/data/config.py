@@ -229,7 +229,7 @@ def resolved_source(text: str) -> str:
 
 
 def _registry() -> Any:
-    """The registry of sources, whose modules import this one."""
+    """Return the registry of sources, imported late because its modules import this one."""
     from . import sources
 
     return sources

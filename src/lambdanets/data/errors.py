@@ -1,4 +1,4 @@
-"""Errors and warnings of the data room."""
+"""Errors and warnings of `lambdanets.data`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class DataWarning(UserWarning):
 
 
 class SourceWarning(DataWarning):
-    """A warning that all processes of a run give alike when they open a source, so that one prints it."""
+    """A warning that every process of a run raises alike when it opens a source: only rank 0 prints it."""
 
 
-LISTED = 5  # sentences of one kind that a message contains
+LISTED = 5  # most sentences of one kind in a message
 
 
 def listing(sentences: Sequence[str]) -> str:

@@ -14,12 +14,13 @@ from lambdanets.utils.text import join_some
 
 from .errors import DataError, SourceWarning
 
-# Files and folders of other programs; copies and thumbnails among them look like images.
+# Names in lower case of files and folders that operating systems and file managers add; some hold copies and
+# thumbnails that look like images.
 STRAY = frozenset(
     {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
     | {"thumbs.db", "desktop.ini"}
 )
-KINDS = {
+KINDS = {  # what is opened in place of a file, for messages
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -74,6 +75,7 @@ def find_images(top: str, suffixes: tuple[str, ...]) -> Found:
     """
     found = Found(linked=os.path.islink(top))
     by_folder: dict[str, list[str]] = {}
+    # Each folder still to read, and the real paths of the folders whose links were followed to get there.
     waiting: list[tuple[str, tuple[str, ...]]] = [(top, ())]
     while waiting:
         folder, around = waiting.pop()
@@ -112,6 +114,7 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _check_loop(link: str, around: Sequence[str]) -> None:
+    """Raise DataError if a link leads to one of the folders around it, or to a folder that holds one."""
     target = os.path.realpath(link)
     for folder in around:
         if os.path.commonpath([folder, target]) == target:
@@ -155,7 +158,11 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
 
 
 def regular(path: str | os.PathLike[str], flags: int) -> int:
-    """Open a file like `os.open`, for `open(opener=...)`; refuse all but files and folders."""
+    """Open a file like `os.open`, as an opener for `open(opener=...)`.
+
+    Raises:
+        OSError: there is no such file, or it is neither a regular file nor a folder.
+    """
     number = os.open(path, flags | os.O_NONBLOCK, 0o666)  # else a pipe without a writer blocks
     kind = stat.S_IFMT(os.fstat(number).st_mode)
     if kind in (stat.S_IFREG, stat.S_IFDIR):

@@ -16,7 +16,7 @@ from .randomness import keys
 from .transforms import Pipeline
 
 ORDER_NEEDS_SHARDS = "data.order 'shards' needs images in tar archives, tar:PATH; elsewhere it is 'global'."
-SMALL = 64  # pixels on a side
+SMALL = 64  # height and width in pixels up to which a cached batch is made without workers
 
 
 class ImageSet(Dataset):
@@ -24,7 +24,7 @@ class ImageSet(Dataset):
 
     Args:
         images: of one split.
-        pipeline: from image to tensor; it decides whether samples vary.
+        pipeline: from image to tensor; it decides whether samples are augmented.
         classes: names, in the order of the targets.
         skip_bad: replace an image that cannot be decoded by its neighbour, with a warning, instead of
             raising.
@@ -50,12 +50,12 @@ class ImageSet(Dataset):
 
     @property
     def targets(self) -> np.ndarray:
-        """Class of each sample, of shape [n]."""
+        """Class index of each sample, int64 of shape [n]."""
         return self.images.targets
 
     @property
     def shards(self) -> np.ndarray:
-        """Number of the archive of each sample, of shape [n].
+        """Index of the archive of each sample, of shape [n].
 
         Raises:
             DataError: the images do not lie in archives.
@@ -78,11 +78,11 @@ class ImageSet(Dataset):
 
         Args:
             index: from 0 to len - 1.
-            epoch: counted from 0; with the seed and the index it decides the random changes.
+            epoch: counted from 0; with the seed and the index it decides the augmentation.
             seed: of the run.
 
         Returns:
-            A float32 image of shape [channels, image_size, image_size], and its class.
+            A float32 image of shape [channels, image_size, image_size], and its class index.
         """
         images, targets = self.batch([index], epoch, seed)
         return images[0], int(targets[0])
@@ -101,7 +101,10 @@ class ImageSet(Dataset):
             seed: of the run.
 
         Returns:
-            Images of shape [b, channels, image_size, image_size], int64 targets of shape [b].
+            float32 images of shape [b, channels, image_size, image_size], int64 targets of shape [b].
+
+        Raises:
+            DataError: an image cannot be read; under `skip_bad`, none of the set can.
         """
         rows = np.asarray(indices, dtype=np.intp)
         if isinstance(self.cached, np.ndarray):
@@ -113,7 +116,7 @@ class ImageSet(Dataset):
         return images, torch.from_numpy(self.targets[used])
 
     def _read(self, index: int) -> tuple[np.ndarray, int]:
-        """The prepared image at an index or, under `skip_bad`, at the next index that can be read."""
+        """Return the prepared image and the index that it has: the next readable one under `skip_bad`."""
         if self.cached is not None:
             return self.cached[index], index
         try:
@@ -132,7 +135,7 @@ class ImageSet(Dataset):
             raise DataError(f"not one of the {len(self)} images can be read; the first: {error}") from error
 
     def leave_out(self, bad: dict[int, str]) -> list[str]:
-        """Drop samples for good; the indices of those behind them decrease.
+        """Drop samples for good; those behind them move to lower indices.
 
         Args:
             bad: the reason for each, by index.
@@ -151,5 +154,9 @@ class ImageSet(Dataset):
         return [self.classes[target] for target in emptied]
 
     def prepared(self, index: int) -> np.ndarray:
-        """Decode one image and do the steps that do not change between epochs."""
+        """Decode one image and apply the transforms that are the same in every epoch.
+
+        Returns:
+            uint8 of shape [height, width, channels].
+        """
         return self.pipeline.prepare(self.images.read(index))

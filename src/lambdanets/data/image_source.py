@@ -1,4 +1,4 @@
-"""Collections of labelled images that can be read in any order, one class for each way of storing them."""
+"""Collections of labelled images that can be read in any order: a class for each way of storing them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class ImageSource(Protocol):
     """Images with a class each, any of which can be read at any time.
 
     Attributes:
-        targets: classes of shape [n].
-        checkable: whether `check` decodes an image, which is done before training starts; images of other
-            sources are decoded when they are read.
-        shards: number of the archive that holds each image, of shape [n]; None where there are none.
+        targets: class indices, int64 of shape [n].
+        checkable: whether `check` decodes an image, so that all can be checked before training starts; images
+            of other sources are decoded only when they are read.
+        shards: index of the archive that holds each image, of shape [n]; None if there are no archives.
     """
 
     targets: np.ndarray
@@ -36,6 +36,9 @@ class ImageSource(Protocol):
 
     def read(self, index: int) -> Image.Image:
         """Decode an image.
+
+        Returns:
+            The upright image, of mode RGB or, for one channel, L.
 
         Raises:
             DataError: it cannot be decoded; the message names it.
@@ -50,15 +53,15 @@ class ImageSource(Protocol):
         ...
 
     def path(self, index: int) -> str:
-        """Return the name of an image in messages."""
+        """Return the path or name of an image, for messages, fingerprints and files of labels."""
         ...
 
     def location(self, index: int) -> str:
-        """Return a name that is the same for all paths to an image."""
+        """Return a name that identifies an image, by whatever path or link it was found."""
         ...
 
     def subset(self, indices: np.ndarray) -> ImageSource:
-        """Return the images at some indices, in their order."""
+        """Return the images at some indices, in the order of the indices."""
         ...
 
 
@@ -80,8 +83,9 @@ class ArrayImages(ImageSource):
 
     Args:
         arrays: uint8 of shape [n, height, width], grey.
-        targets: classes of shape [n].
+        targets: class indices of shape [n].
         names: one for each image, used as its path.
+        in_chans: channels of the images that `read` returns: 3 for RGB, 1 for grey.
     """
 
     def __init__(self, arrays: np.ndarray, targets: np.ndarray, names: Sequence[str], in_chans: int):
@@ -112,7 +116,7 @@ class FileImages(ImageSource):
 
     Args:
         paths: of the files.
-        targets: classes, one for each path.
+        targets: class indices, one for each path.
         in_chans: 3 for RGB, 1 for grey.
         max_pixels: larger images are refused.
     """
@@ -161,7 +165,7 @@ class FileImages(ImageSource):
 
 
 class FolderImages(FileImages):
-    """Image files named from the root of their folder."""
+    """Image files whose `path` is relative to the folder `root`; `file` is the whole path."""
 
     def __init__(
         self, root: str, names: Sequence[str], targets: Sequence[int], in_chans: int, max_pixels: int
@@ -185,7 +189,7 @@ class DatasetImages(ImageSource):
         data_set: of (image, target) pairs. The reader of a timm ImageDataset is used directly: the data set
             itself would replace damaged images silently.
         indices: of the samples that are used.
-        targets: classes of shape [n], one for each index.
+        targets: class indices of shape [n], one for each of `indices`.
         in_chans: 3 for RGB, 1 for grey.
         name: of the data set, for messages.
         max_pixels: larger images are refused, where the data set returns files.
@@ -227,7 +231,7 @@ class DatasetImages(ImageSource):
         return getattr(self.data_set, "reader", self.data_set)[int(self.indices[index])][0]
 
     def _empty(self, index: int) -> bool:
-        """Whether a row of a Hugging Face data set has no image; timm's reader expects one."""
+        """Return whether a row of a Hugging Face data set has no image; timm's reader expects one."""
         reader: Any = getattr(self.data_set, "reader", self.data_set)
         if not hasattr(reader, "image_key"):
             return False
@@ -236,6 +240,7 @@ class DatasetImages(ImageSource):
 
     @contextmanager
     def _naming(self, index: int) -> Iterator[None]:
+        """Raise a DataError that names the image in place of a decoder's error."""
         try:
             yield
         except DataError as error:

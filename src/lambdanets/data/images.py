@@ -31,16 +31,16 @@ UNREADABLE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
-ORIENTATION = 0x0112
+ORIENTATION = 0x0112  # the EXIF tag
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 ROWS = 256  # converted at a time: a copy of a whole large scan in a wider dtype would fill the memory
 JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # 0 is a byte of data, D0 to D7 restart a scan
-PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-_OPENING = threading.Lock()
+PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of text and of a colour profile
+_OPENING = threading.Lock()  # held while the pixel limit of Pillow, which is global, is lifted
 
 
 def _supported(feature: str) -> bool:
-    """Whether Pillow was built with a feature; older versions lack its name."""
+    """Return whether Pillow was built with a feature; older versions lack its name."""
     return (feature in features.modules or feature in features.codecs) and bool(features.check(feature))
 
 
@@ -70,7 +70,7 @@ def read_image(
     The EXIF orientation is applied. 16-bit images are scaled to 8 bits, not clipped. Transparent pixels are
     composed with white. Of an animation the first frame is taken. A file that ends too early is never
     read in part, nor a PNG whose checksums are wrong; flipped bits inside a JPEG cannot be detected, as the
-    format has no checksum. Data behind the end of an image, such as the film of a motion photo, are ignored.
+    format has no checksum. Data behind the end of an image, such as the video of a motion photo, are ignored.
 
     Args:
         source: a path or an open binary file.
@@ -119,7 +119,9 @@ def _check_size(found: tuple[int, int], size: tuple[int, int] | None) -> None:
 
 
 def check_image(source: str | PathLike[str] | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> None:
-    """Check that `read_image` can read a file; JPEGs are decoded at an eighth of the size, as strictly.
+    """Check that `read_image` can read a file.
+
+    JPEGs are decoded at an eighth of their size, which is faster and finds the same faults.
 
     Raises:
         DataError: as from `read_image`.
@@ -160,6 +162,7 @@ def _opened(source: str | PathLike[str] | IO[bytes]) -> AbstractContextManager[I
 
 @contextmanager
 def _naming(source: str | PathLike[str] | IO[bytes]) -> Iterator[None]:
+    """Raise a DataError that names the file in place of a decoder's error."""
     try:
         yield
     except UNREADABLE as error:
@@ -168,7 +171,7 @@ def _naming(source: str | PathLike[str] | IO[bytes]) -> Iterator[None]:
 
 
 def _decoded(file: IO[bytes], max_pixels: int, *, small: bool = False) -> Image.Image:
-    # Another library may have allowed truncated images, whose lower part is grey.
+    # Another library may have set this to True: then the missing part of a truncated image is grey.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         image = _loaded(file, max_pixels, small)
@@ -265,7 +268,7 @@ def _check_sums(file: IO[bytes]) -> None:
 
 
 def _ends(jpeg: bytes) -> bool:
-    """Whether the first image of a JPEG file has an end marker, which other data may follow."""
+    """Return whether the first image of a JPEG file has an end marker, which other data may follow."""
     offset = 2  # behind the start marker
     while (marker := JPEG_MARKER.search(jpeg, offset)) is not None:
         if marker[1] == b"\xd9":
@@ -300,8 +303,8 @@ def as_mode(image: Image.Image, in_chans: int) -> Image.Image:
     """Convert an image of any mode to RGB (`in_chans` 3) or L (1).
 
     Raises:
-        ValueError: the image holds floating-point values, or integers beyond 16 bits, for which white is not
-            defined.
+        ValueError: the image holds floating-point values, or integers beyond 16 bits: which value is white is
+            not defined.
     """
     wanted = "RGB" if in_chans == 3 else "L"
     if image.mode == wanted and "transparency" not in image.info:

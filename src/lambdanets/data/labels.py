@@ -24,8 +24,8 @@ class Labels:
     """Images with a label each.
 
     Attributes:
-        images: names from the root of their source; one may come several times.
-        targets: classes of shape [n].
+        images: names relative to the root of their source; one may occur several times.
+        targets: class indices, int64 of shape [n].
         probabilities: of the labels, float32 of shape [n].
         classes: names, in the order of the targets.
     """
@@ -94,7 +94,7 @@ def csv_lines(rows: Iterable[Sequence[str]]) -> str:
 
 
 def open_text(path: Path, mode: Literal["r", "a"] = "r") -> IO[str]:
-    """Open a file of file names, which are bytes and not always valid UTF-8."""
+    """Open a text file that lists file names; those that are not valid UTF-8 keep their bytes."""
     encoding = "utf-8-sig" if mode == "r" else "utf-8"  # spreadsheets write a byte order mark
     return open(path, mode, newline="", encoding=encoding, errors="surrogateescape", opener=regular)
 
@@ -116,7 +116,16 @@ def read_labels(path: Path, classes: Sequence[str]) -> Labels:
 
 
 def parse_labels(file: Iterable[str], path: Path, classes: Sequence[str]) -> Labels:
-    """Read the lines of a CSV of labels; `path` names the file in error messages."""
+    """Read the lines of a CSV of labels.
+
+    Args:
+        file: the lines.
+        path: names the file in error messages.
+        classes: names of the classes, the only ones that the lines may contain.
+
+    Raises:
+        DataError: as in `read_labels`.
+    """
     rows = numbered_rows(file, path)
     _, heading = next(rows, (0, []))
     if missing := [name for name in COLUMNS[:2] if name not in heading]:
@@ -180,10 +189,10 @@ def numbered_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, list[s
 
 
 def folder_truths(labels: Labels) -> np.ndarray | None:
-    """Return the class of each image by the first of its folders that is named like a class.
+    """Return the class of each image by the first of its folders that has the name of a class.
 
     Returns:
-        Classes of shape [n]; None where an image is in no such folder.
+        Class indices of shape [n]; None if any image is in no such folder.
     """
     numbers = {name: number for number, name in enumerate(labels.classes)}
     truths = [

@@ -1,4 +1,4 @@
-"""Loaders whose batches depend on the seed and the position alone, not on the number of workers."""
+"""Loaders whose batches depend on the seed and the position in training, not on the number of workers."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from .mixed import MixedSet
 from .streams.stream_set import StreamSet
 from .streams.stream_shard import LaneBatches, StreamShard, evaluation_shard, training_shard
 
-# A mistyped number of processes would exhaust the memory before the first of them is used.
+# Limit of the number of worker processes: a mistyped one would exhaust the memory before the first is used.
 WORKERS_PER_CORE, MIN_WORKER_LIMIT = 4, 32
 
 
 class Batches(Protocol):
-    """A set that returns the batch of any indices, in an epoch of a seed."""
+    """A data set that makes a whole batch at once: of any indices, augmented by the epoch and the seed."""
 
     def __len__(self) -> int: ...
     def batch(self, indices: np.ndarray, epoch: int | np.ndarray, seed: int) -> tuple[Any, Any]: ...
 
 
 class _IndexedBatches(Dataset):
-    """Lets a worker make a whole batch at once."""
+    """Data set whose items are whole batches, so that a worker makes one at once."""
 
     def __init__(self, data_set: Batches, seed: int):
         self.data_set, self.seed = data_set, seed
@@ -48,10 +48,11 @@ class _IndexedBatches(Dataset):
 
 
 class _StreamBatches(Dataset):
-    """Lets a worker continue reading each lane of a stream at its last position."""
+    """Data set whose items are batches of a stream; a worker keeps the lanes that it reads open."""
 
     def __init__(self, stream: StreamSet, shard: StreamShard, seed: int):
         self.stream, self.shard, self.seed = stream, shard, seed
+        # By lane: (epoch, number) of the batch that its iterator yields next, and the iterator.
         self._next: dict[int, tuple[int, int]] = {}
         self._reading: dict[int, Iterator[tuple[Tensor, Tensor]]] = {}
 
@@ -62,7 +63,7 @@ class _StreamBatches(Dataset):
         epoch, number = batch
         lane = number % self.shard.lanes
         info = get_worker_info()
-        # Workers make batches in turn.
+        # Workers make batches in turn: the next batch of this lane that this worker makes is `step` later.
         step = math.lcm(self.shard.lanes, info.num_workers if info else 1)
         if self._next.get(lane) != batch:
             self._reading[lane] = self.stream.batches(
@@ -111,7 +112,17 @@ def train_loader(
 def eval_loader(
     image_set: ImageSet | StreamSet, config: DataConfig, *, rank: int = 0, world_size: int = 1
 ) -> DataLoader:
-    """Return the loader of a set in order: each sample once over all processes, the last batch smaller."""
+    """Return the loader of a set in order: each sample once over all processes.
+
+    Args:
+        image_set: from `open_splits` or `open_split`.
+        config: batch size and workers.
+        rank: of this process.
+        world_size: number of processes.
+
+    Returns:
+        A loader of (images, targets) as in `train_loader`; the last batch may be smaller.
+    """
     if isinstance(image_set, StreamSet):
         shard = evaluation_shard(len(image_set), config.batch_size, rank=rank, world_size=world_size)
         return _stream_loader(image_set, config, shard, seed=0, position=None)
@@ -124,7 +135,7 @@ def _loader(image_set: ImageSet | MixedSet, config: DataConfig, batches: Sampler
 
 
 def batched_loader(data_set: Batches, batches: Sampler, *, workers: int, seed: int) -> DataLoader:
-    """Return a loader whose workers make a whole batch at once from the indices and epoch of a sampler."""
+    """Return a loader whose workers make a whole batch at once from each (indices, epoch) of a sampler."""
     return DataLoader(
         _IndexedBatches(data_set, seed), batch_size=None, sampler=batches, **_process_options(workers, seed)
     )
@@ -142,7 +153,7 @@ def _stream_loader(
 
 
 def checked_workers(workers: int) -> int:
-    """Return a number of worker processes, unless it is more than the machine can use.
+    """Return `workers`, unless it is more processes than the machine can use.
 
     Raises:
         DataError: it is more than four for each core, and more than 32.

@@ -32,7 +32,7 @@ class MixedSet(Dataset):
 
     @property
     def targets(self) -> np.ndarray:
-        """Class of each sample, of shape [n]."""
+        """Class index of each sample, int64 of shape [n]."""
         return np.concatenate([self.labelled.targets, self.pseudo.targets])
 
     @property
@@ -51,7 +51,17 @@ class MixedSet(Dataset):
         return self.labelled.path(index) if index < own else self.pseudo.path(index - own)
 
     def batch(self, indices: np.ndarray, epoch: int | np.ndarray = 0, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Return several samples, the labelled ones first; `epoch` is the pass each belongs to."""
+        """Return several samples, the labelled ones first.
+
+        Args:
+            indices: b of them.
+            epoch: the pass over its own set that each sample belongs to: one for all, or an array of shape
+                [b].
+            seed: of the run.
+
+        Returns:
+            float32 images of shape [b, channels, image_size, image_size], int64 targets of shape [b].
+        """
         rows = np.asarray(indices, dtype=np.intp)
         epochs = np.broadcast_to(epoch, rows.shape)
         own = rows < len(self.labelled)

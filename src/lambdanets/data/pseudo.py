@@ -30,7 +30,8 @@ def open_pseudo(config: DataConfig, source: ImageSplits) -> ImageSet:
 
     Args:
         config: the file of labels, and the source of their images.
-        source: the labelled images; only their classes may be named in the file.
+        source: the labelled images. The file may name only their classes; images that are also in
+            `source.val` are left out.
 
     Raises:
         DataError: the labels cannot be read, name other classes, or name images that are not in the source.
@@ -86,7 +87,7 @@ def overlap(one: str, other: str) -> bool:
 
 
 def locations(images: ImageSource) -> set[str]:
-    """Return the locations of all images."""
+    """Return `ImageSource.location` of all images."""
     return {images.location(index) for index in range(len(images))}
 
 
@@ -96,6 +97,7 @@ def metadata_path(labels: Path) -> Path:
 
 
 def _stored_source(path: Path) -> str:
+    """Return the source of the images of a file of labels, from the metadata beside it."""
     try:
         with open_regular(metadata_path(path)) as file:
             return parse_json(file.read())["source"]

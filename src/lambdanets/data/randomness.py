@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-# One independent stream of draws for each use.
+# Streams: from one key of a sample, each use draws its own numbers, independent of the others.
 ORDER, PAD_TOP, PAD_LEFT, FLIP, CUT, RECOLOR, ERASE, SHARD, START = range(1, 10)
-WINDOW = 16  # shards whose samples are mixed
+WINDOW = 16  # shards whose samples are shuffled together
 NUMPY = np.random.mtrand._rand  # the generator behind np.random's functions, which timm draws from
 GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step
 
@@ -49,7 +49,12 @@ def _draw(sample_keys: np.ndarray, stream: int) -> np.ndarray:
 
 
 def uniform(sample_keys: np.ndarray, stream: int) -> np.ndarray:
-    """Return one number in [0, 1) for each key; streams are independent of one another."""
+    """Return one float64 in [0, 1) for each key.
+
+    Args:
+        sample_keys: from `keys`, of shape [b].
+        stream: one of the constants above; streams are independent of one another.
+    """
     return (_draw(sample_keys, stream) >> np.uint64(11)) * 2.0**-53
 
 
@@ -60,17 +65,17 @@ def other_seed(seed: int, use: str) -> int:
 
 
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    """Return the order in which an epoch visits `size` samples."""
+    """Return the indices of `size` samples in the order in which an epoch visits them, of shape [size]."""
     return np.argsort(_draw(keys(seed, epoch, np.arange(size)), ORDER), kind="stable")
 
 
 def shard_permutation(seed: int, epoch: int, shards: np.ndarray) -> np.ndarray:
-    """Return an order that visits the shards at random, and mixes the samples of 16 shards at a time.
+    """Return an order that visits the shards at random, and shuffles the samples of 16 shards at a time.
 
     Args:
         seed: of the run.
         epoch: counted from 0.
-        shards: number of the shard of each sample, of shape [n].
+        shards: index of the shard of each sample, of shape [n].
 
     Returns:
         Indices of the samples, of shape [n].
@@ -91,26 +96,40 @@ def beginning(seed: int, epoch: int, size: int) -> int:
 
 
 def jittered(seed: int, epoch: int, positions: np.ndarray, reach: int) -> np.ndarray:
-    """Return neighbouring positions mixed, each less than `reach` from where it was.
+    """Return positions in a locally shuffled order: each moves by less than `reach` indices.
 
-    A reader that reads in order and returns samples in this order holds fewer than `reach` of them in memory,
-    like a shuffle buffer. Unlike the order of a buffer, any part of this one is known without the rest.
+    A reader that reads in sequence and returns samples in this order holds fewer than `reach` of them in
+    memory, like a shuffle buffer. Unlike the order of such a buffer, any part of this one can be computed
+    alone.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        positions: consecutive numbers, ascending, of shape [n].
+        reach: limit of the shift.
     """
     late = positions + reach * uniform(keys(seed, epoch, positions), ORDER)
     return positions[np.argsort(late, kind="stable")]
 
 
 def reseed(key: np.uint64, stream: int) -> None:
-    """Seed the generators that timm's and torchvision's transforms draw from; use it inside `preserved`."""
+    """Seed the generators that timm's and torchvision's transforms draw from; call it inside `preserved`.
+
+    They are those of `random`, of NumPy and of torch on the CPU.
+
+    Args:
+        key: of the sample, from `keys`.
+        stream: one of the constants above.
+    """
     number = int(_draw(np.array([key]), stream)[0])
     random.seed(number)
     NUMPY.seed(number % 2**32)
-    torch.default_generator.manual_seed(number % 2**63)  # the CPU's alone
+    torch.default_generator.manual_seed(number % 2**63)  # `torch.manual_seed` would seed all devices
 
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """Restore the state of the three generators: without workers, the model draws from them, too."""
+    """Restore the generators of `reseed` after the block: without workers, the model draws from them, too."""
     states = random.getstate(), NUMPY.get_state(), torch.get_rng_state()
     try:
         yield

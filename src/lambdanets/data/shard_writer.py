@@ -1,4 +1,4 @@
-"""Writing of any source into shards: tar archives of WebDataset samples, for reading in bulk."""
+"""Writing of any source into shards: tar archives of WebDataset samples, for fast sequential reading."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .sources.tar import CLASSES
 from .sources.tar_index import write_index
 from .sources.tar_scan import LABEL
 
-END = 2 * tarfile.BLOCKSIZE  # of zeros behind the last member of an archive
+END = 2 * tarfile.BLOCKSIZE  # bytes of zeros behind the last member of an archive
 TIMM_INFO = "_info.json"
 TIMM_SPLITS = {"train": "train", "val": "validation"}
 # The suffixes that webdataset and timm look for.
@@ -39,9 +39,9 @@ class Sharded:
     """The result of `write_shards`.
 
     Args:
-        images: number on each side.
-        shards: number on each side.
-        classes: names, in the order of their numbers.
+        images: number of images by side, "train" and "val".
+        shards: number of shards by side.
+        classes: names, in the order of the class numbers in the .cls files.
     """
 
     images: dict[str, int]
@@ -78,6 +78,7 @@ def write_shards(
     Raises:
         DataError: the source cannot be used, or the folder is not empty.
         InUseError: another process writes the same folder.
+        ValueError: `images` or `megabytes` is below 1.
 
     Example:
         >>> write_shards(DataConfig(source="folder:/data/imagenet"), "/data/imagenet-shards")
@@ -154,12 +155,12 @@ class _Shards:
     def __init__(self, folder: Path, side: str, images: int, megabytes: int | None):
         self.folder, self.side, self.images = folder, side, images
         self.limit = math.inf if megabytes is None else megabytes * 10**6
-        self.lengths: list[int] = []  # images in each
+        self.lengths: list[int] = []  # images in each shard
         self.size = 0  # bytes of the members of the open one
         self._tar: tarfile.TarFile | None = None
 
     def add(self, sample: dict[str, bytes]) -> None:
-        """Write a sample, the contents of its files by their names."""
+        """Write a sample: its files, as contents by names."""
         size = sum(tarfile.BLOCKSIZE + _padded(len(part), tarfile.BLOCKSIZE) for part in sample.values())
         whole = _padded(self.size + size + END, tarfile.RECORDSIZE)
         if self._tar is None or self.lengths[-1] == self.images or whole > self.limit:
@@ -184,7 +185,7 @@ class _Shards:
 
 
 def _sample(key: str, images: ImageSource, index: int) -> dict[str, bytes]:
-    """The contents of an image file and of its .cls file, by their names in the archive."""
+    """Return the contents of an image file and of its .cls file, by their names in the archive."""
     content, suffix = images.encoded(index)
     label = str(int(images.targets[index])).encode()
     return {key + SHORTER.get(suffix, suffix): content, f"{key}.{LABEL}": label}
@@ -195,7 +196,7 @@ def _padded(size: int, unit: int) -> int:
 
 
 def _timm_split(side: str, lengths: list[int]) -> dict[str, object]:
-    """The entry of a split in _info.json, which timm's reader of shards needs."""
+    """Return the entry of a split in _info.json, which timm's reader of shards needs."""
     return {
         "name": TIMM_SPLITS[side],
         "num_samples": sum(lengths),

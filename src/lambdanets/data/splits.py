@@ -1,4 +1,4 @@
-"""The two sides of a source, from a configuration: checked and ready to load."""
+"""The training and validation side of a source, from a configuration: checked and ready to load."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .transforms import Pipeline
 
 @dataclass(frozen=True)
 class Splits:
-    """The two sides of a source.
+    """The training and validation side of a source.
 
     Attributes:
         train: augmented by `config.augment`; with pseudo-labelled images, if `config.pseudo_labels` is set.
@@ -55,7 +55,7 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
 
     Args:
         config: the source and its options.
-        seed: of the split, where the source is not split already.
+        seed: decides the split if the source is not split already.
         progress: called with (images done, all images) while files are decoded; None shows a bar in a
             terminal if there are many.
 

@@ -26,11 +26,19 @@ IN_CACHE = 2**18  # elements normalised at a time: they stay in the CPU's cache 
 
 
 class Pipeline:
-    """The transforms of one split; the random changes of a sample are drawn from its own key.
+    """The transforms of one split; the augmentation of a sample is drawn from its own key.
 
     Args:
         config: sizes, normalisation and augmentation.
         train: augment the images; else only resize, crop the middle and normalise.
+
+    Attributes:
+        cut: random resized crop, the first step; None if images are resized and cropped in the middle.
+        recolor: RandAugment and colour jitter.
+        erase: random erasing of normalised images, or None.
+        flip: probability of a left-right flip.
+        pad: pixels added to each edge before a random crop; 0 without one.
+        mean, std: of each channel, on a scale from 0 to 255, of shape [channels, 1, 1].
     """
 
     def __init__(self, config: DataConfig, *, train: bool):
@@ -85,11 +93,11 @@ class Pipeline:
         return self.cut is None and not self.recolor and self.erase is None
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Do the steps that do not change between epochs, so that their result can be cached.
+        """Apply the steps that are the same in every epoch, so that their result can be cached.
 
         Returns:
-            uint8 of shape [height, width, channels]: `image_size` squared, or the whole image where a random
-            crop is the first step.
+            uint8 of shape [height, width, channels]: a square of `image_size`, or the whole image if a random
+            resized crop is the first step.
         """
         image = as_mode(image, self.in_chans)
         if self._geometry is not None and image.size != self._unchanged:
@@ -101,7 +109,7 @@ class Pipeline:
 
         Args:
             prepared: b arrays from `prepare`.
-            sample_keys: of shape [b], one key for each (seed, epoch, index).
+            sample_keys: from `keys`, uint64 of shape [b]: one for each (seed, epoch, index).
 
         Returns:
             float32 of shape [b, channels, image_size, image_size].
@@ -132,6 +140,7 @@ class Pipeline:
         key: np.uint64,
         stream: int,
     ) -> np.ndarray:
+        """Apply steps to an image [height, width, channels] with the generators seeded by key and stream."""
         reseed(key, stream)
         image = Image.fromarray(array if self.in_chans == 3 else array[..., 0])
         for step in steps:
@@ -139,7 +148,10 @@ class Pipeline:
         return np.asarray(image).reshape(image.height, image.width, self.in_chans)
 
     def _moved(self, prepared: Sequence[np.ndarray] | np.ndarray, sample_keys: np.ndarray) -> np.ndarray:
-        """Pad, crop and flip each image by its own draws; slices are faster here than one gather."""
+        """Pad, crop and flip each image by its own draws; return uint8 [b, image_size, image_size, channels].
+
+        Slices are faster here than one gather.
+        """
         pad, side = self.pad, self.image_size
         top, left = (
             (uniform(sample_keys, stream) * (2 * pad + 1)).astype(int) for stream in (PAD_TOP, PAD_LEFT)
@@ -156,6 +168,7 @@ class Pipeline:
         return moved
 
     def _normalise(self, prepared: np.ndarray) -> Tensor:
+        """Return uint8 [b, height, width, channels] as normalised float32 [b, channels, height, width]."""
         number, height, width, channels = prepared.shape
         images = torch.empty(number, channels, height, width)
         step = max(1, IN_CACHE // (height * width * channels))

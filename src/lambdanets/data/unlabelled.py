@@ -1,4 +1,4 @@
-"""Images without labels: all images of a source, named from its root."""
+"""Images without labels: all images of a source, with names relative to its root."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_pictures(source: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS) 
         max_pixels: larger images are refused when they are read.
 
     Returns:
-        The images, all of class 0, whose `path` is their name from the root of the source; those of a folder
+        The images, all with target 0, whose `path` is relative to the root of the source; those of a folder
         are in the order of their names.
 
     Raises:

@@ -82,17 +82,17 @@ def find_corruptions(root: Path) -> dict[tuple[str, int], Path]:
         root: Folder of CORRUPTION/SEVERITY/CLASS/, or of noise/CORRUPTION/SEVERITY/CLASS/ as in the archives.
 
     Raises:
-        DataError: There is no corruption, or a folder is none.
+        DataError: There is no corruption, or a folder is no corruption or severity.
     """
-    places: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for folder in _folders(root):
         inside = [each for each in _folders(folder) if each.name in (*ALEXNET, *EXTRA)]
         if folder.name not in (*ALEXNET, *EXTRA) and not inside:
             raise DataError(f"{folder} is no corruption of ImageNet-C, which are {', '.join(ALEXNET)}.")
-        places |= {each.name: each for each in (folder, *inside)}
+        by_name |= {each.name: each for each in (folder, *inside)}
     found: dict[tuple[str, int], Path] = {}
     for name in ALEXNET:
-        for folder in _folders(places[name]) if name in places else ():
+        for folder in _folders(by_name[name]) if name in by_name else ():
             if folder.name not in map(str, SEVERITIES):
                 raise DataError(f"{folder} is no severity of ImageNet-C, which are folders 1 to 5.")
             found[name, int(folder.name)] = folder

@@ -34,7 +34,9 @@ class LabelFile:
         self.lock = path.with_name(f".{path.name}.lock")
 
     def start(self, batch_size: int) -> int:
-        """Return the number of images that are labelled already: whole batches, unless all are done.
+        """Return the number of images that are labelled already: a multiple of `batch_size`, unless all are.
+
+        An incomplete batch at the end of the file is removed from it.
 
         Raises:
             RunError: The present file was made with other settings.
@@ -58,8 +60,8 @@ class LabelFile:
     def _kept(self, batch_size: int) -> int:
         """Return the number of images of whole batches; the rest of an interrupted batch is cut off.
 
-        A batch is repeated as it would have been: the last bits of an output depend on the other images of
-        the batch.
+        The images of a batch stay together: the last bits of an output depend on the other images of its
+        batch.
         """
         text = self.growing.read_bytes()
         whole = text[: text.rfind(b"\n") + 1].decode("utf-8", "surrogateescape")

@@ -33,7 +33,7 @@ from lambdanets.train.run import Run
 from lambdanets.utils.files import parse_json
 from lambdanets.utils.text import join_some
 
-TIMM_COPY = "timm"  # names the copy of the ReaL labels in timm, in place of a file
+TIMM_COPY = "timm"  # value of `real` for the copy of the labels in timm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,15 +171,15 @@ def _measure_corruptions(target: EvalTarget, names: tuple[str, ...], test_set: I
     if not root.is_dir():
         raise DataError(f"there is no folder {root}.")
     parts: dict[tuple[str, int], Scores] = {}
-    for place, folder in find_corruptions(root).items():
+    for level, folder in find_corruptions(root).items():
         data = replace(target.data, source=f"folder:{folder}", val_fraction=1.0)
-        parts[place] = _score(target, _open(target, data, names))
+        parts[level] = _score(target, _open(target, data, names))
     return Evaluation(
         scores=reduce(add, parts.values()),
         data=target.data,
         test_set=test_set,
         choices=len(names),
-        corruptions=corruption_errors({place: scores.error for place, scores in parts.items()}),
+        corruptions=corruption_errors({level: scores.error for level, scores in parts.items()}),
     )
 
 
@@ -202,6 +202,7 @@ def _score(
 
 
 def _present(images: ImageSet | StreamSet) -> np.ndarray:
+    """Return the class indices that images have, ascending."""
     if isinstance(images, StreamSet):
         raise DataError(
             "a set whose classes are a part of ImageNet's is measured from folders, not streamed."

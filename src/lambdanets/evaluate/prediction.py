@@ -31,7 +31,8 @@ def predict(
 ) -> list[Prediction]:
     """Classify image files, and the images inside folders, with a trained run.
 
-    Images are rotated by their EXIF tag, converted to RGB, and prepared as in the run's validation. A file
+    Images are rotated by their EXIF tag, converted to RGB or grey as the run needs, and prepared as in its
+    validation. A file
     that cannot be read does not stop the others: its prediction holds the reason.
 
     Args:
@@ -144,9 +145,10 @@ def prepare_network(run: Run, weights: Literal["best", "last"]) -> tuple[nn.Modu
 
 
 def find_image_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """Yield the image files of paths; a file that is named itself is taken whatever its suffix.
+    """Yield the image files of paths: a path that is a file whatever its suffix, and the images of folders.
 
-    A folder without images is yielded itself, to be reported. Files that are left out in a folder are logged.
+    A folder without images is yielded itself, so that it can be reported. A warning counts the files of a
+    folder that are left out.
     """
     for path in map(Path, paths):
         if not path.is_dir():

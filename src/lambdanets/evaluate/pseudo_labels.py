@@ -39,7 +39,8 @@ from lambdanets.utils.progress import progress_bar_column
 from lambdanets.utils.text import json_text
 
 LOG_EVERY = 30.0  # seconds between two progress lines outside a terminal
-Predictions = tuple[list[int], list[int | None], list[float]]  # images, classes, probabilities
+# Indices of images, their class indices (None if an image could not be read), and probabilities.
+Predictions = tuple[list[int], list[int | None], list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ class PseudoLabelling:
     Attributes:
         all_labels: All images that could be read, with their labels.
         selected: The selected ones.
-        truths: Classes of `all_labels` by the names of the folders, `[n]`; None if an image has none.
+        truths: Class indices of `all_labels` by the names of their folders, `[n]`; None if any image has
+            none.
         unreadable: Names of the images that could not be read.
         left_out: Number of images that the teacher was trained on.
         file: The selected labels, with a JSON file of their settings beside it. If none was selected, the
@@ -88,7 +90,7 @@ def label(
         source: "folder:PATH" or "tar:PATH", with images in any folders. If it has train/ and val/, or
             archives of these names, only the training images are labelled: the others evaluate the student.
         out: The CSV file to write, with the columns image, label and probability.
-        threshold: Least probability of a selected label; Xie et al. take 0.3.
+        threshold: Lowest probability of a selected label; Xie et al. take 0.3.
         per_class: Select at most this many of each class, the most confident ones.
         fill: Repeat the images of a smaller class until there are `per_class`.
         keep_labelled: Also label the images that the teacher was trained on.
@@ -224,7 +226,7 @@ def _file(path: Path, part: int, parts: int) -> Path:
 
 
 class _ImageBatches(Dataset):
-    """Batches of images for the network; images that cannot be read are missing in their batch."""
+    """Batches: indices, whether each image could be read, and the images that could, `[r, c, h, w]`."""
 
     def __init__(
         self,
@@ -256,7 +258,7 @@ class _ImageBatches(Dataset):
 
 @torch.inference_mode()
 def _predictions(teacher: Run, network: nn.Module, loading: DataLoader) -> Iterator[Predictions]:
-    """Yield images, classes and probabilities of each batch, in the precision of the teacher's training."""
+    """Yield the predictions of each batch, computed in the precision of the teacher's training."""
     engine = teacher.config.engine
     if engine.threads:
         torch.set_num_threads(engine.threads)

@@ -21,7 +21,7 @@ from lambdanets.train.errors import RunError
 from lambdanets.utils.progress import MANY, progress_bar
 from lambdanets.utils.text import first_line
 
-TOP = 5
+TOP = 5  # classes that count as a hit for `top5`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,11 @@ class Scores:
     """Correct predictions of a network by class; scores of the same classes can be added.
 
     Attributes:
-        images: Images of each class, int64 `[classes]`.
-        top1: Images whose most probable class is the true one, `[classes]`.
-        top5: Images whose true class is among the five most probable, `[classes]`.
+        images: Images of each true class, int64 `[classes]`.
+        top1: Of these, the images whose most probable class is the true one, int64 `[classes]`.
+        top5: Of these, the images whose true class is among the five most probable, int64 `[classes]`.
         loss_sum: Cross entropy, summed over the images.
-        seconds: Wall time from the first image read to the last counted.
+        seconds: Wall time of the pass over the images, in seconds.
     """
 
     images: np.ndarray

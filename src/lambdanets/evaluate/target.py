@@ -35,8 +35,8 @@ class EvalTarget:
         classes: Class names in the order of the logits.
         data: The images, and how they are prepared for the network.
         engine: Device and precision.
-        built_for: Height and width of the images that the network was built for.
-        seed: Seed of the split of its images.
+        built_for: Height and width in pixels of the images that the network was built for.
+        seed: Seed of the split, if the images are not split already.
     """
 
     name: str
@@ -172,12 +172,12 @@ def fit_to_size(network: nn.Module, name: str, size: int, built_for: int) -> Non
 
 
 def is_model_name(name: str) -> bool:
-    """Return whether a word names a model rather than a folder."""
+    """Return whether a word is the name of a model, in timm's registry or with a prefix of `PREFIXES`."""
     return name.startswith(PREFIXES) or is_model(name)
 
 
 def is_run_folder(word: str) -> bool:
-    """Return whether a word that names a run or a model means a run."""
+    """Return whether a word of the command line means a run: a folder with config.json, or no model name."""
     return (Path(word) / "config.json").is_file() or not is_model_name(word)
 
 

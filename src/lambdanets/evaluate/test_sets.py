@@ -20,7 +20,8 @@ class ImageNetSet:
 
     Args:
         name: Published name.
-        numbered: Class folders are named 0 to 999, the indices of the sorted wnids; otherwise by wnids.
+        numbered: Class folders are named 0 to 999, the indices of the sorted wnids (WordNet ids, such as
+            n01440764); otherwise by wnids.
         restricted: Predictions are restricted to the classes of the set, as in its paper.
         cut: Images are centre crops already, and are not cropped again.
         reference: The publication.
@@ -90,10 +91,10 @@ def describe_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def recognise_test_set(root: Path) -> str:
-    """Return the key of `TEST_SETS` that a folder is, by the names of its subfolders.
+    """Return the key in `TEST_SETS` of the set that a folder holds, by the names of its subfolders.
 
-    If the folder has val/, or only train/, its subfolders count. ImageNet-A and -R are recognised by their
-    200 classes, ImageNet-Sketch by the names of its files.
+    If it holds val/, or else train/, the subfolders of that one count. ImageNet-A and -R are recognised by
+    their 200 classes, ImageNet-Sketch by the names of its files.
 
     Raises:
         DataError: The folder does not exist, or is none of the sets.

@@ -1,7 +1,8 @@
 """Training: typed configurations, exact resume, and the run folder.
 
 `config` describes a run, `engine` carries it out with the `Learner` of a task, `saving` and `resume` make it
-resumable, and `run` opens its folder. Lightning is imported by `train`, not by a configuration or a recipe.
+resumable, and `run` opens its folder. Lightning is imported when `train` is first used; configurations and
+recipes do not need it.
 """
 
 from importlib import import_module
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "train": ("lambdanets.train.engine", "train"),
     "RunResult": ("lambdanets.train.reporting", "RunResult"),
-    # Public names of rooms above.
+    # Public names that packages above this one define.
     "evaluate": ("lambdanets.evaluate.measurement", "evaluate"),
     "export": ("lambdanets.exporting.classifier", "export_classifier"),
 }

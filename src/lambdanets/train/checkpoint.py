@@ -29,11 +29,12 @@ class RunState:
     """Progress of a run, stored in every checkpoint besides weights and optimiser.
 
     Attributes:
-        batches_done: Batches trained on since the start of the run, on one device.
+        batches_done: Batches trained on since the start of the run, by each device.
         batches_per_epoch: Batches of the training loader.
         sums: Sums of the training metrics and the number of images, of the epoch so far, over all devices.
-        train_seconds, wait_seconds, epoch_seconds: Times of the epoch so far, over all sessions.
-        cpu_seconds: CPU time of all threads of the training process during the training batches.
+        train_seconds, wait_seconds, epoch_seconds: Wall time of the epoch so far, over all sessions: of the
+            training batches, of waiting for them (a part of the first), and of all, validation included.
+        cpu_seconds: CPU time of all threads of the training process during these training batches.
         history: Rows of `metrics.csv`, one for each finished epoch.
         best_epoch: The best epoch by its validation; 0 before the first.
         best_confusion: Confusion matrix of a classifier, `[classes, classes]`, truth by prediction.
@@ -61,7 +62,7 @@ class RunState:
 
     @property
     def seconds(self) -> float:
-        """Duration of the finished epochs and the current one."""
+        """Wall time in seconds of the finished epochs and the current one."""
         return sum(row["seconds"] for row in self.history) + self.epoch_seconds
 
     @property
@@ -80,7 +81,7 @@ class RunState:
 
     @classmethod
     def type_error_in(cls, plain: Mapping[str, Any]) -> str:
-        """Return which field has another type than `to_dict` returns, or ""."""
+        """Return an error message for the first field that has another type than `to_dict` returns, or ""."""
         for name, kind in get_type_hints(cls).items():
             try:
                 if name in plain:
@@ -91,7 +92,7 @@ class RunState:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "RunState":
-        """Return the state of `to_dict`.
+        """Return the state that `to_dict` returned as plain values.
 
         Raises:
             RunError: The state was stored by a version of this package with other fields.
@@ -171,6 +172,7 @@ def remove_temporary_files(directory: Path) -> None:
 
 
 def _explain(path: Path, error: BaseException, previous: Path | None) -> CheckpointError:
+    """Return the error of a failed write, with the reason and where the previous file is."""
     kept = f"there was no {path.name} before"
     if path.exists():
         kept = "the previous one is untouched"
@@ -187,7 +189,7 @@ def _explain(path: Path, error: BaseException, previous: Path | None) -> Checkpo
 
 def _find_cause(error: BaseException, kind: type[E]) -> E | None:
     """Return the first error of a type in the chain of causes of an error, itself included."""
-    # A library may close the chain of errors to a ring.
+    # A library may make the chain of causes a cycle.
     seen: list[BaseException] = []
     following: BaseException | None = error
     while following is not None and following not in seen:
@@ -266,7 +268,7 @@ def _wrong_part(content: Any) -> str:
 
 
 def _wrong_type(value: Any, form: Any, where: str) -> str:
-    """Return where a value is not of a form, as `CHECKPOINT` is one, or ""."""
+    """Return where a value differs from `form`, a template such as `CHECKPOINT`, or ""."""
     kind = form if isinstance(form, type) else Mapping if isinstance(form, dict) else list
     if not isinstance(value, kind) or isinstance(value, bool):
         return f"{where or 'its content'} is a {type(value).__name__}"
@@ -284,6 +286,7 @@ def _wrong_type(value: Any, form: Any, where: str) -> str:
 
 
 def _wrong_optimizer(content: Mapping[str, Any]) -> str:
+    """Return what is wrong with the optimiser states of a checkpoint, or ""."""
     if len(content["optimizer_states"]) > 1:
         return "optimizer_states holds more than one optimiser"
     [states] = content["optimizer_states"]
@@ -293,7 +296,7 @@ def _wrong_optimizer(content: Mapping[str, Any]) -> str:
     if not state.keys() <= {name for group in groups for name in group["params"]}:
         return "optimizer_states.state has other parameters than the groups"
     moving = any(group.get("momentum") or "betas" in group for group in groups)
-    # In float16 the first steps are all skipped until the scale of the loss is small enough.
+    # With float16 loss scaling, the optimiser skips the first steps until the scale is small enough.
     scaled = "MixedPrecision" in content or "FSDPPrecision" in content
     if moving and not state and content["global_step"] and not scaled:
         return "optimizer_states.state is empty"

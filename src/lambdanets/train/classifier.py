@@ -21,7 +21,7 @@ from lambdanets.train.learner import Learner
 from lambdanets.train.run import RunFiles
 from lambdanets.viz.figures import Panel, draw_confusion, draw_curves
 
-CONFUSION_LIMIT = 1000  # classes, above which a confusion matrix takes too much memory
+CONFUSION_LIMIT = 1000  # most classes for which a confusion matrix, [classes, classes], is counted
 CURVES = (
     Panel("loss", {"training": "train_loss", "validation": "val_loss"}),
     Panel("accuracy (%)", {"training": "train_top1", "validation": "val_top1"}, scale=100, best="val_top1"),
@@ -81,6 +81,7 @@ class Classifier(Learner):
         return self._run(self.network, images)
 
     def _run(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Return logits; raise RunError if the network cannot take images of this size."""
         try:
             return network(images.to(memory_format=self.memory_format))
         except AssertionError as error:

@@ -19,7 +19,7 @@ from lambdanets.train.serialization import check_finite, decode, encode
 from lambdanets.utils.files import parse_json
 
 MOST_THREADS = 4096
-MOST_MINUTES = 365 * 24 * 60
+MOST_MINUTES = 365 * 24 * 60  # a year
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,9 @@ class BaseConfig:
         check_finite(self)
 
     def network(self, num_classes: int, *, loads_weights: bool = False) -> nn.Module:
-        """Build the network of the run, with its initial weights.
+        """Build the network of the run, with random or, by an option of the model, pretrained weights.
+
+        `model.weights` is not loaded here: see `load_initial_weights`.
 
         Args:
             num_classes: Number of classes of the data.
@@ -230,7 +232,7 @@ class RunConfig(BaseConfig):
         return self if name == self.model.name else replace(self, model=ModelConfig(name=name))
 
     def load_initial_weights(self, network: nn.Module) -> str:
-        """Load `model.weights`, without a head for another number of classes."""
+        """Load `model.weights`; a head for another number of classes keeps its random weights."""
         weights = self.model.weights or ""
         replaced = load_weights(network, weights, head="replace")
         head = ""

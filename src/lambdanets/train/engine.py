@@ -84,6 +84,7 @@ class Loaders(pl.LightningDataModule):
         return self.module.val_loader(self.splits, rank=rank, world_size=world_size)
 
     def _place(self) -> tuple[int, int]:
+        """Return (rank of this process, number of processes)."""
         if self.trainer is None:
             raise RuntimeError("the loaders are made inside Trainer.fit")
         return self.trainer.global_rank, self.trainer.world_size
@@ -97,7 +98,7 @@ class Task(Generic[Config]):
         config: The configuration class.
         open: Opens the data of a configuration; the result has `train`, `val`, `classes`, `fingerprint`,
             `skipped`.
-        learner: The Lightning module.
+        learner: The class of the Lightning module.
     """
 
     config: type[Config]
@@ -146,7 +147,7 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
 def train_task(
     task: Task[Config], config: Config | None = None, *, run_dir: str | Path, resume: bool = False
 ) -> RunResult:
-    """Train any task; see `train`."""
+    """Train any task; arguments, result and errors are those of `train`."""
     require_posix("training")
     files = RunFiles(Path(run_dir))
     with ExitStack() as until_end:
@@ -176,7 +177,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class AlreadyComplete:
-    """A run without training left; its images are not opened."""
+    """A run that was resumed and has no training left; its images are not opened."""
 
     config: BaseConfig
     start: ResumePoint
@@ -228,7 +229,7 @@ def prepare_run(
     resume: bool,
     lock_folder: Callable[[], None],
 ) -> Prepared | AlreadyComplete:
-    """Check the folder, open the data, and build the module.
+    """Check the run folder, open the data, and build the module, on each rank.
 
     A resumed run locks its folder first, as damaged files in it are set aside. A new run locks it after all
     checks, as the lock creates the folder.
@@ -284,10 +285,10 @@ def build_learner(
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     module = task.learner(network, config, classes=classes, state=RunState())
     if config.engine.checkpointing:
-        # After the average was copied: it is never trained.
+        # After the constructor copied the network for the moving average, which needs no backward pass.
         enable_activation_checkpointing(network, config.model.name)
     if config.engine.compile:
-        # In place, so that the names of the weights stay; the average is not compiled.
+        # In place, so that the names of the weights stay; the moving average is not compiled.
         network.compile()
     return module
 
@@ -393,7 +394,10 @@ def make_trainer(**settings: Any) -> pl.Trainer:
 
 
 def trainer_placement(engine: EngineConfig) -> dict[str, Any]:
-    """Return devices and precision as arguments of Lightning's trainer, or the launcher's devices."""
+    """Return devices, nodes, strategy and precision as arguments of Lightning's trainer.
+
+    Under torchrun or srun, their numbers of processes and nodes replace the configured ones.
+    """
     devices, num_nodes = launched() or (engine.devices, engine.num_nodes)
     place = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy(engine.strategy)}
     return device_and_precision(engine) | place
@@ -414,7 +418,7 @@ def device_and_precision(engine: EngineConfig) -> dict[str, Any]:
 def quiet_lightning() -> Iterator[None]:
     """Silence Lightning's messages and advice, and errors of TensorBoard's thread.
 
-    Those errors are raised again by the next event.
+    TensorBoard raises these errors again when the next event is logged, where `EventLog` handles them.
     """
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]

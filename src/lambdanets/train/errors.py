@@ -12,7 +12,7 @@ from shlex import quote
 
 @contextmanager
 def raised_on_all_ranks() -> Iterator[None]:
-    """Mark errors of the enclosed lines, which fail on all ranks alike, so that only rank 0 prints them."""
+    """Mark errors of the block, which fails on all ranks alike, so that only rank 0 prints them."""
     try:
         yield
     except Exception as error:
@@ -21,7 +21,7 @@ def raised_on_all_ranks() -> Iterator[None]:
 
 
 class RunError(ValueError):
-    """A folder is not a run, or its files do not fit together."""
+    """A folder, the files in it, or the settings cannot be used for a run."""
 
 
 class CheckpointError(RuntimeError):
@@ -41,7 +41,7 @@ class NonFiniteLossError(RuntimeError):
         epoch: Epoch of the bad step, counted from 1.
         learning_rate: Learning rate of that step.
         checkpoint: The last good checkpoint, or None.
-        report: A half-sentence on where the report on the step is.
+        report: The part of the message that names the folder of the report; "" without one.
     """
 
     on_all_ranks = True
@@ -121,7 +121,7 @@ class TrainingInterrupted(RuntimeError):
     """A signal asked training to stop, and it stopped cleanly.
 
     Args:
-        number: The signal.
+        number: The number of the signal.
         directory: The run folder.
         saved: A checkpoint of the very last step was written.
     """

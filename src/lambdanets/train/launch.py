@@ -49,7 +49,7 @@ class SyncBatchNorms(LayerSync):
 class WholeCheckpointFSDP(FSDPStrategy):
     """FSDP that writes one whole checkpoint of the usual format, in place of Lightning's sharded one.
 
-    Lightning's own version cannot keep the previous file.
+    Lightning's own version refuses the `storage_options` that keep the previous file.
     """
 
     def save_checkpoint(
@@ -60,7 +60,7 @@ class WholeCheckpointFSDP(FSDPStrategy):
 
 
 def strategy(name: str) -> FSDPStrategy | str:
-    """Return Lightning's strategy for the name of one."""
+    """Return Lightning's strategy of a name; "fsdp" is replaced by `WholeCheckpointFSDP`."""
     return WholeCheckpointFSDP() if name == "fsdp" else name
 
 
@@ -133,11 +133,11 @@ def _tasks() -> int:
 
 
 PATIENCE = timedelta(minutes=30)  # for the slowest rank, like the timeout of PyTorch's process groups
-FAREWELL = timedelta(seconds=10)  # rank 0 hosts the store: it stays until the others have read the verdict
+FAREWELL = timedelta(seconds=10)  # rank 0 hosts the store: it waits this long until the others have read it
 
 T = TypeVar("T")
 
-_store: Any = None  # kept alive: the process group connects to its server later
+_store: Any = None  # PyTorch's key-value store; kept alive, as the process group connects to it later
 _calls = itertools.count()
 
 

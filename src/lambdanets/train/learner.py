@@ -46,7 +46,8 @@ class Learner(pl.LightningModule):
         state: Progress of the run, shared with the callbacks.
 
     Attributes:
-        train_metrics: Names of what each training step measures, as means over images; "loss" is the first.
+        train_metrics: Names of the metrics of a training step, which are means over images; the first is
+            "loss".
         columns: Columns of `metrics.csv` that the task adds to those of every run.
         monitor: Column by which the best epoch is chosen; the larger, the better.
         average: Exponential moving average of the network, or None.
@@ -70,7 +71,8 @@ class Learner(pl.LightningModule):
         self.unchecked_losses: list[tuple[int, Tensor]] = []
         self.recent_losses: deque[tuple[int, float]] = deque(maxlen=RECENT)
         self.batch: tuple[int, Any] | None = None  # number and content of the newest batch
-        self.suspected_step = -1  # every loss is checked up to this step
+        # Step of the report of an earlier, failed session: up to it every loss is checked. -1 without one.
+        self.suspected_step = -1
         self.accumulate = config.engine.accumulate  # batches per optimiser step
         # (module, momentum, count) of the batch norms, while a backward pass recomputes activations.
         self.paused_batch_norms: list[tuple[_BatchNorm, float | None, Tensor | None]] = []
@@ -89,7 +91,7 @@ class Learner(pl.LightningModule):
         return self.network if self.average is None else self.average
 
     def eval_weights(self) -> dict[str, Tensor]:
-        """Return the weights of `eval_network` on rank 0; a collective operation of all ranks."""
+        """Return the weights of `eval_network` by name, on rank 0; all ranks must call it."""
         part = NETWORK if self.average is None else AVERAGE
         states = self.trainer.strategy.lightning_module_state_dict()
         return {name.removeprefix(part): value for name, value in states.items() if name.startswith(part)}
@@ -105,7 +107,12 @@ class Learner(pl.LightningModule):
         raise NotImplementedError
 
     def step(self, batch: Any) -> tuple[Tensor, list[Tensor], int]:
-        """Return the loss of a batch, the sums of `train_metrics` over its images, and their number."""
+        """Run a training batch through the network.
+
+        Returns:
+            The loss, a scalar to differentiate; the sums of `train_metrics` over the images, a scalar tensor
+            each; and the number of images.
+        """
         raise NotImplementedError
 
     def network_inputs(self, batch: Any) -> tuple[Any, ...]:
@@ -113,7 +120,7 @@ class Learner(pl.LightningModule):
         raise NotImplementedError
 
     def named_tensors(self, batch: Any) -> dict[str, Tensor]:
-        """Return the tensors of a batch by name, for a file."""
+        """Return the tensors of a batch by name, to write them to a file."""
         raise NotImplementedError
 
     def ranking_key(self, row: Mapping[str, float]) -> tuple[float, ...]:
@@ -140,7 +147,7 @@ class Learner(pl.LightningModule):
         raise NotImplementedError
 
     def data_advice(self) -> list[str]:
-        """Return suggestions against slow data loading, besides more workers, the first to try first."""
+        """Return suggestions against slow data loading besides more workers, in the order to try them."""
         raise NotImplementedError
 
     def weights_metadata(self) -> dict[str, str]:
@@ -185,6 +192,7 @@ class Learner(pl.LightningModule):
         self.waiting_since = time.perf_counter()
 
     def _plan_validation(self) -> None:
+        """Set when Lightning validates: every `engine.validate_every` epochs, and after the last one."""
         engine = self.config.engine
         last = self.trainer.current_epoch + 1 >= engine.epochs
         self.trainer.check_val_every_n_epoch = 1 if last else engine.validate_every
@@ -307,7 +315,7 @@ class Learner(pl.LightningModule):
         return first if first < world else None
 
     def _write_report(self, facts: dict[str, Any], *, is_loss: bool) -> str:
-        """Write the report on a bad step; return a half-sentence on where it is."""
+        """Write the report on a bad step; return the part of the error message that says where it is."""
         if self.files is None:
             return ""
         number, batch = self.batch or (self.state.batches_done, None)
@@ -350,7 +358,7 @@ class Learner(pl.LightningModule):
         }
 
     def gather_sums(self) -> None:
-        """Add up the sums of all devices in the state of the run."""
+        """Store the sums over all devices in the state of the run; all ranks must call it."""
         if self.sums is not None:
             total = self.trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")
             self.state.sums = dict(zip((*self.train_metrics, "images"), total.tolist(), strict=True))
@@ -392,11 +400,11 @@ class Learner(pl.LightningModule):
         self.state.__dict__.update(RunState.from_dict(checkpoint["run_state"]).__dict__)
 
 
-Pairs = tuple[list[Tensor], list[Tensor]]
+Pairs = tuple[list[Tensor], list[Tensor]]  # tensors of the average, and those of the network
 
 
 def pair_ema_tensors(average: nn.Module, network: nn.Module) -> list[Pairs]:
-    """Pair the tensors of an average with those of the network it follows.
+    """Pair the tensors of a moving average with those of the network.
 
     The pairs stay valid while neither module moves to another device or replaces a tensor; `load_state_dict`
     copies in place.

@@ -23,14 +23,15 @@ class BadStep:
     """A step whose loss or weights are not finite.
 
     Attributes:
-        facts: What happened and where in the run, in plain types; `step` is that of the first bad loss.
+        facts: Description of the failure and of its position in the run, as plain values; `step` is that of
+            the first bad loss.
         losses: (step, loss) of the last batches, the bad one included.
         seed: Seed of PyTorch's generators just before the forward pass of the batch.
         tensors: Tensors of the newest batch, by name; None without a batch.
         inputs: Arguments of the network's forward pass for that batch.
-        stale: Why that batch with the present weights does not reproduce the bad loss; "" if it does.
-        collective: Why this process cannot run the network alone; "" if it can.
-        context: Context that sets the precision of the run.
+        stale: Reason why that batch with the present weights does not reproduce the bad loss; "" if it does.
+        collective: Reason why this process cannot run the network alone; "" if it can.
+        context: Context manager of the forward pass that sets the precision of the run.
     """
 
     facts: dict[str, Any]
@@ -117,7 +118,7 @@ def largest_outputs(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[str | 
         for tensor in parts if isinstance(parts, tuple | list | ValuesView) else [parts]:
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
                 value = float(tensor.abs().max())
-                # A NaN is kept: no later value is larger.
+                # A NaN stays the largest value, as comparisons with it are false.
                 present = largest.get(name, 0.0)
                 largest[name] = value if math.isnan(value) or value > present else present
                 if not math.isfinite(value) and not first:

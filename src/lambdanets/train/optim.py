@@ -106,9 +106,13 @@ class ScheduleConfig:
 def lr_factor(step: int, config: ScheduleConfig, *, total_steps: int, steps_per_epoch: int) -> float:
     """Return the factor on the peak learning rate at an optimiser step.
 
-    With w warm-up steps of T in all: start + (1 - start) (t + 1) / w while t < w. Then, at p = (t - w) / (T -
-    w), final + (1 - final) (1 + cos(pi p)) / 2 for "cosine"; for "steps", a tenth for each drop d with t >= d
-    T.
+    In the warm-up of w steps, t < w, it is start + (1 - start) (t + 1) / w. Later, with
+    p = (t - w) / (T - w), it is
+
+    - "cosine": final + (1 - final) (1 + cos(pi p)) / 2
+    - "linear": final + (1 - final) (1 - p)
+    - "steps": 0.1 to the power of the number of drops d with t >= d T
+    - "constant": 1
 
     Args:
         step: Optimiser steps done so far, t, from 0.

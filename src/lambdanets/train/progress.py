@@ -16,7 +16,7 @@ from lambdanets.train.learner import Learner
 from lambdanets.utils.progress import progress_bar_column
 from lambdanets.utils.text import printable_lines
 
-REFRESH = 0.25  # seconds between two updates: reading the running sums stalls an accelerator
+REFRESH = 0.25  # seconds between two updates of the bar: reading the running sums stalls an accelerator
 WORTH_SHOWING, WORTH_ADVICE = 0.05, 0.10  # fractions of the training time spent waiting for images
 WORTH_SECONDS = 5.0  # of waiting per epoch, below which no advice is given
 
@@ -122,7 +122,7 @@ class LiveProgress(Callback):
             self._progress = None
 
     def _left(self) -> float:
-        """Return the remaining seconds of the run, by the speed of this session, validations included."""
+        """Return the remaining seconds of the run, by the speed of this session, validation included."""
         state = self.module.state
         done = state.batches_done - self._batches_before
         total = state.batches_per_epoch * self.module.config.engine.epochs
@@ -147,13 +147,13 @@ def format_data_wait(share: float) -> str:
 
 
 def is_data_bound(row: dict[str, float]) -> bool:
-    """Return whether waiting for images took so much of an epoch that it is worth an advice."""
+    """Return whether waiting for images took enough of an epoch to print advice."""
     share = row.get("data_wait", 0.0)
     return share > WORTH_ADVICE and share * row["seconds"] > WORTH_SECONDS
 
 
 def slow_data_advice(share: float, learner: Learner, *, workers: int, cores: int) -> str:
-    """Return an advice for a run that waits for images, the first thing to try first.
+    """Return advice for a run that waits for images: suggestions in the order to try them.
 
     Args:
         share: Fraction of the training time spent waiting.

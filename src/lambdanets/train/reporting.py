@@ -20,6 +20,7 @@ from lambdanets.train.progress import format_duration, format_speed, print_once
 from lambdanets.train.run import RunFiles
 from lambdanets.utils.text import first_line
 
+# The first and the last columns of metrics.csv; those of the task are between them.
 FIRST = ("epoch", "step", "lr")
 LAST = ("images_per_second", "images_per_cpu_second", "data_wait", "seconds")
 CURVES_EVERY = 20.0  # seconds between two drawings of the curves; one takes about a second
@@ -181,8 +182,8 @@ class RunResult:
         model, parameters: Name of the network and number of its parameters.
         history: Rows of `metrics.csv`, one for each finished epoch.
         best_epoch, best: The best epoch by its validation, and its row.
-        images_per_second: Training speed over the whole run.
-        seconds: Duration of all epochs, over all sessions.
+        images_per_second: Training speed over the whole run and all devices.
+        seconds: Wall time of all epochs, over all sessions.
         already_complete: The run was complete before, and nothing was done.
         summary: The text of `summary.txt`.
     """
@@ -249,5 +250,5 @@ def result(
 
 
 def speed(state: RunState) -> float:
-    """Return the training speed in images per second: the harmonic mean over epochs of equal length."""
+    """Return the training speed in images per second: the harmonic mean of the epochs' speeds."""
     return len(state.history) / sum(1 / row["images_per_second"] for row in state.history)

@@ -115,7 +115,9 @@ def find_resume_point(files: RunFiles, config: BaseConfig) -> ResumePoint | None
 
 
 def weights_digest(weights: str | None, start: ResumePoint | None) -> str:
-    """Return the SHA-256 of the file of initial weights of a run; "" without one.
+    """Return the SHA-256 of the file of initial weights of a run, in hexadecimal; "" without one.
+
+    A resumed run has the stored one.
 
     Raises:
         WeightsError: The file does not exist.
@@ -170,7 +172,7 @@ def check_optimizer(start: ResumePoint, own: Optimizer) -> None:
                 raise another(f"{name} of group {number} is missing or of another type")
         for name, parameter in zip(their_group["params"], our_group["params"], strict=True):
             parameters[name] = number, parameter
-    # Names and types of the states of a parameter, by its group and shape.
+    # By (group, shape): names and types of the state tensors that a parameter has.
     forms: dict[Any, dict[str, type]] = {}
     for name, state in stored["state"].items():
         number, parameter = parameters[name]
@@ -191,7 +193,7 @@ def _kind(value: Any) -> type:
 
 
 def _of_shape(value: Any, shape: Sequence[int]) -> bool:
-    """Return whether a state can belong to a parameter; some optimisers store sums over axes, of size 1."""
+    """Return whether a state fits a parameter's shape; some optimisers store sums over axes, of size 1."""
     if not isinstance(value, Tensor) or value.ndim != len(shape):
         return True
     return all(have in (1, need) for have, need in zip(value.shape, shape, strict=True))

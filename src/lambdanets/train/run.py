@@ -18,7 +18,7 @@ from lambdanets.utils.text import printable
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The paths inside a run folder; no file in it depends on where the folder is."""
+    """The paths inside a run folder; the folder may be moved."""
 
     directory: Path
 
@@ -72,7 +72,7 @@ class RunFiles:
 
     @property
     def found(self) -> Path:
-        """Detections of the best validation, in COCO's results format."""
+        """Folder of the detections of the best validation, in COCO's results format."""
         return self.directory / "results"
 
     @property
@@ -101,7 +101,7 @@ class RunFiles:
 
     @property
     def nonfinite(self) -> Path:
-        """Report on a step with a NaN or infinite loss."""
+        """Folder of the report on a step with a NaN or infinite loss."""
         return self.directory / "nonfinite"
 
     @property

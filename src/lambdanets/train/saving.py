@@ -24,8 +24,8 @@ from lambdanets.utils.processes import listened_signals
 
 REPEAT_WINDOW = 5.0  # seconds in which a repeated signal counts once: launchers forward signals
 STOPPING = "stopping at the next step that can be resumed; once more to stop at once"
-AGREE_EVERY = 10  # steps between votes of the ranks on whether to save or stop
-SLOW = 0.5  # seconds per step above which the ranks vote after every step
+AGREE_EVERY = 10  # optimiser steps between votes of the ranks on whether to save or stop
+SLOW = 0.5  # seconds per optimiser step, above which the ranks vote after every step
 
 
 class CheckpointCallback(Callback):
@@ -46,7 +46,7 @@ class CheckpointCallback(Callback):
     def __init__(self, files: RunFiles, module: Learner) -> None:
         self.files = files
         self.module = module
-        self.received: int | None = None
+        self.received: int | None = None  # number of the signal that asked to stop
         self._received_at = 0.0
         self._stops: tuple[int, ...] = ()  # the handled signals
         self.failed = False
@@ -116,7 +116,7 @@ class CheckpointCallback(Callback):
         if trainer.world_size > 1:
             if not due and trainer.global_step % self._agree_every:
                 return
-            # A scheduler that ends a job leaves it seconds to stop: slow steps need a vote each.
+            # A job scheduler leaves a job seconds to stop: if steps are slow, the ranks vote after each.
             steps = max(trainer.global_step - self._agreed[0], 1)
             slow = (time.monotonic() - self._agreed[1]) / steps > SLOW
             self._agree_every = 1 if _agree(trainer, slow) else AGREE_EVERY

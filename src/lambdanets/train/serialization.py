@@ -108,6 +108,7 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
 
 
 def _assign(node: Any, keys: list[str], text: str, path: str) -> Any:
+    """Return a copy of a dataclass or dict in which the value at nested keys is parsed from text."""
     key, rest = keys[0], keys[1:]
     if isinstance(node, Mapping):
         value = _literal(text) if not rest else _assign(node.get(key, {}), rest, text, path)
@@ -139,6 +140,7 @@ def _nearest_path(node: Any, key: str, rest: list[str], done: list[str]) -> str:
 
 
 def _literal(text: str) -> Any:
+    """Return the Python value that a text spells, or the text itself."""
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -178,6 +180,7 @@ def _parse(kind: Any, text: str, where: str) -> Any:
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the type itself."""
     return get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 
 

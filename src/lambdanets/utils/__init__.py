@@ -1,1 +1,1 @@
-"""Helpers of all rooms. Importing one needs the standard library alone."""
+"""Helpers for all other packages. Importing them needs the standard library alone; calls may need more."""

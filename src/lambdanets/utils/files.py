@@ -51,7 +51,7 @@ def replacing(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Put this path into an OSError that names no file, as that of a failed write, or the temporary file."""
+    """Make an OSError of the block name `path` if it names no file (a failed write) or the temporary one."""
     try:
         yield
     except OSError as error:

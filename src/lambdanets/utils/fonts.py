@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 FAMILY = "DejaVu Sans"  # part of Matplotlib; it has most alphabets
 NORMAL_WEIGHT = 400
 
-_fallbacks: dict[str, "FontEntry | None"] = {}  # letter that FAMILY lacks -> another font, or None
+# Letter that FAMILY lacks -> a font that has it, or None if no font has it.
+_fallbacks: dict[str, "FontEntry | None"] = {}
 
 
 def legible(text: str) -> str:

@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import BarColumn
 
-MANY = 2000  # images that take long enough to show a bar
+MANY = 2000  # number of images from which on a bar is shown
 Progress = Callable[[int, int], None]  # called with (done, total)
 
 
 @contextmanager
 def progress_bar(what: str, total: int, *, least: int) -> Iterator[Progress]:
-    """Show a bar in a terminal if `total` is at least `least`; else nothing."""
+    """Show a bar if stderr is a terminal and `total` is at least `least`.
+
+    Args:
+        what: The text before the bar.
+        total: The number that is reached at the end, of images or bytes.
+        least: The smallest total for which a bar is shown.
+
+    Yields:
+        A function to call with (done, total).
+    """
     if total < least or not sys.stderr.isatty():
         yield lambda done, total: None
         return

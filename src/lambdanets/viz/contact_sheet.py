@@ -34,9 +34,9 @@ from lambdanets.viz.pages import (
 )
 
 ACCENT, OTHER, RIGHT, WRONG = "#2f6fde", "#b4c3dc", "#1a7f4b", "#c8372d"
-PICTURE = 184
-LABELS = 104  # largest width of class names, in units; bars get the rest
-SMALL_IMAGE = 64  # pixels, up to which images are enlarged without smoothing
+PICTURE = 184  # height and width of an image on a card, in units (see `pages`)
+LABELS = 104  # largest width of class names, in units; bars have the rest of the width
+SMALL_IMAGE = 64  # longer side in pixels up to which images are enlarged without smoothing
 
 
 @dataclass(frozen=True, kw_only=True)

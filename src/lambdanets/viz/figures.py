@@ -10,7 +10,8 @@ from torch import Tensor
 from lambdanets.utils.fonts import legible, plain_text
 
 TRAIN, VAL, QUIET, INK = "#7f8fa6", "#c8472f", "#d9dde3", "#2b2f36"
-CURVES = (VAL, TRAIN, "#2f6fde", "#1a7f4b", "#b07d2b", "#7a4fa3")  # where there are more than two
+# Colours of a panel with more than two curves.
+CURVES = (VAL, TRAIN, "#2f6fde", "#1a7f4b", "#b07d2b", "#7a4fa3")
 FEW_CLASSES = 20  # most classes with names and numbers in the confusion matrix
 
 
@@ -20,9 +21,9 @@ class Panel:
 
     Args:
         name: Title: the quantity and its unit.
-        curves: Column of `metrics.csv` by the label of the curve, the training's first.
-        scale: Factor on the values.
-        best: Column whose best epoch is marked.
+        curves: Label of each curve -> column of `metrics.csv`; of two curves, the training's first.
+        scale: Factor on the values, such as 100 for percent.
+        best: Column whose largest value is marked, a fraction shown in percent; "" marks none.
     """
 
     name: str

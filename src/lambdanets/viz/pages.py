@@ -18,8 +18,8 @@ from lambdanets.utils.fonts import font, legible, text_length, write_text
 SCALE = 2  # pixels per unit of the layout below, for screens of high resolution
 PAPER, CARD, EDGE, TRACK = "#f3f4f6", "#ffffff", "#e2e4e9", "#eceef2"
 INK, SOFT = "#1b1f27", "#6b7280"
-MARGIN, GAP, PAD = 24, 16, 12
-ROW, HEADER = 19, 58
+MARGIN, GAP, PAD = 24, 16, 12  # around the page, between cards, and inside a card
+ROW, HEADER = 19, 58  # heights of a line of text and of the title with its caption
 MARK = "lambdanets contact sheet"  # stored in the file: only pages with this mark are ever removed
 
 
@@ -87,7 +87,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def blank_page(width: int, height: int, title: str, caption: str, fonts: Fonts) -> Image.Image:
-    """Return a page of a size in units, with a title and a line below it at the top."""
+    """Return a page of a width and height in units, with a title at the top and a caption below it."""
     sheet = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw_text_line(

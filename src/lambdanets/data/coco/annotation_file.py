@@ -10,8 +10,8 @@ from typing import Any, TypeGuard
 from ..errors import DataError
 from ..images import reason
 
-PARTS = ("images", "annotations", "categories")
-BACKGROUND = ("_background_", "__ignore__")  # categories of labelme that are no objects
+PARTS = ("images", "annotations", "categories")  # the lists that a COCO json must have
+BACKGROUND = ("_background_", "__ignore__")  # categories that labelme adds and that are no objects
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ def is_id(value: object) -> TypeGuard[int]:
 
 
 def _categories(path: Path, entries: list[Any], annotations: list[Any]) -> dict[int, str]:
+    """Return the names of the categories by id, without background and root categories.
+
+    Roboflow lists a root category, which has no supercategory, beside the annotated one of the same name.
+    """
     if not entries:
         raise DataError(f"{path} lists no categories.")
     found: dict[int, str] = {}

@@ -18,7 +18,7 @@ from .annotation_file import CocoFile, is_id
 from .masks import as_number, cleaned, segmentation_fault
 
 ROUNDING = 1.0  # pixels that a box may exceed the image: tools round and count edges differently
-LARGEST = 1e15  # an area, in pixels
+LARGEST = 1e15  # highest accepted area of an object, in pixels
 ELSEWHERE = re.compile(r"(file:/*)?([A-Za-z]:)?/|\.\./")  # how a path to another folder begins
 Entry = dict[str, Any]
 
@@ -56,6 +56,8 @@ def check_entries(
     progress: Callable[[int], None],
 ) -> Checked:
     """Check the images and annotations of a COCO json.
+
+    Faults are returned, not raised.
 
     Args:
         file: from `read_coco`.
@@ -163,7 +165,7 @@ def _listed(
 
 
 def _respelled(name: str, folders: Sequence[Path]) -> list[Path]:
-    """The files that match another spelling of a name: Windows separators, URL escapes, Unicode forms.
+    """Return files that match another spelling of a name: Windows separators, URL escapes, Unicode forms.
 
     For a path to another folder, the longest sequence of its last parts that exists is used.
     """
@@ -184,7 +186,7 @@ def _respelled(name: str, folders: Sequence[Path]) -> list[Path]:
 
 
 def _files(folders: Sequence[Path], names: Iterable[str]) -> list[Path]:
-    """The different files with one of the names in one of the folders."""
+    """Return the distinct files that have one of the names in one of the folders."""
     paths = [folder / name for name in names if name for folder in folders]
     return list({path.resolve(): path for path in paths if path.is_file()}.values())
 
@@ -237,7 +239,8 @@ def _box_fault(box: object, height: int, width: int) -> str | None:
     x, y, w, h = box
     if w <= 0 or h <= 0:
         return f"its box {box} has no area"
-    beyond = max(x, w) > width + 2 * ROUNDING or max(y, h) > height + 2 * ROUNDING  # integers may be endless
+    # Checked before the sums: a JSON integer may be too large to be added to a float.
+    beyond = max(x, w) > width + 2 * ROUNDING or max(y, h) > height + 2 * ROUNDING
     beyond = beyond or min(x, y) < -ROUNDING
     if beyond or x + w > width + ROUNDING or y + h > height + ROUNDING:
         return f"its box {box} reaches outside the image, which is {width} pixels wide and {height} high"

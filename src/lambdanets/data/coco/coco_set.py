@@ -22,21 +22,30 @@ from .transforms import corners
 
 Sample = tuple[tv_tensors.Image, dict[str, Any]]
 Entry = dict[str, Any]
-KEPT = ("id", "file_name", "width", "height")
+KEPT = ("id", "file_name", "width", "height")  # fields of an image entry that are stored
 
 
 class CocoSet(Dataset):
-    """Images with annotated objects, which were checked already.
+    """Images with annotated objects; the entries were checked already.
 
     Args:
         images: entries with id, file_name, width, height and path.
         annotations: of each image, by image id.
-        categories: names by id; labels are their numbers in this order, from 1.
-        transform: of (image, target), which also rasterises the masks; it may use the global generators.
-        train: leave crowds, which are groups without outlines of single objects, out of the targets.
+        categories: names by id; labels count them in this order, from 1.
+        transform: called with an image and its target, and returns both with the masks rasterised. It may
+            draw from the global generators, which are seeded for each sample.
+        train: leave crowds (iscrowd 1: groups without outlines of single objects) out of the targets.
         masks: whether targets have masks.
         max_pixels: larger images are refused.
         skipped: one sentence for each entry of its json that was left out.
+
+    Attributes:
+        classes: category names, in the order of the labels.
+        category_ids: ids in the json, in the same order.
+        image_ids: ids in the json, int64 of shape [n].
+        sizes: height and width of each stored image in pixels, int64 of shape [n, 2].
+        objects: number of annotated objects that are no crowds.
+        crowds: number of crowds.
     """
 
     def __init__(
@@ -147,8 +156,11 @@ class CocoSet(Dataset):
 
         Args:
             index: from 0 to len - 1.
-            epoch: counted from 0; with the seed and the index it decides the random changes.
+            epoch: counted from 0; with the seed and the index it decides the augmentation.
             seed: of the run.
+
+        Returns:
+            The image and its target, with masks rasterised at the size of the augmented image.
         """
         images, targets = self.batch([index], epoch, seed)
         return images[0], targets[0]
@@ -159,7 +171,16 @@ class CocoSet(Dataset):
     def batch(
         self, indices: Sequence[int] | np.ndarray, epoch: int | np.ndarray = 0, seed: int = 0
     ) -> tuple[list[tv_tensors.Image], list[dict[str, Any]]]:
-        """Return several samples, a list of images and one of targets."""
+        """Return several samples, as `item` does each.
+
+        Args:
+            indices: b of them.
+            epoch: one for all samples, or an array of shape [b].
+            seed: of the run.
+
+        Returns:
+            A list of b images and a list of b targets.
+        """
         rows = np.asarray(indices, dtype=np.intp)
         images, targets = [], []
         with preserved():
@@ -186,6 +207,7 @@ class CocoSet(Dataset):
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def _area(self, entry: Entry, size: tuple[int, int]) -> float:
+        """Return the listed area in pixels or, without one, that of the mask, or of the box without masks."""
         if "area" in entry:
             return entry["area"]
         if not self.masks:

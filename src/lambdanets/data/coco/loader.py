@@ -13,7 +13,7 @@ from ..randomness import other_seed, permutation
 from .coco_set import CocoSet
 from .config import CocoConfig
 
-RATIOS = 2.0 ** np.arange(-1, 1.01, 0.5)  # limits of width / height between the groups
+RATIOS = 2.0 ** np.arange(-1, 1.01, 0.5)  # values of width / height that separate the groups
 
 
 class RatioBatches(TrainBatches):
@@ -23,7 +23,7 @@ class RatioBatches(TrainBatches):
     The remainders of the groups form mixed batches.
 
     Args:
-        groups: number of the group of each sample, of shape [n].
+        groups: index of the group of each sample, of shape [n].
         batch_size: for one process.
         common: the other arguments of `TrainBatches`.
     """

@@ -32,7 +32,8 @@ SHADES = (
     "smoothed edges are no objects; --threshold 128 takes what has this value or more for one object, "
     "--ignore none every value, and numbered masks are resized without smoothing (nearest neighbour)"
 )
-FEWEST_SHADES = 6  # values along edges that are taken for shades even if each has only one part
+# From this number on, values along edges may count as shades even if each has one connected component.
+FEWEST_SHADES = 6
 VOID = 255  # the border of objects in Pascal VOC's masks
 
 
@@ -51,11 +52,11 @@ class Converted:
 
 @dataclass(frozen=True)
 class _Picture:
-    """An image and its mask files, each with the number of its class."""
+    """An image and its mask files, each with the id of its class."""
 
     path: Path
     masks: list[tuple[Path, int]]
-    numbered: bool  # each value of a mask is an object; else each mask is one
+    numbered: bool  # each value of a mask file is an object; else each file is one object
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class _Reading:
 
     Args:
         ignore: values that are background; None if the user gave no such values.
-        threshold: lowest value inside an object, for masks with shades; None if each value is an object.
+        threshold: lowest value inside an object, for masks with shades (grey values along smoothed edges);
+            None if each value is an object.
     """
 
     ignore: tuple[int, ...] | None
@@ -85,11 +87,11 @@ class _Reading:
 class _Object:
     """An object, cropped from its mask."""
 
-    name: str  # file, and value in it
+    name: str  # for messages: the file, and the value of the object in it
     category: int
-    top: int
-    left: int
-    mask: np.ndarray
+    top: int  # first row of the crop in the image
+    left: int  # first column
+    mask: np.ndarray  # bool [h, w]
     parts: int  # connected components; 1 if they are not counted
 
 
@@ -116,8 +118,8 @@ def masks_to_coco(
         out: the file to write; it must not exist.
         classes: names of the classes, which get the ids 1, 2, ...
         ignore: values of the masks that are background, like 0, such as 255, the border of objects in Pascal
-            VOC. None refuses masks in which 255 may be a border, and masks with shades; with an empty
-            sequence, every value is an object.
+            VOC. None refuses masks in which 255 may be a border, and masks with shades (grey values along
+            smoothed edges); with an empty sequence, every value is an object.
         threshold: lowest value inside an object, for masks with shades, such as smoothed and JPEG-compressed
             ones: each mask is one object. None takes each value for an object, and refuses shades.
 
@@ -285,7 +287,7 @@ def _one_folder_each(
 
 
 def _read(picture: _Picture, reading: _Reading) -> tuple[tuple[int, int], list[_Object]]:
-    """Width and height of an image, and its objects."""
+    """Return the (width, height) of an image in pixels, and its objects."""
     from scipy import ndimage
 
     size: tuple[int, int] | None = None
@@ -324,7 +326,7 @@ def _read(picture: _Picture, reading: _Reading) -> tuple[tuple[int, int], list[_
 
 
 def _parts(mask: np.ndarray) -> int:
-    """Number of connected components, where pixels touch by edges or corners."""
+    """Return the number of connected components, in which pixels touch by edges or corners."""
     from scipy import ndimage
 
     found: Any = ndimage.label(mask, np.ones((3, 3), int))
@@ -332,7 +334,7 @@ def _parts(mask: np.ndarray) -> int:
 
 
 def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values besides 0, ascending, and the same mask with 1, 2, ... in their place."""
+    """Return the values besides 0, ascending, and the mask with each replaced by its rank: 1, 2, ..."""
     if values.max(initial=0) >= 2**16:
         held, indices = np.unique(values, return_inverse=True)
         present = held[held > 0]
@@ -344,7 +346,7 @@ def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _border(present: np.ndarray, reading: _Reading) -> str | None:
-    """The fault of a mask that may hold the border of Pascal VOC, unless `ignore` decides that."""
+    """Return the fault of a mask that may hold the border of Pascal VOC, unless `ignore` decides that."""
     others = present[present != VOID]
     if reading.ignore is not None or len(others) == len(present) or not len(others):
         return None
@@ -358,10 +360,10 @@ def _border(present: np.ndarray, reading: _Reading) -> str | None:
 
 
 def _shades(present: np.ndarray, numbered: np.ndarray, reading: _Reading) -> str | None:
-    """The fault of a mask of which most values are shades along the edges of objects.
+    """Return the fault of a mask most of whose values are shades: grey values along the edges of objects.
 
-    Such values are nowhere wider than two pixels. Most are scattered in parts that do not touch, or the mask
-    has far fewer parts than values.
+    Such values are nowhere wider than two pixels. Most have several connected components, or the mask as a
+    whole has far fewer components than values.
     """
     from scipy import ndimage
 

@@ -13,14 +13,17 @@ import numpy as np
 
 from ..errors import DataError
 
-LONGEST = 7  # characters of one run length of 32 bits, five bits in each
+LONGEST = 7  # most characters of one run length: 32 bits, five in each character
 REACH = 1_000_000  # pixels; limit of the coordinates of a polygon
 LONGEST_OUTLINE = 2_000_000  # pixels of the outline of an object; pycocotools takes some 120 bytes for each
-SOLID = 4.0  # pixels; a polygon that fills a quarter of a box of at least this width and height covers one
+# A polygon whose bounding box has at least this width and height in pixels, and which fills a quarter of it,
+# covers at least one pixel: it need not be rasterised to know that it is not empty.
+SOLID = 4.0
 # A mask fits its box if all edges are within NEAR pixels, or if their IoU is at least FIT.
 NEAR, FIT = 5.0, 0.5
 NUMBER = re.compile(r"\s*[-+]?[0-9]{1,15}(\.[0-9]*)?([eE][-+]?[0-9]{1,2})?\s*", re.ASCII)
-Extent = tuple[float, float, float, float]  # left, top, right and bottom
+Extent = tuple[float, float, float, float]  # left, top, right and bottom, in pixels
+# Polygons [x, y, x, y, ...] in pixels, or run lengths: {"size": [height, width], "counts": list or text}.
 Segmentation = list[list[float]] | dict[str, Any]
 
 
@@ -89,12 +92,13 @@ def sampled(
         segmentation: of any encoding, without fault.
         height: of the image, in pixels.
         width: of the image, in pixels.
-        rows: ascending, of shape [h]; one may occur several times.
-        columns: the same, of shape [w].
+        rows: indices of rows, ascending, of shape [h]; one may occur several times.
+        columns: indices of columns, the same, of shape [w].
 
     Returns:
-        The index of the first of `rows` and of the first of `columns` that contain the mask, and the mask
-        from these to the last ones, uint8, 1 inside; of shape [0, 0] if none of them contains it.
+        (top, left, part): the first index into `rows` and into `columns` at which the mask has a pixel, and
+        the mask from there to the last such index of both, uint8, 1 inside. If it has no pixel at these rows
+        and columns, `part` has the shape [0, 0].
     """
     nothing = 0, 0, np.zeros((0, 0), np.uint8)
     edges = _edges(_runs(segmentation, height, width))
@@ -122,7 +126,7 @@ def sampled(
 
 
 def _runs(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
-    """Run lengths of background and mask in turn, from any encoding."""
+    """Return run lengths of background and mask in turn, int64, from any encoding."""
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
         return np.array(segmentation["counts"], np.int64)
     counts = run_lengths(segmentation, height, width)["counts"]
@@ -130,7 +134,7 @@ def _runs(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
 
 
 def _edges(runs: np.ndarray) -> np.ndarray:
-    """Begin and end of each run of the mask, of shape [n, 2], in column-major order."""
+    """Return begin and end of each run of the mask, [n, 2], as indices of pixels in column-major order."""
     ends = np.cumsum(runs)
     edges = ends[: len(ends) // 2 * 2].reshape(-1, 2)
     return edges[edges[:, 0] < edges[:, 1]]
@@ -150,7 +154,7 @@ def counted(part: np.ndarray, top: int, left: int, height: int, width: int) -> d
     """Return a mask that is 0 outside a part of its image as run lengths, the uncompressed encoding of COCO.
 
     Args:
-        part: the mask there, bool of shape [h, w].
+        part: the mask inside that part, bool of shape [h, w].
         top: its first row in the image.
         left: its first column.
         height: of the image, in pixels.
@@ -252,6 +256,7 @@ def segmentation_fault(
 
 
 def _cut(extent: Extent, height: int, width: int) -> Extent:
+    """Return an extent clipped to the image."""
     left, top, right, bottom = extent
     return max(0, left), max(0, top), min(width, right), min(height, bottom)
 
@@ -262,7 +267,7 @@ def _area(extent: Sequence[float]) -> float:
 
 
 def _polygons_extent(segmentation: object, height: int, width: int) -> Extent | str:
-    """The bounding box of polygons, or their fault."""
+    """Return the bounding box of polygons in pixels, or their fault."""
     if not isinstance(segmentation, list) or not segmentation:
         return "it has no segmentation (boxes alone are learnt with data.masks=False)"
     extents = []
@@ -295,13 +300,13 @@ def _polygons_extent(segmentation: object, height: int, width: int) -> Extent | 
 
 
 def _outline(polygon: list[float]) -> float:
-    """The number of pixels of the outline in pycocotools: for each edge, its longer extent along an axis."""
+    """Return the pixels of an outline in pycocotools: for each edge, its longer extent along an axis."""
     points = np.array(polygon, np.float64).reshape(-1, 2)
     return float(np.abs(points - np.roll(points, -1, axis=0)).max(axis=1).sum())
 
 
 def _runs_extent(segmentation: dict[str, Any], height: int, width: int) -> Extent | str:
-    """The bounding box of a mask of run lengths, or their fault."""
+    """Return the bounding box of a mask of run lengths in pixels, or their fault."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, list) or len(size) != 2:
         return f"its mask has no size [height, width] but {size!r}"
@@ -338,9 +343,9 @@ def _runs_extent(segmentation: dict[str, Any], height: int, width: int) -> Exten
 def read_counts(text: str) -> np.ndarray:
     """Decode the run lengths of a compressed mask.
 
-    Each number is written in groups of five bits, low ones first, as characters from "0" on; from the fourth
-    on it is the difference to the number before the previous one. pycocotools does not check that the runs
-    cover the image: it would leave the rest of the mask uninitialised.
+    Each number is written in groups of five bits, low ones first, one character for each group, from "0" on.
+    From the fourth number on, the difference to the number two before it is written. pycocotools does not
+    check that the runs cover the image: it would leave the rest of the mask uninitialised.
 
     Args:
         text: `counts` of a compressed mask.

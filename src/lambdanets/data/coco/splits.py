@@ -1,4 +1,4 @@
-"""The two sides of a COCO set, from a configuration: checked and ready to load."""
+"""The training and validation side of a COCO source, from a configuration: checked and ready to load."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ Side = Literal["train", "val"]
 
 @dataclass(frozen=True)
 class CocoSplits:
-    """The two sides of a source.
+    """The training and validation side of a source.
 
     Attributes:
         train: augmented by the configuration.
-        val: without augmentation.
+        val: without augmentation, and with crowds.
         classes: names, in the order of the labels, the first of which is 1.
         fingerprint: a hash of the image entries and annotations of both sides.
-        skipped: one sentence for each image or annotation that was left out, which begins with its json. A
-            warning shows only a few of them.
+        skipped: one sentence for each image or annotation that was left out, which begins with the path of
+            its json. A warning shows only a few of them.
     """
 
     train: CocoSet
@@ -209,7 +209,7 @@ def _checked(
 
 
 def _part(file: CocoFile, checked: Checked, side: Side, val_fraction: float, seed: int) -> Checked:
-    """One side of a file that is not split: the side of an image depends on the seed and on names alone.
+    """Return one side of a single file: the side of an image depends on the seed and on names alone.
 
     A photo that is listed several times is on one side.
     """
@@ -288,7 +288,7 @@ def _set(config: CocoConfig, file: CocoFile, checked: Checked, *, train: bool) -
 
 
 def _in_order(file: CocoFile, classes: Sequence[str]) -> CocoFile:
-    """The same file with its categories in the order of the classes of a run."""
+    """Return the file with its categories in the order of the classes of a run."""
     numbers = {name: number for number, name in file.categories.items()}
     if numbers.keys() != set(classes):
         raise DataError(

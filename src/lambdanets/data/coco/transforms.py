@@ -29,6 +29,8 @@ def corners(boxes: Tensor, size: Size) -> tv_tensors.BoundingBoxes:
 class Crop:
     """A scaling of an image, followed by a crop of a window, which may exceed the scaled image.
 
+    All lengths are in pixels.
+
     Args:
         scaled: height and width to which the whole image is scaled.
         corner: top and left of the window in the scaled image; negative if it begins outside.
@@ -52,14 +54,19 @@ class Crop:
         return cut
 
     def boxes(self, boxes: Tensor, size: Size) -> Tensor:
-        """Return boxes on an image of a size as (left, top, right, bottom) in the window, clipped to it."""
+        """Return boxes in the coordinates of the window, clipped to it.
+
+        Args:
+            boxes: left, top, right and bottom in the unscaled image, of shape [n, 4].
+            size: height and width of that image.
+        """
         (height, width), (top, left), (bottom, right) = self.scaled, self.corner, self.window
         ratio = boxes.new_tensor([width / size[1], height / size[0]] * 2)
         moved = boxes * ratio - boxes.new_tensor([left, top] * 2)
         return torch.minimum(moved.clamp(min=0), moved.new_tensor([right, bottom] * 2))
 
     def masks(self, masks: Masks) -> list[tuple[int, int, np.ndarray]]:
-        """Return for each mask the top and left of its visible part in the window, and that part.
+        """Return for each mask (top, left, part): its visible part, uint8 [h, w], and its window offset.
 
         A pixel of the scaled image takes the value of the pixel of the image that contains its centre.
         """
@@ -74,7 +81,7 @@ class Crop:
         return [(y + row, x + column, part) for row, column, part in parts]
 
     def _inside(self) -> list[Size]:
-        """Begin and end of the window in the scaled image, along the height and along the width."""
+        """Return begin and end of the window inside the scaled image, along the height and the width."""
         return [
             (max(0, first), min(length, first + side))
             for first, side, length in zip(self.corner, self.window, self.scaled, strict=True)
@@ -111,14 +118,15 @@ def eval_transform_coco(config: CocoConfig) -> ResizeLongerSide:
 
 
 class TrainAugment(nn.Module):
-    """Scale, crop and flip an image at random, with numbers from torch's global generator.
+    """Scale, crop and flip an image at random, drawing from torch's global generator.
 
     Objects that are outside the window, or smaller than `config.min_area`, are dropped from boxes, labels,
     masks, area and iscrowd alike. Masks are rasterised last, for the remaining objects and inside the window
     only.
 
     The box of an object at the edge of the window shrinks to the visible part of its mask: a clipped box may
-    contain areas without the object. Other boxes are unchanged, as annotations are finer than pixels.
+    contain areas without the object. Other boxes keep their annotated coordinates, which are not rounded to
+    pixels as those of a mask are.
     """
 
     def __init__(self, config: CocoConfig):
@@ -165,13 +173,13 @@ class TrainAugment(nn.Module):
 
 
 def _to_side(height: int, width: int, side: float) -> Size:
-    """The size with the same aspect ratio and that longer side, at least one pixel."""
+    """Return the size whose longer side has a given length, in the same aspect ratio; at least one pixel."""
     longer = max(height, width)
     return max(1, int(side * height / longer)), max(1, int(side * width / longer))
 
 
 def _begin(length: int, window: int) -> int:
-    """A random offset of a window in an image, or of the image in a longer window."""
+    """Return a random offset of a window in an image; negative if the window is longer than the image."""
     slack = length - window
     drawn = int(torch.randint(abs(slack) + 1, ())) if slack else 0
     return drawn if slack >= 0 else drawn + slack
@@ -187,14 +195,14 @@ def _tightened(boxes: Tensor, parts: list[tuple[int, int, np.ndarray]], window: 
     least, most = torch.maximum(boxes, seen)[:, :2], torch.minimum(boxes, seen)[:, 2:]
     tight = torch.cat([least, torch.maximum(least, most)], dim=1)
     touches = (boxes[:, :2] <= 0).any(1) | (boxes[:, 2:] >= boxes.new_tensor(window[::-1])).any(1)
-    touches |= seen[:, 2] == 0  # nothing is
+    touches |= seen[:, 2] == 0  # no pixel of the mask is visible
     return torch.where(touches[:, None], tight, boxes)
 
 
 def _drawn(
     parts: list[tuple[int, int, np.ndarray]], window: Size, *, flipped: bool = False
 ) -> tv_tensors.Mask:
-    """Masks of the whole window, uint8 of shape [n, *window], from their visible parts."""
+    """Return masks of the whole window, uint8 of shape [n, *window], from their visible parts."""
     drawn = np.zeros((len(parts), *window), np.uint8)
     for own, (top, left, part) in zip(drawn[:, :, ::-1] if flipped else drawn, parts, strict=True):
         own[top : top + part.shape[0], left : left + part.shape[1]] = part

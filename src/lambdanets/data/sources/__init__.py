@@ -23,6 +23,7 @@ from .protocol import ImageSplits, IndexedSource, Source
 from .tar import TarSource
 from .timm import HfdsSource, TorchSource
 
+# Kind of a value of `data.source`, with the separator that follows it -> class of the source.
 SOURCES: dict[str, type[Source]] = {
     "digits": DigitsSource,
     "folder:": FolderSource,
@@ -33,7 +34,7 @@ SOURCES: dict[str, type[Source]] = {
     "hfids/": HfidsSource,
     "wds/": WdsSource,
 }
-REMOVED = {
+REMOVED = {  # kinds of earlier versions -> advice in the error message
     "tfds/": "TensorFlow Datasets are not read any more: use the same data set as torch/NAME:PATH, hfds/NAME "
     "or hfids/NAME, or save its images to class folders and use folder:PATH",
 }
@@ -69,7 +70,7 @@ def get_source(text: str) -> Source:
 
 
 def source_forms() -> str:
-    """Return how values of `data.source` are written, as a part of a sentence."""
+    """Return how the sources for classifiers are written, as a part of an error message."""
     *forms, last = (repr(source.form) for source in SOURCES.values() if source is not CocoSource)
     return f"{', '.join(forms)} or {last}"
 
@@ -99,9 +100,9 @@ def open_source(config: DataConfig, *, seed: int, classes: Sequence[str] | None 
 
 
 def first_of_each(targets: np.ndarray, names: Sequence[str], number: int) -> np.ndarray:
-    """Return the indices of `number` samples of each class, ascending, chosen by the digests of their names.
+    """Return the indices of `number` samples of each class, or of all it has, by the digests of their names.
 
-    A larger number chooses the same samples and others with them.
+    The indices are ascending. A larger number chooses the same samples and others with them.
     """
     chosen: list[int] = []
     for target in np.unique(targets):

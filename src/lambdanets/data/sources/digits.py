@@ -18,7 +18,7 @@ class DigitsSource(IndexedSource):
     form = "digits"
     help = "scikit-learn's 1,797 scanned handwritten digits, 8x8 pixels; part of the installation"
     package = ("sklearn", "'lambdanets[train]'")
-    statistics = ((0.305,), (0.376,))  # over all digits, 0 = paper and 1 = ink
+    statistics = ((0.305,), (0.376,))  # over all digits, with 0 for paper and 1 for ink
 
     def open(self, config: DataConfig, *, seed: int, classes: Sequence[str] | None = None) -> ImageSplits:
         from sklearn.datasets import load_digits

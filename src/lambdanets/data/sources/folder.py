@@ -32,12 +32,12 @@ CLASS_FOLDERS = (
     "put those of each class in a folder of its own (valprep.sh of soumith/imagenetloader.torch does it for "
     "ImageNet's val/)"
 )
-Sample = tuple[str, int]
+Sample = tuple[str, int]  # path and class index
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The images of a folder: pairs (path, class) of each side, and the names of the classes."""
+    """The images of a folder: pairs (path, class index) of each side, and the names of the classes."""
 
     train: list[Sample]
     val: list[Sample]
@@ -108,9 +108,10 @@ def read_folder(
     Args:
         root: holds train/ and val/ (or validation/, valid/, test/) with one folder per class, or the class
             folders themselves, which are then split.
-        val_fraction: fraction of each class that is held out if the folder is not split; 1.0 takes all.
+        val_fraction: fraction of each class that is held out if the folder is not split; 1.0 holds out
+            everything.
         seed: of the split. The side of an image depends on the seed and on names alone.
-        classes: number the classes in this order; None takes the sorted folder names.
+        classes: class names in the order of the class indices; None takes the sorted folder names.
         hold_out: method of splitting, as in `DataConfig`.
 
     Raises:
@@ -163,7 +164,23 @@ def which_held_out(
     seed: int,
     hold_out: HoldOut,
 ) -> np.ndarray:
-    """Return whether each image is held out, bool of shape [n], by the names of its class."""
+    """Decide which images are held out, class by class.
+
+    Args:
+        names: of the images, which decide the split together with the seed.
+        targets: class indices of shape [n].
+        classes: class names, for errors.
+        where: the source, for errors.
+        val_fraction: fraction that is held out; 1.0 holds out everything.
+        seed: of the split.
+        hold_out: method, as in `DataConfig`.
+
+    Returns:
+        Whether each image is held out, bool of shape [n].
+
+    Raises:
+        DataError: a class has one image only.
+    """
     choose = stratum if hold_out == "exact" else below_threshold
     held_out = np.full(len(targets), val_fraction == 1)
     for target in np.unique(targets) if val_fraction < 1 else ():
@@ -182,7 +199,7 @@ def which_held_out(
 def split_rows(
     targets: np.ndarray, names: Sequence[str], val_fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of training and of held-out samples, exactly `val_fraction` of each class."""
+    """Return the indices of training and of held-out samples: `val_fraction` of each class, rounded."""
     held_out = np.full(len(targets), val_fraction == 1)
     for target in np.unique(targets) if val_fraction < 1 else ():
         members = np.flatnonzero(targets == target)
@@ -204,16 +221,16 @@ def below_threshold(names: Sequence[str], val_fraction: float, seed: int) -> set
 
 
 def stratum(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:
-    """Return the indices of the held-out names of one class: exactly `val_fraction`, of the lowest digests.
+    """Return the indices of the held-out names of one class: those with the lowest digests.
 
-    At least one name is held out, and never all.
+    `val_fraction` of them, rounded, but at least one name is held out, and never all.
     """
     number = min(max(round(val_fraction * len(names)), 1), len(names) - 1)
     return set(sorted(range(len(names)), key=digests(names, seed).__getitem__)[:number])
 
 
 def digests(names: Sequence[str], seed: int) -> list[bytes]:
-    """Return a digest of each name, a pseudo-random key to rank names by."""
+    """Return a hash of seed and name for each name: a pseudo-random key to rank names by."""
     return [blake2b(f"{seed}/{name}".encode(errors="surrogateescape")).digest() for name in names]
 
 
@@ -251,7 +268,7 @@ def _subfolders(path: Path) -> list[str]:
 
 
 def _sides(path: Path) -> tuple[Path | None, Path | None]:
-    """The folders train/ and val/, in upper or lower case; None without class folders in them."""
+    """Return the folders train/ and val/, in upper or lower case; None for one without class folders."""
     held = {name.lower(): path / name for name in reversed(_subfolders(path))}
     train, val = (
         next((held[name] for name in names if name in held), None) for names in (TRAIN_NAMES, VAL_NAMES)
@@ -320,7 +337,13 @@ def warn_unmeasured(val: str | Path, names: Iterable[str]) -> None:
 
 
 def _samples(path: Path, classes: Sequence[str], *, measured: bool = False) -> tuple[list[Sample], bool]:
-    """The images of a side, by class, and whether links lead to some; `measured` may lack a class."""
+    """Return the images of a side in the order of the class folders, and whether links lead to some.
+
+    Args:
+        path: holds a folder for each class.
+        classes: names, in the order of the class indices; a class may lack its folder.
+        measured: the side is validated on: some class folders may be empty.
+    """
     present = set(_subfolders(path))
     if unknown := sorted(present - set(classes)):
         raise DataError(

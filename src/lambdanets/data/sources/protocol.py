@@ -1,5 +1,8 @@
 """The protocol of a source: the members that a class must define to be a value of `data.source`.
 
+A source has two sides: the images to train on ("train") and those to validate on ("val"). It either has them
+already, as splits of its own, or its images are divided between them.
+
 To add a source, write a module with a subclass of `IndexedSource` (any image can be read at any time) or of
 `StreamedSource` (files of samples, each read from its beginning to its end), and add it to the registry
 `SOURCES` in `sources/__init__.py`. `lambdanets list`, error texts, training and evaluation follow from it.
@@ -22,12 +25,19 @@ from ..image_source import ImageSource
 if TYPE_CHECKING:
     from ..streams.stream_set import StreamSet
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
+# Mean and standard deviation of each channel, on a scale from 0 to 1.
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """The images of both sides of a source, and the names of their classes."""
+    """The images of both sides of a source.
+
+    Attributes:
+        train: training images.
+        val: validation images.
+        classes: class names, in the order of the targets of both.
+    """
 
     train: ImageSource
     val: ImageSource
@@ -38,7 +48,7 @@ class Source(ABC):
     """A value of `data.source`, split at its separators: KIND, KIND:PATH, KIND/NAME or KIND/NAME:PATH.
 
     Args:
-        text: the value, whose kind is the one that the class is registered under.
+        text: the whole value; KIND is the one that the class is registered under in `SOURCES`.
 
     Attributes:
         form: how the value is written, such as "folder:PATH".
@@ -47,11 +57,12 @@ class Source(ABC):
             package's own requirements suffice.
         named_splits: whether `data.train_split` and `data.val_split` name its splits.
         named_columns: whether `data.image_column` and `data.label_column` name its columns.
-        sharded: whether its images lie in archives, which `data.order` "shards" visits one after the other.
+        sharded: whether its images are in archives, so that `data.order` may be "shards".
         unlabelled: whether `open_unlabelled` finds images without labels in it.
-        statistics: mean and standard deviation of its images in grey; None takes those of ImageNet.
-        name: the text between the slash and the colon, "" without a slash.
-        root: the text behind the colon, "" without a colon.
+        statistics: mean and standard deviation of its images in grey, from 0 to 1; None takes those of
+            ImageNet.
+        name: the text between the first slash and the first colon, "" without a slash.
+        root: the text behind the first colon, "" without a colon.
     """
 
     form: ClassVar[str]
@@ -69,23 +80,38 @@ class Source(ABC):
         _, _, self.name = head.partition("/")
 
     def resolved(self) -> str:
-        """Return the value with its folder as an absolute path, which is valid in any working directory."""
+        """Return the whole value with its folder as an absolute path, valid in any working directory."""
         return self.text
 
     def file_root(self) -> Path | None:
-        """Return the folder from which images are named, for fingerprints; None where they are no files."""
+        """Return the folder that is removed from image paths before they are hashed into a fingerprint.
+
+        An empty path leaves them as they are. None means that the images are not files: the source has no
+        fingerprint.
+        """
         return None
 
     def directory(self) -> str | None:
-        """Return the real path of the folder that holds all files of the source, None where there is none."""
+        """Return the real path of a folder that holds all files of the source; None if there is none."""
         return None
 
     def open_unlabelled(self, in_chans: int, max_pixels: int) -> ImageSource:
-        """Find all images of the source, with the target 0 and names from its root."""
+        """Find all images of the source, without their classes; only called if `unlabelled` is set.
+
+        Args:
+            in_chans: 3 for RGB, 1 for grey.
+            max_pixels: larger images are refused when they are read.
+
+        Returns:
+            The images, all with target 0; `path` gives names relative to the root of the source.
+
+        Raises:
+            DataError: there are no images.
+        """
         raise NotImplementedError
 
     def one_split_remedy(self) -> str:
-        """Return what to do about a source of one split, as the end of a sentence."""
+        """Return how to validate on a source with a single split, as the end of an error message."""
         return "leave data.val_split empty, which holds out data.val_fraction of them"
 
     def require_package(self) -> None:
@@ -101,20 +127,20 @@ class Source(ABC):
             raise DataError(f"the source {self.text!r} needs the package {module}: pip install {requirement}")
 
     def require_root(self) -> str:
-        """Return the text behind the colon.
+        """Return `root`.
 
         Raises:
-            DataError: there is none.
+            DataError: it is empty.
         """
         if not self.root:
             raise DataError(f"data.source {self.text!r} lacks a path: write {self.form}.")
         return self.root
 
     def require_name(self) -> str:
-        """Return the text behind the slash.
+        """Return `name`.
 
         Raises:
-            DataError: there is none.
+            DataError: it is empty.
         """
         if not self.name:
             raise DataError(f"data.source {self.text!r} lacks a name: write {self.form}.")
@@ -122,16 +148,16 @@ class Source(ABC):
 
 
 class IndexedSource(Source):
-    """A source of which any image can be read at any time."""
+    """A source whose images can be read in any order."""
 
     @abstractmethod
     def open(self, config: DataConfig, *, seed: int, classes: Sequence[str] | None = None) -> ImageSplits:
         """Find the images of both sides, without decoding them.
 
         Args:
-            config: whose `source` this is.
-            seed: of the split, where the source is not split already.
-            classes: number the classes in this order; None takes the order of the source.
+            config: the configuration; its `source` is the text of this object.
+            seed: decides the split if the source is not split already.
+            classes: class names in the order of the targets; None takes the order of the source.
 
         Raises:
             DataError: the source cannot be used; the message says why.
@@ -146,9 +172,9 @@ class StreamedSource(Source):
         """Open one split.
 
         Args:
-            config: whose `source` this is.
-            split: its name.
-            train: mix and vary the samples.
+            config: the configuration; its `source` is the text of this object.
+            split: the name of the split.
+            train: shuffle and augment the samples.
 
         Raises:
             DataError: the source cannot be used; the message says why.
@@ -158,10 +184,14 @@ class StreamedSource(Source):
         return "name another split, as streams cannot be divided"
 
     def classes(self, config: DataConfig, names: Sequence[str] | None = None) -> tuple[str, ...]:
-        """Return the names of the classes, or their numbers up to `config.num_classes`.
+        """Return the names of the classes, or else "0", "1" and so on, `config.num_classes` of them.
+
+        Args:
+            config: with `num_classes`, which may be None.
+            names: the names that the source gives its classes, if any.
 
         Raises:
-            DataError: there are neither.
+            DataError: there are neither names nor their number.
         """
         found = tuple(names or ()) or tuple(str(number) for number in range(config.num_classes or 0))
         if not found:
@@ -170,5 +200,5 @@ class StreamedSource(Source):
 
 
 def absolute(path: str) -> str:
-    """Return a path of the user as an absolute one, "" for ""."""
+    """Return a path, in which ~ is the home folder, as an absolute path; "" for ""."""
     return os.path.abspath(os.path.expanduser(path)) if path else ""

@@ -33,18 +33,18 @@ from .tar_paths import NEITHER, TRAIN, UNDECIDED, VAL, find_archives
 from .tar_scan import Members
 
 CLASSES = "classes.json"
-NUMBER = re.compile(r"-?\d+")
-MOST = 10**6  # a higher number is no class
+NUMBER = re.compile(r"-?\d+")  # the content of a .cls file that is a class number
+MOST = 10**6  # highest class number that is accepted without a list of the classes
 
 
 @dataclass(frozen=True)
 class ClassWords:
-    """The classes of images, as the archives write them.
+    """The classes of images, as words: contents of .cls files or names of folders.
 
     Args:
-        words: the different ones.
+        words: the distinct words.
         inverse: index of the word of each image, of shape [n].
-        numbers: whether the words are class numbers, as in WebDataset's .cls files.
+        numbers: whether all words are class numbers, as usual in WebDataset's .cls files.
     """
 
     words: list[str]
@@ -53,7 +53,7 @@ class ClassWords:
 
 
 class TarSource(IndexedSource):
-    """Images inside tar archives, read where they lie.
+    """Images inside tar archives, read without unpacking.
 
     Classes are folders inside the archives, or .cls files beside the images. A side is given by the archives'
     names, or by train/ and val/ inside them; else the images are split by `val_fraction`.
@@ -68,7 +68,7 @@ class TarSource(IndexedSource):
         return f"tar:{absolute(self.root)}"
 
     def file_root(self) -> Path | None:
-        return Path()  # an image is named by its archive, which is named from the folder of all archives
+        return Path()  # the paths of images are relative already: ARCHIVE#NAME
 
     def directory(self) -> str | None:
         return containing_directory(self.root)
@@ -104,7 +104,7 @@ class TarSource(IndexedSource):
 def _sides_and_labels(
     root: str, members: Members, sides: np.ndarray, classes: Sequence[str] | None
 ) -> tuple[np.ndarray, ClassWords]:
-    """The side and the class of every image, from .cls files or from folders."""
+    """Return the side [n] and the class word of every image, from .cls files or from folders."""
     words, inverse = np.unique(members.labels, return_inverse=True)
     has_label = words != b""  # `words.all()` is an error for bytes in NumPy 1
     if has_label.all():
@@ -138,6 +138,7 @@ def _sides_and_labels(
 
 
 def _check_flat(root: str, members: Members, flat: np.ndarray) -> None:
+    """Raise DataError if any image [n] is flat: in no folder of its archive, so that it has no class."""
     if flat.any():
         shard = members.shard[flat.argmax()]
         path = os.path.join(root, members.shards[shard])
@@ -159,7 +160,7 @@ def _stripped(paths: list[list[str]], whole: bool, classes: Sequence[str] | None
 
 
 def _split_inside(root: str, paths: list[list[str]]) -> dict[str, int]:
-    """The sides of the folders inside the archives, as in `read_folder`; empty if these are classes."""
+    """Return the sides of the folders inside the archives, by name; empty if these are classes."""
     deep = {path[0].lower(): path[0] for path in paths if len(path) > 1}
     train, val = (
         next((deep[name] for name in names if name in deep), "") for names in (TRAIN_NAMES, VAL_NAMES)
@@ -197,7 +198,7 @@ def _numbered(
     classes: Sequence[str] | None,
     declared: Sequence[str] | None,
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes in order, and the number of the class of every image."""
+    """Return the class names in order, and the class index of every image [n], -1 if it is not used."""
     number = len(labels.words)
     held = np.array([np.bincount(labels.inverse[sides == side], minlength=number) > 0 for side in range(4)])
     used = np.flatnonzero(held[:NEITHER].any(axis=0))
@@ -231,6 +232,14 @@ def _numbered(
 
 
 def _check_sides(path: str, words: dict[int, str], held: np.ndarray, declared: Sequence[str] | None) -> None:
+    """Check that the training side has every class of the validation side.
+
+    Args:
+        path: for messages.
+        words: class name by index of the word.
+        held: whether each side has images of each word, bool of shape [4, words].
+        declared: classes of classes.json, of which the validation side may lack some; None warns.
+    """
     if held[UNDECIDED].any():
         return
     if not held[TRAIN].any():

@@ -25,8 +25,8 @@ class TarImages(ImageSource):
 
     Args:
         root: the folder from which the archives are named.
-        members: the positions of the images.
-        targets: classes of shape [n].
+        members: names, offsets and sizes of the images in the archives.
+        targets: class indices of shape [n].
         in_chans: 3 for RGB, 1 for grey.
         max_pixels: larger images are refused.
     """
@@ -116,7 +116,7 @@ class _File:
 
 
 class _Files:
-    """Archives that are opened when they are first read.
+    """Archives that are opened when they are first read; at most `OPEN` stay open.
 
     `pread` does not use the position of the file, which threads and forked workers share.
     """

@@ -26,8 +26,8 @@ from .tar_scan import BLOCK, Members, Scanned, scan
 INDEX = "_index.npz"
 SCANNERS = 8  # shards read at a time: networked storage has a high latency
 LONG = 2**30  # bytes of shards whose headers take long enough to show a bar
-SPOTS = 3  # headers of a shard to compare with the index
-ARRAYS = ("shard", "offsets", "sizes", "names", "labels")
+SPOTS = 3  # members of a shard whose headers are compared with the index
+ARRAYS = ("shard", "offsets", "sizes", "names", "labels")  # fields of `Members` that the index stores
 
 
 def read_members(
@@ -125,7 +125,7 @@ def _mend(root: str, folder: str, members: Members, sizes: dict[str, int], *, wh
 
 
 def _load(root: str, sizes: dict[str, int]) -> tuple[dict[str, Members], list[str]]:
-    """The members of the shards with a valid index, and the folders whose index is damaged."""
+    """Return the members of the shards with a valid index, and the folders whose index is damaged."""
     known: dict[str, Members] = {}
     damaged = []
     for folder in sorted({os.path.dirname(shard) for shard in sizes}):
@@ -152,7 +152,7 @@ def _load(root: str, sizes: dict[str, int]) -> tuple[dict[str, Members], list[st
 
 
 def _parts(file: IO[bytes], folder: str) -> tuple[dict[str, Members], dict[str, int]]:
-    """The members and the size of each shard, from an index.
+    """Return the members and the size in bytes of each shard, from an index.
 
     Raises:
         ValueError: the index contradicts itself. Reading a damaged file raises other exceptions, too.
@@ -185,7 +185,7 @@ def _parts(file: IO[bytes], folder: str) -> tuple[dict[str, Members], dict[str, 
 
 
 def _agrees(root: str, members: Members) -> bool:
-    """Whether the headers of a few images of a shard agree with its index."""
+    """Return whether the headers of a few images of a shard agree with its index."""
     with open_regular(os.path.join(root, members.shards[0])) as file:
         for row in np.unique(np.linspace(0, len(members) - 1, SPOTS).astype(int)) if len(members) else ():
             file.seek(int(members.offsets[row]) - BLOCK)
@@ -193,7 +193,7 @@ def _agrees(root: str, members: Members) -> bool:
                 header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
             except tarfile.TarError:
                 return False
-            # A long name does not stand in this header in full, and Python writes only ASCII there.
+            # A long name is truncated in this header, and Python writes only ASCII there.
             name, start = bytes(members.names[row]), os.fsencode(header.name.removeprefix("./"))
             forms = name, os.fsdecode(name).encode("ascii", "replace")
             if header.size != members.sizes[row] or not any(form.startswith(start) for form in forms):

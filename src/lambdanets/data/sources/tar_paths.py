@@ -94,7 +94,7 @@ def find_all_archives(path: str) -> tuple[str, list[str]]:
 
 
 def _sides(found: Mapping[str, list[str]]) -> dict[int, list[str]]:
-    """The sides of archives that are listed by a folder or a word; training ones alone are to be split."""
+    """Return archives by side, from lists by folder or word; training ones alone are to be split."""
     train, val = (
         next((found[name] for name in names if name in found), []) for names in (TRAIN_NAMES, VAL_NAMES)
     )
@@ -147,7 +147,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def _archives(root: str, folder: str, names: Sequence[str]) -> list[str]:
-    """The archives among the files of a folder, named from the root, with a warning about compressed ones."""
+    """Return the archives among the files of a folder, relative to the root; warn about compressed ones."""
     kept = sorted(name for name in names if name.endswith(SUFFIX) and not is_stray(name))
     compressed = [name for name in names if COMPRESSED_SUFFIXES.search(name.lower()) and not is_stray(name)]
     if kept:

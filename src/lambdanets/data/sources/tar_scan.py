@@ -17,10 +17,10 @@ from ..files import is_stray, suffix_of
 from ..images import IMAGE_SUFFIXES
 from .folder import ORIGINAL_ARCHIVES
 
-LABEL = "cls"
-LABEL_BYTES = 1024
-BLOCK = 512
-TAIL = 2**16
+LABEL = "cls"  # suffix of the files that hold the class of a sample
+LABEL_BYTES = 1024  # size of the largest such file that is read
+BLOCK = 512  # bytes of a header of tar
+TAIL = 2**16  # bytes behind the last member that must be zeros
 REPORTED = 1000  # members between two updates of the progress bar
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -35,7 +35,7 @@ class Members:
         offsets: of the images in their archives, in bytes, of shape [n].
         sizes: of the images in bytes, of shape [n].
         names: of the images in their archives, as bytes, of shape [n].
-        labels: content of the .cls files of the images, as bytes, of shape [n]; empty without such a file.
+        labels: content of the .cls file of each image, as bytes, of shape [n]; empty without such a file.
     """
 
     shards: tuple[str, ...]
@@ -81,7 +81,7 @@ def scan(
         root: the folder from which the shard is named.
         shard: name of the archive.
         labelled: every image must have a .cls file, if there are any, as in samples of WebDataset.
-        moved: called with the current offset in bytes.
+        moved: called now and then with the current offset in bytes.
 
     Raises:
         DataError: the shard has no usable images, or allows no random access.
@@ -95,7 +95,7 @@ def scan(
     sparse: list[str] = []
     others: Counter[str] = Counter()
     stray: set[str] = set()
-    whole = 0
+    whole = 0  # complete members so far
     with _opened(path) as tar:
         while True:
             try:
@@ -222,7 +222,7 @@ def _complaint_at_end(path: str, offset: int, whole: int) -> str:
 def _samples(
     path: str, images: dict[str, tuple[int, int]], labels: dict[str, bytes]
 ) -> tuple[dict[str, tuple[int, int]], str]:
-    """The images that have a class, and a complaint about images without one or classes without an image."""
+    """Return the images that have a class, and a fault: images without one or .cls files without an image."""
     # The image of a sample is named key.png; key.seg.png is a mask.
     plain = {
         name: position for name, position in images.items() if sample_key(name) == os.path.splitext(name)[0]

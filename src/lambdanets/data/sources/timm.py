@@ -126,20 +126,20 @@ class HfdsSource(_TimmSource):
 
 
 def _cache() -> str:
-    """The user's cache folder by the XDG convention, which ignores a relative path."""
+    """Return the user's cache folder by the XDG convention, which ignores a relative path."""
     folder = os.environ.get("XDG_CACHE_HOME", "")
     return folder if os.path.isabs(folder) else os.path.join(os.path.expanduser("~"), ".cache")
 
 
 def _class_names(data_set: Any, number: int) -> tuple[str, ...]:
-    """The names that a data set gives its classes, or their numbers."""
+    """Return the names that a data set gives its classes, or their numbers; at least `number` of them."""
     by_name = getattr(getattr(data_set, "reader", data_set), "class_to_idx", None) or {}
     names = {index: name for name, index in reversed(by_name.items())}
     return tuple(str(names.get(index, index)) for index in range(max(number, len(names))))
 
 
 def _labelled_rows(config: DataConfig, split: str, targets: np.ndarray) -> np.ndarray:
-    """The rows of a split that have a class: a negative class number marks a withheld label."""
+    """Return the rows of a split that have a class: a negative class number marks a withheld label."""
     rows = np.flatnonzero(targets >= 0)
     if lacking := len(targets) - len(rows):
         held = f"the {len(targets)} images of the split {split!r} of {config.source!r}"

@@ -17,10 +17,10 @@ from .stream_set import StreamSet
 
 
 class HfidsSource(StreamedSource):
-    """Parquet files of the hub or of a folder, of which none is stored.
+    """Parquet files of the hub or of a folder, which are streamed and not stored.
 
-    The name is that of a data set of the hub, or a folder. Text behind the colon is a folder for what the
-    package `datasets` stores about the data set (no images).
+    The name is that of a data set of the hub, or a folder. The text behind the colon is the cache folder of
+    the package `datasets`, for its metadata of the data set (no images).
 
     The column of images is `config.image_column`, or "image", or the only one of that kind; that of classes
     is `config.label_column`, or "label", or the only one whose classes have names.
@@ -75,7 +75,7 @@ class HfidsSource(StreamedSource):
             raise DataError(f"cannot open {self.text!r}: {why}.") from error
 
     def _files(self, split: str, builder: Any) -> tuple[list[str], list[str]]:
-        """The names of a split's files, which do not depend on where the data set lies, and their paths."""
+        """Return the names of a split's files, which do not depend on where it is stored, and their paths."""
         files = {str(side): list(paths) for side, paths in (builder.config.data_files or {}).items()}
         if not files or not all(path.endswith(".parquet") for paths in files.values() for path in paths):
             name = os.path.expanduser(self.name)
@@ -100,14 +100,14 @@ class HfidsSource(StreamedSource):
 
 
 def _stored_features(footer: Any) -> Mapping[str, Any]:
-    """The features that a parquet file lists, or those of its column types."""
+    """Return the features that a parquet file lists, or those of its column types."""
     from datasets import Features
 
     return Features.from_arrow_schema(footer.schema.to_arrow_schema())
 
 
 def _columns(config: DataConfig, features: Mapping[str, Any]) -> tuple[str, str]:
-    """The names of the columns of images and of classes."""
+    """Return the names of the columns of images and of classes."""
     from datasets import ClassLabel, Image
 
     def is_image(_: str, feature: Any) -> bool:

@@ -19,7 +19,7 @@ AT_ONCE = 16  # footers that are fetched in parallel: a remote data set may have
 class ParquetFiles:
     """Parquet files on a disk or at a URL that fsspec opens; fetched data are not stored.
 
-    Each lane that reads holds one row group in memory.
+    Each lane (see `StreamShard`) holds one row group in memory while it reads.
 
     Args:
         names: of the files.
@@ -44,7 +44,11 @@ class ParquetFiles:
         self.image, self.label, self.classes = image, label, classes
 
     def read(self, number: int, rows: np.ndarray) -> Iterator[tuple[NamedFile, int]]:
-        """Yield ascending rows of one file; row groups without any of them are not fetched.
+        """Yield the image file and the class index of some rows of one file.
+
+        Args:
+            number: index of the file.
+            rows: ascending; row groups without any of them are not fetched.
 
         Raises:
             DataError: the file cannot be read or has another length, or a row has no class.

@@ -32,7 +32,12 @@ class SampleFiles(Protocol):
     lengths: np.ndarray
 
     def read(self, number: int, rows: np.ndarray) -> Iterator[tuple[NamedFile, int]]:
-        """Yield the image file and the class of the samples of one file at ascending rows."""
+        """Yield the image file and the class index of some samples of one file.
+
+        Args:
+            number: index of the file.
+            rows: indices of the samples in the file, ascending.
+        """
         ...
 
 
@@ -40,14 +45,15 @@ class StreamSet:
     """The samples of files in sequence: one file after the other, each from its beginning to its end.
 
     In training, each epoch has its own order of the files and starts at its own position of that sequence,
-    which is circular; each lane of a `StreamShard` mixes its samples. The content of a batch is a function of
-    (seed, epoch, number of the batch, rank), the augmentation of a sample one of (seed, epoch, sample).
+    which is circular; the samples of each lane of a `StreamShard` are shuffled locally. The content of a
+    batch is a function of (seed, epoch, number of the batch, rank), the augmentation of a sample one of
+    (seed, epoch, sample).
 
     Args:
         files: with the samples.
         pipeline: from image to tensor.
         classes: names, in the order of the targets.
-        train: mix the samples.
+        train: shuffle the samples; the pipeline augments them.
         skip_bad: replace an image that cannot be decoded by another of its batch, with a warning, instead
             of raising.
     """
@@ -65,7 +71,7 @@ class StreamSet:
     ):
         self.pipeline, self.classes = pipeline, classes
         self.files, self.train, self.skip_bad = files, train, skip_bad
-        self._first = np.cumsum(files.lengths) - files.lengths
+        self._first = np.cumsum(files.lengths) - files.lengths  # index of the first sample of each file
 
     def __len__(self) -> int:
         return int(self.files.lengths.sum())
@@ -83,7 +89,7 @@ class StreamSet:
             seed: of the run.
 
         Yields:
-            Images of shape [b, channels, image_size, image_size], int64 targets of shape [b].
+            float32 images of shape [b, channels, image_size, image_size], int64 targets of shape [b].
         """
         positions = shard.lane(number % shard.lanes)
         if self.train:
@@ -119,6 +125,7 @@ class StreamSet:
                 yield file, target, index
 
     def _collated(self, samples: Sequence[Sample], epoch: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Decode and augment the samples of a batch; replace those that cannot be decoded."""
         found = [self._prepared(file) for file, _, _ in samples]
         good = [row for row, image in enumerate(found) if not isinstance(image, DataError)]
         images, targets = [], []

@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 from ..batches import Position, whole_batches
 
 LANES = 16  # lanes that a process reads side by side: batches mix them, and workers divide them
-REACH = 512  # neighbouring samples of a lane that are mixed
+REACH = 512  # limit of the shift of a sample when those of a lane are shuffled locally
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class StreamShard:
     4, 8 or 16. The content of the batches does not depend on the number of workers.
 
     Args:
-        start: first position.
+        start: first position, as an index into the sequence.
         stop: position behind the last.
         batch_size: positions in a batch; the last batch may have fewer.
     """
@@ -63,7 +63,7 @@ def training_shard(size: int, batch_size: int, *, rank: int, world_size: int) ->
 
 
 def evaluation_shard(size: int, batch_size: int, *, rank: int, world_size: int) -> StreamShard:
-    """Return the shard of a process in evaluation: together all positions, in sizes that differ by one."""
+    """Return the shard of a process in evaluation: together all positions, in lengths that differ by one."""
     return StreamShard(rank * size // world_size, (rank + 1) * size // world_size, batch_size)
 
 

@@ -62,7 +62,7 @@ class LocalTars:
         self._first = np.cumsum(self.lengths) - self.lengths
 
     def read(self, number: int, rows: np.ndarray) -> Iterator[tuple[NamedFile, int]]:
-        """Yield the samples of one file at ascending rows."""
+        """Yield the samples of one file at ascending rows, as `SampleFiles.read` does."""
         for index in self._first[number] + rows:
             yield self.images.open(index), int(self.images.targets[index])
 

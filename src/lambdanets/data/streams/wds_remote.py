@@ -17,6 +17,7 @@ from ..sources.tar import NUMBER
 from ..sources.tar_scan import LABEL, sample_key
 from .wds_splits import INFO, Listed, open_url
 
+# Errors of a connection or a file that breaks off.
 BROKEN = (OSError, EOFError, tarfile.TarError, zlib.error)
 
 
@@ -61,6 +62,7 @@ class RemoteTars:
             yield sample
 
     def _samples(self, url: str, wanted: set[int], last: int, length: int) -> Iterator[tuple[NamedFile, int]]:
+        """Yield the samples at the rows `wanted`, up to the row `last`, and check the length of the file."""
         row, sample, more = -1, None, False
         with open_url(url) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             files = (member for member in _members(tar) if member.isfile())

@@ -13,7 +13,7 @@ from ..files import open_regular
 from ..images import reason
 from ..sources.tar_paths import expand
 
-INFO = ("_info.json", "info.json")
+INFO = ("_info.json", "info.json")  # the first of these that exists lists the splits
 
 
 @dataclass(frozen=True)
