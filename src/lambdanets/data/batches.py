@@ -25,7 +25,7 @@ def whole_batches(size: int, batch_size: int, world_size: int) -> tuple[int, int
 
     Args:
         size: samples in the set.
-        batch_size: for one process.
+        batch_size: samples in a batch of one process.
         world_size: number of processes.
 
     Raises:
@@ -45,10 +45,10 @@ class TrainBatches(Sampler):
 
     Args:
         size: samples in the set.
-        batch_size: for one process.
-        seed: of the run.
+        batch_size: samples in a batch of one process.
+        seed: seed of the run.
         position: returns (epoch, batches already done in it), called at the start of every iteration.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
         shards: index of the shard of each sample, of shape [n]: samples of 16 shards at a time are shuffled.
             None shuffles all samples.
@@ -93,8 +93,8 @@ class EvalBatches(Sampler):
 
     Args:
         size: samples in the set.
-        batch_size: for one process; the last batch may be smaller.
-        rank: of this process.
+        batch_size: samples in a batch of one process; the last batch may be smaller.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -120,9 +120,9 @@ class MixedBatches(Sampler):
     Args:
         mixed: both sets.
         config: `batch_size` images for one process, `pseudo_ratio` pseudo-labelled for each labelled one.
-        seed: of the run.
+        seed: seed of the run.
         position: returns (epoch, batches already done in it), called at the start of every iteration.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
     """
 

@@ -1,4 +1,4 @@
-"""Checks before training: every image is decoded once, and cached in memory if all of them fit."""
+"""Checks before training: every image is decoded once, and cached in memory if `data.cache` allows it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_set(image_set: ImageSet, progress: Callable[[int], None]) -> dict[int,
     """Decode every file of a set, and return the error of each bad one, by index.
 
     Args:
-        image_set: whose files are decoded, unless its source has no files to check.
+        image_set: the set; nothing is decoded if its source has no files to check.
         progress: called with the number of images done.
     """
     images = image_set.images
@@ -52,7 +52,7 @@ def keep_in_memory(image_set: ImageSet, progress: Callable[[int], None]) -> dict
     """Decode a whole set into `image_set.cached`, and return the error of each bad image, by index.
 
     Args:
-        image_set: to cache.
+        image_set: the set, whose attribute `cached` is set.
         progress: called with the number of images done.
     """
     pipeline, number = image_set.pipeline, len(image_set)

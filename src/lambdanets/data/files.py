@@ -68,7 +68,7 @@ def find_images(top: str, suffixes: tuple[str, ...]) -> Found:
 
     Args:
         top: the folder.
-        suffixes: of images, in lower case.
+        suffixes: suffixes of images, in lower case.
 
     Raises:
         DataError: a folder cannot be read, or a link leads to a folder that holds the link.

@@ -23,8 +23,8 @@ class ImageSet(Dataset):
     """Images with a class each, and the pipeline that turns them into tensors.
 
     Args:
-        images: of one split.
-        pipeline: from image to tensor; it decides whether samples are augmented.
+        images: images of one split.
+        pipeline: transforms from an image to a tensor; it decides whether samples are augmented.
         classes: names, in the order of the targets.
         skip_bad: replace an image that cannot be decoded by its neighbour, with a warning, instead of
             raising.
@@ -58,7 +58,7 @@ class ImageSet(Dataset):
         """Index of the archive of each sample, of shape [n].
 
         Raises:
-            DataError: the images do not lie in archives.
+            DataError: the images are not in archives.
         """
         if self.images.shards is None:
             raise DataError(ORDER_NEEDS_SHARDS)
@@ -79,7 +79,7 @@ class ImageSet(Dataset):
         Args:
             index: from 0 to len - 1.
             epoch: counted from 0; with the seed and the index it decides the augmentation.
-            seed: of the run.
+            seed: seed of the run.
 
         Returns:
             A float32 image of shape [channels, image_size, image_size], and its class index.
@@ -98,7 +98,7 @@ class ImageSet(Dataset):
         Args:
             indices: b of them.
             epoch: one for all samples, or an array of shape [b].
-            seed: of the run.
+            seed: seed of the run.
 
         Returns:
             float32 images of shape [b, channels, image_size, image_size], int64 targets of shape [b].

@@ -115,7 +115,7 @@ class FileImages(ImageSource):
     """Image files with a class each.
 
     Args:
-        paths: of the files.
+        paths: paths of the files.
         targets: class indices, one for each path.
         in_chans: 3 for RGB, 1 for grey.
         max_pixels: larger images are refused.
@@ -186,12 +186,12 @@ class DatasetImages(ImageSource):
     """A random-access data set of torchvision or of timm.
 
     Args:
-        data_set: of (image, target) pairs. The reader of a timm ImageDataset is used directly: the data set
-            itself would replace damaged images silently.
-        indices: of the samples that are used.
+        data_set: data set of (image, target) pairs. The reader of a timm ImageDataset is used directly: the
+            data set itself would replace damaged images silently.
+        indices: indices of the samples that are used.
         targets: class indices of shape [n], one for each of `indices`.
         in_chans: 3 for RGB, 1 for grey.
-        name: of the data set, for messages.
+        name: name of the data set, for messages.
         max_pixels: larger images are refused, where the data set returns files.
     """
 

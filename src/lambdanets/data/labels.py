@@ -26,7 +26,7 @@ class Labels:
     Attributes:
         images: names relative to the root of their source; one may occur several times.
         targets: class indices, int64 of shape [n].
-        probabilities: of the labels, float32 of shape [n].
+        probabilities: probabilities of the labels, float32 of shape [n].
         classes: names, in the order of the targets.
     """
 
@@ -55,7 +55,7 @@ def select(
     """Select labels to train on, by their probability and in equal numbers for each class.
 
     Args:
-        labels: to select from.
+        labels: the labels to select from.
         threshold: lowest probability.
         per_class: highest number of labels of a class, the most probable ones; equal ones in the order of
             their names. None takes all.

@@ -85,13 +85,13 @@ def train_loader(
     """Return the loader of training batches.
 
     Args:
-        image_set: from `open_splits`.
-        config: batch size and workers. A set in memory that is augmented in whole batches uses no workers, as
-            sending such a batch takes longer than making it.
-        seed: of the run.
+        image_set: the training set from `open_splits`.
+        config: batch size and workers. No workers are used for small cached images with light augmentation
+            (`ImageSet.immediate`), as sending such a batch takes longer than making it.
+        seed: seed of the run.
         position: returns (epoch, batches already done in it); called at the start of every iteration, so that
             a run can resume in the middle of an epoch.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes, which get different samples.
 
     Returns:
@@ -115,9 +115,9 @@ def eval_loader(
     """Return the loader of a set in order: each sample once over all processes.
 
     Args:
-        image_set: from `open_splits` or `open_split`.
+        image_set: a set from `open_split`, or the validation set from `open_splits`.
         config: batch size and workers.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
 
     Returns:

@@ -57,7 +57,7 @@ class MixedSet(Dataset):
             indices: b of them.
             epoch: the pass over its own set that each sample belongs to: one for all, or an array of shape
                 [b].
-            seed: of the run.
+            seed: seed of the run.
 
         Returns:
             float32 images of shape [b, channels, image_size, image_size], int64 targets of shape [b].

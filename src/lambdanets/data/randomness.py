@@ -31,9 +31,9 @@ def keys(seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> np.ndarray:
     at once, and the same key on every machine and in every version of NumPy.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
         epoch: counted from 0; one for all samples, or an array of shape [b].
-        indices: of shape [b].
+        indices: indices of shape [b].
 
     Returns:
         Unsigned 64-bit keys of shape [b].
@@ -52,7 +52,7 @@ def uniform(sample_keys: np.ndarray, stream: int) -> np.ndarray:
     """Return one float64 in [0, 1) for each key.
 
     Args:
-        sample_keys: from `keys`, of shape [b].
+        sample_keys: the result of `keys`, of shape [b].
         stream: one of the constants above; streams are independent of one another.
     """
     return (_draw(sample_keys, stream) >> np.uint64(11)) * 2.0**-53
@@ -73,7 +73,7 @@ def shard_permutation(seed: int, epoch: int, shards: np.ndarray) -> np.ndarray:
     """Return an order that visits the shards at random, and shuffles the samples of 16 shards at a time.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
         epoch: counted from 0.
         shards: index of the shard of each sample, of shape [n].
 
@@ -86,12 +86,12 @@ def shard_permutation(seed: int, epoch: int, shards: np.ndarray) -> np.ndarray:
 
 
 def shard_order(seed: int, epoch: int, shards: np.ndarray) -> np.ndarray:
-    """Return the indices of `shards`, an array of numbers, in the order in which an epoch visits them."""
+    """Return indices into `shards`, an array of shard numbers, in the order in which an epoch visits them."""
     return np.argsort(_draw(keys(seed, epoch, shards), SHARD), kind="stable")
 
 
 def beginning(seed: int, epoch: int, size: int) -> int:
-    """Return the position, from 0 to `size` - 1, at which an epoch starts its circular sequence."""
+    """Return the position, from 0 to `size` - 1, at which an epoch starts in its circular sequence."""
     return int(uniform(keys(seed, epoch, np.zeros(1)), START)[0] * size)
 
 
@@ -103,7 +103,7 @@ def jittered(seed: int, epoch: int, positions: np.ndarray, reach: int) -> np.nda
     alone.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
         epoch: counted from 0.
         positions: consecutive numbers, ascending, of shape [n].
         reach: limit of the shift.
@@ -118,7 +118,7 @@ def reseed(key: np.uint64, stream: int) -> None:
     They are those of `random`, of NumPy and of torch on the CPU.
 
     Args:
-        key: of the sample, from `keys`.
+        key: key of the sample, from `keys`.
         stream: one of the constants above.
     """
     number = int(_draw(np.array([key]), stream)[0])

@@ -69,7 +69,7 @@ def write_shards(
         images: highest number in a shard.
         megabytes: highest size of a shard, in units of 10^6 bytes; a larger image gets its own shard. None
             sets no limit.
-        seed: of the order of the images, and of the split where the source has none.
+        seed: seed of the order of the images, and of the split where the source has none.
         progress: called with (images done, images in all); None shows a bar in a terminal if there are many.
 
     Returns:

@@ -31,8 +31,9 @@ class Splits:
     """The training and validation side of a source.
 
     Attributes:
-        train: augmented by `config.augment`; with pseudo-labelled images, if `config.pseudo_labels` is set.
-        val: without augmentation.
+        train: training images, augmented as configured, with the pseudo-labelled ones if
+            `config.pseudo_labels` is set.
+        val: validation images, without augmentation.
         classes: names, in the order of the targets.
         fingerprint: for a folder or archives, a hash of the names and classes of the files on each side,
             which changes when a file is added, removed, renamed or moved; for streams, a hash of the names
@@ -132,9 +133,10 @@ def open_split(
     Args:
         config: the source; with `val_fraction=1.0` all of a folder that is not split is its "val" side.
         split: "train" or "val".
-        seed: of the split.
-        classes: of the run to evaluate. A folder may hold some of them and no others; another source must
-            have the same classes in the same order, named "0", "1" and so on where it only numbers them.
+        seed: seed of the split.
+        classes: classes of the run to evaluate. A folder may have some of them and no others; any other
+            source must have the same classes in the same order, named "0", "1" and so on if they have no
+            names. None takes those of the source.
         progress: as in `open_splits`.
 
     Returns:

@@ -109,7 +109,7 @@ class Pipeline:
 
         Args:
             prepared: b arrays from `prepare`.
-            sample_keys: from `keys`, uint64 of shape [b]: one for each (seed, epoch, index).
+            sample_keys: the result of `keys`, uint64 of shape [b]: one for each (seed, epoch, index).
 
         Returns:
             float32 of shape [b, channels, image_size, image_size].

@@ -38,8 +38,8 @@ def training_side(names: Sequence[str]) -> list[int] | None:
     """Find the images on the training side of a source that is split.
 
     Args:
-        names: of its images, as `open_pictures` names them. Their first folder is their side, such as train/
-            or val/; else, in archives, a word of the archive's name.
+        names: names of its images from `open_pictures`. The first folder is the side, such as train/ or
+            val/; in archives without such a folder, it is a word of the archive's name.
 
     Returns:
         Indices of the names; None where there are no training images, or no validation images.

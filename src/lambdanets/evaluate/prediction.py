@@ -32,8 +32,7 @@ def predict(
     """Classify image files, and the images inside folders, with a trained run.
 
     Images are rotated by their EXIF tag, converted to RGB or grey as the run needs, and prepared as in its
-    validation. A file
-    that cannot be read does not stop the others: its prediction holds the reason.
+    validation. A file that cannot be read does not stop the others: its prediction has the reason.
 
     Args:
         run: A run opened by `load_run`.

@@ -315,7 +315,7 @@ class Learner(pl.LightningModule):
         return first if first < world else None
 
     def _write_report(self, facts: dict[str, Any], *, is_loss: bool) -> str:
-        """Write the report on a bad step; return the part of the error message that says where it is."""
+        """Write the report on a bad step; return the part of the error message that names its folder."""
         if self.files is None:
             return ""
         number, batch = self.batch or (self.state.batches_done, None)

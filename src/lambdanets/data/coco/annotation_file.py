@@ -19,7 +19,7 @@ class CocoFile:
     """The three lists of a COCO json; entries of the first two are not checked yet.
 
     Args:
-        path: of the file.
+        path: path of the file.
         images: entries, unchanged.
         annotations: entries, unchanged.
         categories: names by id, in the order of the ids. labelme's `_background_` is left out if it has no

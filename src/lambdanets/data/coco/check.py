@@ -60,10 +60,10 @@ def check_entries(
     Faults are returned, not raised.
 
     Args:
-        file: from `read_coco`.
-        folders: to search for images, in order.
+        file: the result of `read_coco`.
+        folders: folders to search for images, in this order.
         masks: whether annotations need a segmentation.
-        decode: decode the images, else only their headers are read.
+        decode: decode the images; otherwise only their headers are read.
         max_pixels: larger images are refused.
         progress: called with the number of images done.
     """

@@ -30,7 +30,7 @@ class CocoSet(Dataset):
 
     Args:
         images: entries with id, file_name, width, height and path.
-        annotations: of each image, by image id.
+        annotations: annotations of each image, by image id.
         categories: names by id; labels count them in this order, from 1.
         transform: called with an image and its target, and returns both with the masks rasterised. It may
             draw from the global generators, which are seeded for each sample.
@@ -157,7 +157,7 @@ class CocoSet(Dataset):
         Args:
             index: from 0 to len - 1.
             epoch: counted from 0; with the seed and the index it decides the augmentation.
-            seed: of the run.
+            seed: seed of the run.
 
         Returns:
             The image and its target, with masks rasterised at the size of the augmented image.
@@ -176,7 +176,7 @@ class CocoSet(Dataset):
         Args:
             indices: b of them.
             epoch: one for all samples, or an array of shape [b].
-            seed: of the run.
+            seed: seed of the run.
 
         Returns:
             A list of b images and a list of b targets.

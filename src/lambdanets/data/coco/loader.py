@@ -24,7 +24,7 @@ class RatioBatches(TrainBatches):
 
     Args:
         groups: index of the group of each sample, of shape [n].
-        batch_size: for one process.
+        batch_size: images in a batch of one process.
         common: the other arguments of `TrainBatches`.
     """
 
@@ -54,12 +54,12 @@ def coco_train_loader(
     """Return the loader of training batches.
 
     Args:
-        data_set: from `open_coco`.
+        data_set: the training side from `open_coco`.
         config: batch size, workers and grouping.
-        seed: of the run.
+        seed: seed of the run.
         position: returns (epoch, batches already done in it); called at the start of every iteration, so that
             a run can resume in the middle of an epoch.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes, which get different samples and equally many batches.
 
     Returns:
@@ -78,9 +78,17 @@ def coco_train_loader(
 def coco_eval_loader(
     data_set: CocoSet, config: CocoConfig, *, rank: int = 0, world_size: int = 1
 ) -> DataLoader:
-    """Return the loader of a set in order: each image once over all processes, the last batch smaller.
+    """Return the loader of a set in order: each image once over all processes.
 
-    Targets have no masks: detections are compared with `CocoSet.ground_truth`.
+    Args:
+        data_set: the set.
+        config: batch size and workers.
+        rank: rank of this process.
+        world_size: number of processes.
+
+    Returns:
+        A loader of (list of images, list of targets); the last batch may be smaller. Targets have no masks,
+        as detections are compared with `CocoSet.ground_truth`.
     """
     batches = EvalBatches(len(data_set), config.batch_size, rank=rank, world_size=world_size)
     return batched_loader(data_set.without_masks(), batches, workers=config.workers, seed=0)

@@ -113,8 +113,8 @@ def masks_to_coco(
     PNG, TIFF, BMP or GIF, with integers of 8, 16 or 32 bits.
 
     Args:
-        folder: of one of these layouts. Paths in the json are relative to it: set `CocoConfig.images` to it,
-            unless the json lies in this folder or in its annotations/.
+        folder: folder in one of these layouts. Paths in the json are relative to it: set
+            `CocoConfig.images` to it, unless the json is in this folder or in its annotations/.
         out: the file to write; it must not exist.
         classes: names of the classes, which get the ids 1, 2, ...
         ignore: values of the masks that are background, like 0, such as 255, the border of objects in Pascal

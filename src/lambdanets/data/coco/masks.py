@@ -47,9 +47,9 @@ class Masks:
     """The masks of an image before rasterisation, in the encodings of their json.
 
     Args:
-        segmentations: of any encoding, without fault.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        segmentations: segmentations of any encoding, without fault.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
     """
 
     segmentations: Sequence[Segmentation]
@@ -66,12 +66,12 @@ class Masks:
 
 
 def raster(segmentations: Sequence[Segmentation], height: int, width: int) -> np.ndarray:
-    """Rasterise masks like pycocotools.
+    """Rasterise masks, pixel for pixel as pycocotools does.
 
     Args:
         segmentations: n of them, of any encoding, without fault.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
 
     Returns:
         uint8 of shape [n, height, width], 1 inside.
@@ -89,9 +89,9 @@ def sampled(
     """Rasterise a mask at some rows and columns of its image only.
 
     Args:
-        segmentation: of any encoding, without fault.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        segmentation: segmentation of any encoding, without fault.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
         rows: indices of rows, ascending, of shape [h]; one may occur several times.
         columns: indices of columns, the same, of shape [w].
 
@@ -155,10 +155,10 @@ def counted(part: np.ndarray, top: int, left: int, height: int, width: int) -> d
 
     Args:
         part: the mask inside that part, bool of shape [h, w].
-        top: its first row in the image.
-        left: its first column.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        top: first row of the part in the image.
+        left: first column of the part.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
     """
     columns = np.zeros((part.shape[1], height), np.int8)
     columns[:, top : top + part.shape[0]] = part.T
@@ -175,8 +175,8 @@ def cleaned(segmentation: Any, height: int, width: int) -> Any:
 
     Args:
         segmentation: any value from a json.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
     """
     if not isinstance(segmentation, list):
         return segmentation
@@ -231,8 +231,8 @@ def segmentation_fault(
 
     Args:
         segmentation: any value from a json.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
         box: left, top, width and height, which the mask must fit roughly; None skips this check.
     """
     if isinstance(segmentation, dict):

@@ -36,8 +36,8 @@ class CocoSplits:
     """The training and validation side of a source.
 
     Attributes:
-        train: augmented by the configuration.
-        val: without augmentation, and with crowds.
+        train: training images, augmented as configured.
+        val: validation images, without augmentation and with crowds.
         classes: names, in the order of the labels, the first of which is 1.
         fingerprint: a hash of the image entries and annotations of both sides.
         skipped: one sentence for each image or annotation that was left out, which begins with the path of
@@ -56,7 +56,7 @@ def open_coco(config: CocoConfig, *, seed: int = 0, progress: Progress | None = 
 
     Args:
         config: the source and its options.
-        seed: of the split, if the source is one file.
+        seed: seed of the split, if the source is one file.
         progress: called with (images done, all images) while they are checked; None shows a bar in a terminal
             if there are many.
 
@@ -139,9 +139,9 @@ def open_coco_split(
     Args:
         config: the source; with `val_fraction=1.0` all of a single file is its "val" side.
         split: "train" or "val".
-        seed: of the split.
-        classes: of the run to evaluate, in the order of their labels; the categories of the file must have
-            the same names, but may have other ids.
+        seed: seed of the split.
+        classes: classes of the run to evaluate, in the order of its labels; the categories of the file must
+            have the same names, but may have other ids. None takes those of the file.
         progress: as in `open_coco`.
     """
     if split not in SPLITS:

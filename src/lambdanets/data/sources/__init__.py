@@ -80,7 +80,7 @@ def open_source(config: DataConfig, *, seed: int, classes: Sequence[str] | None 
 
     Args:
         config: the source, which must not be streamed.
-        seed: of the split, where the source is not split already.
+        seed: seed of the split, where the source is not split already.
         classes: number the classes in this order; None takes the order of the source.
 
     Raises:

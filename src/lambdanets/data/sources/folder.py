@@ -110,7 +110,7 @@ def read_folder(
             folders themselves, which are then split.
         val_fraction: fraction of each class that is held out if the folder is not split; 1.0 holds out
             everything.
-        seed: of the split. The side of an image depends on the seed and on names alone.
+        seed: seed of the split. The side of an image depends on the seed and on names alone.
         classes: class names in the order of the class indices; None takes the sorted folder names.
         hold_out: method of splitting, as in `DataConfig`.
 
@@ -167,12 +167,12 @@ def which_held_out(
     """Decide which images are held out, class by class.
 
     Args:
-        names: of the images, which decide the split together with the seed.
+        names: names of the images, which decide the split together with the seed.
         targets: class indices of shape [n].
         classes: class names, for errors.
         where: the source, for errors.
         val_fraction: fraction that is held out; 1.0 holds out everything.
-        seed: of the split.
+        seed: seed of the split.
         hold_out: method, as in `DataConfig`.
 
     Returns:

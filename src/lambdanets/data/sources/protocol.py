@@ -187,7 +187,7 @@ class StreamedSource(Source):
         """Return the names of the classes, or else "0", "1" and so on, `config.num_classes` of them.
 
         Args:
-            config: with `num_classes`, which may be None.
+            config: the configuration, in which `num_classes` may be None.
             names: the names that the source gives its classes, if any.
 
         Raises:

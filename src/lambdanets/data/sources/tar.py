@@ -235,7 +235,7 @@ def _check_sides(path: str, words: dict[int, str], held: np.ndarray, declared: S
     """Check that the training side has every class of the validation side.
 
     Args:
-        path: for messages.
+        path: the path of the source, for messages.
         words: class name by index of the word.
         held: whether each side has images of each word, bool of shape [4, words].
         declared: classes of classes.json, of which the validation side may lack some; None warns.

@@ -93,7 +93,7 @@ def _size(path: str) -> int:
 
 
 def write_index(root: str, shards: Sequence[str]) -> Members:
-    """Read the headers of shards that lie in one folder, and write their index beside them."""
+    """Read the headers of shards of one folder, and write their index beside them."""
     members = read_members(root, shards, indexed=False)
     sizes = [os.path.getsize(os.path.join(root, shard)) for shard in shards]
     _write(os.path.join(root, INDEX), members, shards, sizes)

@@ -27,7 +27,7 @@ class Archives:
 
     Args:
         root: the folder.
-        sides: names by side.
+        sides: names of the archives by side: TRAIN, VAL or UNDECIDED.
     """
 
     root: str

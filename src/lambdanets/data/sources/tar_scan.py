@@ -32,9 +32,9 @@ class Members:
     Args:
         shards: names of the archives, from a folder that holds all of them.
         shard: index of the archive of each image, of shape [n], ascending.
-        offsets: of the images in their archives, in bytes, of shape [n].
-        sizes: of the images in bytes, of shape [n].
-        names: of the images in their archives, as bytes, of shape [n].
+        offsets: offsets of the images in their archives, in bytes, of shape [n].
+        sizes: sizes of the images in bytes, of shape [n].
+        names: names of the images in their archives, as bytes, of shape [n].
         labels: content of the .cls file of each image, as bytes, of shape [n]; empty without such a file.
     """
 
@@ -59,7 +59,7 @@ class Scanned:
     """The result of reading the headers of a shard.
 
     Attributes:
-        members: its images.
+        members: the images of the shard.
         complaint: a fault of the shard that leaves these images usable, "" if there is none.
         others: number of files that are no images, by suffix; empty if .cls files define samples, which
             contain other files by design.

@@ -22,8 +22,8 @@ class ParquetFiles:
     Each lane (see `StreamShard`) holds one row group in memory while it reads.
 
     Args:
-        names: of the files.
-        paths: of the files, or their URLs.
+        names: names of the files.
+        paths: paths of the files, or their URLs.
         lengths: number of rows in each.
         image: path of the column of encoded images, such as "image.bytes".
         label: path of the column of class numbers.
@@ -48,7 +48,7 @@ class ParquetFiles:
 
         Args:
             number: index of the file.
-            rows: ascending; row groups without any of them are not fetched.
+            rows: indices of the rows, ascending; row groups without any of them are not fetched.
 
         Raises:
             DataError: the file cannot be read or has another length, or a row has no class.
@@ -83,8 +83,8 @@ def read_footers(names: Sequence[str], paths: Sequence[str], *, skip: bool) -> l
     """Read the footers of parquet files, without fetching rows.
 
     Args:
-        names: of the files.
-        paths: of the files, or their URLs.
+        names: names of the files.
+        paths: paths of the files, or their URLs.
         skip: leave out damaged files, with a warning.
 
     Returns:
@@ -123,8 +123,8 @@ def check_rows(name: str, footer: Any, *, image: str, label: str, classes: int) 
     """Check, by its footer alone, that the rows of a file hold images and classes.
 
     Args:
-        name: of the file.
-        footer: from `read_footers`.
+        name: name of the file.
+        footer: an element of the result of `read_footers`.
         image: path of the column of encoded images.
         label: path of the column of class numbers.
         classes: number of classes.

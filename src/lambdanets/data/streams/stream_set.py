@@ -24,7 +24,7 @@ class SampleFiles(Protocol):
     """Files that hold samples one after the other.
 
     Attributes:
-        names: of the files.
+        names: names of the files.
         lengths: number of samples in each file, of shape [files].
     """
 
@@ -50,8 +50,8 @@ class StreamSet:
     (seed, epoch, sample).
 
     Args:
-        files: with the samples.
-        pipeline: from image to tensor.
+        files: the files of samples.
+        pipeline: transforms from an image to a tensor.
         classes: names, in the order of the targets.
         train: shuffle the samples; the pipeline augments them.
         skip_bad: replace an image that cannot be decoded by another of its batch, with a warning, instead
@@ -82,11 +82,11 @@ class StreamSet:
         """Yield the batches `number`, `number + step`, `number + 2 * step`, ... of a shard.
 
         Args:
-            shard: of the process.
-            number: of the first batch.
+            shard: shard of the process.
+            number: number of the first batch.
             step: a multiple of the number of lanes, so that all batches are of one lane.
             epoch: counted from 0.
-            seed: of the run.
+            seed: seed of the run.
 
         Yields:
             float32 images of shape [b, channels, image_size, image_size], int64 targets of shape [b].

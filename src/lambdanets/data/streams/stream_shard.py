@@ -71,7 +71,7 @@ class LaneBatches(Sampler):
     """Pairs (epoch, number of a batch) for the batches of a shard, from the current position of training.
 
     Args:
-        shard: of the process.
+        shard: shard of the process.
         position: returns (epoch, batches already done in it), called at the start of every iteration; None
             in evaluation.
     """

@@ -26,8 +26,8 @@ class RemoteTars:
 
     Args:
         root: prefix of the names.
-        names: of the tar files.
-        info: from `read_info`; it must list the length of each.
+        names: names of the tar files.
+        info: the result of `read_info`; it must list the length of each.
         classes: number of classes.
 
     Raises:

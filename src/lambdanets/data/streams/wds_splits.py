@@ -21,7 +21,7 @@ class Listed:
     """The entry of a split in _info.json.
 
     Args:
-        names: of its tar files.
+        names: names of its tar files.
         lengths: number of samples in each, by name.
         alt_label: the field of JSON files that holds the classes, "" if they are in .cls files.
     """
@@ -87,7 +87,7 @@ def find_split(root: str, split: str, info: dict[str, Listed]) -> tuple[str, ...
         root: prefix of the names.
         split: listed in `info`, or names with braces, separated by `::`; a number of samples behind `|`, as
             in timm, is ignored.
-        info: from `read_info`.
+        info: the result of `read_info`.
 
     Raises:
         DataError: there is no such split, or a file of it is missing.
