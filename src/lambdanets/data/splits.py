@@ -98,6 +98,7 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
 
 
 def _open_streams(config: DataConfig, source: StreamedSource) -> Splits:
+    """Open both sides of a streamed source, after refusing options that streams do not support."""
     if config.train_per_class is not None:
         raise DataError(
             f"data.train_per_class needs to know all names, and {config.source!r} is streamed: unpack it "
@@ -185,6 +186,7 @@ def _check_names(config: DataConfig, source: Source) -> None:
 
 
 def _check_classes(config: DataConfig, classes: Sequence[str]) -> None:
+    """Raise DataError unless there are two classes or more."""
     if len(classes) < 2:
         held = f"holds one class ({classes[0]!r})" if classes else "holds no classes"
         raise DataError(f"{config.source!r} {held}; at least two are needed to train on.")
@@ -207,6 +209,7 @@ def _check_known(config: DataConfig, found: tuple[str, ...], known: Sequence[str
 
 
 def _fingerprint(source: Source, sides: Sequence[ImageSet]) -> str:
+    """Return the hash of the images of both sides, "" for a source that is not files."""
     root = source.file_root()
     if root is None:
         return ""

@@ -64,6 +64,7 @@ class Pipeline:
             self._unchanged = (side, side) if side == config.image_size else None
 
     def _add_random_steps(self, config: DataConfig) -> None:
+        """Create the random transforms that the configuration asks for."""
         augment = config.augment
         if augment.crop == "random_resized":
             self.cut = RandomResizedCropAndInterpolation(

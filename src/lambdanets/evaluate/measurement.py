@@ -167,6 +167,7 @@ def _open(target: EvalTarget, data: DataConfig, names: tuple[str, ...]) -> Image
 
 
 def _measure_corruptions(target: EvalTarget, names: tuple[str, ...], test_set: ImageNetSet) -> Evaluation:
+    """Evaluate a target on each corruption and severity of ImageNet-C."""
     root = Path(target.data.source.partition(":")[2]).expanduser()
     if not root.is_dir():
         raise DataError(f"there is no folder {root}.")
@@ -190,6 +191,7 @@ def _score(
     allowed: np.ndarray | None = None,
     on_logits: Callable[[Tensor], None] | None = None,
 ) -> Scores:
+    """Run a target over images; see `score`."""
     return score(
         target.network,
         eval_loader(images, target.data),

@@ -182,6 +182,7 @@ def is_run_folder(word: str) -> bool:
 
 
 def _create(name: str, *, pretrained: bool) -> nn.Module:
+    """Create a model by name; raise RunError if it does not exist or cannot be downloaded."""
     if pretrained and not name.startswith(PREFIXES) and not is_model_pretrained(name):
         raise RunError(f"no trained weights of {name} are published; give your own with --checkpoint FILE")
     try:
@@ -191,6 +192,7 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
 
 
 def _classes(name: str, network: Any) -> tuple[str, ...]:
+    """Return the class names of a published model, or the wnids if it has 1,000 classes without names."""
     labels = tuple(network.pretrained_cfg.get("label_names") or ())
     if len(labels) == network.num_classes:
         return labels

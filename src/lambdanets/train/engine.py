@@ -184,6 +184,7 @@ class AlreadyComplete:
 
 
 def _fit(ready: Prepared, files: RunFiles, *, resume: bool, lock_folder: Callable[[], None]) -> RunResult:
+    """Write the first files of a run, train it, and write the last ones; errors are explained."""
     start, splits, module = ready.start, ready.splits, ready.module
     config = module.config
     saving = CheckpointCallback(files, module)

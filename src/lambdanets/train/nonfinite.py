@@ -152,6 +152,7 @@ def _plain(value: Any) -> Any:
 
 
 def _describe(report: dict[str, Any]) -> str:
+    """Return the text of report.txt."""
     lines = [f"{report['what']} at step {report['step']}", ""]
     scalars = {name: value for name, value in report.items() if isinstance(value, int | float | str | None)}
     lines += [f"{name.replace('_', ' '):<24}{value}" for name, value in scalars.items() if name != "what"]

@@ -187,6 +187,7 @@ class Run(Generic[Config]):
         return save_for_hub(self.model(which), folder, labels=self.classes, images=images)
 
     def _weights(self, which: str) -> dict[str, Tensor]:
+        """Return the weights of the best or last epoch by name, those of the average if the run keeps one."""
         from lambdanets.train.checkpoint import load_checkpoint
 
         if which == "best" and self.files.weights.exists():

@@ -82,11 +82,13 @@ class CheckpointCallback(Callback):
         self.failed = True
 
     def _listen(self) -> None:
+        """Install the signal handlers; only the main thread may."""
         if _in_main_thread():
             for number in self._stops:
                 signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: the first requests a stop at the next safe step, a later one stops at once."""
         if os.getpid() != self._owner:
             # A data-loading process that was just forked: its parent handles the signal.
             return
@@ -153,6 +155,7 @@ class CheckpointCallback(Callback):
             raise self._interruption(trainer)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
+        """Save last.ckpt, and move the one before to previous.ckpt; all ranks must call it."""
         self._check_folder(trainer)
         self.module.check_finite(weights=True)
         keep = {"previous": self.files.previous}
@@ -169,6 +172,7 @@ class CheckpointCallback(Callback):
             )
 
     def _interruption(self, trainer: pl.Trainer) -> TrainingInterrupted:
+        """Return the error that stops the run, with the signal that any rank received."""
         received = torch.tensor(float(self.received or 0), device=self.module.device)
         number = int(trainer.strategy.reduce(received, reduce_op="max"))  # not all ranks got one
         return TrainingInterrupted(number, self.files.directory, saved=True)

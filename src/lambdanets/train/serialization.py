@@ -185,6 +185,7 @@ def _members(kind: Any) -> tuple[Any, ...]:
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
+    """Convert a plain value to a type: a dataclass, union, Literal, tuple, list, dict or scalar."""
     if kind is Any:
         return _tuples(value)
     origin, args = get_origin(kind), get_args(kind)
@@ -244,6 +245,7 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
 
 
 def _decode_tuple(args: tuple[Any, ...], value: Any, where: str, kind: Any) -> tuple[Any, ...]:
+    """Convert a list to a tuple with the types `args`, of any length if these end in an ellipsis."""
     if not isinstance(value, list | tuple):
         raise _mismatch(kind, value, where)
     kinds = [args[0]] * len(value) if args[-1:] == (Ellipsis,) else list(args)

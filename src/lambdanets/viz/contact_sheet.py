@@ -113,6 +113,7 @@ def _pages(
 
 
 def _caption(readable: Sequence[Prediction], number: int, pages: int, per_page: int) -> str:
+    """Return the line below the title: numbers of images and of right answers, and the page."""
     known = [each for each in readable if each.right is not None]
     parts = [f"{len(readable)} image{'s' * (len(readable) != 1)}"]
     if known:
@@ -125,6 +126,7 @@ def _caption(readable: Sequence[Prediction], number: int, pages: int, per_page: 
 
 
 def _page(page: Sequence[Prediction], title: str, caption: str, fonts: Fonts, columns: int) -> Image.Image:
+    """Draw one page."""
     columns = min(columns, len(page))
     bars = max(len(each.labels) for each in page)
     lines = 2 if any(each.truth is not None for each in page) else 1
@@ -147,6 +149,7 @@ def _page(page: Sequence[Prediction], title: str, caption: str, fonts: Fonts, co
 def _card(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, each: Prediction, corner: tuple[int, int], fonts: Fonts
 ) -> None:
+    """Draw the card of one prediction with its upper left corner at a position in units."""
     left, top = corner
     picture = _thumbnail(each.image or read_image(each.path, max_pixels=sys.maxsize), PICTURE * SCALE)
     draw_rounded_box(draw, (left, top, left + PICTURE, top + PICTURE), 6, TRACK)
@@ -180,6 +183,7 @@ def _bar(
     font: ImageFont.FreeTypeFont,
     colour: str,
 ) -> None:
+    """Draw a class name, and a bar and a number for its probability (0 to 1), in units."""
     left, top = corner
     right = left + PICTURE
     draw_text_line(draw, (left, top), fit_text(label, font, indent - 8), font, INK)
@@ -193,6 +197,7 @@ def _bar(
 
 
 def _thumbnail(image: Image.Image, side: int) -> Image.Image:
+    """Return an image in RGB, resized so that its longer side has `side` pixels."""
     factor = side / max(image.size)
     size = tuple(max(1, round(length * factor)) for length in image.size)
     smooth = max(image.size) > SMALL_IMAGE

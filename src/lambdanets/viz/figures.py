@@ -48,6 +48,7 @@ def draw_curves(
 
 
 def _curves(history: Sequence[Mapping[str, float]], panels: Sequence[Panel], title: str) -> Any:
+    """Return the Matplotlib figure of `draw_curves`."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -100,6 +101,7 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str
 
 
 def _confusion(matrix: Tensor, classes: Sequence[str], note: str) -> Any:
+    """Return the Matplotlib figure of `draw_confusion`."""
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
     from matplotlib.figure import Figure
 
@@ -147,6 +149,7 @@ def plain_axes(axes: Any, name: str) -> None:
 
 
 def _mark_best(axes: Any, epoch: float, value: float) -> None:
+    """Mark a value, in percent, with a circle and in the title."""
     axes.plot([epoch], [value], "o", markersize=8, markerfacecolor="none", markeredgecolor=VAL, clip_on=False)
     text = f"best {value:.2f} %, epoch {epoch:.0f}"
     axes.set_title(text, loc="right", color=VAL, fontsize=9, fontweight="bold")  # above the curves

@@ -217,6 +217,7 @@ def _plain(entry: Entry, images: dict[int, Entry], *, masks: bool) -> Entry:
 def _annotation_fault(
     entry: Entry, images: dict[int, Entry], categories: dict[int, str], *, masks: bool
 ) -> str | None:
+    """Return the fault of an annotation as a clause, or None."""
     for what, listed in (("image", images), ("category", categories)):
         number = entry.get(f"{what}_id")
         if not is_id(number) or number not in listed:
@@ -234,6 +235,7 @@ def _annotation_fault(
 
 
 def _box_fault(box: object, height: int, width: int) -> str | None:
+    """Return the fault of a box [x, y, width, height] in pixels as a clause, or None."""
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"its box is not four numbers [x, y, width, height] but {box!r}"
     x, y, w, h = box

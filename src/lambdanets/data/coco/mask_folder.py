@@ -204,6 +204,7 @@ def masks_to_coco(
 
 
 def _files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Return the visible files of a folder with one of the suffixes, by name; none if there is no folder."""
     names = os.listdir(folder) if folder.is_dir() else []
     return [
         folder / n for n in sorted(names) if n.lower().endswith(tuple(suffixes)) and not n.startswith(".")
@@ -211,11 +212,13 @@ def _files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]
 
 
 def _mask_folders(masks: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
+    """Return the folder of the masks of each class, and the id of the class."""
     several = len(classes) > 1
     return [(masks / name if several else masks, number) for number, name in enumerate(classes, start=1)]
 
 
 def _one_file_each(root: Path, classes: Sequence[str], reading: _Reading) -> tuple[list[_Picture], list[str]]:
+    """Return the images with one mask file each, and the faults of the others; see `masks_to_coco`."""
     images = {path.stem: path for path in reversed(_files(root / "images"))}
     bad = [
         f"{path} has the same name as {images[path.stem]}."
@@ -252,6 +255,7 @@ def _unread(masks: Path, classes: Sequence[str], reading: _Reading) -> list[str]
 
 
 def _why_unread(path: Path, reading: _Reading) -> str:
+    """Return a sentence on why a file or folder among the masks is not read."""
     if path.is_dir():
         return f"{path} is a folder of none of the classes; --classes names them."
     if path.suffix.lower() in LOSSY_SUFFIXES and reading.threshold is None:
@@ -265,6 +269,7 @@ def _why_unread(path: Path, reading: _Reading) -> str:
 def _one_folder_each(
     root: Path, classes: Sequence[str], reading: _Reading
 ) -> tuple[list[_Picture], list[str]]:
+    """Return the images with a folder of masks each, and the faults of the others; see `masks_to_coco`."""
     pictures, bad = [], []
     for folder in sorted(path.parent for path in root.glob("*/images") if path.is_dir()):
         images = _files(folder / "images")

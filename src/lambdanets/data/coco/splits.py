@@ -265,6 +265,7 @@ def _report_faults(config: CocoConfig, found: Sequence[tuple[CocoFile, Checked]]
 
 
 def _set(config: CocoConfig, file: CocoFile, checked: Checked, *, train: bool) -> CocoSet:
+    """Build the set of one side from its entries without fault."""
     images = checked.images
     if train and config.drop_empty:
         images = [
@@ -299,6 +300,7 @@ def _in_order(file: CocoFile, classes: Sequence[str]) -> CocoFile:
 
 
 def _split_file(base: Path, side: Side, config: CocoConfig) -> tuple[str, Path]:
+    """Return the name of a side's split, and the path of its json."""
     chosen = config.train_split if side == "train" else config.val_split
     names = (chosen,) if chosen else SPLITS[side]
     tried = [(name, base / pattern.format(name)) for pattern in FILES for name in names]
@@ -314,6 +316,7 @@ def _split_file(base: Path, side: Side, config: CocoConfig) -> tuple[str, Path]:
 
 
 def _folders(base: Path, name: str, path: Path, config: CocoConfig) -> list[Path]:
+    """Return the folders in which images are searched, in order."""
     if config.images:
         return [Path(existing(config.images))]
     folders = [base / name, base / "images" / name, base / "images", base, path.parent]
@@ -321,6 +324,7 @@ def _folders(base: Path, name: str, path: Path, config: CocoConfig) -> list[Path
 
 
 def _check_same_categories(files: Sequence[CocoFile]) -> None:
+    """Raise DataError if the sides have different categories."""
     for other in files[1:]:
         differing = files[0].categories.items() ^ other.categories.items()
         if differing:

@@ -62,6 +62,7 @@ class ParquetFiles:
             yield NamedFile(content or b"", f"{name}#{row}"), target
 
     def _values(self, number: int, rows: np.ndarray) -> Iterator[tuple[bytes | None, int | None]]:
+        """Yield the encoded image and the class of ascending rows, one row group in memory at a time."""
         from pyarrow.parquet import ParquetFile
 
         with _opened(self.paths[number]) as file, ParquetFile(file) as parquet:
@@ -113,6 +114,7 @@ def read_footers(names: Sequence[str], paths: Sequence[str], *, skip: bool) -> l
 
 
 def _footer(name: str, path: str) -> Any:
+    """Return pyarrow's FileMetaData of a file."""
     from pyarrow.parquet import read_metadata
 
     with _naming(name), _opened(path) as file:
@@ -170,6 +172,7 @@ def _opened(path: str) -> Any:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
+    """Raise a DataError that names the file in place of any error."""
     try:
         yield
     except Exception as error:  # every file system raises its own kinds

@@ -68,6 +68,7 @@ class LocalTars:
 
 
 def _open_images(config: DataConfig, root: str, names: Sequence[str], classes: int) -> TarImages:
+    """Return the images of the tar files, after checking that their classes are numbers below `classes`."""
     members = read_members(root, names, skip=config.on_bad_image == "skip")
     words, inverse = np.unique(members.labels, return_inverse=True)
     decoded = [word.decode("utf-8", "replace") for word in words]

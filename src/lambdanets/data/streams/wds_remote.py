@@ -85,6 +85,7 @@ class RemoteTars:
     def _sample(
         self, name: str, tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]
     ) -> tuple[NamedFile, int]:
+        """Read the image and the class of one sample from its files."""
         image, label = None, ""
         for member in members:
             suffix = member.name.removeprefix("./").rpartition("/")[2].partition(".")[2].lower()
@@ -101,6 +102,7 @@ class RemoteTars:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of an archive that are not hidden, without keeping them in memory."""
     while (member := tar.next()) is not None:
         tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # a million would stay in memory
         if member.size < 0 or member.issparse():
