@@ -63,6 +63,10 @@ class LambdaLayer(nn.Module):
 
     Attributes:
         rank: Number of axes of the grid.
+        dim_v: Depth of values per head, v = dim_out / num_heads.
+        local: Whether positions are local (`scope`).
+        positions: Position table, a parameter `[*offsets, k, u]`; None without a position part.
+        position_bias: Bias of the position lambdas, a parameter `[k]`, or None.
 
     Differences from the paper:
         The initialisation's N(0, d^-1/2) is read as a standard deviation (the text calls it fan-in).
@@ -107,8 +111,8 @@ class LambdaLayer(nn.Module):
             dim_u (int): Intra-depth, u: keys and values have u columns per position, whose lambdas are
                 summed. Default: 1.
             scope (int | tuple[int, ...], optional): Size of a local position table, in positions per axis.
-                Each position then has embeddings for a window of this size around it. Default: None, global
-                positions, which need `grid`.
+                Each position then has embeddings for a window of this size around it; an even one extends one
+                position further before it than after it. Default: None, global positions, which need `grid`.
             grid (int | tuple[int, ...], optional): For global positions, the grid that the table is made
                 for: it holds 2 * grid - 1 offsets per axis. Inputs on other grids work: they use the middle
                 of the table, and offsets beyond it contribute nothing. Default: None.
@@ -354,7 +358,10 @@ class LambdaLayer(nn.Module):
         return queries, keys[0] if keys else None, values
 
     def _check_statistics(self, x: Tensor, source: Tensor, mask: Tensor | None) -> None:
-        """Raise for batch norms in training over a single value, warn for those over hidden positions."""
+        """Check batch norms in training.
+
+        Raise ValueError if there is a single value per channel; warn if statistics include hidden positions.
+        """
         batched = [
             (name, part)
             for name, norm, part in (("x", self.norm_queries, x), ("context", self.norm_values, source))

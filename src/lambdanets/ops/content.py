@@ -145,10 +145,14 @@ def normalize_keys(k: Tensor, hidden: Tensor | None, axis: int, normalize: str) 
 def _masked_content(
     q: Tensor, k: Tensor, v: Tensor, context: MaskedContext, mask: Tensor | None, normalize: str
 ) -> Tensor:
-    """Normalise the keys for each query separately, for one block of queries at a time."""
+    """Return the content part [b, h, n, v] under an n x m mask.
+
+    Keys are normalised for each query separately, for one block of queries at a time.
+    """
     b, m, dim_k, u = k.shape
 
     def block_output(queries: Tensor, rows: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the content part of queries [b, h, n, k], a block, with their rows [n, m] of the mask."""
         visible = rows if mask is None else rows & mask[:, None, :]  # [n, m] or [b, n, m]
         hidden = ~visible.expand(b, *visible.shape[-2:])[..., None, None]
         weights = normalize_keys(k[:, None], hidden, 2, normalize)  # [b, n, m, k, u]
@@ -188,7 +192,7 @@ def _split_chunks(x: Tensor, n: int, chunks: int, chunk: int, fill: float | bool
 
 
 def _causal_linear_content(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, normalize: str) -> Tensor:
-    """Return the causal content part without a softmax.
+    """Return the causal content part [b, h, n, v] for normalize "l2" or "none".
 
     The L2 norm of the keys up to query n divides the query instead of the keys.
     """
@@ -205,6 +209,7 @@ def _causal_linear_content(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
         queries = queries.expand(*queries.shape[:-1], k.shape[-1])
     causal = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).tril()[:, None, :, None]
     pairs = torch.einsum("bcnhku,bcmku->bcnhmu", queries, keys).masked_fill(~causal, 0)
+    # The sum over each chunk, and the sum over all chunks before it.
     added = torch.einsum("bcmku,bcmvu->bckuv", keys, values)
     earlier = torch.cat([torch.zeros_like(added[:, :1]), added[:, :-1].cumsum(1)], dim=1)
     y = torch.einsum("bcnhmu,bcmvu->bcnhv", pairs, values)
@@ -213,7 +218,7 @@ def _causal_linear_content(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
 
 
 def _causal_softmax_content(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the causal content part with a softmax: query n normalises over the keys m <= n.
+    """Return the causal content part [b, h, n, v] with a softmax: query n normalises over the keys m <= n.
 
     Within a chunk every pair is computed; the chunks before it enter through their sums. All weights are
     exp(key - running maximum), at most 1, so they never overflow, however long the sequence. The maximum

@@ -61,7 +61,8 @@ def lambda_layer(
             the problem.
         NotImplementedError: Under forward-mode differentiation or the derivatives of torch.func, which only
             the definition (kernel="reference") supports.
-        MemoryError: If every kernel needs more memory than is available; raised before anything is computed.
+        MemoryError: If the kernel, or with "auto" every kernel, needs more memory than is available; raised
+            before anything is computed. A process checks this once for each problem.
 
     Differences from the paper:
         Keys under a mask or a causal order are normalised over the elements that each query sees, which the

@@ -68,7 +68,8 @@ def visible_range(x, T: tl.constexpr, N, C, L, M):
 def visible_window(origin, grid, other_grid, table, centre, TY: tl.constexpr, TX: tl.constexpr):
     """Return the window (start z, y, x, stop z, y, x) of the other grid that a patch of this grid sees.
 
-    For a patch of the context, whose other grid is that of the queries, `centre` is mirrored: L - 1 - C.
+    Stops are exclusive. For a patch of the context, whose other grid is that of the queries, `centre` is
+    mirrored: L - 1 - C.
     """
     z0, z1 = visible_range(origin[0], ONE, grid[0], centre[0], table[0], other_grid[0])
     y0, y1 = visible_range(origin[1], TY, grid[1], centre[1], table[1], other_grid[1])

@@ -53,6 +53,7 @@ def candidate_tiles(problem: Problem, result: str) -> tuple[Tile, ...]:
     heads = next_power_of_2(problem.num_heads, most=MIN_DOT_SIZE)
     rows = MIN_DOT_SIZE // heads  # examples whose heads together are MIN_DOT_SIZE rows of a product
     examples = rows if result == "de" else next_power_of_2(max(1, problem.batch), most=rows)
+    # Full precision means float32 or float64.
     depth, full_precision = next_power_of_2(problem.dim_k, MIN_DOT_SIZE), problem.itemsize > 2
     values = next_power_of_2(problem.dim_v, MIN_DOT_SIZE, 32 if full_precision else 64)
     # Pairs (n, m) of a query patch and a context patch: so many that the embeddings [pairs, k] have about the
