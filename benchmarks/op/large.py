@@ -1,4 +1,6 @@
-"""The layer at sizes that other implementations cannot run: time and peak memory. `python large.py COMMIT`
+"""The layer at sizes that other implementations cannot run: time and peak memory.
+
+`python large.py COMMIT`
 
 Writes large.csv: seconds of a forward or a training step (the first one, without the creation of weights and
 input), and the peak of the process's resident memory.

@@ -1,5 +1,6 @@
-"""Properties that only a GPU can show: graphs, memory, bits, large tensors, a second device. The results are
-compared with the definition where those of all kernels are, in `test_kernels.py`.
+"""Properties that only a GPU can show: graphs, memory, bits, large tensors, a second device.
+
+The results are compared with the definition where those of all kernels are, in `test_kernels.py`.
 """
 
 import gc

@@ -1,5 +1,4 @@
-"""Detection: Mask R-CNN of torchvision's modules on any backbone, trained, scored with COCO's figures and
-drawn.
+"""Detection: Mask R-CNN of torchvision's modules on any backbone, its training, COCO's scores, drawings.
 
 Modules with slow imports, such as Lightning, are imported on first use.
 """

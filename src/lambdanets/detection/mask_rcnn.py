@@ -142,8 +142,7 @@ class Detector(GeneralizedRCNN):
         return detections
 
     def regions(self, images: Sequence[Tensor]) -> list[Regions]:
-        """Return the objects of images as a call in evaluation does, with the mask head's own output as
-        masks.
+        """Return the objects of images as a call in evaluation does, with masks as the mask head's output.
 
         These masks are probabilities [n, 1, 28, 28], stretched over the boxes.
         """

@@ -95,7 +95,8 @@ def label(
         fill: Repeat the images of a smaller class until there are `per_class`.
         keep_labelled: Also label the images that the teacher was trained on.
         weights: Weights of the teacher's best epoch, or of its last.
-        batch_size, workers: Settings of the labelling; None takes the teacher's.
+        batch_size: Images in a batch; None takes the teacher's.
+        workers: Processes that read images; None takes the teacher's.
 
     Returns:
         The result; None if another process still has to label its shard, and then selects.

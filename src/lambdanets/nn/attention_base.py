@@ -12,6 +12,7 @@ from .memory_format import match_gradient_format
 
 @torch.fx.wrap
 def _checked(x: Tensor, dim: int) -> Tensor:
+    """Return `x`; raise ValueError unless it is `[b, dim, h, w]`."""
     if x.ndim != 4 or x.shape[1] != dim:
         raise ValueError(f"x must be of shape (b {dim} h w), got {tuple(x.shape)}")
     return x
@@ -50,7 +51,7 @@ class Projections(nn.Module):
         self.norm = nn.BatchNorm2d(3 * dim_out, device=device, dtype=dtype) if batch_norm else None
 
     def reset_parameters(self) -> None:
-        """Initialise by fan-in, so that queries, keys and values have the variance of the input."""
+        """Initialise with standard deviation dim^-1/2, so that outputs have the variance of the input."""
         nn.init.normal_(self.conv.weight, std=self.dim**-0.5)
         if self.norm is not None:
             self.norm.reset_parameters()
@@ -100,7 +101,7 @@ class SelfAttention2d(nn.Module):
         self.dim_head = self.dim_out // num_heads
 
     def reset_parameters(self) -> None:
-        """Initialise projections by fan-in, norms by their defaults, embeddings with N(0, 1/d)."""
+        """Initialise projections and norms by their methods, embeddings with standard deviation d^-1/2."""
         for module in self.children():
             assert isinstance(module, Projections | nn.BatchNorm2d)
             module.reset_parameters()

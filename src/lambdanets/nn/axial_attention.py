@@ -23,7 +23,7 @@ def _attend_along(qkv: Tensor, positions: Tensor, x: Tensor, axis: str) -> Tenso
     q, k, v = lines.flatten(1, 2).contiguous()  # [b * lines, h, length, d] each
     q = q * q.shape[-1] ** -0.5
     embeddings = pairwise_embeddings(positions.to(q.dtype), q.shape[2])  # [length, length, d]
-    bias = torch.einsum("bhnd,nmd->bhnm", q, embeddings)
+    bias = torch.einsum("bhnd,nmd->bhnm", q, embeddings)  # [b * lines, h, length, length]
     y = attend(q, k, v, bias).unflatten(0, lines.shape[1:3])  # [b, lines, h, length, d]
     y = y.permute(0, 2, 4, 3, 1) if axis == "height" else y.permute(0, 2, 4, 1, 3)
     memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format

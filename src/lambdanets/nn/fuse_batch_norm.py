@@ -27,7 +27,7 @@ Projection = tuple[Tensor, Tensor | None, _BatchNorm | None]
 
 
 def is_unmodified(module: nn.Module) -> bool:
-    """Return whether a module has no hooks and no `forward` of its own instance."""
+    """Return whether a module has no hooks, and no `forward` that was assigned to the instance."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -51,7 +51,10 @@ def can_concatenate(x: Tensor, modules: Sequence[nn.Module]) -> bool:
 
 
 def can_fuse(x: Tensor, projections: Sequence[Any], norms: Sequence[nn.Module]) -> bool:
-    """Return whether batch norms can be fused into the projections of `x` that precede them."""
+    """Return whether batch norms can be fused into the projections of `x` that precede them.
+
+    They can without gradients, in evaluation, with running statistics, and where `can_concatenate` holds.
+    """
     return (
         not torch.is_grad_enabled()
         and all(type(norm) in _BATCH_NORMS for norm in norms)
@@ -92,7 +95,8 @@ def project_fused(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor,
         projections: Weight, bias and batch norm of each; the norms are in evaluation.
 
     Returns:
-        The outputs of the norms, or of the convolutions without one.
+        For each projection `[b, channels, *grid]`: the output of its norm, or of the convolution if it has
+        none.
     """
     fused = [_fuse(*projection) for projection in projections]
     weight, bias = torch.cat([weight for weight, _ in fused]), torch.cat([bias for _, bias in fused])
@@ -101,7 +105,7 @@ def project_fused(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor,
 
 
 def _fuse(weight: Tensor, bias: Tensor | None, norm: _BatchNorm | None) -> tuple[Tensor, Tensor]:
-    """Return the weight and the bias of the convolution that includes the norm."""
+    """Return weight and bias of one convolution that equals a convolution and its norm, in their dtype."""
     if bias is None:
         bias = weight.new_zeros(len(weight))
     if norm is None:
@@ -118,9 +122,11 @@ def _fuse(weight: Tensor, bias: Tensor | None, norm: _BatchNorm | None) -> tuple
 
 
 def _convolution(x: Tensor) -> Callable[..., Tensor]:
+    """Return the convolution function for the axes of `x`."""
     return (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
 
 
 def _is_pointwise(convolution: Any) -> bool:
+    """Return whether a convolution is 1x1, without stride, groups and padding."""
     sides = (*convolution.kernel_size, *convolution.stride, convolution.groups)
     return all(size == 1 for size in sides) and not any(convolution.padding)

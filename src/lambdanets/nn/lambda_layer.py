@@ -63,6 +63,10 @@ class LambdaLayer(nn.Module):
 
     Attributes:
         rank: Number of axes of the grid.
+        dim_v: Depth of values per head, v = dim_out / num_heads.
+        local: Whether positions are local (`scope`).
+        positions: Position table, a parameter `[*offsets, k, u]`; None without a position part.
+        position_bias: Bias of the position lambdas, a parameter `[k]`, or None.
 
     Differences from the paper:
         The initialisation's N(0, d^-1/2) is read as a standard deviation (the text calls it fan-in).
@@ -104,10 +108,11 @@ class LambdaLayer(nn.Module):
             dim_k (int): Depth of queries and keys, k. Default: 16.
             num_heads (int): Queries per position, h. The heads share the lambda of their position; the depth
                 of values is v = dim_out / num_heads. Default: 4.
-            dim_u (int): Intra-depth, u. Default: 1.
+            dim_u (int): Intra-depth, u: keys and values have u columns per position, whose lambdas are
+                summed. Default: 1.
             scope (int | tuple[int, ...], optional): Size of a local position table, in positions per axis.
-                Each position then has embeddings for a window of this size around it. Default: None, global
-                positions, which need `grid`.
+                Each position then has embeddings for a window of this size around it; an even one extends one
+                position further before it than after it. Default: None, global positions, which need `grid`.
             grid (int | tuple[int, ...], optional): For global positions, the grid that the table is made
                 for: it holds 2 * grid - 1 offsets per axis. Inputs on other grids work: they use the middle
                 of the table, and offsets beyond it contribute nothing. Default: None.
@@ -209,6 +214,7 @@ class LambdaLayer(nn.Module):
         self.reset_parameters()
 
     def _make_norm(self, channels: int, **factory: Any) -> _BatchNorm | ChannelRMSNorm | nn.Identity:
+        """Return the layer's kind of norm for a number of channels."""
         if self.norm is None:
             return nn.Identity()
         # The epsilon of batch norms, since the default of nn.RMSNorm depends on the dtype: 1e-3 in float16.
@@ -237,7 +243,11 @@ class LambdaLayer(nn.Module):
             )
 
     def reset_parameters(self) -> None:
-        """Initialise as the paper does: fan-in, for queries also scaled by k^-1/2; N(0, 1) for positions."""
+        """Initialise all parameters as the paper does.
+
+        Weights are normal: with standard deviation dim^-1/2 for keys and values, (dim k)^-1/2 for queries, 1
+        for position embeddings. Norms get their defaults, the position bias zeros.
+        """
         nn.init.normal_(self.to_queries.weight, std=(self.dim_k * self.dim) ** -0.5)
         if self.to_keys is not None:
             nn.init.normal_(self.to_keys.weight, std=self.dim**-0.5)
@@ -270,7 +280,7 @@ class LambdaLayer(nn.Module):
             return self._forward(x, context, mask)
 
     def _scripted(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Apply the layer in TorchScript, where `_layer_output` is a library operator."""
+        """Apply the layer in TorchScript, which calls `_layer_output` as a library operator."""
         source = x if context is None else context
         keys: Tensor | None = None
         if self.to_keys is not None:
@@ -295,6 +305,7 @@ class LambdaLayer(nn.Module):
         )
 
     def _forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Apply the layer outside TorchScript: checks, projections and norms, the operator."""
         source = _checked_source(x, context, self.dim, self.rank)
         # A graph of torch.fx may be traced in training and run in evaluation; a compiled graph cannot warn.
         if not (isinstance(x, Proxy) or torch.compiler.is_compiling()):
@@ -320,7 +331,11 @@ class LambdaLayer(nn.Module):
         )
 
     def _projections(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return queries `[b, h * k, *grid]`, keys `[b, k * u, *grid]` and values `[b, v * u, *grid]`."""
+        """Return normalised queries, keys and normalised values.
+
+        Queries are `[b, h * k, *grid]`, keys `[b, k * u, *context_grid]` or None without a content part,
+        values `[b, v * u, *context_grid]`.
+        """
         of_context = [self.to_values] if self.to_keys is None else [self.to_values, self.to_keys]
         if not can_fuse(x, [self.to_queries, *of_context], [self.norm_queries, self.norm_values]):
             if source is x:
@@ -343,7 +358,10 @@ class LambdaLayer(nn.Module):
         return queries, keys[0] if keys else None, values
 
     def _check_statistics(self, x: Tensor, source: Tensor, mask: Tensor | None) -> None:
-        """Raise for batch norms in training over a single value, warn for those over hidden positions."""
+        """Check batch norms in training.
+
+        Raise ValueError if there is a single value per channel; warn if statistics include hidden positions.
+        """
         batched = [
             (name, part)
             for name, norm, part in (("x", self.norm_queries, x), ("context", self.norm_values, source))
@@ -517,6 +535,7 @@ torch.library.impl("lambdanets::layer_output", "CompositeImplicitAutograd", _lay
 
 
 def _flat_mask(mask: Tensor, source: Tensor) -> Tensor:
+    """Return a mask `[b, *context_grid]` or `[b, m]` as `[b, m]`; raise ValueError if it is neither."""
     grid_shape = (source.shape[0], *source.shape[2:])
     if mask.dtype != torch.bool or tuple(mask.shape) not in (
         grid_shape,

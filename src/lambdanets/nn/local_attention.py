@@ -12,7 +12,7 @@ from .attention_base import Projections, SelfAttention2d, attend
 from .memory_format import merge_heads
 
 MAX_WINDOWS_OF_ONE_TILE = 2
-"""Length of an axis, in windows, up to which it is a single tile: its halo would be as long as the rest."""
+"""Length of an axis, in windows, up to which it is a single tile: smaller ones have halos of their length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,11 @@ class _Axis:
         return -self.first, (self.count - 1) * self.tile + self.first + self.keys - self.length
 
     def geometry(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the window index of each pair `[tile, keys]`, and the visibility `[count, tile, keys]`."""
+        """Return, for each query and key of a tile, the key's index in the window, and whether it is visible.
+
+        The index `[tile, keys]` is the same for all tiles, and is clamped for keys outside the window; the
+        booleans `[count, tile, keys]` are False for these and for keys beyond the border.
+        """
         query = torch.arange(self.tile, device=device)[:, None]
         key = torch.arange(self.keys, device=device)[None, :] + self.first
         index = key - query + self.window // 2
@@ -71,7 +75,8 @@ def _local_attention(
 ) -> Tensor:
     """Compute the output from `[b, 3, h, d, height, width]`: one node in a graph of torch.fx.
 
-    Shapes below: s and t count the tiles along height and width; y and x are positions within a tile.
+    Shapes below: s and t count the tiles along height and width; y and x are positions in a tile, n = y x its
+    queries and m its keys.
     """
     rows, columns = (_Axis.of(length, window) for length in x.shape[-2:])
     q = F.pad(

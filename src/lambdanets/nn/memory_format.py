@@ -1,4 +1,4 @@
-"""Conversions between images [b, c, *grid] and the axes of the operator that keep the memory format."""
+"""Memory formats of images [b, c, *grid]: gradients, copies and outputs in the format of another tensor."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch import Tensor
 
 
 class _MatchGradientFormat(torch.autograd.Function):
+    """The identity, whose gradient gets the memory format of the input; see `match_gradient_format`."""
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -26,7 +28,8 @@ class _MatchGradientFormat(torch.autograd.Function):
 
 
 class _MatchGradientFormatForwardMode(_MatchGradientFormat):
-    # A class of its own because torch.compile does not trace functions with a jvp.
+    """The same with forward-mode differentiation: torch.compile does not trace functions with a jvp."""
+
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:  # type: ignore[override]
         return tangent.view_as(tangent)

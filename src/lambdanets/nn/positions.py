@@ -12,7 +12,7 @@ _MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
 
 def table_shape(scope: Grid | None, grid: Grid | None, rank: int) -> tuple[int, ...]:
-    """Return the offsets per axis of a position table: the scope, or all offsets of a grid (2 * grid - 1).
+    """Return the number of offsets per axis of a position table: the scope, or 2 * grid - 1 for a grid.
 
     Args:
         scope: Size of a local table, or None.
@@ -34,7 +34,7 @@ def table_shape(scope: Grid | None, grid: Grid | None, rank: int) -> tuple[int, 
 
 
 def resize_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Interpolate a position table to other lengths; its ends and its centre keep their place.
+    """Interpolate a position table to other lengths; ends stay at the ends, the centre at the centre.
 
     The interpolation is linear on one axis, bicubic on two, trilinear on three, and computed in float32 or
     wider.

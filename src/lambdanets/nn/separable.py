@@ -1,6 +1,6 @@
 """Exact attention on a grid, for position logits that are the sum of a row and a column logit.
 
-No attention map of all pairs is formed.
+No attention map of all pairs is in memory.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK_SIZE = 2**20
-"""Elements of the attention maps that a CPU forms at once: 4 MiB in float32, which stay in its cache."""
+"""Elements of the attention maps that a CPU computes at once: 4 MiB in float32, which stay in its cache."""
 MAX_JOINT_SIDE = 32
-"""Height + width up to which, in half precision, position logits are computed in the content's product."""
+"""Height + width up to which, in half precision, one product computes content and position logits."""
 
 
 def separable_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -78,7 +78,10 @@ def _blocks(q: Tensor, k: Tensor, *by_query: Tensor) -> list[tuple[Tensor, ...]]
 
 
 class _BlockwiseAttention(torch.autograd.Function):
-    """Attention block by block; the backward pass recomputes the maps."""
+    """Attention block by block; the backward pass recomputes the maps.
+
+    Arguments are as in `separable_attention`; without row and column logits there is no bias.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]

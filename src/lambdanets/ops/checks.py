@@ -1,4 +1,4 @@
-"""Checks of the operator's arguments. Errors name the expected shape in letters, the given one, and a fix."""
+"""Checks of the operator's arguments. Errors name the argument, the expected shape and the given one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def _expect(tensor: torch.Tensor, name: str, letters: str, sizes: dict[str, int]) -> None:
-    """Compare a tensor's shape with its letters, and record the sizes of new letters in `sizes`."""
+    """Raise ValueError unless a tensor has these axes, such as "b h n k", with the sizes known for them.
+
+    `sizes` maps letters to sizes; letters that it lacks are added.
+    """
     axes = letters.split()
     if tensor.ndim != len(axes):
         raise ValueError(
@@ -107,6 +110,7 @@ def check_arguments(
 def _check_masked(
     context: MaskedContext, e: torch.Tensor | None, sizes: dict[str, int], device: torch.device
 ) -> None:
+    """Check a mask [n, m] and dense embeddings against the sizes of q and k."""
     if context.mask.device != device:
         raise ValueError(f"the context's mask is on {context.mask.device}, the tensors on {device}")
     if context.mask.shape[1] != sizes["m"]:
@@ -116,6 +120,7 @@ def _check_masked(
 
 
 def _check_relative(context: RelativeContext, e: torch.Tensor | None, sizes: dict[str, int]) -> None:
+    """Check a table, or dense embeddings with a `GlobalContext`, against the context and the sizes of k."""
     if context.causal and context.num_context != sizes["m"]:
         raise ValueError(
             f"k has m={sizes['m']} elements, but the causal context describes {context.num_context}; "

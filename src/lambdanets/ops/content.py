@@ -2,7 +2,8 @@
 
 One content lambda serves all queries, unless a mask or a causal order gives each query a lambda of its own.
 Keys are normalised in float32 at least: in half precision the weights of a context of tens of thousands of
-elements would vanish. `normalize` is the normalisation throughout: "softmax", "l2" or "none".
+elements would underflow. `normalize` is the normalisation throughout: "softmax", "l2" or "none". `mask`
+[b, m] is False at padding; the values v are already zero there.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from .hardware import compute_dtype
 from .matmul import no_autocast
 from .memory_layout import as_rows, from_rows
 
-# Queries per chunk under a causal order: the n * chunk * k weights stay small beside the n * chunk products.
+# Queries per chunk under a causal order; long sequences have larger chunks (`causal_chunks`). The weights
+# within chunks, n * chunk * k * u elements for each example, are in memory at once.
 CHUNK = 64
-MASKED_BLOCK = 2**24  # elements of the weights [b, n, m, k, u] that exist at once under an n x m mask
-NORM_EPS = 1e-12  # the smallest norm that keys are divided by, as in torch.nn.functional.normalize
+# Elements of the weights [b, n, m, k, u] that are in memory at once under an n x m mask.
+MASKED_BLOCK = 2**24
+# The smallest norm that keys are divided by, as in torch.nn.functional.normalize.
+NORM_EPS = 1e-12
 
 
 def shares_content_lambda(context: Context) -> bool:
-    """Return whether one content lambda serves all queries: no mask and no causal order, only padding."""
+    """Return whether one content lambda serves all queries: there is no n x m mask and no causal order."""
     return not isinstance(context, MaskedContext) and not (
         isinstance(context, RelativeContext) and context.causal
     )
@@ -35,7 +39,7 @@ def shares_content_lambda(context: Context) -> bool:
 def shared_content_lambda(k: Tensor, v: Tensor, mask: Tensor | None, normalize: str) -> Tensor:
     """Return the content lambda [b, k, v] that all queries share, in float32 at least.
 
-    It is the sum of kbar v over m and u. `v` is already zero where `mask` [b, m] hides.
+    It is the sum of kbar v over m and u.
     """
     accumulator = torch.promote_types(k.dtype, torch.float32)
     with no_autocast(k.device.type):
@@ -47,7 +51,7 @@ def shared_content_lambda(k: Tensor, v: Tensor, mask: Tensor | None, normalize: 
 def apply_lambda(
     q: Tensor, content_lambda: Tensor, memory_layout: str, position: Tensor | None = None
 ) -> Tensor:
-    """Return q times a content lambda [b, k, v], plus the position part [b, h, n, v] if given."""
+    """Return q [b, h, n, k] times a content lambda [b, k, v], plus the position part [b, h, n, v], if any."""
     dtype = compute_dtype(q.dtype, q.device.type)
     with no_autocast(q.device.type):
         rows = as_rows(q.to(dtype), memory_layout)
@@ -72,7 +76,15 @@ def add_applied_lambda(y: Tensor, q: Tensor, content_lambda: Tensor, memory_layo
 def apply_lambda_gradients(
     g: Tensor, q: Tensor, content_lambda: Tensor, memory_layout: str, needs_grad: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of q and of the content lambda from that of `apply_lambda`, None if not needed."""
+    """Return the gradients of q [b, h, n, k] and of the content lambda [b, k, v], None where not needed.
+
+    Args:
+        g: Gradient of the output of `apply_lambda`, [b, h, n, v].
+        q: Queries [b, h, n, k].
+        content_lambda: Content lambda [b, k, v].
+        memory_layout: Layout of the queries.
+        needs_grad: Whether the gradients of q and of the content lambda are needed.
+    """
     upstream, num_heads = as_rows(g, memory_layout), q.shape[1]
     dq = dlambda = None
     if needs_grad[0]:
@@ -90,7 +102,10 @@ def apply_lambda_gradients(
 def _factors(
     rows: Tensor, content_lambda: Tensor, num_heads: int, memory_layout: str
 ) -> tuple[Tensor, Tensor]:
-    """Return the factors of rows times a matrix per example, transposed if the rows lie so in memory."""
+    """Return the left and the right factor of the batched product of rows and a matrix [b, c, d] per example.
+
+    For "hvn" the rows are transposed, [b h, c, n], and so is the product: matrices [b h, d, c] times rows.
+    """
     if memory_layout != "hvn":
         return rows, content_lambda
     return content_lambda.mT[:, None].expand(-1, num_heads, -1, -1).flatten(0, 1), rows
@@ -99,10 +114,7 @@ def _factors(
 def content_output(
     q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None, normalize: str
 ) -> Tensor:
-    """Return the content part [b, h, n, v] where each query has a content lambda of its own.
-
-    `v` is already zero where `mask` [b, m] hides.
-    """
+    """Return the content part [b, h, n, v] where each query has a content lambda of its own."""
     accumulator = torch.promote_types(q.dtype, torch.float32)
     k, v = k.to(accumulator), v.to(accumulator)
     with no_autocast(q.device.type):
@@ -114,7 +126,14 @@ def content_output(
 
 
 def normalize_keys(k: Tensor, hidden: Tensor | None, axis: int, normalize: str) -> Tensor:
-    """Return keys normalised over the axis of the context, zero where `hidden`, which broadcasts to `k`."""
+    """Return keys normalised over the axis of the context, in their dtype.
+
+    Args:
+        k: Keys; any shape.
+        hidden: Booleans that broadcast to `k`, True where an element is hidden: the result is zero there.
+        axis: Index of the context's axis.
+        normalize: "softmax", "l2" or "none".
+    """
     if normalize == "softmax":
         if hidden is None:
             return k.softmax(axis)
@@ -126,11 +145,15 @@ def normalize_keys(k: Tensor, hidden: Tensor | None, axis: int, normalize: str) 
 def _masked_content(
     q: Tensor, k: Tensor, v: Tensor, context: MaskedContext, mask: Tensor | None, normalize: str
 ) -> Tensor:
-    """Normalise the keys for each query separately, for one block of queries at a time."""
+    """Return the content part [b, h, n, v] under an n x m mask.
+
+    Keys are normalised for each query separately, for one block of queries at a time.
+    """
     b, m, dim_k, u = k.shape
 
     def block_output(queries: Tensor, rows: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        visible = rows if mask is None else rows & mask[:, None, :]
+        """Return the content part of queries [b, h, n, k], a block, with their rows [n, m] of the mask."""
+        visible = rows if mask is None else rows & mask[:, None, :]  # [n, m] or [b, n, m]
         hidden = ~visible.expand(b, *visible.shape[-2:])[..., None, None]
         weights = normalize_keys(k[:, None], hidden, 2, normalize)  # [b, n, m, k, u]
         pairs = torch.einsum("bhnk,bnmku->bhnmu", queries.to(k.dtype), weights)
@@ -140,7 +163,8 @@ def _masked_content(
     blocks = zip(q.split(block, dim=2), context.mask.split(block), strict=True)
     if block >= len(context.mask) or not torch.is_grad_enabled():
         parts = [block_output(queries, rows, k, v) for queries, rows in blocks]
-    else:  # recomputed in the backward pass: saved, the weights of all blocks would be those of all pairs
+    else:
+        # Weights are recomputed in the backward pass: those of all blocks have b n m k u elements.
         parts = [
             checkpoint(block_output, queries, rows, k, v, use_reentrant=False) for queries, rows in blocks
         ]
@@ -148,23 +172,27 @@ def _masked_content(
 
 
 def causal_chunks(n: int) -> tuple[int, int]:
-    """Return the queries per chunk under a causal order, and the number of chunks."""
+    """Return the queries per chunk under a causal order, and the number of chunks.
+
+    The functions below write c for a chunk, n and m for positions in a chunk, and j for an earlier chunk.
+    """
     chunk = CHUNK
-    while chunk**3 < n:  # pairs inside chunks cost n * chunk, sums between chunks (n / chunk)**2
+    # Pairs within chunks cost n * chunk, sums between chunks (n / chunk)**2: the larger chunk balances them.
+    while chunk**3 < n:
         chunk *= 2
     chunk = min(chunk, n)
     return chunk, -(-n // chunk)
 
 
 def _split_chunks(x: Tensor, n: int, chunks: int, chunk: int, fill: float | bool = 0.0) -> Tensor:
-    """Return [b, m, ...] as [b, chunks, chunk, ...], without the elements after n, which no query sees."""
+    """Return x [b, m, ...] as [b, chunks, chunk, ...], padded with `fill`; no query sees elements after n."""
     x = x[:, :n]
     padding = x.new_full((x.shape[0], chunks * chunk - x.shape[1], *x.shape[2:]), fill)
     return torch.cat([x, padding], dim=1).unflatten(1, (chunks, chunk))
 
 
 def _causal_linear_content(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, normalize: str) -> Tensor:
-    """Return the causal content part without a softmax.
+    """Return the causal content part [b, h, n, v] for normalize "l2" or "none".
 
     The L2 norm of the keys up to query n divides the query instead of the keys.
     """
@@ -181,6 +209,7 @@ def _causal_linear_content(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
         queries = queries.expand(*queries.shape[:-1], k.shape[-1])
     causal = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).tril()[:, None, :, None]
     pairs = torch.einsum("bcnhku,bcmku->bcnhmu", queries, keys).masked_fill(~causal, 0)
+    # The sum over each chunk, and the sum over all chunks before it.
     added = torch.einsum("bcmku,bcmvu->bckuv", keys, values)
     earlier = torch.cat([torch.zeros_like(added[:, :1]), added[:, :-1].cumsum(1)], dim=1)
     y = torch.einsum("bcnhmu,bcmvu->bcnhv", pairs, values)
@@ -189,11 +218,11 @@ def _causal_linear_content(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
 
 
 def _causal_softmax_content(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the causal content part with a softmax: query n normalises over the keys m <= n.
+    """Return the causal content part [b, h, n, v] with a softmax: query n normalises over the keys m <= n.
 
-    Pairs inside a chunk are computed exactly; chunks before it enter as one running sum. All weights are
-    exp(key - running maximum), at most 1, so no sequence is too long. The maximum cancels out of the result,
-    so no gradient flows through it.
+    Within a chunk every pair is computed; the chunks before it enter through their sums. All weights are
+    exp(key - running maximum), at most 1, so they never overflow, however long the sequence. The maximum
+    cancels out of the result, so no gradient flows through it.
     """
     b, _, n, _ = q.shape
     hidden = torch.zeros(b, k.shape[1], dtype=torch.bool, device=k.device) if mask is None else ~mask
@@ -212,12 +241,13 @@ def _causal_softmax_content(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
     distance = (keys[:, :, None] - maximum[:, :, :, None]).masked_fill(~causal, -torch.inf)
     inside = distance.exp()  # [b, c, n, m, k, u]
 
-    # The sums of each chunk, and of all chunks before chunk c, relative to the maximum there.
-    weights = (keys - maximum[:, :, -1:]).exp()
+    # The sums over each chunk, relative to its last running maximum, and the sums over all chunks before
+    # chunk c, relative to the running maximum before c.
+    weights = (keys - maximum[:, :, -1:]).exp()  # [b, c, m, k, u]
     added_value = torch.einsum("bcmku,bcmvu->bcukv", weights, values)
     added_weight = weights.sum(2)
     earlier = torch.ones(chunks, chunks, dtype=torch.bool, device=k.device).tril(-1)[..., None, None]
-    decay = (last[:, None] - before[:, :, None]).masked_fill(~earlier, -torch.inf).exp()  # [b, c, c', k, u]
+    decay = (last[:, None] - before[:, :, None]).masked_fill(~earlier, -torch.inf).exp()  # [b, c, j, k, u]
     past_value = torch.einsum("bcjku,bjukv->bcukv", decay, added_value)
     past_weight = torch.einsum("bcjku,bjku->bcku", decay, added_weight)
 

@@ -57,7 +57,12 @@ class Context:
     num_queries: int
 
     def visible(self, num_context: int, device: torch.device) -> torch.Tensor | None:
-        """Return booleans [n, m], True where query n sees element m; None if all queries see all."""
+        """Return booleans [n, m], True where query n sees element m; None if all queries see all elements.
+
+        Args:
+            num_context: Number of context elements, m.
+            device: Device of the result.
+        """
         raise NotImplementedError
 
 
@@ -99,7 +104,7 @@ class RelativeContext(Context):
         return math.prod(self.key_grid)
 
     def visible(self, num_context: int, device: torch.device) -> torch.Tensor | None:
-        """Return the causal order [n, m], None without one."""
+        """Return booleans [n, m], True where m <= n, for a causal order; else None."""
         if not self.causal:
             return None
         n = torch.arange(self.num_queries, device=device)
@@ -138,7 +143,7 @@ class RelativeContext(Context):
 
     @property
     def num_pairs(self) -> int:
-        """Number of pairs (n, m) with an entry; approximate if dilated between two grids."""
+        """Number of pairs (n, m) with an entry; approximate if dilated and the two grids differ."""
         axes = zip(self.grid, self.key_grid, self.reachable_entries(), self.centre, self.step, strict=True)
         return math.prod(
             _axis_pairs(queries, keys, centre - part.start, part.stop - 1 - centre, step)
@@ -147,9 +152,18 @@ class RelativeContext(Context):
 
 
 def _axis_pairs(queries: int, keys: int, before: int, after: int, step: int) -> int:
-    """Return the pairs on one axis with `before` and `after` entries beside that of offset 0."""
-    # min(queries, keys) pairs have an offset, and fewer where the offset exceeds the difference of the two
-    # lengths. On each side of offset 0 the missing pairs form an arithmetic series.
+    """Return the number of pairs on one axis that have an entry.
+
+    Args:
+        queries: Queries on the axis.
+        keys: Context elements on the axis.
+        before: Entries for negative offsets.
+        after: Entries for positive offsets.
+        step: Distance between neighbouring entries.
+    """
+    # An offset occurs at min(queries, keys) pairs. Once the axis that it points along is too short, there is
+    # one pair less for each further position: on either side of offset 0 the missing pairs form an
+    # arithmetic series.
     shorter = min(queries, keys)
     ahead = max(0, after * step - (keys - shorter))
     behind = max(0, before * step - (queries - shorter))
@@ -159,15 +173,18 @@ def _axis_pairs(queries: int, keys: int, before: int, after: int, step: int) -> 
 
 @dataclass(frozen=True)
 class GlobalContext(RelativeContext):
-    """Every query sees every context element.
+    """Every query sees every context element, or under a causal order every earlier one and its own.
 
     Args:
         grid: Sizes of the query grid (int or tuple); n is their product, positions are row-major.
-        context_grid: Sizes of the context's grid, the query grid by default; both share their origin.
+        context_grid: Sizes of the context's grid, the query grid by default; both have the same origin.
         causal: Query n sees only the elements m <= n, in content and in positions; needs one axis.
 
-    The table has `grid + context_grid - 1` entries per axis (`2 * grid - 1` for one grid); offset o has index
-    `o + grid - 1`. Without a table, any number m of context elements is accepted unless causal.
+    The table has `grid + context_grid - 1` entries per axis (`2 * grid - 1` if the grids are equal); offset o
+    has index `o + grid - 1`. Without a table, any number m of context elements is accepted unless causal.
+
+    Raises:
+        ValueError: If a size is not a positive integer, or the numbers of axes do not match.
     """
 
     @property
@@ -189,11 +206,14 @@ class LocalContext(RelativeContext):
         grid: Sizes of the query grid (int or tuple); n is their product, positions are row-major.
         scope: Entries of the table per axis (an int for all), even or odd, also larger than the grid.
         dilation: Distance on the grid between neighbouring entries per axis (an int for all).
-        context_grid: Sizes of the context's grid, the query grid by default; both share their origin.
+        context_grid: Sizes of the context's grid, the query grid by default; both have the same origin.
         causal: Query n sees only the elements m <= n, in content and in positions; needs one axis.
 
     The offset `dilation * j` has index `j + scope // 2`. At the borders of the grid sums run over fewer
     elements, without padding and without renormalisation.
+
+    Raises:
+        ValueError: If a size is not a positive integer, or the numbers of axes do not match.
     """
 
     scope: tuple[int, ...] = field()
@@ -230,6 +250,9 @@ class MaskedContext(Context):
         mask: Boolean tensor of shape [n, m], shared by the batch.
 
     Position embeddings, if any, are dense, of shape [n, m, k, u].
+
+    Raises:
+        ValueError: If the mask is not a boolean tensor with two axes.
     """
 
     mask: torch.Tensor

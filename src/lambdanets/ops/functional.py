@@ -30,7 +30,9 @@ def lambda_layer(
     """Apply to each query a linear function, its lambda, that summarises its context by content and position.
 
     `y[b,h,n,v] = sum_k q[b,h,n,k] * sum_{m,u} (kbar[b,m,k,u] + E[n,m,k,u]) v[b,m,v,u]`, where kbar is the
-    softmax of the keys over the context elements m that the query sees, for each of the k*u columns.
+    softmax of the keys over the context elements m that the query sees, for each of the k*u columns. b is the
+    batch, h heads, n query positions, m context elements, k and v the depths of keys and values, u the
+    intra-depth.
 
     Args:
         q: Queries [b, h, n, k]; the h queries of a position share its lambda.
@@ -49,17 +51,18 @@ def lambda_layer(
             (the fastest when run, measured once per problem), or the name of one kernel.
 
     Returns:
-        Tensor [b, h, n, v], with the axes in memory in the order of those of `q`. A query that sees no
-        element gives zeros. Elements hidden by `mask` have no effect at all. Elements hidden by a causal or a
-        masked context have none beyond rounding, if they are finite (kernel "fft" rounds to about 1e-6 of the
-        largest values of the whole sequence in float32).
+        Tensor [b, h, n, v] of the dtype of `q`, with its axes in memory in the order of those of `q`. A query
+        that sees no element gives zeros. Elements hidden by `mask` have no effect at all. Elements hidden by
+        a causal or a masked context have none beyond rounding, if they are finite (kernel "fft" rounds to
+        about 1e-6 of the largest values of the whole sequence in float32).
 
     Raises:
         ValueError: If shapes, dtypes or devices do not match, the kernel is unknown, or it does not support
             the problem.
         NotImplementedError: Under forward-mode differentiation or the derivatives of torch.func, which only
             the definition (kernel="reference") supports.
-        MemoryError: If every kernel needs more memory than is available; raised before anything is computed.
+        MemoryError: If the kernel, or with "auto" every kernel, needs more memory than is available; raised
+            before anything is computed. A process checks this once for each problem.
 
     Differences from the paper:
         Keys under a mask or a causal order are normalised over the elements that each query sees, which the
@@ -79,12 +82,13 @@ def lambda_layer(
     check_arguments(q, k, v, e, context, mask, content, normalize)
     train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, e))
     problem = Problem.of(q, k, v, e, context, content, train)
+    # This raises for kernels that are unknown or cannot serve the problem, so it comes first.
     forward_kernel, backward_kernel = resolve(kernel, problem)
     if kernel == reference.NAME:
         return reference.apply(q, k, v, e, context=context, mask=mask, content=content, normalize=normalize)
     if mask is not None:
         v = v.masked_fill(~mask[:, :, None, None], 0)
-    content_lambda = None
+    content_lambda = None  # [b, k, v]
     if content and shares_content_lambda(context):
         content_lambda = shared_content_lambda(k, v, mask, normalize)
     y = None
@@ -105,6 +109,7 @@ def lambda_layer(
     elif content_lambda is not None:
         y = apply_lambda(q, content_lambda, memory_layout_of(q))
     if content and content_lambda is None:
+        # Each query has a content lambda of its own.
         separate = content_output(q, k, v, context, mask, normalize)
         y = separate if y is None else y + separate
     assert y is not None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ONEDNN_MIN_MACS = 2**20  # multiply-adds of one product from which a oneDNN call of its own pays off
 FULL_AVX512_FAMILY = 26  # the first AMD CPU family (Zen 5) whose AVX-512 units are 512 bits wide
 
-# Operations per second.
+# Floating-point operations per second; a multiply-add counts as two.
 ONEDNN_RATE = 190e9  # of a large float32 product on a core, where oneDNN takes it
 CPU_RATE = 85e9  # of any other float32 product on a core; half of it in float64
 HALF_RATE = 380e9  # of a half-precision product on a core
@@ -29,7 +29,7 @@ GPU_RATES = {2: 400e12, 4: 40e12, 8: 20e12}  # by bytes per element
 
 BANDWIDTH = {"cpu": 12e9, "cuda": 3e12}  # bytes per second, read or written
 CALL_SECONDS = {"cpu": 9e-6, "cuda": 8e-6}  # of a call from Python
-HALF_RATE_SIDE = 4  # a side of a product this long halves the rate
+HALF_RATE_SIDE = 4  # a product with one side of this length runs at half the rate
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 # Control groups: folder, files of limits, file of usage, line of memory.stat with the reclaimable bytes.
@@ -68,7 +68,7 @@ slower than its float32 products (`benchmarks/products`)."""
 
 
 def compute_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
-    """Return the dtype in which to multiply tensors of `dtype`: float32 if the CPU is slow in it."""
+    """Return the dtype in which to multiply tensors of `dtype`: float32 on CPUs that are slow in `dtype`."""
     return torch.float32 if device == "cpu" and dtype in SLOW_CPU_DTYPES else dtype
 
 
@@ -80,7 +80,9 @@ def on_gpu(problem: Problem) -> bool:
 def gemm_seconds(
     problem: Problem, rows: int, inner: int, columns: int, count: int = 1, *, itemsize: int = 0
 ) -> float:
-    """Estimate the seconds of `count` products (rows, inner) x (inner, columns); small ones share a call.
+    """Estimate the seconds of `count` products (rows, inner) x (inner, columns).
+
+    They are one batched call, except for large float32 products of oneDNN, which takes a call for each.
 
     Args:
         problem: The problem, for its device and dtype.
@@ -109,7 +111,11 @@ def gemm_seconds(
 
 
 def large_gemm_rate(itemsize: int) -> float:
-    """Return the operations per second of a large product on a core, by bytes per element."""
+    """Return the floating-point operations per second of a large product on a CPU core.
+
+    Args:
+        itemsize: Bytes per element.
+    """
     if itemsize < 4:
         return HALF_RATE
     return (ONEDNN_RATE if ONEDNN else CPU_RATE) * min(1, 4 / itemsize)
@@ -122,11 +128,11 @@ def move_seconds(problem: Problem, moved: int, calls: int = 1) -> float:
 
 
 def available_memory(device: str) -> int | None:
-    """Return the bytes that a call may take on a device type now, None if the device is not here.
+    """Return the bytes that a call may take on a device type now; None if the machine does not report them.
 
     This is nine tenths of the least of: the free memory of the device or machine, the memory left in the
     control groups (v1 and v2) of this process, and the memory left under its own limits (`ulimit`). The value
-    is read again after a second.
+    is cached for up to a second.
 
     Args:
         device: "cpu" or "cuda".
@@ -136,6 +142,7 @@ def available_memory(device: str) -> int | None:
 
 @lru_cache(maxsize=4)
 def _available_memory(device: str, second: int) -> int | None:
+    """Return the available bytes; `second`, the current one, makes the cached value expire."""
     if device == "cuda":
         if not torch.cuda.is_available():
             return None
@@ -149,6 +156,7 @@ def _available_memory(device: str, second: int) -> int | None:
 
 
 def _free_of_machine() -> list[int]:
+    """Return the available bytes of the machine; empty if the system does not report them."""
     lines = _read_text(PROC / "meminfo").splitlines()
     return [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
 
@@ -193,6 +201,7 @@ def _free_of_process() -> list[int]:
 
 
 def _read_text(path: Path) -> str:
+    """Return the text of a file, empty if it cannot be read."""
     try:
         return path.read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Matrix products by the library that is fastest for them, and buffers for their results."""
+"""Matrix products by the faster of two libraries, oneDNN and PyTorch's own, and buffers for their results."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from .hardware import ONEDNN, ONEDNN_MIN_MACS
 
 
 def no_autocast(device: str) -> AbstractContextManager[object]:
-    """Return a context in which products keep their dtypes: the caller has chosen the precision.
+    """Return a context manager that disables autocast on a device type: the caller has chosen the dtypes.
 
-    Where autocast is off it does nothing, since an exported graph would hold a subgraph for it.
+    Where autocast is off already it does nothing: an exported graph would hold a subgraph for it.
     """
-    on = device != "meta" and torch.is_autocast_enabled(device)  # there is no autocast on meta
+    # There is no autocast on meta.
+    on = device != "meta" and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
@@ -24,7 +25,8 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """Return a [rows, inner] times b [inner, columns], written into `out` if given; any strides."""
     if _uses_onednn(a) and b.numel():
         if not (b.is_contiguous() or b.mT.is_contiguous()):
-            b = b.contiguous()  # with gaps between its rows oneDNN falls back to plain loops
+            # With gaps between the rows oneDNN falls back to plain loops.
+            b = b.contiguous()
         y = torch.ops.mkldnn._linear_pointwise(a, b.mT, None, "none", [], "")
         return y if out is None else out.copy_(y)
     return torch.mm(a, b, out=out)
@@ -43,13 +45,14 @@ def batched_matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _uses_onednn(a: Tensor) -> bool:
+    """Return whether oneDNN is the faster library for products of `a`."""
     return ONEDNN and a.device.type == "cpu" and a.dtype == torch.float32 and a.numel() > 0
 
 
 class Scratch:
-    """Named buffers that the steps of one call reuse, so that they stay in the cache.
+    """Named buffers that the steps of one call reuse, so that they stay in the CPU's cache.
 
-    Reuse also spares the system the search for new pages. A buffer grows when a step asks for more.
+    Reuse also avoids the page faults of newly allocated memory. A buffer grows when a step asks for more.
 
     Args:
         like: A tensor with the dtype and the device of the buffers.
@@ -60,7 +63,10 @@ class Scratch:
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """Return the buffer `name` as a contiguous tensor of this shape, its elements uninitialised."""
+        """Return the buffer `name` as a contiguous tensor of this shape, its elements uninitialised.
+
+        It is valid until the next call with the same name.
+        """
         size = math.prod(shape)
         if name not in self._buffers or self._buffers[name].numel() < size:
             self._buffers.pop(name, None)  # freed before the larger one is allocated

@@ -1,8 +1,9 @@
 """Memory layouts of queries and outputs: the order in which their axes lie in memory.
 
-A layout is named by the axes of one example from the slowest to the fastest, "hnv", "hvn" or "nhv", where v
-stands for the last axis (k of the queries, v of the output). Images yield queries whose positions or whose
-channels are contiguous. An output in the same layout becomes images again without a copy.
+A layout is named by the axes of one example from the largest stride to the smallest, where v stands for the
+last axis (k of the queries, v of the output): "hnv" is contiguous, "hvn" comes from images with channels
+first, "nhv" from channels-last images. An output in the layout of its queries becomes images again without a
+copy.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from torch import Tensor
 
 
 def memory_layout_of(q: Tensor) -> str:
-    """Return the layout of queries [b, h, n, k], which their output takes over."""
+    """Return the layout of queries [b, h, n, k]; their output gets the same."""
     if q.stride(2) == 1 and q.shape[2] > 1 and q.shape[3] > 1:
-        return "hvn"  # of images with channels first
+        return "hvn"
     return "nhv" if q.stride(2) > q.stride(1) > q.stride(3) else "hnv"
 
 
@@ -31,14 +32,17 @@ def new_output(q: Tensor, dim_v: int, memory_layout: str) -> Tensor:
 
 
 def as_rows(x: Tensor, memory_layout: str) -> Tensor:
-    """Return x [b, h, n, c] as [b, rows, c], or for "hvn" as [b h, c, n]; a view if x has this layout."""
+    """Return x [b, h, n, c] with two of its axes merged; a view if x has this layout.
+
+    The result is [b, h n, c] for "hnv", [b, n h, c] for "nhv" and [b h, c, n] for "hvn".
+    """
     if memory_layout == "hvn":
         return x.mT.flatten(0, 1)
     return x.transpose(1, 2).flatten(1, 2) if memory_layout == "nhv" else x.flatten(1, 2)
 
 
 def from_rows(x: Tensor, num_heads: int, memory_layout: str) -> Tensor:
-    """Return the inverse of `as_rows`."""
+    """Return x, a result of `as_rows`, as [b, h, n, c]."""
     if memory_layout == "hvn":
         return x.unflatten(0, (-1, num_heads)).mT
     if memory_layout == "nhv":

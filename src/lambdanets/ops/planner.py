@@ -1,7 +1,8 @@
 """The planner: which kernel serves a problem, for each pass separately, and why the others do not.
 
-Each kernel estimates its own time. Of the kernels that support the problem and whose memory is available, the
-planner selects the fastest by estimate, or among those within `NEAR` of it the one with the lowest memory.
+Each kernel estimates its own time. Of the kernels that support the problem and fit into the available memory,
+those within a factor `NEAR` of the lowest estimate count as equally fast, and the planner selects the one of
+them that needs the least memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from .problem import Cost, Problem
 
 NEAR = 1.05  # estimates within this factor of the lowest count as equal
 MEASURED_RANGE = 8  # kernels whose estimate is within this factor of the lowest are measured
-PAPER_RULE_LENGTH = 85**2  # appendix E.1: a convolution beyond this many inputs or for u > 1, dense otherwise
+# Appendix E.1 takes a convolution for more positions than this or for u > 1, else the definition.
+PAPER_RULE_LENGTH = 85**2
 CHOICES = ("auto", "measured")
 
 
@@ -36,8 +38,9 @@ class PlanRow:
     Args:
         kernel: The kernel's name.
         cost: Its estimated cost, None if it does not support the problem.
-        verdict: "chosen", "slower", "larger", "same", "too large" or "cannot serve".
-        reason: The reason for the verdict, as a sentence.
+        verdict: "chosen"; "slower"; "larger", about as fast but with more memory; "same", without positions;
+            "too large" for the memory; or "cannot serve", not supported.
+        reason: The reason for the verdict, as a phrase.
         measured: Measured seconds, None if it was not measured.
     """
 
@@ -60,7 +63,8 @@ class Plan:
         backward_rows: The same for the backward pass; empty without one.
         refusal: If no kernel fits, the error's text, with the nearest problem that would fit.
         paper_kernel: The kernel by the rule of the paper's appendix E.1; None without relative positions.
-        flops: Operations of the chosen kernels and of the content part, backward pass included.
+        flops: Floating-point operations of the chosen kernels and of the content part, with those of the
+            backward pass, if any.
     """
 
     problem: Problem
@@ -114,10 +118,17 @@ def estimate_costs(problem: Problem, names: Iterable[str], backward: bool) -> di
 
 
 def required_bytes(problem: Problem, name: str, cost: Cost) -> int:
-    """Return the bytes of a whole call: inputs, output, temporaries and, when training, gradients."""
+    """Return the bytes of a whole call: inputs, output, temporaries and, when training, gradients.
+
+    Args:
+        problem: The problem.
+        name: The kernel's name.
+        cost: The kernel's cost of the pass.
+    """
     passes = 2 if problem.train else 1
     tables = problem.itemsize * problem.table_elements
-    inputs = problem.io_bytes + tables * (2 if problem.masked else 1)  # masked embeddings are a copy
+    # Embeddings under an n x m mask are a copy with zeros.
+    inputs = problem.io_bytes + tables * (2 if problem.masked else 1)
     computed = in_compute_dtype(problem)
     if computed is not problem and problem.position:
         inputs += computed.io_bytes + computed.itemsize * computed.table_elements
@@ -126,7 +137,7 @@ def required_bytes(problem: Problem, name: str, cost: Cost) -> int:
 
 
 def fits_memory(problem: Problem, name: str, cost: Cost) -> bool:
-    """Return whether the memory of a whole call is available."""
+    """Return whether the memory of a whole call is available; True if no limit is known."""
     limit = available_memory(problem.device)
     return limit is None or required_bytes(problem, name, cost) <= limit
 
@@ -140,6 +151,7 @@ def rank_kernels(problem: Problem, costs: dict[str, Cost]) -> list[str]:
     lowest = min((costs[name].seconds for name in fitting), default=0.0)
 
     def key(name: str) -> tuple[bool, float]:
+        """Return the sorting key: bytes for kernels near the lowest estimate, else seconds."""
         cost = costs[name]
         near = cost.seconds <= NEAR * lowest
         return not near, required_bytes(problem, name, cost) if near else cost.seconds
@@ -154,11 +166,13 @@ def select_kernel(problem: Problem, kernel: str, *, backward: bool) -> str:
     Args:
         problem: The problem.
         kernel: "auto" (the best by estimate), "measured" (the fastest when run on random tensors) or a name.
-            A measurement is cached for the life of the process.
         backward: Whether the pass is the backward one.
 
+    The selection is cached for the life of the process: for the same problem, neither times nor the available
+    memory are measured again. Errors are not cached.
+
     Raises:
-        MemoryError: If the kernel, or every kernel that may be selected, needs more memory than there is.
+        MemoryError: If the kernel, or every kernel that may be selected, needs more memory than is available.
     """
     names = supported(problem) if kernel in CHOICES else [kernel]
     ranked = rank_kernels(problem, estimate_costs(problem, names, backward))
@@ -171,14 +185,24 @@ def select_kernel(problem: Problem, kernel: str, *, backward: bool) -> str:
 
 
 def refusal(problem: Problem, backward: bool, kernel: str = "auto") -> str:
-    """Return the error's text for a problem that is too large, with the nearest that fits, if one is near."""
+    """Return the error's text for a problem that no kernel fits, with a smaller problem that fits, if any.
+
+    The smaller one has the largest batch that fits, or one example on a grid that is halved until it fits.
+
+    Args:
+        problem: The problem.
+        backward: Whether the pass is the backward one.
+        kernel: The kernel as the user named it.
+    """
     limit = available_memory(problem.device) or 0
     names = supported(problem) if kernel in CHOICES else [kernel]
 
     def lowest(p: Problem) -> int:
+        """Return the lowest number of bytes that some kernel needs."""
         return min(required_bytes(p, name, cost) for name, cost in estimate_costs(p, names, backward).items())
 
     def largest_batch(p: Problem) -> int:
+        """Return the largest batch that fits, by bisection; 0 if one example is too large."""
         fits, too_large = 0, p.batch
         while too_large - fits > 1:
             batch = (fits + too_large) // 2
@@ -211,7 +235,10 @@ def refusal(problem: Problem, backward: bool, kernel: str = "auto") -> str:
 
 
 def measure(problem: Problem, backward: bool = False) -> dict[str, float]:
-    """Return measured seconds on random tensors of each kernel that fits and is not far slower by estimate.
+    """Return seconds by kernel, measured on random tensors, of all kernels near the lowest estimate.
+
+    A kernel's time is the median of four runs. Kernels that do not fit into memory, or whose estimate is more
+    than `MEASURED_RANGE` times the lowest, are left out.
 
     Modes around the call (autocast, vmap, counters, fake tensors) are suspended, so that real kernels run.
     """
@@ -221,6 +248,7 @@ def measure(problem: Problem, backward: bool = False) -> dict[str, float]:
 
 @torch.no_grad()
 def _measure(problem: Problem, backward: bool) -> dict[str, float]:
+    """Return what `measure` does, in the current modes."""
     costs = estimate_costs(problem, supported(problem), backward)
     lowest = min(cost.seconds for cost in costs.values())
     computed = in_compute_dtype(problem)
@@ -228,6 +256,7 @@ def _measure(problem: Problem, backward: bool) -> dict[str, float]:
     wait = torch.cuda.synchronize if problem.device == "cuda" else lambda: None
 
     def seconds(name: str) -> float:
+        """Return the wall time of one run of a kernel, in seconds."""
         wait()
         start = time.perf_counter()
         if backward:
@@ -274,6 +303,7 @@ def plan(problem: Problem, *, measured: bool = False) -> Plan:
 
 
 def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[PlanRow, ...]:
+    """Return a row for every kernel, in the order of `KERNELS`, for one pass."""
     costs = estimate_costs(problem, supported(problem), backward)
     fitting = rank_kernels(problem, costs)
     times = measure(problem, backward) if measured and fitting and problem.position else {}
@@ -311,12 +341,12 @@ def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[PlanRow, ..
 def resolve(kernel: str, problem: Problem) -> tuple[str, str]:
     """Return the kernels of the forward and the backward pass for a call's `kernel` argument.
 
-    While a graph is traced, sizes may be symbols; then "auto" and "measured" are resolved when the graph
-    runs.
+    While a graph is traced, sizes may be symbols; then "auto" and "measured" are returned as they are, and
+    resolved when the graph runs. So they are without positions, where no kernel runs.
 
     Raises:
         ValueError: If there is no such kernel, or it does not support the problem (with its reasons).
-        MemoryError: If the kernel, or every kernel that may be selected, needs more memory than there is.
+        MemoryError: If the kernel, or every kernel that may be selected, needs more memory than is available.
     """
     if kernel not in CHOICES and kernel not in KERNELS:
         raise unknown_name("kernel", kernel, [*CHOICES, *KERNELS])

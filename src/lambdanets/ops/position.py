@@ -5,8 +5,8 @@ saves only q, v, e and the content lambda between forward and backward. Each cal
 "measured" are resolved when the operator runs and the sizes are fixed. The operators also apply the content
 lambda that all queries share, if one is given, so that a fused kernel can do both in one pass.
 
-The output is linear in q, v and e, and in q and the content lambda. Gradients of the gradients, to any order,
-are therefore sums of the same two operators.
+The output is the sum of a term that is linear in each of q, v and e, and one that is linear in each of q and
+the content lambda. Gradients of the gradients, to any order, are therefore sums of the same two operators.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from .problem import Problem
 def encode(problem: Problem) -> list[int]:
     """Return a problem's geometry as the integers that the operators take; none for dense embeddings.
 
-    They are: the number of axes, whether it is causal, the grid, the context grid and, if local, the scope
-    and the dilation.
+    They are: the number of axes, 1 if causal else 0, the grid, the context grid and, if local, the scope and
+    the dilation.
     """
     if not problem.relative:
         return []
@@ -46,11 +46,13 @@ def encode(problem: Problem) -> list[int]:
     return [rank, int(problem.causal), *problem.grid, *(problem.context_grid or problem.grid), *local]
 
 
-@lru_cache(maxsize=4096)  # every call decodes the same problem, for each pass
+@lru_cache(maxsize=4096)  # a layer decodes the same problem at each call and for each pass
 def decode(
     geometry: tuple[int, ...], q: torch.Size, v: torch.Size, dtype: torch.dtype, device: str, content: bool
 ) -> Problem:
     """Return the problem of an operator's arguments.
+
+    Embeddings under an n x m mask are dense here: they are zero already where the mask hides a pair.
 
     Args:
         geometry: The integers of `encode`.
@@ -104,16 +106,20 @@ class Arguments(NamedTuple):
     backward_kernel: str
 
 
-DIFFERENTIABLE = Arguments._fields[:4]
+DIFFERENTIABLE = Arguments._fields[:4]  # q, v, e and content_lambda
 
 
 def to_compute_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
-    """Return the tensors of a dtype, or None, in the dtype that kernels compute in (`compute_dtype`)."""
+    """Return tensors of `dtype` in the dtype that kernels compute in (`compute_dtype`); None stays None."""
     return [None if x is None else x.to(compute_dtype(dtype, x.device.type)) for x in tensors]
 
 
 def refuse_transforms(*tensors: Tensor) -> None:
-    """Raise an error where PyTorch would differentiate a custom operator wrongly or not at all."""
+    """Refuse transforms under which PyTorch differentiates a custom operator wrongly or not at all.
+
+    Raises:
+        NotImplementedError: Under forward-mode differentiation, or a derivative of torch.func.
+    """
     forward_mode = forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(x).tangent is not None for x in tensors
     )
@@ -153,6 +159,7 @@ def position_output(
 
 @position_output.register_fake
 def _(*arguments: Any) -> Tensor:
+    """Return an empty tensor like the output, for tracing."""
     given = Arguments(*arguments)
     return new_output(given.q, given.v.shape[2], given.memory_layout)
 
@@ -172,7 +179,8 @@ def position_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of q, v, e and the content lambda from g [b, h, n, v], that of the output.
 
-    Each has the strides of its tensor; a gradient that is not needed is an empty tensor.
+    Each has the dtype and the strides of its tensor; a gradient that is not needed is an empty tensor. The
+    argument `needs_grad` has a bool for each of the four.
     """
     inputs = (q, v, e, q if content_lambda is None else content_lambda)
     g, q, v, e, content_lambda = to_compute_dtype(q.dtype, g, q, v, e, content_lambda)
@@ -206,6 +214,7 @@ def _like_input(x: Tensor, gradient: Tensor | None) -> Tensor:
 
 @position_gradients.register_fake
 def _(g: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return empty tensors like the gradients, for tracing."""
     *given, needs_grad = arguments
     dq, dv, de, dlambda = (
         torch.empty_like(x) if needed and x is not None else g.new_empty(0)
@@ -215,16 +224,19 @@ def _(g: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _save_output(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save the arguments of `position_output` for its backward pass."""
     ctx.save_for_backward(*inputs[:4])
     ctx.options = inputs[4:]
 
 
 def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save the arguments of `position_gradients` for its backward pass."""
     ctx.save_for_backward(*inputs[:5])
     *ctx.options, ctx.needs_grad = inputs[5:]
 
 
 def _output_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of all arguments of `position_output`, None for those that are no tensors."""
     needs_grad = list(ctx.needs_input_grad[:4])
     found = position_gradients(g, *ctx.saved_tensors, *ctx.options, needs_grad)
     gradients = (x if needed else None for x, needed in zip(found, needs_grad, strict=True))
@@ -232,13 +244,16 @@ def _output_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Differentiate the gradients.
+    """Differentiate `position_gradients`.
 
-    Let F be the sum of g times the output; the gradients are its derivatives by q, v, e and the content
-    lambda, and each upstream gradient is a direction for one of these. F has one term in q, v and e and one
-    in q and the content lambda, each linear in each of its factors. So the derivative of F in a direction of
-    one factor is F with the direction in place of the factor, without the term that lacks the factor. The
-    derivative of that by g is the output, its derivatives by the other factors are their gradients.
+    Let F be the sum of all elements of g times the output. `position_gradients` returns dF/dx for each x of
+    q, v, e and the content lambda, and `upstream` has a tensor t of the shape of each x. Required are the
+    derivatives of the sum over x of <t, dF/dx>.
+
+    F has two terms, one in g, q, v and e and one in g, q and the content lambda, each linear in each of its
+    factors. So <t, dF/dx> is F with t in place of x, without the term that does not contain x. Its derivative
+    by g is `position_output` of these arguments, its derivatives by the other factors are
+    `position_gradients` of them.
     """
     g, *tensors = ctx.saved_tensors
     arguments = Arguments(*tensors, *ctx.options)
@@ -281,7 +296,7 @@ position_gradients.register_autograd(_gradients_backward, setup_context=_save_gr
 
 @register_flop_formula(torch.ops.lambdanets.position_output)
 def _output_flops(*shapes_and_options: Any, **_: Any) -> int:
-    """Return the operations of the selected kernel and of the content lambda's product."""
+    """Return the floating-point operations of the selected kernel and of q times the content lambda."""
     given = Arguments(*shapes_and_options)
     problem = _problem_of_shapes(given)
     flops = KERNELS[select_kernel(problem, given.kernel, backward=False)].cost(problem).flops
@@ -290,6 +305,7 @@ def _output_flops(*shapes_and_options: Any, **_: Any) -> int:
 
 @register_flop_formula(torch.ops.lambdanets.position_gradients)
 def _gradients_flops(g: torch.Size, *shapes_and_options: Any, **_: Any) -> int:
+    """Return the floating-point operations of `position_gradients`."""
     *arguments, needs_grad = shapes_and_options
     given = Arguments(*arguments)
     problem = _problem_of_shapes(given)
@@ -299,19 +315,23 @@ def _gradients_flops(g: torch.Size, *shapes_and_options: Any, **_: Any) -> int:
 
 
 def _problem_of_shapes(given: Any) -> Problem:
-    """Return the problem of arguments whose tensors are shapes, as `torch.utils.flop_counter` passes them."""
+    """Return the problem of arguments whose tensors are shapes, as `torch.utils.flop_counter` passes them.
+
+    Shapes have no dtype and no device: the problem has the default dtype, on "meta".
+    """
     content = given.content_lambda is not None
     return decode(tuple(given.geometry), given.q, given.v, torch.get_default_dtype(), "meta", content)
 
 
 def _lambda_flops(given: Any) -> int:
+    """Return the floating-point operations of one product with the content lambda."""
     return 0 if given.content_lambda is None else 2 * math.prod(given.q) * given.v[2]
 
 
 def exported_output(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext | None) -> Tensor:
     """Return the position part [b, h, n, v] in PyTorch's own operators, for graphs of torch.export.
 
-    Such a graph runs elsewhere, where the custom operators do not exist.
+    An exported graph runs without this package, where the custom operators do not exist.
 
     Args:
         q: Queries [b, h, n, k].

@@ -1,7 +1,7 @@
 """Lookups in the table of position embeddings: the entry of each relative offset.
 
-Kernels gather embeddings by index, and the gradient of the table scatters back through the same index. The
-index alone describes the geometry: borders, dilation, causal order, a separate grid of the context.
+Kernels gather embeddings by index, and the gradient of the table is summed through the same index. The index
+alone describes the geometry: borders, dilation, causal order, a separate grid of the context.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from .context import RelativeContext
 
 
 def trim_table(e: Tensor, context: RelativeContext) -> tuple[Tensor, tuple[int, ...]]:
-    """Return the entries of a table [*offsets, k, u] that occur on the grid, and the centre among them."""
+    """Return the entries of a table [*offsets, k, u] that some pair reads, and the index of offset 0 in them.
+
+    The entries are a view [*fewer offsets, k, u]; the index has one number per axis.
+    """
     entries = context.reachable_entries()
     centre = tuple(c - part.start for c, part in zip(context.centre, entries, strict=True))
     return e[entries], centre
@@ -34,9 +37,17 @@ def box_indices(
     keys: Sequence[tuple[int, int]],
     device: torch.device,
 ) -> Tensor:
-    """Return the table index [n, m] (see `offset_indices`) between two boxes, a (start, stop) per axis."""
+    """Return the table index [n, m] (see `offset_indices`) of the pairs between two boxes of positions.
+
+    Args:
+        context: The geometry.
+        queries: The box of the n queries, (start, stop) per axis of the grid.
+        keys: The box of the m context elements, (start, stop) per axis of their grid.
+        device: Device of the result.
+    """
     rank = len(context.grid)
-    offsets = []  # each has size 1 on all but two of the axes [*queries, *keys], which keeps most steps small
+    # Each has length 1 on all but two of the axes [*queries, *keys], so that most steps are on small tensors.
+    offsets = []
     for axis, (query_range, key_range) in enumerate(zip(queries, keys, strict=True)):
         shape = [1] * (2 * rank)
         shape[axis], shape[rank + axis] = query_range[1] - query_range[0], key_range[1] - key_range[0]
@@ -51,6 +62,9 @@ def offset_indices(context: RelativeContext, offsets: Sequence[Tensor]) -> Tenso
     Args:
         context: The geometry.
         offsets: For each axis, offsets position(m) - position(n); their shapes broadcast.
+
+    Returns:
+        Indices (int64) into the flattened table, of the broadcast shape.
     """
     index = torch.zeros((), dtype=torch.long, device=offsets[0].device)
     found = torch.ones((), dtype=torch.bool, device=offsets[0].device)
@@ -67,14 +81,23 @@ def offset_indices(context: RelativeContext, offsets: Sequence[Tensor]) -> Tenso
 
 
 def gather_embeddings(e: Tensor, index: Tensor) -> Tensor:
-    """Return the embeddings [*index, u, k] of a table [*offsets, k, u]; zeros where there is no entry."""
+    """Return the embeddings [*index.shape, u, k] of a table [*offsets, k, u].
+
+    They are zero where the index (of `offset_indices`) is the table's length.
+    """
     rows = e.flatten(0, -3).mT.flatten(1)  # [offsets, u k]
     rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
     return torch.embedding(rows, index).unflatten(-1, (e.shape[-1], e.shape[-2]))
 
 
 def scatter_gradient(gradient: Tensor, index: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return the gradient of a table of this shape [*offsets, k, u] from that of its gathered embeddings."""
+    """Return the gradient of a table from that of its gathered embeddings.
+
+    Args:
+        gradient: Gradient of the embeddings, [*index.shape, u, k].
+        index: The index that they were gathered with.
+        shape: Shape of the table, [*offsets, k, u].
+    """
     *table, k, u = shape
     rows = gradient.new_zeros(math.prod(table) + 1, u * k)
     rows.index_add_(0, index.flatten(), gradient.reshape(-1, u * k))

@@ -21,7 +21,7 @@ class Cost:
         flops: Floating-point operations; a multiply-add counts as two.
         bytes: Bytes read and written, inputs and output included.
         peak_bytes: Peak bytes of temporaries, inputs and output excluded.
-        seconds: Estimated seconds.
+        seconds: Estimated wall time in seconds.
     """
 
     flops: int
@@ -36,11 +36,10 @@ class Problem:
 
     Args:
         grid: Sizes of the query grid (int or tuple); n is their product.
-        context_grid: Sizes of the context's grid, the query grid by default; one length without relative
-            positions.
+        context_grid: Sizes of the context's grid, the query grid by default; (m,) without relative positions.
         scope: Table entries per axis for local positions, None for global ones.
         dilation: Distance between neighbouring table entries on the grid, per axis.
-        num_heads: Queries per position, h.
+        num_heads: Heads, h: queries per position.
         dim_k: Query and key depth.
         dim_v: Value depth per head.
         dim_u: Intra-depth.
@@ -55,7 +54,8 @@ class Problem:
         train: Whether a backward pass follows.
 
     Raises:
-        ValueError: If a size is not positive, or the parts contradict one another.
+        ValueError: If a size is not a positive int (the batch may be empty), the dtype is not a real
+            floating-point one, or arguments contradict each other.
     """
 
     grid: tuple[int, ...]
@@ -210,7 +210,8 @@ class Problem:
             (self.batch, m, self.dim_v, self.dim_u),
             (*table, self.dim_k, self.dim_u),
         ]
-        generator = torch.Generator(self.device).manual_seed(0)  # the caller's random state stays as it is
+        # A generator of its own leaves the global random state unchanged.
+        generator = torch.Generator(self.device).manual_seed(0)
         options = {"dtype": self.dtype, "device": self.device, "generator": generator}
         g, q, v, e = (torch.randn(shape, **options) for shape in shapes)
         return g, q, v, e
@@ -224,7 +225,7 @@ class Problem:
 
     @property
     def content_flops(self) -> int:
-        """Operations of the content part in its linear form; one pass per query under an n x m mask."""
+        """Floating-point operations of the content part: linear in n and m, except under an n x m mask."""
         if not self.content:
             return 0
         per_head = 2 * self.batch * self.num_heads * self.num_queries
@@ -239,7 +240,7 @@ class Problem:
         """Return the peak bytes of the content part's temporaries, which are float32 at least.
 
         Args:
-            definition: Whether kernel "reference" computes it, by the definition instead of linearly.
+            definition: Whether kernel "reference" computes it, with a content lambda per query in memory.
         """
         if not self.content:
             return 0
@@ -258,7 +259,8 @@ class Problem:
             between = chunks * columns * (3 * chunks + 3 * self.dim_v)
             pairs = inside + between + n * columns * (8 + self.num_heads)
         if self.train and (self.masked or self.causal):
-            pairs += pairs // 2  # saved for the backward pass, or recomputed there beside their gradients
+            # Saved for the backward pass, or recomputed there while their gradients are in memory too.
+            pairs += pairs // 2
         return itemsize * self.batch * (keys_and_values + outputs + pairs)
 
     def __str__(self) -> str:

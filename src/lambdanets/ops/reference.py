@@ -7,8 +7,15 @@ kbar are the keys after a softmax over the context elements m that the query see
 normalised. Source: LambdaNetworks (Bello, 2021), sections 3.1-3.3, appendices B.2 (masks) and B.4
 (intra-depth u), Table 12 (normalisations).
 
-`lambda_layer` (kernel="reference") runs `apply`. The functions from `output` on offer its position part to
-the planner as one more kernel (`kernels.Kernel`).
+Letters, in all of `ops`, for an axis and for its size: b examples of the batch, h heads, n query positions,
+m context elements, k depth of queries and keys, v depth of values, u intra-depth (columns of keys and values
+for one context element). As tensors, q are the queries, k the keys, v the values and e the embeddings.
+
+Terms: the sum over m and u of kbar v, [k, v], is the content lambda, that of E v is the position lambda of a
+query. Multiplied by the queries they give the content part and the position part of y.
+
+`lambda_layer` (kernel="reference") runs `apply`. `output` and the functions after it are the members of
+`kernels.Kernel`: with them the planner treats the position part of this module as one more kernel.
 """
 
 from __future__ import annotations
@@ -39,6 +46,7 @@ def apply(
     normalize: str = "softmax",
 ) -> Tensor:
     """Return the operator's output [b, h, n, v] by its definition; see `lambda_layer` for the arguments."""
+    # True at padding, [b, m].
     hidden = None if mask is None else ~mask
     if hidden is not None:
         v = v.masked_fill(hidden[:, :, None, None], 0)
@@ -49,6 +57,7 @@ def apply(
             content_lambda = torch.einsum("bmku,bmvu->bkv", normalize_keys(k, hidden, 1, normalize), v)
             y = y + torch.einsum("bhnk,bkv->bhnv", q, content_lambda)
         else:
+            # [n, m] or, with padding, [b, n, m].
             hidden = ~visible if hidden is None else ~visible | hidden[:, None, :]
             keys = k[:, None].expand(-1, q.shape[2], -1, -1, -1)  # [b, n, m, k, u]
             content_lambdas = torch.einsum("bnmku,bmvu->bnkv", normalize_keys(keys, hidden, 2, normalize), v)
@@ -59,13 +68,20 @@ def apply(
 
 
 def position_part(q: Tensor, v: Tensor, embeddings: Tensor) -> Tensor:
-    """Return the position part [b, h, n, v] with embeddings [n, m, k, u]: one lambda per query, applied."""
+    """Return the position part [b, h, n, v] with embeddings [n, m, k, u]: queries times position lambdas."""
     position_lambdas = torch.einsum("nmku,bmvu->bnkv", embeddings, v)
     return torch.einsum("bhnk,bnkv->bhnv", q, position_lambdas)
 
 
 def normalize_keys(keys: Tensor, hidden: Tensor | None, axis: int, normalize: str) -> Tensor:
-    """Return keys [b, ..., m, k, u] normalised over the visible m of `axis`; zeros where m is hidden."""
+    """Return keys [b, ..., m, k, u] normalised over the visible m, with zeros where m is hidden.
+
+    Args:
+        keys: Keys.
+        hidden: Booleans [..., m] that broadcast to the keys without k and u, True where m is hidden.
+        axis: Index of axis m.
+        normalize: "softmax", "l2" or "none".
+    """
     mask = None if hidden is None else hidden[..., None, None]
     if normalize == "softmax":
         if mask is None:
@@ -81,7 +97,10 @@ def normalize_keys(keys: Tensor, hidden: Tensor | None, axis: int, normalize: st
 
 
 def position_embeddings(e: Tensor, context: Context) -> Tensor:
-    """Return E [n, m, k, u]: the table's entry for each offset position(m) - position(n), or zero."""
+    """Return E [n, m, k, u]: the table's entry for each offset position(m) - position(n).
+
+    E is zero for offsets without an entry and for pairs that a causal order or a mask hides.
+    """
     if not isinstance(context, RelativeContext) or not context.is_table(e):
         visible = context.visible(e.shape[1], e.device)  # e is dense
         return e if visible is None else e.masked_fill(~visible[:, :, None, None], 0)
@@ -108,7 +127,7 @@ def position_embeddings(e: Tensor, context: Context) -> Tensor:
 
 
 def positions(grid: tuple[int, ...], device: torch.device) -> list[Tensor]:
-    """Return the coordinates of every element of a row-major grid, one tensor per axis."""
+    """Return the coordinates of every element of a row-major grid, one tensor [n] per axis."""
     axes = [torch.arange(size, device=device) for size in grid]
     return [axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]
 
@@ -127,7 +146,7 @@ def gradients(
     if needs_grad[0]:
         dq = torch.einsum("bhnv,bnkv->bhnk", g, torch.einsum("nmku,bmvu->bnkv", embeddings, v))
     if needs_grad[1] or needs_grad[2]:
-        dlambdas = torch.einsum("bhnk,bhnv->bnkv", q, g)
+        dlambdas = torch.einsum("bhnk,bhnv->bnkv", q, g)  # gradient of the position lambdas
         if needs_grad[1]:
             dv = torch.einsum("nmku,bnkv->bmvu", embeddings, dlambdas)
         if needs_grad[2]:
@@ -145,7 +164,7 @@ def unsupported(problem: Problem) -> list[str]:
 
 
 def cost(problem: Problem, *, backward: bool = False) -> Cost:
-    """Return the cost of E and of the position lambdas, both stored whole."""
+    """Return the cost when E [n, m, k, u] and all position lambdas [b, n, k, v] are in memory at once."""
     p = problem
     if not p.position:
         return Cost(flops=0, bytes=p.io_bytes, peak_bytes=0, seconds=0.0)

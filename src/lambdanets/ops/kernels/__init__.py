@@ -25,9 +25,13 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 class Kernel(Protocol):
     """The members of a kernel's module.
 
-    Tensors have any strides and share one dtype, that of `problem`. Their shapes are q [b, h, n, k],
-    v [b, m, v, u], y and g [b, h, n, v]; e is a table of relative offsets [*offsets, k, u], or dense
-    embeddings [n, m, k, u] if `problem.dense`. Autograd and autocast are off. A kernel changes no input.
+    Shapes are q [b, h, n, k], v [b, m, v, u], y (output) and g (its gradient) [b, h, n, v]; e is a table of
+    relative offsets [*offsets, k, u], or dense embeddings [n, m, k, u] if `problem.dense`, which are zero
+    where a mask hides the pair. Tensors have any strides; the batch may be empty. They share the dtype of
+    `problem`, except y: that has the caller's dtype, which is narrower where the CPU is slow in it
+    (`hardware.compute_dtype`). Autograd and autocast are off. A kernel changes no input but y.
+
+    `unsupported` and `cost` are called for problems without positions too, `output` and `gradients` are not.
     """
 
     @property
@@ -36,28 +40,33 @@ class Kernel(Protocol):
         ...
 
     def output(self, q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
-        """Write the position part into y."""
+        """Write the position part into y, every element of it."""
         ...
 
     def gradients(
         self, g: Tensor, q: Tensor, v: Tensor, e: Tensor, problem: Problem, needs_grad: Sequence[bool]
     ) -> Gradients:
-        """Return the gradients of q, v and e from g, that of the output; None where not needed."""
+        """Return the gradients of q, v and e from g, that of the output; None where not needed.
+
+        They have the shapes of their tensors; strides and floating-point dtype are free, the caller converts.
+        `needs_grad` has a bool for each of the three.
+        """
         ...
 
     def unsupported(self, problem: Problem) -> list[str]:
-        """Return the reasons for which the kernel cannot serve a problem; empty if it can."""
+        """Return the reasons for which the kernel cannot serve a problem, as phrases; empty if it can."""
         ...
 
     def cost(self, problem: Problem, *, backward: bool = False) -> Cost:
-        """Return the cost of one pass of a supported problem, as the kernel estimates it."""
+        """Return the estimated cost of one pass, forward or backward, of a supported problem."""
         ...
 
 
 class FusedKernel(Kernel, Protocol):
     """A kernel that applies the content lambda [b, k, v] too, in the same pass over the queries.
 
-    `output` adds q times the content lambda to y; `gradients` adds the lambda's part of the gradient of q.
+    `output` adds q times the content lambda to y; `gradients` adds g times its transpose to the gradient of
+    q. The gradient of the content lambda itself is computed by the caller.
     """
 
     def output(
@@ -82,7 +91,7 @@ class FusedKernel(Kernel, Protocol):
         needs_grad: Sequence[bool],
         content_lambda: Tensor | None = None,
     ) -> Gradients:
-        """Return the gradients of q, v and e from g, that of the output; None where not needed."""
+        """Return the gradients of q, v and e, that of q with the part of the content lambda if given."""
         ...
 
 

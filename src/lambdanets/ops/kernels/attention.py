@@ -1,10 +1,10 @@
 """Attention order: queries multiply the position embeddings first, then the values.
 
-There is no softmax over positions, so the sums may be swapped: the map q E [b, h, n, m], then the map times
-v. With h queries per position this takes h (k + v) products per pair instead of k v, and no position lambda
-exists. The map is computed for one block of queries at a time (at least one row of the first axis), over the
-context within the block's reach, and recomputed in the backward pass. Not in the paper, which contracts m
-first.
+There is no softmax over positions, so the sums may be swapped: first the map q E [b, h, n, m, u], then the
+map times v. With h queries per position this takes h (k + v) multiply-adds per pair (n, m) instead of k v,
+and no position lambda is computed. The map is computed for one block of queries at a time (at least one row
+of the first axis), over the context within the block's reach, and recomputed in the backward pass. Not in the
+paper, which contracts m first.
 """
 
 from __future__ import annotations
@@ -23,16 +23,24 @@ from ..position_table import box_indices, gather_embeddings, scatter_gradient
 from ..problem import Cost, Problem
 
 NAME = "attention"
-BLOCK = 2**21  # bytes of the map and the embeddings of a block of several rows: a core's own cache holds them
-# Where each example is a call of its own, blocks larger by this factor are faster, if smaller ones would not
-# skip any part of the context.
+# Bytes of a block's map and embeddings, so that they stay in a core's own cache; one row may take more.
+BLOCK = 2**21
+# Where oneDNN takes a call for each example (`matmul.batched_matmul`), blocks larger by this factor are
+# faster, unless smaller blocks skip parts of the context that are out of reach.
 UNSKIPPED_BLOCK_FACTOR = 8 if ONEDNN else 1
 GPU_BLOCK = 2**28  # BLOCK on a GPU, where a call costs more than a cache saves; not measured
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of queries on the grid's first axis, and the rows of the context within their reach."""
+    """Some rows of queries on the grid's first axis, and the rows of the context within their reach.
+
+    Attributes:
+        queries: Slice of n.
+        context: Slice of m.
+        rows: (start, stop) of the queries on the first axis of the grid.
+        context_rows: (start, stop) of the context on the first axis of its grid.
+    """
 
     queries: slice
     context: slice
@@ -89,6 +97,7 @@ def gradients(
         if dq is not None:
             _by_position(dq[:, :, block.queries]).copy_(torch.bmm(dpairs, embeddings))
         if de is not None:
+            # [n, m, u, k]
             dembeddings = torch.bmm(dpairs.mT, _by_position(queries)).unflatten(1, (-1, u)).to(accumulator)
             if context is None or index is None:
                 de[block.queries, block.context] = dembeddings.mT  # [n, m, k, u]
@@ -133,7 +142,7 @@ def _block_size(problem: Problem) -> tuple[int, int]:
 
 
 def _reach(problem: Problem) -> tuple[int, int]:
-    """Return the distances that a query sees on the first axis, backwards and forwards."""
+    """Return how many rows before and after its own a query sees, on the first axis."""
     keys = problem.context_grid or problem.grid
     if not problem.relative:
         return problem.grid[0], keys[0]
@@ -158,9 +167,11 @@ def _by_position(q: Tensor) -> Tensor:
 
 
 def _pairs(q: Tensor, embeddings: Tensor, scratch: Scratch) -> Tensor:
-    """Return the map q E [b, h n, m u]: a product per position, transposed while it is in the cache.
+    """Return the map q E [b, h n, m u] of queries [b, h, n, k] and embeddings [n, m u, k].
 
-    PyTorch runs a batched product one by one on a single thread if its output is not contiguous.
+    The batched product over positions is transposed block by block, while it is in the cache. Its output is
+    not the transposed buffer itself: PyTorch computes a batched product whose output is not contiguous one
+    matrix at a time, on a single thread. The result is valid until the next call.
     """
     b, h, n, _ = q.shape
     columns = embeddings.shape[1]
@@ -176,7 +187,10 @@ def unsupported(problem: Problem) -> list[str]:
 
 
 def cost(problem: Problem, *, backward: bool = False) -> Cost:
-    """Return the cost of h (k + v) products per pair of a block's rectangle; its map is stored."""
+    """Return the cost of h (k + v) multiply-adds per pair, with the map of one block in memory.
+
+    Pairs are those of a block's queries with all of the block's context, also where one query sees less.
+    """
     p = problem
     if not p.position:
         return Cost(flops=0, bytes=p.io_bytes, peak_bytes=0, seconds=0.0)
@@ -188,6 +202,7 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     pair_map, heads = p.batch * p.num_heads * pairs, p.batch * p.num_heads
     first = gemm_seconds(p, heads, p.dim_k, context, queries)
     second = gemm_seconds(p, p.num_heads * queries, context, p.dim_v, p.batch)
+    # The table index (int64) and the gathered embeddings.
     read = 8 * pairs // p.dim_u + p.itemsize * 2 * pairs * p.dim_k
     moved = read + p.itemsize * 2 * pair_map
     seconds = first + second + move_seconds(p, moved, 35)

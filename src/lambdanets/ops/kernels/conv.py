@@ -3,8 +3,10 @@
 The table is the convolution's weight (k output channels, u input channels), so any grid works and the
 embeddings take no more memory than the table. Source: section 3.4 and appendix B.1, where v is a spatial axis
 of a convolution with one more dimension; folding v into the batch computes the same without that axis. The
-kernel takes one block of batch and v at a time, so that only its lambdas are stored, with k last (channels
-last): the order in which queries multiply them. The backward pass recomputes them.
+kernel takes one block of examples and value channels at a time, so that only its lambdas are in memory. They
+have k last (channels last), the order in which queries multiply them. The backward pass recomputes them.
+
+In shapes, `*grid` are the axes of the query grid or of the context's grid.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from ..position_table import trim_table
 from ..problem import Cost, Problem
 
 NAME = "conv"
-BLOCK = 2**24  # bytes of the position lambdas that exist at once
-HALF_RATE_TAPS = 50  # a window of this many products per lambda runs at half the rate
+BLOCK = 2**24  # bytes of the position lambdas that are in memory at once
+HALF_RATE_TAPS = 50  # a convolution whose window has this many taps (entries times u) runs at half the rate
 GRADIENT_RATE = 12e9 if ONEDNN else 6e9  # operations per second of a convolution's gradients, for any window
 
 
@@ -77,7 +79,10 @@ def gradients(
 
 
 def blocks(q: Tensor, v: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Cut the batch and v into blocks whose lambdas take at most `BLOCK` bytes."""
+    """Yield slices of the batch and of v whose lambdas [b, n, k, v] take at most `BLOCK` bytes.
+
+    A block has at least one channel of one example, which may take more.
+    """
     b, _, n, k = q.shape
     dim_v = v.shape[2]
     images = max(1, BLOCK // max(1, n * k * q.element_size()))
@@ -89,9 +94,18 @@ def blocks(q: Tensor, v: Tensor) -> Iterator[tuple[slice, slice]]:
 
 @dataclass(frozen=True)
 class Convolution:
-    """The table as a convolution's weight, with the padding that puts offset 0 in place.
+    """The table as a convolution's weight, with the padding that aligns offset 0 with the query's position.
 
     A grid of one axis is convolved as the second of two axes, since only those have a channels-last format.
+
+    Attributes:
+        context: The geometry.
+        dtype: Dtype of the lambdas; the weight's may be wider.
+        weight: The table's entries that some pair reads, [k, u, *entries].
+        entries: Their slices in the table, per axis of the grid.
+        before: Padding before the context's grid, per axis; negative to crop.
+        after: Padding after the context's grid, per axis; negative to crop.
+        step: Dilation, per axis.
     """
 
     context: RelativeContext
@@ -125,33 +139,36 @@ class Convolution:
         return cls(context, e.dtype, weight, entries, tuple(before), tuple(after), tuple(steps))
 
     def images(self, v: Tensor) -> Tensor:
-        """Return values [b, m, v, u] as images [b v, u, *grid], padded where the convolution cannot pad."""
+        """Return values [b, m, v, u] as images [b v, u, *grid], padded if the convolution cannot pad them."""
         images = v.permute(0, 2, 1, 3).reshape(-1, *self._key_grid, v.shape[3]).movedim(-1, 1)
         images = images.to(self.weight.dtype)
         return images if self._padding else F.pad(images, self._pads)
 
     @property
     def _pads(self) -> list[int]:
+        """Padding as `F.pad` takes it: before and after each axis, the last axis first."""
         sides = zip(reversed(self.before), reversed(self.after), strict=True)
         return [size for side in sides for size in side]
 
     @property
     def _padding(self) -> list[int] | None:
+        """Padding as a convolution takes it, per axis; None if the two sides of an axis differ."""
         return list(self.before) if self.before == self.after else None
 
     def lambdas(self, images: Tensor, examples: int) -> Tensor:
-        """Return the position lambdas [b, n, k, v] of some examples."""
+        """Return the position lambdas [b, n, k, v] of some examples from their images [b v, u, *grid]."""
         convolution = F.conv2d if images.ndim == 4 else F.conv3d
         x = convolution(images, self.weight, padding=self._padding or 0, dilation=self.step).to(self.dtype)
         x = x.movedim(1, -1).flatten(1, -2)  # [b v, n, k]
         return x.unflatten(0, (examples, -1)).permute(0, 2, 3, 1)
 
     def images_gradient(self, dlambdas: Tensor, images: Tensor) -> Tensor:
-        """Return the gradient of the images from that of the lambdas, [b n, v, k]."""
+        """Return the gradient of the images, [b v, u, *grid], from that of the lambdas, [b n, v, k]."""
         x = dlambdas.unflatten(0, (-1, self.context.num_queries)).transpose(1, 2).flatten(0, 1)  # [b v, n, k]
         x = x.unflatten(1, self._grid).movedim(-1, 1).to(self.weight.dtype)  # [b v, k, *grid]
         axes = len(self.step)
-        weight = self.weight.contiguous()  # PyTorch's own loops, which serve a single image, need this order
+        # PyTorch's own loops, which serve a single image, need contiguous weights.
+        weight = self.weight.contiguous()
         dimages, _, _ = torch.ops.aten.convolution_backward(
             x, images, weight, None, [1] * axes, self._padding or [0] * axes, list(self.step),
             False, [0] * axes, 1, [True, False, False],
@@ -161,12 +178,15 @@ class Convolution:
     def add_table_gradient(self, de: Tensor, dlambdas: Tensor, v: Tensor) -> None:
         """Add the gradient of the table to de [*offsets, k, u].
 
-        A row of values on the first axis multiplies as many rows of lambdas as the table has entries there.
-        It is a matrix product, whose other factor holds the row's windows along the other axes, as many
-        entries of the second axis at once as `BLOCK` bytes hold.
+        The gradient is a sum over the rows of the values, that is over positions on the grid's first axis. A
+        row contributes to as many rows of lambdas as the table has entries on that axis. Its term is one
+        matrix product: the windows of the row along the other axes, [b v others, entries u], transposed,
+        times the gradients of those rows of lambdas, [b v others, first k]. `others` are query positions on
+        the other axes, `entries` the table's entries on them, `first` its entries on the first axis. Windows
+        are formed for as many entries of the second axis at once as `BLOCK` bytes hold.
 
         Args:
-            de: The gradient of the table.
+            de: The gradient of the table, changed in place.
             dlambdas: The gradient of the position lambdas, [b n, v, k].
             v: The values, [b, m, v, u].
         """
@@ -192,9 +212,8 @@ class Convolution:
             total = de.new_zeros(math.prod(shape), length * x.shape[-1])  # [entries u, first k]
             for row in range(self._key_grid[0]):
                 left = part[:, :, row].reshape(len(v), -1, math.prod(shape))  # [b, v others, entries u]
-                right = x[:, :, row : row + (length - 1) * step + 1 : step].flatten(
-                    2
-                )  # [b, v others, first k]
+                # [b, v others, first k]
+                right = x[:, :, row : row + (length - 1) * step + 1 : step].flatten(2)
                 total += torch.bmm(left.mT, right).sum(0, dtype=de.dtype)
             gradient = total.view(*shape, length, -1).flip(-2)  # [*entries, u, first, k]
             table[:, start : start + at_once] += gradient.movedim(-2, 0).transpose(-2, -1)
@@ -206,14 +225,17 @@ class Convolution:
 
     @property
     def _padded_entries(self) -> tuple[slice, ...]:
+        """`entries`, with a first axis if the grid has one axis only."""
         return self.entries if len(self.entries) > 1 else (slice(None), *self.entries)
 
     @property
     def _grid(self) -> tuple[int, ...]:
+        """The query grid, with a first axis of length 1 if it has one axis only."""
         return self.context.grid if len(self.context.grid) > 1 else (1, *self.context.grid)
 
     @property
     def _key_grid(self) -> tuple[int, ...]:
+        """The context's grid, with a first axis of length 1 if it has one axis only."""
         return self.context.key_grid if len(self.context.key_grid) > 1 else (1, *self.context.key_grid)
 
 
@@ -234,7 +256,10 @@ def unsupported(problem: Problem) -> list[str]:
 
 
 def cost(problem: Problem, *, backward: bool = False) -> Cost:
-    """Return the cost over the pairs inside the grid; a block's position lambdas are stored."""
+    """Return the cost of the convolution and of the queries' products, with one block's lambdas in memory.
+
+    Operations are those of pairs inside the grid; the time includes the products with padding.
+    """
     p = problem
     lambdas = p.batch * p.num_queries * p.dim_k * p.dim_v
     pairs = p.context.num_pairs
@@ -243,6 +268,7 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     products = p.num_queries * p.batch
     taps = math.prod(part.stop - part.start for part in p.context.reachable_entries()) * p.dim_u
     rate = large_gemm_rate(compute_dtype(p.dtype, p.device).itemsize)
+    # On a GPU, a twentieth of the rate of products: a guess.
     rate = GPU_RATES[p.itemsize] / 20 if on_gpu(p) else rate * taps / (taps + HALF_RATE_TAPS)
     padded = 2 * lambdas * taps  # the library multiplies by the padding too
     seconds = padded / rate + gemm_seconds(p, p.num_heads, p.dim_k, p.dim_v, products)

@@ -4,13 +4,17 @@ A convolution along an axis is a product per frequency. The transform of the val
 over the other axes (a matrix per frequency, since the embedding of an offset is the same everywhere) and the
 inverse transform are all matrix products. So are the transforms themselves: with some hundred points, a
 product with the matrix of cosines and sines is faster than a fast Fourier transform, and computes only the
-points in use. A block of query rows is carried from the frequencies to the output before the next block
-starts, so that only a block of the position lambdas [n, k, v] exists at once, also in the backward pass,
-which recomputes them.
+points in use. A block of query rows is computed from the frequencies to the output before the next block
+starts, so that only a block of the position lambdas [n, k, v] is in memory at once, also in the backward
+pass, which recomputes them.
 
-A long axis is folded first: a sequence of n elements becomes a grid of sqrt(n / 2) rows, and an offset in it
-one of rows and one within a row. A global context then costs n^1.5 k v products and memory linear in n. Not
-in the paper, which sums over the context directly.
+A long axis is folded first: a sequence of n elements becomes a grid of about sqrt(n / 2) rows, and an offset
+in the sequence becomes an offset between rows and one within a row. A global context then costs about
+n^1.5 k v multiply-adds and memory linear in n. Not in the paper, which sums over the context directly.
+
+Letters of shapes (`layout`): f frequencies, with an axis 2 of real and imaginary parts; l positions on the
+transformed axis; *lead the other axes; rows the query positions of a block on the lead axes; keys the context
+elements on the lead axes that a block sees.
 """
 
 from __future__ import annotations
@@ -32,9 +36,9 @@ from ...problem import Cost, Problem
 from .layout import FrequencyLayout
 
 NAME = "fft"
-ROWS = 64  # rows of a block's matrix product: query rows times k
-COLUMNS = 512  # its columns: batch times v
-BLOCK = 2**24  # bytes of the matrices of a block of queries for some frequencies
+ROWS = 64  # rows of a block's matrix product (query positions times k), unless one query row has more
+COLUMNS = 512  # its columns (examples times v), unless one example has more
+BLOCK = 2**24  # bytes of a block's matrices that are in memory at once, and of its products with values
 
 
 def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:
@@ -102,7 +106,8 @@ class Operands:
         layout: The layout.
         queries: [b, l, *lead, h, k].
         frequencies: The values as frequencies, [f, 2, u, *lead, b v].
-        spectrum: The table as conjugate frequencies, [f, 2, k, u, *lead offsets].
+        spectrum: The complex conjugates of the table's frequencies, [f, 2, k, u, *lead offsets]: conjugates,
+            since the sum over m of E[m - n] v[m] is a correlation.
         inverse_transform: The matrix from frequencies to queries, [l, f 2].
         dim_v: The value depth.
         scratch: Buffers of one call.
@@ -132,18 +137,18 @@ class Operands:
         )
 
     def bmm(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return a batched product, in a buffer that the next call reuses."""
+        """Return a times b, a batched product, in a buffer that the next call overwrites."""
         return batched_matmul(a, b, out=self.scratch.take("part", len(a), a.shape[1], b.shape[2]))
 
     def blocks(self) -> Iterator[Block]:
-        """Cut the queries along the first lead axis."""
+        """Cut the queries into blocks along the first lead axis."""
         first = self.layout.lead[0]
         rows = _block_rows(self.layout, self.spectrum.shape[2])
         for start in range(0, first.queries, rows):
             yield Block(self, slice(start, min(start + rows, first.queries)))
 
     def batches(self, v: Tensor) -> Iterator[range]:
-        """Cut the batch into the examples that a block takes at once."""
+        """Yield ranges of the examples of v [b, m, v, u] that a block computes at once."""
         size = _block_examples(self.layout, self.spectrum.shape[2], v.shape[2])
         for start in range(0, v.shape[0], size):
             yield range(start, min(start + size, v.shape[0]))
@@ -189,24 +194,30 @@ class Block:
         return frequencies[part, :, :, self.keys, ..., batch.start * dim_v : batch.stop * dim_v]
 
     def matrices(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield some frequencies and the matrices [f, 2 rows k, 2 u keys] that act on the values there."""
+        """Yield slices of the frequencies, with the matrices [f, 2 rows k, 2 u keys] that act on the values.
+
+        Matrices are valid until the next ones.
+        """
         yield from self._cached_matrices or self._build_matrices()
 
     @cached_property
     def _cached_matrices(self) -> list[tuple[slice, Tensor]]:
-        """All matrices, if they are small enough to be stored for every batch; else none."""
+        """All matrices, if they take at most `BLOCK` bytes, so that all batches use them; else none."""
         return list(self._build_matrices()) if self._step >= self.operands.layout.frequencies else []
 
     @cached_property
     def _step(self) -> int:
-        """Frequencies whose matrices take at most `BLOCK` bytes."""
+        """Number of frequencies, at least one, whose matrices take at most `BLOCK` bytes."""
         _, _, k, u, *_ = self.operands.spectrum.shape
         matrix_elements = 4 * len(self._windows) * k * u * math.prod(self.key_shape)
         return max(1, BLOCK // max(1, self.operands.queries.element_size() * matrix_elements))
 
     @cached_property
     def _windows(self) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-        """For each query row, the offsets that it sees and the rows of the context at these offsets."""
+        """For each query position on the lead axes, the offsets that it sees and the context at them.
+
+        Both are slices per lead axis: of the spectrum's offsets, and of the context that the block sees.
+        """
         first, *others = self.operands.layout.lead
         sides = [(range(self.rows.start, self.rows.stop), first, self.keys.start, self.keys.stop)]
         sides += [(range(a.queries), a, 0, a.keys) for a in others]
@@ -223,6 +234,7 @@ class Block:
         return [(tuple(offsets for offsets, _ in row), tuple(context for _, context in row)) for row in rows]
 
     def _build_matrices(self) -> Iterator[tuple[slice, Tensor]]:
+        """Build the matrices of `_step` frequencies at a time, in one buffer."""
         spectrum = self.operands.spectrum
         _, _, k, u, *_ = spectrum.shape
         for start in range(0, len(spectrum), self._step):
@@ -269,7 +281,12 @@ class Block:
         return x
 
     def add_spectrum(self, dspectrum: Tensor, dmatrices: Tensor) -> None:
-        """Add the gradient of the matrices of some frequencies to that of their part of the spectrum."""
+        """Add the gradient of some frequencies' matrices to that of the spectrum, in place.
+
+        Args:
+            dspectrum: Gradient of the spectrum at these frequencies, [f, 2, k, u, *lead offsets].
+            dmatrices: Gradient of their matrices, [f, 2 rows k, 2 u keys].
+        """
         _, _, k, u, *_ = dspectrum.shape
         d = dmatrices.view(len(dspectrum), 2, len(self._windows), k, 2, u, *self.key_shape)
         both = torch.stack([d[:, 0, :, :, 0] + d[:, 1, :, :, 1], d[:, 1, :, :, 0] - d[:, 0, :, :, 1]], 1)
@@ -284,7 +301,7 @@ def _block_rows(layout: FrequencyLayout, dim_k: int) -> int:
 
 
 def _block_examples(layout: FrequencyLayout, dim_k: int, dim_v: int) -> int:
-    """Return the examples of the batch that a block of queries takes at once."""
+    """Return the number of examples that a block of queries computes at once."""
     inner = math.prod(a.queries for a in layout.lead[1:])
     example_bytes = 4 * 2 * layout.frequencies * _block_rows(layout, dim_k) * inner * dim_k * dim_v
     return max(1, min(COLUMNS // dim_v, BLOCK // example_bytes))
@@ -298,7 +315,7 @@ def unsupported(problem: Problem) -> list[str]:
 
 
 def cost(problem: Problem, *, backward: bool = False) -> Cost:
-    """Return the cost of the transforms and of a matrix per frequency; a block's lambdas are stored."""
+    """Return the cost of the transforms and of a matrix per frequency, with one block's lambdas in memory."""
     p, layout = problem, FrequencyLayout.of(problem.context)
     itemsize = max(4, p.itemsize)
     first, *others = layout.lead

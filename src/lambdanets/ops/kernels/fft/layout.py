@@ -1,8 +1,9 @@
 """The memory layout of kernel "fft": one axis of the grid in the frequency domain, the others as they are.
 
 The transformed axis is the longest one, of length l after folding; the other axes, and the rows that folding
-makes of a long axis, are the lead axes. A real signal of `period` points has `frequencies` = period / 2 + 1
-complex frequencies, stored as pairs (real, imaginary). The period is long enough that no offset wraps around.
+makes of a long axis, are the lead axes. A real signal of `period` points has f = period / 2 + 1 complex
+frequencies (`frequencies`), stored as pairs (real, imaginary). The period is long enough that no offset wraps
+around.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from ...position_table import gather_embeddings, offset_indices
 
 @dataclass(frozen=True)
 class Axis:
-    """The queries and context elements of an axis, and the reach of a query backwards and forwards."""
+    """An axis of the layout.
+
+    Attributes:
+        queries: Number of queries on the axis.
+        keys: Number of context elements on the axis.
+        before: Number of positions before its own that a query sees.
+        after: Number of positions after its own that a query sees.
+    """
 
     queries: int
     keys: int
@@ -69,7 +77,8 @@ class FrequencyLayout:
             axes.append(Axis(queries, keys, before, after))
         axis = max(range(len(axes)), key=lambda i: axes[i].queries)
         last = axes.pop(axis)
-        # A query costs 8 products per visible row (of l elements each), and 4 l for the inverse transform.
+        # Operations per query, k and v: 8 for each visible row of l elements, and 4 l for the inverse
+        # transform. The sum 8 visible / l + 4 l is least for l = sqrt(2 visible).
         visible = math.prod(min(a.keys, a.offsets) for a in (*axes, last))
         fold = math.ceil(math.sqrt(2 * visible))
         if axes and (3 * fold > 2 * last.queries or last.offsets < last.queries):
@@ -95,24 +104,21 @@ class FrequencyLayout:
         return self.period // 2 + 1
 
     def waves(self, positions: Tensor) -> Tensor:
-        """Return cosines and sines [frequencies, 2, positions], in float64 and on the CPU.
-
-        Not every device has float64.
-        """
+        """Return cosines and sines [f, 2, positions], in float64 on the CPU: not every device has float64."""
         frequencies = torch.arange(self.frequencies, dtype=torch.float64)
-        # Whole turns are removed as integers, so that the angle keeps its precision.
+        # Whole turns are removed while products are exact integers, so that the angle keeps its precision.
         turns = torch.outer(frequencies, positions.to(torch.float64)).remainder(self.period)
         angle = turns * (2 * math.pi / self.period)
         return torch.stack([angle.cos(), angle.sin()], dim=1)
 
     def transform(self, like: Tensor) -> Tensor:
-        """Return the matrix [frequencies real|imaginary, keys] from values to frequencies."""
+        """Return the matrix [f 2, l] from values to frequencies, of the dtype and device of `like`."""
         waves = self.waves(torch.arange(self.last.keys))
         waves[:, 1] *= -1
         return waves.flatten(0, 1).to(like)
 
     def inverse_transform(self, like: Tensor) -> Tensor:
-        """Return the matrix [queries, frequencies real|imaginary] from frequencies to queries."""
+        """Return the matrix [l, f 2] from frequencies to queries, of the dtype and device of `like`."""
         waves = self.waves(torch.arange(self.last.queries)) * (2 / self.period)
         waves[:, 1] *= -1
         waves[0] /= 2
@@ -120,7 +126,7 @@ class FrequencyLayout:
         return waves.flatten(0, 1).T.to(like).contiguous()
 
     def table_transform(self, like: Tensor) -> Tensor:
-        """Return the matrix [frequencies real|imaginary, offsets] from a table to conjugate frequencies."""
+        """Return the matrix [f 2, offsets] from a table to the complex conjugates of its frequencies."""
         offsets = torch.arange(-self.last.before, self.last.after + 1)
         return self.waves(offsets).flatten(0, 1).to(like)
 
@@ -134,12 +140,12 @@ class FrequencyLayout:
         return offset_indices(self.context, offsets)
 
     def split(self, x: Tensor, start: int, size: int) -> Tensor:
-        """Return x with its grid axes, from axis `start` on, as [*lead, last].
+        """Return x [..., *grid, ...] as [..., *lead, l, ...], padded with zeros to whole rows if folded.
 
         Args:
             x: A tensor with all axes of the grid.
-            start: The first of them.
-            size: Elements on the transformed axis.
+            start: Index of the first of them.
+            size: Length of the transformed axis in x.
         """
         x = x.movedim(start + self.axis, start + len(self.context.grid) - 1)
         if not self.fold:
@@ -151,7 +157,7 @@ class FrequencyLayout:
         return x.unflatten(end, (-1, self.fold))
 
     def join(self, x: Tensor, start: int, size: int) -> Tensor:
-        """Return the inverse of `split`."""
+        """Return x [..., *lead, l, ...], a result of `split`, as [..., *grid, ...]."""
         end = start + len(self.context.grid) - 1
         if self.fold:
             x = x.flatten(end, end + 1).narrow(end, 0, size)
@@ -179,7 +185,15 @@ class FrequencyLayout:
         return x.view(self.frequencies, 2, u, *lead, b * dim_v)
 
     def from_frequencies(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return the adjoint of `to_frequencies`: frequencies as values of the shape of v."""
+        """Apply the adjoint (transposed map) of `to_frequencies`.
+
+        Args:
+            x: Gradient of the frequencies, [f, 2, u, *lead, b v].
+            v: The values, for their shape [b, m, v, u].
+
+        Returns:
+            Gradient of the values, [b, m, v, u].
+        """
         b, _, dim_v, u = v.shape
         lead = [a.keys for a in self.lead]
         x = matmul(self.transform(x).mT, x.flatten(0, 1).flatten(1))
@@ -188,16 +202,22 @@ class FrequencyLayout:
         return self.join(x, 1, keys[self.axis]).flatten(1, -3)
 
     def to_spectrum(self, e: Tensor, like: Tensor) -> Tensor:
-        """Return a table [*offsets, k, u] as conjugate frequencies [f, 2, k, u, *lead offsets]."""
-        x = gather_embeddings(
-            e.to(like.dtype), self.table_indices(e.device)
-        )  # [offsets, *lead offsets, u, k]
-        x = x.movedim((-1, -2), (1, 2))
+        """Return the conjugate frequencies [f, 2, k, u, *lead offsets] of a table [*offsets, k, u]."""
+        # [offsets, *lead offsets, u, k]
+        x = gather_embeddings(e.to(like.dtype), self.table_indices(e.device))
+        x = x.movedim((-1, -2), (1, 2))  # [offsets, k, u, *lead offsets]
         shape = x.shape[1:]
         return matmul(self.table_transform(like), x.reshape(len(x), -1)).view(self.frequencies, 2, *shape)
 
     def from_spectrum(self, x: Tensor) -> Tensor:
-        """Return the adjoint of `to_spectrum` as gathered embeddings [offsets, *lead offsets, u, k]."""
+        """Apply the adjoint (transposed map) of `to_spectrum`, before the embeddings are summed per entry.
+
+        Args:
+            x: Gradient of the spectrum, [f, 2, k, u, *lead offsets].
+
+        Returns:
+            Gradient of the gathered embeddings, [offsets, *lead offsets, u, k].
+        """
         shape = x.shape[2:]
         x = matmul(self.table_transform(x).mT, x.flatten(0, 1).flatten(1)).view(-1, *shape)
         return x.movedim((1, 2), (-1, -2))

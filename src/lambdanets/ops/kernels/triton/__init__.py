@@ -1,10 +1,13 @@
-"""Fused Triton kernels for NVIDIA GPUs: no map, no lambda and no embedding is stored in device memory.
+"""Fused Triton kernels for NVIDIA GPUs: maps q E, position lambdas and embeddings E stay on chip.
 
 `by_position` has the queries multiply the table first and transposes the map between its two products; its
 gradients are deterministic. `lambda_first` computes lambdas in registers. Which of the two is faster for the
-output is tuned on the device. Not in the paper, which stores position lambdas. docs/roofline.md derives both.
+output is measured on the device (`tuning`). Not in the paper, which stores position lambdas. docs/roofline.md
+derives both.
 
-Triton is imported on the first call, so that the package imports without it.
+Read in this order: `tiling` (what one program computes), `indexing` (patches, windows, tiles), `by_position`
+and `lambda_first` (the kernels), `launch` (their arguments), `tuning` (the choice of a tile). Triton is
+imported on the first call, so that the package imports without it.
 """
 
 from __future__ import annotations
@@ -34,10 +37,11 @@ from .tiling import (
 )
 
 NAME = "triton"
-MAX_DIM_K = 256  # the embeddings of a larger depth do not fit into a program
-MAX_POSITIONS = 2**29  # of a grid: 32 bits hold the distance of two positions and a tile beyond
+MAX_DIM_K = 256  # embeddings of a larger depth do not fit into a program's registers and shared memory
+MAX_POSITIONS = 2**29  # of a grid: int32 holds the difference of two coordinates plus a tile
 MIN_CAPABILITY = (8, 0)  # tensor cores for all supported dtypes
-RATE_FRACTION = 0.3  # of the rate of large products, by shared memory: docs/roofline.md, not measured
+# The fraction of the rate of large products that shared memory allows: docs/roofline.md, not measured.
+RATE_FRACTION = 0.3
 
 
 def output(
@@ -120,7 +124,7 @@ def unsupported(problem: Problem) -> list[str]:
 @lru_cache(maxsize=8)
 @torch.compiler.assume_constant_result  # a compiled graph would break where a file is read
 def _missing(device: str) -> tuple[str, ...]:
-    """Return what this machine lacks to run the kernels on a type of device."""
+    """Return the reasons for which the kernels cannot run on this machine and a device type, as phrases."""
     if find_spec("triton") is None:
         return ("Triton is not installed",)
     if device != "cuda":
@@ -142,7 +146,10 @@ def _missing(device: str) -> tuple[str, ...]:
 
 
 def cost(problem: Problem, *, backward: bool = False) -> Cost:
-    """Return the cost of h (k + v) products per pair, thrice that backward; time counts whole tiles."""
+    """Return the cost of h (k + v) multiply-adds per pair, three times that backward.
+
+    Operations are those of pairs that have an entry; the time is that of whole tiles.
+    """
     p = problem
     if not p.position:
         return Cost(flops=0, bytes=p.io_bytes, peak_bytes=0, seconds=0.0)
@@ -159,7 +166,10 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
 
 
 def _padding(problem: Problem) -> float:
-    """Return the products of the first tile over those needed: whole patches, padded depths and batches."""
+    """Return the ratio of the products computed with the first candidate tile to those needed.
+
+    A tile computes whole patches, and depths, heads and batches that are rounded up.
+    """
     p, tile, size = problem, candidate_tiles(problem, "output")[0], kernel_sizes(problem)
     queries = patch_shape(p.grid, tile.queries)
     context = patch_shape(p.context.key_grid, tile.context)

@@ -1,4 +1,4 @@
-"""Triton kernels in the attention order: the map between queries and context exists one tile at a time.
+"""Triton kernels in the attention order: the map between queries and context is computed tile by tile.
 
 For one position the queries of all heads and examples multiply the same embeddings, [b h, k] times [k, m];
 for one example those of all heads and positions multiply the same values, [h n, m] times [m, v]. Between the
@@ -7,7 +7,11 @@ same two steps in another order, with the map q E or its gradient g v recomputed
 program: there are no atomics, so results repeat bit for bit.
 
 Letters of shapes: BB examples, BH heads, BN = NTY * NTX queries, BM = MTY * MTX context elements, BK query
-depth, BV values, BO table entries.
+depth, BV value channels, BO table entries. They are the sizes of a program's tile (`tiling.Tile`).
+
+Arguments: pointers to tensors, their strides in elements (q_b is the stride of axis b of q), sizes
+(`tiling.kernel_sizes`), and compile-time constants: the tile, CONTENT (whether c is given), INDEX (dtype of
+memory offsets), ACC (dtype of sums) and PRECISION (of float32 products, "ieee" or "tf32").
 """
 
 from __future__ import annotations
@@ -142,7 +146,7 @@ def value_gradient_kernel(
     MTX: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write dv [b, m, v, u] for a patch of the context, BV values and BB examples: (q E)^T times g."""
+    """Write dv [b, m, v, u] for a patch of the context, one u, BV values, BB examples: (q E)^T times g."""
     BN: tl.constexpr = NTY * NTX
     BM: tl.constexpr = MTY * MTX
     grid, context_grid, table, centre = (NZ, NY, NX), (MZ, MY, MX), (LZ, LY, LX), (CZ, CY, CX)
@@ -182,14 +186,20 @@ def value_gradient_kernel(
 
 @triton.jit
 def patch_distances(L, C, T: tl.constexpr):
-    """Return, on one axis, the distances in patches between queries and context: backwards, and in all."""
+    """Return, on one axis, how many patch distances with table entries are negative, and how many there are.
+
+    The distance of a query patch and a context patch is counted in patches; T is the length of a patch.
+    """
     before = tl.cdiv(C, T)
     return before, before + 1 + tl.cdiv(L - 1 - C, T)
 
 
 @triton.jit
 def patch_range(j, N, M, T: tl.constexpr):
-    """Return, on one axis, the range of query patches that have a context patch j patches further on."""
+    """Return, on one axis, the range of the query patches with a context patch j patches further on.
+
+    The range is (start, stop) in positions, multiples of the patch's length T.
+    """
     return tl.maximum(0, -j) * T, tl.minimum(tl.cdiv(N, T), tl.cdiv(M, T) - j) * T
 
 
@@ -201,11 +211,12 @@ def table_gradient_kernel(
     BB: tl.constexpr, BH: tl.constexpr, NTY: tl.constexpr, NTX: tl.constexpr, BK: tl.constexpr,
     BV: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write the table's gradient between all patches at a distance (jy, jx), by pairs of their positions.
+    """Write partial sums of the table's gradient, for patches at a distance (oz - CZ, jy, jx), to `parts`.
 
-    Patches of queries and of the context have the same shape, so position a of the one and c of the other
-    have the same offset at every place of the grid: (g v) transposed, times q, is summed over patches and
-    examples. `table_sum_kernel` then sums the pairs of each offset.
+    Patches of queries and of the context have the same shape. The offset between position a of a query patch
+    and position c of a context patch depends on their distance alone, so the gradient of the embedding
+    between them, (g v) times q, is summed over all such patches and over examples and heads: [a, c, k].
+    `table_sum_kernel` then sums the pairs (a, c) of each offset.
     """
     BN: tl.constexpr = NTY * NTX
     grid, context_grid = (NZ, NY, NX), (MZ, MY, MX)
@@ -256,7 +267,7 @@ def table_sum_kernel(
     PARTS, K, U, LZ, LY, LX, CY, CX,
     NTY: tl.constexpr, NTX: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Write de for BO entries: the results of `table_gradient_kernel` summed over the pairs of an offset."""
+    """Write de for BO entries along x: `parts`, summed over the pairs of an offset and parts of the batch."""
     BN: tl.constexpr = NTY * NTX
     before_y, down = patch_distances(LY, CY, NTY)
     before_x, across = patch_distances(LX, CX, NTX)
@@ -265,7 +276,8 @@ def table_sum_kernel(
     oy, rest = rest % LY, rest // LY
     oz, u = rest % LZ, rest // LZ
     ox, a, k = o0 + tl.arange(0, BO), tl.arange(0, BN), tl.arange(0, BK)  # [BO], [BN], [BK]
-    # The element at this offset from position a of a patch: its patch (jy, jx) and its position c there.
+    # The context element at this offset from position a of a query patch: its patch, as a distance (jy, jx)
+    # counted from the first one, and its position c in that patch.
     at_y = oy - CY + before_y * NTY + a // NTX  # [BN]
     at_x = (ox - CX + before_x * NTX)[:, None] + (a % NTX)[None, :]  # [BO, BN]
     jy, jx = at_y // NTY, at_x // NTX  # [BN], [BO, BN]

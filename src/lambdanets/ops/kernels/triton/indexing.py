@@ -5,8 +5,10 @@ TX neighbouring positions in one plane, x fastest, given by its origin (z, y, x)
 the table stands for offset o = position(m) - position(n), and the table has L entries: a query at x sees the
 context from x - C on, and a context element at x is seen by the queries from x - (L - 1 - C) on.
 
-A tile is a block of a tensor: a tuple of the offsets of its elements from the tensor's pointer, and a mask of
-those that exist.
+A tile is a block of a tensor: a tuple of the memory offsets of its elements from the tensor's pointer, in
+elements, and a mask of those that exist. `strides` are those of the tensor's axes, `sizes` their lengths,
+INDEX is the dtype of memory offsets. Letters of shapes: BN = TY * TX positions of a patch (BM for the
+context), BB examples, BH heads, BD channels; "BB BH" is one merged axis.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-ONE = tl.constexpr(1)
+ONE = tl.constexpr(1)  # a length or block size of 1 as a compile-time constant
 
 
 @triton.jit
@@ -54,14 +56,21 @@ def output_block(
 
 @triton.jit
 def visible_range(x, T: tl.constexpr, N, C, L, M):
-    """Return the range (start, stop) of an axis of length M that x ... x + T - 1 of one of length N see."""
+    """Return the range (start, stop) that T positions, from x on, see on an axis of length M.
+
+    The positions lie on an axis of length N. On this axis the table has L entries, and C is that of offset 0.
+    """
     start = tl.maximum(0, x - C)
     return start, tl.maximum(start, tl.minimum(M, tl.minimum(x + T, N) - 1 - C + L))
 
 
 @triton.jit
 def visible_window(origin, grid, other_grid, table, centre, TY: tl.constexpr, TX: tl.constexpr):
-    """Return the window (start z, y, x, stop z, y, x) of the other grid that a patch sees."""
+    """Return the window (start z, y, x, stop z, y, x) of the other grid that a patch of this grid sees.
+
+    Stops are exclusive. For a patch of the context, whose other grid is that of the queries, `centre` is
+    mirrored: L - 1 - C.
+    """
     z0, z1 = visible_range(origin[0], ONE, grid[0], centre[0], table[0], other_grid[0])
     y0, y1 = visible_range(origin[1], TY, grid[1], centre[1], table[1], other_grid[1])
     x0, x1 = visible_range(origin[2], TX, grid[2], centre[2], table[2], other_grid[2])
@@ -77,7 +86,10 @@ def num_window_patches(window, TY: tl.constexpr, TX: tl.constexpr):
 
 @triton.jit
 def window_patch(i, window, TY: tl.constexpr, TX: tl.constexpr):
-    """Return step i of a loop over a window, round by round: the round, and the origin of the patch in it."""
+    """Return the round and the patch of step i of a loop that visits all patches of a window in every round.
+
+    A round is one u, or one block of heads or of examples; the patch is given by its origin (z, y, x).
+    """
     z0, y0, x0, z1, y1, x1 = window
     across, down = tl.cdiv(x1 - x0, TX), tl.cdiv(y1 - y0, TY)
     row = i // across
@@ -88,14 +100,14 @@ def window_patch(i, window, TY: tl.constexpr, TX: tl.constexpr):
 
 @triton.jit
 def patch_coords(i, origin, grid, TX: tl.constexpr):
-    """Return y and x of positions i of a patch, and a mask of those inside the grid."""
+    """Return the coordinates y and x of positions i of a patch, and a mask of those inside the grid."""
     y, x = origin[1] + i // TX, origin[2] + i % TX
     return y, x, (y < grid[1]) & (x < grid[2])
 
 
 @triton.jit
 def linear_index(z, y, x, grid, INDEX: tl.constexpr):
-    """Return the row-major index of positions."""
+    """Return the row-major index of positions (z, y, x) in a grid."""
     return (z * grid[1] + y).to(INDEX) * grid[2] + x
 
 
@@ -105,7 +117,7 @@ def position_tile(
     BB: tl.constexpr, BH: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr, BD: tl.constexpr,
     INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Return a patch of a tensor [b, h, n, d] by position, as a tile [BN, BB BH, BD]."""
+    """Return a patch of a tensor [b, h, n, d] as a tile [BN, BB BH, BD]: one matrix per position."""
     row, d = tl.arange(0, BB * BH), tl.arange(0, BD)  # [BB BH], [BD]
     b, h = b0 + row // BH, h0 + row % BH  # [BB BH]
     y, x, inside = patch_coords(tl.arange(0, TY * TX), origin, grid, TX)  # [BN]
@@ -125,7 +137,7 @@ def example_tile(
     BB: tl.constexpr, BH: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr, BD: tl.constexpr,
     INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Return a patch of a tensor [b, h, n, d] by example, as a tile [BB, BH BN, BD]."""
+    """Return a patch of a tensor [b, h, n, d] as a tile [BB, BH BN, BD]: one matrix per example."""
     b, row, d = (
         b0 + tl.arange(0, BB),
         tl.arange(0, BH * TY * TX),
@@ -149,6 +161,7 @@ def lambda_tile(
 ):
     """Return content lambdas [b, k, v] as a tile [BB, BK, BV]."""
     b, k, v = b0 + tl.arange(0, BB), tl.arange(0, BK), v0 + tl.arange(0, BV)  # [BB], [BK], [BV]
+    # [BB, BK, 1]
     offsets = (b.to(INDEX) * strides[0])[:, None, None] + (k.to(INDEX) * strides[1])[None, :, None]
     exists = (b < sizes[0])[:, None, None] & (k < sizes[1])[None, :, None]  # [BB, BK, 1]
     return (
@@ -159,7 +172,10 @@ def lambda_tile(
 
 @triton.jit
 def entry_offsets(strides, oz, oy, ox, table, INDEX: tl.constexpr):
-    """Return the offsets of entries (oz, oy, ox) of a table and a mask of those inside; oz is inside."""
+    """Return the memory offsets of a table's entries (oz, oy, ox), and a mask of those inside the table.
+
+    oz is always inside: a patch has one plane, and its window only the planes that it sees.
+    """
     inside = (oy >= 0) & (oy < table[1]) & (ox >= 0) & (ox < table[2])
     return oz.to(INDEX) * strides[0] + oy.to(INDEX) * strides[1] + ox.to(INDEX) * strides[2], inside
 
@@ -170,7 +186,7 @@ def table_tile(
     NTY: tl.constexpr, NTX: tl.constexpr, MTY: tl.constexpr, MTX: tl.constexpr, BK: tl.constexpr,
     INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Return the entries between a patch of queries and one of the context, as a tile [BN, BM, BK]."""
+    """Return the table's entries for all pairs of a patch of queries and one of the context: [BN, BM, BK]."""
     n, m, k = tl.arange(0, NTY * NTX), tl.arange(0, MTY * MTX), tl.arange(0, BK)  # [BN], [BM], [BK]
     oz = context_origin[0] - query_origin[0] + centre[0]
     oy = (context_origin[1] + m // MTX + centre[1])[None, :] - (query_origin[1] + n // NTX)[

@@ -4,7 +4,7 @@ A program computes the position lambdas of a patch of queries, transposed: rows 
 examples share the embeddings of the columns.
 
 Letters of shapes: BB examples, BH heads, BN = NTY * NTX queries, BM = MTY * MTX context elements, BK query
-depth, BV values.
+depth, BV value channels. `by_position` describes the arguments.
 """
 
 from __future__ import annotations
@@ -55,15 +55,17 @@ def output_kernel(
         mask = row_mask[:, None] & m_mask[None, :]  # [BB BV, BM]
         values = tl.load(v + u.to(INDEX) * v_u + offsets, mask=mask, other=0.0)  # [BB BV, BM]
         o_y, o_x = m_y[:, None] - n_y[None, :] + CY, m_x[:, None] - n_x[None, :] + CX  # [BM, BN BK]
+        # [BM, BN BK]
         offsets, inside = entry_offsets((e_z, e_y, e_x), m[0] - n[0] + CZ, o_y, o_x, table, INDEX)
         ptrs = e + u.to(INDEX) * e_u + offsets + (k.to(INDEX) * e_k)[None, :]  # [BM, BN BK]
         embeddings = tl.load(ptrs, mask=inside & column_mask[None, :], other=0.0)  # [BM, BN BK]
         lambdas += tl.dot(values, embeddings, input_precision=PRECISION, out_dtype=ACC)  # [BB BV, BN BK]
     if CONTENT:
+        # [BB BV, BN BK]
         offsets = (b.to(INDEX) * c_b + d.to(INDEX) * c_v)[:, None] + (k.to(INDEX) * c_k)[None, :]
         mask = row_mask[:, None] & (k < K)[None, :]  # [BB BV, BN BK]
         lambdas += tl.load(c + offsets, mask=mask, other=0.0).to(ACC)  # [BB BV, BN BK]
-    # One product serves the queries of all positions: each has zeros at the lambdas of other positions.
+    # One product serves the queries of all positions: a query has zeros where lambdas are of other positions.
     query = tl.arange(0, BH * BN)  # [BH BN]
     h, position = h0 + query // BN, query % BN  # [BH BN]
     q_y, q_x, query_mask = patch_coords(position, n, grid, NTX)  # [BH BN]

@@ -29,7 +29,7 @@ from .tiling import (
     table_part_shape,
 )
 
-INDEX_LIMIT = 2**31  # offsets from which an index needs 64 bits
+INDEX_LIMIT = 2**31  # the memory offset, in elements, from which an index needs 64 bits
 TABLE_BLOCK = 16  # entries of a table that one program sums
 TRITON_TYPES = {
     torch.float64: "fp64",
@@ -41,7 +41,16 @@ TRITON_TYPES = {
 
 @dataclass(frozen=True)
 class KernelCall:
-    """A Triton kernel, its number of programs, its arguments in order and its constants by name."""
+    """A Triton kernel with the arguments of one launch.
+
+    Attributes:
+        kernel: The kernel, decorated with `triton.jit`.
+        num_programs: Number of programs, on one axis.
+        arguments: Its arguments in order, without the constants.
+        constants: Its compile-time constants by name.
+        warps: Warps of a program.
+        stages: Stages of the pipelining of loads.
+    """
 
     kernel: Any
     num_programs: int
@@ -122,7 +131,7 @@ def value_gradient_call(
 def table_gradient_calls(
     g: Tensor, q: Tensor, v: Tensor, problem: Problem, de: Tensor, tile: Tile
 ) -> tuple[KernelCall, KernelCall]:
-    """Return the two calls that write the entries of de [*offsets, k, u] that some pair reads."""
+    """Return the two calls, in order, that write the entries of de [*offsets, k, u] that some pair reads."""
     accumulator = torch.promote_types(q.dtype, torch.float32)
     parts = q.new_empty(table_part_shape(problem, tile), dtype=accumulator)
     return (
@@ -137,13 +146,13 @@ def uses_tf32() -> bool:
 
 
 def _trimmed(e: Tensor, problem: Problem) -> Tensor:
-    """Return the entries of a table [*offsets, k, u] that some pair reads, with three axes of offsets."""
+    """Return a view [z, y, x, k, u] of the entries of a table [*offsets, k, u] that some pair reads."""
     entries, _ = trim_table(e, problem.context)
     return entries[(None,) * (5 - entries.ndim)]
 
 
 def _entries(e: Tensor, problem: Problem) -> Tensor:
-    """Return these entries with contiguous k."""
+    """Return the entries [z, y, x, k, u] of `_trimmed` with contiguous k, copied if need be."""
     entries = _trimmed(e, problem)
     return entries if entries.stride(-2) == 1 else entries.mT.contiguous().mT
 
@@ -158,7 +167,9 @@ def _call(
 ) -> KernelCall:
     """Return a call with its arguments in the kernels' order: tensors, their strides, sizes.
 
-    `parts` come first for the kernel that reads them and last for the one that writes them, without strides.
+    `parts`, the partial sums of the table's gradient (`table_part_shape`), are the first argument of the
+    kernel that reads them and the last tensor of the one that writes them; they have no strides among the
+    arguments.
     """
     num_programs, sizes, constants = _fixed_arguments(kernel, problem, tile, uses_tf32())
     arguments = tensors
@@ -168,7 +179,7 @@ def _call(
         tensors = arguments = (*tensors, no_lambda if content_lambda is None else content_lambda)
     if parts is not None:
         arguments = (parts, *tensors) if kernel is by_position.table_sum_kernel else (*tensors, parts)
-    # Axes of length 1 get stride 0: Triton would specialise a stride of 1, although it is never stepped by.
+    # Axes of length 1 get stride 0: Triton would compile another kernel for a stride of 1 that is never used.
     strides, furthest = [], 0
     for x in arguments:
         last = 0
@@ -209,7 +220,7 @@ def calls_without_memory(problem: Problem) -> Iterator[tuple[str, Tile, KernelCa
 def _fixed_arguments(
     kernel: Any, problem: Problem, tile: Tile, tf32: bool
 ) -> tuple[int, tuple[int, ...], dict[str, Any]]:
-    """Return what does not depend on the tensors: number of programs, sizes in order, constants."""
+    """Return the part of a call without tensors: number of programs, sizes in order, constants by name."""
     p = problem
     parts = table_part_shape(p, tile)
     queries, context = patch_shape(p.grid, tile.queries), patch_shape(p.context.key_grid, tile.context)
@@ -248,5 +259,6 @@ def _fixed_arguments(
 
 
 def _num_patches(grid: tuple[int, ...], shape: tuple[int, int]) -> int:
+    """Return the number of patches of this shape (y, x) that cover a grid."""
     depth, height, width = (1, 1, *grid)[-3:]
     return depth * cdiv(height, shape[0]) * cdiv(width, shape[1])

@@ -23,12 +23,13 @@ class Tile:
     Args:
         examples: Examples of the batch.
         heads: Heads of an example.
-        queries: Queries of a patch.
+        queries: Query positions of a patch.
         context: Context elements of a patch.
-        values: Values of the value depth.
-        warps: Groups of 32 threads.
-        stages: Loads in flight at once.
-        first: "queries" if they multiply the table first, "values" if lambdas are computed first.
+        values: Channels of the value depth.
+        warps: Warps of the program, 32 threads each.
+        stages: Stages of the pipelining of loads.
+        first: "queries" if they multiply the table first (`by_position`), "values" if lambdas are computed
+            first (`lambda_first`).
     """
 
     examples: int
@@ -43,18 +44,20 @@ class Tile:
 
 @lru_cache(maxsize=4096)  # every launch asks for them
 def candidate_tiles(problem: Problem, result: str) -> tuple[Tile, ...]:
-    """Return the tiles to try for a result, the likeliest first.
+    """Return the tiles to try for a result, those expected to be fastest first.
 
     Args:
         problem: The problem.
         result: "output", or the gradient "dq", "dv" or "de".
     """
     heads = next_power_of_2(problem.num_heads, most=MIN_DOT_SIZE)
-    rows = MIN_DOT_SIZE // heads  # examples whose heads together fill the rows of tensor cores
+    rows = MIN_DOT_SIZE // heads  # examples whose heads together are MIN_DOT_SIZE rows of a product
     examples = rows if result == "de" else next_power_of_2(max(1, problem.batch), most=rows)
+    # Full precision means float32 or float64.
     depth, full_precision = next_power_of_2(problem.dim_k, MIN_DOT_SIZE), problem.itemsize > 2
     values = next_power_of_2(problem.dim_v, MIN_DOT_SIZE, 32 if full_precision else 64)
-    # Pairs of two patches, so many that their embeddings have the same size for every depth.
+    # Pairs (n, m) of a query patch and a context patch: so many that the embeddings [pairs, k] have about the
+    # same size for every k.
     pairs = max(MIN_DOT_SIZE, (2048 if full_precision else 8192) // depth)
     if result == "de":
         side = next_power_of_2(math.isqrt(pairs), most=8 if full_precision else 16)
@@ -87,9 +90,10 @@ def _lambda_first_tiles(problem: Problem, heads: int, depth: int, values: int) -
 
 @lru_cache(maxsize=4096)
 def table_part_shape(problem: Problem, tile: Tile) -> tuple[int, ...]:
-    """Return the shape of the partial sums of a table's gradient.
+    """Return the shape of the partial sums of a table's gradient (`by_position.table_gradient_kernel`).
 
-    Its axes are: parts of the batch, u, distances between patches (z, y, x), positions of both, and k.
+    Its axes are: parts of the batch, u, distances between patches (z, y, x), positions of the query patch and
+    of the context patch, and k, rounded up.
     """
     down, across = patch_shape(problem.grid, tile.queries)
     size = kernel_sizes(problem)
@@ -105,7 +109,13 @@ def table_part_shape(problem: Problem, tile: Tile) -> tuple[int, ...]:
 
 
 def _patch_distances(length: int, centre: int, side: int) -> int:
-    """Return the number of distances between patches of queries and context on an axis of a table."""
+    """Return the number of distances, in patches, between query and context patches that share an entry.
+
+    Args:
+        length: Entries of the table on this axis.
+        centre: Index of the entry of offset 0.
+        side: Positions of a patch on this axis.
+    """
     return -(-centre // side) + 1 - (-(length - 1 - centre) // side)
 
 
@@ -138,14 +148,15 @@ def next_power_of_2(size: int, least: int = 1, most: int = 1 << 30) -> int:
 
 @lru_cache(maxsize=4096)
 def patch_shape(grid: tuple[int, ...], positions: int) -> tuple[int, int]:
-    """Return the sides (y, x) of patches of so many positions (a power of two).
+    """Return the sides (y, x) of patches with this number of positions, a power of two.
 
-    It is the squarest of the shapes that cover the fewest positions beyond the borders.
+    Of the shapes whose patches extend over the fewest positions beyond the borders, it is the squarest.
     """
     height, width = (1, *grid)[-2:]
     shapes = [(positions >> i, 1 << i) for i in range(positions.bit_length())]
 
     def waste(shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the positions that patches of a shape cover, and the sum of its sides."""
         down, across = shape
         return round_up(height, down) * round_up(width, across), down + across
 

@@ -26,10 +26,11 @@ from ...problem import Problem
 from .launch import KernelCall, uses_tf32
 from .tiling import Tile, candidate_tiles, next_power_of_2
 
-TIE = 1.03  # a tile ties with the fastest if it takes at most so many times longer
-WARM_UP, TRIAL = 5, 20  # milliseconds of each tile
+TIE = 1.03  # a tile ties with the fastest if its time is at most TIE times the lowest
+WARM_UP, TRIAL = 5, 20  # milliseconds for each tile
 
 Calls = Callable[[Tile], Sequence[KernelCall]]
+"""A function from a tile to the calls that compute a result."""
 
 _tuned: dict[tuple[object, ...], Tile] = {}
 
@@ -37,14 +38,15 @@ _tuned: dict[tuple[object, ...], Tile] = {}
 def run(result: str, problem: Problem, tensors: Sequence[Tensor], calls: Calls) -> None:
     """Launch the kernel of a result with the fastest tile, which is tuned on the first call of a problem.
 
-    Nothing is tuned, and the first tile that fits the device is taken: where times may not decide how results
-    are rounded (`torch.use_deterministic_algorithms`), while a CUDA graph is recorded, in the interpreter,
-    and where trials, which write 256 MiB to clear the device's cache, need more memory than is free.
+    In four cases nothing is tuned, and the first tile that fits the device is taken: under
+    `torch.use_deterministic_algorithms`, since measured times must not decide how results are rounded; while
+    a CUDA graph is recorded; in Triton's interpreter; and if trials, which write 256 MiB to clear the
+    device's cache, need more memory than is free.
 
     Args:
         result: "output", "dq", "dv" or "de".
         problem: The problem.
-        tensors: The kernel's tensors, whose memory layouts affect its speed.
+        tensors: The kernel's tensors: tiles are tuned for their device and the order of their strides.
         calls: A function from a tile to the calls that compute the result.
 
     Raises:
@@ -72,7 +74,12 @@ def run(result: str, problem: Problem, tensors: Sequence[Tensor], calls: Calls) 
 
 @lru_cache(maxsize=4096)
 def representative(result: str, problem: Problem) -> Problem:
-    """Return the problem whose tile serves all problems of similar size, so that they share one tuning."""
+    """Return the problem with batch and grids rounded up to powers of two, whose tile serves both.
+
+    Args:
+        result: "output", "dq", "dv" or "de".
+        problem: The problem.
+    """
     grids = {"grid": problem.grid, "context_grid": problem.context.key_grid}
     rounded = {name: tuple(map(next_power_of_2, grid)) for name, grid in grids.items()}
     content = problem.content and result in ("output", "dq")
@@ -92,7 +99,7 @@ def launch_all(calls: Sequence[KernelCall]) -> None:
 
 
 def launch_first_fitting(candidates: Sequence[Tile], calls: Calls) -> None:
-    """Launch with the first tile that fits into the device's shared memory.
+    """Launch with the first tile that the device has enough registers and shared memory for.
 
     Raises:
         OutOfResources: If none fits.
@@ -152,6 +159,7 @@ def _cache_file(key: tuple[object, ...]) -> Path | None:
 
 
 def _milliseconds(call: Callable[[], None]) -> float:
+    """Return the median time of a call on the device, in milliseconds."""
     found = do_bench(call, warmup=WARM_UP, rep=TRIAL, return_mode="median")
     assert isinstance(found, float)
     return found
