@@ -1,5 +1,6 @@
 """What every test gets: fixed seeds, repeatable hypothesis, an honest line about the tests left out."""
 
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -16,6 +17,11 @@ if (
     settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=25)
     settings.register_profile("search", deadline=None, max_examples=500)  # pytest --hypothesis-profile search
     settings.load_profile("repeatable")
+
+# nohup and a shell's background ignore signals, which the package respects; subprocesses inherit that.
+for _number, _handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 _register, _registered = _builtins._register_builtin, []
 

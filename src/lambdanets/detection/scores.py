@@ -17,7 +17,7 @@ import numpy as np
 
 from lambdanets.data import DataError
 from lambdanets.detection.results import Entry, of_boxes, of_masks
-from lambdanets.train.checkpoint import write_text
+from lambdanets.train.checkpoint import replacing, write_text
 from lambdanets.utils.fonts import legible, plain_text
 from lambdanets.viz.figures import INK, TRAIN, VAL, plain_axes, save_figure
 
@@ -253,8 +253,8 @@ def draw_precision_recall(scores: Scores, path: str | os.PathLike[str], title: s
         path: The PNG file.
         title: Title above the panels.
     """
-    with plain_text(title):
-        save_figure(_precision_recall(scores, legible(title)), Path(path))
+    with plain_text(title), replacing(Path(path)) as temporary:
+        save_figure(_precision_recall(scores, legible(title)), temporary)
 
 
 def _precision_recall(scores: Scores, title: str) -> Any:
