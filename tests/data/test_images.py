@@ -228,7 +228,7 @@ def test_a_png_with_much_text(tmp_path: Path, form: str) -> None:
         info.add_text("workflow", "A" * 2**21, zip=True)
     path = tmp_path / "a.png"
     Image.fromarray(GRADIENT).save(path, pnginfo=info)
-    with pytest.raises(ValueError, match="MAX_TEXT"), Image.open(path) as image:
+    with pytest.raises(ValueError, match=r"MAX_TEXT|Too Large"), Image.open(path) as image:
         image.load()  # what there is to get around
     for read in (read_image, check_image):
         read(path)

@@ -36,6 +36,7 @@ SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 ROWS = 256  # converted at a time: a copy of a whole large scan in a wider dtype would fill the memory
 JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # 0 is a byte of data, D0 to D7 restart a scan
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of text and of a colour profile
+TOO_MUCH_TEXT = re.compile("MAX_TEXT|Data Too Large")  # of Pillow's errors, newer and older
 _OPENING = threading.Lock()  # held while the pixel limit of Pillow, which is global, is lifted
 
 
@@ -234,7 +235,7 @@ def _without_text(file: IO[bytes], error: ValueError) -> IO[bytes]:
     Texts, such as the workflow of a program, are of no use here. Damaged data are unchanged; any other error
     is raised again.
     """
-    if "MAX_TEXT" not in str(error):
+    if not TOO_MUCH_TEXT.search(str(error)):
         raise error
     file.seek(0)
     whole = file.read()

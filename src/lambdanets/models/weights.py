@@ -104,8 +104,12 @@ def check_finite(weights: Mapping[str, Tensor], model: nn.Module, source: str | 
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, tensor in weights.items():
         must_be_finite = name in parameters or name.endswith(("running_mean", "running_var"))
-        if must_be_finite and not tensor.isfinite().all():
-            number = int((~tensor.isfinite()).sum())
+        if not must_be_finite:
+            continue
+        # In eight bits PyTorch has no such test.
+        finite = (tensor.float() if tensor.itemsize == 1 else tensor).isfinite()
+        if not finite.all():
+            number = int((~finite).sum())
             raise WeightsError(
                 f"the weights of {source} cannot be used: {number:,} of the {tensor.numel():,} elements of "
                 f"{name} are NaN or infinite"
