@@ -37,13 +37,13 @@ def row_of(rows: list[LayerRecord], name: str, mode: str = "train", case: str = 
 
 def test_a_row_for_each_contender_and_pass(machine: Machine) -> None:
     saved: list[int] = []
-    told: list[str] = []
+    reported: list[str] = []
     rows = measure_layers(
-        [CASE], SETTINGS, machine, save=lambda rows: saved.append(len(rows)), report=told.append
+        [CASE], SETTINGS, machine, save=lambda rows: saved.append(len(rows)), report=reported.append
     )
     assert len(rows) == 2 * len(CONTENDERS)
     assert saved == [len(CONTENDERS), 2 * len(CONTENDERS)]
-    assert told[0] == "tiny: 2x16, 6x5 global; comparing results"
+    assert reported[0] == "tiny: 2x16, 6x5 global; comparing results"
     for row in rows:
         if row.samples:
             assert row.samples == 2

@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
+
+from photo_sets import write_scans
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 TRAIN = ["--batch-size", 16, "--set", "data.train_per_class=4", "--set", "engine.threads=1"]
@@ -17,14 +16,7 @@ TRAIN = ["--batch-size", 16, "--set", "data.train_per_class=4", "--set", "engine
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first 300 digits as files, a fifth of them for validation."""
-    root = tmp_path_factory.mktemp("scans")
-    pixels, targets = load_digits(return_X_y=True)
-    for index in range(300):
-        place = root / ("train" if index % 5 else "val") / str(targets[index])
-        place.mkdir(parents=True, exist_ok=True)
-        image = np.round(pixels[index].reshape(8, 8) * (255 / 16)).astype(np.uint8)
-        Image.fromarray(image).save(place / f"{index:03d}.png")
-    return root
+    return write_scans(tmp_path_factory.mktemp("scans"))
 
 
 @pytest.mark.slow

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
 
 from lambdanets.data import DataError, open_pictures, write_shards
 from lambdanets.evaluate import pseudo_labels as module
@@ -24,20 +22,14 @@ from lambdanets.train import Run, RunConfig, RunError, load_run, override
 from lambdanets.train.engine import train
 from lambdanets.train.errors import TrainingInterrupted
 from lambdanets.utils.processes import InUseError
+from photo_sets import write_scans
 from runs import assert_same_end, interrupt
 
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first 300 digits as files, a fifth of them for validation."""
-    root = tmp_path_factory.mktemp("digits")
-    pixels, targets = load_digits(return_X_y=True)
-    for index in range(300):
-        place = root / ("train" if index % 5 else "val") / str(targets[index])
-        place.mkdir(parents=True, exist_ok=True)
-        image = np.round(pixels[index].reshape(8, 8) * (255 / 16)).astype(np.uint8)
-        Image.fromarray(image).save(place / f"{index:03d}.png")
-    return root
+    return write_scans(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="module")
