@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-PATIENCE = 240
+TIMEOUT = 240
 # What a launcher, or a process of another run, may have left in the environment.
 INNER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LAMBDANETS_STARTED")
 TRAIN = ("-m", "lambdanets", "train")
@@ -67,7 +67,7 @@ def finish(*processes: Started) -> list[tuple[int, str, str]]:
     ends = []
     try:
         for process in processes:
-            out, errors = process.communicate(timeout=PATIENCE)
+            out, errors = process.communicate(timeout=TIMEOUT)
             ends.append((process.returncode, out, errors))
     finally:
         for process in processes:
@@ -78,7 +78,7 @@ def finish(*processes: Started) -> list[tuple[int, str, str]]:
 def terminate(processes: list[Started], once: Path) -> list[tuple[int, str, str]]:
     """Send SIGTERM to all as soon as a file is there, or is another than it was."""
     before = stamp(once)
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + TIMEOUT
     while stamp(once) == before and all(p.poll() is None for p in processes) and time.monotonic() < until:
         time.sleep(0.05)
     for process in processes:

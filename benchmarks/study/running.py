@@ -21,7 +21,7 @@ from .settings import Cell, Study, StudyFiles
 
 POLL = 0.25  # seconds between looks at the processes
 LOOK = 2.0  # seconds between looks at the epochs of those that run
-PATIENCE = 90.0  # seconds that a process gets to save when the study is stopped
+SAVE_TIMEOUT = 90.0  # seconds that a process gets to save when the study is stopped
 ROOT = Path(__file__).parents[2]  # of the repository, from which the processes import this package
 STEPS = 6  # of an estimate, in each of two epochs; one-time costs fall into the first
 FORWARD = 1 / 3  # time of a validation image over that of a training image
@@ -194,11 +194,11 @@ def _reason(code: int, log: Path) -> str:
 
 
 def _stop(workers: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask the processes to save and wait for them; after `PATIENCE`, or another Ctrl-C, they are killed."""
+    """Ask the processes to save; kill them after `SAVE_TIMEOUT`, or at another Ctrl-C."""
     try:
         for worker in workers:
             worker.terminate()
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + SAVE_TIMEOUT
         for worker in workers:
             worker.wait(max(until - time.monotonic(), 0.1))
     except subprocess.TimeoutExpired:

@@ -257,7 +257,7 @@ def count_parameters(study: Study, contenders: Sequence[str]) -> dict[str, int]:
         ValueError: Some contenders cannot be built; the error names each with its reason.
     """
     counted: dict[str, int] = {}
-    complaints: list[str] = []
+    reasons: list[str] = []
     for name in contenders:
         config = study.run_config(Cell(contender=name, seed=0))
         size = config.data.image_size
@@ -271,12 +271,10 @@ def count_parameters(study: Study, contenders: Sequence[str]) -> dict[str, int]:
             continue  # an operator without a meta kernel: no evidence against the contender
         except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            complaints.append(f"{name}: {reason}")
-    if complaints:
-        buildable = [
-            name for name in contenders if not any(text.startswith(f"{name}: ") for text in complaints)
-        ]
+            reasons.append(f"{name}: {reason}")
+    if reasons:
+        buildable = [name for name in contenders if not any(text.startswith(f"{name}: ") for text in reasons)]
         hint = f"; leave them out with --contenders {','.join(buildable)}" if buildable else ""
-        raise ValueError(f"{len(complaints)} of {len(contenders)} contenders cannot be built here{hint}: "
-                         + "; ".join(complaints))  # fmt: skip
+        raise ValueError(f"{len(reasons)} of {len(contenders)} contenders cannot be built here{hint}: "
+                         + "; ".join(reasons))  # fmt: skip
     return counted

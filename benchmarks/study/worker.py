@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lambdanets.train import RunResult
 
 STATUS = Path("/proc/self/status")
-PATIENCE = 120.0  # seconds for a process of a killed study that is still saving
+SAVE_TIMEOUT = 120.0  # seconds for a process of a killed study that is still saving
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,7 +57,7 @@ def run_cell(files: StudyFiles, cell: Cell, *, jobs: int) -> None:
     study = load_study(files)
     directory = files.run(cell)
     directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory / ".cell.lock", f"the run in {directory}", patience=PATIENCE):
+    with locked(directory / ".cell.lock", f"the run in {directory}", patience=SAVE_TIMEOUT):
         if files.result(cell).is_file():
             return
         begun = (directory / "config.json").is_file()

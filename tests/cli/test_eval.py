@@ -276,7 +276,7 @@ def test_published_weights_and_models_of_the_hub(inside: Command, sets: Path, hu
     for name in ("hf-hub:somebody/else", "resnet18"):
         done = inside("eval", name, "--data", f"folder:{sets / 'v2'}")
         assert done.returncode != 0
-        assert f"{name} cannot be had: " in done.stderr
+        assert f"{name} cannot be created: " in done.stderr
 
 
 def test_a_model_that_names_its_classes(inside: Command, hub: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_whole_set_is_opened_without_a_warning(root: Path) -> None:
         ({"category_id": 4}, "it is of category 4, which is not listed"),
         ({"category_id": "3"}, "it is of category '3', which is not listed"),
         ({"id": 1}, "its id is taken by another one before it"),
-        ({"id": None}, "annotation at place 1: it has no whole number as its id"),
+        ({"id": None}, "annotation at index 1: it has no whole number as its id"),
         ({"iscrowd": 2}, "its iscrowd is 2, not 0 or 1"),
         ({"area": -1}, "its area is -1"),
         ({"area": 10**400}, "its area is 1000"),
@@ -90,7 +90,7 @@ def test_a_whole_set_is_opened_without_a_warning(root: Path) -> None:
         ({"bbox": [1.5, 1, 10**400, 4]}, "reaches outside the image"),
         ({"segmentation": {"size": [16, 20], "counts": [10**30]}}, "one is beyond the image's 320 pixels"),
         ({"image_id": 2**63}, "it is of image 9223372036854775808, which is not listed"),
-        ({"id": 2**63}, "annotation at place 1: its id 9223372036854775808 is beyond 64 bits"),
+        ({"id": 2**63}, "annotation at index 1: its id 9223372036854775808 is beyond 64 bits"),
     ],
 )
 def test_a_bad_annotation(root: Path, change: dict[str, Any], told: str) -> None:
@@ -99,7 +99,7 @@ def test_a_bad_annotation(root: Path, change: dict[str, Any], told: str) -> None
     heading, sentence, remedy = message.splitlines()
     assert heading == f"1 of 2 annotations of {path} cannot be used:"
     assert told in sentence
-    assert sentence.startswith(f"  annotation {change.get('id', 2)}") or "at place 1" in sentence
+    assert sentence.startswith(f"  annotation {change.get('id', 2)}") or "at index 1" in sentence
     assert "data.on_bad_annotation=skip" in remedy
     assert refusal(root, on_bad_image="skip") == message
     with pytest.warns(DataWarning) as caught:
@@ -125,8 +125,8 @@ def test_a_box_may_reach_a_pixel_over_the_edge_and_is_cut(root: Path) -> None:
         ({"file_name": "gone.png"}, "image 2 (gone.png): there is no such file in"),
         ({"file_name": None}, "image 2: it has no file_name"),
         ({"id": 1}, "image 1 (002.png): its id is taken by 001.png"),
-        ({"id": "2"}, "image at place 1: it has no whole number as its id"),
-        ({"id": 2**63}, "image at place 1: its id 9223372036854775808 is beyond 64 bits"),
+        ({"id": "2"}, "image at index 1: it has no whole number as its id"),
+        ({"id": 2**63}, "image at index 1: its id 9223372036854775808 is beyond 64 bits"),
         ({"file_name": "a" * 300}, "aaa): cannot look for it: file name too long"),
     ],
 )

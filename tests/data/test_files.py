@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import features
 
-from lambdanets.data import DataConfig, DataError, DataWarning, open_pictures, open_splits, read_labels
+from lambdanets.data import DataConfig, DataError, DataWarning, open_splits, open_unlabelled, read_labels
 from lambdanets.data.files import find_images, open_regular
 from lambdanets.data.sources.folder import Folder, read_folder
 
@@ -53,7 +53,7 @@ def test_what_other_programs_left_is_no_data(write_folder: WriteFolder, stray: s
     assert folder.classes == ("cat", "dog")
     assert len(folder.train) + len(folder.val) == 12
     with pytest.warns(DataWarning, match="left out what is hidden"):
-        assert len(open_pictures(f"folder:{root}")) == 12
+        assert len(open_unlabelled(f"folder:{root}")) == 12
 
 
 def test_files_of_other_kinds_are_counted_by_suffix(write_folder: WriteFolder) -> None:
@@ -69,7 +69,7 @@ def test_files_of_other_kinds_are_counted_by_suffix(write_folder: WriteFolder) -
     assert len(said) == 1
     assert (len(folder.train), len(folder.val)) == (6, 2)
     with pytest.warns(DataWarning, match=r"left out 5 files \(4 \.heic, 1 no suffix\)\.$"):
-        open_pictures(f"folder:{root}")
+        open_unlabelled(f"folder:{root}")
 
 
 def test_what_pillow_reads_is_read(write_folder: WriteFolder, picture: Callable[..., object]) -> None:
@@ -100,7 +100,7 @@ def test_a_link_that_leads_round_in_a_circle(write_folder: WriteFolder, target: 
     root = write_folder({"cat": 6, "dog": 6})
     (root / "cat" / "more").symlink_to(target)
     (root / "dog" / "back").symlink_to("../cat")
-    for opened in (read, lambda root: open_pictures(f"folder:{root}")):
+    for opened in (read, lambda root: open_unlabelled(f"folder:{root}")):
         with pytest.raises(DataError, match=r"is a link to .*, a folder that holds the link itself"):
             opened(root)
 
@@ -132,7 +132,10 @@ def test_folders_and_files_behind_links_are_taken_once(write_folder: WriteFolder
     with pytest.warns(DataWarning, match="8 of 20 names of images are links to others of the same class"):
         assert len(read(root).train) == len(folder.train)
     # The same image by another name must be known for a validation image.
-    linked, plain = open_pictures(f"folder:{root / 'cat'}"), open_pictures(f"folder:{root.parent / 'pool'}")
+    linked, plain = (
+        open_unlabelled(f"folder:{root / 'cat'}"),
+        open_unlabelled(f"folder:{root.parent / 'pool'}"),
+    )
     places = {plain.location(index) for index in range(8)}
     assert sum(linked.location(index) in places for index in range(len(linked))) == 16
 

@@ -20,8 +20,8 @@ from lambdanets.data import (
     Labels,
     MixedSet,
     describe,
-    open_pictures,
     open_splits,
+    open_unlabelled,
     read_labels,
     select,
 )
@@ -142,14 +142,14 @@ def test_all_images_of_a_folder_are_found_with_their_names(write_folder: WriteFo
     (root / "top.PNG").write_bytes((root / "a/000.png").read_bytes())
     (root / "notes.txt").write_text("no image")
     with pytest.warns(DataWarning, match=r"left out 1 file \(1 \.txt\) and what is hidden"):
-        pictures = open_pictures(f"folder:{root}")
+        pictures = open_unlabelled(f"folder:{root}")
     names = [pictures.path(index) for index in range(len(pictures))]
     assert names == ["a/000.png", "b/deep/er/000.png", "b/deep/er/001.png", "top.PNG"]
     assert np.array_equal(np.asarray(pictures.read(0)), np.asarray(pictures.read(3)))
     assert pictures.subset(np.array([2, 0])).path(0) == names[2]
     (empty := root / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
-        open_pictures(f"folder:{empty}")
+        open_unlabelled(f"folder:{empty}")
 
 
 @pytest.fixture
@@ -291,13 +291,13 @@ def test_images_in_archives_without_labels(both: DataConfig) -> None:
     with tarfile.open(root / "more.tar", "w") as archive:
         for path in sorted((root / "more").iterdir()):
             archive.add(path, path.name)
-    pictures = open_pictures(f"tar:{root / 'more.tar'}")
+    pictures = open_unlabelled(f"tar:{root / 'more.tar'}")
     names = [pictures.path(index) for index in range(len(pictures))]
     assert names == [f"more.tar#{index:03d}.png" for index in range(10)]
     path = root / "labels.csv"
     path.write_text("image,label\nmore.tar#007.png,dog\nmore.tar#002.png,cat\n")
     train = open_splits(replace(both, unlabelled=f"tar:{root / 'more.tar'}")).train
     assert isinstance(train, MixedSet)
-    loose = open_pictures(f"folder:{root / 'more'}")
+    loose = open_unlabelled(f"folder:{root / 'more'}")
     assert np.array_equal(np.asarray(train.pseudo.images.read(0)), np.asarray(loose.read(7)))
     assert train.pseudo.targets.tolist() == [1, 0]

@@ -91,11 +91,13 @@ def test_archives_of_no_use(tmp_path: Path, write_tar: WriteTar, samples: MakeSa
     refused(tmp_path / "d.tar", "is not a tar archive: ")
     plain = write_tar("e.tar", samples([0, 1]))
     plain.write_bytes(gzip.compress(plain.read_bytes()))
-    refused(plain, r"e\.tar is compressed \(gzip\) and cannot be read at random places: unpack it to a plain")
+    refused(
+        plain, r"e\.tar is compressed \(gzip\) and cannot be read at random offsets: unpack it to a plain"
+    )
     (tmp_path / "z").mkdir()
     packed = plain.rename(tmp_path / "z" / "e.tar.gz")
-    refused(packed.parent, "holds no tar archives; compressed ones cannot be read at random places")
-    refused(packed, "e.tar.gz is no .tar archive; compressed ones cannot be read at random places")
+    refused(packed.parent, "holds no tar archives; compressed ones cannot be read at random offsets")
+    refused(packed, "e.tar.gz is no .tar archive; compressed ones cannot be read at random offsets")
     for name in ("f", "g", "h"):
         write_tar(f"{name}/0.tar", samples([0, 1]))
     (tmp_path / "f" / "1.tar").mkdir()

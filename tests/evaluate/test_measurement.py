@@ -224,7 +224,7 @@ def test_what_cannot_be_measured_is_refused(photos: Photos, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"for ImageNet's 1,000 classes, and .* has 7"):
         measure(replace(mine, classes=tuple(PLACES)), real="timm")
     for name in ("resnet50.a_tag", "no_model"):
-        with pytest.raises(RunError, match=f"{name} cannot be had: "):
+        with pytest.raises(RunError, match=f"{name} cannot be created: "):
             target_from_model(name, "digits", checkpoint=photos.weights)
     with pytest.raises(RunError, match=r"lambda_resnet50 are published; give your own with --checkpoint"):
         target_from_model("lambda_resnet50", "digits")

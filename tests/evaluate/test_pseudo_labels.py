@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from lambdanets.data import DataError, open_pictures, write_shards
+from lambdanets.data import DataError, open_unlabelled, write_shards
 from lambdanets.evaluate import pseudo_labels as module
 from lambdanets.evaluate.prediction import predict
 from lambdanets.evaluate.pseudo_labels import label, weights_hash
@@ -233,7 +233,7 @@ def test_half_precision_is_the_teacher_s(teacher: Run, scans: Path, tmp_path: Pa
     engine = replace(teacher.config.engine, precision="bf16-mixed", channels_last=True)
     half = replace(teacher, config=replace(teacher.config, engine=engine))
     found = label(half, source, tmp_path / "labels.csv", threshold=0.0, workers=1, batch_size=60)
-    pictures = open_pictures(source, 1)
+    pictures = open_unlabelled(source, 1)
     network = teacher.model().to(memory_format=torch.channels_last)
     images = torch.stack([module.eval_transform(teacher.config.data)(pictures.read(i)) for i in range(60)])
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

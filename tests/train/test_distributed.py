@@ -34,7 +34,7 @@ OPTIONS = [
     "--set", "data.augment.crop=none", "--set", "optimizer.lr_batch=64", "--set", "engine.ema=0.9",
 ]  # fmt: skip
 TWO = ["--devices", "2", "--set", "engine.strategy=ddp"]
-PATIENCE = 120
+RANK_TIMEOUT = 120
 
 
 def environment() -> dict[str, str]:
@@ -46,7 +46,7 @@ def environment() -> dict[str, str]:
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *OPTIONS, *words],
-        capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment(),
+        capture_output=True, text=True, timeout=RANK_TIMEOUT, check=False, env=environment(),
     )  # fmt: skip
 
 
@@ -125,11 +125,11 @@ def test_a_killed_process_ends_the_run_which_resumes(tmp_path: Path) -> None:
     )  # fmt: skip
     try:
         last = folder / "checkpoints" / "last.ckpt"
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + RANK_TIMEOUT
         while not last.exists() and time.monotonic() < until:
             time.sleep(0.05)
         os.kill(child_of(started.pid), signal.SIGKILL)
-        _, said = started.communicate(timeout=PATIENCE)
+        _, said = started.communicate(timeout=RANK_TIMEOUT)
     finally:
         started.kill()
     assert started.returncode == 1
@@ -138,7 +138,7 @@ def test_a_killed_process_ends_the_run_which_resumes(tmp_path: Path) -> None:
     assert "Traceback" not in said
     resumed = subprocess.run(
         [*COMMAND[:-1], "--resume", str(folder)],
-        capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment(),
+        capture_output=True, text=True, timeout=RANK_TIMEOUT, check=False, env=environment(),
     )  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr
     assert run(*TWO, *few, "--out", str(whole)).returncode == 0

@@ -29,7 +29,7 @@ def network() -> nn.Sequential:
 
 def moment(**changes: object) -> BadStep:
     usual = {
-        "facts": {"what": "the training loss became nan", "step": 7, "learning_rate": math.inf},
+        "details": {"what": "the training loss became nan", "step": 7, "learning_rate": math.inf},
         "losses": [(6, 0.5), (7, math.nan)],
         "seed": 3,
         "tensors": (batch := {"images": torch.randn(5, 3), "targets": torch.tensor([0, 1, 1, 0, 1])}),

@@ -186,7 +186,7 @@ def test_a_config_of_the_hub_with_values_of_other_types_is_told(
     folder = load_run(finished.directory).save_for_hub(tmp_path / "hub")
     config = json.loads((folder / "config.json").read_text()) | wrong
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RunError, match=r"^local-dir:.*hub cannot be had: "):
+    with pytest.raises(RunError, match=r"^local-dir:.*hub cannot be created: "):
         create_trained_model(f"local-dir:{folder}")
 
 

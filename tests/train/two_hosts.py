@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from launching import PATIENCE, TRAIN, Started, environment, finish, free_port, stamp, start
+from launching import RANK_TIMEOUT, TRAIN, Started, environment, finish, free_port, stamp, start
 from runs import assert_same_end
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -120,7 +120,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def until_it_saves(folder: Path, processes: list[Started]) -> None:
     """Wait for three checkpoints of this session."""
     last, seen = folder / "checkpoints" / "last.ckpt", set()
-    before, until = stamp(last), time.monotonic() + PATIENCE
+    before, until = stamp(last), time.monotonic() + RANK_TIMEOUT
     while len(seen) < 3 and time.monotonic() < until:
         assert all(process.poll() is None for process in processes), finish(*processes)
         seen |= {stamp(last)} - {before}

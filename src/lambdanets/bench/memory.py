@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-PATIENCE = 1800  # seconds
+TIMEOUT = 1800  # seconds
 M_MMAP_THRESHOLD, OWN_PAGES = -3, 2**17  # the parameter of glibc's mallopt, and its value in bytes
 FREE_FRACTION = 0.8  # of the free memory, which an entry may be expected to need
 
@@ -72,8 +72,8 @@ def peak_mib(job: Job) -> float | str:
     child.start()
     theirs.close()
     try:
-        if not ours.poll(PATIENCE):
-            return f"no answer in {PATIENCE} s"
+        if not ours.poll(TIMEOUT):
+            return f"no answer in {TIMEOUT} s"
         return ours.recv()
     except EOFError:
         child.join()

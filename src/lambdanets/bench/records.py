@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import lambdanets
+from lambdanets.utils.files import replacing
 
 NONE = math.nan  # a number that was not measured; an empty cell in the file
 
@@ -68,14 +69,12 @@ def write_rows(path: Path, kind: type, rows: Iterable[tuple[Any, Provenance]]) -
         rows: Each row with its provenance.
     """
     names = [field.name for field in fields(kind)]
-    temporary = path.with_name(f"{path.name}.part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow([*names, *(field.name for field in fields(Provenance))])
         for row, where in rows:
             values = (getattr(row, name) for name in names)
             table.writerow([*map(cell, values), *map(cell, asdict(where).values())])
-    temporary.replace(path)
 
 
 def read_rows(path: Path, kind: type, bench: str) -> list[tuple[Any, Provenance]]:

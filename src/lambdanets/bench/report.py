@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lambdanets.utils.files import replacing
+
 from .records import Provenance
 
 Clock = Literal["wall", "process"]
@@ -121,10 +123,9 @@ def save(figure: Any, path: Path) -> Path:
     """Write a figure to a temporary file and rename it; the suffix of the path decides the format."""
     from matplotlib import rc_context
 
-    temporary = path.with_name(f"{path.name}.part")
     kind = path.suffix[1:]
     metadata = {"Date": None} if kind == "svg" else {}
-    with rc_context({"svg.hashsalt": "lambdanets"}):  # and without a date: the same rows give the same file
+    # With a fixed salt and no date, the same rows give the same file.
+    with replacing(path) as temporary, rc_context({"svg.hashsalt": "lambdanets"}):
         figure.savefig(temporary, format=kind, facecolor="white", metadata=metadata)
-    temporary.replace(path)
     return path

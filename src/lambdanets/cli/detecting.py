@@ -55,25 +55,27 @@ def evaluate_run(
     changes = {"image_size": size, "batch_size": batch_size, "workers": workers}
     own = opened.config.data
     with usage():
-        form = replace(own, **{name: value for name, value in changes.items() if value is not None})
+        data_config = replace(own, **{name: value for name, value in changes.items() if value is not None})
         if data is not None:
-            form = _other_data(form, data, images)
+            data_config = _other_data(data_config, data, images)
         config = opened.config
         if precision is not None:
             config = replace(config, engine=replace(config.engine, precision=precision))
         opened = replace(opened, config=config)
-    evaluation = evaluate(opened, data=form, weights=weights, max_detections=max_detections, tile=option)
+    evaluation = evaluate(
+        opened, data=data_config, weights=weights, max_detections=max_detections, tile=option
+    )
     scores = evaluation.scores
     if evaluation.tiled:
         stdout().print(_tiles_note(evaluation.tiled, scores.images, opened, option), soft_wrap=True)
-    _print_scores(f"{run}, {weights} weights, on {form.source}", scores)
+    _print_scores(f"{run}, {weights} weights, on {data_config.source}", scores)
     if per_class is not None:
         _print_classes(scores)
         write_per_class(scores, per_class)
     if json is not None:
-        plain = {"run": str(run), "weights": weights, "data": form.source} | scores.to_plain()
+        plain = {"run": str(run), "weights": weights, "data": data_config.source} | scores.to_plain()
         write_json(json, plain)
-    files = [] if results is None else write_kinds(evaluation.results, results, masks=form.masks)
+    files = [] if results is None else write_kinds(evaluation.results, results, masks=data_config.masks)
     print_files(("classes", per_class), ("figures", json), *(("results", file) for file in files))
     return 0
 
@@ -160,7 +162,7 @@ def predict_run(
     unread = 0
     taken: set[str] = set()
     tiled = shrunk = 0
-    sizes, form = TrainingSizes.read(opened.files.image_sizes, opened.config.data), opened.config.data
+    sizes, data_config = TrainingSizes.read(opened.files.image_sizes, opened.config.data), opened.config.data
     detections = predict(
         opened, photos, threshold=threshold, weights=weights, tile=option, max_pixels=max_pixels
     )
@@ -172,7 +174,7 @@ def predict_run(
             continue
         target = folder / _free_name(Path(each.path), taken)
         tiled += each.tiles > 1
-        shrunk += each.tiles == 1 and sizes.too_large(each.image.size, form)
+        shrunk += each.tiles == 1 and sizes.too_large(each.image.size, data_config)
         found = each.objects
         drawing = draw_objects(
             each.image, found["boxes"], found["labels"], opened.classes, found["scores"], found.get("masks")

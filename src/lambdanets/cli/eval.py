@@ -88,9 +88,9 @@ def run(
         json: Write all results to a JSON file.
         results: Detectors: folder for all detections in COCO's results format (boxes.json and masks.json).
     """
-    from lambdanets.train.launch import shard
+    from lambdanets.train.launch import rank_and_world_size
 
-    if shard()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         raise UsageError("eval measures in one process: start it without torchrun or srun.")
     check_outputs({"--per-class": per_class, "--csv": csv, "--json": json})
     if stored_task(Path(what)) == "detection":

@@ -161,15 +161,15 @@ def parse(verb: Callable[..., int], *, prog: str, words: Sequence[str]) -> Calla
         return lambda: verb(*args, **options)
 
     _check_flags(words, verb, prog)
-    complaint = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with redirect_stderr(complaint):
+        with redirect_stderr(stderr):
             call, unknown = tyro.cli(
                 bind, prog=prog, args=words, return_unknown_args=True, config=(conf.FlagCreatePairsOff,)
             )
     except SystemExit as stop:
         if stop.code:
-            raise UsageError(f"{_sentence(complaint.getvalue())}; see {prog} --help") from None
+            raise UsageError(f"{_sentence(stderr.getvalue())}; see {prog} --help") from None
         raise
     if unknown:
         raise UsageError(f"unexpected argument {unknown[0]!r}; see {prog} --help")
@@ -231,7 +231,7 @@ def _sentence(box: str) -> str:
         return f"{first[1].split()[0]} is missing"
     text = " ".join(first).rstrip(".")
     if option := re.match(r"Error parsing (--[\w-]+):", text):
-        for what, complaint in NUMBERS.items():
-            if found := re.search(complaint + " ('.*?'|\".*?\")", text):
+        for what, pattern in NUMBERS.items():
+            if found := re.search(pattern + " ('.*?'|\".*?\")", text):
                 return f"{option[1]} takes {what}; got {found[1]}"
     return text[:1].lower() + text[1:]

@@ -22,7 +22,7 @@ from .shard_writer import Sharded, write_shards
 from .splits import Splits, describe, open_split, open_splits
 from .streams.stream_set import StreamSet
 from .transforms import eval_transform
-from .unlabelled import open_pictures
+from .unlabelled import open_unlabelled
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -49,9 +49,9 @@ __all__ = [
     "masks_to_coco",
     "open_coco",
     "open_coco_split",
-    "open_pictures",
     "open_split",
     "open_splits",
+    "open_unlabelled",
     "read_image",
     "read_labels",
     "select",

@@ -216,7 +216,7 @@ class DataConfig:
             std=self.std or std,
         )
 
-    def placeless(self) -> DataConfig:
+    def without_paths(self) -> DataConfig:
         """Return the same configuration without paths of images and labels, which differ between machines."""
         labels = self.pseudo_labels and "labels"
         return replace(self, source="digits", pseudo_labels=labels, unlabelled=None)

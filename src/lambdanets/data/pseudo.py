@@ -20,7 +20,7 @@ from .labels import read_labels
 from .sources import find_source
 from .sources.protocol import ImageSplits
 from .transforms import Pipeline
-from .unlabelled import open_pictures
+from .unlabelled import open_unlabelled
 
 
 def open_pseudo(config: DataConfig, source: ImageSplits) -> ImageSet:
@@ -39,7 +39,7 @@ def open_pseudo(config: DataConfig, source: ImageSplits) -> ImageSet:
     path = Path(config.pseudo_labels or "").expanduser()
     labels = read_labels(path, source.classes)
     unlabelled = config.unlabelled or _stored_source(path)
-    images = open_pictures(unlabelled, config.in_chans, config.max_pixels)
+    images = open_unlabelled(unlabelled, config.in_chans, config.max_pixels)
     index = {images.path(number): number for number in range(len(images))}
     missing = [image for image in labels.images if image not in index]
     if missing:

@@ -252,7 +252,7 @@ def _read(sides: dict[str, ImageSet], config: DataConfig, progress: Progress | N
 
 def describe(splits: Splits) -> dict[str, int | str]:
     """Return numbers of classes and images of a source, to print or to write into a run's folder."""
-    facts: dict[str, int | str] = {"classes": len(splits.classes)}
+    summary: dict[str, int | str] = {"classes": len(splits.classes)}
     sides: list[tuple[str, ImageSet | StreamSet]] = [("val", splits.val)]
     if isinstance(splits.train, MixedSet):
         sides = [("train", splits.train.labelled), ("pseudo-labelled", splits.train.pseudo), *sides]
@@ -260,15 +260,15 @@ def describe(splits: Splits) -> dict[str, int | str]:
         sides = [("train", splits.train), *sides]
     for name, side in sides:
         if isinstance(side, StreamSet):
-            facts[name] = f"{len(side)} images, streamed"
+            summary[name] = f"{len(side)} images, streamed"
             continue
         counts = np.bincount(side.targets, minlength=len(splits.classes))
         least, most = int(counts.argmin()), int(counts.argmax())
-        facts[name] = len(side)
-        facts[f"{name} images per class"] = (
+        summary[name] = len(side)
+        summary[f"{name} images per class"] = (
             str(counts[least])
             if counts[least] == counts[most]
             else f"{counts[least]} ({splits.classes[least]}) to {counts[most]} ({splits.classes[most]})"
         )
-    facts["skipped"] = len(splits.skipped)
-    return facts
+    summary["skipped"] = len(splits.skipped)
+    return summary

@@ -12,7 +12,7 @@ from .sources.folder import TRAIN_NAMES, VAL_NAMES
 from .sources.tar_paths import SUFFIX, side_word
 
 
-def open_pictures(source: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS) -> ImageSource:
+def open_unlabelled(source: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS) -> ImageSource:
     """Find all images of a source, whatever their classes.
 
     Args:
@@ -38,7 +38,7 @@ def training_side(names: Sequence[str]) -> list[int] | None:
     """Find the images on the training side of a source that is split.
 
     Args:
-        names: names of its images from `open_pictures`. The first folder is the side, such as train/ or
+        names: names of its images from `open_unlabelled`. The first folder is the side, such as train/ or
             val/; in archives without such a folder, it is a word of the archive's name.
 
     Returns:

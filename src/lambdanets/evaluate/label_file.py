@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import IO, Any
 from lambdanets.data.labels import COLUMNS, csv_lines, numbered_rows, open_text
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.errors import RunError
-from lambdanets.utils.files import naming, parse_json
+from lambdanets.utils.files import move_into_place, naming, parse_json
 from lambdanets.utils.text import json_text
 
 
@@ -30,7 +29,7 @@ class LabelFile:
     def __init__(self, path: Path, about: dict[str, Any], images: Sequence[str], classes: Sequence[str]):
         self.path, self.about, self.images, self.classes = path, about, images, classes
         self.growing = path.with_name(f"{path.name}.part")
-        self.facts = path.with_name(f"{path.name}.json")
+        self.metadata_file = path.with_name(f"{path.name}.json")
         self.lock = path.with_name(f".{path.name}.lock")
 
     def start(self, batch_size: int) -> int:
@@ -43,10 +42,10 @@ class LabelFile:
         """
         found = [each for each in (self.path, self.growing) if each.exists()]
         if not found:
-            write_text(self.facts, json_text(self.about, indent=1) + "\n")
+            write_text(self.metadata_file, json_text(self.about, indent=1) + "\n")
             return 0
         try:
-            was = parse_json(self.facts.read_text(encoding="utf-8"))
+            was = parse_json(self.metadata_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             was = {}
         was = was if isinstance(was, dict) else {}
@@ -81,7 +80,7 @@ class LabelFile:
             if not file.tell():
                 file.write(csv_lines([COLUMNS]))
             yield file
-        os.replace(self.growing, self.path)
+        move_into_place(self.growing, self.path)
 
     def append(
         self,

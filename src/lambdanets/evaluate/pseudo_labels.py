@@ -19,7 +19,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lambdanets.data import DataError, Labels, eval_transform, open_pictures, select
+from lambdanets.data import DataError, Labels, eval_transform, open_unlabelled, select
 from lambdanets.data.config import resolved_source
 from lambdanets.data.image_source import ImageSource
 from lambdanets.data.labels import folder_truths, parse_labels, to_csv
@@ -31,7 +31,7 @@ from lambdanets.evaluate.label_file import LabelFile, read_label_files
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.engine import device_and_precision, quiet_lightning
 from lambdanets.train.errors import RunError
-from lambdanets.train.launch import local_rank, shard
+from lambdanets.train.launch import local_rank, rank_and_world_size
 from lambdanets.train.progress import format_duration, print_once
 from lambdanets.train.run import Run
 from lambdanets.utils.processes import leave_signals_to_parent, locked
@@ -124,7 +124,7 @@ def label(
     config, path, source = teacher.config.data, Path(out), resolved_source(source)
     if path.exists() and not path.is_file():
         raise RunError(f"{path} is no regular file that labels could be written to")
-    pictures = open_pictures(source, config.in_chans, config.max_pixels)
+    pictures = open_unlabelled(source, config.in_chans, config.max_pixels)
     names = [pictures.path(index) for index in range(len(pictures))]
     if (rows := training_side(names)) is not None:
         print_once(f"{source} has a training and a validation side: only the training side is labelled")
@@ -140,7 +140,7 @@ def label(
         "images": _hash(names[index] for index in indices),
         "classes": list(teacher.classes),
     }
-    rank, parts = shard()
+    rank, parts = rank_and_world_size()
     files = [_file(path, part, parts) for part in range(parts)]
     mine = indices[rank::parts]
     label_files = [
@@ -174,7 +174,7 @@ def label(
         raise DataError(f"not one of the {len(unreadable)} images of {source!r} could be read.")
     all_labels = parse_labels(lines, path, teacher.classes)
     selected = select(all_labels, threshold=threshold, per_class=per_class, fill=fill)
-    facts = about | {
+    metadata = about | {
         "threshold": threshold,
         "per_class": per_class,
         "fill": fill,
@@ -184,7 +184,7 @@ def label(
         "kept": dict(zip(teacher.classes, selected.counts().tolist(), strict=True)),
     }
     if len(selected):
-        write_text(metadata_path(path), json_text(facts, indent=1) + "\n")
+        write_text(metadata_path(path), json_text(metadata, indent=1) + "\n")
         write_text(path, to_csv(selected))
     return PseudoLabelling(
         all_labels=all_labels,

@@ -188,7 +188,7 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
     try:
         return create_model(name, pretrained=pretrained)
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise RunError(f"{name} cannot be had: {first_line(error)}") from error
+        raise RunError(f"{name} cannot be created: {first_line(error)}") from error
 
 
 def _classes(name: str, network: Any) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from lambdanets.exporting import onnx_format, torch_format
 from lambdanets.exporting.format import ExportError, Format, Signature
-from lambdanets.utils.files import naming
+from lambdanets.utils.files import move_into_place, naming
 
 FORMATS: dict[str, Format] = {"torch": torch_format, "onnx": onnx_format}
 
@@ -106,7 +105,7 @@ def export_network(
         differences = [
             (compare or compare_outputs)(outputs, *pair) for pair in zip(actual, expected, strict=True)
         ]
-        os.replace(unfinished, file)
+        move_into_place(unfinished, file)
     return Exported(
         file=file,
         inputs={

@@ -165,8 +165,8 @@ class BaseConfig:
     """All settings of a run, without those of one task.
 
     A task's subclass narrows the types of `model` and `data`. The engine relies on `model.name`,
-    `model.weights`, `data.source`, `data.image_size`, `data.batch_size`, `data.workers`, `data.placeless()`,
-    and on `resolved()` of both, which makes their paths absolute.
+    `model.weights`, `data.source`, `data.image_size`, `data.batch_size`, `data.workers`,
+    `data.without_paths()`, and on `resolved()` of both, which makes their paths absolute.
     """
 
     TASK = ""  # "classification" or "detection": the entry `task` of config.json

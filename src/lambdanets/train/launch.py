@@ -100,7 +100,7 @@ def launched() -> tuple[int, int] | None:
     return local, _tasks() // local
 
 
-def shard() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Return (rank, number of ranks) of this process under torchrun or srun; (0, 1) without either.
 
     A SLURM job script that runs without srun has the variables of the job, but not those of a step.
@@ -132,8 +132,8 @@ def _tasks() -> int:
     return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else 0
 
 
-PATIENCE = timedelta(minutes=30)  # for the slowest rank, like the timeout of PyTorch's process groups
-FAREWELL = timedelta(seconds=10)  # rank 0 hosts the store: it waits this long until the others have read it
+RANK_TIMEOUT = timedelta(minutes=30)  # for the slowest rank, like the timeout of PyTorch's process groups
+SHUTDOWN_TIMEOUT = timedelta(seconds=10)  # of rank 0, which hosts the store, until the others have read it
 
 T = TypeVar("T")
 
@@ -158,7 +158,7 @@ def run_on_all_ranks(prepare: Callable[[], T]) -> T:
         result = prepare()
     except Exception as error:  # of any kind: the other ranks get its message before it is raised
         failure = error
-    first, message = _verdict(None if failure is None else str(failure) or type(failure).__name__)
+    first, message = _first_failure(None if failure is None else str(failure) or type(failure).__name__)
     if message is None:
         return result  # pyright: ignore[reportReturnType]
     if first == 0 and failure is not None:
@@ -169,7 +169,7 @@ def run_on_all_ranks(prepare: Callable[[], T]) -> T:
     raise raised from (None if raised is failure else failure)
 
 
-def _verdict(message: str | None) -> tuple[int, str | None]:
+def _first_failure(message: str | None) -> tuple[int, str | None]:
     """Exchange messages; return the lowest rank that failed and its message, None if all succeeded."""
     global _store
     environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SLURMEnvironment()
@@ -178,16 +178,16 @@ def _verdict(message: str | None) -> tuple[int, str | None]:
     prefix = f"lambdanets/{next(_calls)}"
     if rank:
         store.set(f"{prefix}/message/{rank}", json.dumps(message))
-        verdict = json.loads(_wait(store, f"{prefix}/verdict", 0, size))
+        first, failed = json.loads(_wait(store, f"{prefix}/failure", 0, size))
         store.set(f"{prefix}/received/{rank}", "")
-        return verdict[0], verdict[1]
+        return first, failed
     others = range(1, size)
     messages = [message, *(json.loads(_wait(store, f"{prefix}/message/{n}", n, size)) for n in others)]
     first = next((number for number, each in enumerate(messages) if each is not None), 0)
-    store.set(f"{prefix}/verdict", json.dumps([first, messages[first]]))
+    store.set(f"{prefix}/failure", json.dumps([first, messages[first]]))
     if messages[first] is not None:
         with suppress(RuntimeError):
-            store.wait([f"{prefix}/received/{number}" for number in others], FAREWELL)
+            store.wait([f"{prefix}/received/{number}" for number in others], SHUTDOWN_TIMEOUT)
     return first, messages[first]
 
 
@@ -197,10 +197,10 @@ def _rendezvous(address: str, port: int, rank: int, size: int) -> Any:
 
     url = f"tcp://{address}:{port}?rank={rank}&world_size={size}"
     try:
-        store, _, _ = next(iter(rendezvous(url, timeout=PATIENCE)))
+        store, _, _ = next(iter(rendezvous(url, timeout=RANK_TIMEOUT)))
     except RuntimeError as error:
         reason = first_line(error)
-        raise RunError(f"process {rank} of {size} could not meet the others: {reason}") from error
+        raise RunError(f"process {rank} of {size} could not connect to the others: {reason}") from error
     return store
 
 
@@ -208,7 +208,7 @@ def _wait(store: Any, key: str, rank: int, size: int) -> bytes:
     try:
         return store.get(key)
     except RuntimeError as error:
-        minutes = int(PATIENCE.total_seconds() // 60)
+        minutes = int(RANK_TIMEOUT.total_seconds() // 60)
         raise RunError(
             f"process {rank} of {size} ended, or did not arrive within {minutes} minutes; see its log"
         ) from error

@@ -284,15 +284,15 @@ class Learner(pl.LightningModule):
         first = self._first_rank(bool(what))
         if first is None:
             return
-        facts: dict[str, Any] = {}
+        details: dict[str, Any] = {}
         if first == self.global_rank:
             # Weights are checked after the optimiser step, losses before it.
             step = bad[0] if bad else self.recent_losses[-1][0] if self.recent_losses else self.global_step
             epoch = step // self.steps_per_epoch + 1
-            facts = {"what": what, "step": step, "epoch": epoch, "learning_rate": self.current_lr}
-            facts["report"] = self._write_report(facts, is_loss=bad is not None)
-        facts = self.trainer.strategy.broadcast(facts, src=first)
-        raise NonFiniteLossError(**facts, checkpoint=self.last_checkpoint)
+            details = {"what": what, "step": step, "epoch": epoch, "learning_rate": self.current_lr}
+            details["report"] = self._write_report(details, is_loss=bad is not None)
+        details = self.trainer.strategy.broadcast(details, src=first)
+        raise NonFiniteLossError(**details, checkpoint=self.last_checkpoint)
 
     def _first_bad_loss(self) -> tuple[int, float] | None:
         """Read the losses since the last check; return (step, loss) of the first that is not finite."""
@@ -314,7 +314,7 @@ class Learner(pl.LightningModule):
         first = int(self.trainer.strategy.reduce(rank, reduce_op="min"))
         return first if first < world else None
 
-    def _write_report(self, facts: dict[str, Any], *, is_loss: bool) -> str:
+    def _write_report(self, details: dict[str, Any], *, is_loss: bool) -> str:
         """Write the report on a bad step; return the part of the error message that names its folder."""
         if self.files is None:
             return ""
@@ -322,7 +322,7 @@ class Learner(pl.LightningModule):
         collective = stale = ""
         if not is_loss:
             stale = "the loss was finite: the step with this batch and these gradients spoilt the weights"
-        elif self.recent_losses[-1][0] != facts["step"] or number != self.state.batches_done:
+        elif self.recent_losses[-1][0] != details["step"] or number != self.state.batches_done:
             stale = (
                 "the batch is a later one than that of the bad loss, as the loss is not checked at each step "
                 "here. Resume the run: up to this step it will be, and this folder then holds that batch"
@@ -334,7 +334,7 @@ class Learner(pl.LightningModule):
                 collective = "with FSDP one process has a part of the weights"
         where = {"process": self.global_rank, "batch": number, "precision": self.config.engine.precision}
         bad_step = BadStep(
-            facts=facts | where,
+            details=details | where,
             losses=list(self.recent_losses),
             seed=step_seed(self.config.seed, number, self.global_rank),
             tensors=None if batch is None else self.named_tensors(batch),
@@ -449,7 +449,7 @@ def check_same_on_all_ranks(config: BaseConfig, fingerprint: str, weights_digest
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
     # The paths of images and weights may differ between machines; their content may not.
-    data = config.data.placeless() if fingerprint else config.data
+    data = config.data.without_paths() if fingerprint else config.data
     model = replace(config.model, weights=None) if weights_digest else config.model
     mine = {
         "configuration": to_json(replace(config, data=data, model=model)),

@@ -23,7 +23,7 @@ class BadStep:
     """A step whose loss or weights are not finite.
 
     Attributes:
-        facts: Description of the failure and of its position in the run, as plain values; `step` is that of
+        details: Description of the failure and of its position in the run, as plain values; `step` is that of
             the first bad loss.
         losses: (step, loss) of the last batches, the bad one included.
         seed: Seed of PyTorch's generators just before the forward pass of the batch.
@@ -34,7 +34,7 @@ class BadStep:
         context: Context manager of the forward pass that sets the precision of the run.
     """
 
-    facts: dict[str, Any]
+    details: dict[str, Any]
     losses: list[tuple[int, float]]
     seed: int
     tensors: dict[str, Tensor] | None
@@ -62,7 +62,7 @@ def locate_nonfinite(network: nn.Module, bad_step: BadStep, folder: Path) -> Non
     parameters = dict(network.named_parameters())
     broken = [name for name, tensor in network.state_dict().items() if not _finite(tensor)]
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    report: dict[str, Any] = bad_step.facts | {"seed": bad_step.seed, "nonfinite_weights": broken}
+    report: dict[str, Any] = bad_step.details | {"seed": bad_step.seed, "nonfinite_weights": broken}
     notes = []
     if bad_step.tensors is None:
         notes.append("there was no batch at hand")
@@ -74,7 +74,7 @@ def locate_nonfinite(network: nn.Module, bad_step: BadStep, folder: Path) -> Non
         notes.append("weights.safetensors is left out: the weights are NaN or infinite; see last.ckpt")
     else:
         # Before the network runs again: a pass in training mode changes its statistics.
-        save_weights(network.state_dict(), folder / NAMES[1], {"step": str(bad_step.facts["step"])})
+        save_weights(network.state_dict(), folder / NAMES[1], {"step": str(bad_step.details["step"])})
     if bad_step.stale:
         notes.append(bad_step.stale)
     elif bad_step.tensors is not None and not bad_step.collective:

@@ -102,9 +102,9 @@ def find_resume_point(files: RunFiles, config: BaseConfig) -> ResumePoint | None
             )
         print_once(f"{files.directory} has no checkpoint yet: starting from the beginning")
         return None
-    path, content, complaints = found
-    for complaint in complaints:
-        print_once(f"{complaint}; it is set aside, and the run continues from {path.name}")
+    path, content, faults = found
+    for fault in faults:
+        print_once(f"{fault}; it is set aside, and the run continues from {path.name}")
     start = ResumePoint(path, content)
     epoch, batch = start.state.position
     if start.is_complete(config):

@@ -35,18 +35,29 @@ def replacing(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
         with naming(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            _sync(temporary)
-            if previous is not None and path.exists():
-                os.replace(path, previous)
-            os.replace(temporary, path)
-            try:
-                _sync(path.parent)
-            except OSError as error:
-                if error.errno not in NO_FOLDER_SYNC:
-                    raise
+            move_into_place(temporary, path, previous=previous)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def move_into_place(finished: Path, path: Path, *, previous: Path | None = None) -> None:
+    """Sync a file to the disk, then rename it to `path`, in the same file system.
+
+    Args:
+        finished: The file that was written.
+        path: Its final path.
+        previous: Path to which an existing file is moved.
+    """
+    _sync(finished)
+    if previous is not None and path.exists():
+        os.replace(path, previous)
+    os.replace(finished, path)
+    try:
+        _sync(path.parent)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
 
 
 @contextmanager

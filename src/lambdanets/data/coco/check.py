@@ -34,7 +34,7 @@ class Checked:
         bad_annotations: one sentence each.
         with_bad_images: number of annotations of bad images.
         missing: number of images whose file was not found.
-        respelled: one sentence each for images whose file was found under another spelling of its name.
+        renamed: one sentence each for images whose file was found under another spelling of its name.
     """
 
     images: list[Entry]
@@ -43,7 +43,7 @@ class Checked:
     bad_annotations: list[str]
     with_bad_images: int
     missing: int
-    respelled: list[str]
+    renamed: list[str]
 
 
 def check_entries(
@@ -67,7 +67,7 @@ def check_entries(
         max_pixels: larger images are refused.
         progress: called with the number of images done.
     """
-    listed, bad_images, missing, respelled = _listed(file.images, folders)
+    listed, bad_images, missing, renamed = _listed(file.images, folders)
     entries = list(listed.values())
 
     def check(index: int) -> None:
@@ -89,7 +89,7 @@ def check_entries(
     seen: set[int] = set()
     for index, entry in enumerate(file.annotations):
         if not isinstance(entry, dict) or not is_id(entry.get("id")):
-            bad_annotations.append(f"annotation at place {index}: {_id_fault(entry)}.")
+            bad_annotations.append(f"annotation at index {index}: {_id_fault(entry)}.")
             continue
         if entry["id"] in seen:
             fault = "its id is taken by another one before it"
@@ -107,7 +107,13 @@ def check_entries(
             of = f" of {image['file_name']}" if image else ""
             bad_annotations.append(f"annotation {entry['id']}{of}: {fault}.")
     return Checked(
-        list(images.values()), annotations, bad_images, bad_annotations, with_images, missing, respelled
+        list(images.values()),
+        annotations,
+        bad_images,
+        bad_annotations,
+        with_images,
+        missing,
+        renamed,
     )
 
 
@@ -121,13 +127,13 @@ def _listed(
         and sentences about files that were found under another spelling of their name.
     """
     found: dict[int, Entry] = {}
-    respelled: dict[int, Path] = {}
+    renamed: dict[int, Path] = {}
     bad = []
     missing = 0
     for index, entry in enumerate(entries):
         number = entry.get("id") if isinstance(entry, dict) else None
         if not is_id(number):
-            bad.append(f"image at place {index}: {_id_fault(entry)}.")
+            bad.append(f"image at index {index}: {_id_fault(entry)}.")
             continue
         name, width, height = entry.get("file_name"), *(as_number(entry.get(k)) for k in ("width", "height"))
         if not isinstance(name, str) or not name:
@@ -144,7 +150,7 @@ def _listed(
                 bad.append(f"image {number} ({name}): cannot look for it: {reason(error)}.")
                 continue
             if path is None and len(others) == 1:
-                path = respelled[number] = others[0]
+                path = renamed[number] = others[0]
             if path is None and others:
                 bad.append(f"image {number} ({name}): it could be {others[0]} or {others[1]}.")
             elif path is None:
@@ -155,12 +161,12 @@ def _listed(
                 found[number] = {"id": number, "file_name": name, "width": width, "height": height}
                 found[number]["path"] = os.fspath(path)
     names = Counter(path for path, _ in {(each["path"], each["file_name"]) for each in found.values()})
-    for number, path in list(respelled.items()):
+    for number, path in list(renamed.items()):
         if names[os.fspath(path)] > 1:
             name = found.pop(number)["file_name"]
-            del respelled[number]
+            del renamed[number]
             bad.append(f"image {number} ({name}): {path} is there under this and under another file_name.")
-    notes = [f"{found[number]['file_name']} is read from {path}." for number, path in respelled.items()]
+    notes = [f"{found[number]['file_name']} is read from {path}." for number, path in renamed.items()]
     return found, bad, missing, notes
 
 

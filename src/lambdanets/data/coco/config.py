@@ -96,6 +96,6 @@ class CocoConfig:
         images = self.images and os.path.abspath(os.path.expanduser(self.images))
         return replace(self, source=f"coco:{root}", images=images)
 
-    def placeless(self) -> CocoConfig:
+    def without_paths(self) -> CocoConfig:
         """Return the same configuration without paths of images and annotations."""
         return replace(self, source="coco:.", images=None)

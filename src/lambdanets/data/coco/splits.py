@@ -17,7 +17,7 @@ from lambdanets.utils.text import join_some
 from ..check import check_memory
 from ..errors import LISTED, DataError, DataWarning, listing
 from ..image_source import real
-from ..sources.folder import existing, stratum
+from ..sources.folder import existing, stratified_hold_out
 from .annotation_file import CocoFile, read_coco
 from .check import Checked, check_entries
 from .coco_set import CocoSet
@@ -225,7 +225,7 @@ def _part(file: CocoFile, checked: Checked, side: Side, val_fraction: float, see
     order = list(names)
     chosen = range(len(order))
     if val_fraction < 1:
-        chosen = stratum(list(names.values()), val_fraction, seed)
+        chosen = stratified_hold_out(list(names.values()), val_fraction, seed)
     held_out = {order[index] for index in chosen}
     images = [
         image
@@ -239,10 +239,10 @@ def _report_faults(config: CocoConfig, found: Sequence[tuple[CocoFile, Checked]]
     """Refuse broken entries, or warn that they are left out, in one message."""
     refused, skipped = [], []
     for file, checked in found:
-        if checked.respelled:
+        if checked.renamed:
             skipped.append(
-                f"{len(checked.respelled)} of {len(file.images)} file names of {file.path} are written for "
-                f"another system or folder:{listing(checked.respelled)}"
+                f"{len(checked.renamed)} of {len(file.images)} file names of {file.path} are written for "
+                f"another system or folder:{listing(checked.renamed)}"
             )
         own = f" with their annotations ({checked.with_bad_images})" if checked.with_bad_images else ""
         for what, policy, bad, total, others in (
@@ -337,14 +337,14 @@ def _check_same_categories(files: Sequence[CocoFile]) -> None:
 
 def describe_coco(splits: CocoSplits) -> dict[str, int | str]:
     """Return numbers of classes, images and objects, to print or to write into a run's folder."""
-    facts: dict[str, int | str] = {"classes": len(splits.classes)}
+    summary: dict[str, int | str] = {"classes": len(splits.classes)}
     for name, side in (("train", splits.train), ("val", splits.val)):
         own = [side.entry(index)[1] for index in range(len(side))]
-        facts[name] = len(side)
-        facts[f"{name} objects"] = sum(not entry.get("iscrowd") for each in own for entry in each)
-        facts[f"{name} crowds"] = sum(bool(entry.get("iscrowd")) for each in own for entry in each)
-        facts[f"{name} images without objects"] = sum(
+        summary[name] = len(side)
+        summary[f"{name} objects"] = sum(not entry.get("iscrowd") for each in own for entry in each)
+        summary[f"{name} crowds"] = sum(bool(entry.get("iscrowd")) for each in own for entry in each)
+        summary[f"{name} images without objects"] = sum(
             all(entry.get("iscrowd") for entry in each) for each in own
         )
-    facts["skipped"] = len(splits.skipped)
-    return facts
+    summary["skipped"] = len(splits.skipped)
+    return summary

@@ -181,7 +181,7 @@ def which_held_out(
     Raises:
         DataError: a class has one image only.
     """
-    choose = stratum if hold_out == "exact" else below_threshold
+    choose = stratified_hold_out if hold_out == "exact" else below_threshold
     held_out = np.full(len(targets), val_fraction == 1)
     for target in np.unique(targets) if val_fraction < 1 else ():
         members = np.flatnonzero(targets == target)
@@ -203,7 +203,7 @@ def split_rows(
     held_out = np.full(len(targets), val_fraction == 1)
     for target in np.unique(targets) if val_fraction < 1 else ():
         members = np.flatnonzero(targets == target)
-        chosen = stratum([names[int(index)] for index in members], val_fraction, seed)
+        chosen = stratified_hold_out([names[int(index)] for index in members], val_fraction, seed)
         held_out[members[sorted(chosen)]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
@@ -220,7 +220,7 @@ def below_threshold(names: Sequence[str], val_fraction: float, seed: int) -> set
     return set(ranked[: min(max(number, 1), len(names) - 1)])
 
 
-def stratum(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:
+def stratified_hold_out(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:
     """Return the indices of the held-out names of one class: those with the lowest digests.
 
     `val_fraction` of them, rounded, but at least one name is held out, and never all.

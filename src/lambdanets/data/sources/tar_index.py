@@ -63,23 +63,23 @@ def read_members(
 
             result = scan(root, shard, labelled=labelled, moved=moved)
             moved(sizes[shard])
-            if result.complaint and not skip:
+            if result.fault and not skip:
                 raise DataError(
-                    f"{result.complaint}. Copy or make the shard again, or leave out what it lacks with "
+                    f"{result.fault}. Copy or make the shard again, or leave out what it lacks with "
                     "--set data.on_bad_image=skip."
                 )
             return result
 
         scanned = dict(zip(missing, pool.map(found, missing), strict=True))
     for shard, result in scanned.items():
-        if result.complaint:
-            warnings.warn(f"{result.complaint}. The rest is left out.", SourceWarning, stacklevel=2)
+        if result.fault:
+            warnings.warn(f"{result.fault}. The rest is left out.", SourceWarning, stacklevel=2)
         known[shard] = result.members
     others = sum((result.others for result in scanned.values()), Counter())
     warn_left_out(root, others, {name for result in scanned.values() for name in result.stray})
     for folder in damaged:
         own = [shard for shard in shards if os.path.dirname(shard) == folder]
-        whole = labelled and not any(scanned[shard].complaint for shard in own if shard in scanned)
+        whole = labelled and not any(scanned[shard].fault for shard in own if shard in scanned)
         _mend(root, folder, _joined([known[shard] for shard in own]), sizes, whole=whole)
     return _joined([known[shard] for shard in shards])
 

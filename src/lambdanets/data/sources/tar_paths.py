@@ -165,7 +165,7 @@ def _no_archives(root: str) -> DataError:
 def _instead(names: Sequence[str]) -> str:
     if any(COMPRESSED_SUFFIXES.search(name.lower()) for name in names):
         return (
-            "; compressed ones cannot be read at random places: unpack them to plain .tar, or to folders for "
-            "`lambdanets shard`"
+            "; compressed ones cannot be read at random offsets: unpack them to plain .tar, or to folders "
+            "for `lambdanets shard`"
         )
     return ""

@@ -60,14 +60,14 @@ class Scanned:
 
     Attributes:
         members: the images of the shard.
-        complaint: a fault of the shard that leaves these images usable, "" if there is none.
+        fault: a fault of the shard that leaves these images usable, "" if there is none.
         others: number of files that are no images, by suffix; empty if .cls files define samples, which
             contain other files by design.
         stray: names of hidden files and of files of other programs.
     """
 
     members: Members
-    complaint: str
+    fault: str
     others: Counter[str] = field(default_factory=Counter)
     stray: frozenset[str] = frozenset()
 
@@ -102,10 +102,10 @@ def scan(
                 member = tar.next()
             except (tarfile.TarError, ValueError) as error:
                 cut = "end of data" in str(error)
-                complaint = _early(path, whole) if cut else _damaged(path, tar.offset, whole)
+                fault = _early(path, whole) if cut else _damaged(path, tar.offset, whole)
                 break
             if member is None:
-                complaint = _complaint_at_end(path, tar.offset, whole)
+                fault = _fault_at_end(path, tar.offset, whole)
                 break
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # a million would stay in memory
             name = member.name.removeprefix("./")
@@ -113,13 +113,13 @@ def scan(
             if member.isdir():
                 continue
             if member.size < 0:  # Python's reader would go back, in an endless loop
-                complaint = _damaged(path, member.offset, whole)
+                fault = _damaged(path, member.offset, whole)
                 break
             if member.issparse() and (suffix in IMAGE_SUFFIXES or suffix == f".{LABEL}"):
                 sparse.append(name)
                 continue
             if member.isreg() and not member.issparse() and member.offset_data + member.size > size:
-                complaint = _early(path, whole)
+                fault = _early(path, whole)
                 break
             whole += 1
             if whole % REPORTED == 0:
@@ -148,9 +148,9 @@ def scan(
         )
     if labels and labelled:
         images, lacking = _samples(path, images, labels)
-        complaint = complaint or lacking
+        fault = fault or lacking
     if not images:
-        raise DataError(f"{path} holds no images; {_instead(others, complaint)}.")
+        raise DataError(f"{path} holds no images; {_instead(others, fault)}.")
     contents = [labels.get(sample_key(name), b"") if labelled else b"" for name in images]
     members = Members(
         (shard,),
@@ -160,7 +160,7 @@ def scan(
         np.array([os.fsencode(name) for name in images], np.bytes_),
         np.array(contents, np.bytes_),
     )
-    return Scanned(members, complaint, Counter() if labels else others, frozenset(stray))
+    return Scanned(members, fault, Counter() if labels else others, frozenset(stray))
 
 
 def _check_kind(path: str, size: int) -> None:
@@ -171,7 +171,7 @@ def _check_kind(path: str, size: int) -> None:
     for magic, method in COMPRESSED.items():
         if start.startswith(magic):
             raise DataError(
-                f"{path} is compressed ({method}) and cannot be read at random places: unpack it to a plain "
+                f"{path} is compressed ({method}) and cannot be read at random offsets: unpack it to a plain "
                 ".tar. Images are compressed already."
             )
 
@@ -202,7 +202,7 @@ def _damaged(path: str, offset: int, whole: int) -> str:
     return f"{path} is damaged at byte {offset}: the {whole} members before it are whole"
 
 
-def _complaint_at_end(path: str, offset: int, whole: int) -> str:
+def _fault_at_end(path: str, offset: int, whole: int) -> str:
     """Check for the end mark of an archive; Python's reader takes anything but a header for the end."""
     with open(path, "rb") as file:
         file.seek(offset)
@@ -239,9 +239,9 @@ def _samples(
     return whole, ""
 
 
-def _instead(others: Counter[str], complaint: str) -> str:
+def _instead(others: Counter[str], fault: str) -> str:
     if ".tar" in others:
         return f"it holds other archives. {ORIGINAL_ARCHIVES}"
-    if complaint:
-        return complaint
+    if fault:
+        return fault
     return f"it holds files of other kinds: {join_some(sorted(others))}" if others else "it is empty"

@@ -14,13 +14,14 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import torch
 import triton
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 from triton.testing import do_bench
+
+from lambdanets.utils.files import replacing
 
 from ...problem import Problem
 from .launch import KernelCall, uses_tf32
@@ -138,11 +139,8 @@ def load_or_find(file: Path | None, candidates: Sequence[Tile], find: Callable[[
         if tile in candidates:
             return tile
     tile = find()
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=file.parent, delete=False) as temporary:  # replaced as a whole
-            json.dump(asdict(tile), temporary)
-        os.replace(temporary.name, file)
+    with suppress(OSError), replacing(file) as temporary:
+        temporary.write_text(json.dumps(asdict(tile)))
     return tile
 
 
