@@ -14,10 +14,9 @@ from lambdanets.models.zoo import CONFIGS
 from lambdanets.nn import LambdaLayer2d
 
 EVERY = list(CONFIGS)  # the MobileNets, which are based on timm's, have their own test file
-# The deepest models differ from these only in the number of blocks.
+# Deep models differ from these, and from the deepest, only in the number of blocks.
 SHALLOW = [name for name in EVERY if not any(depth in name for depth in ("200", "270", "350", "420"))]
-# The deep ResNet-RS are the LambdaResNets of the same depth, which are run, with convolutions.
-RUN = [name for name in EVERY if name in SHALLOW or "_rs" not in name]
+RUN = [*SHALLOW, "lambda_resnet420", "lambda_resnet420_c4"]
 SMALL = [name for name in EVERY if "digits" in name or "cifar" in name or "mini" in name]
 
 
