@@ -1,5 +1,6 @@
 """The position part as custom operators: registration, graphs, export, gradients of gradients."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ from torch import Tensor
 from cases import BY_NAME, CASES, Case
 from closeness import assert_close_by_name
 from lambdanets import LambdaLayer2d
-from lambdanets.ops import GlobalContext, LocalContext, Problem, functional, lambda_layer, plan
+from lambdanets.ops import GlobalContext, LocalContext, Problem, functional, lambda_layer, plan, position
 from lambdanets.ops.position import decode, encode, position_gradients, position_output
+from oracles import lambda_layer_einsum
 from running import RUNNING
 
 kernels = pytest.mark.parametrize("kernel", RUNNING)
@@ -140,6 +142,31 @@ def test_an_exported_layer_serves_any_size(options: dict[str, Any]) -> None:
     for size in ((12, 15), (3, 40), (31, 7)):
         x = torch.randn(2, 8, *size, dtype=torch.float64)
         torch.testing.assert_close(exported.module()(x), layer(x))
+
+
+@pytest.mark.parametrize("limit", [0, 300, 2**30], ids=["one row", "blocks", "all pairs"])
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.position and not (case.dense or case.masked or case.padded)],
+    ids=str,
+)
+def test_every_form_of_an_exported_graph_is_the_position_part(
+    case: Case, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(position, "EXPORTED_EMBEDDINGS", limit)
+    inputs = case.inputs()
+    found = position.exported_output(inputs["q"], inputs["v"], inputs["e"], case.context())
+    torch.testing.assert_close(found, replace(case, content=False).call_oracle(lambda_layer_einsum, inputs))
+
+
+def test_an_exported_layer_on_a_large_grid_has_no_embeddings_of_all_pairs() -> None:
+    for options in ({"scope": 23}, {"grid": 48}):
+        layer = LambdaLayer2d(16, **options).eval()
+        exported = torch.export.export(layer, (torch.randn(1, 16, 48, 48),))
+        shapes = [
+            node.meta["val"].shape for node in exported.graph.nodes if hasattr(node.meta.get("val"), "shape")
+        ]
+        assert max(shape.numel() for shape in shapes) <= position.EXPORTED_EMBEDDINGS
 
 
 def test_forward_and_backward_may_take_different_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from ..position_table import trim_table
 from ..problem import Cost, Problem
 
 NAME = "conv"
+MAX_AXES = 3
 BLOCK = 2**24  # bytes of the position lambdas that are in memory at once
 HALF_RATE_TAPS = 50  # a convolution whose window has this many taps (entries times u) runs at half the rate
 GRADIENT_RATE = 12e9 if ONEDNN else 6e9  # operations per second of a convolution's gradients, for any window
@@ -117,9 +118,16 @@ class Convolution:
     step: tuple[int, ...]
 
     @classmethod
-    def of(cls, e: Tensor, context: RelativeContext) -> Convolution:
-        """Return the convolution of a table [*offsets, k, u] on a grid."""
-        table, centre = trim_table(e, context)
+    def of(cls, e: Tensor, context: RelativeContext, largest: RelativeContext | None = None) -> Convolution:
+        """Return the convolution of a table.
+
+        Args:
+            e: The table [*offsets, k, u].
+            context: The geometry; its sizes may be symbols of torch.export.
+            largest: The context whose pairs decide which entries are read, `context` by default.
+        """
+        largest = largest or context
+        table, centre = trim_table(e, largest)
         weight = table.movedim((-2, -1), (0, 1))  # [k, u, *offsets]
         steps = context.step
         before = [c * step for c, step in zip(centre, steps, strict=True)]
@@ -135,7 +143,7 @@ class Convolution:
             # On some grids of three axes oneDNN leaves parts of half-precision lambdas unwritten.
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         weight = weight.contiguous(memory_format=_channels_last(weight.ndim))
-        entries = context.reachable_entries()
+        entries = largest.reachable_entries()
         return cls(context, e.dtype, weight, entries, tuple(before), tuple(after), tuple(steps))
 
     def images(self, v: Tensor) -> Tensor:
@@ -250,8 +258,8 @@ def unsupported(problem: Problem) -> list[str]:
         reasons.append(
             "a convolution needs relative positions: a table of offsets, not dense embeddings or none"
         )
-    if len(problem.grid) > 3:
-        reasons.append(f"convolutions have at most 3 axes, the grid has {len(problem.grid)}")
+    if len(problem.grid) > MAX_AXES:
+        reasons.append(f"convolutions have at most {MAX_AXES} axes, the grid has {len(problem.grid)}")
     return reasons
 
 
