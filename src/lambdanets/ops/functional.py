@@ -66,8 +66,8 @@ def lambda_layer(
 
     Differences from the paper:
         Keys under a mask or a causal order are normalised over the elements that each query sees, which the
-        paper leaves open. As in the paper, a local scope limits position lambdas only, and borders are not
-        padded.
+        paper leaves open. The rest is as in the paper: a local scope limits position lambdas only, and sums
+        at the border of the grid run over fewer elements, which equals zero padding.
 
     References:
         LambdaNetworks (Bello, 2021), equations 1-3, sections 3.1-3.4, appendices B.2 and B.4, Table 12

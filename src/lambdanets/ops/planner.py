@@ -26,9 +26,10 @@ from .problem import Cost, Problem
 
 NEAR = 1.05  # estimates within this factor of the lowest count as equal
 MEASURED_RANGE = 8  # kernels whose estimate is within this factor of the lowest are measured
-# Appendix E.1 takes a convolution for more positions than this or for u > 1, else the definition.
+# The paper (appendix E.1) uses a convolution for more query positions than this, or for u > 1, and otherwise
+# the definition (kernel "reference").
 PAPER_RULE_LENGTH = 85**2
-CHOICES = ("auto", "measured")
+CHOICES = ("auto", "measured")  # values of the argument `kernel` with which the planner selects the kernel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,9 @@ class PlanRow:
     Args:
         kernel: The kernel's name.
         cost: Its estimated cost, None if it does not support the problem.
-        verdict: "chosen"; "slower"; "larger", about as fast but with more memory; "same", without positions;
-            "too large" for the memory; or "cannot serve", not supported.
+        verdict: One of "chosen"; "slower"; "larger" (about as fast as the chosen one, but needs more memory);
+            "same" (no kernel runs, as there are no positions); "too large" (does not fit into the available
+            memory); "cannot serve" (does not support the problem).
         reason: The reason for the verdict, as a phrase.
         measured: Measured seconds, None if it was not measured.
     """
@@ -341,8 +343,8 @@ def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[PlanRow, ..
 def resolve(kernel: str, problem: Problem) -> tuple[str, str]:
     """Return the kernels of the forward and the backward pass for a call's `kernel` argument.
 
-    While a graph is traced, sizes may be symbols; then "auto" and "measured" are returned as they are, and
-    resolved when the graph runs. So they are without positions, where no kernel runs.
+    While a graph is traced, sizes may be symbols: `kernel` is then returned as it is, and "auto" or
+    "measured" is resolved when the graph runs. Without positions it is returned as it is too: no kernel runs.
 
     Raises:
         ValueError: If there is no such kernel, or it does not support the problem (with its reasons).

@@ -254,6 +254,7 @@ class Problem:
         elif self.masked:
             pairs = 4 * min(MASKED_BLOCK // max(1, self.batch), n * self.num_context * columns)
         elif self.causal:
+            # Temporaries of `content._causal_softmax_content`: within chunks, between chunks, for each query.
             chunk, chunks = causal_chunks(n)
             inside = n * chunk * (3 * columns + 2 * self.num_heads * self.dim_u)
             between = chunks * columns * (3 * chunks + 3 * self.dim_v)

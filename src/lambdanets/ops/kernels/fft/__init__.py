@@ -1,12 +1,12 @@
 """Fourier order: along the longest axis of the grid, positions are summed in the frequency domain.
 
-A convolution along an axis is a product per frequency. The transform of the values along that axis, the sum
-over the other axes (a matrix per frequency, since the embedding of an offset is the same everywhere) and the
-inverse transform are all matrix products. So are the transforms themselves: with some hundred points, a
-product with the matrix of cosines and sines is faster than a fast Fourier transform, and computes only the
-points in use. A block of query rows is computed from the frequencies to the output before the next block
-starts, so that only a block of the position lambdas [n, k, v] is in memory at once, also in the backward
-pass, which recomputes them.
+A correlation along an axis is a product per frequency. There are three steps, all of them matrix products:
+transform the values along that axis; for each frequency, multiply them by a matrix that sums over the other
+axes (one matrix serves the whole transformed axis, since an embedding depends on the offset alone); transform
+the sums back. With some hundred points, a product with the matrix of cosines and sines is faster than a fast
+Fourier transform, and computes only the points in use. A block of query rows is computed from the frequencies
+to the output before the next block starts, so that only a block of the position lambdas [n, k, v] is in
+memory at once, also in the backward pass, which recomputes them.
 
 A long axis is folded first: a sequence of n elements becomes a grid of about sqrt(n / 2) rows, and an offset
 in the sequence becomes an offset between rows and one within a row. A global context then costs about
@@ -37,7 +37,7 @@ from .layout import FrequencyLayout
 
 NAME = "fft"
 ROWS = 64  # rows of a block's matrix product (query positions times k), unless one query row has more
-COLUMNS = 512  # its columns (examples times v), unless one example has more
+COLUMNS = 512  # columns of that product (examples times v), unless one example has more
 BLOCK = 2**24  # bytes of a block's matrices that are in memory at once, and of its products with values
 
 
@@ -196,7 +196,7 @@ class Block:
     def matrices(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of the frequencies, with the matrices [f, 2 rows k, 2 u keys] that act on the values.
 
-        Matrices are valid until the next ones.
+        All share one buffer: a result is valid until the next one is yielded.
         """
         yield from self._cached_matrices or self._build_matrices()
 

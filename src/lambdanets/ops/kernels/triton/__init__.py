@@ -40,7 +40,8 @@ NAME = "triton"
 MAX_DIM_K = 256  # embeddings of a larger depth do not fit into a program's registers and shared memory
 MAX_POSITIONS = 2**29  # of a grid: int32 holds the difference of two coordinates plus a tile
 MIN_CAPABILITY = (8, 0)  # tensor cores for all supported dtypes
-# The fraction of the rate of large products that shared memory allows: docs/roofline.md, not measured.
+# Expected speed as a fraction of that of large matrix products. Shared memory limits it, as docs/roofline.md
+# derives; it has not been measured.
 RATE_FRACTION = 0.3
 
 
@@ -148,7 +149,7 @@ def _missing(device: str) -> tuple[str, ...]:
 def cost(problem: Problem, *, backward: bool = False) -> Cost:
     """Return the cost of h (k + v) multiply-adds per pair, three times that backward.
 
-    Operations are those of pairs that have an entry; the time is that of whole tiles.
+    `flops` counts the pairs that have an entry; the time includes the padding of tiles.
     """
     p = problem
     if not p.position:

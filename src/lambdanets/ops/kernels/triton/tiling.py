@@ -1,7 +1,7 @@
 """Tiles: the part of a problem that one Triton program computes, and the candidates for a problem.
 
-Candidates are ordered by what is known without a device: registers and shared memory
-(`benchmarks/gpu/compiled.csv`) and docs/roofline.md.
+No device has measured the order of the candidates: it follows from the registers and the shared memory of the
+compiled kernels (`benchmarks/gpu/compiled.csv`) and from docs/roofline.md.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 from ...problem import Problem
 
 MIN_DOT_SIZE = 16  # the shortest side of a product on tensor cores
-TABLE_PROGRAMS = 512  # programs of a table's gradient, about; the batch is cut into parts to reach that many
+TABLE_PROGRAMS = 512  # desired programs of a table's gradient, reached by cutting the batch into parts
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Tile:
 
 @lru_cache(maxsize=4096)  # every launch asks for them
 def candidate_tiles(problem: Problem, result: str) -> tuple[Tile, ...]:
-    """Return the tiles to try for a result, those expected to be fastest first.
+    """Return the candidate tiles for a result, in descending order of their expected speed.
 
     Args:
         problem: The problem.
