@@ -60,7 +60,7 @@ def convert_weights(weights: dict[str, Tensor], model: nn.Module) -> dict[str, T
         Tensors by the names of `model`.
 
     Raises:
-        WeightsError: If a layer of the model, or the block around it, computes something else than theirs.
+        WeightsError: If a layer of the model, or its block, does not compute the same function as theirs.
     """
     result = dict(weights)
     unsupported: dict[str, list[str]] = {}
@@ -118,9 +118,9 @@ def _unsupported_reasons(
             f"the position convolution of {foreign.owner} has a bias, which needs position_bias=True"
         )
     if layer.normalize != "softmax":
-        reasons.append(f"{foreign.owner} has a softmax over keys, and not normalize={layer.normalize!r}")
+        reasons.append(f"{foreign.owner} has normalize='softmax', the model normalize={layer.normalize!r}")
     if max(layer.dilation) > 1:
-        reasons.append(f"{foreign.owner} has no dilation, and not one of {layer.dilation}")
+        reasons.append(f"{foreign.owner} has no dilation, the model has dilation={layer.dilation}")
     block = model.get_submodule(name.rpartition(".")[0]) if name else None
     pool = block.pool if isinstance(block, Bottleneck) else None
     if foreign.owner == D_LI14 and isinstance(pool, nn.AvgPool2d) and not pool.count_include_pad:
