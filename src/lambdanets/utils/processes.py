@@ -31,7 +31,7 @@ class InUseError(ValueError):
 class NotPosixError(RuntimeError):
     """The system lacks functions of POSIX, such as file locks."""
 
-    on_all_ranks = True
+    on_all_ranks = True  # raised by all ranks of a distributed run at once; see `train.errors`
 
 
 class NoLockWarning(UserWarning):
@@ -88,7 +88,7 @@ def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             warnings.warn(
-                f"{path} cannot be locked ({reason}): no other process is kept from {what}",
+                f"{path} cannot be locked ({reason}): other processes can use {what} at the same time",
                 NoLockWarning,
                 stacklevel=3,
             )
@@ -196,7 +196,7 @@ def _end_on_parents_sigterm(parent: int) -> None:
 
 
 def lost_worker(error: BaseException) -> str | None:
-    """Return how a data-loading process of this one ended, or None if the error has another cause.
+    """Return how a data-loading process (a child of this one) ended; None if the error has another cause.
 
     PyTorch raises its error at an arbitrary line of the main process, and other errors may follow from it.
 
