@@ -170,6 +170,7 @@ class LayerTrial(Trial):
 def _measure_pass(
     case: Case, which: Pass, settings: Settings, trials: dict[Key, LayerTrial], left_out: dict[Key, str]
 ) -> dict[Key, LayerRecord]:
+    """Prepare and time the trials of a pass, and return their rows; `left_out` has reasons by contender."""
     prepare_trial = _TrialPreparer(case, which, settings)
     # Ours first: the results of the others are compared with its result.
     for key, trial in sorted(trials.items(), key=lambda item: item[1].contender.role != "layer"):
@@ -237,6 +238,7 @@ class _TrialPreparer:
         gc.collect()
 
     def _memory_shortage(self, trial: LayerTrial) -> str:
+        """Return the reason if a trial is known to need more memory than is free, else ""."""
         settings = self.settings
         case = replace(self.case, batch=trial.batch)
         training = self.which == "train"
@@ -259,6 +261,14 @@ class _TrialPreparer:
         return result
 
     def _compare(self, trial: LayerTrial, result: Result) -> None:
+        """Compare a first result with the expected one for its batch, if the functions are the same.
+
+        The expected result is that of a reference kernel (`_reference_kernels`) or else that of our layer,
+        which is computed again where the contender has a smaller batch than our layer.
+
+        Raises:
+            CheckError: They differ by more than rounding.
+        """
         contender, batch = trial.contender, trial.batch
         if contender.copy_weights_from is None:
             return

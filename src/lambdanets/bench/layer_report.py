@@ -239,6 +239,7 @@ def _kernels(rows: list[LayerRecord], mode: str, clock: Clock) -> Table:
 
 
 def _layers(rows: list[LayerRecord]) -> tuple[list[LayerRecord], list[str]]:
+    """Return the rows without those of single kernels, and the names of all contenders but our layer."""
     layers = [row for row in rows if row.role != "kernel"]
     return layers, list(dict.fromkeys(row.contender for row in layers if row.role != "layer"))
 
@@ -333,16 +334,16 @@ def _bars(rows: list[LayerRecord], mode: str, where: Provenance, path: Path, clo
     for case, axes in zip(cases, grid.flat, strict=False):
         bars = [row for row in rows if row.case == case]
         longest = max(row.time(clock) for row in bars)
-        for place, row in enumerate(bars):
+        for index, row in enumerate(bars):
             ours = row.role == "layer"
-            axes.barh(place, row.time(clock), height=0.72, color=_colour(row.contender, row.role))
+            axes.barh(index, row.time(clock), height=0.72, color=_colour(row.contender, row.role))
             single = "*" if row.samples == 1 else ""
             text = f" {duration(row.time(clock))}{single}"
             ratio = row.over_ours(clock)
-            axes.text(row.time(clock), place, text, va="center", fontsize=8, color=INK)
+            axes.text(row.time(clock), index, text, va="center", fontsize=8, color=INK)
             if not ours and not math.isnan(ratio):
                 style: dict[str, Any] = {"ha": "right", "va": "center", "fontweight": "bold", "fontsize": 9}
-                axes.text(1.62 * longest, place, times(ratio), color=INK, **style)
+                axes.text(1.62 * longest, index, times(ratio), color=INK, **style)
         axes.set_yticks(range(len(bars)), [row.contender for row in bars], fontsize=8)
         for label, row in zip(axes.get_yticklabels(), bars, strict=True):
             label.set_color(OURS if row.role == "layer" else INK)
@@ -359,6 +360,7 @@ def _bars(rows: list[LayerRecord], mode: str, where: Provenance, path: Path, clo
 
 
 def _has_curves(rows: list[LayerRecord], value: Callable[[LayerRecord], float]) -> bool:
+    """Return whether some contender has more than one point in a series."""
     parts = {(row.series, row.mode) for row in rows}
     return any(
         len(points) > 1
@@ -370,6 +372,7 @@ def _has_curves(rows: list[LayerRecord], value: Callable[[LayerRecord], float]) 
 def _lines(
     rows: list[LayerRecord], value: Callable[[LayerRecord], float]
 ) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """Return the points (positions, value) of each curve by name and role, in ascending order."""
     lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for row in sorted(rows, key=lambda row: row.positions):
         if value(row) > 0:

@@ -84,7 +84,8 @@ def peak_mib(job: Job) -> float | str:
 
 
 def _answer(job: Job, answer: Connection) -> None:
-    # Ctrl-C is for the parent, which ends this process.
+    """Measure a job and send the result to the parent: the main function of the child process."""
+    # Ctrl-C also reaches the parent, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # With this setting large tensors get separate pages, which return to the system when the tensor is freed.
     # By default glibc raises the size that counts as large, up to 32 MiB, as memory is freed; the peak would
@@ -119,6 +120,7 @@ def _measure(job: Job) -> float | str:
 
 
 def _glibc(function: str, *arguments: int) -> None:
+    """Call a function of glibc by name; do nothing with another C library."""
     with suppress(OSError, AttributeError):  # another C library, whose heap has no such setting
         getattr(ctypes.CDLL(None), function)(*arguments)
 
@@ -143,6 +145,7 @@ def _read_peak(device: torch.device) -> float:
 
 
 def _status_kib(name: str) -> int:
+    """Return a size of this process in KiB, by its name in /proc/self/status."""
     for line in STATUS.read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1])

@@ -37,7 +37,7 @@ class Published:
         parameters_m: Millions of parameters.
         examples_per_s: Images per second in inference, on 8 TPUv3 cores, float32; 0: out of memory.
         seconds: Seconds for a training step of 1024 images on 8 TPUv3 cores, bfloat16.
-        memory: GB as the paper counts them, as printed there.
+        memory: The paper's memory figure in GB, as printed there.
     """
 
     source: str
@@ -196,6 +196,7 @@ def unavailable_reason(network: NetworkSpec) -> str:
 
 
 def _matching_models(name: str) -> list[str]:
+    """Return the models of timm's registry with a name or a pattern; raise ValueError if there are none."""
     if timm.is_model(name):
         return [name]
     if "*" in name or "?" in name or "[" in name:

@@ -183,6 +183,8 @@ def check_options(name: str, options: Iterable[str], known: Collection[str]) -> 
 
 
 def _entrypoint(name: str, config: ResNetConfig) -> Callable[..., nn.Module]:
+    """Return the function that creates a ResNet, in the form in which timm's registry expects it."""
+
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
         check_options(name, options, _ARCHITECTURE_OPTIONS | _TIMM_OPTIONS)
         architecture = {key: options.pop(key) for key in _ARCHITECTURE_OPTIONS & options.keys()}

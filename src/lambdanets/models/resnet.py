@@ -286,6 +286,7 @@ class ResNet(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
+    """Initialise a module by its `reset_parameters`, if it has one, or else its children."""
     reset = getattr(module, "reset_parameters", None)
     if callable(reset):
         reset()

@@ -202,6 +202,7 @@ def check_source(name: str, *, weights: bool) -> None:
 
 
 def _check_config(path: Path) -> None:
+    """Raise WeightsError unless a file is a model configuration in timm's format."""
     try:
         config = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -214,6 +215,7 @@ def _check_config(path: Path) -> None:
 
 
 def _from_hub(name: str) -> Path:
+    """Return the file of weights of OWNER/NAME[@REVISION] in the cache, after its download if needed."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 

@@ -140,6 +140,7 @@ def _common_prefix(names: Iterable[str]) -> str:
 
 
 def _classifiers(model: nn.Module) -> list[str]:
+    """Return the names of the model's classifier modules; empty if it does not record them."""
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     names = cfg.get("classifier") or ()
     return [names] if isinstance(names, str) else list(names)
@@ -222,7 +223,7 @@ def _check(
         source: Source of the weights, for the error.
         loaded: The weights before the conversions, for hints in the error.
     """
-    architecture = _name(model)
+    architecture = _architecture_name(model)
     missing = [name for name in target if name in needed and name not in weights]
     unknown = [name for name in weights if name not in needed]
     if missing or unknown:
@@ -263,7 +264,8 @@ def _check_shared(weights: dict[str, Tensor], model: nn.Module, source: str | Pa
         shared = other != name and name in weights and other in weights
         if shared and not torch.equal(weights[name], weights[other]):
             raise WeightsError(
-                f"{other} and {name} are one tensor in {_name(model)}, and two that differ in {source}"
+                f"{other} and {name} are one tensor in {_architecture_name(model)}, and two that differ in "
+                f"{source}"
             )
 
 
@@ -276,7 +278,8 @@ def _nested_hint(weights: dict[str, Tensor], target: dict[str, Tensor]) -> str:
     return f"; it has {listing} under the model's names: save the state_dict of one of these alone"
 
 
-def _name(model: nn.Module) -> str:
+def _architecture_name(model: nn.Module) -> str:
+    """Return the model's name in timm's registry, or else its class."""
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     return cfg.get("architecture") or type(model).__name__
 

@@ -92,6 +92,7 @@ def contains_d_li14(weights: dict[str, Tensor]) -> bool:
 
 
 def _recognise(state: dict[str, Tensor]) -> _ForeignLayer | None:
+    """Return the weights of a layer of lucidrains or d-li14, None if the names are of neither."""
     names = state.keys()
     if names in _NAMES_OF_LUCIDRAINS:
         projections = (state["to_q.weight"], state["to_k.weight"], state["to_v.weight"])
@@ -131,9 +132,11 @@ def _unsupported_reasons(
 
 
 def _convert_layer(foreign: _ForeignLayer, state: dict[str, Tensor], layer: LambdaLayer) -> dict[str, Tensor]:
+    """Return a layer's weights by the names of `LambdaLayer2d`."""
     dim_u = foreign.table.shape[-1]
 
     def intra_depth_last(tensor: Tensor) -> Tensor:
+        """Reorder the channels from (u, c) to (c, u); return a number as it is."""
         return tensor.unflatten(0, (dim_u, -1)).transpose(0, 1).flatten(0, 1) if tensor.ndim else tensor
 
     result = {

@@ -325,12 +325,14 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     blocks, batches = -(-first.queries // rows), -(-p.batch // max(1, examples))
     windows = rows * math.prod(a.queries for a in others)
     keys = min(first.keys, rows + first.before + first.after) * math.prod(a.keys for a in others) * p.dim_u
+    # Columns of a block's products, of the transforms of values and table; query positions of all examples.
     columns = examples * p.dim_v
     values = math.prod(a.keys for a in layout.lead) * p.dim_u * p.batch * p.dim_v
     table = math.prod(a.offsets for a in layout.lead) * p.dim_k * p.dim_u
     queries = length * math.prod(a.queries for a in layout.lead) * p.batch
 
     def gemm(rows: int, inner: int, columns: int, count: int = 1, times: int = 1) -> tuple[int, float]:
+        """Return the operations and the seconds of `times` calls of `count` products each."""
         seconds = gemm_seconds(p, rows, inner, columns, count, itemsize=itemsize)
         return 2 * rows * inner * columns * count * times, seconds * times
 
@@ -343,16 +345,18 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     steps = [*forward, applied, summed, inverse]
     moved = blocks * (2 * matrices + 4 * batches * products) + 6 * itemsize * period * values
     transformed = period * (values + 3 * table)
+    # PyTorch calls: in each block per window, per batch and per example; and those outside of blocks.
     calls = blocks * (windows * 2 + 20 * batches + 2 * p.batch) + 110
     if backward:
         steps = [*steps, *steps, applied, summed]
         moved = 2 * moved + blocks * (2 * matrices + 3 * batches * products)
         calls = 3 * calls
-    arranged = queries * (p.dim_v + p.dim_k) * p.num_heads
+    # Copies of queries and output in the frequency layout.
+    copied = queries * (p.dim_v + p.dim_k) * p.num_heads
     return Cost(
         flops=sum(flops for flops, _ in steps),
         bytes=moved + p.io_bytes,
-        peak_bytes=itemsize * (transformed * (2 if backward else 1) + arranged)
+        peak_bytes=itemsize * (transformed * (2 if backward else 1) + copied)
         + min(matrices, max(BLOCK, matrices // layout.frequencies)) * (2 if backward else 1)
         + 2 * products,
         seconds=sum(seconds for _, seconds in steps) + move_seconds(p, moved, calls),

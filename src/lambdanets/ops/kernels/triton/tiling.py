@@ -64,13 +64,15 @@ def candidate_tiles(problem: Problem, result: str) -> tuple[Tile, ...]:
         return tuple(Tile(examples, heads, side, side, values, warps) for warps in (8, 4))
     # The products sum over the context, or for dv over the queries of all heads: at least MIN_DOT_SIZE.
     large, small = min(32, max(MIN_DOT_SIZE, pairs // MIN_DOT_SIZE)), MIN_DOT_SIZE
-    shapes = [(large, 8), (small, 8), (small, 4)]
+    # Context elements and warps.
+    options = [(large, 8), (small, 8), (small, 4)]
     if result == "dv":
         n = max(MIN_DOT_SIZE // heads, min(MIN_DOT_SIZE, pairs // MIN_DOT_SIZE))
-        found = [Tile(examples, heads, n, max(1, min(m, pairs // n)), values, w) for m, w in shapes]
+        found = [Tile(examples, heads, n, max(1, min(m, pairs // n)), values, warps) for m, warps in options]
     else:
         found = [
-            Tile(examples, heads, max(1, min(MIN_DOT_SIZE, pairs // m)), m, values, w) for m, w in shapes
+            Tile(examples, heads, max(1, min(MIN_DOT_SIZE, pairs // m)), m, values, warps)
+            for m, warps in options
         ]
     if examples > 1:
         found.append(replace(found[0], examples=examples // 2, warps=4))
