@@ -32,8 +32,8 @@ class Job(Protocol):
     Attributes:
         device: Device of the pass.
         threads: Number of threads of PyTorch.
-        whole: Whether the peak includes what `prepare` allocates, weights and inputs, or only what the pass
-            adds to them.
+        whole: Whether the peak includes the weights and inputs that `prepare` allocates, rather than only the
+            memory that the pass adds to them.
     """
 
     @property

@@ -251,7 +251,7 @@ def _require_same_setup(row: NetworkRecord, earlier: Provenance, now: Provenance
         if was != is_now:
             raise ValueError(
                 f"the earlier rows were measured with {name}={was}, this run has {name}={is_now}; "
-                "run with that, or leave --resume out to measure everything anew"
+                "use the same value, or leave --resume out to measure everything again"
             )
 
 

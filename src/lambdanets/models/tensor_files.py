@@ -24,7 +24,7 @@ ZIP_FOLDER_ATTRIBUTE = 0x10
 
 
 class DamagedFileError(ValueError):
-    """A file differs from what was written into it, or never contained tensors."""
+    """The content of a file was changed after it was written, or never was a collection of tensors."""
 
 
 class UnsafeFileError(ValueError):
@@ -127,7 +127,7 @@ def read_archive(path: Path) -> Any:
         Its content.
 
     Raises:
-        DamagedFileError: If it is not such a file, or differs from what was written.
+        DamagedFileError: If it is not such a file, or its content does not match its checksums.
         UnsafeFileError: If it contains other objects. None of its code was run.
         OSError: If it cannot be read.
         MemoryError: If it does not fit into memory.

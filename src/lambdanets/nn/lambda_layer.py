@@ -145,7 +145,7 @@ class LambdaLayer(nn.Module):
 
         Raises:
             ValueError: If an argument is out of range, or arguments contradict each other.
-            MemoryError: If the parameters need more memory than the machine has.
+            MemoryError: If the parameters need more memory than is available.
             TypeError: If the class is `LambdaLayer` itself.
 
         Example:
@@ -242,7 +242,7 @@ class LambdaLayer(nn.Module):
                 f"the parameters of a lambda layer with dim={self.dim}, dim_out={self.dim_out}, "
                 f"dim_k={self.dim_k}, num_heads={self.num_heads}, dim_u={self.dim_u} and "
                 f"{'no position table' if table is None else f'a position table of {table}'} take {needed:,} "
-                f"bytes, the machine has {limit:,}"
+                f"bytes, {limit:,} are available"
             )
 
     def reset_parameters(self) -> None:

@@ -231,7 +231,7 @@ def refusal(problem: Problem, backward: bool, kernel: str = "auto") -> str:
     others = "; kernel='auto' looks for one that needs less" if by_name else ""
     return (
         f"this problem ({problem}) needs at least {lowest(problem):,} bytes "
-        f"with {f'kernel {kernel!r}' if by_name else 'any kernel'}, the machine has {limit:,}"
+        f"with {f'kernel {kernel!r}' if by_name else 'any kernel'}, {limit:,} are available"
         f"{hint}{others}"
     )
 
@@ -250,7 +250,7 @@ def measure(problem: Problem, backward: bool = False) -> dict[str, float]:
 
 @torch.no_grad()
 def _measure(problem: Problem, backward: bool) -> dict[str, float]:
-    """Return what `measure` does, in the current modes."""
+    """Return the result of `measure`, without suspending the modes around the call."""
     costs = estimate_costs(problem, supported(problem), backward)
     lowest = min(cost.seconds for cost in costs.values())
     computed = in_compute_dtype(problem)
@@ -322,7 +322,7 @@ def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[PlanRow, ..
         elif name not in fitting:
             required = required_bytes(problem, name, cost) / 2**30
             available = (available_memory(problem.device) or 0) / 2**30
-            verdict, reason = "too large", f"needs {required:,.1f} GiB, the machine has {available:,.1f}"
+            verdict, reason = "too large", f"needs {required:,.1f} GiB, {available:,.1f} are available"
         elif not problem.position:
             verdict = "chosen" if name == chosen else "same"
             reason = "without positions all kernels are equal"

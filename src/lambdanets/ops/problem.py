@@ -84,7 +84,7 @@ class Problem:
             object.__setattr__(self, "context_grid", as_grid(self.context_grid, "context_grid"))
             if self.relative and len(self.context_grid or grid) != rank:
                 raise ValueError(
-                    f"relative positions need a context_grid of {rank} axes, as the grid {grid}; "
+                    f"relative positions need a context_grid of {rank} axes like the grid {grid}; "
                     f"got {self.context_grid}"
                 )
         for name in ("scope", "dilation"):
@@ -109,7 +109,7 @@ class Problem:
             raise ValueError("only relative positions have a scope")
         if self.masked and self.causal:
             raise ValueError(
-                "a masked problem cannot be causal: its n x m mask alone holds the visible pairs"
+                "a masked problem cannot be causal: its n x m mask already determines the visible pairs"
             )
 
     @classmethod

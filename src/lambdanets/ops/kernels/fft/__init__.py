@@ -311,7 +311,7 @@ def unsupported(problem: Problem) -> list[str]:
     """Return the reasons for which the kernel cannot serve a problem."""
     if problem.relative:
         return []
-    return ["the Fourier order needs relative positions: a table of offsets, not dense embeddings or none"]
+    return ["a Fourier transform needs relative positions: a table of offsets, not dense embeddings or none"]
 
 
 def cost(problem: Problem, *, backward: bool = False) -> Cost:
