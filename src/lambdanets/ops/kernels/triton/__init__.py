@@ -142,7 +142,7 @@ def _missing(device: str) -> tuple[str, ...]:
             return ("Triton finds no C compiler; install gcc or clang, or set CC",)
         headers = Path(sysconfig.get_path("include"), "Python.h")
         if not headers.exists():
-            return (f"Triton compiles C code, but {headers} does not exist; install Python's headers",)
+            return (f"Triton compiles C code and finds no {headers}; install Python's headers",)
     return ()
 
 
