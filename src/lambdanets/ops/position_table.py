@@ -46,7 +46,7 @@ def box_indices(
         device: Device of the result.
     """
     rank = len(context.grid)
-    # The offsets of a grid axis, [*queries, *keys], have length 1 on all other axes: most steps of
+    # The offsets of a grid axis have length 1 on all axes of [*queries, *keys] but its own two: most steps of
     # `offset_indices` then run on small tensors that broadcast.
     offsets = []
     for axis, (query_range, key_range) in enumerate(zip(queries, keys, strict=True)):
