@@ -250,16 +250,16 @@ def _output_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Differentiate `position_gradients`.
+    """Return the gradients of all arguments of `position_gradients`, None for those that are no tensors.
 
-    Let F be the sum of all elements of g times the output. `position_gradients` returns dF/dx for each x of
-    q, v, e and the content lambda, and `upstream` has a tensor t of the shape of each x. Required are the
-    derivatives of the sum over x of <t, dF/dx>.
+    Let y be the output and F = sum(g * y). `position_gradients` returns dF/dx for each x of q, v, e and the
+    content lambda. `upstream` has, for each x, the gradient t of the loss with respect to dF/dx, in the shape
+    of x. The gradients of the loss are therefore those of the sum of <t, dF/dx> over all x.
 
-    F has two terms, one in g, q, v and e and one in g, q and the content lambda, each linear in each of its
-    factors. So <t, dF/dx> is F with t in place of x, without the term that does not contain x. Its derivative
-    by g is `position_output` of these arguments, its derivatives by the other factors are
-    `position_gradients` of them.
+    F has two terms, one with the factors g, q, v and e and one with g, q and the content lambda; each is
+    linear in each of its factors. So <t, dF/dx> is F with t in place of x, without the term that does not
+    contain x. Its gradient with respect to g is `position_output` of the arguments with t in place of x; its
+    gradients with respect to the other factors are `position_gradients` of these arguments.
     """
     g, *tensors = ctx.saved_tensors
     arguments = Arguments(*tensors, *ctx.options)

@@ -147,7 +147,11 @@ class Convolution:
         return cls(context, e.dtype, weight, entries, tuple(before), tuple(after), tuple(steps))
 
     def images(self, v: Tensor) -> Tensor:
-        """Return values [b, m, v, u] as images [b v, u, *grid], padded if the convolution cannot pad them."""
+        """Return values [b, m, v, u] as images [b v, u, *grid].
+
+        They are padded here where the two sides of an axis need different padding, which PyTorch's
+        convolutions do not support.
+        """
         images = v.permute(0, 2, 1, 3).reshape(-1, *self._key_grid, v.shape[3]).movedim(-1, 1)
         images = images.to(self.weight.dtype)
         return images if self._padding else F.pad(images, self._pads)
@@ -184,14 +188,14 @@ class Convolution:
         return dimages
 
     def add_table_gradient(self, de: Tensor, dlambdas: Tensor, v: Tensor) -> None:
-        """Add the gradient of the table to de [*offsets, k, u].
+        """Add the gradient of the table to de [*offsets, k, u], one row of values at a time.
 
-        The gradient is a sum over the rows of the values, that is over positions on the grid's first axis. A
-        row contributes to as many rows of lambdas as the table has entries on that axis. Its term is one
-        matrix product: the windows of the row along the other axes, [b v others, entries u], transposed,
-        times the gradients of those rows of lambdas, [b v others, first k]. `others` are query positions on
-        the other axes, `entries` the table's entries on them, `first` its entries on the first axis. Windows
-        are formed for as many entries of the second axis at once as `BLOCK` bytes hold.
+        A row has one position on the grid's first axis. The table has `first` entries on that axis, so a row
+        of values contributes to `first` rows of lambdas. The row's term of the gradient is one matrix
+        product, left^T right. left are the row's windows along the other axes, [b v others, entries u]; right
+        are the gradients of those rows of lambdas, [b v others, first k]. Here `others` are query positions
+        on the other axes and `entries` the table's entries on them. Windows are copied for as many entries of
+        the second axis at once as `BLOCK` bytes hold.
 
         Args:
             de: The gradient of the table, changed in place.
@@ -227,7 +231,7 @@ class Convolution:
             table[:, start : start + at_once] += gradient.movedim(-2, 0).transpose(-2, -1)
 
     def values(self, images: Tensor, u: int, dim_v: int) -> Tensor:
-        """Return images [b v, u, *grid] as values [b, m, v, u], without their padding."""
+        """Return images [b v, u, *grid] as values [b, m, v, u]: the inverse of `images`."""
         images = images if self._padding else F.pad(images, [-size for size in self._pads])
         return images.movedim(1, -1).reshape(-1, dim_v, self.context.num_context, u).transpose(1, 2)
 
@@ -278,17 +282,17 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     rate = large_gemm_rate(compute_dtype(p.dtype, p.device).itemsize)
     # On a GPU, a twentieth of the rate of products: a guess.
     rate = GPU_RATES[p.itemsize] / 20 if on_gpu(p) else rate * taps / (taps + HALF_RATE_TAPS)
-    padded = 2 * lambdas * taps  # the library multiplies by the padding too
+    padded = 2 * lambdas * taps  # PyTorch's convolutions multiply with the padding too
     seconds = padded / rate + gemm_seconds(p, p.num_heads, p.dim_k, p.dim_v, products)
-    seconds += move_seconds(p, p.itemsize * 4 * lambdas, 25)
+    seconds += move_seconds(p, p.itemsize * 4 * lambdas, calls=25)
     flops, moved = convolved + applied, 2 * p.itemsize * lambdas
     if backward:
         gradient_rate = rate if on_gpu(p) else GRADIENT_RATE
-        seconds += 2 * padded / gradient_rate + move_seconds(p, p.itemsize * 8 * lambdas, 40)
+        seconds += 2 * padded / gradient_rate + move_seconds(p, p.itemsize * 8 * lambdas, calls=40)
         seconds += gemm_seconds(p, p.dim_v, p.num_heads, p.dim_k, products)
         flops, moved = 3 * convolved + 2 * applied, 5 * p.itemsize * lambdas
     block = min(p.itemsize * lambdas, max(BLOCK, p.itemsize * p.num_queries * p.dim_k))
-    # The padded images of a block. In float64 the library unfolds every window.
+    # The padded images of a block. In float64 PyTorch also stores every window of up to 8 images.
     folded = max(1, block // max(1, p.itemsize * p.num_queries * p.dim_k))
     images = p.itemsize * folded * p.num_context * p.dim_u * 4
     if p.itemsize == 8:
