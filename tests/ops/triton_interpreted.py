@@ -13,6 +13,7 @@ import pytest
 import torch
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from cases import BY_NAME, CASES, Case
@@ -36,7 +37,7 @@ LAYOUTS = [BY_NAME[name] for name in ("global-2d", "local-2d-rectangle", "local-
 @pytest.fixture(autouse=True, scope="session")
 def _bfloat16_products() -> Iterator[None]:
     """Convert bfloat16 before products: the interpreter multiplies its bits (Triton's issue 11584)."""
-    as_it_is = InterpreterBuilder.create_dot
+    original = InterpreterBuilder.create_dot
 
     def widened(x: TensorHandle) -> TensorHandle:
         if x.dtype.scalar != tl.bfloat16:
@@ -45,10 +46,39 @@ def _bfloat16_products() -> Iterator[None]:
         return TensorHandle(bits.view(np.float32), tl.float32)
 
     def create_dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
-        return as_it_is(self, widened(a), widened(b), *rest)
+        return original(self, widened(a), widened(b), *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InterpreterBuilder, "create_dot", create_dot)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _language_patched_once_per_launch() -> Iterator[None]:
+    """Skip the patches of Triton's language at calls inside a kernel: a third of the interpreter's time."""
+    original = interpreter._patch_lang
+
+    def patch_unless_patched(function: Callable[..., Any]) -> Any:
+        if tl.core.is_builtin(tl.dot) or tl.core.is_builtin(tl.core.dot):
+            return original(function)
+        return interpreter._LangPatchScope()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", patch_unless_patched)
+        yield
+
+
+def set_overflow_checks(patch: pytest.MonkeyPatch, enabled: bool) -> None:
+    """Set whether the interpreter raises where 32-bit arithmetic overflows."""
+    builder = interpreter.interpreter_builder
+    patch.setattr(builder, "options", replace(builder.options, sanitize_overflow=enabled))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_overflow_checks() -> Iterator[None]:
+    """Disable overflow checks, half of the time: only the offsets of `test_any_order_in_memory` are large."""
+    with pytest.MonkeyPatch.context() as patch:
+        set_overflow_checks(patch, False)
         yield
 
 
@@ -131,7 +161,10 @@ def far_apart(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("order", [scattered, far_apart])
 @pytest.mark.parametrize("case", LAYOUTS, ids=str)
-def test_any_order_in_memory(case: Case, order: Callable[[Tensor], Tensor]) -> None:
+def test_any_order_in_memory(
+    case: Case, order: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_overflow_checks(monkeypatch, True)
     assert_close_by_name(by_tiles(case, small(problem_of(case)), order), by_definition(case))
 
 
