@@ -10,7 +10,7 @@ from torch import Tensor
 from cases import BY_NAME, CASES, Case
 from closeness import assert_close_by_name
 from lambdanets import LambdaLayer2d
-from lambdanets.ops import GlobalContext, LocalContext, Problem, functional, lambda_layer, plan, position
+from lambdanets.ops import GlobalContext, LocalContext, Problem, exported, functional, lambda_layer, plan
 from lambdanets.ops.position import decode, encode, position_gradients, position_output
 from oracles import lambda_layer_einsum
 from running import RUNNING
@@ -147,41 +147,38 @@ def test_one_graph_holds_the_operator_forward_and_backward(name: str, dynamic: b
     assert sum("position_gradients" in name for name in called) == 1
 
 
-@pytest.mark.parametrize("options", [{"scope": 5}, {"scope": 23}, {"grid": 9}], ids=str)
+@pytest.mark.parametrize("options", [{"scope": 5}, {"scope": 23}, {"grid": 9}, {"grid": 20}], ids=str)
 def test_an_exported_layer_serves_any_size(options: dict[str, Any]) -> None:
     layer = LambdaLayer2d(8, dim_k=4, **options).double().eval()
     height, width = torch.export.Dim("height", min=2, max=64), torch.export.Dim("width", min=2, max=64)
     x = torch.randn(2, 8, 12, 15, dtype=torch.float64)
-    exported = torch.export.export(layer, (x,), dynamic_shapes=({2: height, 3: width},))
-    assert not [node for node in exported.graph.nodes if "lambdanets" in str(node.target)]
+    program = torch.export.export(layer, (x,), dynamic_shapes=({2: height, 3: width},))
+    assert not [node for node in program.graph.nodes if "lambdanets" in str(node.target)]
     for size in ((12, 15), (3, 40), (31, 7)):
         x = torch.randn(2, 8, *size, dtype=torch.float64)
-        torch.testing.assert_close(exported.module()(x), layer(x))
+        torch.testing.assert_close(program.module()(x), layer(x))
 
 
-@pytest.mark.parametrize("limit", [0, 300, 2**30], ids=["one row", "blocks", "all pairs"])
+@pytest.mark.parametrize("convolve", [False, True])
 @pytest.mark.parametrize(
     "case",
     [case for case in CASES if case.position and not (case.dense or case.masked or case.padded)],
     ids=str,
 )
-def test_every_form_of_an_exported_graph_is_the_position_part(
-    case: Case, limit: int, monkeypatch: pytest.MonkeyPatch
+def test_both_forms_of_an_exported_graph_are_the_position_part(
+    case: Case, convolve: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(position, "EXPORTED_EMBEDDINGS", limit)
+    monkeypatch.setattr(exported, "_prefers_convolution", lambda e, context: convolve)
     inputs = case.inputs()
-    found = position.exported_output(inputs["q"], inputs["v"], inputs["e"], case.context())
+    found = exported.exported_output(inputs["q"], inputs["v"], inputs["e"], case.context())
     torch.testing.assert_close(found, replace(case, content=False).call_oracle(lambda_layer_einsum, inputs))
 
 
-def test_an_exported_layer_on_a_large_grid_has_no_embeddings_of_all_pairs() -> None:
-    for options in ({"scope": 23}, {"grid": 48}):
-        layer = LambdaLayer2d(16, **options).eval()
-        exported = torch.export.export(layer, (torch.randn(1, 16, 48, 48),))
-        shapes = [
-            node.meta["val"].shape for node in exported.graph.nodes if hasattr(node.meta.get("val"), "shape")
-        ]
-        assert max(shape.numel() for shape in shapes) <= position.EXPORTED_EMBEDDINGS
+def test_an_exported_local_layer_on_a_large_grid_has_no_embeddings_of_all_pairs() -> None:
+    layer = LambdaLayer2d(16, scope=23).eval()
+    program = torch.export.export(layer, (torch.randn(1, 16, 48, 48),))
+    values = (node.meta.get("val") for node in program.graph.nodes)
+    assert max(x.numel() for x in values if isinstance(x, Tensor)) <= exported.MAX_EMBEDDINGS
 
 
 def test_forward_and_backward_may_take_different_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

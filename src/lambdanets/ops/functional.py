@@ -9,9 +9,10 @@ from . import reference
 from .checks import check_arguments
 from .content import apply_lambda, content_output, shared_content_lambda, shares_content_lambda
 from .context import Context, RelativeContext
+from .exported import exported_output
 from .memory_layout import memory_layout_of
 from .planner import resolve
-from .position import encode, exported_output, position_output, refuse_transforms
+from .position import encode, position_output, refuse_transforms
 from .problem import Problem
 
 

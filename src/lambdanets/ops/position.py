@@ -12,9 +12,7 @@ the content lambda. Gradients of the gradients, to any order, are therefore sums
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,18 +23,12 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from .content import add_applied_lambda, apply_lambda, apply_lambda_gradients
-from .context import LocalContext, RelativeContext
 from .hardware import compute_dtype
 from .kernels import FUSED_KERNELS, KERNELS
-from .kernels.conv import MAX_AXES, Convolution
 from .matmul import no_autocast
 from .memory_layout import new_output
 from .planner import select_kernel
-from .position_table import box_indices, gather_embeddings, pair_indices
 from .problem import Problem
-
-# Elements of the embeddings [n, m, k, u] that an exported graph may have in memory: 32 MiB in float32.
-EXPORTED_EMBEDDINGS = 2**23
 
 
 def encode(problem: Problem) -> list[int]:
@@ -332,56 +324,3 @@ def _problem_of_shapes(given: Any) -> Problem:
 def _lambda_flops(given: Any) -> int:
     """Return the floating-point operations of one product with the content lambda."""
     return 0 if given.content_lambda is None else 2 * math.prod(given.q) * given.v[2]
-
-
-def exported_output(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext | None) -> Tensor:
-    """Return the position part [b, h, n, v] in PyTorch's own operators, for graphs of torch.export.
-
-    An exported graph runs without this package, where the custom operators do not exist. It multiplies the
-    queries by the embeddings of all pairs. Where these are large, a local table becomes a convolution, and
-    a global one serves one block of queries at a time. In a graph for any grid, every local table becomes a
-    convolution, and a global one serves all queries at once.
-
-    Args:
-        q: Queries [b, h, n, k].
-        v: Values [b, m, v, u].
-        e: A table [*offsets, k, u], or dense embeddings [n, m, k, u].
-        context: The table's geometry, None for dense embeddings.
-    """
-    if context is None:
-        return _multiply_embeddings(q, v, e.mT)
-    sizes = (v.shape[1], *context.grid, *e.shape[-2:])
-    any_grid = not all(isinstance(size, int) for size in sizes)  # some are symbols
-    large = any_grid or math.prod(sizes) > EXPORTED_EMBEDDINGS
-    if large and isinstance(context, LocalContext) and len(context.grid) <= MAX_AXES:
-        lambdas = _convolved(v, e, context)
-        return torch.matmul(q.transpose(1, 2), lambdas).transpose(1, 2)
-    if any_grid or not large:
-        return _multiply_embeddings(q, v, gather_embeddings(e, pair_indices(context, e.device)))
-    # A block has some rows of the first axis of the grid.
-    rows = context.grid[0]
-    block = max(1, rows * EXPORTED_EMBEDDINGS // math.prod(sizes))
-    parts = []
-    for start in range(0, rows, block):
-        box = [(start, min(start + block, rows)), *((0, size) for size in context.grid[1:])]
-        index = box_indices(context, box, [(0, size) for size in context.key_grid], e.device)
-        queries = q.unflatten(2, context.grid)[:, :, slice(*box[0])].flatten(2, -2)
-        parts.append(_multiply_embeddings(queries, v, gather_embeddings(e, index)))
-    return torch.cat(parts, dim=2)
-
-
-def _convolved(v: Tensor, e: Tensor, context: LocalContext) -> Tensor:
-    """Return the position lambdas [b, n, k, v] of a local table by a convolution."""
-    # A table that serves any grid is not trimmed to one.
-    grid, key_grid = (
-        tuple(size if isinstance(size, int) else sys.maxsize for size in sizes)
-        for sizes in (context.grid, context.key_grid)
-    )
-    convolution = Convolution.of(e, context, largest=replace(context, grid=grid, context_grid=key_grid))
-    return convolution.lambdas(convolution.images(v), v.shape[0])
-
-
-def _multiply_embeddings(q: Tensor, v: Tensor, embeddings: Tensor) -> Tensor:
-    """Return the position part from the embeddings [n, m, u, k] of all pairs."""
-    pairs = torch.einsum("bhnk,nmuk->bhnmu", q, embeddings)
-    return torch.einsum("bhnmu,bmvu->bhnv", pairs, v)
