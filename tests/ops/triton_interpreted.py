@@ -71,12 +71,13 @@ def _language_patched_once_per_launch() -> Iterator[None]:
 def set_overflow_checks(patch: pytest.MonkeyPatch, enabled: bool) -> None:
     """Set whether the interpreter raises where 32-bit arithmetic overflows."""
     builder = interpreter.interpreter_builder
-    patch.setattr(builder, "options", replace(builder.options, sanitize_overflow=enabled))
+    options = replace(builder.options, sanitize_overflow=enabled, debug=enabled)
+    patch.setattr(builder, "options", options)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_overflow_checks() -> Iterator[None]:
-    """Disable overflow checks, half of the time: only the offsets of `test_any_order_in_memory` are large."""
+    """Disable overflow checks, half of the time: without `debug` the interpreter discards what they find."""
     with pytest.MonkeyPatch.context() as patch:
         set_overflow_checks(patch, False)
         yield
