@@ -189,7 +189,7 @@ def test_a_gradient_that_is_not_needed_is_not_computed() -> None:
     assert [gradient is not None for gradient in found] == list(needs_grad)
 
 
-def test_a_batch_of_none() -> None:
+def test_an_empty_batch() -> None:
     case = replace(BY_NAME["global-2d"], batch=0)
     x = {name: value.requires_grad_() for name, value in case.inputs().items()}
     y = case.call(lambda_layer, x, kernel="triton")
@@ -199,8 +199,8 @@ def test_a_batch_of_none() -> None:
     assert not gradients[2].any()
 
 
-def test_an_upstream_gradient_without_memory_of_its_own() -> None:
-    """As from `y.sum().backward()`: one element, expanded."""
+def test_an_expanded_upstream_gradient() -> None:
+    """The gradient of `y.sum()` is one element in memory."""
     case = BY_NAME["local-2d-rectangle"]
     found, exact = (
         torch.autograd.grad(case.call(lambda_layer, x, kernel=kernel).sum(), [x[name] for name in "qve"])
