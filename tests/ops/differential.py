@@ -34,7 +34,7 @@ from lambdanets.ops import KERNELS, Problem, lambda_layer
 from oracles import lambda_layer_einsum, lambda_layer_loops
 from running import RUNNING
 
-# Fresh memory holds huge numbers and NaN, also what glibc would hand out again as it was.
+# New memory, also memory that glibc reuses, holds huge numbers and NaN.
 ENVIRONMENT = {
     "MALLOC_PERTURB_": "1",
     "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.perturb=1",
@@ -87,7 +87,7 @@ class Drawn(Case):
         return mask.to(device)
 
     def line(self) -> str:
-        """The problem on one line, without what is as it is by default."""
+        """Return the options that differ from the defaults, on one line."""
         parts = []
         for each in fields(self):
             value = getattr(self, each.name)
@@ -97,14 +97,14 @@ class Drawn(Case):
 
 
 def draw(seed: int, index: int) -> Drawn:
-    """The problem of a seed and an index."""
+    """Return the problem of a seed and an index."""
     r = random.Random(f"{seed}:{index}")
     while True:
         case = _draw(r, index)
         table = tuple(g + c - 1 for g, c in zip(case.grid, case.context_grid or case.grid, strict=True))
         if case.dense and not case.masked and table == (case.n, case.m):
             continue  # dense embeddings of this shape are read as a table
-        # a batch of none has embeddings, too
+        # An empty batch has embeddings, too.
         pairs = max(1, case.batch) * case.n * case.m * case.dim_k * case.dim_u
         if (
             pairs <= ELEMENTS
@@ -167,7 +167,7 @@ def _draw(r: random.Random, index: int) -> Drawn:
 
 
 def laid_out(x: Tensor, layout: str, r: random.Random) -> Tensor:
-    """The numbers of x in another place in memory; "expanded" repeats those of the first along an axis."""
+    """Return the values of x in another memory layout; "expanded" repeats the first along an axis."""
     if layout == "permuted":
         order = r.sample(range(x.ndim), x.ndim)
         return x.permute(order).contiguous().permute([order.index(axis) for axis in range(x.ndim)])
@@ -187,7 +187,7 @@ def laid_out(x: Tensor, layout: str, r: random.Random) -> Tensor:
 
 
 def inputs_of(case: Drawn) -> tuple[dict[str, Tensor], Tensor]:
-    """q, k, v, perhaps e, and a gradient for the output."""
+    """Return q, k, v, with positions also e, and a gradient of the output."""
     r = random.Random(case.seed)
     found = case.inputs(case.dtype, seed=case.seed)
     found["k"] = (found["k"] * case.spread).to(case.dtype)
@@ -202,7 +202,7 @@ def results(
     upstream: Tensor,
     needs: tuple[str, ...],
 ) -> dict[str, Tensor]:
-    """The output, and the gradient of each input that needs one and has a part in it."""
+    """Return the output, and the gradients of the inputs in `needs` that it depends on."""
     leaves = {name: x.detach().requires_grad_(name in needs) for name, x in inputs.items()}
     y = call(leaves)
     found = {"y": y.detach()}
@@ -224,11 +224,11 @@ def judge(
     factor: float = SEARCHED,
     least: float = LEAST,
 ) -> str:
-    """What is wrong by the rule of `closeness.py`, empty if nothing is.
+    """Return the differences that the rule of `closeness.py` does not allow, or an empty string.
 
-    A gradient that is next to nothing is what large terms have left after cancelling (a softmax over one
-    element, what a batch norm follows): errors are seen at no less than `least` of the largest result, and at
-    no less than `sizes` says, which is asked where a result fails otherwise.
+    A gradient may be close to zero because large terms cancel (a softmax over one element, a layer before a
+    batch norm). So errors are relative to at least `least` times the largest result, and for results that
+    fail otherwise to at least their size by `sizes`.
 
     Args:
         found: Results under test by name.
@@ -268,7 +268,7 @@ def rms(x: Tensor) -> float:
 def work(
     seed: int, tasks: list[tuple[int, tuple[str, ...]]], kernels: tuple[str, ...]
 ) -> Iterator[tuple[str, ...]]:
-    """For each problem and kernel ("start", index, kernel, dtype), then (outcome, ..., detail)."""
+    """Yield, for each problem and kernel, ("start", index, kernel, dtype), then (outcome, ..., detail)."""
     torch.utils.deterministic.fill_uninitialized_memory = True
     for index, skip in tasks:
         case = draw(seed, index)
@@ -319,20 +319,20 @@ def _operator(case: Drawn, index: int, kernels: list[str]) -> Iterator[tuple[str
             continue
 
         def sizes() -> dict[str, float]:
-            """Of the terms that cancel: of all gradients as if the keys' norm were constant."""
+            """Return the sizes of the terms that cancel: of all gradients with the keys' norm constant."""
             terms = results(
                 lambda leaves: oracle(leaves, constant_norm=True), double, upstream.double(), case.needs
             )
             return {key: 4 * rms(x) for key, x in terms.items()}
 
-        # The Fourier order rounds to a part of the largest values, wherever they are seen from.
+        # The errors of a Fourier transform are relative to the largest values.
         least = 1.0 if name in ("fft", "auto") and not problem.dense and low != torch.float64 else LEAST
         detail = judge(found, exact, plain, low, sizes, least=least)
         yield ("wrong" if detail else "right"), *label, detail
 
 
 def _layer(case: Drawn, index: int) -> Iterator[tuple[str, ...]]:
-    """A layer on random images, by every kernel's choice, beside itself in float64 with the definition."""
+    """Compare a layer on random images with itself in float64 by kernel "reference"."""
     r = random.Random(case.seed + 2)
     axes = len(case.grid)
     dtype = r.choice(["float32", "float32", "bfloat16", "autocast"])
@@ -392,7 +392,7 @@ def _layer(case: Drawn, index: int) -> Iterator[tuple[str, ...]]:
 
 @dataclass
 class Tally:
-    """Outcomes by kernel and dtype, and the lines of those that are bad."""
+    """Outcomes counted by kernel and dtype, and the problems with bad outcomes."""
 
     seed: int
     counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
@@ -423,7 +423,7 @@ class Tally:
 
 
 def search(tally: Tally, indices: list[int], kernels: tuple[str, ...], timeout: float = TIMEOUT) -> None:
-    """Run problems in forked processes until each kernel has met each of them."""
+    """Run each problem by each kernel in forked processes; after a crash the rest goes on in another."""
     tasks: list[tuple[int, tuple[str, ...]]] = [(index, ()) for index in indices]
     while tasks:
         ending = forked(work, tally.seed, tasks, kernels, timeout=timeout)
@@ -452,7 +452,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--cases", type=int, help="so many problems, whatever time they take")
+    parser.add_argument("--cases", type=int, help="number of problems, instead of --minutes")
     parser.add_argument("--kernels", nargs="+", default=[*RUNNING, "auto", LAYER])
     parser.add_argument("--case", metavar="SEED:INDEX", help="this problem alone")
     parser.add_argument("--json", type=Path, help="write the counts and the bad cases to this file")

@@ -37,7 +37,7 @@ def free() -> float:
     return (hardware.available_memory("cpu") or 0) / GIB
 
 
-def test_what_is_available_counts_and_not_all_there_is(system: Path) -> None:
+def test_the_estimate_is_of_available_memory_not_of_the_total(system: Path) -> None:
     assert free() == pytest.approx(0.9 * 4)
     write(system / "proc" / "meminfo", "MemTotal: 1 kB\n")  # an old system
     assert free() == pytest.approx(0.9 * 16)
@@ -45,9 +45,7 @@ def test_what_is_available_counts_and_not_all_there_is(system: Path) -> None:
 
 @pytest.mark.parametrize("at", ["job/step", "job", ""])
 @pytest.mark.parametrize("name", ["memory.max", "memory.high"])
-def test_a_limit_of_version_2_holds_wherever_it_stands_above_the_process(
-    system: Path, at: str, name: str
-) -> None:
+def test_limits_of_cgroups_version_2_on_all_levels(system: Path, at: str, name: str) -> None:
     write(system / "proc" / "self" / "cgroup", "0::/job/step\n")
     for folder in ("job/step", "job", ""):
         for file in ("memory.max", "memory.high"):
@@ -60,8 +58,8 @@ def test_a_limit_of_version_2_holds_wherever_it_stands_above_the_process(
 
 
 @pytest.mark.parametrize("path", ["/slurm/job_1", "/docker/of-the-host"])
-def test_a_limit_of_version_1(system: Path, path: str) -> None:
-    """That of the own group, or that of a container's root where the path is the host's."""
+def test_limits_of_cgroups_version_1(system: Path, path: str) -> None:
+    """The limit is in the process's own group, or in a container's root if the path is the host's."""
     write(system / "proc" / "self" / "cgroup", f"3:cpu:/elsewhere\n4:memory:{path}\n0::/\n")
     folder = system / "cgroups" / "memory" / ("slurm/job_1" if "slurm" in path else "")
     write(folder / "memory.limit_in_bytes", f"{3 * GIB}\n")
@@ -70,14 +68,14 @@ def test_a_limit_of_version_1(system: Path, path: str) -> None:
     assert free() == pytest.approx(0.9 * 1.5)
 
 
-def test_a_group_that_is_full_leaves_nothing(system: Path) -> None:
+def test_a_full_cgroup_leaves_no_memory(system: Path) -> None:
     write(system / "proc" / "self" / "cgroup", "0::/\n")
     write(system / "cgroups" / "memory.max", f"{GIB}\n")
     write(system / "cgroups" / "memory.current", f"{GIB + 1}\n")
     assert free() == 0
 
 
-def test_limits_of_the_process_count_from_what_it_has(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resource_limits_less_the_memory_in_use(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resource = pytest.importorskip("resource")
     limits = {resource.RLIMIT_AS: 3 * GIB, resource.RLIMIT_DATA: resource.RLIM_INFINITY}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], resource.RLIM_INFINITY))

@@ -71,12 +71,13 @@ def _language_patched_once_per_launch() -> Iterator[None]:
 def set_overflow_checks(patch: pytest.MonkeyPatch, enabled: bool) -> None:
     """Set whether the interpreter raises where 32-bit arithmetic overflows."""
     builder = interpreter.interpreter_builder
-    patch.setattr(builder, "options", replace(builder.options, sanitize_overflow=enabled))
+    options = replace(builder.options, sanitize_overflow=enabled, debug=enabled)
+    patch.setattr(builder, "options", options)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_overflow_checks() -> Iterator[None]:
-    """Disable overflow checks, half of the time: only the offsets of `test_any_order_in_memory` are large."""
+    """Disable overflow checks, half of the time: without `debug` the interpreter discards what they find."""
     with pytest.MonkeyPatch.context() as patch:
         set_overflow_checks(patch, False)
         yield
@@ -188,7 +189,7 @@ def test_a_gradient_that_is_not_needed_is_not_computed() -> None:
     assert [gradient is not None for gradient in found] == list(needs_grad)
 
 
-def test_a_batch_of_none() -> None:
+def test_an_empty_batch() -> None:
     case = replace(BY_NAME["global-2d"], batch=0)
     x = {name: value.requires_grad_() for name, value in case.inputs().items()}
     y = case.call(lambda_layer, x, kernel="triton")
@@ -198,8 +199,8 @@ def test_a_batch_of_none() -> None:
     assert not gradients[2].any()
 
 
-def test_an_upstream_gradient_without_memory_of_its_own() -> None:
-    """As from `y.sum().backward()`: one element, expanded."""
+def test_an_expanded_upstream_gradient() -> None:
+    """The gradient of `y.sum()` is one element in memory."""
     case = BY_NAME["local-2d-rectangle"]
     found, exact = (
         torch.autograd.grad(case.call(lambda_layer, x, kernel=kernel).sum(), [x[name] for name in "qve"])
