@@ -1,5 +1,7 @@
 """What every test gets: fixed seeds, repeatable hypothesis, an honest line about the tests left out."""
 
+import atexit
+import gc
 import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -57,6 +59,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker(mark) is not None:
                 item.add_marker(pytest.mark.skip(reason=missing))
+
+
+def pytest_collection_finish() -> None:
+    """Exclude modules and collected tests from garbage collection.
+
+    They are 800,000 objects, which every collection would visit: the benchmarks collect garbage several times
+    in each test.
+    """
+    gc.collect()
+    gc.freeze()
+    # Extension modules report what is still alive at the exit as leaks.
+    atexit.register(gc.unfreeze)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

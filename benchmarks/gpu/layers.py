@@ -97,7 +97,8 @@ def work(words: argparse.Namespace, name: str, path: Path) -> int:
         channels_last=True,
         forgiving=True,
     )
-    machine = bench.measure_machine(settings.dtype, settings.device)
+    few = {"side": 256, "times": 3} if words.quick else {}
+    machine = bench.measure_machine(settings.dtype, settings.device, **few)
     where = bench.provenance(settings.dtype, settings.device, settings.threads, machine)
     for each in SHARED_PROVENANCE if kept else ():
         was, now = getattr(kept[0][1], each), getattr(where, each)

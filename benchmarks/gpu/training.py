@@ -89,10 +89,10 @@ def study(words: argparse.Namespace, out: Path) -> int:
 
 
 def nuclei(words: argparse.Namespace, out: Path) -> int:
-    sys.path.insert(0, str(ROOT / "benchmarks/detection"))
-    from nuclei import draw
-
     if words.draw:
+        sys.path.insert(0, str(ROOT / "benchmarks/detection"))
+        from nuclei import draw
+
         with (words.draw / "curves.csv").open(newline="") as file:
             draw(list(csv.DictReader(file)), words.draw)
         return 0

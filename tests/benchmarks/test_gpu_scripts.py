@@ -1,14 +1,17 @@
-"""The scripts of benchmarks/gpu on a processor, as a person runs them: tiny sizes, nothing of a GPU."""
+"""The scripts of benchmarks/gpu on a CPU, as a user runs them, with tiny sizes."""
 
 import csv
 import importlib
 import json
 import math
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import torch
 
 from object_sets import write_objects
 from photo_sets import draw
+from study_cells import run_cells_here
 
 FOLDER = Path(__file__).parents[2] / "benchmarks/gpu"
 TINY = ("--device", "cpu", "--quick")
@@ -25,24 +29,33 @@ Imported = Callable[[str], Any]
 Inside = Callable[..., int]
 
 
+def run_script(folder: Path, name: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process and a folder of its own; it never shows a traceback."""
+    done = subprocess.run(
+        [sys.executable, FOLDER / f"{name}.py", *map(str, words)],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "LAMBDANETS_COMMIT": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    return done
+
+
 @pytest.fixture
 def script(tmp_path: Path) -> Script:
-    """Runs a script in a folder of its own; nobody is shown a traceback."""
+    return partial(run_script, tmp_path)
 
-    def run(name: str, *words: object) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, FOLDER / f"{name}.py", *map(str, words)],
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "LAMBDANETS_COMMIT": ""},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert "Traceback" not in done.stdout + done.stderr, done.stderr
-        return done
 
-    return run
+@pytest.fixture(scope="module")
+def layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of rows of `layers.py`, which has run in processes of its own."""
+    folder = tmp_path_factory.mktemp("layers")
+    done = run_script(folder, "layers", *TINY, "--out", "out", "--commit", "abc1234")
+    assert done.returncode == 0, done.stderr
+    return folder / "out"
 
 
 @pytest.fixture
@@ -52,17 +65,37 @@ def imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imported]:
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     monkeypatch.setattr("sys.path", [str(FOLDER), *sys.path])
     yield importlib.import_module
-    for name in ("common", "counting", "layers", "networks", "training", "nuclei"):
+    for name in ("common", "counting", "layers", "networks", "training", "nuclei", "collect"):
         if name not in before:
             sys.modules.pop(name, None)
 
 
 @pytest.fixture
-def inside(imported: Imported, monkeypatch: pytest.MonkeyPatch) -> Inside:
-    """As `script`, without the seconds that a process of its own takes to import everything."""
+def inside(imported: Imported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Inside:
+    """Run a script and the Python programs that it starts in this process: nothing is imported again."""
+    in_own_process: Any = subprocess.run
+
+    def run_here(command: list[Any], check: bool = False, **how: Any) -> subprocess.CompletedProcess[str]:
+        if how or command[0] != sys.executable:
+            return in_own_process(command, check=check, **how)
+        words = list(map(str, command[1:]))
+        monkeypatch.setattr("sys.argv", words[1:] if words[0] == "-m" else words)
+        code: Any = 0
+        try:
+            if words[0] == "-m":
+                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        assert code == 0 or not check
+        return subprocess.CompletedProcess(command, code)
 
     def run(name: str, *words: object) -> int:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("LAMBDANETS_COMMIT", "")
         monkeypatch.setattr("sys.argv", [name, *map(str, words)])
+        monkeypatch.setattr(subprocess, "run", run_here)
         return imported(name).main()
 
     return run
@@ -88,13 +121,11 @@ def test_every_kernel_has_a_row_for_each_type(script: Script, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_layers_leaves_rows_of_two_types_and_draws_them_again(
-    script: Script, inside: Inside, tmp_path: Path
+def test_layers_leaves_rows_of_two_dtypes_and_draws_them_again(
+    layers: Path, inside: Inside, tmp_path: Path
 ) -> None:
-    done = script("layers", *TINY, "--out", "out", "--commit", "abc1234")
-    assert done.returncode == 0, done.stderr
     for dtype in ("bfloat16", "float32"):
-        folder = tmp_path / "out" / dtype
+        folder = layers / dtype
         found = rows(folder / "op.csv")
         assert {row["contender"] for row in found} >= {"lambdanets", "SDPA", "3x3 conv", "fft", "attention"}
         assert {(row["case"], row["mode"]) for row in found} == {
@@ -113,40 +144,41 @@ def test_layers_leaves_rows_of_two_types_and_draws_them_again(
     assert (tmp_path / "op-bars-eval.png").exists()
 
 
-def test_a_race_that_the_time_was_up_for_is_no_success(script: Script, tmp_path: Path) -> None:
-    done = script("layers", *TINY, "--dtypes", "float32", "--minutes", 0, "--out", "out")
-    assert done.returncode == 1
+def test_a_benchmark_whose_time_was_up_is_no_success(
+    inside: Inside, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inside("layers", *TINY, "--dtypes", "float32", "--minutes", 0, "--out", "out") == 1
     missing = "tiny train, tiny eval, tiny local train, tiny local eval"
-    assert f"float32: not run: {missing}; the same command with --resume goes on" in done.stderr
+    shown = capsys.readouterr().err
+    assert f"float32: not run: {missing}; the same command with --resume goes on" in shown
     assert not (tmp_path / "out/float32/op.csv").exists()
 
 
-@pytest.mark.slow
-def test_layers_goes_on_with_what_has_no_rows(script: Script, tmp_path: Path) -> None:
-    words = ("layers", *TINY, "--dtypes", "float32", "--out", "out")
+def test_layers_resumes_with_the_passes_without_rows(
+    layers: Path, inside: Inside, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(layers / "float32", tmp_path / "out/float32")
+    words = ("layers", *TINY, "--dtypes", "float32", "--out", "out", "--resume")
     path = tmp_path / "out/float32/op.csv"
-    assert script(*words).returncode == 0
-    whole = rows(path)
-    kept = [row for row in whole if (row["case"], row["mode"]) != ("tiny local", "eval")]
+    complete = rows(path)
+    kept = [row for row in complete if (row["case"], row["mode"]) != ("tiny local", "eval")]
+    failed = complete[-1] | {"wall_ms": "", "samples": 0, "note": "failed: RuntimeError: lost"}
     with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(whole[0]))
+        table = csv.DictWriter(file, list(complete[0]))
         table.writeheader()
-        # Who has lost the GPU in the pass that is missing is not asked again.
-        table.writerows(
-            [*kept, whole[-1] | {"wall_ms": "", "samples": 0, "note": "failed: RuntimeError: lost"}]
-        )
-    done = script(*words, "--resume")
-    assert done.returncode == 1
-    assert f"float32: tiny local, eval, {whole[-1]['contender']}: failed: RuntimeError: lost" in done.stderr
+        # A contender that has lost the GPU in the missing pass is not run again.
+        table.writerows([*kept, failed])
+    assert inside(*words) == 1
+    assert f"float32: tiny local, eval, {failed['contender']}: {failed['note']}" in capsys.readouterr().err
     again = rows(path)
     assert again[: len(kept)] == kept
     assert [(row["case"], row["mode"], row["contender"]) for row in again] == [
-        (row["case"], row["mode"], row["contender"]) for row in whole
+        (row["case"], row["mode"], row["contender"]) for row in complete
     ]
-    assert again[-1]["note"] == "failed: RuntimeError: lost"
-    changed = path.read_text().replace(f",{torch.__version__},", ",1.0,")
-    path.write_text(changed)
-    assert f"op.csv has torch 1.0, this is {torch.__version__}" in script(*words, "--resume").stderr
+    assert again[-1]["note"] == failed["note"]
+    path.write_text(path.read_text().replace(f",{torch.__version__},", ",1.0,"))
+    inside(*words)
+    assert f"op.csv has torch 1.0, this is {torch.__version__}" in capsys.readouterr().err
 
 
 def test_a_worker_that_loses_the_gpu_is_followed_by_another(
@@ -214,10 +246,9 @@ def test_tests_go_on_after_the_one_that_loses_the_gpu(
 
 @pytest.mark.slow
 def test_networks_has_a_row_of_each_family_and_draws_them_again(
-    script: Script, inside: Inside, tmp_path: Path
+    inside: Inside, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = script("networks", *TINY, "--out", "out")
-    assert done.returncode == 0, done.stderr
+    assert inside("networks", *TINY, "--out", "out") == 0
     found = rows(tmp_path / "out/race.csv")
     assert {row["family"]: row["published_top1"] for row in found} == {
         "LambdaResNet": "77.4",
@@ -228,23 +259,24 @@ def test_networks_has_a_row_of_each_family_and_draws_them_again(
     assert {row["mode"] for row in found} == {"train", "eval"}
     assert all(float(row["wall_ms"]) > 0 and row["dtype"] == "bfloat16" for row in found)
     assert (tmp_path / "out/race-pareto.png").exists()
-    assert "Speed at matched accuracy" in done.stdout
+    assert "Speed at matched accuracy" in capsys.readouterr().out
     (tmp_path / "out/race-pareto.png").unlink()
     assert inside("networks", "--draw", tmp_path / "out/race.csv") == 0
     assert (tmp_path / "out/race-pareto.png").exists()
 
 
 @pytest.mark.slow
-def test_study_unpacks_an_archive_and_trains(script: Script, tmp_path: Path) -> None:
+def test_study_unpacks_an_archive_and_trains(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_cells_here(monkeypatch)
     for side, count in (("train", 20), ("val", 4)):
         for kind, name in enumerate(("one", "two")):
             for number in range(count):
                 draw(tmp_path / "photos" / side / name / f"{number}.jpg", 1000 * kind + number)
     with tarfile.open(tmp_path / "photos.tar.xz", "w:xz") as archive:
         archive.add(tmp_path / "photos", "photos")
-    words = ("training", "study", "photos.tar.xz", *TINY, "--unpack", "here", "--out", "out")
-    done = script(*words)
-    assert done.returncode == 0, done.stderr + done.stdout
+    assert inside("training", "study", "photos.tar.xz", *TINY, "--unpack", "here", "--out", "out") == 0
     assert (tmp_path / "here/photos/photos/train/one/0.jpg").exists()
     found = rows(tmp_path / "out/cells.csv")
     assert sorted(row["contender"] for row in found) == ["conv", "lambda"]
@@ -253,9 +285,7 @@ def test_study_unpacks_an_archive_and_trains(script: Script, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_nuclei_trains_a_detector_and_draws_its_rows_again(
-    script: Script, inside: Inside, tmp_path: Path
-) -> None:
+def test_nuclei_trains_a_detector_and_draws_its_rows_again(inside: Inside, tmp_path: Path) -> None:
     pytest.importorskip("pycocotools", reason="detectors are evaluated by it")
     root = write_objects(tmp_path / "cells")
     for path in root.glob("annotations/*.json"):
@@ -264,8 +294,7 @@ def test_nuclei_trains_a_detector_and_draws_its_rows_again(
         for image in content["images"]:
             image["file_name"] = f"{side}/{image['file_name']}"
         path.write_text(json.dumps(content))
-    done = script("training", "nuclei", "cells", *TINY, "--out", "out", "--commit", "abc1234")
-    assert done.returncode == 0, done.stderr + done.stdout
+    assert inside("training", "nuclei", "cells", *TINY, "--out", "out", "--commit", "abc1234") == 0
     (row,) = rows(tmp_path / "out/results/nuclei.csv")
     assert row["model"] == "lambda_resnet_mini"
     assert json.loads((tmp_path / "out/results/nuclei.json").read_text())["processor"]
@@ -319,9 +348,7 @@ def test_epochs_of_the_detectors_fit_into_the_minutes(
     assert training.epochs_within(5, tmp_path, [], tmp_path / "out") == 9
 
 
-def test_a_place_without_images_is_told(
-    imported: Imported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        imported("training").unpacked(tmp_path, ("train", "val"), tmp_path / "here")
-    assert "is no archive, holds 0 of them, and has no train and val" in capsys.readouterr().err
+def test_a_folder_without_images_is_reported(script: Script) -> None:
+    done = script("training", "study", ".", *TINY)
+    assert done.returncode == 2
+    assert "is no archive, holds 0 of them, and has no train and val" in done.stderr

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lambdanets.bench import Machine, network_bench
+
 TINY = ("--rounds", 1, "--threads", 1, "--batch", 2)
 DIGITS = ("--models", "lambda_resnet_digits,resnet_digits_conv@8x16")
 
@@ -30,7 +32,14 @@ def finished(command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_leaves_rows_with_provenance(finished: Path) -> None:
+@pytest.fixture
+def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of known speed: measuring it takes longer than these networks."""
+    machine = Machine(gflops=50.0, gflops_cpu=50.0, copy_gbs=10.0)
+    monkeypatch.setattr(network_bench, "measure_machine", lambda dtype, device: machine)
+
+
+def test_rows_have_provenance(finished: Path) -> None:
     rows = rows_of(finished)
     assert [(row["model"], row["size"], row["mode"]) for row in rows] == [
         ("lambda_resnet_digits", "8", "train"),
@@ -48,7 +57,7 @@ def test_it_leaves_rows_with_provenance(finished: Path) -> None:
         assert (row["batch"], row["samples"], row["threads"]) == ("2", "1", "1")
 
 
-def test_it_says_what_runs_and_leaves_a_report_and_figures(finished: Path) -> None:
+def test_steps_are_shown_and_a_report_and_figures_are_written(finished: Path) -> None:
     printed, said = (finished / "printed.txt").read_text(), (finished / "said.txt").read_text()
     assert "images/s" in printed
     assert "Inference" in printed
@@ -70,7 +79,8 @@ def test_all_is_drawn_again_from_the_rows(inside, finished: Path, tmp_path: Path
     assert not (tmp_path / "models.csv").exists()
 
 
-def test_going_on_measures_nothing_again_and_starting_anew_keeps_the_earlier(
+@pytest.mark.usefixtures("known_machine")
+def test_resume_measures_nothing_again_and_a_new_bench_keeps_the_earlier_rows(
     inside, finished: Path, tmp_path: Path
 ) -> None:
     text = (finished / "models.csv").read_text()
@@ -87,7 +97,8 @@ def test_going_on_measures_nothing_again_and_starting_anew_keeps_the_earlier(
     assert (tmp_path / "models.previous.csv").exists()
 
 
-def test_going_on_with_others_keeps_the_rows(inside, finished: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("known_machine")
+def test_resume_with_another_network_keeps_the_rows(inside, finished: Path, tmp_path: Path) -> None:
     rows = rows_of(finished)
     (tmp_path / "models.csv").write_text((finished / "models.csv").read_text())
     words = (
@@ -117,7 +128,8 @@ def test_processor_time_of_rows_from_a_gpu(inside, finished: Path, tmp_path: Pat
     assert "--clock process has no meaning on cuda" in done.stderr
 
 
-def test_a_killed_run_loses_nothing_that_was_measured(
+@pytest.mark.usefixtures("known_machine")
+def test_a_killed_bench_keeps_the_measured_rows(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path, inside
 ) -> None:
     """Killed while the second pass runs: the rows of the first are there, and are kept."""

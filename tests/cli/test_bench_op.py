@@ -1,9 +1,11 @@
-"""`lambdanets bench` as a person types it."""
+"""`lambdanets bench op` as a user types it."""
 
 import csv
 from pathlib import Path
 
 import pytest
+
+from lambdanets import bench
 
 TINY = ("--grid", "12x11", "--batch", 2, "--dim", 16, "--rounds", 2, "--threads", 1)
 
@@ -24,7 +26,14 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_it_leaves_rows_with_provenance(finished: Path) -> None:
+@pytest.fixture
+def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of known speed: measuring it takes longer than these layers."""
+    machine = bench.Machine(gflops=50.0, gflops_cpu=50.0, copy_gbs=10.0)
+    monkeypatch.setattr(bench, "measure_machine", lambda dtype, device: machine)
+
+
+def test_rows_have_provenance(finished: Path) -> None:
     rows = rows_of(finished)
     assert {row["mode"] for row in rows} == {"train", "eval"}
     assert {"lambdanets", "timm", "SDPA", "3x3 conv", "reference", "conv"} <= {
@@ -43,7 +52,7 @@ def test_it_leaves_rows_with_provenance(finished: Path) -> None:
     assert float(layer["cpu_ms"]) > 0
 
 
-def test_it_shows_tables_and_leaves_a_report_and_figures(finished: Path) -> None:
+def test_tables_are_shown_and_a_report_and_figures_are_written(finished: Path) -> None:
     printed = (finished / "printed.txt").read_text()
     assert "fastest peer / ours" in printed
     assert "kernel by kernel" in printed
@@ -61,6 +70,7 @@ def test_tables_and_figures_are_drawn_again_from_the_rows(inside, finished: Path
     assert not (tmp_path / "op.csv").exists()
 
 
+@pytest.mark.usefixtures("known_machine")
 def test_an_earlier_bench_is_kept(inside, tmp_path: Path) -> None:
     (tmp_path / "op.csv").write_text("earlier")
     words = ("--pass", "eval", "--no-memory", "--out", tmp_path)
@@ -99,7 +109,10 @@ def test_mistakes_are_sentences(inside, tmp_path: Path, words: str, sentence: st
     assert not (tmp_path / "out").exists()
 
 
-def test_a_wrong_result_is_no_speed(inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("known_machine")
+def test_no_speed_is_shown_for_a_wrong_result(
+    inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lambdanets.bench.checking.EXACT", -1.0)
     done = inside("bench", "op", *TINY, "--out", tmp_path)
     assert done.returncode == 1

@@ -91,6 +91,9 @@ def _answer(job: Job, answer: Connection) -> None:
     # By default glibc raises the size that counts as large, up to 32 MiB, as memory is freed; the peak would
     # then include the fragments of the heap and differ between runs.
     _glibc("mallopt", M_MMAP_THRESHOLD, OWN_PAGES)
+    # Collections visit all imported modules, and so copy their pages from the fork server: once is enough.
+    gc.collect()
+    gc.freeze()
     torch.set_num_threads(job.threads)
     answer.send(_measure(job))
 

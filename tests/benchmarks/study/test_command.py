@@ -1,4 +1,4 @@
-"""`python -m benchmarks.study` as it is left running: killed in the middle, continued, refused, reported."""
+"""`python -m benchmarks.study`: killed, continued, refused, reported."""
 
 import csv
 import json
@@ -14,6 +14,7 @@ import torch
 from benchmarks.study import Cell, Estimate, Progress, Study, StudyFiles, read, settle
 from benchmarks.study.records import to_cells
 from lambdanets.utils.processes import locked
+from study_cells import run_cells_here
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]
@@ -30,21 +31,22 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def wait_for(what: Callable[[], bool], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not what():
+def wait_until_begun(process: subprocess.Popen[str], run: Path) -> None:
+    """Wait for the configuration of a run, or for the end of the study."""
+    until = time.monotonic() + 150
+    while not (run / "config.json").exists() and process.poll() is None:
         assert time.monotonic() < until
         time.sleep(0.05)
 
 
 @pytest.mark.slow
-def test_a_killed_study_goes_on_and_runs_nothing_twice(start: Start, inside: Command, tmp_path: Path) -> None:
+def test_a_killed_study_continues_without_repeating_a_cell(
+    start: Start, inside: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "study"
     first = start(*STUDY, "--out", out, "--jobs", 1)
     # The first cell has its row, and the second is in the middle.
-    wait_for(
-        lambda: (out / "runs" / "lambda-seed0" / "config.json").exists() or first.poll() is not None, 150
-    )
+    wait_until_begun(first, out / "runs" / "lambda-seed0")
     first.send_signal(signal.SIGKILL)
     first.wait()
     (before,) = rows(out / "cells.csv")
@@ -52,10 +54,23 @@ def test_a_killed_study_goes_on_and_runs_nothing_twice(start: Start, inside: Com
     written = result.stat().st_mtime_ns
     assert before["seed"] == "0"
 
+    run_cells_here(monkeypatch)
+    # A run whose configuration cannot be read fails alone, with its reason.
+    broken = out / "runs" / "conv-seed1" / "config.json"
+    broken.parent.mkdir()
+    broken.write_text("{")
+    done = inside(*STUDY, "--out", out)
+    assert done.returncode == 1
+    assert "conv seed 1 failed" in done.stderr
+    assert {(row["contender"], row["seed"]) for row in rows(out / "cells.csv")} == {
+        ("conv", "0"), ("lambda", "0"), ("lambda", "1"),
+    }  # fmt: skip
+
+    broken.unlink()
     done = inside(*STUDY, "--out", out)
     assert done.returncode == 0, done.stderr
     after = rows(out / "cells.csv")
-    # Rows stand as their runs end, two at a time.
+    # Rows are in the order in which their runs have ended.
     assert sorted((row["contender"], row["seed"]) for row in after) == [
         ("conv", "0"), ("conv", "1"), ("lambda", "0"), ("lambda", "1"),
     ]  # fmt: skip
@@ -87,23 +102,20 @@ def test_a_killed_study_goes_on_and_runs_nothing_twice(start: Start, inside: Com
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_a_failed_cell_does_not_end_the_others(
-    start: Start, inside: Command, tmp_path: Path
-) -> None:
+def test_ctrl_c_stops_all_cells(start: Start, tmp_path: Path) -> None:
     out = tmp_path / "study"
-    words = (*STUDY[:-1], "0", "--out", out)
-    first = start(*words)
-    wait_for(lambda: (out / "runs" / "conv-seed0" / "config.json").exists() or first.poll() is not None, 100)
-    first.send_signal(signal.SIGINT)
-    _, said = first.communicate(timeout=100)
-    assert first.returncode == 130
-    assert "The same command goes on" in said
-    # A run whose configuration cannot be read fails alone, with its reason.
-    (out / "runs" / "conv-seed0" / "config.json").write_text("{")
-    done = inside(*words)
-    assert done.returncode == 1
-    assert "conv seed 0 failed" in done.stderr
-    assert [row["contender"] for row in rows(out / "cells.csv")] == ["lambda"]
+    cells = [out / "runs" / name for name in ("conv-seed0", "lambda-seed0")]
+    words = ("--trunk", "digits", "--epochs", 1000, "--contenders", "conv,lambda", "--seeds", "0")
+    study = start(*words, "--out", out, "--jobs", 2)
+    for cell in cells:
+        wait_until_begun(study, cell)
+    study.send_signal(signal.SIGINT)
+    _, shown = study.communicate(timeout=100)
+    assert study.returncode == 130
+    assert "The same command goes on" in shown
+    for cell in cells:
+        with locked(cell / ".cell.lock", f"the run in {cell}"):  # raises while its process runs
+            assert not (cell / "cell.json").exists()
 
 
 @pytest.fixture
@@ -117,7 +129,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("untrained")
-def test_mistakes_are_told_before_anything_is_trained(inside: Command, tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_anything_is_trained(inside: Command, tmp_path: Path) -> None:
     for words, sentence in (
         (("--contenders", "conv,lamda"), "there is no contender 'lamda'; did you mean lambda?"),
         (("--contenders", ","), "--contenders takes names with commas between them"),
@@ -141,7 +153,7 @@ def test_mistakes_are_told_before_anything_is_trained(inside: Command, tmp_path:
     assert not (tmp_path / "study").exists()
 
 
-def test_a_study_of_some_minutes_has_the_epochs_that_fit(
+def test_a_study_with_minutes_has_the_epochs_that_fit(
     inside: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two cells of 15 epochs at 100 s and 5 s to begin: 13.3 s an epoch, 110 s are left of two minutes."""
@@ -184,7 +196,7 @@ def test_a_study_of_some_minutes_has_the_epochs_that_fit(
 )
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
-def test_a_gpu_that_is_not_there_is_told_before_anything_is_written(
+def test_a_missing_gpu_is_reported_before_anything_is_written(
     inside: Command, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     done = inside(*STUDY, "--device", "gpu", "--out", tmp_path / "study", *more)
@@ -228,7 +240,7 @@ def reported(tmp_path: Path) -> StudyFiles:
     return files
 
 
-def test_a_report_mends_the_tables(inside: Command, reported: StudyFiles) -> None:
+def test_a_report_restores_the_tables(inside: Command, reported: StudyFiles) -> None:
     words = ("--report", "--out", reported.directory)
     assert inside(*words).returncode == 0
     whole, report = reported.cells.read_text(), reported.report.read_text()
@@ -243,9 +255,7 @@ def test_a_report_mends_the_tables(inside: Command, reported: StudyFiles) -> Non
     assert reported.report.read_text() == report
 
 
-def test_a_report_is_of_the_contenders_and_seeds_that_are_asked_for(
-    inside: Command, reported: StudyFiles
-) -> None:
+def test_a_report_has_the_chosen_contenders_and_seeds(inside: Command, reported: StudyFiles) -> None:
     words = ("--report", "--out", reported.directory)
     done = inside(*words, "--contenders", "conv", "--seeds", "1")
     assert done.returncode == 0
