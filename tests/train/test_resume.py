@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,8 @@ from lambdanets.train.engine import train
 from lambdanets.train.resume import ResumePoint, check_images, find_resume_point
 from lambdanets.train.run import RunFiles
 from lambdanets.utils.processes import STOP_SIGNALS, InUseError, locked
+from launching import TRAIN, environment, finish, start
+from preloaded import Preloaded
 from runs import assert_same_end, interrupt
 
 
@@ -36,13 +36,9 @@ def kill_and_resume(config: RunConfig, folder: Path, *points: str) -> str:
     stored = folder.parent / "wanted.json"
     stored.write_text(to_json(config))
     script = Path(__file__).with_name("killed_runs.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, script, stored, folder, *points],
-        capture_output=True, text=True, env=environment, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    ((code, said, errors),) = finish(start(script, stored, folder, *points))
+    assert code == 0, said + errors
+    return said
 
 
 @pytest.mark.slow
@@ -176,17 +172,14 @@ def test_processes_that_read_images_are_signalled_with_the_run_or_killed(tmp_pat
     words = [word for setting in settings for word in ("--set", setting)]
     folders = [tmp_path / "group", tmp_path / "killed"]
     runs = [
-        subprocess.Popen(
-            [sys.executable, "-m", "lambdanets", "train", "digits", "--out", folder, *words],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )
+        Preloaded(*TRAIN, "digits", "--out", folder, *words, env=environment(), new_session=True)
         for folder in folders
-    ]  # fmt: skip
+    ]
     try:
         for run, folder in zip(runs, folders, strict=True):
             until = time.monotonic() + 300
             while not (folder / "checkpoints/last.ckpt").exists() and time.monotonic() < until:
-                time.sleep(0.1)
+                time.sleep(0.02)
             if run is runs[0]:
                 os.killpg(run.pid, signal.SIGTERM)
             else:
