@@ -178,5 +178,7 @@ if __name__ == "__main__":
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        # A program may have closed it.
+        if stream is not None:
+            stream.flush()
     os._exit(code)
