@@ -191,11 +191,13 @@ def test_processes_that_read_images_are_signalled_with_the_run_or_killed(tmp_pat
             run.kill()
     assert [run.returncode for run in runs] == [143, 1], said
     assert said[0][-1].startswith("lambdanets: stopped by SIGTERM: saved at the current step. ")
-    assert said[1] == [
+    (line,) = said[1]
+    # A process that is killed while it hands over a batch breaks the connection first.
+    assert line.replace("its connection broke off", "Killed") == (
         "lambdanets: a process that reads images was lost (Killed), probably for want of memory or of shared "
         "memory (/dev/shm). The newest checkpoint is intact. Continue with fewer of them (there were 2): "
         f"lambdanets train --resume {folders[1]} --set data.workers=1"
-    ]
+    )
 
 
 def children(process: int) -> list[int]:
