@@ -64,7 +64,7 @@ def lambda_layer_loops(
     num_batch, num_heads, num_inputs, dim_k = q.shape
     num_context, dim_v, dim_u = v.shape[1:]
     q, k, v = q.double().tolist(), k.double().tolist(), v.double().tolist()
-    table = e.double().tolist() if e is not None else None
+    table = e.double() if e is not None else None
     visible = visible.tolist() if visible is not None else None
     mask = mask.tolist() if mask is not None else None
 
@@ -79,22 +79,18 @@ def lambda_layer_loops(
         if table is None:
             return None
         if dense:
-            return table[n][m]
+            return table[n, m].tolist()
         from_cell, to_cell = cell(n, grid), cell(m, context_grid or grid)
         if scope is None:
             entry = global_entry(from_cell, to_cell, grid)
         else:
             entry = local_entry(from_cell, to_cell, scope, dilation or (1,) * len(scope))
-        if entry is None:
-            return None
-        found = table
-        for index in entry:
-            found = found[index]
-        return found
+        return None if entry is None else table[entry].tolist()
 
     y = torch.zeros(num_batch, num_heads, num_inputs, dim_v, dtype=torch.float64)
     for b, n in product(range(num_batch), range(num_inputs)):
         seen = [m for m in range(num_context) if sees(b, n, m)]
+        embeddings = {m: embedding(n, m) for m in seen}
         lambda_n = [[0.0] * dim_v for _ in range(dim_k)]
         for i, j in product(range(dim_k), range(dim_u)):
             if content and seen:
@@ -108,7 +104,7 @@ def lambda_layer_loops(
                     weight += exponential[m] / total
                 elif content:
                     weight += k[b][m][i][j] / (norm if normalize == "l2" else 1.0)
-                position = embedding(n, m)
+                position = embeddings[m]
                 if position is not None:
                     weight += position[i][j]
                 for c in range(dim_v):

@@ -40,7 +40,7 @@ def test_memory(records: list[LayerRecord]) -> None:
 def test_kernels_and_why_one_is_missing(records: list[LayerRecord]) -> None:
     title = "Training step of the layer (forward and backward), kernel by kernel"
     row = cells(records, title, "alone")
-    assert (row["auto takes"], row["conv"], row["fft"]) == ("fft", "12.0 1.20x", "-")
+    assert (row["auto selects"], row["conv"], row["fft"]) == ("fft", "12.0 1.20x", "-")
     (made,) = (each for each in layer_tables(records) if each.title.startswith(title))
     assert made.notes == ("fft: cannot serve: too square (alone, s8, s16, s32)",)
 

@@ -37,7 +37,7 @@ def test_patterns_are_timm_s_and_each_is_there_once() -> None:
     [
         ("lambda_resnet51", "there is no model named 'lambda_resnet51'; did you mean lambda_resnet50"),
         ("qqqqqqqq", "there is no model named 'qqqqqqqq'; `lambdanets list` shows the names"),
-        ("qqq*", "no model's name is like 'qqq\\*'"),
+        ("qqq*", "no model name matches 'qqq\\*'"),
         ("resnet18@big", "an image size is 224 or 160x224 \\(height x width\\), got 'big'"),
         ("resnet18@0", "got '0'"),
     ],

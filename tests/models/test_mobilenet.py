@@ -103,5 +103,5 @@ def test_options_of_the_lambda_layers_and_mistakes():
         create_model("mobilenetv2_conv", num_clases=3)
     with pytest.raises(ValueError, match="no trained weights of mobilenetv2_lambda"):
         create_model("mobilenetv2_lambda", pretrained=True)
-    with pytest.raises(ValueError, match="'getter' does the same"):
+    with pytest.raises(ValueError, match="'getter' returns the same"):
         create_model("mobilenetv2_lambda", features_only=True, feature_cls="fx")

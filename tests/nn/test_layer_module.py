@@ -268,7 +268,7 @@ def test_one_value_per_channel_is_refused_by_batch_norms_in_training_only() -> N
 
 
 def test_parameters_beyond_the_machines_memory_are_refused_before_they_are_allocated() -> None:
-    with pytest.raises(MemoryError, match=r"dim_k=1000000000000.* take 356,000,000,000,256 bytes, the"):
+    with pytest.raises(MemoryError, match=r"dim_k=1000000000000.* take 356,000,000,000,256 bytes, "):
         LambdaLayer2d(16, dim_k=10**12, scope=3)
 
 

@@ -129,7 +129,7 @@ def test_batch_norms_over_hidden_positions_warn_in_training() -> None:
     with pytest.warns(UserWarning, match="norm='batch'.* later positions .*norm='rms'") as caught:
         causal(x)
     assert len(caught) == 1
-    with pytest.warns(UserWarning, match="norm='batch'.* what the mask hides .*norm='rms'"):
+    with pytest.warns(UserWarning, match="norm='batch'.* that the mask hides .*norm='rms'"):
         plain(x, mask=mask)
     safe = LambdaLayer1d(6, num_heads=3, scope=3, causal=True, norm="rms")
     with warnings.catch_warnings():

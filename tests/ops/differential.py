@@ -104,7 +104,8 @@ def draw(seed: int, index: int) -> Drawn:
         table = tuple(g + c - 1 for g, c in zip(case.grid, case.context_grid or case.grid, strict=True))
         if case.dense and not case.masked and table == (case.n, case.m):
             continue  # dense embeddings of this shape are read as a table
-        pairs = case.batch * case.n * case.m * case.dim_k * case.dim_u
+        # a batch of none has embeddings, too
+        pairs = max(1, case.batch) * case.n * case.m * case.dim_k * case.dim_u
         if (
             pairs <= ELEMENTS
             and case.batch * case.num_heads * case.n * max(case.dim_k, case.dim_v) <= ELEMENTS

@@ -1,5 +1,6 @@
 """The position part as custom operators: registration, graphs, export, gradients of gradients."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ from torch import Tensor
 from cases import BY_NAME, CASES, Case
 from closeness import assert_close_by_name
 from lambdanets import LambdaLayer2d
-from lambdanets.ops import GlobalContext, LocalContext, Problem, functional, lambda_layer, plan
+from lambdanets.ops import GlobalContext, LocalContext, Problem, functional, lambda_layer, plan, position
 from lambdanets.ops.position import decode, encode, position_gradients, position_output
+from oracles import lambda_layer_einsum
 from running import RUNNING
 
 kernels = pytest.mark.parametrize("kernel", RUNNING)
@@ -38,22 +40,33 @@ def supported(name: str, kernel: str) -> bool:
     return name != "dense" or kernel in ("auto", "reference", "attention")
 
 
-@pytest.mark.parametrize("name", CONTEXTS)
-@pytest.mark.parametrize("kernel", ["auto", *RUNNING])
-def test_registration_is_sound(name: str, kernel: str) -> None:
-    if not supported(name, kernel):
-        return
+NEEDS_GRAD = {
+    "hnv": [True, True, True, True],
+    "hvn": [False, True, False, True],
+    "nhv": [True, False, True, False],
+}
+
+
+def registrations() -> list[tuple[str, str, str]]:
+    """Return all supported pairs of a context and a kernel, each with a memory layout.
+
+    Memory layouts take turns, so that each context and each kernel has each of them.
+    """
+    layouts, found = list(NEEDS_GRAD), []
+    for i, name in enumerate(CONTEXTS):
+        served = [kernel for kernel in ("auto", *RUNNING) if supported(name, kernel)]
+        found += [(name, kernel, layouts[(i + j) % len(layouts)]) for j, kernel in enumerate(served)]
+    return found
+
+
+@pytest.mark.parametrize(("name", "kernel", "memory_layout"), registrations())
+def test_registration_is_sound(name: str, kernel: str, memory_layout: str) -> None:
     inputs = arguments(name, torch.float32)
     g = torch.randn(2, 3, inputs[0].shape[2], 4, requires_grad=True)
-    asked = {
-        "hnv": [True, True, True, True],
-        "hvn": [False, True, False, True],
-        "nhv": [True, False, True, False],
-    }
-    for memory_layout, needs_grad in asked.items():
-        torch.library.opcheck(position_output, (*inputs, memory_layout, kernel, kernel))
-        needs_grad[3] &= inputs[3] is not None
-        torch.library.opcheck(position_gradients, (g, *inputs, memory_layout, kernel, kernel, needs_grad))
+    *others, content_lambda = NEEDS_GRAD[memory_layout]
+    needs_grad = [*others, content_lambda and inputs[3] is not None]
+    torch.library.opcheck(position_output, (*inputs, memory_layout, kernel, kernel))
+    torch.library.opcheck(position_gradients, (g, *inputs, memory_layout, kernel, kernel, needs_grad))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.position], ids=str)
@@ -107,8 +120,11 @@ def test_a_gradient_penalty_equals_that_of_the_definition(case_name: str, kernel
     assert_close_by_name(penalty(kernel), penalty("reference"))
 
 
-@pytest.mark.parametrize("case", [BY_NAME["global-2d"], BY_NAME["local-2d"], BY_NAME["causal"]], ids=str)
-def test_one_graph_holds_the_operator_forward_and_backward(case: Case) -> None:
+@pytest.mark.parametrize(("name", "dynamic"), [("global-2d", False), ("local-2d", True), ("causal", False)])
+def test_one_graph_holds_the_operator_forward_and_backward(name: str, dynamic: bool) -> None:
+    # Sizes that were compiled before would make these dynamic: seconds instead of tenths.
+    torch.compiler.reset()
+    case = BY_NAME[name]
     graphs: list[torch.fx.GraphModule] = []
 
     def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
@@ -118,8 +134,9 @@ def test_one_graph_holds_the_operator_forward_and_backward(case: Case) -> None:
     from torch._dynamo.backends.common import aot_autograd
 
     inputs = {name: x.requires_grad_() for name, x in case.inputs().items()}
+    backend = aot_autograd(fw_compiler=keep)
     compiled = torch.compile(
-        lambda **x: case.call(lambda_layer, x), fullgraph=True, backend=aot_autograd(fw_compiler=keep)
+        lambda **x: case.call(lambda_layer, x), fullgraph=True, backend=backend, dynamic=dynamic
     )
     y = compiled(**inputs)
     torch.testing.assert_close(y, case.call(lambda_layer, inputs))
@@ -140,6 +157,31 @@ def test_an_exported_layer_serves_any_size(options: dict[str, Any]) -> None:
     for size in ((12, 15), (3, 40), (31, 7)):
         x = torch.randn(2, 8, *size, dtype=torch.float64)
         torch.testing.assert_close(exported.module()(x), layer(x))
+
+
+@pytest.mark.parametrize("limit", [0, 300, 2**30], ids=["one row", "blocks", "all pairs"])
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.position and not (case.dense or case.masked or case.padded)],
+    ids=str,
+)
+def test_every_form_of_an_exported_graph_is_the_position_part(
+    case: Case, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(position, "EXPORTED_EMBEDDINGS", limit)
+    inputs = case.inputs()
+    found = position.exported_output(inputs["q"], inputs["v"], inputs["e"], case.context())
+    torch.testing.assert_close(found, replace(case, content=False).call_oracle(lambda_layer_einsum, inputs))
+
+
+def test_an_exported_layer_on_a_large_grid_has_no_embeddings_of_all_pairs() -> None:
+    for options in ({"scope": 23}, {"grid": 48}):
+        layer = LambdaLayer2d(16, **options).eval()
+        exported = torch.export.export(layer, (torch.randn(1, 16, 48, 48),))
+        shapes = [
+            node.meta["val"].shape for node in exported.graph.nodes if hasattr(node.meta.get("val"), "shape")
+        ]
+        assert max(shape.numel() for shape in shapes) <= position.EXPORTED_EMBEDDINGS
 
 
 def test_forward_and_backward_may_take_different_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,9 +98,7 @@ def test_a_file_system_without_locks_is_reported(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with (
-        pytest.warns(
-            NoLockWarning, match=r"\.lock cannot be locked \(.+\): no other process is kept from it"
-        ),
+        pytest.warns(NoLockWarning, match=r"\.lock cannot be locked \(.+\): other processes can use it"),
         locked(tmp_path / ".lock", "it"),
     ):
         pass

@@ -1,9 +1,9 @@
 """Benchmarks on the user's machine: layers against other implementations, and whole networks.
 
-`timing`, `memory`, `records` and `report` are the harness that both share. `cases`, `contenders`,
-`checking`, `layer_bench` and `layer_report` are `lambdanets bench op`; `networks`, `network_bench` and
-`network_report` are `lambdanets bench models`. Every row has its provenance, and all tables and figures are
-drawn from rows alone.
+`cases`, `contenders`, `checking`, `layer_bench` and `layer_report` implement `lambdanets bench op`;
+`networks`, `network_bench` and `network_report` implement `lambdanets bench models`. Both commands share
+`timing`, `memory`, `records` and `report`. Every row has its provenance, and all tables and figures are made
+from rows alone.
 """
 
 from .cases import CASES as CASES

@@ -10,7 +10,8 @@ import torch
 
 from lambdanets.ops import Problem
 
-# A crop is compared with the definition in float64; these sides limit its n x m pairs, by number of axes.
+# Results are compared with the definition in float64 on a crop of the case, which has n x m pairs in memory.
+# Largest side of the crop's grid by number of axes, and its largest batch and value depth.
 CROP_SIDE = {1: 97, 2: 11, 3: 5}
 CROP_BATCH, CROP_DEPTH = 2, 3
 
@@ -20,7 +21,7 @@ class Case:
     """The sizes of a layer and of its input: one row of a table, or one point of a curve.
 
     Attributes:
-        name: In `--cases`, tables and the CSV.
+        name: Name in `--cases`, in tables and in the CSV.
         grid: Sizes of the grid.
         scope: Entries of the position table per axis, None for global positions.
         batch: Batch size, b.
@@ -28,7 +29,7 @@ class Case:
         num_heads: Queries per position, h; the value depth is `dim / num_heads`.
         dim_k: Query and key depth, k.
         dim_u: Intra-depth, u.
-        series: The curve that it is a point of, or "".
+        series: Name of the curve to which it belongs as a point, or "".
     """
 
     name: str
@@ -71,7 +72,10 @@ class Case:
     def problem(
         self, *, train: bool = False, dtype: torch.dtype = torch.float32, device: str = "cpu"
     ) -> Problem:
-        """Return the problem that the layer plans; global positions are a scope of full length."""
+        """Return the layer's problem for `lambdanets.plan`.
+
+        A layer passes its global position table as a local one whose scope covers all offsets.
+        """
         return Problem(
             grid=self.grid,
             context_grid=self.grid,
@@ -154,7 +158,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def select(names: Iterable[str], *, large: bool = False) -> list[Case]:
-    """Return the cases of some names of cases and groups, each once.
+    """Return the cases with the given names, and those of the given groups, without repetition.
 
     Args:
         names: Keys of `CASES` and `GROUPS`.

@@ -36,12 +36,12 @@ def make_inputs(
 
     Args:
         case: The sizes.
-        dtype: Of both.
-        device: Where.
-        seed: Of the random numbers.
+        dtype: Dtype of both tensors.
+        device: Device of both tensors.
+        seed: Seed of the random numbers.
         channels_last: Whether both are in channels-last layout.
     """
-    # Drawn on the device: one core would take longer to draw them than a GPU takes for all the rest.
+    # Drawn on the device: drawing on one CPU core would take longer than the rest of a benchmark on a GPU.
     generator = torch.Generator(device).manual_seed(seed)
     x, upstream = (torch.randn(case.shape, generator=generator, device=device).to(dtype) for _ in range(2))
     if channels_last:
@@ -50,17 +50,17 @@ def make_inputs(
 
 
 def min_bytes(module: nn.Module, which: Pass, x: Tensor) -> int:
-    """Return the bytes that any such pass must move.
+    """Return the bytes that a pass moves at least, whatever the implementation.
 
-    It reads input and weights and writes an output of the input's size; training does the same with the
-    gradients of all three. Each is counted once.
+    Inference reads the input and the weights and writes an output of the input's size. Training moves these
+    and their gradients. Each tensor is counted once.
     """
     weights = sum(each.numel() * each.element_size() for each in module.parameters())
     return (2 if which == "train" else 1) * (2 * x.numel() * x.element_size() + weights)
 
 
 def prepare(module: nn.Module, which: Pass, x: Tensor, upstream: Tensor) -> Callable[[], Result]:
-    """Return a pass of the module as a call.
+    """Return a function without arguments that runs a pass of the module and returns its results.
 
     Gradients are returned rather than accumulated, so that every call does the same work.
     """
@@ -163,14 +163,15 @@ def check(
     Args:
         case: The case, of which a crop with few positions and channels is taken.
         contender: The contender, run in float64 where it supports that.
-        device: Where.
-        dtype: Of a contender that does not support float64.
+        device: Device of the comparison.
+        dtype: Dtype of a contender that does not support float64.
 
     Returns:
-        The largest relative difference; None for another function and where the crop is not supported.
+        The largest relative difference; None if the contender computes another function or does not support
+        the crop.
 
     Raises:
-        CheckError: It exceeds the allowed one.
+        CheckError: The difference is larger than allowed.
     """
     crop = case.crop()
     supported = [each for each in (torch.float64, dtype) if not contender.unsupported(crop, each, device)]
@@ -195,7 +196,10 @@ def check(
 
 
 def make_layer(case: Case, kernel: str, dtype: torch.dtype, device: str, seed: int = 0) -> LambdaLayer:
-    """Return our layer with random weights and random norms; default norms would hide permuted channels."""
+    """Return our layer with random weights, and random parameters and statistics of norms.
+
+    Norms with their defaults would treat all channels alike, and so hide an error in the order of channels.
+    """
     torch.manual_seed(seed)
     layer = our_layer(case, kernel)
     for norm in layer.modules():

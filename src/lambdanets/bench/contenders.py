@@ -37,15 +37,16 @@ class Contender:
     """A layer that takes part in the comparison.
 
     Attributes:
-        name: In tables and in the CSV.
+        name: Name in tables and in the CSV.
         role: "layer" is our layer, "kernel" our layer with one kernel, "peer" another implementation of the
             same function, "other" another function that a network may have in its place.
         build: Builds the module for a case.
-        unsupported: The reason why it cannot take part in a case, by dtype and device, else "".
-        copy_weights_from: Copies the weights of our layer, the first argument, into its module, the second;
-            None for another function.
-        required_bytes: Size of the temporaries that it is known to allocate at once, by case, training or
-            not, dtype and device.
+        unsupported: Function of case, dtype and device that returns the reason why the contender cannot take
+            part, or "".
+        copy_weights_from: Function that copies the weights of our layer, the first argument, into the
+            contender's module, the second; None if the contender computes another function.
+        required_bytes: Function of case, training or not, dtype and device that returns the bytes of the
+            temporaries that the contender is known to allocate at the same time.
     """
 
     name: str
@@ -127,7 +128,7 @@ def _lucidrains_unsupported(case: Case, dtype: torch.dtype, device: str) -> str:
         return NOT_INSTALLED
     if case.rank == 2 and case.scope is None and case.grid[0] != case.grid[1]:
         return "cannot take part: its global positions are for square grids"
-    return _plane_unsupported(case)
+    return _geometry_unsupported(case)
 
 
 def _timm(case: Case) -> nn.Module:
@@ -144,7 +145,7 @@ def _timm(case: Case) -> nn.Module:
 def _timm_unsupported(case: Case, dtype: torch.dtype, device: str) -> str:
     if case.dim_u > 1:
         return "cannot take part: its intra-depth u is 1"
-    return _plane_unsupported(case)
+    return _geometry_unsupported(case)
 
 
 def _with_contiguous_gradients(module: nn.Module, case: Case) -> nn.Module:
@@ -164,7 +165,8 @@ def _contiguous_gradient(norm: nn.Module, args: tuple[Tensor, ...], output: Tens
         output.register_hook(Tensor.contiguous)
 
 
-def _plane_unsupported(case: Case) -> str:
+def _geometry_unsupported(case: Case) -> str:
+    """Return why layers for images with square odd scopes cannot take part in a case, or ""."""
     if case.rank != 2:
         return "cannot take part: it is for two axes"
     if case.scope is not None and (case.scope[0] != case.scope[1] or case.scope[0] % 2 == 0):
@@ -225,14 +227,14 @@ def build_module(
 ) -> nn.Module:
     """Return the module of a contender for a case, built on its device.
 
-    One peer holds the offsets of its global positions as a plain attribute, which `to` does not move: it
-    would copy them to the GPU in every call.
+    It is not built on the CPU and moved: lucidrains' layer has the indices of its global position table as a
+    plain attribute, which `to` does not move, so every call would copy them to the GPU.
 
     Args:
         contender: The contender.
         case: The sizes.
-        dtype: Of the weights.
-        device: Where.
+        dtype: Dtype of the weights.
+        device: Device of the weights.
         channels_last: Whether the weights of convolutions are in channels-last layout; position tables, which
             have four axes too, stay contiguous.
     """

@@ -40,8 +40,9 @@ from .timing import (
     time_trials,
 )
 
-# Where our layer selects Triton's kernel, the results on the case itself are compared with those of our layer
-# by another kernel, the first of these that serves; Triton's would otherwise be compared with itself.
+# Results on the case itself are compared with those of our layer. If our layer selects the kernel "triton",
+# the expected results are those of the first of these kernels that supports the case: kernel "triton" would
+# otherwise be compared with itself.
 COMPILED_KERNEL = "triton"
 REFERENCE_KERNELS = ("attention", "fft", "conv", "reference")
 
@@ -61,18 +62,18 @@ def measure_layers(
 ) -> list[LayerRecord]:
     """Compare and time the contenders in the cases.
 
-    In every case all take turns on one input. Those that compute the lambda layer have the weights of our
-    layer, and their results are compared before they are timed. A contender that runs out of memory goes on
-    with half the batch, which its row notes; ratios are those of one example. In a series, a contender that
-    exceeds `max_seconds` at one size takes no part in larger ones.
+    In every case all contenders take turns on the same input. Those that compute the lambda layer get the
+    weights of our layer, and their results are compared before they are timed. For a contender that runs out
+    of memory the batch is halved, with a note in its row; ratios compare the times per example. In a series,
+    a contender that exceeds `max_seconds` at one size is left out at larger ones.
 
     Args:
         cases: The cases, those of a series from small to large.
-        settings: How.
+        settings: Passes, dtype, device and sampling.
         machine: The speed of the hardware, measured just before.
         contenders: The layers; ours must be among them, as the others are compared with it.
-        known: By case, pass and contender, the reason why it takes no part: it has failed in an earlier
-            process.
+        known: Contenders to leave out since they failed in an earlier process: the reason by case, pass and
+            contender.
         report: Called with a line on each step.
         save: Called with all rows so far after every pass, and before an error is raised.
 
@@ -80,9 +81,9 @@ def measure_layers(
         One row for each case, pass and contender, with the reason where it was not timed.
 
     Raises:
-        CheckError: The results of a contender differ, and the settings do not forgive that.
-        DeviceLost: The GPU no longer answers, and the settings forgive errors. The contender that failed has
-            a row; an unfinished pass has no others.
+        CheckError: The results of a contender differ, and `settings.forgiving` is False.
+        DeviceLost: The GPU no longer answers, and `settings.forgiving` is True. The contender that failed has
+            a row; the other contenders of the unfinished pass have none.
     """
     torch.set_num_threads(settings.threads)
     known = known or {}
@@ -91,29 +92,29 @@ def measure_layers(
     too_slow: dict[tuple[str, str, Key], str] = {}
     for case in cases:
         report(f"{case.name}: {case}; comparing results")
-        exact: dict[Key, float] = {}
-        wrong: dict[Key, str] = {}
+        crop_differences: dict[Key, float] = {}
+        check_errors: dict[Key, str] = {}
         for key, contender in keyed.items():
             if all((case.name, which, key) in known for which in settings.passes):
                 continue
             try:
                 error = check(case, contender, settings.device, settings.dtype)
-                exact[key] = NONE if error is None else error
+                crop_differences[key] = NONE if error is None else error
             except Exception as error:  # errors of compilers and drivers have no class in common
                 if not settings.forgiving:
                     raise
-                wrong[key] = describe_error(error)
+                check_errors[key] = describe_error(error)
                 if is_lost(settings.device):
-                    lost = LayerTrial(contender=contender, batch=case.batch, notes=[wrong[key]])
+                    lost = LayerTrial(contender=contender, batch=case.batch, notes=[check_errors[key]])
                     records += [_record(case, which, lost, None, None, settings) for which in settings.passes]
                     save(records)
-                    raise DeviceLost(wrong[key]) from error
+                    raise DeviceLost(check_errors[key]) from error
         for which in settings.passes:
             left_out = {
                 key: reason
                 for key, contender in keyed.items()
                 if (
-                    reason := wrong.get(key, "")
+                    reason := check_errors.get(key, "")
                     or known.get((case.name, which, key), "")
                     or contender.unsupported(case, settings.dtype, settings.device)
                     or too_slow.get((case.series, which, key), "")
@@ -138,7 +139,7 @@ def measure_layers(
             if settings.memory:
                 report(f"{case.name}: {which}, memory")
             for key, contender in keyed.items():
-                record = replace(rows[key], error64=exact.get(key, NONE))
+                record = replace(rows[key], error64=crop_differences.get(key, NONE))
                 if record.samples:
                     measured = replace(case, batch=record.batch)
                     record = _with_throughput(record, measured, contender, settings, machine)
@@ -169,19 +170,20 @@ class LayerTrial(Trial):
 def _measure_pass(
     case: Case, which: Pass, settings: Settings, trials: dict[Key, LayerTrial], left_out: dict[Key, str]
 ) -> dict[Key, LayerRecord]:
-    start = _Start(case, which, settings)
+    """Prepare and time the trials of a pass, and return their rows; `left_out` has reasons by contender."""
+    prepare_trial = _TrialPreparer(case, which, settings)
     # Ours first: the results of the others are compared with its result.
     for key, trial in sorted(trials.items(), key=lambda item: item[1].contender.role != "layer"):
         if key in left_out:
             trial.notes.append(left_out[key])
             continue
         try:
-            start(trial)
+            prepare_trial(trial)
         except Exception as error:
             if not settings.forgiving:
                 raise
             trial.fail(error, settings.device)
-    start.clear()
+    prepare_trial.clear()
     named = {"/".join(key): trial for key, trial in trials.items()}
     timings = time_trials(named, settings, rounds=settings.rounds)
     ours = next((name for name, trial in named.items() if trial.contender.role == "layer"), None)
@@ -192,8 +194,11 @@ def _measure_pass(
     }
 
 
-class _Start:
-    """Builds modules, makes first calls, with half the batch where memory is short, and compares results."""
+class _TrialPreparer:
+    """Builds the module of each trial, makes its first call, and compares the result.
+
+    Where memory does not suffice, the batch is halved.
+    """
 
     def __init__(self, case: Case, which: Pass, settings: Settings) -> None:
         self.case = case
@@ -214,7 +219,7 @@ class _Start:
             try:
                 result = self._first_call(trial)
             except (MemoryError, RuntimeError, ValueError) as error:
-                # Some kernels detect only here that they cannot serve. Other errors are not hidden.
+                # Some kernels raise ValueError only here for a case that they do not support.
                 if is_out_of_memory(error):
                     _halve(trial, str(error) if isinstance(error, MemoryError) else OUT_OF_MEMORY[0])
                 elif isinstance(error, ValueError):
@@ -233,6 +238,7 @@ class _Start:
         gc.collect()
 
     def _memory_shortage(self, trial: LayerTrial) -> str:
+        """Return the reason if a trial is known to need more memory than is free, else ""."""
         settings = self.settings
         case = replace(self.case, batch=trial.batch)
         training = self.which == "train"
@@ -255,6 +261,14 @@ class _Start:
         return result
 
     def _compare(self, trial: LayerTrial, result: Result) -> None:
+        """Compare a first result with the expected one for its batch, if the functions are the same.
+
+        The expected result is that of a reference kernel (`_reference_kernels`) or else that of our layer,
+        which is computed again where the contender has a smaller batch than our layer.
+
+        Raises:
+            CheckError: They differ by more than rounding.
+        """
         contender, batch = trial.contender, trial.batch
         if contender.copy_weights_from is None:
             return
@@ -361,9 +375,11 @@ def _record(
 def _with_throughput(
     record: LayerRecord, case: Case, contender: Contender, settings: Settings, machine: Machine
 ) -> LayerRecord:
-    """Add the fractions of the machine's speed: in bytes for all, in operations for our layer and kernels.
+    """Add the speed of a row as fractions of the machine's.
 
-    Operations are those of the kernels that ran, and of the projections, twice as many backward.
+    All rows get the fraction of the copy's bytes per second, rows of our layer and its kernels also that of
+    the matrix product's operations per second. Operations are those of the selected kernels and of the
+    projections, which take twice as many in the backward pass.
     """
     record = replace(record, of_copy=1e3 * record.gbytes / record.wall_ms / machine.copy_gbs)
     if contender.role not in ("layer", "kernel"):

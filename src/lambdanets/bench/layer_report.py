@@ -36,19 +36,20 @@ PASSES = {
     "eval": "Inference (forward, in inference mode)",
 }
 LEGEND = (
-    "Every layer takes the same input and gives as many channels. Ours, lucidrains' and timm's compute one "
-    "function with one set of weights: projections, batch norms, content and positions. SDPA is softmax "
-    "attention with as many heads through PyTorch's fused function, without batch norm, position embeddings "
-    "and output projection; 3x3 conv (3 per axis) is the convolution that the layer replaces, without "
-    "batch norm. Times are medians, all taking turns in one process; ± is half of the distance between "
-    "the 20 % and the 80 % quantile; 3.0x beside a time is its ratio to ours. Peers are other "
-    "implementations of the same function. GEMM: operations per second over those of a matrix product in the "
-    "same run. copy: bytes of input, output, weights and their gradients, each once, per second, over those "
-    "of a copy in that run. A layer reaches the larger of the two of the roofline."
+    "Every layer takes the same input and returns as many channels. Ours, lucidrains' and timm's compute "
+    "the same function with the same weights: projections, batch norms, content and positions. SDPA is "
+    "softmax attention with as many heads through PyTorch's fused function, without batch norm, position "
+    "embeddings and output projection; 3x3 conv (3 per axis) is the convolution that the layer replaces, "
+    "without batch norm. Times are medians of samples that all layers take in turn, in one process; ± is "
+    "half of the distance between the 20 % and the 80 % quantile; 3.0x beside a time is its ratio to ours. "
+    "Peers are other implementations of the same function. GEMM: operations per second of our layer, as a "
+    "fraction of those of a matrix product in the same run. copy: bytes per second of our layer (input, "
+    "output, weights and their gradients, each once), as a fraction of those of a copy in the same run. "
+    "The larger of the two is the fraction of the roofline that our layer reaches."
 )
 COLOURS = {"lucidrains": "#33628f", "timm": "#7ba3c9", "SDPA": "#5d8a66", "3x3 conv": "#b08d57"}
-SPARE = ("#7a5c99", "#4f9d9d", "#99845c", "#8a8f98")
-GAP = 0.055  # between the names at the ends of curves, as a fraction of the height
+SPARE = ("#7a5c99", "#4f9d9d", "#99845c", "#8a8f98")  # colours of all other contenders
+GAP = 0.055  # vertical distance between the names at the ends of curves, as a fraction of the axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +58,11 @@ class LayerRecord:
 
     Attributes:
         case: Name of the case.
-        title: Its sizes as text.
-        series: The curve that the case is a point of, or "".
-        grid: Sizes of the grid, 14x14.
-        scope: Of the position table, or "global".
-        batch: b; smaller than the title's where memory did not suffice, and then the note says so.
+        title: Sizes of the case as text.
+        series: Name of the curve to which the case belongs as a point, or "".
+        grid: Sizes of the grid, such as 14x14.
+        scope: Scope of the position table, or "global".
+        batch: b; smaller than the title's where memory did not suffice, as the note reports.
         dim: Channels.
         num_heads: h.
         dim_k: k.
@@ -69,26 +70,27 @@ class LayerRecord:
         mode: "train" or "eval".
         contender: Name of the contender.
         role: "layer", "kernel", "peer" or "other".
-        layout: Of the input in memory: "contiguous" (channels before positions) or "channels_last".
+        layout: Memory format of the input: "contiguous" (channels before positions) or "channels_last".
         kernel: The kernel that our layer selected, forward and backward where they differ.
         note: Why there are no numbers, or how they differ from those of other rows; usually "".
         wall_ms: Median wall time; with its quantiles `wall_q20` and `wall_q80`.
         cpu_ms: The same of the CPU time of all threads.
         samples: Number of samples.
-        peak_mib: Rise of memory, on a CPU in a process of its own, on a GPU of what PyTorch has allocated.
-        ratio: Its wall time for one example over that of our layer.
-        ratio_cpu: The same of CPU time.
+        peak_mib: Peak memory of the pass above that of weights and inputs, in MiB: on a CPU of a separate
+            process, on a GPU of PyTorch's allocations.
+        ratio: Wall time per example, divided by that of our layer.
+        ratio_cpu: The same for CPU time.
         error64: Difference from the definition on a crop in float64, or in `dtype` where a kernel does not
             support float64; NaN for another function.
         error: Difference from our layer on the case itself, computed by another kernel where our layer
             selects Triton's.
         gflop: Operations of our layer and kernels, projections included; NaN for others.
         of_gemm: Operations per second, as a fraction of those of a matrix product in the same run.
-        of_gemm_cpu: The same of CPU time.
-        gbytes: Gigabytes that any such pass must move: input, output, weights and, in training, their
+        of_gemm_cpu: The same for CPU time.
+        gbytes: Gigabytes that the pass moves at least: input, output, weights and, in training, their
             gradients, each once.
-        of_copy: These per second, as a fraction of the speed of a copy in the same run. A row reaches the
-            larger of `of_gemm` and `of_copy` of the roofline.
+        of_copy: `gbytes` per second, as a fraction of those of a copy in the same run. The larger of
+            `of_gemm` and `of_copy` is the fraction of the roofline that the layer reaches.
     """
 
     case: str
@@ -134,7 +136,7 @@ class LayerRecord:
         return self.wall_ms if clock == "wall" else self.cpu_ms
 
     def over_ours(self, clock: str) -> float:
-        """Return its time over that of our layer, by the clock "wall" or "process"."""
+        """Return the ratio of its time to that of our layer, by the clock "wall" or "process"."""
         return self.ratio if clock == "wall" else self.ratio_cpu
 
 
@@ -232,11 +234,12 @@ def _kernels(rows: list[LayerRecord], mode: str, clock: Clock) -> Table:
         cells = [_with_ratio(found.get(name), clock) for name in names]
         body.append((case, ours.title, ours.kernel or "-", _with_spread(ours, clock), *cells))
     title = f"{PASSES[mode]}, kernel by kernel: {CLOCKS[clock]}"
-    headings = ("case", "input", "auto takes", "auto", *names)
+    headings = ("case", "input", "auto selects", "auto", *names)
     return Table(title=title, headings=headings, rows=tuple(body), notes=_notes(kernels))
 
 
 def _layers(rows: list[LayerRecord]) -> tuple[list[LayerRecord], list[str]]:
+    """Return the rows without those of single kernels, and the names of all contenders but our layer."""
     layers = [row for row in rows if row.role != "kernel"]
     return layers, list(dict.fromkeys(row.contender for row in layers if row.role != "layer"))
 
@@ -331,16 +334,16 @@ def _bars(rows: list[LayerRecord], mode: str, where: Provenance, path: Path, clo
     for case, axes in zip(cases, grid.flat, strict=False):
         bars = [row for row in rows if row.case == case]
         longest = max(row.time(clock) for row in bars)
-        for place, row in enumerate(bars):
+        for index, row in enumerate(bars):
             ours = row.role == "layer"
-            axes.barh(place, row.time(clock), height=0.72, color=_colour(row.contender, row.role))
+            axes.barh(index, row.time(clock), height=0.72, color=_colour(row.contender, row.role))
             single = "*" if row.samples == 1 else ""
             text = f" {duration(row.time(clock))}{single}"
             ratio = row.over_ours(clock)
-            axes.text(row.time(clock), place, text, va="center", fontsize=8, color=INK)
+            axes.text(row.time(clock), index, text, va="center", fontsize=8, color=INK)
             if not ours and not math.isnan(ratio):
                 style: dict[str, Any] = {"ha": "right", "va": "center", "fontweight": "bold", "fontsize": 9}
-                axes.text(1.62 * longest, place, times(ratio), color=INK, **style)
+                axes.text(1.62 * longest, index, times(ratio), color=INK, **style)
         axes.set_yticks(range(len(bars)), [row.contender for row in bars], fontsize=8)
         for label, row in zip(axes.get_yticklabels(), bars, strict=True):
             label.set_color(OURS if row.role == "layer" else INK)
@@ -352,11 +355,12 @@ def _bars(rows: list[LayerRecord], mode: str, where: Provenance, path: Path, clo
         axes.spines["left"].set_color(QUIET)
         axes.set_title(f"{case}:  {bars[0].title}", loc="left", fontsize=9, color=INK)
     unit = "CPU time of all threads" if clock == "process" else "time"
-    add_frame(figure, f"One layer, {PASS_NAMES[mode]}: {unit}, and in bold how it compares with ours", where)
+    add_frame(figure, f"One layer, {PASS_NAMES[mode]}: {unit}, in bold its ratio to ours", where)
     return save(figure, path)
 
 
 def _has_curves(rows: list[LayerRecord], value: Callable[[LayerRecord], float]) -> bool:
+    """Return whether some contender has more than one point in a series."""
     parts = {(row.series, row.mode) for row in rows}
     return any(
         len(points) > 1
@@ -368,6 +372,7 @@ def _has_curves(rows: list[LayerRecord], value: Callable[[LayerRecord], float]) 
 def _lines(
     rows: list[LayerRecord], value: Callable[[LayerRecord], float]
 ) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """Return the points (positions, value) of each curve by name and role, in ascending order."""
     lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for row in sorted(rows, key=lambda row: row.positions):
         if value(row) > 0:
@@ -433,7 +438,7 @@ def _curves(
 
 
 def _guides(axes: Any, lines: dict[Any, list[tuple[int, float]]], left: int, right: int, top: float) -> None:
-    """Draw the slopes of n log n and n², both from the first point of our layer."""
+    """Draw dashed lines proportional to n log n and to n², both through the first point of our layer."""
     ours = next((points for (_, role), points in lines.items() if role == "layer"), None)
     if not ours:
         return
@@ -461,7 +466,8 @@ def _name_ends(
     heights: dict[int, float] = {}
     behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
     for (n, value), text, ink, ours in sorted(ends, key=lambda end: end[0][1]):
-        early = n < last  # to its right other curves go on; above its end there is none
+        # A curve that ends early is named above its end, since other curves continue to the right of it.
+        early = n < last
         wanted = math.log(value / bottom) / span + (GAP / 2 if early else 0)
         heights[n] = max(wanted, heights.get(n, -1.0) + GAP)
         place = (n / 1.2 if early else n * 1.2, bottom * math.exp(heights[n] * span))

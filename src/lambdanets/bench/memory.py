@@ -18,7 +18,7 @@ import torch
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 TIMEOUT = 1800  # seconds
 M_MMAP_THRESHOLD, OWN_PAGES = -3, 2**17  # the parameter of glibc's mallopt, and its value in bytes
-FREE_FRACTION = 0.8  # of the free memory, which an entry may be expected to need
+FREE_FRACTION = 0.8  # largest part of the free memory that the estimated need of an entry may be
 
 # The two answers of `peak_mib` where memory did not suffice.
 OUT_OF_MEMORY = ("out of memory", "killed: out of memory")
@@ -30,10 +30,10 @@ class Job(Protocol):
     """A pass whose peak is measured, in a form that can be sent to another process.
 
     Attributes:
-        device: Where it runs.
-        threads: Threads of PyTorch.
-        whole: Whether the peak includes what `prepare` allocates, weights and inputs, or only what the pass
-            adds to them.
+        device: Device of the pass.
+        threads: Number of threads of PyTorch.
+        whole: Whether the peak includes the weights and inputs that `prepare` allocates, rather than only the
+            memory that the pass adds to them.
     """
 
     @property
@@ -52,18 +52,18 @@ class Job(Protocol):
 
 
 def peak_mib(job: Job) -> float | str:
-    """Return how far a pass raises memory, in MiB, or the reason why that is unknown.
+    """Return the peak memory of a pass in MiB, or the reason why it is unknown.
 
-    On a CPU it is the peak of the resident memory of a fresh process above what is resident just before,
-    after imports and a pass on a miniature. On a GPU it is the peak of what PyTorch has allocated there in a
-    second call: PyTorch counts exactly, so that no process of its own is needed, and the first call also
-    allocates for tuning. `Job.whole` decides whether weights and inputs are part of the peak.
+    On a CPU it is measured in a fresh process: the peak of the resident memory during the pass, minus the
+    resident memory just before it, after imports and a pass on a miniature. On a GPU it is the peak of
+    PyTorch's allocations during a second call, in this process, since PyTorch counts them exactly; the first
+    call also allocates for tuning. `Job.whole` decides whether weights and inputs are part of the peak.
     """
     if torch.device(job.device).type == "cuda":
         return _measure(job)
     methods = multiprocessing.get_all_start_methods()
-    # A fork server has imported all modules once, also those that a first call would import, and has run
-    # nothing.
+    # Children of a fork server have all modules imported, also those that a first call would import, and have
+    # run nothing.
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         context.set_forkserver_preload(["lambdanets.bench", "lambdanets.models", "torch._dynamo"])
@@ -84,11 +84,12 @@ def peak_mib(job: Job) -> float | str:
 
 
 def _answer(job: Job, answer: Connection) -> None:
-    # Ctrl-C is for the parent, which ends this process.
+    """Measure a job and send the result to the parent: the main function of the child process."""
+    # Ctrl-C also reaches the parent, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Large tensors get pages of their own, which are returned to the system with them. By default glibc
-    # raises the size that counts as large, up to 32 MiB, as memory is freed: the peak would then be that of a
-    # fragmented heap, another one in every run.
+    # With this setting large tensors get separate pages, which return to the system when the tensor is freed.
+    # By default glibc raises the size that counts as large, up to 32 MiB, as memory is freed; the peak would
+    # then include the fragments of the heap and differ between runs.
     _glibc("mallopt", M_MMAP_THRESHOLD, OWN_PAGES)
     torch.set_num_threads(job.threads)
     answer.send(_measure(job))
@@ -119,12 +120,13 @@ def _measure(job: Job) -> float | str:
 
 
 def _glibc(function: str, *arguments: int) -> None:
+    """Call a function of glibc by name; do nothing with another C library."""
     with suppress(OSError, AttributeError):  # another C library, whose heap has no such setting
         getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def _reset_peak(device: torch.device) -> float:
-    """Let the peak begin at what is allocated now, and return this in MiB."""
+    """Reset the recorded peak to the memory that is in use now, and return that in MiB."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -143,6 +145,7 @@ def _read_peak(device: torch.device) -> float:
 
 
 def _status_kib(name: str) -> int:
+    """Return a size of this process in KiB, by its name in /proc/self/status."""
     for line in STATUS.read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1])
@@ -171,9 +174,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def release(device: str) -> None:
-    """Free what a failed call has allocated, on a GPU also PyTorch's cache: libraries allocate there as well.
+    """Free the memory that a failed call has allocated, on a GPU also PyTorch's cache of freed tensors.
 
-    To be called after the `except` clause that caught its error: the error holds the frames with the tensors.
+    Libraries such as cuDNN cannot use that cache. Call this after the `except` clause that caught the error:
+    until then the error refers to the frames with the tensors.
     """
     gc.collect()
     if torch.device(device).type == "cuda":
@@ -181,7 +185,7 @@ def release(device: str) -> None:
 
 
 def is_lost(device: str) -> bool:
-    """Return whether a GPU no longer answers: after some errors of a kernel nothing runs in this process."""
+    """Return whether a GPU no longer answers: after some errors, no kernel of this process runs any more."""
     if torch.device(device).type != "cuda":
         return False
     for _ in range(2):  # an error of an earlier call may still be pending, and is reported once

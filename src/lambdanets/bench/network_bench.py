@@ -36,12 +36,12 @@ from .timing import (
     time_trials,
 )
 
-# For estimates alone, of the progress and of a feasible batch: the speed of a network over that of a matrix
-# product.
+# Operations per second of a network, as a fraction of those of a matrix product. It serves only to estimate
+# the progress and a feasible batch.
 EFFICIENCY = 0.3
-PROCESS_SECONDS = 2.0  # that a process of its own takes to start
-STEPS_IN_TIME = 3  # a batch is chosen such that so many steps fit into the time of one network and pass
-# Provenance that the rows of one file share, without which a benchmark does not go on.
+PROCESS_SECONDS = 2.0  # estimated time to start a process
+STEPS_IN_TIME = 3  # the batch is halved until so many steps are estimated to take at most `max_seconds`
+# Fields of the provenance that must be equal in all rows of a file: a benchmark is resumed with these only.
 SHARED_PROVENANCE = ("device", "processor", "threads", "dtype", "torch", "timm", "lambdanets")
 
 
@@ -52,9 +52,9 @@ class Limits:
     Attributes:
         batch: Images of a pass, halved where memory does not suffice.
         fixed: Whether the user chose the batch; otherwise it is also halved where steps would take too long.
-        largest: Multiply-adds of a forward pass for one image, in units of 10^9, above which a network is
-            not run; None for no limit.
-        max_interleaved: Largest number of networks that take turns.
+        largest: Networks with more GMAC (10^9 multiply-adds of a forward pass for one image) are not run;
+            None for no limit.
+        max_interleaved: Largest number of networks that take turns in one group.
     """
 
     batch: int = 8
@@ -76,10 +76,11 @@ class NetworkTrial(Trial):
     Attributes:
         network: The network.
         cost: Its parameters and multiply-adds.
-        peak_mib: Its measured peak.
-        rounds: Its number of samples.
-        memory_seconds, step_seconds, sampling_seconds: Estimated time of the measurement of its peak, of its
-            first step, and of all samples.
+        peak_mib: Measured peak memory, in MiB.
+        rounds: Number of samples.
+        memory_seconds: Estimated time of the measurement of the peak.
+        step_seconds: Estimated time of the first step.
+        sampling_seconds: Estimated time of all samples.
     """
 
     error_prefix: ClassVar[str] = f"{NOT_RUN}: "
@@ -102,7 +103,10 @@ class NetworkTrial(Trial):
         super().fail(error, device)
 
     def has_batch(self, which: Pass) -> bool:
-        """Return whether a batch is left; a batch of 1 that a batch norm cannot train on is noted."""
+        """Return whether a batch is left.
+
+        A batch of 1 becomes 0, with a note, if batch norms cannot train on it.
+        """
         if which == "train" and self.batch == 1:
             try:
                 compute_cost(self.network, batch=1, train=True)
@@ -112,7 +116,7 @@ class NetworkTrial(Trial):
         return self.batch > 0
 
     def halve_for_memory(self, reason: str) -> None:
-        """Go on with half the batch and note the reason."""
+        """Halve the batch and note the reason."""
         self.halve(reason, f"{NOT_RUN}: {reason} even with one image")
 
 
@@ -154,15 +158,15 @@ def measure_networks(
 ) -> list[Measured]:
     """Measure networks: throughput of training steps and inference in turn, and peak memory.
 
-    Neighbours in the sequence take turns, as many as `limits.max_interleaved` and memory allow. Peaks are
-    measured first, which also finds the batch that fits; on a CPU each in a process of its own, so that a
-    lack of memory ends no other measurement.
+    Groups of consecutive networks take turns, as many as `limits.max_interleaved` and memory allow. Peaks are
+    measured first, which also finds the batch that fits into memory. On a CPU each peak is measured in a
+    separate process, so that a lack of memory does not end the benchmark.
 
     Args:
         bench: Name of the benchmark; see `NetworkRecord`.
         networks: The networks. Those that are not available have rows with the reason.
-        settings: How. Where errors are forgiven, a network that fails loses its times; its row notes the
-            error and is kept when the benchmark goes on.
+        settings: Passes, dtype, device and sampling. With `forgiving`, a network that fails has a row with
+            the error instead of times, which is kept when the benchmark is resumed.
         limits: Batch, size and grouping.
         earlier: Rows of a benchmark that was interrupted; their measurements are kept and not repeated.
         report: Called with the current step and the finished fraction of the estimated work.
@@ -174,16 +178,16 @@ def measure_networks(
 
     Raises:
         ValueError: Earlier rows were measured on another machine, with other settings or for another batch.
-        DeviceLost: The GPU no longer answers, and the settings forgive errors. The network that failed has a
+        DeviceLost: The GPU no longer answers, and `settings.forgiving` is True. The network that failed has a
             row.
     """
     torch.set_num_threads(settings.threads)
     where = _provenance_now(settings)
     order = [blank_record(bench, network, which).key for network in networks for which in settings.passes]
-    kept = {row.key: (row, place) for row, place in earlier if _is_kept(row, order)}
-    for row, place in kept.values():
-        _require_same_setup(row, place, where, limits)
-    number = max((row.group for row, _ in kept.values()), default=0)
+    kept = {row.key: (row, origin) for row, origin in earlier if _is_kept(row, order)}
+    for row, origin in kept.values():
+        _require_same_setup(row, origin, where, limits)
+    group_number = max((row.group for row, _ in kept.values()), default=0)
     order = [*(key for key in kept if key not in order), *order]
     rows: dict[tuple[str, ...], Measured] = dict(kept)
     for network in networks:
@@ -209,10 +213,10 @@ def measure_networks(
                 continue
             try:
                 for group in _fitting(groups[which][turn], which, settings, progress):
-                    number += 1
-                    place = _provenance_now(settings)
-                    for row in _time_group(bench, group, which, settings, limits, number, progress):
-                        rows[row.key] = row, place
+                    group_number += 1
+                    origin = _provenance_now(settings)
+                    for row in _time_group(bench, group, which, settings, limits, group_number, progress):
+                        rows[row.key] = row, origin
                     save(ordered())
             except DeviceLost:
                 for trial in groups[which][turn]:
@@ -231,7 +235,10 @@ def _provenance_now(settings: Settings) -> Provenance:
 
 
 def _is_kept(row: NetworkRecord, order: Sequence[tuple[str, ...]]) -> bool:
-    """Return whether an earlier row is kept: with a time, with an error, or of another network or pass."""
+    """Return whether an earlier row is kept rather than measured again.
+
+    It is kept if it has a time or an error, or if this run has no such network and pass.
+    """
     return bool(row.samples) or FAILED in row.note or row.key not in order
 
 
@@ -244,7 +251,7 @@ def _require_same_setup(row: NetworkRecord, earlier: Provenance, now: Provenance
         if was != is_now:
             raise ValueError(
                 f"the earlier rows were measured with {name}={was}, this run has {name}={is_now}; "
-                "run with that, or leave --resume out to measure everything anew"
+                "use the same value, or leave --resume out to measure everything again"
             )
 
 
@@ -299,7 +306,7 @@ def _trial(
 
 
 def _groups(trials: Iterator[NetworkTrial], limits: Limits) -> Iterator[list[NetworkTrial]]:
-    """Yield neighbours that take turns."""
+    """Yield groups of consecutive networks that take turns."""
     group: list[NetworkTrial] = []
     for trial in trials:
         group.append(trial)
@@ -317,8 +324,8 @@ def _fitting(
     fitting: list[NetworkTrial] = []
     for trial in group:
         if settings.memory:
-            place = "" if torch.device(settings.device).type == "cuda" else " in its own process"
-            progress.begin(f"{trial.network.title}: {PASS_NAMES[which]}, memory{place}")
+            process = "" if torch.device(settings.device).type == "cuda" else " in its own process"
+            progress.begin(f"{trial.network.title}: {PASS_NAMES[which]}, memory{process}")
             try:
                 _measure_peak(trial, which, settings)
             except Exception as error:  # errors of compilers and drivers have no class in common
@@ -393,7 +400,7 @@ def _time_group(
             seconds = trial.first.wall[0] / 1e3
             trial.rounds = max(1, int(min(settings.rounds, settings.max_seconds / seconds)))
         progress.finish(trial.step_seconds)
-    numbered = {f"{place}": trial for place, trial in enumerate(group)}
+    numbered = {str(index): trial for index, trial in enumerate(group)}
     titles = ", ".join(trial.network.title for trial in group if trial.run is not None)
 
     def tick(name: str) -> None:

@@ -38,12 +38,12 @@ LEGEND = (
     "A training step is forward, cross entropy, backward and a step of SGD with momentum; inference is a "
     "forward pass in inference mode; both on random images in channels-last layout, with random weights. "
     "Images per second are from the median step; ± is half of the distance between the 20 % and the 80 % "
-    "quantile, * a single step. The networks of a group took turns in one process. Peak memory is all that a "
-    "network with its batch, gradients, momenta and temporaries adds to a process of its own, on a GPU to "
-    "what PyTorch has allocated there. In bfloat16 training has float32 weights and autocast, inference "
-    "bfloat16 weights. GMAC: 10^9 multiply-adds of a forward "
-    "pass for one image, those of our lambda layers as the kernels planned for one image do them, those of "
-    "local attention with all of its tiles. Published numbers are marked as such and were not measured here."
+    "quantile, * a single step. The networks of a group took turns in one process. Peak memory includes "
+    "the network, its batch, gradients, momenta and temporaries: on a CPU it is the growth of a separate "
+    "process, on a GPU that of PyTorch's allocations. In bfloat16 training has float32 weights and "
+    "autocast, inference bfloat16 weights. GMAC: 10^9 multiply-adds of a forward pass for one image; for "
+    "our lambda layers those of the kernels that the planner selects for one image, for local attention "
+    "those of whole tiles. Published numbers are marked as such and were not measured here."
 )
 
 
@@ -67,11 +67,11 @@ class NetworkReport:
 
     Attributes:
         command: The command that was run, the title of the Markdown page.
-        tables: Makes its tables from rows.
+        tables: Function that makes the tables from rows.
         paragraphs: Text after the legend.
         bars_title: Title of the figure with bars.
-        colours: Colours of families.
-        more_figures: Makes further figures from rows, some of which were measured.
+        colours: Colours by family.
+        more_figures: Function that makes further figures from rows, of which at least one was measured.
     """
 
     command: str
@@ -158,7 +158,7 @@ def _throughput(rows: Sequence[NetworkRecord], which: Pass) -> Table:
 
 
 def passes_of(rows: Sequence[NetworkRecord]) -> list[Pass]:
-    """Return the passes that some row is of."""
+    """Return the passes that occur in the rows, in the order of the report."""
     return [which for which in PASS_TITLES if any(row.mode == which for row in rows)]
 
 
@@ -173,7 +173,7 @@ def cost_cells(row: NetworkRecord) -> tuple[str, str]:
 
 
 def with_spread(row: NetworkRecord, value: str) -> str:
-    """Return a measured value with its spread, or why there is none."""
+    """Return a measured value with its spread; "not run" or "-" if there is none."""
     if not row.samples:
         return NOT_RUN if NOT_RUN in row.note else "-"
     return f"{value}{SINGLE if row.samples == 1 else f' ±{row.spread:.0%}'}"
@@ -185,7 +185,7 @@ def number_or_dash(value: float) -> str:
 
 
 def grouped_notes(rows: Sequence[NetworkRecord]) -> tuple[str, ...]:
-    """Return each note once, with its networks, and with their passes where it is not of all."""
+    """Return each note once, after the networks that have it, and their passes if these are not all."""
     notes: dict[str, dict[str, list[str]]] = {}
     passes = {row.mode for row in rows}
     for row in rows:
@@ -259,7 +259,7 @@ def bar_figure(rows: Sequence[NetworkRecord], colours: Mapping[str, str]) -> Any
 
 
 def _common_batch(rows: Sequence[NetworkRecord]) -> int:
-    """Return the batch of most bars, 0 where no two have the same."""
+    """Return the most frequent batch of several rows; 0 if all differ."""
     batch, count = Counter(row.batch for row in rows).most_common(1)[0]
     return batch if count > 1 or len(rows) == 1 else 0
 

@@ -21,9 +21,10 @@ from lambdanets.utils.text import did_you_mean, first_line
 from .records import NONE, Provenance, read_rows, write_rows
 from .timing import Pass
 
-IMAGES = 1024  # of a training step in the paper's latencies
+IMAGES = 1024  # images of a training step for which the paper states latencies
 NOT_RUN = "not run"
-LEARNING_RATE, MOMENTUM = 1e-3, 0.9  # small: the weights stay in the range in which the speed is usual
+# A small learning rate keeps the weights in their usual range: other values could change the speed.
+LEARNING_RATE, MOMENTUM = 1e-3, 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Published:
         parameters_m: Millions of parameters.
         examples_per_s: Images per second in inference, on 8 TPUv3 cores, float32; 0: out of memory.
         seconds: Seconds for a training step of 1024 images on 8 TPUv3 cores, bfloat16.
-        memory: GB as the paper counts them, as printed there.
+        memory: The paper's memory figure in GB, as printed there.
     """
 
     source: str
@@ -52,13 +53,13 @@ class NetworkSpec:
     """A network at one image size.
 
     Attributes:
-        model: Its name in timm's registry.
+        model: Name in timm's registry.
         size: Height and width of the images.
         options: Other arguments of `create_model`.
-        label: Its name in tables; model and size when "".
-        family: The curve that it is a point of, or "".
+        label: Name in tables; "" for model and size.
+        family: Name of the curve to which it belongs as a point, or "".
         published: Published numbers, if any.
-        maps_gib: Its attention maps or position tables as the paper's Table 4 counts them.
+        maps_gib: GiB of its attention maps or position tables, counted as in the paper's Table 4.
     """
 
     model: str
@@ -95,7 +96,7 @@ class NetworkCost:
     Attributes:
         parameters: Number of parameters.
         macs: Multiply-adds of a forward pass for one image, as our kernels compute it.
-        channels: Of its images.
+        channels: Number of channels of the images.
     """
 
     parameters: int
@@ -121,14 +122,14 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def select_networks(names: Iterable[str], sizes: Iterable[str] = ()) -> list[NetworkSpec]:
-    """Return the networks of some names and sizes, each once.
+    """Return the networks with the given names and sizes, without repetition.
 
     Args:
-        names: Names or patterns of timm's registry; `name@size` is at that size alone.
-        sizes: Image sizes of all names without one; the default size of each model when empty.
+        names: Names or patterns of timm's registry; `name@size` sets the size of that name.
+        sizes: Image sizes for names without `@size`; if empty, the default size of each model.
 
     Raises:
-        ValueError: A name fits no model, or a size is none.
+        ValueError: A name matches no model, or the text of a size is invalid.
     """
     common = [parse_size(text) for text in sizes]
     found: dict[NetworkSpec, None] = {}
@@ -153,8 +154,9 @@ def compute_cost(network: NetworkSpec, *, batch: int = 1, train: bool = False) -
 
     Args:
         network: The network and its image size.
-        batch: Of the training step that must be possible.
-        train: Whether a training step must be possible, too: a batch norm cannot train on a single value.
+        batch: Batch size of the training step.
+        train: Whether to check that a training step is possible: batch norms cannot train on a single value
+            per channel.
 
     Raises:
         ValueError: The network does not take these options or this size.
@@ -177,7 +179,7 @@ def compute_cost(network: NetworkSpec, *, batch: int = 1, train: bool = False) -
         first = first_line(error)
         cfg: Any = module.pretrained_cfg
         own = format_size(default_size(network.model))
-        fits = f"it takes {own} alone" if cfg.get("fixed_input_size") else f"its own size, {own}, would do"
+        fits = f"it takes {own} alone" if cfg.get("fixed_input_size") else f"its default size is {own}"
         raise ValueError(
             f"{network.model} cannot take images of {format_size(network.size)}: {first}; {fits}"
         ) from error
@@ -194,12 +196,13 @@ def unavailable_reason(network: NetworkSpec) -> str:
 
 
 def _matching_models(name: str) -> list[str]:
+    """Return the models of timm's registry with a name or a pattern; raise ValueError if there are none."""
     if timm.is_model(name):
         return [name]
     if "*" in name or "?" in name or "[" in name:
         if found := timm.list_models(name):
             return found
-        raise ValueError(f"no model's name is like {name!r}; `lambdanets list` shows the names")
+        raise ValueError(f"no model name matches {name!r}; `lambdanets list` shows the names")
     hint = did_you_mean(name, timm.list_models()) or "; `lambdanets list` shows the names"
     raise ValueError(f"there is no model named {name!r}{hint}")
 
@@ -215,9 +218,9 @@ class NetworkJob:
         batch: Images.
         dtype: float32 or bfloat16. In bfloat16, inference has weights of that dtype, training has float32
             weights and autocast.
-        device: Where.
-        threads: Threads of PyTorch.
-        channels: Of the images.
+        device: Device of the pass.
+        threads: Number of threads of PyTorch.
+        channels: Number of channels of the images.
     """
 
     network: NetworkSpec
@@ -266,7 +269,7 @@ def _training_step(
     module: nn.Module, images: Tensor, precision: AbstractContextManager[object]
 ) -> Callable[[], Tensor]:
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
-    # The first step has momentum buffers, as every later one.
+    # A step with zero gradients creates the momentum buffers, so that the first measured step has them too.
     for weight in module.parameters():
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
@@ -293,23 +296,23 @@ class NetworkRecord:
 
     Attributes:
         bench: The benchmark that it was measured for: "models", or "race", "table4", ... of the laboratory.
-        title: Its name in tables.
-        family: The curve that it is a point of, or "".
+        title: Name of the network in tables.
+        family: Name of the curve to which it belongs as a point, or "".
         model: Name of the model.
-        options: Its options as text.
-        size: Of the images, 224 or 160x224.
+        options: Options of the model as text.
+        size: Size of the images, such as 224 or 160x224.
         mode: "train" or "eval".
         batch: Images of the measured pass; 0 where none was measured.
-        wanted_batch: Images that were asked for; `batch` is smaller where memory or time did not suffice.
+        wanted_batch: Requested images; `batch` is smaller where memory or time did not suffice.
         parameters: Number of parameters; 0 where the network is not available.
         macs: Multiply-adds of a forward pass for one image.
-        group: Networks with one number took turns.
+        group: Number of the group; the networks of a group took turns.
         note: Why there are no numbers, or how they differ from those of other rows; usually "".
         wall_ms: Median wall time of the whole batch; with its quantiles `wall_q20` and `wall_q80`.
         cpu_ms: The same of the CPU time of all threads.
         samples: Number of samples.
-        peak_mib: Memory that the network, its batch and its pass add to a process of their own; on a GPU, to
-            what PyTorch has allocated there.
+        peak_mib: Peak memory of the network, its batch and its pass, in MiB: on a CPU the growth of a
+            separate process, on a GPU that of PyTorch's allocations.
         maps_gib: Maps or position tables as the paper's Table 4 counts them, by formula.
         published_source: Source of the following columns, none of which is measured here.
         published_top1: Accuracy on ImageNet, percent.
@@ -350,7 +353,7 @@ class NetworkRecord:
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
-        """Identity of the measurement, by which a benchmark that goes on finds its rows."""
+        """Identity of the measurement: a resumed benchmark does not repeat the keys of earlier rows."""
         return self.title, self.model, self.options, self.size, self.mode
 
     @property
@@ -411,7 +414,7 @@ def with_cpu_time(measured: Iterable[Measured]) -> list[Measured]:
 
 
 def write_networks(path: Path, rows: Iterable[Measured]) -> None:
-    """Write rows, each with its own provenance: a benchmark may go on another day."""
+    """Write rows, each with its own provenance, as a benchmark may be resumed at another time."""
     write_rows(path, NetworkRecord, rows)
 
 

@@ -19,17 +19,17 @@ import torch
 import lambdanets
 from lambdanets.utils.files import replacing
 
-NONE = math.nan  # a number that was not measured; an empty cell in the file
+NONE = math.nan  # stands for a number that was not measured; written as an empty cell
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The best that the hardware reaches in this run, the scale of the fractions in the rows.
+    """The highest speeds of the hardware in this run; rows state their speed as fractions of them.
 
     Attributes:
-        gflops: Of a square matrix product, by wall time.
+        gflops: 10^9 operations per second of a square matrix product, by wall time.
         gflops_cpu: The same by CPU time of all threads; equal to `gflops` on a GPU.
-        copy_gbs: Gigabytes that a copy reads and writes per second.
+        copy_gbs: Gigabytes per second that a copy reads and writes.
     """
 
     gflops: float
@@ -39,7 +39,27 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """The machine, the versions and the time of a measurement."""
+    """The machine, the versions and the time of a measurement.
+
+    Attributes:
+        device: Device of PyTorch, such as "cpu" or "cuda:0".
+        processor: Name of the CPU or the GPU.
+        threads: Number of threads of PyTorch.
+        load: Load average of the last minute at the start.
+        gemm_gflops: `Machine.gflops`.
+        gemm_gflops_cpu: `Machine.gflops_cpu`.
+        copy_gbs: `Machine.copy_gbs`.
+        dtype: Dtype of inputs and weights.
+        lambdanets: Version of this package.
+        commit: Its commit; see `commit`.
+        torch: Version of PyTorch.
+        timm: Version of timm.
+        lambda_networks: Version of lucidrains' package, or "".
+        python: Version of Python.
+        system: Operating system and architecture.
+        date: Local time of the measurement, to the minute.
+        triton: Version of Triton, or "".
+    """
 
     device: str
     processor: str
@@ -61,7 +81,7 @@ class Provenance:
 
 
 def write_rows(path: Path, kind: type, rows: Iterable[tuple[Any, Provenance]]) -> None:
-    """Write rows to a temporary file and rename it: a reader never finds half a file.
+    """Write rows to a CSV file atomically.
 
     Args:
         path: The file.
@@ -111,9 +131,9 @@ def provenance(dtype: torch.dtype, device: str, threads: int, machine: Machine) 
     """Return the provenance of a benchmark that starts now.
 
     Args:
-        dtype: Of inputs and weights.
-        device: Where it runs.
-        threads: Number of threads.
+        dtype: Dtype of inputs and weights.
+        device: Device of the benchmark.
+        threads: Number of threads of PyTorch.
         machine: The speed of the hardware.
     """
     cuda = torch.device(device).type == "cuda"
@@ -183,9 +203,9 @@ def _processor() -> str:
 
 
 def commit() -> str:
-    """Return the commit of the checkout that this package runs from, with + if files differ, or "".
+    """Return the commit of the checkout that this package runs from, followed by + if files were changed.
 
-    In a copy of a checkout without its history, the environment variable LAMBDANETS_COMMIT gives the commit.
+    Without a checkout it is the value of the environment variable LAMBDANETS_COMMIT, or "".
     """
     here = Path(__file__).parent
 

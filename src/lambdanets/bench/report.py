@@ -16,7 +16,8 @@ Clock = Literal["wall", "process"]
 
 CLOCKS = {"wall": "milliseconds of wall time", "process": "CPU milliseconds of all threads"}
 SINGLE = "*"  # marks a time that is a single sample
-OURS, INK, SOFT, QUIET = "#c8472f", "#2b2f36", "#6b7380", "#d9dde3"  # colours
+# Colours: of our layer and networks, of text, of secondary text, of lines.
+OURS, INK, SOFT, QUIET = "#c8472f", "#2b2f36", "#6b7380", "#d9dde3"
 VERSIONS = ("torch", "timm", "lambda_networks", "triton", "python")
 
 
@@ -25,10 +26,10 @@ class Table:
     """A table of text, for the terminal and for Markdown.
 
     Attributes:
-        title: Its title.
-        headings: Of the columns.
-        rows: Its cells.
-        notes: Sentences below it, on rows that lack numbers.
+        title: Title above the table.
+        headings: Headings of the columns.
+        rows: Cells, row by row.
+        notes: Sentences below the table, such as the reasons why rows lack numbers.
     """
 
     title: str

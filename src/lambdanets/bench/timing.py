@@ -31,7 +31,7 @@ LONG_MS = 1e3
 
 
 class CheckError(RuntimeError):
-    """Two implementations of one function do not agree: there is nothing to time."""
+    """Two implementations of one function give different results, so their times are not compared."""
 
 
 class DeviceLost(RuntimeError):
@@ -44,12 +44,12 @@ class Settings:
 
     Attributes:
         passes: The passes that are timed.
-        dtype: Of inputs and weights.
-        device: Where all runs.
-        threads: Threads of PyTorch.
-        rounds: Samples of each entry.
-        max_seconds: Of a layer: one whose first call takes longer has that call as its only sample. Of a
-            network: the time that all its samples may take.
+        dtype: Dtype of inputs and weights.
+        device: Device of the benchmark.
+        threads: Number of threads of PyTorch.
+        rounds: Number of samples of each entry.
+        max_seconds: Benchmark of layers: if the first call of a layer takes longer, it is the only sample.
+            Benchmark of networks: limit for all samples of a network together.
         memory: Whether peaks are measured, on a CPU each in a process of its own.
         channels_last: Whether inputs and the weights of 3x3 convolutions are in channels-last layout.
         forgiving: Whether an entry that fails, or whose result differs, only loses its times and has a row
@@ -108,9 +108,9 @@ class Trial:
     """One entry of a benchmark in one pass: its batch, its call, and the notes of its row.
 
     Attributes:
-        batch: Examples of a call; 0 where none fits.
+        batch: Number of examples in a call; 0 if not even one fits into memory.
         notes: Why it was not timed, or how its numbers differ from those of the others.
-        run: The pass as a call, once it is prepared.
+        run: Function without arguments that runs the pass; None until it is prepared.
         first: The timing of its first call.
         failed: Whether an error has ended it.
     """
@@ -135,7 +135,7 @@ class Trial:
             raise DeviceLost(self.notes[-1]) from error
 
     def halve(self, reason: str, final: str) -> None:
-        """Go on with half the batch and note the reason; at batch 1 add the note `final` and leave none."""
+        """Halve the batch and note the reason; a batch of 1 becomes 0, with the note `final`."""
         if self.batch > 1:
             self.notes.append(f"{reason} at batch {self.batch}, halved")
         else:
@@ -153,10 +153,11 @@ def describe_error(error: Exception) -> str:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Compute in full float32: by default, PyTorch rounds convolutions on a GPU, but not products, to TF32.
+    """Disable TF32 on GPUs. By default PyTorch uses it in convolutions, but not in matrix products.
 
-    Convolutions would be compared with products of another precision, and fail the comparison of results.
-    The older `allow_tf32` cannot be read any more once one of these newer settings was written.
+    With TF32 a convolution would differ from the same function computed by matrix products, and the
+    comparison of results would fail. `fp32_precision` is used, as PyTorch raises an error where it was set
+    and the older `allow_tf32` is read.
     """
     kinds: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [kind.fp32_precision for kind in kinds]
@@ -229,15 +230,16 @@ def alternate(
 ) -> dict[str, Timing]:
     """Time calls in turn, round after round, each round in a new random order.
 
-    A call finds the caches and the heap as the one before has left them: with a new order in each round, none
-    always follows the same other one.
+    The state of caches and heap depends on the call before. With a new order in each round, no call always
+    follows the same other one.
 
     Args:
         runs: The calls by name.
         rounds: Samples of each call, or of each name.
         first: The timing of each first call; see `Stopwatch.first`.
-        max_seconds: A call whose first run took longer is not made again; that run is its only sample.
-        device: Where they run.
+        max_seconds: If the first run of a call took longer, the call is not repeated, and that run is its
+            only sample.
+        device: Device of the calls.
         tick: Called with a name after each of its samples.
         failed: Called with the name and the error of a call that raises, which is not made again. When None,
             the error is raised.
@@ -261,13 +263,13 @@ def alternate(
         return True
 
     for name, run in runs.items():
-        once = first[name]
-        if once.wall[0] > 1e3 * max_seconds:
-            timings[name] = Timing(wall=once.wall, cpu=once.cpu, single=True)
+        first_call = first[name]
+        if first_call.wall[0] > 1e3 * max_seconds:
+            timings[name] = Timing(wall=first_call.wall, cpu=first_call.cpu, single=True)
             continue
         timings[name] = Timing()
-        warm = [once.wall[0]]
-        if once.wall[0] <= LONG_MS and not succeeds(
+        warm = [first_call.wall[0]]
+        if first_call.wall[0] <= LONG_MS and not succeeds(
             name, lambda run=run, warm=warm: warm.append(watch.sample(run)[0])
         ):
             continue
@@ -292,8 +294,8 @@ def time_trials(
     """Time the calls of trials in turn; see `alternate`.
 
     Args:
-        trials: By name; those without a call are left out.
-        settings: `forgiving` decides whether an error ends its trial or all.
+        trials: Trials by name; those whose `run` is None are left out.
+        settings: `forgiving` decides whether an error ends its trial only or is raised.
         rounds: Samples of each trial, or of each name.
         tick: Called with a name after each of its samples.
     """
@@ -316,15 +318,15 @@ def measure_machine(dtype: torch.dtype, device: str, *, side: int = 0, times: in
     """Measure the fastest of a few matrix products and of a few copies.
 
     Args:
-        dtype: Of the matrices.
-        device: Where.
+        dtype: Dtype of the matrices.
+        device: Device of the matrices.
         side: Rows of the matrices; chosen by the device when 0.
         times: Number of products and of copies.
     """
     watch = Stopwatch(device)
     on_gpu = torch.device(device).type == "cuda"
     side = side or (8192 if on_gpu else 1536)
-    # Drawn on the device: a CPU would take longer to draw them than all the rest. The copied tensor is far
+    # Drawn on the device: drawing on a CPU would take longer than the measurement. The copied tensor is far
     # larger than the caches.
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     source = torch.randn((4 if on_gpu else 16) * side * side, device=device)

@@ -17,7 +17,7 @@ class ResNetConfig:
     Attributes:
         depths: Number of blocks of each stage.
         widths: Channels inside the blocks of each stage; the output has `expansion` times as many.
-        expansion: Output channels of a block over its inner channels.
+        expansion: Output channels of a block divided by its inner channels.
         stem: "conv7": the 7x7 stride-2 convolution and the max-pool of the vanilla ResNet. "deep", as in
             ResNet-RS: three 3x3 convolutions, the first with stride 2, and a strided 3x3 convolution in place
             of the max-pool. "conv3": one 3x3 convolution that keeps the resolution, for small images.
@@ -29,7 +29,8 @@ class ResNetConfig:
             other blocks contain a 3x3 convolution.
         squeeze_excite: For each stage whether its convolution blocks end in squeeze-and-excitation, or which
             of them do (counted from 0). Blocks with another operator never do.
-        squeeze_reduction: Output channels of a block over the channels of its squeeze-and-excitation.
+        squeeze_reduction: Output channels of a block divided by the inner channels of its
+            squeeze-and-excitation.
         num_heads: Heads of the operator (lambda layers and attention).
         scope: Side of the window of positions for which each query has embeddings (lambda layers), or to
             which it attends (local attention). Lambda layers also take "global", all positions (Table 11).
@@ -105,7 +106,7 @@ class ResNetConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def contents(self, stage: int, block: int) -> tuple[str, bool]:
-        """Return the operator of a block, and whether it ends in squeeze-and-excitation.
+        """Return the name of a block's operator, and whether the block ends in squeeze-and-excitation.
 
         Args:
             stage: Stage, counted from 0.

@@ -55,7 +55,8 @@ def _lambda(pretrained: bool = False, **options: Any) -> nn.Module:
         raise ValueError(f"features_only=True: trained weights of {name} go into the whole model only")
     if options.get("feature_cls") == "fx":
         raise ValueError(
-            f"feature_cls='fx' traces {name} before it has its lambda blocks; 'getter' does the same"
+            f"feature_cls='fx' would trace {name} before its lambda blocks are inserted; "
+            "feature_cls='getter' returns the same features"
         )
     layer = {key: options.pop(key, default) for key, default in _LAYER_OPTIONS.items()}
     model = mobilenetv2_100(pretrained=False, **_with_cfg(name, options))

@@ -29,8 +29,8 @@ class BlockPosition:
 
     Attributes:
         stride: Stride of the block.
-        dilation: Distance between the neighbours of the operator.
-        grid: Side of the input, for images of the config's size.
+        dilation: Dilation of the operator: distance between the positions that its kernel or scope combines.
+        grid: Side of the operator's input in positions, for images of the config's `image_size`.
     """
 
     stride: int
@@ -80,10 +80,10 @@ def build_operator(
     return operator.build(width, position, config, **factory)
 
 
-def _cannot_dilate(what: str) -> ValueError:
+def _cannot_dilate(operator: str) -> ValueError:
     return ValueError(
-        f"output_stride must be 32 for {what}, which cannot be dilated as a smaller one asks; "
-        f"convolutions, lambda layers with a scope and linear attention can"
+        f"output_stride must be 32 for {operator}, which cannot be dilated, as a smaller output_stride "
+        "requires; convolutions, lambda layers with a scope and linear attention can be"
     )
 
 
@@ -125,7 +125,10 @@ def _axial(width: int, position: BlockPosition, config: ResNetConfig, **factory:
 
 def _local_attention(width: int, position: BlockPosition, config: ResNetConfig, **factory: Any) -> nn.Module:
     if config.scope == "global":
-        raise ValueError("scope='global' is operator='attention'; local attention takes a window, as scope=7")
+        raise ValueError(
+            "operator='local_attention' needs the side of its window, such as scope=7; for scope='global' "
+            "use operator='attention'"
+        )
     return LocalAttention2d(width, num_heads=config.num_heads, window=config.scope, **factory)
 
 
@@ -143,5 +146,6 @@ OPERATORS: dict[str, Operator] = {
 }
 
 for _operator in OPERATORS.values():
-    if _operator.layer is not nn.Conv2d:  # which no graph traces into
+    # torch.fx never traces into the modules of torch.nn.
+    if _operator.layer is not nn.Conv2d:
         register_notrace_module(_operator.layer)

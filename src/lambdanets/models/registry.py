@@ -80,7 +80,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
         >>> model(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 100])
     """
-    # timm drops options that are None, which here differ from the default.
+    # timm drops options that are None, but None is not the default of these two.
     options |= {key: "none" for key in ("norm", "normalize") if key in options and options[key] is None}
     if ":" not in name:
         if not is_model(name):
@@ -183,6 +183,8 @@ def check_options(name: str, options: Iterable[str], known: Collection[str]) -> 
 
 
 def _entrypoint(name: str, config: ResNetConfig) -> Callable[..., nn.Module]:
+    """Return the function that creates a ResNet, in the form in which timm's registry expects it."""
+
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
         check_options(name, options, _ARCHITECTURE_OPTIONS | _TIMM_OPTIONS)
         architecture = {key: options.pop(key) for key in _ARCHITECTURE_OPTIONS & options.keys()}

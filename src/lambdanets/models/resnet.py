@@ -206,19 +206,19 @@ class ResNet(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        take = self._take(indices)
-        last = self.feature_info[max(take)]["module"] if stop_early else None
-        taps = {self.feature_info[index]["module"] for index in take}
+        selected = self._feature_indices(indices)
+        last = self.feature_info[max(selected)]["module"] if stop_early else None
+        modules = {self.feature_info[index]["module"] for index in selected}
         intermediates = []
         x = self.act1(self.bn1(self.conv1(x)))
-        if "act1" in taps:
+        if "act1" in modules:
             intermediates.append(x)
         if last != "act1":
             x = self.maxpool(x)
             for name in self._stages():
                 stage = self.get_submodule(name)
                 x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
-                if name in taps:
+                if name in modules:
                     intermediates.append(x)
                 if name == last:
                     break
@@ -237,8 +237,8 @@ class ResNet(nn.Module):
         Returns:
             The indices of the entries that are kept.
         """
-        take = self._take(indices)
-        last = self.feature_info[max(take)]
+        selected = self._feature_indices(indices)
+        last = self.feature_info[max(selected)]
         names = self._stages()
         kept = 0 if last["module"] == "act1" else names.index(last["module"]) + 1
         for name in names[kept:]:
@@ -249,7 +249,7 @@ class ResNet(nn.Module):
             self.num_features = last["num_chs"]
         if prune_head or kept < len(names):
             self.reset_classifier(0, "")
-        return take
+        return selected
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Return final features `[b, num_features, h, w]` of images `[b, in_chans, height, width]`."""
@@ -273,7 +273,8 @@ class ResNet(nn.Module):
     def _stages(self) -> list[str]:
         return [f"layer{stage + 1}" for stage in range(len(self.config.depths))]
 
-    def _take(self, indices: int | Sequence[int] | None) -> list[int]:
+    def _feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Return the indices in `feature_info`: of all for None, of the last n for an int n."""
         count = len(self.feature_info)
         if indices is None:
             return list(range(count))
@@ -285,6 +286,7 @@ class ResNet(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
+    """Initialise a module by its `reset_parameters`, if it has one, or else its children."""
     reset = getattr(module, "reset_parameters", None)
     if callable(reset):
         reset()
@@ -298,8 +300,8 @@ def _initialise(module: nn.Module) -> None:
 def count_parameters(config: ResNetConfig, num_classes: int, in_chans: int) -> int:
     """Return the number of parameters of a ResNet without building all of it.
 
-    Blocks of a stage are equal in size if they have the same operator and are not the first. One block of
-    each kind is built, without memory, and counted as often as the kind occurs.
+    Blocks of a stage, except the first one, have equally many parameters if they have the same operator. One
+    block of each kind is built on the meta device, and counted as often as the kind occurs.
 
     Args:
         config: The architecture.
@@ -381,8 +383,8 @@ def _bottleneck(
     width = config.widths[stage]
     dim_out = width * config.expansion
     operator, squeezes = config.contents(stage, block)
-    # The modules of a block must not depend on whether output_stride replaces its stride by a dilation:
-    # otherwise the weights of the two could not be exchanged.
+    # The modules of a block must not depend on whether output_stride replaces its stride by a dilation, so
+    # that weights load into the network for any output_stride.
     reduces = stage > 0 and block == 0
     shortcut = None
     if reduces or dim != dim_out:

@@ -80,7 +80,8 @@ def summarise(
         train: Whether the kernels are planned for training.
         dtype: dtype that the kernels are planned for.
         device: Device type that the kernels are planned for.
-        step: Batch size of a training step; the network runs it too, to show that the size is possible.
+        step: Batch size of a forward pass in training mode that is run too, to check that the network can
+            train on the size; None for no such pass.
 
     Returns:
         The summary.

@@ -24,7 +24,7 @@ ZIP_FOLDER_ATTRIBUTE = 0x10
 
 
 class DamagedFileError(ValueError):
-    """A file differs from what was written into it, or never contained tensors."""
+    """The content of a file was changed after it was written, or never was a collection of tensors."""
 
 
 class UnsafeFileError(ValueError):
@@ -106,7 +106,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             stored = (file.metadata() or {}).get(CHECKSUM)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise DamagedFileError(f"{path} is damaged, or no safetensors ({first_line(error)})") from error
+        raise DamagedFileError(
+            f"{path} is damaged or not a safetensors file ({first_line(error)})"
+        ) from error
     if stored is not None and stored != checksum(tensors):
         raise DamagedFileError(f"{path} is damaged: the checksum of its tensors differs from the stored one")
     return tensors
@@ -125,7 +127,7 @@ def read_archive(path: Path) -> Any:
         Its content.
 
     Raises:
-        DamagedFileError: If it is not such a file, or differs from what was written.
+        DamagedFileError: If it is not such a file, or its content does not match its checksums.
         UnsafeFileError: If it contains other objects. None of its code was run.
         OSError: If it cannot be read.
         MemoryError: If it does not fit into memory.
@@ -140,7 +142,7 @@ def read_archive(path: Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # unpickling damaged bytes can raise any exception
-        # EINVAL is a seek to an invalid position in a damaged file.
+        # In a damaged file a seek to an invalid position fails with EINVAL.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         if "can't allocate memory" in str(error):
@@ -148,7 +150,7 @@ def read_archive(path: Path) -> Any:
         names = _unsafe_names(path, error)
         if names is not None:
             raise UnsafeFileError(path, names) from None
-        raise DamagedFileError(f"{path} is damaged, or no file of PyTorch's") from error
+        raise DamagedFileError(f"{path} is damaged or was not written by torch.save") from error
 
 
 def _verify(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files of weights: found in files, folders and on the Hugging Face hub, read safely, written for the hub."""
+"""Files of weights: found in folders and on the Hugging Face hub, read without running code, written."""
 
 from __future__ import annotations
 
@@ -39,7 +39,13 @@ class WeightsError(ValueError):
 
 
 class OtherClassesError(WeightsError):
-    """Weights have another number of classes than the model."""
+    """Weights have another number of classes than the model.
+
+    Args:
+        source: Source of the weights, for the message.
+        have: Number of classes of the weights.
+        need: Number of classes of the model.
+    """
 
     def __init__(self, source: str | Path, have: int, need: int) -> None:
         self.sentence = f"the weights in {source} are for {have} classes and the model is for {need}"
@@ -115,7 +121,9 @@ def read_content(path: Path) -> Any:
     except DamagedFileError as error:
         raise WeightsError(f"{error}{same_weights(path)}") from error
     except UnsafeFileError as error:
-        raise WeightsError(f"{error}; ask for safetensors, or have the state_dict saved by itself") from error
+        raise WeightsError(
+            f"{error}; ask for safetensors or for a file of the state_dict alone from its author"
+        ) from error
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
@@ -125,8 +133,8 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
     known = [name for name in ("", *CONTAINERS) if name in states]
     if not known and len(states) > 1:
         raise WeightsError(
-            f"{path} holds several networks' weights, {join_some(states)}: save the one that is meant by "
-            "itself"
+            f"{path} holds several networks' weights, {join_some(states)}: save the one to load in a file "
+            "without the others"
         )
     if not states:
         container = next(
@@ -194,6 +202,7 @@ def check_source(name: str, *, weights: bool) -> None:
 
 
 def _check_config(path: Path) -> None:
+    """Raise WeightsError unless a file is a model configuration in timm's format."""
     try:
         config = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -206,6 +215,7 @@ def _check_config(path: Path) -> None:
 
 
 def _from_hub(name: str) -> Path:
+    """Return the file of weights of OWNER/NAME[@REVISION] in the cache, after its download if needed."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -261,8 +271,8 @@ def save_for_hub(
         >>> copy = create_model("local-dir:cifar", pretrained=True)
     """
     cfg: Any = getattr(model, "pretrained_cfg", None)
-    made: Any = getattr(model, "_model_args", None)
-    if not cfg or made is None:
+    model_args: Any = getattr(model, "_model_args", None)
+    if not cfg or model_args is None:
         raise WeightsError(
             f"{type(model).__name__} does not record how it was created; save_for_hub takes models of "
             "create_model (timm 1.0.31 or newer keeps their options)"

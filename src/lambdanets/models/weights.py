@@ -1,4 +1,4 @@
-"""Loading of trained weights into a model: of this package or of others, exactly or with an error."""
+"""Loading of trained weights, from this package or others, into a model: complete, or an error is raised."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def check_finite(weights: Mapping[str, Tensor], model: nn.Module, source: str | 
         must_be_finite = name in parameters or name.endswith(("running_mean", "running_var"))
         if not must_be_finite:
             continue
-        # In eight bits PyTorch has no such test.
+        # PyTorch has no `isfinite` for float8.
         finite = (tensor.float() if tensor.itemsize == 1 else tensor).isfinite()
         if not finite.all():
             number = int((~finite).sum())
@@ -117,7 +117,7 @@ def check_finite(weights: Mapping[str, Tensor], model: nn.Module, source: str | 
 
 
 def _rename(weights: dict[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove a prefix that all names of the weights have and the model's have not; add missing counters.
+    """Remove a prefix that all names in the weights have and those of the model lack; add missing counters.
 
     A network inside another module is saved as `model.NAME`, `net.NAME`, `backbone.NAME` and so on. Files of
     PyTorch 0.4 and older have no `num_batches_tracked`; as in PyTorch, these counters start at zero.
@@ -133,13 +133,14 @@ def _rename(weights: dict[str, Tensor], target: Mapping[str, Tensor]) -> dict[st
 
 
 def _common_prefix(names: Iterable[str]) -> str:
-    """Return the modules that all names begin with, each followed by a dot."""
+    """Return the longest common prefix of the names that ends with a dot; empty if there is none."""
     paths = [name.split(".")[:-1] for name in names]
     same = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
     return "".join(f"{parts[0]}." for parts in same)
 
 
 def _classifiers(model: nn.Module) -> list[str]:
+    """Return the names of the model's classifier modules; empty if it does not record them."""
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     names = cfg.get("classifier") or ()
     return [names] if isinstance(names, str) else list(names)
@@ -222,7 +223,7 @@ def _check(
         source: Source of the weights, for the error.
         loaded: The weights before the conversions, for hints in the error.
     """
-    architecture = _name(model)
+    architecture = _architecture_name(model)
     missing = [name for name in target if name in needed and name not in weights]
     unknown = [name for name in weights if name not in needed]
     if missing or unknown:
@@ -263,7 +264,8 @@ def _check_shared(weights: dict[str, Tensor], model: nn.Module, source: str | Pa
         shared = other != name and name in weights and other in weights
         if shared and not torch.equal(weights[name], weights[other]):
             raise WeightsError(
-                f"{other} and {name} are one tensor in {_name(model)}, and two that differ in {source}"
+                f"{other} and {name} are one tensor in {_architecture_name(model)}, and two that differ in "
+                f"{source}"
             )
 
 
@@ -273,10 +275,11 @@ def _nested_hint(weights: dict[str, Tensor], target: dict[str, Tensor]) -> str:
     if not submodules:
         return ""
     listing = " and ".join(f"{number} in {name!r}" for name, number in submodules.items())
-    return f"; it has {listing} under the model's names: save the state_dict of one of these by itself"
+    return f"; it has {listing} under the model's names: save the state_dict of one of these alone"
 
 
-def _name(model: nn.Module) -> str:
+def _architecture_name(model: nn.Module) -> str:
+    """Return the model's name in timm's registry, or else its class."""
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     return cfg.get("architecture") or type(model).__name__
 
@@ -295,7 +298,7 @@ def similar_model_hint(weights: dict[str, Tensor]) -> str:
         with torch.device("meta"):
             model: Any = timm.create_model(name)
         head = tuple(f"{classifier}." for classifier in _classifiers(model))
-        # The shapes of these depend on the images, not on the model.
+        # Shapes that are not compared: they depend on the size and the channels of the images.
         free = {table for table, _, _ in _tables(model)} | {f"{model.pretrained_cfg['first_conv']}.weight"}
         if _shapes(model.state_dict(), head, free) == _shapes(weights, head, free):
             return f"; they look like those of {name if name in ours else f'timm ({name})'}"

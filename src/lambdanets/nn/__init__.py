@@ -5,8 +5,8 @@ A layer for the blocks of `lambdanets.models` maps images `[b, dim, height, widt
 initialises its parameters in `reset_parameters`.
 
 `lambda_layer` has the lambda layer; `fuse_batch_norm`, `memory_format` and `positions` are its helpers.
-`attention_base` has the base class of the attention layers, `separable` the attention of the global one.
-`blocks` has the residual blocks around any of them.
+`attention_base` has the base class of the attention layers, `separable` the attention function of
+`global_attention`. `blocks` has the residual blocks around any of them.
 """
 
 from .axial_attention import AxialAttention2d as AxialAttention2d

@@ -39,7 +39,7 @@ class AxialAttention2d(SelfAttention2d):
     On each axis `y[n] = sum_m softmax_m(q[n] . (k[m] + positions[m - n]) / sqrt(d)) v[m]` in each head of
     depth d. A batch norm follows the projections of each axis, and the attention along the first axis.
     Parameters: 3 * dim * dim_out + 3 * dim_out**2 weights, d * (2 * height - 1 + 2 * width - 1) embeddings,
-    shared by the heads, and 2 * 7 * dim_out in the norms.
+    shared by the heads, and 2 * (3 + 1 + 3) * dim_out in the three norms.
 
     Args:
         dim: Channels of the input.

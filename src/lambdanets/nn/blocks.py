@@ -56,7 +56,7 @@ class Bottleneck(nn.Module):
         self.act3 = nn.ReLU(inplace=True)
 
     def zero_init_last(self) -> None:
-        """Set the weight of the last norm to zero: the block then starts as the identity, as in the paper."""
+        """Set the weight of the last norm to zero, as in the paper, so that the residual branch is zero."""
         nn.init.zeros_(self.bn3.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -40,8 +40,8 @@ def is_unmodified(module: nn.Module) -> bool:
 def can_concatenate(x: Tensor, modules: Sequence[nn.Module]) -> bool:
     """Return whether one 1x1 convolution of `x` can replace these convolutions and batch norms.
 
-    It cannot where a module has hooks or was replaced by one of another kind. Under a trace, by torch.jit or
-    torch.fx, it cannot either: the trace is to contain the modules.
+    The result is False where a module has hooks or was replaced by one of another class, and while torch.jit
+    or torch.fx traces, since the graph has to contain the modules themselves.
     """
     traced = torch.jit.is_tracing() or isinstance(x, Proxy)  # pyright: ignore[reportPrivateImportUsage]
     return not (traced or _has_any_global_hook()) and all(
@@ -53,7 +53,7 @@ def can_concatenate(x: Tensor, modules: Sequence[nn.Module]) -> bool:
 def can_fuse(x: Tensor, projections: Sequence[Any], norms: Sequence[nn.Module]) -> bool:
     """Return whether batch norms can be fused into the projections of `x` that precede them.
 
-    They can without gradients, in evaluation, with running statistics, and where `can_concatenate` holds.
+    This requires disabled gradients, norms in evaluation with running statistics, and `can_concatenate`.
     """
     return (
         not torch.is_grad_enabled()

@@ -54,8 +54,8 @@ class LambdaLayer(nn.Module):
     Norm, causal order and padding: in training, `norm="batch"`, the paper's choice, takes its statistics over
     all positions of the batch. With `causal=True` outputs therefore depend on later positions, and with a
     mask they depend on padding. `norm="rms"` or None avoids both, since they normalise each position
-    separately. In all other cases hidden positions have no effect beyond rounding, as long as they are
-    finite: a causal order multiplies them by zero.
+    separately. In evaluation, and with these norms also in training, hidden positions have no effect beyond
+    rounding, as long as they are finite: a causal order multiplies them by zero.
 
     Graphs: in-place operations may follow the layer. `torch.fx` traces the projections and norms as modules
     and the operator as one function. `torch.jit.script` compiles the layer; the process that loads such a
@@ -69,8 +69,9 @@ class LambdaLayer(nn.Module):
         position_bias: Bias of the position lambdas, a parameter `[k]`, or None.
 
     Differences from the paper:
-        The initialisation's N(0, d^-1/2) is read as a standard deviation (the text calls it fan-in).
-        `position_bias` is not the paper's; weights that were trained with other packages need it.
+        The paper initialises with N(0, d^-1/2). Here d^-1/2 is the standard deviation rather than the
+        variance, since the paper calls the initialisation fan-in. `position_bias` is not in the paper;
+        weights that were trained with other packages need it.
 
     References:
         LambdaNetworks (Bello, 2021), sections 3.1-3.4, appendix E.1 (initialisation, batch norms), Tables 10
@@ -111,11 +112,13 @@ class LambdaLayer(nn.Module):
             dim_u (int): Intra-depth, u: keys and values have u columns per position, whose lambdas are
                 summed. Default: 1.
             scope (int | tuple[int, ...], optional): Size of a local position table, in positions per axis.
-                Each position then has embeddings for a window of this size around it; an even one extends one
-                position further before it than after it. Default: None, global positions, which need `grid`.
-            grid (int | tuple[int, ...], optional): For global positions, the grid that the table is made
-                for: it holds 2 * grid - 1 offsets per axis. Inputs on other grids work: they use the middle
-                of the table, and offsets beyond it contribute nothing. Default: None.
+                Each position then has embeddings for a window of this size around it; a window of even size
+                has one more position before the centre than after it. Default: None, global positions, which
+                need `grid`.
+            grid (int | tuple[int, ...], optional): For global positions, the size of the grid that the table
+                covers: the table has 2 * grid - 1 offsets per axis. Inputs on other grids work: a smaller one
+                uses the middle of the table, and on a larger one offsets beyond the table contribute nothing.
+                Default: None.
             dilation (int | tuple[int, ...]): Distance between the neighbours within a local scope, per axis.
                 Default: 1.
             content (bool): Whether lambdas have a content part. Default: True.
@@ -142,7 +145,7 @@ class LambdaLayer(nn.Module):
 
         Raises:
             ValueError: If an argument is out of range, or arguments contradict each other.
-            MemoryError: If the parameters need more memory than the machine has.
+            MemoryError: If the parameters need more memory than is available.
             TypeError: If the class is `LambdaLayer` itself.
 
         Example:
@@ -239,7 +242,7 @@ class LambdaLayer(nn.Module):
                 f"the parameters of a lambda layer with dim={self.dim}, dim_out={self.dim_out}, "
                 f"dim_k={self.dim_k}, num_heads={self.num_heads}, dim_u={self.dim_u} and "
                 f"{'no position table' if table is None else f'a position table of {table}'} take {needed:,} "
-                f"bytes, the machine has {limit:,}"
+                f"bytes, {limit:,} are available"
             )
 
     def reset_parameters(self) -> None:
@@ -307,7 +310,8 @@ class LambdaLayer(nn.Module):
     def _forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         """Apply the layer outside TorchScript: checks, projections and norms, the operator."""
         source = _checked_source(x, context, self.dim, self.rank)
-        # A graph of torch.fx may be traced in training and run in evaluation; a compiled graph cannot warn.
+        # Not under torch.fx, whose graph may run in another mode than it was traced in, nor in a compiled
+        # graph, which cannot warn.
         if not (isinstance(x, Proxy) or torch.compiler.is_compiling()):
             self._check_statistics(x, source, mask)
         queries, keys, values = self._projections(x, source)
@@ -378,10 +382,10 @@ class LambdaLayer(nn.Module):
                     f"{tuple(part.shape)} has one; give a larger batch or grid, or take norm='rms' or None"
                 )
         if self.causal or mask is not None:
-            hidden = "later positions under causal=True" if self.causal else "what the mask hides"
+            hidden = "later positions (causal=True)" if self.causal else "positions that the mask hides"
             warnings.warn(
-                f"norm='batch' takes its statistics in training over {hidden} too, so outputs depend on it; "
-                "norm='rms' normalises each position by itself",
+                f"in training norm='batch' includes {hidden} in its statistics, so outputs depend on them; "
+                "norm='rms' normalises each position separately",
                 stacklevel=1,
             )
 
@@ -414,7 +418,8 @@ class LambdaLayer(nn.Module):
             parts.append(f"scope={table}" if self.local else f"grid={tuple((s + 1) // 2 for s in table)}")
         if max(self.dilation) > 1:
             parts.append(f"dilation={self.dilation}")
-        parts += [f"{name}={value}" for name, value in (("content", self.content),) if not value]
+        if not self.content:
+            parts.append("content=False")
         if self.positions is None:
             parts.append("position=False")
         if self.causal:
@@ -437,8 +442,8 @@ def _checked_source(x: Tensor, context: Tensor | None, dim: int, rank: int) -> T
             hint = "; pad the sequences and give mask=" if isinstance(given, PackedSequence) else ""
             raise ValueError(f"{name} must be a tensor, got {type(given).__name__}{hint}")
         if given.ndim != rank + 2 or given.shape[1] != dim:
-            axes = " ".join(["b", str(dim), *"dhw"[3 - rank :]])
-            raise ValueError(f"{name} must be of shape ({axes}), got {tuple(given.shape)}")
+            grid = {1: "n", 2: "h w", 3: "d h w"}[rank]
+            raise ValueError(f"{name} must be of shape (b {dim} {grid}), got {tuple(given.shape)}")
         if 0 in given.shape[2:]:
             raise ValueError(f"{name} has no positions: it is of shape {tuple(given.shape)}")
     if source.shape[0] != x.shape[0]:

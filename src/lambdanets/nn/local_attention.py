@@ -12,7 +12,7 @@ from .attention_base import Projections, SelfAttention2d, attend
 from .memory_format import merge_heads
 
 MAX_WINDOWS_OF_ONE_TILE = 2
-"""Length of an axis, in windows, up to which it is a single tile: smaller ones have halos of their length."""
+"""An axis of at most this many windows is a single tile: a tile of one window has keys of almost two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,8 @@ def _position_logits(
     q: Tensor, positions_height: Tensor, positions_width: Tensor, rows: _Axis, columns: _Axis
 ) -> Tensor:
     """Return position logits `[b * s * t, h, n, m]`, with a large negative value where m is hidden."""
-    # Finite, since a padded query may see no key; a quarter, since row, column and content are added up.
+    # Finite, since the softmax of a padded query without visible keys would be NaN. A quarter of the smallest
+    # value, since the sum of the logits of row, column and content must not overflow.
     hidden = torch.finfo(q.dtype).min / 4
     by_row, by_column = q.split(q.shape[-1] // 2, dim=-1)
     index, visible = rows.geometry(q.device)
@@ -122,7 +123,8 @@ class LocalAttention2d(SelfAttention2d):
     Parameters: 3 * dim * dim_out weights and window * dim_out embeddings.
 
     Queries are processed in tiles about as large as the window, as in HaloNet, but with an exact mask. For a
-    window of 7, memory holds each key about 3.4 times, rather than once for each of 49 positions.
+    window of 7, a tile of 7x7 queries has 13x13 keys, so memory holds each key about 3.4 times; without tiles
+    it would hold each key 49 times.
 
     Args:
         dim: Channels of the input.

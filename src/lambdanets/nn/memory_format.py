@@ -28,7 +28,7 @@ class _MatchGradientFormat(torch.autograd.Function):
 
 
 class _MatchGradientFormatForwardMode(_MatchGradientFormat):
-    """The same with forward-mode differentiation: torch.compile does not trace functions with a jvp."""
+    """The same function with a jvp, which torch.compile does not trace; used in eager mode only."""
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:  # type: ignore[override]
@@ -38,9 +38,10 @@ class _MatchGradientFormatForwardMode(_MatchGradientFormat):
 def match_gradient_format(x: Tensor) -> Tensor:
     """Return `x`, the output of a batch norm; its gradient will have the memory format of `x`.
 
-    PyTorch's batch norm on a CPU is many times slower where gradient and input differ in memory format. It
-    also misreads the strides that the gradient of a single image may have: that gradient becomes contiguous.
-    `torch.jit.trace` does not record custom backward passes, so a trace omits this function.
+    PyTorch's batch norm on a CPU is many times slower where gradient and input differ in memory format. For a
+    batch of one it also misreads some strides of the gradient and returns wrong results, so there the
+    gradient is made contiguous. `torch.jit.trace` does not record custom backward passes, so a trace omits
+    this function.
 
     Args:
         x: Output of a batch norm, `[b, c, *grid]`.

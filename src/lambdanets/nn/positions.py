@@ -34,10 +34,11 @@ def table_shape(scope: Grid | None, grid: Grid | None, rank: int) -> tuple[int, 
 
 
 def resize_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Interpolate a position table to other lengths; ends stay at the ends, the centre at the centre.
+    """Interpolate a position table to other lengths.
 
-    The interpolation is linear on one axis, bicubic on two, trilinear on three, and computed in float32 or
-    wider.
+    The first, the middle and the last entry of an axis remain the first, the middle and the last one
+    (`align_corners=True`). The interpolation is linear on one axis, bicubic on two, trilinear on three, and
+    computed in float32 or wider.
 
     Args:
         table: Position table `[*offsets, k, u]`.
@@ -50,7 +51,7 @@ def resize_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:
     k, u = table.shape[-2:]
     values = table.to(torch.promote_types(table.dtype, torch.float32))
     for axis, length in enumerate(shape):
-        # A single entry is that of offset 0, but interpolation would take the first.
+        # A table of one entry is for offset 0, the middle, but interpolation to length 1 takes the first.
         if length == 1:
             values = values.narrow(axis, values.shape[axis] // 2, 1)
     channels_first = values.flatten(-2).movedim(-1, 0)[None]  # [1, k * u, *offsets]

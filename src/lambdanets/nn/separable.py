@@ -35,7 +35,7 @@ def separable_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: 
     Returns:
         Tensor `[b, h, n, d]`.
     """
-    # An exported file must not contain the block size of this machine.
+    # Blocks are for the cache of this machine's CPU; an exported graph may run on another device.
     if q.device.type != "cpu" or torch.compiler.is_exporting():
         return fused(q, k, v, rows, columns)
     if q.dtype.itemsize < 4 and rows.shape[-1] + columns.shape[-1] <= MAX_JOINT_SIDE:

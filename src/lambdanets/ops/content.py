@@ -177,7 +177,7 @@ def causal_chunks(n: int) -> tuple[int, int]:
     The functions below write c for a chunk, n and m for positions in a chunk, and j for an earlier chunk.
     """
     chunk = CHUNK
-    # Pairs within chunks cost n * chunk, sums between chunks (n / chunk)**2: the larger chunk balances them.
+    # Pairs within chunks cost n * chunk, sums between chunks (n / chunk)**2: both are equal at chunk**3 = n.
     while chunk**3 < n:
         chunk *= 2
     chunk = min(chunk, n)

@@ -131,7 +131,7 @@ class RelativeContext(Context):
         return tuple(e.shape[:-2]) == self.table_shape
 
     def reachable_entries(self) -> tuple[slice, ...]:
-        """Return the entries of the table, per axis, that occur between some query and context element."""
+        """Return, per axis, the slice of table entries whose offset some query and context element have."""
         slices = []
         for queries, keys, length, centre, step in zip(
             self.grid, self.key_grid, self.table_shape, self.centre, self.step, strict=True
@@ -161,9 +161,9 @@ def _axis_pairs(queries: int, keys: int, before: int, after: int, step: int) -> 
         after: Entries for positive offsets.
         step: Distance between neighbouring entries.
     """
-    # An offset occurs at min(queries, keys) pairs. Once the axis that it points along is too short, there is
-    # one pair less for each further position: on either side of offset 0 the missing pairs form an
-    # arithmetic series.
+    # Offset o >= 0 has min(queries, keys - o) pairs: `shorter` up to o = keys - shorter, then one fewer for
+    # each further position. For negative offsets queries and keys are exchanged. The missing pairs of the
+    # entries thus form an arithmetic series on either side of offset 0.
     shorter = min(queries, keys)
     ahead = max(0, after * step - (keys - shorter))
     behind = max(0, before * step - (queries - shorter))
@@ -210,7 +210,7 @@ class LocalContext(RelativeContext):
         causal: Query n sees only the elements m <= n, in content and in positions; needs one axis.
 
     The offset `dilation * j` has index `j + scope // 2`. At the borders of the grid sums run over fewer
-    elements, without padding and without renormalisation.
+    elements, which equals zero padding, and are not renormalised.
 
     Raises:
         ValueError: If a size is not a positive integer, or the numbers of axes do not match.

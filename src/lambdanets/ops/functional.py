@@ -27,7 +27,7 @@ def lambda_layer(
     normalize: str = "softmax",
     kernel: str = "auto",
 ) -> Tensor:
-    """Apply to each query a linear function, its lambda, that summarises its context by content and position.
+    """Apply to each query a linear function, the lambda, that summarises the context by content and position.
 
     `y[b,h,n,v] = sum_k q[b,h,n,k] * sum_{m,u} (kbar[b,m,k,u] + E[n,m,k,u]) v[b,m,v,u]`, where kbar is the
     softmax of the keys over the context elements m that the query sees, for each of the k*u columns. b is the
@@ -51,8 +51,8 @@ def lambda_layer(
             (the fastest when run, measured once per problem), or the name of one kernel.
 
     Returns:
-        Tensor [b, h, n, v] of the dtype of `q`, with its axes in memory in the order of those of `q`. A query
-        that sees no element gives zeros. Elements hidden by `mask` have no effect at all. Elements hidden by
+        Tensor [b, h, n, v] with the dtype and the memory layout (order of strides) of `q`. A query that sees
+        no element gives zeros. Elements hidden by `mask` have no effect at all. Elements hidden by
         a causal or a masked context have none beyond rounding, if they are finite (kernel "fft" rounds to
         about 1e-6 of the largest values of the whole sequence in float32).
 
@@ -66,8 +66,8 @@ def lambda_layer(
 
     Differences from the paper:
         Keys under a mask or a causal order are normalised over the elements that each query sees, which the
-        paper leaves open. As in the paper, a local scope limits position lambdas only, and borders are not
-        padded.
+        paper leaves open. The rest is as in the paper: a local scope limits position lambdas only, and sums
+        at the border of the grid run over fewer elements, which equals zero padding.
 
     References:
         LambdaNetworks (Bello, 2021), equations 1-3, sections 3.1-3.4, appendices B.2 and B.4, Table 12

@@ -18,7 +18,7 @@ import torch
 if TYPE_CHECKING:
     from .problem import Problem
 
-ONEDNN_MIN_MACS = 2**20  # multiply-adds of one product from which a oneDNN call of its own pays off
+ONEDNN_MIN_MACS = 2**20  # fewest multiply-adds of a product for which a separate oneDNN call is faster
 FULL_AVX512_FAMILY = 26  # the first AMD CPU family (Zen 5) whose AVX-512 units are 512 bits wide
 
 # Floating-point operations per second; a multiply-add counts as two.
@@ -28,7 +28,7 @@ HALF_RATE = 380e9  # of a half-precision product on a core
 GPU_RATES = {2: 400e12, 4: 40e12, 8: 20e12}  # by bytes per element
 
 BANDWIDTH = {"cpu": 12e9, "cuda": 3e12}  # bytes per second, read or written
-CALL_SECONDS = {"cpu": 9e-6, "cuda": 8e-6}  # of a call from Python
+CALL_SECONDS = {"cpu": 9e-6, "cuda": 8e-6}  # overhead of one PyTorch call
 HALF_RATE_SIDE = 4  # a product with one side of this length runs at half the rate
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -49,8 +49,9 @@ def amd_family() -> int:
     return int(family) if fields.get("vendor_id") == "AuthenticAMD" and family.isdecimal() else 0
 
 
-# PyTorch multiplies float32 with MKL, which uses AVX2 on AMD CPUs: half the rate of 512-bit units, which
-# oneDNN uses. On other CPUs both come near the peak, and one batched call is faster than many calls.
+# Whether oneDNN multiplies float32 faster than PyTorch's own products. These use MKL, which on AMD CPUs is
+# limited to AVX2, half the rate of the 512-bit units that oneDNN uses. On other CPUs both libraries come near
+# the peak, and one batched call of PyTorch is faster than a oneDNN call for each matrix.
 ONEDNN = (
     torch.backends.mkldnn.is_available()
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -122,7 +123,13 @@ def large_gemm_rate(itemsize: int) -> float:
 
 
 def move_seconds(problem: Problem, moved: int, calls: int = 1) -> float:
-    """Estimate the seconds in which `calls` calls read and write `moved` bytes in all."""
+    """Estimate the seconds of operations limited by bandwidth.
+
+    Args:
+        problem: The problem, for its device.
+        moved: Bytes that the operations read and write, in all.
+        calls: Number of PyTorch calls, each with an overhead of `CALL_SECONDS`.
+    """
     kind = "cuda" if on_gpu(problem) else "cpu"
     return moved / BANDWIDTH[kind] + calls * CALL_SECONDS[kind]
 
@@ -169,7 +176,8 @@ def _free_of_groups() -> list[int]:
         if controllers and "memory" not in controllers.split(","):
             continue
         root, limits, usage, reclaimable = CGROUP_V1 if controllers else CGROUP_V2
-        # In a container this path may be the host's, which does not exist here: then the root has the limit.
+        # In a container the path may be that on the host. It does not exist here, and the limit is then in
+        # the root, the last of the parents.
         group = PurePosixPath(path)
         for folder in (CGROUPS / root / str(each).lstrip("/") for each in (group, *group.parents)):
             texts = [_read_text(folder / name).strip() for name in limits]

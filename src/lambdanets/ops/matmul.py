@@ -14,11 +14,12 @@ from .hardware import ONEDNN, ONEDNN_MIN_MACS
 def no_autocast(device: str) -> AbstractContextManager[object]:
     """Return a context manager that disables autocast on a device type: the caller has chosen the dtypes.
 
-    Where autocast is off already it does nothing: an exported graph would hold a subgraph for it.
+    Where autocast is off already, `torch.autocast` is not used: an exported graph would contain a subgraph
+    for it.
     """
     # There is no autocast on meta.
-    on = device != "meta" and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else nullcontext()
+    enabled = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else nullcontext()
 
 
 def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

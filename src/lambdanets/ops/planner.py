@@ -26,9 +26,10 @@ from .problem import Cost, Problem
 
 NEAR = 1.05  # estimates within this factor of the lowest count as equal
 MEASURED_RANGE = 8  # kernels whose estimate is within this factor of the lowest are measured
-# Appendix E.1 takes a convolution for more positions than this or for u > 1, else the definition.
+# The paper (appendix E.1) uses a convolution for more query positions than this, or for u > 1, and otherwise
+# the definition (kernel "reference").
 PAPER_RULE_LENGTH = 85**2
-CHOICES = ("auto", "measured")
+CHOICES = ("auto", "measured")  # values of the argument `kernel` with which the planner selects the kernel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,9 @@ class PlanRow:
     Args:
         kernel: The kernel's name.
         cost: Its estimated cost, None if it does not support the problem.
-        verdict: "chosen"; "slower"; "larger", about as fast but with more memory; "same", without positions;
-            "too large" for the memory; or "cannot serve", not supported.
+        verdict: One of "chosen"; "slower"; "larger" (about as fast as the chosen one, but needs more memory);
+            "same" (no kernel runs, as there are no positions); "too large" (does not fit into the available
+            memory); "cannot serve" (does not support the problem).
         reason: The reason for the verdict, as a phrase.
         measured: Measured seconds, None if it was not measured.
     """
@@ -229,7 +231,7 @@ def refusal(problem: Problem, backward: bool, kernel: str = "auto") -> str:
     others = "; kernel='auto' looks for one that needs less" if by_name else ""
     return (
         f"this problem ({problem}) needs at least {lowest(problem):,} bytes "
-        f"with {f'kernel {kernel!r}' if by_name else 'any kernel'}, the machine has {limit:,}"
+        f"with {f'kernel {kernel!r}' if by_name else 'any kernel'}, {limit:,} are available"
         f"{hint}{others}"
     )
 
@@ -248,7 +250,7 @@ def measure(problem: Problem, backward: bool = False) -> dict[str, float]:
 
 @torch.no_grad()
 def _measure(problem: Problem, backward: bool) -> dict[str, float]:
-    """Return what `measure` does, in the current modes."""
+    """Return the result of `measure`, without suspending the modes around the call."""
     costs = estimate_costs(problem, supported(problem), backward)
     lowest = min(cost.seconds for cost in costs.values())
     computed = in_compute_dtype(problem)
@@ -320,7 +322,7 @@ def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[PlanRow, ..
         elif name not in fitting:
             required = required_bytes(problem, name, cost) / 2**30
             available = (available_memory(problem.device) or 0) / 2**30
-            verdict, reason = "too large", f"needs {required:,.1f} GiB, the machine has {available:,.1f}"
+            verdict, reason = "too large", f"needs {required:,.1f} GiB, {available:,.1f} are available"
         elif not problem.position:
             verdict = "chosen" if name == chosen else "same"
             reason = "without positions all kernels are equal"
@@ -341,8 +343,8 @@ def _rows(problem: Problem, backward: bool, measured: bool) -> tuple[PlanRow, ..
 def resolve(kernel: str, problem: Problem) -> tuple[str, str]:
     """Return the kernels of the forward and the backward pass for a call's `kernel` argument.
 
-    While a graph is traced, sizes may be symbols; then "auto" and "measured" are returned as they are, and
-    resolved when the graph runs. So they are without positions, where no kernel runs.
+    While a graph is traced, sizes may be symbols: `kernel` is then returned as it is, and "auto" or
+    "measured" is resolved when the graph runs. Without positions it is returned as it is too: no kernel runs.
 
     Raises:
         ValueError: If there is no such kernel, or it does not support the problem (with its reasons).

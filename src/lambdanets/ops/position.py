@@ -12,7 +12,9 @@ the content lambda. Gradients of the gradients, to any order, are therefore sums
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -23,14 +25,18 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from .content import add_applied_lambda, apply_lambda, apply_lambda_gradients
-from .context import RelativeContext
+from .context import LocalContext, RelativeContext
 from .hardware import compute_dtype
 from .kernels import FUSED_KERNELS, KERNELS
+from .kernels.conv import MAX_AXES, Convolution
 from .matmul import no_autocast
 from .memory_layout import new_output
 from .planner import select_kernel
-from .position_table import gather_embeddings, pair_indices
+from .position_table import box_indices, gather_embeddings, pair_indices
 from .problem import Problem
+
+# Elements of the embeddings [n, m, k, u] that an exported graph may have in memory: 32 MiB in float32.
+EXPORTED_EMBEDDINGS = 2**23
 
 
 def encode(problem: Problem) -> list[int]:
@@ -244,16 +250,16 @@ def _output_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Differentiate `position_gradients`.
+    """Return the gradients of all arguments of `position_gradients`, None for those that are no tensors.
 
-    Let F be the sum of all elements of g times the output. `position_gradients` returns dF/dx for each x of
-    q, v, e and the content lambda, and `upstream` has a tensor t of the shape of each x. Required are the
-    derivatives of the sum over x of <t, dF/dx>.
+    Let y be the output and F = sum(g * y). `position_gradients` returns dF/dx for each x of q, v, e and the
+    content lambda. `upstream` has, for each x, the gradient t of the loss with respect to dF/dx, in the shape
+    of x. The gradients of the loss are therefore those of the sum of <t, dF/dx> over all x.
 
-    F has two terms, one in g, q, v and e and one in g, q and the content lambda, each linear in each of its
-    factors. So <t, dF/dx> is F with t in place of x, without the term that does not contain x. Its derivative
-    by g is `position_output` of these arguments, its derivatives by the other factors are
-    `position_gradients` of them.
+    F has two terms, one with the factors g, q, v and e and one with g, q and the content lambda; each is
+    linear in each of its factors. So <t, dF/dx> is F with t in place of x, without the term that does not
+    contain x. Its gradient with respect to g is `position_output` of the arguments with t in place of x; its
+    gradients with respect to the other factors are `position_gradients` of these arguments.
     """
     g, *tensors = ctx.saved_tensors
     arguments = Arguments(*tensors, *ctx.options)
@@ -331,7 +337,10 @@ def _lambda_flops(given: Any) -> int:
 def exported_output(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext | None) -> Tensor:
     """Return the position part [b, h, n, v] in PyTorch's own operators, for graphs of torch.export.
 
-    An exported graph runs without this package, where the custom operators do not exist.
+    An exported graph runs without this package, where the custom operators do not exist. It multiplies the
+    queries by the embeddings of all pairs. Where these are large, a local table becomes a convolution, and
+    a global one serves one block of queries at a time. In a graph for any grid, every local table becomes a
+    convolution, and a global one serves all queries at once.
 
     Args:
         q: Queries [b, h, n, k].
@@ -339,6 +348,40 @@ def exported_output(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext | 
         e: A table [*offsets, k, u], or dense embeddings [n, m, k, u].
         context: The table's geometry, None for dense embeddings.
     """
-    embeddings = e.mT if context is None else gather_embeddings(e, pair_indices(context, e.device))
+    if context is None:
+        return _multiply_embeddings(q, v, e.mT)
+    sizes = (v.shape[1], *context.grid, *e.shape[-2:])
+    any_grid = not all(isinstance(size, int) for size in sizes)  # some are symbols
+    large = any_grid or math.prod(sizes) > EXPORTED_EMBEDDINGS
+    if large and isinstance(context, LocalContext) and len(context.grid) <= MAX_AXES:
+        lambdas = _convolved(v, e, context)
+        return torch.matmul(q.transpose(1, 2), lambdas).transpose(1, 2)
+    if any_grid or not large:
+        return _multiply_embeddings(q, v, gather_embeddings(e, pair_indices(context, e.device)))
+    # A block has some rows of the first axis of the grid.
+    rows = context.grid[0]
+    block = max(1, rows * EXPORTED_EMBEDDINGS // math.prod(sizes))
+    parts = []
+    for start in range(0, rows, block):
+        box = [(start, min(start + block, rows)), *((0, size) for size in context.grid[1:])]
+        index = box_indices(context, box, [(0, size) for size in context.key_grid], e.device)
+        queries = q.unflatten(2, context.grid)[:, :, slice(*box[0])].flatten(2, -2)
+        parts.append(_multiply_embeddings(queries, v, gather_embeddings(e, index)))
+    return torch.cat(parts, dim=2)
+
+
+def _convolved(v: Tensor, e: Tensor, context: LocalContext) -> Tensor:
+    """Return the position lambdas [b, n, k, v] of a local table by a convolution."""
+    # A table that serves any grid is not trimmed to one.
+    grid, key_grid = (
+        tuple(size if isinstance(size, int) else sys.maxsize for size in sizes)
+        for sizes in (context.grid, context.key_grid)
+    )
+    convolution = Convolution.of(e, context, largest=replace(context, grid=grid, context_grid=key_grid))
+    return convolution.lambdas(convolution.images(v), v.shape[0])
+
+
+def _multiply_embeddings(q: Tensor, v: Tensor, embeddings: Tensor) -> Tensor:
+    """Return the position part from the embeddings [n, m, u, k] of all pairs."""
     pairs = torch.einsum("bhnk,nmuk->bhnmu", q, embeddings)
     return torch.einsum("bhnmu,bmvu->bhnv", pairs, v)

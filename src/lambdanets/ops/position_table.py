@@ -37,16 +37,17 @@ def box_indices(
     keys: Sequence[tuple[int, int]],
     device: torch.device,
 ) -> Tensor:
-    """Return the table index [n, m] (see `offset_indices`) of the pairs between two boxes of positions.
+    """Return the table index [n, m] (see `offset_indices`) of a box of queries and a box of the context.
 
     Args:
         context: The geometry.
-        queries: The box of the n queries, (start, stop) per axis of the grid.
-        keys: The box of the m context elements, (start, stop) per axis of their grid.
+        queries: The n queries: a range (start, stop) per axis of the grid.
+        keys: The m context elements: a range (start, stop) per axis of the context's grid.
         device: Device of the result.
     """
     rank = len(context.grid)
-    # Each has length 1 on all but two of the axes [*queries, *keys], so that most steps are on small tensors.
+    # The offsets of a grid axis have length 1 on all axes of [*queries, *keys] but its own two: most steps of
+    # `offset_indices` then run on small tensors that broadcast.
     offsets = []
     for axis, (query_range, key_range) in enumerate(zip(queries, keys, strict=True)):
         shape = [1] * (2 * rank)

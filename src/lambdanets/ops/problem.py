@@ -84,7 +84,7 @@ class Problem:
             object.__setattr__(self, "context_grid", as_grid(self.context_grid, "context_grid"))
             if self.relative and len(self.context_grid or grid) != rank:
                 raise ValueError(
-                    f"relative positions need a context_grid of {rank} axes, as the grid {grid}; "
+                    f"relative positions need a context_grid of {rank} axes like the grid {grid}; "
                     f"got {self.context_grid}"
                 )
         for name in ("scope", "dilation"):
@@ -109,7 +109,7 @@ class Problem:
             raise ValueError("only relative positions have a scope")
         if self.masked and self.causal:
             raise ValueError(
-                "a masked problem cannot be causal: its n x m mask alone holds the visible pairs"
+                "a masked problem cannot be causal: its n x m mask already determines the visible pairs"
             )
 
     @classmethod
@@ -254,6 +254,7 @@ class Problem:
         elif self.masked:
             pairs = 4 * min(MASKED_BLOCK // max(1, self.batch), n * self.num_context * columns)
         elif self.causal:
+            # Temporaries of `content._causal_softmax_content`: within chunks, between chunks, for each query.
             chunk, chunks = causal_chunks(n)
             inside = n * chunk * (3 * columns + 2 * self.num_heads * self.dim_u)
             between = chunks * columns * (3 * chunks + 3 * self.dim_v)

@@ -173,11 +173,12 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     lambdas = p.batch * n * p.dim_k * p.dim_v
     summed = gemm_seconds(p, n * p.dim_k, m * p.dim_u, p.batch * p.dim_v)
     applied = gemm_seconds(p, p.num_heads, p.dim_k, p.dim_v, p.batch * n)
+    # Estimated reads and writes of each element: gathering, masking and multiplying the embeddings take 16.
     moved = p.itemsize * (16 * embeddings + 4 * lambdas)
     passes = 3 if backward else 1
     return Cost(
         flops=passes * 2 * (p.num_heads * lambdas + embeddings * p.batch * p.dim_v),
         bytes=passes * moved + p.io_bytes,
         peak_bytes=p.itemsize * (3 * embeddings + 2 * lambdas) * (2 if backward else 1),
-        seconds=passes * (summed + applied + move_seconds(p, moved, 45)),
+        seconds=passes * (summed + applied + move_seconds(p, moved, calls=45)),
     )

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-MAX_NAME_BYTES = 200  # of a name that gets a prefix and a suffix; file systems allow 255
+MAX_NAME_BYTES = 200  # of a file's name in that of its temporary file, which file systems limit to 255
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)
 """Errors of file systems that cannot sync a folder."""
 
@@ -62,7 +62,10 @@ def move_into_place(finished: Path, path: Path, *, previous: Path | None = None)
 
 @contextmanager
 def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Make an OSError of the block name `path` if it names no file (a failed write) or the temporary one."""
+    """Give an OSError of the block `path` as its file name, if it has none or that of the temporary file.
+
+    The error of a failed write has no file name.
+    """
     try:
         yield
     except OSError as error:

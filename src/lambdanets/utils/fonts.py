@@ -37,7 +37,7 @@ def legible(text: str) -> str:
 def plain_text(*texts: str) -> Iterator[None]:
     """Make Matplotlib draw text literally, without mathematics between dollar signs.
 
-    The block has to create the figures and save them.
+    Create and save the figures inside the `with` block.
 
     Args:
         *texts: Text from the user, passed through `legible`; fonts that have its letters are used.
@@ -67,7 +67,7 @@ def text_length(text: str, font: "FreeTypeFont") -> float:
 
     Args:
         text: One line, passed through `legible`.
-        font: Font of the letters that it has; other letters have other fonts.
+        font: The font; letters that it lacks are drawn in a fallback font.
     """
     return sum(own.getlength(part) for part, own in _runs(text, font))
 
@@ -82,7 +82,7 @@ def write_text(
         corner: Left and top of the line, in pixels.
         text: One line, passed through `legible`.
         ink: Colour of the text.
-        font: Font of the letters that it has; other letters have other fonts.
+        font: The font; letters that it lacks are drawn in a fallback font.
     """
     left, baseline = corner[0], corner[1] + font.getmetrics()[0]
     for part, own in _runs(text, font):
@@ -111,16 +111,16 @@ def _search(letters: Iterable[str]) -> dict[str, "FontEntry | None"]:
     """Find fonts for letters among all installed fonts, first those that have the most of the letters."""
     from matplotlib.font_manager import fontManager
 
-    left, found = set(letters), dict.fromkeys(letters)
+    remaining, found = set(letters), dict.fromkeys(letters)
     upright = [entry for entry in fontManager.ttflist if entry.style == "normal"]
     upright.sort(key=lambda entry: (abs(_weight(entry) - NORMAL_WEIGHT), entry.name, entry.fname))
-    having = [(entry, left & _letters(entry.fname)) for entry in upright]
-    while left:
-        entry, most = max(having, key=lambda each: len(each[1] & left), default=(None, set()))
-        if entry is None or not most & left:
+    candidates = [(entry, remaining & _letters(entry.fname)) for entry in upright]
+    while remaining:
+        entry, covered = max(candidates, key=lambda each: len(each[1] & remaining), default=(None, set()))
+        if entry is None or not covered & remaining:
             break
-        found |= dict.fromkeys(most & left, entry)
-        left -= most
+        found |= dict.fromkeys(covered & remaining, entry)
+        remaining -= covered
     return found
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# Requests to stop: Ctrl-C, the end of a job, a closed terminal, and what batch systems send before the end.
+# Requests to stop: Ctrl-C, the end of a job, a closed terminal, and warnings of batch systems before the end.
 STOP_SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -31,7 +31,7 @@ class InUseError(ValueError):
 class NotPosixError(RuntimeError):
     """The system lacks functions of POSIX, such as file locks."""
 
-    on_all_ranks = True
+    on_all_ranks = True  # raised by all ranks of a distributed run at once; see `train.errors`
 
 
 class NoLockWarning(UserWarning):
@@ -41,11 +41,11 @@ class NoLockWarning(UserWarning):
 # Locks
 
 
-def require_posix(what: str) -> Any:
+def require_posix(feature: str) -> Any:
     """Return the module `fcntl`.
 
     Args:
-        what: The feature that needs it, for the message.
+        feature: The feature that needs it, for the message.
 
     Raises:
         NotPosixError: The system does not have it.
@@ -54,13 +54,13 @@ def require_posix(what: str) -> Any:
         import fcntl
     except ModuleNotFoundError:
         raise NotPosixError(
-            f"{what} needs a POSIX system, such as Linux or macOS; on Windows use WSL"
+            f"{feature} needs a POSIX system, such as Linux or macOS; on Windows use WSL"
         ) from None
     return fcntl
 
 
 @contextmanager
-def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
+def locked(path: Path, resource: str, *, patience: float = 0.0) -> Iterator[None]:
     """Hold a file lock, which the system releases however this process ends.
 
     The file has host and id of the process, and is removed at the end. If it cannot be locked, as on some
@@ -68,7 +68,7 @@ def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
 
     Args:
         path: The lock file; it and its folder are created.
-        what: What the lock protects, for the messages.
+        resource: Name of the resource that the lock protects, for the messages.
         patience: Seconds to wait for another process to release the lock.
 
     Raises:
@@ -79,7 +79,7 @@ def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
         >>> with locked(Path("runs/digits/.lock"), "the run in runs/digits"):
         ...     write()
     """
-    fcntl = require_posix(f"the lock on {what}")
+    fcntl = require_posix(f"the lock on {resource}")
     until = time.monotonic() + patience
     while True:
         try:
@@ -88,7 +88,7 @@ def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             warnings.warn(
-                f"{path} cannot be locked ({reason}): no other process is kept from {what}",
+                f"{path} cannot be locked ({reason}): other processes can use {resource} at the same time",
                 NoLockWarning,
                 stacklevel=3,
             )
@@ -97,7 +97,9 @@ def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
         if descriptor is not None:
             break
         if time.monotonic() >= until:
-            raise InUseError(f"{what} is in use by another process{_holder(path)}; wait for it or stop it")
+            raise InUseError(
+                f"{resource} is in use by another process{_holder(path)}; wait for it or stop it"
+            )
         time.sleep(0.2)
     try:
         yield
@@ -196,7 +198,7 @@ def _end_on_parents_sigterm(parent: int) -> None:
 
 
 def lost_worker(error: BaseException) -> str | None:
-    """Return how a data-loading process of this one ended, or None if the error has another cause.
+    """Return how a data-loading process (a child of this one) ended; None if the error has another cause.
 
     PyTorch raises its error at an arbitrary line of the main process, and other errors may follow from it.
 

@@ -15,12 +15,12 @@ Progress = Callable[[int, int], None]  # called with (done, total)
 
 
 @contextmanager
-def progress_bar(what: str, total: int, *, least: int) -> Iterator[Progress]:
+def progress_bar(description: str, total: int, *, least: int) -> Iterator[Progress]:
     """Show a bar if stderr is a terminal and `total` is at least `least`.
 
     Args:
-        what: The text before the bar.
-        total: The number that is reached at the end, of images or bytes.
+        description: The text before the bar.
+        total: Number of images or bytes at the end.
         least: The smallest total for which a bar is shown.
 
     Yields:
@@ -33,7 +33,7 @@ def progress_bar(what: str, total: int, *, least: int) -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(description, total=total)
         yield lambda done, total: bar.update(task, completed=done)
 
 

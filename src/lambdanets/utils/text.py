@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 JOINERS = "\u200c\u200d\u00ad"  # parts of words in Persian and Hindi, and of emoji
-SIMILAR = 0.55  # least similarity of a suggestion, from 0 to 1 as difflib measures it
+SIMILAR = 0.55  # smallest similarity of a suggested name, as difflib's ratio from 0 to 1
 
 
 def join_some(
@@ -27,8 +27,8 @@ def join_some(
     """
     every = list(words)
     named = separator.join(map(form, every[:most]))
-    left = len(every) - most
-    return f"{named}{separator.removeprefix(',')}and {left:,} more" if left > 0 else named
+    omitted = len(every) - most
+    return f"{named}{separator.removeprefix(',')}and {omitted:,} more" if omitted > 0 else named
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ REPLACEMENTS: dict[tuple[str, str], type[AcceleratedLayer]] = {
 }
 """Replacement by module and class name of the class that defines `forward`.
 
-Names need no import of the other package, and a subclass with another `forward` is not mistaken for its base.
+Keys are names, so the other packages are not imported. A subclass that overrides `forward` has another key.
 """
 D_LI14 = ("lambda_layer", "LambdaLayer")
 """File and class name of d-li14/lambda.pytorch, which is not a package: users copy the file anywhere."""

@@ -60,7 +60,7 @@ def convert_weights(weights: dict[str, Tensor], model: nn.Module) -> dict[str, T
         Tensors by the names of `model`.
 
     Raises:
-        WeightsError: If a layer of the model, or the block around it, computes something else than theirs.
+        WeightsError: If a layer of the model, or its block, does not compute the same function as theirs.
     """
     result = dict(weights)
     unsupported: dict[str, list[str]] = {}
@@ -92,6 +92,7 @@ def contains_d_li14(weights: dict[str, Tensor]) -> bool:
 
 
 def _recognise(state: dict[str, Tensor]) -> _ForeignLayer | None:
+    """Return the weights of a layer of lucidrains or d-li14, None if the names are of neither."""
     names = state.keys()
     if names in _NAMES_OF_LUCIDRAINS:
         projections = (state["to_q.weight"], state["to_k.weight"], state["to_v.weight"])
@@ -118,9 +119,9 @@ def _unsupported_reasons(
             f"the position convolution of {foreign.owner} has a bias, which needs position_bias=True"
         )
     if layer.normalize != "softmax":
-        reasons.append(f"{foreign.owner} has a softmax over keys, and not normalize={layer.normalize!r}")
+        reasons.append(f"{foreign.owner} has normalize='softmax', the model normalize={layer.normalize!r}")
     if max(layer.dilation) > 1:
-        reasons.append(f"{foreign.owner} has no dilation, and not one of {layer.dilation}")
+        reasons.append(f"{foreign.owner} has no dilation, the model has dilation={layer.dilation}")
     block = model.get_submodule(name.rpartition(".")[0]) if name else None
     pool = block.pool if isinstance(block, Bottleneck) else None
     if foreign.owner == D_LI14 and isinstance(pool, nn.AvgPool2d) and not pool.count_include_pad:
@@ -131,9 +132,11 @@ def _unsupported_reasons(
 
 
 def _convert_layer(foreign: _ForeignLayer, state: dict[str, Tensor], layer: LambdaLayer) -> dict[str, Tensor]:
+    """Return a layer's weights by the names of `LambdaLayer2d`."""
     dim_u = foreign.table.shape[-1]
 
     def intra_depth_last(tensor: Tensor) -> Tensor:
+        """Reorder the channels from (u, c) to (c, u); return a number as it is."""
         return tensor.unflatten(0, (dim_u, -1)).transpose(0, 1).flatten(0, 1) if tensor.ndim else tensor
 
     result = {

@@ -90,9 +90,9 @@ class AcceleratedLayer(nn.Module):
 
     # TorchScript reads the annotations of attributes, and does not support modules there.
     if TYPE_CHECKING:
-        convolution: str  # name of the position convolution of the local form
-        value_axis: int  # axis of this convolution along which the original stacks the value channels
-        indices: str | None  # name of the buffer of n x m indices, which this layer does not need
+        convolution: str  # name of the position convolution, which layers with a local scope have
+        value_axis: int  # spatial axis of this convolution that holds the value channels in the original
+        indices: str | None  # name of the buffer of n x m table indices, which this layer does not need
         projection_names: tuple[str, ...]
         norm_q: nn.BatchNorm2d
         norm_v: nn.BatchNorm2d
@@ -117,13 +117,13 @@ class AcceleratedLayer(nn.Module):
         creates it.
         """
         convolution = getattr(layer, cls.convolution, None)
-        if convolution is None:  # the relative form has none
+        if convolution is None:  # a layer with a global position table has none
             return None
         name = cls.convolution
         kind = type(convolution)
         original = (nn.Conv3d.forward, nn.Conv3d._conv_forward)
         if not isinstance(convolution, nn.Conv3d) or (kind.forward, kind._conv_forward) != original:
-            return f"{name} is not a Conv3d as it was made, but a {kind.__name__}"
+            return f"{name} is a {kind.__name__}, not the Conv3d that its package creates"
         if not is_unmodified(convolution):
             return f"{name} has hooks or a forward of its own"
         geometry = {
@@ -197,7 +197,9 @@ class AcceleratedLayer(nn.Module):
     def _check_convolution(self) -> None:
         reason = self.unsupported_reason(self)
         if reason is not None:
-            raise RuntimeError(f"accelerate has read {self.convolution} as a table, but now {reason}")
+            raise RuntimeError(
+                f"accelerate uses the weight of {self.convolution} as a table, but now {reason}"
+            )
 
     def extra_repr(self) -> str:
         *scope, dim_k, dim_u = self.positions()[0].shape
@@ -205,10 +207,10 @@ class AcceleratedLayer(nn.Module):
 
 
 class TimmLambdaLayer(AcceleratedLayer):
-    """Replacement for timm's `LambdaLayer`, local (`conv_lambda`) or relative (`pos_emb`), with its pooling.
+    """Replacement for timm's `LambdaLayer`, local (`conv_lambda`) or global (`pos_emb`), with its pooling.
 
     Differences from the original:
-        The output may have another number of channels than the input. The relative form takes images of any
+        The output may have another number of channels than the input. A global layer takes images of any
         size: it uses the middle of its table, and offsets beyond the table contribute nothing.
     """
 
@@ -248,11 +250,11 @@ class TimmLambdaLayer(AcceleratedLayer):
 
 
 class LucidrainsLambdaLayer(AcceleratedLayer):
-    """Replacement for the `LambdaLayer` of lucidrains: local (`pos_conv`) or relative (`rel_pos_emb`).
+    """Replacement for the `LambdaLayer` of lucidrains: local (`pos_conv`) or global (`rel_pos_emb`).
 
     Differences from the original:
-        The relative form takes images of any size, also rectangular ones: it uses the middle of its table,
-        and offsets beyond the table contribute nothing.
+        A global layer takes images of any size, also rectangular ones: it uses the middle of its table, and
+        offsets beyond the table contribute nothing.
     """
 
     convolution = "pos_conv"

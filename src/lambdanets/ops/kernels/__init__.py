@@ -27,9 +27,10 @@ class Kernel(Protocol):
 
     Shapes are q [b, h, n, k], v [b, m, v, u], y (output) and g (its gradient) [b, h, n, v]; e is a table of
     relative offsets [*offsets, k, u], or dense embeddings [n, m, k, u] if `problem.dense`, which are zero
-    where a mask hides the pair. Tensors have any strides; the batch may be empty. They share the dtype of
-    `problem`, except y: that has the caller's dtype, which is narrower where the CPU is slow in it
-    (`hardware.compute_dtype`). Autograd and autocast are off. A kernel changes no input but y.
+    where a mask hides the pair. Tensors have any strides; the batch may be empty. All but y have the dtype of
+    `problem`. y has the dtype of the call, which may be narrower: on a CPU that is slow in a half precision,
+    kernels get float32 copies of its tensors (`hardware.compute_dtype`). Autograd and autocast are off. A
+    kernel changes no tensor but y.
 
     `unsupported` and `cost` are called for problems without positions too, `output` and `gradients` are not.
     """
@@ -91,7 +92,7 @@ class FusedKernel(Kernel, Protocol):
         needs_grad: Sequence[bool],
         content_lambda: Tensor | None = None,
     ) -> Gradients:
-        """Return the gradients of q, v and e, that of q with the part of the content lambda if given."""
+        """Return the gradients of q, v and e; to that of q, add g times the transposed content lambda."""
         ...
 
 

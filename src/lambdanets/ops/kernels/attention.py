@@ -25,8 +25,9 @@ from ..problem import Cost, Problem
 NAME = "attention"
 # Bytes of a block's map and embeddings, so that they stay in a core's own cache; one row may take more.
 BLOCK = 2**21
-# Where oneDNN takes a call for each example (`matmul.batched_matmul`), blocks larger by this factor are
-# faster, unless smaller blocks skip parts of the context that are out of reach.
+# Blocks are larger by this factor if every block sees the whole context, so that smaller blocks would skip no
+# part of it. With oneDNN, which takes a call for each block and example (`matmul.batched_matmul`), fewer and
+# larger blocks are then faster.
 UNSKIPPED_BLOCK_FACTOR = 8 if ONEDNN else 1
 GPU_BLOCK = 2**28  # BLOCK on a GPU, where a call costs more than a cache saves; not measured
 
@@ -136,6 +137,7 @@ def _block_size(problem: Problem) -> tuple[int, int]:
     per_pair = p.itemsize * p.dim_u * (p.batch * p.num_heads + p.dim_k)
     per_row_pair = per_pair * math.prod(p.grid[1:]) * math.prod(keys[1:])
     area = budget // max(1, per_row_pair)  # rows of queries times rows of the context
+    # The largest number of rows with rows * (rows + reach) <= area.
     fitting = (math.isqrt(reach * reach + 4 * area) - reach) // 2 if skips else 0
     rows = min(p.grid[0], max(1, fitting, area // keys[0]))
     return rows, min(keys[0], rows + reach)
@@ -169,9 +171,10 @@ def _by_position(q: Tensor) -> Tensor:
 def _pairs(q: Tensor, embeddings: Tensor, scratch: Scratch) -> Tensor:
     """Return the map q E [b, h n, m u] of queries [b, h, n, k] and embeddings [n, m u, k].
 
-    The batched product over positions is transposed block by block, while it is in the cache. Its output is
-    not the transposed buffer itself: PyTorch computes a batched product whose output is not contiguous one
-    matrix at a time, on a single thread. The result is valid until the next call.
+    The product is batched over positions, [n, b h, m u], and then copied to [b h, n, m u], while the block is
+    in the cache. It is not written to a transposed view directly: into a non-contiguous output, PyTorch
+    computes a batched product one matrix at a time, on a single thread. The result is valid until the next
+    call.
     """
     b, h, n, _ = q.shape
     columns = embeddings.shape[1]
@@ -189,7 +192,7 @@ def unsupported(problem: Problem) -> list[str]:
 def cost(problem: Problem, *, backward: bool = False) -> Cost:
     """Return the cost of h (k + v) multiply-adds per pair, with the map of one block in memory.
 
-    Pairs are those of a block's queries with all of the block's context, also where one query sees less.
+    All pairs of a block's queries and the block's context are counted, also those out of a query's reach.
     """
     p = problem
     if not p.position:
@@ -200,15 +203,16 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     context = span * math.prod((p.context_grid or p.grid)[1:]) * p.dim_u
     pairs = queries * context
     pair_map, heads = p.batch * p.num_heads * pairs, p.batch * p.num_heads
-    first = gemm_seconds(p, heads, p.dim_k, context, queries)
-    second = gemm_seconds(p, p.num_heads * queries, context, p.dim_v, p.batch)
+    map_seconds = gemm_seconds(p, heads, p.dim_k, context, queries)  # q E
+    value_seconds = gemm_seconds(p, p.num_heads * queries, context, p.dim_v, p.batch)  # the map times v
     # The table index (int64) and the gathered embeddings.
     read = 8 * pairs // p.dim_u + p.itemsize * 2 * pairs * p.dim_k
     moved = read + p.itemsize * 2 * pair_map
-    seconds = first + second + move_seconds(p, moved, 35)
+    seconds = map_seconds + value_seconds + move_seconds(p, moved, calls=35)
     flops = 2 * pair_map * (p.dim_k + p.dim_v)
     if backward:
-        seconds = 3 * first + 2 * second + move_seconds(p, 2 * moved + 8 * pairs * p.dim_k, 60)
+        seconds = 3 * map_seconds + 2 * value_seconds
+        seconds += move_seconds(p, 2 * moved + 8 * pairs * p.dim_k, calls=60)
         flops = 2 * pair_map * (3 * p.dim_k + 2 * p.dim_v)
         moved = 3 * moved
     return Cost(

@@ -33,6 +33,7 @@ from ..position_table import trim_table
 from ..problem import Cost, Problem
 
 NAME = "conv"
+MAX_AXES = 3
 BLOCK = 2**24  # bytes of the position lambdas that are in memory at once
 HALF_RATE_TAPS = 50  # a convolution whose window has this many taps (entries times u) runs at half the rate
 GRADIENT_RATE = 12e9 if ONEDNN else 6e9  # operations per second of a convolution's gradients, for any window
@@ -117,9 +118,16 @@ class Convolution:
     step: tuple[int, ...]
 
     @classmethod
-    def of(cls, e: Tensor, context: RelativeContext) -> Convolution:
-        """Return the convolution of a table [*offsets, k, u] on a grid."""
-        table, centre = trim_table(e, context)
+    def of(cls, e: Tensor, context: RelativeContext, largest: RelativeContext | None = None) -> Convolution:
+        """Return the convolution of a table.
+
+        Args:
+            e: The table [*offsets, k, u].
+            context: The geometry; its sizes may be symbols of torch.export.
+            largest: The context whose pairs decide which entries are read, `context` by default.
+        """
+        largest = largest or context
+        table, centre = trim_table(e, largest)
         weight = table.movedim((-2, -1), (0, 1))  # [k, u, *offsets]
         steps = context.step
         before = [c * step for c, step in zip(centre, steps, strict=True)]
@@ -135,11 +143,15 @@ class Convolution:
             # On some grids of three axes oneDNN leaves parts of half-precision lambdas unwritten.
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         weight = weight.contiguous(memory_format=_channels_last(weight.ndim))
-        entries = context.reachable_entries()
+        entries = largest.reachable_entries()
         return cls(context, e.dtype, weight, entries, tuple(before), tuple(after), tuple(steps))
 
     def images(self, v: Tensor) -> Tensor:
-        """Return values [b, m, v, u] as images [b v, u, *grid], padded if the convolution cannot pad them."""
+        """Return values [b, m, v, u] as images [b v, u, *grid].
+
+        They are padded here where the two sides of an axis need different padding, which PyTorch's
+        convolutions do not support.
+        """
         images = v.permute(0, 2, 1, 3).reshape(-1, *self._key_grid, v.shape[3]).movedim(-1, 1)
         images = images.to(self.weight.dtype)
         return images if self._padding else F.pad(images, self._pads)
@@ -176,14 +188,14 @@ class Convolution:
         return dimages
 
     def add_table_gradient(self, de: Tensor, dlambdas: Tensor, v: Tensor) -> None:
-        """Add the gradient of the table to de [*offsets, k, u].
+        """Add the gradient of the table to de [*offsets, k, u], one row of values at a time.
 
-        The gradient is a sum over the rows of the values, that is over positions on the grid's first axis. A
-        row contributes to as many rows of lambdas as the table has entries on that axis. Its term is one
-        matrix product: the windows of the row along the other axes, [b v others, entries u], transposed,
-        times the gradients of those rows of lambdas, [b v others, first k]. `others` are query positions on
-        the other axes, `entries` the table's entries on them, `first` its entries on the first axis. Windows
-        are formed for as many entries of the second axis at once as `BLOCK` bytes hold.
+        A row has one position on the grid's first axis. The table has `first` entries on that axis, so a row
+        of values contributes to `first` rows of lambdas. The row's term of the gradient is one matrix
+        product, left^T right. left are the row's windows along the other axes, [b v others, entries u]; right
+        are the gradients of those rows of lambdas, [b v others, first k]. Here `others` are query positions
+        on the other axes and `entries` the table's entries on them. Windows are copied for as many entries of
+        the second axis at once as `BLOCK` bytes hold.
 
         Args:
             de: The gradient of the table, changed in place.
@@ -219,7 +231,7 @@ class Convolution:
             table[:, start : start + at_once] += gradient.movedim(-2, 0).transpose(-2, -1)
 
     def values(self, images: Tensor, u: int, dim_v: int) -> Tensor:
-        """Return images [b v, u, *grid] as values [b, m, v, u], without their padding."""
+        """Return images [b v, u, *grid] as values [b, m, v, u]: the inverse of `images`."""
         images = images if self._padding else F.pad(images, [-size for size in self._pads])
         return images.movedim(1, -1).reshape(-1, dim_v, self.context.num_context, u).transpose(1, 2)
 
@@ -250,8 +262,8 @@ def unsupported(problem: Problem) -> list[str]:
         reasons.append(
             "a convolution needs relative positions: a table of offsets, not dense embeddings or none"
         )
-    if len(problem.grid) > 3:
-        reasons.append(f"convolutions have at most 3 axes, the grid has {len(problem.grid)}")
+    if len(problem.grid) > MAX_AXES:
+        reasons.append(f"convolutions have at most {MAX_AXES} axes, the grid has {len(problem.grid)}")
     return reasons
 
 
@@ -270,17 +282,17 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     rate = large_gemm_rate(compute_dtype(p.dtype, p.device).itemsize)
     # On a GPU, a twentieth of the rate of products: a guess.
     rate = GPU_RATES[p.itemsize] / 20 if on_gpu(p) else rate * taps / (taps + HALF_RATE_TAPS)
-    padded = 2 * lambdas * taps  # the library multiplies by the padding too
+    padded = 2 * lambdas * taps  # PyTorch's convolutions multiply with the padding too
     seconds = padded / rate + gemm_seconds(p, p.num_heads, p.dim_k, p.dim_v, products)
-    seconds += move_seconds(p, p.itemsize * 4 * lambdas, 25)
+    seconds += move_seconds(p, p.itemsize * 4 * lambdas, calls=25)
     flops, moved = convolved + applied, 2 * p.itemsize * lambdas
     if backward:
         gradient_rate = rate if on_gpu(p) else GRADIENT_RATE
-        seconds += 2 * padded / gradient_rate + move_seconds(p, p.itemsize * 8 * lambdas, 40)
+        seconds += 2 * padded / gradient_rate + move_seconds(p, p.itemsize * 8 * lambdas, calls=40)
         seconds += gemm_seconds(p, p.dim_v, p.num_heads, p.dim_k, products)
         flops, moved = 3 * convolved + 2 * applied, 5 * p.itemsize * lambdas
     block = min(p.itemsize * lambdas, max(BLOCK, p.itemsize * p.num_queries * p.dim_k))
-    # The padded images of a block. In float64 the library unfolds every window.
+    # The padded images of a block. In float64 PyTorch also stores every window of up to 8 images.
     folded = max(1, block // max(1, p.itemsize * p.num_queries * p.dim_k))
     images = p.itemsize * folded * p.num_context * p.dim_u * 4
     if p.itemsize == 8:

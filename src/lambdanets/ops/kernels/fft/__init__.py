@@ -1,12 +1,12 @@
 """Fourier order: along the longest axis of the grid, positions are summed in the frequency domain.
 
-A convolution along an axis is a product per frequency. The transform of the values along that axis, the sum
-over the other axes (a matrix per frequency, since the embedding of an offset is the same everywhere) and the
-inverse transform are all matrix products. So are the transforms themselves: with some hundred points, a
-product with the matrix of cosines and sines is faster than a fast Fourier transform, and computes only the
-points in use. A block of query rows is computed from the frequencies to the output before the next block
-starts, so that only a block of the position lambdas [n, k, v] is in memory at once, also in the backward
-pass, which recomputes them.
+A correlation along an axis is a product per frequency. There are three steps, all of them matrix products:
+transform the values along that axis; for each frequency, multiply them by a matrix that sums over the other
+axes (one matrix serves the whole transformed axis, since an embedding depends on the offset alone); transform
+the sums back. With some hundred points, a product with the matrix of cosines and sines is faster than a fast
+Fourier transform, and computes only the points in use. A block of query rows is computed from the frequencies
+to the output before the next block starts, so that only a block of the position lambdas [n, k, v] is in
+memory at once, also in the backward pass, which recomputes them.
 
 A long axis is folded first: a sequence of n elements becomes a grid of about sqrt(n / 2) rows, and an offset
 in the sequence becomes an offset between rows and one within a row. A global context then costs about
@@ -37,7 +37,7 @@ from .layout import FrequencyLayout
 
 NAME = "fft"
 ROWS = 64  # rows of a block's matrix product (query positions times k), unless one query row has more
-COLUMNS = 512  # its columns (examples times v), unless one example has more
+COLUMNS = 512  # columns of that product (examples times v), unless one example has more
 BLOCK = 2**24  # bytes of a block's matrices that are in memory at once, and of its products with values
 
 
@@ -196,7 +196,7 @@ class Block:
     def matrices(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of the frequencies, with the matrices [f, 2 rows k, 2 u keys] that act on the values.
 
-        Matrices are valid until the next ones.
+        All share one buffer: a result is valid until the next one is yielded.
         """
         yield from self._cached_matrices or self._build_matrices()
 
@@ -311,7 +311,7 @@ def unsupported(problem: Problem) -> list[str]:
     """Return the reasons for which the kernel cannot serve a problem."""
     if problem.relative:
         return []
-    return ["the Fourier order needs relative positions: a table of offsets, not dense embeddings or none"]
+    return ["a Fourier transform needs relative positions: a table of offsets, not dense embeddings or none"]
 
 
 def cost(problem: Problem, *, backward: bool = False) -> Cost:
@@ -325,12 +325,14 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     blocks, batches = -(-first.queries // rows), -(-p.batch // max(1, examples))
     windows = rows * math.prod(a.queries for a in others)
     keys = min(first.keys, rows + first.before + first.after) * math.prod(a.keys for a in others) * p.dim_u
+    # Columns of a block's products, of the transforms of values and table; query positions of all examples.
     columns = examples * p.dim_v
     values = math.prod(a.keys for a in layout.lead) * p.dim_u * p.batch * p.dim_v
     table = math.prod(a.offsets for a in layout.lead) * p.dim_k * p.dim_u
     queries = length * math.prod(a.queries for a in layout.lead) * p.batch
 
     def gemm(rows: int, inner: int, columns: int, count: int = 1, times: int = 1) -> tuple[int, float]:
+        """Return the operations and the seconds of `times` calls of `count` products each."""
         seconds = gemm_seconds(p, rows, inner, columns, count, itemsize=itemsize)
         return 2 * rows * inner * columns * count * times, seconds * times
 
@@ -343,16 +345,18 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     steps = [*forward, applied, summed, inverse]
     moved = blocks * (2 * matrices + 4 * batches * products) + 6 * itemsize * period * values
     transformed = period * (values + 3 * table)
+    # PyTorch calls: in each block per window, per batch and per example; and those outside of blocks.
     calls = blocks * (windows * 2 + 20 * batches + 2 * p.batch) + 110
     if backward:
         steps = [*steps, *steps, applied, summed]
         moved = 2 * moved + blocks * (2 * matrices + 3 * batches * products)
         calls = 3 * calls
-    arranged = queries * (p.dim_v + p.dim_k) * p.num_heads
+    # Copies of queries and output in the frequency layout.
+    copied = queries * (p.dim_v + p.dim_k) * p.num_heads
     return Cost(
         flops=sum(flops for flops, _ in steps),
         bytes=moved + p.io_bytes,
-        peak_bytes=itemsize * (transformed * (2 if backward else 1) + arranged)
+        peak_bytes=itemsize * (transformed * (2 if backward else 1) + copied)
         + min(matrices, max(BLOCK, matrices // layout.frequencies)) * (2 if backward else 1)
         + 2 * products,
         seconds=sum(seconds for _, seconds in steps) + move_seconds(p, moved, calls),

@@ -81,6 +81,7 @@ class FrequencyLayout:
         # transform. The sum 8 visible / l + 4 l is least for l = sqrt(2 visible).
         visible = math.prod(min(a.keys, a.offsets) for a in (*axes, last))
         fold = math.ceil(math.sqrt(2 * visible))
+        # An axis of less than 1.5 rows is not folded, nor one along which queries see only a part of it.
         if axes and (3 * fold > 2 * last.queries or last.offsets < last.queries):
             return cls(context, axis, 0, tuple(axes), last)
         fold = min(fold, last.queries)

@@ -5,7 +5,7 @@ gradients are deterministic. `lambda_first` computes lambdas in registers. Which
 output is measured on the device (`tuning`). Not in the paper, which stores position lambdas. docs/roofline.md
 derives both.
 
-Read in this order: `tiling` (what one program computes), `indexing` (patches, windows, tiles), `by_position`
+Read in this order: `tiling` (the work of one program), `indexing` (patches, windows, tiles), `by_position`
 and `lambda_first` (the kernels), `launch` (their arguments), `tuning` (the choice of a tile). Triton is
 imported on the first call, so that the package imports without it.
 """
@@ -40,7 +40,8 @@ NAME = "triton"
 MAX_DIM_K = 256  # embeddings of a larger depth do not fit into a program's registers and shared memory
 MAX_POSITIONS = 2**29  # of a grid: int32 holds the difference of two coordinates plus a tile
 MIN_CAPABILITY = (8, 0)  # tensor cores for all supported dtypes
-# The fraction of the rate of large products that shared memory allows: docs/roofline.md, not measured.
+# Expected speed as a fraction of that of large matrix products. Shared memory limits it, as docs/roofline.md
+# derives; it has not been measured.
 RATE_FRACTION = 0.3
 
 
@@ -109,11 +110,11 @@ def unsupported(problem: Problem) -> list[str]:
     """Return the reasons for which the kernel cannot serve a problem."""
     reasons = list(_missing(problem.device))
     if problem.position and not problem.relative:
-        reasons.append("dense embeddings are not read, only tables of offsets")
+        reasons.append("it needs a table of offsets, dense embeddings are not supported")
     if len(problem.grid) > 3:
         reasons.append(f"grids have up to three axes, not {len(problem.grid)}")
     if problem.dilation and max(problem.dilation) > 1:
-        reasons.append("dilated scopes are not served")
+        reasons.append("dilated scopes are not supported")
     if problem.dim_k > MAX_DIM_K:
         reasons.append(f"query depths are at most {MAX_DIM_K}, not {problem.dim_k}")
     if max(problem.num_queries, problem.num_context) > MAX_POSITIONS:
@@ -131,7 +132,7 @@ def _missing(device: str) -> tuple[str, ...]:
         interpreted = device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
         return () if interpreted else (f"it runs on CUDA devices, not on {device}",)
     if torch.version.hip is not None:
-        return ("it is made for NVIDIA's GPUs",)
+        return ("it supports NVIDIA GPUs only",)
     if torch.cuda.is_available():
         lowest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
         if lowest < MIN_CAPABILITY:
@@ -141,14 +142,14 @@ def _missing(device: str) -> tuple[str, ...]:
             return ("Triton finds no C compiler; install gcc or clang, or set CC",)
         headers = Path(sysconfig.get_path("include"), "Python.h")
         if not headers.exists():
-            return (f"Triton compiles C and there is no {headers}; install Python's headers",)
+            return (f"Triton compiles C code and finds no {headers}; install Python's headers",)
     return ()
 
 
 def cost(problem: Problem, *, backward: bool = False) -> Cost:
     """Return the cost of h (k + v) multiply-adds per pair, three times that backward.
 
-    Operations are those of pairs that have an entry; the time is that of whole tiles.
+    `flops` counts the pairs that have an entry; the time includes the padding of tiles.
     """
     p = problem
     if not p.position:

@@ -69,10 +69,10 @@ class KernelCall:
         self.kernel[(self.num_programs,)](*self.arguments, **self.constants, **self.options)
 
     def compile(self, capability: int) -> Any:
-        """Return the kernel as Triton compiles it for this call, for a device that need not be here.
+        """Return the kernel as Triton compiles it for this call; the machine needs no such device.
 
-        It is specialised as by a launch: an argument of 1 is a constant, and tensors and integers that are
-        multiples of 16 are marked as divisible by 16.
+        The arguments specialise the kernel as in a launch: those equal to 1 are constants, and tensors and
+        integers that are multiples of 16 are marked as divisible by 16.
 
         Args:
             capability: The device's compute capability, such as 80 or 90.

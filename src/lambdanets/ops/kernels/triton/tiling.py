@@ -1,7 +1,7 @@
 """Tiles: the part of a problem that one Triton program computes, and the candidates for a problem.
 
-Candidates are ordered by what is known without a device: registers and shared memory
-(`benchmarks/gpu/compiled.csv`) and docs/roofline.md.
+No device has measured the order of the candidates: it follows from the registers and the shared memory of the
+compiled kernels (`benchmarks/gpu/compiled.csv`) and from docs/roofline.md.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 from ...problem import Problem
 
 MIN_DOT_SIZE = 16  # the shortest side of a product on tensor cores
-TABLE_PROGRAMS = 512  # programs of a table's gradient, about; the batch is cut into parts to reach that many
+TABLE_PROGRAMS = 512  # desired programs of a table's gradient, reached by cutting the batch into parts
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Tile:
 
 @lru_cache(maxsize=4096)  # every launch asks for them
 def candidate_tiles(problem: Problem, result: str) -> tuple[Tile, ...]:
-    """Return the tiles to try for a result, those expected to be fastest first.
+    """Return the candidate tiles for a result, in descending order of their expected speed.
 
     Args:
         problem: The problem.
@@ -64,13 +64,15 @@ def candidate_tiles(problem: Problem, result: str) -> tuple[Tile, ...]:
         return tuple(Tile(examples, heads, side, side, values, warps) for warps in (8, 4))
     # The products sum over the context, or for dv over the queries of all heads: at least MIN_DOT_SIZE.
     large, small = min(32, max(MIN_DOT_SIZE, pairs // MIN_DOT_SIZE)), MIN_DOT_SIZE
-    shapes = [(large, 8), (small, 8), (small, 4)]
+    # Context elements and warps.
+    options = [(large, 8), (small, 8), (small, 4)]
     if result == "dv":
         n = max(MIN_DOT_SIZE // heads, min(MIN_DOT_SIZE, pairs // MIN_DOT_SIZE))
-        found = [Tile(examples, heads, n, max(1, min(m, pairs // n)), values, w) for m, w in shapes]
+        found = [Tile(examples, heads, n, max(1, min(m, pairs // n)), values, warps) for m, warps in options]
     else:
         found = [
-            Tile(examples, heads, max(1, min(MIN_DOT_SIZE, pairs // m)), m, values, w) for m, w in shapes
+            Tile(examples, heads, max(1, min(MIN_DOT_SIZE, pairs // m)), m, values, warps)
+            for m, warps in options
         ]
     if examples > 1:
         found.append(replace(found[0], examples=examples // 2, warps=4))

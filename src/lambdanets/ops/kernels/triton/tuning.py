@@ -1,7 +1,7 @@
-"""The choice of a tile: the device tries the candidates on the tensors of the first call of a problem.
+"""The choice of a tile: at the first call of a problem, all candidates are timed on its tensors.
 
-The fastest is cached in a file for as long as device, versions and candidates stay the same. Ties go to the
-earlier candidate of `tiling.candidate_tiles`.
+The fastest is cached in a file for as long as device, versions and candidates stay the same. Of candidates
+that are about equally fast, the first of `tiling.candidate_tiles` is selected.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def fastest_tile(candidates: Sequence[Tile], calls: Calls) -> Tile:
 def load_or_find(file: Path | None, candidates: Sequence[Tile], find: Callable[[], Tile]) -> Tile:
     """Return the tile cached in a file if it is a candidate; else call `find` and write its tile to the file.
 
-    A file that cannot be read or written is ignored: the next process finds the tile again.
+    A file that cannot be read or written is ignored: the next process then tunes again.
     """
     if file is None:
         return find()
