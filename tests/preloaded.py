@@ -91,7 +91,7 @@ def _server() -> socket.socket:
     """Start the server; it ends when this process ends and with it this socket."""
     mine, its = socket.socketpair()
     server = subprocess.Popen(
-        [sys.executable, __file__], stdin=its, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        [sys.executable, __file__], stdin=its.fileno(), env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     its.close()
     atexit.register(server.wait)
