@@ -1,4 +1,4 @@
-"""The command as a user runs it, in a process and a folder of its own, and runs to try it on."""
+"""The command as a user runs it, in another process or in this one, and a run that tests share."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lambdanets.cli import main
+from preloaded import Preloaded
 
 SCRIPT = Path(sys.executable).with_name("lambdanets")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "140"}
@@ -20,20 +21,20 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def command() -> Command:
-    """Run `lambdanets WORDS...` and return its output, which has no traceback in any case."""
+    """Run `lambdanets WORDS...` and return its output, which has no traceback in any case.
+
+    The process is a fork of one that has imported the libraries; `start` starts a new interpreter.
+    """
 
     def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [SCRIPT, *map(str, words)],
-            cwd=cwd,
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert "Traceback" not in done.stdout + done.stderr, done.stderr
-        return done
+        process = Preloaded(SCRIPT, *words, cwd=cwd, env=ENVIRONMENT)
+        try:
+            out, errors = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        assert "Traceback" not in out + errors, errors
+        assert process.returncode is not None
+        return subprocess.CompletedProcess(words, process.returncode, out, errors)
 
     return run
 

@@ -1,6 +1,7 @@
 """Exit codes and messages of errors."""
 
 import errno
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from lambdanets.cli.errors import explain
 from lambdanets.cli.verbs import VERBS
 from lambdanets.data import DataWarning
 from lambdanets.train import NonFiniteLossError, TrainingInterrupted
+from preloaded import Preloaded
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -318,41 +321,69 @@ def test_the_script_and_the_module_are_one_command(command: Command) -> None:
     version = command("--version")
     assert version.returncode == 0
     assert version.stdout == f"lambdanets {lambdanets.__version__}, torch {torch.__version__}\n"
-    wrong = [sys.executable, "-m", "lambdanets", "trian"]
-    module = subprocess.run(wrong, capture_output=True, text=True, timeout=120, check=False)
-    assert (module.returncode, module.stdout) == (2, "")
-    assert "did you mean train?" in module.stderr
+    module = Preloaded("-m", "lambdanets", "trian", env=os.environ)
+    out, errors = module.communicate(timeout=120)
+    assert (module.returncode, out) == (2, "")
+    assert "did you mean train?" in errors
 
 
-def test_help_and_list_wait_for_nothing_heavy() -> None:
-    heavy = ("lightning", "matplotlib", "tensorboard", "sklearn", "torchmetrics")
-    script = (
-        "import sys; from lambdanets.cli import main\n"
-        "main(['--help']); main(['list']); main(['plan', '--grid', '4'])\n"
-        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
-    )
+STREAMS = """
+import json, os, sys, tempfile
+from lambdanets.cli import main
+for words in (["--help"], ["list"], ["plan", "--grid", "4"]):
+    assert main(words) == 0
+sys.stdout.flush()
+found = {"modules": list(sys.modules)}
+for case in sys.argv[1:]:
+    kind, *words = case.split()
+    with tempfile.TemporaryFile("w+") as errors:
+        child = os.fork()
+        if child == 0:
+            if kind == "reader-gone":
+                reading, writing = os.pipe()
+                os.close(reading)
+            else:
+                writing = os.open("/dev/full", os.O_WRONLY)
+            os.dup2(writing, 1)
+            os.dup2(errors.fileno(), 2)
+            code = main(words)
+            # The end of the interpreter, without the seconds of freeing all modules.
+            try:
+                sys.stdout.flush()
+            except OSError:
+                code = 120
+            os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        errors.seek(0)
+        found[case] = code, errors.read()
+json.dump(found, sys.stderr)
+"""
+READER_GONE = ("reader-gone list", "reader-gone plan --help")
+DISK_FULL = ("disk-full list lambda*",)
+
+
+@pytest.fixture(scope="module", params=["", "1"], ids=["buffered", "unbuffered"])
+def unwritable(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Run commands in a new interpreter, then others in forks of it that cannot write their output."""
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert done.stderr.strip() == "[]"
-
-
-@pytest.mark.parametrize(("words", "unbuffered"), [("list", "1"), ("plan --help", "")])
-def test_a_reader_that_leaves_early_is_no_error(words: str, unbuffered: str) -> None:
-    # Pipes are read and written here by hand: `head` itself could be too slow to leave early.
-    reading, writing = os.pipe()
-    os.close(reading)
-    done = subprocess.run(
-        [sys.executable, "-m", "lambdanets", *words.split()],
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        [sys.executable, "-c", STREAMS, *READER_GONE, *(DISK_FULL if Path("/dev/full").exists() else ())],
+        env=os.environ | {"PYTHONUNBUFFERED": request.param},
+        capture_output=True,
         text=True,
         timeout=120,
-        check=False,
+        check=True,
     )
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stderr)
+
+
+def test_help_list_and_plan_import_nothing_heavy(unwritable: dict[str, Any]) -> None:
+    heavy = {"lightning", "matplotlib", "tensorboard", "sklearn", "torchmetrics"}
+    assert heavy.isdisjoint(unwritable["modules"])
+
+
+@pytest.mark.parametrize("case", READER_GONE)
+def test_a_reader_that_leaves_early_is_no_error(unwritable: dict[str, Any], case: str) -> None:
+    assert unwritable[case] == [0, ""]
 
 
 CALL = "import sys; from lambdanets_command import main; sys.exit(main())"
@@ -375,17 +406,30 @@ def test_closed_streams_are_no_traceback(tmp_path: Path, words: str) -> None:
     assert (
         (code, stderr) == (0, "") if not words else code == 2 and stderr.startswith("lambdanets: there is no")
     )
-    both = subprocess.run(f"{shell} 2>&-", shell=True, timeout=120, check=False)
+    # A fork that has closed its streams, as a new interpreter finds them.
+    program = tmp_path / "closed.py"
+    program.write_text(f"import os, sys\nos.closerange(1, 3)\nsys.stdout = sys.stderr = None\n{CALL}\n")
+    both = Preloaded(program, *words.split(), env=os.environ)
+    both.communicate(timeout=120)
     assert both.returncode == code
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+NEEDS_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+FULL = (1, "lambdanets: standard output: No space left on device.\n")
+
+
+@NEEDS_FULL
+@pytest.mark.parametrize("case", DISK_FULL)
+def test_a_full_disk_behind_stdout_is_reported(unwritable: dict[str, Any], case: str) -> None:
+    assert tuple(unwritable[case]) == FULL
+
+
+@NEEDS_FULL
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [[], ["list", "lambda*"]])
-def test_a_full_disk_behind_stdout_is_named(words: list[str], unbuffered: str) -> None:
+def test_a_full_disk_behind_the_help_is_reported(unbuffered: str) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", CALL, *words],
+            [sys.executable, "-c", CALL],
             env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
             stdout=full,
             stderr=subprocess.PIPE,
@@ -393,7 +437,7 @@ def test_a_full_disk_behind_stdout_is_named(words: list[str], unbuffered: str) -
             timeout=60,
             check=False,
         )
-    assert (done.returncode, done.stderr) == (1, "lambdanets: standard output: No space left on device.\n")
+    assert (done.returncode, done.stderr) == FULL
 
 
 @pytest.mark.parametrize(

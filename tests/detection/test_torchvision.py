@@ -14,9 +14,9 @@ from detectors import target
 from lambdanets.detection import Detector, DetectorConfig, create_detector
 
 SIZES = (
-    (128, 192),
-    (128, 128),
-)  # torchvision keeps them when it is told 128 and 192, and pads none of the sides
+    (64, 128),
+    (64, 64),
+)  # torchvision keeps them where its limits are 64 and 128, and pads none of the sides
 CLASSES = 3
 FEW = {"box_detections_per_img": 9, "box_batch_size_per_image": 24, "rpn_post_nms_top_n_test": 50}
 
@@ -29,8 +29,8 @@ def networks() -> tuple[torch.nn.Module, Detector]:
         weights=None,
         weights_backbone=None,
         num_classes=CLASSES + 1,
-        min_size=128,
-        max_size=192,
+        min_size=64,
+        max_size=128,
         size_divisible=64,
         _skip_resize=True,  # in training, where it would draw a size at random
         **FEW,
@@ -51,8 +51,8 @@ def data() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     generator = torch.Generator().manual_seed(1)
     images = [torch.rand(3, *size, generator=generator, dtype=torch.float64) for size in SIZES]
     targets = [
-        target(SIZES[0], [[10.5, 8, 60, 100], [100, 20, 180, 90]], [1, 3]),
-        target(SIZES[1], [[30, 40, 80, 70.25]], [2]),
+        target(SIZES[0], [[5.5, 4, 30, 50], [60, 10, 120, 45]], [1, 3]),
+        target(SIZES[1], [[15, 20, 50, 45.25]], [2]),
     ]
     for each in targets:
         each["boxes"] = each["boxes"].double()

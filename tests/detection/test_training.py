@@ -22,7 +22,7 @@ from lambdanets.detection.training import DetectionModule
 from lambdanets.recipes import coco, miniature
 from lambdanets.train import NonFiniteLossError, RunError, RunResult, override
 from lambdanets.train.checkpoint import RunState, load_checkpoint
-from launching import TORCHRUN, TRAIN, finish, free_port, start
+from launching import by_slurm, finish
 from object_sets import write_objects
 from runs import assert_same_end
 
@@ -252,11 +252,10 @@ def test_two_processes_validate_every_image_once_and_train_alike(
     config = override(tiny, f"data.source=coco:{odd}", "engine.epochs=1", "engine.ema=None",
                       "engine.accelerator=cpu", "engine.strategy=ddp", "engine.save_steps=None")  # fmt: skip
     folder = tmp_path / "two"
-    words = [*TORCHRUN, "--master-port", free_port(), *TRAIN, "coco", "--out", folder]
     changes = [f"{name}={value!r}" for name, value in changed(config)]
-    ((code, out, errors),) = finish(start(*words, *(w for c in changes for w in ("--set", c))))
-    assert code == 0, errors
-    assert out.count("epoch 1/1") == 1
+    ends = finish(*by_slurm("coco", "--out", folder, *(w for c in changes for w in ("--set", c))))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert [out.count("epoch 1/1") for _, out, _ in ends] == [1, 0]
     run = load_run(folder)
     again = evaluate(run, weights="last")
     same(again.results, json.loads((folder / "results" / "boxes.json").read_text()))

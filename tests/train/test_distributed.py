@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from dataclasses import replace
@@ -21,6 +19,7 @@ from lambdanets.train.diagnosis import explain_error, lost_peer_reason
 from lambdanets.train.engine import train
 from lambdanets.train.learner import check_same_on_all_ranks
 from lambdanets.train.run import RunFiles
+from launching import RANK_TIMEOUT, TRAIN, by_slurm, finish, start
 from runs import assert_same_end
 
 pytestmark = [
@@ -28,26 +27,19 @@ pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch has no torch.distributed here"),
 ]
 
-COMMAND = [sys.executable, "-m", "lambdanets", "train", "digits"]
 OPTIONS = [
-    "--batch-size", "32", "--set", "engine.accelerator=cpu", "--set", "engine.threads=1",
+    "digits", "--batch-size", "32", "--set", "engine.accelerator=cpu", "--set", "engine.threads=1",
     "--set", "data.augment.crop=none", "--set", "optimizer.lr_batch=64", "--set", "engine.ema=0.9",
+    "--set", "engine.strategy=ddp", "--set", "engine.max_val_batches=1",
 ]  # fmt: skip
-TWO = ["--devices", "2", "--set", "engine.strategy=ddp"]
-RANK_TIMEOUT = 120
 
 
-def environment() -> dict[str, str]:
-    """As a person's, who is not inside a process of a run."""
-    inner = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
-    return {name: value for name, value in os.environ.items() if name not in inner} | {"OMP_NUM_THREADS": "1"}
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *OPTIONS, *words],
-        capture_output=True, text=True, timeout=RANK_TIMEOUT, check=False, env=environment(),
-    )  # fmt: skip
+def train_on_two(*words: object) -> list[tuple[int, str, str]]:
+    """Train on two processes; return exit code, output and errors of each."""
+    ends = finish(*by_slurm(*OPTIONS, *words))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert [said.count("epoch 2/") for _, said, _ in ends] == [1, 0]
+    return ends
 
 
 @pytest.mark.parametrize("source", ["digits", "tar"])
@@ -56,12 +48,18 @@ def test_two_processes_train_what_one_does_that_accumulates(tmp_path: Path, sour
     if source == "tar":
         write_shards(DataConfig(source="digits"), tmp_path / "shards", images=50)
         few += ["--data", f"tar:{tmp_path / 'shards'}", "--set", "data.order=shards"]
-    two = run(*few, *TWO, "--set", "engine.max_batches=4", "--out", str(tmp_path / "two"))
-    assert two.returncode == 0, two.stderr
-    assert two.stdout.count("epoch 2/2") == 1
-    one = run(*few, "--devices", "1", "--set", "engine.max_batches=8", "--set", "engine.global_batch=64",
-              "--out", str(tmp_path / "one"))  # fmt: skip
-    assert one.returncode == 0, one.stderr
+    train_on_two(*few, "--set", "engine.max_batches=4", "--out", tmp_path / "two")
+    words = [
+        *few,
+        "--set",
+        "engine.max_batches=8",
+        "--set",
+        "engine.global_batch=64",
+        "--out",
+        tmp_path / "one",
+    ]
+    ((code, _, errors),) = finish(start(*TRAIN, *OPTIONS, "--devices", "1", *words))
+    assert code == 0, errors
     ends = [load_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("two", "one")]
     assert ends[0]["global_step"] == ends[1]["global_step"] == 8
     for name, value in ends[0]["state_dict"].items():
@@ -77,17 +75,15 @@ def test_two_processes_train_what_one_does_that_accumulates(tmp_path: Path, sour
 
 @pytest.mark.parametrize("source", ["wds", "hfids"])
 def test_files_are_streamed_to_two_processes(tmp_path: Path, source: str) -> None:
-    write_shards(DataConfig(source="digits"), tmp_path / "shards", images=500)
-    words = [*TWO, "--epochs", "2", "--set", "data.workers=1"]
+    write_shards(DataConfig(source="digits", val_fraction=0.6), tmp_path / "shards", images=200)
+    words = ["--epochs", "2", "--set", "data.workers=1"]
     if source == "wds":
         words += ["--data", f"wds/digits:{tmp_path / 'shards'}"]
     else:
         pytest.importorskip("datasets", reason="the package datasets is not installed")
         write_parquet(tmp_path / "shards", tmp_path / "set")
         words += ["--data", f"hfids/{tmp_path / 'set'}:{tmp_path / 'cache'}", "--set", "data.num_classes=10"]
-    done = run(*words, "--out", str(tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 2/2") == 1
+    train_on_two(*words, "--out", tmp_path / "run")
     end = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     images = json.loads((tmp_path / "shards" / "_info.json").read_text())["splits"]["train"]["num_samples"]
     assert end["global_step"] == 2 * (images // 64)
@@ -116,18 +112,15 @@ def write_parquet(shards: Path, out: Path) -> None:
     not Path("/proc/self/stat").exists(), reason="this system does not tell a process's children"
 )
 def test_a_killed_process_ends_the_run_which_resumes(tmp_path: Path) -> None:
-    few = ["--epochs", "6", "--set", "engine.save_steps=2", "--set", "engine.max_batches=12"]
-    words = [*OPTIONS, *TWO, *few]
+    few = ["--epochs", "2", "--set", "engine.save_steps=2", "--set", "engine.max_batches=16"]
     folder, whole = tmp_path / "killed", tmp_path / "whole"
-    started = subprocess.Popen(
-        [*COMMAND, *words, "--out", str(folder)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-    )  # fmt: skip
+    # Lightning starts the second process, in a new interpreter.
+    started = start(*TRAIN, *OPTIONS, "--devices", "2", *few, "--out", folder)
     try:
         last = folder / "checkpoints" / "last.ckpt"
         until = time.monotonic() + RANK_TIMEOUT
         while not last.exists() and time.monotonic() < until:
-            time.sleep(0.05)
+            time.sleep(0.01)
         os.kill(child_of(started.pid), signal.SIGKILL)
         _, said = started.communicate(timeout=RANK_TIMEOUT)
     finally:
@@ -136,12 +129,9 @@ def test_a_killed_process_ends_the_run_which_resumes(tmp_path: Path) -> None:
     assert said.count("lambdanets: another process of this run ended (") == 1
     assert f"lambdanets train --resume {folder}" in said
     assert "Traceback" not in said
-    resumed = subprocess.run(
-        [*COMMAND[:-1], "--resume", str(folder)],
-        capture_output=True, text=True, timeout=RANK_TIMEOUT, check=False, env=environment(),
-    )  # fmt: skip
-    assert resumed.returncode == 0, resumed.stderr
-    assert run(*TWO, *few, "--out", str(whole)).returncode == 0
+    ((code, _, errors),) = finish(start(*TRAIN, "--resume", folder))
+    assert code == 0, errors
+    train_on_two(*few, "--out", whole)
     assert_same_end(whole, folder)
 
 

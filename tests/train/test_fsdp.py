@@ -8,7 +8,7 @@ import torch
 from lambdanets.train import RunConfig, RunError, load_run, override
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.engine import train
-from launching import TRAIN, finish, start, terminate
+from launching import by_slurm, finish, start, terminate
 
 WORDS = [
     "digits", "--batch-size", "16", "--epochs", "3", "--devices", "2", "--set", "engine.accelerator=cpu",
@@ -26,15 +26,15 @@ SHARDED = [Path(__file__).with_name("fsdp_on_cpus.py"), "train"]
 def test_two_processes_train_what_those_of_ddp_do(tmp_path: Path) -> None:
     """Weight decay spares the same parameters, gradients are clipped by the norm of all their parts."""
     whole, parts = tmp_path / "ddp", tmp_path / "fsdp"
-    ((code, _, said),) = finish(start(*TRAIN, *WORDS, "--set", "engine.strategy=ddp", "--out", whole))
-    assert code == 0, said
+    ends = finish(*by_slurm(*WORDS, "--set", "engine.strategy=ddp", "--out", whole))
+    assert [code for code, _, _ in ends] == [0, 0], ends
     sharded = start(*SHARDED, *WORDS, "--set", "engine.strategy=fsdp", "--out", parts)
     ((code, _, said),) = terminate([sharded], parts / "checkpoints" / "last.ckpt")
     assert code == 143, said
     assert load_checkpoint(parts / "checkpoints" / "last.ckpt")["global_step"] < 36
-    ((code, shown, said),) = finish(start(*SHARDED, "--resume", parts))
-    assert code == 0, said
-    assert "resuming" in shown
+    ends = finish(*by_slurm("--resume", parts, program=SHARDED))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert "resuming" in ends[0][1]
     one, two = (load_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (whole, parts))
     assert one["global_step"] == two["global_step"] == 36
     # The process that writes has its own batch norms' statistics in both.

@@ -86,7 +86,7 @@ def test_slow_images_are_told_once_a_run_with_what_to_do(
     quick = ImageSet.batch
 
     def slow(self: ImageSet, *args: Any) -> Any:
-        time.sleep(0.2)
+        time.sleep(0.1)
         return quick(self, *args)
 
     monkeypatch.setattr(ImageSet, "batch", slow)

@@ -13,6 +13,7 @@ import pytest
 
 from lambdanets.utils import processes
 from lambdanets.utils.processes import InUseError, NoLockWarning, locked, lost_worker
+from preloaded import Preloaded
 
 HOLD = """
 import os, sys, time
@@ -175,7 +176,7 @@ def test_a_ring_of_errors_ends() -> None:
 
 WINDOWS = """
 import os, signal, sys
-import lightning.pytorch, matplotlib.pyplot, timm, torch, tyro  # not ours, and for this system
+import lightning.pytorch, matplotlib.pyplot, timm, torch, tyro  # other packages, for this system
 for name in ("fcntl", "resource"):
     sys.modules[name] = None
 del os.pread, os.register_at_fork
@@ -190,12 +191,12 @@ sys.exit(main(["train", "digits", "--out", sys.argv[1]]))
 
 @pytest.mark.slow
 def test_on_windows_models_import_and_training_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WINDOWS, tmp_path / "run"],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    program = tmp_path / "windows.py"
+    program.write_text(WINDOWS)
+    done = Preloaded(program, tmp_path / "run", env=os.environ)
+    _, errors = done.communicate(timeout=120)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [
+    assert errors.splitlines() == [
         "lambdanets: training needs a POSIX system, such as Linux or macOS; on Windows use WSL"
     ]
     assert not (tmp_path / "run").exists()
