@@ -349,7 +349,7 @@ def test_what_is_no_label_image_is_named(together: tuple[Path, Any], tmp_path: P
     for told in (
         "cell0.png has the same name as",
         "cell1.tif: a mask has one channel of whole numbers",
-        "cell2.tif: it holds 5 pages, and a mask is one",
+        "cell2.tif: it holds 5 pages, and a mask has one",
     ):
         assert told in str(caught.value)
 

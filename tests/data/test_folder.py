@@ -111,7 +111,7 @@ def test_everything_can_be_held_out(write_folder: WriteFolder) -> None:
 def test_hidden_files_and_folders_are_left_out(write_folder: WriteFolder) -> None:
     root = write_folder({"a": 4, ".cache": 2, "b": 4})
     (root / "a" / "._000.png").write_bytes(b"resource fork")
-    with pytest.warns(DataWarning, match="left out what is hidden"):
+    with pytest.warns(DataWarning, match="left out hidden files"):
         found = read(root)
     assert found.classes == ("a", "b")
     assert len(found.train) + len(found.val) == 8

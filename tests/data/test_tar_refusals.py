@@ -355,7 +355,7 @@ def test_what_an_archive_leaves_out_is_said(write_tar: WriteTar, samples: MakeSa
     members = {f"{name}/{index}.png": image for name in ("cat", "dog") for index in range(3)}
     members |= {"cat/x.heic": b"", "cat/noname": image, "dog/._0.png": image, "__MACOSX/dog/1.png": image}
     archive = write_tar("0.tar", members)
-    says = r"left out 2 files \(1 \.heic, 1 no suffix\) and what is hidden .* \('\._0\.png', '__MACOSX'\)\.$"
+    says = r"left out 2 files \(1 \.heic, 1 no suffix\) and hidden files .* \('\._0\.png', '__MACOSX'\)\.$"
     with pytest.warns(DataWarning, match=says):
         splits = open_splits(config(archive))
     assert len(splits.train) + len(splits.val) == 6

@@ -13,7 +13,7 @@ import numpy as np
 from lambdanets.utils.progress import MANY, Progress, progress_bar
 from lambdanets.utils.text import join_some
 
-from .check import MEMORY_LIMIT, check_memory, check_set, keep_in_memory, memory_needed
+from .check import MEMORY_LIMIT, cache_bytes, cache_images, check_memory, check_set
 from .config import DataConfig
 from .errors import DataError, SourceWarning, listing
 from .image_set import ORDER_NEEDS_SHARDS, ImageSet
@@ -221,7 +221,7 @@ def _read(sides: dict[str, ImageSet], config: DataConfig, progress: Progress | N
     """Check or cache the images of all sides, then refuse or leave out the bad ones."""
     cache = config.cache
     if cache == "auto":
-        cache = config.check and sum(map(memory_needed, sides.values())) < MEMORY_LIMIT
+        cache = config.check and sum(map(cache_bytes, sides.values())) < MEMORY_LIMIT
     if not cache and not config.check:
         return
     total = sum(map(len, sides.values()))
@@ -230,7 +230,7 @@ def _read(sides: dict[str, ImageSet], config: DataConfig, progress: Progress | N
     with bar as report:
         before = 0
         for side in sides.values():
-            read = keep_in_memory if cache else check_set
+            read = cache_images if cache else check_set
             bad.append(read(side, lambda done, before=before: report(before + done, total)))
             before += len(side)
     sentences = [found[index] for found in bad for index in sorted(found)]

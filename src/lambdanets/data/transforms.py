@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from .config import DataConfig
 from .images import as_mode, upright
-from .randomness import CUT, ERASE, FLIP, PAD_LEFT, PAD_TOP, RECOLOR, preserved, reseed, uniform
+from .randomness import COLOR, ERASE, FLIP, PAD_LEFT, PAD_TOP, RANDOM_CROP, preserved, reseed, uniform
 
 # Length of the kept middle of a very long image, in units of its shorter side: the middle square and the
 # pixels around it that resizing reads.
@@ -120,13 +120,13 @@ class Pipeline:
         with preserved():
             if self.cut is not None:
                 prepared = [
-                    self._through(array, [self.cut], key, CUT)
+                    self._through(array, [self.cut], key, RANDOM_CROP)
                     for array, key in zip(prepared, sample_keys, strict=True)
                 ]
             moved = self._moved(prepared, sample_keys)
             if self.recolor:
                 for index, key in enumerate(sample_keys):
-                    moved[index] = self._through(moved[index], self.recolor, key, RECOLOR)
+                    moved[index] = self._through(moved[index], self.recolor, key, COLOR)
             batch = self._normalise(moved)
             if self.erase is not None:
                 for index, key in enumerate(sample_keys):

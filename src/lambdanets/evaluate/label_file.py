@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from lambdanets.data.labels import COLUMNS, csv_lines, numbered_rows, open_text
+from lambdanets.data.labels import COLUMNS, csv_text, numbered_rows, open_text
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.errors import RunError
 from lambdanets.utils.files import move_into_place, naming, parse_json
@@ -68,7 +68,7 @@ class LabelFile:
         done = max(0, len(rows) - 1)
         if done < len(self.images):
             done -= done % batch_size
-        kept = csv_lines(rows[: 1 + done]).encode("utf-8", "surrogateescape")
+        kept = csv_text(rows[: 1 + done]).encode("utf-8", "surrogateescape")
         if len(kept) < len(text):
             self.growing.write_bytes(kept)
         return done
@@ -78,7 +78,7 @@ class LabelFile:
         """Open the file for appending; it gets its final name when the block succeeds."""
         with naming(self.growing), open_text(self.growing, "a") as file:
             if not file.tell():
-                file.write(csv_lines([COLUMNS]))
+                file.write(csv_text([COLUMNS]))
             yield file
         move_into_place(self.growing, self.path)
 
@@ -92,7 +92,7 @@ class LabelFile:
         """Write the labels of a batch; the target None marks an image that could not be read."""
         rows = zip(images, targets, probabilities, strict=True)
         file.write(
-            csv_lines(
+            csv_text(
                 (image, "", "") if target is None else (image, self.classes[target], f"{number:.9g}")
                 for image, target, number in rows
             )
@@ -106,7 +106,7 @@ def read_label_files(paths: Sequence[Path]) -> tuple[list[str], list[str]]:
     Returns:
         The lines of all labelled images under one heading, and the names of images that could not be read.
     """
-    lines, unreadable = [csv_lines([COLUMNS])], []
+    lines, unreadable = [csv_text([COLUMNS])], []
     for path in paths:
         with open_text(path) as file:
             rows = numbered_rows(file, path)
@@ -119,7 +119,7 @@ def read_label_files(paths: Sequence[Path]) -> tuple[list[str], list[str]]:
                     )
                 image, label, number = row
                 if label:
-                    lines.append(csv_lines([(image, label, number)]))
+                    lines.append(csv_text([(image, label, number)]))
                 else:
                     unreadable.append(image)
     return lines, unreadable

@@ -12,7 +12,7 @@ from typing import Any
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from ..check import for_all
+from ..check import run_in_threads
 from ..images import check_image, check_size, reason
 from .annotation_file import CocoFile, is_id
 from .masks import as_number, cleaned, segmentation_fault
@@ -76,7 +76,7 @@ def check_entries(
         if decode:
             check_image(path, max_pixels=max_pixels)
 
-    bad = for_all(check, len(entries), progress)
+    bad = run_in_threads(check, len(entries), progress)
     bad_images += [
         f"image {entries[index]['id']} ({entries[index]['file_name']}): {bad[index]}" for index in sorted(bad)
     ]

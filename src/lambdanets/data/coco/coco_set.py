@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 
 from ..config import MAX_PIXELS
 from ..images import read_image
-from ..randomness import CUT, keys, preserved, reseed
+from ..randomness import RANDOM_CROP, keys, preserved, reseed
 from .masks import Masks, coco_tool, raster, run_lengths
 from .transforms import corners
 
@@ -186,7 +186,7 @@ class CocoSet(Dataset):
         with preserved():
             for row, key in zip(rows, keys(seed, epoch, rows), strict=True):
                 sample = self.stored(int(row))
-                reseed(key, CUT)
+                reseed(key, RANDOM_CROP)
                 image, target = self.transform(*sample)
                 images.append(image)
                 targets.append(target)

@@ -298,7 +298,7 @@ def _read(picture: _Picture, reading: _Reading) -> tuple[tuple[int, int], list[_
     size: tuple[int, int] | None = None
     objects: list[_Object] = []
     for path, category in picture.masks:
-        values = read_values(path, shades=reading.threshold is not None)
+        values = read_values(path, as_grey=reading.threshold is not None)
         height, width = values.shape
         if size is None:
             size = width, height

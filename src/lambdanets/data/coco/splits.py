@@ -15,8 +15,8 @@ from lambdanets.utils.progress import MANY, Progress, progress_bar
 from lambdanets.utils.text import join_some
 
 from ..check import check_memory
-from ..errors import LISTED, DataError, DataWarning, listing
-from ..image_source import real
+from ..errors import MAX_LISTED, DataError, DataWarning, listing
+from ..image_source import real_path
 from ..sources.folder import existing, stratified_hold_out
 from .annotation_file import CocoFile, read_coco
 from .check import Checked, check_entries
@@ -77,8 +77,8 @@ def open_coco(config: CocoConfig, *, seed: int = 0, progress: Progress | None = 
     train, val = (
         _set(config, *found, train=train) for found, train in zip(sides, (True, False), strict=True)
     )
-    photos = {real(train.path(index)) for index in range(len(train))}
-    if both := [name for index in range(len(val)) if real(name := val.path(index)) in photos]:
+    photos = {real_path(train.path(index)) for index in range(len(train))}
+    if both := [name for index in range(len(val)) if real_path(name := val.path(index)) in photos]:
         warnings.warn(
             f"{len(both)} of {len(val)} validation images of {config.source} are training images, too, "
             f"such as {both[0]}: what is measured on them says little.",
@@ -214,7 +214,7 @@ def _part(file: CocoFile, checked: Checked, side: Side, val_fraction: float, see
     A photo that is listed several times is on one side.
     """
     names: dict[str, str] = {}  # the first one of each photo
-    photos = [real(os.path.normpath(image["path"])) for image in checked.images]
+    photos = [real_path(os.path.normpath(image["path"])) for image in checked.images]
     for photo, image in zip(photos, checked.images, strict=True):
         names.setdefault(photo, image["file_name"])
     if len(names) == 1 and val_fraction < 1:
@@ -251,7 +251,7 @@ def _report_faults(config: CocoConfig, found: Sequence[tuple[CocoFile, Checked]]
         ):
             text = f"{len(bad)} of {total} {what}s of {file.path} cannot be used:{listing(bad)}"
             hint = f" {ELSEWHERE}" if what == "image" and checked.missing else ""
-            if len(bad) > LISTED and policy == "skip":
+            if len(bad) > MAX_LISTED and policy == "skip":
                 hint += " A run's skipped.txt has all of them, and open_coco(...).skipped."
             if bad and policy == "refuse":
                 remedy = f"Repair or remove them, or leave them out with --set data.on_bad_{what}=skip."

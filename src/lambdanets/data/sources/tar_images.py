@@ -10,8 +10,8 @@ from PIL import Image
 
 from ..config import MAX_PIXELS
 from ..errors import DataError
-from ..files import regular
-from ..image_source import ImageSource, real
+from ..files import regular_opener
+from ..image_source import ImageSource, real_path
 from ..images import NamedFile, check_image, read_image, reason
 from .tar_index import read_members
 from .tar_paths import find_all_archives
@@ -77,7 +77,7 @@ class TarImages(ImageSource):
 
     def location(self, index: int) -> str:
         shard = self.members.shards[self.members.shard[index]]
-        return f"{real(os.path.join(self.root, shard))}#{os.fsdecode(self.members.names[index])}"
+        return f"{real_path(os.path.join(self.root, shard))}#{os.fsdecode(self.members.names[index])}"
 
     def subset(self, indices: np.ndarray) -> TarImages:
         members, targets = self.members.take(indices), self.targets[indices]
@@ -108,7 +108,7 @@ class _File:
     """One open archive; it is closed when the last thread that reads from it drops its reference."""
 
     def __init__(self, path: str):
-        self.number = regular(path, os.O_RDONLY)
+        self.number = regular_opener(path, os.O_RDONLY)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
