@@ -19,7 +19,7 @@ from lambdanets.utils.text import join_some
 from ..errors import DataError, DataWarning, listing
 from ..files import is_stray
 from ..images import IMAGE_SUFFIXES, check_size, read_image, read_values
-from ..sources.folder import existing
+from ..sources.folder import existing_folder
 from .masks import coco_tool, counted, run_lengths
 
 LAYOUTS = (
@@ -141,7 +141,7 @@ def masks_to_coco(
     Example:
         >>> masks_to_coco("/data/nuclei", "/data/nuclei/annotations/all.json", classes=("nucleus",))
     """
-    root, target = existing(os.fspath(folder)), Path(out).expanduser()
+    root, target = existing_folder(os.fspath(folder)), Path(out).expanduser()
     if not classes or len(set(classes)) < len(classes) or not all(classes):
         raise ValueError(f"classes must be names, all different, got {classes!r}.")
     if threshold is not None and threshold < 1:

@@ -17,7 +17,7 @@ from lambdanets.utils.text import join_some
 from ..check import check_memory
 from ..errors import MAX_LISTED, DataError, DataWarning, listing
 from ..image_source import real_path
-from ..sources.folder import existing, stratified_hold_out
+from ..sources.folder import existing_folder, stratified_hold_out
 from .annotation_file import CocoFile, read_coco
 from .check import Checked, check_entries
 from .coco_set import CocoSet
@@ -181,7 +181,7 @@ def _checked(
         base = root.parent.parent if root.parent.name == "annotations" else root.parent
         names, paths = [root.stem.removeprefix("instances_")], [root]
     else:
-        base = existing(str(root))
+        base = existing_folder(str(root))
         names, paths = zip(*(_split_file(base, side, config) for side in sides), strict=True)
     files = [read_coco(path) for path in paths]
     _check_same_categories(files)
@@ -318,7 +318,7 @@ def _split_file(base: Path, side: Side, config: CocoConfig) -> tuple[str, Path]:
 def _folders(base: Path, name: str, path: Path, config: CocoConfig) -> list[Path]:
     """Return the folders in which images are searched, in order."""
     if config.images:
-        return [Path(existing(config.images))]
+        return [Path(existing_folder(config.images))]
     folders = [base / name, base / "images" / name, base / "images", base, path.parent]
     return list(dict.fromkeys(folders))
 
