@@ -39,7 +39,7 @@ class CocoConfig:
             trained on.
         batch_size: images in a step of one process.
         workers: processes that read images; 0 reads in the training process.
-        group_by_ratio: make batches of images of similar aspect ratio; only useful without `crop`.
+        group_by_ratio: make batches of images of similar aspect ratio; without effect if `crop` is set.
         drop_empty: do not train on images without objects; else they serve as examples of background.
         on_bad_annotation: "refuse" to start when an annotation is broken, or "skip" it with a warning.
         on_bad_image: the same for an image that is missing, cannot be decoded or differs in size from its
