@@ -156,7 +156,7 @@ ERRORS = {
     "lost reader": (
         RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
         1,
-        "a process that reads images was lost (Killed), probably for want of memory or of shared memory",
+        "a process that reads images was lost (Killed), probably because memory or shared memory",
     ),
     "memory": (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), 1, "--batch-size"),
     "loss": (NonFiniteLossError(float("nan"), 7, 1, 0.5, Path("last.ckpt")), 1, "step 7"),

@@ -13,7 +13,7 @@ from lambdanets.train.serialization import from_json, override, to_json
     ("changes", "sentence"),
     [
         ({"weights": ""}, "model.weights is a file, a folder or hf-hub"),
-        ({"weights": "a", "options": {"pretrained": True}}, "both name a start; keep one"),
+        ({"weights": "a", "options": {"pretrained": True}}, "both give initial weights; keep one"),
         ({"options": {"num_classes": 3}}, "model.options.num_classes is the detector's"),
         ({"options": {"features_only": True}}, "model.options.features_only is the detector's"),
         ({"frozen_stages": 2}, "model.frozen_stages=2 would fix what has not been trained"),

@@ -58,7 +58,7 @@ def test_a_rate_that_diverges_on_two_processes_is_told_once(tmp_path: Path) -> N
     ((code, _, said),) = finish(start(*torchrun, "digits", *HERE, "--batch-size", "16", *options))
     assert code == 1
     assert said.count("the training loss became") == 1
-    assert f"what led to it is in {folder / 'nonfinite'}" in said
+    assert f"the report on this step is in {folder / 'nonfinite'}" in said
     report = json.loads((folder / "nonfinite" / "report.json").read_text())
     assert report["first_nonfinite_output"]
     assert (folder / "nonfinite" / "batch.safetensors").exists()

@@ -130,7 +130,7 @@ def run(
     test_set = TEST_SETS[as_] if as_ is not None else guess_test_set(target) if elsewhere else None
     if real is not None and test_set not in (None, TEST_SETS["imagenet"]):
         raise UsageError(f"--real has labels for ImageNet's own validation set, and this is {test_set.name}.")
-    if crop is None and test_set is not None and test_set.cut:
+    if crop is None and test_set is not None and test_set.cropped:
         crop = 1.0
     changes = {"crop_pct": crop, "batch_size": batch_size, "workers": workers}
     with usage():

@@ -161,7 +161,9 @@ class DetectorConfig:
         if self.weights == "":
             raise ValueError("model.weights is a file, a folder or hf-hub:OWNER/NAME, or None; got ''")
         if self.weights is not None and self.options.get("pretrained"):
-            raise ValueError("model.weights and model.options.pretrained=true both name a start; keep one")
+            raise ValueError(
+                "model.weights and model.options.pretrained=true both give initial weights; keep one"
+            )
         if "checkpoint_path" in self.options:
             raise ValueError(
                 "model.options.checkpoint_path: the weights that a run starts from go to model.weights"
