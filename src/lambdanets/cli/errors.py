@@ -39,7 +39,7 @@ def usage() -> Iterator[None]:
 
 
 @contextmanager
-def impossible(what: str) -> Iterator[None]:
+def as_usage_error(what: str) -> Iterator[None]:
     """Raise UsageError if the network of a command cannot be built, or run on the meta device.
 
     Args:

@@ -2,8 +2,8 @@
 
 A *mask* is a tensor or array of pixels: probabilities as the mask head returns them [28, 28], or boolean.
 *Run lengths* are COCO's compressed encoding of a mask, `{"size": [height, width], "counts": text}`; the masks
-of an image are held as `Masks` of run lengths, as boolean masks of all objects would take n times the memory
-of the image. *Polygons* occur in annotations only.
+of an image are held as `Masks` of run lengths, because the boolean masks of n objects would take n times the
+memory of the image. *Polygons* occur in annotations only.
 
 `encode_regions` pastes each mask over its box and encodes it once, in pixels of the whole image; results,
 scores, tiles and drawings take the run lengths from there. `decode_masks` is the way back.

@@ -111,8 +111,8 @@ def _example_shapes(
     step = _reduction(network)
     if format == "torch" and side <= step:
         raise ExportError(
-            f"for any size a file of format 'torch' takes images above {step} pixels alone, and those "
-            f"of {metadata.model} have {side}: export it as 'onnx', or for this size alone"
+            f"with dynamic sizes, a file of format 'torch' takes only images of more than {step} pixels, and "
+            f"those of {metadata.model} have {side}: export it as 'onnx', or with a fixed size"
         )
     traced = max(side, MIN_MAP_SIDE * step)
     shapes = [
