@@ -19,7 +19,7 @@ MAX_OUTLINE = 2_000_000  # pixels of the outline of an object; pycocotools needs
 # A polygon whose bounding box has at least this width and height in pixels, and which fills a quarter of it,
 # covers at least one pixel: it need not be rasterised to know that it is not empty.
 MIN_SOLID_SIDE = 4.0
-# A mask fits its box if all edges are within this number of pixels, or if their IoU has this value.
+# A mask fits its box if all edges are within this number of pixels, or if their IoU is at least this value.
 MAX_EDGE_DISTANCE, MIN_IOU = 5.0, 0.5
 NUMBER = re.compile(r"\s*[-+]?[0-9]{1,15}(\.[0-9]*)?([eE][-+]?[0-9]{1,2})?\s*", re.ASCII)
 Extent = tuple[float, float, float, float]  # left, top, right and bottom, in pixels

@@ -146,7 +146,7 @@ class TrainAugment(nn.Module):
         """Return an augmented image and its target, with rasterised masks; the input has `Masks`."""
         size = _size(image)
         crop, flipped = self.draw(size)
-        resized = crop.image(image, self.config.fill)
+        cropped = crop.image(image, self.config.fill)
         boxes = crop.boxes(_plain(target["boxes"]), size)
         kept = np.flatnonzero(self._large(boxes))
         parts = None
@@ -159,13 +159,13 @@ class TrainAugment(nn.Module):
         else:
             boxes = boxes[kept]
         if flipped:
-            resized = resized.flip(-1)
+            cropped = cropped.flip(-1)
             boxes[:, [0, 2]] = crop.window[1] - boxes[:, [2, 0]]
         changed: dict[str, Any] = {name: target[name][kept] for name in ("labels", "area", "iscrowd")}
         changed["boxes"] = corners(boxes, crop.window)
         if parts is not None:
             changed["masks"] = _full_masks(parts, crop.window, flipped=flipped)
-        return tv_tensors.Image(resized.contiguous()), target | changed
+        return tv_tensors.Image(cropped.contiguous()), target | changed
 
     def _large(self, boxes: Tensor) -> np.ndarray:
         sides = boxes[:, 2:] - boxes[:, :2]
