@@ -153,7 +153,7 @@ def test_a_killed_bench_keeps_the_measured_rows(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("models", "--models names what is measured"),
+        ("models", "--models is missing: name networks"),
         ("models --models lambda_resnet51", "there is no model named 'lambda_resnet51'; did you mean"),
         ("models --models vit_tiny_patch16_224@160", "cannot take images of 160"),
         ("models --models resnet18 --sizes 10by10", "an image size is 224 or 160x224"),

@@ -85,7 +85,7 @@ def test_an_earlier_bench_is_kept(inside, tmp_path: Path) -> None:
     [
         ("op --cases g14,g15", "there is no case 'g15'; did you mean"),
         ("op --cases g7 --grid 4x4", "--cases and --grid are two ways"),
-        ("op --cases g7 --batch 3", "--batch is of a case by hand"),
+        ("op --cases g7 --batch 3", "--batch describes a custom case"),
         ("op --grid 4x4 --dim 30", "dim must be a multiple of num_heads=4, got 30"),
         ("op --grid 4by4", "--grid takes sizes such as"),
         ("op --pass both --device cuda --clock process", "--clock process has no meaning on cuda"),

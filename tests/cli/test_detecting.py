@@ -126,7 +126,7 @@ def test_predict_and_eval_say_that_large_images_are_tiled(
     assert "1 of 1 images were shrunk far more than those of the training" in off.stdout
     done = inside("eval", detector, "--tile", 32)
     assert done.returncode == 0, done.stderr
-    assert "they were looked at in overlapping tiles of 32 pixels" in done.stdout
+    assert "they were processed in overlapping tiles of 32 pixels" in done.stdout
 
 
 def test_export_writes_a_file_for_any_image(inside: Command, detector: Path, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_drawings_do_not_replace_photos(inside: Command, detector: Path, tmp_pat
     for given in (photos, photos / "001.png", tmp_path / "set"):
         done = inside("predict", detector, given, "--out", photos)
         assert done.returncode == 2
-        assert "holds images to look at" in done.stderr
+        assert "holds images to be processed" in done.stderr
     done = inside("predict", detector, photos, "--out", photos / "drawn")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (photos / "drawn").iterdir()) == ["001.png", "002.png"]
@@ -210,7 +210,7 @@ def test_predict_shows_samples_beside_the_truth(inside: Command, detector: Path,
         (["eval", "RUN", "--real", "timm"], "--real is for runs of a classifier"),
         (["eval", "RUN", "--size", 0], "data.image_size"),
         (["eval", "RUN", "--max-detections", 0], "--max-detections is 11 or more; got 0"),
-        (["eval", "RUN", "--images", "photos"], "--images says where the images of --data are"),
+        (["eval", "RUN", "--images", "photos"], "--images is the folder of the images of --data"),
         (["predict", "RUN", "--samples", 2, "--threshold", 70], "--threshold is from 0 to 1; got 70"),
         (["predict", "RUN", "--samples", 2, "--tile", "all"], "--tile is auto, off, or the side of a tile"),
         (["eval", "RUN", "--tile", 0], "--tile is auto, off, or the side of a tile in pixels, 16 or more"),
@@ -240,7 +240,7 @@ def test_what_does_not_fit_a_classifier_is_one_sentence(inside: Command, trained
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--set", "model.frozen_stages=2"], "would fix what has not been trained"),
+        (["--set", "model.frozen_stages=2"], "would freeze untrained weights"),
         (["--model", "vit_tiny_patch16_224"], "vit_tiny_patch16_224"),
         (["--model", "lambda_resnet51"], "lambda_resnet51"),
         (["--set", "model.options.widths=3"], "model.options do not fit"),

@@ -157,7 +157,7 @@ def test_no_readable_image_is_a_failure(inside: Command, trained: Path, tmp_path
 def test_samples_show_the_truth(inside: Command, trained: Path) -> None:
     done = inside("predict", trained, "--samples", 20)
     assert done.returncode == 0, done.stderr
-    right = re.search(r"(\d+) of 20 right", done.stdout)
+    right = re.search(r"(\d+) of 20 correct", done.stdout)
     assert right is not None
     rows = re.findall(r"digits#\d{4}\W+(\d)\W+(\d) \d", done.stdout)
     assert len(rows) == 20

@@ -44,7 +44,7 @@ def test_teacher_labels_student(
     assert done.returncode == 0, done.stderr
     assert "of 200 images are labelled already" in done.stdout
     assert "40 images that the teacher was trained on are left out" in done.stdout
-    assert "of all labels are right" in done.stdout
+    assert "of all labels are correct" in done.stdout
     assert f"--set data.pseudo_labels={labels}" in done.stdout
     whole = tmp_path / "whole.csv"
     assert inside(*words, "--out", whole, "--batch-size", 1).returncode == 0

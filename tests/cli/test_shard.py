@@ -73,7 +73,11 @@ def test_a_run_is_measured_and_shown_on_shards(inside: Command, trained: Path, t
 def test_what_is_refused(inside: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for code, words, says in (
-        (1, ("digits", "--out", tmp_path), f"{tmp_path} is there already and is no empty folder; shards are"),
+        (
+            1,
+            ("digits", "--out", tmp_path),
+            f"{tmp_path} exists already and is not an empty folder; shards are",
+        ),
         (1, (f"folder:{tmp_path / 'no'}", "--out", tmp_path / "new"), "there is no folder"),
         (
             1,

@@ -209,8 +209,8 @@ def test_what_is_skipped_of_a_single_file_is_told_once(root: Path) -> None:
         ('{"images": [], "annotations": [{"id": 1, "ima', "is cut short, or no json: it ends at"),
         ("", "is cut short, or no json"),
         ('{"images": [,]}', "is no json: line 1, column 13"),
-        ("[" * 100_000 + "]", "is no COCO json: it holds a number or a list beyond all measure"),
-        ("[" + "1" * 5000 + "]", "it holds a number or a list beyond all measure"),
+        ("[" * 100_000 + "]", "is no COCO json: a number is too long, or lists are nested too deeply"),
+        ("[" + "1" * 5000 + "]", "a number is too long, or lists are nested too deeply"),
         ("[]", "is no COCO json: it must be an object with images, annotations, categories; it is a list"),
         ('{"images": [], "annotations": {}}', "is no COCO json: it has no list 'annotations'"),
         ('{"images": [], "annotations": [], "categories": []}', "lists no categories"),
@@ -228,7 +228,7 @@ def test_what_is_skipped_of_a_single_file_is_told_once(root: Path) -> None:
         ),
         (
             EMPTY % '[{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]',
-            "leaves no images to train on",
+            "has no usable images to train on",
         ),
     ],
 )
@@ -285,8 +285,11 @@ def test_options_out_of_range(options: dict[str, Any], told: str) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"val_fraction": 0.3}, r"no use for data\.val_fraction=0\.3: .* has a validation side of its own"),
-        ({"group_by_ratio": True}, r"no use for data\.group_by_ratio: with data\.crop all images"),
+        (
+            {"val_fraction": 0.3},
+            r"data\.val_fraction=0\.3 has no effect: .* has a validation side of its own",
+        ),
+        ({"group_by_ratio": True}, r"data\.group_by_ratio has no effect: with data\.crop all images"),
     ],
 )
 def test_what_an_option_does_not_do_is_said(root: Path, options: dict[str, Any], told: str) -> None:
@@ -386,7 +389,10 @@ def test_a_name_that_could_be_two_files_is_refused(root: Path) -> None:
     changed(root, lambda content: content["images"][0].update(file_name="/home/ann/001.png"))
     (root / "001.png").write_bytes((root / "train" / "001.png").read_bytes())
     first, second = root / "train" / "001.png", root / "001.png"
-    assert f"image 1 (/home/ann/001.png): it could be {first} or {second}." in refusal(root)
+    assert (
+        f"image 1 (/home/ann/001.png): several files match its name, such as {first} and {second}."
+        in refusal(root)
+    )
 
 
 def test_two_names_of_one_file_are_refused(root: Path) -> None:
@@ -398,7 +404,7 @@ def test_two_names_of_one_file_are_refused(root: Path) -> None:
     message = refusal(root)
     assert message.startswith("3 of 3 images of")
     path = root / "train" / "001.png"
-    assert f"(/home/ann/a/001.png): {path} is there under this and under another file_name." in message
+    assert f"(/home/ann/a/001.png): {path} is listed under this and under another file_name." in message
 
 
 def test_numbers_as_text_and_null_are_read(root: Path) -> None:

@@ -266,7 +266,7 @@ def test_shades_are_no_objects(
     picture(0, (70, 60)).save(image)
     mask = root / ("one/masks/1.png" if layout == "separate" else "masks/one.png")
     save(values, mask)
-    with pytest.raises(DataError, match=rf"{mask} holds \d+ values.*--threshold 128 takes"):
+    with pytest.raises(DataError, match=rf"{mask} holds \d+ values.*with --threshold 128, pixels"):
         masks_to_coco(root, tmp_path / "out.json")
     if layout == "together":
         with warnings.catch_warnings():
@@ -275,7 +275,7 @@ def test_shades_are_no_objects(
         assert written.objects == len(masks_of(values))
     mask.unlink()
     Image.fromarray(values).save(mask.with_suffix(".jpg"), quality=95)
-    with pytest.raises(DataError, match=r"\.jpg is of a format that changes numbers"):
+    with pytest.raises(DataError, match=r"\.jpg has a lossy format, which changes values"):
         masks_to_coco(root, tmp_path / "out.json")
     with pytest.warns(DataWarning) if layout == "together" else contextlib.nullcontext():
         masks_to_coco(root, tmp_path / "out.json", threshold=128)
@@ -349,7 +349,7 @@ def test_what_is_no_label_image_is_named(together: tuple[Path, Any], tmp_path: P
     for told in (
         "cell0.png has the same name as",
         "cell1.tif: a mask has one channel of whole numbers",
-        "cell2.tif: it holds 5 pages, and a mask is one",
+        "cell2.tif: it holds 5 pages, and a mask has one",
     ):
         assert told in str(caught.value)
 
@@ -430,8 +430,8 @@ def test_what_is_refused_at_once(separate: tuple[Path, Any], tmp_path: Path) -> 
     for options, told in (
         ({"classes": ("a", "a")}, "classes must be names, all different"),
         ({"threshold": 0}, "threshold must be 1 or more"),
-        ({"ignore": (0,)}, "ignore must be values from 1 on"),
-        ({"ignore": (255,), "threshold": 128}, "goes without a threshold"),
+        ({"ignore": (0,)}, "ignore must be values of 1 or more"),
+        ({"ignore": (255,), "threshold": 128}, "excludes a threshold"),
     ):
         with pytest.raises(ValueError, match=told):
             masks_to_coco(root, tmp_path / "out.json", **options)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as tool
 
-from lambdanets.data.coco.masks import cleaned, raster, read_counts, sampled, segmentation_fault
+from lambdanets.data.coco.masks import clip_polygons, rasterise, rasterise_at, read_counts, segmentation_fault
 
 MASKS = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
     lambda size: arrays(np.uint8, size, elements=st.integers(0, 1))
@@ -45,7 +45,7 @@ def test_long_runs_are_read() -> None:
 def test_both_forms_of_run_lengths_are_drawn(mask: np.ndarray) -> None:
     height, width = mask.shape
     forms = [compressed(mask), {"size": [height, width], "counts": runs(mask)}]
-    np.testing.assert_array_equal(raster(forms, height, width), [mask, mask])
+    np.testing.assert_array_equal(rasterise(forms, height, width), [mask, mask])
     faults = [segmentation_fault(form, height, width) for form in forms]
     assert faults == ([None, None] if mask.any() else ["its mask is empty"] * 2)
 
@@ -56,7 +56,7 @@ def test_rows_and_columns_are_those_of_the_whole_mask(
 ) -> None:
     height, width = mask.shape
     y, x = np.sort(np.array(rows) % height), np.sort(np.array(columns) % width)
-    top, left, part = sampled(compressed(mask), height, width, y, x)
+    top, left, part = rasterise_at(compressed(mask), height, width, y, x)
     drawn = np.zeros((len(y), len(x)), np.uint8)
     drawn[top : top + part.shape[0], left : left + part.shape[1]] = part
     np.testing.assert_array_equal(drawn, mask[np.ix_(y, x)])
@@ -70,7 +70,7 @@ def test_a_rectangle_is_the_pixels_within(start: tuple[int, int], size: tuple[in
     polygon = [left, top, right, top, right, bottom, left, bottom]
     expected = np.zeros((1, 17, 16), np.uint8)
     expected[0, top:bottom, left:right] = 1
-    np.testing.assert_array_equal(raster([[polygon]], 17, 16), expected)
+    np.testing.assert_array_equal(rasterise([[polygon]], 17, 16), expected)
 
 
 def test_several_polygons_are_one_mask() -> None:
@@ -78,8 +78,8 @@ def test_several_polygons_are_one_mask() -> None:
     expected = np.zeros((6, 7), np.uint8)
     expected[:2, :2] = 1
     expected[4, 4:6] = 1
-    np.testing.assert_array_equal(raster([parts], 6, 7), expected[None])
-    assert raster([], 6, 7).shape == (0, 6, 7)
+    np.testing.assert_array_equal(rasterise([parts], 6, 7), expected[None])
+    assert rasterise([], 6, 7).shape == (0, 6, 7)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_several_polygons_are_one_mask() -> None:
         ({"size": [4, 5], "counts": [-(10**30), 20]}, "beyond the image's 20 pixels"),
         ([[9, 1, 12, 1, 12, 3]], "covers no pixel of the image, which is 5 pixels wide and 4 high"),
         ([[1, 1, 4, 1, 3, 1], [0, 0, 4, 4, 2, 2]], "its polygons cover no pixel"),
-        ([[1, 1, 4, 1, 4, 10**400]], "not finite, or further than 1,000,000 pixels away"),
-        ([[-1e9, 1, 4, 1, 4, 3]], "further than"),
+        ([[1, 1, 4, 1, 4, 10**400]], "not finite, or beyond 1,000,000 pixels"),
+        ([[-1e9, 1, 4, 1, 4, 3]], "beyond"),
     ],
 )
 def test_what_is_wrong_with_a_mask(segmentation: object, told: str) -> None:
@@ -157,7 +157,7 @@ def test_a_damaged_text_never_passes_for_another_size(mask: np.ndarray, data: st
     text = whole["counts"][:place] + data.draw(st.text(max_size=3)) + whole["counts"][place + 1 :]
     height, width = mask.shape
     if segmentation_fault(whole | {"counts": text}, height, width) is None:
-        drawn = raster([whole | {"counts": text}], height, width)[0]
+        drawn = rasterise([whole | {"counts": text}], height, width)[0]
         assert runs_without_zeros(read_counts(text).tolist()) == runs_without_zeros(runs(drawn))
 
 
@@ -184,16 +184,16 @@ def test_polygons_that_are_cut_off_cover_the_same_pixels(reach: float) -> None:
     for _ in range(50):
         spread = np.tile(draw.choice([20, reach], draw.integers(3, 9)), (2, 1)).T
         polygon = (draw.normal(size=spread.shape) * spread).clip(-999_999, 999_999).ravel().tolist()
-        [cut] = cleaned([polygon], 24, 32)
+        [cut] = clip_polygons([polygon], 24, 32)
         assert np.min(cut) >= -32
         assert np.max(cut) <= 64
-        wrong += (raster([[cut]], 24, 32)[0] != inside(polygon, 24, 32)).sum()
+        wrong += (rasterise([[cut]], 24, 32)[0] != inside(polygon, 24, 32)).sum()
     assert wrong <= 0.005 * 50 * 24 * 32  # pycocotools rounds corners to a fifth of a pixel
 
 
 def test_a_polygon_inside_stays_as_it_is() -> None:
     polygon = [-3, 2.5, 40, 2, 10, 47.0]
-    assert cleaned([polygon], 24, 32) == [polygon]
+    assert clip_polygons([polygon], 24, 32) == [polygon]
 
 
 def test_outlines_beyond_all_measure_are_refused() -> None:
@@ -201,5 +201,5 @@ def test_outlines_beyond_all_measure_are_refused() -> None:
     long = [value for row in range(100_000) for value in (row % 2 * 32, row / 5000)]
     told = "the outline of its polygons is longer than 2,000,000 pixels"
     assert segmentation_fault([far], 24, 32) == told  # pycocotools dies of it
-    assert segmentation_fault(cleaned([far], 24, 32), 24, 32) is None
+    assert segmentation_fault(clip_polygons([far], 24, 32), 24, 32) is None
     assert segmentation_fault([long], 24, 32) == told

@@ -239,7 +239,7 @@ def test_one_file_is_split_by_names(write_coco: WriteCoco, coco_entry: Entry) ->
         != val.image_ids.tolist()
     )
     assert len(open_coco_split(CocoConfig(source=source, val_fraction=1.0))) == 20
-    with pytest.raises(DataError, match="leaves no images to train on"):
+    with pytest.raises(DataError, match="has no usable images to train on"):
         open_coco(CocoConfig(source=source, val_fraction=1.0))
 
 

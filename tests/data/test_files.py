@@ -48,11 +48,11 @@ def test_what_other_programs_left_is_no_data(write_folder: WriteFolder, stray: s
     (root / "dog" / "._000.png").write_bytes(b"resource fork")
     (root / "dog" / ".DS_Store").write_bytes(b"")
     name = stray.partition("/")[0]
-    with pytest.warns(DataWarning, match=f"left out what is hidden .*'{name}'.*\\.$"):
+    with pytest.warns(DataWarning, match=f"left out hidden files .*'{name}'.*\\.$"):
         folder = read(root)
     assert folder.classes == ("cat", "dog")
     assert len(folder.train) + len(folder.val) == 12
-    with pytest.warns(DataWarning, match="left out what is hidden"):
+    with pytest.warns(DataWarning, match="left out hidden files"):
         assert len(open_unlabelled(f"folder:{root}")) == 12
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lambdanets.data import DataError, DataWarning
-from lambdanets.data.sources.folder import Folder, below_threshold, read_folder
+from lambdanets.data.sources.folder import Folder, read_folder, stable_hold_out
 
 WriteFolder = Callable[..., Path]
 
@@ -71,12 +71,12 @@ def test_a_file_stays_on_its_side_while_others_come_and_go(write_folder: WriteFo
 def test_no_side_of_a_class_is_empty(fraction: float) -> None:
     for number in (2, 3, 9):
         for seed in range(5):
-            held_out = below_threshold([f"{index}.png" for index in range(number)], fraction, seed)
+            held_out = stable_hold_out([f"{index}.png" for index in range(number)], fraction, seed)
             assert len(held_out) == (1 if fraction < 0.5 else number - 1)
 
 
 def test_the_part_held_out_is_met_on_average() -> None:
-    held_out = below_threshold([f"{index}.png" for index in range(20_000)], 0.1, 3)
+    held_out = stable_hold_out([f"{index}.png" for index in range(20_000)], 0.1, 3)
     assert len(held_out) == pytest.approx(2000, abs=200)
 
 
@@ -111,7 +111,7 @@ def test_everything_can_be_held_out(write_folder: WriteFolder) -> None:
 def test_hidden_files_and_folders_are_left_out(write_folder: WriteFolder) -> None:
     root = write_folder({"a": 4, ".cache": 2, "b": 4})
     (root / "a" / "._000.png").write_bytes(b"resource fork")
-    with pytest.warns(DataWarning, match="left out what is hidden"):
+    with pytest.warns(DataWarning, match="left out hidden files"):
         found = read(root)
     assert found.classes == ("a", "b")
     assert len(found.train) + len(found.val) == 8
@@ -214,5 +214,5 @@ def test_a_path_that_is_not_there_or_is_a_file(write_folder: WriteFolder) -> Non
     says = r"there is no folder .*\. The nearest that exists is .*images, which holds 'cats', 'dogs'\."
     with pytest.raises(DataError, match=says):
         read(root / "birds" / "more")
-    with pytest.raises(DataError, match="is a file; folder:PATH wants the folder"):
+    with pytest.raises(DataError, match="is a file; folder:PATH must name the folder"):
         read(root / "cats" / "000.png")

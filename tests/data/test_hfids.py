@@ -248,13 +248,11 @@ def test_columns_are_chosen_by_name(write_hfids: Callable[..., Path]) -> None:
         assert (len(splits.train), splits.classes) == (8, names)
         assert splits.train.files.image == "img.bytes"
     stored = config(root, source=f"hfds/{root}:{root.parent}/cache", label_column="coarse")
-    with pytest.raises(
-        DataError, match=r"has no images in a column 'image'; name theirs with data\.image_col"
-    ):
+    with pytest.raises(DataError, match=r"has no images in a column 'image'; set data\.image_col"):
         open_splits(stored)
     assert open_splits(replace(stored, image_column="img")).classes == ("pet", "fish", "none")
     with pytest.raises(
-        DataError, match=r"^data\.image_column and data\.label_column are those of hfds/ and hfi"
+        DataError, match=r"^data\.image_column and data\.label_column apply only to hfds/ and hfi"
     ):
         open_splits(DataConfig(label_column="fine"))
 
@@ -322,7 +320,7 @@ def test_a_data_set_of_one_split_is_no_dead_end(write_hfids: Callable[..., Path]
     for path in (root / "data").glob("validation-*"):
         path.unlink()
     says = (
-        f"has no split 'validation', but 'train' alone, and streams cannot be divided; 'hfds/{root}:.*' with "
+        f"has no split 'validation' but only 'train', and streams cannot be divided; 'hfds/{root}:.*' with "
         "an empty data.val_split downloads it"
     )
     with pytest.raises(DataError, match=says):
@@ -362,7 +360,7 @@ def test_files_behind_urls(write_hfids: Callable[..., Path], monkeypatch: pytest
         ),
         (
             {"val_split": "train"},
-            r"^data\.train_split and data\.val_split are both 'train', and a run is validated on images that",
+            r"^data\.train_split and data\.val_split are both 'train', but validation images must not be",
         ),
         ({"source": "hfids/"}, r"^data\.source 'hfids/' lacks a name: write hfids/NAME\.$"),
         (
@@ -413,7 +411,7 @@ def test_a_file_that_lacks_a_column_of_the_others(write_hfids: Callable[..., Pat
         [0],
         features={"image": IMAGE, "kind": CLASSES},
     )
-    says = r"^data/train-00001-of-00002\.parquet has no column 'label', unlike what its data set says\.$"
+    says = r"^data/train-00001-of-00002\.parquet has no column 'label', which its data set lists\.$"
     with pytest.raises(DataError, match=says):
         open_splits(config(root))
 
@@ -423,7 +421,7 @@ def test_what_is_not_parquet_is_another_sources(tmp_path: Path) -> None:
         for name in ("cat", "dog"):
             (tmp_path / "set" / side / name).mkdir(parents=True)
             (tmp_path / "set" / side / name / "a.png").write_bytes(numbered(1))
-    says = f"parquet files, which alone are streamed; 'folder:{tmp_path}/set' reads images in class folders"
+    says = f"the only ones that can be streamed; 'folder:{tmp_path}/set' reads images in class folders"
     with pytest.raises(DataError, match=says):
         open_splits(config(tmp_path / "set"))
 

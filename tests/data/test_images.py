@@ -199,7 +199,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 def test_floating_point_is_refused_with_a_hint(tmp_path: Path) -> None:
     Image.fromarray(np.ones((3, 3), np.float32)).save(tmp_path / "a.tif")
     for read in (read_image, check_image):
-        with pytest.raises(DataError, match="no agreed white"):
+        with pytest.raises(DataError, match="no defined white"):
             read(tmp_path / "a.tif")
 
 

@@ -91,7 +91,10 @@ def test_labels_go_through_a_file_to_the_bit(tmp_path: Path) -> None:
         ("image,class\nx.png,dog\n", "lacks the column 'label'; it needs image and label"),
         ("image,label\n", "holds no labels"),
         ("", "lacks the column 'image'"),
-        ("image,label\nx.png,cow\n", "labels 'x.png' as 'cow', no class here; known are 'cat', 'dog', 'emu'"),
+        (
+            "image,label\nx.png,cow\n",
+            "labels 'x.png' as 'cow', which is none of the classes 'cat', 'dog', 'emu'",
+        ),
         ("image,label,probability\nx.png,dog,high\n", "gives 'x.png' the probability 'high'"),
         (
             "image,label,probability\nx.png,dog,nan\n",
@@ -102,10 +105,10 @@ def test_labels_go_through_a_file_to_the_bit(tmp_path: Path) -> None:
         ("image,label,probability\nx.png,dog,1.5\n", "probability 1.5, which is not from 0 to 1"),
         (
             "image,label\nx.png,dog\ny.png,dog\nx.png,cat\n",
-            r"labels 'x.png' as 'dog' \(line 2\) and as 'cat' \(line 4\); keep one of both",
+            r"labels 'x.png' as 'dog' \(line 2\) and as 'cat' \(line 4\); remove one of the two",
         ),
         (f'image,label\nx.png,"{"d" * 200_000}\n', "labels.csv cannot be read at line 2: field larger than"),
-        ("image,label\nx.png\n", r"\(line 2\) labels 'x.png' as '', no class here"),
+        ("image,label\nx.png\n", r"\(line 2\) labels 'x.png' as '', which is none of"),
     ],
 )
 def test_a_file_that_holds_no_labels(text: str, sentence: str, tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ def test_all_images_of_a_folder_are_found_with_their_names(write_folder: WriteFo
     root = write_folder({"b/deep/er": 2, "a": 1, ".hidden": 1})
     (root / "top.PNG").write_bytes((root / "a/000.png").read_bytes())
     (root / "notes.txt").write_text("no image")
-    with pytest.warns(DataWarning, match=r"left out 1 file \(1 \.txt\) and what is hidden"):
+    with pytest.warns(DataWarning, match=r"left out 1 file \(1 \.txt\) and hidden files"):
         pictures = open_unlabelled(f"folder:{root}")
     names = [pictures.path(index) for index in range(len(pictures))]
     assert names == ["a/000.png", "b/deep/er/000.png", "b/deep/er/001.png", "top.PNG"]
@@ -200,7 +203,7 @@ def test_validation_images_are_never_trained_on(both: DataConfig) -> None:
         train = open_splits(replace(both, unlabelled=f"folder:{root}")).train
     assert train.path(12) == "train/dog/001.png"
     path.write_text("image,label\ncat/001.png,cat\n")
-    with pytest.raises(DataError, match="names validation images alone"), pytest.warns(DataWarning):
+    with pytest.raises(DataError, match="names only validation images"), pytest.warns(DataWarning):
         open_splits(replace(both, unlabelled=f"folder:{root / 'val'}"))
 
 
@@ -227,7 +230,7 @@ def test_validation_images_behind_links_are_never_trained_on(both: DataConfig, l
         unlabelled, name = f"tar:{pool}", "some.tar#cat/001.png"
     path.write_text(f"image,label\n{name},cat\n")
     data = replace(both, source=f"{'tar' if linked == 'archive' else 'folder'}:{own}", unlabelled=unlabelled)
-    with pytest.raises(DataError, match="names validation images alone"), pytest.warns(DataWarning):
+    with pytest.raises(DataError, match="names only validation images"), pytest.warns(DataWarning):
         open_splits(data)
 
 
@@ -245,7 +248,7 @@ def test_other_labels_are_other_images(both: DataConfig) -> None:
     [
         ({"pseudo_ratio": 20.0}, "a batch of 4 images at data.pseudo_ratio=20 has no labelled one"),
         ({"pseudo_ratio": 0.1}, "has no pseudo-labelled one"),
-        ({"unlabelled": "folder:{root}/own/val"}, "labels 4 images that .* does not hold, '005.png' for one"),
+        ({"unlabelled": "folder:{root}/own/val"}, "labels 4 images that .* does not hold, such as '005.png'"),
         ({"unlabelled": "torch/cifar10"}, "come from folder:PATH or tar:PATH, got 'torch/cifar10'"),
         ({"pseudo_labels": None, "unlabelled": "folder:x"}, "need data.pseudo_labels"),
         ({"source": "wds/x:{root}"}, "are mixed with labelled images in a ratio"),
@@ -264,7 +267,7 @@ def test_labels_without_facts_need_to_be_told_their_images(both: DataConfig) -> 
     path = Path(both.pseudo_labels or "")
     path.with_suffix(".json").unlink()
     with pytest.raises(
-        DataError, match=r"does not say where the images are: give data.unlabelled=folder:PATH"
+        DataError, match=r"does not name the source of the images: give data.unlabelled=folder:PATH"
     ):
         open_splits(both)
     assert len(open_splits(replace(both, unlabelled=f"folder:{path.parent / 'more'}")).train) == 16

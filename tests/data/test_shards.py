@@ -208,7 +208,7 @@ def test_classes_keep_their_names_and_order(
 
 def test_what_cannot_be_sharded(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(DataError, match="is there already and is no empty folder"):
+    with pytest.raises(DataError, match="exists already and is not an empty folder"):
         write_shards(config(f"folder:{photos}"), photos)
     with pytest.raises(DataError, match="'wds/photos:x' is streamed and cannot be shuffled into shards"):
         write_shards(config("wds/photos:x"), out)

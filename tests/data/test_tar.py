@@ -239,7 +239,7 @@ def test_so_many_of_each_class(write_tar: WriteTar, samples: MakeSamples) -> Non
 def test_more_archives_than_stay_open(
     write_tar: WriteTar, samples: MakeSamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tar_images, "OPEN", 2)
+    monkeypatch.setattr(tar_images, "MAX_OPEN", 2)
     for index in range(5):
         archive = write_tar(f"s/{index}.tar", samples([0, 1, 0, 1], first=4 * index))
     data = config(f"tar:{archive.parent}", val_fraction=1.0, workers=2, cache=False)

@@ -52,9 +52,9 @@ def test_a_truncated_archive(write_tar: WriteTar, samples: MakeSamples, cut: str
         "at the end": end + -end % BLOCK,
     }
     archive.write_bytes(content[: kept[cut]])
-    says = f"{archive} ends too early: {whole} of its members are whole. "
+    says = f"{archive} ends too early: {whole} of its members are complete. "
     refused(
-        archive.parent, f"{says}Copy or make the shard again, or leave out what it lacks with --set data.on_"
+        archive.parent, f"{says}Copy or make the shard again, or use only its intact part with --set data.on_"
     )
     with pytest.warns(DataWarning, match=f"{says}The rest is left out"):
         splits = open_splits(config(archive.parent, on_bad_image="skip"))
@@ -67,13 +67,13 @@ def test_an_archive_damaged_inside(write_tar: WriteTar, samples: MakeSamples) ->
     place = content.index(b"000002.png")
     content[place : place + BLOCK] = b"x" * BLOCK
     archive.write_bytes(content)
-    refused(archive, f"0.tar is damaged at byte {place}: the 4 members before it are whole")
+    refused(archive, f"0.tar is damaged at byte {place}: the 4 members before it are complete")
 
 
 def test_archives_joined_with_cat(write_tar: WriteTar, samples: MakeSamples) -> None:
     archive = write_tar("0.tar", samples([0, 1]))
     archive.write_bytes(archive.read_bytes() * 2)
-    refused(archive, "goes on behind its end, as archives do that were joined with cat")
+    refused(archive, "has data behind its end marker, as archives do that were joined with cat")
 
 
 def test_archives_of_no_use(tmp_path: Path, write_tar: WriteTar, samples: MakeSamples) -> None:
@@ -134,9 +134,7 @@ def test_links_are_not_followed(tmp_path: Path, write_folder: WriteFolder) -> No
     root = write_folder({"a": 2, "b": 2})
     os.link(root / "a" / "000.png", root / "a" / "other.png")
     subprocess.run(["tar", "-cf", tmp_path / "l.tar", "-C", root, "a", "b"], check=True)
-    refused(
-        tmp_path / "l.tar", r"holds links \('a/.*\.png'\) whose images lie elsewhere; pack it again with tar"
-    )
+    refused(tmp_path / "l.tar", r"holds links \('a/.*\.png'\) instead of images; pack it again with tar")
 
 
 def test_samples_without_a_class(write_tar: WriteTar, samples: MakeSamples) -> None:
@@ -334,7 +332,7 @@ def test_a_member_of_a_negative_size(
     """Python's reader goes back by it, and reads the same header for ever."""
     archive = write_tar("s/0.tar", samples([0, 1, 0, 1]) | {"last.png": b""})
     start = negative(archive, "last.png")
-    refused(archive, rf"0\.tar is damaged at byte {start}: the 8 members before it are whole")
+    refused(archive, rf"0\.tar is damaged at byte {start}: the 8 members before it are complete")
     with pytest.warns(DataWarning, match="The rest is left out"):
         assert len(open_splits(config(archive, on_bad_image="skip")).train) == 2
 
@@ -355,7 +353,7 @@ def test_what_an_archive_leaves_out_is_said(write_tar: WriteTar, samples: MakeSa
     members = {f"{name}/{index}.png": image for name in ("cat", "dog") for index in range(3)}
     members |= {"cat/x.heic": b"", "cat/noname": image, "dog/._0.png": image, "__MACOSX/dog/1.png": image}
     archive = write_tar("0.tar", members)
-    says = r"left out 2 files \(1 \.heic, 1 no suffix\) and what is hidden .* \('\._0\.png', '__MACOSX'\)\.$"
+    says = r"left out 2 files \(1 \.heic, 1 no suffix\) and hidden files .* \('\._0\.png', '__MACOSX'\)\.$"
     with pytest.warns(DataWarning, match=says):
         splits = open_splits(config(archive))
     assert len(splits.train) + len(splits.val) == 6

@@ -365,7 +365,7 @@ def test_samples_that_are_not_whole(
 def test_a_truncated_shard(write_wds: Callable[..., Path], truncate: Callable[[Path], None]) -> None:
     root = write_wds([8, 8, 8])
     truncate(root / "part-001.tar")
-    says = f"^{root}/part-001.tar ends too early: .* Copy or make the shard again, or leave out"
+    says = f"^{root}/part-001.tar ends too early: .* Copy or make the shard again, or use only its"
     with pytest.raises(DataError, match=says):
         open_splits(config(root))
     data = config(root, on_bad_image="skip", workers=2)

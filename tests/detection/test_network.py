@@ -5,7 +5,7 @@ import torch
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 from detectors import batch, pictures, target, tiny, tiny_config
-from lambdanets.data.coco.masks import raster
+from lambdanets.data.coco.masks import rasterise
 from lambdanets.detection import create_detector
 from lambdanets.detection.masks import encode_regions, paste_regions
 from lambdanets.train import OptimizerConfig
@@ -332,5 +332,5 @@ def test_masks_as_run_lengths_are_those_that_are_drawn() -> None:
     }
     drawn, runs = (draw(found, (50, 60), (101, 73)) for draw in (paste_regions, encode_regions))
     masks = runs["masks"]
-    assert torch.equal(torch.from_numpy(raster(masks.segmentations, 101, 73)), drawn["masks"][:, 0].byte())
+    assert torch.equal(torch.from_numpy(rasterise(masks.segmentations, 101, 73)), drawn["masks"][:, 0].byte())
     assert torch.equal(runs["boxes"], drawn["boxes"])

@@ -10,7 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from lambdanets.data import CocoConfig
-from lambdanets.data.coco.masks import Masks, raster
+from lambdanets.data.coco.masks import Masks, rasterise
 from lambdanets.detection.masks import Objects, encode_mask
 from lambdanets.detection.tiling import Tile, TrainingSizes, detect_in_tiles, tiles
 from lambdanets.train import RunError
@@ -80,7 +80,7 @@ def test_copies_of_a_tile_hold_as_many_copies_of_its_objects() -> None:
     found, _ = detect_in_tiles(connected(), one.repeat(1, 5, 7), SIDE)
     assert len(found["boxes"]) == 35 * 16
     masks = found["masks"]
-    drawn = raster(masks.segmentations, masks.height, masks.width)
+    drawn = rasterise(masks.segmentations, masks.height, masks.width)
     np.testing.assert_array_equal(drawn.sum(0), one[0].repeat(5, 7))
 
 

@@ -281,7 +281,7 @@ def test_the_form_of_the_images_is_the_models_for_tests(tmp_path: Path) -> None:
         "crop_mode": "squash",
     }
     save_for_hub(timm.create_model(NAME), tmp_path / "hub", images=images)
-    with pytest.warns(DataWarning, match="with crop_mode 'squash'; here the middle of each is cut out"):
+    with pytest.warns(DataWarning, match="with crop_mode 'squash'; here they are centre-cropped"):
         data = target_from_model(f"local-dir:{tmp_path / 'hub'}", "folder:x").data
     assert (data.image_size, data.crop_pct, data.mean, data.std) == (96, 0.9, images["mean"], images["std"])
     assert data.interpolation == "bicubic"

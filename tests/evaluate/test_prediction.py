@@ -73,7 +73,7 @@ def test_top_keeps_the_likeliest(run: Run, photos: Path) -> None:
 
 def test_folders_are_searched_with_all_inside_in_order_of_names(run: Run, photos: Path) -> None:
     (photos / "flat" / ".hidden.png").write_bytes(b"")
-    with pytest.warns(DataWarning, match=r"left out 1 file \(1 \.txt\) and what is hidden .*'\.hidden\.png'"):
+    with pytest.warns(DataWarning, match=r"left out 1 file \(1 \.txt\) and hidden files .*'\.hidden\.png'"):
         answers = predict(run, [photos])
     names = [Path(answer.path).relative_to(photos).as_posix() for answer in answers]
     inside = [f"deep/er/{index}.png" for index in (1, 3, 5)] + [f"flat/{index}.png" for index in (0, 2, 4, 6)]

@@ -248,7 +248,7 @@ def test_half_precision_is_the_teacher_s(teacher: Run, scans: Path, tmp_path: Pa
     ("options", "sentence"),
     [
         ({"threshold": 1.5}, "threshold is a probability from 0 to 1; got 1.5"),
-        ({"fill": True}, "fill repeats images until there are per_class"),
+        ({"fill": True}, "fill repeats images up to per_class"),
         ({"per_class": 0}, "per_class is 1 or more; got 0"),
         ({"batch_size": 0}, "batch_size is 1 or more; got 0"),
         ({"workers": -1}, "workers is 0 or more; got -1"),

@@ -82,7 +82,7 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"^the network cannot take inputs of shape \(1, 3, 48, 80\): "):
         export(vit, file, format="torch", size=64, dynamic_size=True)
     with pytest.raises(
-        ExportError, match=r"'torch' takes images above 16 pixels alone, and those of vit_tiny.* 16:"
+        ExportError, match=r"'torch' takes only images of more than 16 pixels, and those of vit_tiny.* 16:"
     ):
         export(vit, file, format="torch", size=16, dynamic_size=True)
     assert list(tmp_path.iterdir()) == []

@@ -106,14 +106,14 @@ def test_objects_are_compared_one_by_one() -> None:
         [value[:1] for value in objects()],
         [value[:0] for value in objects()],
     ):
-        with pytest.raises(ExportError, match="the detector alone finds"):
+        with pytest.raises(ExportError, match="objects of the detector are not found by the file"):
             compare(wrong)
     for wrong in (objects(scores=[0.9, torch.nan, 0.0505]), objects(boxes=[[torch.nan] * 4] * 3)):
         with pytest.raises(ExportError, match="that are not finite"):
             compare(wrong)
     more = [torch.cat([value, value[:1]]) for value in objects()]
     more[0][3] += 7
-    with pytest.raises(ExportError, match="the file alone finds 1 of 4 objects"):
+    with pytest.raises(ExportError, match="1 of the 4 objects of the file are not found by the detector"):
         compare(more)
     more[2][3] = 0.0505
     assert compare(more, most=4) == (0.0, 1.0)  # as good as the last of those that are kept

@@ -105,9 +105,9 @@ def test_batches_of_a_step(tiny: RunConfig, images: int | None, world: int, batc
 @pytest.mark.parametrize(
     ("images", "world", "hint"),
     [
-        (40, 1, "data.batch_size=10 would do"),
+        (40, 1, "data.batch_size=10 would divide it"),
         (64, 3, "16 on 3 devices$"),
-        (8, 1, "data.batch_size=8 would do"),
+        (8, 1, "data.batch_size=8 would divide it"),
     ],
 )
 def test_a_step_that_cannot_be_dealt_out_is_refused(
@@ -155,7 +155,7 @@ def test_impossible_values(tiny: RunConfig, change: str, sentence: str) -> None:
 
 
 def test_accumulation_is_said_once(tiny: RunConfig) -> None:
-    with pytest.raises(ValueError, match=r"engine\.accumulate has to be 1"):
+    with pytest.raises(ValueError, match=r"engine\.accumulate must be 1"):
         override(tiny, "engine.accumulate=2", "engine.global_batch=64")
 
 

@@ -302,7 +302,7 @@ def test_a_folder_that_is_moved_while_the_run_goes_on_ends_it(
 ) -> None:
     moved = folder.with_name("moved")
     monkeypatch.setattr(Classifier, "on_validation_epoch_start", lambda self: folder.rename(moved))
-    with pytest.raises(CheckpointError, match="was moved or removed while the run went on"):
+    with pytest.raises(CheckpointError, match="was moved or removed during the run"):
         train(override(tiny, "engine.save_steps=None"), run_dir=folder)
     assert not folder.exists()
 

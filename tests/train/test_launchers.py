@@ -58,7 +58,7 @@ def test_a_rate_that_diverges_on_two_processes_is_told_once(tmp_path: Path) -> N
     assert [code for code, _, _ in ends] == [1, 1], ends
     (line,) = said_by(ends)
     assert "the training loss became" in line
-    assert f"what led to it is in {folder / 'nonfinite'}" in line
+    assert f"the report on this step is in {folder / 'nonfinite'}" in line
     report = json.loads((folder / "nonfinite" / "report.json").read_text())
     assert report["first_nonfinite_output"]
     assert (folder / "nonfinite" / "batch.safetensors").exists()

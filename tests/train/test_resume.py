@@ -194,8 +194,8 @@ def test_processes_that_read_images_are_signalled_with_the_run_or_killed(tmp_pat
     (line,) = said[1]
     # A process that is killed while it hands over a batch breaks the connection first.
     assert line.replace("its connection broke off", "Killed") == (
-        "lambdanets: a process that reads images was lost (Killed), probably for want of memory or of shared "
-        "memory (/dev/shm). The newest checkpoint is intact. Continue with fewer of them (there were 2): "
+        "lambdanets: a process that reads images was lost (Killed), probably because memory or shared memory "
+        "(/dev/shm) ran out. The newest checkpoint is intact. Continue with fewer of them (there were 2): "
         f"lambdanets train --resume {folders[1]} --set data.workers=1"
     )
 
@@ -256,7 +256,7 @@ def test_a_checkpoint_of_which_a_part_is_another_s_is_not_resumed(
     reasons = {
         "groups": r"\.ckpt has the state of another optimiser than the run's: its groups have \[\d+, \d+\]",
         "options": r"the run's: nesterov of group 1 is missing or of another type; bring",
-        "parts": r"parameter \d+ has other parts than another of its shape; bring",
+        "parts": r"the state of parameter \d+ has other entries than that of others of its shape; bring",
         "shape": r"momentum_buffer of parameter 0 has the shape \(7,\), the parameter \(32,\); bring",
         "state": r"no checkpoint is intact: .*optimizer_states.state is empty",
         "loops": r"no checkpoint is intact: .*loops is a NoneType",

@@ -65,7 +65,9 @@ def test_a_head_of_other_classes_starts_anew(
     config = starting(tiny, source, *photos, "engine.epochs=1", "model.bn_momentum=1e-12")
     train(config, run_dir=folder)
     said = capsys.readouterr().out
-    assert f"starting from {source}; fc.weight and fc.bias start anew: its head is for another" in said
+    assert (
+        f"starting from {source}; fc.weight and fc.bias keep random weights: its head is for another" in said
+    )
     old, new = (load_run(each).model("best").state_dict() for each in (source, folder))
     assert new["fc.weight"].shape == (3, 128)
     torch.testing.assert_close(new["layer2.0.conv2.positions"], old["layer2.0.conv2.positions"])
@@ -122,7 +124,7 @@ def test_weights_of_timm_s_own_option_still_work(tiny: RunConfig, tmp_path: Path
     (tmp_path / "w.pt").unlink()
     # A checkpoint follows: nothing is read, nothing fetched.
     build_learner(CLASSIFICATION, config, [*"0123456789"], continues=True)
-    with pytest.raises(ValueError, match="both name a start"):
+    with pytest.raises(ValueError, match="both give initial weights"):
         replace(config.model, weights="w.pt")
     with pytest.raises(ValueError, match=r"model\.weights is a file, a folder or hf-hub:OWNER/NAME"):
         replace(tiny.model, weights="")

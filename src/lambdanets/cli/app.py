@@ -15,7 +15,7 @@ from types import FrameType
 import torch
 
 from lambdanets.cli.errors import EXIT_OF_SIGNAL, FAILURE, USAGE, UsageError, check_name, explain
-from lambdanets.cli.verbs import MOVED, SECOND, VERBS, help_for, prepare_streams, silence
+from lambdanets.cli.verbs import MOVED, SUBVERBS, VERBS, help_for, prepare_streams, silence
 from lambdanets.utils.processes import listened_signals
 from lambdanets.utils.text import printable_lines
 
@@ -23,7 +23,7 @@ FIRST_RANK_SECONDS = 2.0  # the first process prints an error before the others 
 PRINTING = ("lambdanets.cli.", "rich.", "tyro.")  # modules that print results
 
 _received: list[int] = []
-_formatted = warnings.formatwarning
+_default_format = warnings.formatwarning
 
 
 def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], int] | None = None) -> int:
@@ -65,13 +65,13 @@ def main(argv: Sequence[str] | None = None, run: Callable[[list[str]], int] | No
         # Interrupted training has an exit code of its own.
         return USAGE if isinstance(error, UsageError) else getattr(error, "exit_code", FAILURE)
     finally:
-        warnings.formatwarning = _formatted
+        warnings.formatwarning = _default_format
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def _failed_stdout(error: OSError) -> bool:
-    """Whether stdout is what could not be written to; then nothing is flushed to it at exit either."""
+    """Return whether an error came from writing to stdout; if so, discard all further output to it."""
     try:
         sys.stdout.flush()
         # Where Python buffers nothing, the error came from printing: the verbs open no files themselves.
@@ -118,7 +118,7 @@ def _run(words: list[str]) -> int:
     verb, *options = words
     check_name("verb", verb, VERBS)
     module, prog = verb.replace("-", "_"), f"lambdanets {verb}"
-    if seconds := SECOND.get(verb):
+    if seconds := SUBVERBS.get(verb):
         name = options.pop(0)
         if command := MOVED.get(verb, {}).get(name):
             raise UsageError(
@@ -140,7 +140,7 @@ def _warning(
     if category.__module__.startswith("lambdanets."):
         once = category.__name__ == "SourceWarning" and _rank() != "0"
         return "" if once else f"lambdanets: {printable_lines(str(message))}\n"
-    return _formatted(message, category, filename, lineno, line)
+    return _default_format(message, category, filename, lineno, line)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

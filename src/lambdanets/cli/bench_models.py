@@ -29,20 +29,20 @@ class NetworkOptions:
     """Options of every benchmark of networks.
 
     Attributes:
-        batch: Images of a pass; 8 unless a step of some network would take too long. Halved where memory does
-            not suffice.
+        batch: Images of a pass; halved if memory does not suffice. By default 8, or fewer if a step of a
+            network would take too long.
         pass_: Training steps, inference or both.
         dtype: Element type; in bfloat16 training is mixed precision.
-        device: Where it runs.
+        device: Device of the measurement.
         threads: Threads of PyTorch.
         rounds: Samples of each network.
-        max_seconds: Time for the samples of one network and pass.
+        max_seconds: Seconds for the samples of one network and pass.
         memory: Leave out the peak memory, which takes a process for each network.
         clock: The time that is shown: wall time, or CPU time ("process"), which a busy machine changes less.
-        largest: Networks of more multiply-adds for one image are left out.
-        resume: Go on with the rows in the folder; what they measured is kept.
+        largest: Most multiply-adds per image, in 10^9; larger networks are left out.
+        resume: Keep the rows in the folder, and measure only the others.
         out: The folder for rows, report and figures.
-        from_: Measure nothing; draw the tables and figures of this file again.
+        from_: Draw tables and figures from the rows of this file, without measuring.
     """
 
     batch: Annotated[int | None, shown("N", "8 or fewer")] = None
@@ -65,8 +65,8 @@ class ModelOptions(NetworkOptions):
     """Options of `bench models`.
 
     Attributes:
-        models: Names or patterns, such as lambda_resnet50,efficientnet_b*; resnet50@160 has that size alone.
-        sizes: Image sizes of all that name none, such as 160,240 or 160x224.
+        models: Names or patterns, such as lambda_resnet50,efficientnet_b*; resnet50@160 sets its image size.
+        sizes: Image sizes of the models without one after @, such as 160,240 or 160x224.
     """
 
     models: Annotated[str | None, shown("NAME,NAME@SIZE", "none")] = None
@@ -76,18 +76,19 @@ class ModelOptions(NetworkOptions):
 def run(*, measuring: Annotated[ModelOptions, conf.OmitArgPrefixes]) -> int:
     """Measure networks side by side: parameters, multiply-adds, throughput, peak memory.
 
-    All that timm has registered and this package's own. They take turns in one process; peak memory is
-    measured in a process each. Leaves models.csv (every row with its provenance), models.md and figures.
+    The networks are those of timm's registry, which has this package's too. They take turns in one process;
+    the peak memory of each is measured in a separate process. Writes models.csv (rows with provenance),
+    models.md and figures.
 
     Args:
-        measuring: What is measured and how.
+        measuring: The networks, and the settings of the measurement.
     """
 
     def select() -> list[bench.NetworkSpec]:
         words = [word for word in (measuring.models or "").split(",") if word.strip()]
         if not words:
             raise UsageError(
-                "--models names what is measured, for example --models lambda_resnet50,resnet50."
+                "--models is missing: name networks, for example --models lambda_resnet50,resnet50."
             )
         sizes = [word for word in (measuring.sizes or "").split(",") if word.strip()]
         return bench.select_networks(words, sizes)

@@ -51,16 +51,16 @@ def run(
 
     Args:
         cases: Cases or groups of them: layers, stages, stages-global, wide, series-global, series-local.
-        grid: A case by hand: the sizes of its grid, for example 40x56.
-        scope: Of a case by hand: position table entries per axis; global positions when not given.
-        batch: Of a case by hand: batch size, b.
-        dim: Of a case by hand: channels.
-        heads: Of a case by hand: queries per position, h.
-        dim_k: Of a case by hand: query and key depth, k.
-        dim_u: Of a case by hand: intra-depth, u.
+        grid: Of a custom case: sizes of its grid, for example 40x56.
+        scope: Of a custom case: position table entries per axis; global positions when not given.
+        batch: Of a custom case: batch size, b.
+        dim: Of a custom case: channels.
+        heads: Of a custom case: queries per position, h.
+        dim_k: Of a custom case: query and key depth, k.
+        dim_u: Of a custom case: intra-depth, u.
         pass_: Training steps, inference or both.
         dtype: Element type of input and weights.
-        device: Where it runs.
+        device: Device of the measurement.
         threads: Threads of PyTorch.
         rounds: Samples of each contender.
         max_seconds: A contender whose first call takes longer is measured by that one call.
@@ -69,9 +69,9 @@ def run(
         large: Series go up to 256x256.
         clock: The time that is shown: wall time, or CPU time ("process"), which a busy machine changes less.
         out: The folder for rows, report and figures.
-        from_: Measure nothing; draw the tables and figures of this file again.
+        from_: Draw tables and figures from the rows of this file, without measuring.
     """
-    by_hand = {"scope": scope, "batch": batch, "dim": dim, "heads": heads, "dim_k": dim_k, "dim_u": dim_u}
+    custom = {"scope": scope, "batch": batch, "dim": dim, "heads": heads, "dim_k": dim_k, "dim_u": dim_u}
     with usage():
         if clock == "process" and device != "cpu":
             raise UsageError(NO_CPU_TIME.format(device))
@@ -79,7 +79,7 @@ def run(
             records, where = bench.read_layers(from_)
         else:
             check_device(device)
-            chosen = _by_hand(grid, by_hand) if grid is not None else _by_name(cases, by_hand, large=large)
+            chosen = _custom_case(grid, custom) if grid is not None else _by_name(cases, custom, large=large)
             if grid is not None and cases is not None:
                 raise UsageError("--cases and --grid are two ways to choose cases; give one.")
             settings = Settings(
@@ -103,10 +103,10 @@ def run(
     return 0
 
 
-def _by_name(names: str | None, by_hand: dict[str, object], *, large: bool) -> list[Case]:
-    given = [name for name, value in by_hand.items() if value is not None]
+def _by_name(names: str | None, custom: dict[str, object], *, large: bool) -> list[Case]:
+    given = [name for name, value in custom.items() if value is not None]
     if given:
-        raise UsageError(f"--{given[0].replace('_', '-')} is of a case by hand, which needs a --grid.")
+        raise UsageError(f"--{given[0].replace('_', '-')} describes a custom case, which needs a --grid too.")
     words = [word.strip() for word in (DEFAULT if names is None else names).split(",") if word.strip()]
     if not words:
         raise UsageError(f"--cases names none; there are {', '.join([*bench.GROUPS, *bench.CASES])}")
@@ -115,7 +115,7 @@ def _by_name(names: str | None, by_hand: dict[str, object], *, large: bool) -> l
     return bench.select(words, large=large)
 
 
-def _by_hand(grid: str, sizes: dict[str, object]) -> list[Case]:
+def _custom_case(grid: str, sizes: dict[str, object]) -> list[Case]:
     axes = read_sizes("--grid", grid)
     scope = sizes.pop("scope")
     local = None if scope is None else read_sizes("--scope", str(scope))

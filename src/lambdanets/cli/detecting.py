@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lambdanets.cli.console import draw, draw_classes, exit_code_of_images, print_files, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import place, write_json
+from lambdanets.cli.options import resolved_location, write_json
 from lambdanets.data import CocoConfig
 from lambdanets.detection.config import MIN_MAX_DETECTIONS
 
@@ -49,7 +49,7 @@ def evaluate_run(
     if max_detections is not None and max_detections < MIN_MAX_DETECTIONS:
         raise UsageError(f"--max-detections is {MIN_MAX_DETECTIONS} or more; got {max_detections}.")
     if images is not None and data is None:
-        raise UsageError("--images says where the images of --data are; name that with --data coco:PATH.")
+        raise UsageError("--images is the folder of the images of --data: give --data coco:PATH too.")
     option = _tile_option(tile)
     opened = load_run(run)
     changes = {"image_size": size, "batch_size": batch_size, "workers": workers}
@@ -85,7 +85,7 @@ def _other_data(config: CocoConfig, source: str, images: Path | None) -> CocoCon
     folder = None if images is None else str(images)
     other = replace(config, source=source, images=folder or config.images)
     # The run's own data keep their split: the training images are not evaluated.
-    if place(other) == place(config):
+    if resolved_location(other) == resolved_location(config):
         return other
     return replace(other, images=folder, train_split=None, val_split=None, val_fraction=1.0)
 
@@ -191,7 +191,7 @@ def predict_run(
     if shrunk:
         stdout().print(
             f"{shrunk:,} of {rows.row_count:,} images were shrunk far more than those of the training (about "
-            f"{sizes.median:,} pixels long): small objects are missed. --tile auto looks at them in tiles.",
+            f"{sizes.median:,} pixels long): small objects are missed. --tile auto processes them in tiles.",
             soft_wrap=True,
         )
     if json is not None:
@@ -217,7 +217,7 @@ def _tiles_note(number: int, total: int, run: "Run[DetectionConfig]", option: "T
     side = median if option == "auto" else option
     return (
         f"{number:,} of {total:,} images are much larger than those of the training (about {median:,} pixels "
-        f"long): they were looked at in overlapping tiles of {side:,} pixels. For objects larger than a tile "
+        f"long): they were processed in overlapping tiles of {side:,} pixels. For objects larger than a tile "
         "name a larger SIZE with --tile, or --tile off, which shrinks the images."
     )
 
@@ -229,7 +229,7 @@ def _photos(paths: tuple[Path, ...], drawings: Path) -> list[Path]:
     found, folder = list(find_image_files(paths)), drawings.resolve()
     if inside := [path for path in found if folder in (path.resolve().parent, path.parent.resolve())]:
         raise UsageError(
-            f"--out {drawings} holds images to look at, photos or drawings of an earlier call, such as "
+            f"--out {drawings} holds images to be processed, photos or drawings of an earlier call, such as "
             f"{inside[0]}, which drawings could replace; name another folder, or images outside of it."
         )
     return found

@@ -39,7 +39,7 @@ def usage() -> Iterator[None]:
 
 
 @contextmanager
-def impossible(what: str) -> Iterator[None]:
+def as_usage_error(what: str) -> Iterator[None]:
     """Raise UsageError if the network of a command cannot be built, or run on the meta device.
 
     Args:
@@ -82,8 +82,8 @@ def explain(error: Exception) -> str | None:
     # The errors of training explain it themselves.
     if not type(error).__module__.startswith("lambdanets.") and (lost := lost_worker(error)) is not None:
         return (
-            f"a process that reads images was lost ({lost}), probably for want of memory or of shared memory "
-            "(/dev/shm); try fewer workers."
+            f"a process that reads images was lost ({lost}), probably because memory or shared memory "
+            "(/dev/shm) ran out; try fewer workers."
         )
     if type(error) is MemoryError and str(error):  # of the planner or a layer; NumPy's has a subclass
         return str(error)

@@ -8,7 +8,7 @@ from tyro import conf
 
 from lambdanets.cli.console import draw, draw_classes, print_files, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import check_outputs, place, refuse, shown, write_json
+from lambdanets.cli.options import check_outputs, refuse, resolved_location, shown, write_json
 from lambdanets.data import DataConfig
 from lambdanets.train import load_run
 from lambdanets.train.config import stored_task
@@ -130,7 +130,7 @@ def run(
     test_set = TEST_SETS[as_] if as_ is not None else guess_test_set(target) if elsewhere else None
     if real is not None and test_set not in (None, TEST_SETS["imagenet"]):
         raise UsageError(f"--real has labels for ImageNet's own validation set, and this is {test_set.name}.")
-    if crop is None and test_set is not None and test_set.cut:
+    if crop is None and test_set is not None and test_set.cropped:
         crop = 1.0
     changes = {"crop_pct": crop, "batch_size": batch_size, "workers": workers}
     with usage():
@@ -164,7 +164,7 @@ def _target(
         if data is not None:
             with usage():
                 target = replace(target, data=_elsewhere(own, data))
-        return target, place(target.data) != place(own)
+        return target, resolved_location(target.data) != resolved_location(own)
     if data is None:
         raise UsageError(f"{what} is a model and has no validation set: name images with --data folder:PATH.")
     if weights != "best":
@@ -196,7 +196,7 @@ def _write(
 def _elsewhere(config: DataConfig, source: str) -> DataConfig:
     """Select all images of another source, and the validation split of the run's own."""
     other = replace(config, source=source)
-    if place(other) == place(config):
+    if resolved_location(other) == resolved_location(config):
         return other
     return replace(other, val_fraction=1.0)
 

@@ -30,7 +30,7 @@ def run(pattern: Annotated[str, conf.Positional, shown("PATTERN")] = "*") -> int
     if not tables:
         forms = (each.form for each in SOURCES.values())
         near = did_you_mean(pattern.replace("*", ""), [*list_models(), *list_recipes(), *forms])
-        raise UsageError(f"nothing is named {pattern!r}{near}")
+        raise UsageError(f"no model, recipe or data source is named {pattern!r}{near}")
     console = stdout()
     for title, made in tables.items():
         draw(console, title, made)

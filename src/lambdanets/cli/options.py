@@ -29,7 +29,7 @@ NUMBERS = {
 }
 
 # Option of other programs -> field of the configuration.
-FIELDS = {
+FIELD_ALIASES = {
     "learning_rate": "optimizer.lr",
     "device": "engine.accelerator",
     "gpus": "engine.devices",
@@ -43,7 +43,7 @@ CHOSEN_DEVICE = (
     "; an accelerator is used where there is one, and CUDA_VISIBLE_DEVICES= before the command hides NVIDIA's"
 )
 
-LARGEST = 2**63  # PyTorch and NumPy have integers of 64 bits
+MAX_INTEGER = 2**63  # PyTorch and NumPy have integers of 64 bits
 
 DtypeName = Literal["float32", "float64", "bfloat16", "float16"]
 # A flag that is true unless --no-NAME is given; its help describes --no-NAME.
@@ -73,7 +73,7 @@ def refuse(options: dict[str, Any], what: str, run: Path) -> None:
         raise UsageError(f"{given[0]} is for runs of {what}, and {run} is not one.")
 
 
-def place(config: "DataConfig | CocoConfig") -> tuple[str, Path]:
+def resolved_location(config: "DataConfig | CocoConfig") -> tuple[str, Path]:
     """Return the kind of a data source and its resolved path."""
     kind, _, root = config.resolved().source.partition(":")
     return kind, Path(root).resolve()
@@ -156,7 +156,7 @@ def parse(verb: Callable[..., int], *, prog: str, words: Sequence[str]) -> Calla
     @wraps(verb)
     def bind(*args: object, **options: object) -> Callable[[], int]:
         for name, value in options.items():
-            if isinstance(value, int) and abs(value) >= LARGEST:
+            if isinstance(value, int) and abs(value) >= MAX_INTEGER:
                 raise UsageError(f"{_option(name)} takes numbers below 2**63; got {value}.")
         return lambda: verb(*args, **options)
 
@@ -194,7 +194,7 @@ def _alternative(flag: str, known: Sequence[str]) -> str:
         from lambdanets.train.serialization import flatten
 
         leaves = {path.rpartition(".")[2]: path for path in flatten(get_recipe("digits"))}
-        if path := FIELDS.get(name) or leaves.get(name):
+        if path := FIELD_ALIASES.get(name) or leaves.get(name):
             return f"; it is a field of the configuration: --set {path}=VALUE"
     return CHOSEN_DEVICE if name in ("device", "devices", "gpu", "gpus", "cuda") else ""
 

@@ -1,4 +1,4 @@
-"""`lambdanets plan`: the kernel that computes a lambda layer, the cost of each, and why not the others."""
+"""`lambdanets plan`: the kernel selected for a lambda layer, and the cost of each or why it is excluded."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -36,9 +36,9 @@ def run(
     device: Device = "cpu",
     measure: bool = False,
 ) -> int:
-    """Show which kernel computes a lambda layer, the estimated cost of each kernel, and why not the others.
+    """Show the kernel selected for a lambda layer, and the cost of each kernel or why it is excluded.
 
-    The plan follows from the sizes: without --measure no kernel is run.
+    Costs are estimates from the sizes: without --measure no kernel is run.
 
     Args:
         grid: Sizes of the query grid, for example 64x64.

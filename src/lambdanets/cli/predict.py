@@ -53,7 +53,7 @@ def run(
     """
     if bool(paths) == (samples is not None):
         raise UsageError(
-            "name images or folders, or use --samples 20 of the run's validation set; one of both."
+            "name images or folders, or take images of the validation set with --samples 20, but not both."
         )
     for option, number in (
         ("--samples", samples),
@@ -145,7 +145,7 @@ def _print(predictions: list[Prediction], run: Run) -> None:
             for rank, (label, probability) in enumerate(zip(each.labels, each.probabilities, strict=True))
         ]
         rows.add_row(each.path, *([each.truth or ""] if truths else []), *guesses)
-    draw(console, f"{title}: {right} of {len(readable)} right" if truths else title, rows)
+    draw(console, f"{title}: {right} of {len(readable)} correct" if truths else title, rows)
 
 
 def _draw(predictions: list[Prediction], sheet: Path, run: Run) -> list[Path]:

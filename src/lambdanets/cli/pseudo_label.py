@@ -64,7 +64,7 @@ def run(
         )
     if found.unreadable:
         stderr().print(f"cannot read {join_some(found.unreadable)}")
-    rows = table(label="wrap", labelled="right", kept="right", mean_probability="right", right="right")
+    rows = table(label="wrap", labelled="right", kept="right", mean_probability="right", correct="right")
     counts, chosen = all_labels.counts(), kept.counts()
     for target in np.argsort(-counts, kind="stable")[:SHOWN]:
         members = all_labels.targets == target
@@ -81,7 +81,9 @@ def run(
         right = np.array([known[image] for image in kept.images]) == kept.targets
         share = np.mean(found.truths == all_labels.targets)
         of_kept = f", {right.mean():.2%} of those kept" if len(kept) else ""
-        console.print(f"By the folders' names {share:.2%} of all labels are right{of_kept}.", soft_wrap=True)
+        console.print(
+            f"By the names of their folders, {share:.2%} of all labels are correct{of_kept}.", soft_wrap=True
+        )
     if not len(kept):
         raise UsageError(f"no label reaches --threshold {threshold:g}.")
     path = quote(str(out))

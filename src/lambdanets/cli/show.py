@@ -9,7 +9,7 @@ from rich.console import Console
 from tyro import conf
 
 from lambdanets.cli.console import draw, grid, milliseconds, stdout, table
-from lambdanets.cli.errors import UsageError, check_name, impossible, usage
+from lambdanets.cli.errors import UsageError, as_usage_error, check_name, usage
 from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
 from lambdanets.cli.show_recipe import show_recipe
 from lambdanets.models import create_model
@@ -64,9 +64,9 @@ def run(
     options = {} if num_classes is None else {"num_classes": num_classes}
     with usage():
         sizes = None if size is None else _square(read_sizes("--size", size))
-        with impossible(f"{name} cannot be built with these options"), torch.device("meta"):
+        with as_usage_error(f"{name} cannot be built with these options"), torch.device("meta"):
             built = create_model(name, **options)
-        with impossible(f"{name} cannot take images of this size"):
+        with as_usage_error(f"{name} cannot take images of this size"):
             summary = summarise(
                 built, sizes, batch=batch, train=train, dtype=getattr(torch, dtype), device=device
             )

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from tyro import conf
 
-from lambdanets.cli.errors import UsageError, check_name, impossible, usage
+from lambdanets.cli.errors import UsageError, as_usage_error, check_name, usage
 from lambdanets.cli.options import shown
 from lambdanets.data.sources import find_source
 from lambdanets.data.sources.protocol import StreamedSource
@@ -97,7 +97,7 @@ def run(
     finally:
         os.environ.pop(STARTED, None)
     if rank_zero_only.rank == 0:
-        print(printable_lines(f"\n{result.summary.rstrip()}\n\nSee what it learned: {next_step(directory)}"))
+        print(printable_lines(f"\n{result.summary.rstrip()}\n\nSee its results: {next_step(directory)}"))
     return 0
 
 
@@ -134,11 +134,14 @@ def _check_parts(config: RunConfig | DetectionConfig, *, starts: bool) -> None:
     """
     name = config.model.name
     with torch.device("meta"):
-        with impossible(f"model.options do not fit {name!r}"):
+        with as_usage_error(f"model.options do not fit {name!r}"):
             network: Any = config.network(2, loads_weights=True)
         if isinstance(config, RunConfig):
             channels, size = config.data.in_chans, config.data.image_size
-            with impossible(f"{name!r} cannot take images of {channels} x {size} x {size}"), torch.no_grad():
+            with (
+                as_usage_error(f"{name!r} cannot take images of {channels} x {size} x {size}"),
+                torch.no_grad(),
+            ):
                 network.eval()(torch.empty(1, channels, size, size))
         create_optimizer(network, config.optimizer)
     if starts and config.model.weights is not None:

@@ -18,17 +18,17 @@ VERBS: dict[str, str] = {
     "shard": "pack images into tar archives, to train on with --data tar:FOLDER",
     "list": "list models, recipes and data sources",
     "show": "show a model's stages, parameters, multiply-adds and kernels; or a recipe",
-    "plan": "show which kernel computes a lambda layer, its cost, and why not the others",
-    "bench": "compare time and memory of the layer or of whole networks with others",
+    "plan": "show the kernel selected for a lambda layer, and the cost of each or why it is excluded",
+    "bench": "measure time and memory of the layer or of whole networks beside others",
 }
-# Verbs of two words -> second word and its line of help. `bench op` is `run` of the module bench_op.
-SECOND: dict[str, dict[str, str]] = {
+# Verb -> its subverbs with their lines of help. `bench op` is the function `run` of the module bench_op.
+SUBVERBS: dict[str, dict[str, str]] = {
     "bench": {
         "op": "the layer and its kernels against other implementations",
         "models": "any networks in timm's registry, which has this package's too",
     },
 }
-# Former verbs of two words -> the program in the repository that replaces it.
+# Verb -> its former subverbs with the programs in the repository that replace them.
 MOVED: dict[str, dict[str, str]] = {
     "bench": {
         **{name: f"python -m benchmarks.paper {name}" for name in ("race", "table4", "table13", "table14")},
@@ -103,13 +103,13 @@ def help_for(words: Sequence[str]) -> str | None:
     if not words or words[0] in (*HELP, "help"):
         return _help()
     verb, *options = words
-    return _second_help(verb) if verb in SECOND and (not options or options[0] in HELP) else None
+    return _subverb_help(verb) if verb in SUBVERBS and (not options or options[0] in HELP) else None
 
 
-def _second_help(verb: str) -> str:
+def _subverb_help(verb: str) -> str:
     return (
         f"usage: lambdanets {verb} WHAT [options]      lambdanets {verb} WHAT --help lists its options\n\n"
-        f"{VERBS[verb]}\n\n{_columns(SECOND[verb])}"
+        f"{VERBS[verb]}\n\n{_columns(SUBVERBS[verb])}"
     )
 
 
@@ -118,7 +118,7 @@ def _help() -> str:
         f"lambdanets: lambda layers and LambdaResNets on PyTorch\n\n"
         f"usage: lambdanets VERB [options]      lambdanets VERB --help lists the options of a verb\n\n"
         f"verbs\n{_columns(VERBS)}\n\n"
-        "A recipe is a complete training configuration with a name. A run is one training and its folder.\n\n"
+        "A recipe is a named, complete training configuration. A run is one training, with its folder.\n\n"
         f"{EXAMPLES}\n"
         f"lambdanets --traceback VERB ... prints the traceback of an error."
     )

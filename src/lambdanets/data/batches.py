@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from .config import DataConfig
 from .errors import DataError
 from .mixed import PSEUDO, MixedSet, batch_sizes
-from .randomness import other_seed, permutation, shard_permutation
+from .randomness import derived_seed, permutation, shard_permutation
 
 Position = Callable[[], tuple[int, int]]  # returns (epoch, batches already done in it)
 # Indices of samples [b], and their epoch: one for all, or one for each [b].
@@ -67,10 +67,10 @@ class TrainBatches(Sampler):
     ):
         self.size, self.seed, self.position = size, seed, position
         self.rank, self.world_size, self.shards = rank, world_size, shards
-        self.batch_size, self.number = whole_batches(size, batch_size, world_size)
+        self.batch_size, self.num_batches = whole_batches(size, batch_size, world_size)
 
     def __len__(self) -> int:
-        return self.number
+        return self.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator would call `position` only when the first batch is requested.
@@ -136,11 +136,12 @@ class MixedBatches(Sampler):
         rank: int,
         world_size: int,
     ):
-        labelled, self.pseudo_size = batch_sizes(config)
-        self.first, self.size = len(mixed.labelled), len(mixed.pseudo)
-        self.labelled = TrainBatches(
-            self.first,
-            labelled,
+        labelled_size, self.pseudo_size = batch_sizes(config)
+        # Indices of pseudo-labelled images in `mixed` start at this offset.
+        self.offset, self.num_pseudo = len(mixed.labelled), len(mixed.pseudo)
+        self.labelled_batches = TrainBatches(
+            self.offset,
+            labelled_size,
             seed=seed,
             position=position,
             rank=rank,
@@ -148,28 +149,29 @@ class MixedBatches(Sampler):
             shards=mixed.labelled.shards if config.order == "shards" else None,
         )
         # If the labelled set is smaller than its part of a batch, both parts shrink in proportion.
-        self.pseudo_size = max(1, round(self.pseudo_size * self.labelled.batch_size / labelled))
-        self.seed, self.position = other_seed(seed, PSEUDO), position
+        scale = self.labelled_batches.batch_size / labelled_size
+        self.pseudo_size = max(1, round(self.pseudo_size * scale))
+        self.seed, self.position = derived_seed(seed, PSEUDO), position
         self.rank, self.world_size = rank, world_size
         self._order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        return len(self.labelled)
+        return len(self.labelled_batches)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, done = self.position()
-        return self._batches(iter(self.labelled), epoch * len(self) + done)
+        return self._batches(iter(self.labelled_batches), epoch * len(self) + done)
 
-    def _batches(self, labelled: Iterator[Batch], steps: int) -> Iterator[Batch]:
-        for step, (rows, epoch) in enumerate(labelled, start=steps):
+    def _batches(self, labelled_batches: Iterator[Batch], first_step: int) -> Iterator[Batch]:
+        for step, (labelled, epoch) in enumerate(labelled_batches, start=first_step):
             start = (step * self.world_size + self.rank) * self.pseudo_size
-            passes, positions = np.divmod(np.arange(start, start + self.pseudo_size), self.size)
-            others = np.concatenate([self._pass(p)[positions[passes == p]] for p in np.unique(passes)])
-            epochs = np.concatenate([np.full(len(rows), epoch), passes])
-            yield np.concatenate([rows, self.first + others]), epochs
+            passes, positions = np.divmod(np.arange(start, start + self.pseudo_size), self.num_pseudo)
+            pseudo = np.concatenate([self._pass(p)[positions[passes == p]] for p in np.unique(passes)])
+            epochs = np.concatenate([np.full(len(labelled), epoch), passes])
+            yield np.concatenate([labelled, self.offset + pseudo]), epochs
 
     def _pass(self, number: int) -> np.ndarray:
         """Return the order of a pass, [pseudo-labelled images]; cached, as a pass may last many epochs."""
         if self._order is None or self._order[0] != number:
-            self._order = number, permutation(self.seed, number, self.size)
+            self._order = number, permutation(self.seed, number, self.num_pseudo)
         return self._order[1]

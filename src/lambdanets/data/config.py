@@ -11,13 +11,14 @@ from typing import Any, Literal
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = ((0.449,), (0.226,))  # ImageNet's channels averaged
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
-MAX_PIXELS = 2**28  # of an image: 768 MiB as RGB
+MAX_PIXELS = 2**28  # most pixels of an image, which needs 768 MiB as RGB
 HoldOut = Literal["exact", "stable"]
 _RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|t\w+))*")
 
 
-def _check(passed: bool, name: str, expected: str, got: object) -> None:
-    if not passed:
+def _check(valid: bool, name: str, expected: str, got: object) -> None:
+    """Raise ValueError with the field's name, the expected values and the value got, unless it is valid."""
+    if not valid:
         raise ValueError(f"{name} must be {expected}, got {got!r}.")
 
 
@@ -69,11 +70,11 @@ class AugmentConfig:
             value = getattr(self, name)
             _check(_is_fraction(value), f"augment.{name}", "a probability from 0 to 1", value)
         jitter = self.color_jitter
-        known = jitter is None or _is_fraction(jitter)
-        _check(known, "augment.color_jitter", "a strength from 0 to 1, or None", jitter)
-        words = self.rand_augment
-        known = words is None or _RAND_AUGMENT.fullmatch(words) is not None
-        _check(known, "augment.rand_augment", "like 'rand-m9-n2-mstd0.5' (see timm), or None", words)
+        valid = jitter is None or _is_fraction(jitter)
+        _check(valid, "augment.color_jitter", "a strength from 0 to 1, or None", jitter)
+        spec = self.rand_augment
+        valid = spec is None or _RAND_AUGMENT.fullmatch(spec) is not None
+        _check(valid, "augment.rand_augment", "like 'rand-m9-n2-mstd0.5' (see timm), or None", spec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +121,9 @@ class DataConfig:
             millions of images) a bad one is found only during training: it is replaced by its neighbour
             under "skip", else it ends the run.
         cache: keep the decoded images in memory; "auto" does so if they need less than 1 GiB.
-        order: of the training images in an epoch: "global" mixes all of them; "shards" visits archives
-            (tar:PATH) at random and mixes those of 16 at a time, for storage with slow random access.
+        order: order of the training images in an epoch. "global" shuffles all of them; "shards" visits the
+            archives of tar:PATH in random order and shuffles the images of 16 archives at a time, for storage
+            with slow random access.
         train_split, val_split: names of the splits of torch/, hfds/, hfids/ and wds/. An empty `val_split`
             splits the training images of torch/ and hfds/ by `val_fraction`. For wds/, splits that
             _info.json beside the tar files lists, or tar files by name, such as
@@ -167,13 +169,13 @@ class DataConfig:
             value = getattr(self, name)
             _check(isinstance(value, int) and value >= least, f"data.{name}", f"{least} or more", value)
         _check(self.in_chans in (1, 3), "data.in_chans", "1 (grey) or 3 (RGB)", self.in_chans)
-        known = self.num_classes is None or self.num_classes >= 1
-        _check(known, "data.num_classes", "1 or more, or None", self.num_classes)
-        known = self.train_per_class is None or self.train_per_class >= 1
-        _check(known, "data.train_per_class", "1 or more, or None", self.train_per_class)
+        valid = self.num_classes is None or self.num_classes >= 1
+        _check(valid, "data.num_classes", "1 or more, or None", self.num_classes)
+        valid = self.train_per_class is None or self.train_per_class >= 1
+        _check(valid, "data.train_per_class", "1 or more, or None", self.train_per_class)
         ratio = self.pseudo_ratio
-        known = isinstance(ratio, int | float) and 0 < ratio < math.inf
-        _check(known, "data.pseudo_ratio", "a number above 0", ratio)
+        valid = isinstance(ratio, int | float) and 0 < ratio < math.inf
+        _check(valid, "data.pseudo_ratio", "a number above 0", ratio)
         for name in ("pseudo_labels", "unlabelled"):
             _check(getattr(self, name) != "", f"data.{name}", "a path, or None", "")
         for name in ("val_fraction", "crop_pct"):
@@ -218,6 +220,7 @@ class DataConfig:
 
     def without_paths(self) -> DataConfig:
         """Return the same configuration without paths of images and labels, which differ between machines."""
+        # A placeholder records whether there are pseudo-labels, without their path.
         labels = self.pseudo_labels and "labels"
         return replace(self, source="digits", pseudo_labels=labels, unlabelled=None)
 

@@ -26,12 +26,12 @@ class DataWarning(UserWarning):
 
 
 class SourceWarning(DataWarning):
-    """A warning that every process of a run raises alike when it opens a source: only rank 0 prints it."""
+    """A warning on opening a source, which every rank raises with the same message; only rank 0 prints it."""
 
 
-LISTED = 5  # most sentences of one kind in a message
+MAX_LISTED = 5  # most sentences that `listing` shows in a message
 
 
 def listing(sentences: Sequence[str]) -> str:
     """Return the first few sentences, each on its own line, and the number of the others."""
-    return "\n  " + join_some(sentences, LISTED, form=str, separator="\n  ")
+    return "\n  " + join_some(sentences, MAX_LISTED, form=str, separator="\n  ")

@@ -20,7 +20,7 @@ STRAY = frozenset(
     {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
     | {"thumbs.db", "desktop.ini"}
 )
-KINDS = {  # what is opened in place of a file, for messages
+FILE_TYPES = {  # names in error messages of paths that are not regular files
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -75,10 +75,10 @@ def find_images(top: str, suffixes: tuple[str, ...]) -> Found:
     """
     found = Found(linked=os.path.islink(top))
     by_folder: dict[str, list[str]] = {}
-    # Each folder still to read, and the real paths of the folders whose links were followed to get there.
+    # Each folder still to read, and the real paths of the folders that hold the links on the way to it.
     waiting: list[tuple[str, tuple[str, ...]]] = [(top, ())]
     while waiting:
-        folder, around = waiting.pop()
+        folder, linked_from = waiting.pop()
         names = []
         for entry in _entries(folder):
             if is_folder(entry):
@@ -86,11 +86,11 @@ def find_images(top: str, suffixes: tuple[str, ...]) -> Found:
                     found.stray.append(entry.path)
                 elif entry.is_symlink():
                     found.linked = True
-                    outside = (*around, os.path.realpath(folder))
-                    _check_loop(entry.path, outside)
-                    waiting.append((entry.path, outside))
+                    path_of_links = (*linked_from, os.path.realpath(folder))
+                    _check_loop(entry.path, path_of_links)
+                    waiting.append((entry.path, path_of_links))
                 else:
-                    waiting.append((entry.path, around))
+                    waiting.append((entry.path, linked_from))
             elif not entry.name.lower().endswith(suffixes):
                 if not is_stray(entry.name):
                     found.others[suffix_of(entry.name)] += 1
@@ -113,14 +113,14 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         raise DataError(f"the folder {folder} cannot be read: {why}.") from error
 
 
-def _check_loop(link: str, around: Sequence[str]) -> None:
-    """Raise DataError if a link leads to one of the folders around it, or to a folder that holds one."""
+def _check_loop(link: str, linked_from: Sequence[str]) -> None:
+    """Raise DataError if a link leads to a folder that holds the link, directly or through earlier links."""
     target = os.path.realpath(link)
-    for folder in around:
+    for folder in linked_from:
         if os.path.commonpath([folder, target]) == target:
             raise DataError(
-                f"{link} is a link to {target}, a folder that holds the link itself: its images would be "
-                "taken again and again; remove the link."
+                f"{link} is a link to {target}, a folder that holds the link itself, so that its images "
+                "would be found without end; remove the link."
             )
 
 
@@ -134,7 +134,7 @@ def warn_left_out(where: str, others: Counter[str], stray: Iterable[str] = ()) -
         parts.append(f"{number:,} file{'s' * (number > 1)} ({join_some(counts, form=str)})")
     names = Counter(os.path.basename(path) for path in stray)
     if names:
-        parts.append(f"what is hidden or left by other programs ({join_some(sorted(names))})")
+        parts.append(f"hidden files and files of other programs ({join_some(sorted(names))})")
     if parts:
         warnings.warn(f"{where}: left out {' and '.join(parts)}.", SourceWarning, stacklevel=2)
 
@@ -154,18 +154,19 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     Raises:
         OSError: there is no such file, or it is no regular one.
     """
-    return open(path, "rb", opener=regular)
+    return open(path, "rb", opener=regular_opener)
 
 
-def regular(path: str | os.PathLike[str], flags: int) -> int:
+def regular_opener(path: str | os.PathLike[str], flags: int) -> int:
     """Open a file like `os.open`, as an opener for `open(opener=...)`.
 
     Raises:
         OSError: there is no such file, or it is neither a regular file nor a folder.
     """
-    number = os.open(path, flags | os.O_NONBLOCK, 0o666)  # else a pipe without a writer blocks
-    kind = stat.S_IFMT(os.fstat(number).st_mode)
-    if kind in (stat.S_IFREG, stat.S_IFDIR):
-        return number
-    os.close(number)
-    raise OSError(f"it is {KINDS.get(kind, 'something else')}, not a file")
+    # Without O_NONBLOCK, opening a pipe that has no writer would block.
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    file_type = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if file_type in (stat.S_IFREG, stat.S_IFDIR):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(f"it is {FILE_TYPES.get(file_type, 'something else')}, not a file")

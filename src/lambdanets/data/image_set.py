@@ -16,7 +16,7 @@ from .randomness import keys
 from .transforms import Pipeline
 
 ORDER_NEEDS_SHARDS = "data.order 'shards' needs images in tar archives, tar:PATH; elsewhere it is 'global'."
-SMALL = 64  # height and width in pixels up to which a cached batch is made without workers
+MAX_IMMEDIATE_SIZE = 64  # height and width in pixels up to which cached batches are made without workers
 
 
 class ImageSet(Dataset):
@@ -67,7 +67,9 @@ class ImageSet(Dataset):
     @property
     def immediate(self) -> bool:
         """Whether making a batch costs less than sending it from a worker process."""
-        return self.cached is not None and self.pipeline.light and self.pipeline.image_size <= SMALL
+        return (
+            self.cached is not None and self.pipeline.light and self.pipeline.image_size <= MAX_IMMEDIATE_SIZE
+        )
 
     def path(self, index: int) -> str:
         """Return the file, or another name, of a sample."""
@@ -104,7 +106,7 @@ class ImageSet(Dataset):
             float32 images of shape [b, channels, image_size, image_size], int64 targets of shape [b].
 
         Raises:
-            DataError: an image cannot be read; under `skip_bad`, none of the set can.
+            DataError: an image cannot be read; under `skip_bad`, no image of the set can be read.
         """
         rows = np.asarray(indices, dtype=np.intp)
         if isinstance(self.cached, np.ndarray):
@@ -116,7 +118,7 @@ class ImageSet(Dataset):
         return images, torch.from_numpy(self.targets[used])
 
     def _read(self, index: int) -> tuple[np.ndarray, int]:
-        """Return the prepared image and the index that it has: the next readable one under `skip_bad`."""
+        """Return a prepared image and its index; under `skip_bad`, those of the next readable image."""
         if self.cached is not None:
             return self.cached[index], index
         try:
@@ -135,13 +137,13 @@ class ImageSet(Dataset):
             raise DataError(f"not one of the {len(self)} images can be read; the first: {error}") from error
 
     def leave_out(self, bad: dict[int, str]) -> list[str]:
-        """Drop samples for good; those behind them move to lower indices.
+        """Remove samples permanently; the indices of the samples behind them become lower.
 
         Args:
             bad: the reason for each, by index.
 
         Returns:
-            The classes that have no samples any more.
+            The names of the classes that have lost all their samples.
         """
         rest = np.setdiff1d(np.arange(len(self)), list(bad))
         emptied = sorted(set(self.targets.tolist()) - set(self.targets[rest].tolist()))

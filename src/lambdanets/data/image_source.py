@@ -57,7 +57,7 @@ class ImageSource(Protocol):
         ...
 
     def location(self, index: int) -> str:
-        """Return a name that identifies an image, by whatever path or link it was found."""
+        """Return a name that is the same for an image, whichever path or link leads to it."""
         ...
 
     def subset(self, indices: np.ndarray) -> ImageSource:
@@ -65,16 +65,16 @@ class ImageSource(Protocol):
         ...
 
 
-def real(path: str) -> str:
+def real_path(path: str) -> str:
     """Return the real path of a file; that of its folder is cached."""
     if os.path.islink(path):
         return os.path.realpath(path)
     folder, name = os.path.split(path)
-    return os.path.join(_real(folder), name)
+    return os.path.join(_real_folder(folder), name)
 
 
 @lru_cache(4096)
-def _real(folder: str) -> str:
+def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
 
 
@@ -157,7 +157,7 @@ class FileImages(ImageSource):
         return os.fsdecode(self.names[index])
 
     def location(self, index: int) -> str:
-        return real(self.file(index))
+        return real_path(self.file(index))
 
     def subset(self, indices: np.ndarray) -> FileImages:
         paths = [self.path(index) for index in indices]
@@ -188,7 +188,7 @@ class DatasetImages(ImageSource):
     Args:
         data_set: data set of (image, target) pairs. The reader of a timm ImageDataset is used directly: the
             data set itself would replace damaged images silently.
-        indices: indices of the samples that are used.
+        indices: indices into `data_set` of the samples of this split.
         targets: class indices of shape [n], one for each of `indices`.
         in_chans: 3 for RGB, 1 for grey.
         name: name of the data set, for messages.
@@ -251,7 +251,7 @@ class DatasetImages(ImageSource):
 
     def path(self, index: int) -> str:
         if hasattr(self.data_set, "filename"):
-            with suppress(TypeError):  # where a row has no image
+            with suppress(TypeError):  # raised by timm for a row without an image
                 if name := self.data_set.filename(int(self.indices[index])):
                     return str(name)
         return self.location(index)

@@ -33,11 +33,14 @@ UNREADABLE = (
 )
 ORIENTATION = 0x0112  # the EXIF tag
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-ROWS = 256  # converted at a time: a copy of a whole large scan in a wider dtype would fill the memory
-JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # 0 is a byte of data, D0 to D7 restart a scan
+ROWS_AT_ONCE = 256  # converted together: a whole large scan in a wider dtype would fill the memory
+# Behind FF, a byte 0 stands for FF in the data, and D0 to D7 are restart markers inside a scan.
+JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of text and of a colour profile
-TOO_MUCH_TEXT = re.compile("MAX_TEXT|Data Too Large")  # of Pillow's errors, newer and older
-_OPENING = threading.Lock()  # held while the pixel limit of Pillow, which is global, is lifted
+# Messages of Pillow, newer and older, for a PNG whose text chunks exceed its limit.
+TOO_MUCH_TEXT = re.compile("MAX_TEXT|Data Too Large")
+# Held while Pillow's limit of pixels, which is global for the process, is lifted.
+_PIXEL_LIMIT_LOCK = threading.Lock()
 
 
 def _supported(feature: str) -> bool:
@@ -131,15 +134,15 @@ def check_image(source: str | PathLike[str] | IO[bytes], *, max_pixels: int = MA
         as_mode(_decoded(file, max_pixels, small=True), 3)
 
 
-def read_values(source: str | PathLike[str] | IO[bytes], *, shades: bool = False) -> np.ndarray:
+def read_values(source: str | PathLike[str] | IO[bytes], *, as_grey: bool = False) -> np.ndarray:
     """Read the values of a mask, an image file of one channel, as they are stored.
 
     Args:
         source: a path or an open binary file.
-        shades: read a palette and single bits as shades of grey from 0 to 255.
+        as_grey: convert palettes and single bits to grey values from 0 to 255.
 
     Returns:
-        Integers of shape [height, width]; of a palette the indices of its colours, unless `shades`.
+        Integers of shape [height, width]; of a palette the indices of its colours, unless `as_grey`.
 
     Raises:
         DataError: the file cannot be read, ends too early, or has several channels or pages, or fractions;
@@ -148,10 +151,11 @@ def read_values(source: str | PathLike[str] | IO[bytes], *, shades: bool = False
     with _naming(source), _opened(source) as file:
         image = _decoded(file, MAX_PIXELS)
         if (pages := getattr(image, "n_frames", 1)) > 1:
-            raise ValueError(f"it holds {pages} pages, and a mask is one")
-        values = np.asarray(image.convert("L") if shades and image.mode in ("1", "P") else image)
+            raise ValueError(f"it holds {pages} pages, and a mask has one")
+        values = np.asarray(image.convert("L") if as_grey and image.mode in ("1", "P") else image)
         if values.dtype.kind == "f" and np.array_equal(values, values.round().clip(-(2**24), 2**24)):
-            values = values.astype(np.int32)  # as ImageJ writes label images
+            # ImageJ writes label images as floats.
+            values = values.astype(np.int32)
         if values.ndim != 2 or values.dtype.kind not in "iub":
             raise ValueError("a mask has one channel of whole numbers")
         return values
@@ -199,7 +203,7 @@ def header(file: IO[bytes], max_pixels: int) -> Image.Image:
     """Open an image file without decoding it.
 
     Raises:
-        ValueError: it has too many pixels; a file that is no image raises others of `UNREADABLE`, too.
+        ValueError: it has too many pixels. A file that is no image raises any exception of `UNREADABLE`.
     """
     try:
         return _identified(file, max_pixels)
@@ -215,7 +219,7 @@ def _identified(file: IO[bytes], max_pixels: int) -> Image.Image:
         file.seek(0)
         # Pillow's limit is global for the process: it is lifted only for larger images, and only while their
         # header is read.
-        with _OPENING:
+        with _PIXEL_LIMIT_LOCK:
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
                 image = Image.open(file)
@@ -232,8 +236,8 @@ def _identified(file: IO[bytes], max_pixels: int) -> Image.Image:
 def _without_text(file: IO[bytes], error: ValueError) -> IO[bytes]:
     """Return a PNG file without its texts and its colour profile, if Pillow refused it for their size.
 
-    Texts, such as the workflow of a program, are of no use here. Damaged data are unchanged; any other error
-    is raised again.
+    Texts, such as the metadata of a graphics program, do not affect the pixels. Damaged chunks are copied
+    unchanged, so that decoding finds the damage. Any error with another cause is raised again.
     """
     if not TOO_MUCH_TEXT.search(str(error)):
         raise error
@@ -270,12 +274,13 @@ def _check_sums(file: IO[bytes]) -> None:
 
 def _ends(jpeg: bytes) -> bool:
     """Return whether the first image of a JPEG file has an end marker, which other data may follow."""
-    offset = 2  # behind the start marker
+    offset = 2  # length of the start marker
     while (marker := JPEG_MARKER.search(jpeg, offset)) is not None:
         if marker[1] == b"\xd9":
             return True
         offset = marker.end()
-        if marker[1] != b"\x01":  # all others carry their length; a scan's data follow it
+        # All markers but 01 are followed by the length of their segment, which is skipped.
+        if marker[1] != b"\x01":
             offset += int.from_bytes(jpeg[offset : offset + 2], "big")
     return False
 
@@ -313,7 +318,9 @@ def as_mode(image: Image.Image, in_chans: int) -> Image.Image:
     if image.mode in SIXTEEN_BIT:
         image = from_sixteen_bits(image)
     elif image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed white; save the image with 8 or 16 bits")
+        raise ValueError(
+            "floating-point pixels have no defined white level; save the image with 8 or 16 bits"
+        )
     elif image.mode[-1] in "Aa" or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -324,10 +331,10 @@ def as_mode(image: Image.Image, in_chans: int) -> Image.Image:
 def from_sixteen_bits(image: Image.Image) -> Image.Image:
     """Scale a 16-bit grey image to 8 bits: 0 stays 0 and 65535 becomes 255."""
     scaled = np.empty((image.height, image.width), np.uint8)
-    for top in range(0, image.height, ROWS):
-        rows = slice(top, min(top + ROWS, image.height))
+    for top in range(0, image.height, ROWS_AT_ONCE):
+        rows = slice(top, min(top + ROWS_AT_ONCE, image.height))
         values = np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
         if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-            raise ValueError("integer pixels beyond 16 bits have no agreed white; save it with 8 or 16 bits")
+            raise ValueError("integer pixels beyond 16 bits have no defined white; save it with 8 or 16 bits")
         scaled[rows] = (values.astype(np.uint32) * 255 + 32895) >> 16  # divided by 257, and rounded
     return Image.fromarray(scaled)

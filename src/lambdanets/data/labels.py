@@ -14,7 +14,7 @@ import numpy as np
 from lambdanets.utils.text import join_some
 
 from .errors import DataError
-from .files import regular
+from .files import regular_opener
 
 COLUMNS = ("image", "label", "probability")
 
@@ -57,8 +57,8 @@ def select(
     Args:
         labels: the labels to select from.
         threshold: lowest probability.
-        per_class: highest number of labels of a class, the most probable ones; equal ones in the order of
-            their names. None takes all.
+        per_class: highest number of labels of a class, the most probable ones; labels of equal probability
+            are taken in the order of the image names. None takes all.
         fill: repeat the images of a class with fewer than `per_class`, the most probable first, up to that
             number. A class without any stays empty.
 
@@ -83,10 +83,10 @@ def to_csv(labels: Labels) -> str:
     """Return labels as CSV; nine digits restore every float32 probability exactly."""
     names = (labels.classes[target] for target in labels.targets.tolist())
     numbers = (f"{probability:.9g}" for probability in labels.probabilities.tolist())
-    return csv_lines([COLUMNS, *zip(labels.images, names, numbers, strict=True)])
+    return csv_text([COLUMNS, *zip(labels.images, names, numbers, strict=True)])
 
 
-def csv_lines(rows: Iterable[Sequence[str]]) -> str:
+def csv_text(rows: Iterable[Sequence[str]]) -> str:
     """Return rows as the text of a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
@@ -96,7 +96,7 @@ def csv_lines(rows: Iterable[Sequence[str]]) -> str:
 def open_text(path: Path, mode: Literal["r", "a"] = "r") -> IO[str]:
     """Open a text file that lists file names; those that are not valid UTF-8 keep their bytes."""
     encoding = "utf-8-sig" if mode == "r" else "utf-8"  # spreadsheets write a byte order mark
-    return open(path, mode, newline="", encoding=encoding, errors="surrogateescape", opener=regular)
+    return open(path, mode, newline="", encoding=encoding, errors="surrogateescape", opener=regular_opener)
 
 
 def read_labels(path: Path, classes: Sequence[str]) -> Labels:
@@ -130,28 +130,28 @@ def parse_labels(file: Iterable[str], path: Path, classes: Sequence[str]) -> Lab
     _, heading = next(rows, (0, []))
     if missing := [name for name in COLUMNS[:2] if name not in heading]:
         raise DataError(f"{path} lacks the column {missing[0]!r}; it needs image and label.")
-    numbers = {name: number for number, name in enumerate(classes)}
+    class_index = {name: index for index, name in enumerate(classes)}
     images: list[str] = []
     targets: list[int] = []
     probabilities: list[float] = []
     first: dict[str, tuple[int, int]] = {}  # class and line of each image
     for line, values in rows:
         row = dict(zip(heading, values, strict=False))
-        image, label, number = (row.get(name, "") for name in COLUMNS)
-        target = numbers.get(label)
+        image, label, probability = (row.get(name, "") for name in COLUMNS)
+        target = class_index.get(label)
         if target is None:
             raise DataError(
-                f"{path} (line {line}) labels {image!r} as {label!r}, no class here; "
-                f"known are {join_some(classes)}."
+                f"{path} (line {line}) labels {image!r} as {label!r}, which is none of the classes "
+                f"{join_some(classes)}."
             )
-        before, its_line = first.setdefault(image, (target, line))
-        if before != target:
+        first_target, first_line = first.setdefault(image, (target, line))
+        if first_target != target:
             raise DataError(
-                f"{path} labels {image!r} as {classes[before]!r} (line {its_line}) and as {label!r} (line "
-                f"{line}); keep one of both."
+                f"{path} labels {image!r} as {classes[first_target]!r} (line {first_line}) and as {label!r} "
+                f"(line {line}); remove one of the two rows."
             )
         probabilities.append(
-            _probability(number or "1", f"{path} (line {line}) gives {image!r} the probability")
+            _parse_probability(probability or "1", f"{path} (line {line}) gives {image!r} the probability")
         )
         images.append(image)
         targets.append(target)
@@ -160,14 +160,15 @@ def parse_labels(file: Iterable[str], path: Path, classes: Sequence[str]) -> Lab
     return Labels(images, np.array(targets, np.int64), np.array(probabilities, np.float32), tuple(classes))
 
 
-def _probability(text: str, gives: str) -> float:
+def _parse_probability(text: str, prefix: str) -> float:
+    """Return a number from 0 to 1; raise DataError, whose message starts with `prefix`, for another text."""
     try:
-        number = float(text)
+        probability = float(text)
     except ValueError:
-        raise DataError(f"{gives} {text!r}, which is no number.") from None
-    if not 0 <= number <= 1:
-        raise DataError(f"{gives} {text}, which is not from 0 to 1.")
-    return number
+        raise DataError(f"{prefix} {text!r}, which is no number.") from None
+    if not 0 <= probability <= 1:
+        raise DataError(f"{prefix} {text}, which is not from 0 to 1.")
+    return probability
 
 
 def numbered_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -189,14 +190,14 @@ def numbered_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, list[s
 
 
 def folder_truths(labels: Labels) -> np.ndarray | None:
-    """Return the class of each image by the first of its folders that has the name of a class.
+    """Return the true class of each image: the first folder of its path whose name is a class.
 
     Returns:
         Class indices of shape [n]; None if any image is in no such folder.
     """
-    numbers = {name: number for number, name in enumerate(labels.classes)}
+    class_index = {name: index for index, name in enumerate(labels.classes)}
     truths = [
-        next((numbers[part] for part in image.split("/")[:-1] if part in numbers), None)
+        next((class_index[part] for part in image.split("/")[:-1] if part in class_index), None)
         for image in labels.images
     ]
     return None if None in truths else np.array(truths, np.int64)

@@ -22,12 +22,12 @@ from .mixed import MixedSet
 from .streams.stream_set import StreamSet
 from .streams.stream_shard import LaneBatches, StreamShard, evaluation_shard, training_shard
 
-# Limit of the number of worker processes: a mistyped one would exhaust the memory before the first is used.
+# Limits of the number of worker processes: a mistyped number would exhaust the memory at their start.
 WORKERS_PER_CORE, MIN_WORKER_LIMIT = 4, 32
 
 
-class Batches(Protocol):
-    """A data set that makes a whole batch at once: of any indices, augmented by the epoch and the seed."""
+class BatchedDataset(Protocol):
+    """A data set that returns the batch of any indices at once, augmented as a function of epoch and seed."""
 
     def __len__(self) -> int: ...
     def batch(self, indices: np.ndarray, epoch: int | np.ndarray, seed: int) -> tuple[Any, Any]: ...
@@ -36,7 +36,7 @@ class Batches(Protocol):
 class _IndexedBatches(Dataset):
     """Data set whose items are whole batches, so that a worker makes one at once."""
 
-    def __init__(self, data_set: Batches, seed: int):
+    def __init__(self, data_set: BatchedDataset, seed: int):
         self.data_set, self.seed = data_set, seed
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class _StreamBatches(Dataset):
         epoch, number = batch
         lane = number % self.shard.lanes
         info = get_worker_info()
-        # Workers make batches in turn: the next batch of this lane that this worker makes is `step` later.
+        # Workers make batches in turn: this worker's next batch of this lane has the number `number + step`.
         step = math.lcm(self.shard.lanes, info.num_workers if info else 1)
         if self._next.get(lane) != batch:
             self._reading[lane] = self.stream.batches(
@@ -134,7 +134,7 @@ def _loader(image_set: ImageSet | MixedSet, config: DataConfig, batches: Sampler
     return batched_loader(image_set, batches, workers=0 if image_set.immediate else config.workers, seed=seed)
 
 
-def batched_loader(data_set: Batches, batches: Sampler, *, workers: int, seed: int) -> DataLoader:
+def batched_loader(data_set: BatchedDataset, batches: Sampler, *, workers: int, seed: int) -> DataLoader:
     """Return a loader whose workers make a whole batch at once from each (indices, epoch) of a sampler."""
     return DataLoader(
         _IndexedBatches(data_set, seed), batch_size=None, sampler=batches, **_process_options(workers, seed)
@@ -158,11 +158,11 @@ def checked_workers(workers: int) -> int:
     Raises:
         DataError: it is more than four for each core, and more than 32.
     """
-    most = max(MIN_WORKER_LIMIT, WORKERS_PER_CORE * (os.cpu_count() or 1))
-    if workers > most:
+    limit = max(MIN_WORKER_LIMIT, WORKERS_PER_CORE * (os.cpu_count() or 1))
+    if workers > limit:
         raise DataError(
             f"data.workers={workers} is more processes than a machine of {os.cpu_count()} cores can use; set "
-            f"{most} or fewer."
+            f"{limit} or fewer."
         )
     return workers
 
@@ -173,6 +173,6 @@ def _process_options(workers: int, seed: int) -> dict[str, Any]:
         "persistent_workers": workers > 0,
         "worker_init_fn": leave_signals_to_parent,
         "pin_memory": torch.cuda.is_available(),
-        # The loader draws a number at every start; the global generator is that of the model.
+        # The loader draws a seed for its workers at every start, which must not advance the global generator.
         "generator": torch.Generator().manual_seed(seed),
     }

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from .config import DataConfig
 from .errors import DataError
 from .image_set import ImageSet
-from .randomness import other_seed
+from .randomness import derived_seed
 
 PSEUDO = "pseudo"
 
@@ -55,8 +55,7 @@ class MixedSet(Dataset):
 
         Args:
             indices: b of them.
-            epoch: the pass over its own set that each sample belongs to: one for all, or an array of shape
-                [b].
+            epoch: index of the pass over the sample's own set: one for all samples, or an array of shape [b].
             seed: seed of the run.
 
         Returns:
@@ -66,9 +65,9 @@ class MixedSet(Dataset):
         epochs = np.broadcast_to(epoch, rows.shape)
         own = rows < len(self.labelled)
         images, targets = self.labelled.batch(rows[own], epochs[own], seed)
-        # Another seed: the same index in the same pass must not be augmented alike in both sets.
+        # With the run's seed, images of equal index and pass would get the same augmentation in both sets.
         others = rows[~own] - len(self.labelled)
-        more, labels = self.pseudo.batch(others, epochs[~own], other_seed(seed, PSEUDO))
+        more, labels = self.pseudo.batch(others, epochs[~own], derived_seed(seed, PSEUDO))
         return torch.cat([images, more]), torch.cat([targets, labels])
 
 

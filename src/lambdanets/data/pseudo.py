@@ -44,25 +44,25 @@ def open_pseudo(config: DataConfig, source: ImageSplits) -> ImageSet:
     missing = [image for image in labels.images if image not in index]
     if missing:
         raise DataError(
-            f"{path} labels {len(missing)} images that {unlabelled!r} does not hold, {missing[0]!r} for one; "
-            "say with data.unlabelled where its images are."
+            f"{path} labels {len(missing)} images that {unlabelled!r} does not hold, such as {missing[0]!r}; "
+            "set data.unlabelled to the source of its images."
         )
     found = np.array([index[image] for image in labels.images], np.intp)
     # Even sources that do not overlap may share images: links may lead from one to the other.
     held_out = locations(source.val)
     rows = [row for row, index in enumerate(found.tolist()) if images.location(index) not in held_out]
-    kept = np.array(rows, np.intp)
-    if len(kept) < len(labels):
+    usable = np.array(rows, np.intp)
+    if len(usable) < len(labels):
         warnings.warn(
-            f"{len(labels) - len(kept)} of the {len(labels)} images in {path} are validation images of "
+            f"{len(labels) - len(usable)} of the {len(labels)} images in {path} are validation images of "
             "this run and are left out.",
             SourceWarning,
             stacklevel=3,
         )
-    if not len(kept):
-        raise DataError(f"no pseudo-labelled images are left: {path} names validation images alone.")
-    chosen = images.subset(found[kept])
-    chosen.targets = labels.targets[kept]
+    if not len(usable):
+        raise DataError(f"no pseudo-labelled images are left: {path} names only validation images.")
+    chosen = images.subset(found[usable])
+    chosen.targets = labels.targets[usable]
     return ImageSet(
         chosen, Pipeline(config, train=True), source.classes, skip_bad=config.on_bad_image == "skip"
     )
@@ -103,5 +103,5 @@ def _stored_source(path: Path) -> str:
             return parse_json(file.read())["source"]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(
-            f"{metadata_path(path)} does not say where the images are: give data.unlabelled=folder:PATH."
+            f"{metadata_path(path)} does not name the source of the images: give data.unlabelled=folder:PATH."
         ) from None

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-# Streams: from one key of a sample, each use draws its own numbers, independent of the others.
-ORDER, PAD_TOP, PAD_LEFT, FLIP, CUT, RECOLOR, ERASE, SHARD, START = range(1, 10)
+# Random streams: the draws of one key from different streams are independent of one another.
+ORDER, PAD_TOP, PAD_LEFT, FLIP, RANDOM_CROP, COLOR, ERASE, SHARD, START = range(1, 10)
 WINDOW = 16  # shards whose samples are shuffled together
-NUMPY = np.random.mtrand._rand  # the generator behind np.random's functions, which timm draws from
+NUMPY_GENERATOR = np.random.mtrand._rand  # the generator behind np.random's functions, which timm draws from
 GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step
 
 
@@ -58,8 +58,8 @@ def uniform(sample_keys: np.ndarray, stream: int) -> np.ndarray:
     return (_draw(sample_keys, stream) >> np.uint64(11)) * 2.0**-53
 
 
-def other_seed(seed: int, use: str) -> int:
-    """Return a seed for another use, derived from the run's seed and independent of it."""
+def derived_seed(seed: int, use: str) -> int:
+    """Return a 63-bit seed that is a hash of the run's seed and the name of its use."""
     digest = hashlib.blake2b(f"{seed}/{use}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -99,14 +99,17 @@ def jittered(seed: int, epoch: int, positions: np.ndarray, reach: int) -> np.nda
     """Return positions in a locally shuffled order: each moves by less than `reach` indices.
 
     A reader that reads in sequence and returns samples in this order holds fewer than `reach` of them in
-    memory, like a shuffle buffer. Unlike the order of such a buffer, any part of this one can be computed
-    alone.
+    memory, as with a shuffle buffer. Unlike the order of a shuffle buffer, any part of this order can be
+    computed without the part before it.
 
     Args:
         seed: seed of the run.
         epoch: counted from 0.
         positions: consecutive numbers, ascending, of shape [n].
-        reach: limit of the shift.
+        reach: limit of the shift, in positions.
+
+    Returns:
+        The same positions in the new order, of shape [n].
     """
     late = positions + reach * uniform(keys(seed, epoch, positions), ORDER)
     return positions[np.argsort(late, kind="stable")]
@@ -115,7 +118,7 @@ def jittered(seed: int, epoch: int, positions: np.ndarray, reach: int) -> np.nda
 def reseed(key: np.uint64, stream: int) -> None:
     """Seed the generators that timm's and torchvision's transforms draw from; call it inside `preserved`.
 
-    They are those of `random`, of NumPy and of torch on the CPU.
+    These are the global generators of `random`, of NumPy and of torch on the CPU.
 
     Args:
         key: key of the sample, from `keys`.
@@ -123,17 +126,17 @@ def reseed(key: np.uint64, stream: int) -> None:
     """
     number = int(_draw(np.array([key]), stream)[0])
     random.seed(number)
-    NUMPY.seed(number % 2**32)
+    NUMPY_GENERATOR.seed(number % 2**32)
     torch.default_generator.manual_seed(number % 2**63)  # `torch.manual_seed` would seed all devices
 
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """Restore the generators of `reseed` after the block: without workers, the model draws from them, too."""
-    states = random.getstate(), NUMPY.get_state(), torch.get_rng_state()
+    """Restore the generators that `reseed` seeds after the block: the model may draw from them, too."""
+    states = random.getstate(), NUMPY_GENERATOR.get_state(), torch.get_rng_state()
     try:
         yield
     finally:
         random.setstate(states[0])
-        NUMPY.set_state(states[1])
+        NUMPY_GENERATOR.set_state(states[1])
         torch.set_rng_state(states[2])

@@ -27,11 +27,11 @@ from .sources.tar import CLASSES
 from .sources.tar_index import write_index
 from .sources.tar_scan import LABEL
 
-END = 2 * tarfile.BLOCKSIZE  # bytes of zeros behind the last member of an archive
+END_MARKER_BYTES = 2 * tarfile.BLOCKSIZE  # zeros behind the last member of an archive
 TIMM_INFO = "_info.json"
 TIMM_SPLITS = {"train": "train", "val": "validation"}
-# The suffixes that webdataset and timm look for.
-SHORTER = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".mpo": ".jpg"}
+# Suffixes of image files that webdataset and timm do not look for -> one that they do.
+SHARD_SUFFIXES = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".mpo": ".jpg"}
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ def write_shards(
     folder = Path(os.path.realpath(Path(out).expanduser()))  # a link is not replaced
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(
-            f"{folder} is there already and is no empty folder; shards are written into a new one."
+            f"{folder} exists already and is not an empty folder; shards are written into a new one."
         )
     source = open_source(config, seed=seed)
     sides = {"train": source.train, "val": source.val}
     total = sum(len(side) for side in sides.values())
     bar = nullcontext(progress) if progress else progress_bar("Writing shards", total, least=MANY)
     lengths: dict[str, list[int]] = {}
-    with _appearing(folder) as unfinished, bar as report:
+    with _renamed_when_complete(folder) as unfinished, bar as report:
         done = 0
         for name, side in sides.items():
             order = permutation(seed, 0, len(side)).tolist()
@@ -120,8 +120,8 @@ def write_shards(
         )
         if len(found) < total:
             raise DataError(
-                f"{total - len(found)} of the {total} images of {config.source!r} are of a kind that is "
-                "not read out of shards."
+                f"{total - len(found)} of the {total} images of {config.source!r} have a file format that "
+                "cannot be read from shards."
             )
     return Sharded(
         {name: len(side) for name, side in sides.items()},
@@ -131,7 +131,7 @@ def write_shards(
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def _renamed_when_complete(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder, renamed to `folder` if the block succeeds, and removed if it fails."""
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
     with locked(folder.with_name(f".{folder.name}.lock"), str(folder)):
@@ -150,20 +150,20 @@ def _shard_name(side: str, number: int) -> str:
 
 
 class _Shards:
-    """Writes the shards of one side: a sample that does not fit into the open one starts the next."""
+    """Writes the shards of one side; a sample that does not fit into the open shard starts the next one."""
 
     def __init__(self, folder: Path, side: str, images: int, megabytes: int | None):
         self.folder, self.side, self.images = folder, side, images
         self.limit = math.inf if megabytes is None else megabytes * 10**6
         self.lengths: list[int] = []  # images in each shard
-        self.size = 0  # bytes of the members of the open one
+        self.size = 0  # bytes of the members of the open shard
         self._tar: tarfile.TarFile | None = None
 
     def add(self, sample: dict[str, bytes]) -> None:
         """Write a sample: its files, as contents by names."""
         size = sum(tarfile.BLOCKSIZE + _padded(len(part), tarfile.BLOCKSIZE) for part in sample.values())
-        whole = _padded(self.size + size + END, tarfile.RECORDSIZE)
-        if self._tar is None or self.lengths[-1] == self.images or whole > self.limit:
+        total = _padded(self.size + size + END_MARKER_BYTES, tarfile.RECORDSIZE)
+        if self._tar is None or self.lengths[-1] == self.images or total > self.limit:
             self._tar = self._next()
         for name, part in sample.items():
             entry = tarfile.TarInfo(name)
@@ -188,7 +188,7 @@ def _sample(key: str, images: ImageSource, index: int) -> dict[str, bytes]:
     """Return the contents of an image file and of its .cls file, by their names in the archive."""
     content, suffix = images.encoded(index)
     label = str(int(images.targets[index])).encode()
-    return {key + SHORTER.get(suffix, suffix): content, f"{key}.{LABEL}": label}
+    return {key + SHARD_SUFFIXES.get(suffix, suffix): content, f"{key}.{LABEL}": label}
 
 
 def _padded(size: int, unit: int) -> int:

@@ -13,14 +13,14 @@ import numpy as np
 from lambdanets.utils.progress import MANY, Progress, progress_bar
 from lambdanets.utils.text import join_some
 
-from .check import MEMORY_LIMIT, check_memory, check_set, keep_in_memory, memory_needed
+from .check import MEMORY_LIMIT, cache_bytes, cache_images, check_memory, check_set
 from .config import DataConfig
 from .errors import DataError, SourceWarning, listing
 from .image_set import ORDER_NEEDS_SHARDS, ImageSet
 from .mixed import MixedSet, batch_sizes
 from .pseudo import labels_digest, open_pseudo
 from .sources import SOURCES, get_source, open_source
-from .sources.folder import fingerprint, warn_unmeasured
+from .sources.folder import folder_fingerprint, warn_without_validation
 from .sources.protocol import Source, StreamedSource
 from .streams.stream_set import StreamSet, digest
 from .transforms import Pipeline
@@ -56,7 +56,7 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
 
     Args:
         config: the source and its options.
-        seed: decides the split if the source is not split already.
+        seed: seed of the split, used if the source is not split already.
         progress: called with (images done, all images) while files are decoded; None shows a bar in a
             terminal if there are many.
 
@@ -67,34 +67,35 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
         DataError: there is no such source, it is empty or of one class, its sides do not agree, or images in
             it are damaged and `on_bad_image` is "refuse".
     """
-    named = get_source(config.source)
-    if config.order == "shards" and not named.sharded:
+    source = get_source(config.source)
+    if config.order == "shards" and not source.sharded:
         raise DataError(ORDER_NEEDS_SHARDS)
-    _check_names(config, named)
+    _check_names(config, source)
     check_memory(config.batch_size, config.image_size, config.in_chans)
-    if isinstance(named, StreamedSource):
-        return _open_streams(config, named)
+    if isinstance(source, StreamedSource):
+        return _open_streams(config, source)
     if config.pseudo_labels is not None:
         batch_sizes(config)
     elif config.unlabelled is not None or config.pseudo_ratio != 1:
         raise DataError("data.unlabelled and data.pseudo_ratio need data.pseudo_labels.")
-    source = open_source(config, seed=seed)
-    _check_classes(config, source.classes)
-    pseudo = [open_pseudo(config, source)] if config.pseudo_labels is not None else []
+    opened = open_source(config, seed=seed)
+    _check_classes(config, opened.classes)
+    pseudo = [open_pseudo(config, opened)] if config.pseudo_labels is not None else []
     skip = config.on_bad_image == "skip"
     train, val = (
-        ImageSet(images, Pipeline(config, train=side), source.classes, skip_bad=skip)
-        for images, side in ((source.train, True), (source.val, False))
+        ImageSet(images, Pipeline(config, train=is_train), opened.classes, skip_bad=skip)
+        for images, is_train in ((opened.train, True), (opened.val, False))
     )
     sides = {"training": train, "validation": val}
     for name, side in sides.items():
         if not len(side):
             raise DataError(f"no images are left for {name}: val_fraction is {config.val_fraction}.")
-    _read(sides | dict(zip(["pseudo-labels"], pseudo, strict=False)), config, progress)
-    mark = _fingerprint(named, [train, val])
+    _check_or_cache(sides | dict(zip(["pseudo-labels"], pseudo, strict=False)), config, progress)
+    fingerprint = _fingerprint(source, [train, val])
     if not pseudo:
-        return Splits(train, val, source.classes, mark)
-    return Splits(MixedSet(train, *pseudo), val, source.classes, f"{mark}+{labels_digest(*pseudo)}")
+        return Splits(train, val, opened.classes, fingerprint)
+    fingerprint = f"{fingerprint}+{labels_digest(*pseudo)}"
+    return Splits(MixedSet(train, *pseudo), val, opened.classes, fingerprint)
 
 
 def _open_streams(config: DataConfig, source: StreamedSource) -> Splits:
@@ -136,7 +137,7 @@ def open_split(
         split: "train" or "val".
         seed: seed of the split.
         classes: classes of the run to evaluate. A folder may have some of them and no others; any other
-            source must have the same classes in the same order, named "0", "1" and so on if they have no
+            source must have the same classes in the same order, source "0", "1" and so on if they have no
             names. None takes those of the source.
         progress: as in `open_splits`.
 
@@ -149,39 +150,41 @@ def open_split(
     if split not in ("train", "val"):
         raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
     check_memory(config.batch_size, config.image_size, config.in_chans)
-    named = get_source(config.source)
-    if isinstance(named, StreamedSource):
-        stream = named.open(config, config.train_split if split == "train" else config.val_split, train=False)
+    source = get_source(config.source)
+    if isinstance(source, StreamedSource):
+        stream = source.open(
+            config, config.train_split if split == "train" else config.val_split, train=False
+        )
         _check_known(config, stream.classes, classes)
         return stream, stream.classes
-    source = open_source(config, seed=seed, classes=classes)
-    _check_known(config, source.classes, classes)
+    opened = open_source(config, seed=seed, classes=classes)
+    _check_known(config, opened.classes, classes)
     image_set = ImageSet(
-        source.train if split == "train" else source.val,
+        opened.train if split == "train" else opened.val,
         Pipeline(config, train=False),
-        source.classes,
+        opened.classes,
         skip_bad=config.on_bad_image == "skip",
     )
     if not len(image_set):
         raise DataError(f"the {split} side of {config.source!r} holds no images.")
-    _read({"validation": image_set}, config, progress)
-    return image_set, source.classes
+    _check_or_cache({"validation": image_set}, config, progress)
+    return image_set, opened.classes
 
 
 def _check_names(config: DataConfig, source: Source) -> None:
     """Raise DataError where the configuration names splits or columns that the source cannot have."""
     if not source.named_columns and (config.image_column or config.label_column):
         kinds = " and ".join(kind for kind, each in SOURCES.items() if each.named_columns)
-        raise DataError(f"data.image_column and data.label_column are those of {kinds} alone.")
+        raise DataError(f"data.image_column and data.label_column apply only to {kinds}.")
     streamed = isinstance(source, StreamedSource)
     if not source.named_splits or (
         config.val_split != config.train_split and (config.val_split or not streamed)
     ):
         return
-    what = f"data.train_split and data.val_split are both {config.train_split!r}"
-    what = what if config.val_split else "data.val_split is empty"
+    fault = f"data.train_split and data.val_split are both {config.train_split!r}"
+    fault = fault if config.val_split else "data.val_split is empty"
     raise DataError(
-        f"{what}, and a run is validated on images that it is not trained on: {source.one_split_remedy()}."
+        f"{fault}, but validation images must not be training images: {source.one_split_remedy()}."
     )
 
 
@@ -209,19 +212,19 @@ def _check_known(config: DataConfig, found: tuple[str, ...], known: Sequence[str
 
 
 def _fingerprint(source: Source, sides: Sequence[ImageSet]) -> str:
-    """Return the hash of the images of both sides, "" for a source that is not files."""
+    """Return the hash of the names and classes of both sides; "" for a source without files."""
     root = source.file_root()
     if root is None:
         return ""
     files = [[(side.path(index), int(side.targets[index])) for index in range(len(side))] for side in sides]
-    return fingerprint(root, files, sides[0].classes)
+    return folder_fingerprint(root, files, sides[0].classes)
 
 
-def _read(sides: dict[str, ImageSet], config: DataConfig, progress: Progress | None) -> None:
+def _check_or_cache(sides: dict[str, ImageSet], config: DataConfig, progress: Progress | None) -> None:
     """Check or cache the images of all sides, then refuse or leave out the bad ones."""
     cache = config.cache
     if cache == "auto":
-        cache = config.check and sum(map(memory_needed, sides.values())) < MEMORY_LIMIT
+        cache = config.check and sum(map(cache_bytes, sides.values())) < MEMORY_LIMIT
     if not cache and not config.check:
         return
     total = sum(map(len, sides.values()))
@@ -230,24 +233,26 @@ def _read(sides: dict[str, ImageSet], config: DataConfig, progress: Progress | N
     with bar as report:
         before = 0
         for side in sides.values():
-            read = keep_in_memory if cache else check_set
+            read = cache_images if cache else check_set
             bad.append(read(side, lambda done, before=before: report(before + done, total)))
             before += len(side)
     sentences = [found[index] for found in bad for index in sorted(found)]
     if not sentences:
         return
-    what = f"{len(sentences)} of {total} images cannot be read:{listing(sentences)}"
+    summary = f"{len(sentences)} of {total} images cannot be read:{listing(sentences)}"
     if config.on_bad_image == "refuse":
         raise DataError(
-            f"{what}\nRepair or remove them, or leave them out with --set data.on_bad_image=skip."
+            f"{summary}\nRepair or remove them, or leave them out with --set data.on_bad_image=skip."
         )
     for (name, side), found in zip(sides.items(), bad, strict=True):
         emptied = side.leave_out(found)
         if emptied and (name == "training" or not len(side)):
             raise DataError(f"without its damaged images, class {emptied[0]!r} is empty.")
         if name == "validation":
-            warn_unmeasured(f"without its damaged images the validation side of {config.source!r}", emptied)
-    warnings.warn(f"{what}\nThey are left out.", SourceWarning, stacklevel=3)
+            warn_without_validation(
+                f"without its damaged images the validation side of {config.source!r}", emptied
+            )
+    warnings.warn(f"{summary}\nThey are left out.", SourceWarning, stacklevel=3)
 
 
 def describe(splits: Splits) -> dict[str, int | str]:

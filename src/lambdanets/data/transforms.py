@@ -16,13 +16,13 @@ from torchvision.transforms import v2
 
 from .config import DataConfig
 from .images import as_mode, upright
-from .randomness import CUT, ERASE, FLIP, PAD_LEFT, PAD_TOP, RECOLOR, preserved, reseed, uniform
+from .randomness import COLOR, ERASE, FLIP, PAD_LEFT, PAD_TOP, RANDOM_CROP, preserved, reseed, uniform
 
-# Length of the kept middle of a very long image, in units of its shorter side: the middle square and the
-# pixels around it that resizing reads.
-KEPT = 4
+# Aspect ratio of the middle part of a very long image, which alone is resized: the cropped square, with a
+# margin for the filter of the resizing.
+MIDDLE_ASPECT = 4
 Step = Callable[[Image.Image], Any]  # returns an image; the annotations of the libraries are broader
-IN_CACHE = 2**18  # elements normalised at a time: they stay in the CPU's cache between the operations
+CHUNK_ELEMENTS = 2**18  # elements normalised at a time, so that they stay in the CPU's cache
 
 
 class Pipeline:
@@ -33,8 +33,8 @@ class Pipeline:
         train: augment the images; else only resize, crop the middle and normalise.
 
     Attributes:
-        cut: random resized crop, the first step; None if images are resized and cropped in the middle.
-        recolor: RandAugment and colour jitter.
+        random_crop: random resized crop, the first step; None if images are resized and centre-cropped.
+        color_steps: RandAugment and colour jitter.
         erase: random erasing of normalised images, or None.
         flip: probability of a left-right flip.
         pad: pixels added to each edge before a random crop; 0 without one.
@@ -50,24 +50,24 @@ class Pipeline:
         self.pad = augment.pad if train and augment.crop == "pad" else 0
         self.mean = torch.tensor(config.mean).mul_(255).view(-1, 1, 1)
         self.std = torch.tensor(config.std).mul_(255).view(-1, 1, 1)
-        self.cut: Step | None = None
-        self.recolor: list[Step] = []
+        self.random_crop: Step | None = None
+        self.color_steps: list[Step] = []
         self.erase: RandomErasing | None = None
         self._geometry: Step | None = None
-        self._unchanged: tuple[int, int] | None = None
+        self._target_size: tuple[int, int] | None = None
         if train:
             self._add_random_steps(config)
-        if self.cut is None:
+        if self.random_crop is None:
             side = int(config.image_size / (1.0 if self.pad else config.crop_pct))
             mode = str_to_interp_mode(config.interpolation)
             self._geometry = v2.Compose([v2.Resize(side, mode), v2.CenterCrop(config.image_size)])
-            self._unchanged = (side, side) if side == config.image_size else None
+            self._target_size = (side, side) if side == config.image_size else None
 
     def _add_random_steps(self, config: DataConfig) -> None:
         """Create the random transforms that the configuration asks for."""
         augment = config.augment
         if augment.crop == "random_resized":
-            self.cut = RandomResizedCropAndInterpolation(
+            self.random_crop = RandomResizedCropAndInterpolation(
                 config.image_size, augment.scale, augment.ratio, config.interpolation
             )
         if augment.rand_augment is not None:
@@ -77,21 +77,21 @@ class Pipeline:
                 "img_mean": fill if config.in_chans == 3 else fill[0],
                 "interpolation": str_to_pil_interp(config.interpolation),
             }
-            self.recolor.append(rand_augment_transform(augment.rand_augment, options))
+            self.color_steps.append(rand_augment_transform(augment.rand_augment, options))
         if augment.color_jitter:
-            self.recolor.append(v2.ColorJitter(*[augment.color_jitter] * 3))
+            self.color_steps.append(v2.ColorJitter(*[augment.color_jitter] * 3))
         if augment.random_erasing:
             self.erase = RandomErasing(augment.random_erasing, device="cpu")
 
     @property
     def uniform(self) -> bool:
         """Whether all prepared images have the same size."""
-        return self.cut is None
+        return self.random_crop is None
 
     @property
     def light(self) -> bool:
-        """Whether `finish` takes only microseconds for an image."""
-        return self.cut is None and not self.recolor and self.erase is None
+        """Whether `finish` needs no transform of PIL or timm and takes microseconds for an image."""
+        return self.random_crop is None and not self.color_steps and self.erase is None
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Apply the steps that are the same in every epoch, so that their result can be cached.
@@ -101,7 +101,7 @@ class Pipeline:
             resized crop is the first step.
         """
         image = as_mode(image, self.in_chans)
-        if self._geometry is not None and image.size != self._unchanged:
+        if self._geometry is not None and image.size != self._target_size:
             image = self._geometry(_middle(image))
         return np.asarray(image).reshape(image.height, image.width, self.in_chans)
 
@@ -116,25 +116,25 @@ class Pipeline:
             float32 of shape [b, channels, image_size, image_size].
         """
         if self.light:
-            return self._normalise(self._moved(prepared, sample_keys))
+            return self._normalise(self._cropped_and_flipped(prepared, sample_keys))
         with preserved():
-            if self.cut is not None:
+            if self.random_crop is not None:
                 prepared = [
-                    self._through(array, [self.cut], key, CUT)
+                    self._transformed(array, [self.random_crop], key, RANDOM_CROP)
                     for array, key in zip(prepared, sample_keys, strict=True)
                 ]
-            moved = self._moved(prepared, sample_keys)
-            if self.recolor:
+            cropped = self._cropped_and_flipped(prepared, sample_keys)
+            if self.color_steps:
                 for index, key in enumerate(sample_keys):
-                    moved[index] = self._through(moved[index], self.recolor, key, RECOLOR)
-            batch = self._normalise(moved)
+                    cropped[index] = self._transformed(cropped[index], self.color_steps, key, COLOR)
+            batch = self._normalise(cropped)
             if self.erase is not None:
                 for index, key in enumerate(sample_keys):
                     reseed(key, ERASE)
                     self.erase(batch[index])
             return batch
 
-    def _through(
+    def _transformed(
         self,
         array: np.ndarray,
         steps: Sequence[Step],
@@ -148,31 +148,33 @@ class Pipeline:
             image = step(image)
         return np.asarray(image).reshape(image.height, image.width, self.in_chans)
 
-    def _moved(self, prepared: Sequence[np.ndarray] | np.ndarray, sample_keys: np.ndarray) -> np.ndarray:
+    def _cropped_and_flipped(
+        self, prepared: Sequence[np.ndarray] | np.ndarray, sample_keys: np.ndarray
+    ) -> np.ndarray:
         """Pad, crop and flip each image by its own draws; return uint8 [b, image_size, image_size, channels].
 
-        Slices are faster here than one gather.
+        A loop over slices is faster here than one indexed gather.
         """
         pad, side = self.pad, self.image_size
         top, left = (
             (uniform(sample_keys, stream) * (2 * pad + 1)).astype(int) for stream in (PAD_TOP, PAD_LEFT)
         )
         flipped = uniform(sample_keys, FLIP) < self.flip
-        moved = np.empty((len(prepared), side, side, self.in_chans), np.uint8)
+        cropped = np.empty((len(prepared), side, side, self.in_chans), np.uint8)
         padded = np.zeros((side + 2 * pad, side + 2 * pad, self.in_chans), np.uint8)
         for index, array in enumerate(prepared):
             if pad:
                 padded[pad : pad + side, pad : pad + side] = array
                 rows, columns = (slice(start, start + side) for start in (top[index], left[index]))
                 array = padded[rows, columns]
-            moved[index] = array[:, ::-1] if flipped[index] else array
-        return moved
+            cropped[index] = array[:, ::-1] if flipped[index] else array
+        return cropped
 
     def _normalise(self, prepared: np.ndarray) -> Tensor:
         """Return uint8 [b, height, width, channels] as normalised float32 [b, channels, height, width]."""
         number, height, width, channels = prepared.shape
         images = torch.empty(number, channels, height, width)
-        step = max(1, IN_CACHE // (height * width * channels))
+        step = max(1, CHUNK_ELEMENTS // (height * width * channels))
         for start in range(0, number, step):
             part = images[start : start + step]
             part.copy_(torch.from_numpy(prepared[start : start + step]).permute(0, 3, 1, 2))
@@ -183,9 +185,10 @@ class Pipeline:
 def _middle(image: Image.Image) -> Image.Image:
     """Crop the ends of a very long image: resized as a whole, a narrow strip would fill the memory."""
     short, long = sorted(image.size)
-    if long <= 2 * KEPT * short:
+    if long <= 2 * MIDDLE_ASPECT * short:
         return image
-    kept = KEPT * short + long % 2  # of the same parity as the image, so that the centre stays the same
+    # Of the same parity as the image, so that the centre stays the same.
+    kept = MIDDLE_ASPECT * short + long % 2
     start = (long - kept) // 2
     if image.width > image.height:
         return image.crop((start, 0, start + kept, short))
@@ -202,9 +205,9 @@ def eval_transform(config: DataConfig) -> Callable[[Image.Image], Tensor]:
         A function from an image to float32 of shape [channels, image_size, image_size].
     """
     pipeline = Pipeline(config, train=False)
-    none = np.zeros(1, np.uint64)
+    unused_key = np.zeros(1, np.uint64)  # nothing is random without augmentation
 
     def transform(image: Image.Image) -> Tensor:
-        return pipeline.finish(pipeline.prepare(upright(image))[None], none)[0]
+        return pipeline.finish(pipeline.prepare(upright(image))[None], unused_key)[0]
 
     return transform

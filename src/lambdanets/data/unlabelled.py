@@ -13,7 +13,7 @@ from .sources.tar_paths import SUFFIX, side_word
 
 
 def open_unlabelled(source: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS) -> ImageSource:
-    """Find all images of a source, whatever their classes.
+    """Find all images of a source, without their classes.
 
     Args:
         source: "folder:PATH", with images in any folders, or "tar:PATH".
@@ -35,7 +35,7 @@ def open_unlabelled(source: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS
 
 
 def training_side(names: Sequence[str]) -> list[int] | None:
-    """Find the images on the training side of a source that is split.
+    """Return the indices of the training images, if the names show that the source is split.
 
     Args:
         names: names of its images from `open_unlabelled`. The first folder is the side, such as train/ or

@@ -133,7 +133,7 @@ def _pages(
     while part := list(islice(cards, per_page)):
         images = f"image {done + 1}" if len(part) == 1 else f"images {done + 1} to {done + len(part)}"
         done += len(part)
-        caption = f"{images}  ·  left: annotated  ·  right: found with a score of {threshold:g} or more"
+        caption = f"{images}  ·  left: annotated  ·  right: detected with a score of {threshold:g} or more"
         yield _page(part, title, caption, fonts)
 
 
@@ -152,7 +152,7 @@ def _draw_pair(row: Pair, names: Sequence[str], threshold: float) -> _Card:
         for source, chosen in ((row.truth, annotated), (row.found, found))
     ]
     objects = int(annotated.sum())
-    captions = f"{objects} object{'s' * (objects != 1)}", f"{int(found.sum())} found"
+    captions = f"{objects} object{'s' * (objects != 1)}", f"{int(found.sum())} detected"
     return _Card(row.name, (pictures[0], pictures[1]), captions)
 
 

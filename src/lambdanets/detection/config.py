@@ -131,7 +131,7 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         if given := [name for name in RESERVED_OPTIONS if name in self.options]:
-            raise ValueError(f"model.options.{given[0]} is the detector's to choose; leave it out")
+            raise ValueError(f"model.options.{given[0]} is set by the detector; leave it out")
         for name, allowed in (("norms", ("batch", "frozen")), ("head_norm", ("batch", None))):
             if getattr(self, name) not in allowed:
                 words = " or ".join(map(repr, allowed))
@@ -161,7 +161,9 @@ class DetectorConfig:
         if self.weights == "":
             raise ValueError("model.weights is a file, a folder or hf-hub:OWNER/NAME, or None; got ''")
         if self.weights is not None and self.options.get("pretrained"):
-            raise ValueError("model.weights and model.options.pretrained=true both name a start; keep one")
+            raise ValueError(
+                "model.weights and model.options.pretrained=true both give initial weights; keep one"
+            )
         if "checkpoint_path" in self.options:
             raise ValueError(
                 "model.options.checkpoint_path: the weights that a run starts from go to model.weights"
@@ -172,7 +174,7 @@ class DetectorConfig:
             for name, trainable in (("frozen_stages", 0), ("norms", "batch")):
                 if getattr(self, name) != trainable:
                     raise ValueError(
-                        f"model.{name}={getattr(self, name)} would fix what has not been trained: give "
+                        f"model.{name}={getattr(self, name)} would freeze untrained weights: give "
                         f"model.weights or model.options.pretrained=true, or model.{name}={trainable}"
                     )
 

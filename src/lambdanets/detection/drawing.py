@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
-from lambdanets.data.coco.masks import Masks, sampled
+from lambdanets.data.coco.masks import Masks, rasterise_at
 from lambdanets.detection.masks import MASK_THRESHOLD
 from lambdanets.utils.fonts import font, legible, text_length, write_text
 from lambdanets.viz.pages import INK
@@ -128,7 +128,7 @@ def _mask_pixels(masks: Tensor | Masks, index: int, size: tuple[int, int]) -> np
             (2 * np.arange(min(shown, side)) + 1) * side // (2 * min(shown, side))
             for shown, side in zip(size[::-1], (masks.height, masks.width), strict=True)
         )
-        top, left, part = sampled(masks.segmentations[index], masks.height, masks.width, rows, columns)
+        top, left, part = rasterise_at(masks.segmentations[index], masks.height, masks.width, rows, columns)
         pixels = np.zeros((len(rows), len(columns)), bool)
         pixels[top : top + part.shape[0], left : left + part.shape[1]] = part
     else:

@@ -63,11 +63,13 @@ def evaluate(
         >>> evaluate(load_run("runs/nuclei")).scores.figures()["mask_ap50"]
     """
     config = run.config
-    rules = config.validation
+    validation = config.validation
     config = replace(
         config,
         data=data or config.data,
-        validation=rules if max_detections is None else replace(rules, max_detections=max_detections),
+        validation=validation
+        if max_detections is None
+        else replace(validation, max_detections=max_detections),
         engine=replace(config.engine, ema=None, max_val_batches=None),
     )
     if config.engine.threads:

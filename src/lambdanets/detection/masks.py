@@ -2,8 +2,8 @@
 
 A *mask* is a tensor or array of pixels: probabilities as the mask head returns them [28, 28], or boolean.
 *Run lengths* are COCO's compressed encoding of a mask, `{"size": [height, width], "counts": text}`; the masks
-of an image are held as `Masks` of run lengths, as boolean masks of all objects would take n times the memory
-of the image. *Polygons* occur in annotations only.
+of an image are held as `Masks` of run lengths, because the boolean masks of n objects would take n times the
+memory of the image. *Polygons* occur in annotations only.
 
 `encode_regions` pastes each mask over its box and encodes it once, in pixels of the whole image; results,
 scores, tiles and drawings take the run lengths from there. `decode_masks` is the way back.
@@ -21,7 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.transform import resize_boxes
 
-from lambdanets.data.coco.masks import Masks, Segmentation, coco_tool, counted, raster, run_lengths
+from lambdanets.data.coco.masks import (
+    Masks,
+    Segmentation,
+    coco_tool,
+    encode_uncompressed,
+    rasterise,
+    run_lengths,
+)
 
 RunLengths = dict[str, Any]
 """COCO's compressed encoding of a mask: `size` ([height, width]) and `counts` (text)."""
@@ -141,7 +148,7 @@ def encode_mask(part: np.ndarray, top: int, left: int, height: int, width: int) 
         height: Of the image, in pixels.
         width: Of the image, in pixels.
     """
-    return encode_segmentation(counted(part, top, left, height, width), height, width)
+    return encode_segmentation(encode_uncompressed(part, top, left, height, width), height, width)
 
 
 def encode_masks(masks: Tensor) -> list[RunLengths]:
@@ -180,5 +187,5 @@ def decode_masks(objects: Objects) -> dict[str, Tensor]:
     masks = objects.get("masks")
     if not isinstance(masks, Masks):
         return objects
-    pixels = raster(masks.segmentations, masks.height, masks.width)
+    pixels = rasterise(masks.segmentations, masks.height, masks.width)
     return objects | {"masks": torch.from_numpy(pixels)[:, None].bool()}

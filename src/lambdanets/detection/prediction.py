@@ -119,7 +119,7 @@ class Predictor:
         run: From `load_run`.
         weights: The best weights by validation, or those of the last epoch.
         tile: As for `predict`.
-        max_detections: Raises the network's limit of detections of an image, or of a tile, if that is lower.
+        max_detections: Least value of the network's limit of detections per image or tile; None keeps it.
     """
 
     def __init__(

@@ -191,12 +191,12 @@ class _TileMerger:
     a union-find forest of the parts of one object.
 
     Args:
-        parts: The tiles, row by row.
+        tiles: The tiles, row by row.
         found: The objects of each tile, in pixels of the image.
         cut: Whether each object of each tile is cut by an inner edge.
     """
 
-    def __init__(self, parts: Sequence[Tile], found: Sequence[Objects], cut: Sequence[np.ndarray]) -> None:
+    def __init__(self, tiles: Sequence[Tile], found: Sequence[Objects], cut: Sequence[np.ndarray]) -> None:
         self.boxes, self.labels, self.scores = (
             torch.cat([each[name] for each in found]) for name in ("boxes", "labels", "scores")
         )
@@ -205,7 +205,7 @@ class _TileMerger:
             if all("masks" in each for each in found)
             else None
         )
-        self.parts, self.cut = parts, np.concatenate(cut)
+        self.tiles, self.cut = tiles, np.concatenate(cut)
         ends = np.cumsum([0, *map(len, cut)])
         # Indices of the objects of each tile.
         self.indices = [np.arange(first, end) for first, end in pairwise(ends)]
@@ -244,24 +244,24 @@ class _TileMerger:
         """Yield, for each pair of overlapping tiles, the objects of both and the shared rectangle."""
         # Tiles come row by row: those before `first` end above the current one.
         first = 0
-        for later, part in enumerate(self.parts):
-            while self.parts[first].bottom <= part.top:
+        for later, tile in enumerate(self.tiles):
+            while self.tiles[first].bottom <= tile.top:
                 first += 1
             for earlier in range(first, later):
-                shared = part.intersection(self.parts[earlier])
+                shared = tile.intersection(self.tiles[earlier])
                 if shared and len(self.indices[earlier]) and len(self.indices[later]):
                     yield self.indices[earlier], self.indices[later], shared
 
     def _drop_duplicates(self, pairs: Sequence[tuple[np.ndarray, np.ndarray, Tile]]) -> None:
         """Keep the best detection of each whole object that several tiles have found."""
         rivals: dict[int, list[int]] = {}
-        for some, others, _ in pairs:
-            some, others = some[~self.cut[some]], others[~self.cut[others]]
-            same_label = self.labels[some][:, None] == self.labels[others]
-            same = (self._overlap(some, others) > SAME_OBJECT_IOU) & same_label.numpy()
+        for earlier, later, _ in pairs:
+            earlier, later = earlier[~self.cut[earlier]], later[~self.cut[later]]
+            same_label = self.labels[earlier][:, None] == self.labels[later]
+            same = (self._overlap(earlier, later) > SAME_OBJECT_IOU) & same_label.numpy()
             for i, j in np.argwhere(same).tolist():
-                rivals.setdefault(int(some[i]), []).append(int(others[j]))
-                rivals.setdefault(int(others[j]), []).append(int(some[i]))
+                rivals.setdefault(int(earlier[i]), []).append(int(later[j]))
+                rivals.setdefault(int(later[j]), []).append(int(earlier[i]))
         chosen: set[int] = set()
         for index in sorted(rivals, key=lambda index: (-self.scores[index].item(), index)):
             self.kept[index] = chosen.isdisjoint(rivals[index])
@@ -271,8 +271,8 @@ class _TileMerger:
     def _drop_cut_duplicates(self, pairs: Sequence[tuple[np.ndarray, np.ndarray, Tile]]) -> None:
         """Drop parts of objects that another tile has found whole, of any label."""
         whole = self.kept & ~self.cut
-        for some, others, _ in pairs:
-            for these, those in ((some, others), (others, some)):
+        for earlier, later, _ in pairs:
+            for these, those in ((earlier, later), (later, earlier)):
                 these, those = these[self.cut[these]], those[whole[those]]
                 if len(these) and len(those):
                     covered = (self._overlap(these, those, of_first=True) > SAME_OBJECT_IOU).any(1)
@@ -281,11 +281,11 @@ class _TileMerger:
     def _join_parts(self, pairs: Sequence[tuple[np.ndarray, np.ndarray, Tile]]) -> None:
         """Join parts of one object: of the same label, and in agreement where their tiles overlap."""
         cut = self.kept & self.cut
-        for some, others, shared in pairs:
-            some, others = some[cut[some]], others[cut[others]]
-            same_label = (self.labels[some][:, None] == self.labels[others]).numpy()
-            for i, j in np.argwhere((self._overlap(some, others) > 0) & same_label).tolist():
-                first, second = int(some[i]), int(others[j])
+        for earlier, later, shared in pairs:
+            earlier, later = earlier[cut[earlier]], later[cut[later]]
+            same_label = (self.labels[earlier][:, None] == self.labels[later]).numpy()
+            for i, j in np.argwhere((self._overlap(earlier, later) > 0) & same_label).tolist():
+                first, second = int(earlier[i]), int(later[j])
                 if self._agree(first, second, shared):
                     self.parent[self._root(second)] = self._root(first)
 
@@ -294,16 +294,16 @@ class _TileMerger:
             self.parent[index] = index = self.parent[self.parent[index]]
         return index
 
-    def _overlap(self, some: np.ndarray, others: np.ndarray, *, of_first: bool = False) -> np.ndarray:
+    def _overlap(self, these: np.ndarray, those: np.ndarray, *, of_first: bool = False) -> np.ndarray:
         """Return the intersection of each pair of objects over their union, or over the area of the first."""
-        if not (len(some) and len(others)):
-            return np.zeros((len(some), len(others)))
+        if not (len(these) and len(those)):
+            return np.zeros((len(these), len(those)))
         if self.masks is not None:
-            first, second = ([self.masks[index] for index in indices] for indices in (some, others))
-            return np.asarray(coco_tool().iou(first, second, [int(of_first)] * len(others)))
+            first, second = ([self.masks[index] for index in indices] for indices in (these, those))
+            return np.asarray(coco_tool().iou(first, second, [int(of_first)] * len(those)))
         if not of_first:
-            return box_iou(self.boxes[some], self.boxes[others]).numpy()
-        first, second = self.boxes[some][:, None], self.boxes[others]
+            return box_iou(self.boxes[these], self.boxes[those]).numpy()
+        first, second = self.boxes[these][:, None], self.boxes[those]
         shared = torch.minimum(first[..., 2:], second[:, 2:]) - torch.maximum(first[..., :2], second[:, :2])
         areas = (first[..., 2:] - first[..., :2]).prod(-1)
         return (shared.clamp(min=0).prod(-1) / areas.clamp(min=1e-6)).numpy()

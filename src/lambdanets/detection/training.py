@@ -185,9 +185,9 @@ class DetectionModule(Learner):
 
     def _draw_sheet(self, files: RunFiles, seen: set[int]) -> None:
         """Draw images spread over the validated ones, with annotated and detected objects."""
-        rules = self.config.validation
+        validation = self.config.validation
         indices = [index for index, image_id in enumerate(self._val.image_ids.tolist()) if image_id in seen]
-        chosen = [indices[index] for index in evenly_spaced(len(indices), rules.sheet)]
+        chosen = [indices[index] for index in evenly_spaced(len(indices), validation.sheet)]
         found: dict[int, list[Entry]] = {self._val.image_ids[index]: [] for index in chosen}
         for entry in self.results:
             if entry["image_id"] in found:
@@ -198,7 +198,7 @@ class DetectionModule(Learner):
 
         pairs = (make_pair(self._val, index, detect) for index in chosen)
         title = f"{self.config.model.name}, epoch {self.state.position[0]}"
-        draw_pairs(pairs, files.sheet, title, names=self.classes, threshold=rules.threshold)
+        draw_pairs(pairs, files.sheet, title, names=self.classes, threshold=validation.threshold)
 
     def on_new_best(self) -> None:
         if self.scores is None or self.files is None:

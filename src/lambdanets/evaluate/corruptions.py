@@ -49,7 +49,7 @@ class CorruptionError:
 
     @property
     def normalised(self) -> float | None:
-        """The error divided by AlexNet's, which is over all five severities; None if one is missing."""
+        """The error divided by AlexNet's mean error; None unless all five severities were measured."""
         return self.error / ALEXNET[self.name] if self.severities == SEVERITIES else None
 
 

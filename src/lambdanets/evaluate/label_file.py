@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from lambdanets.data.labels import COLUMNS, csv_lines, numbered_rows, open_text
+from lambdanets.data.labels import COLUMNS, csv_text, numbered_rows, open_text
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.errors import RunError
 from lambdanets.utils.files import move_into_place, naming, parse_json
@@ -20,15 +20,15 @@ class LabelFile:
 
     Args:
         path: The file once it is complete; until then its name ends in `.part`.
-        about: The settings that the labels depend on, in plain values; stored in a JSON file of the same
+        settings: The settings that the labels depend on, in plain values; stored in a JSON file of the same
             name.
         images: Names of all images, in order.
         classes: Class names.
     """
 
-    def __init__(self, path: Path, about: dict[str, Any], images: Sequence[str], classes: Sequence[str]):
-        self.path, self.about, self.images, self.classes = path, about, images, classes
-        self.growing = path.with_name(f"{path.name}.part")
+    def __init__(self, path: Path, settings: dict[str, Any], images: Sequence[str], classes: Sequence[str]):
+        self.path, self.settings, self.images, self.classes = path, settings, images, classes
+        self.partial_file = path.with_name(f"{path.name}.part")
         self.metadata_file = path.with_name(f"{path.name}.json")
         self.lock = path.with_name(f".{path.name}.lock")
 
@@ -40,47 +40,47 @@ class LabelFile:
         Raises:
             RunError: The present file was made with other settings.
         """
-        found = [each for each in (self.path, self.growing) if each.exists()]
+        found = [each for each in (self.path, self.partial_file) if each.exists()]
         if not found:
-            write_text(self.metadata_file, json_text(self.about, indent=1) + "\n")
+            write_text(self.metadata_file, json_text(self.settings, indent=1) + "\n")
             return 0
         try:
-            was = parse_json(self.metadata_file.read_text(encoding="utf-8"))
+            stored = parse_json(self.metadata_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            was = {}
-        was = was if isinstance(was, dict) else {}
-        if other := [name for name, value in self.about.items() if was.get(name) != value]:
+            stored = {}
+        stored = stored if isinstance(stored, dict) else {}
+        if other := [name for name, value in self.settings.items() if stored.get(name) != value]:
             raise RunError(
                 f"{found[0]} holds labels made with other {' and '.join(other)}; choose another --out, or "
                 "remove it"
             )
-        return len(self.images) if self.path.exists() else self._kept(batch_size)
+        return len(self.images) if self.path.exists() else self._drop_incomplete_batch(batch_size)
 
-    def _kept(self, batch_size: int) -> int:
+    def _drop_incomplete_batch(self, batch_size: int) -> int:
         """Return the number of images of whole batches; the rest of an interrupted batch is cut off.
 
         The images of a batch stay together: the last bits of an output depend on the other images of its
         batch.
         """
-        text = self.growing.read_bytes()
+        text = self.partial_file.read_bytes()
         whole = text[: text.rfind(b"\n") + 1].decode("utf-8", "surrogateescape")
-        rows = [row for _, row in numbered_rows(io.StringIO(whole, newline=""), self.growing)]
+        rows = [row for _, row in numbered_rows(io.StringIO(whole, newline=""), self.partial_file)]
         done = max(0, len(rows) - 1)
         if done < len(self.images):
             done -= done % batch_size
-        kept = csv_lines(rows[: 1 + done]).encode("utf-8", "surrogateescape")
+        kept = csv_text(rows[: 1 + done]).encode("utf-8", "surrogateescape")
         if len(kept) < len(text):
-            self.growing.write_bytes(kept)
+            self.partial_file.write_bytes(kept)
         return done
 
     @contextmanager
     def appending(self) -> Iterator[IO[str]]:
         """Open the file for appending; it gets its final name when the block succeeds."""
-        with naming(self.growing), open_text(self.growing, "a") as file:
+        with naming(self.partial_file), open_text(self.partial_file, "a") as file:
             if not file.tell():
-                file.write(csv_lines([COLUMNS]))
+                file.write(csv_text([COLUMNS]))
             yield file
-        move_into_place(self.growing, self.path)
+        move_into_place(self.partial_file, self.path)
 
     def append(
         self,
@@ -92,7 +92,7 @@ class LabelFile:
         """Write the labels of a batch; the target None marks an image that could not be read."""
         rows = zip(images, targets, probabilities, strict=True)
         file.write(
-            csv_lines(
+            csv_text(
                 (image, "", "") if target is None else (image, self.classes[target], f"{number:.9g}")
                 for image, target, number in rows
             )
@@ -106,7 +106,7 @@ def read_label_files(paths: Sequence[Path]) -> tuple[list[str], list[str]]:
     Returns:
         The lines of all labelled images under one heading, and the names of images that could not be read.
     """
-    lines, unreadable = [csv_lines([COLUMNS])], []
+    lines, unreadable = [csv_text([COLUMNS])], []
     for path in paths:
         with open_text(path) as file:
             rows = numbered_rows(file, path)
@@ -119,7 +119,7 @@ def read_label_files(paths: Sequence[Path]) -> tuple[list[str], list[str]]:
                     )
                 image, label, number = row
                 if label:
-                    lines.append(csv_lines([(image, label, number)]))
+                    lines.append(csv_text([(image, label, number)]))
                 else:
                     unreadable.append(image)
     return lines, unreadable

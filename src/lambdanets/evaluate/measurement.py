@@ -113,7 +113,7 @@ def measure(
     if test_set is not None and test_set is TEST_SETS["c"]:
         return _measure_corruptions(target, names, test_set)
     images = _open(target, target.data, names)
-    allowed = _present(images) if test_set is not None and test_set.restricted else None
+    allowed = _present_classes(images) if test_set is not None and test_set.restricted else None
     labels = None if real is None else _real_labels(images, real)
     scores = _score(target, images, allowed=allowed, on_logits=None if labels is None else labels.add_result)
     by_real = None
@@ -203,11 +203,11 @@ def _score(
     )
 
 
-def _present(images: ImageSet | StreamSet) -> np.ndarray:
+def _present_classes(images: ImageSet | StreamSet) -> np.ndarray:
     """Return the class indices that images have, ascending."""
     if isinstance(images, StreamSet):
         raise DataError(
-            "a set whose classes are a part of ImageNet's is measured from folders, not streamed."
+            "a test set with some of ImageNet's classes needs a folder as its source, not a stream."
         )
     return np.unique(images.targets)
 

@@ -144,7 +144,7 @@ def prepare_network(run: Run, weights: Literal["best", "last"]) -> tuple[nn.Modu
 
 
 def find_image_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """Yield the image files of paths: a path that is a file whatever its suffix, and the images of folders.
+    """Yield image files: each path that is a file, of any suffix, and the images inside each folder.
 
     A folder without images is yielded itself, so that it can be reported. A warning counts the files of a
     folder that are left out.

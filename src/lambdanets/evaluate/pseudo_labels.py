@@ -104,7 +104,8 @@ def label(
     Raises:
         ValueError: The threshold is no probability, a number is too small, or `fill` lacks `per_class`.
         DataError: There are no such images, none is left, or none could be read.
-        RunError: Labels of another teacher or of other images are in the way, or `out` is no regular file.
+        RunError: Files beside `out` hold labels of another teacher or of other images, or `out` is no regular
+            file.
         InUseError: Another process makes the same labels.
 
     References:
@@ -116,7 +117,7 @@ def label(
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is a probability from 0 to 1; got {threshold}")
     if fill and per_class is None:
-        raise ValueError("fill repeats images until there are per_class of them, which is not given")
+        raise ValueError("fill repeats images up to per_class of each class: give per_class too")
     numbers = (("per_class", per_class, 1), ("batch_size", batch_size, 1), ("workers", workers, 0))
     for name, value, least in numbers:
         if value is not None and value < least:
@@ -124,44 +125,44 @@ def label(
     config, path, source = teacher.config.data, Path(out), resolved_source(source)
     if path.exists() and not path.is_file():
         raise RunError(f"{path} is no regular file that labels could be written to")
-    pictures = open_unlabelled(source, config.in_chans, config.max_pixels)
-    names = [pictures.path(index) for index in range(len(pictures))]
+    images = open_unlabelled(source, config.in_chans, config.max_pixels)
+    names = [images.path(index) for index in range(len(images))]
     if (rows := training_side(names)) is not None:
         print_once(f"{source} has a training and a validation side: only the training side is labelled")
-        pictures, names = pictures.subset(np.array(rows)), [names[row] for row in rows]
-    indices = list(range(len(names))) if keep_labelled else images_not_trained_on(teacher, source, pictures)
+        images, names = images.subset(np.array(rows)), [names[row] for row in rows]
+    indices = list(range(len(names))) if keep_labelled else images_not_trained_on(teacher, source, images)
     if not indices:
         raise DataError(f"the teacher was trained on all {len(names)} images of {source!r}; none is left.")
     network = teacher.model(weights)
-    about = {
+    settings = {
         "source": source,
         "teacher": teacher.config.model.name,
         "weights": weights_hash(network),
         "images": _hash(names[index] for index in indices),
         "classes": list(teacher.classes),
     }
-    rank, parts = rank_and_world_size()
-    files = [_file(path, part, parts) for part in range(parts)]
-    mine = indices[rank::parts]
+    rank, world_size = rank_and_world_size()
+    files = [_shard_file(path, number, world_size) for number in range(world_size)]
+    own_indices = indices[rank::world_size]
     label_files = [
-        LabelFile(file, about, [names[index] for index in indices[part::parts]], teacher.classes)
-        for part, file in enumerate(files)
+        LabelFile(file, settings, [names[index] for index in indices[number::world_size]], teacher.classes)
+        for number, file in enumerate(files)
     ]
     label_file = label_files[rank]
     size = config.batch_size if batch_size is None else batch_size
     with locked(label_file.lock, f"{label_file.path}"):
         done = label_file.start(size)
         if done:
-            print_once(f"{done:,} of {len(mine):,} images are labelled already")
+            print_once(f"{done:,} of {len(own_indices):,} images are labelled already")
         if not files[rank].exists():
-            reader = _ImageBatches(pictures, mine[done:], eval_transform(config), size)
+            reader = _ImageBatches(images, own_indices[done:], eval_transform(config), size)
             loading = DataLoader(
                 reader,
                 batch_size=None,
                 num_workers=checked_workers(config.workers if workers is None else workers),
                 worker_init_fn=leave_signals_to_parent,
             )
-            with label_file.appending() as file, _progress(len(mine), done) as advance:
+            with label_file.appending() as file, _progress(len(own_indices), done) as advance:
                 for chosen, targets, probabilities in _predictions(teacher, network, loading):
                     label_file.append(file, [names[index] for index in chosen], targets, probabilities)
                     advance(len(chosen))
@@ -174,7 +175,7 @@ def label(
         raise DataError(f"not one of the {len(unreadable)} images of {source!r} could be read.")
     all_labels = parse_labels(lines, path, teacher.classes)
     selected = select(all_labels, threshold=threshold, per_class=per_class, fill=fill)
-    metadata = about | {
+    metadata = settings | {
         "threshold": threshold,
         "per_class": per_class,
         "fill": fill,
@@ -196,13 +197,13 @@ def label(
     )
 
 
-def images_not_trained_on(teacher: Run, source: str, pictures: ImageSource) -> list[int]:
+def images_not_trained_on(teacher: Run, source: str, images: ImageSource) -> list[int]:
     """Return the indices of the images that a run was not trained on with their own labels."""
     config = teacher.config.data
     if not overlap(source, config.source):
-        return list(range(len(pictures)))
+        return list(range(len(images)))
     seen = locations(open_source(config, seed=teacher.config.seed, classes=teacher.classes).train)
-    return [index for index in range(len(pictures)) if pictures.location(index) not in seen]
+    return [index for index in range(len(images)) if images.location(index) not in seen]
 
 
 def weights_hash(network: nn.Module) -> str:
@@ -221,9 +222,10 @@ def _hash(names: Iterator[str]) -> str:
     return hashed.hexdigest()
 
 
-def _file(path: Path, part: int, parts: int) -> Path:
-    """Return the file of all labels of a shard, selected or not."""
-    return path.with_name(f"{path.stem}.all{'' if parts == 1 else f'-{part + 1}-of-{parts}'}.csv")
+def _shard_file(path: Path, rank: int, world_size: int) -> Path:
+    """Return the file of all labels of a rank's shard, before the selection."""
+    shard = "" if world_size == 1 else f"-{rank + 1}-of-{world_size}"
+    return path.with_name(f"{path.stem}.all{shard}.csv")
 
 
 class _ImageBatches(Dataset):
@@ -231,12 +233,12 @@ class _ImageBatches(Dataset):
 
     def __init__(
         self,
-        pictures: ImageSource,
+        images: ImageSource,
         indices: Sequence[int],
         transform: Callable[[Any], Tensor],
         batch_size: int,
     ):
-        self.pictures, self.indices, self.transform = pictures, indices, transform
+        self.images, self.indices, self.transform = images, indices, transform
         self.batch_size = batch_size
 
     def __len__(self) -> int:
@@ -249,7 +251,7 @@ class _ImageBatches(Dataset):
         readable, images = [], []
         for index in chosen:
             try:
-                images.append(self.transform(self.pictures.read(index)))
+                images.append(self.transform(self.images.read(index)))
             except DataError:
                 readable.append(False)
             else:

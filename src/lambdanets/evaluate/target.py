@@ -21,7 +21,7 @@ from lambdanets.train.errors import RunError
 from lambdanets.train.run import Run
 from lambdanets.utils.text import first_line
 
-PREFIXES = ("hf-hub:", "local-dir:")  # of models outside the registry
+MODEL_PREFIXES = ("hf-hub:", "local-dir:")  # of models outside the registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class EvalTarget:
             RunError: The network cannot take images of this size.
         """
         data = replace(self.data, image_size=size)
-        fit_to_size(self.network, self.name, size, self.built_for)
+        set_image_size(self.network, self.name, size, self.built_for)
         return replace(self, data=data, built_for=size)
 
 
@@ -102,8 +102,8 @@ def target_from_model(name: str, source: str, *, checkpoint: str | Path | None =
     form = resolve_model_data_config(network, use_test_size=True)
     if form["crop_mode"] != "center":
         warnings.warn(
-            f"timm prepares the images for {name} with crop_mode {form['crop_mode']!r}; here the middle of "
-            "each is cut out, which gives somewhat other figures",
+            f"timm prepares the images for {name} with crop_mode {form['crop_mode']!r}; here they "
+            "are centre-cropped, which gives slightly different results",
             DataWarning,
             stacklevel=2,
         )
@@ -157,7 +157,7 @@ def create_trained_model(name: str, *, checkpoint: str | Path | None = None) -> 
     return network.eval()
 
 
-def fit_to_size(network: nn.Module, name: str, size: int, built_for: int) -> None:
+def set_image_size(network: nn.Module, name: str, size: int, built_for: int) -> None:
     """Prepare a network that depends on the image size (a ViT) for another height and width.
 
     Raises:
@@ -172,18 +172,18 @@ def fit_to_size(network: nn.Module, name: str, size: int, built_for: int) -> Non
 
 
 def is_model_name(name: str) -> bool:
-    """Return whether a word is the name of a model, in timm's registry or with a prefix of `PREFIXES`."""
-    return name.startswith(PREFIXES) or is_model(name)
+    """Return whether a word is the name of a model: of timm's registry, or with one of `MODEL_PREFIXES`."""
+    return name.startswith(MODEL_PREFIXES) or is_model(name)
 
 
 def is_run_folder(word: str) -> bool:
-    """Return whether a word of the command line means a run: a folder with config.json, or no model name."""
+    """Return whether a word of the command line is read as a run: a folder with config.json, or no model."""
     return (Path(word) / "config.json").is_file() or not is_model_name(word)
 
 
 def _create(name: str, *, pretrained: bool) -> nn.Module:
     """Create a model by name; raise RunError if it does not exist or cannot be downloaded."""
-    if pretrained and not name.startswith(PREFIXES) and not is_model_pretrained(name):
+    if pretrained and not name.startswith(MODEL_PREFIXES) and not is_model_pretrained(name):
         raise RunError(f"no trained weights of {name} are published; give your own with --checkpoint FILE")
     try:
         return create_model(name, pretrained=pretrained)

@@ -23,14 +23,14 @@ class ImageNetSet:
         numbered: Class folders are named 0 to 999, the indices of the sorted wnids (WordNet ids, such as
             n01440764); otherwise by wnids.
         restricted: Predictions are restricted to the classes of the set, as in its paper.
-        cut: Images are centre crops already, and are not cropped again.
+        cropped: Images are centre crops already, and are not cropped again.
         reference: The publication.
     """
 
     name: str
     numbered: bool = False
     restricted: bool = False
-    cut: bool = False
+    cropped: bool = False
     reference: str
 
 
@@ -41,7 +41,7 @@ TEST_SETS = {
     "r": ImageNetSet(name="ImageNet-R", restricted=True, reference="Hendrycks et al. 2020, arXiv:2006.16241"),
     "sketch": ImageNetSet(name="ImageNet-Sketch", reference="Wang et al. 2019, arXiv:1905.13549"),
     "c": ImageNetSet(
-        name="ImageNet-C", cut=True, reference="Hendrycks and Dietterich 2019, arXiv:1903.12261"
+        name="ImageNet-C", cropped=True, reference="Hendrycks and Dietterich 2019, arXiv:1903.12261"
     ),
 }
 
@@ -86,8 +86,8 @@ def describe_classes(classes: Sequence[str]) -> tuple[str, ...]:
     from timm.data.imagenet_info import ImageNetInfo
 
     info, known = ImageNetInfo("imagenet-1k"), set(wnids())
-    meant = imagenet_classes(classes) or classes
-    return tuple(info.label_name_to_description(name) if name in known else name for name in meant)
+    names = imagenet_classes(classes) or classes
+    return tuple(info.label_name_to_description(name) if name in known else name for name in names)
 
 
 def recognise_test_set(root: Path) -> str:
@@ -119,8 +119,8 @@ def recognise_test_set(root: Path) -> str:
     for key in ("a", "r"):
         if set(names) == set(_published(key)):
             return key
-    drawn = any(file.name.startswith("sketch_") for file in (root / sorted(names)[0]).iterdir())
-    return "sketch" if drawn else "imagenet"
+    is_sketch = any(file.name.startswith("sketch_") for file in (root / sorted(names)[0]).iterdir())
+    return "sketch" if is_sketch else "imagenet"
 
 
 @cache

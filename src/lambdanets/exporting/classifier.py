@@ -10,7 +10,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from lambdanets.evaluate.target import fit_to_size
+from lambdanets.evaluate.target import set_image_size
 from lambdanets.evaluate.test_sets import wnids
 from lambdanets.exporting.format import ExportError
 from lambdanets.exporting.network import Exported, export_network
@@ -84,7 +84,7 @@ def export_classifier(
     else:
         network, metadata, native_size = _model_parts(source, size)
     network.eval()
-    fit_to_size(network, metadata.model, metadata.input_size[-1], native_size)
+    set_image_size(network, metadata.model, metadata.input_size[-1], native_size)
     shapes = _example_shapes(network, metadata, format, dynamic_size=dynamic_size, batch_size=batch_size)
     generator = torch.Generator().manual_seed(0)
     axes = ({0: "batch"} if batch_size is None else {}) | ({2: "height", 3: "width"} if dynamic_size else {})
@@ -111,8 +111,8 @@ def _example_shapes(
     step = _reduction(network)
     if format == "torch" and side <= step:
         raise ExportError(
-            f"for any size a file of format 'torch' takes images above {step} pixels alone, and those "
-            f"of {metadata.model} have {side}: export it as 'onnx', or for this size alone"
+            f"with dynamic sizes, a file of format 'torch' takes only images of more than {step} pixels, and "
+            f"those of {metadata.model} have {side}: export it as 'onnx', or with a fixed size"
         )
     traced = max(side, MIN_MAP_SIDE * step)
     shapes = [

@@ -190,10 +190,10 @@ def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float)
 
 
 class CompareObjects:
-    """Compares the objects that a file finds with the detector's: each must be among the other's.
+    """Compares the objects of a file and of the detector: each must have a counterpart among the other's.
 
-    The order may differ where scores are alike. An object may be missing if its score is at the threshold, or
-    at the lowest score of a full list of detections.
+    The order of objects with similar scores may differ. An object needs no counterpart if its score is within
+    `TOLERANCE` of the threshold, or of the lowest score of a list with `max_detections` objects.
 
     Args:
         threshold: Least score of a detection.
@@ -223,15 +223,16 @@ class CompareObjects:
         # Infinite padding: the minimum over no objects is infinite.
         distances = F.pad(self._distances(ours, reference), (0, 1, 0, 1), value=torch.inf)
         nearest = distances[:-1].amin(1), distances[:, :-1].amin(0)
-        for finder, scores, distance in zip(
-            ("the detector", "the file"), (reference["scores"], ours["scores"]), nearest, strict=True
+        finders = ("the detector", "the file"), ("the file", "the detector")
+        for (source, other), scores, distance in zip(
+            finders, (reference["scores"], ours["scores"]), nearest, strict=True
         ):
             lowest = scores.amin() if len(scores) == self.max_detections else self.threshold
             unmatched = (distance > TOLERANCE) & (scores > lowest + TOLERANCE)
             if unmatched.any():
                 raise ExportError(
-                    f"{finder} alone finds {int(unmatched.sum())} of {len(unmatched)} objects; "
-                    "nothing was written"
+                    f"{int(unmatched.sum())} of the {len(unmatched)} objects of {source} are not found by "
+                    f"{other}; nothing was written"
                 )
         self.objects += len(reference["scores"])
         matched = torch.cat([distance[distance <= TOLERANCE] for distance in nearest])

@@ -15,7 +15,7 @@ def cifar() -> RunConfig:
         one core (AMD EPYC, 359 images per second); `benchmarks/cifar10` has the rows.
     Needs: a CPU with bfloat16 arithmetic (or any GPU); on another CPU add --set engine.precision=32.
     Command: lambdanets train cifar --data folder:/data/cifar10
-        or, where there is a network: lambdanets train cifar
+        or, with access to the internet: lambdanets train cifar
     """
     return RunConfig(
         recipe="cifar",

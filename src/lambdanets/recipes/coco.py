@@ -5,7 +5,7 @@ from lambdanets.detection import DetectionConfig, DetectorConfig
 from lambdanets.recipes.registry import recipe
 from lambdanets.train import EngineConfig, OptimizerConfig, ScheduleConfig
 
-STEPS, GLOBAL_BATCH, WARMUP = 130_000, 256, 1_000  # steps of so many images, and how many of them warm up
+STEPS, GLOBAL_BATCH, WARMUP = 130_000, 256, 1_000  # steps, images of a step, steps of warm-up
 IMAGES = 118_287  # of train2017
 STEPS_PER_EPOCH = IMAGES // GLOBAL_BATCH
 
@@ -23,7 +23,7 @@ def coco() -> DetectionConfig:
         resnet152_rs_se.
     Expect: box AP 49.4, mask AP 43.5 (published, Table 6; not trained here).
     Needs: GPUs; the paper used 128 TPUv3 cores. data.batch_size images on each GPU; 64 GPUs of 4 images make
-        the 256. Its pace was not measured here.
+        the 256. Its training speed was not measured here.
     Command: lambdanets train coco --data coco:/data/coco --devices 8
     """
     return DetectionConfig(

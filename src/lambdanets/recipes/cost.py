@@ -70,10 +70,10 @@ def estimate_cost(
     sizes = [size for size in range(1, config.data.batch_size + 1) if step % (size * devices) == 0]
     train, val = images
     steps = engine.epochs * -(-train // step)
-    pace = devices * images_per_second
+    rate = devices * images_per_second
     exchanging = steps * 2 * (devices - 1) / devices * 4 * parameters / link
-    validating = engine.epochs * val * (1 if engine.ema is None else 2) / (3 * pace)
-    seconds = steps * step / pace + validating + exchanging
+    validating = engine.epochs * val * (1 if engine.ema is None else 2) / (3 * rate)
+    seconds = steps * step / rate + validating + exchanging
     return TrainingCost(
         devices=devices,
         batch_size=max(sizes, default=None),

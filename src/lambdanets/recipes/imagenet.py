@@ -65,7 +65,7 @@ class PaperRow:
         if self.cpu_rate is not None:
             rate = f"is {self.cpu_rate} images per second on two cores of an AMD EPYC in float32"
         return (
-            "GPUs, data.batch_size images on each, accumulated to 4,096; the pace of training "
+            "GPUs, data.batch_size images on each, accumulated to 4,096; the training speed "
             f"{rate} (benchmarks/models)."
         )
 
@@ -110,7 +110,7 @@ def imagenet_90() -> RunConfig:
         of the weights 0.9999, crops and flips alone. The other rows are other models: --model resnet50_conv,
         --set model.options.dim_k=8 and so on.
     Expect: 78.4 % (published, Table 3; not trained here).
-    Needs: GPUs, data.batch_size images on each, accumulated to 4,096. No pace of training is published; here
+    Needs: GPUs, data.batch_size images on each, accumulated to 4,096. No training speed is published; here
         two cores of an AMD EPYC train 3.12 images per second (`benchmarks/models/table4.csv`).
     Command: lambdanets train imagenet-90 --data folder:/data/imagenet --devices 8
     """

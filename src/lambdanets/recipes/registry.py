@@ -35,12 +35,13 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {}
 
-TRUNK = (  # makes the networks for ImageNet, and the backbone of a detector, narrow and shallow
+# Overrides that make networks for ImageNet, and backbones of detectors, narrow and shallow.
+SMALL_NETWORK = (
     "model.options.widths=[8, 16, 32, 64]",
     "model.options.depths=(1, 1, 2, 1)",
     "model.options.operator_blocks=((), (), (1,), 'all')",
 )
-DETECTOR = (
+SMALL_DETECTOR = (
     "model.options.stem_width=8",
     "model.fpn_channels=16",
     "model.anchor_sizes=(8, 16, 32, 64, 128)",
@@ -138,8 +139,8 @@ def miniature(config: Config) -> Config:
     side, images = (64, 2) if detects else (32, 8)
     return override(
         config,
-        *(TRUNK if small else ()),
-        *(DETECTOR if detects else ()),
+        *(SMALL_NETWORK if small else ()),
+        *(SMALL_DETECTOR if detects else ()),
         f"data.image_size={min(config.data.image_size, side)}",
         f"data.batch_size={images}",
         "data.workers=0",

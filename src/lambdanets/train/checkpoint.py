@@ -99,7 +99,7 @@ class RunState:
         """
         if plain.keys() != {each.name for each in fields(cls)}:
             raise RunError(
-                "the checkpoint is of another version of lambdanets, which kept other things of a run: "
+                "the checkpoint is of another version of lambdanets, whose checkpoints have other fields: "
                 "continue the run with the version that began it"
             )
         return cls(**plain)
@@ -132,7 +132,7 @@ CHECKPOINT = {
 
 A dict stands for a mapping with these keys, a list for a list of at least one element of this form.
 """
-E = TypeVar("E", bound=BaseException)
+ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def replacing(path: Path, *, previous: Path | None = None) -> Iterator[Path]:
             raise stop from None
         # torch.save reports a failed write as a RuntimeError, which may lack the OSError as its cause.
         if isinstance(error, OSError | RuntimeError):
-            raise _explain(path, error, previous) from error
+            raise _write_error(path, error, previous) from error
         raise
 
 
@@ -171,7 +171,7 @@ def remove_temporary_files(directory: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _explain(path: Path, error: BaseException, previous: Path | None) -> CheckpointError:
+def _write_error(path: Path, error: BaseException, previous: Path | None) -> CheckpointError:
     """Return the error of a failed write, with the reason and where the previous file is."""
     kept = f"there was no {path.name} before"
     if path.exists():
@@ -187,7 +187,7 @@ def _explain(path: Path, error: BaseException, previous: Path | None) -> Checkpo
     return CheckpointError(f"{path} could not be saved ({reason}); {kept}.")
 
 
-def _find_cause(error: BaseException, kind: type[E]) -> E | None:
+def _find_cause(error: BaseException, kind: type[ErrorT]) -> ErrorT | None:
     """Return the first error of a type in the chain of causes of an error, itself included."""
     # A library may make the chain of causes a cycle.
     seen: list[BaseException] = []
@@ -256,14 +256,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _wrong_part(content: Any) -> str:
-    """Return what is missing in a checkpoint, or is of another type than a run writes, or ""."""
+    """Return the first part of a checkpoint that is missing or has another type than in a run's; else ""."""
     if reason := _wrong_type(content, CHECKPOINT, ""):
         return reason
     if not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
         return "state_dict holds other things than tensors"
     steps = content["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
     if steps["optimizer"]["step"]["total"]["completed"] != content["global_step"]:
-        return "loops are not those of global_step"
+        return "loops and global_step count different numbers of steps"
     return _wrong_optimizer(content) or RunState.type_error_in(content["run_state"])
 
 
@@ -286,19 +286,19 @@ def _wrong_type(value: Any, form: Any, where: str) -> str:
 
 
 def _wrong_optimizer(content: Mapping[str, Any]) -> str:
-    """Return what is wrong with the optimiser states of a checkpoint, or ""."""
+    """Return the fault of the optimiser states of a checkpoint as a clause; "" if there is none."""
     if len(content["optimizer_states"]) > 1:
         return "optimizer_states holds more than one optimiser"
     [states] = content["optimizer_states"]
     state, groups = states["state"], states["param_groups"]
     if not all(isinstance(each, Mapping) for each in state.values()):
-        return "optimizer_states.state is not one of each parameter"
+        return "optimizer_states.state does not have one mapping for each parameter"
     if not state.keys() <= {name for group in groups for name in group["params"]}:
         return "optimizer_states.state has other parameters than the groups"
-    moving = any(group.get("momentum") or "betas" in group for group in groups)
+    has_momentum = any(group.get("momentum") or "betas" in group for group in groups)
     # With float16 loss scaling, the optimiser skips the first steps until the scale is small enough.
     scaled = "MixedPrecision" in content or "FSDPPrecision" in content
-    if moving and not state and content["global_step"] and not scaled:
+    if has_momentum and not state and content["global_step"] and not scaled:
         return "optimizer_states.state is empty"
     return ""
 

@@ -85,7 +85,7 @@ class Classifier(Learner):
         try:
             return network(images.to(memory_format=self.memory_format))
         except AssertionError as error:
-            # timm asserts the image size: the user gets the reason without the traceback.
+            # timm asserts the image size; the message is shown to the user without a traceback.
             size = "x".join(map(str, images.shape[1:]))
             raise RunError(f"{self.config.model.name} cannot take images of {size}: {error}") from error
 

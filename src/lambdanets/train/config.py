@@ -18,8 +18,8 @@ from lambdanets.train.optim import OptimizerConfig, ScheduleConfig
 from lambdanets.train.serialization import check_finite, decode, encode
 from lambdanets.utils.files import parse_json
 
-MOST_THREADS = 4096
-MOST_MINUTES = 365 * 24 * 60  # a year
+MAX_THREADS = 4096
+MAX_MINUTES = 365 * 24 * 60  # a year
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,9 @@ class ModelConfig:
         if self.weights == "":
             raise ValueError("model.weights is a file, a folder or hf-hub:OWNER/NAME, or None; got ''")
         if self.weights is not None and self.options.get("pretrained"):
-            raise ValueError("model.weights and model.options.pretrained=true both name a start; keep one")
+            raise ValueError(
+                "model.weights and model.options.pretrained=true both give initial weights; keep one"
+            )
         if "checkpoint_path" in self.options:
             raise ValueError(
                 "model.options.checkpoint_path: the weights that a run starts from go to model.weights"
@@ -146,7 +148,7 @@ class EngineConfig:
                 raise ValueError(f"engine.{name} is 1 or more; got {value}")
         if self.global_batch is not None and self.accumulate != 1:
             raise ValueError(
-                "engine.global_batch sets how much is accumulated; engine.accumulate has to be 1"
+                "engine.global_batch determines the accumulation, so engine.accumulate must be 1"
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"engine.ema is a decay between 0 and 1, or None; got {self.ema}")
@@ -154,7 +156,7 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"engine.{name} is greater than 0, or None; got {value}")
-        for name, most in (("threads", MOST_THREADS), ("timeout_minutes", MOST_MINUTES)):
+        for name, most in (("threads", MAX_THREADS), ("timeout_minutes", MAX_MINUTES)):
             value = getattr(self, name)
             if value is not None and value > most:
                 raise ValueError(f"engine.{name} is at most {most:,}; got {value:,}")
@@ -237,7 +239,9 @@ class RunConfig(BaseConfig):
         replaced = load_weights(network, weights, head="replace")
         head = ""
         if replaced:
-            head = f"; {' and '.join(replaced)} start anew: its head is for another number of classes"
+            head = (
+                f"; {' and '.join(replaced)} keep random weights: its head is for another number of classes"
+            )
         return f"starting from {weights}{head}"
 
 
@@ -275,7 +279,7 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
         if isinstance(plain, dict):
             plain.pop("task", None)
             if task == RunConfig.TASK and isinstance(plain.get("data"), dict):
-                # Older versions had no choice and divided their images in this way: a resumed run keeps it.
+                # Runs of versions without this field split their images in this way, and keep it if resumed.
                 plain["data"].setdefault("hold_out", "stable")
         return decode(kind, plain)
     except ValueError as error:

@@ -59,9 +59,9 @@ def batch_norm_error(config: BaseConfig) -> ValueError:
 
 
 def out_of_memory_advice(config: BaseConfig, world_size: int, device: str) -> str:
-    """Return what used the memory, what to change, and which of it a resumed run may change.
+    """Return the sizes that used the memory, the settings to change, and those a resumed run may change.
 
-    The first suggestions cost little but time. The smaller batch is the largest one, up to half the present
+    The first suggestions cost only time. The smaller batch is the largest one, up to half the present
     one, with which an optimiser step still takes the same number of images.
 
     Args:
@@ -73,27 +73,29 @@ def out_of_memory_advice(config: BaseConfig, world_size: int, device: str) -> st
     where = f"data.batch_size={data.batch_size} images of {data.image_size}x{data.image_size} on each device"
     step = engine.global_batch or data.batch_size * world_size * engine.accumulate
     smaller = [size for size in range(1, data.batch_size // 2 + 1) if step % (size * world_size) == 0]
-    means = []
+    suggestions = []
     if smaller:
-        how = f"engine.accumulate={step // (smaller[-1] * world_size)}"
+        setting = f"engine.accumulate={step // (smaller[-1] * world_size)}"
         if engine.global_batch is not None:
-            how = f"engine.global_batch={step}"
-        means.append(f"data.batch_size={smaller[-1]} with {how}, which keeps the step of {step} images")
+            setting = f"engine.global_batch={step}"
+        suggestions.append(
+            f"data.batch_size={smaller[-1]} with {setting}, which keeps the step of {step} images"
+        )
     if engine.precision in ("32", "64"):
-        means.append("engine.precision=bf16-mixed")
+        suggestions.append("engine.precision=bf16-mixed")
     if not engine.checkpointing:
-        means.append("engine.checkpointing=true")
+        suggestions.append("engine.checkpointing=true")
     if world_size > 1 and "fsdp" not in engine.strategy and not sharding_error(engine, device):
-        means.append("engine.strategy=fsdp, which divides the weights among the devices")
+        suggestions.append("engine.strategy=fsdp, which divides the weights among the devices")
     resumed = "none of this may change"
     if not engine.checkpointing:
         resumed = "engine.checkpointing may change, but not the batch, the precision or the strategy"
-    order = "; ".join(means) or "smaller images or a smaller model"
+    order = "; ".join(suggestions) or "smaller images or a smaller model"
     return f"{where}; try, in this order: {order}. In a run that is resumed {resumed}"
 
 
 def lost_peer_reason(error: Exception) -> str | None:
-    """Return what happened to another process, as the end of a sentence; None for other errors."""
+    """Return the end of another process as a clause ("ended (...)"); None for other errors."""
     message = str(error)
     if "connectFullMesh" in message:
         return "could not be reached; GLOO_SOCKET_IFNAME=DEVICE names the network device between the hosts"

@@ -67,7 +67,7 @@ class Loaders(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         config, state = self.module.config, self.module.state
-        rank, world_size = self._place()
+        rank, world_size = self._rank_and_world_size()
         with raised_on_all_ranks():
             loader = self.module.train_loader(self.splits, rank=rank, world_size=world_size)
             batches = min(len(loader), config.engine.max_batches or len(loader))
@@ -80,10 +80,10 @@ class Loaders(pl.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> DataLoader:
-        rank, world_size = self._place()
+        rank, world_size = self._rank_and_world_size()
         return self.module.val_loader(self.splits, rank=rank, world_size=world_size)
 
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_world_size(self) -> tuple[int, int]:
         """Return (rank of this process, number of processes)."""
         if self.trainer is None:
             raise RuntimeError("the loaders are made inside Trainer.fit")
@@ -134,7 +134,7 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
         NonFiniteLossError: The loss became NaN or infinite.
         PeerLostError: Another process of the run ended.
         NoMemoryError: The device, or the machine, has too little memory.
-        WorkerLostError: A data-loading process was killed, perhaps for want of memory.
+        WorkerLostError: A data-loading process was killed, perhaps because memory ran out.
         TrainingInterrupted: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2; the run can be resumed.
         CheckpointError: The disk is full, or no checkpoint is intact.
 
@@ -150,11 +150,11 @@ def train_task(
     """Train any task; arguments, result and errors are those of `train`."""
     require_posix("training")
     files = RunFiles(Path(run_dir))
-    with ExitStack() as until_end:
+    with ExitStack() as resources:
 
         def lock_folder() -> None:
             if rank_zero_only.rank == 0:
-                until_end.enter_context(locked(files.lock, f"the run in {files.directory}"))
+                resources.enter_context(locked(files.lock, f"the run in {files.directory}"))
                 if not resume:
                     check_free(files)
 
@@ -232,8 +232,8 @@ def prepare_run(
 ) -> Prepared | AlreadyComplete:
     """Check the run folder, open the data, and build the module, on each rank.
 
-    A resumed run locks its folder first, as damaged files in it are set aside. A new run locks it after all
-    checks, as the lock creates the folder.
+    A resumed run locks its folder first, because damaged files in it may be renamed. A new run locks it after
+    all checks, because the lock creates the folder.
     """
     config = resolve_config(config, files, task.config, resume=resume)
     if resume:
@@ -303,7 +303,9 @@ def enable_activation_checkpointing(network: Any, name: str) -> None:
     try:
         network.set_grad_checkpointing(True)
     except (AttributeError, AssertionError, NotImplementedError) as error:
-        raise RunError(f"engine.checkpointing: {name} cannot compute its activations again") from error
+        raise RunError(
+            f"engine.checkpointing: {name} does not support recomputing its activations"
+        ) from error
 
 
 def build_trainer(
@@ -312,14 +314,14 @@ def build_trainer(
     """Create the trainer of a run, with the callbacks of this package and without Lightning's own output."""
     engine = module.config.engine
     # Events that a killed run logged after the checkpoint are removed: they are logged again.
-    purge = start.content["global_step"] + 1 if start else 0
+    purge_step = start.content["global_step"] + 1 if start else 0
     trainer = make_trainer(
         **trainer_placement(engine),
         max_epochs=engine.epochs,
         gradient_clip_val=engine.clip_grad,
         limit_train_batches=engine.max_batches,
         limit_val_batches=engine.max_val_batches,
-        logger=EventLog(files, purge),
+        logger=EventLog(files, purge_step),
         # The order matters: an epoch is measured, then saved, then printed and drawn.
         callbacks=[EpochRecorder(module), saving, EpochPublisher(files, module), LiveProgress(module)],
         enable_checkpointing=False,
@@ -369,17 +371,19 @@ def accumulation_steps(config: BaseConfig, world_size: int) -> int:
     Raises:
         RunError: `engine.global_batch` is no multiple of the images that all devices take at once.
     """
-    global_batch, at_once = config.engine.global_batch, config.data.batch_size * world_size
+    global_batch, images_per_pass = config.engine.global_batch, config.data.batch_size * world_size
     if global_batch is None:
         return config.engine.accumulate
-    if global_batch % at_once:
-        fit = [size for size in range(1, config.data.batch_size) if global_batch % (size * world_size) == 0]
-        hint = f"; data.batch_size={fit[-1]} would do" if fit else ""
+    if global_batch % images_per_pass:
+        divisors = [
+            size for size in range(1, config.data.batch_size) if global_batch % (size * world_size) == 0
+        ]
+        hint = f"; data.batch_size={divisors[-1]} would divide it" if divisors else ""
         raise RunError(
-            f"engine.global_batch={global_batch} is no multiple of {at_once} images, which is "
+            f"engine.global_batch={global_batch} is no multiple of {images_per_pass} images, which is "
             f"data.batch_size={config.data.batch_size} on {world_size} device{'s' * (world_size > 1)}{hint}"
         )
-    return global_batch // at_once
+    return global_batch // images_per_pass
 
 
 def make_trainer(**settings: Any) -> pl.Trainer:
@@ -400,8 +404,8 @@ def trainer_placement(engine: EngineConfig) -> dict[str, Any]:
     Under torchrun or srun, their numbers of processes and nodes replace the configured ones.
     """
     devices, num_nodes = launched() or (engine.devices, engine.num_nodes)
-    place = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy(engine.strategy)}
-    return device_and_precision(engine) | place
+    placement = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy(engine.strategy)}
+    return device_and_precision(engine) | placement
 
 
 def device_and_precision(engine: EngineConfig) -> dict[str, Any]:

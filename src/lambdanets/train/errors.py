@@ -29,14 +29,14 @@ class CheckpointError(RuntimeError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A file was read, and its content is not, or no longer, a checkpoint of a run."""
+    """A file was read, but its content is damaged or is not a checkpoint of a run."""
 
 
 class NonFiniteLossError(RuntimeError):
     """The training loss, or a weight, became NaN or infinite; nothing was saved after that.
 
     Args:
-        what: The failure, for example "the training loss became nan".
+        what: Clause that names the failure, such as "the training loss became nan".
         step: Optimiser steps done before the bad one.
         epoch: Epoch of the bad step, counted from 1.
         learning_rate: Learning rate of that step.
@@ -69,7 +69,7 @@ class PeerLostError(RuntimeError):
     """Another process of a distributed run is lost, and this one cannot continue alone.
 
     Args:
-        reason: What happened to the other process, as the end of a sentence.
+        reason: Fate of the other process as a clause, such as "ended (...)".
         directory: The run folder.
         saved: The folder holds a checkpoint.
     """
@@ -99,8 +99,8 @@ class WorkerLostError(RuntimeError):
     def __init__(self, reason: str, directory: Path, *, workers: int, saved: bool) -> None:
         state = "The newest checkpoint is intact" if saved else "There is no checkpoint yet"
         super().__init__(
-            f"a process that reads images was lost ({reason}), probably for want of memory or of shared "
-            f"memory (/dev/shm). {state}. Continue with fewer of them (there were {workers}): "
+            f"a process that reads images was lost ({reason}), probably because memory or shared memory "
+            f"(/dev/shm) ran out. {state}. Continue with fewer of them (there were {workers}): "
             f"lambdanets train --resume {quote(str(directory))} --set data.workers={workers // 2}"
         )
 
@@ -109,7 +109,7 @@ class NoMemoryError(RuntimeError):
     """Training needs more memory than is available.
 
     Args:
-        advice: What used the memory, and what to change.
+        advice: The sizes that used the memory, and the settings to change.
         directory: The run folder.
     """
 
@@ -123,7 +123,7 @@ class TrainingInterrupted(RuntimeError):
     Args:
         number: The number of the signal.
         directory: The run folder.
-        saved: A checkpoint of the very last step was written.
+        saved: Whether a checkpoint of the last step was written.
     """
 
     on_all_ranks = True

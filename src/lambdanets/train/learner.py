@@ -92,9 +92,9 @@ class Learner(pl.LightningModule):
 
     def eval_weights(self) -> dict[str, Tensor]:
         """Return the weights of `eval_network` by name, on rank 0; all ranks must call it."""
-        part = NETWORK if self.average is None else AVERAGE
+        prefix = NETWORK if self.average is None else AVERAGE
         states = self.trainer.strategy.lightning_module_state_dict()
-        return {name.removeprefix(part): value for name, value in states.items() if name.startswith(part)}
+        return {name.removeprefix(prefix): value for name, value in states.items() if name.startswith(prefix)}
 
     # Implemented by the tasks
 
@@ -321,17 +321,18 @@ class Learner(pl.LightningModule):
         number, batch = self.batch or (self.state.batches_done, None)
         collective = stale = ""
         if not is_loss:
-            stale = "the loss was finite: the step with this batch and these gradients spoilt the weights"
+            stale = "the loss was finite: the optimiser step of this batch made the weights NaN or infinite"
         elif self.recent_losses[-1][0] != details["step"] or number != self.state.batches_done:
             stale = (
-                "the batch is a later one than that of the bad loss, as the loss is not checked at each step "
-                "here. Resume the run: up to this step it will be, and this folder then holds that batch"
+                "this batch is later than that of the bad loss, because the loss is not read at every step "
+                "on this device. Resume the run: it reads the loss at every step up to this one, and stores "
+                "that batch"
             )
         if self.trainer.world_size > 1:
             if any(isinstance(module, nn.SyncBatchNorm) for module in self.network.modules()):
                 collective = "with engine.sync_batchnorm one process cannot run the network alone"
             if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
-                collective = "with FSDP one process has a part of the weights"
+                collective = "with FSDP one process has only a shard of the weights"
         where = {"process": self.global_rank, "batch": number, "precision": self.config.engine.precision}
         bad_step = BadStep(
             details=details | where,
@@ -347,8 +348,8 @@ class Learner(pl.LightningModule):
             locate_nonfinite(self.network, bad_step, self.files.nonfinite)
         except Exception as error:
             # The run stops because of the loss: an error of the report must not hide it.
-            return f"what led to it could not be written down ({(str(error).splitlines() or [''])[0]})"
-        return f"what led to it is in {self.files.nonfinite}"
+            return f"the report on this step could not be written ({(str(error).splitlines() or [''])[0]})"
+        return f"the report on this step is in {self.files.nonfinite}"
 
     def running_means(self) -> dict[str, float]:
         """Return the means of `train_metrics` over the epoch so far, on this device."""
@@ -364,7 +365,7 @@ class Learner(pl.LightningModule):
             self.state.sums = dict(zip((*self.train_metrics, "images"), total.tolist(), strict=True))
 
     def start_epoch(self) -> None:
-        """Reset the running sums."""
+        """Reset the running sums and times of the state, and the sums on this device."""
         self.state.start_epoch()
         if self.sums is not None:
             self.sums.zero_()

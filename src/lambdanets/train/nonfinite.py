@@ -29,7 +29,7 @@ class BadStep:
         seed: Seed of PyTorch's generators just before the forward pass of the batch.
         tensors: Tensors of the newest batch, by name; None without a batch.
         inputs: Arguments of the network's forward pass for that batch.
-        stale: Reason why that batch with the present weights does not reproduce the bad loss; "" if it does.
+        stale: Reason why `tensors` and the present weights do not reproduce the bad loss; "" if they do.
         collective: Reason why this process cannot run the network alone; "" if it can.
         context: Context manager of the forward pass that sets the precision of the run.
     """

@@ -73,7 +73,7 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """A learning-rate schedule: warm-up, then decay. It is a closed form of the step, so it has no state.
+    """A learning-rate schedule of warm-up and decay, a function of the step without state.
 
     Args:
         name: Decay after the warm-up: "cosine" (half a period down to `final`), "linear", "steps" or

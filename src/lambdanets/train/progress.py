@@ -29,7 +29,7 @@ class LiveProgress(Callback):
         self.console = console or Console(file=sys.stdout)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._started = self._looked = time.monotonic()
+        self._started = self._updated_at = time.monotonic()
         self._batches_before = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -50,9 +50,9 @@ class LiveProgress(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._progress is None or self._task is None or time.monotonic() - self._looked < REFRESH:
+        if self._progress is None or self._task is None or time.monotonic() - self._updated_at < REFRESH:
             return
-        self._looked = time.monotonic()
+        self._updated_at = time.monotonic()
         state = self.module.state
         seconds = state.train_seconds or 1.0
         epochs = self.module.config.engine.epochs
@@ -62,7 +62,8 @@ class LiveProgress(Callback):
             description=f"epoch {trainer.current_epoch + 1:>{len(str(epochs))}}/{epochs}",
             completed=batch_idx + 1,
             detail=f"{self.module.format_training(self.module.running_means())}  {format_speed(speed)}  "
-            f"{format_duration(self._left())} left{format_data_wait(state.wait_seconds / seconds)}",
+            f"{format_duration(self._remaining_seconds())} left"
+            f"{format_data_wait(state.wait_seconds / seconds)}",
         )
 
     def on_validation_batch_end(
@@ -85,7 +86,9 @@ class LiveProgress(Callback):
         state, epochs = self.module.state, self.module.config.engine.epochs
         if trainer.is_global_zero:
             row = state.history[-1]
-            left = f"  {format_duration(self._left())} left" if state.position[0] < epochs else ""
+            left = (
+                f"  {format_duration(self._remaining_seconds())} left" if state.position[0] < epochs else ""
+            )
             self._print(epoch_line(self.module, row) + left + format_data_wait(row["data_wait"]))
             # Decided by the history: a resumed run does not print the advice again.
             if is_data_bound(row) and not any(map(is_data_bound, state.history[:-1])):
@@ -121,8 +124,8 @@ class LiveProgress(Callback):
                 self._progress.stop()
             self._progress = None
 
-    def _left(self) -> float:
-        """Return the remaining seconds of the run, by the speed of this session, validation included."""
+    def _remaining_seconds(self) -> float:
+        """Return the remaining seconds of the run, from the mean speed of this session with validation."""
         state = self.module.state
         done = state.batches_done - self._batches_before
         total = state.batches_per_epoch * self.module.config.engine.epochs
@@ -141,32 +144,32 @@ def format_speed(images_per_second: float) -> str:
     return f"{images_per_second:,.{0 if images_per_second >= 10 else 1}f} images/s"
 
 
-def format_data_wait(share: float) -> str:
+def format_data_wait(fraction: float) -> str:
     """Format the fraction of the training time spent waiting for images; "" if it is small."""
-    return f"  data {100 * share:.0f} %" if share >= WORTH_SHOWING else ""
+    return f"  data {100 * fraction:.0f} %" if fraction >= WORTH_SHOWING else ""
 
 
 def is_data_bound(row: dict[str, float]) -> bool:
     """Return whether waiting for images took enough of an epoch to print advice."""
-    share = row.get("data_wait", 0.0)
-    return share > WORTH_ADVICE and share * row["seconds"] > WORTH_SECONDS
+    fraction = row.get("data_wait", 0.0)
+    return fraction > WORTH_ADVICE and fraction * row["seconds"] > WORTH_SECONDS
 
 
-def slow_data_advice(share: float, learner: Learner, *, workers: int, cores: int) -> str:
+def slow_data_advice(fraction: float, learner: Learner, *, workers: int, cores: int) -> str:
     """Return advice for a run that waits for images: suggestions in the order to try them.
 
     Args:
-        share: Fraction of the training time spent waiting.
+        fraction: Fraction of the training time spent waiting.
         learner: The Lightning module.
         workers: Data-loading processes of this rank; 0 if there are none, as with images in memory.
         cores: CPU cores per rank.
     """
     if workers == 0 and learner.config.data.workers:
-        means = ["fewer changes in data.augment (the images are in memory already)"]
+        suggestions = ["fewer changes in data.augment (the images are in memory already)"]
     else:
         more = f"more data.workers ({workers} now, with {cores} cores for each process)"
-        means = [*([more] if workers < cores else []), *learner.data_advice()]
-    return f"training waited for images {100 * share:.0f} % of its time; try {', '.join(means)}"
+        suggestions = [*([more] if workers < cores else []), *learner.data_advice()]
+    return f"training waited for images {100 * fraction:.0f} % of its time; try {', '.join(suggestions)}"
 
 
 def available_cores() -> int:

@@ -21,8 +21,8 @@ from lambdanets.train.run import RunFiles
 from lambdanets.utils.text import first_line
 
 # The first and the last columns of metrics.csv; those of the task are between them.
-FIRST = ("epoch", "step", "lr")
-LAST = ("images_per_second", "images_per_cpu_second", "data_wait", "seconds")
+FIRST_COLUMNS = ("epoch", "step", "lr")
+LAST_COLUMNS = ("images_per_second", "images_per_cpu_second", "data_wait", "seconds")
 CURVES_EVERY = 20.0  # seconds between two drawings of the curves; one takes about a second
 LOG_EVERY = 50  # steps between two points of the training loss in TensorBoard
 
@@ -36,7 +36,7 @@ def to_csv(learner: Learner) -> str:
     """
     text, history = io.StringIO(), learner.state.history
     trained = [f"train_{name}" for name in learner.train_metrics]
-    known = (*FIRST, *trained, *learner.columns, *LAST)
+    known = (*FIRST_COLUMNS, *trained, *learner.columns, *LAST_COLUMNS)
     averaged = any(name.startswith("raw_") for row in history for name in row)
     columns = [name for name in known if averaged or not name.startswith("raw_")]
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -93,11 +93,11 @@ class EpochRecorder(Callback):
 
     def __init__(self, module: Learner) -> None:
         self.module = module
-        self._counted = time.perf_counter()
+        self._counted_until = time.perf_counter()
         self._cpu = time.process_time()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._counted = time.perf_counter()
+        self._counted_until = time.perf_counter()
         self._cpu = time.process_time()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -115,14 +115,14 @@ class EpochRecorder(Callback):
         now = time.process_time()
         self.module.state.cpu_seconds += now - self._cpu
         self._cpu = now
-        self._count_time()
+        self._add_epoch_time()
         if trainer.global_step % LOG_EVERY == 0:
             log(trainer, {"step/train_loss": float(outputs["loss"]), "step/lr": self.module.current_lr})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module, state = self.module, self.module.state
         module.gather_sums()
-        self._count_time()
+        self._add_epoch_time()
         images = state.sums["images"]
         row = {
             "epoch": state.position[0],
@@ -138,10 +138,10 @@ class EpochRecorder(Callback):
         state.history.append(row)
         module.start_epoch()
 
-    def _count_time(self) -> None:
+    def _add_epoch_time(self) -> None:
         now = time.perf_counter()
-        self.module.state.epoch_seconds += now - self._counted
-        self._counted = now
+        self.module.state.epoch_seconds += now - self._counted_until
+        self._counted_until = now
 
 
 class EpochPublisher(Callback):

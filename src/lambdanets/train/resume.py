@@ -88,13 +88,13 @@ def find_resume_point(files: RunFiles, config: BaseConfig) -> ResumePoint | None
         RunError: There is no checkpoint, and the folder holds results that a run from the start would
             overwrite.
     """
-    first = rank_zero_only.rank == 0
-    if first:
+    is_first_rank = rank_zero_only.rank == 0
+    if is_first_rank:
         remove_temporary_files(files.directory)
         remove_temporary_files(files.last.parent)
-    found = newest_intact(files.checkpoints, set_aside=first)
+    found = newest_intact(files.checkpoints, set_aside=is_first_rank)
     if found is None:
-        if files.results and first:
+        if files.results and is_first_rank:
             names = ", ".join(file.name for file in files.results)
             raise RunError(
                 f"{files.directory} has no checkpoint to continue from, but it holds {names}, which a run "
@@ -153,7 +153,7 @@ def check_optimizer(start: ResumePoint, own: Optimizer) -> None:
         own: The run's optimiser before its first step.
     """
 
-    def another(reason: str) -> RunError:
+    def other_optimizer(reason: str) -> RunError:
         return RunError(
             f"{start.path} has the state of another optimiser than the run's: {reason}; bring the run's own "
             "checkpoint back"
@@ -163,13 +163,13 @@ def check_optimizer(start: ResumePoint, own: Optimizer) -> None:
     groups = stored["param_groups"], own.param_groups
     theirs, ours = ([len(group["params"]) for group in each] for each in groups)
     if theirs != ours:
-        raise another(f"its groups have {theirs} parameters, the run's {ours}")
+        raise other_optimizer(f"its groups have {theirs} parameters, the run's {ours}")
     # The state is keyed by the entries of the stored groups; PyTorch maps these to parameters by order.
     parameters: dict[Any, tuple[int, Tensor]] = {}
     for number, (their_group, our_group) in enumerate(zip(*groups, strict=True)):
         for name, value in our_group.items():
             if value is not None and _kind(their_group.get(name)) is not _kind(value):
-                raise another(f"{name} of group {number} is missing or of another type")
+                raise other_optimizer(f"{name} of group {number} is missing or of another type")
         for name, parameter in zip(their_group["params"], our_group["params"], strict=True):
             parameters[name] = number, parameter
     # By (group, shape): names and types of the state tensors that a parameter has.
@@ -178,10 +178,12 @@ def check_optimizer(start: ResumePoint, own: Optimizer) -> None:
         number, parameter = parameters[name]
         kinds = {part: _kind(value) for part, value in state.items()}
         if forms.setdefault((number, parameter.shape), kinds) != kinds:
-            raise another(f"parameter {name} has other parts than another of its shape")
+            raise other_optimizer(
+                f"the state of parameter {name} has other entries than that of others of its shape"
+            )
         for part, value in state.items():
             if not _of_shape(value, parameter.shape):
-                raise another(
+                raise other_optimizer(
                     f"{part} of parameter {name} has the shape {tuple(value.shape)}, the parameter "
                     f"{tuple(parameter.shape)}"
                 )

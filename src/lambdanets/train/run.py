@@ -160,7 +160,7 @@ class Run(Generic[Config]):
             raise RunError(f"which is 'best' or 'last'; got {which!r}")
         weights = self._weights(which)
         network = self.config.network(len(self.classes), loads_weights=True)
-        fit_run_weights(network, weights, self)
+        load_run_weights(network, weights, self)
         return network.eval()
 
     def save_for_hub(self, folder: str | Path, which: Literal["best", "last"] = "best") -> Path:
@@ -206,11 +206,11 @@ class Run(Generic[Config]):
             if which == "last" or not self.files.last.exists():
                 raise
             raise type(error)(f"{error}; --weights last takes those of the last epoch") from error
-        part = AVERAGE if any(name.startswith(AVERAGE) for name in states) else NETWORK
-        return {name.removeprefix(part): value for name, value in states.items() if name.startswith(part)}
+        prefix = AVERAGE if any(name.startswith(AVERAGE) for name in states) else NETWORK
+        return {name.removeprefix(prefix): value for name, value in states.items() if name.startswith(prefix)}
 
 
-def fit_run_weights(network: nn.Module, weights: dict[str, Tensor], run: Run[Any]) -> None:
+def load_run_weights(network: nn.Module, weights: dict[str, Tensor], run: Run[Any]) -> None:
     """Load the weights of a run into a network.
 
     Raises:

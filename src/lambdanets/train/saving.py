@@ -23,8 +23,8 @@ from lambdanets.train.run import RunFiles
 from lambdanets.utils.processes import listened_signals
 
 REPEAT_WINDOW = 5.0  # seconds in which a repeated signal counts once: launchers forward signals
-STOPPING = "stopping at the next step that can be resumed; once more to stop at once"
-AGREE_EVERY = 10  # optimiser steps between votes of the ranks on whether to save or stop
+STOPPING = "stopping at the next step that can be resumed; interrupt again to stop immediately"
+VOTE_EVERY = 10  # optimiser steps between votes of the ranks on whether to save or stop
 SLOW = 0.5  # seconds per optimiser step, above which the ranks vote after every step
 
 
@@ -48,11 +48,11 @@ class CheckpointCallback(Callback):
         self.module = module
         self.received: int | None = None  # number of the signal that asked to stop
         self._received_at = 0.0
-        self._stops: tuple[int, ...] = ()  # the handled signals
+        self._handled_signals: tuple[int, ...] = ()  # the handled signals
         self.failed = False
         self._saved_at = time.monotonic()
-        self._agree_every = AGREE_EVERY
-        self._agreed = 0, time.monotonic()  # step and time of the last vote
+        self._vote_every = VOTE_EVERY
+        self._last_vote = 0, time.monotonic()  # step and time
         self._owner = os.getpid()
 
     # Signals
@@ -60,9 +60,9 @@ class CheckpointCallback(Callback):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle signals as requests to stop, from before the loaders fork until the trainer ends."""
-        self._stops = listened_signals()
-        before = {number: signal.getsignal(number) for number in self._stops}
-        self._listen()
+        self._handled_signals = listened_signals()
+        before = {number: signal.getsignal(number) for number in self._handled_signals}
+        self._install_handlers()
         try:
             yield
         finally:
@@ -72,19 +72,19 @@ class CheckpointCallback(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning has replaced our handlers by now: its own would stop the run without a checkpoint.
-        self._listen()
+        self._install_handlers()
         self._saved_at = time.monotonic()
-        self._agreed = trainer.global_step, time.monotonic()
+        self._last_vote = trainer.global_step, time.monotonic()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         self.failed = True
 
-    def _listen(self) -> None:
+    def _install_handlers(self) -> None:
         """Install the signal handlers; only the main thread may."""
         if _in_main_thread():
-            for number in self._stops:
+            for number in self._handled_signals:
                 signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -116,17 +116,17 @@ class CheckpointCallback(Callback):
             return
         due = engine.save_steps is not None and trainer.global_step % engine.save_steps == 0
         if trainer.world_size > 1:
-            if not due and trainer.global_step % self._agree_every:
+            if not due and trainer.global_step % self._vote_every:
                 return
             # A job scheduler leaves a job seconds to stop: if steps are slow, the ranks vote after each.
-            steps = max(trainer.global_step - self._agreed[0], 1)
-            slow = (time.monotonic() - self._agreed[1]) / steps > SLOW
-            self._agree_every = 1 if _agree(trainer, slow) else AGREE_EVERY
-            self._agreed = trainer.global_step, time.monotonic()
+            steps = max(trainer.global_step - self._last_vote[0], 1)
+            slow = (time.monotonic() - self._last_vote[1]) / steps > SLOW
+            self._vote_every = 1 if _any_rank(trainer, slow) else VOTE_EVERY
+            self._last_vote = trainer.global_step, time.monotonic()
         age = (time.monotonic() - self._saved_at) / 60
         due |= engine.save_minutes is not None and age >= engine.save_minutes
-        stop = _agree(trainer, self.received is not None)
-        if _agree(trainer, due) or stop:
+        stop = _any_rank(trainer, self.received is not None)
+        if _any_rank(trainer, due) or stop:
             self._save_last(trainer)
         if stop:
             raise self._interruption(trainer)
@@ -151,7 +151,7 @@ class CheckpointCallback(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not at the end of the epoch: other callbacks still have to print and draw it.
-        if self.module.state.batches_done and _agree(trainer, self.received is not None):
+        if self.module.state.batches_done and _any_rank(trainer, self.received is not None):
             raise self._interruption(trainer)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
@@ -167,8 +167,8 @@ class CheckpointCallback(Callback):
         if trainer.is_global_zero and not self.files.config.is_file():
             # A checkpoint would create the folder again, without the other files of the run.
             raise CheckpointError(
-                f"{self.files.directory} was moved or removed while the run went on; nothing more is saved. "
-                "Where it is now, --resume continues from its newest checkpoint."
+                f"{self.files.directory} was moved or removed during the run; nothing more is saved. If it "
+                "was moved, --resume with its new path continues from its newest checkpoint."
             )
 
     def _interruption(self, trainer: pl.Trainer) -> TrainingInterrupted:
@@ -183,6 +183,6 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _agree(trainer: pl.Trainer, flag: bool) -> bool:
-    """Return whether the flag is true on any rank: all have to save and stop together."""
+def _any_rank(trainer: pl.Trainer, flag: bool) -> bool:
+    """Return whether a flag is true on any rank; all ranks must call it."""
     return trainer.strategy.reduce_boolean_decision(flag, all=False)

@@ -129,7 +129,7 @@ def _assign(node: Any, keys: list[str], text: str, path: str) -> Any:
 
 
 def _nearest_path(node: Any, key: str, rest: list[str], done: list[str]) -> str:
-    # A missing group ("lr") is as likely as a misspelt name ("optimizer.lrr"): compare whole paths too.
+    # Whole paths are compared too: "lr" may lack its group, and "optimizer.lrr" is misspelt.
     leaves = list(flatten(node))
     wanted = ".".join([key, *rest])
     close = difflib.get_close_matches(wanted, leaves, n=1, cutoff=0.6)

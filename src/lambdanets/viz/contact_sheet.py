@@ -113,11 +113,11 @@ def _pages(
 
 
 def _caption(readable: Sequence[Prediction], number: int, pages: int, per_page: int) -> str:
-    """Return the line below the title: numbers of images and of right answers, and the page."""
+    """Return the line below the title: numbers of images and of correct predictions, and the page."""
     known = [each for each in readable if each.right is not None]
     parts = [f"{len(readable)} image{'s' * (len(readable) != 1)}"]
     if known:
-        parts.append(f"{sum(bool(each.right) for each in known)} of {len(known)} right")
+        parts.append(f"{sum(bool(each.right) for each in known)} of {len(known)} correct")
     if pages > 1:
         parts.append(f"page {number} of {pages}")
     if number == pages and len(readable) > pages * per_page:

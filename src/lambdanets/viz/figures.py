@@ -12,7 +12,7 @@ from lambdanets.utils.fonts import legible, plain_text
 TRAIN, VAL, QUIET, INK = "#7f8fa6", "#c8472f", "#d9dde3", "#2b2f36"
 # Colours of a panel with more than two curves.
 CURVES = (VAL, TRAIN, "#2f6fde", "#1a7f4b", "#b07d2b", "#7a4fa3")
-FEW_CLASSES = 20  # most classes with names and numbers in the confusion matrix
+MAX_NAMED_CLASSES = 20  # most classes with names and numbers in the confusion matrix
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def _curves(history: Sequence[Mapping[str, float]], panels: Sequence[Panel], tit
             values = [panel.scale * row[column] for row in measured]
             axes.plot([row["epoch"] for row in measured], values, color=colour, label=label, **style)
     rate.plot(epochs, [row["lr"] for row in history], color=INK, **(style | {"marker": ""}))
-    for place, (axes, panel) in enumerate(zip(shown, panels, strict=True)):
-        if not place or panel.curves.keys() != panels[place - 1].curves.keys():
+    for index, (axes, panel) in enumerate(zip(shown, panels, strict=True)):
+        if not index or panel.curves.keys() != panels[index - 1].curves.keys():
             # Curves with a best value rise, others fall: the legend goes to the free corner.
             corner = "upper left" if panel.best else "upper right"
             axes.legend(
@@ -105,14 +105,14 @@ def _confusion(matrix: Tensor, classes: Sequence[str], note: str) -> Any:
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
     from matplotlib.figure import Figure
 
-    count, few = len(classes), len(classes) <= FEW_CLASSES
+    count, few = len(classes), len(classes) <= MAX_NAMED_CLASSES
     side = min(max(4.2, 0.55 * count + 1.8), 11) if few else 9
     figure = Figure(figsize=(side + 0.6, side), dpi=150, layout="constrained")
     axes = figure.subplots()
-    share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    fraction = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
     colours = LinearSegmentedColormap.from_list("house", ["#ffffff", "#f0c9bd", VAL, "#5c1a0e"])
     # The square root makes rare mistakes, of a few percent, visible.
-    image = axes.imshow(100 * share.numpy(), cmap=colours, norm=PowerNorm(0.5, vmin=0, vmax=100))
+    image = axes.imshow(100 * fraction.numpy(), cmap=colours, norm=PowerNorm(0.5, vmin=0, vmax=100))
     if few:
         names = [name if len(name) <= 18 else name[:17] + "…" for name in classes]
         slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 3 else {}
@@ -121,7 +121,7 @@ def _confusion(matrix: Tensor, classes: Sequence[str], note: str) -> Any:
         for truth in range(count):
             for guess in range(count):
                 if number := int(matrix[truth, guess]):
-                    ink = "white" if share[truth, guess] > 0.3 else INK
+                    ink = "white" if fraction[truth, guess] > 0.3 else INK
                     axes.text(guess, truth, f"{number}", ha="center", va="center", fontsize=8, color=ink)
     axes.set_xlabel("predicted", color=INK)
     axes.set_ylabel("true", color=INK)
@@ -132,7 +132,7 @@ def _confusion(matrix: Tensor, classes: Sequence[str], note: str) -> Any:
     bar.ax.tick_params(length=0, labelsize=8, colors=INK)
     bar.set_label("% of the true class", fontsize=9, color=INK)
     top1 = 100 * float(matrix.diagonal().sum() / matrix.sum().clamp(min=1))
-    title = f"{top1:.2f} % of {int(matrix.sum()):,} validation images right"
+    title = f"{top1:.2f} % of {int(matrix.sum()):,} validation images correct"
     axes.set_title(title + (f", {note}" if note else ""), fontsize=11, loc="left", color=INK)
     return figure
 

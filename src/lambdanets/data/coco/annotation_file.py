@@ -52,7 +52,9 @@ def read_coco(path: Path) -> CocoFile:
             f"{path} is no json: line {error.lineno}, column {error.colno}: {error.msg}."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no COCO json: it holds a number or a list beyond all measure.") from error
+        raise DataError(
+            f"{path} is no COCO json: a number is too long, or lists are nested too deeply."
+        ) from error
     if not isinstance(content, dict):
         hint = "; it is a list, as results are" if isinstance(content, list) else ""
         raise DataError(f"{path} is no COCO json: it must be an object with {', '.join(PARTS)}{hint}.")
@@ -77,33 +79,34 @@ def _categories(path: Path, entries: list[Any], annotations: list[Any]) -> dict[
         raise DataError(f"{path} lists no categories.")
     found: dict[int, str] = {}
     roots: set[int] = set()
-    numbers: dict[str, list[int]] = {}
+    ids_by_name: dict[str, list[int]] = {}
     for index, entry in enumerate(entries):
-        whole = isinstance(entry, dict)
-        number, name = (entry.get("id"), entry.get("name")) if whole else (None, None)
-        if not is_id(number) or not isinstance(name, str) or not name:
+        category_id, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        if not is_id(category_id) or not isinstance(name, str) or not name:
             raise DataError(f"{path}: category {index} lacks a whole number 'id' or a 'name': {entry!r}.")
-        if number in found:
-            raise DataError(f"{path} lists the category id {number} twice: {found[number]!r} and {name!r}.")
-        found[number] = name
-        numbers.setdefault(name, []).append(number)
+        if category_id in found:
+            raise DataError(
+                f"{path} lists the category id {category_id} twice: {found[category_id]!r} and {name!r}."
+            )
+        found[category_id] = name
+        ids_by_name.setdefault(name, []).append(category_id)
         if entry.get("supercategory") in (None, "none"):
-            roots.add(number)
-    own = (entry.get("category_id") for entry in annotations if isinstance(entry, dict))
-    annotated = {number for number in own if is_id(number)}
-    for name, same in numbers.items():
+            roots.add(category_id)
+    used = (entry.get("category_id") for entry in annotations if isinstance(entry, dict))
+    annotated = {category_id for category_id in used if is_id(category_id)}
+    for name, same in ids_by_name.items():
         kept = same
         if name in BACKGROUND and len(found) > 1:
-            kept = [number for number in same if number in annotated]
+            kept = [category_id for category_id in same if category_id in annotated]
         elif len(same) > 1:
-            kept = [number for number in same if number in annotated] or [
-                number for number in same if number not in roots
+            kept = [category_id for category_id in same if category_id in annotated] or [
+                category_id for category_id in same if category_id not in roots
             ]
             if len(kept) != 1:
                 raise DataError(
                     f"{path} lists two categories of the name {name!r}, with the ids {same[0]} and "
                     f"{same[1]}; rename or remove one."
                 )
-        for number in set(same) - set(kept):
-            del found[number]
+        for category_id in set(same) - set(kept):
+            del found[category_id]
     return dict(sorted(found.items()))

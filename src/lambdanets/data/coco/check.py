@@ -12,14 +12,14 @@ from typing import Any
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from ..check import for_all
+from ..check import run_in_threads
 from ..images import check_image, check_size, reason
 from .annotation_file import CocoFile, is_id
-from .masks import as_number, cleaned, segmentation_fault
+from .masks import as_number, clip_polygons, segmentation_fault
 
-ROUNDING = 1.0  # pixels that a box may exceed the image: tools round and count edges differently
-LARGEST = 1e15  # highest accepted area of an object, in pixels
-ELSEWHERE = re.compile(r"(file:/*)?([A-Za-z]:)?/|\.\./")  # how a path to another folder begins
+BOX_TOLERANCE = 1.0  # pixels that a box may exceed the image: tools round and count edges differently
+MAX_AREA = 1e15  # highest accepted area of an object, in pixels
+OUTSIDE_PATH = re.compile(r"(file:/*)?([A-Za-z]:)?/|\.\./")  # start of a path to another folder
 Entry = dict[str, Any]
 
 
@@ -32,7 +32,7 @@ class Checked:
         annotations: entries without fault of these images, by image id.
         bad_images: one sentence each.
         bad_annotations: one sentence each.
-        with_bad_images: number of annotations of bad images.
+        annotations_of_bad_images: number of annotations of bad images.
         missing: number of images whose file was not found.
         renamed: one sentence each for images whose file was found under another spelling of its name.
     """
@@ -41,7 +41,7 @@ class Checked:
     annotations: dict[int, list[Entry]]
     bad_images: list[str]
     bad_annotations: list[str]
-    with_bad_images: int
+    annotations_of_bad_images: int
     missing: int
     renamed: list[str]
 
@@ -67,7 +67,7 @@ def check_entries(
         max_pixels: larger images are refused.
         progress: called with the number of images done.
     """
-    listed, bad_images, missing, renamed = _listed(file.images, folders)
+    listed, bad_images, missing, renamed = _find_images(file.images, folders)
     entries = list(listed.values())
 
     def check(index: int) -> None:
@@ -76,7 +76,7 @@ def check_entries(
         if decode:
             check_image(path, max_pixels=max_pixels)
 
-    bad = for_all(check, len(entries), progress)
+    bad = run_in_threads(check, len(entries), progress)
     bad_images += [
         f"image {entries[index]['id']} ({entries[index]['file_name']}): {bad[index]}" for index in sorted(bad)
     ]
@@ -85,7 +85,7 @@ def check_entries(
     left_out = ids - images.keys()
     annotations: dict[int, list[Entry]] = {number: [] for number in images}
     bad_annotations = []
-    with_images = 0
+    of_bad_images = 0
     seen: set[int] = set()
     for index, entry in enumerate(file.annotations):
         if not isinstance(entry, dict) or not is_id(entry.get("id")):
@@ -94,10 +94,10 @@ def check_entries(
         if entry["id"] in seen:
             fault = "its id is taken by another one before it"
         elif is_id(entry.get("image_id")) and entry["image_id"] in left_out:
-            with_images += 1
+            of_bad_images += 1
             continue
         else:
-            entry = _plain(entry, images, masks=masks)
+            entry = _normalised(entry, images, masks=masks)
             fault = _annotation_fault(entry, images, file.categories, masks=masks)
         seen.add(entry["id"])
         if fault is None:
@@ -111,13 +111,13 @@ def check_entries(
         annotations,
         bad_images,
         bad_annotations,
-        with_images,
+        of_bad_images,
         missing,
         renamed,
     )
 
 
-def _listed(
+def _find_images(
     entries: Sequence[Any], folders: Sequence[Path]
 ) -> tuple[dict[int, Entry], list[str], int, list[str]]:
     """Find the files of images.
@@ -145,14 +145,17 @@ def _listed(
         else:
             try:
                 path = next((p for folder in folders if (p := folder / name).is_file()), None)
-                others = [] if path else _respelled(name, folders)
+                others = [] if path else _find_respelled(name, folders)
             except OSError as error:
                 bad.append(f"image {number} ({name}): cannot look for it: {reason(error)}.")
                 continue
             if path is None and len(others) == 1:
                 path = renamed[number] = others[0]
             if path is None and others:
-                bad.append(f"image {number} ({name}): it could be {others[0]} or {others[1]}.")
+                bad.append(
+                    f"image {number} ({name}): several files match its name, such as "
+                    f"{others[0]} and {others[1]}."
+                )
             elif path is None:
                 looked = ", ".join(str(folder) for folder in folders)
                 bad.append(f"image {number} ({name}): there is no such file in {looked}.")
@@ -165,12 +168,12 @@ def _listed(
         if names[os.fspath(path)] > 1:
             name = found.pop(number)["file_name"]
             del renamed[number]
-            bad.append(f"image {number} ({name}): {path} is there under this and under another file_name.")
+            bad.append(f"image {number} ({name}): {path} is listed under this and under another file_name.")
     notes = [f"{found[number]['file_name']} is read from {path}." for number, path in renamed.items()]
     return found, bad, missing, notes
 
 
-def _respelled(name: str, folders: Sequence[Path]) -> list[Path]:
+def _find_respelled(name: str, folders: Sequence[Path]) -> list[Path]:
     """Return files that match another spelling of a name: Windows separators, URL escapes, Unicode forms.
 
     For a path to another folder, the longest sequence of its last parts that exists is used.
@@ -184,7 +187,7 @@ def _respelled(name: str, folders: Sequence[Path]) -> list[Path]:
     spellings.pop(name, None)
     if found := _files(folders, spellings):
         return found
-    endings = [spelling.split("/") for spelling in (name, *spellings) if ELSEWHERE.match(spelling)]
+    endings = [spelling.split("/") for spelling in (name, *spellings) if OUTSIDE_PATH.match(spelling)]
     for length in range(max(map(len, endings), default=1) - 1, 0, -1):
         if found := _files(folders, ("/".join(parts[-length:]) for parts in endings)):
             return found
@@ -204,7 +207,7 @@ def _id_fault(entry: object) -> str:
     return f"it has no whole number as its id{f' but the text {number!r}' if type(number) is str else ''}"
 
 
-def _plain(entry: Entry, images: dict[int, Entry], *, masks: bool) -> Entry:
+def _normalised(entry: Entry, images: dict[int, Entry], *, masks: bool) -> Entry:
     """Normalise an annotation.
 
     Numbers in text become numbers, null values are removed, and polygons are clipped where they reach far
@@ -216,7 +219,7 @@ def _plain(entry: Entry, images: dict[int, Entry], *, masks: bool) -> Entry:
         plain["bbox"] = [as_number(value) for value in plain["bbox"]]
     image = images.get(plain["image_id"]) if is_id(plain.get("image_id")) else None
     if masks and image and "segmentation" in plain:
-        plain["segmentation"] = cleaned(plain["segmentation"], image["height"], image["width"])
+        plain["segmentation"] = clip_polygons(plain["segmentation"], image["height"], image["width"])
     return plain
 
 
@@ -224,11 +227,11 @@ def _annotation_fault(
     entry: Entry, images: dict[int, Entry], categories: dict[int, str], *, masks: bool
 ) -> str | None:
     """Return the fault of an annotation as a clause, or None."""
-    for what, listed in (("image", images), ("category", categories)):
-        number = entry.get(f"{what}_id")
+    for kind, listed in (("image", images), ("category", categories)):
+        number = entry.get(f"{kind}_id")
         if not is_id(number) or number not in listed:
             hint = ": it is text, and ids are whole numbers" if type(number) is str else ""
-            return f"it is of {what} {number!r}, which is not listed{hint}"
+            return f"it is of {kind} {number!r}, which is not listed{hint}"
     height, width = (images[entry["image_id"]][side] for side in ("height", "width"))
     fault = _box_fault(entry.get("bbox"), height, width)
     if fault is None and entry.get("iscrowd", 0) not in (0, 1):
@@ -248,9 +251,9 @@ def _box_fault(box: object, height: int, width: int) -> str | None:
     if w <= 0 or h <= 0:
         return f"its box {box} has no area"
     # Checked before the sums: a JSON integer may be too large to be added to a float.
-    beyond = max(x, w) > width + 2 * ROUNDING or max(y, h) > height + 2 * ROUNDING
-    beyond = beyond or min(x, y) < -ROUNDING
-    if beyond or x + w > width + ROUNDING or y + h > height + ROUNDING:
+    beyond = max(x, w) > width + 2 * BOX_TOLERANCE or max(y, h) > height + 2 * BOX_TOLERANCE
+    beyond = beyond or min(x, y) < -BOX_TOLERANCE
+    if beyond or x + w > width + BOX_TOLERANCE or y + h > height + BOX_TOLERANCE:
         return f"its box {box} reaches outside the image, which is {width} pixels wide and {height} high"
     return None
 
@@ -260,4 +263,4 @@ def _is_number(value: object) -> bool:
 
 
 def _is_area(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= LARGEST
+    return _is_number(value) and 0 <= value <= MAX_AREA

@@ -16,13 +16,13 @@ from torchvision import tv_tensors
 
 from ..config import MAX_PIXELS
 from ..images import read_image
-from ..randomness import CUT, keys, preserved, reseed
-from .masks import Masks, coco_tool, raster, run_lengths
+from ..randomness import RANDOM_CROP, keys, preserved, reseed
+from .masks import Masks, coco_tool, rasterise, run_lengths
 from .transforms import corners
 
 Sample = tuple[tv_tensors.Image, dict[str, Any]]
 Entry = dict[str, Any]
-KEPT = ("id", "file_name", "width", "height")  # fields of an image entry that are stored
+STORED_FIELDS = ("id", "file_name", "width", "height")  # fields of an image entry that are stored
 
 
 class CocoSet(Dataset):
@@ -34,7 +34,7 @@ class CocoSet(Dataset):
         categories: names by id; labels count them in this order, from 1.
         transform: called with an image and its target, and returns both with the masks rasterised. It may
             draw from the global generators, which are seeded for each sample.
-        train: leave crowds (iscrowd 1: groups without outlines of single objects) out of the targets.
+        train: leave crowds (iscrowd 1: groups of objects under one mask) out of the targets.
         masks: whether targets have masks.
         max_pixels: larger images are refused.
         skipped: one sentence for each entry of its json that was left out.
@@ -74,7 +74,7 @@ class CocoSet(Dataset):
         self.crowds = sum(bool(entry.get("iscrowd")) for entry in own)
         self.objects = len(own) - self.crowds
         lines = [
-            json.dumps([{key: entry[key] for key in KEPT}, annotations[entry["id"]]]).encode()
+            json.dumps([{key: entry[key] for key in STORED_FIELDS}, annotations[entry["id"]]]).encode()
             for entry in images
         ]
         self._ends = np.cumsum([len(line) for line in lines], dtype=np.int64)
@@ -84,7 +84,7 @@ class CocoSet(Dataset):
         return len(self.image_ids)
 
     def without_masks(self) -> CocoSet:
-        """Return the same images with targets without masks, which take time and memory to rasterise."""
+        """Return the same set, whose targets have no masks: rasterising them takes time and memory."""
         bare = copy(self)
         bare.masks = False
         return bare
@@ -125,17 +125,17 @@ class CocoSet(Dataset):
         image, target = self.stored(index)
         if "masks" in target:
             masks = target["masks"]
-            drawn = raster(masks.segmentations, masks.height, masks.width)
+            drawn = rasterise(masks.segmentations, masks.height, masks.width)
             target["masks"] = tv_tensors.Mask(torch.from_numpy(drawn))
         return image, target
 
     def stored(self, index: int) -> Sample:
-        """Return one sample as `original` does, but with masks as `Masks`, which are not rasterised yet."""
+        """Return one sample as `original` does, but with encoded masks (`Masks`) instead of pixels."""
         image, annotations = self.entry(index)
         if self.train:
             annotations = [entry for entry in annotations if not entry.get("iscrowd")]
         height, width = size = image["height"], image["width"]
-        picture = np.array(read_image(self.path(index), size=(width, height), max_pixels=self.max_pixels))
+        pixels = np.array(read_image(self.path(index), size=(width, height), max_pixels=self.max_pixels))
         boxes = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
         boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
         boxes = boxes.clip(0, [width, height, width, height])
@@ -149,7 +149,7 @@ class CocoSet(Dataset):
         }
         if self.masks:
             target["masks"] = Masks([entry["segmentation"] for entry in annotations], height, width)
-        return tv_tensors.Image(torch.from_numpy(picture).permute(2, 0, 1)), target
+        return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)), target
 
     def item(self, index: int, epoch: int = 0, seed: int = 0) -> Sample:
         """Return one sample as the input of a detector: as `original`, resized and augmented.
@@ -186,7 +186,7 @@ class CocoSet(Dataset):
         with preserved():
             for row, key in zip(rows, keys(seed, epoch, rows), strict=True):
                 sample = self.stored(int(row))
-                reseed(key, CUT)
+                reseed(key, RANDOM_CROP)
                 image, target = self.transform(*sample)
                 images.append(image)
                 targets.append(target)

@@ -39,7 +39,7 @@ class CocoConfig:
             trained on.
         batch_size: images in a step of one process.
         workers: processes that read images; 0 reads in the training process.
-        group_by_ratio: make batches of images of similar aspect ratio; only useful without `crop`.
+        group_by_ratio: make batches of images of similar aspect ratio; without effect if `crop` is set.
         drop_empty: do not train on images without objects; else they serve as examples of background.
         on_bad_annotation: "refuse" to start when an annotation is broken, or "skip" it with a warning.
         on_bad_image: the same for an image that is missing, cannot be decoded or differs in size from its
@@ -80,11 +80,11 @@ class CocoConfig:
         for name in ("scale", "fill"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _check(_is_range(self.scale), "data.scale", "two numbers, 0 < smallest <= largest", self.scale)
-        known = len(self.fill) == 3 and all(value in range(256) for value in self.fill)
-        _check(known, "data.fill", "three whole numbers from 0 to 255", self.fill)
+        valid = len(self.fill) == 3 and all(value in range(256) for value in self.fill)
+        _check(valid, "data.fill", "three whole numbers from 0 to 255", self.fill)
         _check(_is_fraction(self.flip), "data.flip", "a probability from 0 to 1", self.flip)
-        known = _is_fraction(self.val_fraction) and self.val_fraction > 0
-        _check(known, "data.val_fraction", "above 0 and at most 1", self.val_fraction)
+        valid = _is_fraction(self.val_fraction) and self.val_fraction > 0
+        _check(valid, "data.val_fraction", "above 0 and at most 1", self.val_fraction)
         _check(self.min_area >= 1, "data.min_area", "1 or more", self.min_area)
         for name in ("on_bad_annotation", "on_bad_image"):
             value = getattr(self, name)

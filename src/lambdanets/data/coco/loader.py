@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from ..batches import EvalBatches, Position, TrainBatches
 from ..loader import batched_loader
-from ..randomness import other_seed, permutation
+from ..randomness import derived_seed, permutation
 from .coco_set import CocoSet
 from .config import CocoConfig
 
@@ -39,7 +39,7 @@ class RatioBatches(TrainBatches):
         whole = [each[: len(each) // step * step] for each in members]
         rest = [each[len(each) // step * step :] for each in members]
         batches = np.concatenate([*whole, *rest]).reshape(-1, step)
-        return batches[permutation(other_seed(self.seed, "ratio"), epoch, len(batches))].ravel()
+        return batches[permutation(derived_seed(self.seed, "ratio"), epoch, len(batches))].ravel()
 
 
 def coco_train_loader(

@@ -19,8 +19,8 @@ from lambdanets.utils.text import join_some
 from ..errors import DataError, DataWarning, listing
 from ..files import is_stray
 from ..images import IMAGE_SUFFIXES, check_size, read_image, read_values
-from ..sources.folder import existing
-from .masks import coco_tool, counted, run_lengths
+from ..sources.folder import existing_folder
+from .masks import coco_tool, encode_uncompressed, run_lengths
 
 LAYOUTS = (
     "images/NAME.jpg (or another kind) with masks/NAME.png, whose values number the objects and are 0 "
@@ -29,8 +29,8 @@ LAYOUTS = (
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # of lossless formats
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")  # of lossy formats, whose masks need a threshold
 SHADES = (
-    "smoothed edges are no objects; --threshold 128 takes what has this value or more for one object, "
-    "--ignore none every value, and numbered masks are resized without smoothing (nearest neighbour)"
+    "values of smoothed edges are no objects; with --threshold 128, pixels of this value or more are one "
+    "object; with --ignore none, every value is one; resize numbered masks by nearest neighbour"
 )
 # From this number on, values along edges may count as shades even if each has one connected component.
 FEWEST_SHADES = 6
@@ -51,7 +51,7 @@ class Converted:
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _MaskedImage:
     """An image and its mask files, each with the id of its class."""
 
     path: Path
@@ -60,7 +60,7 @@ class _Picture:
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _ValueRules:
     """The interpretation of the values of masks.
 
     Args:
@@ -141,32 +141,34 @@ def masks_to_coco(
     Example:
         >>> masks_to_coco("/data/nuclei", "/data/nuclei/annotations/all.json", classes=("nucleus",))
     """
-    root, target = existing(os.fspath(folder)), Path(out).expanduser()
+    root, target = existing_folder(os.fspath(folder)), Path(out).expanduser()
     if not classes or len(set(classes)) < len(classes) or not all(classes):
         raise ValueError(f"classes must be names, all different, got {classes!r}.")
     if threshold is not None and threshold < 1:
         raise ValueError(f"threshold must be 1 or more, got {threshold}.")
     if ignore and (threshold is not None or min(ignore) < 1):
-        raise ValueError(f"ignore must be values from 1 on, and goes without a threshold, got {ignore!r}.")
-    reading = _Reading(None if ignore is None else tuple(ignore), threshold)
+        raise ValueError(f"ignore must be values of 1 or more, and excludes a threshold, got {ignore!r}.")
+    rules = _ValueRules(None if ignore is None else tuple(ignore), threshold)
     if target.exists():
         raise DataError(f"{target} is there already.")
     tool = coco_tool()
     if (root / "images").is_dir() and (root / "masks").is_dir():
-        pictures, bad = _one_file_each(root, classes, reading)
+        images_with_masks, bad = _one_file_each(root, classes, rules)
     else:
-        pictures, bad = _one_folder_each(root, classes, reading)
+        images_with_masks, bad = _one_folder_each(root, classes, rules)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    scattered: list[str] = []
-    with progress_bar("Reading masks", len(pictures), least=MANY) as report:
-        for number, picture in enumerate(pictures, start=1):
+    disconnected: list[str] = []
+    with progress_bar("Reading masks", len(images_with_masks), least=MANY) as report:
+        for number, image in enumerate(images_with_masks, start=1):
             try:
-                size, objects = _read(picture, reading)
-                scattered += [f"{each.name} has {each.parts} parts." for each in objects if each.parts > 1]
+                size, objects = _read_objects(image, rules)
+                disconnected += [f"{each.name} has {each.parts} parts." for each in objects if each.parts > 1]
                 width, height = size
                 for each in objects:
-                    runs = run_lengths(counted(each.mask, each.top, each.left, height, width), height, width)
+                    runs = run_lengths(
+                        encode_uncompressed(each.mask, each.top, each.left, height, width), height, width
+                    )
                     annotations.append(
                         {
                             "id": len(annotations) + 1,
@@ -184,15 +186,15 @@ def masks_to_coco(
             except DataError as error:
                 bad.append(str(error))
                 continue
-            name = picture.path.relative_to(root).as_posix()
+            name = image.path.relative_to(root).as_posix()
             images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
-            report(number, len(pictures))
+            report(number, len(images_with_masks))
     if bad:
         raise DataError(f"the masks of {root} cannot be converted:{listing(bad)}")
-    if scattered:
+    if disconnected:
         warnings.warn(
-            f"{len(scattered)} of {len(annotations)} objects have parts that do not touch:"
-            f"{listing(scattered)}\nWhere each part is an object, give it a number of its own.",
+            f"{len(disconnected)} of {len(annotations)} objects have parts that do not touch:"
+            f"{listing(disconnected)}\nIf each part is an object, give each a value of its own.",
             DataWarning,
             stacklevel=2,
         )
@@ -217,7 +219,9 @@ def _mask_folders(masks: Path, classes: Sequence[str]) -> list[tuple[Path, int]]
     return [(masks / name if several else masks, number) for number, name in enumerate(classes, start=1)]
 
 
-def _one_file_each(root: Path, classes: Sequence[str], reading: _Reading) -> tuple[list[_Picture], list[str]]:
+def _one_file_each(
+    root: Path, classes: Sequence[str], rules: _ValueRules
+) -> tuple[list[_MaskedImage], list[str]]:
     """Return the images with one mask file each, and the faults of the others; see `masks_to_coco`."""
     images = {path.stem: path for path in reversed(_files(root / "images"))}
     bad = [
@@ -228,49 +232,49 @@ def _one_file_each(root: Path, classes: Sequence[str], reading: _Reading) -> tup
     masks: dict[str, list[tuple[Path, int]]] = {name: [] for name in images}
     for folder, number in _mask_folders(root / "masks", classes):
         own: dict[str, Path] = {}
-        for path in _files(folder, reading.suffixes):
+        for path in _files(folder, rules.suffixes):
             if path.stem not in masks:
                 bad.append(f"{path} has no image of its name in {root / 'images'}.")
             elif own.setdefault(path.stem, path) != path:
                 bad.append(f"{path} has the same name as {own[path.stem]}.")
             else:
                 masks[path.stem].append((path, number))
-    bad += _unread(root / "masks", classes, reading)
+    bad += _unread(root / "masks", classes, rules)
     bad += [
-        f"{images[name]} has no mask of its name in {root / 'masks'} ({reading.kinds})."
+        f"{images[name]} has no mask of its name in {root / 'masks'} ({rules.kinds})."
         for name in images
         if not masks[name]
     ]
     if not images:
         raise DataError(f"{root / 'images'} holds no images.")
-    return [_Picture(images[name], masks[name], True) for name in sorted(images) if masks[name]], bad
+    return [_MaskedImage(images[name], masks[name], True) for name in sorted(images) if masks[name]], bad
 
 
-def _unread(masks: Path, classes: Sequence[str], reading: _Reading) -> list[str]:
+def _unread(masks: Path, classes: Sequence[str], rules: _ValueRules) -> list[str]:
     """Return a fault for each file among the masks that is not read, as its objects would be missing."""
     parts = [folder for folder, _ in _mask_folders(masks, classes)]
     held = [path for folder in {masks, *parts} if folder.is_dir() for path in folder.iterdir()]
-    read = {*parts, *(path for folder in parts for path in _files(folder, reading.suffixes))}
-    return [_why_unread(path, reading) for path in sorted({*held} - read) if not is_stray(path.name)]
+    read = {*parts, *(path for folder in parts for path in _files(folder, rules.suffixes))}
+    return [_why_unread(path, rules) for path in sorted({*held} - read) if not is_stray(path.name)]
 
 
-def _why_unread(path: Path, reading: _Reading) -> str:
+def _why_unread(path: Path, rules: _ValueRules) -> str:
     """Return a sentence on why a file or folder among the masks is not read."""
     if path.is_dir():
         return f"{path} is a folder of none of the classes; --classes names them."
-    if path.suffix.lower() in LOSSY_SUFFIXES and reading.threshold is None:
+    if path.suffix.lower() in LOSSY_SUFFIXES and rules.threshold is None:
         return (
-            f"{path} is of a format that changes numbers where colours meet: save masks as PNG or TIFF, or "
-            "say with --threshold 128 that what is brighter is one object."
+            f"{path} has a lossy format, which changes values along edges: save masks as PNG or TIFF, or "
+            "pass --threshold 128, by which pixels of this value or more are one object."
         )
-    return f"{path} is no mask ({reading.kinds}), or is not in the folder of a class."
+    return f"{path} is no mask ({rules.kinds}), or is not in the folder of a class."
 
 
 def _one_folder_each(
-    root: Path, classes: Sequence[str], reading: _Reading
-) -> tuple[list[_Picture], list[str]]:
+    root: Path, classes: Sequence[str], rules: _ValueRules
+) -> tuple[list[_MaskedImage], list[str]]:
     """Return the images with a folder of masks each, and the faults of the others; see `masks_to_coco`."""
-    pictures, bad = [], []
+    images_with_masks, bad = [], []
     for folder in sorted(path.parent for path in root.glob("*/images") if path.is_dir()):
         images = _files(folder / "images")
         if len(images) != 1:
@@ -281,28 +285,28 @@ def _one_folder_each(
             masks = [
                 (path, number)
                 for part, number in _mask_folders(folder / "masks", classes)
-                for path in _files(part, reading.suffixes)
+                for path in _files(part, rules.suffixes)
             ]
-            bad += _unread(folder / "masks", classes, reading)
-            pictures.append(_Picture(images[0], masks, False))
-    if not pictures and not bad:
+            bad += _unread(folder / "masks", classes, rules)
+            images_with_masks.append(_MaskedImage(images[0], masks, False))
+    if not images_with_masks and not bad:
         held = join_some(sorted(os.listdir(root)))
         raise DataError(f"{root} must hold {LAYOUTS}; it holds {held or 'nothing'}.")
-    return pictures, bad
+    return images_with_masks, bad
 
 
-def _read(picture: _Picture, reading: _Reading) -> tuple[tuple[int, int], list[_Object]]:
+def _read_objects(image: _MaskedImage, rules: _ValueRules) -> tuple[tuple[int, int], list[_Object]]:
     """Return the (width, height) of an image in pixels, and its objects."""
     from scipy import ndimage
 
     size: tuple[int, int] | None = None
     objects: list[_Object] = []
-    for path, category in picture.masks:
-        values = read_values(path, shades=reading.threshold is not None)
+    for path, category in image.masks:
+        values = read_values(path, as_grey=rules.threshold is not None)
         height, width = values.shape
         if size is None:
             size = width, height
-            check_size(picture.path, size)
+            check_size(image.path, size)
         elif (width, height) != size:
             raise DataError(
                 f"{path} is {width} pixels wide and {height} high, its image {size[0]} wide and "
@@ -310,24 +314,24 @@ def _read(picture: _Picture, reading: _Reading) -> tuple[tuple[int, int], list[_
             )
         if values.min(initial=0) < 0:
             raise DataError(f"{path} holds values below 0, or beyond 31 bits.")
-        if reading.threshold is not None:
-            values = (values >= reading.threshold).astype(np.uint8)
-        elif reading.ignore:
-            values = np.where(np.isin(values, reading.ignore), 0, values)
-        present, numbered = _numbered(values)
-        if not picture.numbered and len(present) != 1:
+        if rules.threshold is not None:
+            values = (values >= rules.threshold).astype(np.uint8)
+        elif rules.ignore:
+            values = np.where(np.isin(values, rules.ignore), 0, values)
+        present, numbered = _renumbered(values)
+        if not image.numbered and len(present) != 1:
             held = f"{len(present)} values besides 0, and should hold one" if len(present) else "no object"
             shades = f": {SHADES}" if len(present) > 2 else ""
             raise DataError(f"{path} holds {held}{shades}.")
-        if picture.numbered and (fault := _shades(present, numbered, reading) or _border(present, reading)):
+        if image.numbered and (fault := _shades(present, numbered, rules) or _border(present, rules)):
             raise DataError(f"{path} {fault}.")
         extents = ndimage.find_objects(numbered)
         for number, (value, extent) in enumerate(zip(present, extents, strict=True), start=1):
             mask = numbered[extent] == number
-            parts = _parts(mask) if picture.numbered else 1
+            parts = _parts(mask) if image.numbered else 1
             name = f"{path}: {value}"
             objects.append(_Object(name, category, extent[0].start, extent[1].start, mask, parts))
-    return size or read_image(picture.path).size, objects
+    return size or read_image(image.path).size, objects
 
 
 def _parts(mask: np.ndarray) -> int:
@@ -338,7 +342,7 @@ def _parts(mask: np.ndarray) -> int:
     return found[1]
 
 
-def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _renumbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the values besides 0, ascending, and the mask with each replaced by its rank: 1, 2, ..."""
     if values.max(initial=0) >= 2**16:
         held, indices = np.unique(values, return_inverse=True)
@@ -350,21 +354,20 @@ def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(held), (np.cumsum(held) * held)[values]
 
 
-def _border(present: np.ndarray, reading: _Reading) -> str | None:
+def _border(present: np.ndarray, rules: _ValueRules) -> str | None:
     """Return the fault of a mask that may hold the border of Pascal VOC, unless `ignore` decides that."""
     others = present[present != VOID]
-    if reading.ignore is not None or len(others) == len(present) or not len(others):
+    if rules.ignore is not None or len(others) == len(present) or not len(others):
         return None
     if VOID - 1 in others or others.max() > VOID:  # the numbering continues: it is an object
         return None
     return (
         f"holds {VOID} beside {join_some(others.tolist(), form=str)}: in Pascal VOC's masks it is the border "
-        "of "
-        f"objects, which --ignore {VOID} leaves out; --ignore none says that it is an object"
+        f"of objects, which --ignore {VOID} leaves out; with --ignore none it is an object"
     )
 
 
-def _shades(present: np.ndarray, numbered: np.ndarray, reading: _Reading) -> str | None:
+def _shades(present: np.ndarray, numbered: np.ndarray, rules: _ValueRules) -> str | None:
     """Return the fault of a mask most of whose values are shades: grey values along the edges of objects.
 
     Such values are nowhere wider than two pixels. Most have several connected components, or the mask as a
@@ -372,7 +375,7 @@ def _shades(present: np.ndarray, numbered: np.ndarray, reading: _Reading) -> str
     """
     from scipy import ndimage
 
-    if reading.ignore is not None or len(present) < 4:
+    if rules.ignore is not None or len(present) < 4:
         return None
     even = ndimage.minimum_filter(numbered, 3) == ndimage.maximum_filter(numbered, 3)
     solid = np.bincount(numbered[even], minlength=len(present) + 1)[1:] > 0
@@ -380,8 +383,8 @@ def _shades(present: np.ndarray, numbered: np.ndarray, reading: _Reading) -> str
     if 2 * len(thin) <= len(present):
         return None
     extents = ndimage.find_objects(numbered)
-    scattered = sum(_parts(numbered[extents[value - 1]] == value) > 1 for value in thin.tolist())
-    around = len(thin) >= FEWEST_SHADES and 4 * _parts(numbered > 0) <= len(present)
-    if not around and (2 * scattered <= len(thin) or not solid.any()):
+    disconnected = sum(_parts(numbered[extents[value - 1]] == value) > 1 for value in thin.tolist())
+    few_components = len(thin) >= FEWEST_SHADES and 4 * _parts(numbered > 0) <= len(present)
+    if not few_components and (2 * disconnected <= len(thin) or not solid.any()):
         return None
     return f"holds {len(present)} values, {len(thin)} of them only along edges: {SHADES}"

@@ -13,14 +13,14 @@ import numpy as np
 
 from ..errors import DataError
 
-LONGEST = 7  # most characters of one run length: 32 bits, five in each character
-REACH = 1_000_000  # pixels; limit of the coordinates of a polygon
-LONGEST_OUTLINE = 2_000_000  # pixels of the outline of an object; pycocotools takes some 120 bytes for each
+MAX_RUN_CHARACTERS = 7  # of one run length: 32 bits, five in each character
+MAX_COORDINATE = 1_000_000  # limit of the coordinates of a polygon, in pixels
+MAX_OUTLINE = 2_000_000  # pixels of the outline of an object; pycocotools needs some 120 bytes for each
 # A polygon whose bounding box has at least this width and height in pixels, and which fills a quarter of it,
 # covers at least one pixel: it need not be rasterised to know that it is not empty.
-SOLID = 4.0
-# A mask fits its box if all edges are within NEAR pixels, or if their IoU is at least FIT.
-NEAR, FIT = 5.0, 0.5
+MIN_SOLID_SIDE = 4.0
+# A mask fits its box if all edges are within this number of pixels, or if their IoU is at least this value.
+MAX_EDGE_DISTANCE, MIN_IOU = 5.0, 0.5
 NUMBER = re.compile(r"\s*[-+]?[0-9]{1,15}(\.[0-9]*)?([eE][-+]?[0-9]{1,2})?\s*", re.ASCII)
 Extent = tuple[float, float, float, float]  # left, top, right and bottom, in pixels
 # Polygons [x, y, x, y, ...] in pixels, or run lengths: {"size": [height, width], "counts": list or text}.
@@ -65,7 +65,7 @@ class Masks:
         return Masks([self.segmentations[index] for index in indices], self.height, self.width)
 
 
-def raster(segmentations: Sequence[Segmentation], height: int, width: int) -> np.ndarray:
+def rasterise(segmentations: Sequence[Segmentation], height: int, width: int) -> np.ndarray:
     """Rasterise masks, pixel for pixel as pycocotools does.
 
     Args:
@@ -78,12 +78,12 @@ def raster(segmentations: Sequence[Segmentation], height: int, width: int) -> np
     """
     drawn = np.zeros((len(segmentations), height, width), np.uint8)
     for own, segmentation in zip(drawn, segmentations, strict=True):
-        top, left, part = sampled(segmentation, height, width, np.arange(height), np.arange(width))
+        top, left, part = rasterise_at(segmentation, height, width, np.arange(height), np.arange(width))
         own[top : top + part.shape[0], left : left + part.shape[1]] = part
     return drawn
 
 
-def sampled(
+def rasterise_at(
     segmentation: Segmentation, height: int, width: int, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[int, int, np.ndarray]:
     """Rasterise a mask at some rows and columns of its image only.
@@ -150,7 +150,7 @@ def run_lengths(segmentation: Segmentation, height: int, width: int) -> dict[str
     return segmentation
 
 
-def counted(part: np.ndarray, top: int, left: int, height: int, width: int) -> dict[str, Any]:
+def encode_uncompressed(part: np.ndarray, top: int, left: int, height: int, width: int) -> dict[str, Any]:
     """Return a mask that is 0 outside a part of its image as run lengths, the uncompressed encoding of COCO.
 
     Args:
@@ -167,7 +167,7 @@ def counted(part: np.ndarray, top: int, left: int, height: int, width: int) -> d
     return {"size": [height, width], "counts": counts if counts[-1] else counts[:-1]}
 
 
-def cleaned(segmentation: Any, height: int, width: int) -> Any:
+def clip_polygons(segmentation: Any, height: int, width: int) -> Any:
     """Return polygons with numbers instead of text, clipped where they reach far outside the image.
 
     pycocotools stores every pixel of the outline of a polygon, and overflows for long ones. So polygons are
@@ -187,7 +187,12 @@ def cleaned(segmentation: Any, height: int, width: int) -> Any:
             polygon = [as_number(value) for value in polygon]
         if isinstance(polygon, list) and len(polygon) >= 6 and set(map(type, polygon)) <= {int, float}:
             least, most = min(polygon), max(polygon)
-            if (least < near or most > far) and least > -REACH and most < REACH and len(polygon) % 2 == 0:
+            if (
+                (least < near or most > far)
+                and least > -MAX_COORDINATE
+                and most < MAX_COORDINATE
+                and len(polygon) % 2 == 0
+            ):
                 # The edges of the window are outside the image: an outline along them is invisible.
                 polygon = _clipped(polygon, (-width, -height, 2 * width, 2 * height))
         polygons.append(polygon)
@@ -241,21 +246,18 @@ def segmentation_fault(
         extent = _polygons_extent(segmentation, height, width)
     if isinstance(extent, str) or box is None:
         return extent if isinstance(extent, str) else None
-    own = _cut(extent, height, width)
-    boxed = _cut((box[0], box[1], box[0] + box[2], box[1] + box[3]), height, width)
-    if max(abs(a - b) for a, b in zip(own, boxed, strict=True)) <= NEAR:
+    own = _clip_extent(extent, height, width)
+    boxed = _clip_extent((box[0], box[1], box[0] + box[2], box[1] + box[3]), height, width)
+    if max(abs(a - b) for a, b in zip(own, boxed, strict=True)) <= MAX_EDGE_DISTANCE:
         return None
     common = _area((*map(max, own[:2], boxed[:2]), *map(min, own[2:], boxed[2:])))
-    if common >= FIT * (_area(own) + _area(boxed) - common):
+    if common >= MIN_IOU * (_area(own) + _area(boxed) - common):
         return None
-    (left, top, right, bottom), (x, y, most, last) = own, boxed
-    return (
-        f"its mask reaches from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) and its box from "
-        f"({x:g}, {y:g}) to ({most:g}, {last:g})"
-    )
+    mask_edges, box_edges = ("from ({:g}, {:g}) to ({:g}, {:g})".format(*each) for each in (own, boxed))
+    return f"its mask reaches {mask_edges} and its box {box_edges}"
 
 
-def _cut(extent: Extent, height: int, width: int) -> Extent:
+def _clip_extent(extent: Extent, height: int, width: int) -> Extent:
     """Return an extent clipped to the image."""
     left, top, right, bottom = extent
     return max(0, left), max(0, top), min(width, right), min(height, bottom)
@@ -272,7 +274,7 @@ def _polygons_extent(segmentation: object, height: int, width: int) -> Extent | 
         return "it has no segmentation (boxes alone are learnt with data.masks=False)"
     extents = []
     longest = 0.0
-    seen = False
+    solid = False
     for polygon in segmentation:
         if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
             return "its polygon is not a list of numbers x, y, x, y, ..."
@@ -282,17 +284,21 @@ def _polygons_extent(segmentation: object, height: int, width: int) -> Extent | 
             return f"its polygon has fewer than 3 points ({len(polygon) // 2})"
         x, y = polygon[::2], polygon[1::2]
         left, top, right, bottom = extent = min(x), min(y), max(x), max(y)
-        if not (min(left, top) > -REACH and max(right, bottom) < REACH and math.isfinite(sum(polygon))):
-            return f"its polygon has coordinates that are not finite, or further than {REACH:,} pixels away"
+        if not (
+            min(left, top) > -MAX_COORDINATE
+            and max(right, bottom) < MAX_COORDINATE
+            and math.isfinite(sum(polygon))
+        ):
+            return f"its polygon has coordinates that are not finite, or beyond {MAX_COORDINATE:,} pixels"
         longest += len(x) * max(right - left, bottom - top)
         extents.append(extent)
         within = left >= -1 and top >= -1 and right <= width + 1 and bottom <= height + 1
-        if within and min(right - left, bottom - top) >= SOLID:
-            twice = sum(map(mul, x, [*y[1:], y[0]])) - sum(map(mul, y, [*x[1:], x[0]]))
-            seen = seen or abs(twice) >= (right - left) * (bottom - top) / 2
-    if longest > LONGEST_OUTLINE and sum(map(_outline, segmentation)) > LONGEST_OUTLINE:
-        return f"the outline of its polygons is longer than {LONGEST_OUTLINE:,} pixels"
-    if not seen and not coco_tool().area(run_lengths(segmentation, height, width)):
+        if within and min(right - left, bottom - top) >= MIN_SOLID_SIDE:
+            double_area = sum(map(mul, x, [*y[1:], y[0]])) - sum(map(mul, y, [*x[1:], x[0]]))
+            solid = solid or abs(double_area) >= (right - left) * (bottom - top) / 2
+    if longest > MAX_OUTLINE and sum(map(_outline, segmentation)) > MAX_OUTLINE:
+        return f"the outline of its polygons is longer than {MAX_OUTLINE:,} pixels"
+    if not solid and not coco_tool().area(run_lengths(segmentation, height, width)):
         outlines = "polygon covers" if len(segmentation) == 1 else "polygons cover"
         return f"its {outlines} no pixel of the image, which is {width} pixels wide and {height} high"
     lefts, tops, rights, bottoms = zip(*extents, strict=True)
@@ -366,7 +372,7 @@ def read_counts(text: str) -> np.ndarray:
         raise ValueError("they are cut short")
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
-    if lengths.max() > LONGEST:
+    if lengths.max() > MAX_RUN_CHARACTERS:
         raise ValueError("a number is too long")
     groups = np.arange(codes.size) - np.repeat(starts, lengths)
     values = np.add.reduceat((codes & 31) << (5 * groups), starts)

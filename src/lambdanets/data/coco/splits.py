@@ -15,9 +15,9 @@ from lambdanets.utils.progress import MANY, Progress, progress_bar
 from lambdanets.utils.text import join_some
 
 from ..check import check_memory
-from ..errors import LISTED, DataError, DataWarning, listing
-from ..image_source import real
-from ..sources.folder import existing, stratified_hold_out
+from ..errors import MAX_LISTED, DataError, DataWarning, listing
+from ..image_source import real_path
+from ..sources.folder import existing_folder, stratified_hold_out
 from .annotation_file import CocoFile, read_coco
 from .check import Checked, check_entries
 from .coco_set import CocoSet
@@ -75,20 +75,20 @@ def open_coco(config: CocoConfig, *, seed: int = 0, progress: Progress | None = 
     _check_options(config)
     sides = _checked(config, ("train", "val"), seed, progress)
     train, val = (
-        _set(config, *found, train=train) for found, train in zip(sides, (True, False), strict=True)
+        _build_set(config, *found, train=train) for found, train in zip(sides, (True, False), strict=True)
     )
-    photos = {real(train.path(index)) for index in range(len(train))}
-    if both := [name for index in range(len(val)) if real(name := val.path(index)) in photos]:
+    photos = {real_path(train.path(index)) for index in range(len(train))}
+    if both := [name for index in range(len(val)) if real_path(name := val.path(index)) in photos]:
         warnings.warn(
             f"{len(both)} of {len(val)} validation images of {config.source} are training images, too, "
-            f"such as {both[0]}: what is measured on them says little.",
+            f"such as {both[0]}: scores on them are too optimistic.",
             DataWarning,
             stacklevel=2,
         )
-    mark = blake2b(train.content() + b"\0" + val.content(), digest_size=16).hexdigest()
+    fingerprint = blake2b(train.content() + b"\0" + val.content(), digest_size=16).hexdigest()
     # A single file has both sides, and its faults are not listed twice.
     skipped = train.skipped if sides[0][0].path == sides[1][0].path else (*train.skipped, *val.skipped)
-    return CocoSplits(train, val, train.classes, mark, skipped)
+    return CocoSplits(train, val, train.classes, fingerprint, skipped)
 
 
 def check_objects(config: CocoConfig, splits: CocoSplits) -> None:
@@ -108,7 +108,7 @@ def check_objects(config: CocoConfig, splits: CocoSplits) -> None:
         if train.crowds:
             reason = f"all {train.crowds} annotations are {marked}"
         elif train.skipped:
-            reason = f"what the json lists cannot be used:{listing(train.skipped)}"
+            reason = f"the entries of the json cannot be used:{listing(train.skipped)}"
         raise DataError(f"the {len(train)} training images of {source} have no objects: {reason}")
     if train.crowds > train.objects:
         total = train.crowds + train.objects
@@ -149,7 +149,7 @@ def open_coco_split(
     [(file, found)] = _checked(config, (split,), seed, progress)
     if classes is not None:
         file = _in_order(file, classes)
-    return _set(config, file, found, train=False)
+    return _build_set(config, file, found, train=False)
 
 
 def _check_options(config: CocoConfig) -> None:
@@ -161,13 +161,15 @@ def _check_options(config: CocoConfig) -> None:
             f"{' and '.join(named)} must be None: {root} is one file, which data.val_fraction splits."
         )
     if root.is_dir() and config.val_fraction != CocoConfig.val_fraction:
-        _warn_useless(f"data.val_fraction={config.val_fraction}: {root} has a validation side of its own")
+        _warn_no_effect(
+            f"data.val_fraction={config.val_fraction}", f"{root} has a validation side of its own"
+        )
     if config.crop and config.group_by_ratio:
-        _warn_useless("data.group_by_ratio: with data.crop all images are of one shape")
+        _warn_no_effect("data.group_by_ratio", "with data.crop all images have one shape")
 
 
-def _warn_useless(what: str) -> None:
-    warnings.warn(f"there is no use for {what}.", DataWarning, stacklevel=4)
+def _warn_no_effect(option: str, reason: str) -> None:
+    warnings.warn(f"{option} has no effect: {reason}.", DataWarning, stacklevel=4)
 
 
 def _checked(
@@ -181,13 +183,13 @@ def _checked(
         base = root.parent.parent if root.parent.name == "annotations" else root.parent
         names, paths = [root.stem.removeprefix("instances_")], [root]
     else:
-        base = existing(str(root))
+        base = existing_folder(str(root))
         names, paths = zip(*(_split_file(base, side, config) for side in sides), strict=True)
     files = [read_coco(path) for path in paths]
     _check_same_categories(files)
     total = sum(len(file.images) for file in files)
     found = []
-    bar = nullcontext(progress) if progress else progress_bar("Looking at images", total, least=MANY)
+    bar = nullcontext(progress) if progress else progress_bar("Checking images", total, least=MANY)
     with bar as report:
         before = 0
         for name, file in zip(names, files, strict=True):
@@ -204,17 +206,17 @@ def _checked(
     _report_faults(config, found)
     if root.is_file():
         [(file, checked)] = found
-        return [(file, _part(file, checked, side, config.val_fraction, seed)) for side in sides]
+        return [(file, _side_of_file(file, checked, side, config.val_fraction, seed)) for side in sides]
     return found
 
 
-def _part(file: CocoFile, checked: Checked, side: Side, val_fraction: float, seed: int) -> Checked:
+def _side_of_file(file: CocoFile, checked: Checked, side: Side, val_fraction: float, seed: int) -> Checked:
     """Return one side of a single file: the side of an image depends on the seed and on names alone.
 
     A photo that is listed several times is on one side.
     """
-    names: dict[str, str] = {}  # the first one of each photo
-    photos = [real(os.path.normpath(image["path"])) for image in checked.images]
+    names: dict[str, str] = {}  # first file_name of each photo, by its real path
+    photos = [real_path(os.path.normpath(image["path"])) for image in checked.images]
     for photo, image in zip(photos, checked.images, strict=True):
         names.setdefault(photo, image["file_name"])
     if len(names) == 1 and val_fraction < 1:
@@ -244,17 +246,21 @@ def _report_faults(config: CocoConfig, found: Sequence[tuple[CocoFile, Checked]]
                 f"{len(checked.renamed)} of {len(file.images)} file names of {file.path} are written for "
                 f"another system or folder:{listing(checked.renamed)}"
             )
-        own = f" with their annotations ({checked.with_bad_images})" if checked.with_bad_images else ""
-        for what, policy, bad, total, others in (
+        own = (
+            f" with their annotations ({checked.annotations_of_bad_images})"
+            if checked.annotations_of_bad_images
+            else ""
+        )
+        for kind, policy, bad, total, others in (
             ("image", config.on_bad_image, checked.bad_images, len(file.images), own),
             ("annotation", config.on_bad_annotation, checked.bad_annotations, len(file.annotations), ""),
         ):
-            text = f"{len(bad)} of {total} {what}s of {file.path} cannot be used:{listing(bad)}"
-            hint = f" {ELSEWHERE}" if what == "image" and checked.missing else ""
-            if len(bad) > LISTED and policy == "skip":
+            text = f"{len(bad)} of {total} {kind}s of {file.path} cannot be used:{listing(bad)}"
+            hint = f" {ELSEWHERE}" if kind == "image" and checked.missing else ""
+            if len(bad) > MAX_LISTED and policy == "skip":
                 hint += " A run's skipped.txt has all of them, and open_coco(...).skipped."
             if bad and policy == "refuse":
-                remedy = f"Repair or remove them, or leave them out with --set data.on_bad_{what}=skip."
+                remedy = f"Repair or remove them, or leave them out with --set data.on_bad_{kind}=skip."
                 refused.append(f"{text}\n{remedy}{hint}")
             elif bad:
                 skipped.append(f"{text}\nThey are left out{others}.{hint}")
@@ -264,7 +270,7 @@ def _report_faults(config: CocoConfig, found: Sequence[tuple[CocoFile, Checked]]
         warnings.warn("\n".join(skipped), DataWarning, stacklevel=4)
 
 
-def _set(config: CocoConfig, file: CocoFile, checked: Checked, *, train: bool) -> CocoSet:
+def _build_set(config: CocoConfig, file: CocoFile, checked: Checked, *, train: bool) -> CocoSet:
     """Build the set of one side from its entries without fault."""
     images = checked.images
     if train and config.drop_empty:
@@ -275,7 +281,9 @@ def _set(config: CocoConfig, file: CocoFile, checked: Checked, *, train: bool) -
         ]
     if not images:
         hint = f" {ELSEWHERE}" if checked.missing else ""
-        raise DataError(f"{file.path} leaves no images {'to train on' if train else 'to evaluate on'}.{hint}")
+        raise DataError(
+            f"{file.path} has no usable images {'to train on' if train else 'to evaluate on'}.{hint}"
+        )
     return CocoSet(
         images,
         checked.annotations,
@@ -318,7 +326,7 @@ def _split_file(base: Path, side: Side, config: CocoConfig) -> tuple[str, Path]:
 def _folders(base: Path, name: str, path: Path, config: CocoConfig) -> list[Path]:
     """Return the folders in which images are searched, in order."""
     if config.images:
-        return [Path(existing(config.images))]
+        return [Path(existing_folder(config.images))]
     folders = [base / name, base / "images" / name, base / "images", base, path.parent]
     return list(dict.fromkeys(folders))
 

@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from .config import CocoConfig
-from .masks import Masks, sampled
+from .masks import Masks, rasterise_at
 
 Size = tuple[int, int]  # height and width
 
@@ -43,14 +43,14 @@ class Crop:
 
     def image(self, image: Tensor, fill: tuple[int, int, int]) -> Tensor:
         """Return the window of an image, uint8 of shape [3, *window], with the colour `fill` outside it."""
-        shown = F.resize(image, list(self.scaled), antialias=True)
+        resized = F.resize(image, list(self.scaled), antialias=True)
         if self.scaled == self.window:
-            return shown
+            return resized
         (top, bottom), (left, right) = self._inside()
         cut = torch.empty((3, *self.window), dtype=image.dtype)
         cut[:] = torch.tensor(fill, dtype=image.dtype)[:, None, None]
         y, x = self.corner
-        cut[:, top - y : bottom - y, left - x : right - x] = shown[:, top:bottom, left:right]
+        cut[:, top - y : bottom - y, left - x : right - x] = resized[:, top:bottom, left:right]
         return cut
 
     def boxes(self, boxes: Tensor, size: Size) -> Tensor:
@@ -66,7 +66,7 @@ class Crop:
         return torch.minimum(moved.clamp(min=0), moved.new_tensor([right, bottom] * 2))
 
     def masks(self, masks: Masks) -> list[tuple[int, int, np.ndarray]]:
-        """Return for each mask (top, left, part): its visible part, uint8 [h, w], and its window offset.
+        """Return (top, left, part) for each mask: its visible part, uint8 [h, w], at its window offset.
 
         A pixel of the scaled image takes the value of the pixel of the image that contains its centre.
         """
@@ -77,7 +77,7 @@ class Crop:
             grids.append((2 * np.arange(first, last) + 1) * size // (2 * scaled))
         (top, _), (left, _) = self._inside()
         y, x = top - self.corner[0], left - self.corner[1]
-        parts = (sampled(each, masks.height, masks.width, *grids) for each in masks.segmentations)
+        parts = (rasterise_at(each, masks.height, masks.width, *grids) for each in masks.segmentations)
         return [(y + row, x + column, part) for row, column, part in parts]
 
     def _inside(self) -> list[Size]:
@@ -101,15 +101,15 @@ class ResizeLongerSide(nn.Module):
     def forward(self, image: Tensor, target: dict[str, Any] | None = None) -> Any:
         """Resize an image and, if given, its target."""
         size = height, width = _size(image)
-        scaled = _to_side(height, width, self.side) if self.side else size
+        scaled = _scaled_size(height, width, self.side) if self.side else size
         crop = Crop(scaled, (0, 0), scaled)
-        shown = tv_tensors.Image(crop.image(image, (0, 0, 0)))
+        resized = tv_tensors.Image(crop.image(image, (0, 0, 0)))
         if target is None:
-            return shown
+            return resized
         changed: dict[str, Any] = {"boxes": corners(crop.boxes(_plain(target["boxes"]), size), scaled)}
         if "masks" in target:
-            changed["masks"] = _drawn(crop.masks(target["masks"]), scaled)
-        return shown, target | changed
+            changed["masks"] = _full_masks(crop.masks(target["masks"]), scaled)
+        return resized, target | changed
 
 
 def eval_transform_coco(config: CocoConfig) -> ResizeLongerSide:
@@ -137,55 +137,55 @@ class TrainAugment(nn.Module):
         """Draw the crop of an image of a size, and whether it is flipped."""
         side, (least, most) = self.config.image_size, self.config.scale
         scale = least + torch.rand(()).item() * (most - least)
-        scaled = _to_side(*size, scale * side)
+        scaled = _scaled_size(*size, scale * side)
         window = (side, side) if self.config.crop else scaled
-        corner = _begin(scaled[0], window[0]), _begin(scaled[1], window[1])
+        corner = _random_offset(scaled[0], window[0]), _random_offset(scaled[1], window[1])
         return Crop(scaled, corner, window), torch.rand(()).item() < self.config.flip
 
     def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Return an augmented image and its target, with rasterised masks; the input has `Masks`."""
         size = _size(image)
         crop, flipped = self.draw(size)
-        shown = crop.image(image, self.config.fill)
+        cropped = crop.image(image, self.config.fill)
         boxes = crop.boxes(_plain(target["boxes"]), size)
         kept = np.flatnonzero(self._large(boxes))
         parts = None
         if "masks" in target:
             parts = crop.masks(target["masks"][kept])
-            tight = _tightened(boxes[kept], parts, crop.window)
+            tight = _shrink_boxes(boxes[kept], parts, crop.window)
             large = self._large(tight)
             kept, boxes = kept[large], tight[large]
             parts = [part for part, stays in zip(parts, large, strict=True) if stays]
         else:
             boxes = boxes[kept]
         if flipped:
-            shown = shown.flip(-1)
+            cropped = cropped.flip(-1)
             boxes[:, [0, 2]] = crop.window[1] - boxes[:, [2, 0]]
         changed: dict[str, Any] = {name: target[name][kept] for name in ("labels", "area", "iscrowd")}
         changed["boxes"] = corners(boxes, crop.window)
         if parts is not None:
-            changed["masks"] = _drawn(parts, crop.window, flipped=flipped)
-        return tv_tensors.Image(shown.contiguous()), target | changed
+            changed["masks"] = _full_masks(parts, crop.window, flipped=flipped)
+        return tv_tensors.Image(cropped.contiguous()), target | changed
 
     def _large(self, boxes: Tensor) -> np.ndarray:
         sides = boxes[:, 2:] - boxes[:, :2]
         return ((sides >= 1).all(1) & (sides.prod(1) >= self.config.min_area)).numpy()
 
 
-def _to_side(height: int, width: int, side: float) -> Size:
+def _scaled_size(height: int, width: int, side: float) -> Size:
     """Return the size whose longer side has a given length, in the same aspect ratio; at least one pixel."""
     longer = max(height, width)
     return max(1, int(side * height / longer)), max(1, int(side * width / longer))
 
 
-def _begin(length: int, window: int) -> int:
+def _random_offset(length: int, window: int) -> int:
     """Return a random offset of a window in an image; negative if the window is longer than the image."""
     slack = length - window
     drawn = int(torch.randint(abs(slack) + 1, ())) if slack else 0
     return drawn if slack >= 0 else drawn + slack
 
 
-def _tightened(boxes: Tensor, parts: list[tuple[int, int, np.ndarray]], window: Size) -> Tensor:
+def _shrink_boxes(boxes: Tensor, parts: list[tuple[int, int, np.ndarray]], window: Size) -> Tensor:
     """Shrink boxes at the edge of the window to their masks; a box without visible mask has no area."""
     extents = [
         (left, top, left + part.shape[1], top + part.shape[0]) if part.size else (0, 0, 0, 0)
@@ -195,11 +195,12 @@ def _tightened(boxes: Tensor, parts: list[tuple[int, int, np.ndarray]], window: 
     least, most = torch.maximum(boxes, seen)[:, :2], torch.minimum(boxes, seen)[:, 2:]
     tight = torch.cat([least, torch.maximum(least, most)], dim=1)
     touches = (boxes[:, :2] <= 0).any(1) | (boxes[:, 2:] >= boxes.new_tensor(window[::-1])).any(1)
-    touches |= seen[:, 2] == 0  # no pixel of the mask is visible
+    # Boxes of masks without a visible pixel shrink to no area.
+    touches |= seen[:, 2] == 0
     return torch.where(touches[:, None], tight, boxes)
 
 
-def _drawn(
+def _full_masks(
     parts: list[tuple[int, int, np.ndarray]], window: Size, *, flipped: bool = False
 ) -> tv_tensors.Mask:
     """Return masks of the whole window, uint8 of shape [n, *window], from their visible parts."""

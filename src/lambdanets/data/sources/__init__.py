@@ -70,7 +70,7 @@ def get_source(text: str) -> Source:
 
 
 def source_forms() -> str:
-    """Return how the sources for classifiers are written, as a part of an error message."""
+    """Return the forms of all sources for classifiers, such as 'folder:PATH', joined for an error message."""
     *forms, last = (repr(source.form) for source in SOURCES.values() if source is not CocoSource)
     return f"{', '.join(forms)} or {last}"
 
@@ -100,9 +100,9 @@ def open_source(config: DataConfig, *, seed: int, classes: Sequence[str] | None 
 
 
 def first_of_each(targets: np.ndarray, names: Sequence[str], number: int) -> np.ndarray:
-    """Return the indices of `number` samples of each class, or of all it has, by the digests of their names.
+    """Return the ascending indices of up to `number` samples of each class, chosen by a hash of their names.
 
-    The indices are ascending. A larger number chooses the same samples and others with them.
+    The samples of a smaller number are among those of a larger one.
     """
     chosen: list[int] = []
     for target in np.unique(targets):

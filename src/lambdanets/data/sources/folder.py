@@ -77,7 +77,7 @@ class FolderSource(IndexedSource):
         return ImageSplits(train, val, found.classes)
 
     def open_unlabelled(self, in_chans: int, max_pixels: int) -> FolderImages:
-        path = existing(self.root)
+        path = existing_folder(self.root)
         found = find_images(str(path), IMAGE_SUFFIXES)
         if not found.images:
             raise DataError(f"{path} holds no images.")
@@ -118,7 +118,7 @@ def read_folder(
         DataError: there is no such folder, it has no classes, the sides have different classes, links form a
             cycle, or a file belongs to two classes or to both sides.
     """
-    path = existing(root)
+    path = existing_folder(root)
     train, val = _sides(path)
     if train is None and val is not None and classes is None:
         raise DataError(
@@ -128,18 +128,18 @@ def read_folder(
         names = tuple(classes) if classes else _classes(train or val)
         if train is not None and classes is None:
             _check_classes(train, val)
-        trained, linked = _samples(train, names) if train is not None else ([], False)
-        measured, linked_too = _samples(val, names, measured=True)
-        if classes is None and (linked or linked_too):
-            _check_disjoint(trained, measured)
+        train_samples, linked = _samples(train, names) if train is not None else ([], False)
+        val_samples, val_linked = _samples(val, names, validated=True)
+        if classes is None and (linked or val_linked):
+            _check_disjoint(train_samples, val_samples)
         if classes is None:
-            held = {target for _, target in measured}
-            warn_unmeasured(val, [name for number, name in enumerate(names) if number not in held])
-        return Folder(trained, measured, names)
+            held = {target for _, target in val_samples}
+            warn_without_validation(val, [name for number, name in enumerate(names) if number not in held])
+        return Folder(train_samples, val_samples, names)
     top = train or path
     names = tuple(classes) if classes else _classes(top)
     samples, _ = _samples(top, names)
-    held_out = which_held_out(
+    held_out = held_out_mask(
         [relative(name, top) for name, _ in samples],
         np.array([target for _, target in samples], np.int64),
         names,
@@ -154,7 +154,7 @@ def read_folder(
     return Folder(*sides, names)
 
 
-def which_held_out(
+def held_out_mask(
     names: Sequence[str],
     targets: np.ndarray,
     classes: Sequence[str],
@@ -181,7 +181,7 @@ def which_held_out(
     Raises:
         DataError: a class has one image only.
     """
-    choose = stratified_hold_out if hold_out == "exact" else below_threshold
+    choose = stratified_hold_out if hold_out == "exact" else stable_hold_out
     held_out = np.full(len(targets), val_fraction == 1)
     for target in np.unique(targets) if val_fraction < 1 else ():
         members = np.flatnonzero(targets == target)
@@ -208,7 +208,7 @@ def split_rows(
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def below_threshold(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:
+def stable_hold_out(names: Sequence[str], val_fraction: float, seed: int) -> set[int]:
     """Return the indices of the held-out names of one class, decided for each name by its own digest.
 
     A name stays on its side when others are added or removed; `val_fraction` is held out on average. At least
@@ -234,7 +234,7 @@ def digests(names: Sequence[str], seed: int) -> list[bytes]:
     return [blake2b(f"{seed}/{name}".encode(errors="surrogateescape")).digest() for name in names]
 
 
-def fingerprint(root: Path, sides: Sequence[Sequence[Sample]], classes: Sequence[str]) -> str:
+def folder_fingerprint(root: Path, sides: Sequence[Sequence[Sample]], classes: Sequence[str]) -> str:
     """Return a hash of the side, name (from the root) and class of every file."""
     lines = sorted(
         f"{number}\0{relative(name, root)}\0{classes[target]}"
@@ -245,18 +245,21 @@ def fingerprint(root: Path, sides: Sequence[Sequence[Sample]], classes: Sequence
 
 
 def relative(name: str, root: Path) -> str:
-    """Return the path of a file relative to its root, by string operations: there may be millions."""
+    """Return the path of a file relative to its root, with slashes.
+
+    String operations are used, as `Path` is slow for millions of files.
+    """
     return name.removeprefix(str(root)).lstrip(os.sep).replace(os.sep, "/")
 
 
-def existing(root: str) -> Path:
+def existing_folder(root: str) -> Path:
     """Return the path of a folder, or raise DataError if there is none."""
     path = Path(root).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise DataError(
-            f"{path} is a file; folder:PATH wants the folder that holds train/ and val/ or the classes."
+            f"{path} is a file; folder:PATH must name the folder that holds train/ and val/ or the classes."
         )
     parent = next(parent for parent in path.absolute().parents if parent.is_dir())
     inside = join_some(_subfolders(parent)) or "no folders"
@@ -294,7 +297,9 @@ def _classes(path: Path) -> tuple[str, ...]:
     check_text(path, names)
     if not names:
         if archives := sorted(entry.name for entry in os.scandir(path) if entry.name.endswith(".tar")):
-            raise DataError(f"{path} holds archives ({join_some(archives)}): {_unpacked(path, archives)}.")
+            raise DataError(
+                f"{path} holds archives ({join_some(archives)}): {_archive_advice(path, archives)}."
+            )
         files = sum(entry.is_file() for entry in os.scandir(path))
         held = f"{files} files but no folders" if files else "nothing"
         raise DataError(f"{path} holds {held}; put the images of each class in a folder of its own in it.")
@@ -308,7 +313,7 @@ def check_text(where: str | Path, names: Iterable[str]) -> None:
             raise DataError(f"the class folder {name!r} in {where} has a name that is not UTF-8; rename it.")
 
 
-def _unpacked(path: Path, archives: Sequence[str]) -> str:
+def _archive_advice(path: Path, archives: Sequence[str]) -> str:
     if any(name.startswith("ILSVRC2012_img") for name in archives):
         return ORIGINAL_ARCHIVES
     return f"tar:{path} reads them as they are"
@@ -317,32 +322,31 @@ def _unpacked(path: Path, archives: Sequence[str]) -> str:
 def _check_classes(train: Path, val: Path) -> None:
     """Refuse a class without training images."""
     if unknown := set(_classes(val)) - set(_classes(train)):
-        what = "class" if len(unknown) == 1 else "classes"
+        noun = "class" if len(unknown) == 1 else "classes"
         raise DataError(
-            f"{train} lacks the {what} {join_some(sorted(unknown))} of {val}; put images of it there, or "
-            "remove it "
-            f"from {val.name}/."
+            f"{train} lacks the {noun} {join_some(sorted(unknown))} of {val}; put images of it there, or "
+            f"remove it from {val.name}/."
         )
 
 
-def warn_unmeasured(val: str | Path, names: Iterable[str]) -> None:
+def warn_without_validation(val: str | Path, names: Iterable[str]) -> None:
     """Warn about the classes that have no validation images."""
     if lacking := sorted(names):
-        what = "class" if len(lacking) == 1 else "classes"
+        noun = "class" if len(lacking) == 1 else "classes"
         warnings.warn(
-            f"{val} holds no images of the {what} {join_some(lacking)}, for which nothing is measured.",
+            f"{val} holds no images of the {noun} {join_some(lacking)}, for which nothing is measured.",
             SourceWarning,
             stacklevel=2,
         )
 
 
-def _samples(path: Path, classes: Sequence[str], *, measured: bool = False) -> tuple[list[Sample], bool]:
+def _samples(path: Path, classes: Sequence[str], *, validated: bool = False) -> tuple[list[Sample], bool]:
     """Return the images of a side in the order of the class folders, and whether links lead to some.
 
     Args:
         path: holds a folder for each class.
         classes: names, in the order of the class indices; a class may lack its folder.
-        measured: the side is validated on: some class folders may be empty.
+        validated: this is the validation side, in which some class folders may be empty.
     """
     present = set(_subfolders(path))
     if unknown := sorted(present - set(classes)):
@@ -370,11 +374,11 @@ def _samples(path: Path, classes: Sequence[str], *, measured: bool = False) -> t
         others += found.others
         stray += found.stray
         linked |= found.linked
-    if empty and not (measured and samples):
+    if empty and not (validated and samples):
         name, held = next(iter(empty.items()))
-        raise DataError(f"class folder {path / name} holds no images; {_instead(held)}.")
+        raise DataError(f"class folder {path / name} holds no images; {_other_content(held)}.")
     warn_left_out(str(path), others, stray)
-    return (_once(samples, classes) if linked else samples), linked
+    return (_without_duplicates(samples, classes) if linked else samples), linked
 
 
 def _check_disjoint(train: list[Sample], val: list[Sample]) -> None:
@@ -386,12 +390,12 @@ def _check_disjoint(train: list[Sample], val: list[Sample]) -> None:
     for name, _ in val:
         if (file := identity(name)) in seen:
             raise DataError(
-                f"{name} and {seen[file]} are one file, by a link: a run is validated on images that it is "
-                "not trained on; remove one of them."
+                f"{name} and {seen[file]} are one file, by a link: a validation image must not be a training "
+                "image; remove one of them."
             )
 
 
-def _once(samples: list[Sample], classes: Sequence[str]) -> list[Sample]:
+def _without_duplicates(samples: list[Sample], classes: Sequence[str]) -> list[Sample]:
     """Keep each file once, under the first of its names; refuse a file in two classes."""
     seen: dict[tuple[int, int], Sample] = {}
     kept = []
@@ -417,7 +421,7 @@ def _once(samples: list[Sample], classes: Sequence[str]) -> list[Sample]:
 
 
 def _check_class(path: Path) -> None:
-    """Refuse a class folder that holds only folders; folders beside files are parts of the class."""
+    """Raise DataError if a class folder holds only folders; beside files, folders are parts of the class."""
     inside = [entry for entry in os.scandir(path) if not is_stray(entry.name)]
     if inside and all(map(is_folder, inside)):
         names = join_some(sorted(entry.name for entry in inside))
@@ -427,7 +431,7 @@ def _check_class(path: Path) -> None:
         )
 
 
-def _instead(suffixes: Counter[str]) -> str:
+def _other_content(suffixes: Counter[str]) -> str:
     known = "known are " + " ".join(IMAGE_SUFFIXES)
     if not suffixes:
         return f"it is empty ({known})"

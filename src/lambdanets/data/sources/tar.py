@@ -23,8 +23,8 @@ from .folder import (
     VAL_NAMES,
     check_text,
     containing_directory,
-    warn_unmeasured,
-    which_held_out,
+    held_out_mask,
+    warn_without_validation,
 )
 from .protocol import ImageSplits, IndexedSource, absolute
 from .tar_images import TarImages, unlabelled_tar
@@ -34,7 +34,7 @@ from .tar_scan import Members
 
 CLASSES = "classes.json"
 NUMBER = re.compile(r"-?\d+")  # the content of a .cls file that is a class number
-MOST = 10**6  # highest class number that is accepted without a list of the classes
+MAX_CLASS_NUMBER = 10**6  # highest class number that is accepted without a list of the classes
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class TarSource(IndexedSource):
         path = self.require_root()
         found = find_archives(path)
         members = read_members(found.root, found.names, skip=config.on_bad_image == "skip")
-        of_archive = np.repeat(list(found.sides), [len(names) for names in found.sides.values()])
-        sides, labels = _sides_and_labels(found.root, members, of_archive[members.shard], classes)
+        archive_sides = np.repeat(list(found.sides), [len(names) for names in found.sides.values()])
+        sides, labels = _sides_and_labels(found.root, members, archive_sides[members.shard], classes)
         declared = declared_classes(found.root, os.path.dirname(found.names[0]))
-        names, targets = _numbered(path, labels, sides, classes, declared)
+        names, targets = _class_indices(path, labels, sides, classes, declared)
         if (sides == UNDECIDED).any():
             undecided = np.flatnonzero(sides == UNDECIDED)
-            held_out = which_held_out(
+            held_out = held_out_mask(
                 [os.fsdecode(members.names[index]) for index in undecided],
                 targets[undecided],
                 names,
@@ -126,7 +126,7 @@ def _sides_and_labels(
     label_of = [""] * len(paths)
     for side in np.unique(side_of):
         own = np.flatnonzero(side_of == side)
-        inside = _stripped([paths[number][1:] for number in own], side == UNDECIDED, classes)
+        inside = _without_outer_folders([paths[number][1:] for number in own], side == UNDECIDED, classes)
         split = _split_inside(root, inside) if side == UNDECIDED else {}
         for number, path in zip(own, inside, strict=True):
             if split:
@@ -149,11 +149,13 @@ def _check_flat(root: str, members: Members, flat: np.ndarray) -> None:
         )
 
 
-def _stripped(paths: list[list[str]], whole: bool, classes: Sequence[str] | None) -> list[list[str]]:
-    """Remove the folders around all classes, except a val/ that gives the side of undecided images."""
+def _without_outer_folders(
+    paths: list[list[str]], undecided: bool, classes: Sequence[str] | None
+) -> list[list[str]]:
+    """Remove the outer folders that all paths share, except val/, which is the side of undecided images."""
     while len({path[0] for path in paths}) == 1 and min(map(len, paths)) > 1:
         head = paths[0][0]
-        if head in (classes or ()) or (whole and head.lower() in VAL_NAMES):
+        if head in (classes or ()) or (undecided and head.lower() in VAL_NAMES):
             break
         paths = [path[1:] for path in paths]
     return paths
@@ -191,7 +193,7 @@ def declared_classes(root: str, *folders: str) -> tuple[str, ...] | None:
     return None
 
 
-def _numbered(
+def _class_indices(
     path: str,
     labels: ClassWords,
     sides: np.ndarray,
@@ -206,7 +208,7 @@ def _numbered(
     if labels.numbers:
         names_by_number = declared or classes
         if names_by_number is None:
-            highest = min(max(map(int, words.values())), MOST)
+            highest = min(max(map(int, words.values())), MAX_CLASS_NUMBER)
             names_by_number = [str(index) for index in range(1 + highest)]
         if beyond := [word for word in words.values() if not 0 <= int(word) < len(names_by_number)]:
             raise DataError(
@@ -218,8 +220,8 @@ def _numbered(
     else:
         order = tuple(classes or declared or sorted(set(words.values())))
     check_text(path, order)
-    of_name = {name: index for index, name in enumerate(order)}
-    if unknown := sorted(set(words.values()) - set(of_name)):
+    class_index = {name: index for index, name in enumerate(order)}
+    if unknown := sorted(set(words.values()) - set(class_index)):
         raise DataError(
             f"{path} holds classes that are not known: {join_some(unknown)}. Known are {join_some(order)}."
         )
@@ -227,7 +229,7 @@ def _numbered(
         _check_sides(path, words, held, declared)
     targets = np.full(number, -1, np.int64)
     for index, word in words.items():
-        targets[index] = of_name[word]
+        targets[index] = class_index[word]
     return order, targets[labels.inverse]
 
 
@@ -250,10 +252,10 @@ def _check_sides(path: str, words: dict[int, str], held: np.ndarray, declared: S
         {words[index] for index in np.flatnonzero(held[side]).tolist()} for side in (TRAIN, VAL)
     )
     if names := of_val - of_train:
-        what = "class" if len(names) == 1 else "classes"
+        noun = "class" if len(names) == 1 else "classes"
         raise DataError(
-            f"the training images of {path} lack the {what} {join_some(sorted(names))} of the validation "
+            f"the training images of {path} lack the {noun} {join_some(sorted(names))} of the validation "
             "images."
         )
     if not declared:
-        warn_unmeasured(f"the validation side of {path}", of_train - of_val)
+        warn_without_validation(f"the validation side of {path}", of_train - of_val)

@@ -10,14 +10,14 @@ from PIL import Image
 
 from ..config import MAX_PIXELS
 from ..errors import DataError
-from ..files import regular
-from ..image_source import ImageSource, real
+from ..files import regular_opener
+from ..image_source import ImageSource, real_path
 from ..images import NamedFile, check_image, read_image, reason
 from .tar_index import read_members
 from .tar_paths import find_all_archives
 from .tar_scan import Members
 
-OPEN = 64  # archives that one process keeps open
+MAX_OPEN = 64  # archives that one process keeps open
 
 
 class TarImages(ImageSource):
@@ -77,7 +77,7 @@ class TarImages(ImageSource):
 
     def location(self, index: int) -> str:
         shard = self.members.shards[self.members.shard[index]]
-        return f"{real(os.path.join(self.root, shard))}#{os.fsdecode(self.members.names[index])}"
+        return f"{real_path(os.path.join(self.root, shard))}#{os.fsdecode(self.members.names[index])}"
 
     def subset(self, indices: np.ndarray) -> TarImages:
         members, targets = self.members.take(indices), self.targets[indices]
@@ -85,7 +85,7 @@ class TarImages(ImageSource):
 
 
 def unlabelled_tar(root: str, in_chans: int, max_pixels: int = MAX_PIXELS) -> TarImages:
-    """Return all images of tar archives, whatever their classes; every target is 0.
+    """Return all images of tar archives, without their classes; every target is 0.
 
     Args:
         root: a folder, searched with everything inside, one archive, or a pattern of them.
@@ -108,26 +108,27 @@ class _File:
     """One open archive; it is closed when the last thread that reads from it drops its reference."""
 
     def __init__(self, path: str):
-        self.number = regular(path, os.O_RDONLY)
+        self.descriptor = regular_opener(path, os.O_RDONLY)
 
     def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
 class _Files:
-    """Archives that are opened when they are first read; at most `OPEN` stay open.
+    """Archives that are opened when they are first read; at most `MAX_OPEN` stay open.
 
     `pread` does not use the position of the file, which threads and forked workers share.
     """
 
     def __init__(self, paths: tuple[str, ...]):
         self.paths = paths
-        self._opened = lru_cache(OPEN)(_File)
+        self._opened = lru_cache(MAX_OPEN)(_File)
 
     def __reduce__(self) -> tuple[type[_Files], tuple[tuple[str, ...]]]:
         return _Files, (self.paths,)  # a spawned worker opens its own
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        file = self._opened(self.paths[shard])  # the reference keeps it open
-        return os.pread(file.number, size, offset)
+        # This reference keeps the file open if another thread evicts it from the cache.
+        file = self._opened(self.paths[shard])
+        return os.pread(file.descriptor, size, offset)

@@ -25,8 +25,8 @@ from .tar_scan import BLOCK, Members, Scanned, scan
 
 INDEX = "_index.npz"
 SCANNERS = 8  # shards read at a time: networked storage has a high latency
-LONG = 2**30  # bytes of shards whose headers take long enough to show a bar
-SPOTS = 3  # members of a shard whose headers are compared with the index
+PROGRESS_BYTES = 2**30  # bytes of shards from which on a progress bar is shown
+CHECKED_MEMBERS = 3  # members of a shard whose headers are compared with the index
 ARRAYS = ("shard", "offsets", "sizes", "names", "labels")  # fields of `Members` that the index stores
 
 
@@ -50,27 +50,27 @@ def read_members(
     known, damaged = _load(root, sizes) if indexed else ({}, [])
     missing = [shard for shard in shards if shard not in known]
     total = sum(sizes[shard] for shard in missing)
-    passed = dict.fromkeys(missing, 0)
+    bytes_done = dict.fromkeys(missing, 0)
     with (
-        progress_bar("Reading headers", total, least=LONG) as report,
+        progress_bar("Reading headers", total, least=PROGRESS_BYTES) as report,
         ThreadPoolExecutor(SCANNERS) as pool,
     ):
 
-        def found(shard: str) -> Scanned:
-            def moved(offset: int) -> None:
-                passed[shard] = offset
-                report(sum(passed.values()), total)
+        def scan_shard(shard: str) -> Scanned:
+            def on_progress(offset: int) -> None:
+                bytes_done[shard] = offset
+                report(sum(bytes_done.values()), total)
 
-            result = scan(root, shard, labelled=labelled, moved=moved)
-            moved(sizes[shard])
+            result = scan(root, shard, labelled=labelled, on_progress=on_progress)
+            on_progress(sizes[shard])
             if result.fault and not skip:
                 raise DataError(
-                    f"{result.fault}. Copy or make the shard again, or leave out what it lacks with "
+                    f"{result.fault}. Copy or make the shard again, or use only its intact part with "
                     "--set data.on_bad_image=skip."
                 )
             return result
 
-        scanned = dict(zip(missing, pool.map(found, missing), strict=True))
+        scanned = dict(zip(missing, pool.map(scan_shard, missing), strict=True))
     for shard, result in scanned.items():
         if result.fault:
             warnings.warn(f"{result.fault}. The rest is left out.", SourceWarning, stacklevel=2)
@@ -80,7 +80,7 @@ def read_members(
     for folder in damaged:
         own = [shard for shard in shards if os.path.dirname(shard) == folder]
         whole = labelled and not any(scanned[shard].fault for shard in own if shard in scanned)
-        _mend(root, folder, _joined([known[shard] for shard in own]), sizes, whole=whole)
+        _rewrite_index(root, folder, _joined([known[shard] for shard in own]), sizes, whole=whole)
     return _joined([known[shard] for shard in shards])
 
 
@@ -110,7 +110,7 @@ def _write(path: str, members: Members, names: Sequence[str], sizes: Sequence[in
         )
 
 
-def _mend(root: str, folder: str, members: Members, sizes: dict[str, int], *, whole: bool) -> None:
+def _rewrite_index(root: str, folder: str, members: Members, sizes: dict[str, int], *, whole: bool) -> None:
     """Replace a damaged index, if the folder is writable; else the headers are read each time."""
     index = os.path.join(root, folder, INDEX)
     outcome = "The headers of its shards were read instead"
@@ -133,19 +133,20 @@ def _load(root: str, sizes: dict[str, int]) -> tuple[dict[str, Members], list[st
         try:
             with open_regular(index) as file:
                 written = os.fstat(file.fileno()).st_mtime
-                parts, then = _parts(file, folder)
+                parts, indexed_sizes = _parts(file, folder)
         except FileNotFoundError:
             continue
         except Exception:  # the libraries raise many kinds for a damaged file; an index only saves time
             damaged.append(folder)
             continue
-        fitting = {
+        valid = {
             name: part
             for name, part in parts.items()
-            if sizes.get(name) == then[name] and os.path.getmtime(os.path.join(root, name)) <= written
+            if sizes.get(name) == indexed_sizes[name]
+            and os.path.getmtime(os.path.join(root, name)) <= written
         }
-        if all(_agrees(root, part) for part in fitting.values()):
-            known |= fitting
+        if all(_agrees(root, part) for part in valid.values()):
+            known |= valid
         else:
             damaged.append(folder)
     return known, damaged
@@ -187,7 +188,9 @@ def _parts(file: IO[bytes], folder: str) -> tuple[dict[str, Members], dict[str, 
 def _agrees(root: str, members: Members) -> bool:
     """Return whether the headers of a few images of a shard agree with its index."""
     with open_regular(os.path.join(root, members.shards[0])) as file:
-        for row in np.unique(np.linspace(0, len(members) - 1, SPOTS).astype(int)) if len(members) else ():
+        for row in (
+            np.unique(np.linspace(0, len(members) - 1, CHECKED_MEMBERS).astype(int)) if len(members) else ()
+        ):
             file.seek(int(members.offsets[row]) - BLOCK)
             try:
                 header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")

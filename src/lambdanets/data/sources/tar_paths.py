@@ -18,7 +18,8 @@ from .folder import TRAIN_NAMES, VAL_NAMES
 
 SUFFIX = ".tar"
 COMPRESSED_SUFFIXES = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
-TRAIN, VAL, UNDECIDED, NEITHER = range(4)  # sides of an archive or an image; undecided ones are to be split
+# Sides of an archive or an image: UNDECIDED ones are split by a fraction, NEITHER ones are not used.
+TRAIN, VAL, UNDECIDED, NEITHER = range(4)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def find_archives(path: str) -> Archives:
 
 
 def find_all_archives(path: str) -> tuple[str, list[str]]:
-    """Return a folder and the names from there of all archives of a path, those in inner folders included."""
+    """Return a folder, and all archives in it and in folders inside it, as paths relative to it."""
     root = os.path.expanduser(path)
     if not os.path.isdir(root):
         found = find_archives(path)

@@ -20,7 +20,7 @@ from .folder import ORIGINAL_ARCHIVES
 LABEL = "cls"  # suffix of the files that hold the class of a sample
 LABEL_BYTES = 1024  # size of the largest such file that is read
 BLOCK = 512  # bytes of a header of tar
-TAIL = 2**16  # bytes behind the last member that must be zeros
+TAIL = 2**16  # most bytes behind the last member that are checked to be zeros
 REPORTED = 1000  # members between two updates of the progress bar
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -73,7 +73,7 @@ class Scanned:
 
 
 def scan(
-    root: str, shard: str, *, labelled: bool = True, moved: Callable[[int], None] = lambda offset: None
+    root: str, shard: str, *, labelled: bool = True, on_progress: Callable[[int], None] = lambda offset: None
 ) -> Scanned:
     """Find the images of one shard.
 
@@ -81,7 +81,7 @@ def scan(
         root: the folder from which the shard is named.
         shard: name of the archive.
         labelled: every image must have a .cls file, if there are any, as in samples of WebDataset.
-        moved: called now and then with the current offset in bytes.
+        on_progress: called after every `REPORTED` members with the current offset in bytes.
 
     Raises:
         DataError: the shard has no usable images, or allows no random access.
@@ -95,17 +95,17 @@ def scan(
     sparse: list[str] = []
     others: Counter[str] = Counter()
     stray: set[str] = set()
-    whole = 0  # complete members so far
+    num_complete = 0  # members before the current one
     with _opened(path) as tar:
         while True:
             try:
                 member = tar.next()
             except (tarfile.TarError, ValueError) as error:
                 cut = "end of data" in str(error)
-                fault = _early(path, whole) if cut else _damaged(path, tar.offset, whole)
+                fault = _truncated(path, num_complete) if cut else _damaged(path, tar.offset, num_complete)
                 break
             if member is None:
-                fault = _fault_at_end(path, tar.offset, whole)
+                fault = _fault_at_end(path, tar.offset, num_complete)
                 break
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # a million would stay in memory
             name = member.name.removeprefix("./")
@@ -113,17 +113,17 @@ def scan(
             if member.isdir():
                 continue
             if member.size < 0:  # Python's reader would go back, in an endless loop
-                fault = _damaged(path, member.offset, whole)
+                fault = _damaged(path, member.offset, num_complete)
                 break
             if member.issparse() and (suffix in IMAGE_SUFFIXES or suffix == f".{LABEL}"):
                 sparse.append(name)
                 continue
             if member.isreg() and not member.issparse() and member.offset_data + member.size > size:
-                fault = _early(path, whole)
+                fault = _truncated(path, num_complete)
                 break
-            whole += 1
-            if whole % REPORTED == 0:
-                moved(member.offset_data)
+            num_complete += 1
+            if num_complete % REPORTED == 0:
+                on_progress(member.offset_data)
             if strays := [part for part in name.split("/") if is_stray(part)]:
                 stray.update(strays if suffix in IMAGE_SUFFIXES else ())
                 continue
@@ -137,14 +137,13 @@ def scan(
                 others[suffix] += 1
     if links:
         raise DataError(
-            f"{path} holds links ({join_some(links)}) whose images lie elsewhere; pack it again with "
+            f"{path} holds links ({join_some(links)}) instead of images; pack it again with "
             "tar --dereference --hard-dereference."
         )
     if sparse:
         raise DataError(
-            f"{path} holds sparse files ({join_some(sparse)}), which do not lie in it as they are; pack it "
-            "again "
-            "without tar's --sparse."
+            f"{path} holds sparse files ({join_some(sparse)}), whose content is not in one piece; pack it "
+            "again without tar's --sparse."
         )
     if labels and labelled:
         images, lacking = _samples(path, images, labels)
@@ -194,27 +193,27 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read().strip() if file else b""
 
 
-def _early(path: str, whole: int) -> str:
-    return f"{path} ends too early: {whole} of its members are whole"
+def _truncated(path: str, num_complete: int) -> str:
+    return f"{path} ends too early: {num_complete} of its members are complete"
 
 
-def _damaged(path: str, offset: int, whole: int) -> str:
-    return f"{path} is damaged at byte {offset}: the {whole} members before it are whole"
+def _damaged(path: str, offset: int, num_complete: int) -> str:
+    return f"{path} is damaged at byte {offset}: the {num_complete} members before it are complete"
 
 
-def _fault_at_end(path: str, offset: int, whole: int) -> str:
+def _fault_at_end(path: str, offset: int, num_complete: int) -> str:
     """Check for the end mark of an archive; Python's reader takes anything but a header for the end."""
     with open(path, "rb") as file:
         file.seek(offset)
         tail = file.read(TAIL)
     if len(tail) < BLOCK:
-        return _early(path, whole)
+        return _truncated(path, num_complete)
     if any(tail[:BLOCK]):
-        return _damaged(path, offset, whole)
+        return _damaged(path, offset, num_complete)
     if any(tail):
         raise DataError(
-            f"{path} goes on behind its end, as archives do that were joined with cat: join them with "
-            "tar --concatenate."
+            f"{path} has data behind its end marker, as archives do that were joined with cat: join them "
+            "with tar --concatenate."
         )
     return ""
 
@@ -231,12 +230,12 @@ def _samples(
     for name in plain:
         if (other := keys.setdefault(sample_key(name), name)) != name:
             raise DataError(f"{path} holds two images of one sample: {other!r} and {name!r}.")
-    whole = {name: plain[name] for key, name in keys.items() if labels.get(key)}
+    labelled = {name: plain[name] for key, name in keys.items() if labels.get(key)}
     if lacking := [name for key, name in keys.items() if not labels.get(key)]:
-        return whole, f"{path} holds images without a .cls file: {join_some(lacking)}"
+        return labelled, f"{path} holds images without a .cls file: {join_some(lacking)}"
     if lacking := [f"{key}.{LABEL}" for key in labels if key not in keys]:
-        return whole, f"{path} holds .cls files without an image: {join_some(lacking)}"
-    return whole, ""
+        return labelled, f"{path} holds .cls files without an image: {join_some(lacking)}"
+    return labelled, ""
 
 
 def _instead(others: Counter[str], fault: str) -> str:

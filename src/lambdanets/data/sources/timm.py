@@ -67,7 +67,8 @@ class _TimmSource(IndexedSource):
         options = self.dataset_options(config)
         root = os.path.expanduser(options.pop("root")) or None
         try:
-            with redirect_stdout(io.StringIO()):  # torchvision and timm print on the way
+            # torchvision and timm print messages while they open a data set.
+            with redirect_stdout(io.StringIO()):
                 return create_dataset(name, root=root, split=split, **options)
         except (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
             why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
@@ -114,13 +115,13 @@ class HfdsSource(_TimmSource):
     def stored_targets(self, data_set: Any) -> Any:
         reader = data_set.reader
         table = reader.dataset.data
-        # Where there is no column of images, timm's cast has added one that is empty.
+        # If the image column is missing, timm adds an empty one when it casts the table.
         held = [name for name in table.column_names if table.column(name).null_count < len(table)]
         for column, what in ((reader.image_key, "image"), (reader.label_key, "label")):
             if column not in held:
                 raise DataError(
-                    f"{self.text!r} has no {what}s in a column {column!r}; name theirs with "
-                    f"data.{what}_column, of {join_some(held)}."
+                    f"{self.text!r} has no {what}s in a column {column!r}; set data.{what}_column to one of "
+                    f"{join_some(held)}."
                 )
         return reader.dataset[reader.label_key]
 
@@ -143,12 +144,12 @@ def _labelled_rows(config: DataConfig, split: str, targets: np.ndarray) -> np.nd
     rows = np.flatnonzero(targets >= 0)
     if lacking := len(targets) - len(rows):
         held = f"the {len(targets)} images of the split {split!r} of {config.source!r}"
-        what = f"{lacking} of {held} have no class"
+        fault = f"{lacking} of {held} have no class"
         if config.on_bad_image == "refuse" or not len(rows):
             leave_out = ", or leave them out with --set data.on_bad_image=skip" if len(rows) else ""
             raise DataError(
-                f"{what} (number {targets.min()}); name another split with data.train_split and "
+                f"{fault} (number {targets.min()}); name another split with data.train_split and "
                 f"data.val_split, or divide the training images with an empty data.val_split{leave_out}."
             )
-        warnings.warn(f"{what} and are left out.", SourceWarning, stacklevel=2)
+        warnings.warn(f"{fault} and are left out.", SourceWarning, stacklevel=2)
     return rows

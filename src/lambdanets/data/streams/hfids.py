@@ -83,11 +83,11 @@ class HfidsSource(StreamedSource):
             if os.path.isdir(name):
                 other = f"'folder:{name}' reads images in class folders"
             raise DataError(
-                f"{self.text!r} does not lie in parquet files, which alone are streamed; {other}."
+                f"{self.text!r} is not stored in parquet files, the only ones that can be streamed; {other}."
             )
         if split not in files and len(files) == 1:
             raise DataError(
-                f"{self.text!r} has no split {split!r}, but {join_some(files)} alone, and streams cannot be "
+                f"{self.text!r} has no split {split!r} but only {join_some(files)}, and streams cannot be "
                 f"divided; {self._divide_remedy()}."
             )
         if split not in files:

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import DataError, SourceWarning
 from ..images import NamedFile, reason
 
-AT_ONCE = 16  # footers that are fetched in parallel: a remote data set may have hundreds
+PARALLEL_FOOTERS = 16  # footers that are fetched in parallel: a remote data set may have hundreds of files
 
 
 class ParquetFiles:
@@ -105,7 +105,7 @@ def read_footers(names: Sequence[str], paths: Sequence[str], *, skip: bool) -> l
                 return error
             raise
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(PARALLEL_FOOTERS) as pool:
         footers = list(pool.map(found, names, paths))
     for footer in footers:
         if isinstance(footer, DataError):
@@ -138,7 +138,7 @@ def check_rows(name: str, footer: Any, *, image: str, label: str, classes: int) 
     leaves = [footer.schema.column(number).path for number in range(footer.num_columns)]
     for column in (image, label):
         if column not in leaves:
-            raise DataError(f"{name} has no column {column!r}, unlike what its data set says.")
+            raise DataError(f"{name} has no column {column!r}, which its data set lists.")
     stored = footer.schema.column(leaves.index(label))
     if stored.physical_type not in ("INT32", "INT64") or stored.logical_type.type not in ("INT", "NONE"):
         kind = footer.schema.to_arrow_schema().field(label).type
@@ -158,12 +158,12 @@ def check_rows(name: str, footer: Any, *, image: str, label: str, classes: int) 
 
 
 def _wrong_class(where: str, target: int | None, classes: int) -> DataError:
-    said = "a row without a class" if target is None else f"the class {target}"
-    return DataError(f"{where} has {said}; hfids/ takes the numbers of {classes} classes, from 0.")
+    content = "a row without a class" if target is None else f"the class {target}"
+    return DataError(f"{where} has {content}; hfids/ takes the numbers of {classes} classes, from 0.")
 
 
 def _opened(path: str) -> Any:
-    """Open a file for pyarrow, which reads whole columns: a read-ahead cache would fetch them twice."""
+    """Open a file without a read-ahead cache: pyarrow reads whole columns, which it would fetch twice."""
     from fsspec import url_to_fs
 
     system, inside = url_to_fs(path)

@@ -97,7 +97,7 @@ class StreamSet:
         size = shard.batch_size
         starts = range(number // shard.lanes * size, len(positions), step // shard.lanes * size)
         batches = [positions[start : start + size] for start in starts]
-        # Samples are read in ascending order; those of later batches wait in `read`.
+        # Samples are read in ascending order; those that belong to later batches are held in `read`.
         ascending = np.sort(np.concatenate(batches))
         samples = zip(ascending.tolist(), self._read(ascending, epoch, seed), strict=True)
         read: dict[int, Sample] = {}
@@ -155,7 +155,7 @@ class StreamSet:
 
 
 def digest(sides: Sequence[StreamSet]) -> str:
-    """Return a hash of the names and lengths of the files on each side."""
+    """Return a hash of the names and lengths of the files of each set, in order."""
     lines = [
         f"{number}\0{name}\0{length}"
         for number, side in enumerate(sides)

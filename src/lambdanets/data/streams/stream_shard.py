@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 
 from ..batches import Position, whole_batches
 
-LANES = 16  # lanes that a process reads side by side: batches mix them, and workers divide them
+LANES = 16  # lanes of a process: consecutive batches come from different lanes, which workers divide
 REACH = 512  # limit of the shift of a sample when those of a lane are shuffled locally
 
 
@@ -45,7 +45,7 @@ class StreamShard:
         """Return the positions of a lane, ascending: those of its batches, one batch after the other."""
         batches = np.array([len(range(lane, len(self), self.lanes)) for lane in range(number + 1)])
         before, own = batches[:-1].sum(), batches[-1]
-        short = len(self) * self.batch_size - (self.stop - self.start)
+        short = len(self) * self.batch_size - (self.stop - self.start)  # positions missing in the last batch
         last = (len(self) - 1) % self.lanes  # the lane that ends with the smaller batch
         start = self.start + before * self.batch_size - (short if last < number else 0)
         return start + np.arange(own * self.batch_size - (short if last == number else 0))
@@ -63,7 +63,7 @@ def training_shard(size: int, batch_size: int, *, rank: int, world_size: int) ->
 
 
 def evaluation_shard(size: int, batch_size: int, *, rank: int, world_size: int) -> StreamShard:
-    """Return the shard of a process in evaluation: together all positions, in lengths that differ by one."""
+    """Return the shard of a process in evaluation: of all positions, in lengths that differ by one."""
     return StreamShard(rank * size // world_size, (rank + 1) * size // world_size, batch_size)
 
 

@@ -15,9 +15,9 @@ from ..files import is_stray
 from ..images import IMAGE_SUFFIXES, NamedFile, reason
 from ..sources.tar import NUMBER
 from ..sources.tar_scan import LABEL, sample_key
-from .wds_splits import INFO, Listed, open_url
+from .wds_splits import INFO, SplitInfo, open_url
 
-# Errors of a connection or a file that breaks off.
+# Errors of an interrupted connection or a truncated file.
 BROKEN = (OSError, EOFError, tarfile.TarError, zlib.error)
 
 
@@ -34,7 +34,7 @@ class RemoteTars:
         DataError: a length is missing.
     """
 
-    def __init__(self, root: str, names: Sequence[str], info: dict[str, Listed], classes: int):
+    def __init__(self, root: str, names: Sequence[str], info: dict[str, SplitInfo], classes: int):
         self.root, self.names, self.classes = root, tuple(names), classes
         known = {name: length for split in info.values() for name, length in split.lengths.items()}
         if unknown := [name for name in names if name not in known]:
@@ -63,19 +63,19 @@ class RemoteTars:
 
     def _samples(self, url: str, wanted: set[int], last: int, length: int) -> Iterator[tuple[NamedFile, int]]:
         """Yield the samples at the rows `wanted`, up to the row `last`, and check the length of the file."""
-        row, sample, more = -1, None, False
+        row, sample, has_more = -1, None, False
         with open_url(url) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             files = (member for member in _members(tar) if member.isfile())
             groups = groupby(files, key=lambda member: sample_key(member.name.removeprefix("./")))
             for row, (key, members) in enumerate(groups):
                 sample = self._sample(f"{url}#{key}", tar, members) if row in wanted else None
                 if row == last:
-                    more = last == length - 1 and next(groups, None) is not None
+                    has_more = last == length - 1 and next(groups, None) is not None
                     break
                 if sample is not None:
                     yield sample
-        if row < last or sample is None or more:
-            held = "more" if more else row + 1
+        if row < last or sample is None or has_more:
+            held = "more" if has_more else row + 1
             raise DataError(
                 f"{url} holds {held} samples, and {INFO[0]} says {length}; copy the archive again, or write "
                 "its length there."

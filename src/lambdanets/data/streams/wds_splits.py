@@ -17,7 +17,7 @@ INFO = ("_info.json", "info.json")  # the first of these that exists lists the s
 
 
 @dataclass(frozen=True)
-class Listed:
+class SplitInfo:
     """The entry of a split in _info.json.
 
     Args:
@@ -43,7 +43,7 @@ def open_url(url: str) -> Any:
     return gopen(url)
 
 
-def read_info(root: str) -> dict[str, Listed]:
+def read_info(root: str) -> dict[str, SplitInfo]:
     """Return the splits that _info.json (or info.json) lists, by name; empty if there is no such file.
 
     Raises:
@@ -74,13 +74,13 @@ def read_info(root: str) -> dict[str, Listed]:
     return {}
 
 
-def _listed(split: dict[str, Any]) -> Listed:
+def _listed(split: dict[str, Any]) -> SplitInfo:
     names = tuple(split["filenames"])
     lengths = {name: int(length) for name, length in zip(names, split["shard_lengths"], strict=True)}
-    return Listed(names, lengths, split.get("alt_label") or "")
+    return SplitInfo(names, lengths, split.get("alt_label") or "")
 
 
-def find_split(root: str, split: str, info: dict[str, Listed]) -> tuple[str, ...]:
+def find_split(root: str, split: str, info: dict[str, SplitInfo]) -> tuple[str, ...]:
     """Return the names of the tar files of a split.
 
     Args:
