@@ -19,6 +19,7 @@ VERBS: dict[str, str] = {
     "list": "list models, recipes and data sources",
     "show": "show a model's stages, parameters, multiply-adds and kernels; or a recipe",
     "plan": "show which kernel computes a lambda layer, its cost, and why not the others",
+    "native": "compile the native CPU kernel, where no wheel has it, and check its results",
     "bench": "compare time and memory of the layer or of whole networks with others",
 }
 # Verbs of two words -> second word and its line of help. `bench op` is `run` of the module bench_op.

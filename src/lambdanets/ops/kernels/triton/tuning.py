@@ -22,6 +22,8 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 from triton.testing import do_bench
 
+from lambdanets.utils.files import user_cache
+
 from ...problem import Problem
 from .launch import KernelCall, uses_tf32
 from .tiling import Tile, candidate_tiles, next_power_of_2
@@ -148,14 +150,13 @@ def load_or_find(file: Path | None, candidates: Sequence[Tile], find: Callable[[
 
 def _cache_file(key: tuple[object, ...]) -> Path | None:
     """Return the file of a key in the user's cache, named by all that affects which tile is the fastest."""
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # the user has no home
+    cache = user_cache()
+    if cache is None:
         return None
     result, problem, _device, *rest = key
     versions = (torch.cuda.get_device_name(), torch.__version__, triton.__version__)
     name = hashlib.sha256(repr((result, str(problem), *rest, *versions)).encode()).hexdigest()
-    return cache / "lambdanets" / "tiles" / f"{name}.json"
+    return cache / "tiles" / f"{name}.json"
 
 
 def _milliseconds(call: Callable[[], None]) -> float:

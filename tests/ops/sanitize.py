@@ -1,0 +1,65 @@
+"""Random problems with the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+`python tests/ops/sanitize.py --minutes M` compiles the kernel with both into a temporary folder and runs
+`differential.py` with it, in a process whose allocator is AddressSanitizer's: an access outside of any tensor
+is found. Needs gcc, whose runtimes of the sanitizers can be preloaded. Prints what is found, and exits with 1
+then.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from lambdanets.ops.kernels.native import compiler
+
+RUNTIMES = ("libasan.so", "libubsan.so")
+OPTIONS = {
+    # PyTorch and Python free no memory at exit, and libraries that are not instrumented pair their own calls.
+    "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0:detect_odr_violation=0:abort_on_error=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
+}
+LOADED = """
+from lambdanets.ops.kernels.native import library
+print(library.path())
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        cache = Path(name)
+        library = compiler.build(cache / "lambdanets" / "native", sanitize=True)
+        environment = os.environ | {"XDG_CACHE_HOME": name, "LD_PRELOAD": " ".join(map(_runtime, RUNTIMES))}
+        for variable, options in OPTIONS.items():
+            environment[variable] = f"{options}:log_path={cache / 'finding'}"
+        loaded = subprocess.run(
+            [sys.executable, "-c", LOADED], env=environment, capture_output=True, text=True, check=False
+        )
+        if loaded.stdout.strip() != str(library):
+            raise SystemExit(f"not the sanitized library: {loaded.stdout}{loaded.stderr}")
+        script = Path(__file__).with_name("differential.py")
+        words = ["--kernels", "native", "--minutes", chosen.minutes, "--seed", chosen.seed]
+        done = subprocess.run([sys.executable, script, *map(str, words)], env=environment, check=False)
+        findings = sorted(cache.glob("finding.*"))
+        for finding in findings:
+            print(finding.read_text(errors="replace"))
+        return 1 if findings or done.returncode else 0
+
+
+def _runtime(name: str) -> str:
+    """Return the path of a runtime library of the compiler."""
+    command = [*compiler.find_compiler(), f"-print-file-name={name}"]
+    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(path).is_absolute():
+        raise SystemExit(f"the compiler has no {name}; install gcc with its sanitizers, or set CXX=g++.")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
