@@ -48,7 +48,7 @@ def _errors() -> dict[str, float]:
     upstream = torch.randn(2, 4, 196, 32, generator=generator)
     results = {}
     for kernel, dtype in (("native", torch.float32), ("reference", torch.float64)):
-        leaves = {name: x.to(dtype).requires_grad_() for name, x in inputs.items()}
+        leaves = {name: x.to(dtype, copy=True).requires_grad_() for name, x in inputs.items()}
         y = lambda_layer(*leaves.values(), context=GlobalContext((14, 14)), kernel=kernel)
         y.backward(upstream.to(dtype))
         results[kernel] = {"y": y.detach()} | {f"d{name}": x.grad for name, x in leaves.items()}

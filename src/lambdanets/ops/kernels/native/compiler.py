@@ -26,10 +26,11 @@ SOURCE = Path(__file__).with_name("source")
 SUFFIXES = (".cpp", ".h")
 KERNEL = "kernel.cpp"  # compiled once for each instruction set, the other files once
 
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden")
+# Without exceptions the library needs no unwinder, which would need a newer C library than the rest.
+FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fno-exceptions", "-fPIC", "-fvisibility=hidden")
 ISAS = {  # machine type -> instruction sets, the flags of each
     "x86_64": {
-        "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+        "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"),
         "AVX2": ("-mavx2", "-mfma"),
         "BASE": (),
     },
