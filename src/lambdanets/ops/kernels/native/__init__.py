@@ -175,7 +175,7 @@ def _parallel_for() -> int:
 
 
 def isa() -> str:
-    """Return the instruction set in use: the best of the CPU unless `LAMBDANETS_NATIVE_ISA` names one below."""
+    """Return the instruction set in use: that of `LAMBDANETS_NATIVE_ISA`, at most the best of the CPU."""
     loaded = library.load()
     best = "base" if loaded is None else loaded.lambdanets_isa().decode()
     named = os.environ.get(ISA_VARIABLE, best)
