@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lambdanets.ops.kernels import native
 from lambdanets.ops.kernels.native import library
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -53,7 +54,7 @@ def test_the_module_is_the_same_command(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 @pytest.mark.parametrize("verb", ["plan --grid 6x5", "show lambda_resnet_digits"])
 def test_plan_and_show_report_the_native_kernel(inside: Command, verb: str) -> None:
-    assert library.describe() in inside(*verb.split()).stdout
+    assert native.describe() in inside(*verb.split()).stdout
     assert "ative kernel" not in inside(*verb.split(), "--device", "cuda").stdout
 
 
@@ -62,5 +63,5 @@ def test_the_library_is_checked(inside: Command) -> None:
     done = inside("native", "--check")
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
-    assert first == f"{library.describe()} Library: {library.path()}"
+    assert first == f"{native.describe()} Library: {library.path()}"
     assert second.startswith("It agrees with the definition; relative errors of float32: y ")

@@ -91,6 +91,7 @@ def test_a_library_belongs_to_its_sources_and_its_machine_type(
 
 USED = """
 import ctypes, json, os
+from lambdanets.ops.kernels import native
 from lambdanets.ops.kernels.native import library
 
 class Numbers(ctypes.Structure):
@@ -102,14 +103,14 @@ def total():
     assert library.load().numbers_sum(ctypes.byref(numbers)) == 0
     return numbers.sum
 
-found = [str(library.path()), library.unavailable(), library.describe(), total()]
+found = [str(library.path()), library.unavailable(), native.describe(), total()]
 child = os.fork()
 if child == 0:
     os._exit(0 if total() == found[-1] else 1)
 found.append(os.waitpid(child, 0)[1])
 os.environ["LAMBDANETS_NATIVE"] = "0"
 library.refresh()
-print(json.dumps([*found, library.load(), library.describe()]))
+print(json.dumps([*found, library.load(), native.describe()]))
 """
 
 

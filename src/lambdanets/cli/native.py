@@ -4,6 +4,7 @@ import torch
 
 from lambdanets.cli.console import stdout
 from lambdanets.ops import GlobalContext, lambda_layer
+from lambdanets.ops.kernels import native
 from lambdanets.ops.kernels.native import compiler, library
 
 LARGEST_ERROR = 1e-5  # relative, of a float32 result
@@ -29,9 +30,9 @@ def run(*, check: bool = False) -> int:
         compiler.build(folder)
         library.refresh()
     if library.unavailable() is not None:
-        raise NativeError(library.describe())
+        raise NativeError(native.describe())
     console = stdout()
-    console.print(f"{library.describe()} Library: {library.path()}", soft_wrap=True)
+    console.print(f"{native.describe()} Library: {library.path()}", soft_wrap=True)
     errors = _errors()
     shown = ", ".join(f"{name} {error:.1g}" for name, error in errors.items())
     if max(errors.values()) > LARGEST_ERROR:
@@ -47,7 +48,7 @@ def _errors() -> dict[str, float]:
     inputs = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     upstream = torch.randn(2, 4, 196, 32, generator=generator)
     results = {}
-    for kernel, dtype in (("native", torch.float32), ("reference", torch.float64)):
+    for kernel, dtype in ((native.NAME, torch.float32), ("reference", torch.float64)):
         leaves = {name: x.to(dtype, copy=True).requires_grad_() for name, x in inputs.items()}
         y = lambda_layer(*leaves.values(), context=GlobalContext((14, 14)), kernel=kernel)
         y.backward(upstream.to(dtype))

@@ -15,7 +15,7 @@ from lambdanets.cli.show_recipe import show_recipe
 from lambdanets.models import create_model
 from lambdanets.models.summary import Summary, summarise
 from lambdanets.ops import Plan
-from lambdanets.ops.kernels.native import library
+from lambdanets.ops.kernels import native
 from lambdanets.recipes import list_recipes
 from lambdanets.utils.text import did_you_mean
 
@@ -168,7 +168,7 @@ def _draw_plans(summary: Summary, console: Console) -> None:
     console.print()
     draw(console, f"lambda layers, batch {first.batch}, {dtype} on {first.device}, {use}", rows)
     if first.device == "cpu":
-        console.print(library.describe(), style="dim", soft_wrap=True)
+        console.print(native.describe(), style="dim", soft_wrap=True)
 
 
 def _chosen(made: Plan) -> tuple[str, float]:

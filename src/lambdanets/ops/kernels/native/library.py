@@ -54,14 +54,6 @@ def is_packaged() -> bool:
     return found is not None and found.parent == PACKAGE
 
 
-def describe() -> str:
-    """Return a sentence on the library: the instruction set in use, or why there is none."""
-    found = _find()
-    if found.library is None:
-        return f"No native kernel: {found.reason}."
-    return f"Native kernel: {found.library.lambdanets_isa().decode()}."
-
-
 def refresh() -> None:
     """Search again on the next call, after a build."""
     _find.cache_clear()

@@ -1,0 +1,211 @@
+// The grids: which context elements a row of queries sees, and how the work is cut.
+//
+// Queries and context elements are numbered along rows of axis x. Under a dilation of x the elements with the
+// same remainder x % step see each other only: each such residue is a grid of its own, with step 1 on x.
+// A packed array of context elements has the axes [u, residue, z, y, x]; without a dilation of x that is their
+// natural order.
+#pragma once
+
+#include "interface.h"
+#include "vector.h"
+
+namespace {
+
+struct Range {
+    Index first, last;  // [first, last)
+
+    Index size() const { return last - first; }
+};
+
+// One axis of the grids and of the table.
+struct Axis {
+    Index queries, keys, entries, centre, step;
+
+    // The table's entries that the query at a position sees.
+    Range entries_of(Index position) const {
+        return {
+            most(0, centre - position / step),
+            least(entries, centre + divide_down(keys - 1 - position, step) + 1)};
+    }
+
+    Index key(Index position, Index entry) const { return position + step * (entry - centre); }
+
+    // The keys that any query in a range may see; without regard to the step.
+    Range keys_of(Range positions) const {
+        Range seen{
+            most(0, positions.first - centre * step),
+            least(keys, positions.last - 1 + (entries - 1 - centre) * step + 1)};
+        return {seen.first, most(seen.first, seen.last)};
+    }
+};
+
+// The number of elements of [0, size) with this residue.
+inline Index residue_size(Index size, Index residue, Index step) {
+    return size > residue ? (size - residue - 1) / step + 1 : 0;
+}
+
+// Elements at constant distances: the first, the distance and how many.
+struct Run {
+    Index first, distance, count;
+};
+
+// A part of the queries of one example: some rows, or a part of one row.
+struct Strip {
+    Index residue;
+    Range rows;     // numbered z * Y + y
+    Range columns;  // on x, within the residue
+
+    Index queries() const { return rows.size() * columns.size(); }
+};
+
+// A row of context elements that a row of queries sees: its slab of the table, and its first element in a
+// packed array.
+struct SeenRow {
+    Index slab, position;
+};
+
+struct Geometry {
+    Index batch, heads, dim_k, dim_v, dim_u;
+    Index padded_k, padded_v;  // rounded up to whole vectors
+    Axis z, y, x;
+
+    Geometry(const LambdanetsCall& call, Index lanes)
+        : batch(call.batch),
+          heads(call.heads),
+          dim_k(call.dim_k),
+          dim_v(call.dim_v),
+          dim_u(call.dim_u),
+          padded_k(round_up(call.dim_k, lanes)),
+          padded_v(round_up(call.dim_v, lanes)),
+          z(axis(call, 0)),
+          y(axis(call, 1)),
+          x(axis(call, 2)) {}
+
+    Index query_rows() const { return z.queries * y.queries; }
+    Index key_rows() const { return z.keys * y.keys; }
+    Index queries() const { return query_rows() * x.queries; }
+    Index keys() const { return key_rows() * x.keys; }
+    Index packed_keys() const { return dim_u * keys(); }
+    Index slabs() const { return dim_u * z.entries * y.entries; }
+    Index residues() const { return least(x.step, x.queries); }
+    Index row_queries(Index residue) const { return residue_size(x.queries, residue, x.step); }
+    Index row_keys(Index residue) const { return residue_size(x.keys, residue, x.step); }
+
+    // Pairs of queries and context elements with an entry, at most, for each example.
+    double pairs() const {
+        return double(z.queries) * least(z.keys, z.entries) * y.queries * least(y.keys, y.entries) *
+               x.queries * least(x.keys, x.entries) * dim_u;
+    }
+
+    // The first packed element of a residue, for u = 0.
+    Index residue_start(Index residue) const {
+        Index before = x.keys / x.step * residue + least(residue, x.keys % x.step);
+        return key_rows() * before;
+    }
+
+    // The most rows of the context that a row of queries sees.
+    Index max_seen_rows() const { return dim_u * least(z.keys, z.entries) * least(y.keys, y.entries); }
+
+    // Writes the rows of the context that a row of queries sees; returns how many.
+    Index seen_rows(Index residue, Index row, SeenRow* seen) const {
+        Index query_z = row / y.queries, query_y = row % y.queries, count = 0;
+        Range entries_z = z.entries_of(query_z), entries_y = y.entries_of(query_y);
+        for (Index u = 0; u < dim_u; ++u)
+            for (Index j = entries_z.first; j < entries_z.last; ++j)
+                for (Index i = entries_y.first; i < entries_y.last; ++i) {
+                    Index key_row = z.key(query_z, j) * y.keys + y.key(query_y, i);
+                    seen[count++] = {
+                        (u * z.entries + j) * y.entries + i,
+                        u * keys() + residue_start(residue) + key_row * row_keys(residue)};
+                }
+        return count;
+    }
+
+    // The queries of a row of a strip in memory: the first, and their distance.
+    Run row_run(const Strip& strip, Index row) const {
+        Index first = row * x.queries + strip.residue + strip.columns.first * x.step;
+        return {first, x.step, strip.columns.size()};
+    }
+
+    // Context elements are packed in parts, each a run in memory and contiguous in the packed array.
+    static constexpr Index PART = 256;
+
+    Index key_parts() const {
+        return x.step == 1 ? divide_up(keys(), PART) : x.step * key_rows();
+    }
+
+    Index largest_part() const { return x.step == 1 ? PART : row_keys(0); }
+
+    // Returns a part's elements in memory, and its first element in the packed array (for u = 0).
+    Run key_part(Index part, Index& packed) const {
+        if (x.step == 1) {
+            packed = part * PART;
+            return {packed, 1, least(PART, keys() - packed)};
+        }
+        Index residue = part / key_rows(), row = part % key_rows();
+        packed = residue_start(residue) + row * row_keys(residue);
+        return {row * x.keys + residue, x.step, row_keys(residue)};
+    }
+
+   private:
+    static Axis axis(const LambdanetsCall& call, int i) {
+        return {call.grid[i], call.context_grid[i], call.table[i], call.centre[i], call.step[i]};
+    }
+};
+
+// How the queries of an example are cut into strips, the same for any number of threads.
+class Strips {
+   public:
+    // Makes strips of about `size` queries, of whole rows if those are shorter.
+    Strips(const Geometry& geometry, Index size) : geometry_(geometry) {
+        Index row = geometry.row_queries(0);
+        row_parts_ = divide_up(row, most(1, size));
+        row_groups_ = row_parts_ > 1 ? geometry.query_rows()
+                                     : divide_up(geometry.query_rows(), most(1, size / row));
+    }
+
+    Index count() const { return geometry_.residues() * row_groups_ * row_parts_; }
+
+    Index max_queries() const {
+        return divide_up(geometry_.query_rows(), row_groups_) *
+               divide_up(geometry_.row_queries(0), row_parts_);
+    }
+
+    Strip at(Index index) const {
+        Index part = index % row_parts_, group = index / row_parts_ % row_groups_;
+        Index residue = index / row_parts_ / row_groups_;
+        Index rows = geometry_.query_rows(), columns = geometry_.row_queries(residue);
+        return {
+            residue,
+            {rows * group / row_groups_, rows * (group + 1) / row_groups_},
+            {columns * part / row_parts_, columns * (part + 1) / row_parts_}};
+    }
+
+    // The range of the packed context elements (for u = 0) that a strip may see.
+    Range keys_of(const Strip& strip) const {
+        const Geometry& g = geometry_;
+        Index y_queries = g.y.queries, width = g.row_keys(strip.residue);
+        Range z = g.z.keys_of({strip.rows.first / y_queries, (strip.rows.last - 1) / y_queries + 1});
+        Range y{0, g.y.keys};
+        if (strip.rows.first / y_queries == (strip.rows.last - 1) / y_queries) {
+            Index first = strip.rows.first % y_queries;
+            y = g.y.keys_of({first, first + strip.rows.size()});
+        }
+        Range x{0, width};
+        if (row_parts_ > 1) {
+            x.first = least(width, most(0, strip.columns.first - g.x.centre));
+            x.last = most(x.first, least(width, strip.columns.last - 1 + g.x.entries - g.x.centre));
+        }
+        Index start = g.residue_start(strip.residue);
+        if (!z.size() || !y.size() || !x.size()) return {start, start};
+        return {
+            start + (z.first * g.y.keys + y.first) * width + x.first,
+            start + ((z.last - 1) * g.y.keys + y.last - 1) * width + x.last};
+    }
+
+   private:
+    const Geometry& geometry_;
+    Index row_parts_, row_groups_;
+};
+
+}  // namespace
