@@ -33,11 +33,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        cache = Path(name)
-        library = compiler.build(cache / "lambdanets" / "native", sanitize=True)
-        environment = os.environ | {"XDG_CACHE_HOME": name, "LD_PRELOAD": " ".join(map(_runtime, RUNTIMES))}
-        for variable, options in OPTIONS.items():
-            environment[variable] = f"{options}:log_path={cache / 'finding'}"
+        folder = Path(name)
+        library = compiler.build(folder / "lambdanets" / "native", sanitize=True)
+        environment = sanitizing(folder) | {"XDG_CACHE_HOME": name}
         loaded = subprocess.run(
             [sys.executable, "-c", LOADED], env=environment, capture_output=True, text=True, check=False
         )
@@ -46,10 +44,18 @@ def main() -> int:
         script = Path(__file__).with_name("differential.py")
         words = ["--kernels", "native", "--minutes", chosen.minutes, "--seed", chosen.seed]
         done = subprocess.run([sys.executable, script, *map(str, words)], env=environment, check=False)
-        findings = sorted(cache.glob("finding.*"))
+        findings = sorted(folder.glob("finding.*"))
         for finding in findings:
             print(finding.read_text(errors="replace"))
         return 1 if findings or done.returncode else 0
+
+
+def sanitizing(folder: Path) -> dict[str, str]:
+    """Return the environment of a process that loads a sanitized library; reports are written to a folder."""
+    environment = os.environ | {"LD_PRELOAD": " ".join(map(_runtime, RUNTIMES))}
+    for variable, options in OPTIONS.items():
+        environment[variable] = f"{options}:log_path={folder / 'finding'}"
+    return environment
 
 
 def _runtime(name: str) -> str:

@@ -4,12 +4,17 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import sanitize
 
 from lambdanets.ops.kernels.native import compiler
 from native_source import DISPATCH, KERNEL, write_source
@@ -214,6 +219,33 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         pytest.skip("this user may write everywhere")
     with pytest.raises(PermissionError, match="cache"):
         compiler.build(folder / "native", source)
+
+
+OVERRUN = """
+import ctypes, sys
+class Numbers(ctypes.Structure):
+    _fields_ = [("values", ctypes.c_void_p), ("count", ctypes.c_int), ("sum", ctypes.c_float)]
+values = (ctypes.c_float * 1000)()
+numbers = Numbers(ctypes.addressof(values), 1000 + int(sys.argv[2]))
+ctypes.CDLL(sys.argv[1]).numbers_sum(ctypes.byref(numbers))
+"""
+
+
+def test_the_sanitizer_finds_a_read_beyond_the_end(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    try:
+        environment = sanitize.sanitizing(tmp_path)
+    except SystemExit as missing:
+        pytest.skip(str(missing))
+    library = compiler.build(tmp_path / "libraries", source, sanitize=True)
+    assert library.name.split("-")[1] == compiler.source_key(source)
+    codes = [
+        subprocess.run([sys.executable, "-c", OVERRUN, library, str(beyond)], env=environment).returncode
+        for beyond in (0, 1)
+    ]
+    assert codes == [0, -signal.SIGABRT]
+    (finding,) = tmp_path.glob("finding.*")
+    assert "heap-buffer-overflow" in finding.read_text()
 
 
 @pytest.mark.parametrize(

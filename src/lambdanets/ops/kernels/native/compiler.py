@@ -40,7 +40,7 @@ OPTIONAL = {"AVX512": ("-mavx512bf16",)}  # added where the compiler knows them
 # A missing function is an error of the link, not of a call, which would end the process.
 LINK = ("-shared", "-Wl,-z,defs", "-Wl,-z,now", "-Wl,--exclude-libs,ALL")
 STATIC = ("-static-libstdc++", "-static-libgcc")  # left out where the compiler has no static libraries
-SANITIZE = ("-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 COMPILERS = ("c++", "g++", "clang++")
 LAST_LINES = 12  # of the compiler's messages, in an error
