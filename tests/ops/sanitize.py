@@ -1,9 +1,9 @@
 """Random problems with the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer.
 
 `python tests/ops/sanitize.py --minutes M` compiles the kernel with both into a temporary folder and runs
-`differential.py` with it, in a process whose allocator is AddressSanitizer's: an access outside of any tensor
-is found. Needs gcc, whose runtimes of the sanitizers can be preloaded. Prints what is found, and exits with 1
-then.
+`differential.py` with it, for each instruction set that this CPU has, in a process whose allocator is
+AddressSanitizer's: an access outside of any tensor is found. Needs gcc, whose runtimes of the sanitizers can be
+preloaded. Prints what is found, and exits with 1 then.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from lambdanets.ops.kernels import native
 from lambdanets.ops.kernels.native import compiler
 
 RUNTIMES = ("libasan.so", "libubsan.so")
@@ -22,8 +23,9 @@ OPTIONS = {
     "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
 }
 LOADED = """
-from lambdanets.ops.kernels.native import library
-print(library.path())
+from lambdanets.ops.kernels import native
+print(native.library.path())
+print(native.isa())
 """
 
 
@@ -39,15 +41,22 @@ def main() -> int:
         loaded = subprocess.run(
             [sys.executable, "-c", LOADED], env=environment, capture_output=True, text=True, check=False
         )
-        if loaded.stdout.strip() != str(library):
-            raise SystemExit(f"not the sanitized library: {loaded.stdout}{loaded.stderr}")
+        path, best = [*loaded.stdout.splitlines(), "", ""][:2]
+        if path != str(library):
+            raise SystemExit(f"the sanitized library is not loaded: {loaded.stdout}{loaded.stderr}")
+        isas = list(native.ISAS)[: native.ISAS[best]]
         script = Path(__file__).with_name("differential.py")
-        words = ["--kernels", "native", "--minutes", chosen.minutes, "--seed", chosen.seed]
-        done = subprocess.run([sys.executable, script, *map(str, words)], env=environment, check=False)
+        words = ["--kernels", native.NAME, "--minutes", chosen.minutes / len(isas), "--seed", chosen.seed]
+        wrong = False
+        for isa in isas:
+            print(f"instruction set {isa}", flush=True)
+            selected = environment | {native.ISA_VARIABLE: isa}
+            done = subprocess.run([sys.executable, script, *map(str, words)], env=selected, check=False)
+            wrong = wrong or done.returncode != 0
         findings = sorted(folder.glob("finding.*"))
         for finding in findings:
             print(finding.read_text(errors="replace"))
-        return 1 if findings or done.returncode else 0
+        return 1 if findings or wrong else 0
 
 
 def sanitizing(folder: Path) -> dict[str, str]:
