@@ -10,22 +10,41 @@
 
 namespace {
 
-// Adds to the gradients of a query's heads and of one row of the table, [entries, padded k], from one row of
-// the map's gradient: for each column, dq[h] += dS[h] E and dE += sum over h of dS[h] q[h].
+// The rows of the map's gradient of one query, and the rows of the table that belong to them.
+template <typename T>
+struct QueryRows {
+    const T* map;  // the first column, of the first head
+    Index map_step;
+    const SeenRow* rows;
+    Index count, columns;
+    Index slab, first;  // elements of a slab of the table, and the first element of a row in it
+    const T* table;     // [u z y, x, padded k]
+    T* d_table;
+    Index padded;
+};
+
+// Adds to the gradients of a query's heads and of the table: for each column, dq[h] += dS[h] E and
+// dE += sum over h of dS[h] q[h]. Lanes are k.
 template <typename T, int HEADS, int VECTORS>
-__attribute__((noinline)) void add_row_gradients(
-    const T* map, Index columns, const T* embeddings, T* d_embeddings, Index padded, const T* q, T* dq) {
-    Vector<T> sum[HEADS][VECTORS];
+__attribute__((noinline)) void add_query_gradients(const QueryRows<T>& query, const T* q, T* dq) {
+    // Two columns at a time: sums of their own keep the multiply-adds independent.
+    constexpr int COLUMNS = HEADS * VECTORS * 3 + 3 <= VECTOR_REGISTERS ? 2 : 1;
+    const Index padded = query.padded;
+    Vector<T> sum[COLUMNS][HEADS][VECTORS] = {}, factor_q[HEADS][VECTORS];
 #pragma GCC unroll 16
     for (int h = 0; h < HEADS; ++h)
 #pragma GCC unroll 16
-        for (int j = 0; j < VECTORS; ++j) sum[h][j] = load(dq + h * padded + j * LANES<T>);
-    for (Index i = 0; i < columns; ++i) {
+        for (int j = 0; j < VECTORS; ++j) {
+            factor_q[h][j] = load(q + h * padded + j * LANES<T>);
+            keep(factor_q[h][j]);
+        }
+    auto add_column = [&](int set, const T* map, const T* table, T* d_table) __attribute__((always_inline)) {
         Vector<T> e[VECTORS], de[VECTORS];
 #pragma GCC unroll 16
         for (int j = 0; j < VECTORS; ++j) {
-            e[j] = load(embeddings + j * LANES<T>);
-            de[j] = load(d_embeddings + j * LANES<T>);
+            e[j] = load(table + j * LANES<T>);
+            keep(e[j]);
+            de[j] = load(d_table + j * LANES<T>);
         }
 #pragma GCC unroll 16
         for (int h = 0; h < HEADS; ++h) {
@@ -33,40 +52,62 @@ __attribute__((noinline)) void add_row_gradients(
             keep(factor);
 #pragma GCC unroll 16
             for (int j = 0; j < VECTORS; ++j) {
-                sum[h][j] += factor * e[j];
-                de[j] += factor * load(q + h * padded + j * LANES<T>);
+                sum[set][h][j] += factor * e[j];
+                de[j] += factor * factor_q[h][j];
             }
         }
 #pragma GCC unroll 16
-        for (int j = 0; j < VECTORS; ++j) store(d_embeddings + j * LANES<T>, de[j]);
-        ++map;
-        embeddings += padded;
-        d_embeddings += padded;
+        for (int j = 0; j < VECTORS; ++j) store(d_table + j * LANES<T>, de[j]);
+    };
+    for (Index row = 0; row < query.count; ++row) {
+        const T* map = query.map + row * query.map_step;
+        const Index element = query.rows[row].slab * query.slab + query.first;
+        const T* table = query.table + element;
+        T* d_table = query.d_table + element;
+        Index i = 0;
+        for (; i + COLUMNS <= query.columns; i += COLUMNS) {
+#pragma GCC unroll 2
+            for (int set = 0; set < COLUMNS; ++set) {
+                add_column(set, map, table, d_table);
+                ++map;
+                table += padded;
+                d_table += padded;
+            }
+        }
+        if (i < query.columns) add_column(0, map, table, d_table);
     }
 #pragma GCC unroll 16
     for (int h = 0; h < HEADS; ++h)
 #pragma GCC unroll 16
-        for (int j = 0; j < VECTORS; ++j) store(dq + h * padded + j * LANES<T>, sum[h][j]);
+        for (int j = 0; j < VECTORS; ++j) {
+            T* to = dq + h * padded + j * LANES<T>;
+            Vector<T> total = load(to);
+#pragma GCC unroll 2
+            for (int set = 0; set < COLUMNS; ++set) total += sum[set][h][j];
+            store(to, total);
+        }
 }
 
-// Calls `add_row_gradients` for all heads and all of k, in blocks that fit into the registers.
+// Calls `add_query_gradients` for all heads and all of k, in blocks that fit into the registers.
 template <typename T>
-void add_gradients(
-    const T* map, Index columns, const T* embeddings, T* d_embeddings, Index heads, Index padded, const T* q,
-    T* dq) {
-    using Add = void (*)(const T*, Index, const T*, T*, Index, const T*, T*);
+void add_gradients(QueryRows<T> query, Index heads, const T* q, T* dq) {
+    using Add = void (*)(const QueryRows<T>&, const T*, T*);
     constexpr Add ADD[4][2] = {
-        {add_row_gradients<T, 1, 1>, add_row_gradients<T, 1, 2>},
-        {add_row_gradients<T, 2, 1>, add_row_gradients<T, 2, 2>},
-        {add_row_gradients<T, 3, 1>, add_row_gradients<T, 3, 2>},
-        {add_row_gradients<T, 4, 1>, add_row_gradients<T, 4, 2>}};
+        {add_query_gradients<T, 1, 1>, add_query_gradients<T, 1, 2>},
+        {add_query_gradients<T, 2, 1>, add_query_gradients<T, 2, 2>},
+        {add_query_gradients<T, 3, 1>, add_query_gradients<T, 3, 2>},
+        {add_query_gradients<T, 4, 1>, add_query_gradients<T, 4, 2>}};
     constexpr Index WIDEST = VECTOR_REGISTERS == 32 ? 2 : 1;
+    const T *map = query.map, *table = query.table;
+    T* d_table = query.d_table;
     for (Index head = 0; head < heads; head += 4)
-        for (Index k = 0; k < padded; k += WIDEST * LANES<T>) {
-            Index height = least(4, heads - head), width = least(WIDEST, (padded - k) / LANES<T>);
-            ADD[height - 1][width - 1](
-                map + head * MAP_ROW, columns, embeddings + k, d_embeddings + k, padded, q + head * padded + k,
-                dq + head * padded + k);
+        for (Index k = 0; k < query.padded; k += WIDEST * LANES<T>) {
+            Index height = least(4, heads - head), width = least(WIDEST, (query.padded - k) / LANES<T>);
+            Index first = head * query.padded + k;
+            query.map = map + head * MAP_ROW;
+            query.table = table + k;
+            query.d_table = d_table + k;
+            ADD[height - 1][width - 1](query, q + first, dq + first);
         }
 }
 
@@ -76,8 +117,10 @@ class Gradients : Pass<T> {
     using Base::call, Base::geometry, Base::strips, Base::workspace;
 
     static constexpr Index MAX_SPLITS = 32;
-    // Groups that a problem should have, and operations of a group for each byte of its partial sums.
+    // Groups that a problem should have, operations of a group for each byte of its partial sums, and the most
+    // bytes of all partial sums.
     static constexpr Index WANTED_GROUPS = 32, MAX_GROUPS = 64, OPERATIONS_PER_BYTE = 256;
+    static constexpr Index PARTIAL_BYTES = 1 << 25;
 
    public:
     explicit Gradients(const LambdanetsCall& call) : Base(call) {
@@ -142,15 +185,17 @@ class Gradients : Pass<T> {
         const Geometry& g = geometry;
         const double operations = 2 * g.pairs() * g.batch * g.heads * (3 * g.dim_k + 2 * g.dim_v);
         Index bytes = table_size() * sizeof(T);
-        splits_ = 1;
+        const bool split = g.batch < WANTED_GROUPS / 2;
+        if (split) bytes += g.packed_keys() * g.padded_v * sizeof(T) / (Base::covers_rows() ? 1 : 2);
+        const double affordable = operations / OPERATIONS_PER_BYTE;
+        const Index most_groups = least(MAX_GROUPS, Index((affordable < PARTIAL_BYTES ? affordable : PARTIAL_BYTES) / bytes));
         groups_ = g.batch;
-        if (g.batch < WANTED_GROUPS / 2) {
-            bytes += g.packed_keys() * g.padded_v * sizeof(T) / (Base::covers_rows() ? 1 : 2);
-            Index affordable = Index(least(WANTED_GROUPS, Index(operations / OPERATIONS_PER_BYTE / bytes)));
-            splits_ = most(1, least(strips.count(), divide_up(affordable, g.batch)));
+        splits_ = 1;
+        if (split) {
+            splits_ = most(1, least(strips.count(), divide_up(least(WANTED_GROUPS, most_groups), g.batch)));
             groups_ = g.batch * splits_;
         } else {
-            groups_ = least(groups_, most(1, least(MAX_GROUPS, Index(operations / OPERATIONS_PER_BYTE / bytes))));
+            groups_ = most(1, least(g.batch, most_groups));
         }
         Index start = 0;
         for (Index split = 0; split < splits_; ++split) {
@@ -286,19 +331,23 @@ class Gradients : Pass<T> {
     // dq += dS E and dE += dS^T q, for the elements that each query sees.
     void add_table_gradient(const Tile& tile, const T* map, const T* q, T* dq, T* d_table) {
         const Geometry& g = geometry;
-        const T* table = workspace.at(embeddings_);
         for (Index i = 0; i < tile.count; ++i) {
             const Index query = (tile.first + i) * g.heads * g.padded_k, x = tile.x + i;
             Range keys{
                 most(tile.keys.first, x - g.x.centre), least(tile.keys.last, x + g.x.entries - g.x.centre)};
             if (keys.size() <= 0) continue;
-            for (Index row = 0; row < tile.row_count; ++row) {
-                Index entry = tile.rows[row].slab * g.x.entries + keys.first - x + g.x.centre;
-                add_gradients(
-                    map + i * g.heads * MAP_ROW + tile.column(row) + keys.first - tile.keys.first, keys.size(),
-                    table + entry * g.padded_k, d_table + entry * g.padded_k, g.heads, g.padded_k, q + query,
-                    dq + query);
-            }
+            QueryRows<T> rows;
+            rows.map = map + i * g.heads * MAP_ROW + keys.first - tile.keys.first;
+            rows.map_step = tile.keys.size();
+            rows.rows = tile.rows;
+            rows.count = tile.row_count;
+            rows.columns = keys.size();
+            rows.slab = g.x.entries * g.padded_k;
+            rows.first = (keys.first - x + g.x.centre) * g.padded_k;
+            rows.table = workspace.at(embeddings_);
+            rows.d_table = d_table;
+            rows.padded = g.padded_k;
+            add_gradients(rows, g.heads, q + query, dq + query);
         }
     }
 

@@ -154,9 +154,8 @@ struct Pass {
         Tile tile;
         for (Index block = 0; block < blocks; ++block)
             for (Index chunk = 0; chunk < chunks; ++chunk) {
-                Index first_row = seen_count * chunk / chunks;
-                tile.rows = seen + first_row;
-                tile.row_count = seen_count * (chunk + 1) / chunks - first_row;
+                tile.rows = seen + chunk * chunk_rows;
+                tile.row_count = least(chunk_rows, seen_count - chunk * chunk_rows);
                 for (Index i = 0; i < tiles; ++i) {
                     Index first = queries * i / tiles, last = queries * (i + 1) / tiles;
                     tile.first = (row - strip.rows.first) * queries + first;
