@@ -50,6 +50,7 @@ $(LOWEST)/.installed: pyproject.toml
 	@touch $@
 
 test-lowest: $(LOWEST)/.installed
+	@$(LOWEST)/bin/lambdanets native || true
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 # Two hosts, as network namespaces: needs root and ip (iproute2).

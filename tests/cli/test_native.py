@@ -29,8 +29,8 @@ def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     [
         ("", {"PATH": "", "CXX": ""}, "there is no C++ compiler: install g++ or clang++, or set CXX."),
         ("", {"CXX": "no-such-compiler"}, "the compiler no-such-compiler that CXX names is not installed."),
+        ("", {"LAMBDANETS_NATIVE": "0"}, "No native kernel: LAMBDANETS_NATIVE=0 turns it off."),
         ("--check", {}, "No native kernel: its library is not built, `lambdanets native` builds it."),
-        ("--check", {"LAMBDANETS_NATIVE": "0"}, "No native kernel: LAMBDANETS_NATIVE=0 turns it off."),
     ],
 )
 def test_without_a_library_there_is_one_sentence(
@@ -59,8 +59,12 @@ def test_plan_and_show_report_the_native_kernel(inside: Command, verb: str) -> N
 
 
 @pytest.mark.skipif(library.load() is None, reason="the native kernel is not built: `lambdanets native`")
-def test_the_library_is_checked(inside: Command) -> None:
-    done = inside("native", "--check")
+@pytest.mark.parametrize("words", [("--check",), ()])
+def test_the_library_is_checked(
+    inside: Command, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")  # what is built needs none
+    done = inside("native", *words)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == f"{native.describe()} Library: {library.path()}"

@@ -2,8 +2,8 @@
 
 `python tests/ops/sanitize.py --minutes M` compiles the kernel with both into a temporary folder and runs
 `differential.py` with it, for each instruction set that this CPU has, in a process whose allocator is
-AddressSanitizer's: an access outside of any tensor is found. Needs gcc, whose runtimes of the sanitizers can be
-preloaded. Prints what is found, and exits with 1 then.
+AddressSanitizer's: an access outside of any tensor is found. Needs gcc, whose runtimes of the sanitizers can
+be preloaded. Prints what is found, and exits with 1 then.
 """
 
 import argparse

@@ -23,12 +23,8 @@ def run(*, check: bool = False) -> int:
     Args:
         check: Compile nothing.
     """
-    if not check and not library.is_packaged():
-        folder = library.cache_folder()
-        if folder is None:
-            raise NativeError("there is no home folder for the library; set XDG_CACHE_HOME.")
-        compiler.build(folder)
-        library.refresh()
+    if not (check or library.is_off() or library.is_packaged()):
+        _build()
     if library.unavailable() is not None:
         raise NativeError(native.describe())
     console = stdout()
@@ -39,6 +35,19 @@ def run(*, check: bool = False) -> int:
         raise NativeError(f"its results differ from the definition, relative errors: {shown}.")
     console.print(f"It agrees with the definition; relative errors of float32: {shown}.", soft_wrap=True)
     return 0
+
+
+def _build() -> None:
+    folder = library.cache_folder()
+    if folder is None:
+        raise NativeError("there is no home folder for the library; set XDG_CACHE_HOME.")
+    try:
+        compiler.build(folder)
+    except compiler.BuildError:
+        # A library of the same sources that another compiler has made serves as well.
+        if library.load() is None:
+            raise
+    library.refresh()
 
 
 def _errors() -> dict[str, float]:

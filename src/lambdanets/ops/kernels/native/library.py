@@ -48,6 +48,11 @@ def path() -> Path | None:
     return _find().path
 
 
+def is_off() -> bool:
+    """Return whether the user turned the library off."""
+    return os.environ.get(SWITCH) == "0"
+
+
 def is_packaged() -> bool:
     """Return whether the loaded library is a part of the installed package, as in a platform wheel."""
     found = _find().path
@@ -67,7 +72,7 @@ def cache_folder() -> Path | None:
 
 @lru_cache(maxsize=1)
 def _find() -> _Found:
-    if os.environ.get(SWITCH) == "0":
+    if is_off():
         return _Found(reason=f"{SWITCH}=0 turns it off")
     reason = compiler.unsupported_platform()
     try:
