@@ -27,7 +27,11 @@ def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 @pytest.mark.parametrize(
     ("words", "variables", "message"),
     [
-        ("", {"PATH": "", "CXX": ""}, "there is no C++ compiler: install g++ or clang++, or set CXX."),
+        (
+            "",
+            {"PATH": "", "CXX": ""},
+            "there is no C++ compiler: install g++ 12 or newer or clang++, or set CXX.",
+        ),
         ("", {"CXX": "no-such-compiler"}, "the compiler no-such-compiler that CXX names is not installed."),
         ("", {"LAMBDANETS_NATIVE": "0"}, "No native kernel: LAMBDANETS_NATIVE=0 turns it off."),
         ("--check", {}, "No native kernel: its library is not built, `lambdanets native` builds it."),

@@ -43,6 +43,7 @@ STATIC = ("-static-libstdc++", "-static-libgcc")  # left out where the compiler 
 SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 COMPILERS = ("c++", "g++", "clang++")
+NEEDED = "g++ 12 or newer or clang++"
 LAST_LINES = 12  # of the compiler's messages, in an error
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}  # other names of machine types
 
@@ -145,7 +146,7 @@ def find_compiler() -> list[str]:
     for name in COMPILERS:
         if shutil.which(name) is not None:
             return [name]
-    raise BuildError("there is no C++ compiler: install g++ or clang++, or set CXX.")
+    raise BuildError(f"there is no C++ compiler: install {NEEDED}, or set CXX.")
 
 
 def platform_tag(library: Path) -> str:
@@ -258,7 +259,7 @@ def _run(commands: Sequence[Sequence[str]], folder: Path) -> str | None:
             output, _ = process.communicate()
             if process.returncode and message is None:
                 lines = "\n".join(output.strip().splitlines()[-LAST_LINES:])
-                message = f"the compiler failed ({shlex.join(command)}):\n{lines}"
+                message = f"the compiler failed, it must be {NEEDED} ({shlex.join(command)}):\n{lines}"
     return message
 
 
