@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lambdanets.ops.kernels import native
-from lambdanets.ops.kernels.native import library
+from lambdanets.ops.kernels.native import compiler, library
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -30,7 +30,7 @@ def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         (
             "",
             {"PATH": "", "CXX": ""},
-            "there is no C++ compiler: install g++ 12 or newer or clang++, or set CXX.",
+            f"there is no C++ compiler: install {compiler.NEEDED}, or set CXX.",
         ),
         ("", {"CXX": "no-such-compiler"}, "the compiler no-such-compiler that CXX names is not installed."),
         ("", {"LAMBDANETS_NATIVE": "0"}, "No native kernel: LAMBDANETS_NATIVE=0 turns it off."),

@@ -255,6 +255,7 @@ def test_the_sanitizer_finds_a_read_beyond_the_end(tmp_path: Path) -> None:
         (b"\0GLIBC_2.2.5\0GLIBC_2.18\0libc.so.6\0", "linux"),
         (b"\0GLIBC_2.17\0GLIBCXX_3.4.29\0libstdc++.so.6\0", "linux"),
         (b"\0GLIBC_2.17\0libc.so.6\0libgomp.so.1\0", "linux"),
+        (b"\0GLIBC_2.17\0GLIBC_ABI_DT_RELR\0libc.so.6\0", "linux"),
         (b"\0libc.musl-x86_64.so.1\0", "linux"),
     ],
 )

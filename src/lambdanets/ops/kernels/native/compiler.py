@@ -50,7 +50,7 @@ MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}  # other names of machine typ
 # The newest versions of symbols that manylinux_2_17 allows, and the libraries.
 MANYLINUX = {"GLIBC": (2, 17), "GLIBCXX": (3, 4, 19), "CXXABI": (1, 3, 7), "GCC": (4, 8, 0)}
 MANYLINUX_LIBRARIES = re.compile(
-    rb"(lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+)|ld-linux-(x86-64|aarch64))\.so\.\d+\Z"
+    rb"(lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+)|ld-linux-(x86-64|aarch64))\.so\.\d+"
 )
 
 
@@ -159,17 +159,15 @@ def platform_tag(library: Path) -> str:
         library: The library.
     """
     content = library.read_bytes()
-    for name, newest in MANYLINUX.items():
-        versions = re.findall(rb"\0" + name.encode() + rb"_([0-9.]+)(?=\0)", content)
-        if any(tuple(map(int, version.split(b"."))) > newest for version in versions):
-            return f"linux_{machine()}"
-        # musl has no versions.
-        if name == "GLIBC" and not versions:
-            return f"linux_{machine()}"
+    symbols = re.findall(rb"\0(GLIBC|GLIBCXX|CXXABI|GCC)_([\w.]+)(?=\0)", content)
     libraries = re.findall(rb"\0([\w+.-]+\.so\.[\w.]+)(?=\0)", content)
-    if all(map(MANYLINUX_LIBRARIES.match, libraries)):
-        return f"manylinux_2_17_{machine()}"
-    return f"linux_{machine()}"
+    # musl, another C library, has no versions.
+    portable = bool(symbols) and all(map(MANYLINUX_LIBRARIES.fullmatch, libraries))
+    for name, version in symbols:
+        numeric = re.fullmatch(rb"\d+(\.\d+)*", version)
+        parts = tuple(map(int, version.split(b"."))) if numeric else ()
+        portable = portable and () < parts <= MANYLINUX[name.decode()]
+    return f"{'manylinux_2_17' if portable else 'linux'}_{machine()}"
 
 
 def _read(source: Path) -> dict[str, bytes]:
