@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lambdanets.cli import native as native_verb
 from lambdanets.ops.kernels import native
 from lambdanets.ops.kernels.native import compiler, library
 
@@ -62,7 +63,12 @@ def test_plan_and_show_report_the_native_kernel(inside: Command, verb: str) -> N
     assert "ative kernel" not in inside(*verb.split(), "--device", "cuda").stdout
 
 
-@pytest.mark.skipif(library.load() is None, reason="the native kernel is not built: `lambdanets native`")
+built = pytest.mark.skipif(
+    library.load() is None, reason="the native kernel is not built: `lambdanets native`"
+)
+
+
+@built
 @pytest.mark.parametrize("words", [("--check",), ()])
 def test_the_library_is_checked(
     inside: Command, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
@@ -73,3 +79,14 @@ def test_the_library_is_checked(
     first, second = done.stdout.splitlines()
     assert first == f"{native.describe()} Library: {library.path()}"
     assert second.startswith("It agrees with the definition; relative errors of float32: y ")
+
+
+@built
+def test_wrong_results_are_a_failure(inside: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_verb, "_errors", lambda: {"y": 1e-7, "dq": float("nan")})
+    done = inside("native", "--check")
+    assert done.returncode == 1
+    assert (
+        done.stderr
+        == "lambdanets: its results differ from the definition, relative errors: y 1e-07, dq nan.\n"
+    )
