@@ -1,6 +1,6 @@
-"""The kernels that this machine runs, for tests that need results: Triton's where its interpreter runs them,
-the native one where its library is.
+"""The kernels that this machine runs, for tests that need results.
 
+Triton's run where its interpreter runs them, the native kernel where its library is.
 `ops/test_triton.py` runs those tests once more, by the interpreter, for kernel "triton" alone.
 """
 
