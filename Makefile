@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= passive
 # Workers of the test run; each uses one thread.
 JOBS ?= 2
 
-# Minutes of `make sanitize`.
+# Minutes of random problems of `make sanitize`.
 MINUTES ?= 1
 
 .PHONY: demo test test-hosts test-lowest sanitize lint format clean install native
@@ -57,7 +57,7 @@ test-lowest: $(LOWEST)/.installed
 test-hosts: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/train/two_hosts.py
 
-# Random problems with the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer; needs g++.
+# The native kernel's tests and random problems under AddressSanitizer and UndefinedBehaviorSanitizer; needs g++.
 sanitize: $(INSTALLED)
 	$(BIN)/python tests/ops/sanitize.py --minutes $(MINUTES)
 

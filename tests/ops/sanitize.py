@@ -1,9 +1,9 @@
-"""Random problems with the native kernel under AddressSanitizer and UndefinedBehaviorSanitizer.
+"""The native kernel under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-`python tests/ops/sanitize.py --minutes M` compiles the kernel with both into a temporary folder and runs
-`differential.py` with it, for each instruction set that this CPU has, in a process whose allocator is
-AddressSanitizer's: an access outside of any tensor is found. Needs gcc, whose runtimes of the sanitizers can
-be preloaded. Prints what is found, and exits with 1 then.
+`python tests/ops/sanitize.py --minutes M` compiles the kernel with both into a temporary folder. With it run
+the tests of the kernel, and M minutes of `differential.py`, for each instruction set that this CPU has. The
+allocator is AddressSanitizer's: an access outside of any tensor is found. Needs gcc, whose runtimes of the
+sanitizers can be preloaded. Prints what is found, and exits with 1 then.
 """
 
 import argparse
@@ -45,13 +45,15 @@ def main() -> int:
         if path != str(library):
             raise SystemExit(f"the sanitized library is not loaded: {loaded.stdout}{loaded.stderr}")
         isas = list(native.ISAS)[: native.ISAS[best]]
-        script = Path(__file__).with_name("differential.py")
+        tests, script = (Path(__file__).with_name(file) for file in ("test_native.py", "differential.py"))
+        runs = [["-m", "pytest", "-q", tests]]  # they select each instruction set themselves
         words = ["--kernels", native.NAME, "--minutes", chosen.minutes / len(isas), "--seed", chosen.seed]
+        runs += [[script, *words]] * len(isas)
         wrong = False
-        for isa in isas:
+        for run, isa in zip(runs, [best, *isas], strict=True):
             print(f"instruction set {isa}", flush=True)
             selected = environment | {native.ISA_VARIABLE: isa}
-            done = subprocess.run([sys.executable, script, *map(str, words)], env=selected, check=False)
+            done = subprocess.run([sys.executable, *map(str, run)], env=selected, check=False)
             wrong = wrong or done.returncode != 0
         findings = sorted(folder.glob("finding.*"))
         for finding in findings:
