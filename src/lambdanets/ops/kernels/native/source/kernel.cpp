@@ -10,13 +10,19 @@
 #define FUNCTION(name) name##_base
 #endif
 
+namespace {
+
+template <template <typename> class Pass>
+int run(const LambdanetsCall& call) {
+    if (call.itemsize == sizeof(double)) return Pass<double>(call, Geometry(call, LANES<double>)).run();
+    return Pass<float>(call, Geometry(call, LANES<float>)).run();
+}
+
+}  // namespace
+
 extern "C" {
 
-int FUNCTION(lambdanets_output)(const LambdanetsCall* call) {
-    return call->itemsize == 8 ? Output<double>(*call).run() : Output<float>(*call).run();
-}
+int FUNCTION(lambdanets_output)(const LambdanetsCall* call) { return run<Output>(*call); }
 
-int FUNCTION(lambdanets_gradients)(const LambdanetsCall* call) {
-    return call->itemsize == 8 ? Gradients<double>(*call).run() : Gradients<float>(*call).run();
-}
+int FUNCTION(lambdanets_gradients)(const LambdanetsCall* call) { return run<Gradients>(*call); }
 }
