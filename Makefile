@@ -1,4 +1,5 @@
-# make demo | test | test-lowest | lint | format | clean. Needs Python 3.11 or newer and make; everything else goes into .venv.
+# make demo | test | test-lowest | sanitize | lint | format | clean. Needs Python 3.11 or newer and make; everything else goes
+# into .venv, except for the native kernel: a C++ compiler, where there is one, compiles it into the user's cache.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -9,7 +10,10 @@ export OMP_WAIT_POLICY ?= passive
 # Workers of the test run; each uses one thread.
 JOBS ?= 2
 
-.PHONY: demo test test-hosts test-lowest lint format clean install
+# Minutes of random problems of `make sanitize`.
+MINUTES ?= 1
+
+.PHONY: demo test test-hosts test-lowest sanitize lint format clean install native
 .DEFAULT_GOAL := test
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -20,16 +24,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[detection,export]' --group dev
 	@touch $@
 
-install: $(INSTALLED)
+install: native
 
-demo: $(INSTALLED)
+native: $(INSTALLED)
+	@$(BIN)/lambdanets native || echo "Going on without the native kernel: the others compute the same results."
+
+demo: native
 	@rm -rf $(DEMO)
 	@$(BIN)/lambdanets train digits --out $(DEMO)
 	@$(BIN)/lambdanets eval $(DEMO)
 	@$(BIN)/lambdanets predict $(DEMO) --samples 24 --out $(DEMO)/predictions.png
 	@echo "Look at $(DEMO): curves.png, confusion.png, predictions.png, summary.txt"
 
-test: $(INSTALLED)
+test: native
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # The oldest versions that pyproject.toml claims, in an environment of their own.
@@ -43,11 +50,16 @@ $(LOWEST)/.installed: pyproject.toml
 	@touch $@
 
 test-lowest: $(LOWEST)/.installed
+	@$(LOWEST)/bin/lambdanets native || true
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 # Two hosts, as network namespaces: needs root and ip (iproute2).
 test-hosts: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/train/two_hosts.py
+
+# The native kernel's tests and random problems under AddressSanitizer and UndefinedBehaviorSanitizer; needs g++.
+sanitize: $(INSTALLED)
+	$(BIN)/python tests/ops/sanitize.py --minutes $(MINUTES)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lambdanets import bench
+from lambdanets.ops.kernels import native
 
 TINY = ("--grid", "12x11", "--batch", 2, "--dim", 16, "--rounds", 2, "--threads", 1)
 
@@ -16,6 +17,7 @@ def finished(command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     done = command("bench", "op", *TINY, cwd=home)
     assert done.returncode == 0, done.stderr
+    assert native.describe() in done.stderr
     folder = home / "runs" / "bench-op"
     (folder / "printed.txt").write_text(done.stdout)
     return folder

@@ -13,6 +13,7 @@ from lambdanets.bench.report import Clock
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, check_name, usage
 from lambdanets.cli.options import Device, DtypeName, Without, check_device, read_sizes, shown
+from lambdanets.ops.kernels import native
 
 CSV, REPORT = "op.csv", "op.md"
 DEFAULT = "layers"
@@ -133,6 +134,8 @@ def _measure(cases: list[Case], settings: Settings, out: Path) -> tuple[list[Lay
     path = out / CSV
     keep_previous(path)
     notes = stderr()
+    if settings.device == "cpu":
+        notes.print(native.describe(), style="dim")
     records = bench.measure_layers(
         cases,
         settings,

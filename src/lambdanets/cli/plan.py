@@ -10,6 +10,7 @@ from lambdanets.cli.console import draw, milliseconds, stderr, stdout, table
 from lambdanets.cli.errors import usage
 from lambdanets.cli.options import Device, DtypeName, Without, check_device, read_sizes, shown
 from lambdanets.ops import Plan, Problem, plan
+from lambdanets.ops.kernels import native
 from lambdanets.ops.planner import PlanRow
 
 Sizes = Annotated[str, shown("N | NxN | NxNxN")]
@@ -105,6 +106,8 @@ def _draw(made: Plan) -> None:
         console.print(f"Content: {content / 1e9:,.3f} GFLOP, the same with every kernel.", style="dim")
     if made.paper_kernel is not None:
         console.print(f"The paper's rule (appendix E.1) would take {made.paper_kernel}.", style="dim")
+    if made.problem.device == "cpu":
+        console.print(native.describe(), style="dim", soft_wrap=True)
     if made.refusal is not None:
         stderr().print(made.refusal)
 

@@ -15,6 +15,7 @@ from lambdanets.cli.show_recipe import show_recipe
 from lambdanets.models import create_model
 from lambdanets.models.summary import Summary, summarise
 from lambdanets.ops import Plan
+from lambdanets.ops.kernels import native
 from lambdanets.recipes import list_recipes
 from lambdanets.utils.text import did_you_mean
 
@@ -166,6 +167,8 @@ def _draw_plans(summary: Summary, console: Console) -> None:
         )
     console.print()
     draw(console, f"lambda layers, batch {first.batch}, {dtype} on {first.device}, {use}", rows)
+    if first.device == "cpu":
+        console.print(native.describe(), style="dim", soft_wrap=True)
 
 
 def _chosen(made: Plan) -> tuple[str, float]:

@@ -19,6 +19,7 @@ VERBS: dict[str, str] = {
     "list": "list models, recipes and data sources",
     "show": "show a model's stages, parameters, multiply-adds and kernels; or a recipe",
     "plan": "show the kernel selected for a lambda layer, and the cost of each or why it is excluded",
+    "native": "compile the native CPU kernel, where no wheel has it, and check its results",
     "bench": "measure time and memory of the layer or of whole networks beside others",
 }
 # Verb -> its subverbs with their lines of help. `bench op` is the function `run` of the module bench_op.

@@ -1,4 +1,4 @@
-"""Atomic writing of files, and parsing of JSON from outside."""
+"""Atomic writing of files, the user's cache, and parsing of JSON from outside."""
 
 import errno
 import json
@@ -80,6 +80,20 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def user_cache() -> Path | None:
+    """Return this package's folder in the user's cache; None if the user has no home.
+
+    By the XDG convention a relative `XDG_CACHE_HOME` is ignored. The folder may not exist.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not cache.is_absolute():
+        try:
+            cache = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return cache / "lambdanets"
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lambdanets.utils.files import user_cache
 from lambdanets.utils.text import join_some
 
 from ..config import DataConfig
@@ -93,7 +94,11 @@ class TorchSource(_TimmSource):
         return f"torch/{self.name}:{absolute(self.root)}" if self.root else self.text
 
     def dataset_options(self, config: DataConfig) -> dict[str, Any]:
-        root = self.root or os.path.join(_cache(), "lambdanets", "torch", self.name)
+        root = self.root
+        if not root:
+            if (cache := user_cache()) is None:
+                raise DataError(f"the user has no home folder; name one for the data: torch/{self.name}:PATH")
+            root = str(cache / "torch" / self.name)
         return {"root": root, "download": config.download}
 
     def stored_targets(self, data_set: Any) -> Any:
@@ -124,12 +129,6 @@ class HfdsSource(_TimmSource):
                     f"{join_some(held)}."
                 )
         return reader.dataset[reader.label_key]
-
-
-def _cache() -> str:
-    """Return the user's cache folder by the XDG convention, which ignores a relative path."""
-    folder = os.environ.get("XDG_CACHE_HOME", "")
-    return folder if os.path.isabs(folder) else os.path.join(os.path.expanduser("~"), ".cache")
 
 
 def _class_names(data_set: Any, number: int) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import reference
 from ..problem import Cost, Problem
-from . import attention, conv, fft, triton
+from . import attention, conv, fft, native, triton
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -96,7 +96,7 @@ class FusedKernel(Kernel, Protocol):
         ...
 
 
-FUSED_KERNELS: dict[str, FusedKernel] = {triton.NAME: triton}
+FUSED_KERNELS: dict[str, FusedKernel] = {native.NAME: native, triton.NAME: triton}
 KERNELS: dict[str, Kernel] = {
     reference.NAME: reference,
     conv.NAME: conv,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -21,7 +20,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 from triton.testing import do_bench
 
-from lambdanets.utils.files import replacing
+from lambdanets.utils.files import replacing, user_cache
 
 from ...problem import Problem
 from .launch import KernelCall, uses_tf32
@@ -146,14 +145,13 @@ def load_or_find(file: Path | None, candidates: Sequence[Tile], find: Callable[[
 
 def _cache_file(key: tuple[object, ...]) -> Path | None:
     """Return the file of a key in the user's cache, named by all that affects which tile is the fastest."""
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # the user has no home
+    cache = user_cache()
+    if cache is None:
         return None
     result, problem, _device, *rest = key
     versions = (torch.cuda.get_device_name(), torch.__version__, triton.__version__)
     name = hashlib.sha256(repr((result, str(problem), *rest, *versions)).encode()).hexdigest()
-    return cache / "lambdanets" / "tiles" / f"{name}.json"
+    return cache / "tiles" / f"{name}.json"
 
 
 def _milliseconds(call: Callable[[], None]) -> float:

@@ -1,0 +1,294 @@
+// The gradients of q, v and the table from g, the gradient of the output.
+//
+// With the map S = q E and its gradient dS = g V^T, tile by tile: dV += S^T g, dq += dS E, dE += dS^T q. Of dS the
+// transpose V g^T is computed: its lanes are the rows of a tile, which fill whole vectors for any window.
+//
+// Strips of queries form groups. Those of a group run one after the other and add to the same sums of dV and dE;
+// the sums of all groups are added in their order at the end. Groups depend on the problem alone, and so do the
+// results, for any number of threads.
+#pragma once
+
+#include "pass.h"
+#include "query_gradients.h"
+
+namespace {
+
+template <typename T>
+void add(T* sum, const T* x, Index count) {
+    for (Index i = 0; i < count; ++i) sum[i] += x[i];
+}
+
+// How the strips of a call form groups: of several examples, or of a part of the strips of one.
+struct Groups {
+    static constexpr Index WANTED = 32, LARGEST = 64;
+    // Operations of a group for each byte of its sums, and the most bytes of all sums.
+    static constexpr double OPERATIONS_PER_BYTE = 256, BYTES = 1 << 25;
+
+    Index count;
+    Index splits;  // groups of an example, 1 if a group has several
+
+    // `table_bytes` and `value_bytes` are those of the sums of dE, and of dV for one example.
+    Groups(const Geometry& g, Index strips, Index table_bytes, Index value_bytes) {
+        const double operations = 2 * g.pairs() * g.batch * g.heads * (3 * g.dim_k + 2 * g.dim_v);
+        const auto affordable = [&](Index bytes) {
+            const double all = operations / OPERATIONS_PER_BYTE;
+            return most(1, Index((all < BYTES ? all : BYTES) / bytes));
+        };
+        splits = 1;
+        count = least(least(g.batch, LARGEST), affordable(table_bytes));
+        if (g.batch < WANTED / 2) {
+            // Strips with windows see a part of the values only.
+            const Index bytes = table_bytes + value_bytes / (g.covers_rows() ? 1 : 2);
+            splits = least(strips, divide_up(least(WANTED, affordable(bytes)), g.batch));
+            count = g.batch * splits;
+        }
+    }
+};
+
+template <typename T>
+class Gradients : Pass<T> {
+    using Base = Pass<T>;
+    using Base::call, Base::geometry, Base::strips, Base::threads, Base::tiling;
+
+   public:
+    Gradients(const LambdanetsCall& call, const Geometry& geometry)
+        : Base(call, geometry, tile_queries(geometry)),
+          table_size_(geometry.slabs() * slab_size()),
+          groups_(
+              this->geometry, strips.count(), table_size_ * sizeof(T),
+              geometry.packed_keys() * geometry.padded_v * sizeof(T)) {
+        find_seen_keys();
+    }
+
+    int run() {
+        const Geometry& g = geometry;
+        Workspace workspace;
+        const auto lay_out = [&](Arena& arena) { lay_out_all(arena); };
+        if (!workspace.allocate(threads, lay_out, [&](Arena& arena) { Scratch(arena, *this); }))
+            return LAMBDANETS_NO_MEMORY;
+        parallel(call, threads, g.slabs() + Base::value_runs(), [&](Index task, Index) {
+            if (task < g.slabs())
+                pack_table(task);
+            else
+                Base::pack_values(Base::value_run(task - g.slabs()));
+        });
+        parallel(call, threads, groups_.count, [&](Index group, Index worker) {
+            Arena arena = workspace.scratch(worker);
+            compute_group(group, Scratch(arena, *this));
+        });
+        const Index table_tasks = call.de.data ? g.slabs() : 0;
+        const Index value_tasks = call.dv.data ? Base::value_runs() : 0;
+        parallel(call, threads, table_tasks + value_tasks, [&](Index task, Index worker) {
+            Arena arena = workspace.scratch(worker);
+            if (task < table_tasks)
+                write_table_gradient(task);
+            else
+                write_value_gradient(Base::value_run(task - table_tasks), Scratch(arena, *this).sum);
+        });
+        return LAMBDANETS_DONE;
+    }
+
+   private:
+    // The memory of a worker.
+    struct Scratch {
+        Rows<T> q, dq, g;    // of a strip, packed: [queries heads, padded k or v]
+        Rows<T> content;     // the content lambda transposed, [v, padded k]
+        Rows<T> map;         // of a tile
+        Rows<T> d_map;       // of a tile, transposed: [columns, rows]
+        Rows<T> transposed;  // g of a row of queries: [tiles padded v, rows of a tile]
+        T* sum;              // of dV for a run of context elements
+        SeenRow* seen;       // by a row of queries
+
+        Scratch(Arena& arena, const Gradients& pass) {
+            const Geometry& geometry = pass.geometry;
+            const Index rows = pass.strips.max_queries() * geometry.heads;
+            const Index tile_rows = round_up(pass.tiling.queries(true) * geometry.heads, LANES<T>);
+            // Tiles are transposed in whole vectors of rows: the last may read beyond the last row.
+            g = {arena.take<T>((rows + LANES<T>) * geometry.padded_v), geometry.padded_v};
+            q = {arena.take<T>(rows * geometry.padded_k), geometry.padded_k};
+            dq = {arena.take<T>(rows * geometry.padded_k), geometry.padded_k};
+            content = {arena.take<T>(geometry.dim_v * geometry.padded_k), geometry.padded_k};
+            map = {arena.take<T>(pass.tiling.queries(true) * geometry.heads * MAP_ROW), MAP_ROW};
+            d_map = {arena.take<T>(CHUNK * tile_rows), tile_rows};
+            // Tiles may have one query each: see `Tiling::queries`.
+            transposed = {
+                arena.take<T>(pass.strips.max_row_queries() * geometry.padded_v * tile_rows), tile_rows};
+            sum = arena.take<T>(geometry.longest_key_run() * geometry.padded_v);
+            seen = arena.take<SeenRow>(geometry.max_seen_rows());
+        }
+    };
+
+    // The queries of a tile: their heads fill whole vectors, except for the narrowest windows.
+    static Index tile_queries(const Geometry& g) {
+        const Index queries = 32 / g.heads;
+        return most(1, g.covers_rows() ? queries : least(queries, g.x.entries + 1));
+    }
+
+    bool needs_map_gradient() const { return call.dq.data || call.de.data; }
+
+    // Elements of a slab of the table and its gradient, [x, padded k].
+    Index slab_size() const { return geometry.x.entries * geometry.padded_k; }
+
+    Index first_strip(Index split) const { return strips.count() * split / groups_.splits; }
+
+    // Finds the context elements that the strips of a split see: it has sums of dV for these.
+    void find_seen_keys() {
+        value_sum_start_[0] = 0;
+        for (Index split = 0; split < groups_.splits; ++split) {
+            Range seen{geometry.keys(), 0};
+            for (Index i = first_strip(split); i < first_strip(split + 1); ++i) {
+                const Range keys = strips.keys_of(strips.at(i));
+                if (keys.size()) seen = {least(seen.first, keys.first), most(seen.last, keys.last)};
+            }
+            // With u > 1 the axis u is before m: one range does not have the parts of all u.
+            if (geometry.dim_u > 1) seen = {0, geometry.keys()};
+            seen_keys_[split] = seen;
+            value_sum_start_[split + 1] =
+                value_sum_start_[split] + seen.size() * geometry.dim_u * geometry.padded_v;
+        }
+    }
+
+    void lay_out_all(Arena& arena) {
+        Base::lay_out(arena);
+        table_ = arena.take<T>(table_size_);
+        table_sums_ = arena.take<T>(needs_map_gradient() ? groups_.count * table_size_ : 0);
+        value_sums_ = arena.take<T>(call.dv.data ? geometry.batch * value_sum_start_[groups_.splits] : 0);
+    }
+
+    T* table_sum(Index group) const { return table_sums_ + group * table_size_; }
+
+    T* value_sum(Index example, Index split) const {
+        return value_sums_ + example * value_sum_start_[groups_.splits] + value_sum_start_[split];
+    }
+
+    void pack_table(Index index) const {
+        Base::pack_slab(index);
+        copy_padded<T>(
+            Base::slab(call.e, index), {table_ + index * slab_size(), geometry.padded_k}, geometry.x.entries,
+            geometry.dim_k, geometry.padded_k);
+    }
+
+    void compute_group(Index group, const Scratch& scratch) {
+        const Index splits = groups_.splits, split = group % splits, batch = geometry.batch;
+        Range examples{group / splits, group / splits + 1};
+        if (splits == 1) examples = {batch * group / groups_.count, batch * (group + 1) / groups_.count};
+        if (needs_map_gradient()) clear(table_sum(group), table_size_);
+        for (Index example = examples.first; example < examples.last; ++example) {
+            Rows<T> dv(nullptr, geometry.padded_v);
+            if (call.dv.data) {
+                const Index first = seen_keys_[split].first * geometry.padded_v;
+                clear(value_sum(example, split), value_sum_start_[split + 1] - value_sum_start_[split]);
+                dv.data = value_sum(example, split) - first;
+            }
+            for (Index i = first_strip(split); i < first_strip(split + 1); ++i)
+                compute(example, strips.at(i), dv, table_sum(group), scratch);
+        }
+    }
+
+    // Writes dq of a strip, and adds its part to dv, if not null, and to the gradient of the table.
+    void compute(Index example, const Strip& strip, Rows<T> dv, T* d_table, const Scratch& scratch) {
+        const Geometry& geo = geometry;
+        const Index rows = strip.queries() * geo.heads;
+        Base::pack_queries(call.q, example, strip, geo.dim_k, scratch.q);
+        Base::pack_queries(call.g, example, strip, geo.dim_v, scratch.g);
+        if (call.content_lambda.data) {
+            copy_padded<T>(
+                Base::content_lambda(example).transposed(), scratch.content, geo.dim_v, geo.dim_k, geo.padded_k);
+            multiply<T, Left::ROWS>(
+                scratch.g, scratch.content, scratch.dq, rows, geo.dim_v, geo.padded_k / LANES<T>, false);
+        } else {
+            clear(scratch.dq.data, rows * geo.padded_k);
+        }
+        const bool finite =
+            all_finite(scratch.q.data, rows * geo.padded_k) && all_finite(scratch.g.data, rows * geo.padded_v);
+        const Index most_queries = tiling.queries(finite);
+        for (Index row = strip.rows.first; row < strip.rows.last; ++row) {
+            if (needs_map_gradient()) transpose_tiles(strip, row, most_queries, scratch);
+            tiling.for_tiles(strip, row, most_queries, scratch.seen, [&](const Tile& tile) {
+                if (dv.data) add_value_gradient(tile, scratch, dv);
+                if (needs_map_gradient()) add_map_gradient(tile, example, scratch, d_table);
+            });
+        }
+        if (call.dq.data) Base::unpack_queries(scratch.dq, call.dq, example, strip, geo.dim_k);
+    }
+
+    // Transposes g of a row of queries, tile by tile.
+    void transpose_tiles(const Strip& strip, Index row, Index most_queries, const Scratch& scratch) {
+        const Index heads = geometry.heads, queries = strip.columns.size(), padded_v = geometry.padded_v;
+        T* to = scratch.transposed.data;
+        const Index distance = scratch.transposed.distance;
+        for (Index first = 0; first < queries; first += most_queries, to += padded_v * distance) {
+            const T* from = scratch.g[((row - strip.rows.first) * queries + first) * heads];
+            for (Index i = 0; i < least(most_queries, queries - first) * heads; i += LANES<T>)
+                for (Index j = 0; j < padded_v; j += LANES<T>)
+                    transpose_block(from + i * padded_v + j, padded_v, to + j * distance + i, distance);
+        }
+    }
+
+    // dV += S^T g.
+    void add_value_gradient(const Tile& tile, const Scratch& scratch, Rows<T> dv) {
+        const Index heads = geometry.heads;
+        Base::compute_map(tile, scratch.q, scratch.map);
+        for (Index i = 0; i < tile.run_count; ++i) {
+            const Segment& run = tile.runs[i];
+            multiply<T, Left::COLUMNS>(
+                {scratch.map.data + run.left, MAP_ROW}, scratch.g.from(tile.first * heads), dv.from(run.right),
+                run.length, tile.count * heads, geometry.padded_v / LANES<T>, true);
+        }
+    }
+
+    // dS^T = V g^T, then dq += dS E and dE += dS^T q.
+    void add_map_gradient(const Tile& tile, Index example, const Scratch& scratch, T* d_table) {
+        const Index heads = geometry.heads, padded_k = geometry.padded_k, centre = geometry.x.centre;
+        const Rows<const T> values = Base::packed_values(example);
+        for (Index i = 0; i < tile.run_count; ++i) {
+            const Segment& run = tile.runs[i];
+            multiply<T, Left::ROWS>(
+                values.from(run.right), scratch.transposed.from(tile.index * geometry.padded_v),
+                scratch.d_map.from(run.left), run.length, geometry.dim_v,
+                divide_up(tile.count * heads, LANES<T>), false);
+        }
+        for (Index i = 0; i < tile.count; ++i) {
+            const Index x = tile.x + i, row = (tile.first + i) * heads;
+            const Range keys = Range{x - centre, x - centre + geometry.x.entries}.within(tile.keys);
+            if (!keys.size()) continue;
+            const Index entry = (keys.first - x + centre) * padded_k;
+            Rows<const T> d_map = scratch.d_map.from(tile.offset + keys.first - tile.keys.first);
+            d_map.data += i * heads;
+            add_query_gradients<T>(
+                {heads, padded_k, scratch.q.from(row), scratch.dq.from(row), d_map, tile.width, table_ + entry,
+                 d_table + entry, slab_size(), tile.rows, tile.row_count, keys.size()});
+        }
+    }
+
+    // Adds the groups' gradients of one slab of the table, and writes the sum.
+    void write_table_gradient(Index slab) {
+        T* sum = table_sum(0) + slab * slab_size();
+        for (Index group = 1; group < groups_.count; ++group)
+            add(sum, table_sum(group) + slab * slab_size(), slab_size());
+        copy<T>({sum, geometry.padded_k, 1}, Base::slab(call.de, slab), geometry.x.entries, geometry.dim_k);
+    }
+
+    // Adds the splits' gradients of a run of values, and writes the sum.
+    void write_value_gradient(const Run& run, T* sum) {
+        const Index keys = geometry.keys(), padded_v = geometry.padded_v;
+        const Index example = run.packed / geometry.packed_keys(), u = run.packed / keys % geometry.dim_u;
+        const Range elements{run.packed % keys, run.packed % keys + run.count};
+        clear(sum, run.count * padded_v);
+        for (Index split = 0; split < groups_.splits; ++split) {
+            const Range seen = seen_keys_[split], both = seen.within(elements);
+            if (!both.size()) continue;
+            const T* part = value_sum(example, split) + (u * keys + both.first - seen.first) * padded_v;
+            add(sum + (both.first - elements.first) * padded_v, part, both.size() * padded_v);
+        }
+        copy<T>({sum, padded_v, 1}, Base::values(call.dv, run), run.count, geometry.dim_v);
+    }
+
+    const Index table_size_;
+    const Groups groups_;
+    Range seen_keys_[Groups::WANTED];            // by a split
+    Index value_sum_start_[Groups::WANTED + 1];  // of a split, in the sums of an example
+    T *table_, *table_sums_, *value_sums_;       // the table [u z y, x, padded k], sums of its gradient and of dV
+};
+
+}  // namespace

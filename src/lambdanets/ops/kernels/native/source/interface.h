@@ -1,0 +1,51 @@
+// The C interface of the library, which Python calls through ctypes.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+// Runs body(first, last, data) over parts of [begin, end) on several threads: `torch_parallel_for`.
+typedef int32_t (*LambdanetsParallelFor)(
+    int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t first, int64_t last, void* data), void* data);
+
+// A tensor: its first element, and its strides in elements. A null pointer stands for no tensor.
+typedef struct {
+    void* data;
+    int64_t stride[5];
+} LambdanetsTensor;
+
+// The arguments of both passes. Grids have three axes, z, y and x; missing ones have size 1.
+typedef struct {
+    int64_t isa;       // 0: the best of this CPU; else one of LambdanetsIsa
+    int64_t itemsize;  // of all tensors: 4 for float32, 8 for float64
+    int64_t threads;
+    LambdanetsParallelFor parallel_for;
+    int64_t batch, heads, dim_k, dim_v, dim_u;
+    int64_t grid[3], context_grid[3];
+    // Entry j of the table on an axis stands for the offset step * (j - centre). Every entry occurs.
+    int64_t table[3], centre[3], step[3];
+    LambdanetsTensor q;               // [b, h, n, k]
+    LambdanetsTensor v;               // [b, m, v, u]
+    LambdanetsTensor e;               // [z, y, x, k, u]
+    LambdanetsTensor content_lambda;  // [b, k, v]
+    LambdanetsTensor y;               // [b, h, n, v]
+    LambdanetsTensor g;               // [b, h, n, v], gradient of y
+    LambdanetsTensor dq, dv, de;      // gradients, each like its tensor
+} LambdanetsCall;
+
+enum LambdanetsIsa { LAMBDANETS_BASE = 1, LAMBDANETS_AVX2 = 2, LAMBDANETS_AVX512 = 3 };
+
+enum LambdanetsStatus { LAMBDANETS_DONE = 0, LAMBDANETS_NO_MEMORY = 1, LAMBDANETS_NO_ISA = 2 };
+
+int lambdanets_abi_version(void);
+
+// The name of the best instruction set that both this CPU and this library have.
+const char* lambdanets_isa(void);
+
+// Writes the position part, plus q times the content lambda if given, into y.
+int lambdanets_position_output(const LambdanetsCall* call);
+
+// Writes those of dq, dv and de that are given.
+int lambdanets_position_gradients(const LambdanetsCall* call);
+}

@@ -1,0 +1,95 @@
+// Vectors of VECTOR_BYTES bytes in the compiler's vector extensions, and the operations that the kernel needs.
+//
+// Everything but the C interface is in anonymous namespaces: the file is compiled once for each instruction
+// set, and the linker must not replace one version by another.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#if defined(ISA_AVX512)
+#define VECTOR_BYTES 64
+#define VECTOR_REGISTERS 32
+#elif defined(ISA_AVX2)
+#define VECTOR_BYTES 32
+#define VECTOR_REGISTERS 16
+#elif defined(__aarch64__)
+#define VECTOR_BYTES 16
+#define VECTOR_REGISTERS 32
+#else
+#define VECTOR_BYTES 16
+#define VECTOR_REGISTERS 16
+#endif
+
+namespace {
+
+using Index = int64_t;
+
+template <typename T>
+struct VectorTypes {
+    typedef T aligned __attribute__((vector_size(VECTOR_BYTES)));
+    typedef T in_memory __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
+};
+
+template <typename T>
+using Vector = typename VectorTypes<T>::aligned;
+
+template <typename T>
+constexpr Index LANES = VECTOR_BYTES / sizeof(T);
+
+template <typename T>
+inline Vector<T> load(const T* from) {
+    return *reinterpret_cast<const typename VectorTypes<T>::in_memory*>(from);
+}
+
+template <typename T>
+inline void store(T* to, Vector<T> x) {
+    *reinterpret_cast<typename VectorTypes<T>::in_memory*>(to) = x;
+}
+
+template <typename T>
+inline Vector<T> broadcast(T x) {
+    // x + 0 would have to turn -0 into +0; x - 0 is x, and costs no instruction.
+    return x - Vector<T>{};
+}
+
+// Keeps a loaded vector in a register. Otherwise GCC loads an unaligned operand again in every multiply-add.
+template <typename V>
+inline void keep(V& x) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(x));
+#elif defined(__x86_64__)
+    asm("" : "+x"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#endif
+}
+
+inline Index round_up(Index x, Index multiple) { return (x + multiple - 1) / multiple * multiple; }
+inline Index divide_up(Index x, Index y) { return (x + y - 1) / y; }
+inline Index divide_down(Index x, Index y) { return x >= 0 ? x / y : -divide_up(-x, y); }
+inline Index least(Index x, Index y) { return x < y ? x : y; }
+inline Index most(Index x, Index y) { return x > y ? x : y; }
+
+// One step of a transposition: of the pair of rows a and b, exchanges the elements whose index has bit STEP in
+// a with those whose index lacks it in b.
+template <Index STEP, typename V, Index... J>
+inline void exchange(V& a, V& b, std::integer_sequence<Index, J...>) {
+    constexpr Index N = sizeof...(J);
+    V first = __builtin_shufflevector(a, b, ((J & STEP) ? N + J - STEP : J)...);
+    b = __builtin_shufflevector(a, b, ((J & STEP) ? N + J : J + STEP)...);
+    a = first;
+}
+
+template <typename T, Index STEP = 1>
+inline void transpose(Vector<T>* rows) {
+    if constexpr (STEP < LANES<T>) {
+#pragma GCC unroll 16
+        for (Index i = 0; i < LANES<T>; ++i)
+            if (!(i & STEP))
+                exchange<STEP>(rows[i], rows[i + STEP], std::make_integer_sequence<Index, LANES<T>>());
+        transpose<T, 2 * STEP>(rows);
+    }
+}
+
+}  // namespace

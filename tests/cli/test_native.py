@@ -1,0 +1,92 @@
+"""`lambdanets native`, and the sentence of other verbs on the native kernel."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lambdanets.cli import native as native_verb
+from lambdanets.ops.kernels import native
+from lambdanets.ops.kernels.native import compiler, library
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty cache of the user, and no library that this process has loaded before."""
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        library.refresh()
+        yield
+    library.refresh()
+
+
+@pytest.mark.usefixtures("nothing_built")
+@pytest.mark.parametrize(
+    ("words", "variables", "message"),
+    [
+        (
+            "",
+            {"PATH": "", "CXX": ""},
+            f"there is no C++ compiler: install {compiler.NEEDED}, or set CXX.",
+        ),
+        ("", {"CXX": "no-such-compiler"}, "the compiler no-such-compiler that CXX names is not installed."),
+        ("", {"LAMBDANETS_NATIVE": "0"}, "No native kernel: LAMBDANETS_NATIVE=0 turns it off."),
+        ("--check", {}, "No native kernel: its library is not built, `lambdanets native` builds it."),
+    ],
+)
+def test_without_a_library_there_is_one_sentence(
+    inside: Command, monkeypatch: pytest.MonkeyPatch, words: str, variables: dict[str, str], message: str
+) -> None:
+    with monkeypatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        done = inside("native", *words.split())
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"lambdanets: {message}\n")
+
+
+def test_the_module_is_the_same_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    command = [sys.executable, "-m", "lambdanets", "native"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no-such-compiler that CXX names" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["plan --grid 6x5", "show lambda_resnet_digits"])
+def test_plan_and_show_report_the_native_kernel(inside: Command, verb: str) -> None:
+    assert native.describe() in inside(*verb.split()).stdout
+    assert "ative kernel" not in inside(*verb.split(), "--device", "cuda").stdout
+
+
+built = pytest.mark.skipif(
+    library.load() is None, reason="the native kernel is not built: `lambdanets native`"
+)
+
+
+@built
+@pytest.mark.parametrize("words", [("--check",), ()])
+def test_the_library_is_checked(
+    inside: Command, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")  # what is built needs none
+    done = inside("native", *words)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == f"{native.describe()} Library: {library.path()}"
+    assert second.startswith("It agrees with the definition; relative errors of float32: y ")
+
+
+@built
+def test_wrong_results_are_a_failure(inside: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_verb, "_errors", lambda: {"y": 1e-7, "dq": float("nan")})
+    done = inside("native", "--check")
+    assert done.returncode == 1
+    assert (
+        done.stderr
+        == "lambdanets: its results differ from the definition, relative errors: y 1e-07, dq nan.\n"
+    )
