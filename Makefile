@@ -37,7 +37,7 @@ demo: native
 	@echo "Look at $(DEMO): curves.png, confusion.png, predictions.png, summary.txt"
 
 test: native
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # The oldest versions that pyproject.toml claims, in an environment of their own.
 $(LOWEST)/.installed: pyproject.toml
@@ -51,7 +51,7 @@ $(LOWEST)/.installed: pyproject.toml
 
 test-lowest: $(LOWEST)/.installed
 	@$(LOWEST)/bin/lambdanets native || true
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 # Two hosts, as network namespaces: needs root and ip (iproute2).
 test-hosts: $(INSTALLED)
