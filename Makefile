@@ -30,7 +30,7 @@ demo: $(INSTALLED)
 	@echo "Look at $(DEMO): curves.png, confusion.png, predictions.png, summary.txt"
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # The oldest versions that pyproject.toml claims, in an environment of their own.
 $(LOWEST)/.installed: pyproject.toml
@@ -43,7 +43,7 @@ $(LOWEST)/.installed: pyproject.toml
 	@touch $@
 
 test-lowest: $(LOWEST)/.installed
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 # Two hosts, as network namespaces: needs root and ip (iproute2).
 test-hosts: $(INSTALLED)
