@@ -113,7 +113,7 @@ def test_a_file_in_two_classes_or_on_both_sides(write_folder: WriteFolder) -> No
     (root / "train/cat/more").unlink()
     (root / "val/cat/same.png").symlink_to("../../train/cat/000.png")
     with pytest.raises(
-        DataError, match=r"same.png and .*train/cat/000.png are one file, by a link: a run is"
+        DataError, match=r"same.png and .*train/cat/000.png are one file, by a link: a validation image"
     ):
         read(root)
     shutil.rmtree(root / "val")

@@ -125,9 +125,11 @@ def test_a_killed_process_ends_the_run_which_resumes(tmp_path: Path) -> None:
         _, said = started.communicate(timeout=RANK_TIMEOUT)
     finally:
         started.kill()
-    assert started.returncode == 1
-    assert said.count("lambdanets: another process of this run ended (") == 1
-    assert f"lambdanets train --resume {folder}" in said
+    # Every five seconds Lightning kills a run that has lost a process; on a busy machine before its report.
+    if started.returncode != -signal.SIGKILL:
+        assert started.returncode == 1
+        assert said.count("lambdanets: another process of this run ended (") == 1
+        assert f"lambdanets train --resume {folder}" in said
     assert "Traceback" not in said
     ((code, _, errors),) = finish(start(*TRAIN, "--resume", folder))
     assert code == 0, errors

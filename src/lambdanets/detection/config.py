@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from lambdanets.data import CocoConfig
-from lambdanets.models.weight_files import HUB
+from lambdanets.models.weight_files import absolute_weights
 from lambdanets.train.config import BaseConfig
 
 if TYPE_CHECKING:
@@ -195,9 +194,7 @@ class DetectorConfig:
 
     def resolved(self) -> DetectorConfig:
         """Return a copy with an absolute path of `weights`, valid in any working directory."""
-        if self.weights is None or self.weights.startswith(HUB):
-            return self
-        return replace(self, weights=str(Path(self.weights).expanduser().absolute()))
+        return replace(self, weights=absolute_weights(self.weights))
 
 
 @dataclass(frozen=True, kw_only=True)

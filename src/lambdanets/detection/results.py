@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from lambdanets.data import DataError
-from lambdanets.data.coco.annotation_file import is_id
+from lambdanets.data.coco.annotation_file import is_id, read_json
 from lambdanets.data.coco.masks import Masks, read_counts
-from lambdanets.data.images import reason
 from lambdanets.detection.masks import Objects, decode_masks, encode_masks, encode_segmentation
 from lambdanets.train.checkpoint import write_text
 
@@ -221,23 +220,7 @@ def read_results(path: str | os.PathLike[str]) -> list[Entry]:
             the message names the entry and the fault.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        entries = json.loads(text)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {reason(error)}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no json: it holds bytes that are no text.") from error
-    except json.JSONDecodeError as error:
-        if not text.rstrip().endswith("]"):
-            raise DataError(f"{path} is cut short, or no json: it ends at {text[-20:]!r}.") from error
-        raise DataError(
-            f"{path} is no json: line {error.lineno}, column {error.colno}: {error.msg}."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} holds no results: a number is too long, or lists are nested too deeply."
-        ) from error
+    entries = read_json(path, "holds no results", ends=("]",))
     if not isinstance(entries, list):
         raise DataError(f"{path} holds no results: they are a list with an entry for each object.")
     for index, entry in enumerate(entries):

@@ -34,6 +34,16 @@ CHECKPOINT_PREFIXES = ("average.", "network.")
 """Prefixes of the weights in a checkpoint of a run: their average has precedence."""
 
 
+def absolute_weights(weights: str | None) -> str | None:
+    """Return a value of `model.weights` with an absolute path, valid in any working directory.
+
+    Names of the Hugging Face hub and None are returned as they are.
+    """
+    if weights is None or weights.startswith(HUB):
+        return weights
+    return str(Path(weights).expanduser().absolute())
+
+
 class WeightsError(ValueError):
     """Weights cannot be found or read, or do not match the model."""
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.data import DataConfig
 from lambdanets.models import create_model, load_weights
-from lambdanets.models.weight_files import HUB
+from lambdanets.models.weight_files import absolute_weights
 from lambdanets.train.errors import RunError
 from lambdanets.train.optim import OptimizerConfig, ScheduleConfig
 from lambdanets.train.serialization import check_finite, decode, encode
@@ -57,9 +57,7 @@ class ModelConfig:
 
     def resolved(self) -> ModelConfig:
         """Return a copy with an absolute path of `weights`, so that a run can be resumed from any folder."""
-        if self.weights is None or self.weights.startswith(HUB):
-            return self
-        return replace(self, weights=str(Path(self.weights).expanduser().absolute()))
+        return replace(self, weights=absolute_weights(self.weights))
 
 
 @dataclass(frozen=True, kw_only=True)

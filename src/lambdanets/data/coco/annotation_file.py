@@ -32,29 +32,41 @@ class CocoFile:
     categories: dict[int, str]
 
 
+def read_json(path: Path, refusal: str, *, ends: tuple[str, ...]) -> Any:
+    """Read a json file.
+
+    Args:
+        path: the file.
+        refusal: why a file with too long numbers or too deep lists is refused, such as "is no COCO json".
+        ends: the last characters that an intact file may have; with others it counts as truncated.
+
+    Raises:
+        DataError: there is no such file, it is truncated, or it is no json.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return json.loads(text)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {reason(error)}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no json: it holds bytes that are no text.") from error
+    except json.JSONDecodeError as error:
+        if not text.rstrip().endswith(ends):
+            raise DataError(f"{path} is cut short, or no json: it ends at {text[-20:]!r}.") from error
+        raise DataError(
+            f"{path} is no json: line {error.lineno}, column {error.colno}: {error.msg}."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} {refusal}: a number is too long, or lists are nested too deeply.") from error
+
+
 def read_coco(path: Path) -> CocoFile:
     """Read a COCO json.
 
     Raises:
         DataError: there is no such file, it is cut short, it is no json, or it is another kind of json.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {reason(error)}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no json: it holds bytes that are no text.") from error
-    except json.JSONDecodeError as error:
-        if not text.rstrip().endswith(("}", "]")):
-            raise DataError(f"{path} is cut short, or no json: it ends at {text[-20:]!r}.") from error
-        raise DataError(
-            f"{path} is no json: line {error.lineno}, column {error.colno}: {error.msg}."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is no COCO json: a number is too long, or lists are nested too deeply."
-        ) from error
+    content = read_json(path, "is no COCO json", ends=("}", "]"))
     if not isinstance(content, dict):
         hint = "; it is a list, as results are" if isinstance(content, list) else ""
         raise DataError(f"{path} is no COCO json: it must be an object with {', '.join(PARTS)}{hint}.")
