@@ -34,6 +34,20 @@ typedef struct {
     LambdanetsTensor dq, dv, de;      // gradients, each like its tensor
 } LambdanetsCall;
 
+// The arguments of the causal content part with a softmax. Query n sees the elements m <= n.
+typedef struct {
+    int64_t isa, itemsize, threads;  // as above
+    LambdanetsParallelFor parallel_for;
+    int64_t batch, heads, queries, context, dim_k, dim_v, dim_u;
+    LambdanetsTensor q;           // [b, h, n, k]
+    LambdanetsTensor k;           // [b, m, k, u], not normalised
+    LambdanetsTensor v;           // [b, m, v, u]
+    LambdanetsTensor mask;        // [b, m], bytes that are 0 where an element is hidden; may be none
+    LambdanetsTensor y;           // [b, h, n, v]
+    LambdanetsTensor g;           // [b, h, n, v], gradient of y
+    LambdanetsTensor dq, dk, dv;  // gradients, each like its tensor
+} LambdanetsCausalContent;
+
 enum LambdanetsIsa { LAMBDANETS_BASE = 1, LAMBDANETS_AVX2 = 2, LAMBDANETS_AVX512 = 3 };
 
 enum LambdanetsStatus { LAMBDANETS_DONE = 0, LAMBDANETS_NO_MEMORY = 1, LAMBDANETS_NO_ISA = 2 };
@@ -48,4 +62,10 @@ int lambdanets_position_output(const LambdanetsCall* call);
 
 // Writes those of dq, dv and de that are given.
 int lambdanets_position_gradients(const LambdanetsCall* call);
+
+// Writes the causal content part into y.
+int lambdanets_causal_content_output(const LambdanetsCausalContent* call);
+
+// Writes those of dq, dk and dv that are given.
+int lambdanets_causal_content_gradients(const LambdanetsCausalContent* call);
 }
