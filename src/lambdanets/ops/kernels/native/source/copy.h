@@ -27,13 +27,6 @@ inline void copy_block_transposed(Matrix<const T> from, Matrix<T> to) {
     for (Index i = 0; i < LANES<T>; ++i) store(to.data + i * to.row, block[i]);
 }
 
-template <typename T>
-void copy_elements(Matrix<const T> from, Matrix<T> to, Index rows, Index columns) {
-    for (Index i = 0; i < rows; ++i)
-        for (Index j = 0; j < columns; ++j)
-            to.data[i * to.row + j * to.column] = from.data[i * from.row + j * from.column];
-}
-
 // Copies a matrix of rows x columns elements.
 template <typename T>
 void copy(Matrix<const T> from, Matrix<T> to, Index rows, Index columns) {
@@ -48,21 +41,19 @@ void copy(Matrix<const T> from, Matrix<T> to, Index rows, Index columns) {
     if (from.column == 1 && to.column == 1) {
         for (Index i = 0; i < rows; ++i)
             std::memcpy(to.data + i * to.row, from.data + i * from.row, columns * sizeof(T));
-    } else if (from.row == 1 && to.column == 1) {
-        constexpr Index N = LANES<T>;
-        Index whole_rows = rows / N * N, whole_columns = columns / N * N;
-        for (Index i = 0; i < whole_rows; i += N)
-            for (Index j = 0; j < whole_columns; j += N)
+    } else if (from.row == 1 && to.column == 1 && rows >= LANES<T> && columns >= LANES<T>) {
+        // The last blocks of a row and of a column overlap those before them.
+        for (Index i = 0; i < rows; i += LANES<T>)
+            for (Index j = 0; j < columns; j += LANES<T>) {
+                Index row = least(i, rows - LANES<T>), column = least(j, columns - LANES<T>);
                 copy_block_transposed<T>(
-                    {from.data + i + j * from.column, 1, from.column}, {to.data + i * to.row + j, to.row, 1});
-        copy_elements<T>(
-            {from.data + whole_columns * from.column, 1, from.column}, {to.data + whole_columns, to.row, 1},
-            whole_rows, columns - whole_columns);
-        copy_elements<T>(
-            {from.data + whole_rows, 1, from.column}, {to.data + whole_rows * to.row, to.row, 1},
-            rows - whole_rows, columns);
+                    {from.data + row + column * from.column, 1, from.column},
+                    {to.data + row * to.row + column, to.row, 1});
+            }
     } else {
-        copy_elements(from, to, rows, columns);
+        for (Index i = 0; i < rows; ++i)
+            for (Index j = 0; j < columns; ++j)
+                to.data[i * to.row + j * to.column] = from.data[i * from.row + j * from.column];
     }
 }
 

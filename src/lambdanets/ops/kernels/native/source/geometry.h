@@ -91,6 +91,11 @@ struct Geometry {
     Index row_queries(Index residue) const { return residue_size(x.queries, residue, x.step); }
     Index row_keys(Index residue) const { return residue_size(x.keys, residue, x.step); }
 
+    // Whether every query sees the whole of each row of the context that it sees.
+    bool covers_rows() const {
+        return x.centre >= row_queries(0) - 1 && x.entries - x.centre >= row_keys(0);
+    }
+
     // Pairs of queries and context elements with an entry, at most, for each example.
     double pairs() const {
         return double(z.queries) * least(z.keys, z.entries) * y.queries * least(y.keys, y.entries) *
@@ -166,9 +171,10 @@ class Strips {
 
     Index count() const { return geometry_.residues() * row_groups_ * row_parts_; }
 
+    Index max_row_queries() const { return divide_up(geometry_.row_queries(0), row_parts_); }
+
     Index max_queries() const {
-        return divide_up(geometry_.query_rows(), row_groups_) *
-               divide_up(geometry_.row_queries(0), row_parts_);
+        return divide_up(geometry_.query_rows(), row_groups_) * max_row_queries();
     }
 
     Strip at(Index index) const {

@@ -11,9 +11,8 @@ class Output : Pass<T> {
     using Base::call, Base::geometry, Base::strips, Base::workspace;
 
    public:
-    explicit Output(const LambdanetsCall& call) : Base(call) {
+    explicit Output(const LambdanetsCall& call) : Base(call, tile_size(Geometry(call, LANES<T>))) {
         const Geometry& g = geometry;
-        values_ = workspace.reserve(g.batch * g.packed_keys() * g.padded_v);
         const Index rows = strips.max_queries() * g.heads;
         scratch_ = workspace.reserve(0);
         queries_ = workspace.reserve(rows * g.padded_k) - scratch_;
@@ -29,13 +28,11 @@ class Output : Pass<T> {
     int run() {
         if (!workspace.allocate()) return LAMBDANETS_NO_MEMORY;
         const Geometry& g = geometry;
-        const Index slabs = g.slabs(), parts = g.key_parts();
-        parallel(call, Base::threads(), slabs + g.batch * g.dim_u * parts, [&](Index task, Index) {
-            if (task < slabs)
+        parallel(call, Base::threads(), g.slabs() + Base::value_parts(), [&](Index task, Index) {
+            if (task < g.slabs())
                 Base::pack_slab(task, nullptr);
-            else
-                pack_values((task - slabs) / parts / g.dim_u, (task - slabs) / parts % g.dim_u,
-                            (task - slabs) % parts);
+            else if (!Base::pack_values(task - g.slabs()))
+                __atomic_store_n(&finite_, false, __ATOMIC_RELAXED);
         });
         const Index count = strips.count();
         parallel(call, workers_, g.batch * count, [&](Index task, Index worker) {
@@ -45,17 +42,10 @@ class Output : Pass<T> {
     }
 
    private:
-    // Packs a part of the values of an example and a u as [m, padded v].
-    void pack_values(Index example, Index u, Index part) {
-        const Geometry& g = geometry;
-        const LambdanetsTensor& v = call.v;
-        Index packed;
-        Run run = g.key_part(part, packed);
-        const T* from = Base::tensor(v) + example * v.stride[0] + run.first * v.stride[1] + u * v.stride[3];
-        T* to = workspace.at(values_) + ((example * g.dim_u + u) * g.keys() + packed) * g.padded_v;
-        copy<T>({from, run.distance * v.stride[1], v.stride[2]}, {to, g.padded_v, 1}, run.count, g.dim_v);
-        clear_columns(to, g.padded_v, run.count, g.dim_v, g.padded_v);
-        if (!all_finite(to, run.count * g.padded_v)) __atomic_store_n(&finite_, false, __ATOMIC_RELAXED);
+    // The queries of a tile. A tile computes pairs for the union of its windows: narrow ones have small tiles.
+    static Index tile_size(const Geometry& g) {
+        Index queries = g.covers_rows() ? 28 / g.heads : least(16 / g.heads, (g.x.entries + 1) / 2);
+        return most(1, queries);
     }
 
     void compute(Index example, const Strip& strip, T* scratch) {
@@ -63,7 +53,6 @@ class Output : Pass<T> {
         const Index heads = g.heads, vectors = g.padded_v / LANES<T>;
         T *q = scratch + queries_, *y = scratch + outputs_, *map = scratch + map_;
         auto seen = reinterpret_cast<SeenRow*>(scratch + seen_);
-        const T* values = workspace.at(values_) + example * g.packed_keys() * g.padded_v;
         Base::pack_queries(call.q, example, strip, g.dim_k, g.padded_k, q);
         if (call.content_lambda.data)
             apply_content_lambda(example, strip.queries() * heads, q, y, scratch + content_);
@@ -73,12 +62,12 @@ class Output : Pass<T> {
             Base::for_tiles(strip, row, Base::queries_of_tiles(finite_), seen, [&](const Tile& tile) {
                 Base::compute_map(tile, q, map);
                 Shape shape{};
-                shape.segments = tile.segments;
-                shape.segment_count = tile.segment_count;
+                shape.segments = tile.runs;
+                shape.segment_count = tile.run_count;
                 shape.right_row = shape.result_row = g.padded_v;
                 shape.add = true;
                 multiply<T, Left::MAP>(
-                    shape, tile.count * heads, nullptr, vectors, map, values,
+                    shape, tile.count * heads, nullptr, vectors, map, Base::values_of(example),
                     y + tile.first * heads * g.padded_v);
             });
         Base::unpack_queries(y, call.y, example, strip, g.dim_v, g.padded_v);
@@ -101,7 +90,6 @@ class Output : Pass<T> {
         multiply<T, Left::ROWS>(shape, rows, nullptr, g.padded_v / LANES<T>, q, content, y);
     }
 
-    Index values_;                       // packed values [b, u, m, padded v]
     Index scratch_, scratch_size_;       // memory of the workers
     Index queries_, outputs_, content_;  // in it: packed q and y of a strip, the content lambda
     Index map_, seen_;

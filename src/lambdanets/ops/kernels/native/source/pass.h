@@ -9,33 +9,34 @@
 
 #include "copy.h"
 #include "geometry.h"
+#include "map.h"
 #include "parallel.h"
 #include "product.h"
 
 namespace {
 
-// Rows of the map in a tile: for a table that covers the grid, and for windows, whose union grows with a tile.
-constexpr Index GLOBAL_TILE_ROWS = 28, LOCAL_TILE_ROWS = 16;
+// Columns of a chunk: where each row of the context has vectors of its own, and where rows are joined.
+constexpr Index CHUNK_OF_ROWS = 128;
 // Queries and bytes of queries that a strip may have, and the strips that a call should have, for many threads.
 constexpr Index MIN_STRIP = 64, MAX_STRIP = 512, STRIP_BYTES = 1 << 20, MIN_STRIPS = 64;
 
 // Some queries of a row, and the context elements of a chunk of rows that they see.
 struct Tile {
     Index first, count;  // queries, numbered in the strip
+    Index index;         // of the tile in its row
     Index x;             // position of the first query on its row
     Range keys;          // on the rows of the context
     const SeenRow* rows;
     Index row_count;
 
-    // Vectors of the map: their columns in the table, and in the packed values transposed.
-    Columns table[CHUNK], values[CHUNK];
-    Index table_count, value_count;
+    // A row of the context has `width` columns of the map; column `offset` is the first of `keys`.
+    Index width, offset;
+    // Vectors of the map: their columns in the table and in the map.
+    Columns vectors[CHUNK];
+    Index vector_count;
     // Runs of context elements: their columns of the map, and their elements of the packed values.
-    Segment segments[CHUNK];
-    Index segment_count;
-
-    // The column of the map where a row of the context begins.
-    Index column(Index row) const { return row * keys.size(); }
+    Segment runs[CHUNK];
+    Index run_count;
 };
 
 template <typename T>
@@ -43,40 +44,39 @@ struct Pass {
     const LambdanetsCall& call;
     const Geometry geometry;
     const Index tile_queries;
-    const Index margin;     // zeros beside each row of the table, for queries that see less than their tile
-    const Index table_row;  // elements of a row of the table
-    const Index slab;       // elements of a slab [k, x] of the table
+    const Index margin;  // zeros beside each row of the table, for queries that see less than their tile
+    const bool joined;   // whether the table's rows follow each other, with one margin between them
+    const Index table_row;               // elements of a row of the table with its margin
+    const Index table_k, table_slab;     // distances in the table
     const Strips strips;
     Workspace<T> workspace;
-    Index table;  // position of the table [u z y, k, x] in the workspace
+    // Positions in the workspace.
+    Index table;   // [u z y, k, x], or [k, u z y x] if joined
+    Index values;  // [b, u, m, padded v]
 
-    explicit Pass(const LambdanetsCall& call)
+    Pass(const LambdanetsCall& call, Index tile_queries)
         : call(call),
           geometry(call, LANES<T>),
-          tile_queries(most(1, (covers_rows() ? GLOBAL_TILE_ROWS : LOCAL_TILE_ROWS) / geometry.heads)),
+          tile_queries(tile_queries),
           margin(tile_queries - 1),
-          table_row(geometry.x.entries + 2 * margin + LANES<T>),
-          slab(geometry.dim_k * table_row),
+          joined(joins_rows(geometry, margin)),
+          table_row(geometry.x.entries + margin + (joined ? 0 : margin + LANES<T>)),
+          table_k(joined ? geometry.slabs() * table_row + margin + LANES<T> : table_row),
+          table_slab(joined ? table_row : geometry.dim_k * table_row),
           strips(geometry, strip_size(geometry)) {
-        table = workspace.reserve(geometry.slabs() * slab);
+        table = workspace.reserve(joined ? geometry.dim_k * table_k : geometry.slabs() * table_slab);
+        values = workspace.reserve(geometry.batch * geometry.packed_keys() * geometry.padded_v);
     }
 
     Index threads() const { return most(1, call.threads); }
 
-    // Whether every query sees the whole of each row of the context that it sees.
-    bool covers_rows() const {
-        const Axis& x = geometry.x;
-        return x.centre >= geometry.row_queries(0) - 1 &&
-               x.entries - x.centre >= geometry.row_keys(0);
-    }
-
     // In a tile of several queries, zeros of the table hide elements that only some of them see. Zero times an
     // infinity is NaN: where inputs are not finite, each query has a tile of its own.
-    Index queries_of_tiles(bool finite) const { return finite || covers_rows() ? tile_queries : 1; }
+    Index queries_of_tiles(bool finite) const { return finite || geometry.covers_rows() ? tile_queries : 1; }
 
     const T* tensor(const LambdanetsTensor& tensor) const { return static_cast<const T*>(tensor.data); }
 
-    // Packs one slab of the table: [k, x], and if `rows` is given [x, k] too.
+    // Packs one slab of the table, and if `rows` is given its transpose [x, k] too.
     void pack_slab(Index index, T* rows) const {
         const LambdanetsTensor& e = call.e;
         const Index entries = geometry.x.entries;
@@ -84,9 +84,13 @@ struct Pass {
         Index u = index / geometry.y.entries / geometry.z.entries;
         Matrix<const T> from{
             tensor(e) + z * e.stride[0] + y * e.stride[1] + u * e.stride[4], e.stride[2], e.stride[3]};
-        T* to = workspace.at(table) + index * slab;
-        clear(to, slab);
-        copy<T>(from, {to + margin, 1, table_row}, entries, geometry.dim_k);
+        T* to = workspace.at(table) + index * table_slab;
+        const bool last = !joined || index == geometry.slabs() - 1;
+        for (Index k = 0; k < geometry.dim_k; ++k) {
+            clear(to + k * table_k, margin);
+            if (last) clear(to + k * table_k + margin + entries, margin + LANES<T>);
+        }
+        copy<T>(from, {to + margin, 1, table_k}, entries, geometry.dim_k);
         if (rows) {
             T* row = rows + index * entries * geometry.padded_k;
             copy<T>(from, {row, geometry.padded_k, 1}, entries, geometry.dim_k);
@@ -94,8 +98,38 @@ struct Pass {
         }
     }
 
-    // Calls body(memory, rows, columns, strip row) for the queries of a strip: `memory` are those of one head
-    // in a tensor [b, h, n, depth], as a matrix [queries, depth].
+    // Parts in which the values of all examples are packed.
+    Index value_parts() const { return geometry.batch * geometry.dim_u * geometry.key_parts(); }
+
+    // A part of the values of an example and a u: the elements in memory [m, v], of a tensor [b, m, v, u], and
+    // how many; `packed` is the first in an array [b, u, m].
+    Matrix<T> value_part(const LambdanetsTensor& v, Index part, Index& packed, Index& count) const {
+        const Geometry& g = geometry;
+        Index example = part / g.key_parts() / g.dim_u, u = part / g.key_parts() % g.dim_u;
+        Run run = g.key_part(part % g.key_parts(), packed);
+        count = run.count;
+        packed += (example * g.dim_u + u) * g.keys();
+        T* first =
+            static_cast<T*>(v.data) + example * v.stride[0] + run.first * v.stride[1] + u * v.stride[3];
+        return {first, run.distance * v.stride[1], v.stride[2]};
+    }
+
+    // Packs a part of the values; returns whether they are finite.
+    bool pack_values(Index part) const {
+        Index packed, count;
+        Matrix<T> from = value_part(call.v, part, packed, count);
+        T* to = workspace.at(values) + packed * geometry.padded_v;
+        copy<T>({from.data, from.row, from.column}, {to, geometry.padded_v, 1}, count, geometry.dim_v);
+        clear_columns(to, geometry.padded_v, count, geometry.dim_v, geometry.padded_v);
+        return all_finite(to, count * geometry.padded_v);
+    }
+
+    const T* values_of(Index example) const {
+        return workspace.at(values) + example * geometry.packed_keys() * geometry.padded_v;
+    }
+
+    // Calls body(memory, count, head, first) for the queries of a strip in a tensor [b, h, n, depth]: `memory`
+    // are `count` queries of a head as a matrix [queries, depth], the first of which has number `first`.
     template <typename Body>
     void for_queries(const LambdanetsTensor& x, Index example, const Strip& strip, const Body& body) const {
         bool whole = geometry.x.step == 1 && strip.columns.size() == geometry.x.queries;
@@ -145,22 +179,22 @@ struct Pass {
         };
         const Range keys = keys_of(strip.columns.first, strip.columns.last);
         if (!seen_count || keys.size() <= 0) return;
-        const Index tiles = divide_up(queries, most_queries);
-        const Index widest = least(keys.size(), divide_up(queries, tiles) - 1 + x.entries);
+        const Index widest = joined ? table_row : least(keys.size(), most_queries - 1 + x.entries);
         // A chunk has whole rows, or a part of one row that is longer than a chunk.
-        const Index chunk_rows = most(1, CHUNK / widest);
-        const Index blocks = widest <= CHUNK ? 1 : divide_up(keys.size(), CHUNK);
+        const Index chunk = CHUNK_OF_ROWS;
+        const Index chunk_rows = most(1, chunk / widest);
+        const Index blocks = widest <= chunk ? 1 : divide_up(keys.size(), chunk);
         const Index chunks = divide_up(seen_count, chunk_rows);
         Tile tile;
         for (Index block = 0; block < blocks; ++block)
-            for (Index chunk = 0; chunk < chunks; ++chunk) {
-                Index first_row = seen_count * chunk / chunks;
-                tile.rows = seen + first_row;
-                tile.row_count = seen_count * (chunk + 1) / chunks - first_row;
-                for (Index i = 0; i < tiles; ++i) {
-                    Index first = queries * i / tiles, last = queries * (i + 1) / tiles;
+            for (Index i = 0; i < chunks; ++i) {
+                tile.rows = seen + i * chunk_rows;
+                tile.row_count = least(chunk_rows, seen_count - i * chunk_rows);
+                for (Index first = 0; first < queries; first += most_queries) {
+                    Index last = least(queries, first + most_queries);
                     tile.first = (row - strip.rows.first) * queries + first;
                     tile.count = last - first;
+                    tile.index = first / most_queries;
                     tile.x = strip.columns.first + first;
                     tile.keys = keys_of(tile.x, tile.x + tile.count);
                     if (blocks > 1) {
@@ -179,44 +213,46 @@ struct Pass {
 
     // Lists the columns of a tile's map.
     void list_columns(Tile& tile) const {
-        const Index width = tile.keys.size();
-        tile.table_count = tile.value_count = tile.segment_count = 0;
+        // In the table, the column of the first query's first key. That of the next query is one before it.
+        Index first = margin + geometry.x.centre + tile.keys.first - tile.x;
+        tile.width = joined ? table_row : tile.keys.size();
+        tile.offset = joined ? tile.keys.first - tile.x + geometry.x.centre : 0;
+        first -= tile.offset;
+        tile.vector_count = tile.run_count = 0;
+        for (Index row = 0, next; row < tile.row_count; row = next) {
+            // Rows that follow each other in the table too are one row.
+            for (next = row + 1; joined && next < tile.row_count; ++next)
+                if (tile.rows[next].slab != tile.rows[next - 1].slab + 1) break;
+            for (Index j = 0; j < (next - row) * tile.width; j += LANES<T>)
+                tile.vectors[tile.vector_count++] = {
+                    tile.rows[row].slab * table_slab + first + j, row * tile.width + j};
+        }
         for (Index row = 0; row < tile.row_count; ++row) {
-            const SeenRow& seen = tile.rows[row];
-            Index first = seen.slab * slab + margin + geometry.x.centre + tile.keys.first - tile.x;
-            for (Index j = 0; j < width; j += LANES<T>)
-                tile.table[tile.table_count++] = {first + j, tile.column(row) + j};
-            Index position = (seen.position + tile.keys.first) * geometry.padded_v;
-            Segment* last = tile.segments + tile.segment_count - 1;
-            if (tile.segment_count && last->right + last->length * geometry.padded_v == position)
-                last->length += width;
+            Index position = (tile.rows[row].position + tile.keys.first) * geometry.padded_v;
+            Segment* last = tile.runs + tile.run_count - 1;
+            if (!joined && row && last->right + last->length * geometry.padded_v == position)
+                last->length += tile.keys.size();
             else
-                tile.segments[tile.segment_count++] = {tile.column(row), position, width};
+                tile.runs[tile.run_count++] = {row * tile.width + tile.offset, position, tile.keys.size()};
         }
     }
 
     // Computes the map [queries of the tile, heads, columns] = q E.
     void compute_map(const Tile& tile, const T* q, T* map) const {
-        constexpr Index MOST_HEADS = 4;
         const Index heads = geometry.heads, padded = geometry.padded_k;
-        const Segment inner{0, 0, geometry.dim_k};
-        // A block of the product is all heads, or some of them, of one query. Blocks follow for the others.
-        Shape shape{&inner, 1, padded, table_row, MAP_ROW, false, heads * padded, -1, heads * MAP_ROW};
-        const Index head_groups = divide_up(heads, MOST_HEADS);
-        const Index groups = divide_up(tile.table_count, max_columns<T>());
-        for (Index group = 0; group < groups; ++group) {
-            Index first = tile.table_count * group / groups;
-            Index width = tile.table_count * (group + 1) / groups - first;
-            for (Index i = 0; i < head_groups; ++i) {
-                Index head = heads * i / head_groups, height = heads * (i + 1) / head_groups - head;
-                VARIANTS<T, Left::ROWS>.table[width - 1][height - 1](
-                    shape, tile.count, tile.table + first, q + (tile.first * heads + head) * padded,
-                    workspace.at(table), map + head * MAP_ROW);
-            }
-        }
+        MapShape shape{tile.count, geometry.dim_k, padded, heads * padded, table_k, heads * MAP_ROW};
+        compute_map_blocks<T>(
+            shape, heads, tile.vectors, tile.vector_count, q + tile.first * heads * padded, workspace.at(table),
+            map);
     }
 
    private:
+    // Joined rows need fewer vectors where rows are short, unless most entries of a row are out of the grid.
+    static bool joins_rows(const Geometry& geometry, Index margin) {
+        Index row = geometry.x.entries + margin, keys = least(geometry.row_keys(0), row);
+        return row <= CHUNK / 2 && row < round_up(keys, LANES<T>);
+    }
+
     static Index strip_size(const Geometry& geometry) {
         Index bytes = geometry.heads * (2 * geometry.padded_k + geometry.padded_v) * sizeof(T);
         Index largest = least(MAX_STRIP, STRIP_BYTES / bytes);

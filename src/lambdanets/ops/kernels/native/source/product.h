@@ -8,15 +8,16 @@
 
 namespace {
 
-// Elements of a row of the map in scratch memory: the columns of a chunk, and a vector of slack.
-constexpr Index CHUNK = 128;
+// Columns of the map that are computed at once, and elements of a row of the map in scratch memory: an odd
+// number of vectors, so that the elements of a column are in different sets of the cache.
+constexpr Index CHUNK = 256;
 constexpr Index MAP_ROW = CHUNK + 16;
 
-// How A lies in memory. The map has a constant row, which spares the registers of its rows' addresses.
+// How A lies in memory.
 enum class Left {
-    ROWS,         // rows of any length, contiguous
-    MAP,          // rows of the map
-    MAP_COLUMNS,  // columns of the map: A is the map transposed
+    ROWS,     // rows are contiguous
+    MAP,      // rows are contiguous, MAP_ROW apart: a constant spares the registers of their addresses
+    COLUMNS,  // columns are contiguous: A is the transpose of what lies in memory
 };
 
 // Where a vector of columns begins, in a row of B and in a row of C. Vectors are computed in their order, and
@@ -34,7 +35,7 @@ struct Segment {
 struct Shape {
     const Segment* segments;
     Index segment_count;
-    Index left_row;  // for Left::ROWS
+    Index left_row;  // distance of rows, or of columns for Left::COLUMNS; not for Left::MAP
     Index right_row, result_row;
     bool add;  // whether the product is added to C
     Index left_step, right_step, result_step;
@@ -43,7 +44,7 @@ struct Shape {
 template <typename T, Left LEFT, int R, int C>
 __attribute__((noinline)) void multiply_block(
     const Shape& shape, Index repeat, const Columns* columns, const T* left, const T* right, T* result) {
-    const Index left_row = LEFT == Left::ROWS ? shape.left_row : MAP_ROW;
+    const Index left_row = LEFT == Left::MAP ? MAP_ROW : shape.left_row;
     for (; repeat > 0; --repeat) {
         Vector<T> sum[R][C];
 #pragma GCC unroll 16
@@ -67,11 +68,11 @@ __attribute__((noinline)) void multiply_block(
                 }
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
-                    Vector<T> factor = broadcast(LEFT == Left::MAP_COLUMNS ? a[r] : a[r * left_row]);
+                    Vector<T> factor = broadcast(LEFT == Left::COLUMNS ? a[r] : a[r * left_row]);
 #pragma GCC unroll 16
                     for (int c = 0; c < C; ++c) sum[r][c] += factor * x[c];
                 }
-                a += LEFT == Left::MAP_COLUMNS ? MAP_ROW : 1;
+                a += LEFT == Left::COLUMNS ? left_row : 1;
             }
         }
 #pragma GCC unroll 16
@@ -91,8 +92,8 @@ using Multiply = void (*)(const Shape&, Index, const Columns*, const T*, const T
 // The most vectors of a block, and the most rows by the number of vectors: R * C sums, C vectors of B and a
 // broadcast element fit into the registers. float64 is for checks, with fewer variants to compile.
 #if VECTOR_REGISTERS == 32
-constexpr int MAX_COLUMNS = 6;
-constexpr int MAX_ROWS[] = {0, 14, 12, 8, 6, 4, 4};
+constexpr int MAX_COLUMNS = 4;
+constexpr int MAX_ROWS[] = {0, 16, 14, 8, 6};
 #else
 constexpr int MAX_COLUMNS = 3;
 constexpr int MAX_ROWS[] = {0, 12, 6, 4};
@@ -147,10 +148,8 @@ constexpr Columns ADJACENT[] = {
 template <typename T, Left LEFT>
 void multiply(
     Shape shape, Index rows, const Columns* columns, Index count, const T* left, const T* right, T* result) {
-    // The innermost limit: more vectors than four leave too few rows.
-    constexpr Index WIDEST = max_columns<T>() < 4 ? max_columns<T>() : 4;
     const Index left_row = LEFT == Left::ROWS ? shape.left_row : LEFT == Left::MAP ? MAP_ROW : 1;
-    Index groups = divide_up(count, WIDEST);
+    Index groups = divide_up(count, max_columns<T>());
     for (Index group = 0; group < groups; ++group) {
         Index first = count * group / groups, width = count * (group + 1) / groups - first;
         // Rows are split evenly: into blocks of `height` rows, then blocks of one row less.
