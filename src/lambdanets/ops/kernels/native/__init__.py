@@ -3,8 +3,9 @@
 The map q E exists for one tile of queries and context elements at a time, in the first-level cache, and the
 content lambda is applied in the same pass. `source` holds the program, in the order: `vector.h`, `product.h`
 (products in registers), `copy.h`, `geometry.h` (rows, windows, strips), `parallel.h`, `pass.h` (the tiles),
-`output.h`, `gradients.h`, `kernel.cpp` (one version for each instruction set), `dispatch.cpp`. Results are
-the same for any number of threads.
+`output.h`, `gradients.h`, `kernel.cpp` (one version for each instruction set), `dispatch.cpp`. The causal
+content part is a program of its own, in `exponential.h`, `causal_content.h`, `causal_content_gradients.h` and
+`causal_content.py`. Results are the same for any number of threads.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ COPY_BANDWIDTH = 6e9  # bytes per second that are packed and written
 GROUPS = 32  # partial sums of the table's gradient
 
 
-class _Tensor(ctypes.Structure):
+class TensorStruct(ctypes.Structure):
     """`LambdanetsTensor` of source/interface.h."""
 
     _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64 * 5))
@@ -54,7 +55,7 @@ class _Call(ctypes.Structure):
         ("parallel_for", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch", "heads", "dim_k", "dim_v", "dim_u")),
         *((name, _Sizes) for name in ("grid", "context_grid", "table", "centre", "step")),
-        *((name, _Tensor) for name in ("q", "v", "e", "content_lambda", "y", "g", "dq", "dv", "de")),
+        *((name, TensorStruct) for name in ("q", "v", "e", "content_lambda", "y", "g", "dq", "dv", "de")),
     )
 
 
@@ -69,7 +70,7 @@ def output(
     """Write the position part plus q times the content lambda, if given, into y."""
     if not problem.batch:
         return
-    dtype = _accumulator_dtype(problem.dtype)
+    dtype = accumulator_dtype(problem.dtype)
     result = y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
     inputs = {"q": q, "v": v, "e": e, "content_lambda": content_lambda}
     _run("lambdanets_position_output", problem, dtype, inputs, {"y": result})
@@ -87,7 +88,7 @@ def gradients(
     content_lambda: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of q, v and e, that of q with the part of the content lambda if given."""
-    dtype = _accumulator_dtype(problem.dtype)
+    dtype = accumulator_dtype(problem.dtype)
     dq = torch.empty_like(q, dtype=dtype) if needs_grad[0] else None
     dv = torch.empty_like(v, dtype=dtype) if needs_grad[1] else None
     # Entries that no pair reads stay zero.
@@ -99,7 +100,7 @@ def gradients(
     return dq, dv, de
 
 
-def _accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of the library's arithmetic: float32 for half precision, which is converted."""
     return torch.promote_types(dtype, torch.float32)
 
@@ -119,12 +120,12 @@ def _run(
         isa=ISAS[isa()],
         itemsize=dtype.itemsize,
         threads=torch.get_num_threads(),
-        parallel_for=_parallel_for(),
+        parallel_for=parallel_for(),
         **_sizes(problem),
     )
     for name, x in tensors.items():
         if x is not None:
-            setattr(call, name, _describe(_table(x, problem) if name in ("e", "de") else x))
+            setattr(call, name, as_struct(_table(x, problem) if name in ("e", "de") else x))
     status = getattr(loaded, function)(ctypes.byref(call))
     if status:
         raise MemoryError(f"kernel {NAME!r} found no memory for its temporaries ({problem})")
@@ -136,9 +137,9 @@ def _table(e: Tensor, problem: Problem) -> Tensor:
     return entries[(None,) * (MAX_AXES + 2 - e.ndim)]
 
 
-def _describe(x: Tensor) -> _Tensor:
+def as_struct(x: Tensor) -> TensorStruct:
     """Return a tensor as the library takes it."""
-    return _Tensor(x.data_ptr(), x.stride())
+    return TensorStruct(x.data_ptr(), x.stride())
 
 
 @lru_cache(maxsize=4096)
@@ -165,7 +166,7 @@ def _sizes(problem: Problem) -> dict[str, int | tuple[int, ...]]:
 
 
 @lru_cache(maxsize=1)
-def _parallel_for() -> int:
+def parallel_for() -> int:
     """Return the address of PyTorch's loop over threads, so that the kernel runs on PyTorch's threads."""
     folder = os.path.join(os.path.dirname(torch.__file__), "lib")
     function = ctypes.CDLL(os.path.join(folder, "libtorch_cpu.so")).torch_parallel_for

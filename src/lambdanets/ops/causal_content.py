@@ -1,0 +1,133 @@
+"""The causal content part with a softmax as two PyTorch custom operators: its output and its gradients.
+
+On CPUs with the native library both are a recurrence over the positions, in time and memory linear in n, and
+a compiled graph holds each as one call. The gradients of the gradients are those of the chunks of `content`,
+which serve everything else: GPUs, transforms of torch.func, exported graphs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from .content import content_output
+from .context import GlobalContext
+from .kernels.native import causal_content
+from .memory_layout import memory_layout_of, new_output
+from .planner import is_recurrence
+from .position import active_transforms, is_forward_mode, like_input
+from .problem import Problem
+
+
+def causal_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, problem: Problem) -> Tensor | None:
+    """Return the content part [b, h, n, v] by the recurrence; None if it does not serve the call."""
+    # An exported or traced graph runs without this package. Of a custom operator, PyTorch has no forward-mode
+    # and no functional derivatives.
+    tracing = torch.compiler.is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    if tracing or active_transforms() or is_forward_mode(q, k, v) or not is_recurrence(problem):
+        return None
+    return causal_content_output(q, k, v, mask, memory_layout_of(q))
+
+
+@torch.library.custom_op("lambdanets::causal_content_output", mutates_args=())
+def causal_content_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, memory_layout: str) -> Tensor:
+    """Return the content part [b, h, n, v] in a memory layout."""
+    y = new_output(q, v.shape[2], memory_layout)
+    causal_content.output(q, k, v, mask, y)
+    return y
+
+
+@causal_content_output.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, memory_layout: str) -> Tensor:
+    """Return an empty tensor like the output, for tracing."""
+    return new_output(q, v.shape[2], memory_layout)
+
+
+@torch.library.custom_op("lambdanets::causal_content_gradients", mutates_args=())
+def causal_content_gradients(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, needs_grad: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v from g [b, h, n, v], that of the output.
+
+    Each has the dtype and the strides of its tensor; a gradient that is not needed is an empty tensor.
+    """
+    found = causal_content.gradients(g, q, k, v, mask, needs_grad)
+    dq, dk, dv = map(like_input, (q, k, v), found)
+    return dq, dk, dv
+
+
+@causal_content_gradients.register_fake
+def _(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, needs_grad: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty tensors like the gradients, for tracing."""
+    dq, dk, dv = (
+        torch.empty_like(x) if needed else g.new_empty(0)
+        for x, needed in zip((q, k, v), needs_grad, strict=True)
+    )
+    return dq, dk, dv
+
+
+def _save_output(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save the tensors of `causal_content_output` for its backward pass."""
+    ctx.save_for_backward(*inputs[:4])
+
+
+def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save the arguments of `causal_content_gradients` for its backward pass."""
+    ctx.save_for_backward(*inputs[:5])
+    ctx.needs_grad = inputs[5]
+
+
+def _output_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of all arguments of `causal_content_output`."""
+    needs_grad = list(ctx.needs_input_grad[:3])
+    found = causal_content_gradients(g, *ctx.saved_tensors, needs_grad)
+    return *(x if needed else None for x, needed in zip(found, needs_grad, strict=True)), None, None
+
+
+def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Differentiate `causal_content_gradients` through the chunks of `content`, in PyTorch's operators."""
+    *tensors, mask = ctx.saved_tensors
+    with torch.enable_grad():
+        g, q, k, v = (x if x.requires_grad else x.detach().requires_grad_() for x in tensors)
+        context = GlobalContext((q.shape[2],), context_grid=(k.shape[1],), causal=True)
+        y = content_output(q, k, v, context, mask, "softmax")
+        first = torch.autograd.grad(y, (q, k, v), g, create_graph=True)
+        pairs = [
+            (x, t)
+            for x, t, computed in zip(first, upstream, ctx.needs_grad, strict=True)
+            if computed and t is not None
+        ]
+    if not pairs:
+        return (None,) * 6
+    needed = [x for x, needs in zip((g, q, k, v), ctx.needs_input_grad, strict=False) if needs]
+    outputs, directions = zip(*pairs, strict=True)
+    second = iter(
+        torch.autograd.grad(
+            outputs, needed, directions, create_graph=torch.is_grad_enabled(), allow_unused=True
+        )
+    )
+    return *(next(second) if needs else None for needs in ctx.needs_input_grad[:4]), None, None
+
+
+causal_content_output.register_autograd(_output_backward, setup_context=_save_output)
+causal_content_gradients.register_autograd(_gradients_backward, setup_context=_save_gradients)
+
+
+@register_flop_formula(torch.ops.lambdanets.causal_content_output)
+def _output_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
+    """Return the floating-point operations: a step for each element, a product for each query."""
+    return 2 * (math.prod(k) + math.prod(q)) * v[2]
+
+
+@register_flop_formula(torch.ops.lambdanets.causal_content_gradients)
+def _gradients_flops(g: torch.Size, *shapes: Any, **_: Any) -> int:
+    """Return the floating-point operations of the gradients, twice those of the output."""
+    q, k, v = shapes[:3]
+    return 2 * _output_flops(q, k, v)
