@@ -1,4 +1,4 @@
-"""The causal content part with a softmax: the native recurrence, and the chunks that serve where it does not."""
+"""The causal content part with a softmax: the native recurrence, and the chunks that serve elsewhere."""
 
 from collections.abc import Callable
 from typing import Any
@@ -121,13 +121,14 @@ def test_low_precision_is_at_most_twice_as_wrong_as_the_plain_einsum(
 ) -> None:
     inputs = case.inputs(dtype)
     exact = results(by_einsum(case), case, {name: x.double() for name, x in inputs.items()})
-    found = results(apply(case), case, inputs)
+    found, plain = results(apply(case), case, inputs), results(by_einsum(case), case, inputs)
     assert {x.dtype for x in found.values()} == {dtype}
     if case.n == 1:
-        # The one weight is 1: its gradient is 0, and that of the einsum too.
-        assert found.pop("k").eq(0).all()
-        exact.pop("k")
-    assert_close_by_name(found, exact, results(by_einsum(case), case, inputs))
+        # The weight of the one element is 1, the gradient of its key 0: two equal terms cancel.
+        size = float((case.upstream() * exact["y"]).sum((1, 3)).abs().max())
+        for gradients in (exact, found, plain):
+            gradients["k"] = gradients["k"] + size
+    assert_close_by_name(found, exact, plain)
 
 
 def keys_like(order: str, keys: Tensor) -> Tensor:
@@ -204,7 +205,8 @@ def test_infinities_reach_the_queries_that_see_them(name: str, bad: float, way: 
     assert torch.equal(*hidden)
 
 
-def test_an_infinite_value_stays_infinite_in_later_chunks(way: str) -> None:
+@needs_library
+def test_an_infinite_value_stays_infinite_in_later_chunks() -> None:
     n = 100
     q, k, v = torch.ones(1, 1, n, 2), torch.zeros(1, n, 2, 1), torch.zeros(1, n, 3, 1)
     v[0, 5, 1] = torch.inf
@@ -264,10 +266,9 @@ def test_no_gradient_comes_from_the_future(case: Case, way: str) -> None:
     assert gradients["q"][:, :, others].eq(0).all()
 
 
+@needs_library
 @cases
-def test_results_do_not_depend_on_threads_or_runs(case: Case, way: str) -> None:
-    if way == "chunks":
-        pytest.skip("PyTorch's products depend on the number of threads")
+def test_results_do_not_depend_on_threads_or_runs(case: Case) -> None:
     inputs, threads = case.inputs(torch.float32), torch.get_num_threads()
     found = []
     try:
@@ -302,11 +303,11 @@ def test_strides_change_nothing(case: Case, order: tuple[int, ...], way: str) ->
 
 
 @pytest.mark.parametrize("layout", [(0, 1, 2, 3), (0, 1, 3, 2), (0, 2, 1, 3)], ids=str)
-def test_the_output_has_the_memory_layout_of_the_queries(layout: tuple[int, ...], way: str) -> None:
+@needs_library
+def test_the_output_has_the_memory_layout_of_the_queries(layout: tuple[int, ...]) -> None:
     inputs = USUAL.inputs()
     inputs["q"] = inputs["q"].permute(layout).contiguous().permute(layout)
-    y = apply(USUAL)(inputs)
-    assert y.permute(layout).is_contiguous() == (way == "native" or layout == (0, 2, 1, 3))
+    assert apply(USUAL)(inputs).permute(layout).is_contiguous()
 
 
 def test_an_expanded_gradient_is_read_by_its_strides(way: str) -> None:
@@ -344,13 +345,14 @@ def test_one_graph_holds_the_recurrence_forward_and_backward() -> None:
         graphs.append(graph)
         return graph.forward
 
-    inputs = {name: x.requires_grad_() for name, x in PADDED.inputs().items()}
-    compiled = torch.compile(
-        lambda **x: apply(PADDED)(x), fullgraph=True, backend=aot_autograd(fw_compiler=keep)
-    )
-    y = compiled(**inputs)
-    exact = {name: x.requires_grad_() for name, x in PADDED.inputs().items()}
-    expected = apply(PADDED)(exact)
+    mask, context = PADDED.mask(), PADDED.context()
+
+    def call(**leaves: Tensor) -> Tensor:
+        return lambda_layer(**leaves, context=context, mask=mask)
+
+    compiled = torch.compile(call, fullgraph=True, backend=aot_autograd(fw_compiler=keep))
+    inputs, exact = ({name: x.requires_grad_() for name, x in PADDED.inputs().items()} for _ in range(2))
+    y, expected = compiled(**inputs), call(**exact)
     assert torch.equal(y, expected)
     y.backward(PADDED.upstream())
     expected.backward(PADDED.upstream())
@@ -367,17 +369,15 @@ def test_an_exported_layer_holds_no_operator_of_this_package() -> None:
     exported = torch.export.export(layer, (x,))
     assert not [node for node in exported.graph.nodes if "lambdanets" in str(node.target)]
     torch.testing.assert_close(exported.module()(x), layer(x))
-    content = torch.jit.trace(lambda *x: lambda_layer(*x, context=USUAL.context()), USUAL.inputs().values())
-    assert "lambdanets" not in str(content.graph)
 
 
 def test_transforms_of_torch_func_give_the_derivatives_of_the_definition(way: str) -> None:
     case = causal("func", 9, padded=True)
-    inputs = case.inputs()
+    inputs, context, mask = case.inputs(), case.context(), case.mask()
     direction = case.inputs(seed=3)["k"]
 
     def call(keys: Tensor, kernel: str) -> Tensor:
-        return apply(case, kernel=kernel)(inputs | {"k": keys})
+        return lambda_layer(**inputs | {"k": keys}, context=context, mask=mask, kernel=kernel)
 
     def derivatives(kernel: str) -> dict[str, Tensor]:
         function = torch.func.jvp(lambda k: call(k, kernel), (inputs["k"],), (direction,))

@@ -26,10 +26,11 @@ from .problem import Problem
 
 def causal_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, problem: Problem) -> Tensor | None:
     """Return the content part [b, h, n, v] by the recurrence; None if it does not serve the call."""
-    # An exported or traced graph runs without this package. Of a custom operator, PyTorch has no forward-mode
-    # and no functional derivatives.
-    tracing = torch.compiler.is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    if tracing or active_transforms() or is_forward_mode(q, k, v) or not is_recurrence(problem):
+    # An exported graph runs without this package. Of a custom operator, PyTorch has no forward-mode and no
+    # functional derivatives.
+    if torch.compiler.is_exporting() or active_transforms() or is_forward_mode(q, k, v):
+        return None
+    if not is_recurrence(problem):
         return None
     return causal_content_output(q, k, v, mask, memory_layout_of(q))
 
@@ -94,26 +95,21 @@ def _output_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiate `causal_content_gradients` through the chunks of `content`, in PyTorch's operators."""
     *tensors, mask = ctx.saved_tensors
-    with torch.enable_grad():
-        g, q, k, v = (x if x.requires_grad else x.detach().requires_grad_() for x in tensors)
-        context = GlobalContext((q.shape[2],), context_grid=(k.shape[1],), causal=True)
-        y = content_output(q, k, v, context, mask, "softmax")
-        first = torch.autograd.grad(y, (q, k, v), g, create_graph=True)
-        pairs = [
-            (x, t)
-            for x, t, computed in zip(first, upstream, ctx.needs_grad, strict=True)
-            if computed and t is not None
-        ]
-    if not pairs:
-        return (None,) * 6
-    needed = [x for x, needs in zip((g, q, k, v), ctx.needs_input_grad, strict=False) if needs]
-    outputs, directions = zip(*pairs, strict=True)
-    second = iter(
-        torch.autograd.grad(
-            outputs, needed, directions, create_graph=torch.is_grad_enabled(), allow_unused=True
-        )
+    queries, elements = tensors[1].shape[2], tensors[2].shape[1]
+    context = GlobalContext((queries,), context_grid=(elements,), causal=True)
+
+    def gradients(g: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of q, k and v."""
+        return torch.func.vjp(lambda *x: content_output(*x, context, mask, "softmax"), *inputs)[1](g)
+
+    # By torch.func, because g depends on q, k and v in an outer graph, which is not to be followed here.
+    pull = torch.func.vjp(gradients, *tensors)[1]
+    directions = (
+        torch.zeros_like(x) if t is None or not computed else t
+        for x, t, computed in zip(tensors[1:], upstream, ctx.needs_grad, strict=True)
     )
-    return *(next(second) if needs else None for needs in ctx.needs_input_grad[:4]), None, None
+    found = pull(tuple(directions))
+    return *(x if needs else None for x, needs in zip(found, ctx.needs_input_grad, strict=False)), None, None
 
 
 causal_content_output.register_autograd(_output_backward, setup_context=_save_output)

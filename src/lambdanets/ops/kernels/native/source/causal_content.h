@@ -216,11 +216,11 @@ struct CausalContent {
                     past *= rescale;
                     inside = inside * rescale + weight;
                     total = past + inside;
+                    // Quotients, which are 1 where the sum does not change: products with the inverse would
+                    // all be a little less, and such errors add up.
                     const Vector<T> divisor = total == Vector<T>{} ? one : total;
-                    const Vector<T> inverse = one / divisor;
-                    keep_before *= inverse;
-                    weight *= inverse;
-                    // Divided, so that it is 1 where the sum does not change: its errors add up over chunks.
+                    keep_before /= divisor;
+                    weight /= divisor;
                     carry = past / divisor;
                 }
                 store(to.keep + column, keep_before);
