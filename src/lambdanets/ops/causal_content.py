@@ -98,9 +98,11 @@ def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | No
     queries, elements = tensors[1].shape[2], tensors[2].shape[1]
     context = GlobalContext((queries,), context_grid=(elements,), causal=True)
 
-    def gradients(g: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the gradients of q, k and v."""
-        return torch.func.vjp(lambda *x: content_output(*x, context, mask, "softmax"), *inputs)[1](g)
+    def output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return content_output(q, k, v, context, mask, "softmax")
+
+    def gradients(g: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.vjp(output, q, k, v)[1](g)
 
     # By torch.func, because g depends on q, k and v in an outer graph, which is not to be followed here.
     pull = torch.func.vjp(gradients, *tensors)[1]
