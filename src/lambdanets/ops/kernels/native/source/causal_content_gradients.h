@@ -31,7 +31,8 @@ struct GradientStep {
     T* terms;           // [padded width, lanes], the terms of dv
 };
 
-// Computes dq and S_n . T'_n of some heads, after S if UPDATE: of all heads S_n . T'_n is the sum.
+// Computes dq and S_n . T'_n of some heads, after S if UPDATE: of all heads S_n . T'_n is the sum. Two sums of
+// rows at a time hide the time of an addition.
 template <typename T, int HEADS, bool UPDATE>
 __attribute__((noinline)) void advance_query_gradients(
     const GradientStep<T>& step, Index first, Index count, Index head) {
@@ -49,8 +50,7 @@ __attribute__((noinline)) void advance_query_gradients(
                 const Vector<T> part = load(step.weights.carry + column);
                 const T* before = step.outside + state;
                 T* inside = step.inside + state;
-                Vector<T> sum[HEADS]{};
-                for (Index j = 0; j < width; ++j) {
+                auto add_row = [&](Index j, Vector<T>(&sum)[HEADS]) {
                     Vector<T> x = load(inside + j * LANES<T>);
                     if (UPDATE) {
                         x = a * x + w * v[j];
@@ -59,13 +59,20 @@ __attribute__((noinline)) void advance_query_gradients(
                     x += part * load(before + j * LANES<T>);
 #pragma GCC unroll 4
                     for (int h = 0; h < HEADS; ++h) sum[h] += x * g[h * width + j];
+                };
+                Vector<T> sum[2][HEADS]{};
+                for (Index j = 0; j + 1 < width; j += 2) {
+                    add_row(j, sum[0]);
+                    add_row(j + 1, sum[1]);
                 }
+                if (width % 2) add_row(width - 1, sum[0]);
                 Vector<T> products = UPDATE ? Vector<T>{} : load(step.products + column);
 #pragma GCC unroll 4
                 for (int h = 0; h < HEADS; ++h) {
-                    products += sum[h] * load(q + h * step.depth + k);
+                    const Vector<T> product = sum[0][h] + sum[1][h];
+                    products += product * load(q + h * step.depth + k);
                     T* to = dq + h * step.depth + k;
-                    store(to, u ? load(to) + sum[h] : sum[h]);
+                    store(to, u ? load(to) + product : product);
                 }
                 store(step.products + column, products);
             }
@@ -91,6 +98,7 @@ template <typename T, int HEADS, bool COMPLETE>
 __attribute__((noinline)) void advance_value_gradients(
     const GradientStep<T>& step, Index first, Index count, Index head, Index dim_k) {
     const Index width = step.width, size = width * LANES<T>, padded = round_up(width, LANES<T>);
+    T* const terms = step.terms;
     Vector<T> lane;
     for (Index i = 0; i < LANES<T>; ++i) lane[i] = T(i);
     for (Index i = first + count - 1; i >= first; --i) {
@@ -106,10 +114,10 @@ __attribute__((noinline)) void advance_value_gradients(
                 const auto exists = lane < T(dim_k - k);
                 const T* after = step.outside + state;
                 T* inside = step.inside + state;
-                Vector<T> factor[HEADS], sum{};
+                Vector<T> factor[HEADS];
 #pragma GCC unroll 4
                 for (int h = 0; h < HEADS; ++h) factor[h] = load(q + h * step.depth + k);
-                for (Index j = 0; j < width; ++j) {
+                auto add_row = [&](Index j, Vector<T>& sum) {
                     Vector<T> x = load(inside + j * LANES<T>);
 #pragma GCC unroll 4
                     for (int h = 0; h < HEADS; ++h) x += factor[h] * g[h * width + j];
@@ -119,19 +127,24 @@ __attribute__((noinline)) void advance_value_gradients(
                         sum += x * v[j];
                         // Lanes that fill the vector have NaN where g is infinite.
                         x = exists ? w * x : Vector<T>{};
-                        T* term = step.terms + j * LANES<T>;
-                        store(term, k ? load(term) + x : x);
+                        store(terms + j * LANES<T>, k ? load(terms + j * LANES<T>) + x : x);
                     } else {
                         store(inside + j * LANES<T>, x);
                     }
+                };
+                Vector<T> sum[2]{};
+                for (Index j = 0; j + 1 < width; j += 2) {
+                    add_row(j, sum[0]);
+                    add_row(j + 1, sum[1]);
                 }
-                if (COMPLETE) store(step.dk + column, w * (sum - load(step.sums + column)));
+                if (width % 2) add_row(width - 1, sum[0]);
+                if (COMPLETE) store(step.dk + column, w * (sum[0] + sum[1] - load(step.sums + column)));
             }
             if (COMPLETE)
                 for (Index j = 0; j < padded; j += LANES<T>) {
                     Vector<T> rows[LANES<T>];
 #pragma GCC unroll 16
-                    for (Index r = 0; r < LANES<T>; ++r) rows[r] = load(step.terms + (j + r) * LANES<T>);
+                    for (Index r = 0; r < LANES<T>; ++r) rows[r] = load(terms + (j + r) * LANES<T>);
                     store(step.dv + (i * step.dim_u + u) * padded + j, sum_rows<T>(rows));
                 }
         }

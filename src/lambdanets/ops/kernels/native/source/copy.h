@@ -27,6 +27,17 @@ inline void copy_block_transposed(Matrix<const T> from, Matrix<T> to) {
     for (Index i = 0; i < LANES<T>; ++i) store(to.data + i * to.row, block[i]);
 }
 
+// Copies a row of contiguous elements; the last vector overlaps the one before it.
+template <typename T>
+inline void copy_row(const T* from, T* to, Index count) {
+    if (count < LANES<T>) {
+        std::memcpy(to, from, count * sizeof(T));
+        return;
+    }
+    for (Index i = 0; i + LANES<T> < count; i += LANES<T>) store(to + i, load(from + i));
+    store(to + count - LANES<T>, load(from + count - LANES<T>));
+}
+
 // Copies a matrix of rows x columns elements.
 template <typename T>
 void copy(Matrix<const T> from, Matrix<T> to, Index rows, Index columns) {
@@ -40,7 +51,7 @@ void copy(Matrix<const T> from, Matrix<T> to, Index rows, Index columns) {
     }
     if (from.column == 1 && to.column == 1) {
         for (Index i = 0; i < rows; ++i)
-            std::memcpy(to.data + i * to.row, from.data + i * from.row, columns * sizeof(T));
+            copy_row(from.data + i * from.row, to.data + i * to.row, columns);
     } else if (from.row == 1 && to.column == 1 && rows >= LANES<T> && columns >= LANES<T>) {
         // The last blocks of a row and of a column overlap those before them.
         for (Index i = 0; i < rows; i += LANES<T>)
