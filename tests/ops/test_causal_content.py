@@ -12,10 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from cases import Case
 from closeness import assert_close_by_name
 from lambdanets import LambdaLayer1d
-from lambdanets.ops import GlobalContext, Problem, causal_content, lambda_layer, planner
+from lambdanets.ops import GlobalContext, Problem, lambda_layer, planner
+from lambdanets.ops import causal_content as operators
 from lambdanets.ops.causal_content import causal_content_gradients, causal_content_output
 from lambdanets.ops.kernels import native
-from lambdanets.ops.kernels.native import library
+from lambdanets.ops.kernels.native import causal_content, library
+from lambdanets.ops.kernels.native.causal_content import State
 from oracles import lambda_layer_einsum
 
 needs_library = pytest.mark.skipif(library.unavailable() is not None, reason=str(library.unavailable()))
@@ -26,7 +28,7 @@ WAYS = [pytest.param("native", marks=needs_library), "chunks"]
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Compute the content part in one of the two ways."""
     if request.param == "chunks":
-        for module in (causal_content, planner):
+        for module in (operators, planner):
             monkeypatch.setattr(module, "is_recurrence", lambda problem: False)
     return request.param
 
@@ -392,6 +394,67 @@ def test_transforms_of_torch_func_give_the_derivatives_of_the_definition(way: st
         }
 
     assert_close_by_name(derivatives("auto"), derivatives("reference"))
+
+
+def empty_state(case: Case, dtype: torch.dtype = torch.float64) -> State:
+    b, k, v, u = case.batch, case.dim_k, case.dim_v, case.dim_u
+    return State(torch.empty(b, k, u, dtype=dtype), torch.empty(b, k, v, u, dtype=dtype))
+
+
+@needs_library
+@pytest.mark.parametrize("lengths", [(1, 1, 1), (40, 1, 29), (3, 64, 3)], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"padded": True}, {"batch": 1, "dim_v": 100, "dim_u": 2}], ids=["plain", "padded", "wide"]
+)
+def test_a_sequence_may_be_continued(lengths: tuple[int, ...], options: dict[str, Any]) -> None:
+    """Parts of a sequence, with the states between them, give the output and gradients of the whole."""
+    case = causal("whole", sum(lengths), **options)
+    inputs, g = case.inputs(), case.upstream()
+    mask = case.mask()
+    exact = results(apply(case), case, inputs)
+    found = {name: torch.full_like(x, torch.nan) for name, x in exact.items()}
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    states: list[State | None] = [None]
+    parts = []
+    for first, last in zip([0, *ends], ends, strict=False):
+        part = {name: x[:, :, first:last] if name == "q" else x[:, first:last] for name, x in inputs.items()}
+        parts.append((part, None if mask is None else mask[:, first:last], slice(first, last)))
+        states.append(empty_state(case))
+        causal_content.output(
+            **part, mask=parts[-1][1], y=found["y"][:, :, first:last], initial=states[-2], final=states[-1]
+        )
+    d_final = None
+    for (part, visible, positions), initial in reversed(list(zip(parts, states, strict=False))):
+        d_initial = None if initial is None else empty_state(case)
+        dq, dk, dv = causal_content.gradients(
+            g[:, :, positions],
+            **part,
+            mask=visible,
+            needs_grad=[True] * 3,
+            initial=initial,
+            d_final=d_final,
+            d_initial=d_initial,
+        )
+        found["q"][:, :, positions], found["k"][:, positions], found["v"][:, positions] = dq, dk, dv
+        d_final = d_initial
+    assert_close_by_name(found, exact)
+
+
+@needs_library
+def test_the_state_is_the_logarithm_of_the_sum_and_the_mean() -> None:
+    case = causal("state", 50, dim_u=2)
+    x = case.inputs()
+    states = [empty_state(case) for _ in range(3)]
+    mask = torch.arange(50).lt(20).expand(2, 50)
+    for state, hidden in zip(states, (None, mask, mask & False), strict=True):
+        causal_content.output(**x, mask=hidden, y=torch.empty_like(case.upstream()), final=state)
+    for state, elements in zip(states, (50, 20), strict=False):
+        weights = x["k"][:, :elements].softmax(1)
+        mean = torch.einsum("bmku,bmvu->bkvu", weights, x["v"][:, :elements])
+        exact = {"log_weight": x["k"][:, :elements].logsumexp(1), "mean": mean}
+        assert_close_by_name(state._asdict(), exact)
+    assert states[2].log_weight.eq(-torch.inf).all()
+    assert states[2].mean.eq(0).all()
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

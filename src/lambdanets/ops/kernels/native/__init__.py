@@ -4,8 +4,9 @@ The map q E exists for one tile of queries and context elements at a time, in th
 content lambda is applied in the same pass. `source` holds the program, in the order: `vector.h`, `product.h`
 (products in registers), `copy.h`, `geometry.h` (rows, windows, strips), `parallel.h`, `pass.h` (the tiles),
 `output.h`, `gradients.h`, `kernel.cpp` (one version for each instruction set), `dispatch.cpp`. The causal
-content part is a program of its own, in `exponential.h`, `causal_content.h`, `causal_content_gradients.h` and
-`causal_content.py`. Results are the same for any number of threads.
+content part is a program of its own, called by `causal_content.py`: `exponential.h`, `causal_content.h` (the
+weights), `causal_content_output.h`, `causal_content_gradients.h`. Results are the same for any number of
+threads.
 """
 
 from __future__ import annotations

@@ -79,20 +79,6 @@ __attribute__((noinline)) void advance_query_gradients(
     }
 }
 
-// Adds rows of vectors so that element i of the sum is the sum of the elements of row i.
-template <typename T, Index STEP = 1>
-inline Vector<T> sum_rows(Vector<T>* rows) {
-    if constexpr (STEP < LANES<T>) {
-#pragma GCC unroll 16
-        for (Index i = 0; i < LANES<T>; i += 2 * STEP) {
-            exchange<STEP>(rows[i], rows[i + STEP], std::make_integer_sequence<Index, LANES<T>>());
-            rows[i] += rows[i + STEP];
-        }
-        return sum_rows<T, 2 * STEP>(rows);
-    }
-    return rows[0];
-}
-
 // Adds T'_n of some heads to T, and if COMPLETE, where those of all other heads were added, computes dk and dv.
 template <typename T, int HEADS, bool COMPLETE>
 __attribute__((noinline)) void advance_value_gradients(
@@ -162,6 +148,7 @@ class CausalContentGradients : CausalContent<T> {
         if (blocks > 1) {
             if (call.dq.data) query_parts_ = workspace.reserve(call.batch * blocks * query_size());
             if (call.dk.data) key_parts_ = workspace.reserve(call.batch * blocks * key_size());
+            if (call.d_initial.log_weight.data) state_parts_ = workspace.reserve(call.batch * blocks * columns);
         }
         Base::reserve_weights();
         const Index start = Base::scratch;
@@ -213,7 +200,9 @@ class CausalContentGradients : CausalContent<T> {
 
     void compute(Index example, Index block, T* memory) {
         first_pass(example, block, memory);
-        if (call.dk.data || call.dv.data) second_pass(example, block, memory);
+        const LambdanetsState& d_initial = call.d_initial;
+        if (call.dk.data || call.dv.data || d_initial.log_weight.data || d_initial.mean.data)
+            second_pass(example, block, memory);
     }
 
     // The arguments of a pass for a chunk, with packed inputs.
@@ -247,14 +236,14 @@ class CausalContentGradients : CausalContent<T> {
         constexpr Advance FIRST[4] = {
             advance_query_gradients<T, 1, true>, advance_query_gradients<T, 2, true>,
             advance_query_gradients<T, 3, true>, advance_query_gradients<T, 4, true>};
-        Base::clear_weights(memory);
-        clear_state(block, memory);
+        Base::begin_weights(example, memory);
+        begin_state(call.initial, example, block, memory);
         for (Index chunk = 0; chunk < Base::chunks; ++chunk) {
             const Positions some = Base::positions(example, chunk);
             std::memcpy(states(chunk, memory), memory + Base::state, Base::state_size() * sizeof(T));
             Base::pack_keys(example, some, memory + Base::keys);
             Base::weigh(some, memory);
-            if (!call.dq.data && !call.dk.data) continue;
+            if (!call.dq.data && !call.dk.data && !call.d_initial.log_weight.data) continue;
             const GradientStep<T> step = pack(example, block, some, memory);
             const Index fused = fused_heads(), together = fused == call.heads ? some.count : 1;
             for (Index i = 0; i < some.count; i += together) {
@@ -273,9 +262,8 @@ class CausalContentGradients : CausalContent<T> {
         constexpr Advance LAST[4] = {
             advance_value_gradients<T, 1, true>, advance_value_gradients<T, 2, true>,
             advance_value_gradients<T, 3, true>, advance_value_gradients<T, 4, true>};
-        clear_state(block, memory);
-        clear(memory + outside_sum_, columns);
-        clear(memory + inside_sum_, columns);
+        begin_sums(example, block, memory);
+        begin_state(call.d_final, example, block, memory);
         for (Index chunk = Base::chunks - 1; chunk >= 0; --chunk) {
             const Positions some = Base::positions(example, chunk);
             std::memcpy(memory + Base::state, states(chunk, memory), Base::state_size() * sizeof(T));
@@ -299,12 +287,74 @@ class CausalContentGradients : CausalContent<T> {
             if (call.dk.data && blocks == 1) write_keys(example, some, step.dk);
             if (call.dv.data) write_values(example, some, block, padded, step.dv);
         }
+        write_state(example, block, memory);
     }
 
-    void clear_state(Index block, T* memory) const {
-        clear(memory + outside_, columns * Base::block_values(block));
-        clear(memory + inside_, columns * Base::block_values(block));
+    // Calls body(u, k, column) for every column of the keys.
+    template <typename Body>
+    void for_columns(const Body& body) const {
+        for (Index u = 0; u < call.dim_u; ++u)
+            for (Index k = 0; k < call.dim_k; ++k) body(u, k, u * depth + k);
+    }
+
+    // The element of a column and the first value of the packed S or T.
+    Index packed(Index column, Index width) const {
+        return column / LANES<T> * width * LANES<T> + column % LANES<T>;
+    }
+
+    // Sets S before the first chunk, or T after the last one, to the mean of a state or its gradient.
+    void begin_state(const LambdanetsState& state, Index example, Index block, T* memory) const {
+        const Index width = Base::block_values(block);
+        clear(memory + outside_, columns * width);
+        clear(memory + inside_, columns * width);
         clear(memory + terms_, Base::largest_block() * LANES<T>);
+        if (!state.mean.data) return;
+        for_columns([&](Index u, Index k, Index column) {
+            const Matrix<T> from = Base::mean(state, example, k, Base::first_value(block), u);
+            for (Index j = 0; j < width; ++j)
+                memory[outside_ + packed(column, width) + j * LANES<T>] = from.data[j * from.column];
+        });
+    }
+
+    // Sets c after the last chunk, where S is the final mean.
+    void begin_sums(Index example, Index block, T* memory) const {
+        clear(memory + outside_sum_, columns);
+        clear(memory + inside_sum_, columns);
+        const Index width = Base::block_values(block);
+        for_columns([&](Index u, Index k, Index column) {
+            T& sum = memory[outside_sum_ + column];
+            if (call.d_final.mean.data) {
+                const T* mean = memory + outside_ + packed(column, width);
+                const Matrix<T> gradient = Base::mean(call.d_final, example, k, Base::first_value(block), u);
+                for (Index j = 0; j < width; ++j) sum += mean[j * LANES<T>] * gradient.data[j * gradient.column];
+            }
+            if (call.d_final.log_weight.data && block == 0)
+                sum -= *Base::at(call.d_final.log_weight, example, k, u);
+        });
+    }
+
+    // Writes the gradient of the initial state: that of an element with its log weight as the key and its mean as
+    // the value.
+    void write_state(Index example, Index block, T* memory) const {
+        const Index width = Base::block_values(block), first = Base::first_value(block);
+        T* weights = memory + outside_sum_;
+        for_columns([&](Index u, Index k, Index column) {
+            const T* from = memory + outside_ + packed(column, width);
+            T product = -weights[column];
+            if (call.initial.mean.data) {
+                const Matrix<T> mean = Base::mean(call.initial, example, k, first, u);
+                for (Index j = 0; j < width; ++j) product += from[j * LANES<T>] * mean.data[j * mean.column];
+            }
+            if (call.d_initial.mean.data) {
+                const Matrix<T> to = Base::mean(call.d_initial, example, k, first, u);
+                for (Index j = 0; j < width; ++j) to.data[j * to.column] = from[j * LANES<T>];
+            }
+            if (!call.d_initial.log_weight.data) return;
+            if (blocks > 1)
+                workspace.at(state_parts_)[(example * blocks + block) * columns + column] = product;
+            else
+                *Base::at(call.d_initial.log_weight, example, k, u) = product;
+        });
     }
 
     // Computes B and c of a chunk, and c before it.
@@ -375,6 +425,13 @@ class CausalContentGradients : CausalContent<T> {
                 add(key_part(example, block) + some.first * columns, some.count * columns, sum);
             write_keys(example, some, sum);
         }
+        if (call.d_initial.log_weight.data && chunk == 0)
+            for_columns([&](Index u, Index k, Index column) {
+                const T* part = workspace.at(state_parts_) + example * blocks * columns + column;
+                T sum = 0;
+                for (Index block = 0; block < blocks; ++block) sum += part[block * columns];
+                *Base::at(call.d_initial.log_weight, example, k, u) = sum;
+            });
     }
 
     static void add(const T* x, Index count, T* sum) {
@@ -392,7 +449,7 @@ class CausalContentGradients : CausalContent<T> {
             }
     }
 
-    Index query_parts_ = 0, key_parts_ = 0;  // dq and dk of each block, packed
+    Index query_parts_ = 0, key_parts_ = 0, state_parts_ = 0;  // dq, dk and d_initial of each block, packed
     Index queries_, upstream_, values_;
     Index query_gradients_, key_gradients_, value_gradients_;
     Index ahead_, sums_;

@@ -34,6 +34,13 @@ typedef struct {
     LambdanetsTensor dq, dv, de;      // gradients, each like its tensor
 } LambdanetsCall;
 
+// The state of the causal content part after some elements, for each column (k, u) of the keys. A part that is not
+// given stands for no elements, or is not written.
+typedef struct {
+    LambdanetsTensor log_weight;  // [b, k, u], log of the sum of exp(keys), -infinity for no elements
+    LambdanetsTensor mean;        // [b, k, v, u], mean of the values, weighted by exp(keys)
+} LambdanetsState;
+
 // The arguments of the causal content part with a softmax. Query n sees the elements m <= n.
 typedef struct {
     int64_t isa, itemsize, threads;  // as above
@@ -46,6 +53,8 @@ typedef struct {
     LambdanetsTensor y;           // [b, h, n, v]
     LambdanetsTensor g;           // [b, h, n, v], gradient of y
     LambdanetsTensor dq, dk, dv;  // gradients, each like its tensor
+    // The state before the first element and after the last query, in different memory, and their gradients.
+    LambdanetsState initial, final, d_initial, d_final;
 } LambdanetsCausalContent;
 
 enum LambdanetsIsa { LAMBDANETS_BASE = 1, LAMBDANETS_AVX2 = 2, LAMBDANETS_AVX512 = 3 };
@@ -63,9 +72,9 @@ int lambdanets_position_output(const LambdanetsCall* call);
 // Writes those of dq, dv and de that are given.
 int lambdanets_position_gradients(const LambdanetsCall* call);
 
-// Writes the causal content part into y.
+// Writes the causal content part into y, and the final state.
 int lambdanets_causal_content_output(const LambdanetsCausalContent* call);
 
-// Writes those of dq, dk and dv that are given.
+// Writes those of dq, dk, dv and the gradient of the initial state that are given.
 int lambdanets_causal_content_gradients(const LambdanetsCausalContent* call);
 }

@@ -1,5 +1,6 @@
 // The kernel for one instruction set: this file is compiled once for each, with its flags and ISA_NAME defined.
 #include "causal_content_gradients.h"
+#include "causal_content_output.h"
 #include "gradients.h"
 #include "output.h"
 

@@ -92,4 +92,18 @@ inline void transpose(Vector<T>* rows) {
     }
 }
 
+// Adds rows of vectors so that element i of the sum is the sum of the elements of row i.
+template <typename T, Index STEP = 1>
+inline Vector<T> sum_rows(Vector<T>* rows) {
+    if constexpr (STEP < LANES<T>) {
+#pragma GCC unroll 16
+        for (Index i = 0; i < LANES<T>; i += 2 * STEP) {
+            exchange<STEP>(rows[i], rows[i + STEP], std::make_integer_sequence<Index, LANES<T>>());
+            rows[i] += rows[i + STEP];
+        }
+        return sum_rows<T, 2 * STEP>(rows);
+    }
+    return rows[0];
+}
+
 }  // namespace
