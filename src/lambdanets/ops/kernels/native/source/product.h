@@ -27,7 +27,7 @@ struct Rows {
 
 // Columns of the map q E that are computed at once, and elements of one of its rows in memory: an odd number of
 // vectors, so that the elements of a column are in different sets of the cache.
-constexpr Index CHUNK = 128, MAP_ROW = CHUNK + 16;
+constexpr Index CHUNK = 256, MAP_ROW = CHUNK + 16;
 
 // How A lies in memory.
 enum class Left {
