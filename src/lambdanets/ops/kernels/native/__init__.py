@@ -1,12 +1,16 @@
 """One fused C++ program for CPUs: output and gradients in attention order, with no map in memory.
 
 The map q E exists for one tile of queries and context elements at a time, in the first-level cache, and the
-content lambda is applied in the same pass. `source` holds the program, in the order: `vector.h`, `product.h`
-(products in registers), `copy.h`, `geometry.h` (rows, windows, strips), `parallel.h`, `pass.h` (the tiles),
-`output.h`, `gradients.h`, `kernel.cpp` (one version for each instruction set), `dispatch.cpp`. The causal
-content part is a program of its own, called by `causal_content.py`: `exponential.h`, `causal_content.h` (the
-weights), `causal_content_output.h`, `causal_content_gradients.h`. Results are the same for any number of
-threads.
+content lambda is applied in the same pass. Results are the same for any number of threads.
+
+`source` holds the program. Read it in this order: `interface.h`, `vector.h`, `product.h` (products in
+registers), `map.h`, `copy.h`, `geometry.h` (rows, windows, strips), `tile.h`, `parallel.h` (threads, memory),
+`pass.h` (what both passes share), `output.h`, `query_gradients.h`, `gradients.h`, `kernel.cpp` (compiled once
+for each instruction set), `dispatch.cpp`.
+
+The causal content part is a program of its own, called by `causal_content.py`: `exponential.h`,
+`causal_content.h` (the weights), `causal_content_output.h`, `causal_content_steps.h`,
+`causal_content_gradients.h`.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ RATES = {"avx512": 240e9, "avx2": 110e9, "base": 30e9}
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "base": 16}
 BACKWARD_SLOWDOWN = 1.2  # products of the backward pass have shorter inner axes
 CALL_SECONDS = 20e-6
-COPY_BANDWIDTH = 6e9  # bytes per second that are packed and written
+COPY_BANDWIDTH = 20e9  # bytes per second that are packed and written
 GROUPS = 32  # partial sums of the table's gradient
 
 

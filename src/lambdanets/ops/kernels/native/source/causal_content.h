@@ -69,11 +69,24 @@ struct CausalContent {
     const Index vectors;  // of the values
     const Index blocks;   // tasks of an example, each for some columns of the values
     const Index chunks;
-    Workspace<T> workspace;
-    Index scratch = 0, scratch_size = 0;  // memory of the workers
-    Index keys;                           // in it: keys of a chunk
-    Index state;                          // the state of the weights
-    Index weights[5];                     // the arrays of `Weights`
+    const Index threads;
+
+    // The memory of a worker that both passes need.
+    struct Scratch {
+        T* keys;             // of a chunk, packed: [positions, columns]
+        Weights<T> weights;  // of a chunk
+        // For each column: the maximum of the keys, the sum of the exponentials and its rounding error.
+        T* state;
+
+        Scratch(Arena& arena, const CausalContent& content) {
+            const Index size = POSITIONS * content.columns;
+            keys = arena.take<T>(size);
+            weights = {
+                arena.take<T>(size), arena.take<T>(size), arena.take<T>(size), arena.take<T>(size),
+                arena.take<T>(size)};
+            state = arena.take<T>(content.state_size());
+        }
+    };
 
     explicit CausalContent(const LambdanetsCausalContent& call)
         : call(call),
@@ -81,25 +94,10 @@ struct CausalContent {
           columns(call.dim_u * depth),
           vectors(divide_up(call.dim_v, LANES<T>)),
           blocks(most(1, least(divide_up(WANTED_TASKS, most(1, call.batch)), call.dim_v / MIN_VALUES))),
-          chunks(divide_up(call.queries, POSITIONS)) {}
+          chunks(divide_up(call.queries, POSITIONS)),
+          threads(most(1, call.threads)) {}
 
-    // Reserves the memory of a worker that both passes need, the first part of it.
-    void reserve_weights() {
-        scratch = workspace.reserve(0);
-        keys = workspace.reserve(POSITIONS * columns) - scratch;
-        for (Index& array : weights) array = workspace.reserve(POSITIONS * columns) - scratch;
-        state = workspace.reserve(state_size()) - scratch;
-    }
-
-    // Ends the memory of a worker; reserves as much for each further one.
-    void end_scratch() {
-        scratch_size = workspace.reserve(0) - scratch;
-        workspace.reserve((least(threads(), tasks()) - 1) * scratch_size);
-    }
-
-    Index threads() const { return most(1, call.threads); }
-    Index tasks() const { return most(1, call.batch * blocks); }
-    T* worker_scratch(Index worker) const { return workspace.at(scratch + worker * scratch_size); }
+    Index state_size() const { return 3 * columns; }
 
     // The columns of the values of a block: whole vectors.
     Index first_value(Index block) const {
@@ -150,12 +148,10 @@ struct CausalContent {
     void pack_values(Index example, const Positions& some, Index block, Index row, T* to) const {
         const Index* stride = call.v.stride;
         const Index width = block_values(block);
-        for (Index u = 0; u < call.dim_u; ++u) {
-            copy<T>(
+        for (Index u = 0; u < call.dim_u; ++u)
+            copy_padded<T>(
                 {at(call.v, example, some.first, first_value(block), u), stride[1], stride[2]},
-                {to + u * row, call.dim_u * row, 1}, elements(some), width);
-            clear_columns(to + u * row, call.dim_u * row, elements(some), width, row);
-        }
+                {to + u * row, call.dim_u * row}, elements(some), width, row);
         for (Index i = 0; i < some.count; ++i)
             if (some.hidden[i]) clear(to + i * call.dim_u * row, call.dim_u * row);
     }
@@ -164,17 +160,15 @@ struct CausalContent {
     void pack_queries(
         const LambdanetsTensor& x, Index example, const Positions& some, Index first, Index width, Index row,
         T* to) const {
-        for (Index h = 0; h < call.heads; ++h) {
-            copy<T>(
+        for (Index h = 0; h < call.heads; ++h)
+            copy_padded<T>(
                 {at(x, example, h, some.first, first), x.stride[2], x.stride[3]},
-                {to + h * row, call.heads * row, 1}, some.count, width);
-            clear_columns(to + h * row, call.heads * row, some.count, width, row);
-        }
+                {to + h * row, call.heads * row}, some.count, width, row);
     }
 
     // Writes packed columns into a tensor [b, h, n, c].
     void unpack_queries(
-        const T* from, const LambdanetsTensor& x, Index example, const Positions& some, Index first,
+        T* from, const LambdanetsTensor& x, Index example, const Positions& some, Index first,
         Index width, Index row) const {
         for (Index h = 0; h < call.heads; ++h)
             copy<T>(
@@ -182,56 +176,46 @@ struct CausalContent {
                 {at(x, example, h, some.first, first), x.stride[2], x.stride[3]}, some.count, width);
     }
 
-    // The weights of a worker's chunk.
-    Weights<T> weights_of(T* memory) const {
-        return {
-            memory + weights[0], memory + weights[1], memory + weights[2], memory + weights[3],
-            memory + weights[4]};
-    }
-
-    // The state of the weights, for each column: the maximum of the keys, the sum of the exponentials and its
-    // rounding error.
-    Index state_size() const { return 3 * columns; }
-
-    // Sets the state to the initial one. The lowest number stands for the maximum of no keys: with -infinity, keys
-    // of -infinity would have NaN as their weight.
-    void begin_weights(Index example, T* memory) const {
-        clear(memory + state, state_size());
-        for (Index j = 0; j < columns; ++j) memory[state + j] = -LARGEST<T>;
+    // Sets the state to the initial one. The lowest number stands for the maximum of no keys: with -infinity,
+    // keys of -infinity would have NaN as their weight.
+    void begin_weights(Index example, T* state) const {
+        clear(state, state_size());
+        for (Index j = 0; j < columns; ++j) state[j] = -LARGEST<T>;
         if (!call.initial.log_weight.data) return;
         for (Index u = 0; u < call.dim_u; ++u)
             for (Index k = 0; k < call.dim_k; ++k) {
                 const T log_weight = *at(call.initial.log_weight, example, k, u);
                 if (log_weight == -INFINITE<T>) continue;
-                T* column = memory + state + u * depth + k;
+                T* column = state + u * depth + k;
                 column[0] = log_weight;
                 column[columns] = 1;
             }
     }
 
     // Writes the state of the weights after the last query.
-    void end_weights(Index example, const T* memory) const {
+    void end_weights(Index example, const T* state) const {
         if (!call.final.log_weight.data) return;
         for (Index u = 0; u < call.dim_u; ++u)
             for (Index k = 0; k < call.dim_k; ++k) {
-                const T* column = memory + state + u * depth + k;
+                const T* column = state + u * depth + k;
                 *at(call.final.log_weight, example, k, u) = column[0] + std::log(column[columns]);
             }
     }
 
     // Computes the weights of a chunk, and the state after it.
-    void weigh(const Positions& some, T* memory) const {
-        const Weights<T> to = weights_of(memory);
+    void weigh(const Positions& some, const Scratch& scratch) const {
+        const Weights<T> to = scratch.weights;
+        const T* keys = scratch.keys;
         for (Index j = 0; j < columns; j += LANES<T>) {
             const Vector<T> one = Vector<T>{} + T(1);
-            T *maximum = memory + state + j, *sum = maximum + columns, *rest = sum + columns;
+            T *maximum = scratch.state + j, *sum = maximum + columns, *rest = sum + columns;
             Vector<T> largest = load(maximum), total = load(sum), past = total;
             Vector<T> inside = load(rest), carry = one;
             for (Index i = 0; i < some.count; ++i) {
                 Vector<T> keep_before = one, weight{}, rescale = one;
                 const Index column = i * columns + j;
                 if (!some.hidden[i]) {
-                    const Vector<T> key = load(memory + keys + column);
+                    const Vector<T> key = load(keys + column);
                     const auto rises = key > largest;
                     const Vector<T> smaller = exponential<T>(rises ? largest - key : key - largest);
                     // key - key is NaN if the new maximum is infinite, as its weight must be.

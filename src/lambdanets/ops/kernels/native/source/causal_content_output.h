@@ -75,69 +75,74 @@ __attribute__((noinline)) void advance_lambdas(
 template <typename T>
 class CausalContentOutput : CausalContent<T> {
     using Base = CausalContent<T>;
-    using Base::call, Base::depth, Base::columns, Base::workspace;
+    using Base::call, Base::depth, Base::columns, Base::threads;
 
     static constexpr int WIDEST = VECTOR_REGISTERS == 32 ? 4 : 2;
     using Advance = void (*)(const OutputStep<T>&, Index, Index, Index, Index);
 
    public:
-    explicit CausalContentOutput(const LambdanetsCausalContent& call) : Base(call) {
-        row_ = Base::largest_block();
-        Base::reserve_weights();
-        const Index start = Base::scratch;
-        queries_ = workspace.reserve(POSITIONS * call.heads * depth) - start;
-        values_ = workspace.reserve(POSITIONS * call.dim_u * row_) - start;
-        outputs_ = workspace.reserve(POSITIONS * call.heads * row_) - start;
-        before_ = workspace.reserve(lambdas_size()) - start;
-        inside_ = workspace.reserve(lambdas_size()) - start;
-        Base::end_scratch();
-    }
+    explicit CausalContentOutput(const LambdanetsCausalContent& call)
+        : Base(call), row_(Base::largest_block()) {}
 
     int run() {
-        if (!workspace.allocate()) return LAMBDANETS_NO_MEMORY;
-        parallel(call, Base::threads(), call.batch * Base::blocks, [&](Index task, Index worker) {
-            compute(task / Base::blocks, task % Base::blocks, Base::worker_scratch(worker));
+        Workspace workspace;
+        if (!workspace.allocate(threads, [](Arena&) {}, [&](Arena& arena) { Scratch(arena, *this); }))
+            return LAMBDANETS_NO_MEMORY;
+        parallel(call, threads, call.batch * Base::blocks, [&](Index task, Index worker) {
+            Arena arena = workspace.scratch(worker);
+            compute(task / Base::blocks, task % Base::blocks, Scratch(arena, *this));
         });
         return LAMBDANETS_DONE;
     }
 
    private:
+    // The memory of a worker.
+    struct Scratch : Base::Scratch {
+        T *queries, *values, *outputs;  // of a chunk, packed: see `OutputStep`
+        T *before, *inside;             // content lambdas, see `OutputStep`
+
+        Scratch(Arena& arena, const CausalContentOutput& pass) : Base::Scratch(arena, pass) {
+            const LambdanetsCausalContent& call = pass.call;
+            queries = arena.take<T>(POSITIONS * call.heads * pass.depth);
+            values = arena.take<T>(POSITIONS * call.dim_u * pass.row_);
+            outputs = arena.take<T>(POSITIONS * call.heads * pass.row_);
+            before = arena.take<T>(pass.lambdas_size());
+            inside = arena.take<T>(pass.lambdas_size());
+        }
+    };
+
     Index lambdas_size() const { return call.dim_k * call.dim_u * row_; }
 
-    void compute(Index example, Index block, T* memory) {
+    void compute(Index example, Index block, const Scratch& scratch) {
         const Index first = Base::first_value(block), width = Base::block_values(block);
-        Base::begin_weights(example, memory);
-        clear(memory + before_, lambdas_size());
-        clear(memory + inside_, lambdas_size());
+        Base::begin_weights(example, scratch.state);
+        clear(scratch.before, lambdas_size());
+        clear(scratch.inside, lambdas_size());
         if (call.initial.mean.data)
-            for (Index u = 0; u < call.dim_u; ++u) {
-                const Matrix<T> mean = Base::mean(call.initial, example, 0, first, u);
-                copy<T>({mean.data, mean.row, mean.column}, lambdas(u, memory), call.dim_k, width);
-            }
+            for (Index u = 0; u < call.dim_u; ++u)
+                copy(Base::mean(call.initial, example, 0, first, u), lambdas(u, scratch), call.dim_k, width);
         const OutputStep<T> step{
-            Base::weights_of(memory), columns, depth, call.dim_k, call.dim_u, call.heads, row_,
-            memory + queries_, memory + values_, memory + before_, memory + inside_, memory + outputs_};
+            scratch.weights, columns, depth, call.dim_k, call.dim_u, call.heads, row_,
+            scratch.queries, scratch.values, scratch.before, scratch.inside, scratch.outputs};
         for (Index chunk = 0; chunk < Base::chunks; ++chunk) {
             const Positions some = Base::positions(example, chunk);
-            Base::pack_keys(example, some, memory + Base::keys);
-            Base::weigh(some, memory);
-            Base::pack_values(example, some, block, row_, memory + values_);
-            Base::pack_queries(call.q, example, some, 0, call.dim_k, depth, memory + queries_);
+            Base::pack_keys(example, some, scratch.keys);
+            Base::weigh(some, scratch);
+            Base::pack_values(example, some, block, row_, scratch.values);
+            Base::pack_queries(call.q, example, some, 0, call.dim_k, depth, scratch.queries);
             advance(step, some.count, divide_up(width, LANES<T>));
-            Base::unpack_queries(memory + outputs_, call.y, example, some, first, width, row_);
-            end_lambdas(step.weights.carry + (some.count - 1) * columns, memory);
+            Base::unpack_queries(scratch.outputs, call.y, example, some, first, width, row_);
+            end_lambdas(step.weights.carry + (some.count - 1) * columns, scratch);
         }
-        if (block == 0) Base::end_weights(example, memory);
+        if (block == 0) Base::end_weights(example, scratch.state);
         if (call.final.mean.data)
-            for (Index u = 0; u < call.dim_u; ++u) {
-                const Matrix<T> from = lambdas(u, memory), to = Base::mean(call.final, example, 0, first, u);
-                copy<T>({from.data, from.row, from.column}, to, call.dim_k, width);
-            }
+            for (Index u = 0; u < call.dim_u; ++u)
+                copy(lambdas(u, scratch), Base::mean(call.final, example, 0, first, u), call.dim_k, width);
     }
 
     // The content lambdas [k, row] of a u.
-    Matrix<T> lambdas(Index u, T* memory) const {
-        return {memory + before_ + u * row_, call.dim_u * row_, 1};
+    Matrix<T> lambdas(Index u, const Scratch& scratch) const {
+        return {scratch.before + u * row_, call.dim_u * row_, 1};
     }
 
     // Computes the outputs of a chunk: all positions at once if the sums of all heads fit into the registers.
@@ -173,17 +178,15 @@ class CausalContentOutput : CausalContent<T> {
     }
 
     // Moves the content lambdas at the end of a chunk to the next one.
-    void end_lambdas(const T* carry, T* memory) const {
-        T *before = memory + before_, *inside = memory + inside_;
+    void end_lambdas(const T* carry, const Scratch& scratch) const {
+        T *before = scratch.before, *inside = scratch.inside;
         for (Index k = 0; k < call.dim_k; ++k)
             for (Index u = 0; u < call.dim_u; ++u, before += row_, inside += row_)
                 for (Index j = 0; j < row_; j += LANES<T>)
                     end_chunk<T>(broadcast(carry[u * depth + k]), before + j, inside + j);
     }
 
-    Index row_;  // elements of a row of packed values and outputs
-    Index queries_, values_, outputs_;
-    Index before_, inside_;
+    const Index row_;  // elements of a row of packed values and outputs
 };
 
 }  // namespace

@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "vector.h"
+#include "product.h"
 
 namespace {
 
@@ -16,15 +16,15 @@ struct Matrix {
     Matrix transposed() const { return {data, column, row}; }
 };
 
-// Copies a block of LANES x LANES elements whose rows are contiguous in `to` and whose columns are in `from`.
+// Transposes a block of LANES x LANES elements from contiguous rows into contiguous rows.
 template <typename T>
-inline void copy_block_transposed(Matrix<const T> from, Matrix<T> to) {
-    Vector<T> block[LANES<T>];
+inline void transpose_block(const T* from, Index from_distance, T* to, Index to_distance) {
+    Vector<T> rows[LANES<T>];
 #pragma GCC unroll 16
-    for (Index j = 0; j < LANES<T>; ++j) block[j] = load(from.data + j * from.column);
-    transpose<T>(block);
+    for (Index i = 0; i < LANES<T>; ++i) rows[i] = load(from + i * from_distance);
+    transpose<T>(rows);
 #pragma GCC unroll 16
-    for (Index i = 0; i < LANES<T>; ++i) store(to.data + i * to.row, block[i]);
+    for (Index i = 0; i < LANES<T>; ++i) store(to + i * to_distance, rows[i]);
 }
 
 // Copies a row of contiguous elements; the last vector overlaps the one before it.
@@ -40,7 +40,7 @@ inline void copy_row(const T* from, T* to, Index count) {
 
 // Copies a matrix of rows x columns elements.
 template <typename T>
-void copy(Matrix<const T> from, Matrix<T> to, Index rows, Index columns) {
+void copy(Matrix<T> from, Matrix<T> to, Index rows, Index columns) {
     if ((from.row == 1 && to.row == 1) || (from.column == 1 && to.row == 1)) {
         // The same matrix, transposed: then the rows of `to` are contiguous.
         from = from.transposed();
@@ -57,9 +57,10 @@ void copy(Matrix<const T> from, Matrix<T> to, Index rows, Index columns) {
         for (Index i = 0; i < rows; i += LANES<T>)
             for (Index j = 0; j < columns; j += LANES<T>) {
                 Index row = least(i, rows - LANES<T>), column = least(j, columns - LANES<T>);
-                copy_block_transposed<T>(
-                    {from.data + row + column * from.column, 1, from.column},
-                    {to.data + row * to.row + column, to.row, 1});
+                transpose_block<T>(
+                    from.data + row + column * from.column, from.column, to.data + row * to.row + column,
+                    to.row
+                );
             }
     } else {
         for (Index i = 0; i < rows; ++i)
@@ -68,16 +69,17 @@ void copy(Matrix<const T> from, Matrix<T> to, Index rows, Index columns) {
     }
 }
 
-// Sets the columns [first, last) of a matrix to zero: the lanes that fill a row up to whole vectors.
-template <typename T>
-void clear_columns(T* to, Index row, Index rows, Index first, Index last) {
-    if (first < last)
-        for (Index i = 0; i < rows; ++i) std::memset(to + i * row + first, 0, (last - first) * sizeof(T));
-}
-
 template <typename T>
 void clear(T* to, Index count) {
     std::memset(to, 0, count * sizeof(T));
+}
+
+// Copies a matrix of rows x columns elements into rows of `padded` elements, the last of which are zero.
+template <typename T>
+void copy_padded(Matrix<T> from, Rows<T> to, Index rows, Index columns, Index padded) {
+    copy<T>(from, {to.data, to.distance, 1}, rows, columns);
+    if (columns < padded)
+        for (Index i = 0; i < rows; ++i) clear(to[i] + columns, padded - columns);
 }
 
 // Returns whether all elements of a contiguous array are finite.

@@ -12,9 +12,10 @@
 namespace {
 
 struct Range {
-    Index first, last;  // [first, last)
+    Index first, last;  // [first, last); empty if last <= first
 
-    Index size() const { return last - first; }
+    Index size() const { return most(0, last - first); }
+    Range within(Range other) const { return {most(first, other.first), least(last, other.last)}; }
 };
 
 // One axis of the grids and of the table.
@@ -32,10 +33,8 @@ struct Axis {
 
     // The keys that any query in a range may see; without regard to the step.
     Range keys_of(Range positions) const {
-        Range seen{
-            most(0, positions.first - centre * step),
-            least(keys, positions.last - 1 + (entries - 1 - centre) * step + 1)};
-        return {seen.first, most(seen.first, seen.last)};
+        Range reach{positions.first - centre * step, positions.last + (entries - 1 - centre) * step};
+        return reach.within({0, keys});
     }
 };
 
@@ -44,9 +43,11 @@ inline Index residue_size(Index size, Index residue, Index step) {
     return size > residue ? (size - residue - 1) / step + 1 : 0;
 }
 
-// Elements at constant distances: the first, the distance and how many.
+// Elements at a constant distance in memory that follow each other in a packed array.
 struct Run {
-    Index first, distance, count;
+    Index first, distance;  // in memory
+    Index packed;           // the first one in the packed array
+    Index count;
 };
 
 // A part of the queries of one example: some rows, or a part of one row.
@@ -102,6 +103,12 @@ struct Geometry {
                x.queries * least(x.keys, x.entries) * dim_u;
     }
 
+    // The keys of a row, within a residue, that some queries of a row see.
+    Range row_keys_of(Index residue, Range queries) const {
+        Range reach{queries.first - x.centre, queries.last - 1 + x.entries - x.centre};
+        return reach.within({0, row_keys(residue)});
+    }
+
     // The first packed element of a residue, for u = 0.
     Index residue_start(Index residue) const {
         Index before = x.keys / x.step * residue + least(residue, x.keys % x.step);
@@ -126,33 +133,35 @@ struct Geometry {
         return count;
     }
 
-    // The queries of a row of a strip in memory: the first, and their distance.
-    Run row_run(const Strip& strip, Index row) const {
-        Index first = row * x.queries + strip.residue + strip.columns.first * x.step;
-        return {first, x.step, strip.columns.size()};
+    // The queries of a strip are packed in their order: in one run, or in one for each row.
+    Index query_runs(const Strip& strip) const { return is_whole(strip) ? 1 : strip.rows.size(); }
+
+    Run query_run(const Strip& strip, Index run) const {
+        const Index row = strip.rows.first + run, columns = strip.columns.size();
+        return {
+            row * x.queries + strip.residue + strip.columns.first * x.step, x.step, run * columns,
+            is_whole(strip) ? strip.queries() : columns};
     }
 
-    // Context elements are packed in parts, each a run in memory and contiguous in the packed array.
-    static constexpr Index PART = 256;
+    // The context elements of an example and a u are packed in runs of up to `RUN`, or in one for each row.
+    static constexpr Index RUN = 256;
 
-    Index key_parts() const {
-        return x.step == 1 ? divide_up(keys(), PART) : x.step * key_rows();
-    }
+    Index key_runs() const { return x.step == 1 ? divide_up(keys(), RUN) : x.step * key_rows(); }
 
-    Index largest_part() const { return x.step == 1 ? PART : row_keys(0); }
+    Index longest_key_run() const { return x.step == 1 ? RUN : row_keys(0); }
 
-    // Returns a part's elements in memory, and its first element in the packed array (for u = 0).
-    Run key_part(Index part, Index& packed) const {
-        if (x.step == 1) {
-            packed = part * PART;
-            return {packed, 1, least(PART, keys() - packed)};
-        }
-        Index residue = part / key_rows(), row = part % key_rows();
-        packed = residue_start(residue) + row * row_keys(residue);
-        return {row * x.keys + residue, x.step, row_keys(residue)};
+    Run key_run(Index run) const {
+        if (x.step == 1) return {run * RUN, 1, run * RUN, least(RUN, keys() - run * RUN)};
+        const Index residue = run / key_rows(), row = run % key_rows();
+        return {
+            row * x.keys + residue, x.step, residue_start(residue) + row * row_keys(residue),
+            row_keys(residue)};
     }
 
    private:
+    // Whether a strip has whole rows that follow each other in memory.
+    bool is_whole(const Strip& strip) const { return x.step == 1 && strip.columns.size() == x.queries; }
+
     static Axis axis(const LambdanetsCall& call, int i) {
         return {call.grid[i], call.context_grid[i], call.table[i], call.centre[i], call.step[i]};
     }
@@ -161,12 +170,13 @@ struct Geometry {
 // How the queries of an example are cut into strips, the same for any number of threads.
 class Strips {
    public:
-    // Makes strips of about `size` queries, of whole rows if those are shorter.
+    // Makes strips of up to `size` queries, of whole rows if those are shorter. A size of one would make empty
+    // parts of rows: the rows of some residues have one query less than those of others.
     Strips(const Geometry& geometry, Index size) : geometry_(geometry) {
-        Index row = geometry.row_queries(0);
-        row_parts_ = divide_up(row, most(1, size));
-        row_groups_ = row_parts_ > 1 ? geometry.query_rows()
-                                     : divide_up(geometry.query_rows(), most(1, size / row));
+        const Index row = geometry.row_queries(0), rows = geometry.query_rows();
+        size = most(2, size);
+        row_parts_ = divide_up(row, size);
+        row_groups_ = row_parts_ > 1 ? rows : divide_up(rows, size / row);
     }
 
     Index count() const { return geometry_.residues() * row_groups_ * row_parts_; }
@@ -198,10 +208,7 @@ class Strips {
             y = g.y.keys_of({first, first + strip.rows.size()});
         }
         Range x{0, width};
-        if (row_parts_ > 1) {
-            x.first = least(width, most(0, strip.columns.first - g.x.centre));
-            x.last = most(x.first, least(width, strip.columns.last - 1 + g.x.entries - g.x.centre));
-        }
+        if (row_parts_ > 1) x = g.row_keys_of(strip.residue, strip.columns);
         Index start = g.residue_start(strip.residue);
         if (!z.size() || !y.size() || !x.size()) return {start, start};
         return {

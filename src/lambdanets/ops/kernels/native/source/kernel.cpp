@@ -12,23 +12,32 @@
 #define FUNCTION(name) name##_base
 #endif
 
+namespace {
+
+template <template <typename> class Pass>
+int run(const LambdanetsCall& call) {
+    if (call.itemsize == sizeof(double)) return Pass<double>(call, Geometry(call, LANES<double>)).run();
+    return Pass<float>(call, Geometry(call, LANES<float>)).run();
+}
+
+template <template <typename> class Pass>
+int run_content(const LambdanetsCausalContent& call) {
+    return call.itemsize == sizeof(double) ? Pass<double>(call).run() : Pass<float>(call).run();
+}
+
+}  // namespace
+
 extern "C" {
 
-int FUNCTION(lambdanets_output)(const LambdanetsCall* call) {
-    return call->itemsize == 8 ? Output<double>(*call).run() : Output<float>(*call).run();
-}
+int FUNCTION(lambdanets_output)(const LambdanetsCall* call) { return run<Output>(*call); }
 
-int FUNCTION(lambdanets_gradients)(const LambdanetsCall* call) {
-    return call->itemsize == 8 ? Gradients<double>(*call).run() : Gradients<float>(*call).run();
-}
+int FUNCTION(lambdanets_gradients)(const LambdanetsCall* call) { return run<Gradients>(*call); }
 
 int FUNCTION(lambdanets_causal_content_output)(const LambdanetsCausalContent* call) {
-    return call->itemsize == 8 ? CausalContentOutput<double>(*call).run()
-                               : CausalContentOutput<float>(*call).run();
+    return run_content<CausalContentOutput>(*call);
 }
 
 int FUNCTION(lambdanets_causal_content_gradients)(const LambdanetsCausalContent* call) {
-    return call->itemsize == 8 ? CausalContentGradients<double>(*call).run()
-                               : CausalContentGradients<float>(*call).run();
+    return run_content<CausalContentGradients>(*call);
 }
 }

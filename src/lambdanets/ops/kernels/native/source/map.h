@@ -1,93 +1,99 @@
-// The product of queries and embeddings: a tile of the map q E.
+// The map q E of a tile: the product of queries and embeddings.
 //
-// For the heads of one query it is a product of matrices like those of `product.h`, with a short inner axis, k.
-// The queries of a tile follow each other on a row, and each reads the table one element before the last: one
-// call computes the same columns for all of them.
+// For the heads of one query it is a product of matrices with a short inner axis, k. The table is packed with k
+// before x, so that the embeddings of a query and of consecutive context elements are consecutive in memory. The
+// next query on the row reads the same table one element before.
 #pragma once
 
 #include "product.h"
 
 namespace {
 
-struct MapShape {
-    Index queries;      // of the tile
-    Index dim_k;        // the inner axis
-    Index q_head;       // distances in q: of two heads,
-    Index q_query;      // and of two queries
-    Index table_k;      // distance of two k in the table
-    Index map_query;    // distance of two queries in the map; heads are MAP_ROW apart
+// A vector of columns: its first element in a row of the table (for the first query) and of the map. Vectors are
+// computed in their order; one may write over the last lanes of that before it.
+struct MapVector {
+    Index table, map;
 };
 
-template <typename T, int HEADS, int VECTORS>
-__attribute__((noinline)) void map_block(
-    const MapShape& shape, const Columns* columns, const T* q, const T* table, T* map) {
-    Index right[VECTORS], result[VECTORS];
+template <typename T>
+struct MapTile {
+    Index queries, heads, dim_k;
+    Rows<const T> q;      // a row for each head of each query
+    Rows<const T> table;  // a row for each k
+    Rows<T> map;          // a row for each head of each query, at the distance MAP_ROW
+    const MapVector* vectors;
+    Index vector_count;
+};
+
+// Computes N vectors, from number `first` on, for HEADS heads, from `head` on, of all queries.
+template <typename T, int HEADS, int N>
+__attribute__((noinline)) void map_block(const MapTile<T>& tile, Index head, Index first) {
+    Index source[N], target[N];
 #pragma GCC unroll 16
-    for (int c = 0; c < VECTORS; ++c) {
-        right[c] = columns[c].right;
-        result[c] = columns[c].result;
+    for (int n = 0; n < N; ++n) {
+        source[n] = tile.vectors[first + n].table;
+        target[n] = tile.vectors[first + n].map;
     }
-    const Index dim_k = shape.dim_k, q_head = shape.q_head, table_k = shape.table_k;
-    for (Index query = 0; query < shape.queries; ++query) {
-        Vector<T> sum[HEADS][VECTORS] = {};
-        const T* row = table;
-        for (Index k = 0; k < dim_k; ++k, row += table_k) {
-            Vector<T> e[VECTORS];
+    const Index dim_k = tile.dim_k, distance = tile.q.distance, table_distance = tile.table.distance;
+    const T* q = tile.q[head];
+    T* map = tile.map.data + head * MAP_ROW;
+    for (Index query = 0; query < tile.queries; ++query) {
+        Vector<T> sum[HEADS][N] = {};
+        const T* table = tile.table.data - query;
+        for (Index k = 0; k < dim_k; ++k) {
+            Vector<T> e[N];
 #pragma GCC unroll 16
-            for (int c = 0; c < VECTORS; ++c) {
-                e[c] = load(row + right[c]);
-                keep(e[c]);
+            for (int n = 0; n < N; ++n) {
+                e[n] = load(table + source[n]);
+                keep(e[n]);
             }
 #pragma GCC unroll 16
             for (int h = 0; h < HEADS; ++h) {
-                Vector<T> factor = broadcast(q[h * q_head + k]);
+                Vector<T> factor = broadcast(q[h * distance + k]);
 #pragma GCC unroll 16
-                for (int c = 0; c < VECTORS; ++c) sum[h][c] += factor * e[c];
+                for (int n = 0; n < N; ++n) sum[h][n] += factor * e[n];
             }
+            table += table_distance;
         }
 #pragma GCC unroll 16
         for (int h = 0; h < HEADS; ++h)
 #pragma GCC unroll 16
-            for (int c = 0; c < VECTORS; ++c) store(map + h * MAP_ROW + result[c], sum[h][c]);
-        q += shape.q_query;
-        map += shape.map_query;
-        --table;
+            for (int n = 0; n < N; ++n) store(map + h * MAP_ROW + target[n], sum[h][n]);
+        q += tile.heads * distance;
+        map += tile.heads * MAP_ROW;
     }
 }
 
 template <typename T>
-using MapBlock = void (*)(const MapShape&, const Columns*, const T*, const T*, T*);
+using MapBlock = void (*)(const MapTile<T>&, Index, Index);
 
-constexpr Index MAP_HEADS = 4;
-constexpr Index MAP_VECTORS = VECTOR_REGISTERS == 32 ? 6 : 3;
+constexpr Index MAP_HEADS = 4, MAP_VECTORS = VECTOR_REGISTERS == 32 ? 6 : 3;
 
-// The functions for every number of heads and vectors, by [HEADS - 1][VECTORS - 1].
+// The functions for every number of heads and vectors, by [heads - 1][vectors - 1].
 template <typename T>
 struct MapBlocks {
     MapBlock<T> table[MAP_HEADS][MAP_VECTORS];
 
     template <int... I>
-    constexpr void fill(std::integer_sequence<int, I...>) {
+    constexpr explicit MapBlocks(std::integer_sequence<int, I...>) : table() {
         ((table[I / MAP_VECTORS][I % MAP_VECTORS] = map_block<T, I / MAP_VECTORS + 1, I % MAP_VECTORS + 1>), ...);
     }
-
-    constexpr MapBlocks() : table() { fill(std::make_integer_sequence<int, MAP_HEADS * MAP_VECTORS>()); }
 };
 
 template <typename T>
-constexpr MapBlocks<T> MAP_BLOCKS{};
+constexpr MapBlocks<T> MAP_BLOCKS{std::make_integer_sequence<int, MAP_HEADS * MAP_VECTORS>()};
 
-// Computes vectors of columns of the map, in their order, for all heads and queries.
 template <typename T>
-void compute_map_blocks(
-    const MapShape& shape, Index heads, const Columns* columns, Index count, const T* q, const T* table, T* map) {
-    const Index groups = divide_up(count, MAP_VECTORS), head_groups = divide_up(heads, MAP_HEADS);
+void compute_map(const MapTile<T>& tile) {
+    const Index groups = divide_up(tile.vector_count, MAP_VECTORS);
+    const Index head_groups = divide_up(tile.heads, MAP_HEADS);
     for (Index group = 0; group < groups; ++group) {
-        Index first = count * group / groups, width = count * (group + 1) / groups - first;
+        const Index first = tile.vector_count * group / groups;
+        const Index width = tile.vector_count * (group + 1) / groups - first;
         for (Index i = 0; i < head_groups; ++i) {
-            Index head = heads * i / head_groups, height = heads * (i + 1) / head_groups - head;
-            MAP_BLOCKS<T>.table[height - 1][width - 1](
-                shape, columns + first, q + head * shape.q_head, table, map + head * MAP_ROW);
+            const Index head = tile.heads * i / head_groups;
+            const Index height = tile.heads * (i + 1) / head_groups - head;
+            MAP_BLOCKS<T>.table[height - 1][width - 1](tile, head, first);
         }
     }
 }

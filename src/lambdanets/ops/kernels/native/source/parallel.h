@@ -8,7 +8,7 @@
 
 namespace {
 
-// Runs body(task, worker) for every task in [0, tasks). A worker is a thread, at most `workers` of them.
+// Runs body(task, worker) for every task in [0, tasks). Workers are threads, at most `workers` of them.
 template <typename Call, typename Body>
 void parallel(const Call& call, Index workers, Index tasks, const Body& body) {
     struct Shared {
@@ -28,57 +28,79 @@ void parallel(const Call& call, Index workers, Index tasks, const Body& body) {
         work(0, 1, &shared);
 }
 
-// A block of memory of the last call, reused by the next: fresh pages cost more than small problems do.
-struct CachedBlock {
-    void* memory;
-    Index bytes;
-};
-constexpr Index MAX_CACHED_BYTES = Index{1} << 26;
-CachedBlock* cached_block = nullptr;
+// Cuts a block of memory into arrays. Without a block it adds up their sizes.
+class Arena {
+   public:
+    explicit Arena(char* start = nullptr) : start_(start) {}
 
-// The memory of a call, cut into arrays of elements T.
-template <typename T>
+    template <typename T>
+    T* take(Index count) {
+        T* array = start_ ? reinterpret_cast<T*>(start_ + bytes_) : nullptr;
+        bytes_ += round_up(count * sizeof(T), ALIGNMENT);
+        return array;
+    }
+
+    Index bytes() const { return bytes_; }
+
+    static constexpr Index ALIGNMENT = 64;
+
+   private:
+    char* start_;
+    Index bytes_ = 0;
+};
+
+// The memory of a call: arrays that all workers share, and the scratch memory of each.
+//
+// The block of the last call is kept for the next, because fresh pages cost more than a small problem does.
 class Workspace {
    public:
-    // Adds an array of `count` elements; returns its position.
-    Index reserve(Index count) {
-        Index position = elements_;
-        elements_ += round_up(count, 64);
-        return position;
-    }
-
-    bool allocate() {
-        Index bytes = elements_ * sizeof(T) + 64;
-        block_ = __atomic_exchange_n(&cached_block, nullptr, __ATOMIC_ACQUIRE);
-        if (block_ && block_->bytes < bytes) release(block_);
+    // Allocates what `lay_out(arena)` takes once and what `lay_out_scratch(arena)` takes for each worker, and
+    // calls `lay_out` with the memory.
+    template <typename LayOut, typename LayOutScratch>
+    bool allocate(Index workers, const LayOut& lay_out, const LayOutScratch& lay_out_scratch) {
+        Arena shared, scratch;
+        lay_out(shared);
+        lay_out_scratch(scratch);
+        const Index bytes = shared.bytes() + workers * scratch.bytes();
+        block_ = __atomic_exchange_n(&cached, nullptr, __ATOMIC_ACQUIRE);
+        if (block_ && block_->bytes < bytes) release();
         if (!block_) {
-            block_ = static_cast<CachedBlock*>(std::malloc(sizeof(CachedBlock)));
-            if (block_) *block_ = {std::malloc(bytes), bytes};
-            if (block_ && !block_->memory) release(block_);
+            block_ = static_cast<Block*>(std::malloc(Arena::ALIGNMENT * 2 + bytes));
+            if (!block_) return false;
+            block_->bytes = bytes;
         }
-        return block_ != nullptr;
+        Index start = round_up(reinterpret_cast<Index>(block_ + 1), Arena::ALIGNMENT);
+        Arena arena(reinterpret_cast<char*>(start));
+        lay_out(arena);
+        scratch_ = reinterpret_cast<char*>(start + shared.bytes());
+        scratch_bytes_ = scratch.bytes();
+        return true;
     }
 
-    T* at(Index position) const {
-        auto start = (reinterpret_cast<uintptr_t>(block_->memory) + 63) / 64 * 64;
-        return reinterpret_cast<T*>(start) + position;
-    }
+    Arena scratch(Index worker) const { return Arena(scratch_ + worker * scratch_bytes_); }
 
     ~Workspace() {
         if (block_ && block_->bytes <= MAX_CACHED_BYTES)
-            block_ = __atomic_exchange_n(&cached_block, block_, __ATOMIC_RELEASE);
-        if (block_) release(block_);
+            block_ = __atomic_exchange_n(&cached, block_, __ATOMIC_RELEASE);
+        release();
     }
 
    private:
-    static void release(CachedBlock*& block) {
-        std::free(block->memory);
-        std::free(block);
-        block = nullptr;
+    struct Block {
+        Index bytes;
+    };
+
+    static constexpr Index MAX_CACHED_BYTES = Index{1} << 26;
+    static inline Block* cached = nullptr;
+
+    void release() {
+        std::free(block_);
+        block_ = nullptr;
     }
 
-    Index elements_ = 0;
-    CachedBlock* block_ = nullptr;
+    Block* block_ = nullptr;
+    char* scratch_ = nullptr;
+    Index scratch_bytes_ = 0;
 };
 
 }  // namespace

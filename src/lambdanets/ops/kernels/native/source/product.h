@@ -1,175 +1,164 @@
-// Products of small matrices in registers: C += A B, which all steps of the kernel are made of.
+// Products of small matrices, C = A B or C += A B, with sums in registers.
 //
-// A block of R rows and C vectors of the result stays in registers. For each element of the inner axis, C
-// vectors of B are loaded, R elements of A are broadcast, and R * C multiply-adds follow.
+// A block of R rows and N vectors of C stays in registers. For each element of the inner axis N vectors of a row
+// of B are loaded, R elements of A are broadcast, and R * N multiply-adds follow.
 #pragma once
+
+#include <utility>
 
 #include "vector.h"
 
 namespace {
 
-// Columns of the map that are computed at once, and elements of a row of the map in scratch memory: an odd
-// number of vectors, so that the elements of a column are in different sets of the cache.
-constexpr Index CHUNK = 256;
-constexpr Index MAP_ROW = CHUNK + 16;
+// A matrix whose rows are contiguous, at a constant distance.
+template <typename T>
+struct Rows {
+    T* data;
+    Index distance;
+
+    Rows() = default;
+    Rows(T* data, Index distance) : data(data), distance(distance) {}
+    template <typename U>
+    Rows(const Rows<U>& other) : data(other.data), distance(other.distance) {}
+
+    T* operator[](Index row) const { return data + row * distance; }
+    Rows from(Index row) const { return {(*this)[row], distance}; }
+};
+
+// Columns of the map q E that are computed at once, and elements of one of its rows in memory: an odd number of
+// vectors, so that the elements of a column are in different sets of the cache.
+constexpr Index CHUNK = 256, MAP_ROW = CHUNK + 16;
 
 // How A lies in memory.
 enum class Left {
-    ROWS,     // rows are contiguous
-    MAP,      // rows are contiguous, MAP_ROW apart: a constant spares the registers of their addresses
-    COLUMNS,  // columns are contiguous: A is the transpose of what lies in memory
+    ROWS,
+    MAP,      // rows at the distance MAP_ROW: a constant spares the registers of their addresses
+    COLUMNS,  // A is the transpose of what lies in memory
 };
 
-// Where a vector of columns begins, in a row of B and in a row of C. Vectors are computed in their order, and
-// one may write over the last lanes of that before it.
-struct Columns {
-    Index right, result;
-};
-
-// A part of the inner axis: where it begins in a row of A and in B, and how many elements it has.
+// A part of the inner axis: its first column of A and its first row of B.
 struct Segment {
     Index left, right, length;
 };
 
-// Strides and sizes of a product, and of a sequence of them whose matrices lie at constant distances.
-struct Shape {
+template <typename T>
+struct Product {
     const Segment* segments;
     Index segment_count;
-    Index left_row;  // distance of rows, or of columns for Left::COLUMNS; not for Left::MAP
-    Index right_row, result_row;
-    bool add;  // whether the product is added to C
-    Index left_step, right_step, result_step;
+    Rows<const T> left, right;
+    Rows<T> result;
+    bool add;  // to what is in C
 };
 
-template <typename T, Left LEFT, int R, int C>
-__attribute__((noinline)) void multiply_block(
-    const Shape& shape, Index repeat, const Columns* columns, const T* left, const T* right, T* result) {
-    const Index left_row = LEFT == Left::MAP ? MAP_ROW : shape.left_row;
-    for (; repeat > 0; --repeat) {
-        Vector<T> sum[R][C];
+// Computes `repeat` blocks, one below the other, from a row and a column of C on.
+template <typename T, Left LEFT, int R, int N>
+__attribute__((noinline)) void multiply_block(const Product<T>& product, Index row, Index column, Index repeat) {
+    const Index distance = LEFT == Left::MAP ? MAP_ROW : product.left.distance;
+    const Index step = LEFT == Left::COLUMNS ? distance : 1;  // to the next element of the inner axis
+    for (; repeat > 0; --repeat, row += R) {
+        T* result = product.result[row] + column;
+        Vector<T> sum[R][N];
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-            for (int c = 0; c < C; ++c)
-                sum[r][c] = shape.add ? load(result + r * shape.result_row + columns[c].result) : Vector<T>{};
-        for (Index s = 0; s < shape.segment_count; ++s) {
-            const Segment segment = shape.segments[s];
-            const T* a = left + segment.left;
-            const T* b[C];
-#pragma GCC unroll 16
-            for (int c = 0; c < C; ++c) b[c] = right + segment.right + columns[c].right;
+            for (int n = 0; n < N; ++n)
+                sum[r][n] =
+                    product.add ? load(result + r * product.result.distance + n * LANES<T>) : Vector<T>{};
+        for (Index s = 0; s < product.segment_count; ++s) {
+            const Segment segment = product.segments[s];
+            const T* a = product.left.data + segment.left * step + row * (LEFT == Left::COLUMNS ? 1 : distance);
+            const T* b = product.right[segment.right] + column;
             for (Index i = 0; i < segment.length; ++i) {
-                Vector<T> x[C];
+                Vector<T> x[N];
 #pragma GCC unroll 16
-                for (int c = 0; c < C; ++c) {
-                    x[c] = load(b[c]);
-                    keep(x[c]);
-                    b[c] += shape.right_row;
+                for (int n = 0; n < N; ++n) {
+                    x[n] = load(b + n * LANES<T>);
+                    keep(x[n]);
                 }
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
-                    Vector<T> factor = broadcast(LEFT == Left::COLUMNS ? a[r] : a[r * left_row]);
+                    Vector<T> factor = broadcast(a[LEFT == Left::COLUMNS ? r : r * distance]);
 #pragma GCC unroll 16
-                    for (int c = 0; c < C; ++c) sum[r][c] += factor * x[c];
+                    for (int n = 0; n < N; ++n) sum[r][n] += factor * x[n];
                 }
-                a += LEFT == Left::COLUMNS ? left_row : 1;
+                a += step;
+                b += product.right.distance;
             }
         }
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-            for (int c = 0; c < C; ++c)
-                store(result + r * shape.result_row + columns[c].result, sum[r][c]);
-        left += shape.left_step;
-        right += shape.right_step;
-        result += shape.result_step;
+            for (int n = 0; n < N; ++n)
+                store(result + r * product.result.distance + n * LANES<T>, sum[r][n]);
     }
 }
 
 template <typename T>
-using Multiply = void (*)(const Shape&, Index, const Columns*, const T*, const T*, T*);
+using MultiplyBlock = void (*)(const Product<T>&, Index, Index, Index);
 
-// The most vectors of a block, and the most rows by the number of vectors: R * C sums, C vectors of B and a
-// broadcast element fit into the registers. float64 is for checks, with fewer variants to compile.
+// The most vectors of a block, and the most rows by the number of vectors: the sums, the vectors of B and an
+// element of A fit into the registers. float64 serves checks: few variants keep the library small.
 #if VECTOR_REGISTERS == 32
-constexpr int MAX_COLUMNS = 4;
-constexpr int MAX_ROWS[] = {0, 16, 14, 8, 6};
+constexpr Index MAX_ROWS[] = {0, 16, 14, 8, 6};
 #else
-constexpr int MAX_COLUMNS = 3;
-constexpr int MAX_ROWS[] = {0, 12, 6, 4};
+constexpr Index MAX_ROWS[] = {0, 12, 6, 4};
 #endif
-constexpr int MOST_ROWS = MAX_ROWS[1];
 
 template <typename T>
-constexpr int max_columns() {
-    return sizeof(T) == 8 ? 2 : MAX_COLUMNS;
-}
+constexpr Index MAX_VECTORS = sizeof(T) == 8 ? 2 : sizeof(MAX_ROWS) / sizeof(Index) - 1;
 
 template <typename T>
-constexpr int max_rows(int columns) {
-    return sizeof(T) == 8 ? 4 : MAX_ROWS[columns];
+constexpr Index max_rows(Index vectors) {
+    return sizeof(T) == 8 ? 4 : MAX_ROWS[vectors];
 }
 
-template <typename T, Left LEFT, int R, int C>
-constexpr Multiply<T> multiply_or_null() {
-    if constexpr (R <= max_rows<T>(C))
-        return multiply_block<T, LEFT, R, C>;
-    else
-        return nullptr;
-}
-
-// The functions for every number of rows and vectors, by [C - 1][R - 1].
+// The functions for every number of rows and vectors, by [vectors - 1][rows - 1].
 template <typename T, Left LEFT>
-struct Variants {
-    Multiply<T> table[MAX_COLUMNS][MOST_ROWS];
+struct MultiplyBlocks {
+    MultiplyBlock<T> table[MAX_VECTORS<T>][MAX_ROWS[1]];
 
-    template <int C, int... R>
-    constexpr void fill_row(std::integer_sequence<int, R...>) {
-        ((table[C][R] = multiply_or_null<T, LEFT, R + 1, C + 1>()), ...);
+    template <int N, int R>
+    constexpr void set() {
+        if constexpr (R <= max_rows<T>(N)) table[N - 1][R - 1] = multiply_block<T, LEFT, R, N>;
     }
 
-    template <int... C>
-    constexpr void fill(std::integer_sequence<int, C...>) {
-        (fill_row<C>(std::make_integer_sequence<int, MOST_ROWS>()), ...);
+    template <int N, int... R>
+    constexpr void set_rows(std::integer_sequence<int, R...>) {
+        (set<N + 1, R + 1>(), ...);
     }
 
-    constexpr Variants() : table() { fill(std::make_integer_sequence<int, max_columns<T>()>()); }
+    template <int... N>
+    constexpr void set_vectors(std::integer_sequence<int, N...>) {
+        (set_rows<N>(std::make_integer_sequence<int, MAX_ROWS[1]>()), ...);
+    }
+
+    constexpr MultiplyBlocks() : table() { set_vectors(std::make_integer_sequence<int, MAX_VECTORS<T>>()); }
 };
 
 template <typename T, Left LEFT>
-constexpr Variants<T, LEFT> VARIANTS{};
+constexpr MultiplyBlocks<T, LEFT> MULTIPLY_BLOCKS{};
 
-// The columns of adjacent vectors.
-template <typename T>
-constexpr Columns ADJACENT[] = {
-    {0, 0}, {LANES<T>, LANES<T>}, {2 * LANES<T>, 2 * LANES<T>}, {3 * LANES<T>, 3 * LANES<T>}};
+// Computes a product of `rows` rows and `vectors` vectors.
+template <typename T, Left LEFT>
+void multiply(const Product<T>& product, Index rows, Index vectors) {
+    const Index groups = divide_up(vectors, MAX_VECTORS<T>);
+    for (Index group = 0; group < groups; ++group) {
+        const Index first = vectors * group / groups, width = vectors * (group + 1) / groups - first;
+        // Rows are split evenly: into blocks of `height` rows, then blocks of one row less.
+        const Index blocks = divide_up(rows, max_rows<T>(width)), height = divide_up(rows, blocks);
+        const Index lower = blocks * height - rows, higher = blocks - lower;
+        const auto& functions = MULTIPLY_BLOCKS<T, LEFT>.table[width - 1];
+        functions[height - 1](product, 0, first * LANES<T>, higher);
+        if (lower) functions[height - 2](product, higher * height, first * LANES<T>, lower);
+    }
+}
 
-// Computes `count` vectors of columns, adjacent ones if `columns` is null, and `rows` rows of the result.
+// Computes a product with an inner axis in one piece.
 template <typename T, Left LEFT>
 void multiply(
-    Shape shape, Index rows, const Columns* columns, Index count, const T* left, const T* right, T* result) {
-    const Index left_row = LEFT == Left::ROWS ? shape.left_row : LEFT == Left::MAP ? MAP_ROW : 1;
-    Index groups = divide_up(count, max_columns<T>());
-    for (Index group = 0; group < groups; ++group) {
-        Index first = count * group / groups, width = count * (group + 1) / groups - first;
-        // Rows are split evenly: into blocks of `height` rows, then blocks of one row less.
-        Index blocks = divide_up(rows, max_rows<T>(width)), height = divide_up(rows, blocks);
-        Index shorter = blocks * height - rows, taller = blocks - shorter, row = 0;
-        const Columns* some = columns ? columns + first : ADJACENT<T>;
-        Index offset = columns ? 0 : first * LANES<T>;
-        for (Index repeat : {taller, shorter}) {
-            if (repeat) {
-                shape.left_step = height * left_row;
-                shape.right_step = 0;
-                shape.result_step = height * shape.result_row;
-                VARIANTS<T, LEFT>.table[width - 1][height - 1](
-                    shape, repeat, some, left + row * left_row, right + offset,
-                    result + offset + row * shape.result_row);
-            }
-            row += repeat * height;
-            --height;
-        }
-    }
+    Rows<const T> left, Rows<const T> right, Rows<T> result, Index rows, Index inner, Index vectors, bool add) {
+    const Segment whole{0, 0, inner};
+    multiply<T, LEFT>({&whole, 1, left, right, result, add}, rows, vectors);
 }
 
 }  // namespace
