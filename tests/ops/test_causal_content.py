@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cases import Case
 from closeness import assert_close_by_name
 from lambdanets import LambdaLayer1d
-from lambdanets.ops import GlobalContext, Problem, lambda_layer, planner
+from lambdanets.ops import GlobalContext, Problem, content, lambda_layer, planner
 from lambdanets.ops import causal_content as operators
 from lambdanets.ops.causal_content import causal_content_gradients, causal_content_output
 from lambdanets.ops.kernels import native
@@ -101,6 +101,16 @@ def test_the_library_serves_causal_content_on_cpus_alone() -> None:
 def test_equals_the_plain_einsum(case: Case, way: str) -> None:
     inputs = case.inputs()
     exact = results(by_einsum(case), case, inputs)
+    assert_close_by_name(results(apply(case), case, inputs), exact)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@cases
+def test_the_size_of_chunks_does_not_matter(case: Case, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "is_recurrence", lambda problem: False)
+    monkeypatch.setattr(content, "CHUNK", size)
+    inputs = case.inputs()
+    exact = results(apply(case, kernel="reference"), case, inputs)
     assert_close_by_name(results(apply(case), case, inputs), exact)
 
 

@@ -11,8 +11,6 @@
 // most 1.
 #pragma once
 
-#include <cmath>
-
 #include "copy.h"
 #include "exponential.h"
 #include "parallel.h"
@@ -193,13 +191,15 @@ struct CausalContent {
     }
 
     // Writes the state of the weights after the last query.
-    void end_weights(Index example, const T* state) const {
+    void end_weights(Index example, T* state) const {
         if (!call.final.log_weight.data) return;
+        for (Index j = 0; j < columns; j += LANES<T>) {
+            const Vector<T> sum = load(state + columns + j), log_weight = load(state + j) + logarithm<T>(sum);
+            store(state + j, sum == Vector<T>{} ? broadcast(-INFINITE<T>) : log_weight);
+        }
         for (Index u = 0; u < call.dim_u; ++u)
-            for (Index k = 0; k < call.dim_k; ++k) {
-                const T* column = state + u * depth + k;
-                *at(call.final.log_weight, example, k, u) = column[0] + std::log(column[columns]);
-            }
+            for (Index k = 0; k < call.dim_k; ++k)
+                *at(call.final.log_weight, example, k, u) = state[u * depth + k];
     }
 
     // Computes the weights of a chunk, and the state after it.
