@@ -97,6 +97,10 @@ struct CausalContent {
 
     Index state_size() const { return 3 * columns; }
 
+    // Tasks of a call, and the workers that have memory for them.
+    Index tasks() const { return call.batch * blocks; }
+    Index workers() const { return most(1, least(threads, tasks())); }
+
     // The columns of the values of a block: whole vectors.
     Index first_value(Index block) const {
         return least(call.dim_v, vectors * block / blocks * LANES<T>);

@@ -22,16 +22,17 @@ class CausalContentGradients : CausalContent<T> {
 
     int run() {
         Workspace workspace;
+        const Index workers = Base::workers();
         const auto lay_out = [&](Arena& arena) {
             if (blocks == 1) return;
-            const Index parts = call.batch * blocks;
+            const Index parts = Base::tasks();
             if (call.dq.data) query_parts_ = arena.take<T>(parts * query_size());
             if (call.dk.data) key_parts_ = arena.take<T>(parts * key_size());
             if (call.d_initial.log_weight.data) state_parts_ = arena.take<T>(parts * columns);
         };
-        if (!workspace.allocate(threads, lay_out, [&](Arena& arena) { Scratch(arena, *this); }))
+        if (!workspace.allocate(workers, lay_out, [&](Arena& arena) { Scratch(arena, *this); }))
             return LAMBDANETS_NO_MEMORY;
-        parallel(call, threads, call.batch * blocks, [&](Index task, Index worker) {
+        parallel(call, workers, Base::tasks(), [&](Index task, Index worker) {
             Arena arena = workspace.scratch(worker);
             compute(task / blocks, task % blocks, Scratch(arena, *this));
         });

@@ -75,7 +75,7 @@ __attribute__((noinline)) void advance_lambdas(
 template <typename T>
 class CausalContentOutput : CausalContent<T> {
     using Base = CausalContent<T>;
-    using Base::call, Base::depth, Base::columns, Base::threads;
+    using Base::call, Base::depth, Base::columns;
 
     static constexpr int WIDEST = VECTOR_REGISTERS == 32 ? 4 : 2;
     using Advance = void (*)(const OutputStep<T>&, Index, Index, Index, Index);
@@ -86,9 +86,10 @@ class CausalContentOutput : CausalContent<T> {
 
     int run() {
         Workspace workspace;
-        if (!workspace.allocate(threads, [](Arena&) {}, [&](Arena& arena) { Scratch(arena, *this); }))
+        const Index workers = Base::workers();
+        if (!workspace.allocate(workers, [](Arena&) {}, [&](Arena& arena) { Scratch(arena, *this); }))
             return LAMBDANETS_NO_MEMORY;
-        parallel(call, threads, call.batch * Base::blocks, [&](Index task, Index worker) {
+        parallel(call, workers, Base::tasks(), [&](Index task, Index worker) {
             Arena arena = workspace.scratch(worker);
             compute(task / Base::blocks, task % Base::blocks, Scratch(arena, *this));
         });
