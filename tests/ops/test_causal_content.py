@@ -406,6 +406,30 @@ def test_transforms_of_torch_func_give_the_derivatives_of_the_definition(way: st
     assert_close_by_name(derivatives("auto"), derivatives("reference"))
 
 
+def test_transforms_of_torch_func_may_be_inside_a_compiled_graph(way: str) -> None:
+    case = causal("compiled-func", 9)
+    inputs = case.inputs()
+
+    def derivative(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        context = GlobalContext(9, causal=True)
+        return torch.func.grad(lambda k: lambda_layer(q, k, v, context=context).square().sum())(k)
+
+    compiled = torch.compile(derivative, fullgraph=True, backend="aot_eager")
+    assert_close_by_name({"k": compiled(**inputs)}, {"k": derivative(**inputs)})
+
+
+def test_a_compiled_graph_serves_sequences_of_any_length(way: str) -> None:
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return lambda_layer(q, k, v, context=GlobalContext(q.shape[2], causal=True))
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (20, 33, 70):
+        case = causal("dynamic", n)
+        inputs = case.inputs()
+        found = results(lambda leaves: compiled(**leaves), case, inputs)
+        assert_close_by_name(found, results(apply(case, kernel="reference"), case, inputs))
+
+
 def empty_state(case: Case, dtype: torch.dtype = torch.float64) -> State:
     b, k, v, u = case.batch, case.dim_k, case.dim_v, case.dim_u
     return State(torch.empty(b, k, u, dtype=dtype), torch.empty(b, k, v, u, dtype=dtype))

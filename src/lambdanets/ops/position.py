@@ -121,20 +121,15 @@ def is_forward_mode(*tensors: Tensor) -> bool:
     )
 
 
-def active_transforms() -> list[TransformType]:
-    """Return the transforms of torch.func around the call; none while a graph is compiled."""
-    levels = [] if torch.compiler.is_compiling() else get_interpreter_stack() or []
-    return [level.key() for level in levels]
-
-
 def refuse_transforms(*tensors: Tensor) -> None:
     """Refuse transforms under which PyTorch differentiates a custom operator wrongly or not at all.
 
     Raises:
         NotImplementedError: Under forward-mode differentiation, or a derivative of torch.func.
     """
+    levels = [] if torch.compiler.is_compiling() else get_interpreter_stack() or []
     derivatives = (TransformType.Grad, TransformType.Jvp)
-    if is_forward_mode(*tensors) or any(each in derivatives for each in active_transforms()):
+    if is_forward_mode(*tensors) or any(level.key() in derivatives for level in levels):
         raise NotImplementedError(
             "forward-mode differentiation and torch.func's derivatives need kernel='reference'; "
             "torch.autograd (backward, grad, create_graph=True) works with every kernel"
