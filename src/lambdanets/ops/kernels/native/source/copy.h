@@ -47,7 +47,9 @@ void copy(Matrix<T> from, Matrix<T> to, Index rows, Index columns) {
             for (Index j = 0; j < columns; j += LANES<T>) {
                 Index row = least(i, rows - LANES<T>), column = least(j, columns - LANES<T>);
                 transpose_block<T>(
-                    from.data + row + column * from.column, from.column, to.data + row * to.row + column, to.row);
+                    from.data + row + column * from.column, from.column, to.data + row * to.row + column,
+                    to.row
+                );
             }
     } else {
         for (Index i = 0; i < rows; ++i)

@@ -7,7 +7,9 @@ extern "C" {
 
 // Runs body(first, last, data) over parts of [begin, end) on several threads: `torch_parallel_for`.
 typedef int32_t (*LambdanetsParallelFor)(
-    int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t first, int64_t last, void* data), void* data);
+    int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t first, int64_t last, void* data),
+    void* data
+);
 
 // A tensor: its first element, and its strides in elements. A null pointer stands for no tensor.
 typedef struct {

@@ -1,4 +1,5 @@
-// The kernel for one instruction set: this file is compiled once for each, with its flags and ISA_NAME defined.
+// The kernel for one instruction set. This file is compiled once for each, with the flags of the instruction
+// set and ISA_AVX512, ISA_AVX2 or ISA_BASE defined.
 #include "gradients.h"
 #include "output.h"
 

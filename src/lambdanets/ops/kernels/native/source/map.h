@@ -1,16 +1,16 @@
 // The map q E of a tile: the product of queries and embeddings.
 //
-// For the heads of one query it is a product of matrices with a short inner axis, k. The table is packed with k
-// before x, so that the embeddings of a query and of consecutive context elements are consecutive in memory. The
-// next query on the row reads the same table one element before.
+// For the heads of one query it is a product of matrices with a short inner axis, k. The table is packed with
+// k before x, so that the embeddings of a query and of consecutive context elements are consecutive in
+// memory. The next query on the row reads the same table one element before.
 #pragma once
 
 #include "product.h"
 
 namespace {
 
-// A vector of columns: its first element in a row of the table (for the first query) and of the map. Vectors are
-// computed in their order; one may write over the last lanes of that before it.
+// A vector of columns: its first element in a row of the table (for the first query) and of the map. Vectors
+// are computed in their order; one may write over the last lanes of that before it.
 struct MapVector {
     Index table, map;
 };
@@ -76,7 +76,8 @@ struct MapBlocks {
 
     template <int... I>
     constexpr explicit MapBlocks(std::integer_sequence<int, I...>) : table() {
-        ((table[I / MAP_VECTORS][I % MAP_VECTORS] = map_block<T, I / MAP_VECTORS + 1, I % MAP_VECTORS + 1>), ...);
+        ((table[I / MAP_VECTORS][I % MAP_VECTORS] = map_block<T, I / MAP_VECTORS + 1, I % MAP_VECTORS + 1>),
+         ...);
     }
 };
 

@@ -74,8 +74,10 @@ class Output : Pass<T> {
         for (Index row = strip.rows.first; row < strip.rows.last; ++row)
             tiling.for_tiles(strip, row, most_queries, scratch.seen, [&](const Tile& tile) {
                 Base::compute_map(tile, q, map);
-                const Product<T> product{tile.runs, tile.run_count, map, values, y.from(tile.first * heads), true};
-                multiply<T, Left::MAP>(product, tile.count * heads, vectors);
+                const Rows<T> tile_y = y.from(tile.first * heads);
+                multiply<T, Left::MAP>(
+                    {tile.runs, tile.run_count, map, values, tile_y, true}, tile.count * heads, vectors
+                );
             });
         Base::unpack_queries(y, call.y, example, strip, g.dim_v);
     }

@@ -7,7 +7,7 @@
 
 namespace {
 
-// Queries and bytes of queries of a strip, and the strips that a call should have, so that threads share them.
+// Queries and bytes of queries of a strip, and the strips that a call should have for its threads.
 constexpr Index MIN_STRIP = 64, MAX_STRIP = 512, STRIP_BYTES = 1 << 20, WANTED_STRIPS = 64;
 
 template <typename T>
@@ -31,7 +31,8 @@ class Pass {
         const Index u = index / geometry.y.entries / geometry.z.entries;
         return {
             static_cast<T*>(e.data) + z * e.stride[0] + y * e.stride[1] + u * e.stride[4], e.stride[2],
-            e.stride[3]};
+            e.stride[3]
+        };
     }
 
     void pack_slab(Index index) const {
@@ -58,18 +59,25 @@ class Pass {
 
     // A run of context elements in a tensor [b, m, v, u], as a matrix [m, v].
     Matrix<T> values(const LambdanetsTensor& v, const Run& run) const {
-        const Index example = run.packed / geometry.packed_keys(), u = run.packed / geometry.keys() % geometry.dim_u;
+        const Index example = run.packed / geometry.packed_keys();
+        const Index u = run.packed / geometry.keys() % geometry.dim_u;
         return {
             static_cast<T*>(v.data) + example * v.stride[0] + run.first * v.stride[1] + u * v.stride[3],
-            run.distance * v.stride[1], v.stride[2]};
+            run.distance * v.stride[1], v.stride[2]
+        };
     }
 
     // Packs a run of values; returns whether they are finite.
     bool pack_values(const Run& run) const {
         T* to = values_ + run.packed * geometry.padded_v;
-        copy_padded<T>(values(call.v, run), {to, geometry.padded_v}, run.count, geometry.dim_v, geometry.padded_v);
+        copy_padded<T>(
+            values(call.v, run), {to, geometry.padded_v}, run.count, geometry.dim_v, geometry.padded_v
+        );
         return all_finite(to, run.count * geometry.padded_v);
     }
+
+    // A row for each k; see `TableLayout`.
+    Rows<const T> packed_table() const { return {table_, tiling.table.k}; }
 
     // The packed values [u m, padded v] of an example.
     Rows<const T> packed_values(Index example) const {
@@ -82,8 +90,9 @@ class Pass {
         return {static_cast<T*>(x.data) + example * x.stride[0], x.stride[1], x.stride[2]};
     }
 
-    // Calls body(matrix, packed row, count) for runs of the queries of a strip: in a tensor [b, h, n, depth], as a
-    // matrix [queries, depth], and in a packed array [queries heads, depth], whose next query is `heads` rows on.
+    // Calls body(matrix, row, count) for runs of the queries of a strip. They are a matrix [queries, depth]
+    // in a tensor [b, h, n, depth]. In a packed array [queries heads, depth] they begin at a row, and the
+    // next query is `heads` rows on.
     template <typename Body>
     void for_queries(const LambdanetsTensor& x, Index example, const Strip& strip, const Body& body) const {
         for (Index head = 0; head < geometry.heads; ++head)
@@ -93,22 +102,26 @@ class Pass {
                            run.first * x.stride[2];
                 body(
                     Matrix<T>{first, run.distance * x.stride[2], x.stride[3]},
-                    run.packed * geometry.heads + head, run.count);
+                    run.packed * geometry.heads + head, run.count
+                );
             }
     }
 
     // Packs the queries of a strip of a tensor [b, h, n, depth].
     void pack_queries(
-        const LambdanetsTensor& x, Index example, const Strip& strip, Index depth, Rows<T> packed) const {
+        const LambdanetsTensor& x, Index example, const Strip& strip, Index depth, Rows<T> packed
+    ) const {
         for_queries(x, example, strip, [&](Matrix<T> matrix, Index row, Index count) {
             copy_padded<T>(
-                matrix, {packed[row], geometry.heads * packed.distance}, count, depth, packed.distance);
+                matrix, {packed[row], geometry.heads * packed.distance}, count, depth, packed.distance
+            );
         });
     }
 
     // Writes the packed queries of a strip into a tensor [b, h, n, depth].
     void unpack_queries(
-        Rows<T> packed, const LambdanetsTensor& x, Index example, const Strip& strip, Index depth) const {
+        Rows<T> packed, const LambdanetsTensor& x, Index example, const Strip& strip, Index depth
+    ) const {
         for_queries(x, example, strip, [&](Matrix<T> matrix, Index row, Index count) {
             copy<T>({packed[row], geometry.heads * packed.distance, 1}, matrix, count, depth);
         });
@@ -117,8 +130,9 @@ class Pass {
     // Computes the map of a tile; q are the packed queries of the strip.
     void compute_map(const Tile& tile, Rows<const T> q, Rows<T> map) const {
         ::compute_map<T>(
-            {tile.count, geometry.heads, geometry.dim_k, q.from(tile.first * geometry.heads),
-             {table_, tiling.table.k}, map, tile.vectors, tile.vector_count});
+            {tile.count, geometry.heads, geometry.dim_k, q.from(tile.first * geometry.heads), packed_table(),
+             map, tile.vectors, tile.vector_count}
+        );
     }
 
     const LambdanetsCall& call;

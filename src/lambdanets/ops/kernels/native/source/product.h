@@ -1,7 +1,7 @@
 // Products of small matrices, C = A B or C += A B, with sums in registers.
 //
-// A block of R rows and N vectors of C stays in registers. For each element of the inner axis N vectors of a row
-// of B are loaded, R elements of A are broadcast, and R * N multiply-adds follow.
+// A block of R rows and N vectors of C stays in registers. For each element of the inner axis N vectors of a
+// row of B are loaded, R elements of A are broadcast, and R * N multiply-adds follow.
 #pragma once
 
 #include <utility>
@@ -25,8 +25,8 @@ struct Rows {
     Rows from(Index row) const { return {(*this)[row], distance}; }
 };
 
-// Columns of the map q E that are computed at once, and elements of one of its rows in memory: an odd number of
-// vectors, so that the elements of a column are in different sets of the cache.
+// Columns of the map q E that are computed at once, and elements of one of its rows in memory: an odd number
+// of vectors, so that the elements of a column are in different sets of the cache.
 constexpr Index CHUNK = 256, MAP_ROW = CHUNK + 16;
 
 // How A lies in memory.
@@ -52,7 +52,9 @@ struct Product {
 
 // Computes `repeat` blocks, one below the other, from a row and a column of C on.
 template <typename T, Left LEFT, int R, int N>
-__attribute__((noinline)) void multiply_block(const Product<T>& product, Index row, Index column, Index repeat) {
+__attribute__((noinline)) void multiply_block(
+    const Product<T>& product, Index row, Index column, Index repeat
+) {
     const Index distance = LEFT == Left::MAP ? MAP_ROW : product.left.distance;
     const Index step = LEFT == Left::COLUMNS ? distance : 1;  // to the next element of the inner axis
     for (; repeat > 0; --repeat, row += R) {
@@ -66,7 +68,8 @@ __attribute__((noinline)) void multiply_block(const Product<T>& product, Index r
                     product.add ? load(result + r * product.result.distance + n * LANES<T>) : Vector<T>{};
         for (Index s = 0; s < product.segment_count; ++s) {
             const Segment segment = product.segments[s];
-            const T* a = product.left.data + segment.left * step + row * (LEFT == Left::COLUMNS ? 1 : distance);
+            const T* a =
+                product.left.data + segment.left * step + row * (LEFT == Left::COLUMNS ? 1 : distance);
             const T* b = product.right[segment.right] + column;
             for (Index i = 0; i < segment.length; ++i) {
                 Vector<T> x[N];
@@ -88,8 +91,7 @@ __attribute__((noinline)) void multiply_block(const Product<T>& product, Index r
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-            for (int n = 0; n < N; ++n)
-                store(result + r * product.result.distance + n * LANES<T>, sum[r][n]);
+            for (int n = 0; n < N; ++n) store(result + r * product.result.distance + n * LANES<T>, sum[r][n]);
     }
 }
 
@@ -156,7 +158,8 @@ void multiply(const Product<T>& product, Index rows, Index vectors) {
 // Computes a product with an inner axis in one piece.
 template <typename T, Left LEFT>
 void multiply(
-    Rows<const T> left, Rows<const T> right, Rows<T> result, Index rows, Index inner, Index vectors, bool add) {
+    Rows<const T> left, Rows<const T> right, Rows<T> result, Index rows, Index inner, Index vectors, bool add
+) {
     const Segment whole{0, 0, inner};
     multiply<T, LEFT>({&whole, 1, left, right, result, add}, rows, vectors);
 }

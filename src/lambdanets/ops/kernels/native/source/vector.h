@@ -1,4 +1,4 @@
-// Vectors of VECTOR_BYTES bytes in the compiler's vector extensions, and the operations that the kernel needs.
+// Vectors in the compiler's vector extensions, and the operations on them that the kernel needs.
 //
 // Everything but the C interface is in anonymous namespaces: the file is compiled once for each instruction
 // set, and the linker must not replace one version by another.
@@ -71,8 +71,8 @@ inline Index divide_down(Index x, Index y) { return x >= 0 ? x / y : -divide_up(
 inline Index least(Index x, Index y) { return x < y ? x : y; }
 inline Index most(Index x, Index y) { return x > y ? x : y; }
 
-// One step of a transposition: of the pair of rows a and b, exchanges the elements whose index has bit STEP in
-// a with those whose index lacks it in b.
+// One step of a transposition: of the pair of rows a and b, exchanges the elements whose index has bit STEP
+// in a with those whose index lacks it in b.
 template <Index STEP, typename V, Index... J>
 inline void exchange(V& a, V& b, std::integer_sequence<Index, J...>) {
     constexpr Index N = sizeof...(J);
