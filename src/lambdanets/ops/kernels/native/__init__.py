@@ -52,7 +52,7 @@ class _Call(ctypes.Structure):
     """`LambdanetsCall` of source/interface.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("isa", "itemsize", "threads")),
+        *((name, ctypes.c_int64) for name in ("isa", "itemsize", "bfloat16", "threads")),
         ("parallel_for", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch", "heads", "dim_k", "dim_v", "dim_u")),
         *((name, _Sizes) for name in ("grid", "context_grid", "table", "centre", "step")),
@@ -120,6 +120,7 @@ def _run(
     call = _Call(
         isa=ISAS[isa()],
         itemsize=dtype.itemsize,
+        bfloat16=problem.dtype == torch.bfloat16,
         threads=torch.get_num_threads(),
         parallel_for=_parallel_for(),
         **_sizes(problem),

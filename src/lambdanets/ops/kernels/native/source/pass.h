@@ -76,9 +76,6 @@ class Pass {
         return all_finite(to, run.count * geometry.padded_v);
     }
 
-    // A row for each k; see `TableLayout`.
-    Rows<const T> packed_table() const { return {table_, tiling.table.k}; }
-
     // The packed values [u m, padded v] of an example.
     Rows<const T> packed_values(Index example) const {
         return {values_ + example * geometry.packed_keys() * geometry.padded_v, geometry.padded_v};
@@ -127,11 +124,19 @@ class Pass {
         });
     }
 
-    // Computes the map of a tile; q are the packed queries of the strip.
+    // Computes the map of a tile; q are the packed queries of the strip. See `map_block` on pairs.
+    template <bool PAIRS = false>
     void compute_map(const Tile& tile, Rows<const T> q, Rows<T> map) const {
-        ::compute_map<T>(
-            {tile.count, geometry.heads, geometry.dim_k, q.from(tile.first * geometry.heads), packed_table(),
-             map, tile.vectors, tile.vector_count}
+        constexpr Index TERMS = PAIRS ? 2 : 1;
+        ::compute_map<T, PAIRS>(
+            {tile.count,
+             geometry.heads,
+             divide_up(geometry.dim_k, TERMS),
+             q.from(tile.first * geometry.heads),
+             {table_, TERMS * tiling.table.k},
+             map,
+             tile.vectors,
+             tile.vector_count}
         );
     }
 
@@ -141,15 +146,15 @@ class Pass {
     const Strips strips;
     const Index threads;
 
+    T* table_;   // see `TableLayout`
+    T* values_;  // [b, u, m, padded v]
+
    private:
     static Index strip_size(const Geometry& geometry) {
         const Index bytes = geometry.heads * (2 * geometry.padded_k + geometry.padded_v) * sizeof(T);
         const Index wanted = geometry.batch * geometry.queries() / WANTED_STRIPS;
         return least(least(MAX_STRIP, STRIP_BYTES / bytes), most(MIN_STRIP, wanted));
     }
-
-    T* table_;   // see `TableLayout`
-    T* values_;  // [b, u, m, padded v]
 };
 
 }  // namespace

@@ -6,6 +6,9 @@
 
 #include <cstdint>
 #include <utility>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 #if defined(ISA_AVX512)
 #define VECTOR_BYTES 64
@@ -64,6 +67,40 @@ inline void keep(V& x) {
     asm("" : "+w"(x));
 #endif
 }
+
+#if defined(__AVX512BF16__)
+
+// Pairs of bfloat16 are held in vectors of float, the first element of a pair in the lower half of a lane.
+
+inline Vector<float> broadcast_pair(const uint16_t* from) {
+    int32_t pair;
+    __builtin_memcpy(&pair, from, sizeof(pair));
+    return reinterpret_cast<Vector<float>>(_mm512_set1_epi32(pair));
+}
+
+typedef uint32_t Pairs __attribute__((vector_size(VECTOR_BYTES)));
+
+inline Vector<float> make_pairs(Vector<float> first, Vector<float> second) {
+    return reinterpret_cast<Vector<float>>(
+        reinterpret_cast<Pairs>(first) >> 16 | (reinterpret_cast<Pairs>(second) & 0xffff0000u)
+    );
+}
+
+// Pairs with the first elements and zeros.
+inline Vector<float> first_of_pairs(Vector<float> pairs) {
+    return reinterpret_cast<Vector<float>>(reinterpret_cast<Pairs>(pairs) & 0xffffu);
+}
+
+// Adds the products of both elements of pairs.
+inline Vector<float> add_pairs(Vector<float> sum, Vector<float> a, Vector<float> b) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+
+inline void store_bfloat16(uint16_t* to, Vector<float> x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+}
+
+#endif
 
 inline Index round_up(Index x, Index multiple) { return (x + multiple - 1) / multiple * multiple; }
 inline Index divide_up(Index x, Index y) { return (x + y - 1) / y; }
