@@ -40,7 +40,7 @@ VECTOR_BYTES = {"avx512": 64, "avx2": 32, "base": 16}
 BACKWARD_SLOWDOWN = 1.2  # products of the backward pass have shorter inner axes
 CALL_SECONDS = 20e-6
 COPY_BANDWIDTH = 20e9  # bytes per second that are packed and written
-GROUPS = 32  # partial sums of the table's gradient
+GROUPS, SUMS_BYTES = 32, 2**25  # sums of gradients that are added at the end, and the most bytes of them
 
 
 class TensorStruct(ctypes.Structure):
@@ -56,7 +56,7 @@ class _Call(ctypes.Structure):
     """`LambdanetsCall` of source/interface.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("isa", "itemsize", "threads")),
+        *((name, ctypes.c_int64) for name in ("isa", "itemsize", "bfloat16", "threads")),
         ("parallel_for", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch", "heads", "dim_k", "dim_v", "dim_u")),
         *((name, _Sizes) for name in ("grid", "context_grid", "table", "centre", "step")),
@@ -124,6 +124,7 @@ def _run(
     call = _Call(
         isa=ISAS[isa()],
         itemsize=dtype.itemsize,
+        bfloat16=problem.dtype == torch.bfloat16,
         threads=torch.get_num_threads(),
         parallel_for=parallel_for(),
         **_sizes(problem),
@@ -223,8 +224,9 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     moved = 2 * p.io_bytes + 2 * table
     peak = values + 2 * table
     if backward:
+        sums = max(values + table, min(GROUPS * (values + table), SUMS_BYTES))
         moved = 2 * moved + 2 * GROUPS * table
-        peak = 2 * values + (GROUPS + 2) * table
+        peak += table + sums
     seconds = flops * _padding(p, lanes) / rate * (BACKWARD_SLOWDOWN if backward else 1)
     return Cost(
         flops=flops, bytes=moved, peak_bytes=peak, seconds=seconds + moved / COPY_BANDWIDTH + CALL_SECONDS

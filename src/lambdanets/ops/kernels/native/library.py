@@ -21,7 +21,7 @@ ISAS = {"BASE": ()}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS |= {
         "AVX2": ("-mavx2", "-mfma"),
-        "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"),
+        "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
     }
 
 

@@ -7,7 +7,9 @@ extern "C" {
 
 // Runs body(first, last, data) over parts of [begin, end) on several threads: `torch_parallel_for`.
 typedef int32_t (*LambdanetsParallelFor)(
-    int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t first, int64_t last, void* data), void* data);
+    int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t first, int64_t last, void* data),
+    void* data
+);
 
 // A tensor: its first element, and its strides in elements. A null pointer stands for no tensor.
 typedef struct {
@@ -19,6 +21,7 @@ typedef struct {
 typedef struct {
     int64_t isa;       // 0: the best of this CPU; else one of LambdanetsIsa
     int64_t itemsize;  // of all tensors: 4 for float32, 8 for float64
+    int64_t bfloat16;  // whether inputs hold values of bfloat16, and the map may be rounded to it
     int64_t threads;
     LambdanetsParallelFor parallel_for;
     int64_t batch, heads, dim_k, dim_v, dim_u;
