@@ -1,14 +1,15 @@
-// The causal content part with a softmax: each query has a content lambda of its own, over the elements m <= n.
+// The causal content part with a softmax: each query has a content lambda of its own, over the elements m <=
+// n.
 //
 // For each column of the keys, a pair (u, k), the content lambda is a mean S of the values, a recurrence:
 //   S_n = a_n S_{n-1} + w_n v_n,   y_n = sum over columns of q_n S_n,
-// where w_n = exp(k_n) / sum over m <= n of exp(k_m) is the weight of element n, and a_n = 1 - w_n that of all
-// elements before it. A hidden element has a = 1 and w = 0.
+// where w_n = exp(k_n) / sum over m <= n of exp(k_m) is the weight of element n, and a_n = 1 - w_n that of
+// all elements before it. A hidden element has a = 1 and w = 0.
 //
 // Positions are processed in chunks. In a chunk, S = A S_before + S_inside, where S_before is the mean at its
-// beginning and A the product of a since then: S_before is rounded once for each chunk, not for each position,
-// and S_inside begins with its rounding error. Exponentials are those of keys minus their running maximum, at
-// most 1.
+// beginning and A the product of a since then: S_before is rounded once for each chunk, not for each
+// position, and S_inside begins with its rounding error. Exponentials are those of keys minus their running
+// maximum, at most 1.
 #pragma once
 
 #include "copy.h"
@@ -17,8 +18,8 @@
 
 namespace {
 
-constexpr Index POSITIONS = 32;     // of a chunk
-constexpr int MOST_FUSED_HEADS = 4; // whose sums are in registers at once
+constexpr Index POSITIONS = 32;      // of a chunk
+constexpr int MOST_FUSED_HEADS = 4;  // whose sums are in registers at once
 // Parallel tasks that a call should have, and the columns of the values in each, at least.
 constexpr Index WANTED_TASKS = 16, MIN_VALUES = 32;
 
@@ -81,7 +82,8 @@ struct CausalContent {
             keys = arena.take<T>(size);
             weights = {
                 arena.take<T>(size), arena.take<T>(size), arena.take<T>(size), arena.take<T>(size),
-                arena.take<T>(size)};
+                arena.take<T>(size)
+            };
             state = arena.take<T>(content.state_size());
         }
     };
@@ -102,9 +104,7 @@ struct CausalContent {
     Index workers() const { return most(1, least(threads, tasks())); }
 
     // The columns of the values of a block: whole vectors.
-    Index first_value(Index block) const {
-        return least(call.dim_v, vectors * block / blocks * LANES<T>);
-    }
+    Index first_value(Index block) const { return least(call.dim_v, vectors * block / blocks * LANES<T>); }
     Index block_values(Index block) const { return first_value(block + 1) - first_value(block); }
     Index largest_block() const { return divide_up(vectors, blocks) * LANES<T>; }
 
@@ -114,8 +114,7 @@ struct CausalContent {
         const Index* stride = call.mask.stride;
         for (Index i = 0; i < some.count; ++i) {
             Index m = some.first + i;
-            some.hidden[i] =
-                m >= call.context || (visible && !visible[example * stride[0] + m * stride[1]]);
+            some.hidden[i] = m >= call.context || (visible && !visible[example * stride[0] + m * stride[1]]);
         }
         return some;
     }
@@ -126,7 +125,8 @@ struct CausalContent {
     }
 
     static T* at(const LambdanetsTensor& x, Index i, Index j, Index k = 0, Index l = 0) {
-        return static_cast<T*>(x.data) + i * x.stride[0] + j * x.stride[1] + k * x.stride[2] + l * x.stride[3];
+        return static_cast<T*>(x.data) + i * x.stride[0] + j * x.stride[1] + k * x.stride[2] +
+               l * x.stride[3];
     }
 
     // The mean [k, v] of a state, from an element (k, v) on.
@@ -140,7 +140,8 @@ struct CausalContent {
         for (Index u = 0; u < call.dim_u; ++u) {
             copy<T>(
                 {at(call.k, example, some.first, 0, u), stride[1], stride[2]}, {to + u * depth, columns, 1},
-                elements(some), call.dim_k);
+                elements(some), call.dim_k
+            );
             for (Index i = 0; i < some.count; ++i)
                 for (Index j = call.dim_k; j < depth; ++j) to[i * columns + u * depth + j] = -INFINITE<T>;
         }
@@ -153,7 +154,8 @@ struct CausalContent {
         for (Index u = 0; u < call.dim_u; ++u)
             copy_padded<T>(
                 {at(call.v, example, some.first, first_value(block), u), stride[1], stride[2]},
-                {to + u * row, call.dim_u * row}, elements(some), width, row);
+                {to + u * row, call.dim_u * row}, elements(some), width, row
+            );
         for (Index i = 0; i < some.count; ++i)
             if (some.hidden[i]) clear(to + i * call.dim_u * row, call.dim_u * row);
     }
@@ -161,21 +163,25 @@ struct CausalContent {
     // Packs some columns of a tensor [b, h, n, c] as [positions, heads, row].
     void pack_queries(
         const LambdanetsTensor& x, Index example, const Positions& some, Index first, Index width, Index row,
-        T* to) const {
+        T* to
+    ) const {
         for (Index h = 0; h < call.heads; ++h)
             copy_padded<T>(
                 {at(x, example, h, some.first, first), x.stride[2], x.stride[3]},
-                {to + h * row, call.heads * row}, some.count, width, row);
+                {to + h * row, call.heads * row}, some.count, width, row
+            );
     }
 
     // Writes packed columns into a tensor [b, h, n, c].
     void unpack_queries(
-        T* from, const LambdanetsTensor& x, Index example, const Positions& some, Index first,
-        Index width, Index row) const {
+        T* from, const LambdanetsTensor& x, Index example, const Positions& some, Index first, Index width,
+        Index row
+    ) const {
         for (Index h = 0; h < call.heads; ++h)
             copy<T>(
                 {from + h * row, call.heads * row, 1},
-                {at(x, example, h, some.first, first), x.stride[2], x.stride[3]}, some.count, width);
+                {at(x, example, h, some.first, first), x.stride[2], x.stride[3]}, some.count, width
+            );
     }
 
     // Sets the state to the initial one. The lowest number stands for the maximum of no keys: with -infinity,

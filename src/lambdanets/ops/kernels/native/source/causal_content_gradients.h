@@ -3,9 +3,10 @@
 // With S of `causal_content.h`, its gradient T_n = a_{n+1} T_{n+1} + T'_n, where T'_n = q_n g_n^T is the part
 // that position n adds, and c_n = a_{n+1} c_{n+1} + S_n . T'_n:
 //   dq_n = S_n g_n,   dv_n = sum over columns of w_n T_n,   dk_n = w_n (T_n v_n - c_n).
-// A first pass over the positions has S and writes dq and S_n . T'_n; a second one, in reverse, has T and c. In
-// both, columns are in the lanes of vectors. T and c are in two parts as S is: T = B T_after + T_inside, where
-// T_after is the gradient of S at the end of the chunk and B the product of a from there back to the position.
+// A first pass over the positions has S and writes dq and S_n . T'_n; a second one, in reverse, has T and c.
+// In both, columns are in the lanes of vectors. T and c are in two parts as S is: T = B T_after + T_inside,
+// where T_after is the gradient of S at the end of the chunk and B the product of a from there back to the
+// position.
 #pragma once
 
 #include "causal_content_steps.h"
@@ -102,21 +103,29 @@ class CausalContentGradients : CausalContent<T> {
         const Index width = Base::block_values(block);
         Base::pack_values(example, some, block, width, scratch.values);
         Base::pack_queries(call.q, example, some, 0, call.dim_k, depth, scratch.queries);
-        Base::pack_queries(
-            call.g, example, some, Base::first_value(block), width, width, scratch.upstream);
+        Base::pack_queries(call.g, example, some, Base::first_value(block), width, width, scratch.upstream);
         const bool in_parts = blocks > 1;
         return {
             scratch.weights,
-            columns, depth, call.dim_u, call.heads, width,
-            scratch.queries, scratch.upstream, scratch.values,
-            scratch.outside, scratch.inside,
+            columns,
+            depth,
+            call.dim_u,
+            call.heads,
+            width,
+            scratch.queries,
+            scratch.upstream,
+            scratch.values,
+            scratch.outside,
+            scratch.inside,
             in_parts && call.dq.data ? query_part(example, block) + some.first * call.heads * depth
                                      : scratch.dq,
             scratch.products + some.first * columns,
-            scratch.ahead, scratch.sums,
-            in_parts && call.dk.data ? key_part(example, block) + some.first * columns
-                                     : scratch.dk,
-            scratch.dv, scratch.terms};
+            scratch.ahead,
+            scratch.sums,
+            in_parts && call.dk.data ? key_part(example, block) + some.first * columns : scratch.dk,
+            scratch.dv,
+            scratch.terms
+        };
     }
 
     // Heads in groups of four; the first group has the others.
@@ -127,7 +136,8 @@ class CausalContentGradients : CausalContent<T> {
         using Advance = void (*)(const GradientStep<T>&, Index, Index, Index);
         constexpr Advance FIRST[4] = {
             advance_query_gradients<T, 1, true>, advance_query_gradients<T, 2, true>,
-            advance_query_gradients<T, 3, true>, advance_query_gradients<T, 4, true>};
+            advance_query_gradients<T, 3, true>, advance_query_gradients<T, 4, true>
+        };
         Base::begin_weights(example, scratch.state);
         begin_state(call.initial, example, block, scratch);
         for (Index chunk = 0; chunk < Base::chunks; ++chunk) {
@@ -153,7 +163,8 @@ class CausalContentGradients : CausalContent<T> {
         using Advance = void (*)(const GradientStep<T>&, Index, Index, Index, Index);
         constexpr Advance LAST[4] = {
             advance_value_gradients<T, 1, true>, advance_value_gradients<T, 2, true>,
-            advance_value_gradients<T, 3, true>, advance_value_gradients<T, 4, true>};
+            advance_value_gradients<T, 3, true>, advance_value_gradients<T, 4, true>
+        };
         begin_sums(example, block, scratch);
         begin_state(call.d_final, example, block, scratch);
         for (Index chunk = Base::chunks - 1; chunk >= 0; --chunk) {
@@ -226,8 +237,8 @@ class CausalContentGradients : CausalContent<T> {
         });
     }
 
-    // Writes the gradient of the initial state, which is that of an element with the log weight as its key and
-    // the mean as its value.
+    // Writes the gradient of the initial state, which is that of an element with the log weight as its key
+    // and the mean as its value.
     void write_state(Index example, Index block, const Scratch& scratch) const {
         const Index width = Base::block_values(block), first = Base::first_value(block);
         T* weights = scratch.outside_sum;
@@ -290,7 +301,8 @@ class CausalContentGradients : CausalContent<T> {
             copy<T>(
                 {from + u * depth, columns, 1},
                 {Base::at(call.dk, example, some.first, 0, u), stride[1], stride[2]}, Base::elements(some),
-                call.dim_k);
+                call.dim_k
+            );
     }
 
     void write_values(Index example, const Positions& some, Index block, Index padded, T* from) const {
@@ -299,7 +311,8 @@ class CausalContentGradients : CausalContent<T> {
             copy<T>(
                 {from + u * padded, call.dim_u * padded, 1},
                 {Base::at(call.dv, example, some.first, Base::first_value(block), u), stride[1], stride[2]},
-                Base::elements(some), Base::block_values(block));
+                Base::elements(some), Base::block_values(block)
+            );
     }
 
     // Adds up the parts of dq and dk of a chunk in the order of the blocks.

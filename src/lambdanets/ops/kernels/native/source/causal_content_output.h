@@ -20,7 +20,8 @@ struct OutputStep {
 // Computes outputs of some heads for `count` positions, after the content lambdas if UPDATE.
 template <typename T, int HEADS, int VECTORS, bool UPDATE>
 __attribute__((noinline)) void advance_lambdas(
-    const OutputStep<T>& step, Index first, Index count, Index head, Index offset) {
+    const OutputStep<T>& step, Index first, Index count, Index head, Index offset
+) {
     const Index columns = step.columns, dim_u = step.dim_u, row = step.row;
     for (Index i = first; i < first + count; ++i) {
         const T* keep = step.weights.keep + i * columns;
@@ -122,9 +123,9 @@ class CausalContentOutput : CausalContent<T> {
         if (call.initial.mean.data)
             for (Index u = 0; u < call.dim_u; ++u)
                 copy(Base::mean(call.initial, example, 0, first, u), lambdas(u, scratch), call.dim_k, width);
-        const OutputStep<T> step{
-            scratch.weights, columns, depth, call.dim_k, call.dim_u, call.heads, row_,
-            scratch.queries, scratch.values, scratch.before, scratch.inside, scratch.outputs};
+        const OutputStep<T> step{scratch.weights, columns,        depth,          call.dim_k,
+                                 call.dim_u,      call.heads,     row_,           scratch.queries,
+                                 scratch.values,  scratch.before, scratch.inside, scratch.outputs};
         for (Index chunk = 0; chunk < Base::chunks; ++chunk) {
             const Positions some = Base::positions(example, chunk);
             Base::pack_keys(example, some, scratch.keys);
@@ -152,9 +153,11 @@ class CausalContentOutput : CausalContent<T> {
             {variant<1, 1, true>(), variant<1, 2, true>(), variant<1, 3, true>(), variant<1, 4, true>()},
             {variant<2, 1, true>(), variant<2, 2, true>(), variant<2, 3, true>(), variant<2, 4, true>()},
             {variant<3, 1, true>(), variant<3, 2, true>(), variant<3, 3, true>(), variant<3, 4, true>()},
-            {variant<4, 1, true>(), variant<4, 2, true>(), variant<4, 3, true>(), variant<4, 4, true>()}};
+            {variant<4, 1, true>(), variant<4, 2, true>(), variant<4, 3, true>(), variant<4, 4, true>()}
+        };
         constexpr Advance FURTHER[4] = {
-            variant<4, 1, false>(), variant<4, 2, false>(), variant<4, 3, false>(), variant<4, 4, false>()};
+            variant<4, 1, false>(), variant<4, 2, false>(), variant<4, 3, false>(), variant<4, 4, false>()
+        };
         const Index groups = divide_up(vectors, WIDEST), heads = call.heads;
         // Head groups of four; the first one has the others.
         const Index fused = (heads - 1) % MOST_FUSED_HEADS + 1;

@@ -24,11 +24,12 @@ struct GradientStep {
     T* terms;           // [padded width, lanes], the terms of dv
 };
 
-// Computes dq and S_n . T'_n of some heads, after S if UPDATE: of all heads S_n . T'_n is the sum. Two sums of
-// rows at a time hide the time of an addition.
+// Computes dq and S_n . T'_n of some heads, after S if UPDATE: of all heads S_n . T'_n is the sum. Two sums
+// of rows at a time hide the time of an addition.
 template <typename T, int HEADS, bool UPDATE>
 __attribute__((noinline)) void advance_query_gradients(
-    const GradientStep<T>& step, Index first, Index count, Index head) {
+    const GradientStep<T>& step, Index first, Index count, Index head
+) {
     const Index width = step.width, size = width * LANES<T>;
     for (Index i = first; i < first + count; ++i) {
         const T* q = step.queries + (i * step.heads + head) * step.depth;
@@ -72,10 +73,12 @@ __attribute__((noinline)) void advance_query_gradients(
     }
 }
 
-// Adds T'_n of some heads to T, and if COMPLETE, where those of all other heads were added, computes dk and dv.
+// Adds T'_n of some heads to T, and if COMPLETE, where those of all other heads were added, computes dk and
+// dv.
 template <typename T, int HEADS, bool COMPLETE>
 __attribute__((noinline)) void advance_value_gradients(
-    const GradientStep<T>& step, Index first, Index count, Index head, Index dim_k) {
+    const GradientStep<T>& step, Index first, Index count, Index head, Index dim_k
+) {
     const Index width = step.width, size = width * LANES<T>, padded = round_up(width, LANES<T>);
     T* const terms = step.terms;
     Vector<T> lane;

@@ -50,8 +50,7 @@ void copy(Matrix<T> from, Matrix<T> to, Index rows, Index columns) {
         columns = swapped;
     }
     if (from.column == 1 && to.column == 1) {
-        for (Index i = 0; i < rows; ++i)
-            copy_row(from.data + i * from.row, to.data + i * to.row, columns);
+        for (Index i = 0; i < rows; ++i) copy_row(from.data + i * from.row, to.data + i * to.row, columns);
     } else if (from.row == 1 && to.column == 1 && rows >= LANES<T> && columns >= LANES<T>) {
         // The last blocks of a row and of a column overlap those before them.
         for (Index i = 0; i < rows; i += LANES<T>)

@@ -70,22 +70,26 @@ __attribute__((visibility("default"))) int lambdanets_position_gradients(const L
 }
 
 __attribute__((visibility("default"))) int lambdanets_causal_content_output(
-    const LambdanetsCausalContent* call) {
+    const LambdanetsCausalContent* call
+) {
 #if defined(__x86_64__)
     return run(
         call, lambdanets_causal_content_output_base, lambdanets_causal_content_output_avx2,
-        lambdanets_causal_content_output_avx512);
+        lambdanets_causal_content_output_avx512
+    );
 #else
     return run<LambdanetsCausalContent>(call, lambdanets_causal_content_output_base, nullptr, nullptr);
 #endif
 }
 
 __attribute__((visibility("default"))) int lambdanets_causal_content_gradients(
-    const LambdanetsCausalContent* call) {
+    const LambdanetsCausalContent* call
+) {
 #if defined(__x86_64__)
     return run(
         call, lambdanets_causal_content_gradients_base, lambdanets_causal_content_gradients_avx2,
-        lambdanets_causal_content_gradients_avx512);
+        lambdanets_causal_content_gradients_avx512
+    );
 #else
     return run<LambdanetsCausalContent>(call, lambdanets_causal_content_gradients_base, nullptr, nullptr);
 #endif

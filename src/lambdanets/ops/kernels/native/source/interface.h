@@ -37,8 +37,8 @@ typedef struct {
     LambdanetsTensor dq, dv, de;      // gradients, each like its tensor
 } LambdanetsCall;
 
-// The state of the causal content part after some elements, for each column (k, u) of the keys. A part that is not
-// given stands for no elements, or is not written.
+// The state of the causal content part after some elements, for each column (k, u) of the keys. A part that
+// is not given stands for no elements, or is not written.
 typedef struct {
     LambdanetsTensor log_weight;  // [b, k, u], log of the sum of exp(keys), -infinity for no elements
     LambdanetsTensor mean;        // [b, k, v, u], mean of the values, weighted by exp(keys)
