@@ -6,6 +6,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,14 +115,20 @@ def guarded(x: Tensor) -> tuple[Tensor, Tensor]:
     return buffer[256:-256].view(x.shape).copy_(x), buffer
 
 
-@pytest.mark.parametrize("case", LARGE, ids=str)
-def test_equals_the_plain_einsum(case: Case, isa: str) -> None:
-    inputs, upstream = case.inputs(torch.float32), case.upstream(torch.float32)
+@lru_cache
+def expected(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """By the oracle: the results in float64 of inputs rounded to a dtype, and those in that dtype."""
+    inputs, upstream = case.inputs(dtype), case.upstream(dtype)
     truth = {name: x.double() for name, x in inputs.items()}
     exact = results(truth, case, upstream.double(), oracle=True)
-    assert_close_by_name(results(truth, case, upstream.double()), exact)
-    plain = results(inputs, case, upstream, oracle=True)
-    assert_close_by_name(results(inputs, case, upstream), exact, plain)
+    return exact, exact if dtype == torch.float64 else results(inputs, case, upstream, oracle=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_equals_the_plain_einsum(case: Case, dtype: torch.dtype, isa: str) -> None:
+    exact, plain = expected(case, dtype)
+    assert_close_by_name(results(case.inputs(dtype), case, case.upstream(dtype)), exact, plain)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 40])
@@ -190,13 +197,16 @@ def test_memory_around_the_tensors_is_neither_used_nor_written(case: Case) -> No
     assert all(x.isfinite().all() and torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
 @pytest.mark.parametrize(
     "name", ["local-7", "local-3", "local-1d", "causal-local", "local-dilated", "local-cross", "global-odd"]
 )
-def test_values_that_are_not_finite_reach_those_who_see_them_alone(name: str, bad: float) -> None:
+def test_values_that_are_not_finite_reach_those_who_see_them_alone(
+    name: str, bad: float, dtype: torch.dtype
+) -> None:
     case = replace(BY_NAME[name], content=False, batch=2)
-    inputs, upstream = case.inputs(torch.float32), case.upstream(torch.float32)
+    inputs, upstream = case.inputs(dtype), case.upstream(dtype)
     seen = position_embeddings(torch.ones_like(inputs["e"]), case.context())[:, :, 0, 0] != 0  # [n, m]
     n, m = case.n // 2, int(seen[case.n // 2].nonzero()[-1])
 

@@ -130,7 +130,7 @@ def test_measuring_is_independent_of_surrounding_modes(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(KERNELS["attention"], "output", output)
     monkeypatch.setattr(planner, "compute_dtype", lambda dtype, device: torch.float32)
-    problem = Problem(grid=(6, 5), batch=2, dtype=torch.float16)
+    problem = Problem(grid=(14, 14), batch=4, dtype=torch.float16)
     counter = FlopCounterMode(display=False)
     for surrounding in (torch.autocast("cpu", torch.bfloat16), FakeTensorMode(), counter):
         with surrounding:

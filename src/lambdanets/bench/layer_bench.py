@@ -10,6 +10,7 @@ import torch
 
 from lambdanets.nn.lambda_layer import LambdaLayer
 from lambdanets.ops import plan
+from lambdanets.ops.planner import content_flops
 
 from .cases import Case
 from .checking import (
@@ -393,7 +394,7 @@ def _with_throughput(
         kernel = " + ".join(kernels)
     else:
         costs = [row.cost for row in plan_rows(problem, kernel) if row.cost is not None]
-        operator = sum(cost.flops for cost in costs) + problem.content_flops * (3 if problem.train else 1)
+        operator = sum(cost.flops for cost in costs) + content_flops(problem)
     columns = case.num_heads * case.dim_k + case.dim_u * (case.dim_k + case.dim_v)
     projections = 2 * case.batch * case.positions * case.dim * columns
     flops = operator + (3 if problem.train else 1) * projections

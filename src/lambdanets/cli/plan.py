@@ -11,7 +11,7 @@ from lambdanets.cli.errors import usage
 from lambdanets.cli.options import Device, DtypeName, Without, check_device, read_sizes, shown
 from lambdanets.ops import Plan, Problem, plan
 from lambdanets.ops.kernels import native
-from lambdanets.ops.planner import PlanRow
+from lambdanets.ops.planner import PlanRow, content_flops
 
 Sizes = Annotated[str, shown("N | NxN | NxNxN")]
 OptionalSizes = Annotated[str | None, shown("N | NxN | NxNxN")]
@@ -102,7 +102,7 @@ def _draw(made: Plan) -> None:
     for name, rows in passes:
         draw(console, f"{name} pass, positions", _table(rows))
     if made.problem.content:
-        content = made.problem.content_flops * (3 if made.problem.train else 1)
+        content = content_flops(made.problem)
         console.print(f"Content: {content / 1e9:,.3f} GFLOP, the same with every kernel.", style="dim")
     if made.paper_kernel is not None:
         console.print(f"The paper's rule (appendix E.1) would take {made.paper_kernel}.", style="dim")

@@ -22,7 +22,7 @@ from .memory_layout import as_rows, from_rows
 
 # Queries per chunk under a causal order; long sequences have larger chunks (`causal_chunks`). The weights
 # within chunks, n * chunk * k * u elements for each example, are in memory at once.
-CHUNK = 64
+CHUNK = 16
 # Elements of the weights [b, n, m, k, u] that are in memory at once under an n x m mask.
 MASKED_BLOCK = 2**24
 # The smallest norm that keys are divided by, as in torch.nn.functional.normalize.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .causal_content import causal_output
 from .checks import check_arguments
 from .content import apply_lambda, content_output, shared_content_lambda, shares_content_lambda
 from .context import Context, RelativeContext
@@ -82,7 +83,7 @@ def lambda_layer(
     """
     check_arguments(q, k, v, e, context, mask, content, normalize)
     train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, e))
-    problem = Problem.of(q, k, v, e, context, content, train)
+    problem = Problem.of(q, k, v, e, context, content, train, normalize)
     # This raises for kernels that are unknown or cannot serve the problem, so it comes first.
     forward_kernel, backward_kernel = resolve(kernel, problem)
     if kernel == reference.NAME:
@@ -111,7 +112,9 @@ def lambda_layer(
         y = apply_lambda(q, content_lambda, memory_layout_of(q))
     if content and content_lambda is None:
         # Each query has a content lambda of its own.
-        separate = content_output(q, k, v, context, mask, normalize)
+        separate = causal_output(q, k, v, mask, problem)
+        if separate is None:
+            separate = content_output(q, k, v, context, mask, normalize)
         y = separate if y is None else y + separate
     assert y is not None
     return y

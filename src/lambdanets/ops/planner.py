@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from . import reference
 from .checks import unknown_name
 from .hardware import available_memory, compute_dtype
-from .kernels import KERNELS
+from .kernels import KERNELS, native
 from .matmul import no_autocast
 from .problem import Cost, Problem
 
@@ -93,7 +93,7 @@ class Plan:
                     )
                 lines.append(f"{row.kernel:<11}{columns}  {row.verdict}: {row.reason}")
         if self.problem.content:
-            flops = self.problem.content_flops * (3 if self.problem.train else 1)
+            flops = content_flops(self.problem)
             lines.append(f"{'content':<11}{flops / 1e9:>10.3f}  the same with every kernel")
         if self.paper_kernel is not None:
             lines.append(f"the paper's rule (appendix E.1) would take {self.paper_kernel}")
@@ -119,6 +119,24 @@ def estimate_costs(problem: Problem, names: Iterable[str], backward: bool) -> di
     return {name: KERNELS[name].cost(computed, backward=backward) for name in names}
 
 
+def is_recurrence(problem: Problem) -> bool:
+    """Return whether the native library computes the content part of a problem, as a recurrence."""
+    return (
+        problem.content
+        and problem.causal
+        and problem.normalize == "softmax"
+        and problem.device == "cpu"
+        and problem.dtype in native.DTYPES
+        and native.library.unavailable() is None
+    )
+
+
+def content_flops(problem: Problem) -> int:
+    """Return the floating-point operations of the content part, with those of the backward pass, if any."""
+    flops = problem.content_flops + (0 if is_recurrence(problem) else problem.chunk_flops)
+    return flops * (3 if problem.train else 1)
+
+
 def required_bytes(problem: Problem, name: str, cost: Cost) -> int:
     """Return the bytes of a whole call: inputs, output, temporaries and, when training, gradients.
 
@@ -134,7 +152,9 @@ def required_bytes(problem: Problem, name: str, cost: Cost) -> int:
     computed = in_compute_dtype(problem)
     if computed is not problem and problem.position:
         inputs += computed.io_bytes + computed.itemsize * computed.table_elements
-    content = problem.content_peak_bytes(definition=name == reference.NAME)
+    definition = name == reference.NAME
+    recurrence = not definition and is_recurrence(problem)
+    content = problem.content_peak_bytes(definition=definition, recurrence=recurrence)
     return inputs * passes + cost.peak_bytes + content
 
 
@@ -291,7 +311,6 @@ def plan(problem: Problem, *, measured: bool = False) -> Plan:
     paper = None
     if problem.relative:
         paper = "conv" if problem.num_queries > PAPER_RULE_LENGTH or problem.dim_u > 1 else "reference"
-    content = problem.content_flops * (3 if problem.train else 1)
     return Plan(
         problem=problem,
         kernel=kernels.get("forward"),
@@ -300,7 +319,8 @@ def plan(problem: Problem, *, measured: bool = False) -> Plan:
         backward_rows=passes.get("backward", ()),
         refusal=refusal(problem, "backward" in too_large) if too_large else None,
         paper_kernel=paper,
-        flops=content + sum(row.cost.flops for rows in chosen.values() for row in rows if row.cost),
+        flops=content_flops(problem)
+        + sum(row.cost.flops for rows in chosen.values() for row in rows if row.cost),
     )
 
 

@@ -112,17 +112,22 @@ def to_compute_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
     return [None if x is None else x.to(compute_dtype(dtype, x.device.type)) for x in tensors]
 
 
+def is_forward_mode(*tensors: Tensor) -> bool:
+    """Return whether forward-mode differentiation applies to any of the tensors."""
+    return forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(x).tangent is not None for x in tensors
+    )
+
+
 def refuse_transforms(*tensors: Tensor) -> None:
     """Refuse transforms under which PyTorch differentiates a custom operator wrongly or not at all.
 
     Raises:
         NotImplementedError: Under forward-mode differentiation, or a derivative of torch.func.
     """
-    forward_mode = forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(x).tangent is not None for x in tensors
-    )
     levels = [] if torch.compiler.is_compiling() else get_interpreter_stack() or []
-    if forward_mode or any(level.key() in (TransformType.Grad, TransformType.Jvp) for level in levels):
+    derivatives = (TransformType.Grad, TransformType.Jvp)
+    if is_forward_mode(*tensors) or any(level.key() in derivatives for level in levels):
         raise NotImplementedError(
             "forward-mode differentiation and torch.func's derivatives need kernel='reference'; "
             "torch.autograd (backward, grad, create_graph=True) works with every kernel"
@@ -196,11 +201,11 @@ def position_gradients(
             needed = [needs_grad[0] and not fused, needs_grad[3]]
             content_dq, dlambda = apply_lambda_gradients(g, q, content_lambda, memory_layout, needed)
             dq = dq if content_dq is None or dq is None else dq + content_dq
-    dq, dv, de, dlambda = map(_like_input, inputs, (dq, dv, de, dlambda))
+    dq, dv, de, dlambda = map(like_input, inputs, (dq, dv, de, dlambda))
     return dq, dv, de, dlambda
 
 
-def _like_input(x: Tensor, gradient: Tensor | None) -> Tensor:
+def like_input(x: Tensor, gradient: Tensor | None) -> Tensor:
     """Return a gradient with the dtype and the strides of its tensor, or an empty one for None."""
     if gradient is None:
         return x.new_empty(0)

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .content import CHUNK, MASKED_BLOCK, causal_chunks
+from .content import MASKED_BLOCK, causal_chunks
 from .context import Context, GlobalContext, LocalContext, MaskedContext, RelativeContext, as_grid, as_sizes
 
 
@@ -52,6 +52,7 @@ class Problem:
         dtype: Dtype of q, k, v and e.
         device: Device type, such as "cpu" or "cuda".
         train: Whether a backward pass follows.
+        normalize: The normalisation of the keys.
 
     Raises:
         ValueError: If a size is not a positive int (the batch may be empty), the dtype is not a real
@@ -75,6 +76,7 @@ class Problem:
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     train: bool = False
+    normalize: str = "softmax"
 
     def __post_init__(self) -> None:
         grid = as_grid(self.grid, "grid")
@@ -122,6 +124,7 @@ class Problem:
         context: Context,
         content: bool = True,
         train: bool = False,
+        normalize: str = "softmax",
     ) -> Problem:
         """Return the problem of a call.
 
@@ -133,6 +136,7 @@ class Problem:
             context: The context.
             content: Whether the content lambda is computed.
             train: Whether a backward pass follows.
+            normalize: The normalisation of the keys.
         """
         batch, num_heads, n, dim_k = as_sizes(q)
         _, m, dim_v, dim_u = as_sizes(v)
@@ -157,6 +161,7 @@ class Problem:
             dtype=q.dtype,
             device=q.device.type,
             train=train,
+            normalize=normalize,
         )
 
     @property
@@ -225,22 +230,33 @@ class Problem:
 
     @property
     def content_flops(self) -> int:
-        """Floating-point operations of the content part: linear in n and m, except under an n x m mask."""
+        """Floating-point operations of the content part: linear in n and m, except under an n x m mask.
+
+        Where a causal order is computed in chunks, those of `chunk_flops` are to be added.
+        """
         if not self.content:
             return 0
         per_head = 2 * self.batch * self.num_heads * self.num_queries
-        pairs = self.dim_u * (self.dim_k + self.dim_v)
         if self.masked:
-            return per_head * self.num_context * pairs
+            return per_head * self.num_context * self.dim_u * (self.dim_k + self.dim_v)
         once = 2 * self.batch * self.num_context * self.dim_k * self.dim_v * self.dim_u
-        apply = per_head * self.dim_k * self.dim_v
-        return once + apply + (per_head * CHUNK * pairs if self.causal else 0)
+        return once + per_head * self.dim_k * self.dim_v
 
-    def content_peak_bytes(self, *, definition: bool = False) -> int:
+    @property
+    def chunk_flops(self) -> int:
+        """Floating-point operations of the pairs within chunks, under a causal order."""
+        if not self.content or not self.causal:
+            return 0
+        chunk, _ = causal_chunks(self.num_queries)
+        pairs = self.batch * self.num_heads * self.num_queries * chunk * self.dim_u
+        return 2 * pairs * (self.dim_k + self.dim_v)
+
+    def content_peak_bytes(self, *, definition: bool = False, recurrence: bool = False) -> int:
         """Return the peak bytes of the content part's temporaries, which are float32 at least.
 
         Args:
             definition: Whether kernel "reference" computes it, with a content lambda per query in memory.
+            recurrence: Whether the native library computes it, under a causal order.
         """
         if not self.content:
             return 0
@@ -253,13 +269,16 @@ class Problem:
             pairs = 4 * n * self.num_context * columns + 2 * n * self.dim_k * self.dim_v
         elif self.masked:
             pairs = 4 * min(MASKED_BLOCK // max(1, self.batch), n * self.num_context * columns)
+        elif recurrence:
+            # Sums over the values of each position, and in half precision copies of the queries.
+            pairs = n * (columns + self.num_heads * self.dim_k * (1 if self.itemsize < 4 else 0))
         elif self.causal:
             # Temporaries of `content._causal_softmax_content`: within chunks, between chunks, for each query.
             chunk, chunks = causal_chunks(n)
             inside = n * chunk * (3 * columns + 2 * self.num_heads * self.dim_u)
             between = chunks * columns * (3 * chunks + 3 * self.dim_v)
             pairs = inside + between + n * columns * (8 + self.num_heads)
-        if self.train and (self.masked or self.causal):
+        if self.train and (self.masked or (self.causal and not recurrence)):
             # Saved for the backward pass, or recomputed there while their gradients are in memory too.
             pairs += pairs // 2
         return itemsize * self.batch * (keys_and_values + outputs + pairs)

@@ -7,6 +7,10 @@ content lambda is applied in the same pass. Results are the same for any number 
 registers), `map.h`, `copy.h`, `geometry.h` (rows, windows, strips), `tile.h`, `parallel.h` (threads, memory),
 `pass.h` (what both passes share), `output.h`, `query_gradients.h`, `gradients.h`, `kernel.cpp` (compiled once
 for each instruction set), `dispatch.cpp`.
+
+The causal content part is a program of its own, called by `causal_content.py`: `exponential.h`,
+`causal_content.h` (the weights), `causal_content_output.h`, `causal_content_steps.h`,
+`causal_content_gradients.h`.
 """
 
 from __future__ import annotations
@@ -36,10 +40,10 @@ VECTOR_BYTES = {"avx512": 64, "avx2": 32, "base": 16}
 BACKWARD_SLOWDOWN = 1.2  # products of the backward pass have shorter inner axes
 CALL_SECONDS = 20e-6
 COPY_BANDWIDTH = 20e9  # bytes per second that are packed and written
-GROUPS = 32  # partial sums of the table's gradient
+GROUPS, SUMS_BYTES = 32, 2**25  # sums of gradients that are added at the end, and the most bytes of them
 
 
-class _Tensor(ctypes.Structure):
+class TensorStruct(ctypes.Structure):
     """`LambdanetsTensor` of source/interface.h."""
 
     _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64 * 5))
@@ -52,11 +56,11 @@ class _Call(ctypes.Structure):
     """`LambdanetsCall` of source/interface.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("isa", "itemsize", "threads")),
+        *((name, ctypes.c_int64) for name in ("isa", "itemsize", "bfloat16", "threads")),
         ("parallel_for", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch", "heads", "dim_k", "dim_v", "dim_u")),
         *((name, _Sizes) for name in ("grid", "context_grid", "table", "centre", "step")),
-        *((name, _Tensor) for name in ("q", "v", "e", "content_lambda", "y", "g", "dq", "dv", "de")),
+        *((name, TensorStruct) for name in ("q", "v", "e", "content_lambda", "y", "g", "dq", "dv", "de")),
     )
 
 
@@ -71,7 +75,7 @@ def output(
     """Write the position part plus q times the content lambda, if given, into y."""
     if not problem.batch:
         return
-    dtype = _accumulator_dtype(problem.dtype)
+    dtype = accumulator_dtype(problem.dtype)
     result = y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
     inputs = {"q": q, "v": v, "e": e, "content_lambda": content_lambda}
     _run("lambdanets_position_output", problem, dtype, inputs, {"y": result})
@@ -89,7 +93,7 @@ def gradients(
     content_lambda: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of q, v and e, that of q with the part of the content lambda if given."""
-    dtype = _accumulator_dtype(problem.dtype)
+    dtype = accumulator_dtype(problem.dtype)
     dq = torch.empty_like(q, dtype=dtype) if needs_grad[0] else None
     dv = torch.empty_like(v, dtype=dtype) if needs_grad[1] else None
     # Entries that no pair reads stay zero.
@@ -101,7 +105,7 @@ def gradients(
     return dq, dv, de
 
 
-def _accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of the library's arithmetic: float32 for half precision, which is converted."""
     return torch.promote_types(dtype, torch.float32)
 
@@ -120,13 +124,14 @@ def _run(
     call = _Call(
         isa=ISAS[isa()],
         itemsize=dtype.itemsize,
+        bfloat16=problem.dtype == torch.bfloat16,
         threads=torch.get_num_threads(),
-        parallel_for=_parallel_for(),
+        parallel_for=parallel_for(),
         **_sizes(problem),
     )
     for name, x in tensors.items():
         if x is not None:
-            setattr(call, name, _describe(_table(x, problem) if name in ("e", "de") else x))
+            setattr(call, name, as_struct(_table(x, problem) if name in ("e", "de") else x))
     status = getattr(loaded, function)(ctypes.byref(call))
     if status:
         raise MemoryError(f"kernel {NAME!r} found no memory for its temporaries ({problem})")
@@ -138,9 +143,9 @@ def _table(e: Tensor, problem: Problem) -> Tensor:
     return entries[(None,) * (MAX_AXES + 2 - e.ndim)]
 
 
-def _describe(x: Tensor) -> _Tensor:
+def as_struct(x: Tensor) -> TensorStruct:
     """Return a tensor as the library takes it."""
-    return _Tensor(x.data_ptr(), x.stride())
+    return TensorStruct(x.data_ptr(), x.stride())
 
 
 @lru_cache(maxsize=4096)
@@ -167,7 +172,7 @@ def _sizes(problem: Problem) -> dict[str, int | tuple[int, ...]]:
 
 
 @lru_cache(maxsize=1)
-def _parallel_for() -> int:
+def parallel_for() -> int:
     """Return the address of PyTorch's loop over threads, so that the kernel runs on PyTorch's threads."""
     folder = os.path.join(os.path.dirname(torch.__file__), "lib")
     function = ctypes.CDLL(os.path.join(folder, "libtorch_cpu.so")).torch_parallel_for
@@ -225,8 +230,9 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     moved = 2 * p.io_bytes + 2 * table
     peak = values + 2 * table
     if backward:
+        sums = max(values + table, min(GROUPS * (values + table), SUMS_BYTES))
         moved = 2 * moved + 2 * GROUPS * table
-        peak = 2 * values + (GROUPS + 2) * table
+        peak += table + sums
     seconds = flops * _padding(p, lanes) / rate * (BACKWARD_SLOWDOWN if backward else 1)
     return Cost(
         flops=flops, bytes=moved, peak_bytes=peak, seconds=seconds + moved / COPY_BANDWIDTH + CALL_SECONDS

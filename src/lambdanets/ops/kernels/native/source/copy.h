@@ -27,6 +27,17 @@ inline void transpose_block(const T* from, Index from_distance, T* to, Index to_
     for (Index i = 0; i < LANES<T>; ++i) store(to + i * to_distance, rows[i]);
 }
 
+// Copies a row of contiguous elements; the last vector overlaps the one before it.
+template <typename T>
+inline void copy_row(const T* from, T* to, Index count) {
+    if (count < LANES<T>) {
+        std::memcpy(to, from, count * sizeof(T));
+        return;
+    }
+    for (Index i = 0; i + LANES<T> < count; i += LANES<T>) store(to + i, load(from + i));
+    store(to + count - LANES<T>, load(from + count - LANES<T>));
+}
+
 // Copies a matrix of rows x columns elements.
 template <typename T>
 void copy(Matrix<T> from, Matrix<T> to, Index rows, Index columns) {
@@ -39,15 +50,16 @@ void copy(Matrix<T> from, Matrix<T> to, Index rows, Index columns) {
         columns = swapped;
     }
     if (from.column == 1 && to.column == 1) {
-        for (Index i = 0; i < rows; ++i)
-            std::memcpy(to.data + i * to.row, from.data + i * from.row, columns * sizeof(T));
+        for (Index i = 0; i < rows; ++i) copy_row(from.data + i * from.row, to.data + i * to.row, columns);
     } else if (from.row == 1 && to.column == 1 && rows >= LANES<T> && columns >= LANES<T>) {
         // The last blocks of a row and of a column overlap those before them.
         for (Index i = 0; i < rows; i += LANES<T>)
             for (Index j = 0; j < columns; j += LANES<T>) {
                 Index row = least(i, rows - LANES<T>), column = least(j, columns - LANES<T>);
                 transpose_block<T>(
-                    from.data + row + column * from.column, from.column, to.data + row * to.row + column, to.row);
+                    from.data + row + column * from.column, from.column, to.data + row * to.row + column,
+                    to.row
+                );
             }
     } else {
         for (Index i = 0; i < rows; ++i)

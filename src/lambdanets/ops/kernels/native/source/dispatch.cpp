@@ -5,17 +5,24 @@ extern "C" {
 
 int lambdanets_output_base(const LambdanetsCall* call);
 int lambdanets_gradients_base(const LambdanetsCall* call);
+int lambdanets_causal_content_output_base(const LambdanetsCausalContent* call);
+int lambdanets_causal_content_gradients_base(const LambdanetsCausalContent* call);
 #if defined(__x86_64__)
 int lambdanets_output_avx2(const LambdanetsCall* call);
 int lambdanets_gradients_avx2(const LambdanetsCall* call);
+int lambdanets_causal_content_output_avx2(const LambdanetsCausalContent* call);
+int lambdanets_causal_content_gradients_avx2(const LambdanetsCausalContent* call);
 int lambdanets_output_avx512(const LambdanetsCall* call);
 int lambdanets_gradients_avx512(const LambdanetsCall* call);
+int lambdanets_causal_content_output_avx512(const LambdanetsCausalContent* call);
+int lambdanets_causal_content_gradients_avx512(const LambdanetsCausalContent* call);
 #endif
 }
 
 namespace {
 
-typedef int (*Pass)(const LambdanetsCall*);
+template <typename Call>
+using Pass = int (*)(const Call*);
 
 int64_t best_isa() {
 #if defined(__x86_64__)
@@ -28,7 +35,8 @@ int64_t best_isa() {
     return LAMBDANETS_BASE;
 }
 
-int run(const LambdanetsCall* call, Pass base, Pass avx2, Pass avx512) {
+template <typename Call>
+int run(const Call* call, Pass<Call> base, Pass<Call> avx2, Pass<Call> avx512) {
     int64_t best = best_isa(), isa = call->isa ? call->isa : best;
     if (isa > best) return LAMBDANETS_NO_ISA;
     return (isa == LAMBDANETS_AVX512 ? avx512 : isa == LAMBDANETS_AVX2 ? avx2 : base)(call);
@@ -49,7 +57,7 @@ __attribute__((visibility("default"))) int lambdanets_position_output(const Lamb
 #if defined(__x86_64__)
     return run(call, lambdanets_output_base, lambdanets_output_avx2, lambdanets_output_avx512);
 #else
-    return run(call, lambdanets_output_base, nullptr, nullptr);
+    return run<LambdanetsCall>(call, lambdanets_output_base, nullptr, nullptr);
 #endif
 }
 
@@ -57,7 +65,33 @@ __attribute__((visibility("default"))) int lambdanets_position_gradients(const L
 #if defined(__x86_64__)
     return run(call, lambdanets_gradients_base, lambdanets_gradients_avx2, lambdanets_gradients_avx512);
 #else
-    return run(call, lambdanets_gradients_base, nullptr, nullptr);
+    return run<LambdanetsCall>(call, lambdanets_gradients_base, nullptr, nullptr);
+#endif
+}
+
+__attribute__((visibility("default"))) int lambdanets_causal_content_output(
+    const LambdanetsCausalContent* call
+) {
+#if defined(__x86_64__)
+    return run(
+        call, lambdanets_causal_content_output_base, lambdanets_causal_content_output_avx2,
+        lambdanets_causal_content_output_avx512
+    );
+#else
+    return run<LambdanetsCausalContent>(call, lambdanets_causal_content_output_base, nullptr, nullptr);
+#endif
+}
+
+__attribute__((visibility("default"))) int lambdanets_causal_content_gradients(
+    const LambdanetsCausalContent* call
+) {
+#if defined(__x86_64__)
+    return run(
+        call, lambdanets_causal_content_gradients_base, lambdanets_causal_content_gradients_avx2,
+        lambdanets_causal_content_gradients_avx512
+    );
+#else
+    return run<LambdanetsCausalContent>(call, lambdanets_causal_content_gradients_base, nullptr, nullptr);
 #endif
 }
 }

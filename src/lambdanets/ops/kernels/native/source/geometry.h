@@ -2,8 +2,8 @@
 //
 // Queries and context elements are numbered along rows of axis x. Under a dilation of x the elements with the
 // same remainder x % step see each other only: each such residue is a grid of its own, with step 1 on x.
-// A packed array of context elements has the axes [u, residue, z, y, x]; without a dilation of x that is their
-// natural order.
+// A packed array of context elements has the axes [u, residue, z, y, x]; without a dilation of x that is
+// their natural order.
 #pragma once
 
 #include "interface.h"
@@ -26,7 +26,8 @@ struct Axis {
     Range entries_of(Index position) const {
         return {
             most(0, centre - position / step),
-            least(entries, centre + divide_down(keys - 1 - position, step) + 1)};
+            least(entries, centre + divide_down(keys - 1 - position, step) + 1)
+        };
     }
 
     Index key(Index position, Index entry) const { return position + step * (entry - centre); }
@@ -93,9 +94,7 @@ struct Geometry {
     Index row_keys(Index residue) const { return residue_size(x.keys, residue, x.step); }
 
     // Whether every query sees the whole of each row of the context that it sees.
-    bool covers_rows() const {
-        return x.centre >= row_queries(0) - 1 && x.entries - x.centre >= row_keys(0);
-    }
+    bool covers_rows() const { return x.centre >= row_queries(0) - 1 && x.entries - x.centre >= row_keys(0); }
 
     // Pairs of queries and context elements with an entry, at most, for each example.
     double pairs() const {
@@ -128,7 +127,8 @@ struct Geometry {
                     Index key_row = z.key(query_z, j) * y.keys + y.key(query_y, i);
                     seen[count++] = {
                         (u * z.entries + j) * y.entries + i,
-                        u * keys() + residue_start(residue) + key_row * row_keys(residue)};
+                        u * keys() + residue_start(residue) + key_row * row_keys(residue)
+                    };
                 }
         return count;
     }
@@ -140,7 +140,8 @@ struct Geometry {
         const Index row = strip.rows.first + run, columns = strip.columns.size();
         return {
             row * x.queries + strip.residue + strip.columns.first * x.step, x.step, run * columns,
-            is_whole(strip) ? strip.queries() : columns};
+            is_whole(strip) ? strip.queries() : columns
+        };
     }
 
     // The context elements of an example and a u are packed in runs of up to `RUN`, or in one for each row.
@@ -155,7 +156,8 @@ struct Geometry {
         const Index residue = run / key_rows(), row = run % key_rows();
         return {
             row * x.keys + residue, x.step, residue_start(residue) + row * row_keys(residue),
-            row_keys(residue)};
+            row_keys(residue)
+        };
     }
 
    private:
@@ -170,8 +172,8 @@ struct Geometry {
 // How the queries of an example are cut into strips, the same for any number of threads.
 class Strips {
    public:
-    // Makes strips of up to `size` queries, of whole rows if those are shorter. A size of one would make empty
-    // parts of rows: the rows of some residues have one query less than those of others.
+    // Makes strips of up to `size` queries, of whole rows if those are shorter. A size of one would make
+    // empty parts of rows: the rows of some residues have one query less than those of others.
     Strips(const Geometry& geometry, Index size) : geometry_(geometry) {
         const Index row = geometry.row_queries(0), rows = geometry.query_rows();
         size = most(2, size);
@@ -183,9 +185,7 @@ class Strips {
 
     Index max_row_queries() const { return divide_up(geometry_.row_queries(0), row_parts_); }
 
-    Index max_queries() const {
-        return divide_up(geometry_.query_rows(), row_groups_) * max_row_queries();
-    }
+    Index max_queries() const { return divide_up(geometry_.query_rows(), row_groups_) * max_row_queries(); }
 
     Strip at(Index index) const {
         Index part = index % row_parts_, group = index / row_parts_ % row_groups_;
@@ -194,7 +194,8 @@ class Strips {
         return {
             residue,
             {rows * group / row_groups_, rows * (group + 1) / row_groups_},
-            {columns * part / row_parts_, columns * (part + 1) / row_parts_}};
+            {columns * part / row_parts_, columns * (part + 1) / row_parts_}
+        };
     }
 
     // The range of the packed context elements (for u = 0) that a strip may see.
@@ -213,7 +214,8 @@ class Strips {
         if (!z.size() || !y.size() || !x.size()) return {start, start};
         return {
             start + (z.first * g.y.keys + y.first) * width + x.first,
-            start + ((z.last - 1) * g.y.keys + y.last - 1) * width + x.last};
+            start + ((z.last - 1) * g.y.keys + y.last - 1) * width + x.last
+        };
     }
 
    private:

@@ -1,11 +1,12 @@
 // The gradients of q, v and the table from g, the gradient of the output.
 //
-// With the map S = q E and its gradient dS = g V^T, tile by tile: dV += S^T g, dq += dS E, dE += dS^T q. Of dS the
-// transpose V g^T is computed: its lanes are the rows of a tile, which fill whole vectors for any window.
+// With the map S = q E and its gradient dS = g V^T, tile by tile: dV += S^T g, dq += dS E, dE += dS^T q. Of
+// dS the transpose V g^T is computed: its lanes are the rows of a tile, which fill whole vectors for any
+// window.
 //
-// Strips of queries form groups. Those of a group run one after the other and add to the same sums of dV and dE;
-// the sums of all groups are added in their order at the end. Groups depend on the problem alone, and so do the
-// results, for any number of threads.
+// Strips of queries form groups. Those of a group run one after the other and add to the same sums of dV and
+// dE; the sums of all groups are added in their order at the end. Groups depend on the problem alone, and so
+// do the results, for any number of threads.
 #pragma once
 
 #include "pass.h"
@@ -56,7 +57,8 @@ class Gradients : Pass<T> {
           table_size_(geometry.slabs() * slab_size()),
           groups_(
               this->geometry, strips.count(), table_size_ * sizeof(T),
-              geometry.packed_keys() * geometry.padded_v * sizeof(T)) {
+              geometry.packed_keys() * geometry.padded_v * sizeof(T)
+          ) {
         find_seen_keys();
     }
 
@@ -104,7 +106,7 @@ class Gradients : Pass<T> {
             const Index rows = pass.strips.max_queries() * geometry.heads;
             const Index tile_rows = round_up(pass.tiling.queries(true) * geometry.heads, LANES<T>);
             // Tiles are transposed in whole vectors of rows: the last may read beyond the last row.
-            g = {arena.take<T>((rows + LANES<T>) * geometry.padded_v), geometry.padded_v};
+            g = {arena.take<T>((rows + LANES<T>)*geometry.padded_v), geometry.padded_v};
             q = {arena.take<T>(rows * geometry.padded_k), geometry.padded_k};
             dq = {arena.take<T>(rows * geometry.padded_k), geometry.padded_k};
             content = {arena.take<T>(geometry.dim_v * geometry.padded_k), geometry.padded_k};
@@ -112,7 +114,8 @@ class Gradients : Pass<T> {
             d_map = {arena.take<T>(CHUNK * tile_rows), tile_rows};
             // Tiles may have one query each: see `Tiling::queries`.
             transposed = {
-                arena.take<T>(pass.strips.max_row_queries() * geometry.padded_v * tile_rows), tile_rows};
+                arena.take<T>(pass.strips.max_row_queries() * geometry.padded_v * tile_rows), tile_rows
+            };
             sum = arena.take<T>(geometry.longest_key_run() * geometry.padded_v);
             seen = arena.take<SeenRow>(geometry.max_seen_rows());
         }
@@ -165,7 +168,8 @@ class Gradients : Pass<T> {
         Base::pack_slab(index);
         copy_padded<T>(
             Base::slab(call.e, index), {table_ + index * slab_size(), geometry.padded_k}, geometry.x.entries,
-            geometry.dim_k, geometry.padded_k);
+            geometry.dim_k, geometry.padded_k
+        );
     }
 
     void compute_group(Index group, const Scratch& scratch) {
@@ -193,14 +197,17 @@ class Gradients : Pass<T> {
         Base::pack_queries(call.g, example, strip, geo.dim_v, scratch.g);
         if (call.content_lambda.data) {
             copy_padded<T>(
-                Base::content_lambda(example).transposed(), scratch.content, geo.dim_v, geo.dim_k, geo.padded_k);
+                Base::content_lambda(example).transposed(), scratch.content, geo.dim_v, geo.dim_k,
+                geo.padded_k
+            );
             multiply<T, Left::ROWS>(
-                scratch.g, scratch.content, scratch.dq, rows, geo.dim_v, geo.padded_k / LANES<T>, false);
+                scratch.g, scratch.content, scratch.dq, rows, geo.dim_v, geo.padded_k / LANES<T>, false
+            );
         } else {
             clear(scratch.dq.data, rows * geo.padded_k);
         }
-        const bool finite =
-            all_finite(scratch.q.data, rows * geo.padded_k) && all_finite(scratch.g.data, rows * geo.padded_v);
+        const bool finite = all_finite(scratch.q.data, rows * geo.padded_k) &&
+                            all_finite(scratch.g.data, rows * geo.padded_v);
         const Index most_queries = tiling.queries(finite);
         for (Index row = strip.rows.first; row < strip.rows.last; ++row) {
             if (needs_map_gradient()) transpose_tiles(strip, row, most_queries, scratch);
@@ -232,8 +239,9 @@ class Gradients : Pass<T> {
         for (Index i = 0; i < tile.run_count; ++i) {
             const Segment& run = tile.runs[i];
             multiply<T, Left::COLUMNS>(
-                {scratch.map.data + run.left, MAP_ROW}, scratch.g.from(tile.first * heads), dv.from(run.right),
-                run.length, tile.count * heads, geometry.padded_v / LANES<T>, true);
+                {scratch.map.data + run.left, MAP_ROW}, scratch.g.from(tile.first * heads),
+                dv.from(run.right), run.length, tile.count * heads, geometry.padded_v / LANES<T>, true
+            );
         }
     }
 
@@ -246,7 +254,8 @@ class Gradients : Pass<T> {
             multiply<T, Left::ROWS>(
                 values.from(run.right), scratch.transposed.from(tile.index * geometry.padded_v),
                 scratch.d_map.from(run.left), run.length, geometry.dim_v,
-                divide_up(tile.count * heads, LANES<T>), false);
+                divide_up(tile.count * heads, LANES<T>), false
+            );
         }
         for (Index i = 0; i < tile.count; ++i) {
             const Index x = tile.x + i, row = (tile.first + i) * heads;
@@ -256,8 +265,9 @@ class Gradients : Pass<T> {
             Rows<const T> d_map = scratch.d_map.from(tile.offset + keys.first - tile.keys.first);
             d_map.data += i * heads;
             add_query_gradients<T>(
-                {heads, padded_k, scratch.q.from(row), scratch.dq.from(row), d_map, tile.width, table_ + entry,
-                 d_table + entry, slab_size(), tile.rows, tile.row_count, keys.size()});
+                {heads, padded_k, scratch.q.from(row), scratch.dq.from(row), d_map, tile.width,
+                 table_ + entry, d_table + entry, slab_size(), tile.rows, tile.row_count, keys.size()}
+            );
         }
     }
 
@@ -288,7 +298,8 @@ class Gradients : Pass<T> {
     const Groups groups_;
     Range seen_keys_[Groups::WANTED];            // by a split
     Index value_sum_start_[Groups::WANTED + 1];  // of a split, in the sums of an example
-    T *table_, *table_sums_, *value_sums_;       // the table [u z y, x, padded k], sums of its gradient and of dV
+    T* table_;                                   // [u z y, x, padded k]
+    T *table_sums_, *value_sums_;                // of its gradient and of dV, by a group
 };
 
 }  // namespace

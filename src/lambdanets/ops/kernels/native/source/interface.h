@@ -7,7 +7,9 @@ extern "C" {
 
 // Runs body(first, last, data) over parts of [begin, end) on several threads: `torch_parallel_for`.
 typedef int32_t (*LambdanetsParallelFor)(
-    int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t first, int64_t last, void* data), void* data);
+    int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t first, int64_t last, void* data),
+    void* data
+);
 
 // A tensor: its first element, and its strides in elements. A null pointer stands for no tensor.
 typedef struct {
@@ -19,6 +21,7 @@ typedef struct {
 typedef struct {
     int64_t isa;       // 0: the best of this CPU; else one of LambdanetsIsa
     int64_t itemsize;  // of all tensors: 4 for float32, 8 for float64
+    int64_t bfloat16;  // whether inputs hold values of bfloat16, and the map may be rounded to it
     int64_t threads;
     LambdanetsParallelFor parallel_for;
     int64_t batch, heads, dim_k, dim_v, dim_u;
@@ -34,6 +37,29 @@ typedef struct {
     LambdanetsTensor dq, dv, de;      // gradients, each like its tensor
 } LambdanetsCall;
 
+// The state of the causal content part after some elements, for each column (k, u) of the keys. A part that
+// is not given stands for no elements, or is not written.
+typedef struct {
+    LambdanetsTensor log_weight;  // [b, k, u], log of the sum of exp(keys), -infinity for no elements
+    LambdanetsTensor mean;        // [b, k, v, u], mean of the values, weighted by exp(keys)
+} LambdanetsState;
+
+// The arguments of the causal content part with a softmax. Query n sees the elements m <= n.
+typedef struct {
+    int64_t isa, itemsize, threads;  // as above
+    LambdanetsParallelFor parallel_for;
+    int64_t batch, heads, queries, context, dim_k, dim_v, dim_u;
+    LambdanetsTensor q;           // [b, h, n, k]
+    LambdanetsTensor k;           // [b, m, k, u], not normalised
+    LambdanetsTensor v;           // [b, m, v, u]
+    LambdanetsTensor mask;        // [b, m], bytes that are 0 where an element is hidden; may be none
+    LambdanetsTensor y;           // [b, h, n, v]
+    LambdanetsTensor g;           // [b, h, n, v], gradient of y
+    LambdanetsTensor dq, dk, dv;  // gradients, each like its tensor
+    // The state before the first element and after the last query, in different memory, and their gradients.
+    LambdanetsState initial, final, d_initial, d_final;
+} LambdanetsCausalContent;
+
 enum LambdanetsIsa { LAMBDANETS_BASE = 1, LAMBDANETS_AVX2 = 2, LAMBDANETS_AVX512 = 3 };
 
 enum LambdanetsStatus { LAMBDANETS_DONE = 0, LAMBDANETS_NO_MEMORY = 1, LAMBDANETS_NO_ISA = 2 };
@@ -48,4 +74,10 @@ int lambdanets_position_output(const LambdanetsCall* call);
 
 // Writes those of dq, dv and de that are given.
 int lambdanets_position_gradients(const LambdanetsCall* call);
+
+// Writes the causal content part into y, and the final state.
+int lambdanets_causal_content_output(const LambdanetsCausalContent* call);
+
+// Writes those of dq, dk, dv and the gradient of the initial state that are given.
+int lambdanets_causal_content_gradients(const LambdanetsCausalContent* call);
 }

@@ -1,4 +1,7 @@
-// The kernel for one instruction set: this file is compiled once for each, with its flags and ISA_NAME defined.
+// The kernel for one instruction set. This file is compiled once for each, with the flags of the instruction
+// set and ISA_AVX512, ISA_AVX2 or ISA_BASE defined.
+#include "causal_content_gradients.h"
+#include "causal_content_output.h"
 #include "gradients.h"
 #include "output.h"
 
@@ -12,17 +15,40 @@
 
 namespace {
 
-template <template <typename> class Pass>
-int run(const LambdanetsCall& call) {
-    if (call.itemsize == sizeof(double)) return Pass<double>(call, Geometry(call, LANES<double>)).run();
-    return Pass<float>(call, Geometry(call, LANES<float>)).run();
+#if defined(__AVX512BF16__)
+// Whether the products of the output multiply pairs of bfloat16. Elements that follow each other in the
+// packed values must do so in memory: not with an intra-depth or a dilation of rows.
+bool multiplies_pairs(const LambdanetsCall& call) {
+    return call.bfloat16 && call.dim_u == 1 && call.step[2] == 1 && __builtin_cpu_supports("avx512bf16");
 }
+#endif
 
 }  // namespace
 
 extern "C" {
 
-int FUNCTION(lambdanets_output)(const LambdanetsCall* call) { return run<Output>(*call); }
+int FUNCTION(lambdanets_output)(const LambdanetsCall* call) {
+    const Geometry geometry(*call, VECTOR_BYTES / call->itemsize);
+    if (call->itemsize == sizeof(double)) return Output<double, false>(*call, geometry).run();
+#if defined(__AVX512BF16__)
+    if (multiplies_pairs(*call)) return Output<float, true>(*call, geometry).run();
+#endif
+    return Output<float, false>(*call, geometry).run();
+}
 
-int FUNCTION(lambdanets_gradients)(const LambdanetsCall* call) { return run<Gradients>(*call); }
+int FUNCTION(lambdanets_gradients)(const LambdanetsCall* call) {
+    const Geometry geometry(*call, VECTOR_BYTES / call->itemsize);
+    if (call->itemsize == sizeof(double)) return Gradients<double>(*call, geometry).run();
+    return Gradients<float>(*call, geometry).run();
+}
+
+int FUNCTION(lambdanets_causal_content_output)(const LambdanetsCausalContent* call) {
+    if (call->itemsize == sizeof(double)) return CausalContentOutput<double>(*call).run();
+    return CausalContentOutput<float>(*call).run();
+}
+
+int FUNCTION(lambdanets_causal_content_gradients)(const LambdanetsCausalContent* call) {
+    if (call->itemsize == sizeof(double)) return CausalContentGradients<double>(*call).run();
+    return CausalContentGradients<float>(*call).run();
+}
 }

@@ -1,16 +1,16 @@
 // The map q E of a tile: the product of queries and embeddings.
 //
-// For the heads of one query it is a product of matrices with a short inner axis, k. The table is packed with k
-// before x, so that the embeddings of a query and of consecutive context elements are consecutive in memory. The
-// next query on the row reads the same table one element before.
+// For the heads of one query it is a product of matrices with a short inner axis, k. The table is packed with
+// k before x, so that the embeddings of a query and of consecutive context elements are consecutive in
+// memory. The next query on the row reads the same table one element before.
 #pragma once
 
 #include "product.h"
 
 namespace {
 
-// A vector of columns: its first element in a row of the table (for the first query) and of the map. Vectors are
-// computed in their order; one may write over the last lanes of that before it.
+// A vector of columns: its first element in a row of the table (for the first query) and of the map. Vectors
+// are computed in their order; one may write over the last lanes of that before it.
 struct MapVector {
     Index table, map;
 };
@@ -26,8 +26,12 @@ struct MapTile {
 };
 
 // Computes N vectors, from number `first` on, for HEADS heads, from `head` on, of all queries.
-template <typename T, int HEADS, int N>
+//
+// With PAIRS, q and the table hold pairs of bfloat16, of the elements 2 k and 2 k + 1, and the map is
+// bfloat16.
+template <typename T, bool PAIRS, int HEADS, int N>
 __attribute__((noinline)) void map_block(const MapTile<T>& tile, Index head, Index first) {
+    using Element = std::conditional_t<PAIRS, uint16_t, T>;
     Index source[N], target[N];
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
@@ -36,7 +40,7 @@ __attribute__((noinline)) void map_block(const MapTile<T>& tile, Index head, Ind
     }
     const Index dim_k = tile.dim_k, distance = tile.q.distance, table_distance = tile.table.distance;
     const T* q = tile.q[head];
-    T* map = tile.map.data + head * MAP_ROW;
+    Element* map = reinterpret_cast<Element*>(tile.map.data) + head * MAP_ROW;
     for (Index query = 0; query < tile.queries; ++query) {
         Vector<T> sum[HEADS][N] = {};
         const T* table = tile.table.data - query;
@@ -51,14 +55,24 @@ __attribute__((noinline)) void map_block(const MapTile<T>& tile, Index head, Ind
             for (int h = 0; h < HEADS; ++h) {
                 Vector<T> factor = broadcast(q[h * distance + k]);
 #pragma GCC unroll 16
-                for (int n = 0; n < N; ++n) sum[h][n] += factor * e[n];
+                for (int n = 0; n < N; ++n) {
+                    if constexpr (PAIRS)
+                        sum[h][n] = add_pairs(sum[h][n], factor, e[n]);
+                    else
+                        sum[h][n] += factor * e[n];
+                }
             }
             table += table_distance;
         }
 #pragma GCC unroll 16
         for (int h = 0; h < HEADS; ++h)
 #pragma GCC unroll 16
-            for (int n = 0; n < N; ++n) store(map + h * MAP_ROW + target[n], sum[h][n]);
+            for (int n = 0; n < N; ++n) {
+                if constexpr (PAIRS)
+                    store_bfloat16(map + h * MAP_ROW + target[n], sum[h][n]);
+                else
+                    store(map + h * MAP_ROW + target[n], sum[h][n]);
+            }
         q += tile.heads * distance;
         map += tile.heads * MAP_ROW;
     }
@@ -70,20 +84,22 @@ using MapBlock = void (*)(const MapTile<T>&, Index, Index);
 constexpr Index MAP_HEADS = 4, MAP_VECTORS = VECTOR_REGISTERS == 32 ? 6 : 3;
 
 // The functions for every number of heads and vectors, by [heads - 1][vectors - 1].
-template <typename T>
+template <typename T, bool PAIRS>
 struct MapBlocks {
     MapBlock<T> table[MAP_HEADS][MAP_VECTORS];
 
     template <int... I>
     constexpr explicit MapBlocks(std::integer_sequence<int, I...>) : table() {
-        ((table[I / MAP_VECTORS][I % MAP_VECTORS] = map_block<T, I / MAP_VECTORS + 1, I % MAP_VECTORS + 1>), ...);
+        ((table[I / MAP_VECTORS][I % MAP_VECTORS] =
+              map_block<T, PAIRS, I / MAP_VECTORS + 1, I % MAP_VECTORS + 1>),
+         ...);
     }
 };
 
-template <typename T>
-constexpr MapBlocks<T> MAP_BLOCKS{std::make_integer_sequence<int, MAP_HEADS * MAP_VECTORS>()};
+template <typename T, bool PAIRS>
+constexpr MapBlocks<T, PAIRS> MAP_BLOCKS{std::make_integer_sequence<int, MAP_HEADS * MAP_VECTORS>()};
 
-template <typename T>
+template <typename T, bool PAIRS>
 void compute_map(const MapTile<T>& tile) {
     const Index groups = divide_up(tile.vector_count, MAP_VECTORS);
     const Index head_groups = divide_up(tile.heads, MAP_HEADS);
@@ -93,7 +109,7 @@ void compute_map(const MapTile<T>& tile) {
         for (Index i = 0; i < head_groups; ++i) {
             const Index head = tile.heads * i / head_groups;
             const Index height = tile.heads * (i + 1) / head_groups - head;
-            MAP_BLOCKS<T>.table[height - 1][width - 1](tile, head, first);
+            MAP_BLOCKS<T, PAIRS>.table[height - 1][width - 1](tile, head, first);
         }
     }
 }

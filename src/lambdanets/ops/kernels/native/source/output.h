@@ -1,11 +1,13 @@
 // The output: y = (q E) V, plus q times the content lambda.
 #pragma once
 
+#include "pairs.h"
 #include "pass.h"
 
 namespace {
 
-template <typename T>
+// With PAIRS, both products multiply bfloat16 and add float32.
+template <typename T, bool PAIRS>
 class Output : Pass<T> {
     using Base = Pass<T>;
     using Base::call, Base::geometry, Base::strips, Base::threads, Base::tiling;
@@ -21,10 +23,11 @@ class Output : Pass<T> {
         if (!workspace.allocate(threads, lay_out, [&](Arena& arena) { Scratch(arena, *this); }))
             return LAMBDANETS_NO_MEMORY;
         bool finite = true;  // whether all values are
-        parallel(call, threads, g.slabs() + Base::value_runs(), [&](Index task, Index) {
+        parallel(call, threads, g.slabs() + Base::value_runs(), [&](Index task, Index worker) {
+            Arena arena = workspace.scratch(worker);
             if (task < g.slabs())
-                Base::pack_slab(task);
-            else if (!Base::pack_values(Base::value_run(task - g.slabs())))
+                pack_slab(task);
+            else if (!pack_values(Base::value_run(task - g.slabs()), Scratch(arena, *this)))
                 __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
         });
         const Index most_queries = tiling.queries(finite), count = strips.count();
@@ -42,6 +45,7 @@ class Output : Pass<T> {
         Rows<T> content;  // [k, padded v]
         Rows<T> map;      // of a tile
         SeenRow* seen;    // by a row of queries
+        Rows<T> run;      // values of a run and of the next element, before they are paired
 
         Scratch(Arena& arena, const Output& pass) {
             const Geometry& g = pass.geometry;
@@ -51,12 +55,42 @@ class Output : Pass<T> {
             content = {arena.take<T>(g.dim_k * g.padded_v), g.padded_v};
             map = {arena.take<T>(pass.tiling.queries(true) * g.heads * MAP_ROW), MAP_ROW};
             seen = arena.take<SeenRow>(g.max_seen_rows());
+            run = {arena.take<T>(PAIRS ? (g.longest_key_run() + 1) * g.padded_v : 0), g.padded_v};
         }
     };
 
     // The queries of a tile: few for narrow windows, because a tile computes the union of its windows.
     static Index tile_queries(const Geometry& g) {
         return most(1, g.covers_rows() ? 28 / g.heads : least(16 / g.heads, (g.x.entries + 1) / 2));
+    }
+
+    void pack_slab(Index index) const {
+        Base::pack_slab(index);
+        if constexpr (PAIRS) {
+            const TableLayout& layout = tiling.table;
+            const bool last = index == geometry.slabs() - 1;
+            const Rows<T> slab(Base::table_ + index * layout.slab, layout.k);
+            const Index length = layout.joined && last ? layout.row + layout.margin + LANES<T> : layout.row;
+            for (Index k = 0; k < geometry.dim_k; k += 2)
+                pair_rows(slab[k], k + 1 < geometry.dim_k ? slab[k + 1] : nullptr, length, slab[k]);
+        }
+    }
+
+    // Packs a run of values; returns whether they are finite. With PAIRS, without u and dilation, the next
+    // element in memory is the next one in the packed array.
+    bool pack_values(const Run& run, const Scratch& scratch) const {
+        if constexpr (PAIRS) {
+            const Index padded_v = geometry.padded_v;
+            const Index count = least(run.count + 1, geometry.keys() - run.first);
+            copy_padded<T>(Base::values(call.v, run), scratch.run, count, geometry.dim_v, padded_v);
+            for (Index i = 0; i < run.count; ++i) {
+                const T* next = i + 1 < count ? scratch.run[i + 1] : nullptr;
+                pair_rows(scratch.run[i], next, padded_v, Base::values_ + (run.packed + i) * padded_v);
+            }
+            return all_finite(scratch.run.data, run.count * padded_v);
+        } else {
+            return Base::pack_values(run);
+        }
     }
 
     void compute(Index example, const Strip& strip, Index most_queries, const Scratch& scratch) {
@@ -71,11 +105,14 @@ class Output : Pass<T> {
         } else {
             clear(y.data, rows * g.padded_v);
         }
+        if constexpr (PAIRS) pair_columns(q, rows);
         for (Index row = strip.rows.first; row < strip.rows.last; ++row)
             tiling.for_tiles(strip, row, most_queries, scratch.seen, [&](const Tile& tile) {
-                Base::compute_map(tile, q, map);
-                const Product<T> product{tile.runs, tile.run_count, map, values, y.from(tile.first * heads), true};
-                multiply<T, Left::MAP>(product, tile.count * heads, vectors);
+                Base::template compute_map<PAIRS>(tile, q, map);
+                const Rows<T> tile_y = y.from(tile.first * heads);
+                multiply<T, PAIRS ? Left::PAIRS : Left::MAP>(
+                    {tile.runs, tile.run_count, map, values, tile_y, true}, tile.count * heads, vectors
+                );
             });
         Base::unpack_queries(y, call.y, example, strip, g.dim_v);
     }

@@ -9,8 +9,8 @@
 namespace {
 
 // Runs body(task, worker) for every task in [0, tasks). Workers are threads, at most `workers` of them.
-template <typename Body>
-void parallel(const LambdanetsCall& call, Index workers, Index tasks, const Body& body) {
+template <typename Call, typename Body>
+void parallel(const Call& call, Index workers, Index tasks, const Body& body) {
     struct Shared {
         const Body& body;
         Index tasks, next;

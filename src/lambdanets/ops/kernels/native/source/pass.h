@@ -7,7 +7,7 @@
 
 namespace {
 
-// Queries and bytes of queries of a strip, and the strips that a call should have, so that threads share them.
+// Queries and bytes of queries of a strip, and the strips that a call should have for its threads.
 constexpr Index MIN_STRIP = 64, MAX_STRIP = 512, STRIP_BYTES = 1 << 20, WANTED_STRIPS = 64;
 
 template <typename T>
@@ -31,7 +31,8 @@ class Pass {
         const Index u = index / geometry.y.entries / geometry.z.entries;
         return {
             static_cast<T*>(e.data) + z * e.stride[0] + y * e.stride[1] + u * e.stride[4], e.stride[2],
-            e.stride[3]};
+            e.stride[3]
+        };
     }
 
     void pack_slab(Index index) const {
@@ -58,16 +59,20 @@ class Pass {
 
     // A run of context elements in a tensor [b, m, v, u], as a matrix [m, v].
     Matrix<T> values(const LambdanetsTensor& v, const Run& run) const {
-        const Index example = run.packed / geometry.packed_keys(), u = run.packed / geometry.keys() % geometry.dim_u;
+        const Index example = run.packed / geometry.packed_keys();
+        const Index u = run.packed / geometry.keys() % geometry.dim_u;
         return {
             static_cast<T*>(v.data) + example * v.stride[0] + run.first * v.stride[1] + u * v.stride[3],
-            run.distance * v.stride[1], v.stride[2]};
+            run.distance * v.stride[1], v.stride[2]
+        };
     }
 
     // Packs a run of values; returns whether they are finite.
     bool pack_values(const Run& run) const {
         T* to = values_ + run.packed * geometry.padded_v;
-        copy_padded<T>(values(call.v, run), {to, geometry.padded_v}, run.count, geometry.dim_v, geometry.padded_v);
+        copy_padded<T>(
+            values(call.v, run), {to, geometry.padded_v}, run.count, geometry.dim_v, geometry.padded_v
+        );
         return all_finite(to, run.count * geometry.padded_v);
     }
 
@@ -82,8 +87,9 @@ class Pass {
         return {static_cast<T*>(x.data) + example * x.stride[0], x.stride[1], x.stride[2]};
     }
 
-    // Calls body(matrix, packed row, count) for runs of the queries of a strip: in a tensor [b, h, n, depth], as a
-    // matrix [queries, depth], and in a packed array [queries heads, depth], whose next query is `heads` rows on.
+    // Calls body(matrix, row, count) for runs of the queries of a strip. They are a matrix [queries, depth]
+    // in a tensor [b, h, n, depth]. In a packed array [queries heads, depth] they begin at a row, and the
+    // next query is `heads` rows on.
     template <typename Body>
     void for_queries(const LambdanetsTensor& x, Index example, const Strip& strip, const Body& body) const {
         for (Index head = 0; head < geometry.heads; ++head)
@@ -93,32 +99,45 @@ class Pass {
                            run.first * x.stride[2];
                 body(
                     Matrix<T>{first, run.distance * x.stride[2], x.stride[3]},
-                    run.packed * geometry.heads + head, run.count);
+                    run.packed * geometry.heads + head, run.count
+                );
             }
     }
 
     // Packs the queries of a strip of a tensor [b, h, n, depth].
     void pack_queries(
-        const LambdanetsTensor& x, Index example, const Strip& strip, Index depth, Rows<T> packed) const {
+        const LambdanetsTensor& x, Index example, const Strip& strip, Index depth, Rows<T> packed
+    ) const {
         for_queries(x, example, strip, [&](Matrix<T> matrix, Index row, Index count) {
             copy_padded<T>(
-                matrix, {packed[row], geometry.heads * packed.distance}, count, depth, packed.distance);
+                matrix, {packed[row], geometry.heads * packed.distance}, count, depth, packed.distance
+            );
         });
     }
 
     // Writes the packed queries of a strip into a tensor [b, h, n, depth].
     void unpack_queries(
-        Rows<T> packed, const LambdanetsTensor& x, Index example, const Strip& strip, Index depth) const {
+        Rows<T> packed, const LambdanetsTensor& x, Index example, const Strip& strip, Index depth
+    ) const {
         for_queries(x, example, strip, [&](Matrix<T> matrix, Index row, Index count) {
             copy<T>({packed[row], geometry.heads * packed.distance, 1}, matrix, count, depth);
         });
     }
 
-    // Computes the map of a tile; q are the packed queries of the strip.
+    // Computes the map of a tile; q are the packed queries of the strip. See `map_block` on pairs.
+    template <bool PAIRS = false>
     void compute_map(const Tile& tile, Rows<const T> q, Rows<T> map) const {
-        ::compute_map<T>(
-            {tile.count, geometry.heads, geometry.dim_k, q.from(tile.first * geometry.heads),
-             {table_, tiling.table.k}, map, tile.vectors, tile.vector_count});
+        constexpr Index TERMS = PAIRS ? 2 : 1;
+        ::compute_map<T, PAIRS>(
+            {tile.count,
+             geometry.heads,
+             divide_up(geometry.dim_k, TERMS),
+             q.from(tile.first * geometry.heads),
+             {table_, TERMS * tiling.table.k},
+             map,
+             tile.vectors,
+             tile.vector_count}
+        );
     }
 
     const LambdanetsCall& call;
@@ -127,15 +146,15 @@ class Pass {
     const Strips strips;
     const Index threads;
 
+    T* table_;   // see `TableLayout`
+    T* values_;  // [b, u, m, padded v]
+
    private:
     static Index strip_size(const Geometry& geometry) {
         const Index bytes = geometry.heads * (2 * geometry.padded_k + geometry.padded_v) * sizeof(T);
         const Index wanted = geometry.batch * geometry.queries() / WANTED_STRIPS;
         return least(least(MAX_STRIP, STRIP_BYTES / bytes), most(MIN_STRIP, wanted));
     }
-
-    T* table_;   // see `TableLayout`
-    T* values_;  // [b, u, m, padded v]
 };
 
 }  // namespace

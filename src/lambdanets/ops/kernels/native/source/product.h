@@ -1,9 +1,10 @@
 // Products of small matrices, C = A B or C += A B, with sums in registers.
 //
-// A block of R rows and N vectors of C stays in registers. For each element of the inner axis N vectors of a row
-// of B are loaded, R elements of A are broadcast, and R * N multiply-adds follow.
+// A block of R rows and N vectors of C stays in registers. For each element of the inner axis N vectors of a
+// row of B are loaded, R elements of A are broadcast, and R * N multiply-adds follow.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "vector.h"
@@ -25,15 +26,16 @@ struct Rows {
     Rows from(Index row) const { return {(*this)[row], distance}; }
 };
 
-// Columns of the map q E that are computed at once, and elements of one of its rows in memory: an odd number of
-// vectors, so that the elements of a column are in different sets of the cache.
-constexpr Index CHUNK = 128, MAP_ROW = CHUNK + 16;
+// Columns of the map q E that are computed at once, and elements of one of its rows in memory: an odd number
+// of vectors, so that the elements of a column are in different sets of the cache.
+constexpr Index CHUNK = 256, MAP_ROW = CHUNK + 16;
 
 // How A lies in memory.
 enum class Left {
     ROWS,
     MAP,      // rows at the distance MAP_ROW: a constant spares the registers of their addresses
     COLUMNS,  // A is the transpose of what lies in memory
+    PAIRS,    // as MAP, of bfloat16; a row m of B has pairs of bfloat16, of the rows m and m + 1
 };
 
 // A part of the inner axis: its first column of A and its first row of B.
@@ -52,8 +54,12 @@ struct Product {
 
 // Computes `repeat` blocks, one below the other, from a row and a column of C on.
 template <typename T, Left LEFT, int R, int N>
-__attribute__((noinline)) void multiply_block(const Product<T>& product, Index row, Index column, Index repeat) {
-    const Index distance = LEFT == Left::MAP ? MAP_ROW : product.left.distance;
+__attribute__((noinline)) void multiply_block(
+    const Product<T>& product, Index row, Index column, Index repeat
+) {
+    constexpr bool PAIRS = LEFT == Left::PAIRS;
+    using Element = std::conditional_t<PAIRS, uint16_t, T>;
+    const Index distance = LEFT == Left::MAP || PAIRS ? MAP_ROW : product.left.distance;
     const Index step = LEFT == Left::COLUMNS ? distance : 1;  // to the next element of the inner axis
     for (; repeat > 0; --repeat, row += R) {
         T* result = product.result[row] + column;
@@ -66,30 +72,44 @@ __attribute__((noinline)) void multiply_block(const Product<T>& product, Index r
                     product.add ? load(result + r * product.result.distance + n * LANES<T>) : Vector<T>{};
         for (Index s = 0; s < product.segment_count; ++s) {
             const Segment segment = product.segments[s];
-            const T* a = product.left.data + segment.left * step + row * (LEFT == Left::COLUMNS ? 1 : distance);
+            const Element* a = reinterpret_cast<const Element*>(product.left.data) + segment.left * step +
+                               row * (LEFT == Left::COLUMNS ? 1 : distance);
             const T* b = product.right[segment.right] + column;
-            for (Index i = 0; i < segment.length; ++i) {
+            const auto add = [&](bool half) __attribute__((always_inline)) {
                 Vector<T> x[N];
 #pragma GCC unroll 16
                 for (int n = 0; n < N; ++n) {
                     x[n] = load(b + n * LANES<T>);
                     keep(x[n]);
+                    if constexpr (PAIRS)
+                        if (half) x[n] = first_of_pairs(x[n]);
                 }
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
-                    Vector<T> factor = broadcast(a[LEFT == Left::COLUMNS ? r : r * distance]);
+                    const Element* element = a + (LEFT == Left::COLUMNS ? r : r * distance);
+                    if constexpr (PAIRS) {
+                        auto factor = broadcast_pair(element);
+                        if (half) factor = first_of_pairs(factor);
 #pragma GCC unroll 16
-                    for (int n = 0; n < N; ++n) sum[r][n] += factor * x[n];
+                        for (int n = 0; n < N; ++n) sum[r][n] = add_pairs(sum[r][n], factor, x[n]);
+                    } else {
+                        const Vector<T> factor = broadcast(*element);
+#pragma GCC unroll 16
+                        for (int n = 0; n < N; ++n) sum[r][n] += factor * x[n];
+                    }
                 }
-                a += step;
-                b += product.right.distance;
-            }
+                a += PAIRS ? 2 : step;
+                b += (PAIRS ? 2 : 1) * product.right.distance;
+            };
+            Index i = 0;
+            for (; i + PAIRS < segment.length; i += 1 + PAIRS) add(false);
+            // Of the last pair one element may not belong to the segment.
+            if (PAIRS && i < segment.length) add(true);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-            for (int n = 0; n < N; ++n)
-                store(result + r * product.result.distance + n * LANES<T>, sum[r][n]);
+            for (int n = 0; n < N; ++n) store(result + r * product.result.distance + n * LANES<T>, sum[r][n]);
     }
 }
 
@@ -156,7 +176,8 @@ void multiply(const Product<T>& product, Index rows, Index vectors) {
 // Computes a product with an inner axis in one piece.
 template <typename T, Left LEFT>
 void multiply(
-    Rows<const T> left, Rows<const T> right, Rows<T> result, Index rows, Index inner, Index vectors, bool add) {
+    Rows<const T> left, Rows<const T> right, Rows<T> result, Index rows, Index inner, Index vectors, bool add
+) {
     const Segment whole{0, 0, inner};
     multiply<T, LEFT>({&whole, 1, left, right, result, add}, rows, vectors);
 }

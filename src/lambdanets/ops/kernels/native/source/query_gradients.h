@@ -1,7 +1,7 @@
 // The gradients of q and of the table from that of the map, dS: dq += dS E and dE += dS^T q.
 //
-// Lanes are k. For each context element that a query sees, the embedding and its gradient are read once for all
-// heads of the query: dq[h] += dS[h] E and dE += sum over h of dS[h] q[h].
+// Lanes are k. For each context element that a query sees, the embedding and its gradient are read once for
+// all heads of the query: dq[h] += dS[h] E and dE += sum over h of dS[h] q[h].
 #pragma once
 
 #include "tile.h"
@@ -12,13 +12,13 @@ namespace {
 template <typename T>
 struct QueryTile {
     Index heads, padded_k;
-    Rows<const T> q;    // a row for each head
+    Rows<const T> q;  // a row for each head
     Rows<T> dq;
     Rows<const T> map;  // dS transposed, a row for each column; the first is that of the first element
     Index map_width;    // columns of the map for each row of the context
     const T* table;     // [slabs, row, padded k], from the first element's entry in slab 0
     T* d_table;
-    Index slab;         // distance of slabs
+    Index slab;  // distance of slabs
     const SeenRow* rows;
     Index row_count, columns;
 };
@@ -26,7 +26,8 @@ struct QueryTile {
 // Computes `HEADS` heads, from `head` on, and N vectors of k, from `k` on.
 template <typename T, int HEADS, int N>
 __attribute__((noinline)) void query_gradients_block(const QueryTile<T>& tile, Index head, Index k) {
-    // Two elements at a time, where the registers suffice: sums of their own keep the multiply-adds independent.
+    // Two elements at a time, where the registers suffice: sums of their own keep the multiply-adds
+    // independent.
     constexpr int SETS = 3 * HEADS * N + 3 <= VECTOR_REGISTERS ? 2 : 1;
     const Index padded_k = tile.padded_k, distance = tile.map.distance;
     Vector<T> sum[SETS][HEADS][N] = {}, q[HEADS][N];
@@ -91,7 +92,8 @@ void add_query_gradients(const QueryTile<T>& tile) {
         {query_gradients_block<T, 1, 1>, query_gradients_block<T, 1, 2>},
         {query_gradients_block<T, 2, 1>, query_gradients_block<T, 2, 2>},
         {query_gradients_block<T, 3, 1>, query_gradients_block<T, 3, 2>},
-        {query_gradients_block<T, 4, 1>, query_gradients_block<T, 4, 2>}};
+        {query_gradients_block<T, 4, 1>, query_gradients_block<T, 4, 2>}
+    };
     for (Index head = 0; head < tile.heads; head += HEADS)
         for (Index k = 0; k < tile.padded_k; k += VECTORS * LANES<T>) {
             const Index heads = least(HEADS, tile.heads - head);

@@ -1,7 +1,7 @@
 // Tiles: the parts of the map q E [queries, heads, context elements] that are computed at once.
 //
-// A tile has some queries of a row, with the context elements of a chunk of rows that any of them sees. Where one
-// of its queries does not see an element of another, the table has zeros: a margin beside each row.
+// A tile has some queries of a row, with the context elements of a chunk of rows that any of them sees. Where
+// one of its queries does not see an element of another, the table has zeros: a margin beside each row.
 #pragma once
 
 #include "geometry.h"
@@ -9,13 +9,13 @@
 
 namespace {
 
-// How the table is packed: [u z y, k, x], or [k, u z y x] if its rows are joined. Then vectors of columns run on
-// from one row of the context to the next, which short rows need fewer of.
+// How the table is packed: [u z y, k, x], or [k, u z y x] if its rows are joined. Then vectors of columns run
+// on from one row of the context to the next, which short rows need fewer of.
 struct TableLayout {
     Index margin;
     bool joined;
-    Index row;            // elements of a row with its margin
-    Index slab, k;        // distances
+    Index row;      // elements of a row with its margin
+    Index slab, k;  // distances
     Index size;
 
     TableLayout(const Geometry& geometry, Index tile_queries, Index lanes) : margin(tile_queries - 1) {
@@ -58,8 +58,8 @@ class Tiling {
 
     const TableLayout table;
 
-    // The most queries of a tile. Zero times an infinity is NaN: if inputs are not finite, the zeros of the table
-    // do not hide elements, and each query has a tile of its own.
+    // The most queries of a tile. Zero times an infinity is NaN: if inputs are not finite, the zeros of the
+    // table do not hide elements, and each query has a tile of its own.
     Index queries(bool finite) const { return finite || geometry_.covers_rows() ? tile_queries_ : 1; }
 
     // Calls body(tile) for all tiles of a row of a strip, chunk by chunk.
@@ -78,7 +78,8 @@ class Tiling {
         Tile tile;
         for (Index part = 0; part < parts; ++part) {
             const Range some{
-                keys.first + keys.size() * part / parts, keys.first + keys.size() * (part + 1) / parts};
+                keys.first + keys.size() * part / parts, keys.first + keys.size() * (part + 1) / parts
+            };
             for (Index first_row = 0; first_row < seen_count; first_row += chunk_rows) {
                 tile.rows = seen + first_row;
                 tile.row_count = least(chunk_rows, seen_count - first_row);
@@ -87,7 +88,8 @@ class Tiling {
                     tile.first = (row - strip.rows.first) * queries + first;
                     tile.count = least(most_queries, queries - first);
                     tile.x = strip.columns.first + first;
-                    tile.keys = geometry_.row_keys_of(strip.residue, {tile.x, tile.x + tile.count}).within(some);
+                    tile.keys =
+                        geometry_.row_keys_of(strip.residue, {tile.x, tile.x + tile.count}).within(some);
                     if (!tile.keys.size()) continue;
                     list_vectors(tile);
                     list_runs(tile);
@@ -106,7 +108,8 @@ class Tiling {
         tile.vector_count = 0;
         for (Index row = 0, next; row < tile.row_count; row = next) {
             next = row + 1;
-            while (table.joined && next < tile.row_count && tile.rows[next].slab == tile.rows[next - 1].slab + 1)
+            while (table.joined && next < tile.row_count &&
+                   tile.rows[next].slab == tile.rows[next - 1].slab + 1)
                 ++next;
             const Index first = tile.rows[row].slab * table.slab + table.margin + entry - tile.offset;
             for (Index j = 0; j < (next - row) * tile.width; j += lanes_)
@@ -118,7 +121,8 @@ class Tiling {
         tile.run_count = 0;
         for (Index row = 0; row < tile.row_count; ++row) {
             const Segment run{
-                row * tile.width + tile.offset, tile.rows[row].position + tile.keys.first, tile.keys.size()};
+                row * tile.width + tile.offset, tile.rows[row].position + tile.keys.first, tile.keys.size()
+            };
             Segment* last = tile.runs + tile.run_count - 1;
             if (row && last->left + last->length == run.left && last->right + last->length == run.right)
                 last->length += run.length;

@@ -1,4 +1,4 @@
-// Vectors of VECTOR_BYTES bytes in the compiler's vector extensions, and the operations that the kernel needs.
+// Vectors in the compiler's vector extensions, and the operations on them that the kernel needs.
 //
 // Everything but the C interface is in anonymous namespaces: the file is compiled once for each instruction
 // set, and the linker must not replace one version by another.
@@ -6,6 +6,9 @@
 
 #include <cstdint>
 #include <utility>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 #if defined(ISA_AVX512)
 #define VECTOR_BYTES 64
@@ -65,14 +68,48 @@ inline void keep(V& x) {
 #endif
 }
 
+#if defined(__AVX512BF16__)
+
+// Pairs of bfloat16 are held in vectors of float, the first element of a pair in the lower half of a lane.
+
+inline Vector<float> broadcast_pair(const uint16_t* from) {
+    int32_t pair;
+    __builtin_memcpy(&pair, from, sizeof(pair));
+    return reinterpret_cast<Vector<float>>(_mm512_set1_epi32(pair));
+}
+
+typedef uint32_t Pairs __attribute__((vector_size(VECTOR_BYTES)));
+
+inline Vector<float> make_pairs(Vector<float> first, Vector<float> second) {
+    return reinterpret_cast<Vector<float>>(
+        reinterpret_cast<Pairs>(first) >> 16 | (reinterpret_cast<Pairs>(second) & 0xffff0000u)
+    );
+}
+
+// Pairs with the first elements and zeros.
+inline Vector<float> first_of_pairs(Vector<float> pairs) {
+    return reinterpret_cast<Vector<float>>(reinterpret_cast<Pairs>(pairs) & 0xffffu);
+}
+
+// Adds the products of both elements of pairs.
+inline Vector<float> add_pairs(Vector<float> sum, Vector<float> a, Vector<float> b) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+
+inline void store_bfloat16(uint16_t* to, Vector<float> x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+}
+
+#endif
+
 inline Index round_up(Index x, Index multiple) { return (x + multiple - 1) / multiple * multiple; }
 inline Index divide_up(Index x, Index y) { return (x + y - 1) / y; }
 inline Index divide_down(Index x, Index y) { return x >= 0 ? x / y : -divide_up(-x, y); }
 inline Index least(Index x, Index y) { return x < y ? x : y; }
 inline Index most(Index x, Index y) { return x > y ? x : y; }
 
-// One step of a transposition: of the pair of rows a and b, exchanges the elements whose index has bit STEP in
-// a with those whose index lacks it in b.
+// One step of a transposition: of the pair of rows a and b, exchanges the elements whose index has bit STEP
+// in a with those whose index lacks it in b.
 template <Index STEP, typename V, Index... J>
 inline void exchange(V& a, V& b, std::integer_sequence<Index, J...>) {
     constexpr Index N = sizeof...(J);
@@ -90,6 +127,20 @@ inline void transpose(Vector<T>* rows) {
                 exchange<STEP>(rows[i], rows[i + STEP], std::make_integer_sequence<Index, LANES<T>>());
         transpose<T, 2 * STEP>(rows);
     }
+}
+
+// Adds rows of vectors so that element i of the sum is the sum of the elements of row i.
+template <typename T, Index STEP = 1>
+inline Vector<T> sum_rows(Vector<T>* rows) {
+    if constexpr (STEP < LANES<T>) {
+#pragma GCC unroll 16
+        for (Index i = 0; i < LANES<T>; i += 2 * STEP) {
+            exchange<STEP>(rows[i], rows[i + STEP], std::make_integer_sequence<Index, LANES<T>>());
+            rows[i] += rows[i + STEP];
+        }
+        return sum_rows<T, 2 * STEP>(rows);
+    }
+    return rows[0];
 }
 
 }  // namespace

@@ -1,0 +1,138 @@
+"""The causal content part with a softmax as two PyTorch custom operators: its output and its gradients.
+
+On CPUs with the native library both are a recurrence over the positions, in time and memory linear in n, and
+a compiled graph holds each as one call. The gradients of the gradients are those of the chunks of `content`,
+which serve everything else: GPUs, transforms of torch.func, exported graphs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import get_interpreter_stack
+from torch.utils.flop_counter import register_flop_formula
+
+from .content import content_output
+from .context import GlobalContext
+from .kernels.native import causal_content
+from .memory_layout import memory_layout_of, new_output
+from .planner import is_recurrence
+from .position import is_forward_mode, like_input
+from .problem import Problem
+
+
+def causal_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, problem: Problem) -> Tensor | None:
+    """Return the content part [b, h, n, v] by the recurrence; None if it does not serve the call."""
+    # An exported graph runs without this package. Of a custom operator, PyTorch has no forward-mode and no
+    # functional derivatives.
+    if torch.compiler.is_exporting() or _is_transformed() or is_forward_mode(q, k, v):
+        return None
+    if not is_recurrence(problem):
+        return None
+    return causal_content_output(q, k, v, mask, memory_layout_of(q))
+
+
+@torch.compiler.assume_constant_result
+def _is_transformed() -> bool:
+    """Return whether the call is inside a transform of torch.func, also while a graph is compiled."""
+    return bool(get_interpreter_stack())
+
+
+@torch.library.custom_op("lambdanets::causal_content_output", mutates_args=())
+def causal_content_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, memory_layout: str) -> Tensor:
+    """Return the content part [b, h, n, v] in a memory layout."""
+    y = new_output(q, v.shape[2], memory_layout)
+    causal_content.output(q, k, v, mask, y)
+    return y
+
+
+@causal_content_output.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, memory_layout: str) -> Tensor:
+    """Return an empty tensor like the output, for tracing."""
+    return new_output(q, v.shape[2], memory_layout)
+
+
+@torch.library.custom_op("lambdanets::causal_content_gradients", mutates_args=())
+def causal_content_gradients(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, needs_grad: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v from g [b, h, n, v], that of the output.
+
+    Each has the dtype and the strides of its tensor; a gradient that is not needed is an empty tensor.
+    """
+    found = causal_content.gradients(g, q, k, v, mask, needs_grad)
+    dq, dk, dv = map(like_input, (q, k, v), found)
+    return dq, dk, dv
+
+
+@causal_content_gradients.register_fake
+def _(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, needs_grad: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty tensors like the gradients, for tracing."""
+    dq, dk, dv = (
+        torch.empty_like(x) if needed else g.new_empty(0)
+        for x, needed in zip((q, k, v), needs_grad, strict=True)
+    )
+    return dq, dk, dv
+
+
+def _save_output(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save the tensors of `causal_content_output` for its backward pass."""
+    ctx.save_for_backward(*inputs[:4])
+
+
+def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save the arguments of `causal_content_gradients` for its backward pass."""
+    ctx.save_for_backward(*inputs[:5])
+    ctx.needs_grad = inputs[5]
+
+
+def _output_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of all arguments of `causal_content_output`."""
+    needs_grad = list(ctx.needs_input_grad[:3])
+    found = causal_content_gradients(g, *ctx.saved_tensors, needs_grad)
+    return *(x if needed else None for x, needed in zip(found, needs_grad, strict=True)), None, None
+
+
+def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Differentiate `causal_content_gradients` through the chunks of `content`, in PyTorch's operators."""
+    *tensors, mask = ctx.saved_tensors
+    queries, elements = tensors[1].shape[2], tensors[2].shape[1]
+    context = GlobalContext((queries,), context_grid=(elements,), causal=True)
+
+    def output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return content_output(q, k, v, context, mask, "softmax")
+
+    def gradients(g: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.vjp(output, q, k, v)[1](g)
+
+    # By torch.func, because g depends on q, k and v in an outer graph, which is not to be followed here.
+    pull = torch.func.vjp(gradients, *tensors)[1]
+    directions = (
+        torch.zeros_like(x) if t is None or not computed else t
+        for x, t, computed in zip(tensors[1:], upstream, ctx.needs_grad, strict=True)
+    )
+    found = pull(tuple(directions))
+    return *(x if needs else None for x, needs in zip(found, ctx.needs_input_grad, strict=False)), None, None
+
+
+causal_content_output.register_autograd(_output_backward, setup_context=_save_output)
+causal_content_gradients.register_autograd(_gradients_backward, setup_context=_save_gradients)
+
+
+@register_flop_formula(torch.ops.lambdanets.causal_content_output)
+def _output_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
+    """Return the floating-point operations: a step for each element, a product for each query."""
+    return 2 * (math.prod(k) + math.prod(q)) * v[2]
+
+
+@register_flop_formula(torch.ops.lambdanets.causal_content_gradients)
+def _gradients_flops(g: torch.Size, *shapes: Any, **_: Any) -> int:
+    """Return the floating-point operations of the gradients, twice those of the output."""
+    q, k, v = shapes[:3]
+    return 2 * _output_flops(q, k, v)
