@@ -55,7 +55,7 @@ void copy(Matrix<T> from, Matrix<T> to, Index rows, Index columns) {
         // The last blocks of a row and of a column overlap those before them.
         for (Index i = 0; i < rows; i += LANES<T>)
             for (Index j = 0; j < columns; j += LANES<T>) {
-                Index row = least(i, rows - LANES<T>), column = least(j, columns - LANES<T>);
+                Index row = minimum(i, rows - LANES<T>), column = minimum(j, columns - LANES<T>);
                 transpose_block<T>(
                     from.data + row + column * from.column, from.column, to.data + row * to.row + column,
                     to.row

@@ -14,8 +14,8 @@ namespace {
 struct Range {
     Index first, last;  // [first, last); empty if last <= first
 
-    Index size() const { return most(0, last - first); }
-    Range within(Range other) const { return {most(first, other.first), least(last, other.last)}; }
+    Index size() const { return maximum(0, last - first); }
+    Range within(Range other) const { return {maximum(first, other.first), minimum(last, other.last)}; }
 };
 
 // One axis of the grids and of the table.
@@ -25,8 +25,8 @@ struct Axis {
     // The table's entries that the query at a position sees.
     Range entries_of(Index position) const {
         return {
-            most(0, centre - position / step),
-            least(entries, centre + divide_down(keys - 1 - position, step) + 1)
+            maximum(0, centre - position / step),
+            minimum(entries, centre + divide_down(keys - 1 - position, step) + 1)
         };
     }
 
@@ -89,7 +89,7 @@ struct Geometry {
     Index keys() const { return key_rows() * x.keys; }
     Index packed_keys() const { return dim_u * keys(); }
     Index slabs() const { return dim_u * z.entries * y.entries; }
-    Index residues() const { return least(x.step, x.queries); }
+    Index residues() const { return minimum(x.step, x.queries); }
     Index row_queries(Index residue) const { return residue_size(x.queries, residue, x.step); }
     Index row_keys(Index residue) const { return residue_size(x.keys, residue, x.step); }
 
@@ -98,8 +98,8 @@ struct Geometry {
 
     // Pairs of queries and context elements with an entry, at most, for each example.
     double pairs() const {
-        return double(z.queries) * least(z.keys, z.entries) * y.queries * least(y.keys, y.entries) *
-               x.queries * least(x.keys, x.entries) * dim_u;
+        return double(z.queries) * minimum(z.keys, z.entries) * y.queries * minimum(y.keys, y.entries) *
+               x.queries * minimum(x.keys, x.entries) * dim_u;
     }
 
     // The keys of a row, within a residue, that some queries of a row see.
@@ -110,12 +110,12 @@ struct Geometry {
 
     // The first packed element of a residue, for u = 0.
     Index residue_start(Index residue) const {
-        Index before = x.keys / x.step * residue + least(residue, x.keys % x.step);
+        Index before = x.keys / x.step * residue + minimum(residue, x.keys % x.step);
         return key_rows() * before;
     }
 
     // The most rows of the context that a row of queries sees.
-    Index max_seen_rows() const { return dim_u * least(z.keys, z.entries) * least(y.keys, y.entries); }
+    Index max_seen_rows() const { return dim_u * minimum(z.keys, z.entries) * minimum(y.keys, y.entries); }
 
     // Writes the rows of the context that a row of queries sees; returns how many.
     Index seen_rows(Index residue, Index row, SeenRow* seen) const {
@@ -152,7 +152,7 @@ struct Geometry {
     Index longest_key_run() const { return x.step == 1 ? RUN : row_keys(0); }
 
     Run key_run(Index run) const {
-        if (x.step == 1) return {run * RUN, 1, run * RUN, least(RUN, keys() - run * RUN)};
+        if (x.step == 1) return {run * RUN, 1, run * RUN, minimum(RUN, keys() - run * RUN)};
         const Index residue = run / key_rows(), row = run % key_rows();
         return {
             row * x.keys + residue, x.step, residue_start(residue) + row * row_keys(residue),
@@ -176,7 +176,7 @@ class Strips {
     // empty parts of rows: the rows of some residues have one query less than those of others.
     Strips(const Geometry& geometry, Index size) : geometry_(geometry) {
         const Index row = geometry.row_queries(0), rows = geometry.query_rows();
-        size = most(2, size);
+        size = maximum(2, size);
         row_parts_ = divide_up(row, size);
         row_groups_ = row_parts_ > 1 ? rows : divide_up(rows, size / row);
     }

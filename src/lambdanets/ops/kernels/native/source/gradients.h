@@ -33,14 +33,14 @@ struct Groups {
         const double operations = 2 * g.pairs() * g.batch * g.heads * (3 * g.dim_k + 2 * g.dim_v);
         const auto affordable = [&](Index bytes) {
             const double all = operations / OPERATIONS_PER_BYTE;
-            return most(1, Index((all < BYTES ? all : BYTES) / bytes));
+            return maximum(1, Index((all < BYTES ? all : BYTES) / bytes));
         };
         splits = 1;
-        count = least(least(g.batch, LARGEST), affordable(table_bytes));
+        count = minimum(minimum(g.batch, LARGEST), affordable(table_bytes));
         if (g.batch < WANTED / 2) {
             // Strips with windows see a part of the values only.
             const Index bytes = table_bytes + value_bytes / (g.covers_rows() ? 1 : 2);
-            splits = least(strips, divide_up(least(WANTED, affordable(bytes)), g.batch));
+            splits = minimum(strips, divide_up(minimum(WANTED, affordable(bytes)), g.batch));
             count = g.batch * splits;
         }
     }
@@ -53,7 +53,7 @@ class Gradients : Pass<T> {
 
    public:
     Gradients(const LambdanetsCall& call, const Geometry& geometry)
-        : Base(call, geometry, tile_queries(geometry)),
+        : Base(call, geometry, choose_tile_queries(geometry)),
           table_size_(geometry.slabs() * slab_size()),
           groups_(
               this->geometry, strips.count(), table_size_ * sizeof(T),
@@ -122,9 +122,9 @@ class Gradients : Pass<T> {
     };
 
     // The queries of a tile: their heads fill whole vectors, except for the narrowest windows.
-    static Index tile_queries(const Geometry& g) {
+    static Index choose_tile_queries(const Geometry& g) {
         const Index queries = 32 / g.heads;
-        return most(1, g.covers_rows() ? queries : least(queries, g.x.entries + 1));
+        return maximum(1, g.covers_rows() ? queries : minimum(queries, g.x.entries + 1));
     }
 
     bool needs_map_gradient() const { return call.dq.data || call.de.data; }
@@ -141,7 +141,7 @@ class Gradients : Pass<T> {
             Range seen{geometry.keys(), 0};
             for (Index i = first_strip(split); i < first_strip(split + 1); ++i) {
                 const Range keys = strips.keys_of(strips.at(i));
-                if (keys.size()) seen = {least(seen.first, keys.first), most(seen.last, keys.last)};
+                if (keys.size()) seen = {minimum(seen.first, keys.first), maximum(seen.last, keys.last)};
             }
             // With u > 1 the axis u is before m: one range does not have the parts of all u.
             if (geometry.dim_u > 1) seen = {0, geometry.keys()};
@@ -208,10 +208,10 @@ class Gradients : Pass<T> {
         }
         const bool finite = all_finite(scratch.q.data, rows * geo.padded_k) &&
                             all_finite(scratch.g.data, rows * geo.padded_v);
-        const Index most_queries = tiling.queries(finite);
+        const Index tile_queries = tiling.queries(finite);
         for (Index row = strip.rows.first; row < strip.rows.last; ++row) {
-            if (needs_map_gradient()) transpose_tiles(strip, row, most_queries, scratch);
-            tiling.for_tiles(strip, row, most_queries, scratch.seen, [&](const Tile& tile) {
+            if (needs_map_gradient()) transpose_tiles(strip, row, tile_queries, scratch);
+            tiling.for_tiles(strip, row, tile_queries, scratch.seen, [&](const Tile& tile) {
                 if (dv.data) add_value_gradient(tile, scratch, dv);
                 if (needs_map_gradient()) add_map_gradient(tile, example, scratch, d_table);
             });
@@ -220,13 +220,13 @@ class Gradients : Pass<T> {
     }
 
     // Transposes g of a row of queries, tile by tile.
-    void transpose_tiles(const Strip& strip, Index row, Index most_queries, const Scratch& scratch) {
+    void transpose_tiles(const Strip& strip, Index row, Index tile_queries, const Scratch& scratch) {
         const Index heads = geometry.heads, queries = strip.columns.size(), padded_v = geometry.padded_v;
         T* to = scratch.transposed.data;
         const Index distance = scratch.transposed.distance;
-        for (Index first = 0; first < queries; first += most_queries, to += padded_v * distance) {
+        for (Index first = 0; first < queries; first += tile_queries, to += padded_v * distance) {
             const T* from = scratch.g[((row - strip.rows.first) * queries + first) * heads];
-            for (Index i = 0; i < least(most_queries, queries - first) * heads; i += LANES<T>)
+            for (Index i = 0; i < minimum(tile_queries, queries - first) * heads; i += LANES<T>)
                 for (Index j = 0; j < padded_v; j += LANES<T>)
                     transpose_block(from + i * padded_v + j, padded_v, to + j * distance + i, distance);
         }

@@ -14,7 +14,7 @@ class Output : Pass<T> {
 
    public:
     Output(const LambdanetsCall& call, const Geometry& geometry)
-        : Base(call, geometry, tile_queries(geometry)) {}
+        : Base(call, geometry, choose_tile_queries(geometry)) {}
 
     int run() {
         const Geometry& g = geometry;
@@ -30,10 +30,10 @@ class Output : Pass<T> {
             else if (!pack_values(Base::value_run(task - g.slabs()), Scratch(arena, *this)))
                 __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
         });
-        const Index most_queries = tiling.queries(finite), count = strips.count();
+        const Index tile_queries = tiling.queries(finite), count = strips.count();
         parallel(call, threads, g.batch * count, [&](Index task, Index worker) {
             Arena arena = workspace.scratch(worker);
-            compute(task / count, strips.at(task % count), most_queries, Scratch(arena, *this));
+            compute(task / count, strips.at(task % count), tile_queries, Scratch(arena, *this));
         });
         return LAMBDANETS_DONE;
     }
@@ -60,8 +60,8 @@ class Output : Pass<T> {
     };
 
     // The queries of a tile: few for narrow windows, because a tile computes the union of its windows.
-    static Index tile_queries(const Geometry& g) {
-        return most(1, g.covers_rows() ? 28 / g.heads : least(16 / g.heads, (g.x.entries + 1) / 2));
+    static Index choose_tile_queries(const Geometry& g) {
+        return maximum(1, g.covers_rows() ? 28 / g.heads : minimum(16 / g.heads, (g.x.entries + 1) / 2));
     }
 
     void pack_slab(Index index) const {
@@ -81,7 +81,7 @@ class Output : Pass<T> {
     bool pack_values(const Run& run, const Scratch& scratch) const {
         if constexpr (PAIRS) {
             const Index padded_v = geometry.padded_v;
-            const Index count = least(run.count + 1, geometry.keys() - run.first);
+            const Index count = minimum(run.count + 1, geometry.keys() - run.first);
             copy_padded<T>(Base::values(call.v, run), scratch.run, count, geometry.dim_v, padded_v);
             for (Index i = 0; i < run.count; ++i) {
                 const T* next = i + 1 < count ? scratch.run[i + 1] : nullptr;
@@ -93,7 +93,7 @@ class Output : Pass<T> {
         }
     }
 
-    void compute(Index example, const Strip& strip, Index most_queries, const Scratch& scratch) {
+    void compute(Index example, const Strip& strip, Index tile_queries, const Scratch& scratch) {
         const Geometry& g = geometry;
         const Rows<T> q = scratch.q, y = scratch.y, map = scratch.map;
         const Rows<const T> values = Base::packed_values(example);
@@ -107,7 +107,7 @@ class Output : Pass<T> {
         }
         if constexpr (PAIRS) pair_columns(q, rows);
         for (Index row = strip.rows.first; row < strip.rows.last; ++row)
-            tiling.for_tiles(strip, row, most_queries, scratch.seen, [&](const Tile& tile) {
+            tiling.for_tiles(strip, row, tile_queries, scratch.seen, [&](const Tile& tile) {
                 Base::template compute_map<PAIRS>(tile, q, map);
                 const Rows<T> tile_y = y.from(tile.first * heads);
                 multiply<T, PAIRS ? Left::PAIRS : Left::MAP>(

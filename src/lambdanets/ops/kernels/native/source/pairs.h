@@ -1,7 +1,7 @@
-// Pairs of bfloat16 from values of bfloat16 that are held as float32.
+// Pairs of bfloat16, made from values of bfloat16 that are held as float32.
 //
-// The processor multiplies pairs: a lane of 32 bits has two elements of the inner axis of a product, the
-// first in its lower half.
+// An instruction of AVX512-BF16 multiplies pairs and adds both products: a lane of 32 bits has two elements
+// of the inner axis of a product, the first in its lower half.
 #pragma once
 
 #include "product.h"

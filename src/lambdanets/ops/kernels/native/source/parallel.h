@@ -21,7 +21,7 @@ void parallel(const Call& call, Index workers, Index tasks, const Body& body) {
             for (Index task; (task = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED)) < shared.tasks;)
                 shared.body(task, worker);
     };
-    workers = least(workers, tasks);
+    workers = minimum(workers, tasks);
     if (workers > 1)
         call.parallel_for(0, workers, 1, work, &shared);
     else

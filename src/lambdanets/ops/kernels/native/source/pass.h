@@ -18,7 +18,7 @@ class Pass {
           geometry(geometry),
           tiling(this->geometry, tile_queries, LANES<T>),
           strips(this->geometry, strip_size(geometry)),
-          threads(most(1, call.threads)) {}
+          threads(maximum(1, call.threads)) {}
 
     void lay_out(Arena& arena) {
         table_ = arena.take<T>(tiling.table.size);
@@ -153,7 +153,7 @@ class Pass {
     static Index strip_size(const Geometry& geometry) {
         const Index bytes = geometry.heads * (2 * geometry.padded_k + geometry.padded_v) * sizeof(T);
         const Index wanted = geometry.batch * geometry.queries() / WANTED_STRIPS;
-        return least(least(MAX_STRIP, STRIP_BYTES / bytes), most(MIN_STRIP, wanted));
+        return minimum(minimum(MAX_STRIP, STRIP_BYTES / bytes), maximum(MIN_STRIP, wanted));
     }
 };
 

@@ -35,7 +35,7 @@ enum class Left {
     ROWS,
     MAP,      // rows at the distance MAP_ROW: a constant spares the registers of their addresses
     COLUMNS,  // A is the transpose of what lies in memory
-    PAIRS,    // as MAP, of bfloat16; a row m of B has pairs of bfloat16, of the rows m and m + 1
+    PAIRS,    // as MAP, of bfloat16; row m of B holds pairs of bfloat16, from the rows m and m + 1
 };
 
 // A part of the inner axis: its first column of A and its first row of B.
@@ -75,21 +75,21 @@ __attribute__((noinline)) void multiply_block(
             const Element* a = reinterpret_cast<const Element*>(product.left.data) + segment.left * step +
                                row * (LEFT == Left::COLUMNS ? 1 : distance);
             const T* b = product.right[segment.right] + column;
-            const auto add = [&](bool half) __attribute__((always_inline)) {
+            const auto multiply_add = [&](bool single) __attribute__((always_inline)) {
                 Vector<T> x[N];
 #pragma GCC unroll 16
                 for (int n = 0; n < N; ++n) {
                     x[n] = load(b + n * LANES<T>);
                     keep(x[n]);
                     if constexpr (PAIRS)
-                        if (half) x[n] = first_of_pairs(x[n]);
+                        if (single) x[n] = first_of_pairs(x[n]);
                 }
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
                     const Element* element = a + (LEFT == Left::COLUMNS ? r : r * distance);
                     if constexpr (PAIRS) {
                         auto factor = broadcast_pair(element);
-                        if (half) factor = first_of_pairs(factor);
+                        if (single) factor = first_of_pairs(factor);
 #pragma GCC unroll 16
                         for (int n = 0; n < N; ++n) sum[r][n] = add_pairs(sum[r][n], factor, x[n]);
                     } else {
@@ -102,9 +102,9 @@ __attribute__((noinline)) void multiply_block(
                 b += (PAIRS ? 2 : 1) * product.right.distance;
             };
             Index i = 0;
-            for (; i + PAIRS < segment.length; i += 1 + PAIRS) add(false);
-            // Of the last pair one element may not belong to the segment.
-            if (PAIRS && i < segment.length) add(true);
+            for (; i + PAIRS < segment.length; i += 1 + PAIRS) multiply_add(false);
+            // The last pair may have a single element of the segment.
+            if (PAIRS && i < segment.length) multiply_add(true);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
@@ -117,7 +117,7 @@ template <typename T>
 using MultiplyBlock = void (*)(const Product<T>&, Index, Index, Index);
 
 // The most vectors of a block, and the most rows by the number of vectors: the sums, the vectors of B and an
-// element of A fit into the registers. float64 serves checks: few variants keep the library small.
+// element of A fit into the registers. For float64, which is for tests, few variants keep the library small.
 #if VECTOR_REGISTERS == 32
 constexpr Index MAX_ROWS[] = {0, 16, 14, 8, 6};
 #else

@@ -96,8 +96,8 @@ void add_query_gradients(const QueryTile<T>& tile) {
     };
     for (Index head = 0; head < tile.heads; head += HEADS)
         for (Index k = 0; k < tile.padded_k; k += VECTORS * LANES<T>) {
-            const Index heads = least(HEADS, tile.heads - head);
-            const Index vectors = least(VECTORS, (tile.padded_k - k) / LANES<T>);
+            const Index heads = minimum(HEADS, tile.heads - head);
+            const Index vectors = minimum(VECTORS, (tile.padded_k - k) / LANES<T>);
             BLOCKS[heads - 1][vectors - 1](tile, head, k);
         }
 }

@@ -21,7 +21,8 @@ struct TableLayout {
     TableLayout(const Geometry& geometry, Index tile_queries, Index lanes) : margin(tile_queries - 1) {
         const Index entries = geometry.x.entries, joined_row = entries + margin;
         // Not where many entries of a row are beyond the grid: they would be computed too.
-        joined = joined_row <= CHUNK && joined_row < round_up(least(geometry.row_keys(0), joined_row), lanes);
+        joined =
+            joined_row <= CHUNK && joined_row < round_up(minimum(geometry.row_keys(0), joined_row), lanes);
         // Joined rows share a margin. The last vector of a row may read beyond it.
         row = joined ? joined_row : joined_row + margin + lanes;
         k = joined ? geometry.slabs() * row + margin + lanes : row;
@@ -58,22 +59,22 @@ class Tiling {
 
     const TableLayout table;
 
-    // The most queries of a tile. Zero times an infinity is NaN: if inputs are not finite, the zeros of the
-    // table do not hide elements, and each query has a tile of its own.
+    // The queries of a tile, at most. Zero times an infinity is NaN: if inputs are not finite, the zeros of
+    // the table do not hide elements, and each query has a tile of its own.
     Index queries(bool finite) const { return finite || geometry_.covers_rows() ? tile_queries_ : 1; }
 
     // Calls body(tile) for all tiles of a row of a strip, chunk by chunk.
     //
     // A chunk has whole rows of the context, or a part of one row that is longer than a chunk.
     template <typename Body>
-    void for_tiles(const Strip& strip, Index row, Index most_queries, SeenRow* seen, const Body& body) const {
+    void for_tiles(const Strip& strip, Index row, Index tile_queries, SeenRow* seen, const Body& body) const {
         const Index queries = strip.columns.size();
         const Index seen_count = geometry_.seen_rows(strip.residue, row, seen);
         const Range keys = geometry_.row_keys_of(strip.residue, strip.columns);
         if (!seen_count || !keys.size()) return;
         const Index widest =
-            table.joined ? table.row : least(keys.size(), most_queries - 1 + geometry_.x.entries);
-        const Index chunk_rows = most(1, CHUNK / widest);
+            table.joined ? table.row : minimum(keys.size(), tile_queries - 1 + geometry_.x.entries);
+        const Index chunk_rows = maximum(1, CHUNK / widest);
         const Index parts = widest <= CHUNK ? 1 : divide_up(keys.size(), CHUNK);
         Tile tile;
         for (Index part = 0; part < parts; ++part) {
@@ -82,11 +83,11 @@ class Tiling {
             };
             for (Index first_row = 0; first_row < seen_count; first_row += chunk_rows) {
                 tile.rows = seen + first_row;
-                tile.row_count = least(chunk_rows, seen_count - first_row);
-                for (Index first = 0; first < queries; first += most_queries) {
-                    tile.index = first / most_queries;
+                tile.row_count = minimum(chunk_rows, seen_count - first_row);
+                for (Index first = 0; first < queries; first += tile_queries) {
+                    tile.index = first / tile_queries;
                     tile.first = (row - strip.rows.first) * queries + first;
-                    tile.count = least(most_queries, queries - first);
+                    tile.count = minimum(tile_queries, queries - first);
                     tile.x = strip.columns.first + first;
                     tile.keys =
                         geometry_.row_keys_of(strip.residue, {tile.x, tile.x + tile.count}).within(some);

@@ -105,8 +105,8 @@ inline void store_bfloat16(uint16_t* to, Vector<float> x) {
 inline Index round_up(Index x, Index multiple) { return (x + multiple - 1) / multiple * multiple; }
 inline Index divide_up(Index x, Index y) { return (x + y - 1) / y; }
 inline Index divide_down(Index x, Index y) { return x >= 0 ? x / y : -divide_up(-x, y); }
-inline Index least(Index x, Index y) { return x < y ? x : y; }
-inline Index most(Index x, Index y) { return x > y ? x : y; }
+inline Index minimum(Index x, Index y) { return x < y ? x : y; }
+inline Index maximum(Index x, Index y) { return x > y ? x : y; }
 
 // One step of a transposition: of the pair of rows a and b, exchanges the elements whose index has bit STEP
 // in a with those whose index lacks it in b.
