@@ -93,23 +93,24 @@ struct CausalContent {
           depth(round_up(call.dim_k, LANES<T>)),
           columns(call.dim_u * depth),
           vectors(divide_up(call.dim_v, LANES<T>)),
-          blocks(most(1, least(divide_up(WANTED_TASKS, most(1, call.batch)), call.dim_v / MIN_VALUES))),
+          blocks(maximum(
+              1, minimum(divide_up(WANTED_TASKS, maximum(1, call.batch)), call.dim_v / MIN_VALUES))),
           chunks(divide_up(call.queries, POSITIONS)),
-          threads(most(1, call.threads)) {}
+          threads(maximum(1, call.threads)) {}
 
     Index state_size() const { return 3 * columns; }
 
     // Tasks of a call, and the workers that have memory for them.
     Index tasks() const { return call.batch * blocks; }
-    Index workers() const { return most(1, least(threads, tasks())); }
+    Index workers() const { return maximum(1, minimum(threads, tasks())); }
 
     // The columns of the values of a block: whole vectors.
-    Index first_value(Index block) const { return least(call.dim_v, vectors * block / blocks * LANES<T>); }
+    Index first_value(Index block) const { return minimum(call.dim_v, vectors * block / blocks * LANES<T>); }
     Index block_values(Index block) const { return first_value(block + 1) - first_value(block); }
     Index largest_block() const { return divide_up(vectors, blocks) * LANES<T>; }
 
     Positions positions(Index example, Index chunk) const {
-        Positions some{chunk * POSITIONS, least(POSITIONS, call.queries - chunk * POSITIONS), {}};
+        Positions some{chunk * POSITIONS, minimum(POSITIONS, call.queries - chunk * POSITIONS), {}};
         auto visible = static_cast<const uint8_t*>(call.mask.data);
         const Index* stride = call.mask.stride;
         for (Index i = 0; i < some.count; ++i) {
@@ -121,7 +122,7 @@ struct CausalContent {
 
     // The elements of a chunk that exist.
     Index elements(const Positions& some) const {
-        return most(0, least(some.count, call.context - some.first));
+        return maximum(0, minimum(some.count, call.context - some.first));
     }
 
     static T* at(const LambdanetsTensor& x, Index i, Index j, Index k = 0, Index l = 0) {
