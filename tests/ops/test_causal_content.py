@@ -423,7 +423,7 @@ def test_a_compiled_graph_serves_sequences_of_any_length(way: str) -> None:
         return lambda_layer(q, k, v, context=GlobalContext(q.shape[2], causal=True))
 
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
-    for n in (20, 33, 70):
+    for n in (20, 70):
         case = causal("dynamic", n)
         inputs = case.inputs()
         found = results(lambda leaves: compiled(**leaves), case, inputs)
