@@ -178,7 +178,7 @@ def layer_rows(folder: str) -> dict[tuple[str, str, str], dict[str, str]]:
 
 
 def test_times_are_those_of_the_layers() -> None:
-    one, two, memory = (layer_rows(f"avx512-narrow{each}") for each in ("-1thread", "", "-passive"))
+    one, two, memory = (layer_rows(f"avx512-native{each}") for each in ("-1thread", "", "-memory"))
     shown = [
         [cell.strip().replace("*", "") for cell in line.strip("|").split("|")]
         for line in PAGE.read_text().splitlines()
@@ -247,7 +247,7 @@ def test_accuracies_are_those_of_the_longer_runs() -> None:
 
 def test_the_readme_repeats_the_results() -> None:
     text = " ".join(README.read_text().split()).replace("\N{MINUS SIGN}", "-")
-    rows = layer_rows("avx512-narrow-1thread")
+    rows = layer_rows("avx512-native-1thread")
     cases = {title for title, *_ in rows}
 
     def ratio(title: str, names: Sequence[str]) -> float:
