@@ -82,6 +82,20 @@ def test_the_library_is_checked(
 
 
 @built
+def test_a_built_library_with_wrong_results_is_removed(
+    inside: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "library.so"
+    file.touch()
+    monkeypatch.setattr(native_verb, "_errors", lambda: {"y": 1.0})
+    monkeypatch.setattr(native_verb, "_build", lambda: None)
+    monkeypatch.setattr(library, "path", lambda: file)
+    monkeypatch.setattr(library, "is_packaged", lambda: False)
+    assert inside("native").returncode == 1
+    assert not file.exists()
+
+
+@built
 def test_wrong_results_are_a_failure(inside: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_verb, "_errors", lambda: {"y": 1e-7, "dq": float("nan")})
     done = inside("native", "--check")

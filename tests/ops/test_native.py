@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cases import Case
 from closeness import assert_close_by_name
-from lambdanets.ops import LocalContext, Problem, lambda_layer, planner
+from lambdanets.ops import GlobalContext, LocalContext, Problem, lambda_layer, planner
 from lambdanets.ops.kernels import native
 from lambdanets.ops.reference import position_embeddings
 from oracles import lambda_layer_einsum
@@ -303,10 +303,8 @@ def test_without_its_library_it_serves_nothing(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_lack_of_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    refusing = SimpleNamespace(
-        lambdanets_position_output=lambda call: 1, lambdanets_isa=native.library.load().lambdanets_isa
-    )
-    monkeypatch.setattr(native.library, "load", lambda: refusing)
+    refusing = SimpleNamespace(lambdanets_position_output=lambda call: 1)
+    monkeypatch.setattr(native.library, "require", lambda device: refusing)
     case = BY_NAME["local-7"]
     with pytest.raises(MemoryError, match="native"):
         case.call(lambda_layer, case.inputs(torch.float32), kernel="native")
@@ -322,3 +320,25 @@ def test_a_graph_holds_it() -> None:
 
     compiled = torch.compile(call, backend="eager", fullgraph=True)
     assert torch.equal(compiled(q, k, v, e), call(q, k, v, e))
+
+
+@pytest.mark.parametrize("name", ["AVX2", "avx-512"])
+def test_an_unknown_instruction_set_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.ISA_VARIABLE, name)
+    with pytest.raises(ValueError, match=f"is one of base, avx2, avx512; got '{name}'"):
+        native.isa()
+    monkeypatch.setenv(native.ISA_VARIABLE, "")
+    assert native.isa() == BEST
+
+
+def test_a_traced_graph_without_its_library_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = GlobalContext((9,), causal=True)
+    q, k, v = torch.randn(1, 2, 9, 4), torch.randn(1, 9, 4, 1), torch.randn(1, 9, 3, 1)
+    with pytest.warns(torch.jit.TracerWarning):
+        traced = torch.jit.trace(lambda q, k, v: lambda_layer(q, k, v, context=context), (q, k, v))
+    torch.testing.assert_close(traced(q, k, v), lambda_layer(q, k, v, context=context))
+    monkeypatch.setattr(native.library, "_find", lambda: native.library._Found(reason="it is not built"))
+    with pytest.raises(RuntimeError, match="native kernel, which cannot serve here: it is not built"):
+        traced(q, k, v)
+    with pytest.raises(RuntimeError, match="it computes on the CPU, not on cuda"):
+        native.library.require("cuda")

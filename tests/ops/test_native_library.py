@@ -137,10 +137,11 @@ content, (start, _, _) = good.read_bytes(), good.stem.rpartition("-")
 good.unlink()
 reasons = {}
 
-def offer(case, content, name=None):
+def offer(case, content, name=None, mode=0o644):
     name = name or f"{start}-{hashlib.sha256(content).hexdigest()[:32]}.so"
     file = good.with_name(name)
     file.write_bytes(content)
+    file.chmod(mode)
     library.refresh()
     reason = library.unavailable()
     reasons[case] = reason and reason.replace(str(file), "FILE")
@@ -154,6 +155,7 @@ offer("other machine", content[:18] + bytes([243, 0]) + content[20:])  # e_machi
 offer("other sources", content, "lambdanets-0123456789abcdef-" + good.name[28:])
 offer("no functions", Path(NO_FUNCTIONS).read_bytes())
 offer("other interface", Path(OTHER_INTERFACE).read_bytes())
+offer("writable", content, mode=0o666)
 offer("good", content)
 good.mkdir()
 library.refresh()
@@ -177,6 +179,7 @@ def test_a_damaged_or_foreign_library_is_refused(home: Path, tmp_path: Path) -> 
         assert reasons.pop(case) == damaged
     assert reasons.pop("other sources") == NOT_BUILT
     assert reasons.pop("other interface") == "FILE has version 42 of the interface, not 1"
+    assert reasons.pop("writable") == "FILE or its folder may be written by other users"
     assert reasons.pop("good") is None
     for case in ("text", "other machine", "no functions", "folder"):
         assert reasons.pop(case).startswith("FILE cannot be loaded ("), case

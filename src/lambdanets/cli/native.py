@@ -32,6 +32,10 @@ def run(*, check: bool = False) -> int:
     errors = _errors()
     shown = ", ".join(f"{name} {error:.1g}" for name, error in errors.items())
     if not all(error <= LARGEST_ERROR for error in errors.values()):
+        path = library.path()
+        if not check and path is not None and not library.is_packaged():
+            path.unlink()
+            library.refresh()
         raise NativeError(f"its results differ from the definition, relative errors: {shown}.")
     console.print(f"It agrees with the definition; relative errors of float32: {shown}.", soft_wrap=True)
     return 0
@@ -43,7 +47,7 @@ def _build() -> None:
         raise NativeError("there is no home folder for the library; set XDG_CACHE_HOME.")
     try:
         compiler.build(folder)
-    except compiler.BuildError:
+    except (compiler.BuildError, OSError):
         # A library of the same sources that another compiler has made serves as well.
         if library.load() is None:
             raise

@@ -272,6 +272,10 @@ class Problem:
         elif recurrence:
             # Sums over the values of each position, and in half precision copies of the queries.
             pairs = n * (columns + self.num_heads * self.dim_k * (1 if self.itemsize < 4 else 0))
+            # Gradients of queries and keys are summed over blocks of value channels (causal_content.h).
+            blocks = min(-(-16 // max(1, self.batch)), self.dim_v // 32)
+            if self.train and blocks > 1:
+                pairs += blocks * n * (self.num_heads * self.dim_k + columns)
         elif self.causal:
             # Temporaries of `content._causal_softmax_content`: within chunks, between chunks, for each query.
             chunk, chunks = causal_chunks(n)

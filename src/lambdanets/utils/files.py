@@ -83,7 +83,7 @@ def _sync(path: Path) -> None:
 
 
 def user_cache() -> Path | None:
-    """Return this package's folder in the user's cache; None if the user has no home.
+    """Return this package's folder in the user's cache; None if the user has no home, or a relative one.
 
     By the XDG convention a relative `XDG_CACHE_HOME` is ignored. The folder may not exist.
     """
@@ -93,7 +93,7 @@ def user_cache() -> Path | None:
             cache = Path.home() / ".cache"
         except RuntimeError:
             return None
-    return cache / "lambdanets"
+    return cache / "lambdanets" if cache.is_absolute() else None
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -1,7 +1,7 @@
 """One fused C++ program for CPUs: output and gradients in attention order, with no map in memory.
 
 The map q E exists for one tile of queries and context elements at a time, in the first-level cache, and the
-content lambda is applied in the same pass. Results are the same for any number of threads.
+content lambda is applied in the same pass. The library's results are the same for any number of threads.
 
 `source` holds the program. Read it in this order: `interface.h`, `vector.h`, `product.h` (products in
 registers), `map.h`, `copy.h`, `geometry.h` (rows, windows, strips), `tile.h`, `parallel.h` (threads, memory),
@@ -118,8 +118,7 @@ def _run(
     results: dict[str, Tensor | None],
 ) -> None:
     """Call a function of the library; inputs are converted to `dtype`, which results have."""
-    loaded = library.load()
-    assert loaded is not None, "`unsupported` refuses problems without the library"
+    loaded = library.require(next(x.device.type for x in inputs.values() if x is not None))
     tensors = {name: None if x is None else x.to(dtype) for name, x in inputs.items()} | results
     call = _Call(
         isa=ISAS[isa()],
@@ -185,8 +184,10 @@ def isa() -> str:
     """Return the instruction set in use: that of `LAMBDANETS_NATIVE_ISA`, at most the best of the CPU."""
     loaded = library.load()
     best = "base" if loaded is None else loaded.lambdanets_isa().decode()
-    named = os.environ.get(ISA_VARIABLE, best)
-    return min(named, best, key=lambda name: ISAS.get(name, len(ISAS)))
+    named = os.environ.get(ISA_VARIABLE) or best
+    if named not in ISAS:
+        raise ValueError(f"{ISA_VARIABLE} is one of {', '.join(ISAS)}; got {named!r}")
+    return min(named, best, key=ISAS.__getitem__)
 
 
 def describe() -> str:

@@ -113,8 +113,7 @@ def _run(
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     if not q.numel():
         return
-    loaded = library.load()
-    assert loaded is not None, "`unavailable` gives the reason"
+    loaded = library.require(q.device.type)
     dtype = accumulator_dtype(q.dtype)
     sizes = (*q.shape[:3], k.shape[1], q.shape[3], v.shape[2], v.shape[3])
     call = _Call(

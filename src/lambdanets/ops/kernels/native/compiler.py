@@ -104,12 +104,13 @@ def build(folder: Path, source: Path = SOURCE, *, sanitize: bool = False) -> Pat
         raise BuildError(f"{source} has no {KERNEL}: install the package again.")
     extra = SANITIZE if sanitize else ()
     flags = {isa: (*FLAGS, *extra, *given) for isa, given in _isa_flags(compiler).items()}
-    identity = repr((_version(compiler), flags))
+    identity = repr((compiler, _version(compiler), flags))
     start = f"lambdanets-{_source_key(sources)}-{_hash(identity.encode())[:8]}"
     for library in folder.glob(f"{start}-*.so"):
         if is_intact(library):
             return library
-    folder.mkdir(parents=True, exist_ok=True)
+    # Code is loaded from here: other users must not be able to write.
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".build-") as name:
         temporary = Path(name)
         for file, content in sources.items():
@@ -118,6 +119,7 @@ def build(folder: Path, source: Path = SOURCE, *, sanitize: bool = False) -> Pat
         _compile(compiler, flags, sorted(sources), compiled, sanitize=sanitize)
         library = folder / f"{start}-{_content_hash(compiled)}.so"
         _sync(compiled)
+        compiled.chmod(0o644)
         os.replace(compiled, library)
     _sync(folder)
     return library

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +36,20 @@ class _Found(NamedTuple):
 def load() -> ctypes.CDLL | None:
     """Return the loaded library, None if there is none: see `unavailable`."""
     return _find().library
+
+
+def require(device: str) -> ctypes.CDLL:
+    """Return the loaded library for tensors on a device.
+
+    Raises:
+        RuntimeError: There is no library, or the device is not the CPU: a graph that was traced with the
+            library runs without it, or was moved.
+    """
+    found = _find()
+    if device != "cpu" or found.library is None:
+        reason = f"it computes on the CPU, not on {device}" if device != "cpu" else found.reason
+        raise RuntimeError(f"the graph was traced with the native kernel, which cannot serve here: {reason}")
+    return found.library
 
 
 @torch.compiler.assume_constant_result  # a compiled graph would break where files are read
@@ -91,12 +106,31 @@ def _candidates() -> Iterator[Path]:
     pattern = f"lambdanets-{compiler.source_key()}-*.so"
     for folder in (PACKAGE, cache_folder()):
         if folder is not None:
-            yield from sorted(folder.glob(pattern), key=lambda each: each.lstat().st_mtime, reverse=True)
+            yield from sorted(folder.glob(pattern), key=_changed, reverse=True)
+
+
+def _changed(file: Path) -> float:
+    """Return the time of a file's last change, 0 if it was removed meanwhile."""
+    try:
+        return file.lstat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _is_trusted(file: Path) -> bool:
+    """Return whether only this user or the administrator can have written a file and its folder."""
+    for path in (file, file.parent):
+        status = path.stat()
+        if status.st_uid not in (os.getuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return False
+    return True
 
 
 def _open(candidate: Path) -> _Found:
     """Load a library, if it is intact and ours: the system may end a process that loads a truncated one."""
     try:
+        if candidate.parent != PACKAGE and not _is_trusted(candidate):
+            return _Found(reason=f"{candidate} or its folder may be written by other users")
         if not compiler.is_intact(candidate):
             return _Found(reason=f"{candidate} is damaged, `lambdanets native` builds it again")
         library = ctypes.CDLL(str(candidate))
