@@ -13,7 +13,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from lambdanets import create_model
 from lambdanets.nn import LambdaLayer2d
 from lambdanets.ops import functional
 from lambdanets.ops.context import RelativeContext
-from lambdanets.ops.kernels.conv import Convolution
+from lambdanets.ops.exported import convolved_lambdas
 from lambdanets.ops.position_table import gather_embeddings, pair_indices
 
 TOLERANCE = 1e-4  # of the largest output
@@ -34,13 +33,7 @@ WARM_UP = 2
 
 
 def by_conv(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext) -> Tensor:
-    # A table that has to serve any grid is not trimmed to one.
-    known = tuple(size if isinstance(size, int) else 2**20 for size in context.grid)
-    convolution = replace(
-        Convolution.of(e, replace(context, grid=known, context_grid=known)), context=context
-    )
-    lambdas = convolution.lambdas(convolution.images(v), q.shape[0])
-    return torch.matmul(q.transpose(1, 2), lambdas).transpose(1, 2)
+    return torch.matmul(q.transpose(1, 2), convolved_lambdas(v, e, context)).transpose(1, 2)
 
 
 def by_lambdas(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext) -> Tensor:
@@ -107,6 +100,22 @@ def awake(network: nn.Module) -> nn.Module:
     return network
 
 
+def provenance(commit: str) -> dict[str, object]:
+    """The columns of versions and of the machine."""
+    return {
+        "torch": torch.__version__, "onnxruntime": onnxruntime.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
+        "python": platform.python_version(), "date": date.today().isoformat(), "commit": commit,
+    }  # fmt: skip
+
+
+def save(rows: list[dict[str, object]], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("commit")
@@ -139,17 +148,11 @@ def main(words: Sequence[str] | None = None) -> None:
                             "model": name, "size": size, "batch": batch, "form": label,
                             "milliseconds": f"{statistics.median(samples):.1f}", "file_mib": f"{mib:.1f}",
                             "clock": args.clock, "threads": args.threads, "rounds": args.rounds,
-                            "torch": torch.__version__, "onnxruntime": onnxruntime.__version__,
-                            "cpu": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
-                            "python": platform.python_version(), "date": date.today().isoformat(),
-                            "commit": args.commit,
+                            **provenance(args.commit),
                         }
                     )  # fmt: skip
                     print(*list(rows[-1].values())[:6], flush=True)
-    with args.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    save(rows, args.out)
 
 
 if __name__ == "__main__":

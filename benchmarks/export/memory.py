@@ -6,17 +6,14 @@ file runs in a process of its own, whose peak of resident memory includes onnxru
 """
 
 import argparse
-import csv
-import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 
-import onnxruntime
 import torch
+from forms import provenance, save
 
 from lambdanets import LambdaLayer2d
 from lambdanets.ops import exported
@@ -70,17 +67,11 @@ def main(words: Sequence[str] | None = None) -> None:
                             "milliseconds": f"{milliseconds:.1f}",
                             "file_mib": f"{file.stat().st_size / 2**20:.2f}",
                             "clock": "process", "threads": 1,
-                            "torch": torch.__version__, "onnxruntime": onnxruntime.__version__,
-                            "cpu": torch.backends.cpu.get_cpu_capability(),
-                            "python": platform.python_version(), "date": date.today().isoformat(),
-                            "commit": args.commit,
+                            **provenance(args.commit),
                         }
                     )  # fmt: skip
                     print(*list(rows[-1].values())[:8], flush=True)
-    with args.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    save(rows, args.out)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def exported_output(q: Tensor, v: Tensor, e: Tensor, context: RelativeContext | 
         context: The table's geometry, None for dense embeddings. Its sizes may be symbols of torch.export.
     """
     if context is not None and len(context.grid) <= MAX_AXES and _prefers_convolution(e, context):
-        lambdas = _convolve(v, e, context)
+        lambdas = convolved_lambdas(v, e, context)
         return torch.matmul(q.transpose(1, 2), lambdas).transpose(1, 2)
     embeddings = e.mT if context is None else gather_embeddings(e, pair_indices(context, e.device))
     pairs = torch.einsum("bhnk,nmuk->bhnmu", q, embeddings)
@@ -49,7 +49,7 @@ def _prefers_convolution(e: Tensor, context: RelativeContext) -> bool:
     return math.prod(sizes) > MAX_EMBEDDINGS and taps <= context.num_context
 
 
-def _convolve(v: Tensor, e: Tensor, context: RelativeContext) -> Tensor:
+def convolved_lambdas(v: Tensor, e: Tensor, context: RelativeContext) -> Tensor:
     """Return the position lambdas [b, n, k, v] of a table by a convolution."""
     # A table that serves any grid is not trimmed to one.
     grid, key_grid = (

@@ -3,7 +3,7 @@
 The build hook of the wheel loads this file by its path, without torch: it imports the standard library alone.
 
 A library is named `lambdanets-SOURCE-COMPILER-CONTENT.so`. SOURCE is a hash of the sources, the flags and the
-machine type, and tells whether a library belongs to this package. COMPILER is a hash of the compiler's
+machine type, and shows whether a library belongs to this package. COMPILER is a hash of the compiler's
 version and the flags that it knows. CONTENT is a hash of the file, and shows damage before it is loaded.
 """
 
