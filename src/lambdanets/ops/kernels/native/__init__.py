@@ -18,7 +18,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -52,13 +52,20 @@ class TensorStruct(ctypes.Structure):
 _Sizes = ctypes.c_int64 * 3
 
 
-class _Call(ctypes.Structure):
+class Call(ctypes.Structure):
+    """The first fields of the arguments of every function, which `invoke` fills in."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("isa", "itemsize", "threads")),
+        ("parallel_for", ctypes.c_void_p),
+    )
+
+
+class _PositionCall(Call):
     """`LambdanetsCall` of source/interface.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("isa", "itemsize", "bfloat16", "threads")),
-        ("parallel_for", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("batch", "heads", "dim_k", "dim_v", "dim_u")),
+        *((name, ctypes.c_int64) for name in ("bfloat16", "batch", "heads", "dim_k", "dim_v", "dim_u")),
         *((name, _Sizes) for name in ("grid", "context_grid", "table", "centre", "step")),
         *((name, TensorStruct) for name in ("q", "v", "e", "content_lambda", "y", "g", "dq", "dv", "de")),
     )
@@ -78,7 +85,7 @@ def output(
     dtype = accumulator_dtype(problem.dtype)
     result = y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
     inputs = {"q": q, "v": v, "e": e, "content_lambda": content_lambda}
-    _run("lambdanets_position_output", problem, dtype, inputs, {"y": result})
+    _run("position_output", problem, dtype, inputs, {"y": result})
     if result is not y:
         y.copy_(result)
 
@@ -101,7 +108,7 @@ def gradients(
     if problem.batch and any(needs_grad):
         inputs = {"g": g, "q": q, "v": v, "e": e, "content_lambda": content_lambda}
         results = {"dq": dq, "dv": dv, "de": de}
-        _run("lambdanets_position_gradients", problem, dtype, inputs, results)
+        _run("position_gradients", problem, dtype, inputs, results)
     return dq, dv, de
 
 
@@ -118,22 +125,38 @@ def _run(
     results: dict[str, Tensor | None],
 ) -> None:
     """Call a function of the library; inputs are converted to `dtype`, which results have."""
-    loaded = library.require(next(x.device.type for x in inputs.values() if x is not None))
     tensors = {name: None if x is None else x.to(dtype) for name, x in inputs.items()} | results
-    call = _Call(
-        isa=ISAS[isa()],
-        itemsize=dtype.itemsize,
-        bfloat16=problem.dtype == torch.bfloat16,
-        threads=torch.get_num_threads(),
-        parallel_for=parallel_for(),
-        **_sizes(problem),
-    )
+    for name in ("e", "de"):
+        if (table := tensors.get(name)) is not None:
+            tensors[name] = _table(table, problem)
+    call = _PositionCall(bfloat16=problem.dtype == torch.bfloat16, **_sizes(problem))
+    if not invoke(function, call, dtype, tensors):
+        raise MemoryError(f"kernel {NAME!r} found no memory for its temporaries ({problem})")
+
+
+def invoke(function: str, call: Call, dtype: torch.dtype, tensors: Mapping[str, Tensor | None]) -> bool:
+    """Call a function of the library.
+
+    Args:
+        function: Its name, without the prefix of all of them.
+        call: Its arguments, without tensors and the fields of `Call`.
+        dtype: dtype of its arithmetic.
+        tensors: Its tensors, by the names of the fields; None for those that are not given.
+
+    Returns:
+        Whether there was memory for its temporaries.
+
+    Raises:
+        RuntimeError: There is no library, or tensors are not on the CPU.
+    """
+    device = next(x.device.type for x in tensors.values() if x is not None)
+    loaded = library.require(device)
+    call.isa, call.itemsize, call.threads = ISAS[isa()], dtype.itemsize, torch.get_num_threads()
+    call.parallel_for = parallel_for()
     for name, x in tensors.items():
         if x is not None:
-            setattr(call, name, as_struct(_table(x, problem) if name in ("e", "de") else x))
-    status = getattr(loaded, function)(ctypes.byref(call))
-    if status:
-        raise MemoryError(f"kernel {NAME!r} found no memory for its temporaries ({problem})")
+            setattr(call, name, as_struct(x))
+    return not getattr(loaded, f"lambdanets_{function}")(ctypes.byref(call))
 
 
 def _table(e: Tensor, problem: Problem) -> Tensor:
@@ -149,7 +172,7 @@ def as_struct(x: Tensor) -> TensorStruct:
 
 @lru_cache(maxsize=4096)
 def _sizes(problem: Problem) -> dict[str, int | tuple[int, ...]]:
-    """Return the fields of `_Call` that hold a problem's sizes, its grids with leading axes of size 1."""
+    """Return the sizes of a problem as fields of `_PositionCall`; grids get leading axes of size 1."""
     p, context = problem, problem.context
     missing = MAX_AXES - len(p.grid)
     entries = context.reachable_entries()

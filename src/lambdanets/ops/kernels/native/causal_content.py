@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import ISAS, TensorStruct, accumulator_dtype, as_struct, isa, library, parallel_for
+from . import Call, TensorStruct, accumulator_dtype, as_struct, invoke
 
 _SIZES = ("batch", "heads", "queries", "context", "dim_k", "dim_v", "dim_u")
 _TENSORS = ("q", "k", "v", "mask", "y", "g", "dq", "dk", "dv")
@@ -38,12 +38,10 @@ class _StateStruct(ctypes.Structure):
     _fields_ = tuple((name, TensorStruct) for name in State._fields)
 
 
-class _Call(ctypes.Structure):
+class _CausalContentCall(Call):
     """`LambdanetsCausalContent` of source/interface.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("isa", "itemsize", "threads")),
-        ("parallel_for", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in _SIZES),
         *((name, TensorStruct) for name in _TENSORS),
         *((name, _StateStruct) for name in _STATES),
@@ -113,22 +111,12 @@ def _run(
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     if not q.numel():
         return
-    loaded = library.require(q.device.type)
     dtype = accumulator_dtype(q.dtype)
     sizes = (*q.shape[:3], k.shape[1], q.shape[3], v.shape[2], v.shape[3])
-    call = _Call(
-        isa=ISAS[isa()],
-        itemsize=dtype.itemsize,
-        threads=torch.get_num_threads(),
-        parallel_for=parallel_for(),
-        **dict(zip(_SIZES, sizes, strict=True)),
-    )
-    converted = {name: x.to(dtype) for name, x in inputs.items()}
-    for tensor_name, x in {"mask": mask, **converted, **results}.items():
-        if x is not None:
-            setattr(call, tensor_name, as_struct(x))
+    call = _CausalContentCall(**dict(zip(_SIZES, sizes, strict=True)))
     for state_name, state in states.items():
         if state is not None:
             setattr(call, state_name, _StateStruct(*map(as_struct, state)))
-    if getattr(loaded, f"lambdanets_causal_content_{name}")(ctypes.byref(call)):
+    converted = {name: x.to(dtype) for name, x in inputs.items()}
+    if not invoke(f"causal_content_{name}", call, dtype, {"mask": mask, **converted, **results}):
         raise MemoryError(f"the causal content part found no memory for its temporaries {sizes}")

@@ -21,9 +21,9 @@ typedef struct {
 typedef struct {
     int64_t isa;       // 0: the best of this CPU; else one of LambdanetsIsa
     int64_t itemsize;  // of all tensors: 4 for float32, 8 for float64
-    int64_t bfloat16;  // whether inputs hold values of bfloat16, and the map may be rounded to it
     int64_t threads;
     LambdanetsParallelFor parallel_for;
+    int64_t bfloat16;  // whether inputs hold values of bfloat16, and the map may be rounded to it
     int64_t batch, heads, dim_k, dim_v, dim_u;
     int64_t grid[3], context_grid[3];
     // Entry j of the table on an axis stands for the offset step * (j - centre). Every entry occurs.
@@ -68,16 +68,17 @@ int lambdanets_abi_version(void);
 
 // The name of the best instruction set that both this CPU and this library have.
 const char* lambdanets_isa(void);
-
-// Writes the position part, plus q times the content lambda if given, into y.
-int lambdanets_position_output(const LambdanetsCall* call);
-
-// Writes those of dq, dv and de that are given.
-int lambdanets_position_gradients(const LambdanetsCall* call);
-
-// Writes the causal content part into y, and the final state.
-int lambdanets_causal_content_output(const LambdanetsCausalContent* call);
-
-// Writes those of dq, dk, dv and the gradient of the initial state that are given.
-int lambdanets_causal_content_gradients(const LambdanetsCausalContent* call);
 }
+
+// The functions that are compiled for each instruction set: int lambdanets_NAME(const ARGUMENTS*) each, which
+// returns a LambdanetsStatus.
+//
+// position_output writes the position part, plus q times the content lambda if given, into y;
+// position_gradients writes those of dq, dv and de that are given. causal_content_output writes the causal
+// content part into y, and the final state; causal_content_gradients writes those of dq, dk, dv and the
+// gradient of the initial state that are given.
+#define LAMBDANETS_FUNCTIONS(EACH)                          \
+    EACH(position_output, LambdanetsCall)                   \
+    EACH(position_gradients, LambdanetsCall)                \
+    EACH(causal_content_output, LambdanetsCausalContent)    \
+    EACH(causal_content_gradients, LambdanetsCausalContent)

@@ -6,11 +6,11 @@
 #include "output.h"
 
 #if defined(ISA_AVX512)
-#define FUNCTION(name) name##_avx512
+#define FUNCTION(name) lambdanets_##name##_avx512
 #elif defined(ISA_AVX2)
-#define FUNCTION(name) name##_avx2
+#define FUNCTION(name) lambdanets_##name##_avx2
 #else
-#define FUNCTION(name) name##_base
+#define FUNCTION(name) lambdanets_##name##_base
 #endif
 
 namespace {
@@ -27,7 +27,7 @@ bool multiplies_pairs(const LambdanetsCall& call) {
 
 extern "C" {
 
-int FUNCTION(lambdanets_output)(const LambdanetsCall* call) {
+int FUNCTION(position_output)(const LambdanetsCall* call) {
     const Geometry geometry(*call, VECTOR_BYTES / call->itemsize);
     if (call->itemsize == sizeof(double)) return Output<double, false>(*call, geometry).run();
 #if defined(__AVX512BF16__)
@@ -36,18 +36,18 @@ int FUNCTION(lambdanets_output)(const LambdanetsCall* call) {
     return Output<float, false>(*call, geometry).run();
 }
 
-int FUNCTION(lambdanets_gradients)(const LambdanetsCall* call) {
+int FUNCTION(position_gradients)(const LambdanetsCall* call) {
     const Geometry geometry(*call, VECTOR_BYTES / call->itemsize);
     if (call->itemsize == sizeof(double)) return Gradients<double>(*call, geometry).run();
     return Gradients<float>(*call, geometry).run();
 }
 
-int FUNCTION(lambdanets_causal_content_output)(const LambdanetsCausalContent* call) {
+int FUNCTION(causal_content_output)(const LambdanetsCausalContent* call) {
     if (call->itemsize == sizeof(double)) return CausalContentOutput<double>(*call).run();
     return CausalContentOutput<float>(*call).run();
 }
 
-int FUNCTION(lambdanets_causal_content_gradients)(const LambdanetsCausalContent* call) {
+int FUNCTION(causal_content_gradients)(const LambdanetsCausalContent* call) {
     if (call->itemsize == sizeof(double)) return CausalContentGradients<double>(*call).run();
     return CausalContentGradients<float>(*call).run();
 }
