@@ -303,7 +303,8 @@ def test_without_its_library_it_serves_nothing(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_lack_of_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    refusing = SimpleNamespace(lambdanets_position_output=lambda call: 1)
+    refusing = SimpleNamespace(lambdanets_content_output=lambda call: 0)
+    refusing.lambdanets_position_output = lambda call: 1
     monkeypatch.setattr(native.library, "require", lambda device: refusing)
     case = BY_NAME["local-7"]
     with pytest.raises(MemoryError, match="native"):

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_interpreter_stack
 from torch.utils.flop_counter import register_flop_formula
 
 from .content import content_output
@@ -21,25 +20,15 @@ from .context import GlobalContext
 from .kernels.native import causal_content
 from .memory_layout import memory_layout_of, new_output
 from .planner import is_recurrence
-from .position import is_forward_mode, like_input
+from .position import allows_native_content, like_input
 from .problem import Problem
 
 
 def causal_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, problem: Problem) -> Tensor | None:
     """Return the content part [b, h, n, v] by the recurrence; None if it does not serve the call."""
-    # An exported graph runs without this package. Of a custom operator, PyTorch has no forward-mode and no
-    # functional derivatives.
-    if torch.compiler.is_exporting() or _is_transformed() or is_forward_mode(q, k, v):
-        return None
-    if not is_recurrence(problem):
+    if not (allows_native_content(q, k, v) and is_recurrence(problem)):
         return None
     return causal_content_output(q, k, v, mask, memory_layout_of(q))
-
-
-@torch.compiler.assume_constant_result
-def _is_transformed() -> bool:
-    """Return whether the call is inside a transform of torch.func, also while a graph is compiled."""
-    return bool(get_interpreter_stack())
 
 
 @torch.library.custom_op("lambdanets::causal_content_output", mutates_args=())

@@ -8,13 +8,14 @@ from torch import Tensor
 from . import reference
 from .causal_content import causal_output
 from .checks import check_arguments
-from .content import apply_lambda, content_output, shared_content_lambda, shares_content_lambda
+from .content import apply_lambda, content_output, shares_content_lambda
 from .context import Context, RelativeContext
 from .exported import exported_output
 from .memory_layout import memory_layout_of
 from .planner import resolve
 from .position import encode, position_output, refuse_transforms
 from .problem import Problem
+from .shared_content import shared_lambda
 
 
 def lambda_layer(
@@ -92,7 +93,7 @@ def lambda_layer(
         v = v.masked_fill(~mask[:, :, None, None], 0)
     content_lambda = None  # [b, k, v]
     if content and shares_content_lambda(context):
-        content_lambda = shared_content_lambda(k, v, mask, normalize)
+        content_lambda = shared_lambda(k, v, mask, problem)
     y = None
     if e is not None:
         if not problem.relative:

@@ -121,9 +121,14 @@ def estimate_costs(problem: Problem, names: Iterable[str], backward: bool) -> di
 
 def is_recurrence(problem: Problem) -> bool:
     """Return whether the native library computes the content part of a problem, as a recurrence."""
+    return problem.causal and is_native_content(problem)
+
+
+def is_native_content(problem: Problem) -> bool:
+    """Return whether the native library computes the content part of a problem."""
     return (
         problem.content
-        and problem.causal
+        and not problem.masked
         and problem.normalize == "softmax"
         and problem.device == "cpu"
         and problem.dtype in native.DTYPES

@@ -119,6 +119,21 @@ def is_forward_mode(*tensors: Tensor) -> bool:
     )
 
 
+@torch.compiler.assume_constant_result
+def _is_transformed() -> bool:
+    """Return whether the call is inside a transform of torch.func, also while a graph is compiled."""
+    return bool(get_interpreter_stack())
+
+
+def allows_native_content(*tensors: Tensor) -> bool:
+    """Return whether custom operators without derivatives of torch.func may compute the content part.
+
+    An exported graph runs without this package. Of a custom operator, PyTorch has no forward-mode and no
+    functional derivatives.
+    """
+    return not (torch.compiler.is_exporting() or _is_transformed() or is_forward_mode(*tensors))
+
+
 def refuse_transforms(*tensors: Tensor) -> None:
     """Refuse transforms under which PyTorch differentiates a custom operator wrongly or not at all.
 
@@ -189,18 +204,21 @@ def position_gradients(
     g, q, v, e, content_lambda = to_compute_dtype(q.dtype, g, q, v, e, content_lambda)
     problem = decode(tuple(geometry), q.shape, v.shape, q.dtype, q.device.type, content_lambda is not None)
     name = select_kernel(problem, backward_kernel, backward=True)
-    fused = name in FUSED_KERNELS
+    dlambda = None
     with no_autocast(q.device.type):
-        if fused:
-            found = FUSED_KERNELS[name].gradients(g, q, v, e, problem, needs_grad[:3], content_lambda)
+        if name in FUSED_KERNELS:
+            if needs_grad[3] and content_lambda is not None:
+                dtype = torch.promote_types(q.dtype, torch.float32)
+                dlambda = torch.empty_like(content_lambda, dtype=dtype)
+            dq, dv, de = FUSED_KERNELS[name].gradients(
+                g, q, v, e, problem, needs_grad[:3], content_lambda, dlambda
+            )
         else:
-            found = KERNELS[name].gradients(g, q, v, e, problem, needs_grad[:3])
-        dq, dv, de = found
-        dlambda = None
-        if content_lambda is not None:
-            needed = [needs_grad[0] and not fused, needs_grad[3]]
-            content_dq, dlambda = apply_lambda_gradients(g, q, content_lambda, memory_layout, needed)
-            dq = dq if content_dq is None or dq is None else dq + content_dq
+            dq, dv, de = KERNELS[name].gradients(g, q, v, e, problem, needs_grad[:3])
+            if content_lambda is not None:
+                needed = [needs_grad[0], needs_grad[3]]
+                content_dq, dlambda = apply_lambda_gradients(g, q, content_lambda, memory_layout, needed)
+                dq = dq if content_dq is None or dq is None else dq + content_dq
     dq, dv, de, dlambda = map(like_input, inputs, (dq, dv, de, dlambda))
     return dq, dv, de, dlambda
 

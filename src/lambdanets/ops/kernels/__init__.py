@@ -67,7 +67,7 @@ class FusedKernel(Kernel, Protocol):
     """A kernel that applies the content lambda [b, k, v] too, in the same pass over the queries.
 
     `output` adds q times the content lambda to y; `gradients` adds g times its transpose to the gradient of
-    q. The gradient of the content lambda itself is computed by the caller.
+    q, and computes the gradient of the content lambda.
     """
 
     def output(
@@ -91,8 +91,12 @@ class FusedKernel(Kernel, Protocol):
         problem: Problem,
         needs_grad: Sequence[bool],
         content_lambda: Tensor | None = None,
+        d_lambda: Tensor | None = None,
     ) -> Gradients:
-        """Return the gradients of q, v and e; to that of q, add g times the transposed content lambda."""
+        """Return the gradients of q, v and e; to that of q, add g times the transposed content lambda.
+
+        If `d_lambda` [b, k, v] is given, in float32 at least, write the content lambda's gradient into it.
+        """
         ...
 
 

@@ -8,9 +8,9 @@ registers), `map.h`, `copy.h`, `geometry.h` (rows, windows, strips), `tile.h`, `
 `pass.h` (what both passes share), `output.h`, `query_gradients.h`, `gradients.h`, `kernel.cpp` (compiled once
 for each instruction set), `dispatch.cpp`.
 
-The causal content part is a program of its own, called by `causal_content.py`: `exponential.h`,
-`causal_content.h` (the weights), `causal_content_output.h`, `causal_content_steps.h`,
-`causal_content_gradients.h`.
+Two programs compute the content part. `content.h`, called by `content.py`, has the content lambda that all
+queries share, and `exponential.h`. Called by `causal_content.py` for a causal order: `causal_content.h` (the
+weights), `causal_content_output.h`, `causal_content_steps.h`, `causal_content_gradients.h`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class _PositionCall(Call):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("bfloat16", "batch", "heads", "dim_k", "dim_v", "dim_u")),
         *((name, _Sizes) for name in ("grid", "context_grid", "table", "centre", "step")),
-        *((name, TensorStruct) for name in ("q", "v", "e", "content_lambda", "y", "g", "dq", "dv", "de")),
+        *((name, TensorStruct) for name in ("q", "v", "e", "content_lambda", "y", "g")),
+        *((name, TensorStruct) for name in ("dq", "dv", "de", "d_lambda")),
     )
 
 
@@ -98,16 +99,17 @@ def gradients(
     problem: Problem,
     needs_grad: Sequence[bool],
     content_lambda: Tensor | None = None,
+    d_lambda: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of q, v and e, that of q with the part of the content lambda if given."""
+    """Return the gradients of q, v and e; write that of the content lambda into `d_lambda`, if given."""
     dtype = accumulator_dtype(problem.dtype)
     dq = torch.empty_like(q, dtype=dtype) if needs_grad[0] else None
     dv = torch.empty_like(v, dtype=dtype) if needs_grad[1] else None
     # Entries that no pair reads stay zero.
     de = torch.zeros_like(e, dtype=dtype) if needs_grad[2] else None
-    if problem.batch and any(needs_grad):
+    if problem.batch and (any(needs_grad) or d_lambda is not None):
         inputs = {"g": g, "q": q, "v": v, "e": e, "content_lambda": content_lambda}
-        results = {"dq": dq, "dv": dv, "de": de}
+        results = {"dq": dq, "dv": dv, "de": de, "d_lambda": d_lambda}
         _run("position_gradients", problem, dtype, inputs, results)
     return dq, dv, de
 

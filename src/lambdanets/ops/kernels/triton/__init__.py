@@ -24,7 +24,9 @@ from shutil import which
 import torch
 from torch import Tensor
 
+from ...content import apply_lambda_gradients
 from ...hardware import BANDWIDTH, CALL_SECONDS, GPU_RATES
+from ...memory_layout import memory_layout_of
 from ...problem import Cost, Problem
 from .tiling import (
     MIN_DOT_SIZE,
@@ -73,8 +75,9 @@ def gradients(
     problem: Problem,
     needs_grad: Sequence[bool],
     content_lambda: Tensor | None = None,
+    d_lambda: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of q, v and e."""
+    """Return the gradients of q, v and e; write that of the content lambda into `d_lambda`, if given."""
     from . import launch, tuning
 
     dq = torch.empty_like(q) if needs_grad[0] else None
@@ -103,6 +106,10 @@ def gradients(
             (g, q, v, de),
             lambda tile: launch.table_gradient_calls(g, q, v, problem, de, tile),
         )
+    if d_lambda is not None and content_lambda is not None:
+        _, found = apply_lambda_gradients(g, q, content_lambda, memory_layout_of(q), (False, True))
+        assert found is not None
+        d_lambda.copy_(found)
     return dq, dv, de
 
 

@@ -1,11 +1,11 @@
-// The gradients of q, v and the table from g, the gradient of the output.
+// The gradients of q, v, the table and the content lambda from g, the gradient of the output.
 //
 // With the map S = q E and its gradient dS = g V^T, tile by tile: dV += S^T g, dq += dS E, dE += dS^T q. Of
 // dS the transpose V g^T is computed: its lanes are the rows of a tile, which fill whole vectors for any
-// window.
+// window. The gradient of the content lambda is q^T g.
 //
-// Strips of queries form groups. Those of a group run one after the other and add to the same sums of dV and
-// dE; the sums of all groups are added in their order at the end. Groups depend on the problem alone, and so
+// Strips of queries form groups. Those of a group run one after the other and add to the same sums of dV, dE
+// and, for each example, q^T g; the sums of all groups are added in their order at the end. Groups depend on the problem alone, and so
 // do the results, for any number of threads.
 #pragma once
 
@@ -80,10 +80,13 @@ class Gradients : Pass<T> {
         });
         const Index table_tasks = call.de.data ? g.slabs() : 0;
         const Index value_tasks = call.dv.data ? Base::value_runs() : 0;
-        parallel(call, threads, table_tasks + value_tasks, [&](Index task, Index worker) {
+        const Index lambda_tasks = call.d_lambda.data ? g.batch : 0;
+        parallel(call, threads, table_tasks + value_tasks + lambda_tasks, [&](Index task, Index worker) {
             Arena arena = workspace.scratch(worker);
             if (task < table_tasks)
                 write_table_gradient(task);
+            else if (task >= table_tasks + value_tasks)
+                write_lambda_gradient(task - table_tasks - value_tasks);
             else
                 write_value_gradient(Base::value_run(task - table_tasks), Scratch(arena, *this).sum);
         });
@@ -156,12 +159,19 @@ class Gradients : Pass<T> {
         table_ = arena.take<T>(table_size_);
         table_sums_ = arena.take<T>(needs_map_gradient() ? groups_.count * table_size_ : 0);
         value_sums_ = arena.take<T>(call.dv.data ? geometry.batch * value_sum_start_[groups_.splits] : 0);
+        lambda_sums_ = arena.take<T>(call.d_lambda.data ? geometry.batch * groups_.splits * lambda_size() : 0);
     }
 
     T* table_sum(Index group) const { return table_sums_ + group * table_size_; }
 
     T* value_sum(Index example, Index split) const {
         return value_sums_ + example * value_sum_start_[groups_.splits] + value_sum_start_[split];
+    }
+
+    // Elements of the gradient of an example's content lambda, [k, padded v], and its sum in a split.
+    Index lambda_size() const { return geometry.dim_k * geometry.padded_v; }
+    T* lambda_sum(Index example, Index split) const {
+        return lambda_sums_ + (example * groups_.splits + split) * lambda_size();
     }
 
     void pack_table(Index index) const {
@@ -184,8 +194,16 @@ class Gradients : Pass<T> {
                 clear(value_sum(example, split), value_sum_start_[split + 1] - value_sum_start_[split]);
                 dv.data = value_sum(example, split) - first;
             }
-            for (Index i = first_strip(split); i < first_strip(split + 1); ++i)
-                compute(example, strips.at(i), dv, table_sum(group), scratch);
+            if (call.d_lambda.data) clear(lambda_sum(example, split), lambda_size());
+            for (Index i = first_strip(split); i < first_strip(split + 1); ++i) {
+                const Strip strip = strips.at(i);
+                compute(example, strip, dv, table_sum(group), scratch);
+                if (call.d_lambda.data)
+                    multiply<T, Left::COLUMNS>(
+                        scratch.q, scratch.g, {lambda_sum(example, split), geometry.padded_v},
+                        geometry.dim_k, strip.queries() * geometry.heads, geometry.padded_v / LANES<T>, true
+                    );
+            }
         }
     }
 
@@ -294,12 +312,25 @@ class Gradients : Pass<T> {
         copy<T>({sum, padded_v, 1}, Base::values(call.dv, run), run.count, geometry.dim_v);
     }
 
+    // Adds the splits' gradients of the content lambda of an example, and writes the sum.
+    void write_lambda_gradient(Index example) {
+        T* sum = lambda_sum(example, 0);
+        for (Index split = 1; split < groups_.splits; ++split)
+            add(sum, lambda_sum(example, split), lambda_size());
+        const LambdanetsTensor& to = call.d_lambda;
+        copy<T>(
+            {sum, geometry.padded_v, 1},
+            {static_cast<T*>(to.data) + example * to.stride[0], to.stride[1], to.stride[2]}, geometry.dim_k,
+            geometry.dim_v
+        );
+    }
+
     const Index table_size_;
     const Groups groups_;
     Range seen_keys_[Groups::WANTED];            // by a split
     Index value_sum_start_[Groups::WANTED + 1];  // of a split, in the sums of an example
     T* table_;                                   // [u z y, x, padded k]
-    T *table_sums_, *value_sums_;                // of its gradient and of dV, by a group
+    T *table_sums_, *value_sums_, *lambda_sums_;  // of its gradient, dV and q^T g, by a group
 };
 
 }  // namespace

@@ -35,6 +35,7 @@ typedef struct {
     LambdanetsTensor y;               // [b, h, n, v]
     LambdanetsTensor g;               // [b, h, n, v], gradient of y
     LambdanetsTensor dq, dv, de;      // gradients, each like its tensor
+    LambdanetsTensor d_lambda;        // gradient of the content lambda, also where that is not given
 } LambdanetsCall;
 
 // The state of the causal content part after some elements, for each column (k, u) of the keys. A part that
@@ -60,6 +61,19 @@ typedef struct {
     LambdanetsState initial, final, d_initial, d_final;
 } LambdanetsCausalContent;
 
+// The arguments of the content lambda that all queries share, with a softmax over the context.
+typedef struct {
+    int64_t isa, itemsize, threads;  // as above
+    LambdanetsParallelFor parallel_for;
+    int64_t batch, context, dim_k, dim_v, dim_u;
+    LambdanetsTensor k;               // [b, m, k, u], not normalised
+    LambdanetsTensor v;               // [b, m, v, u], zero where an element is hidden
+    LambdanetsTensor mask;            // [b, m], bytes that are 0 where an element is hidden; may be none
+    LambdanetsTensor content_lambda;  // [b, k, v]
+    LambdanetsTensor g;               // [b, k, v], gradient of the content lambda
+    LambdanetsTensor dk, dv;          // gradients, each like its tensor
+} LambdanetsContent;
+
 enum LambdanetsIsa { LAMBDANETS_BASE = 1, LAMBDANETS_AVX2 = 2, LAMBDANETS_AVX512 = 3 };
 
 enum LambdanetsStatus { LAMBDANETS_DONE = 0, LAMBDANETS_NO_MEMORY = 1, LAMBDANETS_NO_ISA = 2 };
@@ -74,11 +88,14 @@ const char* lambdanets_isa(void);
 // returns a LambdanetsStatus.
 //
 // position_output writes the position part, plus q times the content lambda if given, into y;
-// position_gradients writes those of dq, dv and de that are given. causal_content_output writes the causal
-// content part into y, and the final state; causal_content_gradients writes those of dq, dk, dv and the
-// gradient of the initial state that are given.
+// position_gradients writes those of dq, dv, de and d_lambda that are given. causal_content_output writes the
+// causal content part into y, and the final state; causal_content_gradients writes those of dq, dk, dv and
+// the gradient of the initial state that are given. content_output writes the content lambda;
+// content_gradients writes those of dk and dv that are given.
 #define LAMBDANETS_FUNCTIONS(EACH)                          \
     EACH(position_output, LambdanetsCall)                   \
     EACH(position_gradients, LambdanetsCall)                \
     EACH(causal_content_output, LambdanetsCausalContent)    \
-    EACH(causal_content_gradients, LambdanetsCausalContent)
+    EACH(causal_content_gradients, LambdanetsCausalContent) \
+    EACH(content_output, LambdanetsContent)                 \
+    EACH(content_gradients, LambdanetsContent)

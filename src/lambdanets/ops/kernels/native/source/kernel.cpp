@@ -2,6 +2,7 @@
 // set and ISA_AVX512, ISA_AVX2 or ISA_BASE defined.
 #include "causal_content_gradients.h"
 #include "causal_content_output.h"
+#include "content.h"
 #include "gradients.h"
 #include "output.h"
 
@@ -50,5 +51,15 @@ int FUNCTION(causal_content_output)(const LambdanetsCausalContent* call) {
 int FUNCTION(causal_content_gradients)(const LambdanetsCausalContent* call) {
     if (call->itemsize == sizeof(double)) return CausalContentGradients<double>(*call).run();
     return CausalContentGradients<float>(*call).run();
+}
+
+int FUNCTION(content_output)(const LambdanetsContent* call) {
+    if (call->itemsize == sizeof(double)) return ContentOutput<double>(*call).run();
+    return ContentOutput<float>(*call).run();
+}
+
+int FUNCTION(content_gradients)(const LambdanetsContent* call) {
+    if (call->itemsize == sizeof(double)) return ContentGradients<double>(*call).run();
+    return ContentGradients<float>(*call).run();
 }
 }
