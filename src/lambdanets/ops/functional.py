@@ -82,9 +82,7 @@ def lambda_layer(
         >>> lambda_layer(q, k, v, e, context=GlobalContext((5, 7))).shape
         torch.Size([2, 4, 35, 8])
     """
-    check_arguments(q, k, v, e, context, mask, content, normalize)
-    train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, e))
-    problem = Problem.of(q, k, v, e, context, content, train, normalize)
+    problem = _checked_problem(q, k, v, e, context, mask, content, normalize)
     # This raises for kernels that are unknown or cannot serve the problem, so it comes first.
     forward_kernel, backward_kernel = resolve(kernel, problem)
     if kernel == reference.NAME:
@@ -119,3 +117,46 @@ def lambda_layer(
         y = separate if y is None else y + separate
     assert y is not None
     return y
+
+
+# The problems of calls whose arguments were checked, by everything that the checks and the problem depend on.
+_checked: dict[tuple[object, ...], Problem] = {}
+MAX_CHECKED = 4096
+
+
+def _checked_problem(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    e: Tensor | None,
+    context: Context,
+    mask: Tensor | None,
+    content: bool,
+    normalize: str,
+) -> Problem:
+    """Check the arguments of `lambda_layer` and return their problem; both are looked up at equal calls."""
+    tensors = (q, k, v, e, mask)
+    given = [x for x in tensors if isinstance(x, Tensor)]
+    train = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    key = problem = None
+    # A mask of queries by elements has no hash. Sizes are symbols or tensors while a graph is recorded.
+    if (
+        isinstance(context, RelativeContext)
+        and len(given) == sum(x is not None for x in tensors)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    ):
+        kinds = [x if x is None else (x.shape, x.dtype, x.device) for x in tensors]
+        key = (*kinds, context, content, normalize, train)
+        try:
+            problem = _checked.get(key)
+        except TypeError:  # an argument has no hash, which its check reports
+            key = None
+    if problem is None:
+        check_arguments(q, k, v, e, context, mask, content, normalize)
+        problem = Problem.of(q, k, v, e, context, content, train, normalize)
+        if key is not None:
+            if len(_checked) == MAX_CHECKED:
+                _checked.clear()
+            _checked[key] = problem
+    return problem

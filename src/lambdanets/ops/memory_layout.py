@@ -24,11 +24,13 @@ def new_output(q: Tensor, dim_v: int, memory_layout: str) -> Tensor:
     The tensor is not a view: PyTorch forbids in-place operations on views that a custom operator returns.
     """
     b, h, n, _ = q.shape
-    shape = {"b": b, "h": h, "n": n, "v": dim_v}
-    strides, step = {}, 1
-    for axis in reversed(f"b{memory_layout}"):
-        strides[axis], step = step, step * shape[axis]
-    return q.new_empty_strided(tuple(shape.values()), tuple(strides[axis] for axis in shape))
+    if memory_layout == "hvn":
+        strides = (n * dim_v, 1, n)
+    elif memory_layout == "nhv":
+        strides = (dim_v, h * dim_v, 1)
+    else:
+        strides = (n * dim_v, dim_v, 1)
+    return q.new_empty_strided((b, h, n, dim_v), (h * n * dim_v, *strides))
 
 
 def as_rows(x: Tensor, memory_layout: str) -> Tensor:

@@ -109,7 +109,9 @@ DIFFERENTIABLE = Arguments._fields[:4]  # q, v, e and content_lambda
 
 def to_compute_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
     """Return tensors of `dtype` in the dtype that kernels compute in (`compute_dtype`); None stays None."""
-    return [None if x is None else x.to(compute_dtype(dtype, x.device.type)) for x in tensors]
+    device = next(x.device.type for x in tensors if x is not None)
+    computed = compute_dtype(dtype, device)
+    return [x if x is None or x.dtype == computed else x.to(computed) for x in tensors]
 
 
 def is_forward_mode(*tensors: Tensor) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import Call, TensorStruct, accumulator_dtype, invoke
+from . import Call, TensorStruct, accumulator_dtype, convert, invoke
 
 _SIZES = ("batch", "context", "dim_k", "dim_v", "dim_u")
 _TENSORS = ("k", "v", "mask", "content_lambda", "g", "dk", "dv")
@@ -46,7 +46,7 @@ def gradients(
     dtype = accumulator_dtype(k.dtype)
     dk = torch.empty_like(k, dtype=dtype) if needs_grad[0] else None
     dv = torch.empty_like(v, dtype=dtype) if needs_grad[1] else None
-    _run("content_gradients", k, v, mask, {"g": g.to(dtype), "dk": dk, "dv": dv})
+    _run("content_gradients", k, v, mask, {"g": convert(g, dtype), "dk": dk, "dv": dv})
     return dk, dv
 
 
@@ -55,7 +55,8 @@ def _run(function: str, k: Tensor, v: Tensor, mask: Tensor | None, others: dict[
     if not k.numel():
         return
     dtype = accumulator_dtype(k.dtype)
-    sizes = (*k.shape[:3], v.shape[2], v.shape[3])
+    sizes = (*k.shape[:3], *v.shape[2:])
     call = _ContentCall(**dict(zip(_SIZES, sizes, strict=True)))
-    if not invoke(function, call, dtype, {"k": k.to(dtype), "v": v.to(dtype), "mask": mask, **others}):
+    tensors = {"k": convert(k, dtype), "v": convert(v, dtype), "mask": mask, **others}
+    if not invoke(function, call, dtype, tensors):
         raise MemoryError(f"the content lambda found no memory for its temporaries {sizes}")
