@@ -45,8 +45,9 @@ def main() -> int:
         if path != str(library):
             raise SystemExit(f"the sanitized library is not loaded: {loaded.stdout}{loaded.stderr}")
         isas = list(native.ISAS)[: native.ISAS[best]]
-        tests, script = (Path(__file__).with_name(file) for file in ("test_native.py", "differential.py"))
-        runs = [["-m", "pytest", "-q", tests]]  # they select each instruction set themselves
+        files = ("differential.py", "test_native.py", "test_shared_content.py")
+        script, *tests = (Path(__file__).with_name(file) for file in files)
+        runs = [["-m", "pytest", "-q", *tests]]  # they select each instruction set themselves
         words = ["--kernels", native.NAME, "--minutes", chosen.minutes / len(isas), "--seed", chosen.seed]
         runs += [[script, *words]] * len(isas)
         wrong = False

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cases import BY_NAME
-from lambdanets.ops import GlobalContext, LocalContext, MaskedContext, lambda_layer
+from lambdanets.ops import GlobalContext, LocalContext, MaskedContext, functional, lambda_layer
 
 
 def arguments(name: str) -> dict[str, Any]:
@@ -75,6 +75,42 @@ WRONG_TENSORS = [
 def test_wrong_tensors(name: str, wrong: dict[str, torch.Tensor], words: list[str]) -> None:
     wrong = {key: x if key == "mask" else x.double() for key, x in wrong.items()}
     refused(lambda: lambda_layer(**(arguments(name) | wrong)), *words)
+
+
+AFTER_A_CALL: dict[str, dict[str, Any]] = {
+    "dtype": {name: ones(shape) for name, shape in BY_NAME["global-2d"].shapes.items() if name != "q"},
+    "integers": {"k": ones(2, 15, 5, 1, dtype=torch.int64)},
+    "device": {"v": ones(2, 15, 7, 1, dtype=torch.float64, device="meta")},
+    "shape": {"v": ones(2, 15, 7, 2, dtype=torch.float64)},
+    "no tensor": {"k": 3},
+    "no keys": {"k": None},
+    "context": {"context": GlobalContext((5, 4))},
+    "no context": {"context": [3, 5]},
+    "mask's dtype": {"mask": ones(2, 15)},
+    "mask's shape": {"mask": ones(2, 14, dtype=torch.bool)},
+    "mask's device": {"mask": ones(2, 15, dtype=torch.bool, device="meta")},
+    "normalize": {"normalize": "softmx"},
+    "normalize without a hash": {"normalize": ["softmax"]},
+    "normalize without content": {"normalize": "l2", "content": False},
+    "nothing to compute": {"e": None, "content": False},
+    "kernel": {"kernel": "cov"},
+    "kernel that does not serve": {"kernel": "triton"},
+}
+
+
+@pytest.mark.parametrize("wrong", AFTER_A_CALL.values(), ids=AFTER_A_CALL)
+def test_the_same_error_after_a_correct_call(wrong: dict[str, Any]) -> None:
+    """Arguments are checked once for each kind of call: a call that differs in anything is another kind."""
+    messages = []
+    for correct_first in (False, True, True):
+        functional._checked.clear()
+        if correct_first:
+            lambda_layer(**arguments("global-2d"))
+        with pytest.raises((ValueError, TypeError)) as failure:
+            lambda_layer(**arguments("global-2d") | wrong)
+        messages.append((failure.type, str(failure.value)))
+    assert len(set(messages)) == 1
+    assert failure.type is ValueError
 
 
 @pytest.mark.parametrize("name", ["k", "v", "e"])
