@@ -149,13 +149,18 @@ def invoke(function: str, call: Call, dtype: torch.dtype, tensors: Mapping[str, 
     Raises:
         RuntimeError: There is no library, or tensors are not on the CPU.
     """
-    device = next(x.device.type for x in tensors.values() if x is not None)
-    loaded = library.require(device)
-    call.isa, call.itemsize, call.threads = ISAS[isa()], dtype.itemsize, torch.get_num_threads()
-    call.parallel_for = parallel_for()
     for name, x in tensors.items():
         if x is not None:
             setattr(call, name, as_struct(x))
+    device = next(x.device.type for x in tensors.values() if x is not None)
+    return invoke_complete(function, call, dtype, device)
+
+
+def invoke_complete(function: str, call: Call, dtype: torch.dtype, device: str) -> bool:
+    """Call a function of the library as `invoke` does, with tensors on a device that are in the call already."""
+    loaded = library.require(device)
+    call.isa, call.itemsize, call.threads = ISAS[isa()], dtype.itemsize, torch.get_num_threads()
+    call.parallel_for = parallel_for()
     return not getattr(loaded, f"lambdanets_{function}")(ctypes.byref(call))
 
 

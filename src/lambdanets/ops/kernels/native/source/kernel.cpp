@@ -4,6 +4,8 @@
 #include "causal_content_output.h"
 #include "gradients.h"
 #include "output.h"
+#include "projection_gradients.h"
+#include "projection_output.h"
 
 #if defined(ISA_AVX512)
 #define FUNCTION(name) lambdanets_##name##_avx512
@@ -50,5 +52,15 @@ int FUNCTION(causal_content_output)(const LambdanetsCausalContent* call) {
 int FUNCTION(causal_content_gradients)(const LambdanetsCausalContent* call) {
     if (call->itemsize == sizeof(double)) return CausalContentGradients<double>(*call).run();
     return CausalContentGradients<float>(*call).run();
+}
+
+int FUNCTION(projection_output)(const LambdanetsProjection* call) {
+    if (call->itemsize == sizeof(double)) return ProjectionOutput<double>(*call).run();
+    return ProjectionOutput<float>(*call).run();
+}
+
+int FUNCTION(projection_gradients)(const LambdanetsProjection* call) {
+    if (call->itemsize == sizeof(double)) return ProjectionGradients<double>(*call).run();
+    return ProjectionGradients<float>(*call).run();
 }
 }
