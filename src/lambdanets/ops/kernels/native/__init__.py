@@ -157,7 +157,7 @@ def invoke(function: str, call: Call, dtype: torch.dtype, tensors: Mapping[str, 
 
 
 def invoke_complete(function: str, call: Call, dtype: torch.dtype, device: str) -> bool:
-    """Call a function of the library as `invoke` does, with tensors on a device that are in the call already."""
+    """Call a function as `invoke` does, with the tensors in the call already; `device` is their type."""
     loaded = library.require(device)
     call.isa, call.itemsize, call.threads = ISAS[isa()], dtype.itemsize, torch.get_num_threads()
     call.parallel_for = parallel_for()

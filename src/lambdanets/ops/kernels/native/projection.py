@@ -1,4 +1,4 @@
-"""1x1 projections of one input in C++ (source/projection.h): outputs, with batch norms fused, and gradients."""
+"""1x1 projections of one input in C++ (source/projection.h): outputs and gradients, batch norms fused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from . import Call, TensorStruct, invoke_complete
@@ -53,8 +52,8 @@ class _ProjectionCall(Call):
 def has_native_strides(x: Tensor) -> bool:
     """Return whether the library can read an input `[b, d, *grid]`.
 
-    Its grid has to be one axis of positions in memory. Either positions are adjacent, or channels are, and the
-    distance of positions is constant over the whole batch.
+    Its grid has to be one axis of positions in memory. Either positions are adjacent, or channels are and
+    the distance of positions is constant over the whole batch.
     """
     strides = _strides(x)
     if strides is None:
@@ -70,11 +69,12 @@ def output(x: Tensor, weights: Sequence[Tensor], y: Sequence[Tensor], norms: Seq
     """Write the projections of x into y, with the norms that follow them.
 
     Args:
-        x: Input `[b, d, *grid]`, for which `has_native_strides`.
-        weights: Weight of each projection, `[o, d]`, rows contiguous, maybe with further axes of size 1.
+        x: Input `[b, d, *grid]`; it is copied unless `has_native_strides`.
+        weights: Weight of each projection, `[o, d]`, maybe with further axes of size 1.
         y: Outputs, dense `[b, o, *grid]` each.
         norms: Norm of each projection, or None.
     """
+    x, weights = _readable(x), [weight.contiguous() for weight in weights]
     call = _call(x, weights)
     for part, target, norm in zip(call.part, y, norms, strict=False):
         part.y = _struct(target)
@@ -97,11 +97,13 @@ def gradients(
 
     Args:
         g: Gradients of the outputs, `[b, o, *grid]` each.
-        x: Input `[b, d, *grid]`, for which `has_native_strides`.
+        x: Input, as for `output`.
         weights: Weight of each projection, as for `output`.
         dx: Gradient of x, in the memory format of x.
         d_weights: Gradient of each weight, contiguous.
     """
+    x, weights = _readable(x), [weight.contiguous() for weight in weights]
+    g = [each if _strides(each) else each.contiguous() for each in g]
     call = _call(x, weights)
     for part, upstream, d_weight in zip(call.part, g, d_weights, strict=False):
         part.g = _struct(upstream)
@@ -110,6 +112,11 @@ def gradients(
     if dx is not None:
         call.dx = _struct(dx)
     _run("gradients", call, x)
+
+
+def _readable(x: Tensor) -> Tensor:
+    """Return an input that the library can read, a copy if necessary."""
+    return x if has_native_strides(x) else x.contiguous()
 
 
 def _call(x: Tensor, weights: Sequence[Tensor]) -> _ProjectionCall:
@@ -146,7 +153,7 @@ def _strides(x: Tensor) -> tuple[int, int, int] | None:
             return None
         expected = size * stride
     # With one position per example the positions of the batch are the examples.
-    return (*x.stride()[:2], x.stride(0) if position is None else position)
+    return x.stride(0), x.stride(1), x.stride(0) if position is None else position
 
 
 def _struct(x: Tensor) -> TensorStruct:
