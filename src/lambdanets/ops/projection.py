@@ -139,7 +139,7 @@ def _new_gradients(x: Tensor, weights: Sequence[Tensor], needs_grad: Sequence[bo
     """Return uninitialised gradients of x and of the weights, empty ones for those that are not needed."""
     dx = new_images(x, x.shape[1]) if needs_grad[0] else x.new_empty(0)
     pairs = zip(weights, needs_grad[1:], strict=True)
-    return [dx, *(torch.empty_like(weight) if needed else x.new_empty(0) for weight, needed in pairs)]
+    return [dx, *(w.new_empty(w.shape if needed else 0) for w, needed in pairs)]
 
 
 class _Output(torch.autograd.Function):

@@ -74,6 +74,8 @@ def output(x: Tensor, weights: Sequence[Tensor], y: Sequence[Tensor], norms: Seq
         y: Outputs, dense `[b, o, *grid]` each.
         norms: Norm of each projection, or None.
     """
+    if not x.numel():
+        return
     x, weights = _readable(x), [weight.contiguous() for weight in weights]
     call = _call(x, weights)
     for part, target, norm in zip(call.part, y, norms, strict=False):
@@ -102,6 +104,11 @@ def gradients(
         dx: Gradient of x, in the memory format of x.
         d_weights: Gradient of each weight, contiguous.
     """
+    if not x.numel():
+        for d_weight in d_weights:
+            if d_weight is not None:
+                d_weight.zero_()
+        return
     x, weights = _readable(x), [weight.contiguous() for weight in weights]
     g = [each if _strides(each) else each.contiguous() for each in g]
     call = _call(x, weights)
