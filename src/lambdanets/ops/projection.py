@@ -84,7 +84,9 @@ def new_images(x: Tensor, channels: int) -> Tensor:
     """Return an uninitialised dense tensor `[b, channels, *grid]` in the memory format of `x`."""
     batch, grid = x.shape[0], x.shape[2:]
     if x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous():
-        return x.new_empty(batch, *grid, channels).movedim(-1, 1)
+        # Not a view of a contiguous tensor: modules that follow may change it in place.
+        strides = [channels * math.prod(grid[i:]) for i in range(len(grid) + 1)]
+        return x.new_empty_strided((batch, channels, *grid), (strides[0], 1, *strides[1:]))
     return x.new_empty(batch, channels, *grid)
 
 
