@@ -1,5 +1,6 @@
 """Projections fused with batch norms in evaluation: same output, and no fusing of modified modules."""
 
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,13 @@ from torch import Tensor, nn
 from cases import LAYER_OPTIONS
 from closeness import assert_close
 from lambdanets import LambdaLayer2d
+from lambdanets.ops import projection
+
+
+@pytest.fixture(autouse=True, params=[0, math.inf], ids=["library", "convolutions"])
+def _least(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every test with projections by the native library, where it is built, and by convolutions."""
+    monkeypatch.setattr(projection, "MIN_FLOPS", request.param)
 
 
 def make(**options: Any) -> LambdaLayer2d:

@@ -30,7 +30,7 @@ from cases import Case
 from closeness import DOUBLE, FACTOR
 from forked import forked
 from lambdanets.nn import LambdaLayer1d, LambdaLayer2d, LambdaLayer3d
-from lambdanets.ops import KERNELS, Problem, lambda_layer
+from lambdanets.ops import KERNELS, Problem, lambda_layer, projection
 from oracles import lambda_layer_einsum, lambda_layer_loops
 from running import RUNNING
 
@@ -365,6 +365,7 @@ def _layer(case: Drawn, index: int) -> Iterator[tuple[str, ...]]:
     def run(layer: torch.nn.Module, x: Tensor, kernel: str, autocast: bool) -> dict[str, Tensor]:
         layer = copy.deepcopy(layer)
         layer.kernel = kernel
+        projection.MIN_FLOPS = math.inf if kernel == "reference" else 0
         x = x.detach().requires_grad_(training)
         with torch.set_grad_enabled(training), torch.autocast("cpu", enabled=autocast):
             y = layer(x)

@@ -16,6 +16,7 @@ from pathlib import Path
 from lambdanets.ops.kernels import native
 from lambdanets.ops.kernels.native import compiler
 
+TESTS = ("test_native.py", "test_shared_content.py", "test_projection.py")
 RUNTIMES = ("libasan.so", "libubsan.so")
 OPTIONS = {
     # PyTorch and Python free no memory at exit, and libraries that are not instrumented pair their own calls.
@@ -45,8 +46,7 @@ def main() -> int:
         if path != str(library):
             raise SystemExit(f"the sanitized library is not loaded: {loaded.stdout}{loaded.stderr}")
         isas = list(native.ISAS)[: native.ISAS[best]]
-        files = ("differential.py", "test_native.py", "test_shared_content.py")
-        script, *tests = (Path(__file__).with_name(file) for file in files)
+        *tests, script = (Path(__file__).with_name(file) for file in (*TESTS, "differential.py"))
         runs = [["-m", "pytest", "-q", *tests]]  # they select each instruction set themselves
         words = ["--kernels", native.NAME, "--minutes", chosen.minutes / len(isas), "--seed", chosen.seed]
         runs += [[script, *words]] * len(isas)

@@ -1,8 +1,9 @@
-"""One convolution instead of several: 1x1 projections of the same input, fused with their batch norms.
+"""One operation instead of several: 1x1 projections of the same input, fused with their batch norms.
 
-Projections are concatenated into one convolution. In evaluation without gradients, the batch norms that
-follow are fused into it too. The weights are fused again at each call, which takes little time compared with
-the layer: a cached copy could miss a change of the weights.
+The native library computes them where it is faster (`lambdanets.ops.projection`). Elsewhere they are
+concatenated into one convolution. In evaluation without gradients, the batch norms that follow are fused too.
+The weights are fused again at each call, which takes little time compared with the layer: a cached copy could
+miss a change of the weights.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
+
+from lambdanets.ops.projection import Norm, is_native, project, project_normalized
 
 from .memory_format import dense_like
 
@@ -76,11 +79,15 @@ def project_concatenated(x: Tensor, projections: Sequence[Any]) -> list[Tensor]:
     Returns:
         Their outputs, each dense in the memory format of `x`: batch norms are slow on other tensors.
     """
-    biases = [p.bias for p in projections if isinstance(p, _CONVOLUTIONS) and p.bias is not None]
-    alike = len(biases) in (0, len(projections))
-    if len(projections) == 1 or not alike or not can_concatenate(x, projections):
+    if not can_concatenate(x, projections):
         return [p(x) for p in projections]
-    weight = torch.cat([p.weight for p in projections])
+    biases = [p.bias for p in projections if p.bias is not None]
+    weights = [p.weight for p in projections]
+    if not biases and is_native(x, weights):
+        return list(project(x, weights))
+    if len(projections) == 1 or len(biases) not in (0, len(projections)):
+        return [p(x) for p in projections]
+    weight = torch.cat(weights)
     bias = torch.cat(biases) if biases else None
     y = _convolution(x)(x, weight, bias)
     sizes = [len(p.weight) for p in projections]
@@ -98,10 +105,21 @@ def project_fused(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor,
         For each projection `[b, channels, *grid]`: the output of its norm, or of the convolution if it has
         none.
     """
+    weights, biases, norms = zip(*projections, strict=True)
+    native_norms = [None if norm is None else _native_norm(norm) for norm in norms]
+    if all(bias is None for bias in biases) and is_native(x, weights, native_norms):
+        return tuple(project_normalized(x, weights, native_norms))
     fused = [_fuse(*projection) for projection in projections]
     weight, bias = torch.cat([weight for weight, _ in fused]), torch.cat([bias for _, bias in fused])
     y = _convolution(x)(x, weight, bias)
     return y.split([len(bias) for _, bias in fused], dim=1)
+
+
+def _native_norm(norm: _BatchNorm) -> Norm:
+    """Return a batch norm in evaluation as the native library takes it."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 
 
 def _fuse(weight: Tensor, bias: Tensor | None, norm: _BatchNorm | None) -> tuple[Tensor, Tensor]:

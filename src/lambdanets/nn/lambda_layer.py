@@ -345,7 +345,8 @@ class LambdaLayer(nn.Module):
             if source is x:
                 queries, values, *keys = project_concatenated(x, [self.to_queries, *of_context])
             else:
-                queries, (values, *keys) = self.to_queries(x), project_concatenated(source, of_context)
+                (queries,) = project_concatenated(x, [self.to_queries])
+                values, *keys = project_concatenated(source, of_context)
             queries, values = self.norm_queries(queries), self.norm_values(values)
             return queries, keys[0] if keys else None, values
         assert isinstance(self.norm_queries, _BatchNorm)

@@ -155,13 +155,18 @@ def invoke(function: str, call: Call, dtype: torch.dtype, tensors: Mapping[str, 
         RuntimeError: There is no library, or tensors are not on the CPU.
     """
     given = [(name, x) for name, x in tensors.items() if x is not None]
-    loaded = library.require(given[0][1].device.type)
-    call.isa, call.itemsize, call.threads = ISAS[isa()], dtype.itemsize, torch.get_num_threads()
-    call.parallel_for = parallel_for()
     kind = type(call)
     for name, x in given:
         # In half the time of an assignment to the field.
         _PACK[x.ndim](call, getattr(kind, name).offset, x.data_ptr(), *x.stride())
+    return invoke_complete(function, call, dtype, given[0][1].device.type)
+
+
+def invoke_complete(function: str, call: Call, dtype: torch.dtype, device: str) -> bool:
+    """Call a function as `invoke` does, with the tensors in the call already; `device` is their type."""
+    loaded = library.require(device)
+    call.isa, call.itemsize, call.threads = ISAS[isa()], dtype.itemsize, torch.get_num_threads()
+    call.parallel_for = parallel_for()
     return not getattr(loaded, f"lambdanets_{function}")(ctypes.byref(call))
 
 

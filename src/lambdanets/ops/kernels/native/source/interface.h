@@ -74,6 +74,31 @@ typedef struct {
     LambdanetsTensor dk, dv;          // gradients, each like its tensor
 } LambdanetsContent;
 
+// One of several 1x1 projections of the same input.
+typedef struct {
+    int64_t outputs;          // o, its channels
+    LambdanetsTensor weight;  // [o, d], rows contiguous
+    LambdanetsTensor y;       // [b, o, n]
+    // The batch norm in evaluation that follows, [o] contiguous each; scale and shift may be missing. Without
+    // a mean there is no norm.
+    const void *mean, *variance, *scale, *shift;
+    double epsilon;
+    LambdanetsTensor g;         // [b, o, n], gradient of y
+    LambdanetsTensor d_weight;  // [o, d]
+} LambdanetsProjectionPart;
+
+enum { LAMBDANETS_MAX_PARTS = 4 };
+
+// The arguments of 1x1 projections. In x and dx either positions are adjacent, or channels are and the
+// distance of positions is constant over the whole batch.
+typedef struct {
+    int64_t isa, itemsize, threads;  // as above
+    LambdanetsParallelFor parallel_for;
+    int64_t batch, channels, positions, parts;
+    LambdanetsTensor x, dx;  // [b, d, n]
+    LambdanetsProjectionPart part[LAMBDANETS_MAX_PARTS];
+} LambdanetsProjection;
+
 enum LambdanetsIsa { LAMBDANETS_BASE = 1, LAMBDANETS_AVX2 = 2, LAMBDANETS_AVX512 = 3 };
 
 enum LambdanetsStatus { LAMBDANETS_DONE = 0, LAMBDANETS_NO_MEMORY = 1, LAMBDANETS_NO_ISA = 2 };
@@ -91,11 +116,14 @@ const char* lambdanets_isa(void);
 // position_gradients writes those of dq, dv, de and d_lambda that are given. causal_content_output writes the
 // causal content part into y, and the final state; causal_content_gradients writes those of dq, dk, dv and
 // the gradient of the initial state that are given. content_output writes the content lambda;
-// content_gradients writes those of dk and dv that are given.
+// content_gradients writes those of dk and dv that are given. projection_output writes all y, with the norms
+// applied; projection_gradients, without norms, writes dx and those of d_weight that are given.
 #define LAMBDANETS_FUNCTIONS(EACH)                          \
     EACH(position_output, LambdanetsCall)                   \
     EACH(position_gradients, LambdanetsCall)                \
     EACH(causal_content_output, LambdanetsCausalContent)    \
     EACH(causal_content_gradients, LambdanetsCausalContent) \
     EACH(content_output, LambdanetsContent)                 \
-    EACH(content_gradients, LambdanetsContent)
+    EACH(content_gradients, LambdanetsContent)              \
+    EACH(projection_output, LambdanetsProjection)           \
+    EACH(projection_gradients, LambdanetsProjection)

@@ -5,6 +5,8 @@
 #include "content.h"
 #include "gradients.h"
 #include "output.h"
+#include "projection_gradients.h"
+#include "projection_output.h"
 
 #if defined(ISA_AVX512)
 #define FUNCTION(name) lambdanets_##name##_avx512
@@ -61,5 +63,15 @@ int FUNCTION(content_output)(const LambdanetsContent* call) {
 int FUNCTION(content_gradients)(const LambdanetsContent* call) {
     if (call->itemsize == sizeof(double)) return ContentGradients<double>(*call).run();
     return ContentGradients<float>(*call).run();
+}
+
+int FUNCTION(projection_output)(const LambdanetsProjection* call) {
+    if (call->itemsize == sizeof(double)) return ProjectionOutput<double>(*call).run();
+    return ProjectionOutput<float>(*call).run();
+}
+
+int FUNCTION(projection_gradients)(const LambdanetsProjection* call) {
+    if (call->itemsize == sizeof(double)) return ProjectionGradients<double>(*call).run();
+    return ProjectionGradients<float>(*call).run();
 }
 }
