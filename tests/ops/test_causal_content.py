@@ -197,6 +197,18 @@ def test_queries_before_the_first_visible_element_give_zeros(way: str) -> None:
         assert found[name][1, :3].eq(0).all()
 
 
+def test_a_column_without_finite_keys_adds_nothing(way: str) -> None:
+    """The definition has NaN at the last query, from which nothing is hidden."""
+    case = causal("low", 40)
+    inputs, without = case.inputs(), case.inputs()
+    inputs["k"][0, :, 1] = -torch.inf
+    without["q"][0, :, :, 1] = 0
+    y, reference = apply(case)(inputs), apply(case, kernel="reference")(inputs)
+    assert_close_by_name({"y": y}, {"y": apply(case)(without)})
+    assert_close_by_name({"y": y[:, :, :-1]}, {"y": reference[:, :, :-1]})
+    assert reference[0, :, -1].isnan().all()
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=str)
 @pytest.mark.parametrize("name", ["k", "v"])
 def test_infinities_reach_the_queries_that_see_them(name: str, bad: float, way: str) -> None:

@@ -25,7 +25,11 @@ from .problem import Problem
 
 
 def causal_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, problem: Problem) -> Tensor | None:
-    """Return the content part [b, h, n, v] by the recurrence; None if it does not serve the call."""
+    """Return the content part [b, h, n, v] by the recurrence; None if it does not serve the call.
+
+    Where all keys of a column up to a query are -infinity, the column adds nothing to the query's output, as in
+    the chunks of `content`. By the definition it is NaN for a query from which no element is hidden, the last.
+    """
     if not (allows_native_content(q, k, v) and is_recurrence(problem)):
         return None
     return causal_content_output(q, k, v, mask, memory_layout_of(q))

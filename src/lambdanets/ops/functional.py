@@ -57,7 +57,9 @@ def lambda_layer(
         Tensor [b, h, n, v] with the dtype and the memory layout (order of strides) of `q`. A query that sees
         no element gives zeros. Elements hidden by `mask` have no effect at all. Elements hidden by
         a causal or a masked context have none beyond rounding, if they are finite (kernel "fft" rounds to
-        about 1e-6 of the largest values of the whole sequence in float32).
+        about 1e-6 of the largest values of the whole sequence in float32). Where the keys of a column are
+        -infinity for all elements, the output is NaN; under a causal order only kernel "reference" gives NaN,
+        for the last query, and the others take the column as zero.
 
     Raises:
         ValueError: If shapes, dtypes or devices do not match, the kernel is unknown, or it does not support
