@@ -27,8 +27,8 @@ from .problem import Problem
 def causal_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, problem: Problem) -> Tensor | None:
     """Return the content part [b, h, n, v] by the recurrence; None if it does not serve the call.
 
-    Where all keys of a column up to a query are -infinity, the column adds nothing to the query's output, as in
-    the chunks of `content`. By the definition it is NaN for a query from which no element is hidden, the last.
+    Where all keys of a column up to a query are -infinity, the column adds nothing to the query's output, as
+    in the chunks of `content`. By the definition it is NaN for the last query, if no element is hidden.
     """
     if not (allows_native_content(q, k, v) and is_recurrence(problem)):
         return None
