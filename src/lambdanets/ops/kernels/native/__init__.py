@@ -132,9 +132,10 @@ def _run(
     """Call a function of the library; inputs are converted to `dtype`, which results have."""
     call = _PositionCall.from_buffer_copy(_sizes(problem))
     tensors = {name: convert(x, dtype) for name, x in inputs.items()} | results
-    for name in ("e", "de"):
-        if (table := tensors.pop(name, None)) is not None:
-            setattr(call, name, _table(table, problem))
+    # The call has the addresses of the tables alone: a converted one must live until it returns.
+    tables = {name: x for name in ("e", "de") if (x := tensors.pop(name, None)) is not None}
+    for name, x in tables.items():
+        setattr(call, name, _table(x, problem))
     if not invoke(function, call, dtype, tensors):
         raise MemoryError(f"kernel {NAME!r} found no memory for its temporaries ({problem})")
 
