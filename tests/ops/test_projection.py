@@ -53,7 +53,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the library serve projections of every size."""
-    monkeypatch.setattr(operators, "MIN_FLOPS", 0)
+    monkeypatch.setattr(operators, "MIN_FLOPS", (0, 0))
 
 
 @pytest.fixture
@@ -368,9 +368,9 @@ def test_calls_that_stay_with_convolutions(any_size: None, monkeypatch: pytest.M
     assert not is_native(x, weights)
     monkeypatch.delenv(native.ISA_VARIABLE)
     assert is_native(x, weights) == (BEST != "base")
-    monkeypatch.setattr(operators, "MIN_FLOPS", math.inf)
+    monkeypatch.setattr(operators, "MIN_FLOPS", (math.inf, math.inf))
     assert not is_native(x, weights)
-    monkeypatch.setattr(operators, "MIN_FLOPS", 0)
+    monkeypatch.setattr(operators, "MIN_FLOPS", (0, 0))
     monkeypatch.setattr(native.library, "unavailable", lambda: "it is not here")
     assert not is_native(x, weights)
 
@@ -406,7 +406,7 @@ def test_a_layer_gives_the_same_results_with_convolutions(
         monkeypatch.setattr(fuse_batch_norm, name, lambda *a, n=name, f=whole: (called.append(n), f(*a))[1])
 
     def run(least: float) -> dict[str, Tensor]:
-        monkeypatch.setattr(operators, "MIN_FLOPS", least)
+        monkeypatch.setattr(operators, "MIN_FLOPS", (least, least))
         leaves = [x.detach().requires_grad_(training) for x in inputs]
         with torch.set_grad_enabled(training):
             y = module(*leaves)

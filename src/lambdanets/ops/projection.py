@@ -22,17 +22,20 @@ from .kernels.native.projection import Norm
 from .position import is_forward_mode
 
 DTYPES = (torch.float32, torch.float64)
-MIN_FLOPS = 8e6
-"""Floating-point operations of the outputs below which PyTorch's convolution takes less time per call."""
+MIN_FLOPS = (1e6, 3e7)
+"""Floating-point operations of the outputs, without and with gradients, below which convolutions are faster.
+
+Measured with whole layers on 1 thread: below them the Python code of these functions takes longer.
+"""
 
 
 def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None] = ()) -> bool:
     """Return whether the library serves projections.
 
-    It does in eager mode on CPUs, in float32 and float64, for images that are dense in one of the two memory
-    formats, of at least `MIN_FLOPS`. PyTorch's convolution keeps half precision, for which it has
-    instructions; graphs, which may run elsewhere; subclasses of tensors; derivatives that custom operators do
-    not have, transforms of torch.func and forward mode; and CPUs without AVX2, where the library is slower.
+    It does in eager mode on CPUs, in float32 and float64, for images in one of the two memory formats, from
+    `MIN_FLOPS` on. PyTorch's convolution serves half precision, for which it has instructions; graphs, which
+    may run elsewhere; subclasses of tensors; derivatives that custom operators do not have, transforms of
+    torch.func and forward mode; and CPUs without AVX2, for which the library has no fast products.
 
     Args:
         x: Input `[b, d, *grid]`.
@@ -46,7 +49,7 @@ def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]
     return (
         x.device.type == "cpu"
         and x.dtype in DTYPES
-        and 2 * x.numel() * outputs >= MIN_FLOPS
+        and 2 * x.numel() * outputs >= MIN_FLOPS[torch.is_grad_enabled()]
         and len(weights) <= projection.MAX_PARTS
         and type(x) in (Tensor, nn.Parameter)
         and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
