@@ -10,7 +10,8 @@ for each instruction set), `dispatch.cpp`.
 
 The causal content part is a program of its own, called by `causal_content.py`: `exponential.h`,
 `causal_content.h` (the weights), `causal_content_output.h`, `causal_content_steps.h`,
-`causal_content_gradients.h`.
+`causal_content_gradients.h`. So are the 1x1 projections of a layer, called by `projection.py`:
+`projection.h`, `projection_output.h`, `projection_gradients.h`.
 """
 
 from __future__ import annotations
