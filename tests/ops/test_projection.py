@@ -351,6 +351,11 @@ def test_calls_that_stay_with_convolutions(any_size: None, monkeypatch: pytest.M
         "another dtype of a norm": (x, weights, [norm._replace(mean=torch.ones(16).double()), None]),
         "another device": (x.to("meta"), [w.to("meta") for w in weights]),
         "strides": (x[..., 1:], weights),
+        "channels": (x[:, :19], weights),
+        "one example without a batch": (x[0], weights),
+        "a larger kernel": (x, [torch.randn(16, 20, 3, 3), weights[1]]),
+        "channels of a norm": (x, weights, [None, norm]),
+        "too many": (x, weights * 3),
         "a subclass": (x.as_subclass(Labelled), weights),
         "a subclass of a weight": (x, [weights[0].as_subclass(Labelled), weights[1]]),
     }

@@ -49,8 +49,10 @@ def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]
     return (
         x.device.type == "cpu"
         and x.dtype in DTYPES
+        and x.ndim > 2
         and 2 * x.numel() * outputs >= MIN_FLOPS[torch.is_grad_enabled()]
-        and len(weights) <= projection.MAX_PARTS
+        and 0 < len(weights) <= projection.MAX_PARTS
+        and _have_right_sizes(x, weights, norms)
         and type(x) in (Tensor, nn.Parameter)
         and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
         and all(t.dtype == x.dtype and t.device == x.device and t.is_contiguous() for t in tensors)
@@ -60,6 +62,18 @@ def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]
         and not is_forward_mode(x, *tensors)
         and native.library.unavailable() is None
         and native.isa() != "base"
+    )
+
+
+def _have_right_sizes(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]) -> bool:
+    """Return whether weights and norms fit `x`; a convolution raises PyTorch's error if they do not."""
+    channels = x.shape[1]
+    return all(
+        w.ndim == x.ndim and w.shape[1] == channels and w.numel() == len(w) * channels > 0 for w in weights
+    ) and all(
+        t is None or t.shape == w.shape[:1]
+        for w, norm in zip(weights, norms, strict=False)
+        for t in (norm[:-1] if norm else ())
     )
 
 
