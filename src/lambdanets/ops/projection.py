@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import get_interpreter_stack
+from torch._C._functorch import get_interpreter_stack, is_legacy_batchedtensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .kernels import native
@@ -176,7 +177,13 @@ class _Output(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         needs_grad = ctx.needs_input_grad
-        found = _Gradients.apply(needs_grad, *g, *ctx.saved_tensors)
+        x, *weights = ctx.saved_tensors
+        if get_interpreter_stack() or any(map(is_legacy_batchedtensor, g)):
+            # Under vmap and `is_grads_batched`, for which operators with lists have no rule.
+            found = [_convolution_backward(each, x, w) for each, w in zip(g, weights, strict=True)]
+            dx, d_weights = zip(*found, strict=True)
+            return reduce(torch.add, dx), *d_weights
+        found = _Gradients.apply(needs_grad, *g, x, *weights)
         return tuple(t if needed else None for t, needed in zip(found, needs_grad, strict=True))
 
 
@@ -221,6 +228,15 @@ class _Gradients(torch.autograd.Function):
 def _multiply(weight: Tensor, x: Tensor) -> Tensor:
     """Return the projection of x `[b, d, *grid]` by a weight `[o, d, *1]`."""
     return torch.einsum("od,bd...->bo...", weight.flatten(1), x)
+
+
+def _convolution_backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and of a weight by PyTorch."""
+    ones, zeros = [1] * (x.ndim - 2), [0] * (x.ndim - 2)
+    mask = [True, True, False]
+    backward = torch.ops.aten.convolution_backward
+    dx, d_weight, _ = backward(g, x, weight, None, ones, zeros, ones, False, zeros, 1, mask)
+    return dx, d_weight
 
 
 def _outer(g: Tensor, x: Tensor) -> Tensor:
