@@ -23,7 +23,7 @@ from .kernels.native.projection import Norm
 from .position import is_forward_mode
 
 DTYPES = (torch.float32, torch.float64)
-MIN_FLOPS = (1e6, 3e7)
+MIN_FLOPS = (2e6, 3e7)
 """Floating-point operations of the outputs, without and with gradients, below which convolutions are faster.
 
 Measured with whole layers on 1 thread: below them the Python code of these functions takes longer.
@@ -45,13 +45,13 @@ def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]
     """
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
+    if 2 * x.numel() * sum(map(len, weights)) < MIN_FLOPS[torch.is_grad_enabled()]:
+        return False
     tensors = [*weights, *(t for norm in norms if norm for t in norm[:-1] if t is not None)]
-    outputs = sum(map(len, weights))
     return (
         x.device.type == "cpu"
         and x.dtype in DTYPES
         and x.ndim > 2
-        and 2 * x.numel() * outputs >= MIN_FLOPS[torch.is_grad_enabled()]
         and 0 < len(weights) <= projection.MAX_PARTS
         and _have_right_sizes(x, weights, norms)
         and type(x) in (Tensor, nn.Parameter)
