@@ -16,7 +16,7 @@ from lambdanets.ops import projection
 @pytest.fixture(autouse=True, params=[0, math.inf], ids=["library", "convolutions"])
 def _least(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run every test with projections by the native library, where it is built, and by convolutions."""
-    monkeypatch.setattr(projection, "MIN_FLOPS", request.param)
+    monkeypatch.setattr(projection, "MIN_FLOPS", (request.param,) * 2)
 
 
 def make(**options: Any) -> LambdaLayer2d:

@@ -365,7 +365,7 @@ def _layer(case: Drawn, index: int) -> Iterator[tuple[str, ...]]:
     def run(layer: torch.nn.Module, x: Tensor, kernel: str, autocast: bool) -> dict[str, Tensor]:
         layer = copy.deepcopy(layer)
         layer.kernel = kernel
-        projection.MIN_FLOPS = math.inf if kernel == "reference" else 0
+        projection.MIN_FLOPS = (math.inf, math.inf) if kernel == "reference" else (0, 0)
         x = x.detach().requires_grad_(training)
         with torch.set_grad_enabled(training), torch.autocast("cpu", enabled=autocast):
             y = layer(x)

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from closeness import assert_close_by_name
-from lambdanets import LambdaLayer1d, LambdaLayer2d, LambdaLayer3d
-from lambdanets.nn import fuse_batch_norm
 from lambdanets.ops import projection as operators
 from lambdanets.ops.kernels import native
 from lambdanets.ops.kernels.native import projection
@@ -53,7 +51,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the library serve projections of every size."""
-    monkeypatch.setattr(operators, "MIN_FLOPS", 0)
+    monkeypatch.setattr(operators, "MIN_FLOPS", (0, 0))
 
 
 @pytest.fixture
@@ -64,12 +62,9 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def images(
-    *shape: int, channels_last: bool, dtype: torch.dtype = torch.float64, seed: int | None = None
-) -> Tensor:
+def images(*shape: int, channels_last: bool, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return random images `[b, c, *grid]` in a memory format."""
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, dtype=dtype, generator=generator)
+    x = torch.randn(shape, dtype=dtype)
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x
 
 
@@ -258,6 +253,23 @@ def test_derivatives_of_third_order() -> None:
     assert_close_by_name(third(by_library), third(plain))
 
 
+@pytest.mark.parametrize("way", ["is_grads_batched", "vmap"])
+def test_gradients_of_several_outputs_at_once(way: str) -> None:
+    x, weights, g = make(SIZES[5])
+    leaves = [each.requires_grad_() for each in (x, *weights)]
+    batched = [torch.stack([each, 2 * each]) for each in g]
+
+    def batch(function: Callable[..., Any]) -> dict[str, Tensor]:
+        y = list(function(*leaves))
+        if way == "vmap":
+            found = torch.func.vmap(lambda *g: torch.autograd.grad(y, leaves, g))(*batched)
+        else:
+            found = torch.autograd.grad(y, leaves, batched, is_grads_batched=True)
+        return {str(i): each for i, each in enumerate(found)}
+
+    assert_close_by_name(batch(by_library), batch(plain))
+
+
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("affine", [True, False])
 def test_norms_in_evaluation(affine: bool, channels_last: bool, isa: str) -> None:
@@ -351,6 +363,11 @@ def test_calls_that_stay_with_convolutions(any_size: None, monkeypatch: pytest.M
         "another dtype of a norm": (x, weights, [norm._replace(mean=torch.ones(16).double()), None]),
         "another device": (x.to("meta"), [w.to("meta") for w in weights]),
         "strides": (x[..., 1:], weights),
+        "channels": (x[:, :19], weights),
+        "one example without a batch": (x[0], weights),
+        "a larger kernel": (x, [torch.randn(16, 20, 3, 3), weights[1]]),
+        "channels of a norm": (x, weights, [None, norm]),
+        "too many": (x, weights * 3),
         "a subclass": (x.as_subclass(Labelled), weights),
         "a subclass of a weight": (x, [weights[0].as_subclass(Labelled), weights[1]]),
     }
@@ -368,62 +385,11 @@ def test_calls_that_stay_with_convolutions(any_size: None, monkeypatch: pytest.M
     assert not is_native(x, weights)
     monkeypatch.delenv(native.ISA_VARIABLE)
     assert is_native(x, weights) == (BEST != "base")
-    monkeypatch.setattr(operators, "MIN_FLOPS", math.inf)
+    monkeypatch.setattr(operators, "MIN_FLOPS", (math.inf, math.inf))
     assert not is_native(x, weights)
-    monkeypatch.setattr(operators, "MIN_FLOPS", 0)
+    monkeypatch.setattr(operators, "MIN_FLOPS", (0, 0))
     monkeypatch.setattr(native.library, "unavailable", lambda: "it is not here")
     assert not is_native(x, weights)
-
-
-LAYERS = [
-    (LambdaLayer1d, {"grid": 30}, (30,)),
-    (LambdaLayer1d, {"scope": 5, "causal": True, "norm": "rms"}, (30,)),
-    (LambdaLayer2d, {"grid": 7}, (7, 7)),
-    (LambdaLayer2d, {"scope": 3, "dim_u": 2}, (6, 9)),
-    (LambdaLayer2d, {"position": False, "norm": None}, (6, 9)),
-    (LambdaLayer2d, {"scope": 3, "content": False}, (1, 1)),
-    (LambdaLayer3d, {"scope": 3}, (3, 4, 5)),
-]
-
-
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])
-@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_a_layer_gives_the_same_results_with_convolutions(
-    layer: tuple[Any, ...], training: bool, cross: bool, channels_last: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kind, options, grid = layer
-    module = kind(12, 20, dim_k=5, dtype=torch.float64, **options)
-    for tensor in module.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.add_(torch.rand_like(tensor))
-    module.train(training)
-    inputs = [images(3, 12, *grid, channels_last=channels_last) for _ in range(1 + cross)]
-    called: list[str] = []
-    for name in ("project", "project_normalized"):
-        whole = getattr(operators, name)
-        monkeypatch.setattr(fuse_batch_norm, name, lambda *a, n=name, f=whole: (called.append(n), f(*a))[1])
-
-    def run(least: float) -> dict[str, Tensor]:
-        monkeypatch.setattr(operators, "MIN_FLOPS", least)
-        leaves = [x.detach().requires_grad_(training) for x in inputs]
-        with torch.set_grad_enabled(training):
-            y = module(*leaves)
-        if not training:
-            return {"y": y}
-        upstream = images(*y.shape, channels_last=channels_last, seed=1)
-        parameters = dict(module.named_parameters())
-        found = torch.autograd.grad(y, [*leaves, *parameters.values()], upstream, allow_unused=True)
-        names = ["x", *["context"] * cross, *parameters]
-        named = zip(names, found, strict=True)
-        return {"y": y.detach()} | {name: each for name, each in named if each is not None}
-
-    exact = run(math.inf)
-    assert not called
-    assert_close_by_name(run(0), exact)
-    batch_norms = isinstance(module.norm_queries, nn.modules.batchnorm._BatchNorm)
-    assert called == ["project_normalized" if batch_norms and not training else "project"] * (1 + cross)
 
 
 def test_the_switch_of_the_library_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,29 +402,3 @@ def test_the_switch_of_the_library_turns_it_off(monkeypatch: pytest.MonkeyPatch)
     finally:
         monkeypatch.undo()
         native.library.refresh()
-
-
-def test_graphs_and_transforms_of_a_layer_hold_convolutions(any_size: None) -> None:
-    layer, x = LambdaLayer2d(12, grid=5, dtype=torch.float64).eval(), torch.randn(2, 12, 5, 5).double()
-    exact = layer(x).detach()
-    graphs: list[torch.fx.GraphModule] = []
-    compiled = torch.compile(layer, fullgraph=True, backend=lambda graph, _: (graphs.append(graph), graph)[1])
-    exported = torch.export.export(layer, (x,))
-    found = {"compiled": compiled(x), "exported": exported.module()(x)}
-    found["traced"] = torch.jit.trace(layer, (x,), check_trace=False)(x)
-    found["functional"] = torch.func.functional_call(layer, dict(layer.named_parameters()), (x,))
-    assert_close_by_name(found, dict.fromkeys(found, exact))
-    for graph in (*graphs, exported.graph_module):
-        assert "projection_" not in graph.print_readable(print_output=False)
-    reference = LambdaLayer2d(12, grid=5, dtype=torch.float64, kernel="reference").eval()
-    reference.load_state_dict(layer.state_dict())
-    value, tangent = torch.func.jvp(reference, (x,), (x,))
-    step = 1e-6
-    slope = (reference(x + step * x) - reference(x - step * x)) / (2 * step)
-    assert (tangent - slope).abs().max() < 1e-6 * slope.abs().max()
-    gradient = torch.func.grad(lambda x: reference(x).sum())(x)
-    leaf = x.clone().requires_grad_()
-    assert_close_by_name(
-        {"value": value.detach(), "gradient": gradient},
-        {"value": exact, "gradient": torch.autograd.grad(reference(leaf).sum(), leaf)[0]},
-    )

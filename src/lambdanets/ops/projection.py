@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import get_interpreter_stack
+from torch._C._functorch import get_interpreter_stack, is_legacy_batchedtensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .kernels import native
@@ -22,17 +23,20 @@ from .kernels.native.projection import Norm
 from .position import is_forward_mode
 
 DTYPES = (torch.float32, torch.float64)
-MIN_FLOPS = 8e6
-"""Floating-point operations of the outputs below which PyTorch's convolution takes less time per call."""
+MIN_FLOPS = (2e6, 3e7)
+"""Floating-point operations of the outputs, without and with gradients, below which convolutions are faster.
+
+Measured with whole layers on 1 thread: below them the Python code of these functions takes longer.
+"""
 
 
 def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None] = ()) -> bool:
     """Return whether the library serves projections.
 
-    It does in eager mode on CPUs, in float32 and float64, for images that are dense in one of the two memory
-    formats, of at least `MIN_FLOPS`. PyTorch's convolution keeps half precision, for which it has
-    instructions; graphs, which may run elsewhere; subclasses of tensors; derivatives that custom operators do
-    not have, transforms of torch.func and forward mode; and CPUs without AVX2, where the library is slower.
+    It does in eager mode on CPUs, in float32 and float64, for images in one of the two memory formats, from
+    `MIN_FLOPS` on. PyTorch's convolution serves half precision, for which it has instructions; graphs, which
+    may run elsewhere; subclasses of tensors; derivatives that custom operators do not have, transforms of
+    torch.func and forward mode; and CPUs without AVX2, for which the library has no fast products.
 
     Args:
         x: Input `[b, d, *grid]`.
@@ -41,13 +45,15 @@ def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]
     """
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
+    if 2 * x.numel() * sum(map(len, weights)) < MIN_FLOPS[torch.is_grad_enabled()]:
+        return False
     tensors = [*weights, *(t for norm in norms if norm for t in norm[:-1] if t is not None)]
-    outputs = sum(map(len, weights))
     return (
         x.device.type == "cpu"
         and x.dtype in DTYPES
-        and 2 * x.numel() * outputs >= MIN_FLOPS
-        and len(weights) <= projection.MAX_PARTS
+        and x.ndim > 2
+        and 0 < len(weights) <= projection.MAX_PARTS
+        and _have_right_sizes(x, weights, norms)
         and type(x) in (Tensor, nn.Parameter)
         and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
         and all(t.dtype == x.dtype and t.device == x.device and t.is_contiguous() for t in tensors)
@@ -57,6 +63,18 @@ def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]
         and not is_forward_mode(x, *tensors)
         and native.library.unavailable() is None
         and native.isa() != "base"
+    )
+
+
+def _have_right_sizes(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]) -> bool:
+    """Return whether weights and norms fit `x`; a convolution raises PyTorch's error if they do not."""
+    channels = x.shape[1]
+    return all(
+        w.ndim == x.ndim and w.shape[1] == channels and w.numel() == len(w) * channels > 0 for w in weights
+    ) and all(
+        t is None or t.shape == w.shape[:1]
+        for w, norm in zip(weights, norms, strict=False)
+        for t in (norm[:-1] if norm else ())
     )
 
 
@@ -159,7 +177,13 @@ class _Output(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         needs_grad = ctx.needs_input_grad
-        found = _Gradients.apply(needs_grad, *g, *ctx.saved_tensors)
+        x, *weights = ctx.saved_tensors
+        if get_interpreter_stack() or any(map(is_legacy_batchedtensor, g)):
+            # Under vmap and `is_grads_batched`, for which operators with lists have no rule.
+            found = [_convolution_backward(each, x, w) for each, w in zip(g, weights, strict=True)]
+            dx, d_weights = zip(*found, strict=True)
+            return reduce(torch.add, dx), *d_weights
+        found = _Gradients.apply(needs_grad, *g, x, *weights)
         return tuple(t if needed else None for t, needed in zip(found, needs_grad, strict=True))
 
 
@@ -204,6 +228,15 @@ class _Gradients(torch.autograd.Function):
 def _multiply(weight: Tensor, x: Tensor) -> Tensor:
     """Return the projection of x `[b, d, *grid]` by a weight `[o, d, *1]`."""
     return torch.einsum("od,bd...->bo...", weight.flatten(1), x)
+
+
+def _convolution_backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and of a weight by PyTorch."""
+    ones, zeros = [1] * (x.ndim - 2), [0] * (x.ndim - 2)
+    mask = [True, True, False]
+    backward = torch.ops.aten.convolution_backward
+    dx, d_weight, _ = backward(g, x, weight, None, ones, zeros, ones, False, zeros, 1, mask)
+    return dx, d_weight
 
 
 def _outer(g: Tensor, x: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ for each instruction set), `dispatch.cpp`.
 
 Two programs compute the content part. `content.h`, called by `content.py`, has the content lambda that all
 queries share, and `exponential.h`. Called by `causal_content.py` for a causal order: `causal_content.h` (the
-weights), `causal_content_output.h`, `causal_content_steps.h`, `causal_content_gradients.h`.
+weights), `causal_content_output.h`, `causal_content_steps.h`, `causal_content_gradients.h`. The 1x1
+projections of a layer are a program too, called by `projection.py`: `projection.h`, `projection_output.h`,
+`projection_gradients.h`.
 """
 
 from __future__ import annotations
