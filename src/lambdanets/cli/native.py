@@ -47,7 +47,7 @@ class Check:
         correct = [exact, *torch.autograd.grad(exact, list(doubles.values()), upstream.double())]
         names = ["y", *(f"d{name}" for name in leaves)]
         return {
-            name: float((x.detach() - right).norm() / right.norm())
+            name: float(((x - right).norm() / right.norm()).detach())
             for name, x, right in zip(names, found, correct, strict=True)
         }
 
