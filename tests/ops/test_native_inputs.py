@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,8 +46,8 @@ def results(case: Case, inputs: dict[str, Tensor], g: Tensor) -> dict[str, Tenso
     """The output and the gradients of the given views."""
     leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
     y = case.call(lambda_layer, leaves, kernel="native")
-    gradients = torch.autograd.grad(y, list(leaves.values()), g)
-    return {"y": y.detach()} | dict(zip(leaves, gradients, strict=True))
+    y.backward(g)
+    return {"y": y.detach()} | {name: x.grad for name, x in leaves.items() if x.grad is not None}
 
 
 def shifted(x: Tensor, offset: int) -> Tensor:
@@ -97,6 +98,8 @@ def test_views_give_the_results_of_their_copies(case: Case, dtype: torch.dtype, 
 
 @cases
 def test_the_number_of_threads_may_change_between_passes_and_calls(case: Case, threads: None) -> None:
+    # The content lambda that all queries share is a product of PyTorch, whose bits depend on the threads.
+    case = case if case.causal else replace(case, content=False)
     inputs, g = case.inputs(torch.float32), case.upstream(torch.float32)
     torch.set_num_threads(1)
     expected = results(case, inputs, g)
@@ -107,7 +110,7 @@ def test_the_number_of_threads_may_change_between_passes_and_calls(case: Case, t
         torch.set_num_threads(backward)
         y.backward(g)
         assert torch.equal(y, expected["y"])
-        assert all(torch.equal(x.grad, expected[name]) for name, x in leaves.items())
+        assert all(torch.equal(x.grad, expected[name]) for name, x in leaves.items() if x.grad is not None)
 
 
 INTERRUPTED = """
