@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,17 @@ def test_the_library_is_checked(
     monkeypatch.setenv("CXX", "no-such-compiler")  # what is built needs none
     done = inside("native", *words)
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    first, second, *lines, last = done.stdout.splitlines()
     assert first == f"{native.describe()} Library: {library.path()}"
-    assert second.startswith("It agrees with the definition; relative errors of float32: y ")
+    assert (second, last) == ("Relative errors against the definition:", "It agrees with the definition.")
+    assert [line.split(":")[0].strip() for line in lines] == [check.name for check in native_verb.CHECKS]
+    named = [name.rsplit(" ", 1)[0] for name in lines[0].split(": ")[1].split(", ")]
+    assert named == ["y", "dq", "dk", "dv", "de"]
+
+
+def doubled(name: str) -> native_verb.Check:
+    """A check whose function returns twice the result of its definition."""
+    return native_verb.Check(name, lambda x: 2 * x, lambda x: x, {"x": (3,)})
 
 
 @built
@@ -87,7 +96,7 @@ def test_a_built_library_with_wrong_results_is_removed(
 ) -> None:
     file = tmp_path / "library.so"
     file.touch()
-    monkeypatch.setattr(native_verb, "_errors", lambda: {"y": 1.0})
+    monkeypatch.setattr(native_verb, "CHECKS", [doubled("wrong")])
     monkeypatch.setattr(native_verb, "_build", lambda: None)
     monkeypatch.setattr(library, "path", lambda: file)
     monkeypatch.setattr(library, "is_packaged", lambda: False)
@@ -97,10 +106,25 @@ def test_a_built_library_with_wrong_results_is_removed(
 
 @built
 def test_wrong_results_are_a_failure(inside: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_verb, "_errors", lambda: {"y": 1e-7, "dq": float("nan")})
+    undefined = native_verb.Check("undefined", lambda x: x / 0, lambda x: x, {"x": (3,)})
+    right = native_verb.Check("right", lambda x: x, lambda x: x, {"x": (3,)})
+    monkeypatch.setattr(native_verb, "CHECKS", [doubled("wrong"), right, undefined])
     done = inside("native", "--check")
     assert done.returncode == 1
-    assert (
-        done.stderr
-        == "lambdanets: its results differ from the definition, relative errors: y 1e-07, dq nan.\n"
+    message = (
+        "its results differ from the definition, relative errors: wrong: y 1, dx 1; undefined: y inf, dx inf."
     )
+    assert done.stderr == f"lambdanets: {message}\n"
+
+
+@built
+@pytest.mark.parametrize("check", native_verb.CHECKS, ids=lambda check: check.name)
+def test_a_check_runs_the_library_alone_and_finds_wrong_results(
+    check: native_verb.Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert all(error <= check.largest_error for error in check.errors().values())
+    errors = replace(check, function=lambda **inputs: 1.05 * check.function(**inputs)).errors()
+    assert all(error > check.largest_error for error in errors.values())
+    monkeypatch.setattr(library, "_find", lambda: library._Found(reason="it is not there"))
+    with pytest.raises((ValueError, RuntimeError), match="it is not there"):
+        check.errors()

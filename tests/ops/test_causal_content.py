@@ -1,6 +1,10 @@
 """The causal content part with a softmax: the native recurrence, and the chunks that serve elsewhere."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -385,6 +389,65 @@ def test_one_graph_holds_the_recurrence_forward_and_backward() -> None:
     assert sum("causal_content_output" in name for name in called) == 1
     assert sum("causal_content_gradients" in name for name in called) == 1
     assert not any("exp" in name and "expand" not in name for name in called)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@needs_library
+@cases
+def test_a_graph_with_the_operators_computes_the_chunks_where_the_library_is_missing(
+    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, g, mask = case.inputs(dtype), case.upstream(dtype), case.mask()
+    inputs["q"] = inputs["q"].mT.contiguous().mT
+    with monkeypatch.context() as chunks:
+        chunks.setattr(operators, "is_recurrence", lambda problem: False)
+        expected = results(apply(case), case, inputs)
+    monkeypatch.setattr(library, "_find", lambda: library._Found(reason="it is not there"))
+    y = causal_content_output(*inputs.values(), mask, "hvn")
+    assert y.mT.is_contiguous()
+    gradients = dict(zip("qkv", causal_content_gradients(g, *inputs.values(), mask, [True] * 3), strict=True))
+    assert_equal({"y": y} | gradients, expected)
+    assert all(gradients[name].stride() == x.stride() for name, x in inputs.items())
+    dq, dk, dv = causal_content_gradients(g, *inputs.values(), mask, [False, True, False])
+    assert dq.numel() == dv.numel() == 0
+    assert torch.equal(dk, gradients["k"])
+
+
+ELSEWHERE = """
+import sys, torch
+from lambdanets.ops.kernels.native import library
+saved = torch.load(sys.argv[2])
+x = saved["x"].requires_grad_()
+y = torch.jit.load(sys.argv[1])(x)
+y.square().sum().backward()
+torch.save({"y": y.detach(), "x": x.grad}, sys.argv[3])
+print(library.unavailable())
+"""
+
+
+@needs_library
+def test_a_traced_layer_runs_in_a_process_without_the_library(tmp_path: Path) -> None:
+    layer = LambdaLayer1d(8, dim_k=4, grid=33, causal=True, norm="rms").double()
+    x = torch.randn(2, 8, 33, dtype=torch.float64, requires_grad=True)
+    with pytest.warns(torch.jit.TracerWarning):
+        traced = torch.jit.trace(layer, x, check_trace=False)
+    assert "causal_content_output" in str(traced.inlined_graph)
+    traced.save(tmp_path / "layer.pt")
+    torch.save({"x": x.detach()}, tmp_path / "x.pt")
+    files = [str(tmp_path / name) for name in ("layer.pt", "x.pt", "y.pt")]
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, *files],
+        env=os.environ | {"LAMBDANETS_NATIVE": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "LAMBDANETS_NATIVE=0 turns it off\n"), done.stderr
+    y = layer(x)
+    y.square().sum().backward()
+    assert x.grad is not None
+    assert_close_by_name(torch.load(files[2]), {"y": y.detach(), "x": x.grad})
 
 
 def test_an_exported_layer_holds_no_operator_of_this_package() -> None:

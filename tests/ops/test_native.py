@@ -332,14 +332,21 @@ def test_an_unknown_instruction_set_is_refused(name: str, monkeypatch: pytest.Mo
     assert native.isa() == BEST
 
 
-def test_a_traced_graph_without_its_library_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    context = GlobalContext((9,), causal=True)
+def test_a_graph_that_names_the_kernel_ends_with_a_sentence_without_its_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = GlobalContext((9,))
     q, k, v = torch.randn(1, 2, 9, 4), torch.randn(1, 9, 4, 1), torch.randn(1, 9, 3, 1)
+    e = torch.randn(17, 4, 1)
+
+    def call(q: Tensor) -> Tensor:
+        return lambda_layer(q, k, v, e, context=context, kernel="native")
+
     with pytest.warns(torch.jit.TracerWarning):
-        traced = torch.jit.trace(lambda q, k, v: lambda_layer(q, k, v, context=context), (q, k, v))
-    torch.testing.assert_close(traced(q, k, v), lambda_layer(q, k, v, context=context))
+        traced = torch.jit.trace(call, q)
+    torch.testing.assert_close(traced(q), call(q))
     monkeypatch.setattr(native.library, "_find", lambda: native.library._Found(reason="it is not built"))
     with pytest.raises(RuntimeError, match="native kernel, which cannot serve here: it is not built"):
-        traced(q, k, v)
+        traced(q)
     with pytest.raises(RuntimeError, match="it computes on the CPU, not on cuda"):
         native.library.require("cuda")

@@ -1,6 +1,7 @@
 """The position part as custom operators: registration, graphs, export, gradients of gradients."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,26 +160,68 @@ def test_an_exported_layer_serves_any_size(options: dict[str, Any]) -> None:
         torch.testing.assert_close(program.module()(x), layer(x))
 
 
-@pytest.mark.parametrize("convolve", [False, True])
+@pytest.mark.parametrize("form", ["pairs", "rows", "cut rows", "convolution"])
 @pytest.mark.parametrize(
     "case",
     [case for case in CASES if case.position and not (case.dense or case.masked or case.padded)],
     ids=str,
 )
-def test_both_forms_of_an_exported_graph_are_the_position_part(
-    case: Case, convolve: bool, monkeypatch: pytest.MonkeyPatch
+def test_all_forms_of_an_exported_graph_are_the_position_part(
+    case: Case, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exported, "_prefers_convolution", lambda e, context: convolve)
+    if "rows" in form and case.dilation:
+        return
+    monkeypatch.setattr(exported, "preferred_form", lambda q, v, e, context: form.removeprefix("cut "))
+    monkeypatch.setattr(exported, "ROW", 2 if form == "cut rows" else exported.ROW)
     inputs = case.inputs()
     found = exported.exported_output(inputs["q"], inputs["v"], inputs["e"], case.context())
     torch.testing.assert_close(found, replace(case, content=False).call_oracle(lambda_layer_einsum, inputs))
 
 
-def test_an_exported_local_layer_on_a_large_grid_has_no_embeddings_of_all_pairs() -> None:
-    layer = LambdaLayer2d(16, scope=23).eval()
-    program = torch.export.export(layer, (torch.randn(1, 16, 48, 48),))
+LARGE_GRIDS: list[tuple[dict[str, Any], int, str]] = [
+    ({"grid": 14}, 14, "pairs"),
+    ({"grid": 20}, 20, "rows"),
+    ({"scope": 7}, 30, "convolution"),
+    ({"scope": 23}, 30, "rows"),
+    ({"scope": 23}, 48, "convolution"),
+    ({"scope": 55}, 20, "rows"),
+]
+
+
+@pytest.mark.parametrize(("options", "side", "form"), LARGE_GRIDS, ids=str)
+def test_an_exported_layer_on_a_large_grid_has_neither_embeddings_nor_map_of_all_pairs(
+    options: dict[str, Any], side: int, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forms: list[str] = []
+    prefer = exported.preferred_form
+    monkeypatch.setattr(exported, "preferred_form", lambda *given: forms.append(prefer(*given)) or forms[-1])
+    layer = LambdaLayer2d(64, dim_k=16, **options).double().eval()
+    x = torch.randn(1, 64, side, side, dtype=torch.float64)
+    program = torch.export.export(layer, (x,))
+    torch.testing.assert_close(program.module()(x), layer(x))
     values = (node.meta.get("val") for node in program.graph.nodes)
-    assert max(x.numel() for x in values if isinstance(x, Tensor)) <= exported.MAX_EMBEDDINGS
+    largest = max(x.numel() for x in values if isinstance(x, Tensor))
+    # The products of a row and the table, about two entries for each element.
+    assert largest <= (4 * side * (2 * side * side + 1) if form == "rows" else exported.MAX_EMBEDDINGS)
+    assert set(forms) == {form}
+
+
+def test_onnxruntime_serves_rows_of_queries_for_any_batch(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    layer = LambdaLayer2d(8, dim_k=16, grid=(19, 17)).eval()
+    x = torch.randn(3, 8, 19, 17)
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
+    file = tmp_path / "layer.onnx"
+    made = torch.onnx.export(program, input_names=["x"], verbose=False)
+    made.save(file)
+    # The table is stored once, without its parts.
+    constants = [x.const_value for x in made.model.graph.initializers.values()]
+    assert sum(x.nbytes for x in constants) < 1.2 * layer.positions.nbytes
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for images in (x, x[:1]):
+        (found,) = session.run(None, {"x": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), layer(images).detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_forward_and_backward_may_take_different_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

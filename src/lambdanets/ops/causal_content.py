@@ -1,8 +1,9 @@
 """The causal content part with a softmax as two PyTorch custom operators: its output and its gradients.
 
 On CPUs with the native library both are a recurrence over the positions, in time and memory linear in n, and
-a compiled graph holds each as one call. The gradients of the gradients are those of the chunks of `content`,
-which serve everything else: GPUs, transforms of torch.func, exported graphs.
+a compiled graph holds each as one call. A graph that is moved to a GPU, or to a machine without the library,
+computes the chunks of `content` in these operators. The chunks also serve the gradients of the gradients,
+transforms of torch.func and exported graphs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .content import content_output
 from .context import GlobalContext
-from .kernels.native import causal_content
+from .kernels.native import causal_content, library
 from .memory_layout import memory_layout_of, new_output
 from .planner import is_recurrence
 from .position import allows_native_content, like_input
@@ -39,8 +40,10 @@ def causal_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, problem:
 def causal_content_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, memory_layout: str) -> Tensor:
     """Return the content part [b, h, n, v] in a memory layout."""
     y = new_output(q, v.shape[2], memory_layout)
-    causal_content.output(q, k, v, mask, y)
-    return y
+    if _is_native(q):
+        causal_content.output(q, k, v, mask, y)
+        return y
+    return y.copy_(content_output(q, k, v, _context(q, k), mask, "softmax"))
 
 
 @causal_content_output.register_fake
@@ -57,7 +60,10 @@ def causal_content_gradients(
 
     Each has the dtype and the strides of its tensor; a gradient that is not needed is an empty tensor.
     """
-    found = causal_content.gradients(g, q, k, v, mask, needs_grad)
+    if _is_native(q):
+        found = causal_content.gradients(g, q, k, v, mask, needs_grad)
+    else:
+        found = _chunk_gradients(g, q, k, v, mask, needs_grad)
     dq, dk, dv = map(like_input, (q, k, v), found)
     return dq, dk, dv
 
@@ -72,6 +78,30 @@ def _(
         for x, needed in zip((q, k, v), needs_grad, strict=True)
     )
     return dq, dk, dv
+
+
+def _is_native(q: Tensor) -> bool:
+    """Return whether the native library computes the operators where they run."""
+    return q.device.type == "cpu" and library.unavailable() is None
+
+
+def _context(q: Tensor, k: Tensor) -> GlobalContext:
+    """Return the causal context of queries [b, h, n, k] and keys [b, m, k, u]."""
+    return GlobalContext((q.shape[2],), context_grid=(k.shape[1],), causal=True)
+
+
+def _chunk_gradients(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, needs_grad: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients of q, k and v through the chunks of `content`, None where not needed."""
+    leaves = [x.detach().requires_grad_(needed) for x, needed in zip((q, k, v), needs_grad, strict=True)]
+    q, k, v = leaves
+    # Autograd is excluded from the dispatch inside an operator.
+    autograd = torch._C.DispatchKey.AutogradFunctionality
+    with torch._C._SetExcludeDispatchKeyGuard(autograd, False), torch.enable_grad():
+        y = content_output(q, k, v, _context(q, k), mask, "softmax")
+        found = iter(torch.autograd.grad(y, [x for x in leaves if x.requires_grad], g))
+    return [next(found) if needed else None for needed in needs_grad]
 
 
 def _save_output(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -95,8 +125,7 @@ def _output_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiate `causal_content_gradients` through the chunks of `content`, in PyTorch's operators."""
     *tensors, mask = ctx.saved_tensors
-    queries, elements = tensors[1].shape[2], tensors[2].shape[1]
-    context = GlobalContext((queries,), context_grid=(elements,), causal=True)
+    context = _context(*tensors[1:3])
 
     def output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return content_output(q, k, v, context, mask, "softmax")

@@ -17,18 +17,15 @@ import torch
 from torch import Tensor
 
 from ..context import RelativeContext
-from ..hardware import ONEDNN, gemm_seconds, move_seconds, on_gpu
+from ..hardware import gemm_seconds, move_seconds, on_gpu
 from ..matmul import Scratch, batched_matmul
 from ..position_table import box_indices, gather_embeddings, scatter_gradient
 from ..problem import Cost, Problem
 
 NAME = "attention"
-# Bytes of a block's map and embeddings, so that they stay in a core's own cache; one row may take more.
+# Bytes of a block's map and embeddings, so that they stay in a core's own cache, and that the C library does
+# not return their memory to the system after each call. One row may take more.
 BLOCK = 2**21
-# Blocks are larger by this factor if every block sees the whole context, so that smaller blocks would skip no
-# part of it. With oneDNN, which takes a call for each block and example (`matmul.batched_matmul`), fewer and
-# larger blocks are then faster.
-UNSKIPPED_BLOCK_FACTOR = 8 if ONEDNN else 1
 GPU_BLOCK = 2**28  # BLOCK on a GPU, where a call costs more than a cache saves; not measured
 
 
@@ -57,12 +54,20 @@ def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None
     dim_v = v.shape[2]
     values = v.transpose(2, 3)  # [b, m, u, v]
     scratch = Scratch(q)
+    transposed = y.stride(2) < y.stride(3)
     for block in blocks(problem):
         embeddings, _ = _embeddings(e, context, block)
         pairs = _pairs(q[:, :, block.queries], embeddings, scratch)  # [b, h n, m u]
-        part = scratch.take("part", b, pairs.shape[1], dim_v)  # [b, h n, v]
-        batched_matmul(pairs, values[:, block.context].flatten(1, 2), out=part)
-        y[:, :, block.queries] = part.unflatten(1, (h, -1))
+        seen = values[:, block.context].flatten(1, 2)  # [b, m u, v]
+        if transposed:
+            # In the order of y, which would else be copied element by element.
+            part = scratch.take("part", b, dim_v, pairs.shape[1])  # [b, v, h n]
+            batched_matmul(seen.mT, pairs.mT, out=part)
+            y[:, :, block.queries] = part.unflatten(2, (h, -1)).permute(0, 2, 3, 1)
+        else:
+            part = scratch.take("part", b, pairs.shape[1], dim_v)  # [b, h n, v]
+            batched_matmul(pairs, seen, out=part)
+            y[:, :, block.queries] = part.unflatten(1, (h, -1))
 
 
 def gradients(
@@ -131,9 +136,7 @@ def _block_size(problem: Problem) -> tuple[int, int]:
     keys = p.context_grid or p.grid
     reach = sum(_reach(p))
     skips = reach < keys[0]  # whether some block needs only a part of the context
-    budget = BLOCK if skips else BLOCK * UNSKIPPED_BLOCK_FACTOR
-    if on_gpu(p):
-        budget = GPU_BLOCK
+    budget = GPU_BLOCK if on_gpu(p) else BLOCK
     per_pair = p.itemsize * p.dim_u * (p.batch * p.num_heads + p.dim_k)
     per_row_pair = per_pair * math.prod(p.grid[1:]) * math.prod(keys[1:])
     area = budget // max(1, per_row_pair)  # rows of queries times rows of the context
