@@ -18,10 +18,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .content import content_output
 from .context import GlobalContext
-from .kernels.native import causal_content, library
+from .kernels.native import causal_content
 from .memory_layout import memory_layout_of, new_output
 from .planner import is_recurrence
-from .position import allows_native_content, like_input
+from .position import allows_native_content, gradients_in_operator, is_native_here, like_input
 from .problem import Problem
 
 
@@ -40,7 +40,7 @@ def causal_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, problem:
 def causal_content_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, memory_layout: str) -> Tensor:
     """Return the content part [b, h, n, v] in a memory layout."""
     y = new_output(q, v.shape[2], memory_layout)
-    if _is_native(q):
+    if is_native_here(q):
         causal_content.output(q, k, v, mask, y)
         return y
     return y.copy_(content_output(q, k, v, _context(q, k), mask, "softmax"))
@@ -60,10 +60,14 @@ def causal_content_gradients(
 
     Each has the dtype and the strides of its tensor; a gradient that is not needed is an empty tensor.
     """
-    if _is_native(q):
+    if is_native_here(q):
         found = causal_content.gradients(g, q, k, v, mask, needs_grad)
     else:
-        found = _chunk_gradients(g, q, k, v, mask, needs_grad)
+
+        def output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return content_output(q, k, v, _context(q, k), mask, "softmax")
+
+        found = gradients_in_operator(output, (q, k, v), g, needs_grad)
     dq, dk, dv = map(like_input, (q, k, v), found)
     return dq, dk, dv
 
@@ -80,28 +84,9 @@ def _(
     return dq, dk, dv
 
 
-def _is_native(q: Tensor) -> bool:
-    """Return whether the native library computes the operators where they run."""
-    return q.device.type == "cpu" and library.unavailable() is None
-
-
 def _context(q: Tensor, k: Tensor) -> GlobalContext:
     """Return the causal context of queries [b, h, n, k] and keys [b, m, k, u]."""
     return GlobalContext((q.shape[2],), context_grid=(k.shape[1],), causal=True)
-
-
-def _chunk_gradients(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, needs_grad: Sequence[bool]
-) -> list[Tensor | None]:
-    """Return the gradients of q, k and v through the chunks of `content`, None where not needed."""
-    leaves = [x.detach().requires_grad_(needed) for x, needed in zip((q, k, v), needs_grad, strict=True)]
-    q, k, v = leaves
-    # Autograd is excluded from the dispatch inside an operator.
-    autograd = torch._C.DispatchKey.AutogradFunctionality
-    with torch._C._SetExcludeDispatchKeyGuard(autograd, False), torch.enable_grad():
-        y = content_output(q, k, v, _context(q, k), mask, "softmax")
-        found = iter(torch.autograd.grad(y, [x for x in leaves if x.requires_grad], g))
-    return [next(found) if needed else None for needed in needs_grad]
 
 
 def _save_output(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -12,7 +12,7 @@ the content lambda. Gradients of the gradients, to any order, are therefore sums
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .content import add_applied_lambda, apply_lambda, apply_lambda_gradients
 from .hardware import compute_dtype
-from .kernels import FUSED_KERNELS, KERNELS
+from .kernels import FUSED_KERNELS, KERNELS, native
 from .matmul import no_autocast
 from .memory_layout import new_output
 from .planner import select_kernel
@@ -134,6 +134,34 @@ def allows_native_content(*tensors: Tensor) -> bool:
     functional derivatives.
     """
     return not (torch.compiler.is_exporting() or _is_transformed() or is_forward_mode(*tensors))
+
+
+def is_native_here(x: Tensor) -> bool:
+    """Return whether the native library serves a content operator on the device and machine where it runs.
+
+    These may be others than those where its graph was made.
+    """
+    return x.device.type == "cpu" and native.library.unavailable() is None
+
+
+def gradients_in_operator(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor], g: Tensor, needs_grad: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients of a function's tensors, None where not needed, inside a custom operator.
+
+    Args:
+        function: A function in PyTorch's operators.
+        tensors: Its arguments.
+        g: Gradient of its result.
+        needs_grad: Whether the gradient of each tensor is needed.
+    """
+    leaves = [x.detach().requires_grad_(needed) for x, needed in zip(tensors, needs_grad, strict=True)]
+    # Autograd is excluded from the dispatch inside an operator.
+    autograd = torch._C.DispatchKey.AutogradFunctionality
+    with torch._C._SetExcludeDispatchKeyGuard(autograd, False), torch.enable_grad():
+        y = function(*leaves)
+        found = iter(torch.autograd.grad(y, [x for x in leaves if x.requires_grad], g))
+    return [next(found) if needed else None for needed in needs_grad]
 
 
 def refuse_transforms(*tensors: Tensor) -> None:

@@ -1,8 +1,9 @@
 """The content lambda that all queries share as two PyTorch custom operators: its output and its gradients.
 
-On CPUs with the native library each is one call, which a compiled graph holds as such. The gradients of the
-gradients are those of `content.shared_content_lambda`, which serves everything else: GPUs, other
-normalisations than the softmax, transforms of torch.func, exported graphs.
+On CPUs with the native library each is one call, which a compiled graph holds as such; where such a graph runs
+without the library, the operators compute `content.shared_content_lambda`. That function also serves everything
+else: GPUs, other normalisations than the softmax, transforms of torch.func, exported graphs, and the gradients
+of the gradients.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 from .content import shared_content_lambda
 from .kernels.native import content
 from .planner import is_native_content
-from .position import allows_native_content, like_input
+from .position import allows_native_content, gradients_in_operator, is_native_here, like_input
 from .problem import Problem
 
 
@@ -39,7 +40,9 @@ def shared_lambda(k: Tensor, v: Tensor, mask: Tensor | None, problem: Problem) -
 @torch.library.custom_op("lambdanets::content_lambda", mutates_args=())
 def content_lambda(k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Return the content lambda [b, k, v] in float32 at least."""
-    return content.output(k, v, mask)
+    if is_native_here(k):
+        return content.output(k, v, mask)
+    return shared_content_lambda(k, v, mask, "softmax")
 
 
 @content_lambda.register_fake
@@ -56,7 +59,14 @@ def content_lambda_gradients(
 
     Each has the dtype and the strides of its tensor; a gradient that is not needed is an empty tensor.
     """
-    found = content.gradients(g, k, v, mask, needs_grad)
+    if is_native_here(k):
+        found = content.gradients(g, k, v, mask, needs_grad)
+    else:
+
+        def output(k: Tensor, v: Tensor) -> Tensor:
+            return shared_content_lambda(k, v, mask, "softmax")
+
+        found = gradients_in_operator(output, (k, v), g, needs_grad)
     dk, dv = map(like_input, (k, v), found)
     return dk, dv
 
