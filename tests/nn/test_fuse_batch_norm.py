@@ -1,6 +1,5 @@
 """Projections fused with batch norms in evaluation: same output, and no fusing of modified modules."""
 
-import math
 from typing import Any
 
 import pytest
@@ -10,13 +9,14 @@ from torch import Tensor, nn
 from cases import LAYER_OPTIONS
 from closeness import assert_close
 from lambdanets import LambdaLayer2d
-from lambdanets.ops import projection
+from lambdanets.nn import fuse_batch_norm
 
 
-@pytest.fixture(autouse=True, params=[0, math.inf], ids=["library", "convolutions"])
-def _least(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=["library", "convolutions"])
+def _projections(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run every test with projections by the native library, where it is built, and by convolutions."""
-    monkeypatch.setattr(projection, "MIN_FLOPS", (request.param,) * 2)
+    if request.param == "convolutions":
+        monkeypatch.setattr(fuse_batch_norm, "is_native", lambda *_: False)
 
 
 def make(**options: Any) -> LambdaLayer2d:

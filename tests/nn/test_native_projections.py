@@ -1,6 +1,5 @@
 """Layers whose projections are those of the native library: the same results, and convolutions in graphs."""
 
-import math
 from typing import Any
 
 import pytest
@@ -52,8 +51,7 @@ def test_a_layer_gives_the_same_results_with_convolutions(
         whole = getattr(operators, name)
         monkeypatch.setattr(fuse_batch_norm, name, lambda *a, n=name, f=whole: (called.append(n), f(*a))[1])
 
-    def run(least: float) -> dict[str, Tensor]:
-        monkeypatch.setattr(operators, "MIN_FLOPS", (least, least))
+    def run() -> dict[str, Tensor]:
         leaves = [x.detach().requires_grad_(training) for x in inputs]
         with torch.set_grad_enabled(training):
             y = module(*leaves)
@@ -66,15 +64,14 @@ def test_a_layer_gives_the_same_results_with_convolutions(
         named = zip(names, found, strict=True)
         return {"y": y.detach()} | {name: each for name, each in named if each is not None}
 
-    exact = run(math.inf)
-    assert not called
-    assert_close_by_name(run(0), exact)
+    found = run()
+    monkeypatch.setattr(fuse_batch_norm, "is_native", lambda *_: False)
+    assert_close_by_name(found, run())
     batch_norms = isinstance(module.norm_queries, nn.modules.batchnorm._BatchNorm)
     assert called == ["project_normalized" if batch_norms and not training else "project"] * (1 + cross)
 
 
-def test_graphs_and_transforms_of_a_layer_hold_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "MIN_FLOPS", (0, 0))
+def test_graphs_and_transforms_of_a_layer_hold_convolutions() -> None:
     layer, x = LambdaLayer2d(12, grid=5, dtype=torch.float64).eval(), torch.randn(2, 12, 5, 5).double()
     exact = layer(x).detach()
     graphs: list[torch.fx.GraphModule] = []

@@ -1,9 +1,9 @@
 """The content lambda that all queries share as two PyTorch custom operators: its output and its gradients.
 
-On CPUs with the native library each is one call, which a compiled graph holds as such; where such a graph runs
-without the library, the operators compute `content.shared_content_lambda`. That function also serves everything
-else: GPUs, other normalisations than the softmax, transforms of torch.func, exported graphs, and the gradients
-of the gradients.
+On CPUs with the native library each is one call, which a compiled graph holds as such. Where such a graph
+runs without the library, the operators compute `content.shared_content_lambda`. That function also serves
+everything else: GPUs, other normalisations than the softmax, transforms of torch.func, exported graphs, and
+the gradients of the gradients.
 """
 
 from __future__ import annotations
