@@ -56,7 +56,7 @@ class _Call(ctypes.Structure):
     """`LambdanetsCall` of source/interface.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("isa", "itemsize", "bfloat16", "threads")),
+        *((name, ctypes.c_int64) for name in ("isa", "itemsize", "threads")),
         ("parallel_for", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch", "heads", "dim_k", "dim_v", "dim_u")),
         *((name, _Sizes) for name in ("grid", "context_grid", "table", "centre", "step")),
@@ -75,7 +75,7 @@ def output(
     """Write the position part plus q times the content lambda, if given, into y."""
     if not problem.batch:
         return
-    dtype = accumulator_dtype(problem.dtype)
+    dtype = _stored_dtype(problem.dtype)
     result = y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
     inputs = {"q": q, "v": v, "e": e, "content_lambda": content_lambda}
     _run("lambdanets_position_output", problem, dtype, inputs, {"y": result})
@@ -93,7 +93,7 @@ def gradients(
     content_lambda: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of q, v and e, that of q with the part of the content lambda if given."""
-    dtype = accumulator_dtype(problem.dtype)
+    dtype = _stored_dtype(problem.dtype)
     dq = torch.empty_like(q, dtype=dtype) if needs_grad[0] else None
     dv = torch.empty_like(v, dtype=dtype) if needs_grad[1] else None
     # Entries that no pair reads stay zero.
@@ -110,6 +110,11 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def _stored_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the library's tensors: float32 for float16, which is converted."""
+    return dtype if dtype == torch.bfloat16 else accumulator_dtype(dtype)
+
+
 def _run(
     function: str,
     problem: Problem,
@@ -123,7 +128,6 @@ def _run(
     call = _Call(
         isa=ISAS[isa()],
         itemsize=dtype.itemsize,
-        bfloat16=problem.dtype == torch.bfloat16,
         threads=torch.get_num_threads(),
         parallel_for=parallel_for(),
         **_sizes(problem),
