@@ -95,7 +95,7 @@ def build_loop(isa: str) -> Callable[[str], float]:
         source, library = Path(folder) / "loop.cpp", Path(folder) / "loop.so"
         source.write_text(LOOP)
         subprocess.run(
-            [*command, "-O3", "-std=c++17", "-fPIC", *flags, f"-DISA_{isa.upper()}", f"-I{compiler.SOURCE}", "-shared"]
+            [*command, "-O3", "-std=gnu++17", "-fPIC", *flags, f"-DISA_{isa.upper()}", f"-I{compiler.SOURCE}", "-shared"]
             + [str(source), "-o", str(library)],
             check=True,
         )  # fmt: skip

@@ -296,16 +296,25 @@ class Gradients : Pass<T, Stored, PAIRS> {
                 divide_up(tile.count * heads, LANES<T>), false
             );
         }
-        for (Index i = 0; i < tile.count; ++i) {
-            const Index x = tile.x + i, row = (tile.first + i) * heads;
-            const Range keys = Range{x - centre, x - centre + geometry.x.entries}.within(tile.keys);
-            if (!keys.size()) continue;
-            const Index entry = (keys.first - x + centre) * padded_k;
-            Rows<const T> d_map = scratch.d_map.from(tile.offset + keys.first - tile.keys.first);
+        // Of a query the entries whose keys are in the tile, within the table.
+        const auto entries_of = [&](Index i) {
+            const Index entry = centre - tile.x - i;
+            return Range{entry + tile.keys.first, entry + tile.keys.last}.within({0, geometry.x.entries});
+        };
+        for (Index i = 0; i < tile.count; i += 2) {
+            const Index row = (tile.first + i) * heads, queries = minimum(2, tile.count - i);
+            const Range some = entries_of(i), other = queries == 2 ? entries_of(i + 1) : some;
+            const Range both = some.within(other);
+            if (!some.size() && !other.size()) continue;
+            // The column of the map of the first entry, for the first query.
+            const Index key = tile.x + i + other.first - centre;
+            Rows<const T> d_map = scratch.d_map.from(tile.offset + key - tile.keys.first);
             d_map.data += i * heads;
+            const Index entry = other.first * padded_k;
             add_query_gradients<T>(
-                {heads, padded_k, scratch.q.from(row), scratch.dq.from(row), d_map, tile.width,
-                 table_ + entry, d_table + entry, slab_size(), tile.rows, tile.row_count, keys.size()}
+                {queries, heads, padded_k, scratch.q.from(row), scratch.dq.from(row), d_map, tile.width,
+                 table_ + entry, d_table + entry, slab_size(), tile.rows, tile.row_count,
+                 both.first - other.first, both.size(), some.last - both.last}
             );
         }
     }
