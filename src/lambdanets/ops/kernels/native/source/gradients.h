@@ -130,10 +130,12 @@ class Gradients : Pass<T, Stored, PAIRS> {
         }
     };
 
-    // The queries of a tile: their heads fill whole vectors, except for the narrowest windows.
+    // The queries of a tile: their heads fill whole vectors, one of them for narrow windows, because a tile
+    // computes the union of its windows.
     static Index choose_tile_queries(const Geometry& g) {
-        const Index queries = 32 / g.heads;
-        return maximum(1, g.covers_rows() ? queries : minimum(queries, g.x.entries + 1));
+        const bool narrow = g.x.entries < 16;
+        const Index queries = (narrow ? 16 : 32) / g.heads;
+        return maximum(1, g.covers_rows() ? 32 / g.heads : minimum(queries, 2 * g.x.entries + 2));
     }
 
     // Elements of v, or pairs of them.

@@ -58,9 +58,12 @@ class Output : Pass<T, Stored, PAIRS> {
         }
     };
 
-    // The queries of a tile: few for narrow windows, because a tile computes the union of its windows.
+    // The queries of a tile: few for narrow windows, because a tile computes the union of its windows. The
+    // constants are those of the fastest of 1 to 16 queries, for windows of 3 to 63 and 1 to 8 heads.
     static Index choose_tile_queries(const Geometry& g) {
-        return maximum(1, g.covers_rows() ? 28 / g.heads : minimum(16 / g.heads, (g.x.entries + 1) / 2));
+        if (g.covers_rows()) return maximum(1, 28 / g.heads);
+        const Index least = maximum(2, 4 / g.heads);
+        return minimum(divide_up(12, g.heads), maximum(least, (g.x.entries + 1) / 3));
     }
 
     // Packs a run of values; returns whether they are finite. With PAIRS, without u and dilation, the next
