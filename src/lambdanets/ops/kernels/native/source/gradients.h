@@ -130,12 +130,12 @@ class Gradients : Pass<T, Stored, PAIRS> {
         }
     };
 
-    // The queries of a tile: their heads fill whole vectors, one of them for narrow windows, because a tile
+    // The queries of a tile: their heads fill two vectors, or 16 rows for narrow windows, because a tile
     // computes the union of its windows.
     static Index choose_tile_queries(const Geometry& g) {
-        const bool narrow = g.x.entries < 16;
-        const Index queries = (narrow ? 16 : 32) / g.heads;
-        return maximum(1, g.covers_rows() ? 32 / g.heads : minimum(queries, 2 * g.x.entries + 2));
+        if (g.covers_rows()) return maximum(1, 32 / g.heads);
+        const Index rows = g.x.entries < 16 ? 16 : maximum(16, 2 * LANES<T>);
+        return maximum(1, minimum(rows / g.heads, 2 * g.x.entries + 2));
     }
 
     // Elements of v, or pairs of them.
