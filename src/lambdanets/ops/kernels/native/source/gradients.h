@@ -121,10 +121,10 @@ class Gradients : Pass<T, Stored, PAIRS> {
             content = {arena.take<T>(geometry.dim_v * geometry.padded_k), geometry.padded_k};
             map = {arena.take<T>(pass.tiling.queries(true) * geometry.heads * MAP_ROW), MAP_ROW};
             d_map = {arena.take<T>(CHUNK * tile_rows), tile_rows};
-            // Tiles may have one query each: see `Tiling::queries`.
-            transposed = {
-                arena.take<T>(pass.strips.max_row_queries() * pass.terms_v() * tile_rows), tile_rows
-            };
+            // Tiles may have one query each: see `Tiling::queries`. Half a vector of pairs is transposed as a
+            // whole one: its other half is overwritten by the next tile.
+            const Index transposed_rows = pass.strips.max_row_queries() * pass.terms_v() + LANES<T>;
+            transposed = {arena.take<T>(transposed_rows * tile_rows), tile_rows};
             run = {arena.take<T>(geometry.longest_key_run() * geometry.padded_v), geometry.padded_v};
             seen = arena.take<SeenRow>(geometry.max_seen_rows());
         }
