@@ -36,7 +36,6 @@ CASES = {
     "r23@64": Problem(grid=(64, 64), scope=(23, 23)),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PASSES = ("forward", "backward")
 ROUNDS, SECONDS = 15, 0.03  # of a case, and the least of a round
 LOOP = """
 #include "vector.h"
@@ -89,16 +88,12 @@ class Row:
 
 def build_loop(isa: str) -> Callable[[str], float]:
     """Return a function that measures the FLOP/s of one thread in a dtype."""
-    command = compiler.find_compiler()
     flags = [*compiler.ISAS[compiler.machine()][isa.upper()], *compiler.OPTIONAL.get(isa.upper(), ())]
+    flags += ["-O3", "-std=gnu++17", "-fPIC", "-shared", f"-DISA_{isa.upper()}", f"-I{compiler.SOURCE}"]
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder) / "loop.cpp", Path(folder) / "loop.so"
         source.write_text(LOOP)
-        subprocess.run(
-            [*command, "-O3", "-std=gnu++17", "-fPIC", *flags, f"-DISA_{isa.upper()}", f"-I{compiler.SOURCE}", "-shared"]
-            + [str(source), "-o", str(library)],
-            check=True,
-        )  # fmt: skip
+        subprocess.run([*compiler.find_compiler(), *flags, str(source), "-o", str(library)], check=True)
         loaded = ctypes.CDLL(str(library))
 
     def measure(dtype: str) -> float:

@@ -3,8 +3,8 @@
 // Lanes are k. For each entry of the table that two neighbouring queries see, the embedding and its gradient
 // are read once for all heads of both: dq[h] += dS[h] E and dE += sum over h of dS[h] q[h].
 //
-// Products of pairs of bfloat16 do not pay here: pairs of context elements begin at odd elements for every
-// other query, and dS would be written in both orders.
+// Pairs of bfloat16 are not multiplied here: pairs of context elements begin at odd elements for every other
+// query, and dS would be written in two orders.
 #pragma once
 
 #include "tile.h"
