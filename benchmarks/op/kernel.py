@@ -41,7 +41,7 @@ LOOP = """
 #include "vector.h"
 
 constexpr int CHAINS = 16, STEPS = 1 << 22;
-float result[LANES<float>];
+float result[CHAINS * LANES<float>];
 
 template <typename Step>
 void run(const Step& step) {
@@ -51,7 +51,7 @@ void run(const Step& step) {
 #pragma GCC unroll 16
         for (auto& each : sum) each = step(each, x, y), keep(each);
     }
-    for (auto& each : sum) store(result, each);
+    for (int i = 0; i < CHAINS; ++i) store(result + i * LANES<float>, sum[i]);
 }
 
 using V = Vector<float>;
