@@ -131,13 +131,15 @@ def test_equals_the_plain_einsum(case: Case, dtype: torch.dtype, isa: str) -> No
     assert_close_by_name(results(case.inputs(dtype), case, case.upstream(dtype)), exact, plain)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("batch", [1, 3, 40])
 @pytest.mark.parametrize("name", ["global-two-tiles", "local-7", "causal", "local-u", "local-1d", "local-3d"])
 def test_bits_are_the_same_in_every_run_and_for_every_number_of_threads(
-    name: str, batch: int, threads: None
+    name: str, batch: int, dtype: torch.dtype, threads: None
 ) -> None:
-    problem = replace(problem_of(BY_NAME[name], BY_NAME[name].inputs(torch.float32)), batch=batch)
-    arguments = *problem.random_inputs(), problem, torch.randn(batch, problem.dim_k, problem.dim_v)
+    problem = replace(problem_of(BY_NAME[name], BY_NAME[name].inputs(dtype)), batch=batch)
+    content_lambda = torch.randn(batch, problem.dim_k, problem.dim_v).to(dtype)
+    arguments = *problem.random_inputs(), problem, content_lambda
     found = []
     for count in (1, 2, 3, 1):
         torch.set_num_threads(count)
@@ -184,13 +186,14 @@ def test_layouts_of_a_layer(name: str) -> None:
                 torch.testing.assert_close(found[key], x, rtol=1e-5, atol=1e-4, msg=f"{key} {channels_last}")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", LARGE, ids=str)
-def test_memory_around_the_tensors_is_neither_used_nor_written(case: Case) -> None:
+def test_memory_around_the_tensors_is_neither_used_nor_written(case: Case, dtype: torch.dtype) -> None:
     """Scratch memory holds NaN of the call before, as do all tensors' surroundings."""
-    inputs = case.inputs(torch.float32)
+    inputs = case.inputs(dtype)
     problem = problem_of(case, inputs)
-    given = [case.upstream(torch.float32), inputs["q"], inputs["v"], inputs["e"]]
-    content_lambda = torch.randn(case.batch, case.dim_k, case.dim_v)
+    given = [case.upstream(dtype), inputs["q"], inputs["v"], inputs["e"]]
+    content_lambda = torch.randn(case.batch, case.dim_k, case.dim_v).to(dtype)
     expected = passes(*given, problem, content_lambda)
     passes(*(torch.full_like(x, torch.nan) for x in given), problem, content_lambda * torch.nan)
     found = passes(*(guarded(x)[0] for x in given), problem, guarded(content_lambda)[0])

@@ -70,7 +70,7 @@ class _PositionCall(Call):
     """`LambdanetsCall` of source/interface.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("bfloat16", "batch", "heads", "dim_k", "dim_v", "dim_u")),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "dim_k", "dim_v", "dim_u")),
         *((name, _Sizes) for name in ("grid", "context_grid", "table", "centre", "step")),
         *((name, TensorStruct) for name in ("q", "v", "e", "content_lambda", "y", "g")),
         *((name, TensorStruct) for name in ("dq", "dv", "de", "d_lambda")),
@@ -88,7 +88,7 @@ def output(
     """Write the position part plus q times the content lambda, if given, into y."""
     if not problem.batch:
         return
-    dtype = accumulator_dtype(problem.dtype)
+    dtype = _stored_dtype(problem.dtype)
     result = y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
     inputs = {"q": q, "v": v, "e": e, "content_lambda": content_lambda}
     _run("position_output", problem, dtype, inputs, {"y": result})
@@ -107,7 +107,7 @@ def gradients(
     d_lambda: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of q, v and e; write that of the content lambda into `d_lambda`, if given."""
-    dtype = accumulator_dtype(problem.dtype)
+    dtype = _stored_dtype(problem.dtype)
     dq = torch.empty_like(q, dtype=dtype) if needs_grad[0] else None
     dv = torch.empty_like(v, dtype=dtype) if needs_grad[1] else None
     # Entries that no pair reads stay zero.
@@ -124,6 +124,11 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def _stored_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the library's tensors: float32 for float16, which is converted."""
+    return dtype if dtype == torch.bfloat16 else accumulator_dtype(dtype)
+
+
 def _run(
     function: str,
     problem: Problem,
@@ -131,9 +136,13 @@ def _run(
     inputs: dict[str, Tensor | None],
     results: dict[str, Tensor | None],
 ) -> None:
-    """Call a function of the library; inputs are converted to `dtype`, which results have."""
+    """Call a function of the library; inputs are converted to `dtype`, which results have.
+
+    The content lambda and its gradient have the dtype of the arithmetic.
+    """
     call = _PositionCall.from_buffer_copy(_sizes(problem))
     tensors = {name: convert(x, dtype) for name, x in inputs.items()} | results
+    tensors["content_lambda"] = convert(inputs["content_lambda"], accumulator_dtype(dtype))
     # The call has the addresses of the tables alone: a converted one must live until it returns.
     tables = {name: x for name in ("e", "de") if (x := tensors.pop(name, None)) is not None}
     for name, x in tables.items():
@@ -148,7 +157,7 @@ def invoke(function: str, call: Call, dtype: torch.dtype, tensors: Mapping[str, 
     Args:
         function: Its name, without the prefix of all of them.
         call: Its arguments, without tensors and the fields of `Call`.
-        dtype: dtype of its arithmetic.
+        dtype: dtype of its tensors.
         tensors: Its tensors, by the names of the fields; None for those that are not given.
 
     Returns:
@@ -210,7 +219,6 @@ def _sizes(problem: Problem) -> bytes:
         "step": (1, context.step),
     }
     call = _PositionCall(
-        bfloat16=p.dtype == torch.bfloat16,
         batch=p.batch,
         heads=p.num_heads,
         dim_k=p.dim_k,

@@ -1,4 +1,5 @@
-// Copies of matrices between any strides: the kernel packs its inputs and writes its outputs with them.
+// Copies of matrices between any strides: the kernel packs its inputs and writes its outputs with them. Those
+// of bfloat16 are converted on the way.
 #pragma once
 
 #include <cstring>
@@ -16,9 +17,14 @@ struct Matrix {
     Matrix transposed() const { return {data, column, row}; }
 };
 
+// The type that elements of two types are converted in.
+template <typename A, typename B>
+using Wider = std::conditional_t<(sizeof(A) < sizeof(B)), B, A>;
+
 // Transposes a block of LANES x LANES elements from contiguous rows into contiguous rows.
-template <typename T>
-inline void transpose_block(const T* from, Index from_distance, T* to, Index to_distance) {
+template <typename From, typename To>
+inline void transpose_block(const From* from, Index from_distance, To* to, Index to_distance) {
+    using T = Wider<From, To>;
     Vector<T> rows[LANES<T>];
 #pragma GCC unroll 16
     for (Index i = 0; i < LANES<T>; ++i) rows[i] = load(from + i * from_distance);
@@ -28,10 +34,11 @@ inline void transpose_block(const T* from, Index from_distance, T* to, Index to_
 }
 
 // Copies a row of contiguous elements; the last vector overlaps the one before it.
-template <typename T>
-inline void copy_row(const T* from, T* to, Index count) {
+template <typename From, typename To>
+inline void copy_row(const From* from, To* to, Index count) {
+    using T = Wider<From, To>;
     if (count < LANES<T>) {
-        std::memcpy(to, from, count * sizeof(T));
+        for (Index i = 0; i < count; ++i) to[i] = convert<To>(from[i]);
         return;
     }
     for (Index i = 0; i + LANES<T> < count; i += LANES<T>) store(to + i, load(from + i));
@@ -39,8 +46,9 @@ inline void copy_row(const T* from, T* to, Index count) {
 }
 
 // Copies a matrix of rows x columns elements.
-template <typename T>
-void copy(Matrix<T> from, Matrix<T> to, Index rows, Index columns) {
+template <typename From, typename To = From>
+void copy(Matrix<From> from, Matrix<To> to, Index rows, Index columns) {
+    using T = Wider<From, To>;
     if ((from.row == 1 && to.row == 1) || (from.column == 1 && to.row == 1)) {
         // The same matrix, transposed: then the rows of `to` are contiguous.
         from = from.transposed();
@@ -56,7 +64,7 @@ void copy(Matrix<T> from, Matrix<T> to, Index rows, Index columns) {
         for (Index i = 0; i < rows; i += LANES<T>)
             for (Index j = 0; j < columns; j += LANES<T>) {
                 Index row = minimum(i, rows - LANES<T>), column = minimum(j, columns - LANES<T>);
-                transpose_block<T>(
+                transpose_block(
                     from.data + row + column * from.column, from.column, to.data + row * to.row + column,
                     to.row
                 );
@@ -64,7 +72,7 @@ void copy(Matrix<T> from, Matrix<T> to, Index rows, Index columns) {
     } else {
         for (Index i = 0; i < rows; ++i)
             for (Index j = 0; j < columns; ++j)
-                to.data[i * to.row + j * to.column] = from.data[i * from.row + j * from.column];
+                to.data[i * to.row + j * to.column] = convert<To>(from.data[i * from.row + j * from.column]);
     }
 }
 
@@ -74,9 +82,9 @@ void clear(T* to, Index count) {
 }
 
 // Copies a matrix of rows x columns elements into rows of `padded` elements, the last of which are zero.
-template <typename T>
-void copy_padded(Matrix<T> from, Rows<T> to, Index rows, Index columns, Index padded) {
-    copy<T>(from, {to.data, to.distance, 1}, rows, columns);
+template <typename From, typename T = From>
+void copy_padded(Matrix<From> from, Rows<T> to, Index rows, Index columns, Index padded) {
+    copy(from, Matrix<T>{to.data, to.distance, 1}, rows, columns);
     if (columns < padded)
         for (Index i = 0; i < rows; ++i) clear(to[i] + columns, padded - columns);
 }

@@ -46,9 +46,11 @@ struct Groups {
     }
 };
 
-template <typename T>
-class Gradients : Pass<T> {
-    using Base = Pass<T>;
+// With PAIRS the products of S, dV and dS multiply pairs of bfloat16 and add float32: S and dV pairs of k and
+// of heads, of which there must be an even number, dS pairs of v.
+template <typename T, typename Stored, bool PAIRS>
+class Gradients : Pass<T, Stored, PAIRS> {
+    using Base = Pass<T, Stored, PAIRS>;
     using Base::call, Base::geometry, Base::strips, Base::threads, Base::tiling;
 
    public:
@@ -68,11 +70,12 @@ class Gradients : Pass<T> {
         const auto lay_out = [&](Arena& arena) { lay_out_all(arena); };
         if (!workspace.allocate(threads, lay_out, [&](Arena& arena) { Scratch(arena, *this); }))
             return LAMBDANETS_NO_MEMORY;
-        parallel(call, threads, g.slabs() + Base::value_runs(), [&](Index task, Index) {
+        parallel(call, threads, g.slabs() + Base::value_runs(), [&](Index task, Index worker) {
+            Arena arena = workspace.scratch(worker);
             if (task < g.slabs())
                 pack_table(task);
             else
-                Base::pack_values(Base::value_run(task - g.slabs()));
+                pack_values(Base::value_run(task - g.slabs()), Scratch(arena, *this));
         });
         parallel(call, threads, groups_.count, [&](Index group, Index worker) {
             Arena arena = workspace.scratch(worker);
@@ -88,7 +91,7 @@ class Gradients : Pass<T> {
             else if (task >= table_tasks + value_tasks)
                 write_lambda_gradient(task - table_tasks - value_tasks);
             else
-                write_value_gradient(Base::value_run(task - table_tasks), Scratch(arena, *this).sum);
+                write_value_gradient(Base::value_run(task - table_tasks), Scratch(arena, *this).run);
         });
         return LAMBDANETS_DONE;
     }
@@ -97,11 +100,13 @@ class Gradients : Pass<T> {
     // The memory of a worker.
     struct Scratch {
         Rows<T> q, dq, g;    // of a strip, packed: [queries heads, padded k or v]
+        Rows<T> q_pairs;     // of a strip, pairs of k
+        Rows<T> g_pairs;     // of a strip, pairs of rows
         Rows<T> content;     // the content lambda transposed, [v, padded k]
         Rows<T> map;         // of a tile
         Rows<T> d_map;       // of a tile, transposed: [columns, rows]
         Rows<T> transposed;  // g of a row of queries: [tiles padded v, rows of a tile]
-        T* sum;              // of dV for a run of context elements
+        Rows<T> run;         // values of a run, or the sum of their gradients
         SeenRow* seen;       // by a row of queries
 
         Scratch(Arena& arena, const Gradients& pass) {
@@ -112,23 +117,32 @@ class Gradients : Pass<T> {
             g = {arena.take<T>((rows + LANES<T>)*geometry.padded_v), geometry.padded_v};
             q = {arena.take<T>(rows * geometry.padded_k), geometry.padded_k};
             dq = {arena.take<T>(rows * geometry.padded_k), geometry.padded_k};
+            if (PAIRS) {
+                q_pairs = {arena.take<T>(rows * geometry.padded_k / 2), geometry.padded_k / 2};
+                g_pairs = {arena.take<T>(rows / 2 * geometry.padded_v), geometry.padded_v};
+            }
             content = {arena.take<T>(geometry.dim_v * geometry.padded_k), geometry.padded_k};
             map = {arena.take<T>(pass.tiling.queries(true) * geometry.heads * MAP_ROW), MAP_ROW};
             d_map = {arena.take<T>(CHUNK * tile_rows), tile_rows};
-            // Tiles may have one query each: see `Tiling::queries`.
-            transposed = {
-                arena.take<T>(pass.strips.max_row_queries() * geometry.padded_v * tile_rows), tile_rows
-            };
-            sum = arena.take<T>(geometry.longest_key_run() * geometry.padded_v);
+            // Tiles may have one query each: see `Tiling::queries`. Half a vector of pairs is transposed as a
+            // whole one: its other half is overwritten by the next tile.
+            const Index transposed_rows = pass.strips.max_row_queries() * pass.terms_v() + LANES<T>;
+            transposed = {arena.take<T>(transposed_rows * tile_rows), tile_rows};
+            run = {arena.take<T>(geometry.longest_key_run() * geometry.padded_v), geometry.padded_v};
             seen = arena.take<SeenRow>(geometry.max_seen_rows());
         }
     };
 
-    // The queries of a tile: their heads fill whole vectors, except for the narrowest windows.
+    // The queries of a tile: their heads fill two vectors, or 16 rows for narrow windows, because a tile
+    // computes the union of its windows.
     static Index choose_tile_queries(const Geometry& g) {
-        const Index queries = 32 / g.heads;
-        return maximum(1, g.covers_rows() ? queries : minimum(queries, g.x.entries + 1));
+        if (g.covers_rows()) return maximum(1, 32 / g.heads);
+        const Index rows = g.x.entries < 16 ? 16 : maximum(16, 2 * LANES<T>);
+        return maximum(1, minimum(rows / g.heads, 2 * g.x.entries + 2));
     }
+
+    // Elements of v, or pairs of them.
+    Index terms_v() const { return geometry.padded_v / (PAIRS ? 2 : 1); }
 
     bool needs_map_gradient() const { return call.dq.data || call.de.data; }
 
@@ -176,10 +190,23 @@ class Gradients : Pass<T> {
 
     void pack_table(Index index) const {
         Base::pack_slab(index);
-        copy_padded<T>(
-            Base::slab(call.e, index), {table_ + index * slab_size(), geometry.padded_k}, geometry.x.entries,
-            geometry.dim_k, geometry.padded_k
+        copy_padded(
+            Base::slab(call.e, index), Rows<T>(table_ + index * slab_size(), geometry.padded_k),
+            geometry.x.entries, geometry.dim_k, geometry.padded_k
         );
+    }
+
+    void pack_values(const Run& run, const Scratch& scratch) const {
+        if constexpr (PAIRS) {
+            copy_padded(
+                Base::values(call.v, run), scratch.run, run.count, geometry.dim_v, geometry.padded_v
+            );
+            pair_columns(
+                scratch.run, Rows<T>(Base::values_ + run.packed * terms_v(), terms_v()), run.count
+            );
+        } else {
+            Base::pack_values(run);
+        }
     }
 
     void compute_group(Index group, const Scratch& scratch) {
@@ -195,26 +222,22 @@ class Gradients : Pass<T> {
                 dv.data = value_sum(example, split) - first;
             }
             if (call.d_lambda.data) clear(lambda_sum(example, split), lambda_size());
-            for (Index i = first_strip(split); i < first_strip(split + 1); ++i) {
-                const Strip strip = strips.at(i);
-                compute(example, strip, dv, table_sum(group), scratch);
-                if (call.d_lambda.data)
-                    multiply<T, Left::COLUMNS>(
-                        scratch.q, scratch.g, {lambda_sum(example, split), geometry.padded_v},
-                        geometry.dim_k, strip.queries() * geometry.heads, geometry.padded_v / LANES<T>, true
-                    );
-            }
+            for (Index i = first_strip(split); i < first_strip(split + 1); ++i)
+                compute(example, strips.at(i), dv, table_sum(group), lambda_sum(example, split), scratch);
         }
     }
 
-    // Writes dq of a strip, and adds its part to dv, if not null, and to the gradient of the table.
-    void compute(Index example, const Strip& strip, Rows<T> dv, T* d_table, const Scratch& scratch) {
+    // Writes dq of a strip, and adds its part to dv, if not null, and to the gradients of the table and of the
+    // content lambda.
+    void compute(
+        Index example, const Strip& strip, Rows<T> dv, T* d_table, T* d_lambda, const Scratch& scratch
+    ) {
         const Geometry& geo = geometry;
         const Index rows = strip.queries() * geo.heads;
         Base::pack_queries(call.q, example, strip, geo.dim_k, scratch.q);
         Base::pack_queries(call.g, example, strip, geo.dim_v, scratch.g);
         if (call.content_lambda.data) {
-            copy_padded<T>(
+            copy_padded(
                 Base::content_lambda(example).transposed(), scratch.content, geo.dim_v, geo.dim_k,
                 geo.padded_k
             );
@@ -224,8 +247,19 @@ class Gradients : Pass<T> {
         } else {
             clear(scratch.dq.data, rows * geo.padded_k);
         }
+        if (call.d_lambda.data)
+            multiply<T, Left::COLUMNS>(
+                scratch.q, scratch.g, {d_lambda, geo.padded_v}, geo.dim_k, rows, geo.padded_v / LANES<T>, true
+            );
+        if constexpr (PAIRS) {
+            pair_columns(scratch.q, scratch.q_pairs, rows);
+            for (Index i = 0; i < rows; i += 2)
+                pair_rows(scratch.g[i], scratch.g[i + 1], geo.padded_v, scratch.g_pairs[i / 2]);
+        }
         const bool finite = all_finite(scratch.q.data, rows * geo.padded_k) &&
                             all_finite(scratch.g.data, rows * geo.padded_v);
+        // Only its transpose is read from here on.
+        if constexpr (PAIRS) pair_columns(scratch.g, {scratch.g.data, terms_v()}, rows);
         const Index tile_queries = tiling.queries(finite);
         for (Index row = strip.rows.first; row < strip.rows.last; ++row) {
             if (needs_map_gradient()) transpose_tiles(strip, row, tile_queries, scratch);
@@ -239,25 +273,29 @@ class Gradients : Pass<T> {
 
     // Transposes g of a row of queries, tile by tile.
     void transpose_tiles(const Strip& strip, Index row, Index tile_queries, const Scratch& scratch) {
-        const Index heads = geometry.heads, queries = strip.columns.size(), padded_v = geometry.padded_v;
+        const Index heads = geometry.heads, queries = strip.columns.size();
+        const Rows<const T> g(scratch.g.data, terms_v());
         T* to = scratch.transposed.data;
         const Index distance = scratch.transposed.distance;
-        for (Index first = 0; first < queries; first += tile_queries, to += padded_v * distance) {
-            const T* from = scratch.g[((row - strip.rows.first) * queries + first) * heads];
+        for (Index first = 0; first < queries; first += tile_queries, to += g.distance * distance) {
+            const T* from = g[((row - strip.rows.first) * queries + first) * heads];
             for (Index i = 0; i < minimum(tile_queries, queries - first) * heads; i += LANES<T>)
-                for (Index j = 0; j < padded_v; j += LANES<T>)
-                    transpose_block(from + i * padded_v + j, padded_v, to + j * distance + i, distance);
+                for (Index j = 0; j < g.distance; j += LANES<T>)
+                    transpose_block(from + i * g.distance + j, g.distance, to + j * distance + i, distance);
         }
     }
 
     // dV += S^T g.
     void add_value_gradient(const Tile& tile, const Scratch& scratch, Rows<T> dv) {
-        const Index heads = geometry.heads;
-        Base::compute_map(tile, scratch.q, scratch.map);
+        constexpr Index ROWS = PAIRS ? 2 : 1;  // of the map in a row of pairs
+        constexpr MapFormat FORMAT = PAIRS ? MapFormat::PAIRS_OF_ROWS : MapFormat::PLAIN;
+        const Rows<T> g = PAIRS ? scratch.g_pairs : scratch.g;
+        const Index heads = geometry.heads / ROWS;
+        Base::template compute_map<FORMAT>(tile, PAIRS ? scratch.q_pairs : scratch.q, scratch.map);
         for (Index i = 0; i < tile.run_count; ++i) {
             const Segment& run = tile.runs[i];
-            multiply<T, Left::COLUMNS>(
-                {scratch.map.data + run.left, MAP_ROW}, scratch.g.from(tile.first * heads),
+            multiply<T, PAIRS ? Left::COLUMNS_OF_PAIRS : Left::COLUMNS>(
+                {scratch.map.data + run.left, MAP_ROW}, g.from(tile.first * heads),
                 dv.from(run.right), run.length, tile.count * heads, geometry.padded_v / LANES<T>, true
             );
         }
@@ -266,25 +304,37 @@ class Gradients : Pass<T> {
     // dS^T = V g^T, then dq += dS E and dE += dS^T q.
     void add_map_gradient(const Tile& tile, Index example, const Scratch& scratch, T* d_table) {
         const Index heads = geometry.heads, padded_k = geometry.padded_k, centre = geometry.x.centre;
-        const Rows<const T> values = Base::packed_values(example);
+        const Index terms = PAIRS ? divide_up(geometry.dim_v, 2) : geometry.dim_v;
+        const Rows<const T> values(
+            Base::values_ + example * geometry.packed_keys() * terms_v(), terms_v()
+        );
         for (Index i = 0; i < tile.run_count; ++i) {
             const Segment& run = tile.runs[i];
-            multiply<T, Left::ROWS>(
-                values.from(run.right), scratch.transposed.from(tile.index * geometry.padded_v),
-                scratch.d_map.from(run.left), run.length, geometry.dim_v,
+            multiply<T, PAIRS ? Left::ROWS_OF_PAIRS : Left::ROWS>(
+                values.from(run.right), scratch.transposed.from(tile.index * terms_v()),
+                scratch.d_map.from(run.left), run.length, terms,
                 divide_up(tile.count * heads, LANES<T>), false
             );
         }
-        for (Index i = 0; i < tile.count; ++i) {
-            const Index x = tile.x + i, row = (tile.first + i) * heads;
-            const Range keys = Range{x - centre, x - centre + geometry.x.entries}.within(tile.keys);
-            if (!keys.size()) continue;
-            const Index entry = (keys.first - x + centre) * padded_k;
-            Rows<const T> d_map = scratch.d_map.from(tile.offset + keys.first - tile.keys.first);
+        // Of a query the entries whose keys are in the tile, within the table.
+        const auto entries_of = [&](Index i) {
+            const Index entry = centre - tile.x - i;
+            return Range{entry + tile.keys.first, entry + tile.keys.last}.within({0, geometry.x.entries});
+        };
+        for (Index i = 0; i < tile.count; i += 2) {
+            const Index row = (tile.first + i) * heads, queries = minimum(2, tile.count - i);
+            const Range some = entries_of(i), other = queries == 2 ? entries_of(i + 1) : some;
+            const Range both = some.within(other);
+            if (!some.size() && !other.size()) continue;
+            // The column of the map of the first entry, for the first query.
+            const Index key = tile.x + i + other.first - centre;
+            Rows<const T> d_map = scratch.d_map.from(tile.offset + key - tile.keys.first);
             d_map.data += i * heads;
+            const Index entry = other.first * padded_k;
             add_query_gradients<T>(
-                {heads, padded_k, scratch.q.from(row), scratch.dq.from(row), d_map, tile.width,
-                 table_ + entry, d_table + entry, slab_size(), tile.rows, tile.row_count, keys.size()}
+                {queries, heads, padded_k, scratch.q.from(row), scratch.dq.from(row), d_map, tile.width,
+                 table_ + entry, d_table + entry, slab_size(), tile.rows, tile.row_count,
+                 both.first - other.first, both.size(), some.last - both.last}
             );
         }
     }
@@ -294,22 +344,25 @@ class Gradients : Pass<T> {
         T* sum = table_sum(0) + slab * slab_size();
         for (Index group = 1; group < groups_.count; ++group)
             add(sum, table_sum(group) + slab * slab_size(), slab_size());
-        copy<T>({sum, geometry.padded_k, 1}, Base::slab(call.de, slab), geometry.x.entries, geometry.dim_k);
+        copy(
+            Matrix<T>{sum, geometry.padded_k, 1}, Base::slab(call.de, slab), geometry.x.entries,
+            geometry.dim_k
+        );
     }
 
     // Adds the splits' gradients of a run of values, and writes the sum.
-    void write_value_gradient(const Run& run, T* sum) {
+    void write_value_gradient(const Run& run, Rows<T> sum) {
         const Index keys = geometry.keys(), padded_v = geometry.padded_v;
         const Index example = run.packed / geometry.packed_keys(), u = run.packed / keys % geometry.dim_u;
         const Range elements{run.packed % keys, run.packed % keys + run.count};
-        clear(sum, run.count * padded_v);
+        clear(sum.data, run.count * padded_v);
         for (Index split = 0; split < groups_.splits; ++split) {
             const Range seen = seen_keys_[split], both = seen.within(elements);
             if (!both.size()) continue;
             const T* part = value_sum(example, split) + (u * keys + both.first - seen.first) * padded_v;
-            add(sum + (both.first - elements.first) * padded_v, part, both.size() * padded_v);
+            add(sum[both.first - elements.first], part, both.size() * padded_v);
         }
-        copy<T>({sum, padded_v, 1}, Base::values(call.dv, run), run.count, geometry.dim_v);
+        copy(Matrix<T>{sum.data, padded_v, 1}, Base::values(call.dv, run), run.count, geometry.dim_v);
     }
 
     // Adds the splits' gradients of the content lambda of an example, and writes the sum.

@@ -20,10 +20,9 @@ typedef struct {
 // The arguments of both passes. Grids have three axes, z, y and x; missing ones have size 1.
 typedef struct {
     int64_t isa;       // 0: the best of this CPU; else one of LambdanetsIsa
-    int64_t itemsize;  // of all tensors: 4 for float32, 8 for float64
+    int64_t itemsize;  // of tensors: 2 for bfloat16, 4 for float32, 8 for float64
     int64_t threads;
     LambdanetsParallelFor parallel_for;
-    int64_t bfloat16;  // whether inputs hold values of bfloat16, and the map may be rounded to it
     int64_t batch, heads, dim_k, dim_v, dim_u;
     int64_t grid[3], context_grid[3];
     // Entry j of the table on an axis stands for the offset step * (j - centre). Every entry occurs.
@@ -31,7 +30,7 @@ typedef struct {
     LambdanetsTensor q;               // [b, h, n, k]
     LambdanetsTensor v;               // [b, m, v, u]
     LambdanetsTensor e;               // [z, y, x, k, u]
-    LambdanetsTensor content_lambda;  // [b, k, v]
+    LambdanetsTensor content_lambda;  // [b, k, v], of float32 where others are of bfloat16
     LambdanetsTensor y;               // [b, h, n, v]
     LambdanetsTensor g;               // [b, h, n, v], gradient of y
     LambdanetsTensor dq, dv, de;      // gradients, each like its tensor
@@ -47,7 +46,7 @@ typedef struct {
 
 // The arguments of the causal content part with a softmax. Query n sees the elements m <= n.
 typedef struct {
-    int64_t isa, itemsize, threads;  // as above
+    int64_t isa, itemsize, threads;  // as above, without bfloat16
     LambdanetsParallelFor parallel_for;
     int64_t batch, heads, queries, context, dim_k, dim_v, dim_u;
     LambdanetsTensor q;           // [b, h, n, k]

@@ -18,11 +18,20 @@
 
 namespace {
 
+// Lanes of the arithmetic, which is in float32 for bfloat16.
+Index lanes(const LambdanetsCall& call) {
+    return call.itemsize == sizeof(double) ? LANES<double> : LANES<float>;
+}
+
 #if defined(__AVX512BF16__)
 // Whether the products of the output multiply pairs of bfloat16. Elements that follow each other in the
 // packed values must do so in memory: not with an intra-depth or a dilation of rows.
-bool multiplies_pairs(const LambdanetsCall& call) {
-    return call.bfloat16 && call.dim_u == 1 && call.step[2] == 1 && __builtin_cpu_supports("avx512bf16");
+bool output_has_pairs(const LambdanetsCall& call) {
+    return call.dim_u == 1 && call.step[2] == 1 && __builtin_cpu_supports("avx512bf16");
+}
+
+bool gradients_have_pairs(const LambdanetsCall& call) {
+    return call.heads % 2 == 0 && __builtin_cpu_supports("avx512bf16");
 }
 #endif
 
@@ -31,18 +40,23 @@ bool multiplies_pairs(const LambdanetsCall& call) {
 extern "C" {
 
 int FUNCTION(position_output)(const LambdanetsCall* call) {
-    const Geometry geometry(*call, VECTOR_BYTES / call->itemsize);
-    if (call->itemsize == sizeof(double)) return Output<double, false>(*call, geometry).run();
+    const Geometry geometry(*call, lanes(*call));
+    if (call->itemsize == sizeof(double)) return Output<double, double, false>(*call, geometry).run();
+    if (call->itemsize == sizeof(float)) return Output<float, float, false>(*call, geometry).run();
 #if defined(__AVX512BF16__)
-    if (multiplies_pairs(*call)) return Output<float, true>(*call, geometry).run();
+    if (output_has_pairs(*call)) return Output<float, Bfloat16, true>(*call, geometry).run();
 #endif
-    return Output<float, false>(*call, geometry).run();
+    return Output<float, Bfloat16, false>(*call, geometry).run();
 }
 
 int FUNCTION(position_gradients)(const LambdanetsCall* call) {
-    const Geometry geometry(*call, VECTOR_BYTES / call->itemsize);
-    if (call->itemsize == sizeof(double)) return Gradients<double>(*call, geometry).run();
-    return Gradients<float>(*call, geometry).run();
+    const Geometry geometry(*call, lanes(*call));
+    if (call->itemsize == sizeof(double)) return Gradients<double, double, false>(*call, geometry).run();
+    if (call->itemsize == sizeof(float)) return Gradients<float, float, false>(*call, geometry).run();
+#if defined(__AVX512BF16__)
+    if (gradients_have_pairs(*call)) return Gradients<float, Bfloat16, true>(*call, geometry).run();
+#endif
+    return Gradients<float, Bfloat16, false>(*call, geometry).run();
 }
 
 int FUNCTION(causal_content_output)(const LambdanetsCausalContent* call) {

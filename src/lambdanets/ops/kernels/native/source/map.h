@@ -25,13 +25,20 @@ struct MapTile {
     Index vector_count;
 };
 
-// Computes N vectors, from number `first` on, for HEADS heads, from `head` on, of all queries.
-//
-// With PAIRS, q and the table hold pairs of bfloat16, of the elements 2 k and 2 k + 1, and the map is
-// bfloat16.
-template <typename T, bool PAIRS, int HEADS, int N>
+// The elements of q, the table and the map.
+enum class MapFormat {
+    PLAIN,         // T
+    PAIRS,         // q and the table: pairs of bfloat16, of the elements 2 k and 2 k + 1; the map: bfloat16
+    PAIRS_OF_ROWS  // as PAIRS, and row i of the map holds pairs of bfloat16, from its rows 2 i and 2 i + 1
+};
+
+// Computes N vectors, from number `first` on, for HEADS heads, from `head` on, of all queries. In pairs of
+// rows HEADS, `head` and the number of heads are even.
+template <typename T, MapFormat FORMAT, int HEADS, int N>
 __attribute__((noinline)) void map_block(const MapTile<T>& tile, Index head, Index first) {
-    using Element = std::conditional_t<PAIRS, uint16_t, T>;
+    constexpr bool PAIRS = FORMAT != MapFormat::PLAIN;
+    constexpr int ROWS = FORMAT == MapFormat::PAIRS_OF_ROWS ? 2 : 1;  // in a row of the map
+    using Element = std::conditional_t<FORMAT == MapFormat::PAIRS, uint16_t, T>;
     Index source[N], target[N];
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
@@ -40,7 +47,7 @@ __attribute__((noinline)) void map_block(const MapTile<T>& tile, Index head, Ind
     }
     const Index dim_k = tile.dim_k, distance = tile.q.distance, table_distance = tile.table.distance;
     const T* q = tile.q[head];
-    Element* map = reinterpret_cast<Element*>(tile.map.data) + head * MAP_ROW;
+    Element* map = reinterpret_cast<Element*>(tile.map.data) + head / ROWS * MAP_ROW;
     for (Index query = 0; query < tile.queries; ++query) {
         Vector<T> sum[HEADS][N] = {};
         const T* table = tile.table.data - query;
@@ -65,16 +72,19 @@ __attribute__((noinline)) void map_block(const MapTile<T>& tile, Index head, Ind
             table += table_distance;
         }
 #pragma GCC unroll 16
-        for (int h = 0; h < HEADS; ++h)
+        for (int h = 0; h < HEADS; h += ROWS)
 #pragma GCC unroll 16
             for (int n = 0; n < N; ++n) {
-                if constexpr (PAIRS)
-                    store_bfloat16(map + h * MAP_ROW + target[n], sum[h][n]);
+                Element* to = map + h / ROWS * MAP_ROW + target[n];
+                if constexpr (FORMAT == MapFormat::PAIRS_OF_ROWS)
+                    store(to, round_to_pairs(sum[h][n], sum[h + 1][n]));
+                else if constexpr (FORMAT == MapFormat::PAIRS)
+                    store_bfloat16(to, sum[h][n]);
                 else
-                    store(map + h * MAP_ROW + target[n], sum[h][n]);
+                    store(to, sum[h][n]);
             }
         q += tile.heads * distance;
-        map += tile.heads * MAP_ROW;
+        map += tile.heads / ROWS * MAP_ROW;
     }
 }
 
@@ -84,32 +94,38 @@ using MapBlock = void (*)(const MapTile<T>&, Index, Index);
 constexpr Index MAP_HEADS = 4, MAP_VECTORS = VECTOR_REGISTERS == 32 ? 6 : 3;
 
 // The functions for every number of heads and vectors, by [heads - 1][vectors - 1].
-template <typename T, bool PAIRS>
+template <typename T, MapFormat FORMAT>
 struct MapBlocks {
     MapBlock<T> table[MAP_HEADS][MAP_VECTORS];
 
+    template <int HEADS, int N>
+    constexpr void set() {
+        if constexpr (FORMAT != MapFormat::PAIRS_OF_ROWS || HEADS % 2 == 0)
+            table[HEADS - 1][N - 1] = map_block<T, FORMAT, HEADS, N>;
+    }
+
     template <int... I>
     constexpr explicit MapBlocks(std::integer_sequence<int, I...>) : table() {
-        ((table[I / MAP_VECTORS][I % MAP_VECTORS] =
-              map_block<T, PAIRS, I / MAP_VECTORS + 1, I % MAP_VECTORS + 1>),
-         ...);
+        (set<I / MAP_VECTORS + 1, I % MAP_VECTORS + 1>(), ...);
     }
 };
 
-template <typename T, bool PAIRS>
-constexpr MapBlocks<T, PAIRS> MAP_BLOCKS{std::make_integer_sequence<int, MAP_HEADS * MAP_VECTORS>()};
+template <typename T, MapFormat FORMAT>
+constexpr MapBlocks<T, FORMAT> MAP_BLOCKS{std::make_integer_sequence<int, MAP_HEADS * MAP_VECTORS>()};
 
-template <typename T, bool PAIRS>
+template <typename T, MapFormat FORMAT>
 void compute_map(const MapTile<T>& tile) {
     const Index groups = divide_up(tile.vector_count, MAP_VECTORS);
-    const Index head_groups = divide_up(tile.heads, MAP_HEADS);
+    // Heads are split evenly, two by two if their rows are paired.
+    constexpr Index UNIT = FORMAT == MapFormat::PAIRS_OF_ROWS ? 2 : 1;
+    const Index units = tile.heads / UNIT, head_groups = divide_up(tile.heads, MAP_HEADS);
     for (Index group = 0; group < groups; ++group) {
         const Index first = tile.vector_count * group / groups;
         const Index width = tile.vector_count * (group + 1) / groups - first;
         for (Index i = 0; i < head_groups; ++i) {
-            const Index head = tile.heads * i / head_groups;
-            const Index height = tile.heads * (i + 1) / head_groups - head;
-            MAP_BLOCKS<T, PAIRS>.table[height - 1][width - 1](tile, head, first);
+            const Index head = UNIT * (units * i / head_groups);
+            const Index height = UNIT * (units * (i + 1) / head_groups) - head;
+            MAP_BLOCKS<T, FORMAT>.table[height - 1][width - 1](tile, head, first);
         }
     }
 }

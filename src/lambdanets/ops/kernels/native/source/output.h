@@ -1,15 +1,14 @@
 // The output: y = (q E) V, plus q times the content lambda.
 #pragma once
 
-#include "pairs.h"
 #include "pass.h"
 
 namespace {
 
 // With PAIRS, both products multiply bfloat16 and add float32.
-template <typename T, bool PAIRS>
-class Output : Pass<T> {
-    using Base = Pass<T>;
+template <typename T, typename Stored, bool PAIRS>
+class Output : Pass<T, Stored, PAIRS> {
+    using Base = Pass<T, Stored, PAIRS>;
     using Base::call, Base::geometry, Base::strips, Base::threads, Base::tiling;
 
    public:
@@ -26,7 +25,7 @@ class Output : Pass<T> {
         parallel(call, threads, g.slabs() + Base::value_runs(), [&](Index task, Index worker) {
             Arena arena = workspace.scratch(worker);
             if (task < g.slabs())
-                pack_slab(task);
+                Base::pack_slab(task);
             else if (!pack_values(Base::value_run(task - g.slabs()), Scratch(arena, *this)))
                 __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
         });
@@ -59,21 +58,12 @@ class Output : Pass<T> {
         }
     };
 
-    // The queries of a tile: few for narrow windows, because a tile computes the union of its windows.
+    // The queries of a tile: few for narrow windows, because a tile computes the union of its windows. The
+    // constants are those of the fastest of 1 to 16 queries, for windows of 3 to 63 and 1 to 8 heads.
     static Index choose_tile_queries(const Geometry& g) {
-        return maximum(1, g.covers_rows() ? 28 / g.heads : minimum(16 / g.heads, (g.x.entries + 1) / 2));
-    }
-
-    void pack_slab(Index index) const {
-        Base::pack_slab(index);
-        if constexpr (PAIRS) {
-            const TableLayout& layout = tiling.table;
-            const bool last = index == geometry.slabs() - 1;
-            const Rows<T> slab(Base::table_ + index * layout.slab, layout.k);
-            const Index length = layout.joined && last ? layout.row + layout.margin + LANES<T> : layout.row;
-            for (Index k = 0; k < geometry.dim_k; k += 2)
-                pair_rows(slab[k], k + 1 < geometry.dim_k ? slab[k + 1] : nullptr, length, slab[k]);
-        }
+        if (g.covers_rows()) return maximum(1, 28 / g.heads);
+        const Index least = maximum(2, 4 / g.heads);
+        return minimum(divide_up(12, g.heads), maximum(least, (g.x.entries + 1) / 3));
     }
 
     // Packs a run of values; returns whether they are finite. With PAIRS, without u and dilation, the next
@@ -82,7 +72,7 @@ class Output : Pass<T> {
         if constexpr (PAIRS) {
             const Index padded_v = geometry.padded_v;
             const Index count = minimum(run.count + 1, geometry.keys() - run.first);
-            copy_padded<T>(Base::values(call.v, run), scratch.run, count, geometry.dim_v, padded_v);
+            copy_padded(Base::values(call.v, run), scratch.run, count, geometry.dim_v, padded_v);
             for (Index i = 0; i < run.count; ++i) {
                 const T* next = i + 1 < count ? scratch.run[i + 1] : nullptr;
                 pair_rows(scratch.run[i], next, padded_v, Base::values_ + (run.packed + i) * padded_v);
@@ -100,15 +90,15 @@ class Output : Pass<T> {
         const Index heads = g.heads, rows = strip.queries() * heads, vectors = g.padded_v / LANES<T>;
         Base::pack_queries(call.q, example, strip, g.dim_k, q);
         if (call.content_lambda.data) {
-            copy_padded<T>(Base::content_lambda(example), scratch.content, g.dim_k, g.dim_v, g.padded_v);
+            copy_padded(Base::content_lambda(example), scratch.content, g.dim_k, g.dim_v, g.padded_v);
             multiply<T, Left::ROWS>(q, scratch.content, y, rows, g.dim_k, vectors, false);
         } else {
             clear(y.data, rows * g.padded_v);
         }
-        if constexpr (PAIRS) pair_columns(q, rows);
+        if constexpr (PAIRS) pair_columns(q, q, rows);
         for (Index row = strip.rows.first; row < strip.rows.last; ++row)
             tiling.for_tiles(strip, row, tile_queries, scratch.seen, [&](const Tile& tile) {
-                Base::template compute_map<PAIRS>(tile, q, map);
+                Base::template compute_map<PAIRS ? MapFormat::PAIRS : MapFormat::PLAIN>(tile, q, map);
                 const Rows<T> tile_y = y.from(tile.first * heads);
                 multiply<T, PAIRS ? Left::PAIRS : Left::MAP>(
                     {tile.runs, tile.run_count, map, values, tile_y, true}, tile.count * heads, vectors

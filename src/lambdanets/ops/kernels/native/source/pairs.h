@@ -23,11 +23,11 @@ inline void pair_rows(const float* first, const float* second, Index length, flo
     }
 }
 
-// Pairs the elements 2 i and 2 i + 1 of each row, in the first half of the row.
-inline void pair_columns(Rows<float> rows, Index count) {
+// Pairs the elements 2 i and 2 i + 1 of rows without gaps; `to` may be `from`.
+inline void pair_columns(Rows<const float> from, Rows<float> to, Index count) {
     for (Index row = 0; row < count; ++row)
-        for (Index i = 0; i < rows.distance; i += LANES<float>)
-            store_bfloat16(reinterpret_cast<uint16_t*>(rows[row]) + i, load(rows[row] + i));
+        for (Index i = 0; i < from.distance; i += LANES<float>)
+            store_bfloat16(reinterpret_cast<uint16_t*>(to[row]) + i, load(from[row] + i));
 }
 
 #endif

@@ -81,7 +81,7 @@ class Workspace {
 
     ~Workspace() {
         if (block_ && block_->bytes <= MAX_CACHED_BYTES)
-            block_ = __atomic_exchange_n(&cached, block_, __ATOMIC_RELEASE);
+            block_ = __atomic_exchange_n(&cached, block_, __ATOMIC_ACQ_REL);
         release();
     }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "copy.h"
+#include "pairs.h"
 #include "parallel.h"
 #include "tile.h"
 
@@ -10,7 +11,9 @@ namespace {
 // Queries and bytes of queries of a strip, and the strips that a call should have for its threads.
 constexpr Index MIN_STRIP = 64, MAX_STRIP = 512, STRIP_BYTES = 1 << 20, WANTED_STRIPS = 64;
 
-template <typename T>
+// T is the type of the arithmetic, Stored that of the tensors in memory. With PAIRS, where products multiply
+// pairs of bfloat16, the table has pairs of k.
+template <typename T, typename Stored, bool PAIRS>
 class Pass {
    protected:
     Pass(const LambdanetsCall& call, const Geometry& geometry, Index tile_queries)
@@ -26,11 +29,11 @@ class Pass {
     }
 
     // A slab of the table in a tensor [z, y, x, k, u], as a matrix [x, k].
-    Matrix<T> slab(const LambdanetsTensor& e, Index index) const {
+    Matrix<Stored> slab(const LambdanetsTensor& e, Index index) const {
         const Index y = index % geometry.y.entries, z = index / geometry.y.entries % geometry.z.entries;
         const Index u = index / geometry.y.entries / geometry.z.entries;
         return {
-            static_cast<T*>(e.data) + z * e.stride[0] + y * e.stride[1] + u * e.stride[4], e.stride[2],
+            static_cast<Stored*>(e.data) + z * e.stride[0] + y * e.stride[1] + u * e.stride[4], e.stride[2],
             e.stride[3]
         };
     }
@@ -44,7 +47,14 @@ class Pass {
             clear(to + k * layout.k, layout.margin);
             if (last) clear(to + k * layout.k + layout.margin + entries, layout.margin + LANES<T>);
         }
-        copy<T>(slab(call.e, index), {to + layout.margin, 1, layout.k}, entries, geometry.dim_k);
+        copy(slab(call.e, index), Matrix<T>{to + layout.margin, 1, layout.k}, entries, geometry.dim_k);
+        if constexpr (PAIRS) {
+            const Index length = layout.joined && last ? layout.row + layout.margin + LANES<T> : layout.row;
+            for (Index k = 0; k < geometry.dim_k; k += 2) {
+                T* row = to + k * layout.k;
+                pair_rows(row, k + 1 < geometry.dim_k ? row + layout.k : nullptr, length, row);
+            }
+        }
     }
 
     // Runs of the context elements of all examples.
@@ -58,11 +68,11 @@ class Pass {
     }
 
     // A run of context elements in a tensor [b, m, v, u], as a matrix [m, v].
-    Matrix<T> values(const LambdanetsTensor& v, const Run& run) const {
+    Matrix<Stored> values(const LambdanetsTensor& v, const Run& run) const {
         const Index example = run.packed / geometry.packed_keys();
         const Index u = run.packed / geometry.keys() % geometry.dim_u;
         return {
-            static_cast<T*>(v.data) + example * v.stride[0] + run.first * v.stride[1] + u * v.stride[3],
+            static_cast<Stored*>(v.data) + example * v.stride[0] + run.first * v.stride[1] + u * v.stride[3],
             run.distance * v.stride[1], v.stride[2]
         };
     }
@@ -70,8 +80,8 @@ class Pass {
     // Packs a run of values; returns whether they are finite.
     bool pack_values(const Run& run) const {
         T* to = values_ + run.packed * geometry.padded_v;
-        copy_padded<T>(
-            values(call.v, run), {to, geometry.padded_v}, run.count, geometry.dim_v, geometry.padded_v
+        copy_padded(
+            values(call.v, run), Rows<T>(to, geometry.padded_v), run.count, geometry.dim_v, geometry.padded_v
         );
         return all_finite(to, run.count * geometry.padded_v);
     }
@@ -95,10 +105,10 @@ class Pass {
         for (Index head = 0; head < geometry.heads; ++head)
             for (Index i = 0; i < geometry.query_runs(strip); ++i) {
                 const Run run = geometry.query_run(strip, i);
-                T* first = static_cast<T*>(x.data) + example * x.stride[0] + head * x.stride[1] +
-                           run.first * x.stride[2];
+                Stored* first = static_cast<Stored*>(x.data) + example * x.stride[0] + head * x.stride[1] +
+                                run.first * x.stride[2];
                 body(
-                    Matrix<T>{first, run.distance * x.stride[2], x.stride[3]},
+                    Matrix<Stored>{first, run.distance * x.stride[2], x.stride[3]},
                     run.packed * geometry.heads + head, run.count
                 );
             }
@@ -108,10 +118,9 @@ class Pass {
     void pack_queries(
         const LambdanetsTensor& x, Index example, const Strip& strip, Index depth, Rows<T> packed
     ) const {
-        for_queries(x, example, strip, [&](Matrix<T> matrix, Index row, Index count) {
-            copy_padded<T>(
-                matrix, {packed[row], geometry.heads * packed.distance}, count, depth, packed.distance
-            );
+        for_queries(x, example, strip, [&](Matrix<Stored> matrix, Index row, Index count) {
+            const Rows<T> rows(packed[row], geometry.heads * packed.distance);
+            copy_padded(matrix, rows, count, depth, packed.distance);
         });
     }
 
@@ -119,16 +128,16 @@ class Pass {
     void unpack_queries(
         Rows<T> packed, const LambdanetsTensor& x, Index example, const Strip& strip, Index depth
     ) const {
-        for_queries(x, example, strip, [&](Matrix<T> matrix, Index row, Index count) {
-            copy<T>({packed[row], geometry.heads * packed.distance, 1}, matrix, count, depth);
+        for_queries(x, example, strip, [&](Matrix<Stored> matrix, Index row, Index count) {
+            copy(Matrix<T>{packed[row], geometry.heads * packed.distance, 1}, matrix, count, depth);
         });
     }
 
-    // Computes the map of a tile; q are the packed queries of the strip. See `map_block` on pairs.
-    template <bool PAIRS = false>
+    // Computes the map of a tile; q are the packed queries of the strip.
+    template <MapFormat FORMAT>
     void compute_map(const Tile& tile, Rows<const T> q, Rows<T> map) const {
         constexpr Index TERMS = PAIRS ? 2 : 1;
-        ::compute_map<T, PAIRS>(
+        ::compute_map<T, FORMAT>(
             {tile.count,
              geometry.heads,
              divide_up(geometry.dim_k, TERMS),

@@ -36,6 +36,9 @@ enum class Left {
     MAP,      // rows at the distance MAP_ROW: a constant spares the registers of their addresses
     COLUMNS,  // A is the transpose of what lies in memory
     PAIRS,    // as MAP, of bfloat16; row m of B holds pairs of bfloat16, from the rows m and m + 1
+    // As ROWS and COLUMNS, and every element of A and B is a pair of bfloat16.
+    ROWS_OF_PAIRS,
+    COLUMNS_OF_PAIRS,
 };
 
 // A part of the inner axis: its first column of A and its first row of B.
@@ -58,9 +61,11 @@ __attribute__((noinline)) void multiply_block(
     const Product<T>& product, Index row, Index column, Index repeat
 ) {
     constexpr bool PAIRS = LEFT == Left::PAIRS;
+    constexpr bool COLUMNS = LEFT == Left::COLUMNS || LEFT == Left::COLUMNS_OF_PAIRS;
+    constexpr bool WHOLE_PAIRS = LEFT == Left::ROWS_OF_PAIRS || LEFT == Left::COLUMNS_OF_PAIRS;
     using Element = std::conditional_t<PAIRS, uint16_t, T>;
     const Index distance = LEFT == Left::MAP || PAIRS ? MAP_ROW : product.left.distance;
-    const Index step = LEFT == Left::COLUMNS ? distance : 1;  // to the next element of the inner axis
+    const Index step = COLUMNS ? distance : 1;  // to the next element of the inner axis
     for (; repeat > 0; --repeat, row += R) {
         T* result = product.result[row] + column;
         Vector<T> sum[R][N];
@@ -73,7 +78,7 @@ __attribute__((noinline)) void multiply_block(
         for (Index s = 0; s < product.segment_count; ++s) {
             const Segment segment = product.segments[s];
             const Element* a = reinterpret_cast<const Element*>(product.left.data) + segment.left * step +
-                               row * (LEFT == Left::COLUMNS ? 1 : distance);
+                               row * (COLUMNS ? 1 : distance);
             const T* b = product.right[segment.right] + column;
             const auto multiply_add = [&](bool single) __attribute__((always_inline)) {
                 Vector<T> x[N];
@@ -86,10 +91,10 @@ __attribute__((noinline)) void multiply_block(
                 }
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
-                    const Element* element = a + (LEFT == Left::COLUMNS ? r : r * distance);
-                    if constexpr (PAIRS) {
+                    const Element* element = a + (COLUMNS ? r : r * distance);
+                    if constexpr (PAIRS || WHOLE_PAIRS) {
                         auto factor = broadcast_pair(element);
-                        if (single) factor = first_of_pairs(factor);
+                        if (PAIRS && single) factor = first_of_pairs(factor);
 #pragma GCC unroll 16
                         for (int n = 0; n < N; ++n) sum[r][n] = add_pairs(sum[r][n], factor, x[n]);
                     } else {

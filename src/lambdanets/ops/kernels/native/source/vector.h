@@ -56,6 +56,51 @@ inline Vector<T> broadcast(T x) {
     return x - Vector<T>{};
 }
 
+// An element of bfloat16 in memory: the upper half of a float.
+struct Bfloat16 {
+    uint16_t bits;
+};
+
+typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef uint16_t HalvesInMemory __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+
+inline Vector<float> load(const Bfloat16* from) {
+    const Halves bits = *reinterpret_cast<const HalvesInMemory*>(from);
+    return reinterpret_cast<Vector<float>>(__builtin_convertvector(bits, Words) << 16);
+}
+
+// Rounds to the nearest, and of two to the even one.
+inline void store(Bfloat16* to, Vector<float> x) {
+    const Words bits = reinterpret_cast<Words>(x);
+    const Words rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+    const Words is_nan = reinterpret_cast<Words>(x != x);
+    const Words upper = ((is_nan & (bits | 0x400000u)) | (~is_nan & rounded)) >> 16;
+    *reinterpret_cast<HalvesInMemory*>(to) = __builtin_convertvector(upper, Halves);
+}
+
+// Converts an element.
+template <typename To, typename From>
+inline To convert(From x) {
+    return x;
+}
+
+template <>
+inline float convert<float>(Bfloat16 x) {
+    const uint32_t bits = uint32_t{x.bits} << 16;
+    float y;
+    __builtin_memcpy(&y, &bits, sizeof(y));
+    return y;
+}
+
+template <>
+inline Bfloat16 convert<Bfloat16>(float x) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, sizeof(bits));
+    bits = x != x ? bits | 0x400000u : bits + 0x7fffu + (bits >> 16 & 1u);
+    return {uint16_t(bits >> 16)};
+}
+
 // Keeps a loaded vector in a register. Otherwise GCC loads an unaligned operand again in every multiply-add.
 template <typename V>
 inline void keep(V& x) {
@@ -72,28 +117,37 @@ inline void keep(V& x) {
 
 // Pairs of bfloat16 are held in vectors of float, the first element of a pair in the lower half of a lane.
 
-inline Vector<float> broadcast_pair(const uint16_t* from) {
+inline Vector<float> broadcast_pair(const void* from) {
     int32_t pair;
     __builtin_memcpy(&pair, from, sizeof(pair));
     return reinterpret_cast<Vector<float>>(_mm512_set1_epi32(pair));
 }
 
-typedef uint32_t Pairs __attribute__((vector_size(VECTOR_BYTES)));
-
 inline Vector<float> make_pairs(Vector<float> first, Vector<float> second) {
     return reinterpret_cast<Vector<float>>(
-        reinterpret_cast<Pairs>(first) >> 16 | (reinterpret_cast<Pairs>(second) & 0xffff0000u)
+        reinterpret_cast<Words>(first) >> 16 | (reinterpret_cast<Words>(second) & 0xffff0000u)
     );
 }
 
 // Pairs with the first elements and zeros.
 inline Vector<float> first_of_pairs(Vector<float> pairs) {
-    return reinterpret_cast<Vector<float>>(reinterpret_cast<Pairs>(pairs) & 0xffffu);
+    return reinterpret_cast<Vector<float>>(reinterpret_cast<Words>(pairs) & 0xffffu);
 }
 
 // Adds the products of both elements of pairs.
 inline Vector<float> add_pairs(Vector<float> sum, Vector<float> a, Vector<float> b) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+
+// Rounds to bfloat16 and pairs the elements of two vectors.
+inline Vector<float> round_to_pairs(Vector<float> first, Vector<float> second) {
+    typedef int16_t Shorts __attribute__((vector_size(64)));
+    constexpr Shorts INTERLEAVED = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const auto both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+    return reinterpret_cast<Vector<float>>(
+        _mm512_permutexvar_epi16(reinterpret_cast<__m512i>(INTERLEAVED), both)
+    );
 }
 
 inline void store_bfloat16(uint16_t* to, Vector<float> x) {
