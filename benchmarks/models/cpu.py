@@ -287,6 +287,13 @@ def section(measured: Sequence[Measured]) -> str:
         "bfloat16 adds to the row before; torch.compile adds to channels-last and kept memory. In brackets: "
         "seconds to compile or to export.",
     ]
+    for before, after, what in (
+        ("contiguous", "channels-last", "Channels-last memory"),
+        ("channels-last", "kept memory", "Keeping freed memory"),
+    ):
+        ratios = [rate(f[after]) / rate(f[before]) for f in cases.values() if {before, after} <= set(f)]
+        if ratios:
+            lines[-1] += f" {what} alone multiplies these speeds by {min(ratios):.2f} to {max(ratios):.2f}."
     for mode in WORDS:
         columns = [case for case in cases if case[2] == mode]
         if not columns:
