@@ -9,6 +9,7 @@ a network take turns, round after round, and their results are compared first.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import multiprocessing
 import os
@@ -41,7 +42,6 @@ ROOT = Path(__file__).parents[2]
 ROWS, PAGE = Path(__file__).with_suffix(".csv"), ROOT / "docs/models.md"
 BEGIN, END = "<!-- benchmarks/models/cpu.py --draw -->\n", "<!-- end -->\n"
 MODELS = ("lambda_resnet50", "lambda_resnet152", "lambda_resnet50_c4", "resnet50", "efficientnet_b0")
-INFERENCE_ONLY = ("lambda_resnet152",)
 SAMPLE_SECONDS = 0.1  # a sample has as many calls: the process has slept before it
 SIZE, BATCHES = 224, (1, 8)
 # Root mean square of the difference from the contiguous network, relative to its outputs.
@@ -349,15 +349,6 @@ def draw(measured: Sequence[Measured]) -> None:
     write_rows(ADVICE, Fastest, fastest(measured))
 
 
-def passes(model: str, modes: Sequence[str], batches: Sequence[int]) -> Iterator[tuple[str, int]]:
-    """Yield the passes of a network; it trains on the largest batch alone."""
-    for mode in modes:
-        if mode == "eval":
-            yield from ((mode, batch) for batch in batches)
-        elif model not in INFERENCE_ONLY:
-            yield mode, max(batches)
-
-
 def with_form(origin: Provenance, form: Form) -> Provenance:
     dtype = str(form.dtype).removeprefix("torch.")
     return replace(origin, dtype=dtype, freed_memory="kept" if form.kept else "")
@@ -383,7 +374,9 @@ def main(words: Sequence[str] | None = None) -> None:
         return draw(list(rows.values()))
     for model in given.models:
         with processes(given.forms, given.threads) as pipes:
-            for mode, batch in passes(model, given.modes, given.batches):
+            for mode, batch in itertools.product(given.modes, given.batches):
+                if mode == "train" and batch < max(given.batches):  # batch norms need several images
+                    continue
                 suited = {form: pipe for form, pipe in pipes.items() if mode in FORMS[form].modes}
                 origin = provenance(torch.float32, "cpu", given.threads, UNKNOWN)
                 for row in measure(suited, (model, given.size, mode, batch), given.rounds, given.seconds):
