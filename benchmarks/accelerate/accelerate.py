@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import lambdanets
+from lambdanets.models import to_channels_last
 
 MODELS = ("lambda_resnet26t", "lambda_resnet50ts", "lambda_resnet26rpt_256")
 SIZES = (128, 224, 256, 320)
@@ -59,6 +60,7 @@ def step(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.detach(), expected.detach()
     return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
@@ -141,6 +143,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--channels-last", action="store_true", help="weights and images in this format")
     parser.add_argument("--clock", default="process", choices=("process", "wall"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     options = parser.parse_args()
@@ -149,6 +152,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     clock = {"process": time.process_time, "wall": time.perf_counter}[options.clock]
     provenance = {
+        "layout": "channels_last" if options.channels_last else "contiguous",
         "clock": options.clock,
         "threads": options.threads,
         "rounds": options.rounds,
@@ -166,6 +170,9 @@ def main() -> None:
             torch.manual_seed(0)
             images, targets = torch.randn(options.batch, 3, size, size), torch.randint(1000, (options.batch,))
             made = networks(name, size)
+            if options.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+                made = {variant: to_channels_last(network) for variant, network in made.items()}
             refuse_if_different(made["original"], made["accelerated"], images, targets)
             for mode in options.modes:
                 runs = {variant: run_of(mode, network, images, targets) for variant, network in made.items()}

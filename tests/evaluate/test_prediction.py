@@ -1,5 +1,6 @@
 """Predictions of a run folder that was written by hand, against the network called directly."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from lambdanets.data import DataWarning
-from lambdanets.evaluate.prediction import predict, predict_samples
+from lambdanets.evaluate.prediction import predict, predict_samples, prepare_network
 from lambdanets.models import create_model
 from lambdanets.recipes import get_recipe
 from lambdanets.train import Run, load_run, to_json
@@ -61,6 +62,22 @@ def test_the_probabilities_are_those_of_the_network(run: Run, photos: Path) -> N
         assert sum(answer.probabilities) == pytest.approx(1)
         assert answer.error is None
         assert answer.right is None
+
+
+def test_a_channels_last_run_predicts_in_its_format(run: Run, photos: Path) -> None:
+    engine = replace(run.config.engine, channels_last=True)
+    other = replace(run, config=replace(run.config, engine=engine))
+    network, device = prepare_network(other, "best")
+    formats = [
+        module.weight.is_contiguous(memory_format=torch.channels_last)
+        for module in network.modules()
+        if isinstance(module, torch.nn.Conv2d)
+    ]
+    assert all(formats) == (device.type == "cpu")
+    paths = [photos / "flat" / f"{index}.png" for index in (0, 2, 4)]
+    for one, two in zip(predict(run, paths, top=10), predict(other, paths, top=10), strict=True):
+        assert one.labels == two.labels
+        assert one.probabilities == pytest.approx(two.probabilities, abs=1e-5)
 
 
 def test_top_keeps_the_likeliest(run: Run, photos: Path) -> None:

@@ -77,9 +77,11 @@ def test_runs_without_an_average_have_no_such_columns(finished) -> None:
     assert "raw_top1" not in (finished.directory / "metrics.csv").read_text()
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])
 def test_a_stopped_run_continues_its_average(
-    averaged: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    averaged: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels_last: bool
 ) -> None:
+    averaged = override(averaged, f"engine.channels_last={channels_last}")
     whole = train(averaged, run_dir=tmp_path / "whole")
     interrupt(monkeypatch, signal.SIGTERM, batch=5)
     with pytest.raises(TrainingInterrupted):

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 import multiprocessing
 import signal
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from lambdanets.utils.allocator import M_MMAP_THRESHOLD, call_glibc
+
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 TIMEOUT = 1800  # seconds
-M_MMAP_THRESHOLD, OWN_PAGES = -3, 2**17  # the parameter of glibc's mallopt, and its value in bytes
+OWN_PAGES = 2**17  # size in bytes from which a tensor gets pages of its own
 FREE_FRACTION = 0.8  # largest part of the free memory that the estimated need of an entry may be
 
 # The two answers of `peak_mib` where memory did not suffice.
@@ -90,7 +90,7 @@ def _answer(job: Job, answer: Connection) -> None:
     # With this setting large tensors get separate pages, which return to the system when the tensor is freed.
     # By default glibc raises the size that counts as large, up to 32 MiB, as memory is freed; the peak would
     # then include the fragments of the heap and differ between runs.
-    _glibc("mallopt", M_MMAP_THRESHOLD, OWN_PAGES)
+    call_glibc("mallopt", M_MMAP_THRESHOLD, OWN_PAGES)
     # Collections visit all imported modules, and so copy their pages from the fork server: once is enough.
     gc.collect()
     gc.freeze()
@@ -108,7 +108,7 @@ def _measure(job: Job) -> float | str:
         run = job.prepare()
         if job.whole:  # building a network leaves free blocks in the heap between those in use
             gc.collect()
-            _glibc("malloc_trim", 0)
+            call_glibc("malloc_trim", 0)
         if device.type == "cuda":
             run()
         prepared = _reset_peak(device)
@@ -120,12 +120,6 @@ def _measure(job: Job) -> float | str:
         if not is_out_of_memory(error):
             raise
         return OUT_OF_MEMORY[0]
-
-
-def _glibc(function: str, *arguments: int) -> None:
-    """Call a function of glibc by name; do nothing with another C library."""
-    with suppress(OSError, AttributeError):  # another C library, whose heap has no such setting
-        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def _reset_peak(device: torch.device) -> float:

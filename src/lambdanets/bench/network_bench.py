@@ -42,7 +42,7 @@ EFFICIENCY = 0.3
 PROCESS_SECONDS = 2.0  # estimated time to start a process
 STEPS_IN_TIME = 3  # the batch is halved until so many steps are estimated to take at most `max_seconds`
 # Fields of the provenance that must be equal in all rows of a file: a benchmark is resumed with these only.
-SHARED_PROVENANCE = ("device", "processor", "threads", "dtype", "torch", "timm", "lambdanets")
+SHARED_PROVENANCE = ("device", "processor", "threads", "dtype", "torch", "timm", "lambdanets", "freed_memory")
 
 
 @dataclass(frozen=True, kw_only=True)

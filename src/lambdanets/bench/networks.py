@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lambdanets.models import create_model
+from lambdanets.models import create_model, to_channels_last
 from lambdanets.models.summary import summarise
 from lambdanets.utils.text import did_you_mean, first_line
 
@@ -246,15 +246,15 @@ class NetworkJob:
         with torch.device(self.device):  # a CPU would take seconds to draw a hundred million weights
             module = create_model(self.network.model, **dict(self.network.options))
             images = torch.randn(self.batch, self.channels, *self.network.size)
-        layout: dict[str, Any] = {"memory_format": torch.channels_last}
+        images = images.to(memory_format=torch.channels_last)
         if self.which == "eval":
-            module = module.eval().to(self.device, self.dtype, **layout)
-            return _inference(module, images.to(self.device, self.dtype, **layout))
-        module = module.train().to(self.device, **layout)
+            module = to_channels_last(module.eval().to(self.device, self.dtype))
+            return _inference(module, images.to(self.dtype))
+        module = to_channels_last(module.train().to(self.device))
         mixed = self.dtype != torch.float32
         kind = torch.device(self.device).type
         precision = torch.autocast(kind, self.dtype) if mixed else nullcontext()
-        return _training_step(module, images.to(self.device, **layout), precision)
+        return _training_step(module, images, precision)
 
 
 def _inference(module: nn.Module, images: Tensor) -> Callable[[], Tensor]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import lambdanets
+from lambdanets.utils.allocator import keeps_freed_memory
 from lambdanets.utils.files import replacing
 
 NONE = math.nan  # stands for a number that was not measured; written as an empty cell
@@ -59,6 +60,8 @@ class Provenance:
         system: Operating system and architecture.
         date: Local time of the measurement, to the minute.
         triton: Version of Triton, or "".
+        freed_memory: "kept" where the process keeps freed memory, as that of `lambdanets train` does; ""
+            where the C library's default applies.
     """
 
     device: str
@@ -78,6 +81,7 @@ class Provenance:
     system: str
     date: str
     triton: str = ""
+    freed_memory: str = ""
 
 
 def write_rows(path: Path, kind: type, rows: Iterable[tuple[Any, Provenance]]) -> None:
@@ -155,6 +159,7 @@ def provenance(dtype: torch.dtype, device: str, threads: int, machine: Machine) 
         system=f"{platform.system()} {platform.machine()}",
         date=f"{datetime.now():%Y-%m-%d %H:%M}",
         triton=_version("triton"),
+        freed_memory="kept" if keeps_freed_memory() else "",
     )
 
 

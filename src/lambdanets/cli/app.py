@@ -16,10 +16,12 @@ import torch
 
 from lambdanets.cli.errors import EXIT_OF_SIGNAL, FAILURE, USAGE, UsageError, check_name, explain
 from lambdanets.cli.verbs import MOVED, SUBVERBS, VERBS, help_for, prepare_streams, silence
+from lambdanets.utils.allocator import keep_freed_memory
 from lambdanets.utils.processes import listened_signals
 from lambdanets.utils.text import printable_lines
 
 FIRST_RANK_SECONDS = 2.0  # the first process prints an error before the others end
+RUNNING_NETWORKS = ("train", "eval", "predict", "pseudo-label")  # verbs that run a network on many batches
 PRINTING = ("lambdanets.cli.", "rich.", "tyro.")  # modules that print results
 
 _received: list[int] = []
@@ -127,6 +129,8 @@ def _run(words: list[str]) -> int:
             )
         check_name(verb, name, seconds)
         module, prog = f"{module}_{name}", f"{prog} {name}"
+    if verb in RUNNING_NETWORKS:
+        keep_freed_memory()
     called = importlib.import_module(f"lambdanets.cli.{module}").run
     from lambdanets.cli.options import parse
 

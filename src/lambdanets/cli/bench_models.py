@@ -17,6 +17,7 @@ from lambdanets.cli.bench_op import NO_CPU_TIME, draw_if_possible, keep_previous
 from lambdanets.cli.console import stderr
 from lambdanets.cli.errors import UsageError, usage
 from lambdanets.cli.options import Device, Without, check_device, shown
+from lambdanets.utils.allocator import keep_freed_memory
 from lambdanets.utils.progress import progress_bar_column
 
 BATCH = 8
@@ -149,6 +150,7 @@ def run_network_bench(
     if options.from_ is None:
         if not earlier:
             keep_previous(path)
+        keep_freed_memory()  # as `train` and `eval` do
         with _progress() as progress:
             measured = bench.measure_networks(
                 name,

@@ -36,14 +36,17 @@ def evaluate_run(
     size: int | None,
     batch_size: int | None,
     workers: int | None,
-    precision: str | None,
+    engine_changes: dict[str, Any],
     max_detections: int | None,
     tile: str,
     per_class: Path | None,
     json: Path | None,
     results: Path | None,
 ) -> int:
-    """Compute COCO's figures of a run; the arguments are those of `lambdanets eval`."""
+    """Compute COCO's figures of a run; the arguments are those of `lambdanets eval`.
+
+    Precision and memory format are in `engine_changes`, the fields of the run's engine that are replaced.
+    """
     from lambdanets.detection import evaluate, load_run, write_kinds, write_per_class
 
     if max_detections is not None and max_detections < MIN_MAX_DETECTIONS:
@@ -59,8 +62,7 @@ def evaluate_run(
         if data is not None:
             data_config = _other_data(data_config, data, images)
         config = opened.config
-        if precision is not None:
-            config = replace(config, engine=replace(config.engine, precision=precision))
+        config = replace(config, engine=replace(config.engine, **engine_changes))
         opened = replace(opened, config=config)
     evaluation = evaluate(
         opened, data=data_config, weights=weights, max_detections=max_detections, tile=option

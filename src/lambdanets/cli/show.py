@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from tyro import conf
 
+from lambdanets.cli import fastest
 from lambdanets.cli.console import draw, grid, milliseconds, stdout, table
 from lambdanets.cli.errors import UsageError, as_usage_error, check_name, usage
 from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
@@ -15,6 +16,7 @@ from lambdanets.cli.show_recipe import show_recipe
 from lambdanets.models import create_model
 from lambdanets.models.summary import Summary, summarise
 from lambdanets.ops import Plan
+from lambdanets.ops.hardware import compute_dtype
 from lambdanets.ops.kernels import native
 from lambdanets.recipes import list_recipes
 from lambdanets.utils.text import did_you_mean
@@ -74,6 +76,8 @@ def run(
     console = stdout()
     _draw_parts(name, summary, console)
     _draw_plans(summary, console)
+    if device == "cpu":
+        _print_advice(name, console)
     return 0
 
 
@@ -169,6 +173,14 @@ def _draw_plans(summary: Summary, console: Console) -> None:
     draw(console, f"lambda layers, batch {first.batch}, {dtype} on {first.device}, {use}", rows)
     if first.device == "cpu":
         console.print(native.describe(), style="dim", soft_wrap=True)
+
+
+def _print_advice(name: str, console: Console) -> None:
+    """Print the fastest forms of a network on a CPU, if it was measured."""
+    bfloat16 = compute_dtype(torch.bfloat16, "cpu") == torch.bfloat16
+    if sentences := fastest.advice(name, bfloat16=bfloat16):
+        console.print()
+        console.print(" ".join(sentences), soft_wrap=True)
 
 
 def _chosen(made: Plan) -> tuple[str, float]:

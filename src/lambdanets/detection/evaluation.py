@@ -16,6 +16,7 @@ from lambdanets.detection.results import Entry, merge, to_results
 from lambdanets.detection.scores import Scores, score
 from lambdanets.detection.tiling import TileOption, TrainingSizes, check_tile
 from lambdanets.detection.training import DetectionModule
+from lambdanets.models import to_channels_last
 from lambdanets.train import Run
 from lambdanets.train.checkpoint import RunState
 from lambdanets.train.engine import device_and_precision, make_trainer, quiet_lightning
@@ -87,7 +88,7 @@ def evaluate(
     if max_detections is not None:
         network.roi_heads.detections_per_img = max(network.roi_heads.detections_per_img, max_detections)
     if config.engine.channels_last:
-        network = network.to(memory_format=torch.channels_last)
+        to_channels_last(network)
     module = DetectionModule(network, config, classes=run.classes, state=RunState())
     module.val_set = images
     with quiet_lightning():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lambdanets.data import IMAGE_SUFFIXES, DataError, StreamSet, eval_transform, open_split, read_image
 from lambdanets.data.files import find_images, warn_left_out
+from lambdanets.models import to_channels_last
 from lambdanets.train.run import Run
 from lambdanets.viz.contact_sheet import Prediction
 
@@ -137,10 +138,16 @@ def _check_positive(**values: int) -> None:
 
 
 def prepare_network(run: Run, weights: Literal["best", "last"]) -> tuple[nn.Module, torch.device]:
-    """Return a run's network in evaluation mode on the best device, and the device."""
+    """Return a run's network in evaluation mode on the best device, and the device.
+
+    On a CPU the network is channels-last if that of the training was.
+    """
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = device or torch.device("cpu")
-    return run.model(weights).to(device).eval(), device
+    network = run.model(weights).to(device).eval()
+    if run.config.engine.channels_last and device.type == "cpu":
+        to_channels_last(network)
+    return network, device
 
 
 def find_image_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:

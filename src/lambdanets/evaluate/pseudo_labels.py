@@ -28,6 +28,7 @@ from lambdanets.data.pseudo import locations, metadata_path, overlap
 from lambdanets.data.sources import open_source
 from lambdanets.data.unlabelled import training_side
 from lambdanets.evaluate.label_file import LabelFile, read_label_files
+from lambdanets.models import to_channels_last
 from lambdanets.train.checkpoint import write_text
 from lambdanets.train.engine import device_and_precision, quiet_lightning
 from lambdanets.train.errors import RunError
@@ -266,7 +267,7 @@ def _predictions(teacher: Run, network: nn.Module, loading: DataLoader) -> Itera
     if engine.threads:
         torch.set_num_threads(engine.threads)
     if engine.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        to_channels_last(network)
     settings = device_and_precision(engine)
     with quiet_lightning():
         fabric = Fabric(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from timm.data.config import resolve_model_data_config
 from timm.models import is_model, is_model_pretrained
 from torch import nn
@@ -126,7 +127,8 @@ def target_from_model(name: str, source: str, *, checkpoint: str | Path | None =
         network=network,
         classes=_classes(name, network),
         data=data,
-        engine=EngineConfig(),
+        # On a CPU convolutions are faster in channels-last format.
+        engine=EngineConfig(channels_last=not torch.accelerator.is_available()),
         built_for=built_for,
     )
     return target.at_size(form["input_size"][-1])

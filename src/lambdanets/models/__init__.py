@@ -11,6 +11,7 @@ from . import mobilenet as mobilenet
 from . import zoo as zoo
 from .config import ResNetConfig as ResNetConfig
 from .interop import accelerate as accelerate
+from .memory_format import to_channels_last as to_channels_last
 from .operators import OPERATORS as OPERATORS
 from .registry import ModelInfo as ModelInfo
 from .registry import create_model as create_model

@@ -18,6 +18,7 @@ from tensorboard.summary.writer import event_file_writer
 from torch.utils.data import DataLoader
 
 from lambdanets.data import DataError, open_splits
+from lambdanets.models import to_channels_last
 from lambdanets.train.checkpoint import AtomicCheckpointIO, RunState, write_text
 from lambdanets.train.classifier import Classifier
 from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, dump_config, load_classes
@@ -283,7 +284,7 @@ def build_learner(
     if weights is not None and not continues:
         print_once(config.load_initial_weights(network))
     if config.engine.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        to_channels_last(network)
     module = task.learner(network, config, classes=classes, state=RunState())
     if config.engine.checkpointing:
         # After the constructor copied the network for the moving average, which needs no backward pass.
