@@ -1,18 +1,18 @@
 """Every kernel on problems of all kinds, beside the planner's estimate and selection.
 
-Writes a file for the CPU's instruction set, such as planner-avx2.csv. The forward and the backward pass are
-measured separately, on random tensors, with one thread, in CPU seconds of this process, as other programs may
-run on the machine. The kernels take turns; a kernel whose first run takes `FAR` times the best is not run
-again; one that needs over `LARGE` bytes, or whose estimate is `HOPELESS` times the smallest, is not run. Half
-precision is multiplied in the dtype that the operator uses there.
-`python planner.py COMMIT`
+The forward and the backward pass are measured separately, on random tensors: with one thread in CPU seconds of
+this process, as other programs may run on the machine, with several in wall time. The kernels take turns; a
+kernel whose first run takes `FAR` times the best is not run again; one that needs over `LARGE` bytes, or whose
+estimate is `HOPELESS` times the smallest, is not run. Half precision is multiplied in the dtype that the
+operator uses there. `fit.py` fits the rates of the estimates to the rows of every second problem.
+`python planner.py COMMIT --threads 2 --out avx512-2threads.csv`
 """
 
+import argparse
 import csv
 import itertools
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -22,15 +22,16 @@ import torch
 
 from lambdanets import Problem
 from lambdanets.ops import KERNELS
-from lambdanets.ops.hardware import FULL_AVX512_FAMILY, amd_family
-from lambdanets.ops.planner import select_kernel, supported
+from lambdanets.ops.planner import estimate_costs, rank_kernels, supported
 from lambdanets.ops.position import to_compute_dtype
 
 ROUNDS = 5
 FAR = 8
 HOPELESS = 30
 LARGE = 2**32  # bytes; a kernel that would take more is left out
+SAMPLE_SECONDS = 2e-3  # a shorter sample is the mean of several calls
 BF16 = torch.bfloat16
+CHOICES = {"auto": (), "pure": ("native",)}  # selections, and the kernels that each leaves out
 
 
 def problems() -> Iterator[Problem]:
@@ -104,69 +105,123 @@ def problems() -> Iterator[Problem]:
         Problem(grid=(16, 16), dtype=torch.float64, batch=2),
         Problem(grid=(16, 16), dense=True, batch=4),
     )
+    # Odd sides, rectangles and thin grids; one example.
+    for grid, batch in (
+        ((9, 9), 16),
+        ((13, 13), 8),
+        ((15, 21), 4),
+        ((25, 25), 1),
+        ((3, 200), 4),
+        ((200, 3), 4),
+    ):
+        yield Problem(grid=grid, batch=batch, dim_v=48)
+    for grid, scope, batch in (((27, 19), 5, 4), ((9, 61), 9, 4), ((61, 9), 9, 4), ((33, 33), 13, 2)):
+        yield Problem(grid=grid, scope=(scope, scope), batch=batch, dim_v=40)
+    yield from (Problem(grid=(7, 7), dim_v=128), Problem(grid=(14, 14)), Problem(grid=(14, 14), scope=(7, 7)))
+    yield from (Problem(grid=(56, 56), scope=(23, 23), dim_v=16), Problem(grid=(1, 1), batch=64))
+    # Where transforms of Fourier come near: long global tables.
+    for side in (80, 112, 128):
+        yield Problem(grid=(side, side), dim_v=32)
+    for n in (8192, 16384):
+        yield Problem(grid=(n,), dim_v=32)
+    yield from (Problem(grid=(8192,), causal=True, dim_v=16), Problem(grid=(4096,), scope=(1023,), dim_v=32))
+    yield from (Problem(grid=(128, 128), scope=(63, 63), dim_v=16), Problem(grid=(12, 24, 24), dim_v=16))
+    # Short causal sequences, thin windows, other depths.
+    yield from (
+        Problem(grid=(128,), causal=True, batch=16, dim_v=24),
+        Problem(grid=(64,), causal=True, batch=64),
+    )
+    yield from (
+        Problem(grid=(2048,), scope=(23,), causal=True, batch=4, dim_v=24),
+        Problem(grid=(40, 40), scope=(1, 31), batch=2, dim_v=32),
+        Problem(grid=(40, 40), scope=(31, 1), batch=2, dim_v=32),
+        Problem(grid=(28, 28), num_heads=8, dim_k=32, dim_v=64, scope=(5, 5), batch=2),
+        Problem(grid=(21, 21), num_heads=3, dim_k=10, dim_v=20, batch=4),
+        Problem(grid=(21, 21), num_heads=3, dim_k=10, dim_v=20, scope=(9, 9), batch=4),
+        Problem(grid=(10, 10), num_heads=1, dim_k=64, dim_v=256, batch=8),
+        Problem(grid=(18, 18), num_heads=2, dim_v=8, dim_u=3, batch=4),
+        Problem(grid=(56, 56), scope=(7, 7), batch=4, dim_v=64, dtype=BF16),
+        Problem(grid=(7, 7), batch=32, dim_v=128, dtype=BF16),
+    )
 
 
 @torch.no_grad()
-def run(name: str, problem: Problem, inputs: tuple[torch.Tensor, ...], backward: bool) -> float:
-    """Return the CPU milliseconds of one pass."""
+def run(name: str, problem: Problem, inputs: tuple[torch.Tensor, ...], backward: bool, threads: int) -> float:
+    """Return the milliseconds of one pass: the mean of enough calls for a sample."""
     g, *arguments = inputs
-    start = time.process_time()
-    if backward:
-        KERNELS[name].gradients(g, *arguments, problem, (True, True, True))
-    else:
-        KERNELS[name].output(*arguments, problem, torch.empty_like(g))
-    return 1e3 * (time.process_time() - start)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    calls, start = 0, clock()
+    while not calls or clock() - start < SAMPLE_SECONDS:
+        if backward:
+            KERNELS[name].gradients(g, *arguments, problem, (True, True, True))
+        else:
+            KERNELS[name].output(*arguments, problem, torch.empty_like(g))
+        calls += 1
+    return 1e3 * (clock() - start) / calls
 
 
-def medians(problem: Problem, backward: bool) -> dict[str, float]:
+def medians(problem: Problem, backward: bool, threads: int) -> dict[str, float]:
+    """Return the median milliseconds of every kernel that is near the best."""
     inputs = tuple(to_compute_dtype(problem.dtype, *problem.random_inputs()))
-    costs = {name: KERNELS[name].cost(problem, backward=backward) for name in supported(problem)}
+    costs = estimate_costs(problem, supported(problem), backward)
     least = min(cost.seconds for cost in costs.values())
     names = [
         name for name, cost in costs.items() if cost.peak_bytes < LARGE and cost.seconds < HOPELESS * least
     ]
     for name in names:  # a first run also loads code and fills caches
         if costs[name].seconds < 1:
-            run(name, problem, inputs, backward)
-    times = {name: [run(name, problem, inputs, backward)] for name in names}
+            run(name, problem, inputs, backward, threads)
+    times = {name: [run(name, problem, inputs, backward, threads)] for name in names}
     best = min(first for (first,) in times.values())
     for _ in range(ROUNDS - 1):
         for name in names:
             if times[name][0] < FAR * best:
-                times[name].append(run(name, problem, inputs, backward))
+                times[name].append(run(name, problem, inputs, backward, threads))
     return {name: statistics.median(of_one) for name, of_one in times.items()}
 
 
-def processor() -> str:
-    """avx2, avx512, or avx512-narrow where AVX-512 instructions run on units of 256 bits."""
-    kind = torch.backends.cpu.get_cpu_capability().lower()
-    return "avx512-narrow" if kind == "avx512" and 0 < amd_family() < FULL_AVX512_FAMILY else kind
+def choices(problem: Problem, backward: bool, found: dict[str, float]) -> dict[str, tuple[str, float]]:
+    """Return, with and without kernel native, the planner's selection and its time over the best."""
+    costs = estimate_costs(problem, list(found), backward)
+    selected = {}
+    for title, left_out in CHOICES.items():
+        kept = {name: cost for name, cost in costs.items() if name not in left_out}
+        chosen = rank_kernels(problem, kept)[0]
+        selected[title] = chosen, found[chosen] / min(found[name] for name in kept)
+    return selected
 
 
-def main(commit: str) -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    provenance = [torch.__version__, platform.python_version(), date.today().isoformat(), commit]
-    head = "problem pass kernel cpu_ms estimated_ms chosen choice_over_best torch python date commit"
-    ratios: dict[str, float] = {}
-    path = Path(__file__).parent / f"planner-{processor()}.csv"
-    with open(path, "w", newline="") as file:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("commit")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    provenance = [torch.__version__, platform.python_version(), date.today().isoformat(), options.commit]
+    head = "problem half pass kernel threads ms estimated_ms auto auto_over_best pure pure_over_best"
+    ratios: dict[str, dict[str, float]] = {title: {} for title in CHOICES}
+    with open(options.out, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(head.split())
-        for problem, backward in itertools.product(problems(), (False, True)):
-            found, kind = medians(problem, backward), "backward" if backward else "forward"
-            chosen = select_kernel(problem, "auto", backward=backward)
-            ratio = found[chosen] / min(found.values())
-            ratios[f"{problem}, {kind}"] = ratio
-            for name, median in found.items():
-                guess = 1e3 * KERNELS[name].cost(problem, backward=backward).seconds
-                row = [problem, kind, name, f"{median:.3g}", f"{guess:.3g}", name == chosen, f"{ratio:.2f}"]
+        writer.writerow([*head.split(), "torch", "python", "date", "commit"])
+        for (index, problem), backward in itertools.product(enumerate(problems()), (False, True)):
+            half, kind = ("fit", "test")[index % 2], "backward" if backward else "forward"
+            found = medians(problem, backward, options.threads)
+            selected = choices(problem, backward, found)
+            for title, (_, ratio) in selected.items():
+                ratios[title][f"{problem}, {kind}"] = ratio
+            for name, cost in estimate_costs(problem, list(found), backward).items():
+                row = [problem, half, kind, name, options.threads, f"{found[name]:.3g}"]
+                for chosen, ratio in selected.values():
+                    row += [name == chosen, f"{ratio:.2f}"]
+                row.insert(6, f"{1e3 * cost.seconds:.3g}")
                 writer.writerow([*row, *provenance])
             file.flush()
-    middle, worst = statistics.median(ratios.values()), max(ratios, key=lambda name: ratios[name])
-    print(f"{len(ratios) // 2} problems, forward and backward: choice over best, median {middle:.2f}")
-    print(f"worst {ratios[worst]:.2f}: {worst}")
+    for title, of_one in ratios.items():
+        middle, worst = statistics.median(of_one.values()), max(of_one, key=lambda name: of_one[name])
+        print(f"{title}: {len(of_one) // 2} problems, both passes: choice over best, median {middle:.2f}")
+        print(f"worst {of_one[worst]:.2f}: {worst}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

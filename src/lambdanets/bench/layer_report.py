@@ -43,9 +43,10 @@ LEGEND = (
     "without batch norm. Times are medians of samples that all layers take in turn, in one process; ± is "
     "half of the distance between the 20 % and the 80 % quantile; 3.0x beside a time is its ratio to ours. "
     "Peers are other implementations of the same function. GEMM: operations per second of our layer, as a "
-    "fraction of those of a matrix product in the same run. copy: bytes per second of our layer (input, "
-    "output, weights and their gradients, each once), as a fraction of those of a copy in the same run. "
-    "The larger of the two is the fraction of the roofline that our layer reaches."
+    "fraction of those of a large matrix product (by the faster of MKL and oneDNN on a CPU) in the same run. "
+    "copy: bytes per second of our layer (input, output, weights and their gradients, each once), as a "
+    "fraction of those of a copy in the same run. The larger of the two is the fraction of the roofline that "
+    "our layer reaches."
 )
 COLOURS = {"lucidrains": "#33628f", "timm": "#7ba3c9", "SDPA": "#5d8a66", "3x3 conv": "#b08d57"}
 SPARE = ("#7a5c99", "#4f9d9d", "#99845c", "#8a8f98")  # colours of all other contenders

@@ -28,7 +28,7 @@ class Machine:
     """The highest speeds of the hardware in this run; rows state their speed as fractions of them.
 
     Attributes:
-        gflops: 10^9 operations per second of a square matrix product, by wall time.
+        gflops: 10^9 operations per second of a large matrix product, by wall time.
         gflops_cpu: The same by CPU time of all threads; equal to `gflops` on a GPU.
         copy_gbs: Gigabytes per second that a copy reads and writes.
     """

@@ -1,0 +1,126 @@
+"""Fit the rates behind the planner's estimates to the rows of every second problem, and test the others.
+
+Reads files of `planner.py`, measured on one machine, and prints the rates that minimise the mean square of
+log(estimate / time), with the planner's selections by the rates in the code and by the fitted ones. Rows of
+half "fit" are fitted; those of half "test" show whether the rates serve problems that they have not seen.
+`python fit.py avx512-1thread.csv avx512-2threads.csv`
+"""
+
+import argparse
+import csv
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from scipy.optimize import minimize
+
+from benchmarks.planner.planner import CHOICES, problems
+from lambdanets import Problem
+from lambdanets.ops import hardware
+from lambdanets.ops.kernels import conv, native
+from lambdanets.ops.planner import estimate_costs
+
+RATES: list[tuple[ModuleType, str, Any]] = [
+    (native, "RATES", native.isa()),
+    (native, "BFLOAT16_GAIN", None),
+    (native, "BACKWARD_SLOWDOWN", None),
+    (native, "CALL_SECONDS", None),
+    (native, "COPY_BANDWIDTH", None),
+    (hardware, "ONEDNN_RATE", None),
+    (hardware, "CPU_RATE", None),
+    (hardware, "HALF_RATE", None),
+    (hardware, "BANDWIDTH", "cpu"),
+    (hardware, "CALL_SECONDS", "cpu"),
+    (hardware, "HALF_RATE_SIDE", None),
+    (conv, "HALF_RATE_TAPS", None),
+    (conv, "GRADIENT_RATE", None),
+]
+"""Module, name and, for a dictionary, key of each rate."""
+
+Case = tuple[Problem, bool, dict[str, float]]  # a problem, whether the pass is backward, ms by kernel
+
+
+def read(paths: list[Path]) -> dict[str, list[Case]]:
+    """Return the cases by half."""
+    known = {str(problem): problem for problem in problems()}
+    found: dict[tuple[Path, str, str, str], dict[str, float]] = defaultdict(dict)
+    for path in paths:
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                key = path, row["half"], row["problem"], row["pass"]
+                found[key][row["kernel"]] = float(row["ms"])
+    halves = defaultdict(list)
+    for (_, half, name, kind), times in found.items():
+        halves[half].append((known[name], kind == "backward", times))
+    return halves
+
+
+def get(module: ModuleType, name: str, key: Any) -> float:
+    value = getattr(module, name)
+    return float(value if key is None else value[key])
+
+
+def put(module: ModuleType, name: str, key: Any, value: float) -> None:
+    if key is None:
+        setattr(module, name, value)
+    else:
+        getattr(module, name)[key] = value
+
+
+def loss(cases: list[Case], far: float = 8) -> float:
+    """Return the mean square of log(estimate / time), of kernels within `far` times the best."""
+    errors = []
+    for problem, backward, times in cases:
+        costs, best = estimate_costs(problem, list(times), backward), min(times.values())
+        errors += [
+            math.log(1e3 * costs[name].seconds / ms) ** 2 for name, ms in times.items() if ms < far * best
+        ]
+    return statistics.mean(errors)
+
+
+def report(halves: dict[str, list[Case]]) -> None:
+    """Print the loss, and the time of the kernel with the lowest estimate over the best, of each half."""
+    for half, cases in halves.items():
+        line = f"{half:<5} rms of log(estimate / time) {math.sqrt(loss(cases)):.3f}"
+        for title, left_out in CHOICES.items():
+            ratios = []
+            for problem, backward, times in cases:
+                costs = estimate_costs(problem, [name for name in times if name not in left_out], backward)
+                chosen = min(costs, key=lambda name: costs[name].seconds)
+                ratios.append(times[chosen] / min(times[name] for name in costs))
+            ratios.sort()
+            line += f"; {title}: 95 % {ratios[int(0.95 * len(ratios))]:.2f}, worst {ratios[-1]:.2f}"
+        print(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", type=Path, nargs="+")
+    halves = read(parser.parse_args().files)
+    start = [get(*rate) for rate in RATES]
+    print("Rates in the code:")
+    report(halves)
+
+    def set_rates(logs: list[float]) -> None:
+        for rate, first, log in zip(RATES, start, logs, strict=True):
+            put(*rate, first * math.exp(log))
+
+    def objective(logs: list[float]) -> float:
+        set_rates(logs)
+        return loss(halves["fit"])
+
+    found = minimize(objective, [0.0] * len(RATES), method="Powell", options={"maxiter": 8, "xtol": 1e-2})
+    set_rates(found.x)
+    print("Fitted rates:")
+    report(halves)
+    for rate in RATES:
+        module, name, key = rate
+        print(f"{module.__name__}.{name}{'' if key is None else f'[{key!r}]'} = {get(*rate):.3g}")
+
+
+if __name__ == "__main__":
+    main()
