@@ -1,10 +1,10 @@
 """Every kernel on problems of all kinds, beside the planner's estimate and selection.
 
-The forward and the backward pass are measured separately, on random tensors: with one thread in CPU seconds of
-this process, as other programs may run on the machine, with several in wall time. The kernels take turns; a
-kernel whose first run takes `FAR` times the best is not run again; one that needs over `LARGE` bytes, or whose
-estimate is `HOPELESS` times the smallest, is not run. Half precision is multiplied in the dtype that the
-operator uses there. `fit.py` fits the rates of the estimates to the rows of every second problem.
+The forward and the backward pass are measured separately, on random tensors: with one thread in CPU seconds
+of this process, as other programs may run on the machine, with several in wall time. The kernels take turns;
+a kernel whose first run takes `FAR` times the best is not run again; one that needs over `LARGE` bytes, or
+whose estimate is `HOPELESS` times the smallest, is not run. Half precision is multiplied in the dtype that
+the operator uses there. `fit.py` fits the rates of the estimates to the rows of every second problem.
 `python planner.py COMMIT --threads 2 --out avx512-2threads.csv`
 """
 

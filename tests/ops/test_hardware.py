@@ -20,6 +20,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A machine with 4 GiB available and no control groups, as files."""
     monkeypatch.setattr(hardware, "PROC", tmp_path / "proc")
     monkeypatch.setattr(hardware, "CGROUPS", tmp_path / "cgroups")
+    monkeypatch.setattr(hardware, "_kept_memory", lambda: 0)
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 16 * GIB // 4096}.get)
     write(tmp_path / "proc" / "meminfo", f"MemTotal: {16 * 2**20} kB\nMemAvailable: {4 * 2**20} kB\n")
     write(tmp_path / "proc" / "self" / "statm", SMALL_STATM)
@@ -41,6 +42,37 @@ def test_the_estimate_is_of_available_memory_not_of_the_total(system: Path) -> N
     assert free() == pytest.approx(0.9 * 4)
     write(system / "proc" / "meminfo", "MemTotal: 1 kB\n")  # an old system
     assert free() == pytest.approx(0.9 * 16)
+
+
+def test_freed_memory_that_the_process_keeps_is_available(
+    system: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "_kept_memory", lambda: 2 * GIB)
+    assert free() == pytest.approx(0.9 * 6)
+    monkeypatch.setattr(hardware, "_kept_memory", lambda: 20 * GIB)
+    assert free() == pytest.approx(0.9 * 16)  # no more than the machine has
+
+
+KEPT = """
+import torch
+from lambdanets.ops import hardware
+from lambdanets.utils.allocator import keep_freed_memory
+kept = keep_freed_memory()
+before = hardware._kept_memory()
+x = torch.ones(2**27, dtype=torch.uint8)
+during = hardware._kept_memory()
+del x
+print(kept, (hardware._kept_memory() - before) // 2**20, (during - before) // 2**20)
+"""
+
+
+def test_the_kept_memory_of_a_process() -> None:
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    kept, after, during = done.stdout.split()
+    if kept == "False":
+        pytest.skip("this C library returns freed memory")
+    assert 120 < int(after) < 140
+    assert int(during) < 10
 
 
 @pytest.mark.parametrize("at", ["job/step", "job", ""])

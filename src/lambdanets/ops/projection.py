@@ -3,7 +3,7 @@
 Convolutions of the same input become one call with an output for each, which neither concatenates weights and
 gradients nor splits and copies outputs. Batch norms in evaluation that follow are applied in the same call.
 `is_native` is the rule for which calls the library serves; convolutions serve all others. Among these are
-graphs and dispatch modes, so no operator of PyTorch is needed, whose call takes longer than small projections.
+graphs and dispatch modes, so no operator of PyTorch is needed: its call would take longer than small products.
 """
 
 from __future__ import annotations

@@ -289,6 +289,8 @@ def cost(problem: Problem, *, backward: bool = False) -> Cost:
     name = isa()
     lanes = VECTOR_BYTES[name] // itemsize
     rate = RATES[name] * 4 / itemsize
+    if p.dtype == torch.bfloat16 and name == "avx512" and torch.cpu._is_avx512_bf16_supported():
+        rate *= BFLOAT16_GAIN
     per_pair = 3 * p.dim_k + 2 * p.dim_v if backward else p.dim_k + p.dim_v
     flops = 2 * p.batch * p.num_heads * p.dim_u * p.context.num_pairs * per_pair
     table = itemsize * math.prod(p.context.table_shape) * p.dim_k * p.dim_u
