@@ -120,6 +120,16 @@ def test_outputs_and_gradients_have_the_memory_format_of_the_input(channels_last
         assert found[f"d{i + 1}"].shape == weight.shape
 
 
+def test_gradients_of_weights_have_their_strides() -> None:
+    """Otherwise DistributedDataParallel warns of them at every start."""
+    x, weights, g = make(SIZES[4])
+    weights = [weight.to(memory_format=torch.channels_last) for weight in weights]
+    assert weights[0].stride() != torch.empty(weights[0].shape).stride()
+    assert is_native(x, weights)
+    found = results(by_library, x, weights, g)
+    assert [found[f"d{i + 1}"].stride() for i in range(len(weights))] == [w.stride() for w in weights]
+
+
 def slices(channels_last: bool) -> dict[str, Tensor]:
     """Return inputs that are parts of larger tensors, [2, 20, 6, 7]."""
     wide = images(5, 50, 6, 7, channels_last=channels_last)
@@ -311,6 +321,32 @@ def test_convolutions_serve_calls_that_a_dispatch_mode_observes() -> None:
     assert is_native(x, weights)
     with FlopCounterMode(display=False):
         assert not is_native(x, weights)
+
+
+def test_a_dispatch_mode_observes_the_backward_pass_of_a_call_before_it() -> None:
+    x, weights, g = make(SIZES[4])
+    exact = results(plain, x, weights, g)
+    leaves = [each.requires_grad_() for each in (x, *weights)]
+    y = project(x, weights)
+    with FlopCounterMode(display=False) as counter:
+        found = torch.autograd.grad(y, leaves, g)
+    assert counter.get_total_flops() == 2 * 2 * x.numel() * sum(map(len, weights))
+    assert_close_by_name(
+        {f"d{i}": each for i, each in enumerate(found)},
+        {name: exact[name] for name in ("d0", "d1", "d2", "d3")},
+    )
+
+
+def test_tensors_that_are_negated_when_they_are_read() -> None:
+    negated = torch.randn(2, 1, 6, 7, dtype=torch.complex128).conj().imag
+    weight = torch.randn(3, 1, 1, 1, dtype=torch.float64)
+    assert negated.is_neg()
+    assert projection.has_native_strides(negated)
+    assert not is_native(negated, [weight])
+    x, weights, _ = make((2, 3, (6, 7), (1,)))
+    assert_close_by_name(
+        results(by_library, x, weights, [negated]), results(plain, x, weights, [negated.resolve_neg()])
+    )
 
 
 def test_a_lack_of_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

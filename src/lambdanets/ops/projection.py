@@ -3,7 +3,8 @@
 Convolutions of the same input become one call with an output for each, which neither concatenates weights and
 gradients nor splits and copies outputs. Batch norms in evaluation that follow are applied in the same call.
 `is_native` is the rule for which calls the library serves; convolutions serve all others. Among these are
-graphs and dispatch modes, so no operator of PyTorch is needed: its call would take longer than small products.
+graphs and dispatch modes, so no operator of PyTorch is needed, whose call would take longer than small
+products.
 """
 
 from __future__ import annotations
@@ -61,8 +62,16 @@ def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]
 
 
 def _is_alike(x: Tensor, tensor: Tensor) -> bool:
-    """Return whether a tensor is a plain one with the dtype and the device of x."""
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == x.dtype and tensor.device == x.device
+    """Return whether a tensor is a plain one with the dtype and the device of x.
+
+    A tensor that PyTorch negates when it reads it, as the imaginary part of a conjugate, is not plain.
+    """
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.dtype == x.dtype
+        and tensor.device == x.device
+        and not tensor.is_neg()
+    )
 
 
 def _have_right_sizes(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]) -> bool:
@@ -120,14 +129,22 @@ class _Projections(torch.autograd.Function):
     def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *weights = ctx.saved_tensors
         needs_x, *needs_weights = ctx.needs_input_grad
-        if torch.is_grad_enabled() or get_interpreter_stack() or any(map(is_legacy_batchedtensor, g)):
-            # PyTorch's own gradients, for second derivatives and under vmap.
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or get_interpreter_stack()
+            or torch._C._len_torch_dispatch_stack()
+            or any(is_legacy_batchedtensor(each) or each.is_neg() for each in g)
+        ):
+            # PyTorch's own gradients: for second derivatives, in graphs, under vmap and dispatch modes, for
+            # gradients that are negated when they are read.
             found = [_convolution_backward(each, x, w) for each, w in zip(g, weights, strict=True)]
             dx, d_weights = zip(*found, strict=True)
             return reduce(torch.add, dx), *d_weights
         dx = new_images(x, x.shape[1]) if needs_x else None
         d_weights = [
-            w.new_empty(w.shape) if needed else None for w, needed in zip(weights, needs_weights, strict=True)
+            torch.empty_like(w.contiguous()) if needed else None
+            for w, needed in zip(weights, needs_weights, strict=True)
         ]
         projection.gradients(g, x, weights, dx, d_weights)
         return dx, *d_weights
