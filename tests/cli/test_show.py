@@ -92,6 +92,13 @@ def test_the_picture(capsys: pytest.CaptureFixture[str]) -> None:
     assert any(name in shown for name in KERNELS)
 
 
+def test_a_device_that_this_machine_need_not_have(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "lambda_resnet_mini", "--device", "cuda"]) == 0
+    shown = capsys.readouterr().out
+    assert "float32 on cuda, inference" in shown
+    assert "native: it is for CPUs, not for cuda" in " ".join(shown.split())
+
+
 def test_models_of_timm_are_shown_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "resnet18", "--num-classes", "7"]) == 0
     shown = capsys.readouterr().out

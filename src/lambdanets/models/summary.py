@@ -107,13 +107,14 @@ def summarise(
             module.register_forward_pre_hook(partial(select_kernel, name))
     for name, module in model.named_children():
         module.register_forward_hook(partial(record_output_shape, name))
-    # Fake tensors rather than meta tensors, since code that reads a tensor's device needs a real one.
+    # Fake tensors rather than meta tensors, since code that reads a tensor's device needs a real one: that of
+    # the plans, whose kernels refuse tensors of another. This machine need not have it.
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        model.to_empty(device="cpu")
+        model.to_empty(device=device)
         with counter:
-            model(torch.empty(1, *image))
+            model(torch.empty(1, *image, device=device))
         if step is not None:
-            model.train()(torch.empty(step, *image))
+            model.train()(torch.empty(step, *image, device=device))
 
     counts = counter.get_flop_counts()  # keys are "Global" and "Class.path.of.module"
     flops = {name.partition(".")[2]: sum(each.values()) for name, each in counts.items()}
