@@ -17,9 +17,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -29,8 +31,8 @@ from torch import Tensor
 from cases import Case
 from closeness import DOUBLE, FACTOR
 from forked import forked
-from lambdanets.nn import LambdaLayer1d, LambdaLayer2d, LambdaLayer3d
-from lambdanets.ops import KERNELS, Problem, lambda_layer, projection
+from lambdanets.nn import LambdaLayer1d, LambdaLayer2d, LambdaLayer3d, fuse_batch_norm
+from lambdanets.ops import KERNELS, Problem, lambda_layer
 from oracles import lambda_layer_einsum, lambda_layer_loops
 from running import RUNNING
 
@@ -365,9 +367,10 @@ def _layer(case: Drawn, index: int) -> Iterator[tuple[str, ...]]:
     def run(layer: torch.nn.Module, x: Tensor, kernel: str, autocast: bool) -> dict[str, Tensor]:
         layer = copy.deepcopy(layer)
         layer.kernel = kernel
-        projection.MIN_FLOPS = (math.inf, math.inf) if kernel == "reference" else (0, 0)
         x = x.detach().requires_grad_(training)
-        with torch.set_grad_enabled(training), torch.autocast("cpu", enabled=autocast):
+        convolutions = mock.patch.object(fuse_batch_norm, "is_native", return_value=False)
+        projected = convolutions if kernel == "reference" else nullcontext()
+        with torch.set_grad_enabled(training), torch.autocast("cpu", enabled=autocast), projected:
             y = layer(x)
         found = {"y": y.detach()}
         if training:
