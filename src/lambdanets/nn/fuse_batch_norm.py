@@ -1,6 +1,6 @@
 """One operation instead of several: 1x1 projections of the same input, fused with their batch norms.
 
-The native library computes them where it is faster (`lambdanets.ops.projection`). Elsewhere they are
+The native library computes them in eager calls on CPUs (`lambdanets.ops.projection`). Elsewhere they are
 concatenated into one convolution. In evaluation without gradients, the batch norms that follow are fused too.
 The weights are fused again at each call, which takes little time compared with the layer: a cached copy could
 miss a change of the weights.
@@ -67,9 +67,9 @@ def can_fuse(x: Tensor, projections: Sequence[Any], norms: Sequence[nn.Module]) 
 
 
 def project_concatenated(x: Tensor, projections: Sequence[Any]) -> list[Tensor]:
-    """Apply 1x1 convolutions to one input, as a single convolution where possible.
+    """Apply 1x1 convolutions to one input, by the native library or as a single convolution where possible.
 
-    A single convolution reads the input once and computes its gradient once, which is about twice as fast as
+    Both read the input once and compute its gradient once. A single convolution is about twice as fast as
     three.
 
     Args:
@@ -95,7 +95,7 @@ def project_concatenated(x: Tensor, projections: Sequence[Any]) -> list[Tensor]:
 
 
 def project_fused(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor, ...]:
-    """Apply 1x1 convolutions to one input, with the batch norms that follow them, as a single convolution.
+    """Apply 1x1 convolutions to one input, with the batch norms that follow them, in one operation.
 
     Args:
         x: Input `[b, dim, *grid]`.

@@ -3,9 +3,10 @@
 Read in this order: `reference` (the definition, and the letters of all shapes), `context` (the geometry),
 `functional` (the operator), `problem` (the sizes of a call), `content` (the content part), `kernels` (the
 protocol of a kernel, and the kernels), `planner` (the selection of a kernel), `position` (the PyTorch
-operators around the kernels), `shared_content` and `causal_content` (those around the content part).
-Helpers: `checks` (arguments), `position_table` (indices into the table), `memory_layout` (strides),
-`hardware` (rates and free memory), `matmul` (matrix products).
+operators around the kernels), `shared_content` and `causal_content` (those around the content part),
+`projection` (the 1x1 projections before the operator, on CPUs). Helpers: `checks` (arguments),
+`position_table` (indices into the table), `memory_layout` (strides), `hardware` (rates and free memory),
+`matmul` (matrix products).
 """
 
 from .context import Context as Context
