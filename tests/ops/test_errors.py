@@ -113,6 +113,14 @@ def test_the_same_error_after_a_correct_call(wrong: dict[str, Any]) -> None:
     assert failure.type is ValueError
 
 
+def test_checked_calls_are_forgotten_beyond_their_largest_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that add calls at the same time may exceed it."""
+    monkeypatch.setattr(functional, "MAX_CHECKED", 2)
+    monkeypatch.setattr(functional, "_checked", {(i,): None for i in range(3)})
+    lambda_layer(**arguments("global-2d"))
+    assert len(functional._checked) == 1
+
+
 @pytest.mark.parametrize("name", ["k", "v", "e"])
 def test_one_dtype_and_one_device(name: str) -> None:
     given = arguments("local-2d")

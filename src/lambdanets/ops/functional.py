@@ -158,7 +158,7 @@ def _checked_problem(
         check_arguments(q, k, v, e, context, mask, content, normalize)
         problem = Problem.of(q, k, v, e, context, content, train, normalize)
         if key is not None:
-            if len(_checked) == MAX_CHECKED:
+            if len(_checked) >= MAX_CHECKED:  # threads may have added more
                 _checked.clear()
             _checked[key] = problem
     return problem
