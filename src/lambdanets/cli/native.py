@@ -6,12 +6,14 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from lambdanets.cli.console import stdout
 from lambdanets.ops import GlobalContext, LocalContext, lambda_layer
 from lambdanets.ops.context import RelativeContext
 from lambdanets.ops.kernels import native
 from lambdanets.ops.kernels.native import compiler, library
+from lambdanets.ops.projection import project
 
 # Relative errors of a result, by dtype.
 LARGEST_ERRORS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -67,11 +69,27 @@ def _layer_check(name: str, context: RelativeContext, dtype: torch.dtype = torch
     return Check(name, function, definition, shapes, dtype)
 
 
+def _projections(x: Tensor, wq: Tensor, wv: Tensor) -> Tensor:
+    """Return two projections of images by the library, concatenated."""
+    return torch.cat(project(x, [wq, wv]), dim=1)
+
+
+def _convolution(x: Tensor, wq: Tensor, wv: Tensor) -> Tensor:
+    """Return `_projections` by PyTorch."""
+    return conv2d(x, torch.cat([wq, wv]))
+
+
 CHECKS = [
     _layer_check("global, float32", GlobalContext((14, 14))),
     _layer_check("local window, float32", LocalContext((14, 14), (7, 7))),
     _layer_check("causal, float32", GlobalContext((100,), causal=True)),
     _layer_check("global, bfloat16", GlobalContext((14, 14)), torch.bfloat16),
+    Check(
+        "projections, float32",
+        _projections,
+        _convolution,
+        {"x": (2, 48, 14, 14), "wq": (64, 48, 1, 1), "wv": (32, 48, 1, 1)},
+    ),
 ]
 
 
