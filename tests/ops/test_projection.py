@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from closeness import assert_close_by_name
+from lambdanets.nn.fuse_batch_norm import project_concatenated
 from lambdanets.ops.kernels import native
 from lambdanets.ops.kernels.native import projection
 from lambdanets.ops.kernels.native.projection import Norm
@@ -321,6 +323,14 @@ def test_convolutions_serve_calls_that_a_dispatch_mode_observes() -> None:
     assert is_native(x, weights)
     with FlopCounterMode(display=False):
         assert not is_native(x, weights)
+
+
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+def test_traced_graphs_hold_convolutions(pre_dispatch: bool) -> None:
+    layer, x, other = nn.Conv2d(6, 5, 1, bias=False), *torch.randn(2, 2, 6, 5, 5)
+    with torch.no_grad():
+        graph = make_fx(lambda x: project_concatenated(x, [layer])[0], pre_dispatch=pre_dispatch)(x)
+        torch.testing.assert_close(graph(other), layer(other))
 
 
 def test_a_dispatch_mode_observes_the_backward_pass_of_a_call_before_it() -> None:
