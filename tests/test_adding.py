@@ -42,7 +42,7 @@ from lambdanets.cli import main
 layers = [lambdanets.LambdaLayer1d(8, grid=5, kernel=kernel).eval() for kernel in ("mine", "reference")]
 layers[0].load_state_dict(layers[1].state_dict())
 x = torch.randn(2, 8, 5)
-assert torch.equal(layers[0](x), layers[1](x))
+torch.testing.assert_close(layers[0](x), layers[1](x))
 problem = lambdanets.Problem(grid=(5,), num_heads=2, dim_k=4, dim_v=4)
 assert lambdanets.plan(problem).kernel == "mine"  # the cheapest
 assert "it serves one axis alone" in str(lambdanets.plan(lambdanets.Problem(grid=(5, 5))))

@@ -8,7 +8,7 @@ from lambdanets.cli import main
 from lambdanets.models import create_model
 from lambdanets.models.summary import Summary, summarise
 from lambdanets.nn.lambda_layer import LambdaLayer
-from lambdanets.ops import KERNELS, Problem, plan
+from lambdanets.ops import KERNELS, Problem, functional, plan
 
 
 def summary(name: str, *size: int, **options: object) -> Summary:
@@ -72,6 +72,7 @@ def test_every_lambda_layer_has_the_plan_of_the_problem_it_poses(
         return posed[-1]
 
     monkeypatch.setattr(Problem, "of", classmethod(of))
+    monkeypatch.setattr(functional, "_checked", {})  # problems of earlier calls
     network = create_model("lambda_resnet_digits", in_chans=1).train(train)
     with torch.set_grad_enabled(train):
         network(torch.randn(3, 1, 8, 8))

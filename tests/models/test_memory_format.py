@@ -81,3 +81,11 @@ def test_the_moving_average_keeps_the_format() -> None:
     average = copy.deepcopy(model)
     pairs = zip(model.state_dict().values(), average.state_dict().values(), strict=True)
     assert all(one.stride() == other.stride() for one, other in pairs)
+
+
+def test_strides_are_those_of_pytorch() -> None:
+    """Also of 1x1 weights, whose two formats differ in strides alone: DDP copies gradients of other strides."""
+    model = create_model("lambda_resnet_digits")
+    expected = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    found = to_channels_last(model)
+    assert [p.stride() for p in found.parameters()] == [p.stride() for p in expected.parameters()]

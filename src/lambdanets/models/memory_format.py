@@ -25,5 +25,5 @@ def to_channels_last(network: Network) -> Network:
     """
     for tensor in chain(network.parameters(), network.buffers()):
         if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
     return network

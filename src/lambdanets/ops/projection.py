@@ -3,8 +3,7 @@
 Convolutions of the same input become one call with an output for each, which neither concatenates weights and
 gradients nor splits and copies outputs. Batch norms in evaluation that follow are applied in the same call.
 `is_native` is the rule for which calls the library serves; convolutions serve all others. Among these are
-graphs and dispatch modes, so no operator of PyTorch is needed, whose call would take longer than small
-products.
+graphs and dispatch modes, so no operator of PyTorch is needed, whose call takes longer than a small product.
 """
 
 from __future__ import annotations
@@ -151,11 +150,18 @@ class _Projections(torch.autograd.Function):
             return reduce(torch.add, dx), *d_weights
         dx = new_images(x, x.shape[1]) if needs_x else None
         d_weights = [
-            torch.empty_like(w.contiguous()) if needed else None
-            for w, needed in zip(weights, needs_weights, strict=True)
+            _new_gradient(w) if needed else None for w, needed in zip(weights, needs_weights, strict=True)
         ]
         projection.gradients(g, x, weights, dx, d_weights)
         return dx, *d_weights
+
+
+def _new_gradient(weight: Tensor) -> Tensor:
+    """Return an uninitialised gradient of a weight `[o, d, *1]`, contiguous as `[o, d]`.
+
+    It has the strides of a contiguous weight, also in their axes of size 1: DDP would copy any other.
+    """
+    return torch.empty_like(weight) if weight.is_contiguous() else weight.new_empty(weight.shape)
 
 
 def _convolution_backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
