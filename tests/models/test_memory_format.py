@@ -84,7 +84,7 @@ def test_the_moving_average_keeps_the_format() -> None:
 
 
 def test_strides_are_those_of_pytorch() -> None:
-    """Also of 1x1 weights, whose two formats differ in strides alone: DDP copies gradients of other strides."""
+    """Also of 1x1 weights, whose formats differ in strides alone: DDP copies gradients of other strides."""
     model = create_model("lambda_resnet_digits")
     expected = copy.deepcopy(model).to(memory_format=torch.channels_last)
     found = to_channels_last(model)
