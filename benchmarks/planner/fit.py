@@ -3,8 +3,9 @@
 Reads files of `planner.py`, measured on one machine, and prints the rates that minimise the mean square of
 log(estimate / time), with the planner's selections by the rates in the code and by the fitted ones. A weak
 pull keeps rates that the rows do not determine. Rows of half "fit" are fitted; those of half "test" show
-whether the rates serve problems that they have not seen.
-`python fit.py avx512-1thread.csv avx512-2threads.csv`
+whether the rates serve problems that they have not seen. Estimates are those of one thread; in files of
+several threads only the selections are compared.
+`python fit.py avx512-1thread.csv --check avx512-2threads.csv`
 """
 
 import argparse
@@ -84,16 +85,17 @@ def loss(cases: list[Case], far: float = 8) -> float:
     return statistics.mean(errors)
 
 
-def report(halves: dict[str, list[Case]]) -> None:
-    """Print the loss, and the time of the kernel with the lowest estimate over the best, of each half."""
-    for half, cases in halves.items():
-        line = f"{half:<5} rms of log(estimate / time) {math.sqrt(loss(cases)):.3f}"
+def report(sets: dict[str, list[Case]]) -> None:
+    """Print the loss, and the time of the kernel with the lowest estimate over the best, of each set."""
+    for name, cases in sets.items():
+        line = f"{name}: rms of log(estimate / time) {math.sqrt(loss(cases)):.3f}"
         for title, left_out in CHOICES.items():
             ratios = []
             for problem, backward, times in cases:
-                costs = estimate_costs(problem, [name for name in times if name not in left_out], backward)
-                chosen = min(costs, key=lambda name: costs[name].seconds)
-                ratios.append(times[chosen] / min(times[name] for name in costs))
+                kept = [kernel for kernel in times if kernel not in left_out]
+                costs = estimate_costs(problem, kept, backward)
+                chosen = min(costs, key=lambda kernel: costs[kernel].seconds)
+                ratios.append(times[chosen] / min(times[kernel] for kernel in kept))
             ratios.sort()
             line += f"; {title}: 95 % {ratios[int(0.95 * len(ratios))]:.2f}, worst {ratios[-1]:.2f}"
         print(line)
@@ -102,10 +104,13 @@ def report(halves: dict[str, list[Case]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", type=Path, nargs="+")
-    halves = read(parser.parse_args().files)
+    parser.add_argument("--check", type=Path, nargs="+", default=[])
+    options = parser.parse_args()
+    halves, others = read(options.files), read(options.check)
+    sets = halves | {f"{half}, checked": cases for half, cases in others.items()}
     start = [get(*rate) for rate in RATES]
     print("Rates in the code:")
-    report(halves)
+    report(sets)
 
     def set_rates(logs: list[float]) -> None:
         for rate, first, log in zip(RATES, start, logs, strict=True):
@@ -118,7 +123,7 @@ def main() -> None:
     found = minimize(objective, [0.0] * len(RATES), method="Powell", options={"maxiter": 8, "xtol": 1e-2})
     set_rates(found.x)
     print("Fitted rates:")
-    report(halves)
+    report(sets)
     for rate in RATES:
         module, name, key = rate
         print(f"{module.__name__}.{name}{'' if key is None else f'[{key!r}]'} = {get(*rate):.3g}")

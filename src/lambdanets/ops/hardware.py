@@ -166,22 +166,29 @@ def _available_memory(device: str, second: int) -> int | None:
 class _AllocatorState(ctypes.Structure):
     """The result of glibc's `mallinfo2`."""
 
-    # Bytes in free chunks are the ninth of ten numbers.
-    _fields_ = (
-        *((f"number_{i}", ctypes.c_size_t) for i in range(8)),
-        ("free_bytes", ctypes.c_size_t),
-        ("number_9", ctypes.c_size_t),
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "free_chunks", "fast_chunks", "mapped_blocks", "mapped_bytes", "unused", "fast_bytes"),
+            *("used_bytes", "free_bytes", "top_bytes"),
+        )
     )
 
 
 def _kept_memory() -> int:
-    """Return the bytes of freed memory that glibc keeps in this process; 0 with another C library."""
+    """Return the bytes of freed memory that glibc keeps in this process; 0 with another C library.
+
+    Freed memory that was never written to is not counted, as it takes no memory of the machine.
+    """
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except (OSError, AttributeError, TypeError):  # Windows raises TypeError
         return 0
     mallinfo2.restype = _AllocatorState
-    return mallinfo2().free_bytes
+    state = mallinfo2()
+    pages = _read_text(PROC / "self" / "statm").split() or ["0"] * 2
+    resident = int(pages[1]) * os.sysconf("SC_PAGE_SIZE")
+    return max(0, min(state.free_bytes, resident - state.used_bytes - state.mapped_bytes))
 
 
 def _free_of_machine() -> list[int]:
