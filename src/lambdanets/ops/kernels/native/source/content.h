@@ -1,7 +1,9 @@
 // The content lambda that all queries share, with a softmax of the keys, and its gradients.
 //
 // For each column of the keys, a pair (u, k), with weights w_m = exp(k_m) / sum over m of exp(k_m):
-//   lambda = sum over u and m of w_m v_m,   dv_m = sum over k of w_m g,   dk_m = w_m (d_m - sum over m of w_m d_m),
+//   lambda = sum over u and m of w_m v_m,
+//   dv_m = sum over k of w_m g,
+//   dk_m = w_m (d_m - sum over m of w_m d_m),
 // where g is the gradient of the content lambda and d_m = sum over v of g v_m the gradient of the weight.
 //
 // The context of an example is cut into parts, the same for any number of threads. A part has weights of its
@@ -96,7 +98,8 @@ class Content {
             store(largest + j, most);
             store(sums + j, sum);
             const Vector<T> one = Vector<T>{} + T(1), factor = one / (sum == Vector<T>{} ? one : sum);
-            for (Index i = j; i < count * columns; i += columns) store(weights + i, load(weights + i) * factor);
+            for (Index i = j; i < count * columns; i += columns)
+                store(weights + i, load(weights + i) * factor);
         }
         if (call.mask.data)
             for (Index i = 0; i < count; ++i)

@@ -5,8 +5,8 @@
 // window. The gradient of the content lambda is q^T g.
 //
 // Strips of queries form groups. Those of a group run one after the other and add to the same sums of dV, dE
-// and, for each example, q^T g; the sums of all groups are added in their order at the end. Groups depend on the problem alone, and so
-// do the results, for any number of threads.
+// and, for each example, q^T g; the sums of all groups are added in their order at the end. Groups depend on
+// the problem alone, and so do the results, for any number of threads.
 #pragma once
 
 #include "pass.h"
@@ -173,7 +173,8 @@ class Gradients : Pass<T, Stored, PAIRS> {
         table_ = arena.take<T>(table_size_);
         table_sums_ = arena.take<T>(needs_map_gradient() ? groups_.count * table_size_ : 0);
         value_sums_ = arena.take<T>(call.dv.data ? geometry.batch * value_sum_start_[groups_.splits] : 0);
-        lambda_sums_ = arena.take<T>(call.d_lambda.data ? geometry.batch * groups_.splits * lambda_size() : 0);
+        const Index lambda_sums = call.d_lambda.data ? geometry.batch * groups_.splits : 0;
+        lambda_sums_ = arena.take<T>(lambda_sums * lambda_size());
     }
 
     T* table_sum(Index group) const { return table_sums_ + group * table_size_; }
@@ -227,8 +228,8 @@ class Gradients : Pass<T, Stored, PAIRS> {
         }
     }
 
-    // Writes dq of a strip, and adds its part to dv, if not null, and to the gradients of the table and of the
-    // content lambda.
+    // Writes dq of a strip, and adds its part to dv, if not null, and to the gradients of the table and of
+    // the content lambda.
     void compute(
         Index example, const Strip& strip, Rows<T> dv, T* d_table, T* d_lambda, const Scratch& scratch
     ) {
