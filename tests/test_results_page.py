@@ -219,6 +219,19 @@ def test_rates_are_those_of_the_kernel() -> None:
         ]
 
 
+def test_times_of_whole_networks_are_those_of_their_rows() -> None:
+    rows = {
+        (row["model"], row["mode"], row["batch"], row["form"]): float(row["wall_ms"])
+        for row in committed("models/cpu.csv")
+    }
+    shown = rows_with(PAGE, "| network | inference, batch 1 |")
+    assert len(shown) == 4
+    for name, *cells in shown:
+        for cell, case in zip(cells, (("eval", "1"), ("eval", "8"), ("train", "8")), strict=True):
+            times = [rows[name, *case, form] for form in ("before", "contiguous", "kept memory")]
+            assert cell.split(" → ") == [f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}" for ms in times]
+
+
 def test_times_are_those_of_accelerate() -> None:
     rows = {(row["model"], row["mode"]): row for row in committed("accelerate/accelerate.csv")}
     lines = [
