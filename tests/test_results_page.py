@@ -5,10 +5,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+import torch
+
 from benchmarks.paper.report import REPORTS
+from benchmarks.planner.fit import loss, selected_over_best
+from benchmarks.planner.fit import read as read_times
 from benchmarks.study import read, summary_table
 from benchmarks.study.report import pairs_table
 from lambdanets.bench import Table, read_networks
+from lambdanets.ops import hardware
+from lambdanets.ops.kernels import native
 
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs/results.md", ROOT / "README.md"
@@ -229,6 +236,29 @@ def test_rates_are_those_of_the_kernel() -> None:
         assert [cell.strip() for cell in cells] == [
             f"{float(row['gflops']):.0f} ({100 * float(row['share']):.0f} %)" for row in found
         ]
+
+
+def test_selections_are_those_of_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The present planner on the committed times, as it estimates for the CPU on which they were measured."""
+    monkeypatch.setenv(native.ISA_VARIABLE, "avx512")
+    if native.isa() != "avx512" or not hardware.ONEDNN:
+        pytest.skip("the rows are of a CPU with full AVX-512 and the native kernel")
+    text = " ".join(PAGE.read_text().split())
+    found, before = [], torch.get_num_threads()
+    for name in ("planner-avx512", "planner-avx512-2threads"):
+        halves = read_times([ROOT / f"benchmarks/planner/{name}.csv"])
+        cases = halves["fit"] + halves["test"]
+        assert len(cases) == 200  # 100 problems in both passes
+        found.append([selected_over_best(cases), selected_over_best(cases, ("native",))])
+        if name == "planner-avx512":
+            fitted, tested = (f"{loss(halves[half]) ** 0.5:.3f}" for half in ("fit", "test"))
+            assert f"log(estimate / time) is {fitted}, on the others {tested}" in text
+    torch.set_num_threads(before)
+    assert all(ratios[int(0.95 * len(ratios)) - 1] == 1 for ratios, _ in found)
+    one, two = (f"{ratios[-1]:.2f} times" for ratios, _ in found)
+    assert f"{one} as long as the fastest with one thread and {two} with two" in text
+    one, two = (f"{ratios[int(0.95 * len(ratios))]:.2f}" for _, ratios in found)
+    assert f"are within {one} and {two} times the fastest" in text
 
 
 def test_times_of_whole_networks_are_those_of_their_rows() -> None:

@@ -3,9 +3,9 @@
 Reads files of `planner.py`, measured on one machine, and prints the rates that minimise the mean square of
 log(estimate / time), with the planner's selections by the rates in the code and by the fitted ones. A weak
 pull keeps rates that the rows do not determine. Rows of half "fit" are fitted; those of half "test" show
-whether the rates serve problems that they have not seen. Estimates are those of one thread; in files of
-several threads only the selections are compared.
-`python fit.py avx512-1thread.csv --check avx512-2threads.csv`
+whether the rates serve problems that they have not seen. Rates are those of one thread: files of several are
+only checked.
+`python fit.py planner-avx512.csv --check planner-avx512-2threads.csv`
 """
 
 import argparse
@@ -17,13 +17,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from scipy.optimize import minimize
 
-from benchmarks.planner.planner import CHOICES, problems
+from benchmarks.planner.planner import problems
 from lambdanets import Problem
 from lambdanets.ops import hardware
 from lambdanets.ops.kernels import conv, native
-from lambdanets.ops.planner import estimate_costs
+from lambdanets.ops.planner import estimate_costs, rank_kernels
 
 RATES: list[tuple[ModuleType, str, Any]] = [
     (native, "RATES", native.isa()),
@@ -44,21 +45,21 @@ RATES: list[tuple[ModuleType, str, Any]] = [
 
 PULL = 3e-3
 
-Case = tuple[Problem, bool, dict[str, float]]  # a problem, whether the pass is backward, ms by kernel
+Case = tuple[Problem, bool, int, dict[str, float]]  # a problem, whether backward, threads, ms by kernel
 
 
 def read(paths: list[Path]) -> dict[str, list[Case]]:
     """Return the cases by half."""
     known = {str(problem): problem for problem in problems()}
-    found: dict[tuple[Path, str, str, str], dict[str, float]] = defaultdict(dict)
+    found: dict[tuple[str, str, str, int], dict[str, float]] = defaultdict(dict)
     for path in paths:
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
-                key = path, row["half"], row["problem"], row["pass"]
+                key = row["half"], row["problem"], row["pass"], int(row["threads"])
                 found[key][row["kernel"]] = float(row["ms"])
     halves = defaultdict(list)
-    for (_, half, name, kind), times in found.items():
-        halves[half].append((known[name], kind == "backward", times))
+    for (half, name, kind, threads), times in found.items():
+        halves[half].append((known[name], kind == "backward", threads, times))
     return halves
 
 
@@ -77,7 +78,8 @@ def put(module: ModuleType, name: str, key: Any, value: float) -> None:
 def loss(cases: list[Case], far: float = 8) -> float:
     """Return the mean square of log(estimate / time), of kernels within `far` times the best."""
     errors = []
-    for problem, backward, times in cases:
+    for problem, backward, threads, times in cases:
+        torch.set_num_threads(threads)
         costs, best = estimate_costs(problem, list(times), backward), min(times.values())
         errors += [
             math.log(1e3 * costs[name].seconds / ms) ** 2 for name, ms in times.items() if ms < far * best
@@ -85,18 +87,23 @@ def loss(cases: list[Case], far: float = 8) -> float:
     return statistics.mean(errors)
 
 
+def selected_over_best(cases: list[Case], left_out: tuple[str, ...] = ()) -> list[float]:
+    """Return, in ascending order, the time of the selected kernel over that of the fastest, of each case."""
+    ratios = []
+    for problem, backward, threads, times in cases:
+        torch.set_num_threads(threads)
+        kept = [kernel for kernel in times if kernel not in left_out]
+        costs = estimate_costs(problem, kept, backward)
+        ratios.append(times[rank_kernels(problem, costs)[0]] / min(times[kernel] for kernel in kept))
+    return sorted(ratios)
+
+
 def report(sets: dict[str, list[Case]]) -> None:
-    """Print the loss, and the time of the kernel with the lowest estimate over the best, of each set."""
+    """Print the loss, and the time of the selected kernel over that of the best, of each set."""
     for name, cases in sets.items():
         line = f"{name}: rms of log(estimate / time) {math.sqrt(loss(cases)):.3f}"
-        for title, left_out in CHOICES.items():
-            ratios = []
-            for problem, backward, times in cases:
-                kept = [kernel for kernel in times if kernel not in left_out]
-                costs = estimate_costs(problem, kept, backward)
-                chosen = min(costs, key=lambda kernel: costs[kernel].seconds)
-                ratios.append(times[chosen] / min(times[kernel] for kernel in kept))
-            ratios.sort()
+        for title, left_out in (("selected over best", ()), ("without native", ("native",))):
+            ratios = selected_over_best(cases, left_out)
             line += f"; {title}: 95 % {ratios[int(0.95 * len(ratios))]:.2f}, worst {ratios[-1]:.2f}"
         print(line)
 

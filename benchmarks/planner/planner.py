@@ -1,12 +1,12 @@
-"""Every kernel on problems of all kinds, beside the planner's estimate and selection.
+"""The time of every kernel on problems of all kinds.
 
 The forward and the backward pass are measured separately, on random tensors: with one thread in CPU seconds
 of this process, as other programs may run on the machine, with several in wall time. The kernels take turns.
 Of those besides native, one whose first run takes `FAR` times the best is not run again, and one that needs
 over `LARGE` bytes, or whose estimate is `HOPELESS` times the smallest, is not run. Half precision is
-multiplied in the dtype that the operator uses there. `fit.py` fits the rates of the estimates to the rows of
-every second problem.
-`python planner.py COMMIT --threads 2 --out avx512-2threads.csv`
+multiplied in the dtype that the operator uses there. `fit.py` compares the planner's estimates and selections
+with the rows.
+`python planner.py COMMIT --threads 2 --out planner-avx512-2threads.csv`
 """
 
 import argparse
@@ -23,7 +23,7 @@ import torch
 
 from lambdanets import Problem
 from lambdanets.ops import KERNELS
-from lambdanets.ops.planner import estimate_costs, rank_kernels, supported
+from lambdanets.ops.planner import estimate_costs, supported
 from lambdanets.ops.position import to_compute_dtype
 
 ROUNDS = 5
@@ -33,7 +33,7 @@ LARGE = 2**32  # bytes; a kernel that would take more is left out
 SLOW_MS = 1000  # a kernel whose first run takes longer is not run again
 SAMPLE_SECONDS = 2e-3  # a shorter sample is the mean of several calls
 BF16 = torch.bfloat16
-CHOICES = {"auto": (), "pure": ("native",)}  # selections, and the kernels that each leaves out
+COLUMNS = ("problem", "half", "pass", "kernel", "threads", "ms", "torch", "python", "date", "commit")
 
 
 def problems() -> Iterator[Problem]:
@@ -185,17 +185,6 @@ def medians(problem: Problem, backward: bool, threads: int) -> dict[str, float]:
     return {name: statistics.median(of_one) for name, of_one in times.items()}
 
 
-def choices(problem: Problem, backward: bool, found: dict[str, float]) -> dict[str, tuple[str, float]]:
-    """Return, with and without kernel native, the planner's selection and its time over the best."""
-    costs = estimate_costs(problem, list(found), backward)
-    selected = {}
-    for title, left_out in CHOICES.items():
-        kept = {name: cost for name, cost in costs.items() if name not in left_out}
-        chosen = rank_kernels(problem, kept)[0]
-        selected[title] = chosen, found[chosen] / min(found[name] for name in kept)
-    return selected
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("commit")
@@ -204,28 +193,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     provenance = [torch.__version__, platform.python_version(), date.today().isoformat(), options.commit]
-    head = "problem half pass kernel threads ms estimated_ms auto auto_over_best pure pure_over_best"
-    ratios: dict[str, dict[str, float]] = {title: {} for title in CHOICES}
     with open(options.out, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*head.split(), "torch", "python", "date", "commit"])
+        writer.writerow(COLUMNS)
         for (index, problem), backward in itertools.product(enumerate(problems()), (False, True)):
             half, kind = ("fit", "test")[index % 2], "backward" if backward else "forward"
-            found = medians(problem, backward, options.threads)
-            selected = choices(problem, backward, found)
-            for title, (_, ratio) in selected.items():
-                ratios[title][f"{problem}, {kind}"] = ratio
-            for name, cost in estimate_costs(problem, list(found), backward).items():
-                row = [problem, half, kind, name, options.threads, f"{found[name]:.3g}"]
-                for chosen, ratio in selected.values():
-                    row += [name == chosen, f"{ratio:.2f}"]
-                row.insert(6, f"{1e3 * cost.seconds:.3g}")
-                writer.writerow([*row, *provenance])
+            for name, ms in medians(problem, backward, options.threads).items():
+                writer.writerow([problem, half, kind, name, options.threads, f"{ms:.3g}", *provenance])
             file.flush()
-    for title, of_one in ratios.items():
-        middle, worst = statistics.median(of_one.values()), max(of_one, key=lambda name: of_one[name])
-        print(f"{title}: {len(of_one) // 2} problems, both passes: choice over best, median {middle:.2f}")
-        print(f"worst {of_one[worst]:.2f}: {worst}")
 
 
 if __name__ == "__main__":

@@ -76,10 +76,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
 
     def have(size: int) -> None:
         monkeypatch.setattr(planner, "available_memory", lambda device: size)
-        planner.select_kernel.cache_clear()
+        planner._select_kernel.cache_clear()
 
     yield have
-    planner.select_kernel.cache_clear()
+    planner._select_kernel.cache_clear()
 
 
 def test_the_planned_kernels_run_near_the_memory_limit(
@@ -249,9 +249,9 @@ def test_a_further_kernel_is_planned_without_further_changes(monkeypatch: pytest
             return replace(KERNELS["attention"].cost(problem, backward=backward), seconds=1e-12)
 
     monkeypatch.setitem(KERNELS, "instant", Instant())
-    planner.select_kernel.cache_clear()
+    planner._select_kernel.cache_clear()
     made = plan(Problem(grid=(7, 5), train=True))
-    planner.select_kernel.cache_clear()
+    planner._select_kernel.cache_clear()
     assert (made.kernel, made.backward_kernel) == ("instant", "instant")
     q, k, v = torch.randn(1, 2, 35, 3), torch.randn(1, 35, 3, 1), torch.randn(1, 35, 5, 1)
     e = torch.randn(13, 9, 3, 1)

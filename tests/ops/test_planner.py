@@ -97,7 +97,7 @@ def test_measured_is_the_fastest_when_tried_and_is_tried_once(monkeypatch: pytes
         return times
 
     monkeypatch.setattr(planner, "measure", measure)
-    planner.select_kernel.cache_clear()
+    planner._select_kernel.cache_clear()
     q, k, v, e = (
         torch.randn(1, 2, 35, 3, requires_grad=True),
         torch.randn(1, 35, 3, 1),
@@ -107,7 +107,7 @@ def test_measured_is_the_fastest_when_tried_and_is_tried_once(monkeypatch: pytes
     for _ in range(3):
         lambda_layer(q, k, v, e, context=GlobalContext((5, 7)), kernel="measured").sum().backward()
     assert [backward for _, backward in tried] == [False, True]
-    planner.select_kernel.cache_clear()
+    planner._select_kernel.cache_clear()
 
 
 def test_measuring_runs_the_kernels_and_shows_their_times() -> None:

@@ -23,14 +23,14 @@ ONEDNN_MIN_MACS = 2**20  # fewest multiply-adds of a product for which a separat
 FULL_AVX512_FAMILY = 26  # the first AMD CPU family (Zen 5) whose AVX-512 units are 512 bits wide
 
 # Floating-point operations per second; a multiply-add counts as two.
-ONEDNN_RATE = 190e9  # of a large float32 product on a core, where oneDNN takes it
-CPU_RATE = 85e9  # of any other float32 product on a core; half of it in float64
-HALF_RATE = 380e9  # of a half-precision product on a core
+ONEDNN_RATE = 220e9  # of a large float32 product on a core, where oneDNN takes it
+CPU_RATE = 125e9  # of any other float32 product on a core; half of it in float64
+HALF_RATE = 340e9  # of a half-precision product on a core
 GPU_RATES = {2: 400e12, 4: 40e12, 8: 20e12}  # by bytes per element
 
-BANDWIDTH = {"cpu": 12e9, "cuda": 3e12}  # bytes per second, read or written
-CALL_SECONDS = {"cpu": 9e-6, "cuda": 8e-6}  # overhead of one PyTorch call
-HALF_RATE_SIDE = 4  # a product with one side of this length runs at half the rate
+BANDWIDTH = {"cpu": 17e9, "cuda": 3e12}  # bytes per second, read or written
+CALL_SECONDS = {"cpu": 3.6e-6, "cuda": 8e-6}  # overhead of one PyTorch call
+HALF_RATE_SIDE = 5  # a product with one side of this length runs at half the rate
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 # Control groups: folder, files of limits, file of usage, line of memory.stat with the reclaimable bytes.

@@ -25,6 +25,9 @@ from .matmul import no_autocast
 from .problem import Cost, Problem
 
 NEAR = 1.05  # estimates within this factor of the lowest count as equal
+# The part of a kernel's time that threads share, on a CPU. `attention` and `fft` make many short calls, for
+# which two threads that wait asleep took as long as one, or longer.
+PARALLEL_SHARE = {"native": 0.86, "conv": 0.76, "reference": 0.7}
 MEASURED_RANGE = 8  # kernels whose estimate is within this factor of the lowest are measured
 # The paper (appendix E.1) uses a convolution for more query positions than this, or for u > 1, and otherwise
 # the definition (kernel "reference").
@@ -114,9 +117,17 @@ def in_compute_dtype(problem: Problem) -> Problem:
 
 
 def estimate_costs(problem: Problem, names: Iterable[str], backward: bool) -> dict[str, Cost]:
-    """Return the estimated cost of one pass of a problem for each of these kernels."""
+    """Return the estimated cost of one pass of a problem for each kernel, with PyTorch's threads."""
     computed = in_compute_dtype(problem)
-    return {name: KERNELS[name].cost(computed, backward=backward) for name in names}
+    costs = {name: KERNELS[name].cost(computed, backward=backward) for name in names}
+    threads = torch.get_num_threads() if problem.device == "cpu" else 1
+    if threads == 1:
+        return costs
+    shares = {name: PARALLEL_SHARE.get(name, 0.0) for name in costs}
+    return {
+        name: replace(cost, seconds=cost.seconds * (1 - shares[name] + shares[name] / threads))
+        for name, cost in costs.items()
+    }
 
 
 def is_recurrence(problem: Problem) -> bool:
@@ -186,7 +197,6 @@ def rank_kernels(problem: Problem, costs: dict[str, Cost]) -> list[str]:
     return sorted(fitting, key=key)
 
 
-@lru_cache(maxsize=4096)
 def select_kernel(problem: Problem, kernel: str, *, backward: bool) -> str:
     """Return the name of the kernel for one pass of a problem.
 
@@ -195,12 +205,18 @@ def select_kernel(problem: Problem, kernel: str, *, backward: bool) -> str:
         kernel: "auto" (the best by estimate), "measured" (the fastest when run on random tensors) or a name.
         backward: Whether the pass is the backward one.
 
-    The selection is cached for the life of the process: for the same problem, neither times nor the available
-    memory are measured again. Errors are not cached.
+    The selection is cached for the life of the process: for the same problem and number of threads, neither
+    times nor the available memory are measured again. Errors are not cached.
 
     Raises:
         MemoryError: If the kernel, or every kernel that may be selected, needs more memory than is available.
     """
+    return _select_kernel(problem, kernel, backward, torch.get_num_threads())
+
+
+@lru_cache(maxsize=4096)
+def _select_kernel(problem: Problem, kernel: str, backward: bool, threads: int) -> str:
+    """Return the result of `select_kernel` for PyTorch's present number of threads."""
     names = supported(problem) if kernel in CHOICES else [kernel]
     ranked = rank_kernels(problem, estimate_costs(problem, names, backward))
     if not ranked:

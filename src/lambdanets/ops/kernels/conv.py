@@ -35,8 +35,8 @@ from ..problem import Cost, Problem
 NAME = "conv"
 MAX_AXES = 3
 BLOCK = 2**24  # bytes of the position lambdas that are in memory at once
-HALF_RATE_TAPS = 50  # a convolution whose window has this many taps (entries times u) runs at half the rate
-GRADIENT_RATE = 12e9 if ONEDNN else 6e9  # operations per second of a convolution's gradients, for any window
+HALF_RATE_TAPS = 30  # a convolution whose window has this many taps (entries times u) runs at half the rate
+GRADIENT_RATE = 17e9 if ONEDNN else 9e9  # operations per second of a convolution's gradients, for any window
 
 
 def output(q: Tensor, v: Tensor, e: Tensor, problem: Problem, y: Tensor) -> None:

@@ -38,12 +38,12 @@ ISAS = {"base": 1, "avx2": 2, "avx512": 3}
 ISA_VARIABLE = "LAMBDANETS_NATIVE_ISA"  # names an instruction set to use instead of the CPU's best
 
 # Estimates: floating-point operations per second of a core, by instruction set, and bytes of a vector.
-RATES = {"avx512": 240e9, "avx2": 110e9, "base": 30e9}
-BFLOAT16_GAIN = 1.6  # where the CPU multiplies pairs of bfloat16
+RATES = {"avx512": 240e9, "avx2": 120e9, "base": 30e9}
+BFLOAT16_GAIN = 1.5  # where the CPU multiplies pairs of bfloat16
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "base": 16}
-BACKWARD_SLOWDOWN = 1.2  # products of the backward pass have shorter inner axes
-CALL_SECONDS = 20e-6
-COPY_BANDWIDTH = 20e9  # bytes per second that are packed and written
+BACKWARD_SLOWDOWN = 1.05  # products of the backward pass have shorter inner axes
+CALL_SECONDS = 14e-6
+COPY_BANDWIDTH = 32e9  # bytes per second that are packed and written
 GROUPS, SUMS_BYTES = 32, 2**25  # sums of gradients that are added at the end, and the most bytes of them
 
 
