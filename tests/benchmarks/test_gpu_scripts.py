@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from lambdanets.utils import allocator
 from object_sets import write_objects
 from photo_sets import draw
 from study_cells import run_cells_here
@@ -74,6 +75,8 @@ def imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imported]:
 def inside(imported: Imported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Inside:
     """Run a script and the Python programs that it starts in this process: nothing is imported again."""
     in_own_process: Any = subprocess.run
+    # Rows record whether the process keeps freed memory; a verb that another test ran here may have set it.
+    monkeypatch.setattr(allocator, "_keeps_freed_memory", False)
 
     def run_here(command: list[Any], check: bool = False, **how: Any) -> subprocess.CompletedProcess[str]:
         if how or command[0] != sys.executable:
