@@ -321,11 +321,16 @@ def _operator(case: Drawn, index: int, kernels: list[str]) -> Iterator[tuple[str
             continue
 
         def sizes() -> dict[str, float]:
-            """Return the sizes of the terms that cancel: of all gradients with the keys' norm constant."""
+            """Return the sizes of the terms that cancel: of all gradients with the keys' norm constant.
+
+            Of a result with one element: the sum of its terms without their signs.
+            """
             terms = results(
                 lambda leaves: oracle(leaves, constant_norm=True), double, upstream.double(), case.needs
             )
-            return {key: 4 * rms(x) for key, x in terms.items()}
+            unsigned = {key: x.abs() for key, x in double.items()}
+            sums = results(oracle, unsigned, upstream.double().abs(), case.needs)
+            return {key: rms(sums[key]) if x.numel() == 1 else 4 * rms(x) for key, x in terms.items()}
 
         # The errors of a Fourier transform are relative to the largest values.
         least = 1.0 if name in ("fft", "auto") and not problem.dense and low != torch.float64 else LEAST
