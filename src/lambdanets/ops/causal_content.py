@@ -21,7 +21,13 @@ from .context import GlobalContext
 from .kernels.native import causal_content
 from .memory_layout import memory_layout_of, new_output
 from .planner import is_recurrence
-from .position import allows_native_content, gradients_in_operator, is_native_here, like_input
+from .position import (
+    allows_native_content,
+    gradients_in_operator,
+    gradients_of_gradients,
+    is_native_here,
+    like_input,
+)
 from .problem import Problem
 
 
@@ -115,17 +121,7 @@ def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | No
     def output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return content_output(q, k, v, context, mask, "softmax")
 
-    def gradients(g: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        return torch.func.vjp(output, q, k, v)[1](g)
-
-    # By torch.func, because g depends on q, k and v in an outer graph, which is not to be followed here.
-    pull = torch.func.vjp(gradients, *tensors)[1]
-    directions = (
-        torch.zeros_like(x) if t is None or not computed else t
-        for x, t, computed in zip(tensors[1:], upstream, ctx.needs_grad, strict=True)
-    )
-    found = pull(tuple(directions))
-    return *(x if needs else None for x, needs in zip(found, ctx.needs_input_grad, strict=False)), None, None
+    return *gradients_of_gradients(ctx, output, tensors, upstream), None, None
 
 
 causal_content_output.register_autograd(_output_backward, setup_context=_save_output)

@@ -164,6 +164,31 @@ def gradients_in_operator(
     return [next(found) if needed else None for needed in needs_grad]
 
 
+def gradients_of_gradients(
+    ctx: Any, function: Callable[..., Tensor], tensors: Sequence[Tensor], upstream: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of g and a function's tensors in the backward pass of its gradients.
+
+    Args:
+        ctx: The context of autograd, whose `needs_grad` has a bool for each tensor of the function.
+        function: A function in PyTorch's operators.
+        tensors: g, the gradient of its result, and its arguments.
+        upstream: The gradients of the gradients, None or unused where these were not needed.
+    """
+
+    def gradients(g: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.vjp(function, *arguments)[1](g)
+
+    # By torch.func, because g depends on the arguments in an outer graph, which is not to be followed here.
+    pull = torch.func.vjp(gradients, *tensors)[1]
+    directions = (
+        torch.zeros_like(x) if t is None or not computed else t
+        for x, t, computed in zip(tensors[1:], upstream, ctx.needs_grad, strict=True)
+    )
+    found = pull(tuple(directions))
+    return tuple(x if needs else None for x, needs in zip(found, ctx.needs_input_grad, strict=False))
+
+
 def refuse_transforms(*tensors: Tensor) -> None:
     """Refuse transforms under which PyTorch differentiates a custom operator wrongly or not at all.
 

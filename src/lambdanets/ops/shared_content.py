@@ -19,7 +19,13 @@ from torch.utils.flop_counter import register_flop_formula
 from .content import shared_content_lambda
 from .kernels.native import content
 from .planner import is_native_content
-from .position import allows_native_content, gradients_in_operator, is_native_here, like_input
+from .position import (
+    allows_native_content,
+    gradients_in_operator,
+    gradients_of_gradients,
+    is_native_here,
+    like_input,
+)
 from .problem import Problem
 
 
@@ -108,17 +114,7 @@ def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | No
     def output(k: Tensor, v: Tensor) -> Tensor:
         return shared_content_lambda(k, v, mask, "softmax")
 
-    def gradients(g: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        return torch.func.vjp(output, k, v)[1](g)
-
-    # By torch.func, because g depends on k and v in an outer graph, which is not to be followed here.
-    pull = torch.func.vjp(gradients, *tensors)[1]
-    directions = (
-        torch.zeros_like(x) if t is None or not computed else t
-        for x, t, computed in zip(tensors[1:], upstream, ctx.needs_grad, strict=True)
-    )
-    found = pull(tuple(directions))
-    return *(x if needs else None for x, needs in zip(found, ctx.needs_input_grad, strict=False)), None, None
+    return *gradients_of_gradients(ctx, output, tensors, upstream), None, None
 
 
 content_lambda.register_autograd(_output_backward, setup_context=_save_output)
