@@ -3,7 +3,6 @@
 `test_kernels.py` runs it on the cases of all kernels. These are larger: several tiles, chunks and strips.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
@@ -25,7 +24,6 @@ MISSING = native.library.unavailable()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"the native kernel: {MISSING}")
 
 BEST = "base" if MISSING else native.isa()
-ISAS = [name for name, number in native.ISAS.items() if number <= native.ISAS[BEST]]
 
 LARGE = [
     Case(name="global-two-tiles", grid=(5, 14), num_heads=4, dim_k=16, dim_v=64, batch=3),
@@ -61,22 +59,6 @@ LARGE = [
     Case(name="local-many-examples", grid=(4, 5), scope=(3, 3), num_heads=2, dim_v=6, batch=70),
 ]
 BY_NAME = {case.name: case for case in LARGE}
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each instruction set that this CPU has."""
-    monkeypatch.setenv(native.ISA_VARIABLE, request.param)
-    assert native.isa() == request.param
-    return request.param
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Give the number of threads back after the test."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def results(

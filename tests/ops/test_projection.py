@@ -1,6 +1,6 @@
 """1x1 projections by the native library: sizes, memory formats, threads, derivatives, and where it serves."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +21,6 @@ MISSING = native.library.unavailable()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"the native kernel: {MISSING}")
 
 BEST = "base" if MISSING else native.isa()
-ISAS = [name for name, number in native.ISAS.items() if number <= native.ISAS[BEST]]
 
 SIZES = [  # batch, channels, grid, channels of the projections
     (1, 1, (1,), (1,)),
@@ -37,22 +36,6 @@ SIZES = [  # batch, channels, grid, channels of the projections
     (9, 12, (300,), (20, 5, 6)),
     (2, 19, (3, 4, 5), (4, 8, 15, 16)),
 ]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each instruction set that this CPU has."""
-    monkeypatch.setenv(native.ISA_VARIABLE, request.param)
-    assert native.isa() == request.param
-    return request.param
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Give the number of threads back after the test."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def images(*shape: int, channels_last: bool, dtype: torch.dtype = torch.float64) -> Tensor:
