@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv (PyTorch is large: some minutes the first time) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[detection,export]' --group dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[detection,export,audio]' --group dev
 	@touch $@
 
 install: native
@@ -46,7 +46,7 @@ $(LOWEST)/.installed: pyproject.toml
 	@$(PYTHON) -m venv $(LOWEST)
 	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-		--editable '.[detection,export,bench]' --group test
+		--editable '.[detection,export,audio,bench]' --group test
 	@touch $@
 
 test-lowest: $(LOWEST)/.installed
