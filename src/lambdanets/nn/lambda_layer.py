@@ -113,12 +113,12 @@ class LambdaLayer(nn.Module):
                 summed. Default: 1.
             scope (int | tuple[int, ...], optional): Size of a local position table, in positions per axis.
                 Each position then has embeddings for a window of this size around it; a window of even size
-                has one more position before the centre than after it. Default: None, global positions, which
-                need `grid`.
+                has one more position before the centre than after it. With `causal=True` the window ends at
+                the position. Default: None, global positions, which need `grid`.
             grid (int | tuple[int, ...], optional): For global positions, the size of the grid that the table
-                covers: the table has 2 * grid - 1 offsets per axis. Inputs on other grids work: a smaller one
-                uses the middle of the table, and on a larger one offsets beyond the table contribute nothing.
-                Default: None.
+                covers: the table has 2 * grid - 1 offsets per axis, or `grid` with `causal=True`. Inputs on
+                other grids work: a smaller one uses the offsets that it has, and on a larger one offsets
+                beyond the table contribute nothing. Default: None.
             dilation (int | tuple[int, ...]): Distance between the neighbours within a local scope, per axis.
                 Default: 1.
             content (bool): Whether lambdas have a content part. Default: True.
@@ -196,7 +196,7 @@ class LambdaLayer(nn.Module):
         self.local = scope is not None
         self.content, self.causal, self.kernel = content, causal, kernel
         self.normalize, self.norm = normalize, norm
-        table = table_shape(scope, grid, self.rank) if position else None
+        table = table_shape(scope, grid, self.rank, causal=causal) if position else None
 
         factory = {"device": device, "dtype": dtype}
         self._check_memory(table, device, dtype)
@@ -405,7 +405,7 @@ class LambdaLayer(nn.Module):
         if self.positions is None or self.local:
             kind = "local positions, which serve every grid" if self.local else "no positions"
             raise ValueError(f"resize_positions needs a global position table; this layer has {kind}")
-        shape = table_shape(None, grid, self.rank)
+        shape = table_shape(None, grid, self.rank, causal=self.causal)
         if shape != tuple(self.positions.shape[:-2]):
             resized = resize_table(self.positions, shape)
             self.positions = nn.Parameter(resized, requires_grad=self.positions.requires_grad)
@@ -416,7 +416,8 @@ class LambdaLayer(nn.Module):
         ]
         if self.positions is not None:
             table = tuple(self.positions.shape[:-2])
-            parts.append(f"scope={table}" if self.local else f"grid={tuple((s + 1) // 2 for s in table)}")
+            grid = table if self.causal else tuple((size + 1) // 2 for size in table)
+            parts.append(f"scope={table}" if self.local else f"grid={grid}")
         if max(self.dilation) > 1:
             parts.append(f"dilation={self.dilation}")
         if not self.content:
