@@ -209,3 +209,64 @@ def lambda_layer_einsum(
         hidden = torch.where(seen[..., None, None], e, 0)
         lambdas = lambdas + torch.einsum("bnmku,bmvu->bnkv", hidden, v)
     return torch.einsum("bhnk,bnkv->bhnv", q, lambdas.expand(q.shape[0], n, q.shape[3], v.shape[2]))
+
+
+def causal_content_loops(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    log_norm: Tensor | None = None,
+    summary: Tensor | None = None,
+    decay: Tensor | None = None,
+    normalize: str = "softmax",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The recurrence of the causal content part, one element after another, in the dtype of the tensors.
+
+    It is differentiable. Returns y (b, h, n, v), and the state after the last element: log_norm (b, k, u) and
+    summary (b, k, v, u).
+    """
+    b, _, n, dim_k = q.shape
+    dim_v, dim_u = v.shape[2:]
+    if log_norm is None or summary is None:
+        log_norm = torch.full((b, dim_k, dim_u), -torch.inf, dtype=q.dtype)
+        summary = torch.zeros(b, dim_k, dim_v, dim_u, dtype=q.dtype)
+    decay = torch.zeros(dim_k, dim_u, dtype=q.dtype) if decay is None else decay
+    if normalize == "none":
+        log_norm = torch.zeros_like(log_norm)
+    # what the mean stands for: of "l2" the sums themselves
+    norm2 = torch.exp(2 * log_norm)
+    product = summary * log_norm.exp().clamp(min=1e-12)[:, :, None]
+    outputs = []
+    for i in range(n):
+        key, outer = k[:, i], k[:, i, :, None] * v[:, i, None]
+        if normalize == "softmax":
+            past = log_norm - decay
+            # logaddexp by hand: the gradient of the library's is NaN where both are -inf
+            largest = torch.maximum(past, key).detach().clamp(min=torch.finfo(q.dtype).min)
+            total = torch.exp(past - largest) + torch.exp(key - largest)
+            some = total > 0
+            new_norm = torch.where(some, largest + torch.log(torch.where(some, total, 1)), -torch.inf)
+            safe = torch.where(some, new_norm, 0)
+            kept, weight = torch.exp(past - safe), torch.exp(key - safe)
+            new_summary = kept[:, :, None] * summary + weight[:, :, None] * v[:, i, None]
+        elif normalize == "l2":
+            new_norm2 = torch.exp(-2 * decay) * norm2 + key**2
+            new_product = torch.exp(-decay)[:, None] * product + outer
+            some = new_norm2 > 0
+            root = torch.where(some, new_norm2, 1).sqrt()
+            new_norm = torch.where(some, root.log(), -torch.inf)
+            new_summary = new_product / torch.where(some, root, 0).clamp(min=1e-12)[:, :, None]
+        else:
+            new_norm = log_norm
+            new_summary = torch.exp(-decay)[:, None] * summary + outer
+        seen = torch.ones(b, dtype=torch.bool) if mask is None else mask[:, i]
+        seen = seen[:, None, None]
+        log_norm = torch.where(seen, new_norm, log_norm)
+        summary = torch.where(seen[..., None], new_summary, summary)
+        if normalize == "l2":
+            norm2 = torch.where(seen, new_norm2, norm2)
+            product = torch.where(seen[..., None], new_product, product)
+        outputs.append(torch.einsum("bhk,bkvu->bhv", q[:, :, i], summary))
+    y = torch.stack(outputs, 2) if n else q.new_zeros(b, q.shape[1], 0, dim_v)
+    return y, log_norm, summary
