@@ -214,7 +214,8 @@ class LambdaLayer(nn.Module):
             self.position_bias = nn.Parameter(torch.empty(dim_k, **factory))
         else:
             self.register_parameter("position_bias", None)
-        self.reset_parameters()
+        # Of this class: a subclass initialises the parameters that it adds itself.
+        LambdaLayer.reset_parameters(self)
 
     def _make_norm(self, channels: int, **factory: Any) -> _BatchNorm | ChannelRMSNorm | nn.Identity:
         """Return the layer's kind of norm for a number of channels."""
@@ -309,7 +310,7 @@ class LambdaLayer(nn.Module):
 
     def _forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         """Apply the layer outside TorchScript: checks, projections and norms, the operator."""
-        source = _checked_source(x, context, self.dim, self.rank)
+        source = checked_source(x, context, self.dim, self.rank)
         # Not under torch.fx, whose graph may run in another mode than it was traced in, nor in a compiled
         # graph, which cannot warn.
         if not (isinstance(x, Proxy) or torch.compiler.is_compiling()):
@@ -319,7 +320,7 @@ class LambdaLayer(nn.Module):
             queries,
             keys,
             values,
-            self.positions,
+            self._table(),
             self.position_bias,
             x,
             source,
@@ -333,6 +334,10 @@ class LambdaLayer(nn.Module):
             self.normalize,
             self.kernel,
         )
+
+    def _table(self) -> Tensor | None:
+        """Return the position table of a call, `[*offsets, k, u]`, or None."""
+        return self.positions
 
     def _projections(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return normalised queries, keys and normalised values.
@@ -436,7 +441,7 @@ class LambdaLayer(nn.Module):
 
 
 @torch.fx.wrap
-def _checked_source(x: Tensor, context: Tensor | None, dim: int, rank: int) -> Tensor:
+def checked_source(x: Tensor, context: Tensor | None, dim: int, rank: int) -> Tensor:
     """Return the source of keys and values, `context` or else `x`; raise ValueError if a shape is wrong."""
     source = x if context is None else context
     for name, given in (("x", x), ("context", source)):
@@ -553,21 +558,6 @@ def _flat_mask(mask: Tensor, source: Tensor) -> Tensor:
             f"context may be seen; got {mask.dtype} of shape {tuple(mask.shape)}"
         )
     return mask.flatten(1)
-
-
-class LambdaLayer1d(LambdaLayer):
-    """Lambda layer on sequences: `[b, dim, n]` to `[b, dim_out, n]`.
-
-    At each position, a linear function that summarises the context by content and relative position, the
-    lambda, is applied to the queries. `__init__` documents the arguments, `LambdaLayer` norms and masks.
-
-    Example:
-        >>> layer = LambdaLayer1d(64, scope=15, causal=True, norm="rms")
-        >>> layer(torch.randn(2, 64, 100)).shape
-        torch.Size([2, 64, 100])
-    """
-
-    rank = 1
 
 
 class LambdaLayer2d(LambdaLayer):

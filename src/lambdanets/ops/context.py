@@ -172,7 +172,7 @@ def _axis_pairs(queries: int, keys: int, before: int, after: int, step: int) -> 
 
 
 def default_centre(scope: tuple[int, ...], causal: bool) -> tuple[int, ...]:
-    """Return the index of the entry for offset 0 of a local table: the middle, or the last entry if causal."""
+    """Return the index of the entry for offset 0 of a local table: the middle, or the last one if causal."""
     return tuple(size - 1 if causal else size // 2 for size in scope)
 
 
