@@ -393,6 +393,10 @@ def packed(layer: LambdaLayer1d, x: Tensor, boundaries: list[float], **options: 
     return layer(x[:1], cu_seqlens=torch.tensor(boundaries), **options)
 
 
+def masked(layer: LambdaLayer1d, x: Tensor, mask: list[list[int]]) -> Tensor:
+    return layer(x, mask=torch.tensor(mask) > 0, return_state=True)[0]
+
+
 CALLS = {
     "step-of-a-bidirectional-layer": (
         lambda layer, x: LambdaLayer1d(8, scope=3, norm=None).step(x[:, :, 0], None), "causal=True"
@@ -418,9 +422,9 @@ CALLS = {
     "no-boundaries": (lambda layer, x: layer(x[:1], cu_seqlens=torch.arange(0)), "nothing"),
     "boundaries-for-rows": (lambda layer, x: layer(x, cu_seqlens=torch.tensor([0, 5])), "2 rows"),
     "boundaries-and-mask": (lambda layer, x: packed(layer, x, [0, 5], mask=torch.ones(1, 5) > 0), "exclude"),
-    "holes": (lambda layer, x: layer(x, mask=torch.arange(5) != torch.ones(2, 1), return_state=True), "neighb"),
+    "holes": (lambda layer, x: masked(layer, x, [[1, 0, 1, 1, 1], [1, 1, 1, 1, 1]]), "neighbours"),
     "context": (lambda layer, x: layer(x, x, return_state=True), "no context"),
-    "mask-shape": (lambda layer, x: layer(x, mask=torch.ones(2, 4) > 0, return_state=True), "(b, n) = (2, 5)"),
+    "mask-shape": (lambda layer, x: masked(layer, x, [[1, 1, 1, 1]]), "(b, n) = (2, 5)"),
     "key-heads": (lambda layer, x: make(key_heads=3), "divides num_heads=4"),
     "one-tap": (lambda layer, x: make(short_conv=1), "at least 2 taps"),
     "table-init": (lambda layer, x: make(table_init="decayed"), "did you mean decay"),
