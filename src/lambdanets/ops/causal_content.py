@@ -69,8 +69,10 @@ def causal_content(
         `summary`. After no elements log_norm is -infinity (0 for "none") and summary zero.
 
     Raises:
-        ValueError: Only one part of the state is given.
+        ValueError: There is no element, or only one part of the state is given.
     """
+    if q.shape[2] == 0:
+        raise ValueError("a sequence needs at least one element, got none")
     if (log_norm is None) != (summary is None):
         raise ValueError("log_norm and summary are one state: give both or neither")
     if has_native_content(normalize, q.device.type, q.dtype):
