@@ -9,6 +9,7 @@ initialises its parameters in `reset_parameters`.
 `global_attention`. `blocks` has the residual blocks around any of them.
 """
 
+from .attention_1d import Attention1d as Attention1d
 from .axial_attention import AxialAttention2d as AxialAttention2d
 from .global_attention import GlobalAttention2d as GlobalAttention2d
 from .lambda_layer import LambdaLayer as LambdaLayer
