@@ -16,9 +16,12 @@ from torch import nn
 from lambdanets.nn import (
     Attention1d,
     AxialAttention2d,
+    Convolution1d,
     GlobalAttention2d,
+    GRU1d,
     LambdaLayer1d,
     LambdaLayer2d,
+    LinearAttention1d,
     LinearAttention2d,
     LocalAttention2d,
 )
@@ -164,12 +167,27 @@ def _attention_1d(width: int, num_heads: int, *, causal: bool, **options: Any) -
     return Attention1d(width, num_heads=num_heads, causal=causal, **options)
 
 
+def _linear_attention_1d(width: int, num_heads: int, *, causal: bool, **options: Any) -> nn.Module:
+    return LinearAttention1d(width, num_heads=num_heads, causal=causal, **options)
+
+
+def _conv_1d(width: int, num_heads: int, *, causal: bool, **options: Any) -> nn.Module:
+    return Convolution1d(width, causal=causal, **options)
+
+
+def _gru_1d(width: int, num_heads: int, *, causal: bool, **options: Any) -> nn.Module:
+    return GRU1d(width, causal=causal, **options)
+
+
 SEQUENCE_OPERATORS: dict[str, Callable[..., nn.Module]] = {
     "lambda": _lambda_1d,
     "attention": _attention_1d,
+    "linear_attention": _linear_attention_1d,
+    "conv": _conv_1d,
+    "gru": _gru_1d,
 }
 """Constructors of the layers on sequences, called as `build(width, num_heads, causal=, **options)`.
 
 Options are those of the layer, with device and dtype of the parameters. A layer maps `[b, width, n]` to
-`[b, dim_out, n]`, where `dim_out` is an attribute of the layer.
+`[b, dim_out, n]`, where `dim_out` is an attribute of the layer. Convolutions and GRUs have no heads.
 """

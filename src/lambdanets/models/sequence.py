@@ -94,10 +94,10 @@ class SequenceBlock(nn.Module):
         self, operator: nn.Module, dim: int, dim_out: int, mlp_dim: int, dropout: float, **factory: Any
     ) -> None:
         super().__init__()
-        self.norm_operator = nn.RMSNorm(dim, **factory)
+        self.norm_operator = nn.RMSNorm(dim, eps=1e-5, **factory)
         self.operator: Any = operator
         self.projection = nn.Linear(dim_out, dim, bias=False, **factory)
-        self.norm_mlp = nn.RMSNorm(dim, **factory)
+        self.norm_mlp = nn.RMSNorm(dim, eps=1e-5, **factory)
         self.mlp = GatedMLP(dim, mlp_dim, **factory)
         self.dropout = nn.Dropout(dropout)
 
@@ -204,18 +204,19 @@ class LambdaLM(nn.Module):
             dim_out = layer.dim_out
             assert isinstance(dim_out, int)
             self.blocks.append(SequenceBlock(layer, dim, dim_out, mlp_dim, dropout, **factory))
-        self.norm = nn.RMSNorm(dim, **factory)
+        self.norm = nn.RMSNorm(dim, eps=1e-5, **factory)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialise all parameters; see the class."""
-        for module in self.modules():
-            if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # pyright: ignore[reportCallIssue]
+        for block in self._blocks():
+            block.operator.reset_parameters()
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, nn.RMSNorm):
+                module.reset_parameters()
         for block in self._blocks():
             for last in (block.projection, block.mlp.down):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * len(self.blocks)))
@@ -444,9 +445,15 @@ def sample(
 
 
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
-    # nanoGPT's setting for a laptop: 4 blocks, 4 heads, 128 channels, 0.8 million parameters.
-    "attention_lm_mini": {"operator": "attention"},
-    "lambda_lm_mini": {"operator": "lambda"},
+    # nanoGPT's setting for a laptop: 4 blocks, 4 heads, 128 channels, with 65 tokens 0.80 million parameters.
+    # The width of the MLP makes up for the parameters of the layer.
+    "lambda_lm_mini": {"operator": "lambda", "mlp_dim": 432},
+    "attention_lm_mini": {"operator": "attention", "mlp_dim": 344},
+    "linear_attention_lm_mini": {"operator": "linear_attention", "mlp_dim": 344},
+    "conv3_lm_mini": {"operator": "conv", "options": {"taps": 3}, "mlp_dim": 344},
+    "conv9_lm_mini": {"operator": "conv", "options": {"taps": 9}, "mlp_dim": 88},
+    "depthwise_lm_mini": {"operator": "conv", "options": {"taps": 23, "depthwise": True}, "mlp_dim": 464},
+    "gru_lm_mini": {"operator": "gru", "mlp_dim": 216},
 }
 """Arguments of `LambdaLM` by the name of a model."""
 
