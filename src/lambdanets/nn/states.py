@@ -7,7 +7,7 @@ detached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self, TypeVar
 
@@ -147,3 +147,49 @@ def join_states(states: Sequence[StateT]) -> StateT:
             joined[name][(slice(first, first + len(part)), *map(slice, part.shape[1:]))] = part
             first += len(part)
     return replace(states[0], **joined)
+
+
+def check_state(
+    state: SequenceState,
+    kind: type[SequenceState],
+    batch: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Check that a state is one of a layer.
+
+    Args:
+        state: The state.
+        kind: Class of the layer's states.
+        batch: Number of rows of the call.
+        shapes: Shapes of the tensors that the layer's states have, without `length`.
+        dtype: dtype of the layer.
+        device: Device of the layer.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not isinstance(state, kind):
+        raise ValueError(f"the state must be a {kind.__name__}, got {type(state).__name__}")
+    if state.batch != batch:
+        raise ValueError(
+            f"the state has {state.batch} rows and this call {batch}: a state continues the same sequences "
+            "(after cu_seqlens it has a row for each sequence; take some with state.select)"
+        )
+    tensors = state.tensors()
+    tensors.pop("length")
+    for name in shapes.keys() | tensors.keys():
+        found = None if name not in tensors else tuple(tensors[name].shape)
+        needed = shapes.get(name)
+        if found != needed:
+            raise ValueError(
+                f"the state is of another layer: its {name} is {found}, this layer needs {needed}"
+            )
+    for name, x in tensors.items():
+        expected = torch.promote_types(dtype, torch.float32) if name in kind.accumulators else dtype
+        if x.dtype != expected or x.device != device:
+            raise ValueError(
+                f"the state's {name} is {x.dtype} on {x.device}, this layer needs {expected} on {device}: "
+                "convert it with state.to(device, dtype)"
+            )
