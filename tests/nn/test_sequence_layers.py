@@ -23,6 +23,8 @@ CAUSAL: dict[str, Callable[..., SequenceLayer]] = {
     "convolution of one tap": lambda **f: Convolution1d(DIM, DIM_OUT, taps=1, **f),
     "depthwise convolution": lambda **f: Convolution1d(DIM, DIM, taps=5, depthwise=True, **f),
     "gru": lambda **f: GRU1d(DIM, DIM_OUT, **f),
+    "gated attention": lambda **f: Attention1d(DIM, DIM_OUT, num_heads=2, gate=True, **f),
+    "gated gru": lambda **f: GRU1d(DIM, DIM_OUT, gate=True, **f),
 }
 CENTRED: dict[str, Callable[..., SequenceLayer]] = {
     f"{name}, not causal": lambda build=build, **f: build(causal=False, **f) for name, build in CAUSAL.items()
@@ -42,7 +44,16 @@ def layer_named(name: str) -> SequenceLayer:
 
 def expected(layer: SequenceLayer, x: Tensor) -> Tensor:
     """The output of `[b, dim, n]` by the oracle, sequence by sequence."""
-    return torch.stack([ORACLES[type(layer)](layer, row) for row in x])
+    return torch.stack([oracle(layer, row) for row in x])
+
+
+def oracle(layer: SequenceLayer, x: Tensor) -> Tensor:
+    """The output of one sequence `[dim, n]`, `[dim_out, n]`."""
+    y = ORACLES[type(layer)](layer, x)
+    if layer.to_gate is not None:
+        gate = layer.to_gate.weight @ x
+        y = y * gate / (1 + (-gate).exp())
+    return y
 
 
 def inputs(b: int, n: int) -> Tensor:
@@ -161,7 +172,7 @@ def test_padding_has_no_effect(name: str, runs: list[tuple[int, int]]) -> None:
     y = layer(x, mask=mask)
     for row, (begin, stop) in enumerate(runs):
         if begin < stop:
-            assert_close(y[row, :, begin:stop], ORACLES[type(layer)](layer, x[row, :, begin:stop]))
+            assert_close(y[row, :, begin:stop], oracle(layer, x[row, :, begin:stop]))
     assert y.mT[~mask].count_nonzero() == 0
     (gradient,) = torch.autograd.grad(y.square().sum(), x)
     assert gradient.isfinite().all()
@@ -195,7 +206,7 @@ def test_padding_leaves_the_state_as_it_is(name: str, grad: bool) -> None:
     for row in range(3):
         whole = torch.cat(seen[row], 1)
         assert state.length[row] == whole.shape[1]
-        assert_close(torch.cat(outputs[row], 1), ORACLES[type(layer)](layer, whole))
+        assert_close(torch.cat(outputs[row], 1), oracle(layer, whole))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -203,7 +214,7 @@ def test_packed_sequences_do_not_see_each_other(name: str) -> None:
     layer, x = layer_named(name), inputs(1, 17)
     bounds = [0, 4, 5, 5, 15, 17]
     parts = [x[0, :, begin:stop] for begin, stop in pairwise(bounds)]
-    exact = torch.cat([ORACLES[type(layer)](layer, part) for part in parts if part.shape[1]], 1)
+    exact = torch.cat([oracle(layer, part) for part in parts if part.shape[1]], 1)
     assert_close(layer(x, cu_seqlens=torch.tensor(bounds))[0], exact)
     assert_close(layer(x, cu_seqlens=torch.tensor(bounds, dtype=torch.int32))[0], exact)
 
@@ -217,7 +228,7 @@ def test_the_state_after_packed_sequences_has_a_row_for_each(name: str) -> None:
     y, _ = layer(more, state, return_state=True)
     for row, (begin, stop) in enumerate([(0, 5), (5, 5), (5, 12)]):
         whole = torch.cat([x[0, :, begin:stop], more[row]], 1)
-        assert_close(y[row], ORACLES[type(layer)](layer, whole)[:, stop - begin :])
+        assert_close(y[row], oracle(layer, whole)[:, stop - begin :])
     packed = torch.cat(list(more), 1)[None]
     y_packed = layer(packed, state, cu_seqlens=torch.tensor([0, 4, 8, 12]))
     assert_close(y_packed[0], torch.cat(list(y), 1))
@@ -363,18 +374,20 @@ def test_arguments_that_are_refused() -> None:
         "state.keys is of shape .* the state is of another layer": lambda: Attention1d(DIM, 16).step(
             x[:, :, 0], state
         ),
-        "give mask or cu_seqlens, not both": lambda: layer(
+        "cu_seqlens and mask exclude each other": lambda: layer(
             x, mask=torch.ones(2, 5, dtype=torch.bool), cu_seqlens=torch.tensor([0, 5])
         ),
-        "mask hides elements between visible ones in row 1": lambda: layer(
+        "the mask has padding between them": lambda: layer(
             x, mask=torch.tensor([[True] * 5, [True, False, True, True, True]])
         ),
         r"mask must be a bool tensor of shape \(b, n\) = \(2, 5\)": lambda: layer(x, mask=torch.ones(2, 5)),
-        "cu_seqlens needs sequences packed into one row": lambda: layer(x, cu_seqlens=torch.tensor([0, 5])),
-        r"cu_seqlens must rise from 0 to n = 5, got \[0, 4\]": lambda: layer(
+        "cu_seqlens divides one row into sequences, but x has 2 rows": lambda: layer(
+            x, cu_seqlens=torch.tensor([0, 5])
+        ),
+        "cu_seqlens must lead from 0 to n=5, got 0 to 4": lambda: layer(
             x[:1], cu_seqlens=torch.tensor([0, 4])
         ),
-        r"cu_seqlens must rise from 0 to n = 5, got \[0, 3, 2, 5\]": lambda: layer(
+        "cu_seqlens must not decrease, but 2 follows 3": lambda: layer(
             x[:1], cu_seqlens=torch.tensor([0, 3, 2, 5])
         ),
         "cu_seqlens must be a tensor of integers": lambda: layer(x[:1], cu_seqlens=torch.tensor([0.0, 5.0])),
@@ -404,6 +417,7 @@ def test_arguments_that_are_refused() -> None:
         "convolution": 6 * 8 * 4,
         "depthwise convolution": 6 * 5,
         "gru": 3 * 8 * (6 + 8 + 2),
+        "gated attention": 4 * 6 * 8,
     }.items(),
 )
 def test_the_number_of_parameters(name: str, count: int) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lambdanets.nn import LambdaLayer1d
 from lambdanets.nn.states import Rows, SequenceState
 from lambdanets.utils.text import did_you_mean
 
@@ -105,14 +106,8 @@ class SequenceBlock(nn.Module):
         self, x: Tensor, state: SequenceState | None, return_state: bool, **hidden: Tensor | None
     ) -> tuple[Tensor, SequenceState | None]:
         """Return the output `[b, n, dim]` and, if asked for, the state after `x` `[b, n, dim]`."""
-        normalised = self.norm_operator(x).mT
-        # Without a state in either direction, layers that have none can be used.
-        if return_state:
-            y, after = self.operator(normalised, state, True, **hidden)
-        elif state is None and all(value is None for value in hidden.values()):
-            y, after = self.operator(normalised), None
-        else:
-            y, after = self.operator(normalised, state, **hidden), None
+        y = self.operator(self.norm_operator(x).mT, state=state, return_state=return_state, **hidden)
+        y, after = y if return_state else (y, None)
         return self._residuals(x, y.mT), after
 
     def step(self, x: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
@@ -215,6 +210,8 @@ class LambdaLM(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, LambdaLayer1d) and module.positions is not None:
+                nn.init.normal_(module.positions, std=0.02)
             elif isinstance(module, nn.RMSNorm):
                 module.reset_parameters()
         for block in self._blocks():

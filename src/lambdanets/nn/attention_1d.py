@@ -172,6 +172,7 @@ class Attention1d(SequenceLayer):
         dim_out: Channels of the output, a multiple of 2 * `num_heads`; `dim` by default.
         num_heads: Heads.
         causal: Whether each position sees only itself and earlier positions.
+        gate: Whether the output is multiplied by the SiLU of a projection of the input.
         window: Positions that a query sees: itself and the `window - 1` before it, or with `causal=False`,
             where it must be odd, as many on either side. All positions by default.
         base: Base of the rotary angles.
@@ -204,12 +205,15 @@ class Attention1d(SequenceLayer):
         *,
         num_heads: int = 4,
         causal: bool = True,
+        gate: bool = False,
         window: int | None = None,
         base: float = 10_000.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, dim_out, num_heads=num_heads, causal=causal)
+        super().__init__(
+            dim, dim_out, num_heads=num_heads, causal=causal, gate=gate, device=device, dtype=dtype
+        )
         if self.dim_head % 2:
             raise ValueError(
                 f"rotary positions need an even depth of the heads, got dim_out / num_heads = {self.dim_head}"
@@ -223,10 +227,6 @@ class Attention1d(SequenceLayer):
         self.projection = nn.Linear(dim, 3 * self.dim_out, bias=False, device=device, dtype=dtype)
         self._rotations: tuple[int, Tensor] | None = None
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Initialise with standard deviation dim^-1/2, so that projections have the variance of the input."""
-        nn.init.normal_(self.projection.weight, std=self.dim**-0.5)
 
     def _state_shapes(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         heads = (self.num_heads, -1, self.dim_head)

@@ -36,6 +36,7 @@ class Convolution1d(SequenceLayer):
             `causal=False` `taps // 2` before it and the others after it.
         depthwise: Whether each channel is convolved separately, which needs `dim_out = dim`.
         causal: Whether each position sees only itself and earlier positions.
+        gate: Whether the output is multiplied by the SiLU of a projection of the input.
         device: Device of the parameters.
         dtype: dtype of the parameters.
 
@@ -60,10 +61,11 @@ class Convolution1d(SequenceLayer):
         taps: int = 3,
         depthwise: bool = False,
         causal: bool = True,
+        gate: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, dim_out, causal=causal)
+        super().__init__(dim, dim_out, causal=causal, gate=gate, device=device, dtype=dtype)
         if taps < 1:
             raise ValueError(f"taps must be at least 1, got {taps}")
         if depthwise and self.dim_out != dim:
@@ -75,6 +77,7 @@ class Convolution1d(SequenceLayer):
 
     def reset_parameters(self) -> None:
         """Initialise with standard deviation fan_in^-1/2, so that outputs have the variance of the input."""
+        super().reset_parameters()
         nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
 
     def _state_shapes(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
