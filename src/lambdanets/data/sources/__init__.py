@@ -17,6 +17,7 @@ from ..config import DataConfig
 from ..errors import DataError
 from ..streams.hfids import HfidsSource
 from ..streams.wds import WdsSource
+from ..text.source import TextSource
 from .digits import DigitsSource
 from .folder import FolderSource, digests, relative
 from .protocol import ImageSplits, IndexedSource, Source
@@ -29,6 +30,7 @@ SOURCES: dict[str, type[Source]] = {
     "folder:": FolderSource,
     "tar:": TarSource,
     "coco:": CocoSource,
+    "text:": TextSource,
     "torch/": TorchSource,
     "hfds/": HfdsSource,
     "hfids/": HfidsSource,
@@ -71,7 +73,7 @@ def get_source(text: str) -> Source:
 
 def source_forms() -> str:
     """Return the forms of all sources for classifiers, such as 'folder:PATH', joined for an error message."""
-    *forms, last = (repr(source.form) for source in SOURCES.values() if source is not CocoSource)
+    *forms, last = (repr(source.form) for source in SOURCES.values() if source.labelled_images)
     return f"{', '.join(forms)} or {last}"
 
 
