@@ -2,16 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro import conf
 
 from lambdanets.cli.console import draw, draw_classes, print_files, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import check_outputs, refuse, resolved_location, shown, write_json
+from lambdanets.cli.options import check_outputs, engine_changes, resolved_location, shown, write_json
+from lambdanets.cli.tasks import run_verb
 from lambdanets.data import DataConfig
 from lambdanets.train import load_run
-from lambdanets.train.config import stored_task
 
 if TYPE_CHECKING:
     from lambdanets.evaluate.measurement import Evaluation
@@ -98,31 +98,34 @@ def run(
     if rank_and_world_size()[1] > 1:
         raise UsageError("eval measures in one process: start it without torchrun or srun.")
     check_outputs({"--per-class": per_class, "--csv": csv, "--json": json})
-    engine_changes: dict[str, Any] = {} if precision is None else {"precision": precision}
-    if memory_format is not None:
-        engine_changes["channels_last"] = memory_format == "channels-last"
-    if stored_task(Path(what)) == "detection":
-        given = {"--as": as_, "--real": real, "--checkpoint": checkpoint, "--accelerate": accelerate}
-        refuse(given | {"--crop": crop, "--csv": csv}, "a classifier", Path(what))
-        from lambdanets.cli.detecting import evaluate_run
+    return run_verb(
+        "eval", what, data=data, images=images, as_=as_, real=real, checkpoint=checkpoint, weights=weights,
+        accelerate=accelerate, size=size, crop=crop, batch_size=batch_size, workers=workers,
+        precision=precision, memory_format=memory_format, max_detections=max_detections, tile=tile,
+        per_class=per_class, csv=csv, json=json, results=results,
+    )  # fmt: skip
 
-        return evaluate_run(
-            Path(what),
-            data=data,
-            images=images,
-            weights=weights,
-            size=size,
-            batch_size=batch_size,
-            workers=workers,
-            engine_changes=engine_changes,
-            max_detections=max_detections,
-            tile=tile or "auto",
-            per_class=per_class,
-            json=json,
-            results=results,
-        )
-    given = {"--images": images, "--max-detections": max_detections, "--tile": tile, "--results": results}
-    refuse(given, "a detector", Path(what))
+
+def evaluate_classifier(
+    what: str,
+    *,
+    data: str | None,
+    as_: str | None,
+    real: str | None,
+    checkpoint: str | None,
+    weights: Literal["best", "last"],
+    accelerate: bool,
+    size: int | None,
+    crop: float | None,
+    batch_size: int | None,
+    workers: int | None,
+    precision: str | None,
+    memory_format: str | None,
+    per_class: Path | None,
+    csv: Path | None,
+    json: Path | None,
+) -> int:
+    """Measure a classifier; the arguments are those of `lambdanets eval`."""
     if as_ is not None and data is None:
         raise UsageError("--as describes the images of --data: name them with --data folder:PATH.")
     if real is not None and as_ not in (None, "imagenet"):
@@ -146,7 +149,7 @@ def run(
         target = replace(target, data=form)
         if size is not None:
             target = target.at_size(size)
-    target = replace(target, engine=replace(target.engine, **engine_changes))
+    target = replace(target, engine=replace(target.engine, **engine_changes(precision, memory_format)))
     if accelerate:
         from lambdanets import models
 

@@ -8,10 +8,10 @@ from tyro import conf
 
 from lambdanets.cli.console import draw, exit_code_of_images, print_files, stderr, stdout, table
 from lambdanets.cli.errors import UsageError
-from lambdanets.cli.options import check_outputs, refuse, shown, write_json
+from lambdanets.cli.options import check_outputs, shown, write_json
+from lambdanets.cli.tasks import run_verb
 from lambdanets.evaluate.prediction import Prediction, predict, predict_samples
 from lambdanets.train import Run, load_run
-from lambdanets.train.config import stored_task
 
 
 def run(
@@ -69,23 +69,26 @@ def run(
             f"{run} is a model, and predict takes the folder of a run: train it on images of your classes "
             f"first, with lambdanets train folder --model {run} --data folder:PATH."
         )
-    if stored_task(run) == "detection":
-        refuse({"--top": top, "--batch-size": batch_size}, "a classifier", run)
-        from lambdanets.cli.detecting import predict_run
+    return run_verb(
+        "predict", run, paths, samples=samples, top=top, threshold=threshold, tile=tile, out=out, json=json,
+        weights=weights, batch_size=batch_size, max_pixels=max_pixels, strict=strict,
+    )  # fmt: skip
 
-        return predict_run(
-            run,
-            paths,
-            samples=samples,
-            threshold=0.5 if threshold is None else threshold,
-            tile=tile or "auto",
-            max_pixels=max_pixels,
-            out=out,
-            json=json,
-            weights=weights,
-            strict=strict,
-        )
-    refuse({"--threshold": threshold, "--tile": tile}, "a detector", run)
+
+def predict_labels(
+    run: Path,
+    paths: tuple[Path, ...],
+    *,
+    samples: int | None,
+    top: int | None,
+    out: Path | None,
+    json: Path | None,
+    weights: Literal["best", "last"],
+    batch_size: int | None,
+    max_pixels: int | None,
+    strict: bool,
+) -> int:
+    """Label images with a classifier; the arguments are those of `lambdanets predict`."""
     sheet = out or run / "predictions.png"
     if sheet.suffix.lower() != ".png":
         raise UsageError(f"--out is a PNG image, whose name ends in .png; got {str(sheet)!r}.")

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
@@ -13,13 +12,11 @@ from tyro import conf
 
 from lambdanets.cli.errors import UsageError, as_usage_error, check_name, usage
 from lambdanets.cli.options import shown
-from lambdanets.data.sources import find_source
-from lambdanets.data.sources.protocol import StreamedSource
-from lambdanets.detection import DetectionConfig
+from lambdanets.cli.tasks import TASKS, task_of
 from lambdanets.models.weights import weights_for
 from lambdanets.recipes import get_recipe, list_recipes
-from lambdanets.train import RunConfig, load_config, override
-from lambdanets.train.config import stored_task
+from lambdanets.train import load_config, override
+from lambdanets.train.config import BaseConfig
 from lambdanets.train.optim import create_optimizer
 from lambdanets.utils.text import printable_lines
 
@@ -85,7 +82,7 @@ def run(
 
     from lightning.pytorch.utilities import rank_zero_only
 
-    train = _train(config, resume)
+    train = (task_of(resume) if config is None else TASKS[config.TASK]).train_function()
     try:
         result = train(config, run_dir=directory, resume=resume is not None)
     except KeyboardInterrupt:
@@ -102,51 +99,33 @@ def run(
 
 
 def next_step(run: Path) -> str:
-    """Return the command that shows results of a run; samples cannot be selected from a stream."""
-    name = quote(str(run))
-    if isinstance(find_source(_stored(run, None).data.source), StreamedSource):
-        return f"lambdanets eval {name}"
-    return f"lambdanets predict {name} --samples 20"
+    """Return the command that shows results of a run."""
+    return f"lambdanets {task_of(run).next_step(quote(str(run)), _stored(run, None))}"
 
 
-def _train(config: RunConfig | DetectionConfig | None, run: Path | None) -> Callable[..., Any]:
-    """Return the training function for a configuration, or for the one in the folder of a run."""
-    task = config.TASK if config is not None else stored_task(run) if run is not None else None
-    if task == DetectionConfig.TASK:
-        from lambdanets.detection import train
-    else:
-        from lambdanets.train import train
-    return train
-
-
-def _stored(run: Path, recipe: str | None) -> RunConfig | DetectionConfig:
-    kind = DetectionConfig if stored_task(run) == DetectionConfig.TASK else RunConfig
-    config = load_config(run / "config.json", kind)
+def _stored(run: Path, recipe: str | None) -> BaseConfig:
+    config = load_config(run / "config.json", task_of(run).config_class())
     if recipe is not None and recipe != config.recipe:
         raise UsageError(f"{run} is a run of the recipe {config.recipe!r}, not of {recipe!r}.")
     return config
 
 
-def _check_parts(config: RunConfig | DetectionConfig, *, starts: bool) -> None:
+def _check_parts(config: BaseConfig, *, starts: bool) -> None:
     """Build and run network and optimiser on the meta device, and check the initial weights of a new run.
 
-    A wrong name, option, size or file of weights is then reported before the images are read.
+    A wrong name, option, size or file of weights is then reported before the data are read.
     """
     name = config.model.name
     with torch.device("meta"):
         with as_usage_error(f"model.options do not fit {name!r}"):
             network: Any = config.network(2, loads_weights=True)
-        if isinstance(config, RunConfig):
-            channels, size = config.data.in_chans, config.data.image_size
-            with (
-                as_usage_error(f"{name!r} cannot take images of {channels} x {size} x {size}"),
-                torch.no_grad(),
-            ):
-                network.eval()(torch.empty(1, channels, size, size))
+        if (example := config.example_input()) is not None:
+            inputs, tensor = example
+            with as_usage_error(f"{name!r} cannot take {inputs}"), torch.no_grad():
+                network.eval()(tensor)
         create_optimizer(network, config.optimizer)
     if starts and config.model.weights is not None:
-        trunk = network if isinstance(config, RunConfig) else network.backbone.body
-        weights_for(trunk, config.model.weights, head="replace")
+        weights_for(config.pretrained_part(network), config.model.weights, head="replace")
 
 
 def _new_directory(recipe: str) -> Path:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.data import DataConfig
@@ -169,7 +170,7 @@ class BaseConfig:
     `data.without_paths()`, and on `resolved()` of both, which makes their paths absolute.
     """
 
-    TASK = ""  # "classification" or "detection": the entry `task` of config.json
+    TASK = ""  # such as "classification": the entry `task` of config.json
 
     recipe: str
     model: Any
@@ -199,6 +200,18 @@ class BaseConfig:
         """Return a copy with another model; the options of the present one are dropped."""
         raise NotImplementedError
 
+    def example_input(self) -> tuple[str, Tensor] | None:
+        """Return an uninitialised input of the network, to check that the network takes data of this size.
+
+        Returns:
+            A description such as "images of 3 x 32 x 32", and the tensor; None where any size is taken.
+        """
+        return None
+
+    def pretrained_part(self, network: nn.Module) -> nn.Module:
+        """Return the module of a network into which `model.weights` is loaded."""
+        return network
+
     def load_initial_weights(self, network: nn.Module) -> str:
         """Load `model.weights` into a network, and return a sentence that describes them.
 
@@ -226,6 +239,10 @@ class RunConfig(BaseConfig):
         network = create_model(self.model.name, **options)
         set_batch_norm_momentum(network, self.model.bn_momentum)
         return network
+
+    def example_input(self) -> tuple[str, Tensor]:
+        channels, size = self.data.in_chans, self.data.image_size
+        return f"images of {channels} x {size} x {size}", torch.empty(1, channels, size, size)
 
     def with_model(self, name: str) -> Self:
         """Return a copy with another model and none of the model options."""
@@ -285,7 +302,7 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
 
 
 def stored_task(folder: Path) -> str | None:
-    """Return the task of the run in a folder, "classification" or "detection"; None if it cannot be read."""
+    """Return the task of the run in a folder, such as "detection"; None if it cannot be read."""
     try:
         return _task(parse_json((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
