@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from ..randomness import keys
 from .config import AudioDataConfig
 from .features import Augmentation, Features, middle, pad, part_length
-from .recordings import read_recording
+from .recordings import duration, read_recording
 
 AudioBatch = tuple[tuple[Tensor, Tensor], Tensor]
 """Features `[b, c, n]` and their mask `[b, n]`; class indices `[b]`."""
@@ -30,7 +30,6 @@ class AudioSet(Dataset):
 
     Attributes:
         cached: the features of all recordings, float32 of shape [c, n_i] each, if they are in memory.
-        lengths: the length n_i of each, once all recordings were read; else None.
         skipped: one sentence for each recording that was left out.
     """
 
@@ -52,7 +51,6 @@ class AudioSet(Dataset):
         self.augmentation = Augmentation(config) if augments else None
         self.part = part_length(config)
         self.cached: list[Tensor] | None = None
-        self.lengths: np.ndarray | None = None
         self.skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -109,6 +107,14 @@ class AudioSet(Dataset):
         (features, _), targets = self.batch([index])
         return features[0], int(targets[0])
 
+    def durations(self) -> np.ndarray:
+        """Return the length of each recording in seconds, from the headers of the files, of shape [n].
+
+        Raises:
+            DataError: a file cannot be opened as a recording.
+        """
+        return np.array([duration(path) for path in self.paths])
+
     def leave_out(self, bad: dict[int, str]) -> list[str]:
         """Remove samples permanently; the indices of the samples behind them become lower.
 
@@ -124,7 +130,5 @@ class AudioSet(Dataset):
         self.targets = self.targets[rest]
         if self.cached is not None:
             self.cached = [self.cached[index] for index in rest]
-        if self.lengths is not None:
-            self.lengths = self.lengths[rest]
         self.skipped = (*self.skipped, *(bad[index] for index in sorted(bad)))
         return [self.classes[target] for target in emptied]

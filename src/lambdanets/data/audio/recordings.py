@@ -72,6 +72,16 @@ def sample_rate(path: str | os.PathLike[str]) -> int:
         return file.samplerate
 
 
+def duration(path: str | os.PathLike[str]) -> float:
+    """Return the length of a recording in seconds, from its header.
+
+    Raises:
+        DataError: the file cannot be opened as a recording.
+    """
+    with _opened(path) as file:
+        return file.frames / file.samplerate
+
+
 def _decode(file: Any, path: str | os.PathLike[str], max_seconds: float) -> np.ndarray:
     """Return the samples of an open file, float32 of shape [n, channels]."""
     frames, rate = file.frames, file.samplerate

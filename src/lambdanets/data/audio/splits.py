@@ -14,7 +14,7 @@ import numpy as np
 
 from lambdanets.utils.progress import MANY, Progress, progress_bar
 
-from ..check import MEMORY_LIMIT, run_in_threads
+from ..check import MEMORY_LIMIT, SIZE_SAMPLES, run_in_threads
 from ..errors import DataError, SourceWarning, listing
 from ..sources.folder import Sample, folder_fingerprint, read_folder, warn_without_validation
 from .audio_set import AudioSet
@@ -163,38 +163,42 @@ def _make_set(
 
 
 def _check_or_cache(sides: dict[str, AudioSet], config: AudioDataConfig, progress: Progress | None) -> None:
-    """Read the recordings of all sides and keep their features if they are small; refuse or skip bad ones."""
-    if not config.check and config.cache is not True:
+    """Read the recordings of all sides, and keep their features if that is small; refuse or skip bad ones."""
+    cache = config.cache
+    if cache == "auto":
+        cache = config.check and sum(map(_cache_bytes, sides.values())) < MEMORY_LIMIT
+    if not cache and not config.check:
         return
     total = sum(map(len, sides.values()))
-    limit = {True: float("inf"), False: 0, "auto": MEMORY_LIMIT}[config.cache]
-    bar = nullcontext(progress) if progress else progress_bar("Reading recordings", total, least=MANY)
     bad: dict[str, dict[int, str]] = {}
-    # The bytes of the features are known only once they are computed: beyond the limit they are dropped.
-    features: dict[str, list] = {name: [None] * len(side) for name, side in sides.items()}
-    held = 0
+    bar = nullcontext(progress) if progress else progress_bar("Reading recordings", total, least=MANY)
     with bar as report:
         before = 0
         for name, side in sides.items():
-            lengths = np.zeros(len(side), np.int64)
+            features: list = [None] * len(side)
 
-            def read(index: int, name: str = name, side: AudioSet = side, lengths: np.ndarray = lengths) -> None:
-                nonlocal held
+            def read(index: int, side: AudioSet = side, features: list = features) -> None:
                 found = side.read(index)
-                lengths[index] = found.shape[1]
-                held += found.nbytes
-                if held <= limit:
-                    features[name][index] = found
+                if cache:
+                    features[index] = found
 
             bad[name] = run_in_threads(
                 read, len(side), lambda done, before=before: report(before + done, total)
             )
-            side.lengths = lengths
+            side.cached = features if cache else None
             before += len(side)
-    if held <= limit:
-        for name, side in sides.items():
-            side.cached = features[name]
     _report(sides, bad, total, config)
+
+
+def _cache_bytes(side: AudioSet) -> int:
+    """Return the bytes of the features of a side, estimated from a sample of its recordings."""
+    sizes = []
+    for index in range(0, len(side), max(1, len(side) // SIZE_SAMPLES)):
+        try:
+            sizes.append(side.read(index).nbytes)
+        except DataError:
+            continue  # the check reports the same error
+    return len(side) * int(np.mean(sizes)) if sizes else 0
 
 
 def _report(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..audio.source import AudioSource
 from ..coco.source import CocoSource
 from ..config import DataConfig
 from ..errors import DataError
@@ -29,11 +30,13 @@ SOURCES: dict[str, type[Source]] = {
     "folder:": FolderSource,
     "tar:": TarSource,
     "coco:": CocoSource,
+    "audio:": AudioSource,
     "torch/": TorchSource,
     "hfds/": HfdsSource,
     "hfids/": HfidsSource,
     "wds/": WdsSource,
 }
+OTHER_TASKS = (CocoSource, AudioSource)  # sources with a configuration of their own
 REMOVED = {  # kinds of earlier versions -> advice in the error message
     "tfds/": "TensorFlow Datasets are not read any more: use the same data set as torch/NAME:PATH, hfds/NAME "
     "or hfids/NAME, or save its images to class folders and use folder:PATH",
@@ -71,7 +74,7 @@ def get_source(text: str) -> Source:
 
 def source_forms() -> str:
     """Return the forms of all sources for classifiers, such as 'folder:PATH', joined for an error message."""
-    *forms, last = (repr(source.form) for source in SOURCES.values() if source is not CocoSource)
+    *forms, last = (repr(source.form) for source in SOURCES.values() if source not in OTHER_TASKS)
     return f"{', '.join(forms)} or {last}"
 
 
