@@ -81,12 +81,12 @@ class EngineConfig:
     """Length of the run, devices and precision, and how often the run is saved.
 
     Args:
-        epochs: Passes over the training images.
+        epochs: Passes over the training data.
         precision: Precision in Lightning's notation.
         devices, num_nodes, accelerator, strategy: Passed to Lightning; where torchrun or SLURM launched the
             processes, their numbers replace `devices` and `num_nodes`.
         accumulate: Batches per optimiser step.
-        global_batch: Images of an optimiser step over all devices, reached by gradient accumulation; None
+        global_batch: Samples of an optimiser step over all devices, reached by gradient accumulation; None
             means `data.batch_size` times the number of devices times `accumulate`.
         ema: Decay of an exponential moving average (EMA) of the weights; None keeps no average. After t steps
             the decay is min(ema, (1 + t) / (10 + t)). Weights and average are both validated, and the best
@@ -162,14 +162,36 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wording:
+    """The nouns of a task in messages, summaries and names of columns.
+
+    Attributes:
+        sample: A sample, of which `data.batch_size` are in a batch.
+        samples: Its plural.
+        unit: Plural of the elements in which the speed is measured, and over which metrics are means.
+        classes: An output of the network, in the singular and in the plural.
+        size: Field of `data` with the size of a sample.
+        changed: The clause for data that are not those with which a run began.
+    """
+
+    sample: str = "image"
+    samples: str = "images"
+    unit: str = "images"
+    classes: tuple[str, str] = ("class", "classes")
+    size: str = "image_size"
+    changed: str = "images were added, removed, renamed or moved"
+
+
+@dataclass(frozen=True, kw_only=True)
 class BaseConfig:
     """All settings of a run, without those of one task.
 
     A task's subclass narrows the types of `model` and `data`. The engine relies on `model.name`,
-    `model.weights`, `data.source`, `data.image_size`, `data.batch_size`, `data.workers`,
-    `data.without_paths()`, and on `resolved()` of both, which makes their paths absolute.
+    `model.weights`, `data.source`, `data.batch_size`, `data.workers`, `data.without_paths()`, the field that
+    `WORDING.size` names, and on `resolved()` of both, which makes their paths absolute.
     """
 
+    WORDING = Wording()
     TASK = ""  # such as "classification": the entry `task` of config.json
 
     recipe: str
@@ -207,6 +229,11 @@ class BaseConfig:
             A description such as "images of 3 x 32 x 32", and the tensor; None where any size is taken.
         """
         return None
+
+    def describe_batch(self) -> str:
+        """Return the size of a batch, to explain that it needs too much memory."""
+        size = self.data.image_size
+        return f"data.batch_size={self.data.batch_size} images of {size}x{size}"
 
     def pretrained_part(self, network: nn.Module) -> nn.Module:
         """Return the module of a network into which `model.weights` is loaded."""

@@ -1,0 +1,133 @@
+"""States of causal sequence layers: what a layer has to know of the elements before a position.
+
+A state is a value: a layer returns a new one and changes none. Its tensors have the batch as their first
+axis, and take part in autograd, so that gradients pass from one call to the one before unless the state is
+detached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+Rows = int | slice | Sequence[int] | Sequence[bool] | Tensor
+"""Rows of a batch: one, a slice, several by number, or a bool for each row."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SequenceState:
+    """Base of the states; a subclass adds fields that are tensors `[b, ...]`, None where a layer has none.
+
+    Attributes:
+        length: Elements before the next position, int64 `[b]`.
+    """
+
+    initial_values: ClassVar[dict[str, float]] = {}
+    """Value of a field before the first element, where it is not 0."""
+    accumulators: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are float32 at least, whatever the dtype of the layer is."""
+
+    length: Tensor
+
+    @property
+    def batch(self) -> int:
+        """Number of rows."""
+        return self.length.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(x.numel() * x.element_size() for x in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by the names of their fields, without those that are None."""
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: x for name, x in named if x is not None}
+
+    def _map(self, function: Callable[[str, Tensor], Tensor]) -> Self:
+        """Return a state whose tensors are the results of a function of their names and tensors."""
+        return replace(self, **{name: function(name, x) for name, x in self.tensors().items()})
+
+    def detach(self) -> Self:
+        """Return the state without its history in autograd: gradients stop here."""
+        return self._map(lambda _, x: x.detach())
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Return the state on a device and for layers of a dtype; accumulators stay float32 at least.
+
+        Args:
+            device: The device; None keeps it. A dtype alone may be given in its place, as in `Tensor.to`.
+            dtype: The dtype of the layer; None keeps it.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+
+        def convert(name: str, x: Tensor) -> Tensor:
+            wanted = dtype if x.is_floating_point() else None
+            if wanted is not None and name in self.accumulators:
+                wanted = torch.promote_types(wanted, torch.float32)
+            return x.to(device=device, dtype=wanted)
+
+        return self._map(convert)
+
+    def select(self, rows: Rows) -> Self:
+        """Return the state of some rows, in the given order; a row may occur several times, as in a beam."""
+        index = self._index(rows)
+        return self._map(lambda _, x: x[index])
+
+    def reset(self, rows: Rows = slice(None)) -> Self:
+        """Return the state with some rows, by default all, as before their first element."""
+        index = self._index(rows)
+        chosen = torch.zeros(self.batch, dtype=torch.bool, device=self.length.device)
+        chosen[index] = True
+
+        def clear(name: str, x: Tensor) -> Tensor:
+            mask = chosen.view(-1, *[1] * (x.ndim - 1))
+            return x.masked_fill(mask, self.initial_values.get(name, 0))
+
+        return self._map(clear)
+
+    def _index(self, rows: Rows) -> Tensor | slice:
+        """Return rows as an index of the first axis that keeps the axis."""
+        if isinstance(rows, slice):
+            return rows
+        given = torch.as_tensor(rows, device=self.length.device)
+        if given.dtype == torch.bool and given.shape != (self.batch,):
+            raise ValueError(
+                f"rows as booleans need one for each of the {self.batch} rows, got shape {tuple(given.shape)}"
+            )
+        if given.numel() == 0:
+            given = given.long()
+        elif given.dtype != torch.bool and (given.is_floating_point() or given.ndim > 1):
+            raise ValueError(f"rows must be an int, a slice, or a list of ints or booleans, got {rows!r}")
+        return given.view(1) if given.ndim == 0 else given
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LambdaState(SequenceState):
+    """State of a causal lambda layer, of a size that does not grow with the sequence.
+
+    Letters: b batch, g sets of keys (`key_heads`), k depth of keys, v depth of values, u intra-depth, r scope,
+    d dilation.
+
+    Attributes:
+        log_norm: Logarithm of the divisor of the content lambda `[b, g, k, u]`, -infinity before the first
+            element: for a softmax log sum exp(keys). None without a content part or a normalisation.
+        summary: The content lambda after the last element `[b, g, k, v, u]`, before its sum over u; None
+            without a content part.
+        values: The last values `[b, (r - 1) d, v, u]`, zeros before the first element; None without
+            positions.
+        inputs: The last inputs of the short convolution `[b, taps - 1, channels]`; None without one.
+    """
+
+    initial_values: ClassVar[dict[str, float]] = {"log_norm": -torch.inf}
+    accumulators: ClassVar[frozenset[str]] = frozenset({"log_norm", "summary"})
+
+    log_norm: Tensor | None = None
+    summary: Tensor | None = None
+    values: Tensor | None = None
+    inputs: Tensor | None = None
