@@ -29,15 +29,20 @@ def global_entry(from_cell: Grid, to_cell: Grid, grid: Grid) -> Grid:
     return tuple(t - f + g - 1 for f, t, g in zip(from_cell, to_cell, grid, strict=True))
 
 
-def local_entry(from_cell: Grid, to_cell: Grid, scope: Grid, dilation: Grid) -> Grid | None:
-    """Where a local table keeps it: at offset / dilation + scope // 2; None where it has no entry."""
+def local_entry(from_cell: Grid, to_cell: Grid, scope: Grid, dilation: Grid, centre: Grid) -> Grid | None:
+    """Where a local table keeps it: at offset / dilation + centre; None where it has no entry."""
     entry = []
-    for f, t, r, d in zip(from_cell, to_cell, scope, dilation, strict=True):
+    for f, t, r, d, c in zip(from_cell, to_cell, scope, dilation, centre, strict=True):
         taps, between = divmod(t - f, d)
-        if between or not 0 <= taps + r // 2 < r:
+        if between or not 0 <= taps + c < r:
             return None
-        entry.append(taps + r // 2)
+        entry.append(taps + c)
     return tuple(entry)
+
+
+def usual_centre(scope: Grid, causal: bool) -> Grid:
+    """The entry of offset 0: in the middle, and at the end where a query sees nothing after itself."""
+    return tuple(r - 1 if causal else r // 2 for r in scope)
 
 
 def lambda_layer_loops(
@@ -50,6 +55,7 @@ def lambda_layer_loops(
     context_grid: Grid | None = None,
     scope: Grid | None = None,
     dilation: Grid | None = None,
+    centre: Grid | None = None,
     dense: bool = False,
     causal: bool = False,
     visible: Tensor | None = None,
@@ -84,7 +90,8 @@ def lambda_layer_loops(
         if scope is None:
             entry = global_entry(from_cell, to_cell, grid)
         else:
-            entry = local_entry(from_cell, to_cell, scope, dilation or (1,) * len(scope))
+            step, zero = dilation or (1,) * len(scope), centre or usual_centre(scope, causal)
+            entry = local_entry(from_cell, to_cell, scope, step, zero)
         return None if entry is None else table[entry].tolist()
 
     y = torch.zeros(num_batch, num_heads, num_inputs, dim_v, dtype=torch.float64)
@@ -121,6 +128,7 @@ def dense_embeddings(
     context_grid: Grid | None = None,
     scope: Grid | None = None,
     dilation: Grid | None = None,
+    centre: Grid | None = None,
 ) -> Tensor:
     """The relative table `e` written out as E (n, m, k, u), zero outside the scope; differentiable in `e`."""
     context_grid = context_grid or grid
@@ -132,7 +140,8 @@ def dense_embeddings(
             entry = [global_entry((f,), (t,), (grid[axis],)) for f, t in pairs]
         else:
             step = 1 if dilation is None else dilation[axis]
-            entry = [local_entry((f,), (t,), (scope[axis],), (step,)) for f, t in pairs]
+            zero = (centre or usual_centre(scope, False))[axis]
+            entry = [local_entry((f,), (t,), (scope[axis],), (step,), (zero,)) for f, t in pairs]
         shape = [1] * (2 * axes)
         shape[axis], shape[axes + axis] = grid[axis], context_grid[axis]
         found = found & torch.tensor([x is not None for x in entry]).view(shape)
@@ -152,6 +161,7 @@ def lambda_layer_einsum(
     context_grid: Grid | None = None,
     scope: Grid | None = None,
     dilation: Grid | None = None,
+    centre: Grid | None = None,
     dense: bool = False,
     causal: bool = False,
     visible: Tensor | None = None,
@@ -192,7 +202,71 @@ def lambda_layer_einsum(
         lambdas = lambdas + torch.einsum("bnmku,bmvu->bnkv", normalised, v)
     if e is not None:
         if not dense:
-            e = dense_embeddings(e, grid=grid, context_grid=context_grid, scope=scope, dilation=dilation)
+            zero = centre if scope is None else centre or usual_centre(scope, causal)
+            e = dense_embeddings(
+                e, grid=grid, context_grid=context_grid, scope=scope, dilation=dilation, centre=zero
+            )
         hidden = torch.where(seen[..., None, None], e, 0)
         lambdas = lambdas + torch.einsum("bnmku,bmvu->bnkv", hidden, v)
     return torch.einsum("bhnk,bnkv->bhnv", q, lambdas.expand(q.shape[0], n, q.shape[3], v.shape[2]))
+
+
+def causal_content_loops(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    log_norm: Tensor | None = None,
+    summary: Tensor | None = None,
+    decay: Tensor | None = None,
+    normalize: str = "softmax",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The recurrence of the causal content part, one element after another, in the dtype of the tensors.
+
+    It is differentiable. Returns y (b, h, n, v), and the state after the last element: log_norm (b, k, u) and
+    summary (b, k, v, u).
+    """
+    b, _, n, dim_k = q.shape
+    dim_v, dim_u = v.shape[2:]
+    if log_norm is None or summary is None:
+        log_norm = torch.full((b, dim_k, dim_u), -torch.inf, dtype=q.dtype)
+        summary = torch.zeros(b, dim_k, dim_v, dim_u, dtype=q.dtype)
+    decay = torch.zeros(dim_k, dim_u, dtype=q.dtype) if decay is None else decay
+    if normalize == "none":
+        log_norm = torch.zeros_like(log_norm)
+    # what the mean stands for: of "l2" the sums themselves
+    norm2 = torch.exp(2 * log_norm)
+    product = summary * log_norm.exp().clamp(min=1e-12)[:, :, None]
+    outputs = []
+    for i in range(n):
+        key, outer = k[:, i], k[:, i, :, None] * v[:, i, None]
+        if normalize == "softmax":
+            past = log_norm - decay
+            # logaddexp by hand: the gradient of the library's is NaN where both are -inf
+            largest = torch.maximum(past, key).detach().clamp(min=torch.finfo(q.dtype).min)
+            total = torch.exp(past - largest) + torch.exp(key - largest)
+            some = total > 0
+            new_norm = torch.where(some, largest + torch.log(torch.where(some, total, 1)), -torch.inf)
+            safe = torch.where(some, new_norm, 0)
+            kept, weight = torch.exp(past - safe), torch.exp(key - safe)
+            new_summary = kept[:, :, None] * summary + weight[:, :, None] * v[:, i, None]
+        elif normalize == "l2":
+            new_norm2 = torch.exp(-2 * decay) * norm2 + key**2
+            new_product = torch.exp(-decay)[:, None] * product + outer
+            some = new_norm2 > 0
+            root = torch.where(some, new_norm2, 1).sqrt()
+            new_norm = torch.where(some, root.log(), -torch.inf)
+            new_summary = new_product / torch.where(some, root, 0).clamp(min=1e-12)[:, :, None]
+        else:
+            new_norm = log_norm
+            new_summary = torch.exp(-decay)[:, None] * summary + outer
+        seen = torch.ones(b, dtype=torch.bool) if mask is None else mask[:, i]
+        seen = seen[:, None, None]
+        log_norm = torch.where(seen, new_norm, log_norm)
+        summary = torch.where(seen[..., None], new_summary, summary)
+        if normalize == "l2":
+            norm2 = torch.where(seen, new_norm2, norm2)
+            product = torch.where(seen[..., None], new_product, product)
+        outputs.append(torch.einsum("bhk,bkvu->bhv", q[:, :, i], summary))
+    y = torch.stack(outputs, 2) if n else q.new_zeros(b, q.shape[1], 0, dim_v)
+    return y, log_norm, summary

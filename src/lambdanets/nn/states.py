@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+StateT = TypeVar("StateT", bound="SequenceState")
 Rows = int | slice | Sequence[int] | Sequence[bool] | Tensor
 """Rows of a batch: one, a slice, several by number, or a bool for each row."""
 
@@ -111,8 +112,8 @@ class SequenceState:
 class LambdaState(SequenceState):
     """State of a causal lambda layer, of a size that does not grow with the sequence.
 
-    Letters: b batch, g sets of keys (`key_heads`), k depth of keys, v depth of values, u intra-depth, r scope,
-    d dilation.
+    Letters: b batch, g sets of keys (`key_heads`), k depth of keys, v depth of values, u intra-depth, r
+    scope, d dilation.
 
     Attributes:
         log_norm: Logarithm of the divisor of the content lambda `[b, g, k, u]`, -infinity before the first
@@ -131,3 +132,9 @@ class LambdaState(SequenceState):
     summary: Tensor | None = None
     values: Tensor | None = None
     inputs: Tensor | None = None
+
+
+def join_states(states: Sequence[StateT]) -> StateT:
+    """Return the rows of several states of one layer as one state."""
+    joined = {name: torch.cat([state.tensors()[name] for state in states]) for name in states[0].tensors()}
+    return replace(states[0], **joined)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .content import content_output
+from .content import causal_content_in_chunks, content_output
 from .context import GlobalContext
-from .kernels.native import causal_content
+from .kernels.native import causal_content as recurrence
 from .memory_layout import memory_layout_of, new_output
 from .planner import is_recurrence
 from .position import (
@@ -29,6 +29,50 @@ from .position import (
     like_input,
 )
 from .problem import Problem
+
+
+def causal_content(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    log_norm: Tensor | None = None,
+    summary: Tensor | None = None,
+    decay: Tensor | None = None,
+    normalize: str = "softmax",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the causal content part of a sequence, or of its continuation, and the state after it.
+
+    Query n multiplies the content lambda of the elements up to n and of those before the sequence, whose
+    state is given. Any division of a sequence into calls, each with the state that the one before returned,
+    gives the output of the whole. With a softmax the state, z and S (`log_norm`, `summary`), follows
+    `z_n = logaddexp(z_{n-1} - decay, k_n)`, `S_n = exp(z_{n-1} - decay - z_n) S_{n-1} + exp(k_n - z_n) v_n`;
+    `y_n` is the sum of `q_n S_n` over k and u.
+
+    With normalize "none", S_n = exp(-decay) S_{n-1} + k_n v_n, and z is 0. With "l2", z is the log of the L2
+    norm of the keys so far and S the sum of keys times values divided by that norm; both sums decay by
+    exp(-decay) for each element, so the squared norm by exp(-2 decay).
+
+    Args:
+        q: Queries [b, h, n, k].
+        k: Keys [b, n, k, u], not normalised.
+        v: Values [b, n, v, u].
+        mask: Booleans [b, n], False where an element is hidden: it changes nothing, and nothing decays.
+        log_norm: z before the first element, [b, k, u], in float32 at least; None for no elements so far.
+        summary: S before the first element, [b, k, v, u], in float32 at least; None as `log_norm` is.
+        decay: Decay per visible element, [k, u], finite and not negative; None for none.
+        normalize: The normalisation of the keys: "softmax", "l2" or "none".
+
+    Returns:
+        y [b, h, n, v] in the dtype of the queries, and the state after the last element, as `log_norm` and
+        `summary`. After no elements log_norm is -infinity (0 for "none") and summary zero.
+
+    Raises:
+        ValueError: Only one part of the state is given.
+    """
+    if (log_norm is None) != (summary is None):
+        raise ValueError("log_norm and summary are one state: give both or neither")
+    return causal_content_in_chunks(q, k, v, mask, normalize, log_norm, summary, decay)
 
 
 def causal_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, problem: Problem) -> Tensor | None:
@@ -47,7 +91,7 @@ def causal_content_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, 
     """Return the content part [b, h, n, v] in a memory layout."""
     y = new_output(q, v.shape[2], memory_layout)
     if is_native_here(q):
-        causal_content.output(q, k, v, mask, y)
+        recurrence.output(q, k, v, mask, y)
         return y
     return y.copy_(content_output(q, k, v, _context(q, k), mask, "softmax"))
 
@@ -67,7 +111,7 @@ def causal_content_gradients(
     Each has the dtype and the strides of its tensor; a gradient that is not needed is an empty tensor.
     """
     if is_native_here(q):
-        found = causal_content.gradients(g, q, k, v, mask, needs_grad)
+        found = recurrence.gradients(g, q, k, v, mask, needs_grad)
     else:
 
         def output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

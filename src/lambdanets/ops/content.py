@@ -115,14 +115,11 @@ def content_output(
     q: Tensor, k: Tensor, v: Tensor, context: Context, mask: Tensor | None, normalize: str
 ) -> Tensor:
     """Return the content part [b, h, n, v] where each query has a content lambda of its own."""
+    if not isinstance(context, MaskedContext):
+        return causal_content_in_chunks(q, k, v, mask, normalize)[0]
     accumulator = torch.promote_types(q.dtype, torch.float32)
-    k, v = k.to(accumulator), v.to(accumulator)
     with no_autocast(q.device.type):
-        if isinstance(context, MaskedContext):
-            return _masked_content(q, k, v, context, mask, normalize)
-        if normalize == "softmax":
-            return _causal_softmax_content(q, k, v, mask)
-        return _causal_linear_content(q, k, v, mask, normalize)
+        return _masked_content(q, k.to(accumulator), v.to(accumulator), context, mask, normalize)
 
 
 def normalize_keys(k: Tensor, hidden: Tensor | None, axis: int, normalize: str) -> Tensor:
@@ -191,70 +188,210 @@ def _split_chunks(x: Tensor, n: int, chunks: int, chunk: int, fill: float | bool
     return torch.cat([x, padding], dim=1).unflatten(1, (chunks, chunk))
 
 
-def _causal_linear_content(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, normalize: str) -> Tensor:
-    """Return the causal content part [b, h, n, v] for normalize "l2" or "none".
+def causal_content_in_chunks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    normalize: str,
+    log_norm: Tensor | None = None,
+    summary: Tensor | None = None,
+    decay: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the causal content part [b, h, n, v] and the state after the last query, in PyTorch's operators.
+
+    See `causal_content.causal_content` for the arguments. No query sees elements after n, which may exist.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    k, v = k[:, : q.shape[2]].to(dtype), v[:, : q.shape[2]].to(dtype)
+    log_norm, summary, decay = (x if x is None else x.to(dtype) for x in (log_norm, summary, decay))
+    with no_autocast(q.device.type):
+        if normalize == "softmax":
+            return _causal_softmax_content(q, k, v, mask, log_norm, summary, decay)
+        return _causal_linear_content(q, k, v, mask, normalize, log_norm, summary, decay)
+
+
+def _count_elements(
+    k: Tensor, n: int, mask: Tensor | None, chunks: int, chunk: int, state: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return where elements are hidden, and numbers of visible elements, between which weights decay.
+
+    Args:
+        k: Keys [b, m, k, u].
+        n: Number of queries.
+        mask: Booleans [b, m], False where an element is hidden.
+        chunks: Number of chunks.
+        chunk: Queries per chunk.
+        state: Whether a state before the first element counts as a chunk.
+
+    Returns:
+        Booleans [b, c, n], True where an element is hidden. Visible elements of a chunk up to a position
+        [b, c, n], those before each chunk [b, c], and those up to the end of each earlier chunk [b, j].
+    """
+    hidden = torch.zeros(k.shape[:2], dtype=torch.bool, device=k.device) if mask is None else ~mask
+    hidden = _split_chunks(hidden, n, chunks, chunk, True)
+    inside = (~hidden).cumsum(2)
+    ends = F.pad(inside[:, :, -1].cumsum(1), (1, 0))  # [b, 1 + c]
+    return hidden, inside, ends[:, :-1], ends if state else ends[:, 1:]
+
+
+def _earlier(chunks: int, state: bool, device: torch.device) -> Tensor:
+    """Return booleans [c, j, 1, 1], True for chunks j before c; a state is one more chunk, the first."""
+    length = chunks + 1 if state else chunks
+    earlier = torch.ones(chunks, length, dtype=torch.bool, device=device)
+    return earlier.tril(length - chunks - 1)[..., None, None]
+
+
+def _causal_linear_content(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    normalize: str,
+    log_norm: Tensor | None,
+    summary: Tensor | None,
+    decay: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the causal content part and the final state for normalize "l2" or "none".
 
     The L2 norm of the keys up to query n divides the query instead of the keys.
     """
     n = q.shape[2]
     chunk, chunks = causal_chunks(n)
     if mask is not None:
-        k = k.masked_fill(~mask[:, :, None, None], 0)
+        k = k.masked_fill(~mask[:, :n, None, None], 0)
     keys, values = _split_chunks(k, n, chunks, chunk), _split_chunks(v, n, chunks, chunk)
     queries = _split_chunks(q.transpose(1, 2).to(k.dtype), n, chunks, chunk)[..., None]  # [b, c, n, h, k, 1]
-    if normalize == "l2":
-        norm = keys.flatten(1, 2).square().cumsum(1).clamp_min(NORM_EPS**2).sqrt()
-        queries = queries / norm.unflatten(1, (chunks, chunk))[:, :, :, None]  # [b, c, n, h, k, u]
+    future = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).triu(1)  # [n, m]
+    # The sums before the first element: of squared keys [b, k, u], and of keys times values [b, k, v, u].
+    squares = k.new_zeros(k.shape[0], *k.shape[2:])
+    products = k.new_zeros(*k.shape[::2], *v.shape[2:])
+    if log_norm is not None and summary is not None:
+        squares, products = (2 * log_norm).exp(), summary
+        if normalize == "l2":
+            products = summary * log_norm.exp().clamp_min(NORM_EPS)[:, :, None]
+    if decay is None:
+        norm2 = keys.flatten(1, 2).square().cumsum(1).unflatten(1, (chunks, chunk)) + squares[:, None, None]
+        added = torch.einsum("bcmku,bcmvu->bckvu", keys, values)
+        sums = torch.cat([products[:, None], added], dim=1).cumsum(1)
+        earlier, final = sums[:, :-1], sums[:, -1]
+        queries = _normalize_queries(queries, norm2, normalize)
+        pairs = torch.einsum("bcnhku,bcmku->bcnhmu", queries, keys).masked_fill(future[:, None, :, None], 0)
+        y = torch.einsum("bcnhku,bckvu->bcnhv", queries, earlier)
     else:
-        queries = queries.expand(*queries.shape[:-1], k.shape[-1])
-    causal = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).tril()[:, None, :, None]
-    pairs = torch.einsum("bcnhku,bcmku->bcnhmu", queries, keys).masked_fill(~causal, 0)
-    # The sum over each chunk, and the sum over all chunks before it.
-    added = torch.einsum("bcmku,bcmvu->bckuv", keys, values)
-    earlier = torch.cat([torch.zeros_like(added[:, :1]), added[:, :-1].cumsum(1)], dim=1)
-    y = torch.einsum("bcnhmu,bcmvu->bcnhv", pairs, values)
-    y = y + torch.einsum("bcnhku,bckuv->bcnhv", queries, earlier)
-    return y.flatten(1, 2)[:, :n].transpose(1, 2).to(q.dtype)
+        counts = _count_elements(k, n, mask, chunks, chunk, True)
+        position, before, ends = (x.to(k.dtype)[..., None, None] for x in counts[1:])
+        # Weights of the elements of a chunk, of those before it, and of each earlier chunk at its beginning.
+        inside = (position[:, :, None] - position[:, :, :, None]) * decay
+        inside = inside.masked_fill(future[..., None, None], -torch.inf).exp()  # [b, c, n, m, k, u]
+        carry = (-position * decay).exp()  # [b, c, n, k, u]
+        between = (ends[:, None] - before[:, :, None]) * decay  # [b, c, j, k, u]
+        between = between.masked_fill(~_earlier(chunks, True, k.device), -torch.inf).exp()
+        added = torch.einsum("bcmku,bcmvu->bckvu", inside[:, :, -1] * keys, values)
+        earlier = torch.einsum("bcjku,bjkvu->bckvu", between, torch.cat([products[:, None], added], dim=1))
+        final = added[:, -1] + carry[:, -1, -1, :, None] * earlier[:, -1]
+        norm2 = torch.einsum("bcnmku,bcmku->bcnku", inside.square(), keys.square())
+        added = torch.cat([squares[:, None], norm2[:, :, -1]], dim=1)
+        past = torch.einsum("bcjku,bjku->bcku", between.square(), added)
+        norm2 = norm2 + carry.square() * past[:, :, None]
+        queries = _normalize_queries(queries, norm2, normalize)
+        pairs = torch.einsum("bcnhku,bcnmku->bcnhmu", queries, inside * keys[:, :, None])
+        y = torch.einsum("bcnhku,bckvu->bcnhv", queries * carry[:, :, :, None], earlier)
+    y = torch.einsum("bcnhmu,bcmvu->bcnhv", pairs, values) + y
+    y = y.flatten(1, 2)[:, :n].transpose(1, 2).to(q.dtype)
+    squares = norm2[:, -1, -1]
+    if normalize == "none":
+        return y, torch.zeros_like(squares), final
+    norm = squares.clamp_min(NORM_EPS**2).sqrt()
+    return y, 0.5 * _log(squares), final / norm[:, :, None]
 
 
-def _causal_softmax_content(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the causal content part [b, h, n, v] with a softmax: query n normalises over the keys m <= n.
+def _normalize_queries(queries: Tensor, norm2: Tensor, normalize: str) -> Tensor:
+    """Return queries [b, c, n, h, k, 1] as [b, c, n, h, k, u], for "l2" divided by the norms of the keys.
+
+    Args:
+        queries: Queries.
+        norm2: Squared norms of the keys up to each query [b, c, n, k, u].
+        normalize: "l2" or "none".
+    """
+    if normalize == "l2":
+        return queries / norm2.clamp_min(NORM_EPS**2).sqrt()[:, :, :, None]
+    return queries.expand(*queries.shape[:-1], norm2.shape[-1])
+
+
+def _log(x: Tensor) -> Tensor:
+    """Return log(x), whose gradient is 0 where x is 0."""
+    positive = x > 0
+    return torch.where(positive, x, 1).log().masked_fill(~positive, -torch.inf)
+
+
+def _causal_softmax_content(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    log_norm: Tensor | None,
+    summary: Tensor | None,
+    decay: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the causal content part and the final state with a softmax: query n normalises over m <= n.
 
     Within a chunk every pair is computed; the chunks before it enter through their sums. All weights are
-    exp(key - running maximum), at most 1, so they never overflow, however long the sequence. The maximum
-    cancels out of the result, so no gradient flows through it.
+    exp(key - maximum), at most 1, so they never overflow, however long the sequence. Maxima cancel out of the
+    result, so no gradient flows through them. Weights decay with the number of visible elements between two
+    positions, an integer: long sequences lose no precision.
     """
-    b, _, n, _ = q.shape
-    hidden = torch.zeros(b, k.shape[1], dtype=torch.bool, device=k.device) if mask is None else ~mask
+    n = q.shape[2]
     chunk, chunks = causal_chunks(n)
-    hidden = _split_chunks(hidden, n, chunks, chunk, True)[..., None, None]
-    keys = _split_chunks(k, n, chunks, chunk).masked_fill(hidden, -torch.inf)
+    counts = _count_elements(k, n, mask, chunks, chunk, log_norm is not None)
+    hidden, (position, before, ends) = counts[0], (x.to(k.dtype) for x in counts[1:])
+    keys = _split_chunks(k, n, chunks, chunk).masked_fill(hidden[..., None, None], -torch.inf)
     values = _split_chunks(v, n, chunks, chunk)
     queries = _split_chunks(q.transpose(1, 2).to(k.dtype), n, chunks, chunk)  # [b, c, n, h, k]
-
     lowest = torch.finfo(k.dtype).min
-    maximum = keys.detach().flatten(1, 2).cummax(1).values.clamp_min(lowest)
-    maximum = maximum.unflatten(1, (chunks, chunk))  # [b, c, n, k, u]
-    last = maximum[:, :, -1]  # [b, c, k, u]
-    before = torch.cat([torch.full_like(last[:, :1], lowest), last[:, :-1]], dim=1)
-    causal = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).tril()[..., None, None]
-    distance = (keys[:, :, None] - maximum[:, :, :, None]).masked_fill(~causal, -torch.inf)
-    inside = distance.exp()  # [b, c, n, m, k, u]
 
-    # The sums over each chunk, relative to its last running maximum, and the sums over all chunks before
-    # chunk c, relative to the running maximum before c.
-    weights = (keys - maximum[:, :, -1:]).exp()  # [b, c, m, k, u]
+    def decayed(log_weight: Tensor, elements: Tensor) -> Tensor:
+        """Return log weights [..., k, u] after further elements [...]."""
+        return log_weight if decay is None else log_weight - elements[..., None, None] * decay
+
+    future = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).triu(1)[..., None, None]
+    pairs = decayed(keys[:, :, None], position[:, :, :, None] - position[:, :, None])
+    pairs = pairs.expand(-1, -1, chunk, -1, -1, -1).masked_fill(future, -torch.inf)  # [b, c, n, m, k, u]
+
+    # The sums over each chunk, relative to its maximum; a state is one more chunk, the first.
+    maximum = pairs.detach().amax(3)  # [b, c, n, k, u], of the elements inside the chunk
+    last = maximum[:, :, -1].clamp_min(lowest)
+    weights = (pairs[:, :, -1] - last[:, :, None]).exp()  # [b, c, m, k, u]
     added_value = torch.einsum("bcmku,bcmvu->bcukv", weights, values)
     added_weight = weights.sum(2)
-    earlier = torch.ones(chunks, chunks, dtype=torch.bool, device=k.device).tril(-1)[..., None, None]
-    decay = (last[:, None] - before[:, :, None]).masked_fill(~earlier, -torch.inf).exp()  # [b, c, j, k, u]
-    past_value = torch.einsum("bcjku,bjukv->bcukv", decay, added_value)
-    past_weight = torch.einsum("bcjku,bjku->bcku", decay, added_weight)
+    if log_norm is not None and summary is not None:
+        largest = log_norm.detach().clamp_min(lowest)
+        weight = (log_norm - largest).exp()[:, None]
+        last = torch.cat([largest[:, None], last], dim=1)
+        added_weight = torch.cat([weight, added_weight], dim=1)
+        value = (weight[:, 0, :, None] * summary).permute(0, 3, 1, 2)
+        added_value = torch.cat([value[:, None], added_value], dim=1)
 
-    carry = (before[:, :, None] - maximum).exp()  # [b, c, n, k, u]
+    # The sums over all chunks before chunk c, relative to the maximum of their elements.
+    between = decayed(last[:, None].expand(-1, chunks, -1, -1, -1), before[:, :, None] - ends[:, None])
+    between = between.masked_fill(~_earlier(chunks, log_norm is not None, k.device), -torch.inf)
+    earlier = between.detach().amax(2).clamp_min(lowest)  # [b, c, k, u]
+    between = (between - earlier[:, :, None]).exp()  # [b, c, j, k, u]
+    past_value = torch.einsum("bcjku,bjukv->bcukv", between, added_value)
+    past_weight = torch.einsum("bcjku,bjku->bcku", between, added_weight)
+
+    maximum = maximum.maximum(decayed(earlier[:, :, None], position).detach()).clamp_min(lowest)
+    inside = (pairs - maximum[:, :, :, None]).exp()
+    carry = decayed(earlier[:, :, None] - maximum, position).exp()  # [b, c, n, k, u]
     total = inside.sum(3) + carry * past_weight[:, :, None]
-    scaled = queries[..., None] / torch.where(total > 0, total, 1)[:, :, :, None]  # [b, c, n, h, k, u]
-    pairs = torch.einsum("bcnhku,bcnmku->bcnhmu", scaled, inside)
-    y = torch.einsum("bcnhmu,bcmvu->bcnhv", pairs, values)
+    divisor = torch.where(total > 0, total, 1)
+    scaled = queries[..., None] / divisor[:, :, :, None]  # [b, c, n, h, k, u]
+    weighted = torch.einsum("bcnhku,bcnmku->bcnhmu", scaled, inside)
+    y = torch.einsum("bcnhmu,bcmvu->bcnhv", weighted, values)
     y = y + torch.einsum("bcnhku,bcnku,bcukv->bcnhv", scaled, carry, past_value)
-    return y.flatten(1, 2)[:, :n].transpose(1, 2).to(q.dtype)
+    y = y.flatten(1, 2)[:, :n].transpose(1, 2).to(q.dtype)
+
+    summary = torch.einsum("bmku,bmvu->bkvu", inside[:, -1, -1], values[:, -1])
+    summary = summary + torch.einsum("bku,bukv->bkvu", carry[:, -1, -1], past_value[:, -1])
+    log_norm = _log(total[:, -1, -1]) + maximum[:, -1, -1]
+    return y, log_norm, summary / divisor[:, -1, -1, :, None]
