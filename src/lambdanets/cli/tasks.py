@@ -78,6 +78,17 @@ TASKS: dict[str, Task] = {
         },
         next_step=_predict_samples,
     ),
+    "audio": Task(
+        kind="a classifier of recordings",
+        package="lambdanets.audio",
+        config="AudioConfig",
+        verbs={
+            "eval": "lambdanets.cli.audio:evaluate_run",
+            "predict": "lambdanets.cli.audio:predict_run",
+            "export": "lambdanets.cli.audio:export_run",
+        },
+        next_step=_predict_samples,
+    ),
 }
 
 

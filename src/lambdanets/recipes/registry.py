@@ -131,7 +131,7 @@ def miniature(config: Config) -> Config:
     """Return a configuration of the same run in a few steps on one core, as a trial of every part of it.
 
     Images larger than 32 pixels, with a detector 64, shrink to that size; networks for ImageNet and detectors
-    become narrow and shallow. The data source is unchanged.
+    and classifiers of recordings become narrow and shallow. The data source is unchanged.
     """
     return override(
         config,
@@ -161,8 +161,13 @@ def _small_detector(config: BaseConfig) -> Iterator[str]:
     yield "data.batch_size=2"
 
 
+def _small_audio(config: BaseConfig) -> Iterator[str]:
+    yield from ("model.options.widths=[8, 16, 16]", "model.options.depths=[1, 1, 1]", "data.batch_size=8")
+
+
 # Task -> the overrides that make its networks and data small.
 MINIATURES: dict[str, Callable[[BaseConfig], Iterable[str]]] = {
     "classification": _small_classifier,
     "detection": _small_detector,
+    "audio": _small_audio,
 }

@@ -75,9 +75,7 @@ class AudioSet(Dataset):
             DataError: the file cannot be used.
         """
         config = self.config
-        samples = read_recording(
-            self.paths[index], self.features.rate, max_seconds=config.max_seconds
-        )
+        samples = read_recording(self.paths[index], self.features.rate, max_seconds=config.max_seconds)
         return self.features(samples)
 
     def batch(

@@ -43,7 +43,9 @@ class AudioAugmentConfig:
         for name in ("shift", "pitch"):
             value = getattr(self, name)
             _check(0 <= value < float("inf"), f"augment.{name}", "0 or more", value)
-        _check(isinstance(self.masks, int) and 0 <= self.masks <= 100, "augment.masks", "0 to 100", self.masks)
+        _check(
+            isinstance(self.masks, int) and 0 <= self.masks <= 100, "augment.masks", "0 to 100", self.masks
+        )
         for name in ("mask_time", "mask_bands"):
             value = getattr(self, name)
             _check(_is_fraction(value), f"augment.{name}", "a part from 0 to 1", value)

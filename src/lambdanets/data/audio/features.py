@@ -34,21 +34,27 @@ class Features:
         """Samples between two elements of the features."""
         return max(1, round(self.config.hop * self.rate)) if self.config.features == "log-mel" else 1
 
+    @property
+    def window(self) -> int:
+        """Samples of a window of the spectrogram."""
+        return max(2, round(self.config.window * self.rate))
+
+    @property
+    def n_fft(self) -> int:
+        """Samples of the Fourier transform, a power of 2."""
+        # With fewer than 8 bins for each band, the lowest bands would be narrower than a bin, and empty.
+        return 1 << (max(self.window, 8 * self.config.bands) - 1).bit_length()
+
     @cached_property
     def _mel(self) -> Any:
         from torchaudio.transforms import MelSpectrogram
 
-        window = max(2, round(self.config.window * self.rate))
-        size = 1 << (window - 1).bit_length()
-        # Bands narrower than a bin of the transform would be empty.
-        while size < 8 * self.config.bands:
-            size *= 2
         return MelSpectrogram(
             self.rate,
-            n_fft=size,
-            win_length=window,
+            n_fft=self.n_fft,
+            win_length=self.window,
             hop_length=self.hop,
-            f_min=min(LOW_HZ, self.rate / 8),
+            f_min=lowest_frequency(self.rate),
             n_mels=self.config.bands,
             pad_mode="constant",
         )
@@ -67,6 +73,11 @@ class Features:
         power = self._mel(samples).clamp(min=QUIET)
         decibels = 10 * power.log10()
         return normalised(decibels.clamp(min=decibels.max() - FLOOR_DB))
+
+
+def lowest_frequency(rate: int) -> float:
+    """Return the lower edge of the mel bands in Hz."""
+    return min(LOW_HZ, rate / 8)
 
 
 def normalised(features: Tensor) -> Tensor:

@@ -138,4 +138,6 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     except soundfile.LibsndfileError as error:
         reason = str(error.error_string).strip().rstrip(".")
         kind = Path(path).suffix.lower() or "audio"
-        raise DataError(f"cannot read {path}: it is no {kind} file that can be decoded ({reason}).") from error
+        raise DataError(
+            f"cannot read {path}: it is no {kind} file that can be decoded ({reason})."
+        ) from error

@@ -46,9 +46,7 @@ class AudioSplits:
         return (*self.train.skipped, *self.val.skipped)
 
 
-def open_audio(
-    config: AudioDataConfig, *, seed: int = 0, progress: Progress | None = None
-) -> AudioSplits:
+def open_audio(config: AudioDataConfig, *, seed: int = 0, progress: Progress | None = None) -> AudioSplits:
     """Open a source of recordings for training.
 
     Args:
