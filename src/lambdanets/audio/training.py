@@ -59,17 +59,14 @@ class AudioClassifier(Classifier):
         return f"{len(splits.train):,} training and {len(splits.val):,} validation recordings"
 
     def data_advice(self) -> list[str]:
-        cache = (
-            [] if self.config.data.cache is True else ["data.cache=true where the features fit into memory"]
-        )
-        return [*cache, f"recordings stored at {self.config.data.sample_rate} samples per second"]
+        data = self.config.data
+        cache = [] if data.cache is True else ["data.cache=true where the features fit into memory"]
+        return [*cache, f"recordings stored at {data.sample_rate} samples per second"]
 
     def weights_metadata(self) -> dict[str, str]:
         data = self.config.data
-        own = {
-            name: str(getattr(data, name)) for name in ("features", "sample_rate", "bands", "window", "hop")
-        }
-        return super(Classifier, self).weights_metadata() | own
+        names = ("features", "sample_rate", "bands", "window", "hop")
+        return super(Classifier, self).weights_metadata() | {name: str(getattr(data, name)) for name in names}
 
     def draw_best(self, files: RunFiles) -> None:
         """Draw the confusion matrix of the best epoch, and validation recordings with its predictions."""

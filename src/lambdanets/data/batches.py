@@ -90,7 +90,7 @@ class TrainBatches(Sampler):
 
 
 class GroupedBatches(TrainBatches):
-    """Batches of samples of one group, such as images of similar aspect ratio, the same one for all processes.
+    """Batches of samples of one group, such as images of similar shape: the same group for all processes.
 
     An epoch has the same samples and number of batches as without groups, and is a function of (seed, epoch).
     The remainders of the groups form mixed batches.

@@ -123,9 +123,10 @@ class Layout:
 
 
 class AudioBlock(nn.Module):
-    """Residual block on `[b, n, dim]`: `relu(shortcut(x) + bn3(proj2(relu(bn2(operator(relu(bn1(proj1(x)))))))))`.
+    """Residual block on `[b, n, dim]`.
 
-    With a stride, the output has every `stride`-th position.
+    `relu(shortcut(x) + bn3(proj2(relu(bn2(operator(relu(bn1(proj1(x)))))))))`; with a stride, the output has
+    every `stride`-th position.
 
     Args:
         dim: Channels of the input.
@@ -237,7 +238,7 @@ class AudioResNet(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by one with random weights for another number of classes; 0 removes it."""
         self.num_classes = num_classes
-        weight = self.blocks[-1].proj2.weight
+        weight = next(self.parameters())
         self.fc = self._head(device=weight.device, dtype=weight.dtype)
 
     def forward_features(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Layout]:
@@ -250,9 +251,10 @@ class AudioResNet(nn.Module):
                 f"elements of sequences; got {mask.dtype} of shape {tuple(mask.shape)}"
             )
         layout, x = Layout(mask, packs=self.training), x.mT
-        for conv, norm in zip(self.stem, self.stem_norms, strict=True):
+        parts = zip(self.stem, self.stem_norms, self.config.stem_strides, strict=True)
+        for conv, norm, stride in parts:
             x = conv(layout.hide(x).mT).mT
-            layout = layout.strided(conv.stride[0])
+            layout = layout.strided(stride)
             x = layout.unpack(F.relu(norm(layout.pack(x))), x)
         for block in self.blocks:
             x, layout = block(x, layout)

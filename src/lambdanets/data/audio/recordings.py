@@ -131,13 +131,11 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         with open_regular(path) as content:
             if not os.fstat(content.fileno()).st_size:
                 raise DataError(f"cannot read {path}: the file is empty.")
-            with soundfile.SoundFile(content) as file:
+            with soundfile.SoundFile(content) as file:  # pyright: ignore[reportArgumentType]
                 yield file
     except OSError as error:
         raise DataError(f"cannot read {path}: {(error.strerror or str(error)).lower()}.") from error
     except soundfile.LibsndfileError as error:
         reason = str(error.error_string).strip().rstrip(".")
         kind = Path(path).suffix.lower() or "audio"
-        raise DataError(
-            f"cannot read {path}: it is no {kind} file that can be decoded ({reason})."
-        ) from error
+        raise DataError(f"cannot read {path}: it is no {kind} file that can be read ({reason}).") from error

@@ -14,7 +14,7 @@ class AudioSource(IndexedSource):
     """Recordings in class folders."""
 
     form = FORM
-    help = "recordings: .wav, .flac or .ogg files in folders as those of folder: (pip install 'lambdanets[audio]')"
+    help = "recordings: .wav, .flac or .ogg files in folders as for folder: (pip install 'lambdanets[audio]')"
 
     def open(self, config: DataConfig, *, seed: int, classes: Sequence[str] | None = None) -> ImageSplits:
         raise DataError(f"{self.text!r} holds recordings, not images: train the recipe audio.")

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from lambdanets.utils.progress import MANY, Progress, progress_bar
+from lambdanets.utils.text import join_some
 
 from ..check import MEMORY_LIMIT, SIZE_SAMPLES, run_in_threads
 from ..errors import DataError, SourceWarning, listing
@@ -72,9 +73,8 @@ def open_audio(config: AudioDataConfig, *, seed: int = 0, progress: Progress | N
         kind=RECORDINGS,
     )
     if len(found.classes) < 2:
-        raise DataError(
-            f"{config.source!r} holds one class ({found.classes[0]!r}); at least two are needed to train on."
-        )
+        held = join_some(found.classes)
+        raise DataError(f"{config.source!r} holds one class ({held}); at least two are needed to train on.")
     sides = {
         name: _make_set(samples, found.classes, config, train=name == "training")
         for name, samples in (("training", found.train), ("validation", found.val))

@@ -195,8 +195,8 @@ def held_out_mask(
         if len(members) < 2:
             raise DataError(
                 f"class {classes[target]!r} in {where} holds one {kind.noun}; at least two are needed to "
-                f"train on one and validate on another. Add {kind.noun}s, or make train/ and val/ folders, where "
-                "val/ may lack the class."
+                f"train on one and validate on another. Add {kind.noun}s, or make train/ and val/ folders, "
+                "where val/ may lack the class."
             )
         chosen = choose([names[int(index)] for index in members], val_fraction, seed)
         held_out[members[sorted(chosen)]] = True
