@@ -115,11 +115,20 @@ class Layout:
             return x.mean(1)
         return self.hide(x).sum(1) / self.mask.sum(1, keepdim=True).clamp(min=1)
 
-    def strided(self, stride: int) -> Layout:
-        """Return the layout of every `stride`-th position."""
+    def strided(self, stride: int, length: int) -> Layout:
+        """Return the layout of every `stride`-th position, of which there are `length`."""
         if stride == 1 or self.mask is None:
             return self
-        return Layout(self.mask[:, ::stride], packs=self.packs)
+        kept = torch.arange(length, device=self.mask.device) * stride
+        return Layout(self.mask.index_select(1, kept), packs=self.packs)
+
+
+def every(x: Tensor, stride: int) -> Tensor:
+    """Return every `stride`-th position of `[b, n, c]`."""
+    if stride == 1:
+        return x
+    # Not a slice, whose strides torch.export would make a condition on n.
+    return x.index_select(1, torch.arange(0, x.shape[1], stride, device=x.device))
 
 
 class AudioBlock(nn.Module):
@@ -158,7 +167,8 @@ class AudioBlock(nn.Module):
         """Return the output `[b, n', dim_out]`, zero at hidden positions in training, and its layout."""
         y = layout.unpack(F.relu(self.bn1(self.proj1(layout.pack(x)))), x)
         y = self._operate(y, layout)
-        x, y, layout = x[:, :: self.stride], y[:, :: self.stride], layout.strided(self.stride)
+        x, y = every(x, self.stride), every(y, self.stride)
+        layout = layout.strided(self.stride, x.shape[1])
         rows = self.bn3(self.proj2(F.relu(self.bn2(layout.pack(y)))))
         kept = layout.pack(x)
         if self.shortcut is not None:
@@ -254,7 +264,7 @@ class AudioResNet(nn.Module):
         parts = zip(self.stem, self.stem_norms, self.config.stem_strides, strict=True)
         for conv, norm, stride in parts:
             x = conv(layout.hide(x).mT).mT
-            layout = layout.strided(stride)
+            layout = layout.strided(stride, x.shape[1])
             x = layout.unpack(F.relu(norm(layout.pack(x))), x)
         for block in self.blocks:
             x, layout = block(x, layout)
