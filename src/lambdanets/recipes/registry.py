@@ -131,8 +131,8 @@ def miniature(config: Config) -> Config:
     """Return a configuration of the same run in a few steps on one core, as a trial of every part of it.
 
     Images larger than 32 pixels, with a detector 64, shrink to that size; networks for ImageNet and detectors
-    become narrow and shallow, and so do classifiers of recordings and language models, with short windows. The data
-    source is unchanged.
+    become narrow and shallow, and so do classifiers of recordings and language models, with short windows.
+    The data source is unchanged.
     """
     return override(
         config,
