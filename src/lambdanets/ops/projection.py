@@ -47,7 +47,7 @@ def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]
         and x.dtype in DTYPES
         and x.ndim > 2
         and 0 < len(weights) <= projection.MAX_PARTS
-        and all(map(_is_alike, repeat(x), [x, *tensors]))
+        and all(map(is_plain, repeat(x), [x, *tensors]))
         and all(t.is_contiguous() for t in tensors)
         and _have_right_sizes(x, weights, norms)
         and projection.has_native_strides(x)
@@ -59,7 +59,7 @@ def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]
     )
 
 
-def _is_alike(x: Tensor, tensor: Tensor) -> bool:
+def is_plain(x: Tensor, tensor: Tensor) -> bool:
     """Return whether a tensor is a plain one with the dtype and the device of x.
 
     A tensor that PyTorch negates when it reads it, as the imaginary part of a conjugate, is not plain.
@@ -69,6 +69,20 @@ def _is_alike(x: Tensor, tensor: Tensor) -> bool:
         and tensor.dtype == x.dtype
         and tensor.device == x.device
         and not tensor.is_neg()
+    )
+
+
+def may_call_library(*g: Tensor) -> bool:
+    """Return whether the library may compute a backward pass from these gradients.
+
+    PyTorch's operators do so for second derivatives, in graphs, under vmap and dispatch modes, and for
+    gradients that are negated when they are read.
+    """
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or is_observed()
+        or any(is_legacy_batchedtensor(each) or each.is_neg() for each in g)
     )
 
 
@@ -127,14 +141,7 @@ class _Projections(torch.autograd.Function):
     def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *weights = ctx.saved_tensors
         needs_x, *needs_weights = ctx.needs_input_grad
-        if (
-            torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or is_observed()
-            or any(is_legacy_batchedtensor(each) or each.is_neg() for each in g)
-        ):
-            # PyTorch's own gradients: for second derivatives, in graphs, under vmap and dispatch modes, for
-            # gradients that are negated when they are read.
+        if not may_call_library(*g):
             found = [_convolution_backward(each, x, w) for each, w in zip(g, weights, strict=True)]
             dx, d_weights = zip(*found, strict=True)
             return reduce(torch.add, dx), *d_weights
