@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -357,10 +357,11 @@ def _recurrence(case: Drawn, index: int) -> Iterator[tuple[str, ...]]:
     except Exception as problem_met:
         yield "wrong", *label, f"{type(problem_met).__name__}: {problem_met}"
         return
-    largest = max([rms(x) for name, x in exact.items() if name.startswith("d")], default=0.0)
 
     def sizes() -> dict[str, float]:
         # Gradients are differences of terms of the size of the largest one; all elements add to the decay's.
+        every = recurrences.run(replace(sequence, needs=tuple(sequence.tensors)), True, torch.float64)
+        largest = max(rms(x) for name, x in every.items() if name[0] == "d")
         elements = max(1, case.batch) * case.n
         terms = {name: largest * (elements if name == "ddecay" else 4) for name in exact if name[0] == "d"}
         return {name: terms.get(name, rms(x)) for name, x in exact.items()}
