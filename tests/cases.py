@@ -25,6 +25,7 @@ class Case:
     context_grid: Grid | None = None
     scope: Grid | None = None
     dilation: Grid | None = None
+    centre: Grid | None = None
     causal: bool = False
     dense: bool = False
     masked: bool = False
@@ -104,7 +105,7 @@ class Case:
         options: dict[str, Any] = {"causal": self.causal, "context_grid": self.context_grid}
         if self.scope is None:
             return GlobalContext(self.grid, **options)
-        return LocalContext(self.grid, self.scope, dilation=self.dilation or 1, **options)
+        return LocalContext(self.grid, self.scope, dilation=self.dilation or 1, centre=self.centre, **options)
 
     def call(self, function: Callable[..., Tensor], inputs: dict[str, Tensor], **options: Any) -> Tensor:
         """Call the package's operator (or one with its signature) on `inputs`."""
@@ -122,6 +123,7 @@ class Case:
             context_grid=self.context_grid,
             scope=self.scope,
             dilation=self.dilation,
+            centre=self.centre,
             dense=self.dense,
             causal=self.causal,
             visible=self.visible(device),
@@ -195,6 +197,9 @@ def _local() -> list[Case]:
         Case(name="local-cross-1d-shorter", grid=(11,), context_grid=(5,), scope=(4,)),
         Case(name="local-cross-2d", grid=(3, 5), context_grid=(7, 2), scope=(3, 4)),
         Case(name="local-cross-dilated", grid=(3, 5), context_grid=(7, 2), scope=(3, 2), dilation=(2, 2)),
+        Case(name="local-first-centre", grid=(11,), scope=(4,), centre=(0,)),
+        Case(name="local-last-centre", grid=(5, 7), scope=(3, 4), centre=(2, 3)),
+        Case(name="local-continued", grid=(5,), context_grid=(11,), scope=(4,), dilation=(2,), centre=(0,)),
         Case(name="local-content-only", grid=(3, 5), scope=(3, 3), position=False),
         Case(name="local-position-only", grid=(5, 7), scope=(3, 4), content=False),
         Case(name="local-padded", grid=(3, 5), scope=(3, 3), padded=True),
@@ -227,6 +232,7 @@ def _causal() -> list[Case]:
         Case(name="causal-local-cross", grid=(7,), context_grid=(11,), scope=(5,), causal=True),
         Case(name="causal-local-u4", grid=(11,), scope=(5,), causal=True, dim_u=4),
         Case(name="causal-local-padded", grid=(11,), scope=(4,), causal=True, padded=True),
+        Case(name="causal-local-centred", grid=(11,), scope=(5,), centre=(2,), causal=True),
         Case(name="causal-local-content-only", grid=(11,), scope=(5,), causal=True, position=False),
         Case(name="causal-local-position-only", grid=(11,), scope=(5,), causal=True, content=False),
     ]

@@ -29,15 +29,20 @@ def global_entry(from_cell: Grid, to_cell: Grid, grid: Grid) -> Grid:
     return tuple(t - f + g - 1 for f, t, g in zip(from_cell, to_cell, grid, strict=True))
 
 
-def local_entry(from_cell: Grid, to_cell: Grid, scope: Grid, dilation: Grid) -> Grid | None:
-    """Where a local table keeps it: at offset / dilation + scope // 2; None where it has no entry."""
+def local_entry(from_cell: Grid, to_cell: Grid, scope: Grid, dilation: Grid, centre: Grid) -> Grid | None:
+    """Where a local table keeps it: at offset / dilation + centre; None where it has no entry."""
     entry = []
-    for f, t, r, d in zip(from_cell, to_cell, scope, dilation, strict=True):
+    for f, t, r, d, c in zip(from_cell, to_cell, scope, dilation, centre, strict=True):
         taps, between = divmod(t - f, d)
-        if between or not 0 <= taps + r // 2 < r:
+        if between or not 0 <= taps + c < r:
             return None
-        entry.append(taps + r // 2)
+        entry.append(taps + c)
     return tuple(entry)
+
+
+def usual_centre(scope: Grid, causal: bool) -> Grid:
+    """The entry of offset 0: in the middle, and at the end where a query sees nothing after itself."""
+    return tuple(r - 1 if causal else r // 2 for r in scope)
 
 
 def lambda_layer_loops(
@@ -50,6 +55,7 @@ def lambda_layer_loops(
     context_grid: Grid | None = None,
     scope: Grid | None = None,
     dilation: Grid | None = None,
+    centre: Grid | None = None,
     dense: bool = False,
     causal: bool = False,
     visible: Tensor | None = None,
@@ -84,7 +90,8 @@ def lambda_layer_loops(
         if scope is None:
             entry = global_entry(from_cell, to_cell, grid)
         else:
-            entry = local_entry(from_cell, to_cell, scope, dilation or (1,) * len(scope))
+            step, zero = dilation or (1,) * len(scope), centre or usual_centre(scope, causal)
+            entry = local_entry(from_cell, to_cell, scope, step, zero)
         return None if entry is None else table[entry].tolist()
 
     y = torch.zeros(num_batch, num_heads, num_inputs, dim_v, dtype=torch.float64)
@@ -121,6 +128,7 @@ def dense_embeddings(
     context_grid: Grid | None = None,
     scope: Grid | None = None,
     dilation: Grid | None = None,
+    centre: Grid | None = None,
 ) -> Tensor:
     """The relative table `e` written out as E (n, m, k, u), zero outside the scope; differentiable in `e`."""
     context_grid = context_grid or grid
@@ -132,7 +140,8 @@ def dense_embeddings(
             entry = [global_entry((f,), (t,), (grid[axis],)) for f, t in pairs]
         else:
             step = 1 if dilation is None else dilation[axis]
-            entry = [local_entry((f,), (t,), (scope[axis],), (step,)) for f, t in pairs]
+            zero = (centre or usual_centre(scope, False))[axis]
+            entry = [local_entry((f,), (t,), (scope[axis],), (step,), (zero,)) for f, t in pairs]
         shape = [1] * (2 * axes)
         shape[axis], shape[axes + axis] = grid[axis], context_grid[axis]
         found = found & torch.tensor([x is not None for x in entry]).view(shape)
@@ -152,6 +161,7 @@ def lambda_layer_einsum(
     context_grid: Grid | None = None,
     scope: Grid | None = None,
     dilation: Grid | None = None,
+    centre: Grid | None = None,
     dense: bool = False,
     causal: bool = False,
     visible: Tensor | None = None,
@@ -192,7 +202,10 @@ def lambda_layer_einsum(
         lambdas = lambdas + torch.einsum("bnmku,bmvu->bnkv", normalised, v)
     if e is not None:
         if not dense:
-            e = dense_embeddings(e, grid=grid, context_grid=context_grid, scope=scope, dilation=dilation)
+            zero = centre if scope is None else centre or usual_centre(scope, causal)
+            e = dense_embeddings(
+                e, grid=grid, context_grid=context_grid, scope=scope, dilation=dilation, centre=zero
+            )
         hidden = torch.where(seen[..., None, None], e, 0)
         lambdas = lambdas + torch.einsum("bnmku,bmvu->bnkv", hidden, v)
     return torch.einsum("bhnk,bnkv->bhnv", q, lambdas.expand(q.shape[0], n, q.shape[3], v.shape[2]))

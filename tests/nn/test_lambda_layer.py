@@ -46,7 +46,7 @@ def dense_positions(
     """Return E `[n, m, k, u]`: the entry of the table for each offset, zero for offsets beyond it."""
     table = layer.positions.detach()
     lengths = table.shape[:-2]
-    centre = tuple(length // 2 for length in lengths)
+    centre = tuple(length - 1 if layer.causal else length // 2 for length in lengths)
     assert scope is None or scope == lengths
     step = 1 if scope is None else dilation
     e = table.new_zeros(math.prod(grid), math.prod(context_grid), *table.shape[-2:])

@@ -140,6 +140,8 @@ def _draw(r: random.Random, index: int) -> Drawn:
         )
         if not whole and r.random() < 0.4:
             options["dilation"] = tuple(r.randint(1, 3) for _ in grid)
+        if r.random() < 0.3:
+            options["centre"] = tuple(r.randrange(size) for size in options["scope"])
     elif kind in ("dense", "masked") or (kind == "causal" and r.random() < 0.2):
         options |= {"dense": True, "masked": kind == "masked"}
     position = kind != "content" and r.random() < 0.95

@@ -20,12 +20,15 @@ def problems(draw: st.DrawFn, *, rank: int | None = None, **fixed: object) -> Ca
     """Any problem with a relative table: global or local, one to three axes, with padding, u and dilation."""
     rank = rank or draw(st.integers(1, 3))
     axes = st.tuples(*[st.integers(1, LONGEST[rank])] * rank)
-    local = draw(st.booleans())
+    scope = draw(st.none() | st.tuples(*[st.integers(1, 6)] * rank))
+    local = scope is not None
+    entries = st.tuples(*(st.integers(0, size - 1) for size in scope or ()))
     options: dict[str, object] = {
         "name": "drawn",
         "grid": draw(axes),
         "context_grid": draw(st.none() | axes),
-        "scope": draw(st.tuples(*[st.integers(1, 6)] * rank)) if local else None,
+        "scope": scope,
+        "centre": draw(st.none() | entries) if local else None,
         "dilation": draw(st.tuples(*[st.integers(1, 3)] * rank)) if local else None,
         "causal": rank == 1 and draw(st.booleans()),
         "padded": draw(st.booleans()),
@@ -169,10 +172,11 @@ def test_what_hidden_elements_hold_does_not_matter(kernel: str, case: Case, seed
 
 
 @kernels
-@given(case=problems(dilation=None, context_grid=None), seed=seeds)
+@given(case=problems(dilation=None, context_grid=None, centre=None), seed=seeds)
 def test_local_with_scope_twice_the_grid_less_one_is_global(kernel: str, case: Case, seed: int) -> None:
     whole = replace(case, scope=None)
-    local = replace(case, scope=tuple(2 * g - 1 for g in case.grid))
+    centre = tuple(g - 1 for g in case.grid)
+    local = replace(case, scope=tuple(2 * g - 1 for g in case.grid), centre=centre)
     inputs = whole.inputs(seed=seed)
     assert isinstance(local.context(), LocalContext)
     assert_close(
@@ -190,6 +194,7 @@ def test_a_trailing_axis_of_length_one_changes_nothing(kernel: str, case: Case, 
         context_grid=case.context_grid and (*case.context_grid, 1),
         scope=case.scope and (*case.scope, 1),
         dilation=case.dilation and (*case.dilation, 1),
+        centre=case.centre and (*case.centre, 0),
     )
     y = longer.call(lambda_layer, inputs | {"e": inputs["e"].unsqueeze(-3)}, kernel=kernel)
     assert_close(y, case.call(lambda_layer, inputs, kernel=kernel))

@@ -113,12 +113,12 @@ class LambdaLayer(nn.Module):
                 summed. Default: 1.
             scope (int | tuple[int, ...], optional): Size of a local position table, in positions per axis.
                 Each position then has embeddings for a window of this size around it; a window of even size
-                has one more position before the centre than after it. Default: None, global positions, which
-                need `grid`.
+                has one more position before the centre than after it. With `causal=True` the window ends at
+                the position. Default: None, global positions, which need `grid`.
             grid (int | tuple[int, ...], optional): For global positions, the size of the grid that the table
-                covers: the table has 2 * grid - 1 offsets per axis. Inputs on other grids work: a smaller one
-                uses the middle of the table, and on a larger one offsets beyond the table contribute nothing.
-                Default: None.
+                covers: the table has 2 * grid - 1 offsets per axis, or `grid` with `causal=True`. Inputs on
+                other grids work: a smaller one uses the offsets that it has, and on a larger one offsets
+                beyond the table contribute nothing. Default: None.
             dilation (int | tuple[int, ...]): Distance between the neighbours within a local scope, per axis.
                 Default: 1.
             content (bool): Whether lambdas have a content part. Default: True.
@@ -196,7 +196,7 @@ class LambdaLayer(nn.Module):
         self.local = scope is not None
         self.content, self.causal, self.kernel = content, causal, kernel
         self.normalize, self.norm = normalize, norm
-        table = table_shape(scope, grid, self.rank) if position else None
+        table = table_shape(scope, grid, self.rank, causal=causal) if position else None
 
         factory = {"device": device, "dtype": dtype}
         self._check_memory(table, device, dtype)
@@ -214,7 +214,8 @@ class LambdaLayer(nn.Module):
             self.position_bias = nn.Parameter(torch.empty(dim_k, **factory))
         else:
             self.register_parameter("position_bias", None)
-        self.reset_parameters()
+        # Of this class: a subclass initialises the parameters that it adds itself.
+        LambdaLayer.reset_parameters(self)
 
     def _make_norm(self, channels: int, **factory: Any) -> _BatchNorm | ChannelRMSNorm | nn.Identity:
         """Return the layer's kind of norm for a number of channels."""
@@ -309,7 +310,7 @@ class LambdaLayer(nn.Module):
 
     def _forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         """Apply the layer outside TorchScript: checks, projections and norms, the operator."""
-        source = _checked_source(x, context, self.dim, self.rank)
+        source = checked_source(x, context, self.dim, self.rank)
         # Not under torch.fx, whose graph may run in another mode than it was traced in, nor in a compiled
         # graph, which cannot warn.
         if not (isinstance(x, Proxy) or torch.compiler.is_compiling()):
@@ -319,7 +320,7 @@ class LambdaLayer(nn.Module):
             queries,
             keys,
             values,
-            self.positions,
+            self._table(),
             self.position_bias,
             x,
             source,
@@ -333,6 +334,10 @@ class LambdaLayer(nn.Module):
             self.normalize,
             self.kernel,
         )
+
+    def _table(self) -> Tensor | None:
+        """Return the position table of a call, `[*offsets, k, u]`, or None."""
+        return self.positions
 
     def _projections(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return normalised queries, keys and normalised values.
@@ -405,7 +410,7 @@ class LambdaLayer(nn.Module):
         if self.positions is None or self.local:
             kind = "local positions, which serve every grid" if self.local else "no positions"
             raise ValueError(f"resize_positions needs a global position table; this layer has {kind}")
-        shape = table_shape(None, grid, self.rank)
+        shape = table_shape(None, grid, self.rank, causal=self.causal)
         if shape != tuple(self.positions.shape[:-2]):
             resized = resize_table(self.positions, shape)
             self.positions = nn.Parameter(resized, requires_grad=self.positions.requires_grad)
@@ -416,7 +421,8 @@ class LambdaLayer(nn.Module):
         ]
         if self.positions is not None:
             table = tuple(self.positions.shape[:-2])
-            parts.append(f"scope={table}" if self.local else f"grid={tuple((s + 1) // 2 for s in table)}")
+            grid = table if self.causal else tuple((size + 1) // 2 for size in table)
+            parts.append(f"scope={table}" if self.local else f"grid={grid}")
         if max(self.dilation) > 1:
             parts.append(f"dilation={self.dilation}")
         if not self.content:
@@ -435,7 +441,7 @@ class LambdaLayer(nn.Module):
 
 
 @torch.fx.wrap
-def _checked_source(x: Tensor, context: Tensor | None, dim: int, rank: int) -> Tensor:
+def checked_source(x: Tensor, context: Tensor | None, dim: int, rank: int) -> Tensor:
     """Return the source of keys and values, `context` or else `x`; raise ValueError if a shape is wrong."""
     source = x if context is None else context
     for name, given in (("x", x), ("context", source)):
@@ -552,21 +558,6 @@ def _flat_mask(mask: Tensor, source: Tensor) -> Tensor:
             f"context may be seen; got {mask.dtype} of shape {tuple(mask.shape)}"
         )
     return mask.flatten(1)
-
-
-class LambdaLayer1d(LambdaLayer):
-    """Lambda layer on sequences: `[b, dim, n]` to `[b, dim_out, n]`.
-
-    At each position, a linear function that summarises the context by content and relative position, the
-    lambda, is applied to the queries. `__init__` documents the arguments, `LambdaLayer` norms and masks.
-
-    Example:
-        >>> layer = LambdaLayer1d(64, scope=15, causal=True, norm="rms")
-        >>> layer(torch.randn(2, 64, 100)).shape
-        torch.Size([2, 64, 100])
-    """
-
-    rank = 1
 
 
 class LambdaLayer2d(LambdaLayer):

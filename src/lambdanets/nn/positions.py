@@ -11,13 +11,14 @@ from lambdanets.ops.context import Grid, as_grid
 _MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
 
-def table_shape(scope: Grid | None, grid: Grid | None, rank: int) -> tuple[int, ...]:
+def table_shape(scope: Grid | None, grid: Grid | None, rank: int, *, causal: bool = False) -> tuple[int, ...]:
     """Return the number of offsets per axis of a position table: the scope, or 2 * grid - 1 for a grid.
 
     Args:
         scope: Size of a local table, or None.
         grid: Grid of a global table, or None.
         rank: Number of axes.
+        causal: Whether offsets are at most 0, of which a grid has as many as positions.
 
     Raises:
         ValueError: If not exactly one of scope and grid is given, or it has another number of axes.
@@ -30,7 +31,7 @@ def table_shape(scope: Grid | None, grid: Grid | None, rank: int) -> tuple[int, 
     if scope is not None:
         return as_grid(scope, "scope", rank)
     assert grid is not None
-    return tuple(2 * size - 1 for size in as_grid(grid, "grid", rank))
+    return tuple(size if causal else 2 * size - 1 for size in as_grid(grid, "grid", rank))
 
 
 def resize_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -171,6 +171,11 @@ def _axis_pairs(queries: int, keys: int, before: int, after: int, step: int) -> 
     return shorter * (before + after + 1) - missing // (2 * step)
 
 
+def default_centre(scope: tuple[int, ...], causal: bool) -> tuple[int, ...]:
+    """Return the index of the entry for offset 0 of a local table: the middle, or the last one if causal."""
+    return tuple(size - 1 if causal else size // 2 for size in scope)
+
+
 @dataclass(frozen=True)
 class GlobalContext(RelativeContext):
     """Every query sees every context element, or under a causal order every earlier one and its own.
@@ -206,34 +211,42 @@ class LocalContext(RelativeContext):
         grid: Sizes of the query grid (int or tuple); n is their product, positions are row-major.
         scope: Entries of the table per axis (an int for all), even or odd, also larger than the grid.
         dilation: Distance on the grid between neighbouring entries per axis (an int for all).
+        centre: Index of the entry for offset 0, per axis (an int for all). Default: `scope // 2`, a window
+            around the query; under a causal order `scope - 1`, a window that ends at the query.
         context_grid: Sizes of the context's grid, the query grid by default; both have the same origin.
         causal: Query n sees only the elements m <= n, in content and in positions; needs one axis.
 
-    The offset `dilation * j` has index `j + scope // 2`. At the borders of the grid sums run over fewer
-    elements, which equals zero padding, and are not renormalised.
+    The offset `dilation * j` has index `j + centre`. At the borders of the grid sums run over fewer elements,
+    which equals zero padding, and are not renormalised.
 
     Raises:
-        ValueError: If a size is not a positive integer, or the numbers of axes do not match.
+        ValueError: If a size is not a positive integer, the centre is not an index of the table, or the
+            numbers of axes do not match.
     """
 
     scope: tuple[int, ...] = field()
     dilation: Grid = field(default=1, kw_only=True)
+    centre: Grid | None = field(default=None, kw_only=True)  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         rank = len(self.grid)
         object.__setattr__(self, "scope", as_grid(self.scope, "scope", rank))
         object.__setattr__(self, "dilation", as_grid(self.dilation, "dilation", rank))
+        if self.centre is None:
+            centre = default_centre(self.scope, self.causal)
+        else:
+            # Indices, which unlike sizes may be 0.
+            given = (self.centre,) * rank if isinstance(self.centre, int) else tuple(self.centre)
+            centre = tuple(size - 1 for size in as_grid(tuple(i + 1 for i in given), "centre", rank))
+            if any(i >= size for i, size in zip(centre, self.scope, strict=True)):
+                raise ValueError(f"centre must be an index of the table {self.scope}, got {self.centre}")
+        object.__setattr__(self, "centre", centre)
 
     @property
     def table_shape(self) -> tuple[int, ...]:
         """Number of entries of the table, per axis: the scope."""
         return self.scope
-
-    @property
-    def centre(self) -> tuple[int, ...]:
-        """Index of the entry that stands for offset 0, per axis."""
-        return tuple(scope // 2 for scope in self.scope)
 
     @property
     def step(self) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from .content import add_applied_lambda, apply_lambda, apply_lambda_gradients
+from .context import default_centre
 from .hardware import compute_dtype
 from .kernels import FUSED_KERNELS, KERNELS, native
 from .matmul import no_autocast
@@ -35,13 +36,16 @@ from .problem import Problem
 def encode(problem: Problem) -> list[int]:
     """Return a problem's geometry as the integers that the operators take; none for dense embeddings.
 
-    They are: the number of axes, 1 if causal else 0, the grid, the context grid and, if local, the scope and
-    the dilation.
+    They are: the number of axes, 1 if causal else 0, the grid, the context grid and, if local, the scope, the
+    dilation and the index of the entry for offset 0.
     """
     if not problem.relative:
         return []
     rank = len(problem.grid)
-    local = (*problem.scope, *(problem.dilation or (1,) * rank)) if problem.scope else ()
+    local = ()
+    if problem.scope:
+        centre = problem.centre or default_centre(problem.scope, problem.causal)
+        local = (*problem.scope, *(problem.dilation or (1,) * rank), *centre)
     return [rank, int(problem.causal), *problem.grid, *(problem.context_grid or problem.grid), *local]
 
 
@@ -62,12 +66,13 @@ def decode(
         content: Whether a content lambda is given.
     """
     rank, causal, *sizes = geometry or (1, False, q[2], v[1])
-    grid, context_grid, scope, dilation = (tuple(sizes[i * rank : (i + 1) * rank]) for i in range(4))
+    grid, context_grid, scope, dilation, centre = (tuple(sizes[i * rank : (i + 1) * rank]) for i in range(5))
     return Problem(
         grid=grid,
         context_grid=context_grid,
         scope=scope or None,
         dilation=dilation or None,
+        centre=centre or None,
         num_heads=q[1],
         dim_k=q[3],
         dim_v=v[2],

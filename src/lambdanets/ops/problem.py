@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from .content import MASKED_BLOCK, causal_chunks
-from .context import Context, GlobalContext, LocalContext, MaskedContext, RelativeContext, as_grid, as_sizes
+from .context import (
+    Context,
+    GlobalContext,
+    LocalContext,
+    MaskedContext,
+    RelativeContext,
+    as_grid,
+    as_sizes,
+    default_centre,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +48,7 @@ class Problem:
         context_grid: Sizes of the context's grid, the query grid by default; (m,) without relative positions.
         scope: Table entries per axis for local positions, None for global ones.
         dilation: Distance between neighbouring table entries on the grid, per axis.
+        centre: Index of the entry for offset 0 of a local table; None takes that of `LocalContext`.
         num_heads: Heads, h: queries per position.
         dim_k: Query and key depth.
         dim_v: Value depth per head.
@@ -63,6 +73,7 @@ class Problem:
     context_grid: tuple[int, ...] | None = None
     scope: tuple[int, ...] | None = None
     dilation: tuple[int, ...] | None = None
+    centre: tuple[int, ...] | None = None
     num_heads: int = 4
     dim_k: int = 16
     dim_v: int = 64
@@ -107,6 +118,8 @@ class Problem:
             raise ValueError(f"a causal problem needs a grid of one axis, got {grid}")
         if self.scope is None and self.dilation is not None:
             raise ValueError("dilation needs a scope: only local positions are dilated")
+        if self.scope is None and self.centre is not None:
+            raise ValueError("centre needs a scope: it is an index of a local table")
         if (self.masked or self.dense or not self.position) and self.scope is not None:
             raise ValueError("only relative positions have a scope")
         if self.masked and self.causal:
@@ -148,6 +161,7 @@ class Problem:
             context_grid=context.key_grid if relative and context.num_context == m else (m,),
             scope=local.scope if local else None,
             dilation=local.step if local else None,
+            centre=local.centre if local else None,  # pyright: ignore[reportArgumentType]
             num_heads=num_heads,
             dim_k=dim_k,
             dim_v=dim_v,
@@ -193,6 +207,7 @@ class Problem:
             self.grid,
             self.scope,
             dilation=self.dilation or (1,) * len(self.grid),
+            centre=self.centre,
             context_grid=self.context_grid,
             causal=self.causal,
         )
@@ -299,6 +314,8 @@ class Problem:
             parts.append("dense positions")
         else:
             parts.append("global" if self.scope is None else "scope " + "x".join(map(str, self.scope)))
+        if self.scope and self.centre not in (None, default_centre(self.scope, self.causal)):
+            parts.append("offset 0 at " + "x".join(map(str, self.centre or ())))
         if self.dilation and any(d > 1 for d in self.dilation):
             parts.append("dilation " + "x".join(map(str, self.dilation)))
         if self.causal:

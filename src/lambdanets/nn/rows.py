@@ -1,0 +1,137 @@
+"""Sequences of several lengths in one tensor: rows with padding, and packed rows.
+
+A packed row has several sequences one after the other, without padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Sequences are padded together while the shortest has more than this part of the length of the longest.
+PADDED_PART = 0.5
+
+
+class PaddedRows(NamedTuple):
+    """Rows whose elements are neighbours, with padding before or after them.
+
+    Attributes:
+        lengths: Number of elements of each row, `[b]`.
+        left: Positions that move the elements of each row to its beginning, `[b, n]`.
+        back: Positions that move them back, `[b, n]`.
+    """
+
+    lengths: Tensor
+    left: Tensor
+    back: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor, x: Tensor) -> PaddedRows:
+        """Return the rows of a mask `[b, n]`, True at elements, for sequences `[b, c, n]`.
+
+        Raises:
+            ValueError: The mask does not match the sequences, or has padding between elements.
+        """
+        b, n = x.shape[0], x.shape[2]
+        if mask.dtype != torch.bool or mask.shape != (b, n):
+            raise ValueError(
+                f"mask must be a bool tensor of shape (b, n) = {(b, n)}, True at elements; got {mask.dtype} "
+                f"of shape {tuple(mask.shape)}"
+            )
+        positions = torch.arange(n, device=x.device)
+        lengths, first = mask.sum(1), mask.int().argmax(1)[:, None]
+        if not torch.compiler.is_compiling():
+            inside = (positions >= first) & (positions < first + lengths[:, None])
+            if not torch.equal(inside, mask):
+                raise ValueError(
+                    "the elements of each row must be neighbours here, but the mask has padding between "
+                    "them: their distances would depend on how the sequence is divided into calls; remove "
+                    "the padding from the row, or call the layer without a state"
+                )
+        return cls(lengths, (positions + first) % n, (positions - first) % n)
+
+    def move_left(self, x: Tensor) -> Tensor:
+        """Return sequences `[b, n, ...]` with the elements of each row at its beginning."""
+        return x[torch.arange(len(x), device=x.device)[:, None], self.left]
+
+    def move_back(self, x: Tensor) -> Tensor:
+        """Return the result of `move_left` in its former order."""
+        return x[torch.arange(len(x), device=x.device)[:, None], self.back]
+
+
+class Group(NamedTuple):
+    """Sequences of similar lengths.
+
+    Attributes:
+        members: Numbers of the sequences in the row.
+        index: Position in the row of each of their elements, `[s, length of the longest]`; padding repeats
+            the last position of the row.
+        lengths: Number of elements of each sequence, `[s]`; None if all are equally long.
+    """
+
+    members: list[int]
+    index: Tensor
+    lengths: Tensor | None
+
+
+def check_boundaries(cu_seqlens: Tensor, x: Tensor) -> list[int]:
+    """Return the boundaries of the sequences in a packed row `[1, c, n]`.
+
+    Raises:
+        ValueError: The boundaries do not lead from 0 to n, or there is more than one row.
+    """
+    if x.shape[0] != 1:
+        raise ValueError(f"cu_seqlens divides one row into sequences, but x has {x.shape[0]} rows")
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point():
+        raise ValueError(f"cu_seqlens must be a tensor of integers with one axis, got {cu_seqlens!r}")
+    bounds = cu_seqlens.tolist()
+    n = x.shape[2]
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != n:
+        ends = f"{bounds[0]} to {bounds[-1]}" if bounds else "nothing"
+        raise ValueError(f"cu_seqlens must lead from 0 to n={n}, got {ends}")
+    for first, last in pairwise(bounds):
+        if last < first:
+            raise ValueError(f"cu_seqlens must not decrease, but {last} follows {first}")
+    return bounds
+
+
+def group_sequences(bounds: Sequence[int], device: torch.device) -> list[Group]:
+    """Return the sequences between the boundaries of a row in groups of similar lengths, without empty ones.
+
+    A group becomes one padded batch: less than half of it is padding, and a row has at most about
+    log2(n) groups.
+    """
+    starts, lengths = bounds[:-1], [b - a for a, b in pairwise(bounds)]
+    order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i])
+    groups: list[list[int]] = []
+    for i in order:
+        if not groups or lengths[i] <= PADDED_PART * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(i)
+    result = []
+    for members in groups:
+        longest = lengths[members[0]]
+        first = torch.tensor([starts[i] for i in members], device=device)
+        index = (first[:, None] + torch.arange(longest, device=device)).clamp_(max=bounds[-1] - 1)
+        sizes = torch.tensor([lengths[i] for i in members], device=device)
+        equal = lengths[members[-1]] == longest
+        result.append(Group(members, index, None if equal else sizes))
+    return result
+
+
+def restore_order(parts: Sequence[Tensor], groups: Sequence[Group]) -> Tensor:
+    """Return the elements of groups, `[s, longest, ...]` each, in the order of the row, `[n, ...]`."""
+    rows, positions = [], []
+    for part, group in zip(parts, groups, strict=True):
+        if group.lengths is None:
+            rows.append(part.flatten(0, 1))
+            positions.append(group.index.flatten())
+        else:
+            visible = torch.arange(part.shape[1], device=part.device) < group.lengths[:, None]
+            rows.append(part[visible])
+            positions.append(group.index[visible])
+    return torch.cat(rows)[torch.cat(positions).argsort()]

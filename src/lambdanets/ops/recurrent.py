@@ -1,0 +1,214 @@
+"""The operator under a causal order as a recurrence: a sequence continued from the state before it.
+
+The content part continues from the content lambda (`causal_content`), the position part from the last values.
+Letters as in `reference`, with r entries of a position table, the last one for offset 0.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .causal_content import causal_content
+from .content import NORM_EPS
+from .context import LocalContext
+from .functional import lambda_layer
+
+
+class Recurrence(NamedTuple):
+    """All that the elements after a position need of those before it, None for a part that is left out.
+
+    Attributes:
+        log_norm: Logarithm of the divisor of the content lambda [b, g, k, u], or None.
+        summary: Content lambda after the last element [b, g, k, v, u], or None.
+        values: The last (r - 1) * dilation values [b, _, v, u], zeros before the first element, or None.
+    """
+
+    log_norm: Tensor | None
+    summary: Tensor | None
+    values: Tensor | None
+
+
+def recurrent_lambda_layer(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    e: Tensor | None,
+    state: Recurrence | None,
+    *,
+    lengths: Tensor | None = None,
+    decay: Tensor | None = None,
+    dilation: int = 1,
+    normalize: str = "softmax",
+    kernel: str = "auto",
+) -> tuple[Tensor, Recurrence]:
+    """Apply the causal operator to elements that follow a state.
+
+    Args:
+        q: Queries [b, h, n, k].
+        k: Keys [b, n, g k, u] of g sets, each for h / g heads; None without a content part.
+        v: Values [b, n, v, u].
+        e: Table of the offsets -(r - 1) to 0, [r, k, u], or None without a position part.
+        state: State before the first element; None for none before it.
+        lengths: Number of visible elements of each row, int64 [b], which are its first ones; None for all.
+        decay: Rates at which the content forgets, [k, u]: each visible element multiplies the weights of all
+            before it by exp(-decay).
+        dilation: Distance between neighbouring entries of the table.
+        normalize: Normalisation of the keys.
+        kernel: Kernel of the position part.
+
+    Returns:
+        Output [b, h, n, v], and the state after the last visible element.
+    """
+    n = q.shape[2]
+    mask = None
+    if lengths is not None:
+        mask = torch.arange(n, device=q.device) < lengths[:, None]
+        v = v.masked_fill(~mask[:, :, None, None], 0)
+    y, log_norm, summary, values = None, None, None, None
+    if e is not None:
+        y, values = _positions(q, v, e, None if state is None else state.values, lengths, dilation, kernel)
+    if k is not None:
+        content, log_norm, summary = _content(q, k, v, state, mask, decay, normalize)
+        y = content if y is None else y + content
+    assert y is not None
+    return y, Recurrence(log_norm, summary, values)
+
+
+def _content(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: Recurrence | None,
+    mask: Tensor | None,
+    decay: Tensor | None,
+    normalize: str,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return the content part [b, h, n, v] and its state; each set of keys is a row of a larger batch."""
+    b, heads, _, dim_k = q.shape
+    sets = k.shape[2] // dim_k
+
+    def expand(x: Tensor) -> Tensor:
+        """Return a tensor [b, ...] that all sets share as [b g, ...]."""
+        return x if sets == 1 else x[:, None].expand(-1, sets, *x.shape[1:]).flatten(0, 1)
+
+    log_norm = summary = None
+    if state is not None and state.summary is not None:
+        summary = state.summary.flatten(0, 1)
+        # Without a normalisation the state has no divisor.
+        log_norm = summary.new_zeros(()) if state.log_norm is None else state.log_norm.flatten(0, 1)
+        log_norm = log_norm.expand(*summary.shape[:2], summary.shape[3])
+    y, log_norm, summary = causal_content(
+        q.reshape(b * sets, heads // sets, *q.shape[2:]),
+        k.unflatten(2, (sets, dim_k)).movedim(2, 1).flatten(0, 1),
+        expand(v),
+        None if mask is None else expand(mask),
+        log_norm,
+        summary,
+        decay,
+        normalize,
+    )
+    divisor = None if normalize == "none" else log_norm.unflatten(0, (b, sets))
+    return y.reshape(b, heads, *y.shape[2:]), divisor, summary.unflatten(0, (b, sets))
+
+
+def _positions(
+    q: Tensor,
+    v: Tensor,
+    e: Tensor,
+    past: Tensor | None,
+    lengths: Tensor | None,
+    dilation: int,
+    kernel: str,
+) -> tuple[Tensor, Tensor]:
+    """Return the position part [b, h, n, v] and the values that the elements after it need."""
+    n, scope, m = q.shape[2], e.shape[0], v.shape[1]
+    needed = (scope - 1) * dilation
+    if past is None:
+        elements = v
+        context = LocalContext((n,), (scope,), dilation=dilation, causal=True)
+    else:
+        # The grid of the elements begins with the first past value: the table's first entry is for the
+        # element that has the same index as the query.
+        elements = torch.cat([past, v], dim=1)
+        context = LocalContext((n,), (scope,), dilation=dilation, centre=0, context_grid=(needed + m,))
+    unused_keys = v.new_zeros(()).expand(*elements.shape[:2], *e.shape[-2:])
+    y = lambda_layer(q, unused_keys, elements, e, context=context, content=False, kernel=kernel)
+    if past is None and (lengths is not None or n < needed):
+        elements = torch.cat([v.new_zeros(len(v), needed, *v.shape[2:]), v], dim=1)
+    if lengths is None:
+        # A copy: a view would keep all values in memory.
+        return y, elements[:, elements.shape[1] - needed :].clone()
+    index = lengths[:, None] + torch.arange(needed, device=v.device)
+    return y, elements[torch.arange(len(v), device=v.device)[:, None], index]
+
+
+def recurrent_step(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    e: Tensor | None,
+    state: Recurrence,
+    *,
+    decay: Tensor | None = None,
+    dilation: int = 1,
+    normalize: str = "softmax",
+) -> tuple[Tensor, Recurrence]:
+    """Apply the causal operator to one element that follows a state: `recurrent_lambda_layer` with n = 1.
+
+    Args:
+        q: Queries [b, h, k].
+        k: Keys [b, g, k, u] of g sets, each for h / g heads; None without a content part.
+        v: Values [b, v, u].
+        e: Table of the offsets -(r - 1) to 0, [r, k, u], or None without a position part.
+        state: State before the element.
+        decay: Rates at which the content forgets, [k, u].
+        dilation: Distance between neighbouring entries of the table.
+        normalize: Normalisation of the keys.
+
+    Returns:
+        Output [b, h, v], and the state after the element.
+    """
+    y, log_norm, summary, values = None, None, None, None
+    if e is not None:
+        assert state.values is not None
+        # The queries multiply the table first: one filter of r taps for each head.
+        taps = torch.matmul(q, e.movedim(0, 1).flatten(1))  # [b, h, r u]
+        elements = torch.cat([state.values, v[:, None]], dim=1)  # [b, (r - 1) dilation + 1, v, u]
+        window = elements[:, ::dilation].mT.flatten(1, 2)  # [b, r u, v]
+        y, values = torch.matmul(taps, window), elements[:, 1:]
+    if k is not None:
+        assert state.summary is not None
+        log_norm, summary = _next_lambda(k, v, state, decay, normalize)
+        lambdas = summary.sum(-1) if summary.shape[-1] > 1 else summary.squeeze(-1)  # [b, g, k, v]
+        queries = q.unflatten(1, (k.shape[1], -1)).to(lambdas.dtype)  # [b, g, h / g, k]
+        content = torch.matmul(queries, lambdas).flatten(1, 2).to(q.dtype)
+        y = content if y is None else y + content
+    assert y is not None
+    return y, Recurrence(log_norm, summary, values)
+
+
+def _next_lambda(
+    k: Tensor, v: Tensor, state: Recurrence, decay: Tensor | None, normalize: str
+) -> tuple[Tensor | None, Tensor]:
+    """Return the divisor and the content lambda after an element; see `causal_content`."""
+    before, summary = state.log_norm, state.summary
+    assert summary is not None
+    keys, values = k.to(summary.dtype), v.to(summary.dtype)[:, None, None]  # [b, g, k, u], [b, 1, 1, v, u]
+    if normalize == "none":
+        kept = summary if decay is None else summary * torch.exp(-decay)[:, None]
+        return None, kept + keys[..., None, :] * values
+    assert before is not None
+    before = before if decay is None else before - decay
+    if normalize == "softmax":
+        log_norm = torch.logaddexp(before, keys)
+        kept, weight = torch.exp(before - log_norm), torch.exp(keys - log_norm)
+    else:
+        past = before.exp()
+        squared = past.square() + keys.square()
+        norm = squared.clamp_min(NORM_EPS**2).sqrt()
+        log_norm = torch.where(squared > 0, norm, 0).log()
+        kept, weight = past.clamp_min(NORM_EPS) / norm, keys / norm
+    return log_norm, kept[..., None, :] * summary + weight[..., None, :] * values
