@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
@@ -186,10 +187,7 @@ class LambdaLM(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         if operator not in SEQUENCE_OPERATORS:
-            raise ValueError(
-                f"there is no operator named {operator!r}{did_you_mean(operator, SEQUENCE_OPERATORS)}; "
-                f"operators: {', '.join(SEQUENCE_OPERATORS)}"
-            )
+            raise _unknown("operator", operator, SEQUENCE_OPERATORS)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.vocabulary, self.dim, self.operator = vocabulary, dim, operator
         self.embedding = nn.Embedding(vocabulary, dim, **factory)
@@ -197,7 +195,10 @@ class LambdaLM(nn.Module):
         build = SEQUENCE_OPERATORS[operator]
         self.blocks = nn.ModuleList()
         for _ in range(depth):
-            layer = build(dim, num_heads, causal=True, **(options or {}), **factory)
+            try:
+                layer = build(dim, num_heads, causal=True, **(options or {}), **factory)
+            except TypeError as error:
+                raise ValueError(f"options of operator {operator!r}: {error}") from None
             dim_out = layer.dim_out
             assert isinstance(dim_out, int)
             self.blocks.append(SequenceBlock(layer, dim, dim_out, mlp_dim, dropout, **factory))
@@ -409,6 +410,11 @@ class LambdaLM(nn.Module):
         return f"{self.vocabulary}, operator={self.operator!r}"
 
 
+def _unknown(kind: str, name: str, known: Collection[str]) -> ValueError:
+    suggestion = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+    return ValueError(f"there is no {kind} named {name!r}{suggestion}")
+
+
 def sample(
     logits: Tensor,
     generator: torch.Generator,
@@ -463,25 +469,26 @@ def create_language_model(name: str, *, vocabulary: int, **options: Any) -> Lamb
     Args:
         name: Name in `LANGUAGE_MODELS`.
         vocabulary: Number of tokens.
-        **options: Arguments of `LambdaLM` that replace those of the model; single `options` of the layer
-            replace its options one by one.
+        **options: Arguments of `LambdaLM` or of its layer, such as `dropout=0.1` or `scope=32`, which replace
+            those of the model. Another `operator` begins with the layer's own defaults.
 
     Returns:
         The model, in training mode.
 
     Raises:
-        ValueError: If there is no such model, or an argument is out of range.
+        ValueError: If there is no such model or option, or an option is out of range.
 
     Example:
-        >>> model = create_language_model("attention_lm_mini", vocabulary=65, depth=2)
+        >>> model = create_language_model("lambda_lm_mini", vocabulary=65, depth=2, scope=32)
         >>> model(torch.randint(65, (1, 8))).shape
         torch.Size([1, 8, 65])
     """
     if name not in LANGUAGE_MODELS:
-        suggestion = did_you_mean(name, LANGUAGE_MODELS)
-        raise ValueError(
-            f"there is no language model named {name!r}{suggestion}; models: {', '.join(LANGUAGE_MODELS)}"
-        )
+        raise _unknown("language model", name, LANGUAGE_MODELS)
     config = LANGUAGE_MODELS[name]
-    layer = {**config.get("options", {}), **(options.pop("options", None) or {})}
+    of_model = inspect.signature(LambdaLM).parameters
+    layer = {key: options.pop(key) for key in list(options) if key not in of_model}
+    if options.get("operator", config["operator"]) == config["operator"]:
+        layer = {**config.get("options", {}), **layer}
+    layer |= options.pop("options", None) or {}
     return LambdaLM(vocabulary, **{**config, **options, "options": layer})
