@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from closeness import assert_close
 from lambdanets.models import LANGUAGE_MODELS, LambdaLM, create_language_model
-from lambdanets.models.sequence import sample
+from lambdanets.models.sampling import sample
 from lambdanets.nn import Attention1d, LambdaLayer1d
 
 VOCABULARY = 11

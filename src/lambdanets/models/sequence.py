@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
@@ -17,6 +16,7 @@ from lambdanets.nn.states import Rows, SequenceState
 from lambdanets.utils.text import did_you_mean
 
 from .operators import SEQUENCE_OPERATORS
+from .sampling import sample
 
 EMBEDDING_STD = 0.02
 """Standard deviation of new embeddings, of tokens and of offsets."""
@@ -187,7 +187,10 @@ class LambdaLM(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         if operator not in SEQUENCE_OPERATORS:
-            raise _unknown("operator", operator, SEQUENCE_OPERATORS)
+            suggestion = (
+                did_you_mean(operator, SEQUENCE_OPERATORS) or f"; there are {', '.join(SEQUENCE_OPERATORS)}"
+            )
+            raise ValueError(f"there is no operator named {operator!r}{suggestion}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.vocabulary, self.dim, self.operator = vocabulary, dim, operator
         self.embedding = nn.Embedding(vocabulary, dim, **factory)
@@ -408,87 +411,3 @@ class LambdaLM(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.vocabulary}, operator={self.operator!r}"
-
-
-def _unknown(kind: str, name: str, known: Collection[str]) -> ValueError:
-    suggestion = did_you_mean(name, known) or f"; there are {', '.join(known)}"
-    return ValueError(f"there is no {kind} named {name!r}{suggestion}")
-
-
-def sample(
-    logits: Tensor,
-    generator: torch.Generator,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> Tensor:
-    """Sample a token for each row.
-
-    Args:
-        logits: Logits `[b, vocabulary]`.
-        generator: Source of the random numbers, on the device of the logits.
-        temperature: Divisor of the logits; 0 takes the most probable token.
-        top_k: Sample from the k most probable tokens only.
-        top_p: Sample from the most probable tokens only, as few as have a total probability of p.
-
-    Returns:
-        Tokens `[b]`.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits.float() / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        lowest = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < lowest, -torch.inf)
-    if top_p is not None:
-        ordered, index = logits.sort(-1, descending=True)
-        probabilities = ordered.softmax(-1)
-        dropped = probabilities.cumsum(-1) - probabilities >= top_p  # never the first
-        logits = logits.masked_fill(dropped.scatter(-1, index, dropped), -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-
-
-LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
-    # nanoGPT's setting for a laptop: 4 blocks, 4 heads, 128 channels, with 65 tokens 0.80 million parameters.
-    # The width of the MLP makes up for the parameters of the layer.
-    "lambda_lm_mini": {"operator": "lambda", "options": {"gate": True, "short_conv": 4}, "mlp_dim": 384},
-    "attention_lm_mini": {"operator": "attention", "mlp_dim": 344},
-    "linear_attention_lm_mini": {"operator": "linear_attention", "mlp_dim": 344},
-    "conv3_lm_mini": {"operator": "conv", "options": {"taps": 3}, "mlp_dim": 344},
-    "conv9_lm_mini": {"operator": "conv", "options": {"taps": 9}, "mlp_dim": 88},
-    "depthwise_lm_mini": {"operator": "conv", "options": {"taps": 23, "depthwise": True}, "mlp_dim": 464},
-    "gru_lm_mini": {"operator": "gru", "mlp_dim": 216},
-}
-"""Arguments of `LambdaLM` by the name of a model."""
-
-
-def create_language_model(name: str, *, vocabulary: int, **options: Any) -> LambdaLM:
-    """Create a language model by name.
-
-    Args:
-        name: Name in `LANGUAGE_MODELS`.
-        vocabulary: Number of tokens.
-        **options: Arguments of `LambdaLM` or of its layer, such as `dropout=0.1` or `scope=32`, which replace
-            those of the model. Another `operator` begins with the layer's own defaults.
-
-    Returns:
-        The model, in training mode.
-
-    Raises:
-        ValueError: If there is no such model or option, or an option is out of range.
-
-    Example:
-        >>> model = create_language_model("lambda_lm_mini", vocabulary=65, depth=2, scope=32)
-        >>> model(torch.randint(65, (1, 8))).shape
-        torch.Size([1, 8, 65])
-    """
-    if name not in LANGUAGE_MODELS:
-        raise _unknown("language model", name, LANGUAGE_MODELS)
-    config = LANGUAGE_MODELS[name]
-    of_model = inspect.signature(LambdaLM).parameters
-    layer = {key: options.pop(key) for key in list(options) if key not in of_model}
-    if options.get("operator", config["operator"]) == config["operator"]:
-        layer = {**config.get("options", {}), **layer}
-    layer |= options.pop("options", None) or {}
-    return LambdaLM(vocabulary, **{**config, **options, "options": layer})
