@@ -262,13 +262,11 @@ def test_what_is_refused() -> None:
         "state must be a LanguageModelState, got LambdaState": lambda: model.step(tokens(2), state.layers[0]),
         "the state must be a LambdaState, got GRUState": lambda: model.step(tokens(2), other),
         "the state has 2 rows and this call 3": lambda: model(tokens(3, 4), state),
-        "there is no operator named 'lambada'; did you mean lambda\\?": lambda: LambdaLM(
-            5, operator="lambada"
-        ),
-        "there is no language model named 'lambda_lm'; did you mean": lambda: create_language_model(
+        "unknown operator 'lambada'; did you mean lambda\\?": lambda: LambdaLM(5, operator="lambada"),
+        "unknown language model 'lambda_lm'; did you mean": lambda: create_language_model(
             "lambda_lm", vocabulary=5
         ),
-        "there is no operator named 'x'; there are lambda, attention,": lambda: LambdaLM(5, operator="x"),
+        "unknown operator 'x'; known: attention, conv,": lambda: LambdaLM(5, operator="x"),
         "options of operator 'lambda': .*'scop'": lambda: create_language_model(
             "lambda_lm_mini", vocabulary=5, scop=3
         ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from lambdanets.utils.text import did_you_mean
+from lambdanets.ops.checks import unknown_name
 
 from .sequence import LambdaLM
 
@@ -47,8 +47,7 @@ def create_language_model(name: str, *, vocabulary: int, **options: Any) -> Lamb
         torch.Size([1, 8, 65])
     """
     if name not in LANGUAGE_MODELS:
-        suggestion = did_you_mean(name, LANGUAGE_MODELS) or f"; there are {', '.join(LANGUAGE_MODELS)}"
-        raise ValueError(f"there is no language model named {name!r}{suggestion}")
+        raise unknown_name("language model", name, LANGUAGE_MODELS)
     config = LANGUAGE_MODELS[name]
     of_model = inspect.signature(LambdaLM).parameters
     layer = {key: options.pop(key) for key in list(options) if key not in of_model}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lambdanets.nn import LambdaLayer1d
 from lambdanets.nn.states import Rows, SequenceState
-from lambdanets.utils.text import did_you_mean
+from lambdanets.ops.checks import unknown_name
 
 from .operators import SEQUENCE_OPERATORS
 from .sampling import sample
@@ -187,10 +187,7 @@ class LambdaLM(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         if operator not in SEQUENCE_OPERATORS:
-            suggestion = (
-                did_you_mean(operator, SEQUENCE_OPERATORS) or f"; there are {', '.join(SEQUENCE_OPERATORS)}"
-            )
-            raise ValueError(f"there is no operator named {operator!r}{suggestion}")
+            raise unknown_name("operator", operator, SEQUENCE_OPERATORS)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.vocabulary, self.dim, self.operator = vocabulary, dim, operator
         self.embedding = nn.Embedding(vocabulary, dim, **factory)
