@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from closeness import assert_close
 from lambdanets.models import LANGUAGE_MODELS, LambdaLM, create_language_model
 from lambdanets.models.sampling import sample
+from lambdanets.models.sequence import LanguageModelState
 from lambdanets.nn import Attention1d, LambdaLayer1d
 
 VOCABULARY = 11
@@ -123,6 +124,38 @@ def test_equal_seeds_give_equal_texts_and_the_global_generator_is_untouched(name
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(texts[0], texts[1])
     assert not torch.equal(texts[0], texts[2])
+
+
+class Step(nn.Module):
+    """A step with the tensors of the state as arguments and results."""
+
+    def __init__(self, model: LambdaLM, state: LanguageModelState) -> None:
+        super().__init__()
+        self.model, self.state = model, state
+
+    def forward(self, last: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        named = dict(zip(self.state.tensors(), tensors, strict=True))
+        logits, after = self.model.step(last, self.state.with_tensors(named))
+        return (logits, *after.tensors().values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_can_be_exported_with_its_state_as_inputs_and_outputs(name: str) -> None:
+    model = small(name)
+    _, state = model(tokens(2, 7), return_state=True)
+    given = (tokens(2), *state.tensors().values())
+    program = torch.export.export(Step(model, state), given).module()
+    for actual, exact in zip(program(*given), Step(model, state)(*given), strict=True):
+        torch.testing.assert_close(actual, exact, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_forward_pass_compiles_without_graph_breaks(name: str) -> None:
+    if name == "gru_lm_mini":
+        pytest.skip("torch.compile does not trace torch.nn.GRU")
+    model, text = small(name), tokens(2, 9)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert_close(compiled(text), model(text))
 
 
 def test_generation_writes_one_token_for_each_step() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
@@ -41,22 +41,25 @@ class LanguageModelState(SequenceState):
             named |= {f"layers.{i}.{name}": x for name, x in layer.tensors().items()}
         return named
 
-    def detach(self) -> LanguageModelState:
-        return replace(self, length=self.length, layers=tuple(layer.detach() for layer in self.layers))
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> LanguageModelState:
+        layers = tuple(
+            layer.with_tensors({name: tensors[f"layers.{i}.{name}"] for name in layer.tensors()})
+            for i, layer in enumerate(self.layers)
+        )
+        return LanguageModelState(length=tensors["length"], layers=layers)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> LanguageModelState:
-        moved = tuple(layer.to(device, dtype) for layer in self.layers)
-        return LanguageModelState(length=moved[0].length, layers=moved)
-
-    def select(self, rows: Rows) -> LanguageModelState:
-        chosen = tuple(layer.select(rows) for layer in self.layers)
-        return LanguageModelState(length=chosen[0].length, layers=chosen)
+        return _state_of([layer.to(device, dtype) for layer in self.layers])
 
     def reset(self, rows: Rows = slice(None)) -> LanguageModelState:
-        cleared = tuple(layer.reset(rows) for layer in self.layers)
-        return LanguageModelState(length=cleared[0].length, layers=cleared)
+        return _state_of([layer.reset(rows) for layer in self.layers])
+
+
+def _state_of(layers: Sequence[SequenceState]) -> LanguageModelState:
+    """Return the state of a model from those of its layers."""
+    return LanguageModelState(length=layers[0].length, layers=tuple(layers))
 
 
 class GatedMLP(nn.Module):
@@ -279,8 +282,7 @@ class LambdaLM(nn.Module):
 
     def initial_state(self, batch: int) -> LanguageModelState:
         """Return the state before the first token of `batch` sequences."""
-        layers = tuple(block.operator.initial_state(batch) for block in self._blocks())
-        return LanguageModelState(length=layers[0].length, layers=layers)
+        return _state_of([block.operator.initial_state(batch) for block in self._blocks()])
 
     def step(self, tokens: Tensor, state: LanguageModelState) -> tuple[Tensor, LanguageModelState]:
         """Read the next token of each sequence.
@@ -302,7 +304,7 @@ class LambdaLM(nn.Module):
             x, after = block.step(x, before)
             layers.append(after)
         logits = F.linear(self.norm(x), self.embedding.weight)
-        return logits, LanguageModelState(length=layers[0].length, layers=tuple(layers))
+        return logits, _state_of(layers)
 
     def generate(
         self,
@@ -386,8 +388,7 @@ class LambdaLM(nn.Module):
             x, after = block(x, layer, return_state, **hidden)
             if after is not None:
                 layers.append(after)
-        states = LanguageModelState(length=layers[0].length, layers=tuple(layers)) if return_state else None
-        return self.norm(x), states
+        return self.norm(x), _state_of(layers) if return_state else None
 
     def _blocks(self) -> list[SequenceBlock]:
         return list(self.blocks)  # pyright: ignore[reportReturnType]
