@@ -15,6 +15,7 @@ from lambdanets import LambdaLayer1d
 from lambdanets.nn.states import LambdaState
 
 DIM, HEADS, DIM_K, DIM_V = 8, 4, 3, 2
+ONE_SENTENCE = r"^[^\n]+$"
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "content": {"scope": None, "position": False},
@@ -277,8 +278,8 @@ def test_gradients_of_chunks_padding_and_packing_are_those_of_the_whole(name: st
 def test_gradients_stop_at_a_detached_state() -> None:
     layer, x = make(), sequences(1, 8).requires_grad_()
     _, state = layer(x[:, :, :5], return_state=True)
-    for given, reaches in ((state, True), (state.detach(), False)):
-        y = layer(x[:, :, 5:], state=given)
+    for before, reaches in ((state, True), (state.detach(), False)):
+        y = layer(x[:, :, 5:], state=before)
         (gradient,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
         assert bool((gradient[:, :, :5] != 0).any()) is reaches
         assert (gradient[:, :, 5:] != 0).any()
@@ -370,7 +371,7 @@ REFUSED = {
     "another-batch": (lambda s: s.select([0, 1, 0]), "the state has 3 rows and this call 2"),
     "another-dtype": (
         lambda s: s.to(torch.float32),
-        "is torch.float32 on cpu, this layer needs torch.float64",
+        "torch.float32 on cpu, this layer needs torch.float64",
     ),
     "another-device": (lambda s: s.to("meta"), "on meta, this layer needs"),
     "no-state": (lambda s: (s.summary, s.values), "LambdaState"),
@@ -383,9 +384,17 @@ def test_states_of_other_layers_batches_dtypes_and_devices_are_refused(name: str
     change, sentence = REFUSED[name]
     state = change(layer(x, return_state=True)[1])
     for call in (lambda: layer(x, state=state), lambda: layer.step(x[:, :, 0], state)):
-        with pytest.raises(ValueError, match="^[^\n]+$") as error:
+        with pytest.raises(ValueError, match=ONE_SENTENCE) as error:
             call()
         assert sentence in str(error.value)
+
+
+def packed(layer: LambdaLayer1d, x: Tensor, boundaries: list[float], **options: Any) -> Tensor:
+    return layer(x[:1], cu_seqlens=torch.tensor(boundaries), **options)
+
+
+def masked(layer: LambdaLayer1d, x: Tensor, mask: list[list[int]]) -> Tensor:
+    return layer(x, mask=torch.tensor(mask) > 0, return_state=True)[0]
 
 
 CALLS = {
@@ -396,7 +405,7 @@ CALLS = {
         lambda layer, x: LambdaLayer1d(8, scope=3, norm=None).initial_state(2), "causal=True"
     ),
     "packed-bidirectional": (
-        lambda layer, x: LambdaLayer1d(8, scope=3, norm=None)(x[:1], cu_seqlens=torch.tensor([0, 5])),
+        lambda layer, x: packed(LambdaLayer1d(8, scope=3, norm=None), x, [0, 5]),
         "causal=True",
     ),
     "step-of-a-sequence": (lambda layer, x: layer.step(x, layer.initial_state(2)), "(b 8)"),
@@ -406,23 +415,16 @@ CALLS = {
         ),
         "the state has 2 rows and this call 1",
     ),
-    "boundaries-too-short": (lambda layer, x: layer(x[:1], cu_seqlens=torch.tensor([0, 4])), "n=5, got 0 to 4"),
-    "boundaries-too-late": (lambda layer, x: layer(x[:1], cu_seqlens=torch.tensor([1, 5])), "got 1 to 5"),
-    "boundaries-backwards": (
-        lambda layer, x: layer(x[:1], cu_seqlens=torch.tensor([0, 3, 2, 5])), "2 follows 3"
-    ),
-    "boundaries-of-floats": (lambda layer, x: layer(x[:1], cu_seqlens=torch.tensor([0.0, 5])), "integers"),
-    "no-boundaries": (lambda layer, x: layer(x[:1], cu_seqlens=torch.tensor([], dtype=torch.long)), "nothing"),
+    "boundaries-too-short": (lambda layer, x: packed(layer, x, [0, 4]), "n=5, got 0 to 4"),
+    "boundaries-too-late": (lambda layer, x: packed(layer, x, [1, 5]), "got 1 to 5"),
+    "boundaries-backwards": (lambda layer, x: packed(layer, x, [0, 3, 2, 5]), "2 follows 3"),
+    "boundaries-of-floats": (lambda layer, x: packed(layer, x, [0.0, 5.0]), "integers"),
+    "no-boundaries": (lambda layer, x: layer(x[:1], cu_seqlens=torch.arange(0)), "nothing"),
     "boundaries-for-rows": (lambda layer, x: layer(x, cu_seqlens=torch.tensor([0, 5])), "2 rows"),
-    "boundaries-and-mask": (
-        lambda layer, x: layer(x[:1], cu_seqlens=torch.tensor([0, 5]), mask=torch.ones(1, 5).bool()), "exclude"
-    ),
-    "holes": (
-        lambda layer, x: layer(x[:1], mask=torch.tensor([[True, False, True, True, True]]), return_state=True),
-        "neighbours",
-    ),
+    "boundaries-and-mask": (lambda layer, x: packed(layer, x, [0, 5], mask=torch.ones(1, 5) > 0), "exclude"),
+    "holes": (lambda layer, x: masked(layer, x, [[1, 0, 1, 1, 1], [1, 1, 1, 1, 1]]), "neighbours"),
     "context": (lambda layer, x: layer(x, x, return_state=True), "no context"),
-    "mask-shape": (lambda layer, x: layer(x, mask=torch.ones(2, 4).bool(), return_state=True), "(b, n) = (2, 5)"),
+    "mask-shape": (lambda layer, x: masked(layer, x, [[1, 1, 1, 1]]), "(b, n) = (2, 5)"),
     "key-heads": (lambda layer, x: make(key_heads=3), "divides num_heads=4"),
     "one-tap": (lambda layer, x: make(short_conv=1), "at least 2 taps"),
     "table-init": (lambda layer, x: make(table_init="decayed"), "did you mean decay"),
@@ -438,7 +440,7 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_wrong_calls_are_refused_in_one_sentence(name: str) -> None:
     call, sentence = CALLS[name]
-    with pytest.raises(ValueError, match="^[^\n]+$") as error:
+    with pytest.raises(ValueError, match=ONE_SENTENCE) as error:
         call(make(), sequences(2, 5))
     assert sentence in str(error.value)
 
