@@ -6,7 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lambdanets.cli.console import draw, draw_classes, exit_code_of_images, print_files, stderr, stdout, table
+from lambdanets.cli.console import (
+    draw,
+    draw_classes,
+    exit_code_of_samples,
+    print_files,
+    stderr,
+    stdout,
+    table,
+)
 from lambdanets.cli.errors import UsageError, usage
 from lambdanets.cli.options import check_images, engine_changes, resolved_location, write_json
 from lambdanets.data import CocoConfig
@@ -200,7 +208,7 @@ def predict_run(
     if json is not None:
         write_json(json, entries)
     print_files(("predictions", json))
-    return exit_code_of_images(unread, len(entries), strict=strict)
+    return exit_code_of_samples(unread, len(entries), strict=strict)
 
 
 def _tile_option(given: str) -> "TileOption":

@@ -81,7 +81,7 @@ def write_classifier(
         dynamic_size=dynamic_size, batch_size=batch_size, opset=opset,
     )  # fmt: skip
     difference = f"{classifier.difference:.2g} in outputs up to {classifier.largest:.2g}"
-    _print_exported(classifier, difference, "random images")
+    print_exported(classifier, difference, "random images")
     return 0
 
 
@@ -104,7 +104,7 @@ def write_detector(
         weights=weights, size=size, dynamic_size=dynamic_size, opset=opset,
     )  # fmt: skip
     difference = f"{detector.difference:.2g} in {detector.objects} objects"
-    _print_exported(detector, difference, f"{detector.images} images")
+    print_exported(detector, difference, f"{detector.images} images")
     if not detector.objects:
         stderr().print("lambdanets: nothing was found in these images: no boxes and masks were compared.")
     return 0
@@ -122,7 +122,7 @@ def _format_of(out: Path | None) -> Literal["torch", "onnx"]:
     raise UsageError(f"--format torch or onnx is missing, or an --out FILE that ends in {endings}{named}.")
 
 
-def _print_exported(exported: "Exported", difference: str, images: str) -> None:
+def print_exported(exported: "Exported", difference: str, images: str) -> None:
     """Print the file, the shapes of its inputs, and its difference from the network."""
     shapes = ", ".join(f"{name} {_axes(axes)}" for name, axes in exported.inputs.items())
     compared = ", ".join(" and ".join(map(_axes, each)) for each in exported.compared)

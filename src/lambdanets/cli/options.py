@@ -20,7 +20,7 @@ from lambdanets.utils.files import replacing
 from lambdanets.utils.text import did_you_mean, json_text
 
 if TYPE_CHECKING:
-    from lambdanets.data import CocoConfig, DataConfig, TextDataConfig
+    from lambdanets.data import AudioDataConfig, CocoConfig, DataConfig, TextDataConfig
 
 # Value that an option takes -> Python's message for another one.
 NUMBERS = {
@@ -69,7 +69,9 @@ def engine_changes(precision: str | None, memory_format: str | None) -> dict[str
     return changes
 
 
-def resolved_location(config: "DataConfig | CocoConfig | TextDataConfig") -> tuple[str, Path]:
+def resolved_location(
+    config: "DataConfig | CocoConfig | TextDataConfig | AudioDataConfig",
+) -> tuple[str, Path]:
     """Return the kind of a data source and its resolved path."""
     kind, _, root = config.resolved().source.partition(":")
     return kind, Path(root).resolve()

@@ -1,12 +1,13 @@
 """`lambdanets predict`: labels images, in the terminal, on a contact sheet and as JSON."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 from tyro import conf
 
-from lambdanets.cli.console import draw, exit_code_of_images, print_files, stderr, stdout, table
+from lambdanets.cli.console import draw, exit_code_of_samples, print_files, stderr, stdout, table
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import check_images, check_outputs, shown, write_json
 from lambdanets.cli.tasks import run_verb
@@ -99,7 +100,7 @@ def predict_labels(
         predictions = predict(
             opened, paths, top=top, batch_size=batch_size, weights=weights, max_pixels=max_pixels
         )
-    _print(predictions, opened)
+    draw_predictions(predictions, opened)
     if json is not None:
         write_json(json, to_plain(predictions))
     unread = [each for each in predictions if each.error is not None]
@@ -107,10 +108,10 @@ def predict_labels(
     print_files(*(("contact sheet", page) for page in written), ("predictions", json))
     for each in unread:
         stderr().print(f"skipped {each.path}: {each.error or ''}.")
-    return exit_code_of_images(len(unread), len(predictions), strict=strict)
+    return exit_code_of_samples(len(unread), len(predictions), strict=strict)
 
 
-def to_plain(predictions: list[Prediction]) -> list[dict[str, object]]:
+def to_plain(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
     """Return predictions as they are written to JSON: path, and labels with probabilities or an error."""
     entries = []
     for each in predictions:
@@ -128,13 +129,14 @@ def to_plain(predictions: list[Prediction]) -> list[dict[str, object]]:
     return entries
 
 
-def _print(predictions: list[Prediction], run: Run) -> None:
+def draw_predictions(predictions: Sequence[Prediction], run: Run[Any]) -> None:
+    """Print a table of predictions."""
     readable = [each for each in predictions if each.error is None]
     if not readable:
         return
     ranks = max(len(each.labels) for each in readable)
     truths = any(each.truth is not None for each in readable)
-    headings = {"image": "left"} | ({"true": "wrap"} if truths else {})
+    headings = {run.config.WORDING.sample: "left"} | ({"true": "wrap"} if truths else {})
     headings |= {f"{rank}._guess" if rank == 1 else f"{rank}.": "wrap" for rank in range(1, ranks + 1)}
     title = f"{run.config.model.name} from {run.directory}"
     right = sum(bool(each.right) for each in readable)

@@ -90,6 +90,17 @@ TASKS: dict[str, Task] = {
         },
         next_step=lambda run, config: f"generate {run} --tokens 500",
     ),
+    "audio": Task(
+        kind="a classifier of recordings",
+        package="lambdanets.audio",
+        config="AudioConfig",
+        verbs={
+            "eval": "lambdanets.cli.audio:evaluate_run",
+            "predict": "lambdanets.cli.audio:predict_run",
+            "export": "lambdanets.cli.audio:export_run",
+        },
+        next_step=_predict_samples,
+    ),
 }
 
 

@@ -3,9 +3,14 @@
 `sources/protocol.py` states what a source must define, and `sources/__init__.py` holds their registry. A
 `DataConfig` names a source; `open_splits` opens it as `ImageSet`s (any image can be read at any time) or as
 `StreamSet`s (files are read in sequence), and `train_loader` and `eval_loader` make batches of these. `coco/`
-has the same for detectors, from a `CocoConfig`, and `text/` for language models, from a `TextDataConfig`.
+has the same for detectors, from a `CocoConfig`, `text/` for language models, from a `TextDataConfig`, and
+`audio/` for recordings, from an `AudioDataConfig`.
 """
 
+from .audio.audio_set import AudioSet
+from .audio.config import AudioAugmentConfig, AudioDataConfig
+from .audio.loader import audio_eval_loader, audio_train_loader
+from .audio.splits import AudioSplits, describe_audio, open_audio, open_audio_split
 from .coco.coco_set import CocoSet
 from .coco.config import CocoConfig
 from .coco.loader import coco_eval_loader, coco_train_loader
@@ -30,6 +35,10 @@ from .unlabelled import open_unlabelled
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "AudioAugmentConfig",
+    "AudioDataConfig",
+    "AudioSet",
+    "AudioSplits",
     "AugmentConfig",
     "CocoConfig",
     "CocoSet",
@@ -48,13 +57,18 @@ __all__ = [
     "TextSet",
     "TextSplits",
     "Vocabulary",
+    "audio_eval_loader",
+    "audio_train_loader",
     "coco_eval_loader",
     "coco_train_loader",
     "describe",
+    "describe_audio",
     "describe_coco",
     "eval_loader",
     "eval_transform",
     "masks_to_coco",
+    "open_audio",
+    "open_audio_split",
     "open_coco",
     "open_coco_split",
     "open_split",

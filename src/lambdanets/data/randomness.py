@@ -12,6 +12,7 @@ import torch
 
 # Random streams: the draws of one key from different streams are independent of one another.
 ORDER, PAD_TOP, PAD_LEFT, FLIP, RANDOM_CROP, COLOR, ERASE, SHARD, START = range(1, 10)
+SPEED, SHIFT, PITCH, CUT, TIME_MASK, BAND_MASK = range(10, 16)  # of recordings
 WINDOW = 16  # shards whose samples are shuffled together
 NUMPY_GENERATOR = np.random.mtrand._rand  # the generator behind np.random's functions, which timm draws from
 FEISTEL_ROUNDS = 6

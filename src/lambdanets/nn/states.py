@@ -58,9 +58,13 @@ class SequenceState:
             return torch.int64
         return torch.promote_types(dtype, torch.float32) if name in cls.accumulators else dtype
 
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Return a state with other tensors, by the names of `tensors()`."""
+        return replace(self, **tensors)
+
     def _map(self, function: Callable[[str, Tensor], Tensor]) -> Self:
         """Return a state whose tensors are the results of a function of their names and tensors."""
-        return replace(self, **{name: function(name, x) for name, x in self.tensors().items()})
+        return self.with_tensors({name: function(name, x) for name, x in self.tensors().items()})
 
     def detach(self) -> Self:
         """Return the state without its history in autograd: gradients stop here."""
@@ -152,7 +156,7 @@ def join_states(states: Sequence[StateT]) -> StateT:
         for part in parts:
             joined[name][(slice(first, first + len(part)), *map(slice, part.shape[1:]))] = part
             first += len(part)
-    return replace(states[0], **joined)
+    return states[0].with_tensors(joined)
 
 
 def check_state(

@@ -131,7 +131,8 @@ def miniature(config: Config) -> Config:
     """Return a configuration of the same run in a few steps on one core, as a trial of every part of it.
 
     Images larger than 32 pixels, with a detector 64, shrink to that size; networks for ImageNet and detectors
-    become narrow and shallow, and so do language models, with short windows. The data source is unchanged.
+    become narrow and shallow, and so do classifiers of recordings and language models, with short windows.
+    The data source is unchanged.
     """
     return override(
         config,
@@ -165,9 +166,14 @@ def _small_language_model(config: BaseConfig) -> Iterator[str]:
     yield from ("data.context=16", "data.batch_size=4", "data.windows=None", "sample.tokens=20")
 
 
+def _small_audio(config: BaseConfig) -> Iterator[str]:
+    yield from ("model.options.widths=[8, 16, 16]", "model.options.depths=[1, 1, 1]", "data.batch_size=8")
+
+
 # Task -> the overrides that make its networks and data small.
 MINIATURES: dict[str, Callable[[BaseConfig], Iterable[str]]] = {
     "classification": _small_classifier,
     "detection": _small_detector,
     "text": _small_language_model,
+    "audio": _small_audio,
 }

@@ -95,7 +95,9 @@ def _curves(history: Sequence[Mapping[str, float]], panels: Sequence[Panel], tit
     return figure
 
 
-def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str = "") -> None:
+def draw_confusion(
+    matrix: Tensor, classes: Sequence[str], path: Path, note: str = "", samples: str = "images"
+) -> None:
     """Draw a confusion matrix.
 
     Args:
@@ -103,12 +105,13 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str
         classes: Class names.
         path: The PNG file.
         note: Text after the title.
+        samples: Noun of the samples in the title.
     """
     with plain_text(*classes):
-        save_figure(_confusion(matrix, list(map(legible, classes)), note), path)
+        save_figure(_confusion(matrix, list(map(legible, classes)), note, samples), path)
 
 
-def _confusion(matrix: Tensor, classes: Sequence[str], note: str) -> Any:
+def _confusion(matrix: Tensor, classes: Sequence[str], note: str, samples: str) -> Any:
     """Return the Matplotlib figure of `draw_confusion`."""
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
     from matplotlib.figure import Figure
@@ -140,7 +143,7 @@ def _confusion(matrix: Tensor, classes: Sequence[str], note: str) -> Any:
     bar.ax.tick_params(length=0, labelsize=8, colors=INK)
     bar.set_label("% of the true class", fontsize=9, color=INK)
     top1 = 100 * float(matrix.diagonal().sum() / matrix.sum().clamp(min=1))
-    title = f"{top1:.2f} % of {int(matrix.sum()):,} validation images correct"
+    title = f"{top1:.2f} % of {int(matrix.sum()):,} validation {samples} correct"
     axes.set_title(title + (f", {note}" if note else ""), fontsize=11, loc="left", color=INK)
     return figure
 

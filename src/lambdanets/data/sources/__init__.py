@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..audio.source import AudioSource
 from ..coco.source import CocoSource
 from ..config import DataConfig
 from ..errors import DataError
@@ -31,6 +32,7 @@ SOURCES: dict[str, type[Source]] = {
     "tar:": TarSource,
     "coco:": CocoSource,
     "text:": TextSource,
+    "audio:": AudioSource,
     "torch/": TorchSource,
     "hfds/": HfdsSource,
     "hfids/": HfidsSource,
