@@ -40,7 +40,7 @@ class AudioResNetConfig:
         depthwise: Convolutions: whether each channel is convolved separately.
     """
 
-    widths: tuple[int, ...] = (40, 56, 72)
+    widths: tuple[int, ...] = (40, 56, 64)
     depths: tuple[int, ...] = (2, 2, 2)
     strides: tuple[int, ...] = (1, 2, 2)
     stem_strides: tuple[int, ...] = (2,)
