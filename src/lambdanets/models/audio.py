@@ -315,6 +315,8 @@ _CFG = {
     "url": "",
     "num_classes": 35,
     "input_size": (40, 1, 100),  # timm expects three sizes: bands, 1, elements
+    "mean": (0.0,) * 40,  # recordings are normalised by their own statistics
+    "std": (1.0,) * 40,
     "first_conv": "stem.0",
     "classifier": "fc",
     "license": "apache-2.0",
