@@ -10,7 +10,7 @@ import torch
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.classifier import Classifier
 
-TIMES = ("_per_second", "_per_cpu_second", "data_wait", "seconds")  # ends of the names of columns
+TIMES = ("_per_second", "_per_cpu_second", "data_wait", "seconds")  # ends of the names of such columns
 
 
 def assert_same_end(one: Path, other: Path) -> None:

@@ -23,6 +23,8 @@ CAUSAL: dict[str, Callable[..., SequenceLayer]] = {
     "convolution of one tap": lambda **f: Convolution1d(DIM, DIM_OUT, taps=1, **f),
     "depthwise convolution": lambda **f: Convolution1d(DIM, DIM, taps=5, depthwise=True, **f),
     "gru": lambda **f: GRU1d(DIM, DIM_OUT, **f),
+    "gated attention": lambda **f: Attention1d(DIM, DIM_OUT, num_heads=2, gate=True, **f),
+    "gated gru": lambda **f: GRU1d(DIM, DIM_OUT, gate=True, **f),
 }
 CENTRED: dict[str, Callable[..., SequenceLayer]] = {
     f"{name}, not causal": lambda build=build, **f: build(causal=False, **f) for name, build in CAUSAL.items()
@@ -42,7 +44,16 @@ def layer_named(name: str) -> SequenceLayer:
 
 def expected(layer: SequenceLayer, x: Tensor) -> Tensor:
     """The output of `[b, dim, n]` by the oracle, sequence by sequence."""
-    return torch.stack([ORACLES[type(layer)](layer, row) for row in x])
+    return torch.stack([oracle(layer, row) for row in x])
+
+
+def oracle(layer: SequenceLayer, x: Tensor) -> Tensor:
+    """The output of one sequence `[dim, n]`, `[dim_out, n]`."""
+    y = ORACLES[type(layer)](layer, x)
+    if layer.to_gate is not None:
+        gate = layer.to_gate.weight @ x
+        y = y * gate / (1 + (-gate).exp())
+    return y
 
 
 def inputs(b: int, n: int) -> Tensor:
@@ -96,15 +107,44 @@ def test_steps_and_any_chunks_equal_the_whole(name: str, grad: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["attention", "attention of window 3", "linear attention"])
-def test_long_sequences_are_computed_in_chunks(name: str) -> None:
-    layer, x = layer_named(name), inputs(1, 600)
-    whole, outputs, state = layer(x), [], layer.initial_state(1)
-    for i in range(600):
-        y, state = layer.step(x[:, :, i], state)
-        outputs.append(y)
-    assert_close(torch.stack(outputs, 2), whole)
-    first, state = layer(x[:, :, :10], return_state=True)
-    assert_close(torch.cat([first, layer(x[:, :, 10:], state)], 2), whole)
+@pytest.mark.parametrize("causal", [True, False])
+def test_long_sequences(name: str, causal: bool) -> None:
+    """They are computed in chunks or by PyTorch's fused kernel, so not as the short ones above."""
+    layer, x = CAUSAL[name](causal=causal, dtype=torch.float64), inputs(2, 300)
+    whole = layer(x)
+    mask = torch.ones(2, 302, dtype=torch.bool)
+    mask[:, -2:] = False
+    assert_close(layer(torch.cat([x, x[:, :, :2]], 2), mask=mask)[:, :, :300], whole)
+    for i in (0, 150, 299):
+        part = x[:, :, : i + 1] if causal else x
+        assert_close(whole[:, :, i], masked_attention(layer, part)[:, :, i])
+    if causal:
+        first, state = layer(x[:, :, :20], return_state=True)
+        assert_close(torch.cat([first, layer(x[:, :, 20:], state)], 2), whole)
+
+
+def masked_attention(layer, x: Tensor) -> Tensor:
+    """Attention or linear attention by its complete map, `[b, dim_out, n]`."""
+    n = x.shape[2]
+    distance = torch.arange(n)[:, None] - torch.arange(n)
+    rows = []
+    for row in x:
+        q, k, v = (part.transpose(0, 1) for part in oracles.heads(layer, row))  # [h, n, d]
+        if isinstance(layer, LinearAttention1d):
+            weights = (torch.nn.functional.elu(q) + 1) @ (torch.nn.functional.elu(k) + 1).mT
+            weights = weights * (distance >= 0) if layer.causal else weights
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
+        else:
+            q, k = (
+                torch.stack(
+                    [torch.stack([oracles.rotated(y[i], i, layer.base) for i in range(n)]) for y in part]
+                )
+                for part in (q, k)
+            )
+            seen = torch.tensor([[oracles.sees(layer, i, j) for j in range(n)] for i in range(n)])
+            weights = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf).softmax(-1)
+        rows.append((weights @ v).mT.flatten(0, 1))
+    return torch.stack(rows)
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -161,7 +201,7 @@ def test_padding_has_no_effect(name: str, runs: list[tuple[int, int]]) -> None:
     y = layer(x, mask=mask)
     for row, (begin, stop) in enumerate(runs):
         if begin < stop:
-            assert_close(y[row, :, begin:stop], ORACLES[type(layer)](layer, x[row, :, begin:stop]))
+            assert_close(y[row, :, begin:stop], oracle(layer, x[row, :, begin:stop]))
     assert y.mT[~mask].count_nonzero() == 0
     (gradient,) = torch.autograd.grad(y.square().sum(), x)
     assert gradient.isfinite().all()
@@ -195,7 +235,7 @@ def test_padding_leaves_the_state_as_it_is(name: str, grad: bool) -> None:
     for row in range(3):
         whole = torch.cat(seen[row], 1)
         assert state.length[row] == whole.shape[1]
-        assert_close(torch.cat(outputs[row], 1), ORACLES[type(layer)](layer, whole))
+        assert_close(torch.cat(outputs[row], 1), oracle(layer, whole))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -203,7 +243,7 @@ def test_packed_sequences_do_not_see_each_other(name: str) -> None:
     layer, x = layer_named(name), inputs(1, 17)
     bounds = [0, 4, 5, 5, 15, 17]
     parts = [x[0, :, begin:stop] for begin, stop in pairwise(bounds)]
-    exact = torch.cat([ORACLES[type(layer)](layer, part) for part in parts if part.shape[1]], 1)
+    exact = torch.cat([oracle(layer, part) for part in parts if part.shape[1]], 1)
     assert_close(layer(x, cu_seqlens=torch.tensor(bounds))[0], exact)
     assert_close(layer(x, cu_seqlens=torch.tensor(bounds, dtype=torch.int32))[0], exact)
 
@@ -217,7 +257,7 @@ def test_the_state_after_packed_sequences_has_a_row_for_each(name: str) -> None:
     y, _ = layer(more, state, return_state=True)
     for row, (begin, stop) in enumerate([(0, 5), (5, 5), (5, 12)]):
         whole = torch.cat([x[0, :, begin:stop], more[row]], 1)
-        assert_close(y[row], ORACLES[type(layer)](layer, whole)[:, stop - begin :])
+        assert_close(y[row], oracle(layer, whole)[:, stop - begin :])
     packed = torch.cat(list(more), 1)[None]
     y_packed = layer(packed, state, cu_seqlens=torch.tensor([0, 4, 8, 12]))
     assert_close(y_packed[0], torch.cat(list(y), 1))
@@ -344,9 +384,10 @@ def test_layers_that_are_not_causal_refuse_states(name: str) -> None:
     kind = type(layer).__name__
     with pytest.raises(ValueError, match=f"step needs a causal layer; this {kind} has causal=False"):
         layer.step(inputs(2, 1)[:, :, 0], None)
-    for call in (lambda: layer.initial_state(2), lambda: layer(inputs(2, 3), return_state=True)):
-        with pytest.raises(ValueError, match="a state needs a causal layer"):
-            call()
+    with pytest.raises(ValueError, match="initial_state needs a causal layer"):
+        layer.initial_state(2)
+    with pytest.raises(ValueError, match="a state needs a causal layer"):
+        layer(inputs(2, 3), return_state=True)
 
 
 def test_arguments_that_are_refused() -> None:
@@ -357,30 +398,30 @@ def test_arguments_that_are_refused() -> None:
         r"x must be of shape \(b 6 n\), got \(2, 5, 6\)": lambda: layer(x.mT),
         "x has no positions": lambda: layer(x[:, :, :0]),
         r"x_t must be of shape \(b 6\), got \(2, 6, 5\)": lambda: layer.step(x, state),
-        "state must be a GRUState of GRU1d, got AttentionState": lambda: gru.step(x[:, :, 0], state),
-        "state is of 2 sequences, but the input has 1": lambda: layer(x[:1], state),
-        "state.keys must be torch.float32": lambda: layer(x, state.to(torch.float64)),
-        "state.keys is of shape .* the state is of another layer": lambda: Attention1d(DIM, 16).step(
-            x[:, :, 0], state
+        "the state must be a GRUState, got AttentionState": lambda: gru.step(x[:, :, 0], state),
+        "the state has 2 rows and this call 1: ": lambda: layer(x[:1], state),
+        "the state's keys is torch.float64 on cpu, this layer needs torch.float32": lambda: layer(
+            x, state.to(torch.float64)
         ),
-        "give mask or cu_seqlens, not both": lambda: layer(
+        "the state is of another layer": lambda: Attention1d(DIM, 16).step(x[:, :, 0], state),
+        "cu_seqlens and mask exclude each other": lambda: layer(
             x, mask=torch.ones(2, 5, dtype=torch.bool), cu_seqlens=torch.tensor([0, 5])
         ),
-        "mask hides elements between visible ones in row 1": lambda: layer(
+        "the mask has padding between them": lambda: layer(
             x, mask=torch.tensor([[True] * 5, [True, False, True, True, True]])
         ),
         r"mask must be a bool tensor of shape \(b, n\) = \(2, 5\)": lambda: layer(x, mask=torch.ones(2, 5)),
-        "cu_seqlens needs sequences packed into one row": lambda: layer(x, cu_seqlens=torch.tensor([0, 5])),
-        r"cu_seqlens must rise from 0 to n = 5, got \[0, 4\]": lambda: layer(
+        "cu_seqlens divides one row into sequences, but x has 2 rows": lambda: layer(
+            x, cu_seqlens=torch.tensor([0, 5])
+        ),
+        "cu_seqlens must lead from 0 to n=5, got 0 to 4": lambda: layer(
             x[:1], cu_seqlens=torch.tensor([0, 4])
         ),
-        r"cu_seqlens must rise from 0 to n = 5, got \[0, 3, 2, 5\]": lambda: layer(
+        "cu_seqlens must not decrease, but 2 follows 3": lambda: layer(
             x[:1], cu_seqlens=torch.tensor([0, 3, 2, 5])
         ),
         "cu_seqlens must be a tensor of integers": lambda: layer(x[:1], cu_seqlens=torch.tensor([0.0, 5.0])),
-        "state is of 2 sequences, but the input has 1$": lambda: layer(
-            x[:1], state, cu_seqlens=torch.tensor([0, 5])
-        ),
+        "the state has 2 rows and this call 1": lambda: layer(x[:1], state, cu_seqlens=torch.tensor([0, 5])),
         "window must be at least 1, got 0": lambda: Attention1d(8, window=0),
         "window must be odd with causal=False, got 4": lambda: Attention1d(8, causal=False, window=4),
         "rotary positions need an even depth": lambda: Attention1d(12, num_heads=4),
@@ -404,6 +445,7 @@ def test_arguments_that_are_refused() -> None:
         "convolution": 6 * 8 * 4,
         "depthwise convolution": 6 * 5,
         "gru": 3 * 8 * (6 + 8 + 2),
+        "gated attention": 4 * 6 * 8,
     }.items(),
 )
 def test_the_number_of_parameters(name: str, count: int) -> None:

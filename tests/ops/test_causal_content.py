@@ -20,8 +20,7 @@ from lambdanets.ops import GlobalContext, Problem, content, lambda_layer, planne
 from lambdanets.ops import causal_content as operators
 from lambdanets.ops.causal_content import causal_content_gradients, causal_content_output
 from lambdanets.ops.kernels import native
-from lambdanets.ops.kernels.native import causal_content, library
-from lambdanets.ops.kernels.native.causal_content import State
+from lambdanets.ops.kernels.native import library
 from oracles import lambda_layer_einsum
 
 needs_library = pytest.mark.skipif(library.unavailable() is not None, reason=str(library.unavailable()))
@@ -359,10 +358,12 @@ def test_registration_is_sound() -> None:
     for case in (causal("sound", 7), causal("sound-padded", 7, 9, padded=True, dim_u=2)):
         x = {name: x.float().requires_grad_() for name, x in case.inputs().items()}
         for memory_layout in ("hnv", "hvn", "nhv"):
-            torch.library.opcheck(causal_content_output, (*x.values(), case.mask(), memory_layout))
+            options = (None, None, None, case.mask(), memory_layout)
+            torch.library.opcheck(causal_content_output, (*x.values(), *options))
         for needs_grad in ([True, True, True], [True, False, True], [False, True, False]):
-            tensors = [case.upstream(torch.float32), *(each.detach() for each in x.values())]
-            torch.library.opcheck(causal_content_gradients, (*tensors, case.mask(), needs_grad))
+            tensors = [case.upstream(torch.float32), None, None, *(each.detach() for each in x.values())]
+            options = (None, None, None, case.mask(), [*needs_grad, False, False, False])
+            torch.library.opcheck(causal_content_gradients, (*tensors, *options))
 
 
 @needs_library
@@ -403,12 +404,14 @@ def test_a_graph_with_the_operators_computes_the_chunks_where_the_library_is_mis
         chunks.setattr(operators, "is_recurrence", lambda problem: False)
         expected = results(apply(case), case, inputs)
     monkeypatch.setattr(library, "_find", lambda: library._Found(reason="it is not there"))
-    y = causal_content_output(*inputs.values(), mask, "hvn")
+    y, *_ = causal_content_output(*inputs.values(), None, None, None, mask, "hvn")
     assert y.mT.is_contiguous()
-    gradients = dict(zip("qkv", causal_content_gradients(g, *inputs.values(), mask, [True] * 3), strict=True))
+    arguments = (g, None, None, *inputs.values(), None, None, None, mask)
+    found = causal_content_gradients(*arguments, [True] * 3 + [False] * 3)
+    gradients = dict(zip("qkv", found, strict=False))
     assert_equal({"y": y} | gradients, expected)
     assert all(gradients[name].stride() == x.stride() for name, x in inputs.items())
-    dq, dk, dv = causal_content_gradients(g, *inputs.values(), mask, [False, True, False])
+    dq, dk, dv, *_ = causal_content_gradients(*arguments, [False, True] + [False] * 4)
     assert dq.numel() == dv.numel() == 0
     assert torch.equal(dk, gradients["k"])
 
@@ -505,67 +508,6 @@ def test_a_compiled_graph_serves_sequences_of_any_length(way: str) -> None:
         inputs = case.inputs()
         found = results(lambda leaves: compiled(**leaves), case, inputs)
         assert_close_by_name(found, results(apply(case, kernel="reference"), case, inputs))
-
-
-def empty_state(case: Case, dtype: torch.dtype = torch.float64) -> State:
-    b, k, v, u = case.batch, case.dim_k, case.dim_v, case.dim_u
-    return State(torch.empty(b, k, u, dtype=dtype), torch.empty(b, k, v, u, dtype=dtype))
-
-
-@needs_library
-@pytest.mark.parametrize("lengths", [(1, 1, 1), (40, 1, 29), (3, 64, 3)], ids=str)
-@pytest.mark.parametrize(
-    "options", [{}, {"padded": True}, {"batch": 1, "dim_v": 100, "dim_u": 2}], ids=["plain", "padded", "wide"]
-)
-def test_a_sequence_may_be_continued(lengths: tuple[int, ...], options: dict[str, Any]) -> None:
-    """Parts of a sequence, with the states between them, give the output and gradients of the whole."""
-    case = causal("whole", sum(lengths), **options)
-    inputs, g = case.inputs(), case.upstream()
-    mask = case.mask()
-    exact = results(apply(case), case, inputs)
-    found = {name: torch.full_like(x, torch.nan) for name, x in exact.items()}
-    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
-    states: list[State | None] = [None]
-    parts = []
-    for first, last in zip([0, *ends], ends, strict=False):
-        part = {name: x[:, :, first:last] if name == "q" else x[:, first:last] for name, x in inputs.items()}
-        parts.append((part, None if mask is None else mask[:, first:last], slice(first, last)))
-        states.append(empty_state(case))
-        causal_content.output(
-            **part, mask=parts[-1][1], y=found["y"][:, :, first:last], initial=states[-2], final=states[-1]
-        )
-    d_final = None
-    for (part, visible, positions), initial in reversed(list(zip(parts, states, strict=False))):
-        d_initial = None if initial is None else empty_state(case)
-        dq, dk, dv = causal_content.gradients(
-            g[:, :, positions],
-            **part,
-            mask=visible,
-            needs_grad=[True] * 3,
-            initial=initial,
-            d_final=d_final,
-            d_initial=d_initial,
-        )
-        found["q"][:, :, positions], found["k"][:, positions], found["v"][:, positions] = dq, dk, dv
-        d_final = d_initial
-    assert_close_by_name(found, exact)
-
-
-@needs_library
-def test_the_state_is_the_logarithm_of_the_sum_and_the_mean() -> None:
-    case = causal("state", 50, dim_u=2)
-    x = case.inputs()
-    states = [empty_state(case) for _ in range(3)]
-    mask = torch.arange(50).lt(20).expand(2, 50)
-    for state, hidden in zip(states, (None, mask, mask & False), strict=True):
-        causal_content.output(**x, mask=hidden, y=torch.empty_like(case.upstream()), final=state)
-    for state, elements in zip(states, (50, 20), strict=False):
-        weights = x["k"][:, :elements].softmax(1)
-        mean = torch.einsum("bmku,bmvu->bkvu", weights, x["v"][:, :elements])
-        exact = {"log_weight": x["k"][:, :elements].logsumexp(1), "mean": mean}
-        assert_close_by_name(state._asdict(), exact)
-    assert states[2].log_weight.eq(-torch.inf).all()
-    assert states[2].mean.eq(0).all()
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

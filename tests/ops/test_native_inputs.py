@@ -214,7 +214,7 @@ def test_strides_beyond_32_bits(name: str, axis: int) -> None:
     for key, x in expected.items():
         torch.testing.assert_close(found[key], x, rtol=1e-5, atol=1e-5, msg=key)
     if name == "causal":
-        causal_content.output(far["q"], far["k"], far["v"], None, y)
+        causal_content.output(far["q"], far["k"], far["v"], None, None, None, None, y)
         exact = case.call(lambda_layer, {x: inputs[x] for x in "qkv"})
     else:
         problem = Problem.of(*(far[x] for x in "qkve"), case.context(), False)

@@ -20,6 +20,9 @@ from lambdanets.detection import DetectionConfig
 from lambdanets.detection import load_run as load_detector
 from lambdanets.detection import train as train_detector
 from lambdanets.recipes import get_recipe, list_recipes, miniature, registry
+from lambdanets.text import TextConfig, generate
+from lambdanets.text import load_run as load_language_model
+from lambdanets.text import train as train_language_model
 from lambdanets.train import from_json, load_run, to_json
 from lambdanets.train.engine import accumulation_steps, train
 from lambdanets.train.optim import create_optimizer
@@ -98,6 +101,9 @@ def test_a_miniature_runs(name: str, photos: Path, tmp_path: Path) -> None:
     if isinstance(config, AudioConfig):
         hears(config, tmp_path)
         return
+    if isinstance(config, TextConfig):
+        writes(config, tmp_path)
+        return
     if name != "digits":
         config = replace(config, data=replace(config.data, source=f"folder:{photos}"))
     result = train(config, run_dir=tmp_path / "run")
@@ -126,6 +132,15 @@ def hears(config: AudioConfig, folder: Path) -> None:
     assert [row["epoch"] for row in result.history] == [1, 2]
     assert all(np.isfinite(row["train_loss"]) for row in result.history)
     load_audio(folder / "run").model()
+
+
+def writes(config: TextConfig, folder: Path) -> None:
+    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 20)
+    config = replace(config, data=replace(config.data, source=f"text:{folder / 'text.txt'}"))
+    result = train_language_model(config, run_dir=folder / "run")
+    assert [row["epoch"] for row in result.history] == [1, 2]
+    assert len(load_language_model(folder / "run").classes) == 28
+    assert len(list(generate(load_language_model(folder / "run"), tokens=5))) == 6
 
 
 # Table 20 of the paper: depth, sizes; magnitude of RandAugment, dropout, stochastic depth.

@@ -16,7 +16,7 @@ from lambdanets.cli.console import (
     table,
 )
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import engine_changes, resolved_location, write_json
+from lambdanets.cli.options import check_images, engine_changes, resolved_location, write_json
 from lambdanets.data import CocoConfig
 from lambdanets.detection.config import MIN_MAX_DETECTIONS
 
@@ -147,6 +147,7 @@ def predict_run(
     from lambdanets.detection.tiling import TrainingSizes
     from lambdanets.train.checkpoint import replacing
 
+    check_images(paths, samples)
     threshold = 0.5 if threshold is None else threshold
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is from 0 to 1; got {threshold:g}.")

@@ -44,6 +44,7 @@ def run(
     weights: Literal["best", "last"] = "best",
     accelerate: bool = False,
     size: Annotated[int | None, shown("PIXELS", "the run's or the model's")] = None,
+    context: Annotated[int | None, shown("TOKENS", "the run's")] = None,
     crop: Annotated[float | None, shown("PART", "the run's or the model's")] = None,
     batch_size: Annotated[int | None, shown("N", "the run's, or 128")] = None,
     workers: Annotated[int | None, shown("N", "the run's, or 2")] = None,
@@ -62,16 +63,17 @@ def run(
     json: Annotated[Path | None, shown("FILE.json")] = None,
     results: Annotated[Path | None, shown("FOLDER")] = None,
 ) -> int:
-    """Measure a run or a model on its validation set, on other images, or on ImageNet's test sets.
+    """Measure a run or a model on its validation set, on other data, or on ImageNet's test sets.
 
     It runs in one process on one device. A detector is measured by COCO's average precision of boxes and
-    masks.
+    masks, a language model by its loss and in bits per character and byte.
 
     Args:
         what: Folder of a run, or a model for ImageNet: a name in timm's registry (this package's models are
             in it) or hf-hub:NAME.
-        data: Other images with the same classes: folder:PATH, tar:PATH and so on, for a detector coco:PATH.
-            The validation split is measured, or all images if there is none. A model needs this option.
+        data: Other data with the same classes: folder:PATH, tar:PATH and so on, for a detector coco:PATH, for
+            a language model text:PATH. The validation split is measured, or all of it if there is none. A
+            model needs this option.
         images: Detectors: folder of the images of --data, if it is not beside the annotations.
         as_: Which of ImageNet's sets the images are: its validation set, -V2, -A, -R, -Sketch or -C. With a
             and r, predictions are limited to the classes in the folder.
@@ -80,9 +82,10 @@ def run(
         weights: Weights of the run's best epoch by validation, or of its last epoch.
         accelerate: Compute the lambda layers of other packages with the kernels of this one.
         size: Height and width to which images are resized and cropped.
+        context: Language models: tokens of a window, which are predicted from those before them in it.
         crop: Side of the centre crop as a part of the resized image's side. Images of ImageNet-C are not
             cropped by default.
-        batch_size: Images in a batch.
+        batch_size: Images, or windows of text, in a batch.
         workers: Processes that read images.
         precision: Precision of the computation, in Lightning's notation.
         memory_format: Memory format of the images, which changes the speed and the rounding.
@@ -100,7 +103,7 @@ def run(
     check_outputs({"--per-class": per_class, "--csv": csv, "--json": json})
     return run_verb(
         "eval", what, data=data, images=images, as_=as_, real=real, checkpoint=checkpoint, weights=weights,
-        accelerate=accelerate, size=size, crop=crop, batch_size=batch_size, workers=workers,
+        accelerate=accelerate, size=size, context=context, crop=crop, batch_size=batch_size, workers=workers,
         precision=precision, memory_format=memory_format, max_detections=max_detections, tile=tile,
         per_class=per_class, csv=csv, json=json, results=results,
     )  # fmt: skip

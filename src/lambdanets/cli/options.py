@@ -20,7 +20,7 @@ from lambdanets.utils.files import replacing
 from lambdanets.utils.text import did_you_mean, json_text
 
 if TYPE_CHECKING:
-    from lambdanets.data import AudioDataConfig, CocoConfig, DataConfig
+    from lambdanets.data import AudioDataConfig, CocoConfig, DataConfig, TextDataConfig
 
 # Value that an option takes -> Python's message for another one.
 NUMBERS = {
@@ -69,10 +69,20 @@ def engine_changes(precision: str | None, memory_format: str | None) -> dict[str
     return changes
 
 
-def resolved_location(config: "DataConfig | CocoConfig | AudioDataConfig") -> tuple[str, Path]:
+def resolved_location(
+    config: "DataConfig | CocoConfig | AudioDataConfig | TextDataConfig",
+) -> tuple[str, Path]:
     """Return the kind of a data source and its resolved path."""
     kind, _, root = config.resolved().source.partition(":")
     return kind, Path(root).resolve()
+
+
+def check_images(paths: Sequence[Path], samples: int | None) -> None:
+    """Raise UsageError unless either images or samples of the validation set were named."""
+    if bool(paths) == (samples is not None):
+        raise UsageError(
+            "name images or folders, or take images of the validation set with --samples 20, but not both."
+        )
 
 
 def check_outputs(files: dict[str, Path | None]) -> None:

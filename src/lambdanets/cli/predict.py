@@ -9,7 +9,7 @@ from tyro import conf
 
 from lambdanets.cli.console import draw, exit_code_of_samples, print_files, stderr, stdout, table
 from lambdanets.cli.errors import UsageError
-from lambdanets.cli.options import check_outputs, shown, write_json
+from lambdanets.cli.options import check_images, check_outputs, shown, write_json
 from lambdanets.cli.tasks import run_verb
 from lambdanets.evaluate.prediction import Prediction, predict, predict_samples
 from lambdanets.train import Run, load_run
@@ -17,7 +17,7 @@ from lambdanets.train import Run, load_run
 
 def run(
     run: Annotated[Path, conf.Positional, shown("RUN")],
-    paths: Annotated[tuple[Path, ...], conf.Positional, shown("IMAGE | FOLDER")] = (),
+    paths: Annotated[tuple[Path, ...], conf.Positional, shown("FILE | FOLDER")] = (),
     *,
     samples: Annotated[int | None, shown("N")] = None,
     top: Annotated[int | None, shown("N", "5")] = None,
@@ -34,11 +34,12 @@ def run(
 ) -> int:
     """Label images with a run and draw them on a contact sheet, or draw the objects that a detector finds.
 
-    Files that cannot be read as images are reported and skipped; the command fails if none could be read.
+    A language model reports how well it predicts each file of text, in bits. Files that cannot be read are
+    reported and skipped; the command fails if none could be read.
 
     Args:
         run: Folder of a run.
-        paths: Image files, and folders, which are searched recursively.
+        paths: Files, and folders, which are searched recursively.
         samples: Instead of files, use this many images of the run's validation set and show their labels.
         top: Classifiers: number of classes to show for each image.
         threshold: Detectors: least score of an object.
@@ -48,14 +49,10 @@ def run(
             drawings, or with --samples the sheet.
         json: Write the predictions to a JSON file.
         weights: Weights of the run's best epoch by validation, or of its last epoch.
-        batch_size: Classifiers: images in a batch.
+        batch_size: Images, or windows of text, in a batch; detectors process one at a time.
         max_pixels: Largest width times height of an image that is read.
-        strict: Fail if any image could not be read.
+        strict: Fail if any file could not be read.
     """
-    if bool(paths) == (samples is not None):
-        raise UsageError(
-            "name images or folders, or take images of the validation set with --samples 20, but not both."
-        )
     for option, number in (
         ("--samples", samples),
         ("--top", top),
@@ -90,6 +87,7 @@ def predict_labels(
     strict: bool,
 ) -> int:
     """Label images with a classifier; the arguments are those of `lambdanets predict`."""
+    check_images(paths, samples)
     sheet = out or run / "predictions.png"
     if sheet.suffix.lower() != ".png":
         raise UsageError(f"--out is a PNG image, whose name ends in .png; got {str(sheet)!r}.")

@@ -11,6 +11,7 @@ from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import option_flag
 from lambdanets.data.sources import find_source
 from lambdanets.data.sources.protocol import StreamedSource
+from lambdanets.train import load_run
 from lambdanets.train.config import BaseConfig, RunConfig, stored_task
 
 
@@ -89,6 +90,17 @@ TASKS: dict[str, Task] = {
         },
         next_step=_predict_samples,
     ),
+    "text": Task(
+        kind="a language model",
+        package="lambdanets.text",
+        config="TextConfig",
+        verbs={
+            "eval": "lambdanets.cli.text:evaluate_text",
+            "predict": "lambdanets.cli.text:measure_texts",
+            "generate": "lambdanets.cli.text:write_continuation",
+        },
+        next_step=lambda run, config: f"generate {run} --tokens 500",
+    ),
 }
 
 
@@ -113,6 +125,8 @@ def run_verb(verb: str, run: str | Path, *args: Any, **options: Any) -> int:
     """
     function = task_of(Path(run)).function(verb)
     if function is None:
+        if stored_task(Path(run)) is None:
+            load_run(run)  # raises the error that explains why
         raise UsageError(f"{verb} is for runs of {_kinds(verb)}, and {run} is not one.")
     taken = signature(function).parameters
     for name, value in options.items():

@@ -3,7 +3,8 @@
 `sources/protocol.py` states what a source must define, and `sources/__init__.py` holds their registry. A
 `DataConfig` names a source; `open_splits` opens it as `ImageSet`s (any image can be read at any time) or as
 `StreamSet`s (files are read in sequence), and `train_loader` and `eval_loader` make batches of these. `coco/`
-has the same for detectors, from a `CocoConfig`, and `audio/` for recordings, from an `AudioDataConfig`.
+has the same for detectors, from a `CocoConfig`, `audio/` for recordings, from an `AudioDataConfig`, and
+`text/` for language models, from a `TextDataConfig`.
 """
 
 from .audio.audio_set import AudioSet
@@ -25,6 +26,10 @@ from .mixed import MixedSet
 from .shard_writer import Sharded, write_shards
 from .splits import Splits, describe, open_split, open_splits
 from .streams.stream_set import StreamSet
+from .text.config import TextDataConfig
+from .text.loader import text_eval_loader, text_train_loader
+from .text.text_set import TextSet, TextSplits, open_text, open_text_split
+from .text.vocabulary import Vocabulary
 from .transforms import eval_transform
 from .unlabelled import open_unlabelled
 
@@ -48,6 +53,10 @@ __all__ = [
     "Sharded",
     "Splits",
     "StreamSet",
+    "TextDataConfig",
+    "TextSet",
+    "TextSplits",
+    "Vocabulary",
     "audio_eval_loader",
     "audio_train_loader",
     "coco_eval_loader",
@@ -64,10 +73,14 @@ __all__ = [
     "open_coco_split",
     "open_split",
     "open_splits",
+    "open_text",
+    "open_text_split",
     "open_unlabelled",
     "read_image",
     "read_labels",
     "select",
+    "text_eval_loader",
+    "text_train_loader",
     "train_loader",
     "write_shards",
 ]

@@ -159,7 +159,7 @@ for _operator in OPERATORS.values():
 
 def _lambda_1d(width: int, num_heads: int, *, causal: bool, **options: Any) -> nn.Module:
     return LambdaLayer1d(
-        width, num_heads=num_heads, causal=causal, **({"scope": 23, "norm": "rms"} | options)
+        width, num_heads=num_heads, causal=causal, **({"scope": 64, "norm": "rms"} | options)
     )
 
 

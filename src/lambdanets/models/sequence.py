@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lambdanets.nn import LambdaLayer1d
 from lambdanets.nn.states import Rows, SequenceState
 from lambdanets.utils.text import did_you_mean
 
 from .operators import SEQUENCE_OPERATORS
 
+EMBEDDING_STD = 0.02
+"""Standard deviation of new embeddings, of tokens and of offsets."""
 PREFILL_CHUNK = 4096
 """Positions of a prompt that `generate` reads at once: its memory does not grow with longer prompts."""
 
@@ -105,14 +108,8 @@ class SequenceBlock(nn.Module):
         self, x: Tensor, state: SequenceState | None, return_state: bool, **hidden: Tensor | None
     ) -> tuple[Tensor, SequenceState | None]:
         """Return the output `[b, n, dim]` and, if asked for, the state after `x` `[b, n, dim]`."""
-        normalised = self.norm_operator(x).mT
-        # Without a state in either direction, layers that have none can be used.
-        if return_state:
-            y, after = self.operator(normalised, state, True, **hidden)
-        elif state is None and all(value is None for value in hidden.values()):
-            y, after = self.operator(normalised), None
-        else:
-            y, after = self.operator(normalised, state, **hidden), None
+        y = self.operator(self.norm_operator(x).mT, state=state, return_state=return_state, **hidden)
+        y, after = y if return_state else (y, None)
         return self._residuals(x, y.mT), after
 
     def step(self, x: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
@@ -128,9 +125,9 @@ class SequenceBlock(nn.Module):
 class LambdaLM(nn.Module):
     """Language model: embedding, blocks of a causal layer and a gated MLP, norm, and the embedding as head.
 
-    It has no position embeddings: the layers know the order. Weights are initialised with standard deviation
-    0.02, those of the projections that end a residual branch with 0.02 / sqrt(2 depth); layers other than
-    attention keep their own initialisation.
+    It has no position embeddings: the layers know the order. Embeddings, also those of the offsets of lambda
+    layers, are initialised with standard deviation 0.02; linear layers with fan_in^-1/2, divided by
+    sqrt(2 depth) where they end a residual branch; layers otherwise as they are on their own.
 
     Args:
         vocabulary: Number of tokens.
@@ -150,8 +147,8 @@ class LambdaLM(nn.Module):
         ValueError: If an argument is out of range, or there is no such operator.
 
     References:
-        Block: Llama (Touvron et al., 2023), with any causal layer; initialisation: GPT-2 (Radford et al.,
-        2019).
+        Block: Llama (Touvron et al., 2023), with any causal layer. Embeddings and the scale of residual
+        branches: GPT-2 (Radford et al., 2019).
 
     Example:
         >>> model = LambdaLM(65, dim=32, depth=2, operator="attention").eval()
@@ -210,16 +207,18 @@ class LambdaLM(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialise all parameters; see the class."""
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        self.norm.reset_parameters()
+        branches = 2 * len(self.blocks)
         for block in self._blocks():
             block.operator.reset_parameters()
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            elif isinstance(module, nn.RMSNorm):
-                module.reset_parameters()
-        for block in self._blocks():
-            for last in (block.projection, block.mlp.down):
-                nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * len(self.blocks)))
+            if isinstance(block.operator, LambdaLayer1d) and block.operator.positions is not None:
+                nn.init.normal_(block.operator.positions, std=EMBEDDING_STD)
+            block.norm_operator.reset_parameters()
+            block.norm_mlp.reset_parameters()
+            up, down, projection = block.mlp.up, block.mlp.down, block.projection
+            for linear, scale in ((up, 1), (down, branches), (projection, branches)):
+                nn.init.normal_(linear.weight, std=(linear.in_features * scale) ** -0.5)
 
     @property
     def num_parameters(self) -> int:
@@ -447,7 +446,7 @@ def sample(
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     # nanoGPT's setting for a laptop: 4 blocks, 4 heads, 128 channels, with 65 tokens 0.80 million parameters.
     # The width of the MLP makes up for the parameters of the layer.
-    "lambda_lm_mini": {"operator": "lambda", "mlp_dim": 432},
+    "lambda_lm_mini": {"operator": "lambda", "options": {"gate": True, "short_conv": 4}, "mlp_dim": 384},
     "attention_lm_mini": {"operator": "attention", "mlp_dim": 344},
     "linear_attention_lm_mini": {"operator": "linear_attention", "mlp_dim": 344},
     "conv3_lm_mini": {"operator": "conv", "options": {"taps": 3}, "mlp_dim": 344},

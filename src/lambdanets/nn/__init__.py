@@ -5,7 +5,7 @@ A layer for the blocks of `lambdanets.models` maps images `[b, dim, height, widt
 initialises its parameters in `reset_parameters`.
 
 `lambda_layer` has the lambda layer, `lambda_layer_1d` that of sequences, with its state in `states` and
-packed rows in `packed`; `fuse_batch_norm`, `memory_format` and `positions` are their helpers.
+padded and packed rows in `rows`; `fuse_batch_norm`, `memory_format` and `positions` are their helpers.
 `attention_base` has the base class of the attention layers, `separable` the attention function of
 `global_attention`. `blocks` has the residual blocks around any of them.
 """

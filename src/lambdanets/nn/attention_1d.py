@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from .sequence_layer import SequenceLayer
 from .states import SequenceState
 
+_COMPLETE_MAP = 256
+"""Keys up to which a CPU computes the complete attention map, in two batched products. PyTorch's fused kernel
+makes a product for each head, which is slow where oneDNN computes it (float32 of "medium" precision)."""
 _QUERY_CHUNK = 256
 """Queries that share one mask, where a mask is needed: its memory is linear in the number of positions."""
 _ROTATIONS = 256
@@ -55,6 +58,7 @@ class AttentionState(SequenceState):
     """
 
     initial_values: ClassVar[dict[str, float]] = {"positions": -1}
+    integers: ClassVar[frozenset[str]] = frozenset({"length", "positions"})
 
     keys: Tensor
     values: Tensor
@@ -172,6 +176,7 @@ class Attention1d(SequenceLayer):
         dim_out: Channels of the output, a multiple of 2 * `num_heads`; `dim` by default.
         num_heads: Heads.
         causal: Whether each position sees only itself and earlier positions.
+        gate: Whether the output is multiplied by the SiLU of a projection of the input.
         window: Positions that a query sees: itself and the `window - 1` before it, or with `causal=False`,
             where it must be odd, as many on either side. All positions by default.
         base: Base of the rotary angles.
@@ -204,12 +209,15 @@ class Attention1d(SequenceLayer):
         *,
         num_heads: int = 4,
         causal: bool = True,
+        gate: bool = False,
         window: int | None = None,
         base: float = 10_000.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, dim_out, num_heads=num_heads, causal=causal)
+        super().__init__(
+            dim, dim_out, num_heads=num_heads, causal=causal, gate=gate, device=device, dtype=dtype
+        )
         if self.dim_head % 2:
             raise ValueError(
                 f"rotary positions need an even depth of the heads, got dim_out / num_heads = {self.dim_head}"
@@ -224,13 +232,10 @@ class Attention1d(SequenceLayer):
         self._rotations: tuple[int, Tensor] | None = None
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Initialise with standard deviation dim^-1/2, so that projections have the variance of the input."""
-        nn.init.normal_(self.projection.weight, std=self.dim**-0.5)
-
-    def _state_shapes(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        heads = (self.num_heads, -1, self.dim_head)
-        return {"keys": (heads, dtype), "values": (heads, dtype), "positions": ((-1,), torch.int64)}
+    def _state_shapes(self, batch: int, state: SequenceState | None) -> dict[str, tuple[int, ...]]:
+        m = state.keys.shape[2] if isinstance(state, AttentionState) else 0
+        heads = (batch, self.num_heads, m, self.dim_head)
+        return {"keys": heads, "values": heads, "positions": (batch, m)}
 
     def _apply_rows(
         self, x: Tensor, state: AttentionState | None, lengths: Tensor | None, return_state: bool
@@ -285,6 +290,13 @@ class Attention1d(SequenceLayer):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the output `[b, h, n, d]` of queries `[b, h, n, d]`, which are the last of m positions."""
         n, m = q.shape[2], k.shape[2]
+        if n > 1 and m <= _COMPLETE_MAP and q.device.type == "cpu":
+            keys = torch.arange(m, device=q.device)
+            hidden = ~self._visible(keys[m - n :, None] - keys)  # [n, m]
+            bias = q.new_zeros(n, m).masked_fill_(hidden, -torch.inf)
+            scaled = q.flatten(0, 1) * self.dim_head**-0.5
+            logits = torch.baddbmm(bias, scaled, k.flatten(0, 1).mT)  # [b * h, n, m]
+            return torch.bmm(logits.softmax(-1), v.flatten(0, 1)).unflatten(0, q.shape[:2])
         if self.window is None or self.window >= m:
             if n == 1 or not self.causal:
                 return F.scaled_dot_product_attention(q, k, v)

@@ -36,6 +36,7 @@ class Convolution1d(SequenceLayer):
             `causal=False` `taps // 2` before it and the others after it.
         depthwise: Whether each channel is convolved separately, which needs `dim_out = dim`.
         causal: Whether each position sees only itself and earlier positions.
+        gate: Whether the output is multiplied by the SiLU of a projection of the input.
         device: Device of the parameters.
         dtype: dtype of the parameters.
 
@@ -60,10 +61,11 @@ class Convolution1d(SequenceLayer):
         taps: int = 3,
         depthwise: bool = False,
         causal: bool = True,
+        gate: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, dim_out, causal=causal)
+        super().__init__(dim, dim_out, causal=causal, gate=gate, device=device, dtype=dtype)
         if taps < 1:
             raise ValueError(f"taps must be at least 1, got {taps}")
         if depthwise and self.dim_out != dim:
@@ -75,10 +77,11 @@ class Convolution1d(SequenceLayer):
 
     def reset_parameters(self) -> None:
         """Initialise with standard deviation fan_in^-1/2, so that outputs have the variance of the input."""
+        super().reset_parameters()
         nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
 
-    def _state_shapes(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        return {"inputs": ((self.dim, self.taps - 1), dtype)}
+    def _state_shapes(self, batch: int, state: SequenceState | None) -> dict[str, tuple[int, ...]]:
+        return {"inputs": (batch, self.dim, self.taps - 1)}
 
     def _apply_rows(
         self, x: Tensor, state: ConvolutionState | None, lengths: Tensor | None, return_state: bool

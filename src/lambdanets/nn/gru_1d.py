@@ -32,6 +32,7 @@ class GRU1d(SequenceLayer):
         dim: Channels of the input.
         dim_out: Channels of the output; `dim` by default. It must be even with `causal=False`.
         causal: Whether each position sees only itself and earlier positions.
+        gate: Whether the output is multiplied by the SiLU of a projection of the input.
         device: Device of the parameters.
         dtype: dtype of the parameters.
 
@@ -54,21 +55,23 @@ class GRU1d(SequenceLayer):
         dim_out: int | None = None,
         *,
         causal: bool = True,
+        gate: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, dim_out, causal=causal)
+        super().__init__(dim, dim_out, causal=causal, gate=gate, device=device, dtype=dtype)
         if not causal and self.dim_out % 2:
             raise ValueError(f"causal=False needs an even dim_out, got {self.dim_out}")
         hidden = self.dim_out if causal else self.dim_out // 2
         self.gru = nn.GRU(dim, hidden, batch_first=True, bidirectional=not causal, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
-        """Initialise as PyTorch does."""
+        """Initialise the GRU as PyTorch does."""
+        super().reset_parameters()
         self.gru.reset_parameters()
 
-    def _state_shapes(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        return {"hidden": ((self.dim_out,), dtype)}
+    def _state_shapes(self, batch: int, state: SequenceState | None) -> dict[str, tuple[int, ...]]:
+        return {"hidden": (batch, self.dim_out)}
 
     def _apply_rows(
         self, x: Tensor, state: GRUState | None, lengths: Tensor | None, return_state: bool

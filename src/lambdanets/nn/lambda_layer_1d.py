@@ -14,16 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.ops.checks import unknown_name
 from lambdanets.ops.context import Grid
-from lambdanets.ops.recurrent import Recurrence, recurrent_lambda_layer
+from lambdanets.ops.recurrent import Recurrence, recurrent_lambda_layer, recurrent_step
 
-from .fuse_batch_norm import project_concatenated
+from .fuse_batch_norm import can_concatenate, project_concatenated
 from .lambda_layer import LambdaLayer, checked_source
 from .memory_format import match_gradient_format, merge_heads
-from .packed import check_boundaries, group_sequences, restore_order
-from .states import LambdaState, join_states
+from .rows import PaddedRows, check_boundaries, group_sequences, restore_order
+from .states import LambdaState, check_state, join_states
 
 INITIALISATIONS = ("normal", "decay")
 """Initialisations of the position table."""
@@ -316,12 +317,45 @@ class LambdaLayer1d(LambdaLayer):
         self._require_causal("step")
         if x_t.ndim != 2 or x_t.shape[1] != self.dim:
             raise ValueError(f"x_t must be of shape (b {self.dim}), got {tuple(x_t.shape)}")
-        if not isinstance(state, LambdaState):
-            raise ValueError(
-                f"step needs a LambdaState, such as initial_state(b), got {type(state).__name__}"
-            )
-        y, state = self(x_t[:, :, None], state=state, return_state=True)
-        return y[:, :, 0], state
+        if state is None:
+            raise ValueError(f"step needs a state: begin with initial_state({len(x_t)})")
+        self._check_state(state, len(x_t))
+        if isinstance(self.norm_queries, _BatchNorm) and self.norm_queries.training:
+            raise ValueError("step with norm='batch' needs the layer in evaluation: call eval() first")
+        parts = _project_position(x_t, self._parts())
+        inputs = None
+        if self.short_conv is not None:
+            assert state.inputs is not None
+            rows = torch.cat(
+                [state.inputs.to(x_t.dtype), torch.cat(parts, dim=1)[:, None]], dim=1
+            )  # [b, taps, c]
+            inputs = rows[:, 1:]
+            mixed = (rows * self.short_conv.to(rows.dtype)).sum(1)
+            parts = mixed.split([part.shape[1] for part in parts], dim=1)
+        dtype = parts[-1].dtype
+        q = self.norm_queries(parts[0]).unflatten(1, (self.num_heads, self.dim_k)).to(dtype)  # [b, h, k]
+        if self.normalize == "softmax_both":
+            q = q.softmax(-1)
+        v = self.norm_values(parts[1]).unflatten(1, (self.dim_v, self.dim_u)).to(dtype)  # [b, v, u]
+        k = parts[2].unflatten(1, (self.key_heads, self.dim_k, self.dim_u)) if self.content else None
+        y, after = recurrent_step(
+            q,
+            k,
+            v,
+            None if self.positions is None else self.positions.to(dtype),
+            Recurrence(state.log_norm, state.summary, state.values),
+            decay=None if self.log_decay is None else self.log_decay.exp(),
+            dilation=self.dilation[0],
+            normalize="softmax" if self.normalize == "softmax_both" else self.normalize,
+        )
+        if self.position_bias is not None:
+            y = y + torch.matmul(q, self.position_bias.to(dtype))[..., None]
+        y = y.flatten(1)
+        if self.out_norm is not None:
+            y = self._normalize_heads(y)
+        if self.to_gate is not None:
+            y = y * F.silu(_project_position(x_t, [self.to_gate])[0])
+        return y, self._next_state(state.length + 1, after, inputs)
 
     def _require_causal(self, name: str) -> None:
         """Raise ValueError unless the layer has a causal order, which alone has a state."""
@@ -360,61 +394,19 @@ class LambdaLayer1d(LambdaLayer):
         return shapes
 
     def _check_state(self, state: LambdaState | None, batch: int) -> None:
-        """Raise ValueError if a state is not one of this layer for a batch."""
-        if state is None:
-            return
-        if not isinstance(state, LambdaState):
-            raise ValueError(f"state must be a LambdaState, got {type(state).__name__}")
-        if state.batch != batch:
-            raise ValueError(
-                f"the state has {state.batch} rows and this call {batch}: a state continues the same "
-                "sequences (after cu_seqlens it has a row for each sequence; take some with state.select)"
-            )
-        weight, shapes = self.to_values.weight, self._state_shapes(batch)
-        tensors = {name: x for name, x in state.tensors().items() if name != "length"}
-        for name in shapes.keys() | tensors.keys():
-            found = None if name not in tensors else tuple(tensors[name].shape)
-            needed = shapes.get(name)
-            if found != needed:
-                raise ValueError(
-                    f"the state is of another layer: its {name} is {found}, this layer needs {needed}"
-                )
-        for name, x in tensors.items():
-            expected = weight.dtype
-            if name in LambdaState.accumulators:
-                expected = torch.promote_types(expected, torch.float32)
-            if x.dtype != expected or x.device != weight.device:
-                raise ValueError(
-                    f"the state's {name} is {x.dtype} on {x.device}, this layer needs {expected} on "
-                    f"{weight.device}: convert it with state.to(device, dtype)"
-                )
+        """Raise ValueError if a state is not None and not one of this layer for a batch."""
+        if state is not None:
+            weight = self.to_values.weight
+            check_state(state, LambdaState, batch, self._state_shapes(batch), weight.dtype, weight.device)
 
     def _padded(self, x: Tensor, mask: Tensor, state: LambdaState | None) -> tuple[Tensor, LambdaState]:
         """Return the output `[b, dim_out, n]` and the state of padded rows."""
-        b, n = x.shape[0], x.shape[2]
-        if mask.dtype != torch.bool or mask.shape != (b, n):
-            raise ValueError(
-                f"mask must be a bool tensor of shape (b, n) = {(b, n)}, True at elements; got {mask.dtype} "
-                f"of shape {tuple(mask.shape)}"
-            )
-        self._check_state(state, b)
-        # Rows are moved to the left, so that padding comes after the elements, and back in the end.
-        positions = torch.arange(n, device=x.device)
-        lengths, first = mask.sum(1), mask.int().argmax(1)
-        if not torch.compiler.is_compiling():
-            inside = (positions >= first[:, None]) & (positions < (first + lengths)[:, None])
-            if not torch.equal(inside, mask):
-                raise ValueError(
-                    "the elements of each row must be neighbours here, but the mask has padding between "
-                    "them: their distances would depend on how the sequence is divided into calls; remove "
-                    "the padding from the row, or call the layer without a state"
-                )
-        rows = torch.arange(b, device=x.device)[:, None]
-        moved = (positions + first[:, None]) % n  # [b, n]
-        parts = [part.mT[rows, moved].mT for part in project_concatenated(x, self._parts())]
-        y, final = self._continued(parts, state, lengths)
-        y = y.transpose(1, 2)[rows, (positions - first[:, None]) % n]  # [b, n, h, v]
-        return merge_heads(y.transpose(1, 2), x), final
+        padded = PaddedRows.of(mask, x)
+        self._check_state(state, len(x))
+        parts = [padded.move_left(part.mT).mT for part in project_concatenated(x, self._parts())]
+        y, final = self._continued(parts, state, padded.lengths)
+        y = padded.move_back(y.transpose(1, 2)).transpose(1, 2)  # [b, h, n, v]
+        return merge_heads(y, x), final
 
     def _packed(self, x: Tensor, cu_seqlens: Tensor, state: LambdaState | None) -> tuple[Tensor, LambdaState]:
         """Return the output `[1, dim_out, n]` of a packed row, and the state with a row for each sequence."""
@@ -481,13 +473,17 @@ class LambdaLayer1d(LambdaLayer):
             y = y + torch.einsum("bhnk,k->bhn", q, self.position_bias.to(dtype))[..., None]
         count = q.shape[2] if lengths is None else lengths
         length = torch.zeros(len(q), dtype=torch.int64, device=q.device) if state is None else state.length
-        stored = None if after.values is None else after.values.to(self.to_values.weight.dtype)
-        return y, LambdaState(
-            length=length + count,
+        return y, self._next_state(length + count, after, inputs)
+
+    def _next_state(self, length: Tensor, after: Recurrence, inputs: Tensor | None) -> LambdaState:
+        """Return a state in the dtypes of the layer, which autocast may have changed."""
+        dtype = self.to_values.weight.dtype
+        return LambdaState(
+            length=length,
             log_norm=after.log_norm,
             summary=after.summary,
-            values=stored,
-            inputs=inputs,
+            values=None if after.values is None else after.values.to(dtype),
+            inputs=None if inputs is None else inputs.to(dtype),
         )
 
     def _convolve(
@@ -508,15 +504,19 @@ class LambdaLayer1d(LambdaLayer):
             index = lengths[:, None] + torch.arange(taps - 1, device=rows.device)
             last = rows[torch.arange(len(rows), device=rows.device)[:, None], index]
         convolved = y.split([part.shape[1] for part in parts], dim=2)
-        return [part.mT for part in convolved], last.to(self.short_conv.dtype)
+        return [part.mT for part in convolved], last
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         """Return the output `[b, dim_out, n]` after the output norm and the gate."""
         if self.out_norm is not None:
-            heads = y.mT.unflatten(-1, (self.num_heads, self.dim_v))  # [b, n, h, v]
-            normalised = F.rms_norm(heads, (self.dim_v,), eps=1e-5).flatten(-2)
-            y = (normalised * self.out_norm.to(y.dtype)).mT
+            y = self._normalize_heads(y.mT).mT
         return y if self.to_gate is None else y * F.silu(self.to_gate(x))
+
+    def _normalize_heads(self, y: Tensor) -> Tensor:
+        """Divide each head of an output `[..., dim_out]` by its root mean square, and scale it."""
+        assert self.out_norm is not None
+        heads = y.unflatten(-1, (self.num_heads, self.dim_v))
+        return F.rms_norm(heads, (self.dim_v,), eps=1e-5).flatten(-2) * self.out_norm.to(y.dtype)
 
     def __prepare_scriptable__(self) -> LambdaLayer:
         """Return the module that torch.jit.script compiles: the layer with tensors as its only arguments."""
@@ -552,6 +552,14 @@ class _ScriptableLayer1d(LambdaLayer):
     """The layer for torch.jit.script, whose functions take no states."""
 
     rank = 1
+
+
+def _project_position(x_t: Tensor, projections: Sequence[nn.Conv1d]) -> list[Tensor]:
+    """Apply 1x1 convolutions to one position of each sequence, `[b, dim]`."""
+    if can_concatenate(x_t, projections):
+        # A convolution takes several times as long.
+        return [F.linear(x_t, p.weight[:, :, 0], p.bias) for p in projections]
+    return [p(x_t[:, :, None])[:, :, 0] for p in projections]
 
 
 def _check_options(

@@ -46,6 +46,7 @@ class LinearAttention1d(SequenceLayer):
         dim_out: Channels of the output, a multiple of `num_heads`; `dim` by default.
         num_heads: Heads.
         causal: Whether each position sees only itself and earlier positions.
+        gate: Whether the output is multiplied by the SiLU of a projection of the input.
         device: Device of the parameters.
         dtype: dtype of the parameters.
 
@@ -72,21 +73,19 @@ class LinearAttention1d(SequenceLayer):
         *,
         num_heads: int = 4,
         causal: bool = True,
+        gate: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, dim_out, num_heads=num_heads, causal=causal)
+        super().__init__(
+            dim, dim_out, num_heads=num_heads, causal=causal, gate=gate, device=device, dtype=dtype
+        )
         self.projection = nn.Linear(dim, 3 * self.dim_out, bias=False, device=device, dtype=dtype)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Initialise with standard deviation dim^-1/2, so that projections have the variance of the input."""
-        nn.init.normal_(self.projection.weight, std=self.dim**-0.5)
-
-    def _state_shapes(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        accumulator = torch.promote_types(dtype, torch.float32)
+    def _state_shapes(self, batch: int, state: SequenceState | None) -> dict[str, tuple[int, ...]]:
         h, d = self.num_heads, self.dim_head
-        return {"summary": ((h, d, d), accumulator), "normaliser": ((h, d), accumulator)}
+        return {"summary": (batch, h, d, d), "normaliser": (batch, h, d)}
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return features of queries and keys, and values, `[b, *n, h, d]` each, in the accumulator dtype."""

@@ -1,6 +1,6 @@
 """Base class of the layers on sequences that the lambda layer is compared with: arguments, padding, states.
 
-A subclass computes on rows that begin at position 0; the base class brings masked and packed sequences into
+A subclass computes on rows that begin at position 0; the base class brings padded and packed sequences into
 this form and back.
 """
 
@@ -9,99 +9,27 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention_base import check_sizes
-from .states import SequenceState
-
-
-class SequenceRows:
-    """The visible elements of masked or packed sequences, as rows that begin at position 0.
-
-    Args:
-        starts: First visible element of each row `[s]`, an index into the `b * n` elements of the input.
-        lengths: Visible elements of each row `[s]`.
-        shape: Batch b and length n of the input.
-    """
-
-    def __init__(self, starts: Tensor, lengths: Tensor, shape: tuple[int, int]) -> None:
-        self.lengths, self._shape = lengths, shape
-        columns = torch.arange(max(1, int(lengths.max())) if lengths.numel() else 1, device=starts.device)
-        self._visible = columns < lengths[:, None]  # [s, longest]
-        self._index = torch.where(self._visible, starts[:, None] + columns, 0)
-
-    def gather(self, x: Tensor) -> Tensor:
-        """Return the rows `[s, longest, c]` of `[b, n, c]`, with zeros after the end of each row."""
-        return torch.where(self._visible[..., None], x.flatten(0, 1)[self._index], 0)
-
-    def scatter(self, y: Tensor) -> Tensor:
-        """Return `[b, n, c]` of rows `[s, longest, c]`, with zeros at hidden elements."""
-        b, n = self._shape
-        flat = y.new_zeros(b * n, y.shape[-1])
-        return flat.index_put((self._index[self._visible],), y[self._visible]).unflatten(0, (b, n))
-
-
-def rows_of_mask(mask: Tensor, x: Tensor) -> SequenceRows | None:
-    """Return the rows of a mask `[b, n]`, True where visible; None if nothing is hidden.
-
-    Raises:
-        ValueError: If the mask has another shape or dtype, or a row has hidden elements between visible ones.
-    """
-    b, n = x.shape[0], x.shape[2]
-    if mask.dtype != torch.bool or tuple(mask.shape) != (b, n):
-        raise ValueError(
-            f"mask must be a bool tensor of shape (b, n) = {(b, n)}, True where x may be seen; got "
-            f"{mask.dtype} of shape {tuple(mask.shape)}"
-        )
-    if bool(mask.all()):
-        return None
-    lengths = mask.sum(1)
-    first = mask.int().argmax(1)
-    columns = torch.arange(n, device=mask.device)
-    run = (columns >= first[:, None]) & (columns < (first + lengths)[:, None])
-    holes = (run != mask).any(1)
-    if bool(holes.any()):
-        row = int(holes.int().argmax())
-        raise ValueError(
-            f"mask hides elements between visible ones in row {row}; a sequence may be padded at its "
-            "beginning and its end only"
-        )
-    return SequenceRows(first + torch.arange(b, device=mask.device) * n, lengths, (b, n))
-
-
-def rows_of_packed(cu_seqlens: Tensor, x: Tensor) -> SequenceRows:
-    """Return the rows of packed sequences, whose boundaries are `cu_seqlens` `[s + 1]`, from 0 to n.
-
-    Raises:
-        ValueError: If the boundaries are not integers that rise from 0 to n, or `x` has several rows.
-    """
-    b, n = x.shape[0], x.shape[2]
-    if b != 1:
-        raise ValueError(
-            f"cu_seqlens needs sequences packed into one row, x of shape (1, dim, n); got {b} rows"
-        )
-    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
-        raise ValueError(
-            "cu_seqlens must be a tensor of integers, the boundaries of the sequences from 0 to n; got "
-            f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
-        )
-    bounds = cu_seqlens.to(x.device, torch.int64)
-    lengths = bounds.diff()
-    if int(bounds[0]) != 0 or int(bounds[-1]) != n or bool((lengths < 0).any()):
-        raise ValueError(f"cu_seqlens must rise from 0 to n = {n}, got {cu_seqlens.tolist()}")
-    return SequenceRows(bounds[:-1], lengths, (b, n))
+from .rows import PaddedRows, check_boundaries, group_sequences, restore_order
+from .states import SequenceState, check_state, join_states
 
 
 class SequenceLayer(nn.Module):
     """Base class: `[b, dim, n]` to `[b, dim_out, n]`, causal with a state, or not causal without one.
 
-    A subclass implements `_apply_rows`, `_step` and `_state_shapes`.
+    A subclass implements `_apply_rows`, `_step`, `_state_shapes` and `reset_parameters`, which begins with
+    that of this class.
 
     Args:
         dim: Channels of the input.
         dim_out: Channels of the output; `dim` if None.
         num_heads: Heads, a divisor of `dim_out`.
         causal: Whether each position sees only itself and earlier positions.
+        gate: Whether the output is multiplied by the SiLU of a projection of the input.
+        factory: device and dtype of the parameters.
 
     Raises:
         ValueError: If a size is below 1, or `num_heads` does not divide `dim_out`.
@@ -109,11 +37,20 @@ class SequenceLayer(nn.Module):
 
     state_type: ClassVar[type[SequenceState]]
 
-    def __init__(self, dim: int, dim_out: int | None, *, num_heads: int = 1, causal: bool) -> None:
+    def __init__(
+        self, dim: int, dim_out: int | None, *, num_heads: int = 1, causal: bool, gate: bool, **factory: Any
+    ) -> None:
         super().__init__()
         self.dim, self.dim_out, self.num_heads = dim, dim if dim_out is None else dim_out, num_heads
         self.dim_head = check_sizes(self.dim, self.dim_out, num_heads)
         self.causal = causal
+        self.to_gate = nn.Linear(dim, self.dim_out, bias=False, **factory) if gate else None
+
+    def reset_parameters(self) -> None:
+        """Initialise projections with standard deviation dim^-1/2: outputs have the variance of the input."""
+        for module in self.children():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=self.dim**-0.5)
 
     @overload
     def forward(
@@ -153,12 +90,13 @@ class SequenceLayer(nn.Module):
             state: State before the first position, of causal layers only. For packed sequences it has one row
                 for each sequence. None is the initial state.
             return_state: Whether to return the state after the last position too.
-            mask: Bool tensor `[b, n]`, True where an element is visible. Each row may be padded at its
-                beginning and its end; padding does not change the state, and its outputs are zeros.
-            cu_seqlens: Boundaries `[s + 1]` of s sequences that are packed in one row, from 0 to n.
+            mask: Booleans `[b, n]`, True at elements, False at padding. Padding is before or after the
+                elements of a row; it changes neither their outputs nor the state.
+            cu_seqlens: Boundaries `[s + 1]` of s sequences in the only row of x, from 0 to n: nothing passes
+                from one sequence to the next.
 
         Returns:
-            Output `[b, dim_out, n]`; with `return_state` also the state.
+            Output `[b, dim_out, n]`, zero at padding; with `return_state` also the state.
 
         Raises:
             ValueError: If an argument has a wrong shape, or the layer is not causal and a state is needed.
@@ -169,24 +107,64 @@ class SequenceLayer(nn.Module):
             raise ValueError(f"x has no positions: it is of shape {tuple(x.shape)}")
         if state is not None or return_state:
             self._require_causal("a state")
-        rows = None
-        if cu_seqlens is not None:
-            if mask is not None:
-                raise ValueError("give mask or cu_seqlens, not both")
-            rows = rows_of_packed(cu_seqlens, x)
-        elif mask is not None:
-            rows = rows_of_mask(mask, x)
-        if state is not None:
-            self._check_state(state, x.shape[0] if rows is None else len(rows.lengths), x.device)
-        if rows is None:
-            y, after = self._apply_rows(x.mT, state, None, return_state)
+        if mask is not None and cu_seqlens is not None:
+            raise ValueError("cu_seqlens and mask exclude each other: a packed row has no padding")
+        rows = x.mT  # [b, n, dim]
+        if mask is not None:
+            y, after, rows = self._padded(rows, mask, state, return_state)
+        elif cu_seqlens is not None:
+            y, after = self._packed(rows, check_boundaries(cu_seqlens, x), state, return_state)
         else:
-            y, after = self._apply_rows(rows.gather(x.mT), state, rows.lengths, return_state)
-            y = rows.scatter(y)
+            self._check_state(state, len(x))
+            y, after = self._apply_rows(rows, state, None, return_state)
+        y = self._gated(y, rows).mT
         if not return_state:
-            return y.mT
+            return y
         assert after is not None
-        return y.mT, after
+        return y, after
+
+    def _gated(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return the output `[..., dim_out]` for the input `[..., dim]` after the gate."""
+        return y if self.to_gate is None else y * F.silu(self.to_gate(x))
+
+    def _padded(
+        self, x: Tensor, mask: Tensor, state: SequenceState | None, return_state: bool
+    ) -> tuple[Tensor, SequenceState | None, Tensor]:
+        """Return output and state of padded rows `[b, n, dim]`, and the rows with zeros for their padding."""
+        padded = PaddedRows.of(mask, x.mT)
+        self._check_state(state, len(x))
+        if bool(mask.all()):
+            return *self._apply_rows(x, state, None, return_state), x
+        x = torch.where(mask[..., None], x, 0)
+        y, after = self._apply_rows(padded.move_left(x), state, padded.lengths, return_state)
+        return torch.where(mask[..., None], padded.move_back(y), 0), after, x
+
+    def _packed(
+        self, x: Tensor, bounds: list[int], state: SequenceState | None, return_state: bool
+    ) -> tuple[Tensor, SequenceState | None]:
+        """Return the output `[1, n, dim_out]` of a packed row, and the state with a row for each sequence."""
+        number = len(bounds) - 1
+        self._check_state(state, number)
+        groups = group_sequences(bounds, x.device)
+        outputs, finals = [], []
+        for group in groups:
+            rows = x[0, group.index]  # [s, longest, dim]
+            if group.lengths is not None:
+                inside = torch.arange(rows.shape[1], device=x.device) < group.lengths[:, None]
+                rows = torch.where(inside[..., None], rows, 0)
+            given = None if state is None else state.select(group.members)
+            y, final = self._apply_rows(rows, given, group.lengths, return_state)
+            outputs.append(y)
+            finals.append(final)
+        y = restore_order(outputs, groups)[None]
+        if not return_state:
+            return y, None
+        # The states of sequences without elements are those before them.
+        members = [member for group in groups for member in group.members]
+        empty = [i for i in range(number) if bounds[i] == bounds[i + 1]]
+        before = self.initial_state(number) if state is None else state
+        order = sorted(range(number), key=(members + empty).__getitem__)
+        return y, join_states([*finals, before.select(empty)]).select(order)
 
     def initial_state(self, batch: int) -> SequenceState:
         """Return the state before the first element of `batch` sequences.
@@ -194,20 +172,19 @@ class SequenceLayer(nn.Module):
         Raises:
             ValueError: If the layer is not causal.
         """
-        self._require_causal("a state")
-        weight = next(self.parameters())
-        values = self.state_type.initial_values
+        self._require_causal("initial_state")
+        kind, weight = self.state_type, next(self.parameters())
+        shapes = {"length": (batch,), **self._state_shapes(batch, None)}
         tensors = {
             name: torch.full(
-                (batch, *(max(size, 0) for size in shape)),
-                values.get(name, 0),
-                dtype=dtype,
+                shape,
+                kind.initial_values.get(name, 0),
+                dtype=kind.dtype_of(name, weight.dtype),
                 device=weight.device,
             )
-            for name, (shape, dtype) in self._state_shapes(weight.dtype).items()
+            for name, shape in shapes.items()
         }
-        length = torch.zeros(batch, dtype=torch.int64, device=weight.device)
-        return self.state_type(length=length, **tensors)
+        return kind(**tensors)
 
     def step(self, x_t: Tensor, state: SequenceState) -> tuple[Tensor, Any]:
         """Apply the layer to the next element of each sequence.
@@ -225,39 +202,29 @@ class SequenceLayer(nn.Module):
         self._require_causal("step")
         if x_t.ndim != 2 or x_t.shape[1] != self.dim:
             raise ValueError(f"x_t must be of shape (b {self.dim}), got {tuple(x_t.shape)}")
-        self._check_state(state, x_t.shape[0], x_t.device)
-        return self._step(x_t, state)
+        if state is None:
+            raise ValueError(f"step needs a state: begin with initial_state({len(x_t)})")
+        self._check_state(state, len(x_t))
+        y, after = self._step(x_t, state)
+        return self._gated(y, x_t), after
 
     def _require_causal(self, what: str) -> None:
         if not self.causal:
             raise ValueError(f"{what} needs a causal layer; this {type(self).__name__} has causal=False")
 
-    def _check_state(self, state: SequenceState, batch: int, device: torch.device) -> None:
-        """Raise ValueError unless a state is one of this layer for `batch` sequences."""
-        if type(state) is not self.state_type:
-            raise ValueError(
-                f"state must be a {self.state_type.__name__} of {type(self).__name__}, got "
-                f"{type(state).__name__}"
-            )
-        if state.batch != batch:
-            raise ValueError(f"state is of {state.batch} sequences, but the input has {batch}")
-        if state.length.device != device:
-            raise ValueError(f"state is on {state.length.device}, but the input on {device}; use state.to")
-        for name, (shape, dtype) in self._state_shapes(next(self.parameters()).dtype).items():
-            tensor = getattr(state, name)
-            if tensor.dtype != dtype:
-                raise ValueError(f"state.{name} must be {dtype} as the layer is, got {tensor.dtype}")
-            sizes = zip(tensor.shape[1:], shape, strict=False)
-            if tensor.ndim != len(shape) + 1 or any(size != given >= 0 for size, given in sizes):
-                raise ValueError(
-                    f"state.{name} is of shape {tuple(tensor.shape)}: the state is of another layer than "
-                    f"{self}"
-                )
+    def _check_state(self, state: SequenceState | None, batch: int) -> None:
+        """Raise ValueError if a state is not None and not one of this layer for a batch."""
+        if state is not None:
+            weight, shapes = next(self.parameters()), self._state_shapes(batch, state)
+            check_state(state, self.state_type, batch, shapes, weight.dtype, weight.device)
 
-    def _state_shapes(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Return shape, without the batch, and dtype of each tensor of the state of a layer of some dtype.
+    def _state_shapes(self, batch: int, state: SequenceState | None) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the tensors that a state of this layer has, without `length`.
 
-        A size of -1 grows with the sequence.
+        Args:
+            batch: Number of rows.
+            state: A state, which gives the number of elements if shapes depend on it; None for the initial
+                state.
         """
         raise NotImplementedError
 
@@ -279,4 +246,5 @@ class SequenceLayer(nn.Module):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, {self.dim_out}, causal={self.causal}"
+        gate = "" if self.to_gate is None else ", gate=True"
+        return f"{self.dim}, {self.dim_out}, causal={self.causal}{gate}"

@@ -7,7 +7,7 @@ detached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self, TypeVar
 
@@ -31,6 +31,8 @@ class SequenceState:
     """Value of a field before the first element, where it is not 0."""
     accumulators: ClassVar[frozenset[str]] = frozenset()
     """Fields that are float32 at least, whatever the dtype of the layer is."""
+    integers: ClassVar[frozenset[str]] = frozenset({"length"})
+    """Fields that are int64."""
 
     length: Tensor
 
@@ -48,6 +50,13 @@ class SequenceState:
         """Return the tensors by the names of their fields, without those that are None."""
         named = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: x for name, x in named if x is not None}
+
+    @classmethod
+    def dtype_of(cls, name: str, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype of a field in the states of layers of a dtype."""
+        if name in cls.integers:
+            return torch.int64
+        return torch.promote_types(dtype, torch.float32) if name in cls.accumulators else dtype
 
     def _map(self, function: Callable[[str, Tensor], Tensor]) -> Self:
         """Return a state whose tensors are the results of a function of their names and tensors."""
@@ -68,10 +77,7 @@ class SequenceState:
             device, dtype = None, device
 
         def convert(name: str, x: Tensor) -> Tensor:
-            wanted = dtype if x.is_floating_point() else None
-            if wanted is not None and name in self.accumulators:
-                wanted = torch.promote_types(wanted, torch.float32)
-            return x.to(device=device, dtype=wanted)
+            return x.to(device=device, dtype=None if dtype is None else self.dtype_of(name, dtype))
 
         return self._map(convert)
 
@@ -135,6 +141,61 @@ class LambdaState(SequenceState):
 
 
 def join_states(states: Sequence[StateT]) -> StateT:
-    """Return the rows of several states of one layer as one state."""
-    joined = {name: torch.cat([state.tensors()[name] for state in states]) for name in states[0].tensors()}
+    """Return the rows of several states of one layer as one state; shorter tensors get initial values."""
+    joined = {}
+    for name in states[0].tensors():
+        parts = [state.tensors()[name] for state in states]
+        shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+        rows, value = sum(map(len, parts)), states[0].initial_values.get(name, 0)
+        joined[name] = parts[0].new_full((rows, *shape), value)
+        first = 0
+        for part in parts:
+            joined[name][(slice(first, first + len(part)), *map(slice, part.shape[1:]))] = part
+            first += len(part)
     return replace(states[0], **joined)
+
+
+def check_state(
+    state: SequenceState,
+    kind: type[SequenceState],
+    batch: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Check that a state is one of a layer.
+
+    Args:
+        state: The state.
+        kind: Class of the layer's states.
+        batch: Number of rows of the call.
+        shapes: Shapes of the tensors that the layer's states have, without `length`.
+        dtype: dtype of the layer.
+        device: Device of the layer.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not isinstance(state, kind):
+        raise ValueError(f"the state must be a {kind.__name__}, got {type(state).__name__}")
+    if state.batch != batch:
+        raise ValueError(
+            f"the state has {state.batch} rows and this call {batch}: a state continues the same sequences "
+            "(after cu_seqlens it has a row for each sequence; take some with state.select)"
+        )
+    tensors = state.tensors()
+    tensors.pop("length")
+    for name in shapes.keys() | tensors.keys():
+        found = None if name not in tensors else tuple(tensors[name].shape)
+        needed = shapes.get(name)
+        if found != needed:
+            raise ValueError(
+                f"the state is of another layer: its {name} is {found}, this layer needs {needed}"
+            )
+    for name, x in tensors.items():
+        expected = kind.dtype_of(name, dtype)
+        if x.dtype != expected or x.device != device:
+            raise ValueError(
+                f"the state's {name} is {x.dtype} on {x.device}, this layer needs {expected} on {device}: "
+                "convert it with state.to(device, dtype)"
+            )

@@ -1,26 +1,26 @@
-"""The causal content part with a softmax as two PyTorch custom operators: its output and its gradients.
+"""The causal content part: a recurrent layer with a state.
 
-On CPUs with the native library both are a recurrence over the positions, in time and memory linear in n, and
-a compiled graph holds each as one call. A graph that is moved to a GPU, or to a machine without the library,
-computes the chunks of `content` in these operators. The chunks also serve the gradients of the gradients,
+With a softmax it is two PyTorch custom operators, its output and its gradients. On CPUs with the native
+library both are a recurrence over the positions, in time and memory linear in n, and a compiled graph holds
+each as one call. A graph that is moved to a GPU, or to a machine without the library, computes the chunks of
+`content` in these operators. The chunks also serve other normalisations, the gradients of the gradients,
 transforms of torch.func and exported graphs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .content import causal_content_in_chunks, content_output
-from .context import GlobalContext
+from .content import causal_content_in_chunks
 from .kernels.native import causal_content as recurrence
 from .memory_layout import memory_layout_of, new_output
-from .planner import is_recurrence
+from .planner import has_native_content, is_recurrence
 from .position import (
     allows_native_content,
     gradients_in_operator,
@@ -72,6 +72,9 @@ def causal_content(
     """
     if (log_norm is None) != (summary is None):
         raise ValueError("log_norm and summary are one state: give both or neither")
+    given = (x for x in (q, k, v, log_norm, summary, decay) if x is not None)
+    if has_native_content(normalize, q.device.type, q.dtype) and allows_native_content(*given):
+        return causal_content_output(q, k, v, log_norm, summary, decay, mask, memory_layout_of(q))
     return causal_content_in_chunks(q, k, v, mask, normalize, log_norm, summary, decay)
 
 
@@ -83,89 +86,164 @@ def causal_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, problem:
     """
     if not (allows_native_content(q, k, v) and is_recurrence(problem)):
         return None
-    return causal_content_output(q, k, v, mask, memory_layout_of(q))
+    return causal_content_output(q, k, v, None, None, None, mask, memory_layout_of(q))[0]
 
 
 @torch.library.custom_op("lambdanets::causal_content_output", mutates_args=())
-def causal_content_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, memory_layout: str) -> Tensor:
-    """Return the content part [b, h, n, v] in a memory layout."""
+def causal_content_output(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_norm: Tensor | None,
+    summary: Tensor | None,
+    decay: Tensor | None,
+    mask: Tensor | None,
+    memory_layout: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the content part [b, h, n, v] in a memory layout, and the state after the last query."""
     y = new_output(q, v.shape[2], memory_layout)
     if is_native_here(q):
-        recurrence.output(q, k, v, mask, y)
-        return y
-    return y.copy_(content_output(q, k, v, _context(q, k), mask, "softmax"))
+        return y, *recurrence.output(q, k, v, log_norm, summary, decay, mask, y)
+    found = causal_content_in_chunks(q, k, v, mask, "softmax", log_norm, summary, decay)
+    y.copy_(found[0])
+    return y, found[1].contiguous(), found[2].contiguous()
 
 
 @causal_content_output.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, memory_layout: str) -> Tensor:
-    """Return an empty tensor like the output, for tracing."""
-    return new_output(q, v.shape[2], memory_layout)
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_norm: Tensor | None,
+    summary: Tensor | None,
+    decay: Tensor | None,
+    mask: Tensor | None,
+    memory_layout: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty tensors like the output and the state, for tracing."""
+    (b, _, dim_k, u), dim_v, dtype = k.shape, v.shape[2], torch.promote_types(q.dtype, torch.float32)
+    y = new_output(q, dim_v, memory_layout)
+    return y, k.new_empty(b, dim_k, u, dtype=dtype), k.new_empty(b, dim_k, dim_v, u, dtype=dtype)
 
 
 @torch.library.custom_op("lambdanets::causal_content_gradients", mutates_args=())
 def causal_content_gradients(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, needs_grad: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v from g [b, h, n, v], that of the output.
+    g: Tensor | None,
+    d_log_norm: Tensor | None,
+    d_summary: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_norm: Tensor | None,
+    summary: Tensor | None,
+    decay: Tensor | None,
+    mask: Tensor | None,
+    needs_grad: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k, v, log_norm, summary and decay.
 
-    Each has the dtype and the strides of its tensor; a gradient that is not needed is an empty tensor.
+    The first three arguments are the gradients of the output and of the final state, None for zero. Each
+    result has the dtype and the strides of its tensor; a gradient that is not needed is an empty tensor.
     """
+    upstream, tensors = (g, d_log_norm, d_summary), (q, k, v, log_norm, summary, decay)
     if is_native_here(q):
-        found = recurrence.gradients(g, q, k, v, mask, needs_grad)
+        found = recurrence.gradients(upstream, *tensors, mask, needs_grad)
     else:
-
-        def output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return content_output(q, k, v, _context(q, k), mask, "softmax")
-
-        found = gradients_in_operator(output, (q, k, v), g, needs_grad)
-    dq, dk, dv = map(like_input, (q, k, v), found)
-    return dq, dk, dv
+        function = _in_chunks(tensors, mask, upstream)
+        needed = [needs for needs, x in zip(needs_grad, tensors, strict=True) if x is not None]
+        found = gradients_in_operator(function, _given(tensors), _given(upstream), needed)
+        found = list(_where_given(found, tensors))
+    dq, dk, dv, d_initial_log_norm, d_initial_summary, d_decay = (
+        like_input(q if x is None else x, gradient) for x, gradient in zip(tensors, found, strict=True)
+    )
+    return dq, dk, dv, d_initial_log_norm, d_initial_summary, d_decay
 
 
 @causal_content_gradients.register_fake
 def _(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, needs_grad: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
+    g: Tensor | None,
+    d_log_norm: Tensor | None,
+    d_summary: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_norm: Tensor | None,
+    summary: Tensor | None,
+    decay: Tensor | None,
+    mask: Tensor | None,
+    needs_grad: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return empty tensors like the gradients, for tracing."""
-    dq, dk, dv = (
-        torch.empty_like(x) if needed else g.new_empty(0)
-        for x, needed in zip((q, k, v), needs_grad, strict=True)
+    dq, dk, dv, d_initial_log_norm, d_initial_summary, d_decay = (
+        torch.empty_like(x) if needed and x is not None else (q if x is None else x).new_empty(0)
+        for x, needed in zip((q, k, v, log_norm, summary, decay), needs_grad, strict=True)
     )
-    return dq, dk, dv
+    return dq, dk, dv, d_initial_log_norm, d_initial_summary, d_decay
 
 
-def _context(q: Tensor, k: Tensor) -> GlobalContext:
-    """Return the causal context of queries [b, h, n, k] and keys [b, m, k, u]."""
-    return GlobalContext((q.shape[2],), context_grid=(k.shape[1],), causal=True)
+def _given(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+    """Return the tensors that are not None."""
+    return [x for x in tensors if x is not None]
+
+
+def _where_given(found: Iterable[Tensor | None], tensors: Iterable[Tensor | None]) -> Iterator[Tensor | None]:
+    """Yield what was found for each of the tensors that are not None, and None for the others."""
+    rest = iter(found)
+    return (None if x is None else next(rest) for x in tensors)
+
+
+def _in_chunks(
+    tensors: Sequence[Tensor | None], mask: Tensor | None, upstream: Sequence[Tensor | None]
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Return a function of the given tensors that computes, in chunks, the results with gradients upstream.
+
+    Args:
+        tensors: q, k, v, log_norm, summary and decay.
+        mask: Booleans [b, m], False where an element is hidden.
+        upstream: Gradients of the output and of the final state.
+    """
+
+    def function(*given: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, *others = given
+        log_norm, summary, decay = _where_given(others, tensors[3:])
+        results = causal_content_in_chunks(q, k, v, mask, "softmax", log_norm, summary, decay)
+        return tuple(x for x, g in zip(results, upstream, strict=True) if g is not None)
+
+    return function
 
 
 def _save_output(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Save the tensors of `causal_content_output` for its backward pass."""
-    ctx.save_for_backward(*inputs[:4])
+    ctx.save_for_backward(*inputs[:7])
+    # Gradients of results that are not used are None.
+    ctx.set_materialize_grads(False)
 
 
 def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Save the arguments of `causal_content_gradients` for its backward pass."""
-    ctx.save_for_backward(*inputs[:5])
-    ctx.needs_grad = inputs[5]
+    ctx.save_for_backward(*inputs[:10])
+    ctx.needs_grad = inputs[10]
 
 
-def _output_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+def _output_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the gradients of all arguments of `causal_content_output`."""
-    needs_grad = list(ctx.needs_input_grad[:3])
-    found = causal_content_gradients(g, *ctx.saved_tensors, needs_grad)
+    needs_grad = list(ctx.needs_input_grad[:6])
+    found = causal_content_gradients(*upstream, *ctx.saved_tensors, needs_grad)
     return *(x if needed else None for x, needed in zip(found, needs_grad, strict=True)), None, None
 
 
-def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiate `causal_content_gradients` through the chunks of `content`, in PyTorch's operators."""
-    *tensors, mask = ctx.saved_tensors
-    context = _context(*tensors[1:3])
-
-    def output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return content_output(q, k, v, context, mask, "softmax")
-
-    return *gradients_of_gradients(ctx, output, tensors, upstream), None, None
+    upstream, tensors, mask = ctx.saved_tensors[:3], ctx.saved_tensors[3:9], ctx.saved_tensors[9]
+    present = [i for i, x in enumerate(tensors) if x is not None]
+    found = gradients_of_gradients(
+        _in_chunks(tensors, mask, upstream),
+        _given(tensors),
+        _given(upstream),
+        [directions[i] for i in present],
+        [ctx.needs_grad[i] for i in present],
+    )
+    return *_where_given(found, (*upstream, *tensors)), None, None
 
 
 causal_content_output.register_autograd(_output_backward, setup_context=_save_output)
@@ -179,7 +257,7 @@ def _output_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: An
 
 
 @register_flop_formula(torch.ops.lambdanets.causal_content_gradients)
-def _gradients_flops(g: torch.Size, *shapes: Any, **_: Any) -> int:
+def _gradients_flops(*shapes: Any, **_: Any) -> int:
     """Return the floating-point operations of the gradients, twice those of the output."""
-    q, k, v = shapes[:3]
+    q, k, v = shapes[3:6]
     return 2 * _output_flops(q, k, v)

@@ -140,9 +140,16 @@ def is_native_content(problem: Problem) -> bool:
     return (
         problem.content
         and not problem.masked
-        and problem.normalize == "softmax"
-        and problem.device == "cpu"
-        and problem.dtype in native.DTYPES
+        and has_native_content(problem.normalize, problem.device, problem.dtype)
+    )
+
+
+def has_native_content(normalize: str, device: str, dtype: torch.dtype) -> bool:
+    """Return whether the native library computes content parts with a normalisation, on a device type."""
+    return (
+        normalize == "softmax"
+        and device == "cpu"
+        and dtype in native.DTYPES
         and native.library.unavailable() is None
     )
 

@@ -150,48 +150,56 @@ def is_native_here(x: Tensor) -> bool:
 
 
 def gradients_in_operator(
-    function: Callable[..., Tensor], tensors: Sequence[Tensor], g: Tensor, needs_grad: Sequence[bool]
+    function: Callable[..., tuple[Tensor, ...]],
+    tensors: Sequence[Tensor],
+    upstream: Sequence[Tensor],
+    needs_grad: Sequence[bool],
 ) -> list[Tensor | None]:
     """Return the gradients of a function's tensors, None where not needed, inside a custom operator.
 
     Args:
         function: A function in PyTorch's operators.
         tensors: Its arguments.
-        g: Gradient of its result.
+        upstream: Gradients of its results.
         needs_grad: Whether the gradient of each tensor is needed.
     """
     leaves = [x.detach().requires_grad_(needed) for x, needed in zip(tensors, needs_grad, strict=True)]
     # Autograd is excluded from the dispatch inside an operator.
     autograd = torch._C.DispatchKey.AutogradFunctionality
     with torch._C._SetExcludeDispatchKeyGuard(autograd, False), torch.enable_grad():
-        y = function(*leaves)
-        found = iter(torch.autograd.grad(y, [x for x in leaves if x.requires_grad], g))
+        results = function(*leaves)
+        found = iter(torch.autograd.grad(results, [x for x in leaves if x.requires_grad], upstream))
     return [next(found) if needed else None for needed in needs_grad]
 
 
 def gradients_of_gradients(
-    ctx: Any, function: Callable[..., Tensor], tensors: Sequence[Tensor], upstream: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients of g and a function's tensors in the backward pass of its gradients.
+    function: Callable[..., tuple[Tensor, ...]],
+    tensors: Sequence[Tensor],
+    upstream: Sequence[Tensor],
+    directions: Sequence[Tensor | None],
+    needs_grad: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Return the gradients of `upstream` and a function's tensors in the backward pass of its gradients.
 
     Args:
-        ctx: The context of autograd, whose `needs_grad` has a bool for each tensor of the function.
         function: A function in PyTorch's operators.
-        tensors: g, the gradient of its result, and its arguments.
-        upstream: The gradients of the gradients, None or unused where these were not needed.
+        tensors: Its arguments.
+        upstream: Gradients of its results.
+        directions: The gradients of the gradients of the tensors; None for zero.
+        needs_grad: Whether the gradient of each tensor was computed; else its direction is unused.
     """
 
-    def gradients(g: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
-        return torch.func.vjp(function, *arguments)[1](g)
+    def gradients(upstream: tuple[Tensor, ...], *arguments: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.vjp(function, *arguments)[1](upstream)
 
-    # By torch.func, because g depends on the arguments in an outer graph, which is not to be followed here.
-    pull = torch.func.vjp(gradients, *tensors)[1]
-    directions = (
+    # By torch.func: `upstream` depends on the arguments in an outer graph, which is not to be followed here.
+    pull = torch.func.vjp(gradients, tuple(upstream), *tensors)[1]
+    given = (
         torch.zeros_like(x) if t is None or not computed else t
-        for x, t, computed in zip(tensors[1:], upstream, ctx.needs_grad, strict=True)
+        for x, t, computed in zip(tensors, directions, needs_grad, strict=True)
     )
-    found = pull(tuple(directions))
-    return tuple(x if needs else None for x, needs in zip(found, ctx.needs_input_grad, strict=False))
+    of_upstream, *of_tensors = pull(tuple(given))
+    return *of_upstream, *of_tensors
 
 
 def refuse_transforms(*tensors: Tensor) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .causal_content import causal_content
+from .content import NORM_EPS
 from .context import LocalContext
 from .functional import lambda_layer
 
@@ -142,3 +143,72 @@ def _positions(
         return y, elements[:, elements.shape[1] - needed :].clone()
     index = lengths[:, None] + torch.arange(needed, device=v.device)
     return y, elements[torch.arange(len(v), device=v.device)[:, None], index]
+
+
+def recurrent_step(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    e: Tensor | None,
+    state: Recurrence,
+    *,
+    decay: Tensor | None = None,
+    dilation: int = 1,
+    normalize: str = "softmax",
+) -> tuple[Tensor, Recurrence]:
+    """Apply the causal operator to one element that follows a state: `recurrent_lambda_layer` with n = 1.
+
+    Args:
+        q: Queries [b, h, k].
+        k: Keys [b, g, k, u] of g sets, each for h / g heads; None without a content part.
+        v: Values [b, v, u].
+        e: Table of the offsets -(r - 1) to 0, [r, k, u], or None without a position part.
+        state: State before the element.
+        decay: Rates at which the content forgets, [k, u].
+        dilation: Distance between neighbouring entries of the table.
+        normalize: Normalisation of the keys.
+
+    Returns:
+        Output [b, h, v], and the state after the element.
+    """
+    y, log_norm, summary, values = None, None, None, None
+    if e is not None:
+        assert state.values is not None
+        # The queries multiply the table first: one filter of r taps for each head.
+        taps = torch.matmul(q, e.movedim(0, 1).flatten(1))  # [b, h, r u]
+        elements = torch.cat([state.values, v[:, None]], dim=1)  # [b, (r - 1) dilation + 1, v, u]
+        window = elements[:, ::dilation].mT.flatten(1, 2)  # [b, r u, v]
+        y, values = torch.matmul(taps, window), elements[:, 1:]
+    if k is not None:
+        assert state.summary is not None
+        log_norm, summary = _next_lambda(k, v, state, decay, normalize)
+        lambdas = summary.sum(-1) if summary.shape[-1] > 1 else summary.squeeze(-1)  # [b, g, k, v]
+        queries = q.unflatten(1, (k.shape[1], -1)).to(lambdas.dtype)  # [b, g, h / g, k]
+        content = torch.matmul(queries, lambdas).flatten(1, 2).to(q.dtype)
+        y = content if y is None else y + content
+    assert y is not None
+    return y, Recurrence(log_norm, summary, values)
+
+
+def _next_lambda(
+    k: Tensor, v: Tensor, state: Recurrence, decay: Tensor | None, normalize: str
+) -> tuple[Tensor | None, Tensor]:
+    """Return the divisor and the content lambda after an element; see `causal_content`."""
+    before, summary = state.log_norm, state.summary
+    assert summary is not None
+    keys, values = k.to(summary.dtype), v.to(summary.dtype)[:, None, None]  # [b, g, k, u], [b, 1, 1, v, u]
+    if normalize == "none":
+        kept = summary if decay is None else summary * torch.exp(-decay)[:, None]
+        return None, kept + keys[..., None, :] * values
+    assert before is not None
+    before = before if decay is None else before - decay
+    if normalize == "softmax":
+        log_norm = torch.logaddexp(before, keys)
+        kept, weight = torch.exp(before - log_norm), torch.exp(keys - log_norm)
+    else:
+        past = before.exp()
+        squared = past.square() + keys.square()
+        norm = squared.clamp_min(NORM_EPS**2).sqrt()
+        log_norm = torch.where(squared > 0, norm, 0).log()
+        kept, weight = past.clamp_min(NORM_EPS) / norm, keys / norm
+    return log_norm, kept[..., None, :] * summary + weight[..., None, :] * values

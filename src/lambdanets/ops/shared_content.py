@@ -69,10 +69,10 @@ def content_lambda_gradients(
         found = content.gradients(g, k, v, mask, needs_grad)
     else:
 
-        def output(k: Tensor, v: Tensor) -> Tensor:
-            return shared_content_lambda(k, v, mask, "softmax")
+        def output(k: Tensor, v: Tensor) -> tuple[Tensor]:
+            return (shared_content_lambda(k, v, mask, "softmax"),)
 
-        found = gradients_in_operator(output, (k, v), g, needs_grad)
+        found = gradients_in_operator(output, (k, v), (g,), needs_grad)
     dk, dv = map(like_input, (k, v), found)
     return dk, dv
 
@@ -109,12 +109,12 @@ def _output_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
 def _gradients_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiate `content_lambda_gradients` through PyTorch's operators."""
-    *tensors, mask = ctx.saved_tensors
+    g, k, v, mask = ctx.saved_tensors
 
-    def output(k: Tensor, v: Tensor) -> Tensor:
-        return shared_content_lambda(k, v, mask, "softmax")
+    def output(k: Tensor, v: Tensor) -> tuple[Tensor]:
+        return (shared_content_lambda(k, v, mask, "softmax"),)
 
-    return *gradients_of_gradients(ctx, output, tensors, upstream), None, None
+    return *gradients_of_gradients(output, (k, v), (g,), upstream, ctx.needs_grad), None, None
 
 
 content_lambda.register_autograd(_output_backward, setup_context=_save_output)

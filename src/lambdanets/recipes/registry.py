@@ -131,12 +131,12 @@ def miniature(config: Config) -> Config:
     """Return a configuration of the same run in a few steps on one core, as a trial of every part of it.
 
     Images larger than 32 pixels, with a detector 64, shrink to that size; networks for ImageNet and detectors
-    and classifiers of recordings become narrow and shallow. The data source is unchanged.
+    become narrow and shallow, and so do classifiers of recordings, and language models, with short windows.
+    The data source is unchanged.
     """
     return override(
         config,
         *MINIATURES[config.TASK](config),
-        "data.workers=0",
         "schedule.warmup_epochs=1",
         "engine.epochs=2",
         "engine.threads=1",
@@ -152,13 +152,18 @@ def _small_classifier(config: BaseConfig) -> Iterator[str]:
     if config.recipe.startswith("imagenet"):
         yield from SMALL_NETWORK
     yield f"data.image_size={min(config.data.image_size, 32)}"
-    yield "data.batch_size=8"
+    yield from ("data.batch_size=8", "data.workers=0")
 
 
 def _small_detector(config: BaseConfig) -> Iterator[str]:
     yield from (*SMALL_NETWORK, *SMALL_DETECTOR)
     yield f"data.image_size={min(config.data.image_size, 64)}"
-    yield "data.batch_size=2"
+    yield from ("data.batch_size=2", "data.workers=0")
+
+
+def _small_language_model(config: BaseConfig) -> Iterator[str]:
+    yield from ("model.options.dim=16", "model.options.depth=1", "model.options.num_heads=2")
+    yield from ("data.context=16", "data.batch_size=4", "data.windows=None", "sample.tokens=20")
 
 
 def _small_audio(config: BaseConfig) -> Iterator[str]:
@@ -170,4 +175,5 @@ MINIATURES: dict[str, Callable[[BaseConfig], Iterable[str]]] = {
     "classification": _small_classifier,
     "detection": _small_detector,
     "audio": _small_audio,
+    "text": _small_language_model,
 }

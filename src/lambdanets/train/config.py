@@ -235,8 +235,11 @@ class BaseConfig:
         size = self.data.image_size
         return f"data.batch_size={self.data.batch_size} images of {size}x{size}"
 
-    def pretrained_part(self, network: nn.Module) -> nn.Module:
-        """Return the module of a network into which `model.weights` is loaded."""
+    def pretrained_part(self, network: nn.Module) -> nn.Module | None:
+        """Return the module of a network into which `model.weights` is loaded.
+
+        None means that the weights can be compared with it only when the data are known.
+        """
         return network
 
     def load_initial_weights(self, network: nn.Module) -> str:

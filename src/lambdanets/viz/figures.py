@@ -24,12 +24,14 @@ class Panel:
         curves: Label of each curve -> column of `metrics.csv`; of two curves, the training's first.
         scale: Factor on the values, such as 100 for percent.
         best: Column whose largest value is marked, a fraction shown in percent; "" marks none.
+        lowest: Column whose smallest value is marked; "" marks none.
     """
 
     name: str
     curves: Mapping[str, str]
     scale: float = 1.0
     best: str = ""
+    lowest: str = ""
 
 
 def draw_curves(
@@ -80,8 +82,14 @@ def _curves(history: Sequence[Mapping[str, float]], panels: Sequence[Panel], tit
         measured = [row for row in history if panel.best in row]
         if measured:
             best = max(measured, key=lambda row: row[panel.best])
-            _mark_best(axes, best["epoch"], panel.scale * best[panel.best])
+            value = panel.scale * best[panel.best]
+            _mark_best(axes, best["epoch"], value, f"{value:.2f} %")
             axes.set_ylim(top=panel.scale)
+        measured = [row for row in history if panel.lowest in row]
+        if measured:
+            best = min(measured, key=lambda row: row[panel.lowest])
+            value = panel.scale * best[panel.lowest]
+            _mark_best(axes, best["epoch"], value, f"{value:.4g}")
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=INK)
     return figure
@@ -151,10 +159,10 @@ def plain_axes(axes: Any, name: str) -> None:
     axes.xaxis.label.set_color(INK)
 
 
-def _mark_best(axes: Any, epoch: float, value: float) -> None:
-    """Mark a value, in percent, with a circle and in the title."""
+def _mark_best(axes: Any, epoch: float, value: float, number: str) -> None:
+    """Mark a value with a circle, and print it as `number` in the title."""
     axes.plot([epoch], [value], "o", markersize=8, markerfacecolor="none", markeredgecolor=VAL, clip_on=False)
-    text = f"best {value:.2f} %, epoch {epoch:.0f}"
+    text = f"best {number}, epoch {epoch:.0f}"
     axes.set_title(text, loc="right", color=VAL, fontsize=9, fontweight="bold")  # above the curves
 
 

@@ -14,6 +14,7 @@ class AudioSource(IndexedSource):
     """Recordings in class folders."""
 
     form = FORM
+    labelled_images = False
     help = "recordings: .wav, .flac or .ogg files in folders as for folder: (pip install 'lambdanets[audio]')"
 
     def open(self, config: DataConfig, *, seed: int, classes: Sequence[str] | None = None) -> ImageSplits:

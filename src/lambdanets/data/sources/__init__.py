@@ -18,6 +18,7 @@ from ..config import DataConfig
 from ..errors import DataError
 from ..streams.hfids import HfidsSource
 from ..streams.wds import WdsSource
+from ..text.source import TextSource
 from .digits import DigitsSource
 from .folder import FolderSource, digests, relative
 from .protocol import ImageSplits, IndexedSource, Source
@@ -31,12 +32,12 @@ SOURCES: dict[str, type[Source]] = {
     "tar:": TarSource,
     "coco:": CocoSource,
     "audio:": AudioSource,
+    "text:": TextSource,
     "torch/": TorchSource,
     "hfds/": HfdsSource,
     "hfids/": HfidsSource,
     "wds/": WdsSource,
 }
-OTHER_TASKS = (CocoSource, AudioSource)  # sources with a configuration of their own
 REMOVED = {  # kinds of earlier versions -> advice in the error message
     "tfds/": "TensorFlow Datasets are not read any more: use the same data set as torch/NAME:PATH, hfds/NAME "
     "or hfids/NAME, or save its images to class folders and use folder:PATH",
@@ -74,7 +75,7 @@ def get_source(text: str) -> Source:
 
 def source_forms() -> str:
     """Return the forms of all sources for classifiers, such as 'folder:PATH', joined for an error message."""
-    *forms, last = (repr(source.form) for source in SOURCES.values() if source not in OTHER_TASKS)
+    *forms, last = (repr(source.form) for source in SOURCES.values() if source.labelled_images)
     return f"{', '.join(forms)} or {last}"
 
 

@@ -1,41 +1,26 @@
 """The causal content part with a softmax as a recurrence in C++ (source/causal_content.h).
 
-A sequence can be continued: the state after it is that before the next one. With a state, one call for one
-position is a step of decoding.
+A sequence can be continued: the state after it is that before the next one.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import Call, TensorStruct, accumulator_dtype, as_struct, invoke
+from . import Call, TensorStruct, accumulator_dtype, convert, invoke
 
 _SIZES = ("batch", "heads", "queries", "context", "dim_k", "dim_v", "dim_u")
-_TENSORS = ("q", "k", "v", "mask", "y", "g", "dq", "dk", "dv")
+# Each state of `LambdanetsCausalContent` has two tensors.
 _STATES = ("initial", "final", "d_initial", "d_final")
-
-
-class State(NamedTuple):
-    """The state after some elements, or its gradient, in float32 at least.
-
-    Attributes:
-        log_weight: Log of the sum of exp(keys) [b, k, u], -infinity for no elements.
-        mean: Mean of the values, weighted by exp(keys) [b, k, v, u], zero for no elements.
-    """
-
-    log_weight: Tensor
-    mean: Tensor
-
-
-class _StateStruct(ctypes.Structure):
-    """`LambdanetsState` of source/interface.h."""
-
-    _fields_ = tuple((name, TensorStruct) for name in State._fields)
+_TENSORS = (
+    *("q", "k", "v", "mask", "y", "g", "dq", "dk", "dv"),
+    *(f"{state}_{part}" for state in _STATES for part in ("log_norm", "summary")),
+    *("decay", "d_decay"),
+)
 
 
 class _CausalContentCall(Call):
@@ -44,7 +29,6 @@ class _CausalContentCall(Call):
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES),
         *((name, TensorStruct) for name in _TENSORS),
-        *((name, _StateStruct) for name in _STATES),
     )
 
 
@@ -52,71 +36,95 @@ def output(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    log_norm: Tensor | None,
+    summary: Tensor | None,
+    decay: Tensor | None,
     mask: Tensor | None,
     y: Tensor,
-    initial: State | None = None,
-    final: State | None = None,
-) -> None:
-    """Write the causal content part into y [b, h, n, v], and the state after the last query into `final`."""
-    dtype = accumulator_dtype(q.dtype)
-    result = y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
-    _run("output", {"q": q, "k": k, "v": v}, mask, {"y": result}, {"initial": initial, "final": final})
-    if result is not y:
-        y.copy_(result)
-
-
-def gradients(
-    g: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    needs_grad: Sequence[bool],
-    initial: State | None = None,
-    d_final: State | None = None,
-    d_initial: State | None = None,
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients of q, k and v, in float32 at least; write that of `initial` into `d_initial`.
+) -> tuple[Tensor, Tensor]:
+    """Write the causal content part into y [b, h, n, v], and return the state after the last query.
 
     Args:
-        g: Gradient of the output, [b, h, n, v].
         q: Queries [b, h, n, k].
         k: Keys [b, m, k, u].
         v: Values [b, m, v, u].
+        log_norm: Log of the sum of exp(keys) before the first element, [b, k, u]; None for no elements.
+        summary: Mean of the values before the first element, weighted by exp(keys), [b, k, v, u].
+        decay: Decay per visible element [k, u], or None.
         mask: Booleans [b, m], False where an element is hidden.
-        needs_grad: Whether the gradients of q, k and v are needed.
-        initial: The state before the first element.
-        d_final: Gradient of the state after the last query.
-        d_initial: Gradient of `initial`, which is written.
+        y: The output, which is written.
     """
     dtype = accumulator_dtype(q.dtype)
+    result = y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
+    (b, _, dim_k, u), dim_v = k.shape, v.shape[2]
+    final = q.new_empty(b, dim_k, u, dtype=dtype), q.new_empty(b, dim_k, dim_v, u, dtype=dtype)
+    options = {"decay": decay, "initial_log_norm": log_norm, "initial_summary": summary}
+    results: dict[str, Tensor | None] = {"y": result}
+    results["final_log_norm"], results["final_summary"] = final
+    _run("output", {"q": q, "k": k, "v": v}, options, mask, results)
+    if result is not y:
+        y.copy_(result)
+    return final
+
+
+def gradients(
+    upstream: Sequence[Tensor | None],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_norm: Tensor | None,
+    summary: Tensor | None,
+    decay: Tensor | None,
+    mask: Tensor | None,
+    needs_grad: Sequence[bool],
+) -> list[Tensor | None]:
+    """Return the gradients of the first six arguments of `output`, None where not needed.
+
+    Args:
+        upstream: Gradients of y and of the state after the last query, None for zero.
+        q: As for `output`.
+        k: As for `output`.
+        v: As for `output`.
+        log_norm: As for `output`.
+        summary: As for `output`.
+        decay: As for `output`.
+        mask: As for `output`.
+        needs_grad: Whether each gradient is needed.
+    """
+    g, d_log_norm, d_summary = upstream
+    if g is None:
+        g = q.new_zeros(()).expand(*q.shape[:3], v.shape[2])
+    dtype = accumulator_dtype(q.dtype)
     found = [
-        torch.empty_like(x, dtype=dtype) if needed else None
-        for x, needed in zip((q, k, v), needs_grad, strict=True)
+        torch.empty_like(x, dtype=dtype) if needed and x is not None else None
+        for x, needed in zip((q, k, v, log_norm, summary, decay), needs_grad, strict=True)
     ]
-    dq, dk, dv = found
-    states = {"initial": initial, "d_final": d_final, "d_initial": d_initial}
-    _run("gradients", {"g": g, "q": q, "k": k, "v": v}, mask, {"dq": dq, "dk": dk, "dv": dv}, states)
-    return tuple(found)
+    if found[5] is not None and not q.numel():
+        found[5].zero_()
+    options = {"decay": decay, "initial_log_norm": log_norm, "initial_summary": summary}
+    options |= {"d_final_log_norm": d_log_norm, "d_final_summary": d_summary}
+    names: list[str] = ["dq", "dk", "dv", "d_initial_log_norm", "d_initial_summary", "d_decay"]
+    results = dict(zip(names, found, strict=True))
+    _run("gradients", {"g": g, "q": q, "k": k, "v": v}, options, mask, results)
+    return found
 
 
 def _run(
     name: str,
     inputs: dict[str, Tensor],
+    options: dict[str, Tensor | None],
     mask: Tensor | None,
     results: dict[str, Tensor | None],
-    states: dict[str, State | None],
 ) -> None:
-    """Call a function of the library; inputs are converted to the dtype of its arithmetic."""
+    """Call a function of the library; inputs and options are converted to the dtype of its arithmetic."""
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     if not q.numel():
         return
     dtype = accumulator_dtype(q.dtype)
+    call = _CausalContentCall()
     sizes = (*q.shape[:3], k.shape[1], q.shape[3], v.shape[2], v.shape[3])
-    call = _CausalContentCall(**dict(zip(_SIZES, sizes, strict=True)))
-    for state_name, state in states.items():
-        if state is not None:
-            setattr(call, state_name, _StateStruct(*map(as_struct, state)))
-    converted = {name: x.to(dtype) for name, x in inputs.items()}
+    for field, size in zip(_SIZES, sizes, strict=True):
+        setattr(call, field, size)
+    converted = {name: convert(x, dtype) for name, x in (inputs | options).items()}
     if not invoke(f"causal_content_{name}", call, dtype, {"mask": mask, **converted, **results}):
         raise MemoryError(f"the causal content part found no memory for its temporaries {sizes}")

@@ -4,7 +4,8 @@
 // For each column of the keys, a pair (u, k), the content lambda is a mean S of the values, a recurrence:
 //   S_n = a_n S_{n-1} + w_n v_n,   y_n = sum over columns of q_n S_n,
 // where w_n = exp(k_n) / sum over m <= n of exp(k_m) is the weight of element n, and a_n = 1 - w_n that of
-// all elements before it. A hidden element has a = 1 and w = 0.
+// all elements before it. A hidden element has a = 1 and w = 0. With a decay, each visible element lowers the
+// keys of all elements before it: only the weights change, not the recurrence.
 //
 // Positions are processed in chunks. In a chunk, S = A S_before + S_inside, where S_before is the mean at its
 // beginning and A the product of a since then: S_before is rounded once for each chunk, not for each
@@ -74,8 +75,10 @@ struct CausalContent {
     struct Scratch {
         T* keys;             // of a chunk, packed: [positions, columns]
         Weights<T> weights;  // of a chunk
-        // For each column: the maximum of the keys, the sum of the exponentials and its rounding error.
+        // For each column: the maximum of the keys, the sum of the exponentials and its rounding error; with a
+        // decay also the number of visible elements since the maximum, which decays with each.
         T* state;
+        T* decay;  // packed
 
         Scratch(Arena& arena, const CausalContent& content) {
             const Index size = POSITIONS * content.columns;
@@ -85,6 +88,7 @@ struct CausalContent {
                 arena.take<T>(size)
             };
             state = arena.take<T>(content.state_size());
+            decay = arena.take<T>(content.call.decay.data ? content.columns : 0);
         }
     };
 
@@ -98,7 +102,7 @@ struct CausalContent {
           chunks(divide_up(call.queries, POSITIONS)),
           threads(maximum(1, call.threads)) {}
 
-    Index state_size() const { return 3 * columns; }
+    Index state_size() const { return (call.decay.data ? 4 : 3) * columns; }
 
     // Tasks of a call, and the workers that have memory for them.
     Index tasks() const { return call.batch * blocks; }
@@ -130,9 +134,16 @@ struct CausalContent {
                l * x.stride[3];
     }
 
+    // Calls body(u, k, column) for every column of the keys.
+    template <typename Body>
+    void for_columns(const Body& body) const {
+        for (Index u = 0; u < call.dim_u; ++u)
+            for (Index k = 0; k < call.dim_k; ++k) body(u, k, u * depth + k);
+    }
+
     // The mean [k, v] of a state, from an element (k, v) on.
     static Matrix<T> mean(const LambdanetsState& state, Index example, Index k, Index first, Index u) {
-        return {at(state.mean, example, k, first, u), state.mean.stride[1], state.mean.stride[2]};
+        return {at(state.summary, example, k, first, u), state.summary.stride[1], state.summary.stride[2]};
     }
 
     // Packs the keys of a chunk as [positions, columns]. Those of lanes that fill a vector have weight 0.
@@ -187,33 +198,50 @@ struct CausalContent {
 
     // Sets the state to the initial one. The lowest number stands for the maximum of no keys: with -infinity,
     // keys of -infinity would have NaN as their weight.
-    void begin_weights(Index example, T* state) const {
+    void begin_weights(Index example, const Scratch& scratch) const {
+        T* state = scratch.state;
         clear(state, state_size());
         for (Index j = 0; j < columns; ++j) state[j] = -LARGEST<T>;
-        if (!call.initial.log_weight.data) return;
-        for (Index u = 0; u < call.dim_u; ++u)
-            for (Index k = 0; k < call.dim_k; ++k) {
-                const T log_weight = *at(call.initial.log_weight, example, k, u);
-                if (log_weight == -INFINITE<T>) continue;
-                T* column = state + u * depth + k;
-                column[0] = log_weight;
-                column[columns] = 1;
-            }
+        if (call.decay.data) {
+            clear(scratch.decay, columns);
+            for_columns([&](Index u, Index k, Index column) {
+                scratch.decay[column] = *at(call.decay, k, u);
+            });
+        }
+        if (!call.initial.log_norm.data) return;
+        for_columns([&](Index u, Index k, Index column) {
+            const T log_norm = *at(call.initial.log_norm, example, k, u);
+            if (log_norm == -INFINITE<T>) return;
+            state[column] = log_norm;
+            state[columns + column] = 1;
+        });
     }
 
     // Writes the state of the weights after the last query.
-    void end_weights(Index example, T* state) const {
-        if (!call.final.log_weight.data) return;
+    void end_weights(Index example, const Scratch& scratch) const {
+        if (!call.final.log_norm.data) return;
+        T* state = scratch.state;
         for (Index j = 0; j < columns; j += LANES<T>) {
-            const Vector<T> sum = load(state + columns + j), log_weight = load(state + j) + logarithm<T>(sum);
-            store(state + j, sum == Vector<T>{} ? broadcast(-INFINITE<T>) : log_weight);
+            const Vector<T> sum = load(state + columns + j);
+            Vector<T> largest = load(state + j);
+            if (call.decay.data) largest -= load(state + 3 * columns + j) * load(scratch.decay + j);
+            store(state + j, sum == Vector<T>{} ? broadcast(-INFINITE<T>) : largest + logarithm<T>(sum));
         }
-        for (Index u = 0; u < call.dim_u; ++u)
-            for (Index k = 0; k < call.dim_k; ++k)
-                *at(call.final.log_weight, example, k, u) = state[u * depth + k];
+        for_columns([&](Index u, Index k, Index column) {
+            *at(call.final.log_norm, example, k, u) = state[column];
+        });
     }
 
     // Computes the weights of a chunk, and the state after it.
+    void weigh(const Positions& some, const Scratch& scratch) const {
+        if (call.decay.data)
+            weigh<true>(some, scratch);
+        else
+            weigh<false>(some, scratch);
+    }
+
+   private:
+    template <bool DECAYS>
     void weigh(const Positions& some, const Scratch& scratch) const {
         const Weights<T> to = scratch.weights;
         const T* keys = scratch.keys;
@@ -222,17 +250,29 @@ struct CausalContent {
             T *maximum = scratch.state + j, *sum = maximum + columns, *rest = sum + columns;
             Vector<T> largest = load(maximum), total = load(sum), past = total;
             Vector<T> inside = load(rest), carry = one;
+            Vector<T> decay{}, age{};
+            if (DECAYS) {
+                decay = load(scratch.decay + j);
+                age = load(rest + columns);
+            }
             for (Index i = 0; i < some.count; ++i) {
                 Vector<T> keep_before = one, weight{}, rescale = one;
                 const Index column = i * columns + j;
                 if (!some.hidden[i]) {
                     const Vector<T> key = load(keys + column);
-                    const auto rises = key > largest;
-                    const Vector<T> smaller = exponential<T>(rises ? largest - key : key - largest);
+                    Vector<T> above = key - largest;
+                    if (DECAYS) {
+                        // Not largest - decay: such differences would add up their rounding errors.
+                        age += one;
+                        above += age * decay;
+                    }
+                    const auto rises = above > Vector<T>{};
+                    const Vector<T> smaller = exponential<T>(rises ? -above : above);
                     // key - key is NaN if the new maximum is infinite, as its weight must be.
                     weight = rises ? one + (key - key) : smaller;
                     rescale = rises ? smaller : one;
                     largest = rises ? key : largest;
+                    if (DECAYS) age = rises ? Vector<T>{} : age;
                     keep_before = total * rescale;
                     past *= rescale;
                     inside = inside * rescale + weight;
@@ -254,6 +294,7 @@ struct CausalContent {
             keep(past);
             store(sum, total);
             store(rest, rounding_error<T>(past, inside, total));
+            if (DECAYS) store(rest + columns, age);
         }
     }
 };

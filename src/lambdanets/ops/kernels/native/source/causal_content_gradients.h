@@ -7,6 +7,10 @@
 // In both, columns are in the lanes of vectors. T and c are in two parts as S is: T = B T_after + T_inside,
 // where T_after is the gradient of S at the end of the chunk and B the product of a from there back to the
 // position.
+//
+// A decay adds to the key of element m, in proportion to the number of visible elements up to m. So its
+// gradient is the sum of the products of that number and dk_m, which is the sum over the visible elements n
+// of that of dk_m over m >= n; the final log norm has the negative of the number of all elements.
 #pragma once
 
 #include "causal_content_steps.h"
@@ -25,11 +29,12 @@ class CausalContentGradients : CausalContent<T> {
         Workspace workspace;
         const Index workers = Base::workers();
         const auto lay_out = [&](Arena& arena) {
-            if (blocks == 1) return;
             const Index parts = Base::tasks();
+            if (call.d_decay.data) decay_parts_ = arena.take<T>(parts * columns);
+            if (blocks == 1) return;
             if (call.dq.data) query_parts_ = arena.take<T>(parts * query_size());
             if (call.dk.data) key_parts_ = arena.take<T>(parts * key_size());
-            if (call.d_initial.log_weight.data) state_parts_ = arena.take<T>(parts * columns);
+            if (call.d_initial.log_norm.data) state_parts_ = arena.take<T>(parts * columns);
         };
         if (!workspace.allocate(workers, lay_out, [&](Arena& arena) { Scratch(arena, *this); }))
             return LAMBDANETS_NO_MEMORY;
@@ -41,6 +46,7 @@ class CausalContentGradients : CausalContent<T> {
             parallel(call, threads, call.batch * Base::chunks, [&](Index task, Index) {
                 add_parts(task / Base::chunks, task % Base::chunks);
             });
+        if (call.d_decay.data) add_decay_parts();
         if (call.context > call.queries && (call.dk.data || call.dv.data))
             for (Index example = 0; example < call.batch; ++example) clear_unseen(example);
         return LAMBDANETS_DONE;
@@ -52,6 +58,7 @@ class CausalContentGradients : CausalContent<T> {
         T *queries, *upstream, *values, *dq, *dk, *dv, *ahead, *sums, *terms;
         T *outside, *inside;          // S or T
         T *outside_sum, *inside_sum;  // c, for each column
+        T *later, *d_decay;           // the sum of dk from a position on, and that of such sums
         T* products;                  // of all positions
         T* states;                    // of the weights, before each chunk
 
@@ -71,6 +78,8 @@ class CausalContentGradients : CausalContent<T> {
             inside = arena.take<T>(columns * width);
             outside_sum = arena.take<T>(columns);
             inside_sum = arena.take<T>(columns);
+            later = arena.take<T>(columns);
+            d_decay = arena.take<T>(columns);
             products = arena.take<T>(pass.key_size());
             states = arena.take<T>(pass.chunks * pass.state_size());
         }
@@ -93,9 +102,13 @@ class CausalContentGradients : CausalContent<T> {
 
     void compute(Index example, Index block, const Scratch& scratch) {
         first_pass(example, block, scratch);
-        const LambdanetsState& d_initial = call.d_initial;
-        if (call.dk.data || call.dv.data || d_initial.log_weight.data || d_initial.mean.data)
+        if (call.dv.data || call.d_initial.summary.data || needs_products())
             second_pass(example, block, scratch);
+    }
+
+    // Whether gradients of the weights are computed, from S_n . T'_n.
+    bool needs_products() const {
+        return call.dk.data || call.d_decay.data || call.d_initial.log_norm.data;
     }
 
     // The arguments of a pass for a chunk, with packed inputs.
@@ -138,14 +151,14 @@ class CausalContentGradients : CausalContent<T> {
             advance_query_gradients<T, 1, true>, advance_query_gradients<T, 2, true>,
             advance_query_gradients<T, 3, true>, advance_query_gradients<T, 4, true>
         };
-        Base::begin_weights(example, scratch.state);
+        Base::begin_weights(example, scratch);
         begin_state(call.initial, example, block, scratch);
         for (Index chunk = 0; chunk < Base::chunks; ++chunk) {
             const Positions some = Base::positions(example, chunk);
             std::memcpy(states(chunk, scratch), scratch.state, Base::state_size() * sizeof(T));
             Base::pack_keys(example, some, scratch.keys);
             Base::weigh(some, scratch);
-            if (!call.dq.data && !call.dk.data && !call.d_initial.log_weight.data) continue;
+            if (!call.dq.data && !needs_products()) continue;
             const GradientStep<T> step = pack(example, block, some, scratch);
             const Index fused = fused_heads(), together = fused == call.heads ? some.count : 1;
             for (Index i = 0; i < some.count; i += together) {
@@ -187,17 +200,15 @@ class CausalContentGradients : CausalContent<T> {
                     clear(step.dk + i * columns, columns);
                     clear(step.dv + i * call.dim_u * padded, call.dim_u * padded);
                 }
+            if (call.d_decay.data) add_decay(some, step.dk, scratch);
             if (call.dk.data && blocks == 1) write_keys(example, some, step.dk);
             if (call.dv.data) write_values(example, some, block, padded, step.dv);
         }
         write_state(example, block, scratch);
-    }
-
-    // Calls body(u, k, column) for every column of the keys.
-    template <typename Body>
-    void for_columns(const Body& body) const {
-        for (Index u = 0; u < call.dim_u; ++u)
-            for (Index k = 0; k < call.dim_k; ++k) body(u, k, u * depth + k);
+        if (call.d_decay.data)
+            std::memcpy(
+                decay_parts_ + (example * blocks + block) * columns, scratch.d_decay, columns * sizeof(T)
+            );
     }
 
     // The element of a column and the first value of the packed S or T.
@@ -211,8 +222,8 @@ class CausalContentGradients : CausalContent<T> {
         clear(scratch.outside, columns * width);
         clear(scratch.inside, columns * width);
         clear(scratch.terms, Base::largest_block() * LANES<T>);
-        if (!state.mean.data) return;
-        for_columns([&](Index u, Index k, Index column) {
+        if (!state.summary.data) return;
+        Base::for_columns([&](Index u, Index k, Index column) {
             const Matrix<T> from = Base::mean(state, example, k, Base::first_value(block), u);
             for (Index j = 0; j < width; ++j)
                 scratch.outside[packed(column, width) + j * LANES<T>] = from.data[j * from.column];
@@ -223,17 +234,45 @@ class CausalContentGradients : CausalContent<T> {
     void begin_sums(Index example, Index block, const Scratch& scratch) const {
         clear(scratch.outside_sum, columns);
         clear(scratch.inside_sum, columns);
+        clear(scratch.later, columns);
+        clear(scratch.d_decay, columns);
         const Index width = Base::block_values(block);
-        for_columns([&](Index u, Index k, Index column) {
+        Base::for_columns([&](Index u, Index k, Index column) {
             T& sum = scratch.outside_sum[column];
-            if (call.d_final.mean.data) {
+            if (call.d_final.summary.data) {
                 const T* mean = scratch.outside + packed(column, width);
                 const Matrix<T> gradient = Base::mean(call.d_final, example, k, Base::first_value(block), u);
                 for (Index j = 0; j < width; ++j)
                     sum += mean[j * LANES<T>] * gradient.data[j * gradient.column];
             }
-            if (call.d_final.log_weight.data && block == 0)
-                sum -= *Base::at(call.d_final.log_weight, example, k, u);
+            if (call.d_final.log_norm.data && block == 0) {
+                const T gradient = *Base::at(call.d_final.log_norm, example, k, u);
+                sum -= gradient;
+                scratch.later[column] = -gradient;
+            }
+        });
+    }
+
+    // Adds the part of a chunk to the gradient of the decay.
+    void add_decay(const Positions& some, const T* dk, const Scratch& scratch) const {
+        for (Index j = 0; j < columns; j += LANES<T>) {
+            Vector<T> later = load(scratch.later + j), part{};
+            for (Index i = some.count - 1; i >= 0; --i) {
+                if (some.hidden[i]) continue;
+                later += load(dk + i * columns + j);
+                part += later;
+            }
+            store(scratch.later + j, later);
+            store(scratch.d_decay + j, load(scratch.d_decay + j) + part);
+        }
+    }
+
+    // Adds up the gradients of the decay of all examples and blocks.
+    void add_decay_parts() const {
+        for (Index part = 1; part < Base::tasks(); ++part)
+            add(decay_parts_ + part * columns, columns, decay_parts_);
+        Base::for_columns([&](Index u, Index k, Index column) {
+            *Base::at(call.d_decay, k, u) = decay_parts_[column];
         });
     }
 
@@ -242,22 +281,22 @@ class CausalContentGradients : CausalContent<T> {
     void write_state(Index example, Index block, const Scratch& scratch) const {
         const Index width = Base::block_values(block), first = Base::first_value(block);
         T* weights = scratch.outside_sum;
-        for_columns([&](Index u, Index k, Index column) {
+        Base::for_columns([&](Index u, Index k, Index column) {
             const T* from = scratch.outside + packed(column, width);
             T product = -weights[column];
-            if (call.initial.mean.data) {
+            if (call.initial.summary.data) {
                 const Matrix<T> mean = Base::mean(call.initial, example, k, first, u);
                 for (Index j = 0; j < width; ++j) product += from[j * LANES<T>] * mean.data[j * mean.column];
             }
-            if (call.d_initial.mean.data) {
+            if (call.d_initial.summary.data) {
                 const Matrix<T> to = Base::mean(call.d_initial, example, k, first, u);
                 for (Index j = 0; j < width; ++j) to.data[j * to.column] = from[j * LANES<T>];
             }
-            if (!call.d_initial.log_weight.data) return;
+            if (!call.d_initial.log_norm.data) return;
             if (blocks > 1)
                 state_parts_[(example * blocks + block) * columns + column] = product;
             else
-                *Base::at(call.d_initial.log_weight, example, k, u) = product;
+                *Base::at(call.d_initial.log_norm, example, k, u) = product;
         });
     }
 
@@ -331,12 +370,12 @@ class CausalContentGradients : CausalContent<T> {
                 add(key_part(example, block) + some.first * columns, some.count * columns, sum);
             write_keys(example, some, sum);
         }
-        if (call.d_initial.log_weight.data && chunk == 0)
-            for_columns([&](Index u, Index k, Index column) {
+        if (call.d_initial.log_norm.data && chunk == 0)
+            Base::for_columns([&](Index u, Index k, Index column) {
                 const T* part = state_parts_ + example * blocks * columns + column;
                 T sum = 0;
                 for (Index block = 0; block < blocks; ++block) sum += part[block * columns];
-                *Base::at(call.d_initial.log_weight, example, k, u) = sum;
+                *Base::at(call.d_initial.log_norm, example, k, u) = sum;
             });
     }
 
@@ -356,6 +395,7 @@ class CausalContentGradients : CausalContent<T> {
     }
 
     T *query_parts_, *key_parts_, *state_parts_;  // dq, dk and d_initial of each block, packed
+    T* decay_parts_;                              // d_decay of each example and block, packed
 };
 
 }  // namespace

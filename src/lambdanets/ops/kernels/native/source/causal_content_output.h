@@ -117,10 +117,10 @@ class CausalContentOutput : CausalContent<T> {
 
     void compute(Index example, Index block, const Scratch& scratch) {
         const Index first = Base::first_value(block), width = Base::block_values(block);
-        Base::begin_weights(example, scratch.state);
+        Base::begin_weights(example, scratch);
         clear(scratch.before, lambdas_size());
         clear(scratch.inside, lambdas_size());
-        if (call.initial.mean.data)
+        if (call.initial.summary.data)
             for (Index u = 0; u < call.dim_u; ++u)
                 copy(Base::mean(call.initial, example, 0, first, u), lambdas(u, scratch), call.dim_k, width);
         const OutputStep<T> step{scratch.weights, columns,        depth,          call.dim_k,
@@ -136,8 +136,8 @@ class CausalContentOutput : CausalContent<T> {
             Base::unpack_queries(scratch.outputs, call.y, example, some, first, width, row_);
             end_lambdas(step.weights.carry + (some.count - 1) * columns, scratch);
         }
-        if (block == 0) Base::end_weights(example, scratch.state);
-        if (call.final.mean.data)
+        if (block == 0) Base::end_weights(example, scratch);
+        if (call.final.summary.data)
             for (Index u = 0; u < call.dim_u; ++u)
                 copy(lambdas(u, scratch), Base::mean(call.final, example, 0, first, u), call.dim_k, width);
     }

@@ -40,8 +40,8 @@ typedef struct {
 // The state of the causal content part after some elements, for each column (k, u) of the keys. A part that
 // is not given stands for no elements, or is not written.
 typedef struct {
-    LambdanetsTensor log_weight;  // [b, k, u], log of the sum of exp(keys), -infinity for no elements
-    LambdanetsTensor mean;        // [b, k, v, u], mean of the values, weighted by exp(keys)
+    LambdanetsTensor log_norm;  // [b, k, u], log of the sum of exp(keys), -infinity for no elements
+    LambdanetsTensor summary;   // [b, k, v, u], mean of the values, weighted by exp(keys)
 } LambdanetsState;
 
 // The arguments of the causal content part with a softmax. Query n sees the elements m <= n.
@@ -58,6 +58,8 @@ typedef struct {
     LambdanetsTensor dq, dk, dv;  // gradients, each like its tensor
     // The state before the first element and after the last query, in different memory, and their gradients.
     LambdanetsState initial, final, d_initial, d_final;
+    // [k, u], by which each visible element lowers the keys of all elements before it, and its gradient.
+    LambdanetsTensor decay, d_decay;
 } LambdanetsCausalContent;
 
 // The arguments of the content lambda that all queries share, with a softmax over the context.
@@ -113,8 +115,8 @@ const char* lambdanets_isa(void);
 //
 // position_output writes the position part, plus q times the content lambda if given, into y;
 // position_gradients writes those of dq, dv, de and d_lambda that are given. causal_content_output writes the
-// causal content part into y, and the final state; causal_content_gradients writes those of dq, dk, dv and
-// the gradient of the initial state that are given. content_output writes the content lambda;
+// causal content part into y, and the final state; causal_content_gradients writes those of dq, dk, dv,
+// d_decay and the gradient of the initial state that are given. content_output writes the content lambda;
 // content_gradients writes those of dk and dv that are given. projection_output writes all y, with the norms
 // applied; projection_gradients, without norms, writes dx and those of d_weight that are given.
 #define LAMBDANETS_FUNCTIONS(EACH)                          \

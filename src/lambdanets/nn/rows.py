@@ -1,4 +1,7 @@
-"""Packed rows: several sequences one after the other in one row, without padding."""
+"""Sequences of several lengths in one tensor: rows with padding, and packed rows.
+
+A packed row has several sequences one after the other, without padding.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,53 @@ from torch import Tensor
 
 # Sequences are padded together while the shortest has more than this part of the length of the longest.
 PADDED_PART = 0.5
+
+
+class PaddedRows(NamedTuple):
+    """Rows whose elements are neighbours, with padding before or after them.
+
+    Attributes:
+        lengths: Number of elements of each row, `[b]`.
+        left: Positions that move the elements of each row to its beginning, `[b, n]`.
+        back: Positions that move them back, `[b, n]`.
+    """
+
+    lengths: Tensor
+    left: Tensor
+    back: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor, x: Tensor) -> PaddedRows:
+        """Return the rows of a mask `[b, n]`, True at elements, for sequences `[b, c, n]`.
+
+        Raises:
+            ValueError: The mask does not match the sequences, or has padding between elements.
+        """
+        b, n = x.shape[0], x.shape[2]
+        if mask.dtype != torch.bool or mask.shape != (b, n):
+            raise ValueError(
+                f"mask must be a bool tensor of shape (b, n) = {(b, n)}, True at elements; got {mask.dtype} "
+                f"of shape {tuple(mask.shape)}"
+            )
+        positions = torch.arange(n, device=x.device)
+        lengths, first = mask.sum(1), mask.int().argmax(1)[:, None]
+        if not torch.compiler.is_compiling():
+            inside = (positions >= first) & (positions < first + lengths[:, None])
+            if not torch.equal(inside, mask):
+                raise ValueError(
+                    "the elements of each row must be neighbours here, but the mask has padding between "
+                    "them: their distances would depend on how the sequence is divided into calls; remove "
+                    "the padding from the row, or call the layer without a state"
+                )
+        return cls(lengths, (positions + first) % n, (positions - first) % n)
+
+    def move_left(self, x: Tensor) -> Tensor:
+        """Return sequences `[b, n, ...]` with the elements of each row at its beginning."""
+        return x[torch.arange(len(x), device=x.device)[:, None], self.left]
+
+    def move_back(self, x: Tensor) -> Tensor:
+        """Return the result of `move_left` in its former order."""
+        return x[torch.arange(len(x), device=x.device)[:, None], self.back]
 
 
 class Group(NamedTuple):
