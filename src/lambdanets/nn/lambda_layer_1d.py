@@ -18,16 +18,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.ops.checks import unknown_name
 from lambdanets.ops.context import Grid
-from lambdanets.ops.recurrent import Recurrence, recurrent_lambda_layer, recurrent_step
+from lambdanets.ops.recurrent import (
+    Layer,
+    Recurrence,
+    layer_step,
+    recurrent_lambda_layer,
+    recurrent_step,
+)
 
-from .fuse_batch_norm import can_concatenate, project_concatenated
-from .lambda_layer import LambdaLayer, checked_source
+from .fuse_batch_norm import can_concatenate, is_unmodified, project_concatenated
+from .lambda_layer import ChannelRMSNorm, LambdaLayer, checked_source
 from .memory_format import match_gradient_format, merge_heads
 from .rows import PaddedRows, check_boundaries, group_sequences, restore_order
 from .states import LambdaState, check_state, join_states
 
 INITIALISATIONS = ("normal", "decay")
 """Initialisations of the position table."""
+NORM_EPS = 1e-5  # of the output norm
 LONGEST_DECAY = 1024
 """Positions after which the slowest column of a new layer with `decay=True` has forgotten all but 1/e."""
 
@@ -322,6 +329,11 @@ class LambdaLayer1d(LambdaLayer):
         self._check_state(state, len(x_t))
         if isinstance(self.norm_queries, _BatchNorm) and self.norm_queries.training:
             raise ValueError("step with norm='batch' needs the layer in evaluation: call eval() first")
+        before = Recurrence(state.log_norm, state.summary, state.values)
+        native = self._as_native(x_t)
+        if native is not None and (found := layer_step(x_t, native, before, state.inputs)) is not None:
+            y, after, inputs = found
+            return y, self._next_state(state.length + 1, after, inputs)
         parts = _project_position(x_t, self._parts())
         inputs = None
         if self.short_conv is not None:
@@ -343,7 +355,7 @@ class LambdaLayer1d(LambdaLayer):
             k,
             v,
             None if self.positions is None else self.positions.to(dtype),
-            Recurrence(state.log_norm, state.summary, state.values),
+            before,
             decay=None if self.log_decay is None else self.log_decay.exp(),
             dilation=self.dilation[0],
             normalize="softmax" if self.normalize == "softmax_both" else self.normalize,
@@ -356,6 +368,44 @@ class LambdaLayer1d(LambdaLayer):
         if self.to_gate is not None:
             y = y * F.silu(_project_position(x_t, [self.to_gate])[0])
         return y, self._next_state(state.length + 1, after, inputs)
+
+    def _as_native(self, x_t: Tensor) -> Layer | None:
+        """Return the layer as the native library takes it, None if its modules have to be called."""
+        projections = [*self._parts(), *(() if self.to_gate is None else (self.to_gate,))]
+        norms = self.norm_queries, self.norm_values
+        if (
+            not can_concatenate(x_t, projections)
+            or any(p.bias is not None for p in projections)
+            or not all(
+                type(norm) in (nn.Identity, ChannelRMSNorm) and is_unmodified(norm) for norm in norms
+            )
+        ):
+            return None
+        query_norm, value_norm = norms
+        return Layer(
+            num_heads=self.num_heads,
+            key_heads=self.key_heads,
+            depths=(self.dim_k, self.dim_v, self.dim_u),
+            dilation=self.dilation[0],
+            normalize="softmax" if self.normalize == "softmax_both" else self.normalize,
+            query_softmax=self.normalize == "softmax_both",
+            epsilons=(
+                0.0 if type(query_norm) is nn.Identity else query_norm.eps,
+                0.0 if type(value_norm) is nn.Identity else value_norm.eps,
+                NORM_EPS,
+            ),
+            e=self.positions,
+            decay=None if self.log_decay is None else self.log_decay.exp(),
+            to_queries=projections[0].weight,
+            to_values=projections[1].weight,
+            to_keys=projections[2].weight if self.content else None,
+            to_gate=None if self.to_gate is None else projections[-1].weight,
+            query_norm=None if type(query_norm) is nn.Identity else query_norm.weight,
+            value_norm=None if type(value_norm) is nn.Identity else value_norm.weight,
+            output_norm=self.out_norm,
+            position_bias=self.position_bias,
+            short_conv=self.short_conv,
+        )
 
     def _require_causal(self, name: str) -> None:
         """Raise ValueError unless the layer has a causal order, which alone has a state."""
@@ -516,7 +566,7 @@ class LambdaLayer1d(LambdaLayer):
         """Divide each head of an output `[..., dim_out]` by its root mean square, and scale it."""
         assert self.out_norm is not None
         heads = y.unflatten(-1, (self.num_heads, self.dim_v))
-        return F.rms_norm(heads, (self.dim_v,), eps=1e-5).flatten(-2) * self.out_norm.to(y.dtype)
+        return F.rms_norm(heads, (self.dim_v,), eps=NORM_EPS).flatten(-2) * self.out_norm.to(y.dtype)
 
     def __prepare_scriptable__(self) -> LambdaLayer:
         """Return the module that torch.jit.script compiles: the layer with tensors as its only arguments."""

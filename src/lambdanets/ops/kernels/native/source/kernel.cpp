@@ -4,6 +4,7 @@
 #include "causal_content_output.h"
 #include "content.h"
 #include "gradients.h"
+#include "layer_step.h"
 #include "output.h"
 #include "projection_gradients.h"
 #include "projection_output.h"
@@ -87,5 +88,10 @@ int FUNCTION(projection_output)(const LambdanetsProjection* call) {
 int FUNCTION(projection_gradients)(const LambdanetsProjection* call) {
     if (call->itemsize == sizeof(double)) return ProjectionGradients<double>(*call).run();
     return ProjectionGradients<float>(*call).run();
+}
+
+int FUNCTION(step_output)(const LambdanetsStep* call) {
+    if (call->itemsize == sizeof(double)) return LayerStep<double>(*call).run();
+    return LayerStep<float>(*call).run();
 }
 }
