@@ -371,41 +371,41 @@ class LambdaLayer1d(LambdaLayer):
 
     def _as_native(self, x_t: Tensor) -> Layer | None:
         """Return the layer as the native library takes it, None if its modules have to be called."""
-        projections = [*self._parts(), *(() if self.to_gate is None else (self.to_gate,))]
-        norms = self.norm_queries, self.norm_values
-        if (
-            not can_concatenate(x_t, projections)
-            or any(p.bias is not None for p in projections)
-            or not all(
-                type(norm) in (nn.Identity, ChannelRMSNorm) and is_unmodified(norm) for norm in norms
-            )
-        ):
+        # Read from the dictionaries: an attribute of a module takes ten times as long.
+        modules, parameters = self._modules, self._parameters
+        to_keys, to_gate = modules.get("to_keys"), modules.get("to_gate")
+        norms = modules["norm_queries"], modules["norm_values"]
+        projections = [p for p in (modules["to_queries"], modules["to_values"], to_keys, to_gate) if p]
+        if not (can_concatenate(x_t, projections) and all(map(_is_native_norm, norms))):
             return None
-        query_norm, value_norm = norms
-        return Layer(
-            num_heads=self.num_heads,
-            key_heads=self.key_heads,
-            depths=(self.dim_k, self.dim_v, self.dim_u),
-            dilation=self.dilation[0],
-            normalize="softmax" if self.normalize == "softmax_both" else self.normalize,
-            query_softmax=self.normalize == "softmax_both",
-            epsilons=(
-                0.0 if type(query_norm) is nn.Identity else query_norm.eps,
-                0.0 if type(value_norm) is nn.Identity else value_norm.eps,
-                NORM_EPS,
-            ),
-            e=self.positions,
-            decay=None if self.log_decay is None else self.log_decay.exp(),
-            to_queries=projections[0].weight,
-            to_values=projections[1].weight,
-            to_keys=projections[2].weight if self.content else None,
-            to_gate=None if self.to_gate is None else projections[-1].weight,
-            query_norm=None if type(query_norm) is nn.Identity else query_norm.weight,
-            value_norm=None if type(value_norm) is nn.Identity else value_norm.weight,
-            output_norm=self.out_norm,
-            position_bias=self.position_bias,
-            short_conv=self.short_conv,
-        )
+        try:
+            weights = [
+                None if module is None else module._parameters["weight"]
+                for module in (modules["to_queries"], modules["to_values"], to_keys, to_gate)
+            ]
+            scales = [norm._parameters.get("weight") for norm in norms]
+            log_decay = parameters["log_decay"]
+            if any(p._parameters["bias"] is not None for p in projections):
+                return None
+            return Layer(
+                self.num_heads,
+                self.key_heads,
+                (self.dim_k, self.dim_v, self.dim_u),
+                self.dilation[0],
+                "softmax" if self.normalize == "softmax_both" else self.normalize,
+                self.normalize == "softmax_both",
+                (*(getattr(norm, "eps", 0.0) for norm in norms), NORM_EPS),
+                parameters["positions"],
+                None if log_decay is None else log_decay.exp(),
+                *weights,
+                *scales,
+                parameters["out_norm"],
+                parameters["position_bias"],
+                parameters["short_conv"],
+            )
+        except KeyError:
+            # A parameter that is computed, as by torch.nn.utils.parametrize.
+            return None
 
     def _require_causal(self, name: str) -> None:
         """Raise ValueError unless the layer has a causal order, which alone has a state."""
@@ -430,17 +430,16 @@ class LambdaLayer1d(LambdaLayer):
 
     def _state_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tensors that the state of this layer has, without `length`."""
-        columns = (self.dim_k, self.dim_u)
+        table, short_conv = self.positions, self.short_conv
         shapes: dict[str, tuple[int, ...]] = {}
         if self.content:
             shapes["summary"] = (batch, self.key_heads, self.dim_k, self.dim_v, self.dim_u)
             if self.normalize != "none":
-                shapes["log_norm"] = (batch, self.key_heads, *columns)
-        if self.positions is not None:
-            past = (len(self.positions) - 1) * self.dilation[0]
-            shapes["values"] = (batch, past, self.dim_v, self.dim_u)
-        if self.short_conv is not None:
-            shapes["inputs"] = (batch, len(self.short_conv) - 1, self.short_conv.shape[1])
+                shapes["log_norm"] = (batch, self.key_heads, self.dim_k, self.dim_u)
+        if table is not None:
+            shapes["values"] = (batch, (table.shape[0] - 1) * self.dilation[0], self.dim_v, self.dim_u)
+        if short_conv is not None:
+            shapes["inputs"] = (batch, short_conv.shape[0] - 1, short_conv.shape[1])
         return shapes
 
     def _check_state(self, state: LambdaState | None, batch: int) -> None:
@@ -602,6 +601,11 @@ class _ScriptableLayer1d(LambdaLayer):
     """The layer for torch.jit.script, whose functions take no states."""
 
     rank = 1
+
+
+def _is_native_norm(norm: nn.Module) -> bool:
+    """Return whether the native library computes a norm: an RMS norm, or none, without hooks."""
+    return type(norm) in (ChannelRMSNorm, nn.Identity) and is_unmodified(norm)
 
 
 def _project_position(x_t: Tensor, projections: Sequence[nn.Conv1d]) -> list[Tensor]:
