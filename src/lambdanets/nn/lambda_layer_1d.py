@@ -333,7 +333,7 @@ class LambdaLayer1d(LambdaLayer):
         native = self._as_native(x_t)
         if native is not None and (found := layer_step(x_t, native, before, state.inputs)) is not None:
             y, after, inputs = found
-            return y, self._next_state(state.length + 1, after, inputs)
+            return y, LambdaState(length=state.length + 1, inputs=inputs, **after._asdict())
         parts = _project_position(x_t, self._parts())
         inputs = None
         if self.short_conv is not None:

@@ -147,13 +147,15 @@ def may_skip_operator(*tensors: Tensor | None) -> bool:
 
     It may in eager mode on plain tensors, if no gradients follow and nothing observes the operations.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and not is_observed()
-        and forward_ad._current_level < 0
-        and all(x is None or _is_plain(x, torch.is_grad_enabled()) for x in tensors)
-    )
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        or is_observed()
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    grad_enabled = torch.is_grad_enabled()
+    return all(x is None or _is_plain(x, grad_enabled) for x in tensors)
 
 
 def _is_plain(x: Tensor, grad_enabled: bool) -> bool:

@@ -239,12 +239,16 @@ def is_native_step(shaped: Iterable[tuple[Tensor | None, tuple[int, ...]]], *oth
     """
     if torch.compiler.is_compiling():
         return False
-    tensors = [(x, shape) for x, shape in shaped if x is not None]
-    dtype = tensors[0][0].dtype
+    dtype, given = None, []
+    for x, shape in shaped:
+        if x is not None:
+            dtype = x.dtype if dtype is None else dtype
+            if x.shape != shape or x.dtype != dtype or not x.is_cpu:
+                return False
+            given.append(x)
     return (
         dtype in native_step.DTYPES
-        and all(x.shape == shape and x.dtype == dtype and x.is_cpu for x, shape in tensors)
-        and may_skip_operator(*(x for x, _ in tensors), *others)
+        and may_skip_operator(*given, *others)
         and not torch.is_autocast_enabled("cpu")
         and native.library.unavailable() is None
     )

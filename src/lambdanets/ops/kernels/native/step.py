@@ -182,7 +182,7 @@ def _run(
 
 def _dense(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Return tensors that are contiguous, copies where necessary."""
-    return [None if x is None else x.contiguous() for x in tensors]
+    return [x if x is None or x.is_contiguous() else x.contiguous() for x in tensors]
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
