@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_legacy_batchedtensor
 
 from .kernels import native
 from .kernels.native import projection
 from .kernels.native.projection import Norm
-from .position import is_forward_mode, is_observed
+from .position import is_eager, is_forward_mode, is_observed
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -69,20 +68,6 @@ def is_plain(x: Tensor, tensor: Tensor) -> bool:
         and tensor.dtype == x.dtype
         and tensor.device == x.device
         and not tensor.is_neg()
-    )
-
-
-def may_call_library(*g: Tensor) -> bool:
-    """Return whether the library may compute a backward pass from these gradients.
-
-    PyTorch's operators do so for second derivatives, in graphs, under vmap and dispatch modes, and for
-    gradients that are negated when they are read.
-    """
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or is_observed()
-        or any(is_legacy_batchedtensor(each) or each.is_neg() for each in g)
     )
 
 
@@ -141,7 +126,8 @@ class _Projections(torch.autograd.Function):
     def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *weights = ctx.saved_tensors
         needs_x, *needs_weights = ctx.needs_input_grad
-        if not may_call_library(*g):
+        if torch.is_grad_enabled() or not is_eager(*g):
+            # For second derivatives, in graphs, and where something observes the operations.
             found = [_convolution_backward(each, x, w) for each, w in zip(g, weights, strict=True)]
             dx, d_weights = zip(*found, strict=True)
             return reduce(torch.add, dx), *d_weights

@@ -4,6 +4,7 @@
 #include "causal_content_output.h"
 #include "content.h"
 #include "gradients.h"
+#include "layer_step.h"
 #include "output.h"
 #include "projection_gradients.h"
 #include "projection_output.h"
@@ -97,5 +98,9 @@ int FUNCTION(rms_norm_output)(const LambdanetsRmsNorm* call) {
 int FUNCTION(rms_norm_gradients)(const LambdanetsRmsNorm* call) {
     if (call->itemsize == sizeof(double)) return RmsNorm<double>(*call).gradients();
     return RmsNorm<float>(*call).gradients();
+
+int FUNCTION(step_output)(const LambdanetsStep* call) {
+    if (call->itemsize == sizeof(double)) return LayerStep<double>(*call).run();
+    return LayerStep<float>(*call).run();
 }
 }
