@@ -134,6 +134,8 @@ class _Text:
         self.config = config
         self.files = find_sides(config.root)
         self.size = sum(path.stat().st_size for side in self.files for path in side)
+        if not self.size:
+            raise DataError(f"{config.root} is empty: it has no text.")
         self.digest, characters = self._scan(decodes=vocabulary is None and config.tokens != "bytes")
         if vocabulary is None:
             few = config.tokens == "characters" or len(characters) <= MAX_CHARACTERS
