@@ -195,3 +195,13 @@ def test_list_and_show_have_the_recipe_and_the_source(inside: Command) -> None:
     assert re.search(r"text +lambda_lm_mini +text:book\.txt", shown)
     assert re.search(r"text:PATH +for language models", shown)
     assert "data.context=64" in inside("show", "text").stdout
+
+
+def test_list_and_show_have_language_models(inside: Command) -> None:
+    shown = inside("list", "*_lm_mini").stdout
+    assert re.search(r"lambda_lm_mini +0\.8\d +4 +128 +lambda", shown)
+    (sizes,) = re.findall(r"State of a text: .*", inside("show", "lambda_lm_mini").stdout)
+    # The state of lambda layers does not grow with the text.
+    assert len(set(re.findall(r"([\d,]+) bytes after", sizes))) == 1
+    done = inside("show", "lambda_lm_mini", "--size", 8)
+    assert (done.returncode, done.stdout) == (2, "")
