@@ -159,11 +159,11 @@ def test_verbs_for_other_runs_refuse_a_language_model(
     inside: Command, writer: Path, book: Path, trained: Path, tmp_path: Path
 ) -> None:
     for words, sentence in (
-        (("export", writer, "--format", "onnx"), "export is for runs of a classifier or a detector, and"),
+        (("export", writer, "--format", "onnx"), "export is for runs of a classifier, a detector or"),
         (("eval", writer, "--size", 8), "--size is for runs of a classifier or a detector, and"),
         (("eval", writer, "--crop", 0.9), "--crop is for runs of a classifier, and"),
         (("predict", writer), "name files of text, or folders of them."),
-        (("predict", writer, "--samples", 3), "--samples is for runs of a classifier or a detector, and"),
+        (("predict", writer, "--samples", 3), "--samples is for runs of a classifier, a detector or"),
         (
             ("pseudo-label", writer, "--data", "digits", "--out", tmp_path / "a.csv"),
             "of a run of text, not of",
