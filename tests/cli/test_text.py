@@ -180,7 +180,7 @@ def test_verbs_for_other_runs_refuse_a_language_model(
         (("train", "text", "--data", f"text:{tmp_path / 'none'}"), "there is no file or folder"),
         (
             ("train", "text", "--model", "lambda_resnet50"),
-            "there is no language model named 'lambda_resnet50'",
+            "unknown language model 'lambda_resnet50'",
         ),
         (("train", "text", "--set", "model.options.dim=0"), "dim must be at least 1"),
     ):
