@@ -12,6 +12,9 @@ from timm.data.auto_augment import rand_augment_transform
 from torch import nn
 
 from lambdanets import recipes
+from lambdanets.audio import AudioConfig
+from lambdanets.audio import load_run as load_audio
+from lambdanets.audio import train as train_audio
 from lambdanets.cli import main
 from lambdanets.detection import DetectionConfig
 from lambdanets.detection import load_run as load_detector
@@ -40,7 +43,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_recipes() -> None:
-    assert list_recipes()[:5] == ["cifar", "coco", "digits", "folder", "imagenet-90"]
+    assert list_recipes()[:6] == ["audio", "cifar", "coco", "digits", "folder", "imagenet-90"]
     for name in list_recipes():
         assert get_recipe(name).recipe == name
 
@@ -77,7 +80,7 @@ def test_a_recipe_is_added_by_one_file(
 def test_an_unknown_recipe_is_an_error_with_similar_names() -> None:
     with pytest.raises(ValueError, match="there is no recipe 'digit'; did you mean digits"):
         get_recipe("digit")
-    with pytest.raises(ValueError, match="known: cifar, coco, digits, folder, imagenet-90"):
+    with pytest.raises(ValueError, match="known: audio, cifar, coco, digits, folder, imagenet-90"):
         get_recipe("xyz")
 
 
@@ -94,6 +97,9 @@ def test_a_miniature_runs(name: str, photos: Path, tmp_path: Path) -> None:
     config = miniature(get_recipe(name))
     if isinstance(config, DetectionConfig):
         detects(config, tmp_path)
+        return
+    if isinstance(config, AudioConfig):
+        hears(config, tmp_path)
         return
     if isinstance(config, TextConfig):
         writes(config, tmp_path)
@@ -116,6 +122,16 @@ def detects(config: DetectionConfig, folder: Path) -> None:
     assert [row["epoch"] for row in result.history] == [1, 2]
     assert all(np.isfinite(row["train_loss"]) for row in result.history)
     load_detector(folder / "run").model()
+
+
+def hears(config: AudioConfig, folder: Path) -> None:
+    sound_sets = pytest.importorskip("sound_sets", reason="soundfile or torchaudio is not installed")
+    source = sound_sets.write_tones(folder / "tones", train=6, val=2)
+    config = replace(config, data=replace(config.data, source=f"audio:{source}"))
+    result = train_audio(config, run_dir=folder / "run")
+    assert [row["epoch"] for row in result.history] == [1, 2]
+    assert all(np.isfinite(row["train_loss"]) for row in result.history)
+    load_audio(folder / "run").model()
 
 
 def writes(config: TextConfig, folder: Path) -> None:

@@ -84,6 +84,7 @@ def _draw(axes: Any, each: AudioPrediction, longest: float) -> None:
         samples = features[0, ::step]
         axes.plot(np.linspace(0, each.seconds, len(samples)), samples, color=INK, linewidth=0.5)
     axes.set_xlim(0, longest)
+    axes.xaxis.set_major_formatter("{x:g} s")
     axes.set_yticks([])
     axes.tick_params(length=0, colors=INK, labelsize=7)
     axes.spines[:].set_color(QUIET)

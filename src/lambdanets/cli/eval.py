@@ -72,8 +72,8 @@ def run(
         what: Folder of a run, or a model for ImageNet: a name in timm's registry (this package's models are
             in it) or hf-hub:NAME.
         data: Other data with the same classes: folder:PATH, tar:PATH and so on, for a detector coco:PATH, for
-            a language model text:PATH. The validation split is measured, or all of it if there is none. A
-            model needs this option.
+            recordings audio:PATH, for a language model text:PATH. The validation split is measured, or all of
+            it if there is none. A model needs this option.
         images: Detectors: folder of the images of --data, if it is not beside the annotations.
         as_: Which of ImageNet's sets the images are: its validation set, -V2, -A, -R, -Sketch or -C. With a
             and r, predictions are limited to the classes in the folder.
@@ -85,7 +85,7 @@ def run(
         context: Language models: tokens of a window, which are predicted from those before them in it.
         crop: Side of the centre crop as a part of the resized image's side. Images of ImageNet-C are not
             cropped by default.
-        batch_size: Images, or windows of text, in a batch.
+        batch_size: Images, recordings or windows of text in a batch.
         workers: Processes that read images.
         precision: Precision of the computation, in Lightning's notation.
         memory_format: Memory format of the images, which changes the speed and the rounding.

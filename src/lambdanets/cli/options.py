@@ -70,7 +70,7 @@ def engine_changes(precision: str | None, memory_format: str | None) -> dict[str
 
 
 def resolved_location(
-    config: "DataConfig | CocoConfig | TextDataConfig | AudioDataConfig",
+    config: "DataConfig | CocoConfig | AudioDataConfig | TextDataConfig",
 ) -> tuple[str, Path]:
     """Return the kind of a data source and its resolved path."""
     kind, _, root = config.resolved().source.partition(":")

@@ -34,13 +34,15 @@ def run(
 ) -> int:
     """Label images with a run and draw them on a contact sheet, or draw the objects that a detector finds.
 
-    A language model reports how well it predicts each file of text, in bits. Files that cannot be read are
-    reported and skipped; the command fails if none could be read.
+    Recordings are labelled and drawn as spectrograms. A language model reports how well it predicts each file
+    of text, in bits. Files that cannot be read are reported and skipped; the command fails if none could be
+    read.
 
     Args:
         run: Folder of a run.
         paths: Files, and folders, which are searched recursively.
-        samples: Instead of files, use this many images of the run's validation set and show their labels.
+        samples: Instead of files, use this many images or recordings of the run's validation set, and show
+            their labels.
         top: Classifiers: number of classes to show for each image.
         threshold: Detectors: least score of an object.
         tile: Detectors: process large images in overlapping tiles: auto for images that would be shrunk far
@@ -49,7 +51,7 @@ def run(
             drawings, or with --samples the sheet.
         json: Write the predictions to a JSON file.
         weights: Weights of the run's best epoch by validation, or of its last epoch.
-        batch_size: Images, or windows of text, in a batch; detectors process one at a time.
+        batch_size: Images, recordings or windows of text in a batch; detectors process one at a time.
         max_pixels: Largest width times height of an image that is read.
         strict: Fail if any file could not be read.
     """

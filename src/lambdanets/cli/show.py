@@ -15,6 +15,7 @@ from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
 from lambdanets.cli.show_language_model import show_language_model
 from lambdanets.cli.show_recipe import show_recipe
 from lambdanets.models import LANGUAGE_MODELS, create_model
+from lambdanets.models.audio import AudioResNet
 from lambdanets.models.summary import Summary, summarise
 from lambdanets.ops import Plan
 from lambdanets.ops.hardware import compute_dtype
@@ -75,6 +76,8 @@ def run(
         sizes = None if size is None else _square(read_sizes("--size", size))
         with as_usage_error(f"{name} cannot be built with these options"), torch.device("meta"):
             built = create_model(name, **options)
+        if isinstance(built, AudioResNet):
+            raise UsageError(f"show is for models of images, and {name} takes sequences.")
         with as_usage_error(f"{name} cannot take images of this size"):
             summary = summarise(
                 built, sizes, batch=batch, train=train, dtype=getattr(torch, dtype), device=device

@@ -79,17 +79,6 @@ TASKS: dict[str, Task] = {
         },
         next_step=_predict_samples,
     ),
-    "text": Task(
-        kind="a language model",
-        package="lambdanets.text",
-        config="TextConfig",
-        verbs={
-            "eval": "lambdanets.cli.text:evaluate_text",
-            "predict": "lambdanets.cli.text:measure_texts",
-            "generate": "lambdanets.cli.text:write_continuation",
-        },
-        next_step=lambda run, config: f"generate {run} --tokens 500",
-    ),
     "audio": Task(
         kind="a classifier of recordings",
         package="lambdanets.audio",
@@ -100,6 +89,17 @@ TASKS: dict[str, Task] = {
             "export": "lambdanets.cli.audio:export_run",
         },
         next_step=_predict_samples,
+    ),
+    "text": Task(
+        kind="a language model",
+        package="lambdanets.text",
+        config="TextConfig",
+        verbs={
+            "eval": "lambdanets.cli.text:evaluate_text",
+            "predict": "lambdanets.cli.text:measure_texts",
+            "generate": "lambdanets.cli.text:write_continuation",
+        },
+        next_step=lambda run, config: f"generate {run} --tokens 500",
     ),
 }
 

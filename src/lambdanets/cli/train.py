@@ -40,20 +40,20 @@ def run(
     """Train a recipe, or continue a run.
 
     The folder of a run has its configuration, metrics, curves, checkpoints and summary; that of a classifier
-    also a confusion matrix, that of a detector a sheet of its detections, that of a language model texts that
-    it wrote. Ctrl-C saves the run and stops it;
+    also a confusion matrix, with a sheet of spectrograms if it classifies recordings, that of a detector a
+    sheet of its detections, that of a language model texts that it wrote. Ctrl-C saves the run and stops it;
     `lambdanets train --resume RUN` continues it with the same results as if it had not been stopped.
 
     Args:
         recipe: Name of a recipe; `lambdanets list` lists them.
         model: Model to train.
         data: Data source: digits, folder:PATH, tar:PATH, torch/cifar10:PATH, ... (`lambdanets list`
-            lists the kinds); for a detector coco:FOLDER or coco:ANNOTATIONS.json; for a language model
-            text:FILE or text:FOLDER.
+            lists the kinds); for a detector coco:FOLDER or coco:ANNOTATIONS.json; for recordings
+            audio:FOLDER; for a language model text:FILE or text:FOLDER.
         out: Folder of the run.
         resume: Folder of a run to continue, with its own configuration and without a recipe.
         epochs: Passes over the training data; with data.windows, that many windows of text.
-        batch_size: Images, or windows of text, in a batch of one device.
+        batch_size: Images, recordings or windows of text in a batch of one device.
         seed: Seed of all random numbers.
         devices: Number of devices of a node.
         num_nodes: Number of nodes.

@@ -9,9 +9,9 @@ from typing import TextIO
 # Verb -> its line of help. The verb `pseudo-label` is the function `run` of the module pseudo_label in this
 # folder, which is imported only for that verb: `list` must not wait for Lightning.
 VERBS: dict[str, str] = {
-    "train": "train a recipe on its own data or on your images or text, or continue a run",
+    "train": "train a recipe on its own data or on your images, recordings or text, or continue a run",
     "eval": "measure a run or a model on validation data or on ImageNet's test sets",
-    "predict": "label images with a run, draw the objects that a detector finds, or measure texts",
+    "predict": "label images or recordings with a run, draw the objects of a detector, or measure texts",
     "generate": "continue a text with a run that trained a language model",
     "pseudo-label": "label images with a run, to train another model on them",
     "masks-to-coco": "convert a folder of mask images to a COCO json, to train a detector on",
@@ -43,6 +43,7 @@ examples
   lambdanets train digits
   lambdanets train folder --data folder:/data/birds --model lambda_resnet50 --set optimizer.lr=0.1
   lambdanets train coco --data coco:/data/coco --model lambda_resnet50 --batch-size 2
+  lambdanets train audio --data audio:/data/words
   lambdanets train text --data text:book.txt
   lambdanets train --resume runs/2026-11-22-143000-digits
   lambdanets eval runs/2026-11-22-143000-digits

@@ -3,8 +3,8 @@
 `sources/protocol.py` states what a source must define, and `sources/__init__.py` holds their registry. A
 `DataConfig` names a source; `open_splits` opens it as `ImageSet`s (any image can be read at any time) or as
 `StreamSet`s (files are read in sequence), and `train_loader` and `eval_loader` make batches of these. `coco/`
-has the same for detectors, from a `CocoConfig`, `text/` for language models, from a `TextDataConfig`, and
-`audio/` for recordings, from an `AudioDataConfig`.
+has the same for detectors, from a `CocoConfig`, `audio/` for recordings, from an `AudioDataConfig`, and
+`text/` for language models, from a `TextDataConfig`.
 """
 
 from .audio.audio_set import AudioSet

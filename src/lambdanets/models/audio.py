@@ -40,7 +40,7 @@ class AudioResNetConfig:
         depthwise: Convolutions: whether each channel is convolved separately.
     """
 
-    widths: tuple[int, ...] = (40, 56, 72)
+    widths: tuple[int, ...] = (40, 56, 64)
     depths: tuple[int, ...] = (2, 2, 2)
     strides: tuple[int, ...] = (1, 2, 2)
     stem_strides: tuple[int, ...] = (2,)
@@ -315,6 +315,8 @@ _CFG = {
     "url": "",
     "num_classes": 35,
     "input_size": (40, 1, 100),  # timm expects three sizes: bands, 1, elements
+    "mean": (0.0,) * 40,  # recordings are normalised by their own statistics
+    "std": (1.0,) * 40,
     "first_conv": "stem.0",
     "classifier": "fc",
     "license": "apache-2.0",

@@ -8,7 +8,7 @@ detached.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self, TypeVar
 
 import torch
@@ -48,8 +48,7 @@ class SequenceState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by the names of their fields, without those that are None."""
-        named = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: x for name, x in named if x is not None}
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
     @classmethod
     def dtype_of(cls, name: str, dtype: torch.dtype) -> torch.dtype:
@@ -188,11 +187,11 @@ def check_state(
             "(after cu_seqlens it has a row for each sequence; take some with state.select)"
         )
     tensors = state.tensors()
-    tensors.pop("length")
+    del tensors["length"]
     for name in shapes.keys() | tensors.keys():
-        found = None if name not in tensors else tuple(tensors[name].shape)
-        needed = shapes.get(name)
-        if found != needed:
+        x, needed = tensors.get(name), shapes.get(name)
+        if x is None or x.shape != needed:
+            found = None if x is None else tuple(x.shape)
             raise ValueError(
                 f"the state is of another layer: its {name} is {found}, this layer needs {needed}"
             )

@@ -20,9 +20,9 @@ def audio() -> AudioConfig:
     return AudioConfig(
         recipe="audio",
         model=ModelConfig(name="lambda_audio"),
-        data=AudioDataConfig(source="audio:words", augment=AudioAugmentConfig(speed=0.1, masks=1)),
-        optimizer=OptimizerConfig(name="adamw", lr=3e-3, weight_decay=0.05),
+        data=AudioDataConfig(source="audio:words", augment=AudioAugmentConfig(speed=0.1)),
+        optimizer=OptimizerConfig(name="adamw", lr=5e-3, weight_decay=0.05),
         schedule=ScheduleConfig(name="cosine", warmup_epochs=2),
         loss=LossConfig(label_smoothing=0.1),
-        engine=EngineConfig(epochs=20, clip_grad=1.0),
+        engine=EngineConfig(epochs=15, clip_grad=1.0),
     )

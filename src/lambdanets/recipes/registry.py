@@ -131,7 +131,7 @@ def miniature(config: Config) -> Config:
     """Return a configuration of the same run in a few steps on one core, as a trial of every part of it.
 
     Images larger than 32 pixels, with a detector 64, shrink to that size; networks for ImageNet and detectors
-    become narrow and shallow, and so do classifiers of recordings and language models, with short windows.
+    become narrow and shallow, and so do classifiers of recordings, and language models, with short windows.
     The data source is unchanged.
     """
     return override(
@@ -174,6 +174,6 @@ def _small_audio(config: BaseConfig) -> Iterator[str]:
 MINIATURES: dict[str, Callable[[BaseConfig], Iterable[str]]] = {
     "classification": _small_classifier,
     "detection": _small_detector,
-    "text": _small_language_model,
     "audio": _small_audio,
+    "text": _small_language_model,
 }
