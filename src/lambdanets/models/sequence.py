@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from lambdanets.nn import LambdaLayer1d
 from lambdanets.nn.states import Rows, SequenceState
-from lambdanets.utils.text import did_you_mean
+from lambdanets.ops.checks import unknown_name
 
 from .operators import SEQUENCE_OPERATORS
+from .sampling import sample
 
 EMBEDDING_STD = 0.02
 """Standard deviation of new embeddings, of tokens and of offsets."""
@@ -40,22 +41,25 @@ class LanguageModelState(SequenceState):
             named |= {f"layers.{i}.{name}": x for name, x in layer.tensors().items()}
         return named
 
-    def detach(self) -> LanguageModelState:
-        return replace(self, length=self.length, layers=tuple(layer.detach() for layer in self.layers))
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> LanguageModelState:
+        layers = tuple(
+            layer.with_tensors({name: tensors[f"layers.{i}.{name}"] for name in layer.tensors()})
+            for i, layer in enumerate(self.layers)
+        )
+        return LanguageModelState(length=tensors["length"], layers=layers)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> LanguageModelState:
-        moved = tuple(layer.to(device, dtype) for layer in self.layers)
-        return LanguageModelState(length=moved[0].length, layers=moved)
-
-    def select(self, rows: Rows) -> LanguageModelState:
-        chosen = tuple(layer.select(rows) for layer in self.layers)
-        return LanguageModelState(length=chosen[0].length, layers=chosen)
+        return _state_of([layer.to(device, dtype) for layer in self.layers])
 
     def reset(self, rows: Rows = slice(None)) -> LanguageModelState:
-        cleared = tuple(layer.reset(rows) for layer in self.layers)
-        return LanguageModelState(length=cleared[0].length, layers=cleared)
+        return _state_of([layer.reset(rows) for layer in self.layers])
+
+
+def _state_of(layers: Sequence[SequenceState]) -> LanguageModelState:
+    """Return the state of a model from those of its layers."""
+    return LanguageModelState(length=layers[0].length, layers=tuple(layers))
 
 
 class GatedMLP(nn.Module):
@@ -186,10 +190,7 @@ class LambdaLM(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         if operator not in SEQUENCE_OPERATORS:
-            raise ValueError(
-                f"there is no operator named {operator!r}{did_you_mean(operator, SEQUENCE_OPERATORS)}; "
-                f"operators: {', '.join(SEQUENCE_OPERATORS)}"
-            )
+            raise unknown_name("operator", operator, SEQUENCE_OPERATORS)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.vocabulary, self.dim, self.operator = vocabulary, dim, operator
         self.embedding = nn.Embedding(vocabulary, dim, **factory)
@@ -197,7 +198,10 @@ class LambdaLM(nn.Module):
         build = SEQUENCE_OPERATORS[operator]
         self.blocks = nn.ModuleList()
         for _ in range(depth):
-            layer = build(dim, num_heads, causal=True, **(options or {}), **factory)
+            try:
+                layer = build(dim, num_heads, causal=True, **(options or {}), **factory)
+            except TypeError as error:
+                raise ValueError(f"options of operator {operator!r}: {error}") from None
             dim_out = layer.dim_out
             assert isinstance(dim_out, int)
             self.blocks.append(SequenceBlock(layer, dim, dim_out, mlp_dim, dropout, **factory))
@@ -278,8 +282,7 @@ class LambdaLM(nn.Module):
 
     def initial_state(self, batch: int) -> LanguageModelState:
         """Return the state before the first token of `batch` sequences."""
-        layers = tuple(block.operator.initial_state(batch) for block in self._blocks())
-        return LanguageModelState(length=layers[0].length, layers=layers)
+        return _state_of([block.operator.initial_state(batch) for block in self._blocks()])
 
     def step(self, tokens: Tensor, state: LanguageModelState) -> tuple[Tensor, LanguageModelState]:
         """Read the next token of each sequence.
@@ -301,7 +304,7 @@ class LambdaLM(nn.Module):
             x, after = block.step(x, before)
             layers.append(after)
         logits = F.linear(self.norm(x), self.embedding.weight)
-        return logits, LanguageModelState(length=layers[0].length, layers=tuple(layers))
+        return logits, _state_of(layers)
 
     def generate(
         self,
@@ -385,8 +388,7 @@ class LambdaLM(nn.Module):
             x, after = block(x, layer, return_state, **hidden)
             if after is not None:
                 layers.append(after)
-        states = LanguageModelState(length=layers[0].length, layers=tuple(layers)) if return_state else None
-        return self.norm(x), states
+        return self.norm(x), _state_of(layers) if return_state else None
 
     def _blocks(self) -> list[SequenceBlock]:
         return list(self.blocks)  # pyright: ignore[reportReturnType]
@@ -407,81 +409,3 @@ class LambdaLM(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.vocabulary}, operator={self.operator!r}"
-
-
-def sample(
-    logits: Tensor,
-    generator: torch.Generator,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> Tensor:
-    """Sample a token for each row.
-
-    Args:
-        logits: Logits `[b, vocabulary]`.
-        generator: Source of the random numbers, on the device of the logits.
-        temperature: Divisor of the logits; 0 takes the most probable token.
-        top_k: Sample from the k most probable tokens only.
-        top_p: Sample from the most probable tokens only, as few as have a total probability of p.
-
-    Returns:
-        Tokens `[b]`.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits.float() / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        lowest = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < lowest, -torch.inf)
-    if top_p is not None:
-        ordered, index = logits.sort(-1, descending=True)
-        probabilities = ordered.softmax(-1)
-        dropped = probabilities.cumsum(-1) - probabilities >= top_p  # never the first
-        logits = logits.masked_fill(dropped.scatter(-1, index, dropped), -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-
-
-LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
-    # nanoGPT's setting for a laptop: 4 blocks, 4 heads, 128 channels, with 65 tokens 0.80 million parameters.
-    # The width of the MLP makes up for the parameters of the layer.
-    "lambda_lm_mini": {"operator": "lambda", "options": {"gate": True, "short_conv": 4}, "mlp_dim": 384},
-    "attention_lm_mini": {"operator": "attention", "mlp_dim": 344},
-    "linear_attention_lm_mini": {"operator": "linear_attention", "mlp_dim": 344},
-    "conv3_lm_mini": {"operator": "conv", "options": {"taps": 3}, "mlp_dim": 344},
-    "conv9_lm_mini": {"operator": "conv", "options": {"taps": 9}, "mlp_dim": 88},
-    "depthwise_lm_mini": {"operator": "conv", "options": {"taps": 23, "depthwise": True}, "mlp_dim": 464},
-    "gru_lm_mini": {"operator": "gru", "mlp_dim": 216},
-}
-"""Arguments of `LambdaLM` by the name of a model."""
-
-
-def create_language_model(name: str, *, vocabulary: int, **options: Any) -> LambdaLM:
-    """Create a language model by name.
-
-    Args:
-        name: Name in `LANGUAGE_MODELS`.
-        vocabulary: Number of tokens.
-        **options: Arguments of `LambdaLM` that replace those of the model; single `options` of the layer
-            replace its options one by one.
-
-    Returns:
-        The model, in training mode.
-
-    Raises:
-        ValueError: If there is no such model, or an argument is out of range.
-
-    Example:
-        >>> model = create_language_model("attention_lm_mini", vocabulary=65, depth=2)
-        >>> model(torch.randint(65, (1, 8))).shape
-        torch.Size([1, 8, 65])
-    """
-    if name not in LANGUAGE_MODELS:
-        suggestion = did_you_mean(name, LANGUAGE_MODELS)
-        raise ValueError(
-            f"there is no language model named {name!r}{suggestion}; models: {', '.join(LANGUAGE_MODELS)}"
-        )
-    config = LANGUAGE_MODELS[name]
-    layer = {**config.get("options", {}), **(options.pop("options", None) or {})}
-    return LambdaLM(vocabulary, **{**config, **options, "options": layer})

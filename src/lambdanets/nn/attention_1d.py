@@ -67,6 +67,8 @@ class AttentionState(SequenceState):
     @property
     def start(self) -> int | None:
         """Position of the first key if all rows are alike and have no gap up to `length`; else None."""
+        if torch.compiler.is_compiling():  # a graph cannot depend on it
+            return None
         if "_start" not in self.__dict__:
             m = self.keys.shape[2]
             start = int(self.length[0]) - m if self.batch else 0
@@ -89,7 +91,8 @@ class AttentionState(SequenceState):
         """
         m, n = self.keys.shape[2], keys.shape[2]
         start = self.start if positions is None else None
-        if torch.is_grad_enabled() and (keys.requires_grad or self.keys.requires_grad):
+        tracked = torch.is_grad_enabled() and (keys.requires_grad or self.keys.requires_grad)
+        if tracked or torch.compiler.is_compiling():
             if positions is None:
                 assert start is not None
                 columns = torch.arange(start + m, start + m + n, device=keys.device)
@@ -356,6 +359,8 @@ class Attention1d(SequenceLayer):
 
     def _rotations_from(self, start: int, n: int, like: Tensor) -> Tensor:
         """Return the factors of `_rotate` at n positions from `start`, `[2, n, d]`."""
+        if torch.compiler.is_compiling():
+            return self._rotations_at(torch.arange(start, start + n, device=like.device), like)
         first, cached = self._rotations or (0, None)
         if (
             cached is None

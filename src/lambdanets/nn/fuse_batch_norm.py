@@ -31,13 +31,13 @@ Projection = tuple[Tensor, Tensor | None, _BatchNorm | None]
 
 def is_unmodified(module: nn.Module) -> bool:
     """Return whether a module has no hooks, and no `forward` that was assigned to the instance."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
     )
-    return not any(hooks) and "forward" not in vars(module)
 
 
 def can_concatenate(x: Tensor, modules: Sequence[nn.Module]) -> bool:
@@ -146,5 +146,5 @@ def _convolution(x: Tensor) -> Callable[..., Tensor]:
 
 def _is_pointwise(convolution: Any) -> bool:
     """Return whether a convolution is 1x1, without stride, groups and padding."""
-    sides = (*convolution.kernel_size, *convolution.stride, convolution.groups)
-    return all(size == 1 for size in sides) and not any(convolution.padding)
+    largest = max(*convolution.kernel_size, *convolution.stride, convolution.groups)
+    return largest == 1 and not any(convolution.padding)

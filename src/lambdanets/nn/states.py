@@ -8,7 +8,7 @@ detached.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self, TypeVar
 
 import torch
@@ -48,8 +48,7 @@ class SequenceState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by the names of their fields, without those that are None."""
-        named = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: x for name, x in named if x is not None}
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
     @classmethod
     def dtype_of(cls, name: str, dtype: torch.dtype) -> torch.dtype:
@@ -58,9 +57,13 @@ class SequenceState:
             return torch.int64
         return torch.promote_types(dtype, torch.float32) if name in cls.accumulators else dtype
 
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Return a state with other tensors, by the names of `tensors()`."""
+        return replace(self, **tensors)
+
     def _map(self, function: Callable[[str, Tensor], Tensor]) -> Self:
         """Return a state whose tensors are the results of a function of their names and tensors."""
-        return replace(self, **{name: function(name, x) for name, x in self.tensors().items()})
+        return self.with_tensors({name: function(name, x) for name, x in self.tensors().items()})
 
     def detach(self) -> Self:
         """Return the state without its history in autograd: gradients stop here."""
@@ -152,7 +155,7 @@ def join_states(states: Sequence[StateT]) -> StateT:
         for part in parts:
             joined[name][(slice(first, first + len(part)), *map(slice, part.shape[1:]))] = part
             first += len(part)
-    return replace(states[0], **joined)
+    return states[0].with_tensors(joined)
 
 
 def check_state(
@@ -184,11 +187,11 @@ def check_state(
             "(after cu_seqlens it has a row for each sequence; take some with state.select)"
         )
     tensors = state.tensors()
-    tensors.pop("length")
+    del tensors["length"]
     for name in shapes.keys() | tensors.keys():
-        found = None if name not in tensors else tuple(tensors[name].shape)
-        needed = shapes.get(name)
-        if found != needed:
+        x, needed = tensors.get(name), shapes.get(name)
+        if x is None or x.shape != needed:
+            found = None if x is None else tuple(x.shape)
             raise ValueError(
                 f"the state is of another layer: its {name} is {found}, this layer needs {needed}"
             )

@@ -19,12 +19,14 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .content import causal_content_in_chunks
 from .kernels.native import causal_content as recurrence
+from .kernels.native import convert
 from .memory_layout import memory_layout_of, new_output
 from .planner import has_native_content, is_recurrence
 from .position import (
     allows_native_content,
     gradients_in_operator,
     gradients_of_gradients,
+    is_eager,
     is_native_here,
     like_input,
 )
@@ -68,13 +70,16 @@ def causal_content(
         `summary`. After no elements log_norm is -infinity (0 for "none") and summary zero.
 
     Raises:
-        ValueError: Only one part of the state is given.
+        ValueError: There is no element, or only one part of the state is given.
     """
+    if q.shape[2] == 0:
+        raise ValueError("a sequence needs at least one element, got none")
     if (log_norm is None) != (summary is None):
         raise ValueError("log_norm and summary are one state: give both or neither")
-    given = (x for x in (q, k, v, log_norm, summary, decay) if x is not None)
-    if has_native_content(normalize, q.device.type, q.dtype) and allows_native_content(*given):
-        return causal_content_output(q, k, v, log_norm, summary, decay, mask, memory_layout_of(q))
+    if has_native_content(normalize, q.device.type, q.dtype):
+        found = _output(q, k, v, log_norm, summary, decay, mask)
+        if found is not None:
+            return found
     return causal_content_in_chunks(q, k, v, mask, normalize, log_norm, summary, decay)
 
 
@@ -84,9 +89,31 @@ def causal_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, problem:
     Where all keys of a column up to a query are -infinity, the column adds nothing to the query's output, as
     in the chunks of `content`. By the definition it is NaN for the last query, if no element is hidden.
     """
-    if not (allows_native_content(q, k, v) and is_recurrence(problem)):
-        return None
-    return causal_content_output(q, k, v, None, None, None, mask, memory_layout_of(q))[0]
+    found = _output(q, k, v, None, None, None, mask) if is_recurrence(problem) else None
+    return None if found is None else found[0]
+
+
+def _output(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_norm: Tensor | None,
+    summary: Tensor | None,
+    decay: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the result of `causal_content_output`, or None where no custom operator may compute it.
+
+    The operator is for graphs and modes; eager calls do without.
+    """
+    tensors, memory_layout = (q, k, v, log_norm, summary, decay, mask), memory_layout_of(q)
+    if is_eager(*tensors):
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+            return _CausalContent.apply(*tensors, memory_layout)
+        return _compute(*tensors, memory_layout)
+    if allows_native_content(*_given(tensors)):
+        return causal_content_output(*tensors, memory_layout)
+    return None
 
 
 @torch.library.custom_op("lambdanets::causal_content_output", mutates_args=())
@@ -101,6 +128,20 @@ def causal_content_output(
     memory_layout: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the content part [b, h, n, v] in a memory layout, and the state after the last query."""
+    return _compute(q, k, v, log_norm, summary, decay, mask, memory_layout)
+
+
+def _compute(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_norm: Tensor | None,
+    summary: Tensor | None,
+    decay: Tensor | None,
+    mask: Tensor | None,
+    memory_layout: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the result of `causal_content_output`."""
     y = new_output(q, v.shape[2], memory_layout)
     if is_native_here(q):
         return y, *recurrence.output(q, k, v, log_norm, summary, decay, mask, y)
@@ -227,9 +268,27 @@ def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _output_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the gradients of all arguments of `causal_content_output`."""
-    needs_grad = list(ctx.needs_input_grad[:6])
-    found = causal_content_gradients(*upstream, *ctx.saved_tensors, needs_grad)
+    needs_grad, saved = list(ctx.needs_input_grad[:6]), ctx.saved_tensors
+    if not torch.is_grad_enabled() and is_native_here(saved[0]) and is_eager(*upstream, *saved):
+        q, k, v, log_norm, summary, decay, mask = saved
+        found = recurrence.gradients(upstream, q, k, v, log_norm, summary, decay, mask, needs_grad)
+        found = [x if dx is None else convert(dx, x.dtype) for x, dx in zip(saved, found, strict=False)]
+    else:
+        found = causal_content_gradients(*upstream, *saved, needs_grad)
     return *(x if needed else None for x, needed in zip(found, needs_grad, strict=True)), None, None
+
+
+class _CausalContent(torch.autograd.Function):
+    """`causal_content_output` in eager calls."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        _save_output(ctx, arguments, None)
+        return _compute(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _output_backward(ctx, *upstream)
 
 
 def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:

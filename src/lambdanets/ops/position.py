@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
@@ -130,6 +131,36 @@ def is_forward_mode(*tensors: Tensor) -> bool:
 def _is_transformed() -> bool:
     """Return whether the call is inside a transform of torch.func, also while a graph is compiled."""
     return bool(get_interpreter_stack())
+
+
+def is_observed() -> bool:
+    """Return whether a transform of torch.func, a dispatch mode or a tracer has to see the operations."""
+    return bool(
+        get_interpreter_stack()
+        or torch._C._len_torch_dispatch_stack()
+        or _len_torch_dispatch_stack_pre_dispatch()
+    )
+
+
+def is_eager(*tensors: Tensor | None) -> bool:
+    """Return whether nothing but autograd observes operations on tensors, all of which are plain; None is.
+
+    A function of the native library may then be called without a custom operator, whose call takes longer
+    than the function on a short sequence.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and not is_observed()
+        and forward_ad._current_level < 0
+        and all(x is None or _is_plain(x) for x in tensors)
+    )
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Return whether a tensor is of no subclass, and has its values in memory as they are."""
+    plain = type(x) is Tensor or type(x) is torch.nn.Parameter
+    return plain and not x.is_neg() and not is_legacy_batchedtensor(x)
 
 
 def allows_native_content(*tensors: Tensor) -> bool:

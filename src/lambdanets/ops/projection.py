@@ -16,13 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import get_interpreter_stack, is_legacy_batchedtensor
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 
 from .kernels import native
 from .kernels.native import projection
 from .kernels.native.projection import Norm
-from .position import is_forward_mode
+from .position import is_eager, is_forward_mode, is_observed
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -48,28 +46,19 @@ def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]
         and x.dtype in DTYPES
         and x.ndim > 2
         and 0 < len(weights) <= projection.MAX_PARTS
-        and all(map(_is_alike, repeat(x), [x, *tensors]))
+        and all(map(is_plain, repeat(x), [x, *tensors]))
         and all(t.is_contiguous() for t in tensors)
         and _have_right_sizes(x, weights, norms)
         and projection.has_native_strides(x)
         and not torch.is_autocast_enabled("cpu")
-        and not _is_observed()
+        and not is_observed()
         and not is_forward_mode(x, *tensors)
         and native.library.unavailable() is None
         and native.isa() != "base"
     )
 
 
-def _is_observed() -> bool:
-    """Return whether a transform of torch.func, a dispatch mode or a tracer has to see the operations."""
-    return bool(
-        get_interpreter_stack()
-        or torch._C._len_torch_dispatch_stack()
-        or _len_torch_dispatch_stack_pre_dispatch()
-    )
-
-
-def _is_alike(x: Tensor, tensor: Tensor) -> bool:
+def is_plain(x: Tensor, tensor: Tensor) -> bool:
     """Return whether a tensor is a plain one with the dtype and the device of x.
 
     A tensor that PyTorch negates when it reads it, as the imaginary part of a conjugate, is not plain.
@@ -137,14 +126,8 @@ class _Projections(torch.autograd.Function):
     def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *weights = ctx.saved_tensors
         needs_x, *needs_weights = ctx.needs_input_grad
-        if (
-            torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or _is_observed()
-            or any(is_legacy_batchedtensor(each) or each.is_neg() for each in g)
-        ):
-            # PyTorch's own gradients: for second derivatives, in graphs, under vmap and dispatch modes, for
-            # gradients that are negated when they are read.
+        if torch.is_grad_enabled() or not is_eager(*g):
+            # For second derivatives, in graphs, and where something observes the operations.
             found = [_convolution_backward(each, x, w) for each, w in zip(g, weights, strict=True)]
             dx, d_weights = zip(*found, strict=True)
             return reduce(torch.add, dx), *d_weights

@@ -6,6 +6,7 @@ Letters as in `reference`, with r entries of a position table, the last one for 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,10 @@ from .causal_content import causal_content
 from .content import NORM_EPS
 from .context import LocalContext
 from .functional import lambda_layer
+from .kernels import native
+from .kernels.native import step as native_step
+from .kernels.native.step import Layer
+from .position import is_eager
 
 
 class Recurrence(NamedTuple):
@@ -171,6 +176,14 @@ def recurrent_step(
     Returns:
         Output [b, h, v], and the state after the element.
     """
+    before = (
+        None if k is None or normalize == "none" else state.log_norm,
+        None if k is None else state.summary,
+        None if e is None else state.values,
+    )
+    if _serves_operator(q, k, v, e, before, decay, dilation):
+        y, after = native_step.output(q, k, v, e, before, decay, dilation, normalize)
+        return y, Recurrence(*after)
     y, log_norm, summary, values = None, None, None, None
     if e is not None:
         assert state.values is not None
@@ -212,3 +225,104 @@ def _next_lambda(
         log_norm = torch.where(squared > 0, norm, 0).log()
         kept, weight = past.clamp_min(NORM_EPS) / norm, keys / norm
     return log_norm, kept[..., None, :] * summary + weight[..., None, :] * values
+
+
+def is_native_step(shaped: Iterable[tuple[Tensor | None, tuple[int, ...]]], *others: Tensor | None) -> bool:
+    """Return whether the native library serves a step.
+
+    It does in eager mode on CPUs without gradients, in float32 and float64, on plain tensors of the right
+    shapes: the library does not check them. PyTorch's operators serve all other steps, and raise its errors.
+
+    Args:
+        shaped: Tensors with the shapes that they must have; None for one that is left out.
+        others: Further tensors, of which shapes and dtypes are right.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    dtype, given = None, []
+    for x, shape in shaped:
+        if x is not None:
+            dtype = x.dtype if dtype is None else dtype
+            if x.shape != shape or x.dtype != dtype or not x.is_cpu:
+                return False
+            given.append(x)
+    tensors = [*given, *(x for x in others if x is not None)]
+    return (
+        dtype in native_step.DTYPES
+        and is_eager(*tensors)
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+        and not torch.is_autocast_enabled("cpu")
+        and native.library.unavailable() is None
+    )
+
+
+def _serves_operator(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    e: Tensor | None,
+    state: native_step.State,
+    decay: Tensor | None,
+    dilation: int,
+) -> bool:
+    """Return whether the native library serves a step of the operator."""
+    if q.ndim != 3 or v.ndim != 3:
+        return False
+    (b, heads, dim_k), (_, dim_v, dim_u) = q.shape, v.shape
+    sets = 1 if k is None or k.ndim != 4 else k.shape[1]
+    if sets == 0 or heads % sets:
+        return False
+    entries = 1 if e is None else e.shape[0]
+    log_norm, summary, values = state
+    return is_native_step(
+        [
+            (q, (b, heads, dim_k)),
+            (k, (b, sets, dim_k, dim_u)),
+            (v, (b, dim_v, dim_u)),
+            (e, (entries, dim_k, dim_u)),
+            (decay, (dim_k, dim_u)),
+            (log_norm, (b, sets, dim_k, dim_u)),
+            (summary, (b, sets, dim_k, dim_v, dim_u)),
+            (values, (b, (entries - 1) * dilation, dim_v, dim_u)),
+        ]
+    )
+
+
+def layer_step(
+    x: Tensor, layer: Layer, state: Recurrence, inputs: Tensor | None
+) -> tuple[Tensor, Recurrence, Tensor | None] | None:
+    """Apply a whole layer to one element that follows a state, by the native library.
+
+    Args:
+        x: Input [b, d].
+        layer: The layer.
+        state: State before the element, of the layer's shapes and dtype.
+        inputs: Last inputs of the short convolution [b, taps - 1, c], or None without one.
+
+    Returns:
+        Output [b, h v], the state after the element, and the inputs before the next one. None where the
+        library does not serve the step; see `is_native_step`.
+    """
+    heads, sets, (dim_k, dim_v, dim_u) = layer.num_heads, layer.key_heads, layer.depths
+    channels, columns = x.shape[1], dim_k * dim_u
+    queries, values, outputs = heads * dim_k, dim_v * dim_u, heads * dim_v
+    keys = 0 if layer.to_keys is None else sets * columns
+    e, short_conv = layer.e, layer.short_conv
+    shaped = (
+        (x, (x.shape[0], channels)),
+        (e, (0 if e is None else e.shape[0], dim_k, dim_u)),
+        (layer.decay, (dim_k, dim_u)),
+        (layer.to_queries, (queries, channels, 1)),
+        (layer.to_values, (values, channels, 1)),
+        (layer.to_keys, (keys, channels, 1)),
+        (layer.to_gate, (outputs, channels, 1)),
+        (layer.query_norm, (queries,)),
+        (layer.value_norm, (values,)),
+        (layer.output_norm, (outputs,)),
+        (layer.position_bias, (dim_k,)),
+        (short_conv, (0 if short_conv is None else short_conv.shape[0], queries + values + keys)),
+    )
+    if not is_native_step(shaped, *state, inputs):
+        return None
+    y, after, inputs = native_step.layer_output(x, layer, state, inputs)
+    return y, Recurrence(*after), inputs

@@ -100,6 +100,50 @@ typedef struct {
     LambdanetsProjectionPart part[LAMBDANETS_MAX_PARTS];
 } LambdanetsProjection;
 
+// The arguments of the RMS norm of rows; all tensors are contiguous.
+typedef struct {
+    int64_t isa, itemsize, threads;  // as above, without bfloat16
+    LambdanetsParallelFor parallel_for;
+    int64_t rows, channels;
+    LambdanetsTensor x, weight, y;      // [n, c], [c] and [n, c]
+    LambdanetsTensor g, dx, d_weight;   // gradient of y, and those of x and the weight
+    double epsilon;
+} LambdanetsRmsNorm;
+
+enum LambdanetsNormalization { LAMBDANETS_SOFTMAX = 0, LAMBDANETS_L2 = 1, LAMBDANETS_NONE = 2 };
+
+// The arguments of one step of the causal operator, and of a layer around it if x is given: queries, keys and
+// values are then projections of x. All tensors are contiguous, in the dtype of x or q; a null pointer stands
+// for a part that is left out.
+typedef struct {
+    int64_t isa, itemsize, threads;  // as above, without bfloat16
+    LambdanetsParallelFor parallel_for;
+    int64_t batch, heads, sets, dim_k, dim_v, dim_u;
+    int64_t entries, dilation;  // r, 0 without positions
+    int64_t normalize;          // one of LambdanetsNormalization
+    const void* q;              // [b, h, k]
+    const void* k;              // [b, g, k, u], not normalised, of g sets
+    const void* v;              // [b, v, u]
+    const void* e;              // [r, k, u]
+    const void* decay;          // [k, u]
+    // The state before the element, and after it in other memory; without a normalisation there is no divisor.
+    const void* log_norm;  // [b, g, k, u]
+    const void* summary;   // [b, g, k, v, u]
+    const void* values;    // [b, (r - 1) dilation, v, u]
+    void* y;               // [b, h, v]
+    void *next_log_norm, *next_summary, *next_values;
+    int64_t channels, taps;  // d; of the short convolution
+    int64_t query_softmax;   // whether queries pass a softmax over k
+    const void* x;           // [b, d]
+    const void *to_queries, *to_values, *to_keys, *to_gate;  // [o, d] each
+    const void *query_norm, *value_norm, *output_norm;       // scales of RMS norms, [o] each
+    const void* position_bias;                               // [k]
+    const void* short_conv;  // [taps, c], with the channels of queries, values and keys
+    const void* inputs;      // its last inputs [b, taps - 1, c]
+    void* next_inputs;       // those of the next element, in other memory
+    double query_epsilon, value_epsilon, output_epsilon;
+} LambdanetsStep;
+
 enum LambdanetsIsa { LAMBDANETS_BASE = 1, LAMBDANETS_AVX2 = 2, LAMBDANETS_AVX512 = 3 };
 
 enum LambdanetsStatus { LAMBDANETS_DONE = 0, LAMBDANETS_NO_MEMORY = 1, LAMBDANETS_NO_ISA = 2 };
@@ -118,7 +162,8 @@ const char* lambdanets_isa(void);
 // causal content part into y, and the final state; causal_content_gradients writes those of dq, dk, dv,
 // d_decay and the gradient of the initial state that are given. content_output writes the content lambda;
 // content_gradients writes those of dk and dv that are given. projection_output writes all y, with the norms
-// applied; projection_gradients, without norms, writes dx and those of d_weight that are given.
+// applied; projection_gradients, without norms, writes dx and those of d_weight that are given. rms_norm_output
+// writes y, rms_norm_gradients those of dx and d_weight that are given. step_output writes y and the next state.
 #define LAMBDANETS_FUNCTIONS(EACH)                          \
     EACH(position_output, LambdanetsCall)                   \
     EACH(position_gradients, LambdanetsCall)                \
@@ -127,4 +172,7 @@ const char* lambdanets_isa(void);
     EACH(content_output, LambdanetsContent)                 \
     EACH(content_gradients, LambdanetsContent)              \
     EACH(projection_output, LambdanetsProjection)           \
-    EACH(projection_gradients, LambdanetsProjection)
+    EACH(projection_gradients, LambdanetsProjection)        \
+    EACH(rms_norm_output, LambdanetsRmsNorm)                \
+    EACH(rms_norm_gradients, LambdanetsRmsNorm)             \
+    EACH(step_output, LambdanetsStep)

@@ -1,0 +1,233 @@
+// One step of the causal operator as a recurrence: the element after a state, and the next state.
+//
+// With the queries q, keys k and values v of the element, for each column (k, u) of the keys,
+//   z' = log(exp(z - decay) + exp(k)),  S' = exp(z - decay - z') S + exp(k - z') v
+// is the state of the content (see `weigh` for other normalisations), and
+//   y = sum over columns of q S' + sum over j of (q . E_j) v_j
+// the output, where v_j are the values in the window. The filter q . E_j comes first: it has h numbers for each
+// entry of the table, where a position lambda would have k v.
+#pragma once
+
+#include <cmath>
+
+#include "copy.h"
+#include "exponential.h"
+#include "parallel.h"
+
+namespace {
+
+// The first elements of an array, at most a vector, and zeros.
+template <typename T>
+inline Vector<T> load_first(const T* from, Index count) {
+    if (count >= LANES<T>) return load(from);
+    Vector<T> x{};
+    std::memcpy(&x, from, count * sizeof(T));
+    return x;
+}
+
+// Stores the first elements of a vector, at most all.
+template <typename T>
+inline void store_first(T* to, Vector<T> x, Index count) {
+    if (count >= LANES<T>)
+        store(to, x);
+    else
+        std::memcpy(to, &x, count * sizeof(T));
+}
+
+template <typename T>
+class Step {
+   protected:
+    explicit Step(const LambdanetsStep& call)
+        : call(call),
+          columns(call.dim_k * call.dim_u),
+          depth(call.dim_v * call.dim_u),
+          row(round_up(call.dim_v, LANES<T>)),
+          taps_row(round_up(call.entries * call.dim_u, LANES<T>)),
+          past((call.entries - 1) * call.dilation),
+          in_place(call.dim_u == 1 && call.dim_v == row) {}
+
+    // The memory of a worker.
+    struct Scratch {
+        T* taps;            // [heads, u, entries], the filters
+        T *kept, *weights;  // [sets, k, u], of the elements before and of this one
+        T* rows;            // see `as_rows`
+        T* outputs;         // [heads, row]
+
+        Scratch(Arena& arena, const Step& step) {
+            const LambdanetsStep& call = step.call;
+            taps = arena.take<T>(call.heads * step.taps_row);
+            kept = arena.take<T>(call.sets * step.columns + LANES<T>);
+            weights = arena.take<T>(call.sets * step.columns + LANES<T>);
+            const Index count = maximum(call.dim_k, call.entries);
+            rows = arena.take<T>(step.in_place ? 0 : count * call.dim_u * step.row);
+            outputs = arena.take<T>(call.heads * step.row);
+        }
+    };
+
+    void lay_out(Arena& arena) { table_ = {arena.take<T>(call.dim_k * taps_row), taps_row}; }
+
+    // Packs the table as [k, u, entries], so that the lanes of the filters are entries.
+    void pack_table() const {
+        for (Index u = 0; u < call.dim_u; ++u)
+            copy_padded<T>(
+                {const_cast<T*>(array(call.e)) + u, call.dim_u, columns},
+                {table_.data + u * call.entries, taps_row}, call.dim_k, call.entries,
+                taps_row - u * call.entries
+            );
+    }
+
+    // Multiply-adds of an example.
+    double work() const {
+        const double dims = call.dim_k + call.dim_v;
+        return call.dim_u * (call.heads * call.entries * dims +
+                             double(call.sets + call.heads) * call.dim_k * call.dim_v);
+    }
+
+    static const T* array(const void* x) { return static_cast<const T*>(x); }
+    static T* array(void* x) { return static_cast<T*>(x); }
+
+    // Adds the output of an example to `scratch.outputs`, and writes the next state.
+    void advance(Index example, const T* q, const T* k, const T* v, const Scratch& scratch) const {
+        if (call.entries) add_positions(example, q, v, scratch);
+        if (k) add_content(example, q, k, v, scratch);
+    }
+
+    const LambdanetsStep& call;
+    const Index columns;   // of the keys of a set: [k, u]
+    const Index depth;     // of an element's values: [v, u]
+    const Index row;       // v, rounded up to whole vectors
+    const Index taps_row;  // entries of the table, for all u
+    const Index past;      // values in the state
+    const bool in_place;   // whether products read values and content lambdas in the tensors
+
+   private:
+    // Returns `count` matrices [v, u] as rows, [u, count, row], in place or as a copy.
+    Rows<const T> as_rows(const T* x, Index count, Index distance, const Scratch& scratch) const {
+        if (in_place) return Rows<T>(const_cast<T*>(x), distance);
+        for (Index u = 0; u < call.dim_u; ++u)
+            copy_padded<T>(
+                {const_cast<T*>(x) + u, distance, call.dim_u}, {scratch.rows + u * count * row, row}, count,
+                call.dim_v, row
+            );
+        return Rows<T>(scratch.rows, row);
+    }
+
+    // Adds the product of `heads` rows, whose elements for each u are `step` apart, and of `count` rows for
+    // each u to the outputs.
+    void add_product(
+        const T* left, Index distance, Index step, Rows<const T> right, Index count, Index heads, T* outputs
+    ) const {
+        for (Index u = 0; u < call.dim_u; ++u) {
+            const Segment segment{u * step, u * count, count};
+            const Product<T> product{&segment, 1, Rows<T>(const_cast<T*>(left), distance), right,
+                                     {outputs, row}, true};
+            multiply<T, Left::ROWS>(product, heads, row / LANES<T>);
+        }
+    }
+
+    void add_positions(Index example, const T* q, const T* v, const Scratch& scratch) const {
+        const Index last = call.entries - 1, step = call.entries;
+        multiply<T, Left::ROWS>(
+            {Rows<T>(const_cast<T*>(q), call.dim_k)}, table_, {scratch.taps, taps_row}, call.heads,
+            call.dim_k, taps_row / LANES<T>, false
+        );
+        if (last) {
+            const T* values = array(call.values) + example * past * depth;
+            T* next = array(call.next_values) + example * past * depth;
+            std::memcpy(next, values + depth, (past - 1) * depth * sizeof(T));
+            std::memcpy(next + (past - 1) * depth, v, depth * sizeof(T));
+            const auto window = as_rows(values, last, call.dilation * depth, scratch);
+            add_product(scratch.taps, taps_row, step, window, last, call.heads, scratch.outputs);
+        }
+        const auto own = as_rows(v, 1, depth, scratch);
+        add_product(scratch.taps + last, taps_row, step, own, 1, call.heads, scratch.outputs);
+    }
+
+    void add_content(Index example, const T* q, const T* k, const T* v, const Scratch& scratch) const {
+        const Index heads = call.heads / call.sets;
+        for (Index set = 0; set < call.sets; ++set) {
+            const Index first = (example * call.sets + set) * columns;
+            T *kept = scratch.kept + set * columns, *weights = scratch.weights + set * columns;
+            weigh(first, k + set * columns, kept, weights);
+            const T* summary = array(call.summary) + first * call.dim_v;
+            T* next = array(call.next_summary) + first * call.dim_v;
+            for (Index i = 0; i < call.dim_k; ++i)
+                update(
+                    summary + i * depth, v, kept + i * call.dim_u, weights + i * call.dim_u, next + i * depth
+                );
+            const Index head = set * heads;
+            add_product(
+                q + head * call.dim_k, call.dim_k, 0, as_rows(next, call.dim_k, depth, scratch), call.dim_k,
+                heads, scratch.outputs + head * row
+            );
+        }
+    }
+
+    // Writes the content lambda [v, u] of a channel of the keys after the element.
+    void update(const T* before, const T* v, const T* kept, const T* weights, T* after) const {
+        if (call.dim_u == 1) {
+            const Vector<T> keep = broadcast(*kept), weight = broadcast(*weights);
+            for (Index i = 0; i < depth; i += LANES<T>) {
+                const Index count = depth - i;
+                const Vector<T> x = keep * load_first(before + i, count) + weight * load_first(v + i, count);
+                store_first(after + i, x, count);
+            }
+            return;
+        }
+        for (Index i = 0; i < depth; i += call.dim_u)
+            for (Index u = 0; u < call.dim_u; ++u)
+                after[i + u] = kept[u] * before[i + u] + weights[u] * v[i + u];
+    }
+
+    // Computes the weights of the content lambda before an element and of the element's values, for a set of
+    // keys, and the next divisor; `first` is the index of its first column in the state.
+    void weigh(Index first, const T* keys, T* kept, T* weights) const {
+        for (Index j = 0; j < columns; j += LANES<T>) {
+            const Index count = columns - j;
+            const Vector<T> key = load_first(keys + j, count);
+            const Vector<T> decay = call.decay ? load_first(array(call.decay) + j, count) : Vector<T>{};
+            Vector<T> keep = exponential<T>(-decay), weight = key;
+            if (call.normalize != LAMBDANETS_NONE) {
+                Vector<T> z = load_first(array(call.log_norm) + first + j, count) - decay;
+                call.normalize == LAMBDANETS_SOFTMAX ? weigh_softmax(key, z, keep, weight)
+                                                     : weigh_l2(key, z, keep, weight);
+                store_first(array(call.next_log_norm) + first + j, z, count);
+            }
+            // The vectors at the end of a set reach into the next one, which is written after it.
+            store(kept + j, keep);
+            store(weights + j, weight);
+        }
+    }
+
+    static void weigh_softmax(Vector<T> key, Vector<T>& z, Vector<T>& keep, Vector<T>& weight) {
+        const Vector<T> one = Vector<T>{} + T(1);
+        const auto rises = key > z;
+        const Vector<T> largest = rises ? key : z;
+        // A column whose keys are all -infinity so far stays as it is.
+        const Vector<T> distance = largest == -INFINITE<T> ? largest : rises ? z - key : key - z;
+        const Vector<T> smaller = exponential<T>(distance), total = one + smaller;
+        // Quotients, not exp(z - decay - z'): their sum is 1, whatever the error of z' is. key - key is NaN if
+        // the new maximum is infinite, as its weight must be.
+        keep = (rises ? smaller : one) / total;
+        weight = (rises ? one + (key - key) : smaller) / total;
+        z = largest + logarithm<T>(total);
+    }
+
+    // z is the logarithm of the L2 norm of the keys.
+    static void weigh_l2(Vector<T> key, Vector<T>& z, Vector<T>& keep, Vector<T>& weight) {
+        constexpr T LEAST = T(1e-12);  // NORM_EPS of ops/content.py
+        const Vector<T> one = Vector<T>{} + T(1);
+        const Vector<T> before = exponential<T>(z), squared = before * before + key * key;
+        Vector<T> norm = squared < LEAST * LEAST ? Vector<T>{} + LEAST * LEAST : squared;
+        for (Index i = 0; i < LANES<T>; ++i) norm[i] = std::sqrt(norm[i]);
+        keep = (before < LEAST ? Vector<T>{} + LEAST : before) / norm;
+        weight = key / norm;
+        const auto below = norm < one;
+        const Vector<T> log = logarithm<T>(below ? one / norm : norm);
+        z = squared == Vector<T>{} ? Vector<T>{} - INFINITE<T> : below ? -log : log;
+    }
+
+    Rows<T> table_;  // packed
+};
+
+}  // namespace
