@@ -1,4 +1,4 @@
-"""One step of the causal operator, by the native library and by PyTorch's operators, against literal loops."""
+"""One step of the causal operator, by the library and by PyTorch's operators, against literal loops."""
 
 import copy
 from collections.abc import Callable, Iterator
