@@ -2,9 +2,9 @@
 
 `python tests/ops/differential.py --seed S --minutes M` draws problems (sizes, grids, contexts, masks, dtypes,
 layouts in memory, inputs that need gradients) and compares outputs and all gradients of each kernel that
-serves them, and of whole layers, with `oracles.py` by the rule of `closeness.py`. Problems run in forked
-processes on poisoned memory: a crash or a hang is a result. `--case SEED:INDEX` runs one again. Exits with 1
-if anything is wrong, has died or hung.
+serves them, of whole layers, and of sequences in parts with a state and decay (`recurrences.py`), with
+`oracles.py` by the rule of `closeness.py`. Problems run in forked processes on poisoned memory: a crash or a
+hang is a result. `--case SEED:INDEX` runs one again. Exits with 1 if anything is wrong, has died or hung.
 """
 
 import argparse
@@ -18,13 +18,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import recurrences
 import torch
 from torch import Tensor
 
@@ -59,6 +60,7 @@ LAYER_FACTOR = {
 }  # batch norms of a few values enlarge what the order of a sum decides
 LAYER_LEAST = 0.03  # ... and leave next to nothing of the gradients before them
 LAYER = "layer"  # what stands for the kernel in the results of whole layers
+RECURRENCE = "recurrence"  # ... and of sequences with a state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +280,10 @@ def work(
         case = draw(seed, index)
         torch.set_num_threads(case.threads)
         torch.manual_seed(case.seed)
-        yield from _operator(case, index, [name for name in kernels if name != LAYER and name not in skip])
+        others = (LAYER, RECURRENCE, *skip)
+        yield from _operator(case, index, [name for name in kernels if name not in others])
+        if RECURRENCE in kernels and RECURRENCE not in skip and case.grid == (case.m,):
+            yield from _recurrence(case, index)
         if LAYER in kernels and LAYER not in skip and index % 4 == 0:
             yield from _layer(case, index)
 
@@ -338,6 +343,33 @@ def _operator(case: Drawn, index: int, kernels: list[str]) -> Iterator[tuple[str
         least = 1.0 if name in ("fft", "auto") and not problem.dense and low != torch.float64 else LEAST
         detail = judge(found, exact, plain, low, sizes, least=least)
         yield ("wrong" if detail else "right"), *label, detail
+
+
+def _recurrence(case: Drawn, index: int) -> Iterator[tuple[str, ...]]:
+    """Compare the causal content part with a state and decay, in several calls, with loops in float64."""
+    inputs, upstream = inputs_of(case)
+    r = random.Random(case.seed + 3)
+    sequence = recurrences.draw(case, inputs, upstream, r, lambda x: laid_out(x, r.choice(LAYOUTS), r))
+    low = case.dtype
+    label = (str(index), RECURRENCE, str(low).removeprefix("torch."))
+    yield "start", *label
+    try:
+        exact, found = (recurrences.run(sequence, *how) for how in ((True, torch.float64), (False, None)))
+        plain = None if low == torch.float64 else recurrences.run(sequence, True, low)
+    except Exception as problem_met:
+        yield "wrong", *label, f"{type(problem_met).__name__}: {problem_met}"
+        return
+
+    def sizes() -> dict[str, float]:
+        # Gradients are differences of terms of the size of the largest one; all elements add to the decay's.
+        every = recurrences.run(replace(sequence, needs=tuple(sequence.tensors)), True, torch.float64)
+        largest = max(rms(x) for name, x in every.items() if name[0] == "d")
+        elements = max(1, case.batch) * case.n
+        terms = {name: largest * (elements if name == "ddecay" else 4) for name in exact if name[0] == "d"}
+        return {name: terms.get(name, rms(x)) for name, x in exact.items()}
+
+    detail = judge(found, exact, plain, low, sizes)
+    yield ("wrong" if detail else "right"), *label, f"{detail}; {sequence}" if detail else ""
 
 
 def _layer(case: Drawn, index: int) -> Iterator[tuple[str, ...]]:
@@ -464,7 +496,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--cases", type=int, help="number of problems, instead of --minutes")
-    parser.add_argument("--kernels", nargs="+", default=[*RUNNING, "auto", LAYER])
+    parser.add_argument("--kernels", nargs="+", default=[*RUNNING, "auto", RECURRENCE, LAYER])
     parser.add_argument("--case", metavar="SEED:INDEX", help="this problem alone")
     parser.add_argument("--json", type=Path, help="write the counts and the bad cases to this file")
     chosen = parser.parse_args()

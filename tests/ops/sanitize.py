@@ -20,6 +20,10 @@ TESTS = (
     "test_native.py",
     "test_shared_content.py",
     "test_projection.py",
+    "test_causal_state.py::test_equals_the_loops",
+    "test_causal_state.py::test_any_division_into_calls_gives_the_whole",
+    "test_causal_state.py::test_every_instruction_set_gives_the_same",
+    "test_causal_state.py::test_results_do_not_depend_on_threads",
     # Not those of this file that interrupt a process or have 2^31 elements.
     "test_native_inputs.py::test_views_give_the_results_of_their_copies",
     "test_native_inputs.py::test_the_number_of_threads_may_change_between_passes_and_calls",
@@ -56,7 +60,15 @@ def main() -> int:
         isas = list(native.ISAS)[: native.ISAS[best]]
         *tests, script = (Path(__file__).with_name(file) for file in (*TESTS, "differential.py"))
         runs = [["-m", "pytest", "-q", *tests]]  # they select each instruction set themselves
-        words = ["--kernels", native.NAME, "--minutes", chosen.minutes / len(isas), "--seed", chosen.seed]
+        words = [
+            "--kernels",
+            native.NAME,
+            "recurrence",
+            "--minutes",
+            chosen.minutes / len(isas),
+            "--seed",
+            chosen.seed,
+        ]
         runs += [[script, *words]] * len(isas)
         wrong = False
         for run, isa in zip(runs, [best, *isas], strict=True):

@@ -12,11 +12,17 @@ from timm.data.auto_augment import rand_augment_transform
 from torch import nn
 
 from lambdanets import recipes
+from lambdanets.audio import AudioConfig
+from lambdanets.audio import load_run as load_audio
+from lambdanets.audio import train as train_audio
 from lambdanets.cli import main
 from lambdanets.detection import DetectionConfig
 from lambdanets.detection import load_run as load_detector
 from lambdanets.detection import train as train_detector
 from lambdanets.recipes import get_recipe, list_recipes, miniature, registry
+from lambdanets.text import TextConfig, generate
+from lambdanets.text import load_run as load_language_model
+from lambdanets.text import train as train_language_model
 from lambdanets.train import from_json, load_run, to_json
 from lambdanets.train.engine import accumulation_steps, train
 from lambdanets.train.optim import create_optimizer
@@ -37,7 +43,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_recipes() -> None:
-    assert list_recipes()[:5] == ["cifar", "coco", "digits", "folder", "imagenet-90"]
+    assert list_recipes()[:6] == ["audio", "cifar", "coco", "digits", "folder", "imagenet-90"]
     for name in list_recipes():
         assert get_recipe(name).recipe == name
 
@@ -74,7 +80,7 @@ def test_a_recipe_is_added_by_one_file(
 def test_an_unknown_recipe_is_an_error_with_similar_names() -> None:
     with pytest.raises(ValueError, match="there is no recipe 'digit'; did you mean digits"):
         get_recipe("digit")
-    with pytest.raises(ValueError, match="known: cifar, coco, digits, folder, imagenet-90"):
+    with pytest.raises(ValueError, match="known: audio, cifar, coco, digits, folder, imagenet-90"):
         get_recipe("xyz")
 
 
@@ -91,6 +97,12 @@ def test_a_miniature_runs(name: str, photos: Path, tmp_path: Path) -> None:
     config = miniature(get_recipe(name))
     if isinstance(config, DetectionConfig):
         detects(config, tmp_path)
+        return
+    if isinstance(config, AudioConfig):
+        hears(config, tmp_path)
+        return
+    if isinstance(config, TextConfig):
+        writes(config, tmp_path)
         return
     if name != "digits":
         config = replace(config, data=replace(config.data, source=f"folder:{photos}"))
@@ -110,6 +122,25 @@ def detects(config: DetectionConfig, folder: Path) -> None:
     assert [row["epoch"] for row in result.history] == [1, 2]
     assert all(np.isfinite(row["train_loss"]) for row in result.history)
     load_detector(folder / "run").model()
+
+
+def hears(config: AudioConfig, folder: Path) -> None:
+    sound_sets = pytest.importorskip("sound_sets", reason="soundfile or torchaudio is not installed")
+    source = sound_sets.write_tones(folder / "tones", train=6, val=2)
+    config = replace(config, data=replace(config.data, source=f"audio:{source}"))
+    result = train_audio(config, run_dir=folder / "run")
+    assert [row["epoch"] for row in result.history] == [1, 2]
+    assert all(np.isfinite(row["train_loss"]) for row in result.history)
+    load_audio(folder / "run").model()
+
+
+def writes(config: TextConfig, folder: Path) -> None:
+    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 20)
+    config = replace(config, data=replace(config.data, source=f"text:{folder / 'text.txt'}"))
+    result = train_language_model(config, run_dir=folder / "run")
+    assert [row["epoch"] for row in result.history] == [1, 2]
+    assert len(load_language_model(folder / "run").classes) == 28
+    assert len(list(generate(load_language_model(folder / "run"), tokens=5))) == 6
 
 
 # Table 20 of the paper: depth, sizes; magnitude of RandAugment, dropout, stochastic depth.

@@ -6,6 +6,7 @@ neither inherit threads nor pay for the import.
     python killed_runs.py CONFIG.json RUN_DIR 'batch 5' validation best rename write 'time 0.4'
 """
 
+import json
 import os
 import signal
 import sys
@@ -16,9 +17,9 @@ from typing import Any
 
 import torch
 
-from lambdanets.train import checkpoint, load_config, saving
+from lambdanets.cli.tasks import TASKS
+from lambdanets.train import RunConfig, checkpoint, load_config, saving
 from lambdanets.train.classifier import Classifier
-from lambdanets.train.engine import train
 
 
 def die() -> None:
@@ -62,11 +63,13 @@ def arm(point: str) -> None:
 
 
 def main(config: str, run_dir: str, *points: str) -> None:
+    task = TASKS[json.loads(Path(config).read_text()).get("task", RunConfig.TASK)]
+    kind, train = task.config_class(), task.train_function()
     for number, point in enumerate([*points, "never"]):
         child = os.fork()
         if child == 0:
             arm(point)
-            train(load_config(Path(config)), run_dir=run_dir, resume=number > 0)
+            train(load_config(Path(config), kind), run_dir=run_dir, resume=number > 0)
             os._exit(0)
         if point.startswith("time"):
             time.sleep(float(point.split()[1]))

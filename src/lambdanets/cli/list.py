@@ -41,7 +41,7 @@ def _models(pattern: str) -> Table:
     made = table(name="left", parameters_M="right", image="right", description="wrap")
     for each in map(model_info, list_models(pattern)):
         channels, *sizes = each.image
-        colour = "grey" if channels == 1 else "RGB"
+        colour = {1: "grey", 3: "RGB"}.get(channels, f"of {channels} channels")
         millions = f"{each.parameters / 1e6:.2f}"
         made.add_row(each.name, millions, f"{grid(tuple(sizes))} {colour}", each.description)
     return made

@@ -14,6 +14,7 @@ from lambdanets.cli.errors import UsageError, as_usage_error, check_name, usage
 from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
 from lambdanets.cli.show_recipe import show_recipe
 from lambdanets.models import create_model
+from lambdanets.models.audio import AudioResNet
 from lambdanets.models.summary import Summary, summarise
 from lambdanets.ops import Plan
 from lambdanets.ops.hardware import compute_dtype
@@ -69,6 +70,8 @@ def run(
         sizes = None if size is None else _square(read_sizes("--size", size))
         with as_usage_error(f"{name} cannot be built with these options"), torch.device("meta"):
             built = create_model(name, **options)
+        if isinstance(built, AudioResNet):
+            raise UsageError(f"show is for models of images, and {name} takes sequences.")
         with as_usage_error(f"{name} cannot take images of this size"):
             summary = summarise(
                 built, sizes, batch=batch, train=train, dtype=getattr(torch, dtype), device=device

@@ -35,6 +35,8 @@ def write(program: ExportedProgram, file: Path, signature: Signature, opset: int
     with warnings.catch_warnings():
         # PyTorch 2.12 uses a class that it deprecates itself.
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec", FutureWarning)
+        # Two inputs share axes, such as the batch.
+        warnings.filterwarnings("ignore", "# The axis name", UserWarning)
         exported = torch.onnx.export(
             program,
             input_names=list(signature.inputs),

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,21 +23,13 @@ from lambdanets.ops.problem import Problem
 
 from .fuse_batch_norm import Projection, can_fuse, project_concatenated, project_fused
 from .memory_format import match_gradient_format, merge_heads
+from .pointwise import ChannelRMSNorm
 from .positions import resize_table, table_shape
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 NORMS = ("batch", "rms", None)
 """The norms that may follow the projections to queries and values."""
-
-
-class ChannelRMSNorm(nn.RMSNorm):
-    """RMS norm over the channels of `[b, c, *grid]`, separately at each position."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` `[b, c, *grid]` over its channels."""
-        weight = self.weight.to(x.dtype)  # under autocast the dtypes differ, and PyTorch would warn
-        return F.rms_norm(x.movedim(1, -1), self.normalized_shape, weight, self.eps).movedim(-1, 1)
 
 
 class LambdaLayer(nn.Module):

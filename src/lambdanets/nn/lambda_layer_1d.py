@@ -559,7 +559,7 @@ class LambdaLayer1d(LambdaLayer):
         """Return the output `[b, dim_out, n]` after the output norm and the gate."""
         if self.out_norm is not None:
             y = self._normalize_heads(y.mT).mT
-        return y if self.to_gate is None else y * F.silu(self.to_gate(x))
+        return y if self.to_gate is None else y * F.silu(project_concatenated(x, [self.to_gate])[0])
 
     def _normalize_heads(self, y: Tensor) -> Tensor:
         """Divide each head of an output `[..., dim_out]` by its root mean square, and scale it."""

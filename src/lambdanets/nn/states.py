@@ -31,6 +31,8 @@ class SequenceState:
     """Value of a field before the first element, where it is not 0."""
     accumulators: ClassVar[frozenset[str]] = frozenset()
     """Fields that are float32 at least, whatever the dtype of the layer is."""
+    integers: ClassVar[frozenset[str]] = frozenset({"length"})
+    """Fields that are int64."""
 
     length: Tensor
 
@@ -46,11 +48,22 @@ class SequenceState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by the names of their fields, without those that are None."""
-        return {name: x for name, x in vars(self).items() if x is not None}
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+
+    @classmethod
+    def dtype_of(cls, name: str, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype of a field in the states of layers of a dtype."""
+        if name in cls.integers:
+            return torch.int64
+        return torch.promote_types(dtype, torch.float32) if name in cls.accumulators else dtype
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Return a state with other tensors, by the names of `tensors()`."""
+        return replace(self, **tensors)
 
     def _map(self, function: Callable[[str, Tensor], Tensor]) -> Self:
         """Return a state whose tensors are the results of a function of their names and tensors."""
-        return replace(self, **{name: function(name, x) for name, x in self.tensors().items()})
+        return self.with_tensors({name: function(name, x) for name, x in self.tensors().items()})
 
     def detach(self) -> Self:
         """Return the state without its history in autograd: gradients stop here."""
@@ -67,10 +80,7 @@ class SequenceState:
             device, dtype = None, device
 
         def convert(name: str, x: Tensor) -> Tensor:
-            wanted = dtype if x.is_floating_point() else None
-            if wanted is not None and name in self.accumulators:
-                wanted = torch.promote_types(wanted, torch.float32)
-            return x.to(device=device, dtype=wanted)
+            return x.to(device=device, dtype=None if dtype is None else self.dtype_of(name, dtype))
 
         return self._map(convert)
 
@@ -134,9 +144,18 @@ class LambdaState(SequenceState):
 
 
 def join_states(states: Sequence[StateT]) -> StateT:
-    """Return the rows of several states of one layer as one state."""
-    joined = {name: torch.cat([state.tensors()[name] for state in states]) for name in states[0].tensors()}
-    return replace(states[0], **joined)
+    """Return the rows of several states of one layer as one state; shorter tensors get initial values."""
+    joined = {}
+    for name in states[0].tensors():
+        parts = [state.tensors()[name] for state in states]
+        shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+        rows, value = sum(map(len, parts)), states[0].initial_values.get(name, 0)
+        joined[name] = parts[0].new_full((rows, *shape), value)
+        first = 0
+        for part in parts:
+            joined[name][(slice(first, first + len(part)), *map(slice, part.shape[1:]))] = part
+            first += len(part)
+    return states[0].with_tensors(joined)
 
 
 def check_state(
@@ -176,9 +195,8 @@ def check_state(
             raise ValueError(
                 f"the state is of another layer: its {name} is {found}, this layer needs {needed}"
             )
-    accumulator_dtype = torch.promote_types(dtype, torch.float32)
     for name, x in tensors.items():
-        expected = accumulator_dtype if name in kind.accumulators else dtype
+        expected = kind.dtype_of(name, dtype)
         if x.dtype != expected or x.device != device:
             raise ValueError(
                 f"the state's {name} is {x.dtype} on {x.device}, this layer needs {expected} on {device}: "

@@ -19,15 +19,16 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .content import causal_content_in_chunks
 from .kernels.native import causal_content as recurrence
+from .kernels.native import convert
 from .memory_layout import memory_layout_of, new_output
 from .planner import has_native_content, is_recurrence
 from .position import (
     allows_native_content,
     gradients_in_operator,
     gradients_of_gradients,
+    is_eager,
     is_native_here,
     like_input,
-    may_skip_operator,
 )
 from .problem import Problem
 
@@ -103,13 +104,15 @@ def _output(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Return the result of `causal_content_output`, or None where no custom operator may compute it.
 
-    The operator is skipped where it is not needed.
+    The operator is for graphs and modes; eager calls do without.
     """
-    arguments = (q, k, v, log_norm, summary, decay, mask)
-    if may_skip_operator(*arguments):
-        return _compute(*arguments, memory_layout_of(q))
-    if allows_native_content(*_given(arguments)):
-        return causal_content_output(*arguments, memory_layout_of(q))
+    tensors, memory_layout = (q, k, v, log_norm, summary, decay, mask), memory_layout_of(q)
+    if is_eager(*tensors):
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+            return _CausalContent.apply(*tensors, memory_layout)
+        return _compute(*tensors, memory_layout)
+    if allows_native_content(*_given(tensors)):
+        return causal_content_output(*tensors, memory_layout)
     return None
 
 
@@ -265,9 +268,27 @@ def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _output_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the gradients of all arguments of `causal_content_output`."""
-    needs_grad = list(ctx.needs_input_grad[:6])
-    found = causal_content_gradients(*upstream, *ctx.saved_tensors, needs_grad)
+    needs_grad, saved = list(ctx.needs_input_grad[:6]), ctx.saved_tensors
+    if not torch.is_grad_enabled() and is_native_here(saved[0]) and is_eager(*upstream, *saved):
+        q, k, v, log_norm, summary, decay, mask = saved
+        found = recurrence.gradients(upstream, q, k, v, log_norm, summary, decay, mask, needs_grad)
+        found = [x if dx is None else convert(dx, x.dtype) for x, dx in zip(saved, found, strict=False)]
+    else:
+        found = causal_content_gradients(*upstream, *saved, needs_grad)
     return *(x if needed else None for x, needed in zip(found, needs_grad, strict=True)), None, None
+
+
+class _CausalContent(torch.autograd.Function):
+    """`causal_content_output` in eager calls."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        _save_output(ctx, arguments, None)
+        return _compute(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _output_backward(ctx, *upstream)
 
 
 def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:

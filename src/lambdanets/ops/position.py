@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
@@ -142,26 +142,25 @@ def is_observed() -> bool:
     )
 
 
-def may_skip_operator(*tensors: Tensor | None) -> bool:
-    """Return whether an operator's implementation may be called itself, which takes less time.
+def is_eager(*tensors: Tensor | None) -> bool:
+    """Return whether nothing but autograd observes operations on tensors, all of which are plain; None is.
 
-    It may in eager mode on plain tensors, if no gradients follow and nothing observes the operations.
+    A function of the native library may then be called without a custom operator, whose call takes longer
+    than the function on a short sequence.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        or is_observed()
-        or forward_ad._current_level >= 0
-    ):
-        return False
-    grad_enabled = torch.is_grad_enabled()
-    return all(x is None or _is_plain(x, grad_enabled) for x in tensors)
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and not is_observed()
+        and forward_ad._current_level < 0
+        and all(x is None or _is_plain(x) for x in tensors)
+    )
 
 
-def _is_plain(x: Tensor, grad_enabled: bool) -> bool:
-    """Return whether a tensor is no subclass, has its values in memory, and its operations need no record."""
+def _is_plain(x: Tensor) -> bool:
+    """Return whether a tensor is of no subclass, and has its values in memory as they are."""
     plain = type(x) is Tensor or type(x) is torch.nn.Parameter
-    return plain and not x.is_neg() and not (grad_enabled and x.requires_grad)
+    return plain and not x.is_neg() and not is_legacy_batchedtensor(x)
 
 
 def allows_native_content(*tensors: Tensor) -> bool:

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_legacy_batchedtensor
 
 from .kernels import native
 from .kernels.native import projection
 from .kernels.native.projection import Norm
-from .position import is_forward_mode, is_observed
+from .position import is_eager, is_forward_mode, is_observed
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -47,7 +46,7 @@ def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]
         and x.dtype in DTYPES
         and x.ndim > 2
         and 0 < len(weights) <= projection.MAX_PARTS
-        and all(map(_is_alike, repeat(x), [x, *tensors]))
+        and all(map(is_plain, repeat(x), [x, *tensors]))
         and all(t.is_contiguous() for t in tensors)
         and _have_right_sizes(x, weights, norms)
         and projection.has_native_strides(x)
@@ -59,7 +58,7 @@ def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]
     )
 
 
-def _is_alike(x: Tensor, tensor: Tensor) -> bool:
+def is_plain(x: Tensor, tensor: Tensor) -> bool:
     """Return whether a tensor is a plain one with the dtype and the device of x.
 
     A tensor that PyTorch negates when it reads it, as the imaginary part of a conjugate, is not plain.
@@ -127,14 +126,8 @@ class _Projections(torch.autograd.Function):
     def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *weights = ctx.saved_tensors
         needs_x, *needs_weights = ctx.needs_input_grad
-        if (
-            torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or is_observed()
-            or any(is_legacy_batchedtensor(each) or each.is_neg() for each in g)
-        ):
-            # PyTorch's own gradients: for second derivatives, in graphs, under vmap and dispatch modes, for
-            # gradients that are negated when they are read.
+        if torch.is_grad_enabled() or not is_eager(*g):
+            # For second derivatives, in graphs, and where something observes the operations.
             found = [_convolution_backward(each, x, w) for each, w in zip(g, weights, strict=True)]
             dx, d_weights = zip(*found, strict=True)
             return reduce(torch.add, dx), *d_weights

@@ -19,7 +19,7 @@ from .functional import lambda_layer
 from .kernels import native
 from .kernels.native import step as native_step
 from .kernels.native.step import Layer
-from .position import may_skip_operator
+from .position import is_eager
 
 
 class Recurrence(NamedTuple):
@@ -252,9 +252,11 @@ def is_native_step(shaped: Iterable[tuple[Tensor | None, tuple[int, ...]]], *oth
             if x.shape != shape or x.dtype != dtype or not x.is_cpu:
                 return False
             given.append(x)
+    tensors = [*given, *(x for x in others if x is not None)]
     return (
         dtype in native_step.DTYPES
-        and may_skip_operator(*given, *others)
+        and is_eager(*tensors)
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
         and not torch.is_autocast_enabled("cpu")
         and native.library.unavailable() is None
     )

@@ -4,6 +4,7 @@ To add a recipe, write a module in this folder with a function decorated with `r
 title and the sections Follows, Expect or Measured, Needs, and Command. No other file changes.
 """
 
+from lambdanets.recipes.audio import audio as audio
 from lambdanets.recipes.cifar import cifar as cifar
 from lambdanets.recipes.coco import coco as coco
 from lambdanets.recipes.cost import TrainingCost as TrainingCost
@@ -21,5 +22,6 @@ from lambdanets.recipes.registry import import_recipes
 from lambdanets.recipes.registry import list_recipes as list_recipes
 from lambdanets.recipes.registry import miniature as miniature
 from lambdanets.recipes.registry import recipe as recipe
+from lambdanets.recipes.text import text as text
 
 import_recipes(__path__)

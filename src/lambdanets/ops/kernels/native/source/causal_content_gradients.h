@@ -10,7 +10,8 @@
 //
 // A decay adds to the key of element m, in proportion to the number of visible elements up to m. So its
 // gradient is the sum of the products of that number and dk_m, which is the sum over the visible elements n
-// of that of dk_m over m >= n; the final log norm has the negative of the number of all elements.
+// of that of dk_m over m >= n; the final log norm has the negative of the number of all elements. The sum
+// over m >= n is the negative gradient of the log norm before n: c - S . T, from which each chunk begins.
 #pragma once
 
 #include "causal_content_steps.h"
@@ -61,6 +62,7 @@ class CausalContentGradients : CausalContent<T> {
         T *later, *d_decay;           // the sum of dk from a position on, and that of such sums
         T* products;                  // of all positions
         T* states;                    // of the weights, before each chunk
+        T* summaries;                 // S before each chunk, for the gradient of the decay
 
         Scratch(Arena& arena, const CausalContentGradients& pass) : Base::Scratch(arena, pass) {
             const Index heads = POSITIONS * pass.call.heads, width = pass.largest_block();
@@ -82,6 +84,7 @@ class CausalContentGradients : CausalContent<T> {
             d_decay = arena.take<T>(columns);
             products = arena.take<T>(pass.key_size());
             states = arena.take<T>(pass.chunks * pass.state_size());
+            summaries = arena.take<T>(pass.call.d_decay.data ? pass.chunks * columns * width : 0);
         }
     };
 
@@ -156,6 +159,10 @@ class CausalContentGradients : CausalContent<T> {
         for (Index chunk = 0; chunk < Base::chunks; ++chunk) {
             const Positions some = Base::positions(example, chunk);
             std::memcpy(states(chunk, scratch), scratch.state, Base::state_size() * sizeof(T));
+            if (call.d_decay.data) {
+                const Index size = columns * Base::block_values(block);
+                std::memcpy(scratch.summaries + chunk * size, scratch.outside, size * sizeof(T));
+            }
             Base::pack_keys(example, some, scratch.keys);
             Base::weigh(some, scratch);
             if (!call.dq.data && !needs_products()) continue;
@@ -200,7 +207,7 @@ class CausalContentGradients : CausalContent<T> {
                     clear(step.dk + i * columns, columns);
                     clear(step.dv + i * call.dim_u * padded, call.dim_u * padded);
                 }
-            if (call.d_decay.data) add_decay(some, step.dk, scratch);
+            if (call.d_decay.data) add_decay(some, step.dk, step.width, chunk, scratch);
             if (call.dk.data && blocks == 1) write_keys(example, some, step.dk);
             if (call.dv.data) write_values(example, some, block, padded, step.dv);
         }
@@ -253,8 +260,11 @@ class CausalContentGradients : CausalContent<T> {
         });
     }
 
-    // Adds the part of a chunk to the gradient of the decay.
-    void add_decay(const Positions& some, const T* dk, const Scratch& scratch) const {
+    // Adds the part of a chunk to the gradient of the decay, after the other steps for the chunk.
+    void add_decay(
+        const Positions& some, const T* dk, Index width, Index chunk, const Scratch& scratch
+    ) const {
+        const T *gradient = scratch.outside, *summary = scratch.summaries + chunk * columns * width;
         for (Index j = 0; j < columns; j += LANES<T>) {
             Vector<T> later = load(scratch.later + j), part{};
             for (Index i = some.count - 1; i >= 0; --i) {
@@ -262,8 +272,11 @@ class CausalContentGradients : CausalContent<T> {
                 later += load(dk + i * columns + j);
                 part += later;
             }
-            store(scratch.later + j, later);
             store(scratch.d_decay + j, load(scratch.d_decay + j) + part);
+            later = load(scratch.outside_sum + j);
+            for (Index i = 0; i < width; ++i, gradient += LANES<T>, summary += LANES<T>)
+                later -= load(gradient) * load(summary);
+            store(scratch.later + j, later);
         }
     }
 

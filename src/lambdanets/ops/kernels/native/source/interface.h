@@ -100,6 +100,16 @@ typedef struct {
     LambdanetsProjectionPart part[LAMBDANETS_MAX_PARTS];
 } LambdanetsProjection;
 
+// The arguments of the RMS norm of rows; all tensors are contiguous.
+typedef struct {
+    int64_t isa, itemsize, threads;  // as above, without bfloat16
+    LambdanetsParallelFor parallel_for;
+    int64_t rows, channels;
+    LambdanetsTensor x, weight, y;      // [n, c], [c] and [n, c]
+    LambdanetsTensor g, dx, d_weight;   // gradient of y, and those of x and the weight
+    double epsilon;
+} LambdanetsRmsNorm;
+
 enum LambdanetsNormalization { LAMBDANETS_SOFTMAX = 0, LAMBDANETS_L2 = 1, LAMBDANETS_NONE = 2 };
 
 // The arguments of one step of the causal operator, and of a layer around it if x is given: queries, keys and
@@ -152,8 +162,8 @@ const char* lambdanets_isa(void);
 // causal content part into y, and the final state; causal_content_gradients writes those of dq, dk, dv,
 // d_decay and the gradient of the initial state that are given. content_output writes the content lambda;
 // content_gradients writes those of dk and dv that are given. projection_output writes all y, with the norms
-// applied; projection_gradients, without norms, writes dx and those of d_weight that are given. step_output
-// writes y and the next state.
+// applied; projection_gradients, without norms, writes dx and those of d_weight that are given. rms_norm_output
+// writes y, rms_norm_gradients those of dx and d_weight that are given. step_output writes y and the next state.
 #define LAMBDANETS_FUNCTIONS(EACH)                          \
     EACH(position_output, LambdanetsCall)                   \
     EACH(position_gradients, LambdanetsCall)                \
@@ -163,4 +173,6 @@ const char* lambdanets_isa(void);
     EACH(content_gradients, LambdanetsContent)              \
     EACH(projection_output, LambdanetsProjection)           \
     EACH(projection_gradients, LambdanetsProjection)        \
+    EACH(rms_norm_output, LambdanetsRmsNorm)                \
+    EACH(rms_norm_gradients, LambdanetsRmsNorm)             \
     EACH(step_output, LambdanetsStep)

@@ -8,6 +8,7 @@
 #include "output.h"
 #include "projection_gradients.h"
 #include "projection_output.h"
+#include "rms_norm.h"
 
 #if defined(ISA_AVX512)
 #define FUNCTION(name) lambdanets_##name##_avx512
@@ -89,6 +90,14 @@ int FUNCTION(projection_gradients)(const LambdanetsProjection* call) {
     if (call->itemsize == sizeof(double)) return ProjectionGradients<double>(*call).run();
     return ProjectionGradients<float>(*call).run();
 }
+
+int FUNCTION(rms_norm_output)(const LambdanetsRmsNorm* call) {
+    return call->itemsize == sizeof(double) ? RmsNorm<double>(*call).output() : RmsNorm<float>(*call).output();
+}
+
+int FUNCTION(rms_norm_gradients)(const LambdanetsRmsNorm* call) {
+    if (call->itemsize == sizeof(double)) return RmsNorm<double>(*call).gradients();
+    return RmsNorm<float>(*call).gradients();
 
 int FUNCTION(step_output)(const LambdanetsStep* call) {
     if (call->itemsize == sizeof(double)) return LayerStep<double>(*call).run();

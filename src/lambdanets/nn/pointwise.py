@@ -1,0 +1,46 @@
+"""Modules that map the channels of each position, by the native library on CPUs where it serves the call."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lambdanets.ops.projection import is_native, project
+from lambdanets.ops.rms_norm import rms_norm
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMS norm over the last axis, with a weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` `[..., c]` over its last axis."""
+        assert self.eps is not None
+        # Under autocast the dtypes differ, and PyTorch would warn.
+        return rms_norm(x, self.weight.to(x.dtype), self.eps)
+
+
+class ChannelRMSNorm(RMSNorm):
+    """RMS norm over the channels of `[b, c, *grid]`, separately at each position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` `[b, c, *grid]` over its channels."""
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+            weight = self.weight.to(x.dtype)
+            return F.rms_norm(x.movedim(1, -1), self.normalized_shape, weight, self.eps).movedim(-1, 1)
+        else:
+            return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Linear(nn.Linear):
+    """Linear map of the last axis; without a bias the native library computes it, forward and backward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `x` `[..., in]` to `[..., out]`."""
+        if self.bias is None and x.ndim > 1 and x.is_contiguous():
+            positions = x.flatten(0, -2)[None].mT  # [1, in, n]
+            weight = self.weight[:, :, None]
+            if is_native(positions, [weight]):
+                (y,) = project(positions, [weight])
+                return y.mT[0].unflatten(0, x.shape[:-1])
+        return super().forward(x)

@@ -1,0 +1,197 @@
+"""Language models through the command line: training, measuring, and texts as they are written."""
+
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.Popen[str]]
+
+LINES = "".join(f"The {number}th fox jumps over the lazy dog.\n" for number in range(40))
+SETTINGS = (
+    "model.options.dim=16", "model.options.depth=1", "model.options.num_heads=2", "data.context=16",
+    "data.windows=16", "engine.threads=1", "sample.tokens=20",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "book.txt"
+    path.write_text(LINES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def writer(command: Command, book: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that trained a language model, with what the command printed."""
+    folder = tmp_path_factory.mktemp("runs") / "writer"
+    changes = [word for setting in SETTINGS for word in ("--set", setting)]
+    done = command(
+        "train", "text", "--data", f"text:{book}", "--epochs", 2, "--batch-size", 4, "--out", folder, *changes
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder
+
+
+def test_train_prints_the_loss_in_bits_and_the_next_step(writer: Path) -> None:
+    shown = (writer / "printed.txt").read_text()
+    assert re.search(
+        r"epoch 1/2  train \d\.\d{3}  val \d\.\d{4}, \d\.\d{3} bits/byte  [\d,.]+ tokens/s", shown
+    )
+    assert "1,359 training and 151 validation characters, 33 different tokens" in shown
+    assert re.search(r"best +validation loss \d\.\d{4} nats, \d\.\d{4} bits per byte, perplexity", shown)
+    assert shown.endswith(f"See its results: lambdanets generate {writer} --tokens 500\n")
+
+
+def test_eval_prints_and_writes_bits(inside: Command, writer: Path, book: Path, tmp_path: Path) -> None:
+    done = inside("eval", writer, "--json", tmp_path / "own.json")
+    assert done.returncode == 0, done.stderr
+    own = json.loads((tmp_path / "own.json").read_text())
+    assert own["tokens"] == 150
+    assert own["context"] == 16
+    for words in (
+        f"loss (nats per character) {own['loss']:.4f}",
+        f"bits per byte {own['bits_per_byte']:.4f}",
+    ):
+        assert words in " ".join(done.stdout.split())
+    other = tmp_path / "other.txt"
+    other.write_text("The lazy dog jumps.\r\n" * 3)
+    done = inside(
+        "eval", writer, "--data", f"text:{other}", "--json", tmp_path / "other.json", "--context", 8
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "other.json").read_text())
+    assert (found["tokens"], found["context"]) == (59, 8)
+    # The run's own text keeps its split, whatever its path.
+    inside("eval", writer, "--data", f"text:{book.parent}/./book.txt", "--json", tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text())["loss"] == own["loss"]
+
+
+def test_predict_measures_each_file(inside: Command, writer: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "good.txt").write_text("The lazy dog jumps.\n")
+    (folder / "bad.txt").write_bytes(b"The lazy d\xffg.\n")
+    (tmp_path / "other.md").write_text("Le café\n")
+    words = [folder, tmp_path / "other.md", "--json", tmp_path / "found.json"]
+    done = inside("predict", writer, *words)
+    assert done.returncode == 0, done.stderr
+    bad, good, other = json.loads((tmp_path / "found.json").read_text())
+    assert good["tokens"] == 19
+    assert good["bits_per_byte"] == pytest.approx(good["loss"] * 1.4426950408889634)
+    assert "bad.txt is not UTF-8: byte 10 is 0xff" in bad["error"]
+    assert "'é' is not among the 33 characters" in other["error"] or "are not among" in other["error"]
+    assert "good.txt" in done.stdout
+    assert done.stderr.count("skipped ") == 2
+    assert inside("predict", writer, *words, "--strict").returncode == 1
+    assert inside("predict", writer, tmp_path / "other.md").returncode == 1
+
+
+def test_generate_prints_the_prompt_and_its_continuation(command: Command, writer: Path) -> None:
+    texts = [
+        command("generate", writer, "--prompt", "The ", "--tokens", 50, "--seed", seed) for seed in (1, 1, 2)
+    ]
+    for done in texts:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("The ")
+        assert len(done.stdout) == 4 + 50 + 1
+    assert texts[0].stdout == texts[1].stdout != texts[2].stdout
+
+
+def test_generate_starts_without_a_prompt(inside: Command, writer: Path) -> None:
+    shown = [
+        inside("generate", writer, "--tokens", 20, "--temperature", 0, *words).stdout
+        for words in ((), ("--prompt", ""), ("--prompt", "\n"), ("--top-k", 3, "--weights", "last"))
+    ]
+    assert shown[0] == shown[1] == shown[2].removeprefix("\n")
+    assert len(shown[0]) == 21
+
+
+def test_generate_prints_each_token_as_it_is_written(start: Start, writer: Path) -> None:
+    process = start("generate", writer, "--prompt", "The ", "--tokens", 1_000_000)
+    assert process.stdout is not None
+    assert process.stdout.read(4 + 20).startswith("The ")
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert out.endswith("\n")
+
+
+def test_a_closed_pipe_is_no_failure(start: Start, writer: Path) -> None:
+    process = start("generate", writer, "--tokens", 1_000_000)
+    assert process.stdout is not None
+    assert len(process.stdout.read(10)) == 10
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--prompt", "Café"), "'C', 'é' are not among the 33 characters of the model's vocabulary."),
+        (("--temperature", "-1"), "--temperature must be at least 0, got -1."),
+        (("--temperature", "nan"), "--temperature must be at least 0, got nan."),
+        (("--tokens", "0"), "--tokens must be at least 1, got 0."),
+        (("--top-k", "0"), "--top-k must be at least 1, got 0."),
+        (("--top-p", "0"), "--top-p must be above 0 and at most 1, got 0."),
+        (("--seed", "-1"), "--seed must be at least 0, got -1."),
+    ],
+)
+def test_generate_refuses_in_one_sentence(
+    inside: Command, writer: Path, words: tuple[str, ...], sentence: str
+) -> None:
+    done = inside("generate", writer, *words)
+    assert done.returncode in (1, 2)
+    assert done.stdout == ""
+    assert done.stderr == f"lambdanets: {sentence}\n"
+
+
+def test_verbs_for_other_runs_refuse_a_language_model(
+    inside: Command, writer: Path, book: Path, trained: Path, tmp_path: Path
+) -> None:
+    for words, sentence in (
+        (("export", writer, "--format", "onnx"), "export is for runs of a classifier or a detector, and"),
+        (("eval", writer, "--size", 8), "--size is for runs of a classifier or a detector, and"),
+        (("eval", writer, "--crop", 0.9), "--crop is for runs of a classifier, and"),
+        (("predict", writer), "name files of text, or folders of them."),
+        (("predict", writer, "--samples", 3), "--samples is for runs of a classifier or a detector, and"),
+        (
+            ("pseudo-label", writer, "--data", "digits", "--out", tmp_path / "a.csv"),
+            "of a run of text, not of",
+        ),
+        (("shard", f"text:{book}", "--out", tmp_path / "shards"), "is text, for a language model"),
+        (("generate", trained), "generate is for runs of a language model, and"),
+        (("generate", tmp_path), "is no run"),
+        (("eval", trained, "--context", 8), "--context is for runs of a language model, and"),
+        (
+            ("train", "digits", "--data", f"text:{book}"),
+            "is text, for a language model: train the recipe text",
+        ),
+        (("train", "text", "--data", "folder:photos"), "data.source must be text:FILE or text:FOLDER"),
+        (("train", "text", "--data", f"text:{tmp_path / 'none'}"), "there is no file or folder"),
+        (
+            ("train", "text", "--model", "lambda_resnet50"),
+            "there is no language model named 'lambda_resnet50'",
+        ),
+        (("train", "text", "--set", "model.options.dim=0"), "dim must be at least 1"),
+    ):
+        done = inside(*words)
+        assert done.returncode in (1, 2), words
+        assert sentence in done.stderr, words
+        assert done.stderr.count("\n") == 1, words
+
+
+def test_list_and_show_have_the_recipe_and_the_source(inside: Command) -> None:
+    shown = inside("list").stdout
+    assert re.search(r"text +lambda_lm_mini +text:book\.txt", shown)
+    assert re.search(r"text:PATH +for language models", shown)
+    assert "data.context=64" in inside("show", "text").stdout
