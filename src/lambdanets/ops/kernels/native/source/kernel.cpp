@@ -98,6 +98,7 @@ int FUNCTION(rms_norm_output)(const LambdanetsRmsNorm* call) {
 int FUNCTION(rms_norm_gradients)(const LambdanetsRmsNorm* call) {
     if (call->itemsize == sizeof(double)) return RmsNorm<double>(*call).gradients();
     return RmsNorm<float>(*call).gradients();
+}
 
 int FUNCTION(step_output)(const LambdanetsStep* call) {
     if (call->itemsize == sizeof(double)) return LayerStep<double>(*call).run();
