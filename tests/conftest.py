@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch.jit import _builtins
 
+from lambdanets.ops.kernels import native
+
 if (
     find_spec("hypothesis") is not None
 ):  # a machine with a GPU may not have it, nor do the tests of a GPU need it
@@ -107,3 +109,22 @@ def poisoned_memory() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
     torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+BEST = "base" if native.library.unavailable() else native.isa()
+
+
+@pytest.fixture(params=[name for name, number in native.ISAS.items() if number <= native.ISAS[BEST]])
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each instruction set that this CPU has."""
+    monkeypatch.setenv(native.ISA_VARIABLE, request.param)
+    assert native.isa() == request.param
+    return request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Give the number of threads back after the test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -159,9 +159,9 @@ def test_a_layer_equals_the_loops_of_its_formulas(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@settings(max_examples=8)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5))
-def test_any_chunks_and_steps_give_the_result_of_the_whole(name: str, sizes: list[int]) -> None:
+def test_any_chunks_and_steps_give_the_result_of_the_whole(name: str, sizes: list[int], way: str) -> None:
     layer, x = make(**OPTIONS[name]), sequences(2, sum(sizes))
     y, state = layer(x, return_state=True)
     for given_y, given_state in (in_chunks(layer, x, sizes), in_steps(layer, x)):
@@ -317,7 +317,7 @@ def test_a_state_has_a_constant_size_and_converts() -> None:
 
 
 @pytest.mark.parametrize("value", [80.0, -80.0, 0.0])
-def test_keys_far_from_zero_and_constant_keys_stay_finite(value: float) -> None:
+def test_keys_far_from_zero_and_constant_keys_stay_finite(value: float, way: str) -> None:
     layer, x = make(decay=True).float(), sequences(2, 50).float()
     with torch.no_grad():
         layer.to_keys.weight.fill_(0 if value == 0 else value / x.sum(1).abs().max())

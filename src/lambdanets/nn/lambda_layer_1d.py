@@ -27,8 +27,9 @@ from lambdanets.ops.recurrent import (
 )
 
 from .fuse_batch_norm import can_concatenate, is_unmodified, project_concatenated
-from .lambda_layer import ChannelRMSNorm, LambdaLayer, checked_source
+from .lambda_layer import LambdaLayer, checked_source
 from .memory_format import match_gradient_format, merge_heads
+from .pointwise import ChannelRMSNorm
 from .rows import PaddedRows, check_boundaries, group_sequences, restore_order
 from .states import LambdaState, check_state, join_states
 

@@ -210,20 +210,26 @@ def _next_lambda(
     before, summary = state.log_norm, state.summary
     assert summary is not None
     keys, values = k.to(summary.dtype), v.to(summary.dtype)[:, None, None]  # [b, g, k, u], [b, 1, 1, v, u]
+    forget = None if decay is None else torch.exp(-decay)
     if normalize == "none":
-        kept = summary if decay is None else summary * torch.exp(-decay)[:, None]
+        kept = summary if forget is None else summary * forget[:, None]
         return None, kept + keys[..., None, :] * values
     assert before is not None
-    before = before if decay is None else before - decay
     if normalize == "softmax":
+        before = before if decay is None else before - decay
         log_norm = torch.logaddexp(before, keys)
-        kept, weight = torch.exp(before - log_norm), torch.exp(keys - log_norm)
+        # A column whose keys are all -infinity so far adds nothing.
+        divisor = log_norm.clamp_min(torch.finfo(log_norm.dtype).min)
+        kept, weight = torch.exp(before - divisor), torch.exp(keys - divisor)
     else:
         past = before.exp()
-        squared = past.square() + keys.square()
+        remaining, stored = past, past.clamp_min(NORM_EPS)
+        if forget is not None:
+            remaining, stored = remaining * forget, stored * forget
+        squared = remaining.square() + keys.square()
         norm = squared.clamp_min(NORM_EPS**2).sqrt()
         log_norm = torch.where(squared > 0, norm, 0).log()
-        kept, weight = past.clamp_min(NORM_EPS) / norm, keys / norm
+        kept, weight = stored / norm, keys / norm
     return log_norm, kept[..., None, :] * summary + weight[..., None, :] * values
 
 

@@ -186,11 +186,13 @@ class Step {
             const Index count = columns - j;
             const Vector<T> key = load_first(keys + j, count);
             const Vector<T> decay = call.decay ? load_first(array(call.decay) + j, count) : Vector<T>{};
-            Vector<T> keep = exponential<T>(-decay), weight = key;
-            if (call.normalize != LAMBDANETS_NONE) {
-                Vector<T> z = load_first(array(call.log_norm) + first + j, count) - decay;
-                call.normalize == LAMBDANETS_SOFTMAX ? weigh_softmax(key, z, keep, weight)
-                                                     : weigh_l2(key, z, keep, weight);
+            Vector<T> keep{}, weight = key;
+            if (call.normalize == LAMBDANETS_NONE) {
+                keep = exponential<T>(-decay);
+            } else {
+                Vector<T> z = load_first(array(call.log_norm) + first + j, count);
+                call.normalize == LAMBDANETS_SOFTMAX ? weigh_softmax(key, decay, z, keep, weight)
+                                                     : weigh_l2(key, decay, z, keep, weight);
                 store_first(array(call.next_log_norm) + first + j, z, count);
             }
             // The vectors at the end of a set reach into the next one, which is written after it.
@@ -199,8 +201,11 @@ class Step {
         }
     }
 
-    static void weigh_softmax(Vector<T> key, Vector<T>& z, Vector<T>& keep, Vector<T>& weight) {
+    static void weigh_softmax(
+        Vector<T> key, Vector<T> decay, Vector<T>& z, Vector<T>& keep, Vector<T>& weight
+    ) {
         const Vector<T> one = Vector<T>{} + T(1);
+        z -= decay;
         const auto rises = key > z;
         const Vector<T> largest = rises ? key : z;
         // A column whose keys are all -infinity so far stays as it is.
@@ -213,14 +218,17 @@ class Step {
         z = largest + logarithm<T>(total);
     }
 
-    // z is the logarithm of the L2 norm of the keys.
-    static void weigh_l2(Vector<T> key, Vector<T>& z, Vector<T>& keep, Vector<T>& weight) {
+    // z is the logarithm of the L2 norm of the keys, and the content lambda is divided by at least LEAST.
+    static void weigh_l2(
+        Vector<T> key, Vector<T> decay, Vector<T>& z, Vector<T>& keep, Vector<T>& weight
+    ) {
         constexpr T LEAST = T(1e-12);  // NORM_EPS of ops/content.py
-        const Vector<T> one = Vector<T>{} + T(1);
-        const Vector<T> before = exponential<T>(z), squared = before * before + key * key;
-        Vector<T> norm = squared < LEAST * LEAST ? Vector<T>{} + LEAST * LEAST : squared;
+        const Vector<T> one = Vector<T>{} + T(1), least = Vector<T>{} + LEAST;
+        const Vector<T> before = exponential<T>(z), forget = exponential<T>(-decay);
+        const Vector<T> squared = before * forget * (before * forget) + key * key;
+        Vector<T> norm = squared < LEAST * LEAST ? least * least : squared;
         for (Index i = 0; i < LANES<T>; ++i) norm[i] = std::sqrt(norm[i]);
-        keep = (before < LEAST ? Vector<T>{} + LEAST : before) / norm;
+        keep = (before < LEAST ? least : before) * forget / norm;
         weight = key / norm;
         const auto below = norm < one;
         const Vector<T> log = logarithm<T>(below ? one / norm : norm);
