@@ -18,6 +18,9 @@ from .registry import create_model as create_model
 from .registry import list_models as list_models
 from .registry import model_info as model_info
 from .resnet import ResNet as ResNet
+from .sequence import LANGUAGE_MODELS as LANGUAGE_MODELS
+from .sequence import LambdaLM as LambdaLM
+from .sequence import create_language_model as create_language_model
 from .weight_files import WeightsError as WeightsError
 from .weight_files import save_for_hub as save_for_hub
 from .weights import load_weights as load_weights

@@ -1,6 +1,7 @@
-"""The operators that may replace the 3x3 convolution in the blocks of a ResNet.
+"""The operators that may replace the 3x3 convolution in the blocks of a ResNet, and those on sequences.
 
-To add an operator, write its module in `lambdanets.nn`, export it there, and register it in `OPERATORS`.
+To add an operator, write its module in `lambdanets.nn`, export it there, and register it in `OPERATORS`, or
+for models of sequences in `SEQUENCE_OPERATORS`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ from timm.models import register_notrace_module
 from torch import nn
 
 from lambdanets.nn import (
+    Attention1d,
     AxialAttention2d,
+    Convolution1d,
     GlobalAttention2d,
+    GRU1d,
+    LambdaLayer1d,
     LambdaLayer2d,
+    LinearAttention1d,
     LinearAttention2d,
     LocalAttention2d,
 )
@@ -149,3 +155,39 @@ for _operator in OPERATORS.values():
     # torch.fx never traces into the modules of torch.nn.
     if _operator.layer is not nn.Conv2d:
         register_notrace_module(_operator.layer)
+
+
+def _lambda_1d(width: int, num_heads: int, *, causal: bool, **options: Any) -> nn.Module:
+    return LambdaLayer1d(
+        width, num_heads=num_heads, causal=causal, **({"scope": 23, "norm": "rms"} | options)
+    )
+
+
+def _attention_1d(width: int, num_heads: int, *, causal: bool, **options: Any) -> nn.Module:
+    return Attention1d(width, num_heads=num_heads, causal=causal, **options)
+
+
+def _linear_attention_1d(width: int, num_heads: int, *, causal: bool, **options: Any) -> nn.Module:
+    return LinearAttention1d(width, num_heads=num_heads, causal=causal, **options)
+
+
+def _conv_1d(width: int, num_heads: int, *, causal: bool, **options: Any) -> nn.Module:
+    return Convolution1d(width, causal=causal, **options)
+
+
+def _gru_1d(width: int, num_heads: int, *, causal: bool, **options: Any) -> nn.Module:
+    return GRU1d(width, causal=causal, **options)
+
+
+SEQUENCE_OPERATORS: dict[str, Callable[..., nn.Module]] = {
+    "lambda": _lambda_1d,
+    "attention": _attention_1d,
+    "linear_attention": _linear_attention_1d,
+    "conv": _conv_1d,
+    "gru": _gru_1d,
+}
+"""Constructors of the layers on sequences, called as `build(width, num_heads, causal=, **options)`.
+
+Options are those of the layer, with device and dtype of the parameters. A layer maps `[b, width, n]` to
+`[b, dim_out, n]`, where `dim_out` is an attribute of the layer. Convolutions and GRUs have no heads.
+"""

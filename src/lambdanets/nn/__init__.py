@@ -10,11 +10,15 @@ padded and packed rows in `rows`; `fuse_batch_norm`, `memory_format` and `positi
 `global_attention`. `blocks` has the residual blocks around any of them.
 """
 
+from .attention_1d import Attention1d as Attention1d
 from .axial_attention import AxialAttention2d as AxialAttention2d
+from .convolution_1d import Convolution1d as Convolution1d
 from .global_attention import GlobalAttention2d as GlobalAttention2d
+from .gru_1d import GRU1d as GRU1d
 from .lambda_layer import LambdaLayer as LambdaLayer
 from .lambda_layer import LambdaLayer2d as LambdaLayer2d
 from .lambda_layer import LambdaLayer3d as LambdaLayer3d
 from .lambda_layer_1d import LambdaLayer1d as LambdaLayer1d
 from .linear_attention import LinearAttention2d as LinearAttention2d
+from .linear_attention_1d import LinearAttention1d as LinearAttention1d
 from .local_attention import LocalAttention2d as LocalAttention2d

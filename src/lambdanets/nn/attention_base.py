@@ -78,6 +78,20 @@ class Projections(nn.Module):
         return y.unflatten(1, (3, self.num_heads, -1))
 
 
+def check_sizes(dim: int, dim_out: int, num_heads: int) -> int:
+    """Return the depth of a head, dim_out / num_heads.
+
+    Raises:
+        ValueError: If a size is below 1, or `num_heads` does not divide `dim_out`.
+    """
+    for name, size in {"dim": dim, "dim_out": dim_out, "num_heads": num_heads}.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    if dim_out % num_heads:
+        raise ValueError(f"dim_out must be a multiple of num_heads={num_heads}, got {dim_out}")
+    return dim_out // num_heads
+
+
 class SelfAttention2d(nn.Module):
     """Base class of the self-attention modules on images; subclasses implement `_attend`.
 
@@ -93,12 +107,7 @@ class SelfAttention2d(nn.Module):
     def __init__(self, dim: int, dim_out: int | None, num_heads: int) -> None:
         super().__init__()
         self.dim, self.dim_out, self.num_heads = dim, dim if dim_out is None else dim_out, num_heads
-        for name, size in {"dim": dim, "dim_out": self.dim_out, "num_heads": num_heads}.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        if self.dim_out % num_heads:
-            raise ValueError(f"dim_out must be a multiple of num_heads={num_heads}, got {self.dim_out}")
-        self.dim_head = self.dim_out // num_heads
+        self.dim_head = check_sizes(self.dim, self.dim_out, num_heads)
 
     def reset_parameters(self) -> None:
         """Initialise projections and norms by their methods, embeddings with standard deviation d^-1/2."""

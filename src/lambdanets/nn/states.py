@@ -135,8 +135,17 @@ class LambdaState(SequenceState):
 
 
 def join_states(states: Sequence[StateT]) -> StateT:
-    """Return the rows of several states of one layer as one state."""
-    joined = {name: torch.cat([state.tensors()[name] for state in states]) for name in states[0].tensors()}
+    """Return the rows of several states of one layer as one state; shorter tensors get initial values."""
+    joined = {}
+    for name in states[0].tensors():
+        parts = [state.tensors()[name] for state in states]
+        shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+        rows, value = sum(map(len, parts)), states[0].initial_values.get(name, 0)
+        joined[name] = parts[0].new_full((rows, *shape), value)
+        first = 0
+        for part in parts:
+            joined[name][(slice(first, first + len(part)), *map(slice, part.shape[1:]))] = part
+            first += len(part)
     return replace(states[0], **joined)
 
 

@@ -1,0 +1,290 @@
+"""Base class of the layers on sequences that the lambda layer is compared with: arguments, padding, states.
+
+A subclass computes on rows that begin at position 0; the base class brings padded and packed sequences into
+this form and back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention_base import check_sizes
+from .packed import check_boundaries, group_sequences, restore_order
+from .states import SequenceState, join_states
+
+
+class SequenceLayer(nn.Module):
+    """Base class: `[b, dim, n]` to `[b, dim_out, n]`, causal with a state, or not causal without one.
+
+    A subclass implements `_apply_rows`, `_step`, `_state_shapes` and `reset_parameters`, which begins with
+    that of this class.
+
+    Args:
+        dim: Channels of the input.
+        dim_out: Channels of the output; `dim` if None.
+        num_heads: Heads, a divisor of `dim_out`.
+        causal: Whether each position sees only itself and earlier positions.
+        gate: Whether the output is multiplied by the SiLU of a projection of the input.
+        factory: device and dtype of the parameters.
+
+    Raises:
+        ValueError: If a size is below 1, or `num_heads` does not divide `dim_out`.
+    """
+
+    state_type: ClassVar[type[SequenceState]]
+
+    def __init__(
+        self, dim: int, dim_out: int | None, *, num_heads: int = 1, causal: bool, gate: bool, **factory: Any
+    ) -> None:
+        super().__init__()
+        self.dim, self.dim_out, self.num_heads = dim, dim if dim_out is None else dim_out, num_heads
+        self.dim_head = check_sizes(self.dim, self.dim_out, num_heads)
+        self.causal = causal
+        self.to_gate = nn.Linear(dim, self.dim_out, bias=False, **factory) if gate else None
+
+    def reset_parameters(self) -> None:
+        """Initialise projections with standard deviation dim^-1/2: outputs have the variance of the input."""
+        for module in self.children():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=self.dim**-0.5)
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        state: SequenceState | None = None,
+        return_state: Literal[False] = False,
+        *,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        state: SequenceState | None = None,
+        *,
+        return_state: Literal[True],
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, SequenceState]: ...
+
+    def forward(
+        self,
+        x: Tensor,
+        state: SequenceState | None = None,
+        return_state: bool = False,
+        *,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, SequenceState]:
+        """Apply the layer.
+
+        Args:
+            x: Input `[b, dim, n]`.
+            state: State before the first position, of causal layers only. For packed sequences it has one row
+                for each sequence. None is the initial state.
+            return_state: Whether to return the state after the last position too.
+            mask: Booleans `[b, n]`, True at elements, False at padding. Padding is before or after the
+                elements of a row; it changes neither their outputs nor the state.
+            cu_seqlens: Boundaries `[s + 1]` of s sequences in the only row of x, from 0 to n: nothing passes
+                from one sequence to the next.
+
+        Returns:
+            Output `[b, dim_out, n]`, zero at padding; with `return_state` also the state.
+
+        Raises:
+            ValueError: If an argument has a wrong shape, or the layer is not causal and a state is needed.
+        """
+        if x.ndim != 3 or x.shape[1] != self.dim:
+            raise ValueError(f"x must be of shape (b {self.dim} n), got {tuple(x.shape)}")
+        if x.shape[2] == 0:
+            raise ValueError(f"x has no positions: it is of shape {tuple(x.shape)}")
+        if state is not None or return_state:
+            self._require_causal("a state")
+        if mask is not None and cu_seqlens is not None:
+            raise ValueError("cu_seqlens and mask exclude each other: a packed row has no padding")
+        rows = x.mT  # [b, n, dim]
+        if cu_seqlens is not None:
+            y, after = self._packed(rows, check_boundaries(cu_seqlens, x), state, return_state)
+        else:
+            if state is not None:
+                self._check_state(state, len(x), x.device)
+            lengths = None if mask is None else self._check_mask(mask, len(x), x.shape[2])
+            if mask is None or lengths is None:
+                y, after = self._apply_rows(rows, state, None, return_state)
+            else:
+                rows = torch.where(mask[..., None], rows, 0)
+                y, after = self._padded(rows, mask, lengths, state, return_state)
+        y = self._gated(y, rows).mT
+        if not return_state:
+            return y
+        assert after is not None
+        return y, after
+
+    def _gated(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return the output `[..., dim_out]` for the input `[..., dim]` after the gate."""
+        return y if self.to_gate is None else y * F.silu(self.to_gate(x))
+
+    def _check_mask(self, mask: Tensor, b: int, n: int) -> Tensor | None:
+        """Return the number of elements of each row `[b]`, None if there is no padding.
+
+        Raises:
+            ValueError: If the mask has another shape or dtype, or padding between the elements of a row.
+        """
+        if mask.dtype != torch.bool or tuple(mask.shape) != (b, n):
+            raise ValueError(
+                f"mask must be a bool tensor of shape (b, n) = {(b, n)}, True at elements; got {mask.dtype} "
+                f"of shape {tuple(mask.shape)}"
+            )
+        if bool(mask.all()):
+            return None
+        begins = mask.clone()  # True at elements that follow padding
+        begins[:, 1:] &= ~mask[:, :-1]
+        if bool((begins.sum(1) > 1).any()):
+            raise ValueError(
+                "the elements of each row must be neighbours, but the mask has padding between them; remove "
+                "the padding from the row"
+            )
+        return mask.sum(1)
+
+    def _padded(
+        self, x: Tensor, mask: Tensor, lengths: Tensor, state: SequenceState | None, return_state: bool
+    ) -> tuple[Tensor, SequenceState | None]:
+        """Return the output `[b, n, dim_out]` and the state of padded rows `[b, n, dim]`, zero at padding."""
+        # Rows are moved to the left, so that padding comes after the elements, and back in the end.
+        n = x.shape[1]
+        columns = torch.arange(n, device=x.device)
+        first = mask.int().argmax(1, keepdim=True)
+        moved = x.take_along_dim(((columns + first) % n)[..., None], 1)
+        y, after = self._apply_rows(moved, state, lengths, return_state)
+        y = y.take_along_dim(((columns - first) % n)[..., None], 1)
+        return torch.where(mask[..., None], y, 0), after
+
+    def _packed(
+        self, x: Tensor, bounds: list[int], state: SequenceState | None, return_state: bool
+    ) -> tuple[Tensor, SequenceState | None]:
+        """Return the output `[1, n, dim_out]` of a packed row, and the state with a row for each sequence."""
+        number = len(bounds) - 1
+        if state is not None:
+            self._check_state(state, number, x.device)
+        groups = group_sequences(bounds, x.device)
+        outputs, finals = [], []
+        for group in groups:
+            rows = x[0, group.index]  # [s, longest, dim]
+            if group.lengths is not None:
+                inside = torch.arange(rows.shape[1], device=x.device) < group.lengths[:, None]
+                rows = torch.where(inside[..., None], rows, 0)
+            given = None if state is None else state.select(group.members)
+            y, final = self._apply_rows(rows, given, group.lengths, return_state)
+            outputs.append(y)
+            finals.append(final)
+        y = restore_order(outputs, groups)[None]
+        if not return_state:
+            return y, None
+        # The states of sequences without elements are those before them.
+        members = [member for group in groups for member in group.members]
+        empty = [i for i in range(number) if bounds[i] == bounds[i + 1]]
+        before = self.initial_state(number) if state is None else state
+        order = sorted(range(number), key=(members + empty).__getitem__)
+        return y, join_states([*finals, before.select(empty)]).select(order)
+
+    def initial_state(self, batch: int) -> SequenceState:
+        """Return the state before the first element of `batch` sequences.
+
+        Raises:
+            ValueError: If the layer is not causal.
+        """
+        self._require_causal("a state")
+        weight = next(self.parameters())
+        values = self.state_type.initial_values
+        tensors = {
+            name: torch.full(
+                (batch, *(max(size, 0) for size in shape)),
+                values.get(name, 0),
+                dtype=dtype,
+                device=weight.device,
+            )
+            for name, (shape, dtype) in self._state_shapes(weight.dtype).items()
+        }
+        length = torch.zeros(batch, dtype=torch.int64, device=weight.device)
+        return self.state_type(length=length, **tensors)
+
+    def step(self, x_t: Tensor, state: SequenceState) -> tuple[Tensor, Any]:
+        """Apply the layer to the next element of each sequence.
+
+        Args:
+            x_t: Input `[b, dim]`.
+            state: State before the element.
+
+        Returns:
+            Output `[b, dim_out]` and the state after the element.
+
+        Raises:
+            ValueError: If the layer is not causal, or an argument does not fit the layer.
+        """
+        self._require_causal("step")
+        if x_t.ndim != 2 or x_t.shape[1] != self.dim:
+            raise ValueError(f"x_t must be of shape (b {self.dim}), got {tuple(x_t.shape)}")
+        self._check_state(state, x_t.shape[0], x_t.device)
+        y, after = self._step(x_t, state)
+        return self._gated(y, x_t), after
+
+    def _require_causal(self, what: str) -> None:
+        if not self.causal:
+            raise ValueError(f"{what} needs a causal layer; this {type(self).__name__} has causal=False")
+
+    def _check_state(self, state: SequenceState, batch: int, device: torch.device) -> None:
+        """Raise ValueError unless a state is one of this layer for `batch` sequences."""
+        if type(state) is not self.state_type:
+            raise ValueError(
+                f"state must be a {self.state_type.__name__} of {type(self).__name__}, got "
+                f"{type(state).__name__}"
+            )
+        if state.batch != batch:
+            raise ValueError(f"state is of {state.batch} sequences, but the input has {batch}")
+        if state.length.device != device:
+            raise ValueError(f"state is on {state.length.device}, but the input on {device}; use state.to")
+        for name, (shape, dtype) in self._state_shapes(next(self.parameters()).dtype).items():
+            tensor = getattr(state, name)
+            if tensor.dtype != dtype:
+                raise ValueError(f"state.{name} must be {dtype} as the layer is, got {tensor.dtype}")
+            sizes = zip(tensor.shape[1:], shape, strict=False)
+            if tensor.ndim != len(shape) + 1 or any(size != given >= 0 for size, given in sizes):
+                raise ValueError(
+                    f"state.{name} is of shape {tuple(tensor.shape)}: the state is of another layer than "
+                    f"{self}"
+                )
+
+    def _state_shapes(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Return shape, without the batch, and dtype of each tensor of the state of a layer of some dtype.
+
+        A size of -1 grows with the sequence.
+        """
+        raise NotImplementedError
+
+    def _apply_rows(
+        self, x: Tensor, state: Any, lengths: Tensor | None, return_state: bool
+    ) -> tuple[Tensor, SequenceState | None]:
+        """Return the output `[b, n, dim_out]` and, if asked for, the state after `x` `[b, n, dim]`.
+
+        Args:
+            x: Input, zero after the end of each row.
+            state: State before the first position, or None.
+            lengths: Elements of each row `[b]`; None if all have n.
+            return_state: Whether to compute the state.
+        """
+        raise NotImplementedError
+
+    def _step(self, x: Tensor, state: Any) -> tuple[Tensor, SequenceState]:
+        """Return the output `[b, dim_out]` and the state after `x` `[b, dim]`."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        gate = "" if self.to_gate is None else ", gate=True"
+        return f"{self.dim}, {self.dim_out}, causal={self.causal}{gate}"
