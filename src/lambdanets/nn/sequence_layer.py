@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention_base import check_sizes
-from .packed import check_boundaries, group_sequences, restore_order
+from .rows import check_boundaries, group_sequences, restore_order
 from .states import SequenceState, join_states
 
 
