@@ -1,0 +1,1 @@
+"""Experiments on sequences: speed against the length, associative recall, spoken digits, language."""
