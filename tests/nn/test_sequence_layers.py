@@ -107,15 +107,44 @@ def test_steps_and_any_chunks_equal_the_whole(name: str, grad: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["attention", "attention of window 3", "linear attention"])
-def test_long_sequences_are_computed_in_chunks(name: str) -> None:
-    layer, x = layer_named(name), inputs(1, 600)
-    whole, outputs, state = layer(x), [], layer.initial_state(1)
-    for i in range(600):
-        y, state = layer.step(x[:, :, i], state)
-        outputs.append(y)
-    assert_close(torch.stack(outputs, 2), whole)
-    first, state = layer(x[:, :, :10], return_state=True)
-    assert_close(torch.cat([first, layer(x[:, :, 10:], state)], 2), whole)
+@pytest.mark.parametrize("causal", [True, False])
+def test_long_sequences(name: str, causal: bool) -> None:
+    """They are computed in chunks or by PyTorch's fused kernel, so not as the short ones above."""
+    layer, x = CAUSAL[name](causal=causal, dtype=torch.float64), inputs(2, 300)
+    whole = layer(x)
+    mask = torch.ones(2, 302, dtype=torch.bool)
+    mask[:, -2:] = False
+    assert_close(layer(torch.cat([x, x[:, :, :2]], 2), mask=mask)[:, :, :300], whole)
+    for i in (0, 150, 299):
+        part = x[:, :, : i + 1] if causal else x
+        assert_close(whole[:, :, i], masked_attention(layer, part)[:, :, i])
+    if causal:
+        first, state = layer(x[:, :, :20], return_state=True)
+        assert_close(torch.cat([first, layer(x[:, :, 20:], state)], 2), whole)
+
+
+def masked_attention(layer, x: Tensor) -> Tensor:
+    """Attention or linear attention by its complete map, `[b, dim_out, n]`."""
+    n = x.shape[2]
+    distance = torch.arange(n)[:, None] - torch.arange(n)
+    rows = []
+    for row in x:
+        q, k, v = (part.transpose(0, 1) for part in oracles.heads(layer, row))  # [h, n, d]
+        if isinstance(layer, LinearAttention1d):
+            weights = (torch.nn.functional.elu(q) + 1) @ (torch.nn.functional.elu(k) + 1).mT
+            weights = weights * (distance >= 0) if layer.causal else weights
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
+        else:
+            q, k = (
+                torch.stack(
+                    [torch.stack([oracles.rotated(y[i], i, layer.base) for i in range(n)]) for y in part]
+                )
+                for part in (q, k)
+            )
+            seen = torch.tensor([[oracles.sees(layer, i, j) for j in range(n)] for i in range(n)])
+            weights = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf).softmax(-1)
+        rows.append((weights @ v).mT.flatten(0, 1))
+    return torch.stack(rows)
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -355,9 +384,10 @@ def test_layers_that_are_not_causal_refuse_states(name: str) -> None:
     kind = type(layer).__name__
     with pytest.raises(ValueError, match=f"step needs a causal layer; this {kind} has causal=False"):
         layer.step(inputs(2, 1)[:, :, 0], None)
-    for call in (lambda: layer.initial_state(2), lambda: layer(inputs(2, 3), return_state=True)):
-        with pytest.raises(ValueError, match="a state needs a causal layer"):
-            call()
+    with pytest.raises(ValueError, match="initial_state needs a causal layer"):
+        layer.initial_state(2)
+    with pytest.raises(ValueError, match="a state needs a causal layer"):
+        layer(inputs(2, 3), return_state=True)
 
 
 def test_arguments_that_are_refused() -> None:
@@ -368,12 +398,12 @@ def test_arguments_that_are_refused() -> None:
         r"x must be of shape \(b 6 n\), got \(2, 5, 6\)": lambda: layer(x.mT),
         "x has no positions": lambda: layer(x[:, :, :0]),
         r"x_t must be of shape \(b 6\), got \(2, 6, 5\)": lambda: layer.step(x, state),
-        "state must be a GRUState of GRU1d, got AttentionState": lambda: gru.step(x[:, :, 0], state),
-        "state is of 2 sequences, but the input has 1": lambda: layer(x[:1], state),
-        "state.keys must be torch.float32": lambda: layer(x, state.to(torch.float64)),
-        "state.keys is of shape .* the state is of another layer": lambda: Attention1d(DIM, 16).step(
-            x[:, :, 0], state
+        "the state must be a GRUState, got AttentionState": lambda: gru.step(x[:, :, 0], state),
+        "the state has 2 rows and this call 1: ": lambda: layer(x[:1], state),
+        "the state's keys is torch.float64 on cpu, this layer needs torch.float32": lambda: layer(
+            x, state.to(torch.float64)
         ),
+        "the state is of another layer": lambda: Attention1d(DIM, 16).step(x[:, :, 0], state),
         "cu_seqlens and mask exclude each other": lambda: layer(
             x, mask=torch.ones(2, 5, dtype=torch.bool), cu_seqlens=torch.tensor([0, 5])
         ),
@@ -391,9 +421,7 @@ def test_arguments_that_are_refused() -> None:
             x[:1], cu_seqlens=torch.tensor([0, 3, 2, 5])
         ),
         "cu_seqlens must be a tensor of integers": lambda: layer(x[:1], cu_seqlens=torch.tensor([0.0, 5.0])),
-        "state is of 2 sequences, but the input has 1$": lambda: layer(
-            x[:1], state, cu_seqlens=torch.tensor([0, 5])
-        ),
+        "the state has 2 rows and this call 1": lambda: layer(x[:1], state, cu_seqlens=torch.tensor([0, 5])),
         "window must be at least 1, got 0": lambda: Attention1d(8, window=0),
         "window must be odd with causal=False, got 4": lambda: Attention1d(8, causal=False, window=4),
         "rotary positions need an even depth": lambda: Attention1d(12, num_heads=4),

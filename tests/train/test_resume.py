@@ -23,8 +23,9 @@ from lambdanets.train import (
 )
 from lambdanets.train.checkpoint import RunState, load_checkpoint
 from lambdanets.train.classifier import Classifier
+from lambdanets.train.config import Wording
 from lambdanets.train.engine import train
-from lambdanets.train.resume import ResumePoint, check_images, find_resume_point
+from lambdanets.train.resume import ResumePoint, check_data, find_resume_point
 from lambdanets.train.run import RunFiles
 from lambdanets.utils.processes import STOP_SIGNALS, InUseError, locked
 from launching import TRAIN, environment, finish, start
@@ -294,9 +295,9 @@ def test_other_images_are_not_resumed_on(tmp_path: Path) -> None:
     start = ResumePoint(files.last, {"run_state": RunState(fingerprint="these").to_dict()})
     for seen, now in (("these", "these"), ("", "those")):
         known = ResumePoint(files.last, {"run_state": RunState(fingerprint=seen).to_dict()})
-        check_images(files, Splits(None, None, ("a",), now), known)
+        check_data(files, Splits(None, None, ("a",), now), known, Wording())
     with pytest.raises(RunError, match="images were added, removed, renamed or moved"):
-        check_images(files, Splits(None, None, ("a",), "those"), start)
+        check_data(files, Splits(None, None, ("a",), "those"), start, Wording())
     for seen, now, began in (
         ("these+l", "these+m", "other"),
         ("these+l", "these", "other"),
@@ -305,7 +306,7 @@ def test_other_images_are_not_resumed_on(tmp_path: Path) -> None:
     ):
         known = ResumePoint(files.last, {"run_state": RunState(fingerprint=seen).to_dict()})
         with pytest.raises(RunError, match=f"began with {began} pseudo-labels; go on with the same"):
-            check_images(files, Splits(None, None, ("a",), now), known)
+            check_data(files, Splits(None, None, ("a",), now), known, Wording())
 
 
 def test_a_hint_to_continue_can_be_pasted() -> None:

@@ -21,7 +21,13 @@ from lambdanets.utils.processes import listened_signals
 from lambdanets.utils.text import printable_lines
 
 FIRST_RANK_SECONDS = 2.0  # the first process prints an error before the others end
-RUNNING_NETWORKS = ("train", "eval", "predict", "pseudo-label")  # verbs that run a network on many batches
+RUNNING_NETWORKS = (
+    "train",
+    "eval",
+    "predict",
+    "generate",
+    "pseudo-label",
+)  # verbs that run a network on many batches
 PRINTING = ("lambdanets.cli.", "rich.", "tyro.")  # modules that print results
 
 _received: list[int] = []

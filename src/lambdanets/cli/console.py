@@ -121,15 +121,16 @@ def print_files(*files: tuple[str, Path | None]) -> None:
             stdout().print(f"{label}: {file}", soft_wrap=True)
 
 
-def exit_code_of_images(unreadable: int, total: int, *, strict: bool) -> int:
-    """Return the exit code of a prediction, and print the number of images that failed it.
+def exit_code_of_samples(unreadable: int, total: int, *, strict: bool, samples: str = "images") -> int:
+    """Return the exit code of a prediction, and print the number of samples that could not be read.
 
     Args:
-        unreadable: Number of images that could not be read.
-        total: Number of all images.
-        strict: A single unreadable image is a failure; else it takes all of them.
+        unreadable: Number of samples that could not be read.
+        total: Number of all samples.
+        strict: A single unreadable sample is a failure; else it takes all of them.
+        samples: Noun of the samples.
     """
     if unreadable != total and not (strict and unreadable):
         return 0
-    stderr().print(f"lambdanets: {unreadable} of {total} images could not be read.")
+    stderr().print(f"lambdanets: {unreadable} of {total} {samples} could not be read.")
     return FAILURE

@@ -6,9 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lambdanets.cli.console import draw, draw_classes, exit_code_of_images, print_files, stderr, stdout, table
+from lambdanets.cli.console import (
+    draw,
+    draw_classes,
+    exit_code_of_samples,
+    print_files,
+    stderr,
+    stdout,
+    table,
+)
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import resolved_location, write_json
+from lambdanets.cli.options import check_images, engine_changes, resolved_location, write_json
 from lambdanets.data import CocoConfig
 from lambdanets.detection.config import MIN_MAX_DETECTIONS
 
@@ -28,7 +36,7 @@ FIGURES = {
 
 
 def evaluate_run(
-    run: Path,
+    what: str,
     *,
     data: str | None,
     images: Path | None,
@@ -36,24 +44,23 @@ def evaluate_run(
     size: int | None,
     batch_size: int | None,
     workers: int | None,
-    engine_changes: dict[str, Any],
+    precision: str | None,
+    memory_format: str | None,
     max_detections: int | None,
-    tile: str,
+    tile: str | None,
     per_class: Path | None,
     json: Path | None,
     results: Path | None,
 ) -> int:
-    """Compute COCO's figures of a run; the arguments are those of `lambdanets eval`.
-
-    Precision and memory format are in `engine_changes`, the fields of the run's engine that are replaced.
-    """
+    """Compute COCO's figures of a run; the arguments are those of `lambdanets eval`."""
     from lambdanets.detection import evaluate, load_run, write_kinds, write_per_class
 
     if max_detections is not None and max_detections < MIN_MAX_DETECTIONS:
         raise UsageError(f"--max-detections is {MIN_MAX_DETECTIONS} or more; got {max_detections}.")
     if images is not None and data is None:
         raise UsageError("--images is the folder of the images of --data: give --data coco:PATH too.")
-    option = _tile_option(tile)
+    option = _tile_option(tile or "auto")
+    run = Path(what)
     opened = load_run(run)
     changes = {"image_size": size, "batch_size": batch_size, "workers": workers}
     own = opened.config.data
@@ -62,7 +69,7 @@ def evaluate_run(
         if data is not None:
             data_config = _other_data(data_config, data, images)
         config = opened.config
-        config = replace(config, engine=replace(config.engine, **engine_changes))
+        config = replace(config, engine=replace(config.engine, **engine_changes(precision, memory_format)))
         opened = replace(opened, config=config)
     evaluation = evaluate(
         opened, data=data_config, weights=weights, max_detections=max_detections, tile=option
@@ -127,8 +134,8 @@ def predict_run(
     paths: tuple[Path, ...],
     *,
     samples: int | None,
-    threshold: float,
-    tile: str,
+    threshold: float | None,
+    tile: str | None,
     max_pixels: int | None,
     out: Path | None,
     json: Path | None,
@@ -140,9 +147,11 @@ def predict_run(
     from lambdanets.detection.tiling import TrainingSizes
     from lambdanets.train.checkpoint import replacing
 
+    check_images(paths, samples)
+    threshold = 0.5 if threshold is None else threshold
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is from 0 to 1; got {threshold:g}.")
-    option = _tile_option(tile)
+    option = _tile_option(tile or "auto")
     opened = load_run(run)
     if samples is not None:
         if json is not None:
@@ -199,7 +208,7 @@ def predict_run(
     if json is not None:
         write_json(json, entries)
     print_files(("predictions", json))
-    return exit_code_of_images(unread, len(entries), strict=strict)
+    return exit_code_of_samples(unread, len(entries), strict=strict)
 
 
 def _tile_option(given: str) -> "TileOption":

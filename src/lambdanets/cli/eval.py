@@ -2,16 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro import conf
 
 from lambdanets.cli.console import draw, draw_classes, print_files, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import check_outputs, refuse, resolved_location, shown, write_json
+from lambdanets.cli.options import check_outputs, engine_changes, resolved_location, shown, write_json
+from lambdanets.cli.tasks import run_verb
 from lambdanets.data import DataConfig
 from lambdanets.train import load_run
-from lambdanets.train.config import stored_task
 
 if TYPE_CHECKING:
     from lambdanets.evaluate.measurement import Evaluation
@@ -44,6 +44,7 @@ def run(
     weights: Literal["best", "last"] = "best",
     accelerate: bool = False,
     size: Annotated[int | None, shown("PIXELS", "the run's or the model's")] = None,
+    context: Annotated[int | None, shown("TOKENS", "the run's")] = None,
     crop: Annotated[float | None, shown("PART", "the run's or the model's")] = None,
     batch_size: Annotated[int | None, shown("N", "the run's, or 128")] = None,
     workers: Annotated[int | None, shown("N", "the run's, or 2")] = None,
@@ -62,16 +63,17 @@ def run(
     json: Annotated[Path | None, shown("FILE.json")] = None,
     results: Annotated[Path | None, shown("FOLDER")] = None,
 ) -> int:
-    """Measure a run or a model on its validation set, on other images, or on ImageNet's test sets.
+    """Measure a run or a model on its validation set, on other data, or on ImageNet's test sets.
 
     It runs in one process on one device. A detector is measured by COCO's average precision of boxes and
-    masks.
+    masks, a language model by its loss and in bits per character and byte.
 
     Args:
         what: Folder of a run, or a model for ImageNet: a name in timm's registry (this package's models are
             in it) or hf-hub:NAME.
-        data: Other images with the same classes: folder:PATH, tar:PATH and so on, for a detector coco:PATH.
-            The validation split is measured, or all images if there is none. A model needs this option.
+        data: Other data with the same classes: folder:PATH, tar:PATH and so on, for a detector coco:PATH, for
+            a language model text:PATH. The validation split is measured, or all of it if there is none. A
+            model needs this option.
         images: Detectors: folder of the images of --data, if it is not beside the annotations.
         as_: Which of ImageNet's sets the images are: its validation set, -V2, -A, -R, -Sketch or -C. With a
             and r, predictions are limited to the classes in the folder.
@@ -80,9 +82,10 @@ def run(
         weights: Weights of the run's best epoch by validation, or of its last epoch.
         accelerate: Compute the lambda layers of other packages with the kernels of this one.
         size: Height and width to which images are resized and cropped.
+        context: Language models: tokens of a window, which are predicted from those before them in it.
         crop: Side of the centre crop as a part of the resized image's side. Images of ImageNet-C are not
             cropped by default.
-        batch_size: Images in a batch.
+        batch_size: Images, or windows of text, in a batch.
         workers: Processes that read images.
         precision: Precision of the computation, in Lightning's notation.
         memory_format: Memory format of the images, which changes the speed and the rounding.
@@ -98,31 +101,34 @@ def run(
     if rank_and_world_size()[1] > 1:
         raise UsageError("eval measures in one process: start it without torchrun or srun.")
     check_outputs({"--per-class": per_class, "--csv": csv, "--json": json})
-    engine_changes: dict[str, Any] = {} if precision is None else {"precision": precision}
-    if memory_format is not None:
-        engine_changes["channels_last"] = memory_format == "channels-last"
-    if stored_task(Path(what)) == "detection":
-        given = {"--as": as_, "--real": real, "--checkpoint": checkpoint, "--accelerate": accelerate}
-        refuse(given | {"--crop": crop, "--csv": csv}, "a classifier", Path(what))
-        from lambdanets.cli.detecting import evaluate_run
+    return run_verb(
+        "eval", what, data=data, images=images, as_=as_, real=real, checkpoint=checkpoint, weights=weights,
+        accelerate=accelerate, size=size, context=context, crop=crop, batch_size=batch_size, workers=workers,
+        precision=precision, memory_format=memory_format, max_detections=max_detections, tile=tile,
+        per_class=per_class, csv=csv, json=json, results=results,
+    )  # fmt: skip
 
-        return evaluate_run(
-            Path(what),
-            data=data,
-            images=images,
-            weights=weights,
-            size=size,
-            batch_size=batch_size,
-            workers=workers,
-            engine_changes=engine_changes,
-            max_detections=max_detections,
-            tile=tile or "auto",
-            per_class=per_class,
-            json=json,
-            results=results,
-        )
-    given = {"--images": images, "--max-detections": max_detections, "--tile": tile, "--results": results}
-    refuse(given, "a detector", Path(what))
+
+def evaluate_classifier(
+    what: str,
+    *,
+    data: str | None,
+    as_: str | None,
+    real: str | None,
+    checkpoint: str | None,
+    weights: Literal["best", "last"],
+    accelerate: bool,
+    size: int | None,
+    crop: float | None,
+    batch_size: int | None,
+    workers: int | None,
+    precision: str | None,
+    memory_format: str | None,
+    per_class: Path | None,
+    csv: Path | None,
+    json: Path | None,
+) -> int:
+    """Measure a classifier; the arguments are those of `lambdanets eval`."""
     if as_ is not None and data is None:
         raise UsageError("--as describes the images of --data: name them with --data folder:PATH.")
     if real is not None and as_ not in (None, "imagenet"):
@@ -146,7 +152,7 @@ def run(
         target = replace(target, data=form)
         if size is not None:
             target = target.at_size(size)
-    target = replace(target, engine=replace(target.engine, **engine_changes))
+    target = replace(target, engine=replace(target.engine, **engine_changes(precision, memory_format)))
     if accelerate:
         from lambdanets import models
 

@@ -7,7 +7,8 @@ from tyro import conf
 
 from lambdanets.cli.console import stderr, stdout
 from lambdanets.cli.errors import UsageError
-from lambdanets.cli.options import refuse, shown
+from lambdanets.cli.options import shown
+from lambdanets.cli.tasks import run_verb
 
 if TYPE_CHECKING:
     from lambdanets.exporting import Exported
@@ -43,26 +44,29 @@ def run(
         batch_size: A fixed number of images in a batch, of a classifier.
         opset: Version of ONNX's operators.
     """
+    return run_verb(
+        "export", what, format=format or _format_of(out), out=out, weights=weights, checkpoint=checkpoint,
+        size=size, dynamic_size=dynamic_size, batch_size=batch_size, opset=opset,
+    )  # fmt: skip
+
+
+def write_classifier(
+    what: str,
+    *,
+    format: Literal["torch", "onnx"],
+    out: Path | None,
+    weights: Literal["best", "last"],
+    checkpoint: str | None,
+    size: int | None,
+    dynamic_size: bool,
+    batch_size: int | None,
+    opset: int | None,
+) -> int:
+    """Export a classifier; the arguments are those of `lambdanets export`."""
     from lambdanets.evaluate.target import create_trained_model, is_run_folder
-    from lambdanets.exporting import FORMATS, export_classifier, export_detector
+    from lambdanets.exporting import FORMATS, export_classifier
     from lambdanets.train import load_run
-    from lambdanets.train.config import stored_task
 
-    format = format or _format_of(out)
-    if is_run_folder(what) and stored_task(Path(what)) == "detection":
-        refuse({"--checkpoint": checkpoint, "--batch-size": batch_size}, "a classifier", Path(what))
-        from lambdanets import detection
-
-        file = out or Path(what) / f"network{FORMATS[format].SUFFIX}"
-        detector = export_detector(
-            detection.load_run(what), file, format=format, weights=weights, size=size,
-            dynamic_size=dynamic_size, opset=opset,
-        )  # fmt: skip
-        difference = f"{detector.difference:.2g} in {detector.objects} objects"
-        _print_exported(detector, difference, f"{detector.images} images")
-        if not detector.objects:
-            stderr().print("lambdanets: nothing was found in these images: no boxes and masks were compared.")
-        return 0
     if is_run_folder(what):
         if checkpoint is not None:
             raise UsageError(f"--checkpoint goes with the name of a model; {what} is no such name.")
@@ -77,7 +81,32 @@ def run(
         dynamic_size=dynamic_size, batch_size=batch_size, opset=opset,
     )  # fmt: skip
     difference = f"{classifier.difference:.2g} in outputs up to {classifier.largest:.2g}"
-    _print_exported(classifier, difference, "random images")
+    print_exported(classifier, difference, "random images")
+    return 0
+
+
+def write_detector(
+    what: str,
+    *,
+    format: Literal["torch", "onnx"],
+    out: Path | None,
+    weights: Literal["best", "last"],
+    size: int | None,
+    dynamic_size: bool,
+    opset: int | None,
+) -> int:
+    """Export a detector; the arguments are those of `lambdanets export`."""
+    from lambdanets import detection
+    from lambdanets.exporting import FORMATS, export_detector
+
+    detector = export_detector(
+        detection.load_run(what), out or Path(what) / f"network{FORMATS[format].SUFFIX}", format=format,
+        weights=weights, size=size, dynamic_size=dynamic_size, opset=opset,
+    )  # fmt: skip
+    difference = f"{detector.difference:.2g} in {detector.objects} objects"
+    print_exported(detector, difference, f"{detector.images} images")
+    if not detector.objects:
+        stderr().print("lambdanets: nothing was found in these images: no boxes and masks were compared.")
     return 0
 
 
@@ -93,7 +122,7 @@ def _format_of(out: Path | None) -> Literal["torch", "onnx"]:
     raise UsageError(f"--format torch or onnx is missing, or an --out FILE that ends in {endings}{named}.")
 
 
-def _print_exported(exported: "Exported", difference: str, images: str) -> None:
+def print_exported(exported: "Exported", difference: str, images: str) -> None:
     """Print the file, the shapes of its inputs, and its difference from the network."""
     shapes = ", ".join(f"{name} {_axes(axes)}" for name, axes in exported.inputs.items())
     compared = ", ".join(" and ".join(map(_axes, each)) for each in exported.compared)

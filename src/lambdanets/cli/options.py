@@ -20,7 +20,7 @@ from lambdanets.utils.files import replacing
 from lambdanets.utils.text import did_you_mean, json_text
 
 if TYPE_CHECKING:
-    from lambdanets.data import CocoConfig, DataConfig
+    from lambdanets.data import AudioDataConfig, CocoConfig, DataConfig, TextDataConfig
 
 # Value that an option takes -> Python's message for another one.
 NUMBERS = {
@@ -61,22 +61,28 @@ def shown(metavar: str, default: str | None = None) -> Any:
     return conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "")
 
 
-def refuse(options: dict[str, Any], what: str, run: Path) -> None:
-    """Raise UsageError if an option was given that applies to runs of another task.
-
-    Args:
-        options: Options and their values; None and False are those that were not given.
-        what: The kind of run that takes them, such as "a detector".
-        run: The folder of the run.
-    """
-    if given := [name for name, value in options.items() if value is not None and value is not False]:
-        raise UsageError(f"{given[0]} is for runs of {what}, and {run} is not one.")
+def engine_changes(precision: str | None, memory_format: str | None) -> dict[str, Any]:
+    """Return the fields of a run's engine that the options --precision and --memory-format replace."""
+    changes: dict[str, Any] = {} if precision is None else {"precision": precision}
+    if memory_format is not None:
+        changes["channels_last"] = memory_format == "channels-last"
+    return changes
 
 
-def resolved_location(config: "DataConfig | CocoConfig") -> tuple[str, Path]:
+def resolved_location(
+    config: "DataConfig | CocoConfig | TextDataConfig | AudioDataConfig",
+) -> tuple[str, Path]:
     """Return the kind of a data source and its resolved path."""
     kind, _, root = config.resolved().source.partition(":")
     return kind, Path(root).resolve()
+
+
+def check_images(paths: Sequence[Path], samples: int | None) -> None:
+    """Raise UsageError unless either images or samples of the validation set were named."""
+    if bool(paths) == (samples is not None):
+        raise UsageError(
+            "name images or folders, or take images of the validation set with --samples 20, but not both."
+        )
 
 
 def check_outputs(files: dict[str, Path | None]) -> None:
@@ -157,7 +163,7 @@ def parse(verb: Callable[..., int], *, prog: str, words: Sequence[str]) -> Calla
     def bind(*args: object, **options: object) -> Callable[[], int]:
         for name, value in options.items():
             if isinstance(value, int) and abs(value) >= MAX_INTEGER:
-                raise UsageError(f"{_option(name)} takes numbers below 2**63; got {value}.")
+                raise UsageError(f"{option_flag(name)} takes numbers below 2**63; got {value}.")
         return lambda: verb(*args, **options)
 
     _check_flags(words, verb, prog)
@@ -203,12 +209,13 @@ def _options(verb: Callable[..., int]) -> Iterator[str]:
     """Yield the options of a verb: its parameters, and the fields of parameters that are dataclasses."""
     for name, kind in get_type_hints(verb, include_extras=True).items():
         if is_dataclass(plain := get_args(kind)[0] if get_origin(kind) is Annotated else kind):
-            yield from (_option(field.name) for field in fields(plain))
+            yield from (option_flag(field.name) for field in fields(plain))
         elif name != "return" and conf.Positional not in getattr(kind, "__metadata__", ()):
-            yield _option(name)
+            yield option_flag(name)
 
 
-def _option(name: str) -> str:
+def option_flag(name: str) -> str:
+    """Return the option of a parameter: --batch-size of batch_size."""
     # The parameter of an option that is a Python keyword ends in an underscore: from_ is --from.
     return "--" + name.rstrip("_").replace("_", "-")
 

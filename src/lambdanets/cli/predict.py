@@ -1,22 +1,23 @@
 """`lambdanets predict`: labels images, in the terminal, on a contact sheet and as JSON."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 from tyro import conf
 
-from lambdanets.cli.console import draw, exit_code_of_images, print_files, stderr, stdout, table
+from lambdanets.cli.console import draw, exit_code_of_samples, print_files, stderr, stdout, table
 from lambdanets.cli.errors import UsageError
-from lambdanets.cli.options import check_outputs, refuse, shown, write_json
+from lambdanets.cli.options import check_images, check_outputs, shown, write_json
+from lambdanets.cli.tasks import run_verb
 from lambdanets.evaluate.prediction import Prediction, predict, predict_samples
 from lambdanets.train import Run, load_run
-from lambdanets.train.config import stored_task
 
 
 def run(
     run: Annotated[Path, conf.Positional, shown("RUN")],
-    paths: Annotated[tuple[Path, ...], conf.Positional, shown("IMAGE | FOLDER")] = (),
+    paths: Annotated[tuple[Path, ...], conf.Positional, shown("FILE | FOLDER")] = (),
     *,
     samples: Annotated[int | None, shown("N")] = None,
     top: Annotated[int | None, shown("N", "5")] = None,
@@ -33,11 +34,12 @@ def run(
 ) -> int:
     """Label images with a run and draw them on a contact sheet, or draw the objects that a detector finds.
 
-    Files that cannot be read as images are reported and skipped; the command fails if none could be read.
+    A language model reports how well it predicts each file of text, in bits. Files that cannot be read are
+    reported and skipped; the command fails if none could be read.
 
     Args:
         run: Folder of a run.
-        paths: Image files, and folders, which are searched recursively.
+        paths: Files, and folders, which are searched recursively.
         samples: Instead of files, use this many images of the run's validation set and show their labels.
         top: Classifiers: number of classes to show for each image.
         threshold: Detectors: least score of an object.
@@ -47,14 +49,10 @@ def run(
             drawings, or with --samples the sheet.
         json: Write the predictions to a JSON file.
         weights: Weights of the run's best epoch by validation, or of its last epoch.
-        batch_size: Classifiers: images in a batch.
+        batch_size: Images, or windows of text, in a batch; detectors process one at a time.
         max_pixels: Largest width times height of an image that is read.
-        strict: Fail if any image could not be read.
+        strict: Fail if any file could not be read.
     """
-    if bool(paths) == (samples is not None):
-        raise UsageError(
-            "name images or folders, or take images of the validation set with --samples 20, but not both."
-        )
     for option, number in (
         ("--samples", samples),
         ("--top", top),
@@ -69,23 +67,27 @@ def run(
             f"{run} is a model, and predict takes the folder of a run: train it on images of your classes "
             f"first, with lambdanets train folder --model {run} --data folder:PATH."
         )
-    if stored_task(run) == "detection":
-        refuse({"--top": top, "--batch-size": batch_size}, "a classifier", run)
-        from lambdanets.cli.detecting import predict_run
+    return run_verb(
+        "predict", run, paths, samples=samples, top=top, threshold=threshold, tile=tile, out=out, json=json,
+        weights=weights, batch_size=batch_size, max_pixels=max_pixels, strict=strict,
+    )  # fmt: skip
 
-        return predict_run(
-            run,
-            paths,
-            samples=samples,
-            threshold=0.5 if threshold is None else threshold,
-            tile=tile or "auto",
-            max_pixels=max_pixels,
-            out=out,
-            json=json,
-            weights=weights,
-            strict=strict,
-        )
-    refuse({"--threshold": threshold, "--tile": tile}, "a detector", run)
+
+def predict_labels(
+    run: Path,
+    paths: tuple[Path, ...],
+    *,
+    samples: int | None,
+    top: int | None,
+    out: Path | None,
+    json: Path | None,
+    weights: Literal["best", "last"],
+    batch_size: int | None,
+    max_pixels: int | None,
+    strict: bool,
+) -> int:
+    """Label images with a classifier; the arguments are those of `lambdanets predict`."""
+    check_images(paths, samples)
     sheet = out or run / "predictions.png"
     if sheet.suffix.lower() != ".png":
         raise UsageError(f"--out is a PNG image, whose name ends in .png; got {str(sheet)!r}.")
@@ -98,7 +100,7 @@ def run(
         predictions = predict(
             opened, paths, top=top, batch_size=batch_size, weights=weights, max_pixels=max_pixels
         )
-    _print(predictions, opened)
+    draw_predictions(predictions, opened)
     if json is not None:
         write_json(json, to_plain(predictions))
     unread = [each for each in predictions if each.error is not None]
@@ -106,10 +108,10 @@ def run(
     print_files(*(("contact sheet", page) for page in written), ("predictions", json))
     for each in unread:
         stderr().print(f"skipped {each.path}: {each.error or ''}.")
-    return exit_code_of_images(len(unread), len(predictions), strict=strict)
+    return exit_code_of_samples(len(unread), len(predictions), strict=strict)
 
 
-def to_plain(predictions: list[Prediction]) -> list[dict[str, object]]:
+def to_plain(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
     """Return predictions as they are written to JSON: path, and labels with probabilities or an error."""
     entries = []
     for each in predictions:
@@ -127,13 +129,14 @@ def to_plain(predictions: list[Prediction]) -> list[dict[str, object]]:
     return entries
 
 
-def _print(predictions: list[Prediction], run: Run) -> None:
+def draw_predictions(predictions: Sequence[Prediction], run: Run[Any]) -> None:
+    """Print a table of predictions."""
     readable = [each for each in predictions if each.error is None]
     if not readable:
         return
     ranks = max(len(each.labels) for each in readable)
     truths = any(each.truth is not None for each in readable)
-    headings = {"image": "left"} | ({"true": "wrap"} if truths else {})
+    headings = {run.config.WORDING.sample: "left"} | ({"true": "wrap"} if truths else {})
     headings |= {f"{rank}._guess" if rank == 1 else f"{rank}.": "wrap" for rank in range(1, ranks + 1)}
     title = f"{run.config.model.name} from {run.directory}"
     right = sum(bool(each.right) for each in readable)

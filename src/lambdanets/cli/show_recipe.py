@@ -1,15 +1,17 @@
 """`lambdanets show` for a recipe: its description, its settings, and an estimate of its cost."""
 
+from dataclasses import MISSING, fields
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lambdanets.cli.console import draw, stdout, table
-from lambdanets.data import CocoConfig
-from lambdanets.detection import DetectionConfig, DetectorConfig
 from lambdanets.recipes import DEVICES, Description, costs, describe, get_recipe
 from lambdanets.recipes.cost import IMAGENET, LINK
-from lambdanets.train import ModelConfig, RunConfig
+from lambdanets.train import RunConfig
+from lambdanets.train.config import BaseConfig
 from lambdanets.train.serialization import flatten
 
 
@@ -25,14 +27,9 @@ def show_recipe(name: str, *, devices: tuple[int, ...] | None, images_per_second
         _draw_costs(config, about, devices or DEVICES, images_per_second, console)
 
 
-def settings(config: RunConfig | DetectionConfig) -> list[str]:
+def settings(config: BaseConfig) -> list[str]:
     """Return the fields of a configuration that differ from the defaults, in the form of `--set`."""
-    recipe, model = config.recipe, config.model.name
-    if isinstance(config, RunConfig):
-        usual = RunConfig(recipe=recipe, model=ModelConfig(name=model))
-    else:
-        data = CocoConfig(source=config.data.source)
-        usual = DetectionConfig(recipe=recipe, model=DetectorConfig(name=model), data=data)
+    usual = type(config)(recipe=config.recipe, model=_defaults(config.model), data=_defaults(config.data))
     plain = flatten(usual)
     changed = {name: value for name, value in flatten(config).items() if plain[name] != value}
     options = changed.pop("model.options", {})
@@ -40,6 +37,12 @@ def settings(config: RunConfig | DetectionConfig) -> list[str]:
         *(f"model.options.{name}={value}" for name, value in options.items()),
         *(f"{name}={value}" for name, value in changed.items()),
     ]
+
+
+def _defaults(part: Any) -> Any:
+    """Return a part of a configuration with the defaults of all fields that have one."""
+    required = [each.name for each in fields(part) if each.default is each.default_factory is MISSING]
+    return type(part)(**{name: getattr(part, name) for name in required})
 
 
 def _draw_costs(

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
@@ -13,13 +12,11 @@ from tyro import conf
 
 from lambdanets.cli.errors import UsageError, as_usage_error, check_name, usage
 from lambdanets.cli.options import shown
-from lambdanets.data.sources import find_source
-from lambdanets.data.sources.protocol import StreamedSource
-from lambdanets.detection import DetectionConfig
+from lambdanets.cli.tasks import TASKS, task_of
 from lambdanets.models.weights import weights_for
 from lambdanets.recipes import get_recipe, list_recipes
-from lambdanets.train import RunConfig, load_config, override
-from lambdanets.train.config import stored_task
+from lambdanets.train import load_config, override
+from lambdanets.train.config import BaseConfig
 from lambdanets.train.optim import create_optimizer
 from lambdanets.utils.text import printable_lines
 
@@ -43,18 +40,20 @@ def run(
     """Train a recipe, or continue a run.
 
     The folder of a run has its configuration, metrics, curves, checkpoints and summary; that of a classifier
-    also a confusion matrix, that of a detector a sheet of its detections. Ctrl-C saves the run and stops it;
+    also a confusion matrix, that of a detector a sheet of its detections, that of a language model texts that
+    it wrote. Ctrl-C saves the run and stops it;
     `lambdanets train --resume RUN` continues it with the same results as if it had not been stopped.
 
     Args:
         recipe: Name of a recipe; `lambdanets list` lists them.
         model: Model to train.
         data: Data source: digits, folder:PATH, tar:PATH, torch/cifar10:PATH, ... (`lambdanets list`
-            lists the kinds); for a detector coco:FOLDER or coco:ANNOTATIONS.json.
+            lists the kinds); for a detector coco:FOLDER or coco:ANNOTATIONS.json; for a language model
+            text:FILE or text:FOLDER.
         out: Folder of the run.
         resume: Folder of a run to continue, with its own configuration and without a recipe.
-        epochs: Passes over the training images.
-        batch_size: Images in a batch of one device.
+        epochs: Passes over the training data; with data.windows, that many windows of text.
+        batch_size: Images, or windows of text, in a batch of one device.
         seed: Seed of all random numbers.
         devices: Number of devices of a node.
         num_nodes: Number of nodes.
@@ -85,7 +84,7 @@ def run(
 
     from lightning.pytorch.utilities import rank_zero_only
 
-    train = _train(config, resume)
+    train = (task_of(resume) if config is None else TASKS[config.TASK]).train_function()
     try:
         result = train(config, run_dir=directory, resume=resume is not None)
     except KeyboardInterrupt:
@@ -102,51 +101,34 @@ def run(
 
 
 def next_step(run: Path) -> str:
-    """Return the command that shows results of a run; samples cannot be selected from a stream."""
-    name = quote(str(run))
-    if isinstance(find_source(_stored(run, None).data.source), StreamedSource):
-        return f"lambdanets eval {name}"
-    return f"lambdanets predict {name} --samples 20"
+    """Return the command that shows results of a run."""
+    return f"lambdanets {task_of(run).next_step(quote(str(run)), _stored(run, None))}"
 
 
-def _train(config: RunConfig | DetectionConfig | None, run: Path | None) -> Callable[..., Any]:
-    """Return the training function for a configuration, or for the one in the folder of a run."""
-    task = config.TASK if config is not None else stored_task(run) if run is not None else None
-    if task == DetectionConfig.TASK:
-        from lambdanets.detection import train
-    else:
-        from lambdanets.train import train
-    return train
-
-
-def _stored(run: Path, recipe: str | None) -> RunConfig | DetectionConfig:
-    kind = DetectionConfig if stored_task(run) == DetectionConfig.TASK else RunConfig
-    config = load_config(run / "config.json", kind)
+def _stored(run: Path, recipe: str | None) -> BaseConfig:
+    config = load_config(run / "config.json", task_of(run).config_class())
     if recipe is not None and recipe != config.recipe:
         raise UsageError(f"{run} is a run of the recipe {config.recipe!r}, not of {recipe!r}.")
     return config
 
 
-def _check_parts(config: RunConfig | DetectionConfig, *, starts: bool) -> None:
+def _check_parts(config: BaseConfig, *, starts: bool) -> None:
     """Build and run network and optimiser on the meta device, and check the initial weights of a new run.
 
-    A wrong name, option, size or file of weights is then reported before the images are read.
+    A wrong name, option, size or file of weights is then reported before the data are read.
     """
     name = config.model.name
     with torch.device("meta"):
         with as_usage_error(f"model.options do not fit {name!r}"):
             network: Any = config.network(2, loads_weights=True)
-        if isinstance(config, RunConfig):
-            channels, size = config.data.in_chans, config.data.image_size
-            with (
-                as_usage_error(f"{name!r} cannot take images of {channels} x {size} x {size}"),
-                torch.no_grad(),
-            ):
-                network.eval()(torch.empty(1, channels, size, size))
+        if (example := config.example_input()) is not None:
+            inputs, tensor = example
+            with as_usage_error(f"{name!r} cannot take {inputs}"), torch.no_grad():
+                network.eval()(tensor)
         create_optimizer(network, config.optimizer)
-    if starts and config.model.weights is not None:
-        trunk = network if isinstance(config, RunConfig) else network.backbone.body
-        weights_for(trunk, config.model.weights, head="replace")
+    part = config.pretrained_part(network)
+    if starts and config.model.weights is not None and part is not None:
+        weights_for(part, config.model.weights, head="replace")
 
 
 def _new_directory(recipe: str) -> Path:

@@ -9,9 +9,10 @@ from typing import TextIO
 # Verb -> its line of help. The verb `pseudo-label` is the function `run` of the module pseudo_label in this
 # folder, which is imported only for that verb: `list` must not wait for Lightning.
 VERBS: dict[str, str] = {
-    "train": "train a recipe on its own data or on your images, or continue a run",
-    "eval": "measure a run or a model on validation images or on ImageNet's test sets",
-    "predict": "label images with a run, or draw the objects that a detector finds in them",
+    "train": "train a recipe on its own data or on your images or text, or continue a run",
+    "eval": "measure a run or a model on validation data or on ImageNet's test sets",
+    "predict": "label images with a run, draw the objects that a detector finds, or measure texts",
+    "generate": "continue a text with a run that trained a language model",
     "pseudo-label": "label images with a run, to train another model on them",
     "masks-to-coco": "convert a folder of mask images to a COCO json, to train a detector on",
     "export": "write a run or a model as one file for torch.export or onnxruntime",
@@ -42,10 +43,12 @@ examples
   lambdanets train digits
   lambdanets train folder --data folder:/data/birds --model lambda_resnet50 --set optimizer.lr=0.1
   lambdanets train coco --data coco:/data/coco --model lambda_resnet50 --batch-size 2
+  lambdanets train text --data text:book.txt
   lambdanets train --resume runs/2026-11-22-143000-digits
   lambdanets eval runs/2026-11-22-143000-digits
   lambdanets eval lambda_resnet26t --data folder:/data/imagenet --size 288 --csv results.csv
   lambdanets predict runs/2026-11-22-143000-digits photo.jpg holidays/
+  lambdanets generate runs/2026-11-22-143000-text --prompt 'Once upon' --tokens 500 --temperature 0.8
   lambdanets pseudo-label runs/teacher --data folder:/data/photos --out labels.csv --threshold 0.8
   lambdanets export runs/2026-11-22-143000-digits --format onnx --out digits.onnx
   lambdanets shard folder:/data/imagenet --out /data/imagenet-shards

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -86,6 +87,32 @@ class TrainBatches(Sampler):
         if self.shards is None:
             return permutation(self.seed, epoch, self.size)
         return shard_permutation(self.seed, epoch, self.shards)
+
+
+class GroupedBatches(TrainBatches):
+    """Batches of samples of one group, such as images of similar shape: the same group for all processes.
+
+    An epoch has the same samples and number of batches as without groups, and is a function of (seed, epoch).
+    The remainders of the groups form mixed batches.
+
+    Args:
+        groups: index of the group of each sample, of shape [n].
+        batch_size: samples in a batch of one process.
+        common: the other arguments of `TrainBatches`.
+    """
+
+    def __init__(self, groups: np.ndarray, batch_size: int, **common: Any):
+        super().__init__(len(groups), batch_size, **common)
+        self.groups = groups
+
+    def _order(self, epoch: int) -> np.ndarray:
+        step = self.batch_size * self.world_size
+        order = super()._order(epoch)[: len(self) * step]
+        members = [order[self.groups[order] == group] for group in np.unique(self.groups)]
+        whole = [each[: len(each) // step * step] for each in members]
+        rest = [each[len(each) // step * step :] for each in members]
+        batches = np.concatenate([*whole, *rest]).reshape(-1, step)
+        return batches[permutation(derived_seed(self.seed, "ratio"), epoch, len(batches))].ravel()
 
 
 class EvalBatches(Sampler):

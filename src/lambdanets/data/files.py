@@ -28,6 +28,19 @@ FILE_TYPES = {  # names in error messages of paths that are not regular files
 }
 
 
+@dataclass(frozen=True)
+class FileKind:
+    """Kind of the files that a folder is searched for.
+
+    Attributes:
+        noun: its name in messages, such as "image".
+        suffixes: suffixes of such files, in lower case.
+    """
+
+    noun: str
+    suffixes: tuple[str, ...]
+
+
 @dataclass
 class Found:
     """The files in a folder and in all folders inside it.

@@ -12,8 +12,10 @@ import torch
 
 # Random streams: the draws of one key from different streams are independent of one another.
 ORDER, PAD_TOP, PAD_LEFT, FLIP, RANDOM_CROP, COLOR, ERASE, SHARD, START = range(1, 10)
+SPEED, SHIFT, PITCH, CUT, TIME_MASK, BAND_MASK = range(10, 16)  # of recordings
 WINDOW = 16  # shards whose samples are shuffled together
 NUMPY_GENERATOR = np.random.mtrand._rand  # the generator behind np.random's functions, which timm draws from
+FEISTEL_ROUNDS = 6
 GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step
 
 
@@ -67,6 +69,37 @@ def derived_seed(seed: int, use: str) -> int:
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     """Return the indices of `size` samples in the order in which an epoch visits them, of shape [size]."""
     return np.argsort(_draw(keys(seed, epoch, np.arange(size)), ORDER), kind="stable")
+
+
+def permuted(seed: int, epoch: int, positions: np.ndarray, size: int) -> np.ndarray:
+    """Return the samples at some positions of a random order of all, without computing the whole order.
+
+    The order is a Feistel network over the smallest power of four that is not less than `size`, applied again
+    to each result that is no sample.
+
+    Args:
+        seed: seed of the run.
+        epoch: counted from 0; each has its own order.
+        positions: positions in the order, 0 to `size` - 1, of shape [b].
+        size: number of samples.
+
+    Returns:
+        Indices of samples, of shape [b].
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    rounds = _draw(keys(seed, epoch, np.arange(FEISTEL_ROUNDS)), ORDER)
+
+    def shuffled(index: np.ndarray) -> np.ndarray:
+        left, right = index >> half, index & mask
+        for key in rounds:
+            left, right = right, left ^ (_mix(right + key) & mask)
+        return (left << half) | right
+
+    index = shuffled(positions.astype(np.uint64))
+    while (outside := index >= size).any():
+        index[outside] = shuffled(index[outside])
+    return index.astype(np.int64)
 
 
 def shard_permutation(seed: int, epoch: int, shards: np.ndarray) -> np.ndarray:

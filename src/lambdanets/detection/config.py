@@ -239,6 +239,10 @@ class DetectionConfig(BaseConfig):
             self.model, num_classes=num_classes, masks=self.data.masks, loads_weights=loads_weights
         )
 
+    def pretrained_part(self, network: nn.Module) -> nn.Module:
+        backbone: Any = network.backbone
+        return backbone.body
+
     def load_initial_weights(self, network: nn.Module) -> str:
         """Load `model.weights`, those of a classifier, into the backbone."""
         backbone: Any = network.backbone

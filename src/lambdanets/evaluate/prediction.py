@@ -54,7 +54,7 @@ def predict(
         ...     print(each.path, each.labels[0], f"{each.probabilities[0]:.1%}")
     """
     limit = run.config.data.max_pixels if max_pixels is None else max_pixels
-    _check_positive(top=top, batch_size=batch_size, max_pixels=limit)
+    check_positive(top=top, batch_size=batch_size, max_pixels=limit)
     transform = eval_transform(run.config.data)
     model, device = prepare_network(run, weights)
 
@@ -69,7 +69,7 @@ def predict(
     results: list[Prediction] = []
     # Decoding photos takes longer than a small network; Pillow releases the GIL while it decodes.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for batch in _batches(find_image_files(paths), batch_size):
+        for batch in batched(find_image_files(paths), batch_size):
             loaded = list(pool.map(load, batch))
             images = [each for each in loaded if isinstance(each, Tensor)]
             answers = iter(_classify(model, images, device, run.classes, top))
@@ -107,7 +107,7 @@ def predict_samples(
     Raises:
         ValueError: `count`, `top` or `batch_size` is not positive, or the source is a stream.
     """
-    _check_positive(count=count, top=top, batch_size=batch_size)
+    check_positive(count=count, top=top, batch_size=batch_size)
     image_set, classes = open_split(run.config.data, "val", seed=run.config.seed, classes=run.classes)
     if isinstance(image_set, StreamSet):
         raise ValueError(f"samples cannot be picked from a stream such as {run.config.data.source!r}")
@@ -115,7 +115,7 @@ def predict_samples(
     chosen = [(index * len(image_set)) // count for index in range(count)]
     model, device = prepare_network(run, weights)
     results: list[Prediction] = []
-    for batch in _batches(chosen, batch_size):
+    for batch in batched(chosen, batch_size):
         items = [image_set.item(index, 0, run.config.seed) for index in batch]
         answers = _classify(model, [image for image, _ in items], device, run.classes, top)
         for index, (_, target), (labels, probabilities) in zip(batch, items, answers, strict=True):
@@ -131,7 +131,8 @@ def predict_samples(
     return results
 
 
-def _check_positive(**values: int) -> None:
+def check_positive(**values: int) -> None:
+    """Raise ValueError for the first argument below 1, by its name."""
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -165,7 +166,8 @@ def find_image_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
         yield from sorted(map(Path, found.images)) or [path]
 
 
-def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield the items in lists of `size`; the last one may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

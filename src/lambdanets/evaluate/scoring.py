@@ -109,8 +109,8 @@ def score(
     """Run a network over the images of a loader, once and in this process alone, and count.
 
     Args:
-        network: Images `[b, c, h, w]` to logits `[b, num_classes]`.
-        loader: Loader of (images, targets), each image once.
+        network: Images `[b, c, h, w]` to logits `[b, num_classes]`, or several inputs to the same.
+        loader: Loader of (images, targets), each image once; several inputs are a tuple in place of images.
         num_classes: Number of logits.
         engine: Device, precision and memory format.
         name: Name of the model, for errors.
@@ -172,9 +172,9 @@ class Scorer(pl.LightningModule):
         self.counts = torch.zeros(3, num_classes, dtype=torch.int64)  # rows: images, top-1, top-5
         self.loss_sum = 0.0
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, targets = batch
-        logits = self._logits(images).float()
+    def validation_step(self, batch: tuple[Tensor | tuple[Tensor, ...], Tensor], batch_idx: int) -> None:
+        inputs, targets = batch
+        logits = self._logits(inputs).float()
         if self.on_logits is not None:
             self.on_logits(logits)
         chosen = (
@@ -185,8 +185,11 @@ class Scorer(pl.LightningModule):
             row += torch.bincount(targets[counted], minlength=self.num_classes).cpu()
         self.report(int(self.counts[0].sum()))
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _logits(self, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+        images = inputs if isinstance(inputs, Tensor) else inputs[0]
         try:
+            if not isinstance(inputs, Tensor):
+                return self.network(*inputs)
             return self.network(images.to(memory_format=self.memory_format))
         except torch.OutOfMemoryError:
             raise

@@ -7,6 +7,7 @@ Importing this package registers its models in timm. To add
 - support for the lambda layer of another package: see `interop`.
 """
 
+from . import audio as audio
 from . import mobilenet as mobilenet
 from . import zoo as zoo
 from .config import ResNetConfig as ResNetConfig

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from .sequence_layer import SequenceLayer
 from .states import SequenceState
 
+_COMPLETE_MAP = 256
+"""Keys up to which a CPU computes the complete attention map, in two batched products. PyTorch's fused kernel
+makes a product for each head, which is slow where oneDNN computes it (float32 of "medium" precision)."""
 _QUERY_CHUNK = 256
 """Queries that share one mask, where a mask is needed: its memory is linear in the number of positions."""
 _ROTATIONS = 256
@@ -55,6 +58,7 @@ class AttentionState(SequenceState):
     """
 
     initial_values: ClassVar[dict[str, float]] = {"positions": -1}
+    integers: ClassVar[frozenset[str]] = frozenset({"length", "positions"})
 
     keys: Tensor
     values: Tensor
@@ -228,9 +232,10 @@ class Attention1d(SequenceLayer):
         self._rotations: tuple[int, Tensor] | None = None
         self.reset_parameters()
 
-    def _state_shapes(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        heads = (self.num_heads, -1, self.dim_head)
-        return {"keys": (heads, dtype), "values": (heads, dtype), "positions": ((-1,), torch.int64)}
+    def _state_shapes(self, batch: int, state: SequenceState | None) -> dict[str, tuple[int, ...]]:
+        m = state.keys.shape[2] if isinstance(state, AttentionState) else 0
+        heads = (batch, self.num_heads, m, self.dim_head)
+        return {"keys": heads, "values": heads, "positions": (batch, m)}
 
     def _apply_rows(
         self, x: Tensor, state: AttentionState | None, lengths: Tensor | None, return_state: bool
@@ -285,6 +290,13 @@ class Attention1d(SequenceLayer):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the output `[b, h, n, d]` of queries `[b, h, n, d]`, which are the last of m positions."""
         n, m = q.shape[2], k.shape[2]
+        if n > 1 and m <= _COMPLETE_MAP and q.device.type == "cpu":
+            keys = torch.arange(m, device=q.device)
+            hidden = ~self._visible(keys[m - n :, None] - keys)  # [n, m]
+            bias = q.new_zeros(n, m).masked_fill_(hidden, -torch.inf)
+            scaled = q.flatten(0, 1) * self.dim_head**-0.5
+            logits = torch.baddbmm(bias, scaled, k.flatten(0, 1).mT)  # [b * h, n, m]
+            return torch.bmm(logits.softmax(-1), v.flatten(0, 1)).unflatten(0, q.shape[:2])
         if self.window is None or self.window >= m:
             if n == 1 or not self.causal:
                 return F.scaled_dot_product_attention(q, k, v)

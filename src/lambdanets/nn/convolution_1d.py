@@ -80,8 +80,8 @@ class Convolution1d(SequenceLayer):
         super().reset_parameters()
         nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
 
-    def _state_shapes(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        return {"inputs": ((self.dim, self.taps - 1), dtype)}
+    def _state_shapes(self, batch: int, state: SequenceState | None) -> dict[str, tuple[int, ...]]:
+        return {"inputs": (batch, self.dim, self.taps - 1)}
 
     def _apply_rows(
         self, x: Tensor, state: ConvolutionState | None, lengths: Tensor | None, return_state: bool

@@ -70,8 +70,8 @@ class GRU1d(SequenceLayer):
         super().reset_parameters()
         self.gru.reset_parameters()
 
-    def _state_shapes(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        return {"hidden": ((self.dim_out,), dtype)}
+    def _state_shapes(self, batch: int, state: SequenceState | None) -> dict[str, tuple[int, ...]]:
+        return {"hidden": (batch, self.dim_out)}
 
     def _apply_rows(
         self, x: Tensor, state: GRUState | None, lengths: Tensor | None, return_state: bool

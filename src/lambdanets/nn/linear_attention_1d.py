@@ -83,10 +83,9 @@ class LinearAttention1d(SequenceLayer):
         self.projection = nn.Linear(dim, 3 * self.dim_out, bias=False, device=device, dtype=dtype)
         self.reset_parameters()
 
-    def _state_shapes(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        accumulator = torch.promote_types(dtype, torch.float32)
+    def _state_shapes(self, batch: int, state: SequenceState | None) -> dict[str, tuple[int, ...]]:
         h, d = self.num_heads, self.dim_head
-        return {"summary": ((h, d, d), accumulator), "normaliser": ((h, d), accumulator)}
+        return {"summary": (batch, h, d, d), "normaliser": (batch, h, d)}
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return features of queries and keys, and values, `[b, *n, h, d]` each, in the accumulator dtype."""

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention_base import check_sizes
-from .rows import check_boundaries, group_sequences, restore_order
-from .states import SequenceState, join_states
+from .rows import PaddedRows, check_boundaries, group_sequences, restore_order
+from .states import SequenceState, check_state, join_states
 
 
 class SequenceLayer(nn.Module):
@@ -110,17 +110,13 @@ class SequenceLayer(nn.Module):
         if mask is not None and cu_seqlens is not None:
             raise ValueError("cu_seqlens and mask exclude each other: a packed row has no padding")
         rows = x.mT  # [b, n, dim]
-        if cu_seqlens is not None:
+        if mask is not None:
+            y, after, rows = self._padded(rows, mask, state, return_state)
+        elif cu_seqlens is not None:
             y, after = self._packed(rows, check_boundaries(cu_seqlens, x), state, return_state)
         else:
-            if state is not None:
-                self._check_state(state, len(x), x.device)
-            lengths = None if mask is None else self._check_mask(mask, len(x), x.shape[2])
-            if mask is None or lengths is None:
-                y, after = self._apply_rows(rows, state, None, return_state)
-            else:
-                rows = torch.where(mask[..., None], rows, 0)
-                y, after = self._padded(rows, mask, lengths, state, return_state)
+            self._check_state(state, len(x))
+            y, after = self._apply_rows(rows, state, None, return_state)
         y = self._gated(y, rows).mT
         if not return_state:
             return y
@@ -131,48 +127,24 @@ class SequenceLayer(nn.Module):
         """Return the output `[..., dim_out]` for the input `[..., dim]` after the gate."""
         return y if self.to_gate is None else y * F.silu(self.to_gate(x))
 
-    def _check_mask(self, mask: Tensor, b: int, n: int) -> Tensor | None:
-        """Return the number of elements of each row `[b]`, None if there is no padding.
-
-        Raises:
-            ValueError: If the mask has another shape or dtype, or padding between the elements of a row.
-        """
-        if mask.dtype != torch.bool or tuple(mask.shape) != (b, n):
-            raise ValueError(
-                f"mask must be a bool tensor of shape (b, n) = {(b, n)}, True at elements; got {mask.dtype} "
-                f"of shape {tuple(mask.shape)}"
-            )
-        if bool(mask.all()):
-            return None
-        begins = mask.clone()  # True at elements that follow padding
-        begins[:, 1:] &= ~mask[:, :-1]
-        if bool((begins.sum(1) > 1).any()):
-            raise ValueError(
-                "the elements of each row must be neighbours, but the mask has padding between them; remove "
-                "the padding from the row"
-            )
-        return mask.sum(1)
-
     def _padded(
-        self, x: Tensor, mask: Tensor, lengths: Tensor, state: SequenceState | None, return_state: bool
-    ) -> tuple[Tensor, SequenceState | None]:
-        """Return the output `[b, n, dim_out]` and the state of padded rows `[b, n, dim]`, zero at padding."""
-        # Rows are moved to the left, so that padding comes after the elements, and back in the end.
-        n = x.shape[1]
-        columns = torch.arange(n, device=x.device)
-        first = mask.int().argmax(1, keepdim=True)
-        moved = x.take_along_dim(((columns + first) % n)[..., None], 1)
-        y, after = self._apply_rows(moved, state, lengths, return_state)
-        y = y.take_along_dim(((columns - first) % n)[..., None], 1)
-        return torch.where(mask[..., None], y, 0), after
+        self, x: Tensor, mask: Tensor, state: SequenceState | None, return_state: bool
+    ) -> tuple[Tensor, SequenceState | None, Tensor]:
+        """Return output and state of padded rows `[b, n, dim]`, and the rows with zeros for their padding."""
+        padded = PaddedRows.of(mask, x.mT)
+        self._check_state(state, len(x))
+        if bool(mask.all()):
+            return *self._apply_rows(x, state, None, return_state), x
+        x = torch.where(mask[..., None], x, 0)
+        y, after = self._apply_rows(padded.move_left(x), state, padded.lengths, return_state)
+        return torch.where(mask[..., None], padded.move_back(y), 0), after, x
 
     def _packed(
         self, x: Tensor, bounds: list[int], state: SequenceState | None, return_state: bool
     ) -> tuple[Tensor, SequenceState | None]:
         """Return the output `[1, n, dim_out]` of a packed row, and the state with a row for each sequence."""
         number = len(bounds) - 1
-        if state is not None:
-            self._check_state(state, number, x.device)
+        self._check_state(state, number)
         groups = group_sequences(bounds, x.device)
         outputs, finals = [], []
         for group in groups:
@@ -200,20 +172,19 @@ class SequenceLayer(nn.Module):
         Raises:
             ValueError: If the layer is not causal.
         """
-        self._require_causal("a state")
-        weight = next(self.parameters())
-        values = self.state_type.initial_values
+        self._require_causal("initial_state")
+        kind, weight = self.state_type, next(self.parameters())
+        shapes = {"length": (batch,), **self._state_shapes(batch, None)}
         tensors = {
             name: torch.full(
-                (batch, *(max(size, 0) for size in shape)),
-                values.get(name, 0),
-                dtype=dtype,
+                shape,
+                kind.initial_values.get(name, 0),
+                dtype=kind.dtype_of(name, weight.dtype),
                 device=weight.device,
             )
-            for name, (shape, dtype) in self._state_shapes(weight.dtype).items()
+            for name, shape in shapes.items()
         }
-        length = torch.zeros(batch, dtype=torch.int64, device=weight.device)
-        return self.state_type(length=length, **tensors)
+        return kind(**tensors)
 
     def step(self, x_t: Tensor, state: SequenceState) -> tuple[Tensor, Any]:
         """Apply the layer to the next element of each sequence.
@@ -231,7 +202,9 @@ class SequenceLayer(nn.Module):
         self._require_causal("step")
         if x_t.ndim != 2 or x_t.shape[1] != self.dim:
             raise ValueError(f"x_t must be of shape (b {self.dim}), got {tuple(x_t.shape)}")
-        self._check_state(state, x_t.shape[0], x_t.device)
+        if state is None:
+            raise ValueError(f"step needs a state: begin with initial_state({len(x_t)})")
+        self._check_state(state, len(x_t))
         y, after = self._step(x_t, state)
         return self._gated(y, x_t), after
 
@@ -239,32 +212,19 @@ class SequenceLayer(nn.Module):
         if not self.causal:
             raise ValueError(f"{what} needs a causal layer; this {type(self).__name__} has causal=False")
 
-    def _check_state(self, state: SequenceState, batch: int, device: torch.device) -> None:
-        """Raise ValueError unless a state is one of this layer for `batch` sequences."""
-        if type(state) is not self.state_type:
-            raise ValueError(
-                f"state must be a {self.state_type.__name__} of {type(self).__name__}, got "
-                f"{type(state).__name__}"
-            )
-        if state.batch != batch:
-            raise ValueError(f"state is of {state.batch} sequences, but the input has {batch}")
-        if state.length.device != device:
-            raise ValueError(f"state is on {state.length.device}, but the input on {device}; use state.to")
-        for name, (shape, dtype) in self._state_shapes(next(self.parameters()).dtype).items():
-            tensor = getattr(state, name)
-            if tensor.dtype != dtype:
-                raise ValueError(f"state.{name} must be {dtype} as the layer is, got {tensor.dtype}")
-            sizes = zip(tensor.shape[1:], shape, strict=False)
-            if tensor.ndim != len(shape) + 1 or any(size != given >= 0 for size, given in sizes):
-                raise ValueError(
-                    f"state.{name} is of shape {tuple(tensor.shape)}: the state is of another layer than "
-                    f"{self}"
-                )
+    def _check_state(self, state: SequenceState | None, batch: int) -> None:
+        """Raise ValueError if a state is not None and not one of this layer for a batch."""
+        if state is not None:
+            weight, shapes = next(self.parameters()), self._state_shapes(batch, state)
+            check_state(state, self.state_type, batch, shapes, weight.dtype, weight.device)
 
-    def _state_shapes(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Return shape, without the batch, and dtype of each tensor of the state of a layer of some dtype.
+    def _state_shapes(self, batch: int, state: SequenceState | None) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the tensors that a state of this layer has, without `length`.
 
-        A size of -1 grows with the sequence.
+        Args:
+            batch: Number of rows.
+            state: A state, which gives the number of elements if shapes depend on it; None for the initial
+                state.
         """
         raise NotImplementedError
 

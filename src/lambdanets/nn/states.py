@@ -31,6 +31,8 @@ class SequenceState:
     """Value of a field before the first element, where it is not 0."""
     accumulators: ClassVar[frozenset[str]] = frozenset()
     """Fields that are float32 at least, whatever the dtype of the layer is."""
+    integers: ClassVar[frozenset[str]] = frozenset({"length"})
+    """Fields that are int64."""
 
     length: Tensor
 
@@ -48,6 +50,13 @@ class SequenceState:
         """Return the tensors by the names of their fields, without those that are None."""
         named = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: x for name, x in named if x is not None}
+
+    @classmethod
+    def dtype_of(cls, name: str, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype of a field in the states of layers of a dtype."""
+        if name in cls.integers:
+            return torch.int64
+        return torch.promote_types(dtype, torch.float32) if name in cls.accumulators else dtype
 
     def _map(self, function: Callable[[str, Tensor], Tensor]) -> Self:
         """Return a state whose tensors are the results of a function of their names and tensors."""
@@ -68,10 +77,7 @@ class SequenceState:
             device, dtype = None, device
 
         def convert(name: str, x: Tensor) -> Tensor:
-            wanted = dtype if x.is_floating_point() else None
-            if wanted is not None and name in self.accumulators:
-                wanted = torch.promote_types(wanted, torch.float32)
-            return x.to(device=device, dtype=wanted)
+            return x.to(device=device, dtype=None if dtype is None else self.dtype_of(name, dtype))
 
         return self._map(convert)
 
@@ -187,7 +193,7 @@ def check_state(
                 f"the state is of another layer: its {name} is {found}, this layer needs {needed}"
             )
     for name, x in tensors.items():
-        expected = torch.promote_types(dtype, torch.float32) if name in kind.accumulators else dtype
+        expected = kind.dtype_of(name, dtype)
         if x.dtype != expected or x.device != device:
             raise ValueError(
                 f"the state's {name} is {x.dtype} on {x.device}, this layer needs {expected} on {device}: "

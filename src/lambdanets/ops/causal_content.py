@@ -27,6 +27,7 @@ from .position import (
     gradients_of_gradients,
     is_native_here,
     like_input,
+    may_skip_operator,
 )
 from .problem import Problem
 
@@ -68,13 +69,16 @@ def causal_content(
         `summary`. After no elements log_norm is -infinity (0 for "none") and summary zero.
 
     Raises:
-        ValueError: Only one part of the state is given.
+        ValueError: There is no element, or only one part of the state is given.
     """
+    if q.shape[2] == 0:
+        raise ValueError("a sequence needs at least one element, got none")
     if (log_norm is None) != (summary is None):
         raise ValueError("log_norm and summary are one state: give both or neither")
-    given = (x for x in (q, k, v, log_norm, summary, decay) if x is not None)
-    if has_native_content(normalize, q.device.type, q.dtype) and allows_native_content(*given):
-        return causal_content_output(q, k, v, log_norm, summary, decay, mask, memory_layout_of(q))
+    if has_native_content(normalize, q.device.type, q.dtype):
+        found = _output(q, k, v, log_norm, summary, decay, mask)
+        if found is not None:
+            return found
     return causal_content_in_chunks(q, k, v, mask, normalize, log_norm, summary, decay)
 
 
@@ -84,9 +88,29 @@ def causal_output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, problem:
     Where all keys of a column up to a query are -infinity, the column adds nothing to the query's output, as
     in the chunks of `content`. By the definition it is NaN for the last query, if no element is hidden.
     """
-    if not (allows_native_content(q, k, v) and is_recurrence(problem)):
-        return None
-    return causal_content_output(q, k, v, None, None, None, mask, memory_layout_of(q))[0]
+    found = _output(q, k, v, None, None, None, mask) if is_recurrence(problem) else None
+    return None if found is None else found[0]
+
+
+def _output(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_norm: Tensor | None,
+    summary: Tensor | None,
+    decay: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the result of `causal_content_output`, or None where no custom operator may compute it.
+
+    The operator is skipped where it is not needed.
+    """
+    arguments = (q, k, v, log_norm, summary, decay, mask)
+    if may_skip_operator(*arguments):
+        return _compute(*arguments, memory_layout_of(q))
+    if allows_native_content(*_given(arguments)):
+        return causal_content_output(*arguments, memory_layout_of(q))
+    return None
 
 
 @torch.library.custom_op("lambdanets::causal_content_output", mutates_args=())
@@ -101,6 +125,20 @@ def causal_content_output(
     memory_layout: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the content part [b, h, n, v] in a memory layout, and the state after the last query."""
+    return _compute(q, k, v, log_norm, summary, decay, mask, memory_layout)
+
+
+def _compute(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_norm: Tensor | None,
+    summary: Tensor | None,
+    decay: Tensor | None,
+    mask: Tensor | None,
+    memory_layout: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the result of `causal_content_output`."""
     y = new_output(q, v.shape[2], memory_layout)
     if is_native_here(q):
         return y, *recurrence.output(q, k, v, log_norm, summary, decay, mask, y)

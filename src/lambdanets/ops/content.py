@@ -206,9 +206,56 @@ def causal_content_in_chunks(
     k, v = k[:, : q.shape[2]].to(dtype), v[:, : q.shape[2]].to(dtype)
     log_norm, summary, decay = (x if x is None else x.to(dtype) for x in (log_norm, summary, decay))
     with no_autocast(q.device.type):
+        if q.shape[2] == 1:
+            return _causal_step(q, k, v, mask, normalize, log_norm, summary, decay)
         if normalize == "softmax":
             return _causal_softmax_content(q, k, v, mask, log_norm, summary, decay)
         return _causal_linear_content(q, k, v, mask, normalize, log_norm, summary, decay)
+
+
+def _causal_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    normalize: str,
+    log_norm: Tensor | None,
+    summary: Tensor | None,
+    decay: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the causal content part of one query, and the state after it, by the recurrence itself."""
+    key, value = k[:, 0], v[:, 0, None]  # [b, k, u], [b, 1, v, u]
+    visible = None if mask is None else mask[:, :1, None]
+    if log_norm is None or summary is None:
+        log_norm = torch.full_like(key, -torch.inf)
+        summary = key.new_zeros(*key.shape[:2], *value.shape[2:])
+    if decay is None:
+        decay = key.new_zeros(())
+    elif visible is not None:
+        decay = decay * visible
+    hidden_key = -torch.inf if normalize == "softmax" else 0.0
+    key = key if visible is None else key.masked_fill(~visible, hidden_key)
+    if normalize == "softmax":
+        before = log_norm - decay
+        largest = before.detach().maximum(key.detach()).clamp_min(torch.finfo(key.dtype).min)
+        kept, weight = (before - largest).exp(), (key - largest).exp()
+        total = kept + weight
+        log_norm = _log(total) + largest
+        divisor = torch.where(total > 0, total, 1)
+    else:
+        kept, weight = (-decay).exp(), key
+        divisor = torch.ones_like(key)
+        if normalize == "l2":
+            squares = (2 * (log_norm - decay)).exp() + key.square()
+            kept = kept * log_norm.exp().clamp_min(NORM_EPS)
+            log_norm = 0.5 * _log(squares)
+            divisor = squares.clamp_min(NORM_EPS**2).sqrt()
+        else:
+            log_norm = torch.zeros_like(key)
+        kept = kept.expand_as(key)
+    summary = ((kept / divisor)[:, :, None] * summary) + (weight / divisor)[:, :, None] * value
+    y = torch.matmul(q[:, :, 0].to(key.dtype), summary.sum(3))
+    return y[:, :, None].to(q.dtype), log_norm, summary
 
 
 def _count_elements(

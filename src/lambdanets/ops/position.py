@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
@@ -130,6 +131,35 @@ def is_forward_mode(*tensors: Tensor) -> bool:
 def _is_transformed() -> bool:
     """Return whether the call is inside a transform of torch.func, also while a graph is compiled."""
     return bool(get_interpreter_stack())
+
+
+def is_observed() -> bool:
+    """Return whether a transform of torch.func, a dispatch mode or a tracer has to see the operations."""
+    return bool(
+        get_interpreter_stack()
+        or torch._C._len_torch_dispatch_stack()
+        or _len_torch_dispatch_stack_pre_dispatch()
+    )
+
+
+def may_skip_operator(*tensors: Tensor | None) -> bool:
+    """Return whether an operator's implementation may be called itself, which takes less time.
+
+    It may in eager mode on plain tensors, if no gradients follow and nothing observes the operations.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and not is_observed()
+        and forward_ad._current_level < 0
+        and all(x is None or _is_plain(x, torch.is_grad_enabled()) for x in tensors)
+    )
+
+
+def _is_plain(x: Tensor, grad_enabled: bool) -> bool:
+    """Return whether a tensor is no subclass, has its values in memory, and its operations need no record."""
+    plain = type(x) is Tensor or type(x) is torch.nn.Parameter
+    return plain and not x.is_neg() and not (grad_enabled and x.requires_grad)
 
 
 def allows_native_content(*tensors: Tensor) -> bool:

@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import get_interpreter_stack, is_legacy_batchedtensor
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch
+from torch._C._functorch import is_legacy_batchedtensor
 
 from .kernels import native
 from .kernels.native import projection
 from .kernels.native.projection import Norm
-from .position import is_forward_mode
+from .position import is_forward_mode, is_observed
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -53,19 +52,10 @@ def is_native(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm | None]
         and _have_right_sizes(x, weights, norms)
         and projection.has_native_strides(x)
         and not torch.is_autocast_enabled("cpu")
-        and not _is_observed()
+        and not is_observed()
         and not is_forward_mode(x, *tensors)
         and native.library.unavailable() is None
         and native.isa() != "base"
-    )
-
-
-def _is_observed() -> bool:
-    """Return whether a transform of torch.func, a dispatch mode or a tracer has to see the operations."""
-    return bool(
-        get_interpreter_stack()
-        or torch._C._len_torch_dispatch_stack()
-        or _len_torch_dispatch_stack_pre_dispatch()
     )
 
 
@@ -140,7 +130,7 @@ class _Projections(torch.autograd.Function):
         if (
             torch.is_grad_enabled()
             or torch.compiler.is_compiling()
-            or _is_observed()
+            or is_observed()
             or any(is_legacy_batchedtensor(each) or each.is_neg() for each in g)
         ):
             # PyTorch's own gradients: for second derivatives, in graphs, under vmap and dispatch modes, for

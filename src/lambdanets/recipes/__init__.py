@@ -21,5 +21,6 @@ from lambdanets.recipes.registry import import_recipes
 from lambdanets.recipes.registry import list_recipes as list_recipes
 from lambdanets.recipes.registry import miniature as miniature
 from lambdanets.recipes.registry import recipe as recipe
+from lambdanets.recipes.text import text as text
 
 import_recipes(__path__)

@@ -2,16 +2,15 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from lambdanets.detection import DetectionConfig
-from lambdanets.train import RunConfig, override
-from lambdanets.train.config import Config
+from lambdanets.train import override
+from lambdanets.train.config import BaseConfig, Config
 from lambdanets.utils.text import did_you_mean
 
-Configure = Callable[[], RunConfig | DetectionConfig]
+Configure = Callable[[], BaseConfig]
 C = TypeVar("C", bound=Configure)
 
 
@@ -115,7 +114,7 @@ def find_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def get_recipe(name: str) -> RunConfig | DetectionConfig:
+def get_recipe(name: str) -> BaseConfig:
     """Return the complete configuration of a recipe.
 
     Raises:
@@ -132,18 +131,12 @@ def miniature(config: Config) -> Config:
     """Return a configuration of the same run in a few steps on one core, as a trial of every part of it.
 
     Images larger than 32 pixels, with a detector 64, shrink to that size; networks for ImageNet and detectors
-    become narrow and shallow. The data source is unchanged.
+    become narrow and shallow, and so do classifiers of recordings and language models, with short windows.
+    The data source is unchanged.
     """
-    detects = isinstance(config, DetectionConfig)
-    small = detects or config.recipe.startswith("imagenet")
-    side, images = (64, 2) if detects else (32, 8)
     return override(
         config,
-        *(SMALL_NETWORK if small else ()),
-        *(SMALL_DETECTOR if detects else ()),
-        f"data.image_size={min(config.data.image_size, side)}",
-        f"data.batch_size={images}",
-        "data.workers=0",
+        *MINIATURES[config.TASK](config),
         "schedule.warmup_epochs=1",
         "engine.epochs=2",
         "engine.threads=1",
@@ -153,3 +146,34 @@ def miniature(config: Config) -> Config:
         "engine.sync_batchnorm=false",
         "engine.global_batch=None" if config.engine.global_batch is None else "engine.global_batch=16",
     )
+
+
+def _small_classifier(config: BaseConfig) -> Iterator[str]:
+    if config.recipe.startswith("imagenet"):
+        yield from SMALL_NETWORK
+    yield f"data.image_size={min(config.data.image_size, 32)}"
+    yield from ("data.batch_size=8", "data.workers=0")
+
+
+def _small_detector(config: BaseConfig) -> Iterator[str]:
+    yield from (*SMALL_NETWORK, *SMALL_DETECTOR)
+    yield f"data.image_size={min(config.data.image_size, 64)}"
+    yield from ("data.batch_size=2", "data.workers=0")
+
+
+def _small_language_model(config: BaseConfig) -> Iterator[str]:
+    yield from ("model.options.dim=16", "model.options.depth=1", "model.options.num_heads=2")
+    yield from ("data.context=16", "data.batch_size=4", "data.windows=None", "sample.tokens=20")
+
+
+def _small_audio(config: BaseConfig) -> Iterator[str]:
+    yield from ("model.options.widths=[8, 16, 16]", "model.options.depths=[1, 1, 1]", "data.batch_size=8")
+
+
+# Task -> the overrides that make its networks and data small.
+MINIATURES: dict[str, Callable[[BaseConfig], Iterable[str]]] = {
+    "classification": _small_classifier,
+    "detection": _small_detector,
+    "text": _small_language_model,
+    "audio": _small_audio,
+}

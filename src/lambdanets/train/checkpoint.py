@@ -31,14 +31,15 @@ class RunState:
     Attributes:
         batches_done: Batches trained on since the start of the run, by each device.
         batches_per_epoch: Batches of the training loader.
-        sums: Sums of the training metrics and the number of images, of the epoch so far, over all devices.
+        sums: Sums of the training metrics of the epoch so far, over all devices, and the number of their
+            elements as "images", whatever the unit of the task.
         train_seconds, wait_seconds, epoch_seconds: Wall time of the epoch so far, over all sessions: of the
             training batches, of waiting for them (a part of the first), and of all, validation included.
         cpu_seconds: CPU time of all threads of the training process during these training batches.
         history: Rows of `metrics.csv`, one for each finished epoch.
         best_epoch: The best epoch by its validation; 0 before the first.
         best_confusion: Confusion matrix of a classifier, `[classes, classes]`, truth by prediction.
-        fingerprint: Hash of names and classes of the images of both splits; "" for sources without one.
+        fingerprint: Hash that identifies the data of both splits; "" for sources without one.
         weights_digest: SHA-256 of the file of initial weights; "" without one.
     """
 

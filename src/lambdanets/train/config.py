@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.data import DataConfig
@@ -80,12 +81,12 @@ class EngineConfig:
     """Length of the run, devices and precision, and how often the run is saved.
 
     Args:
-        epochs: Passes over the training images.
+        epochs: Passes over the training data.
         precision: Precision in Lightning's notation.
         devices, num_nodes, accelerator, strategy: Passed to Lightning; where torchrun or SLURM launched the
             processes, their numbers replace `devices` and `num_nodes`.
         accumulate: Batches per optimiser step.
-        global_batch: Images of an optimiser step over all devices, reached by gradient accumulation; None
+        global_batch: Samples of an optimiser step over all devices, reached by gradient accumulation; None
             means `data.batch_size` times the number of devices times `accumulate`.
         ema: Decay of an exponential moving average (EMA) of the weights; None keeps no average. After t steps
             the decay is min(ema, (1 + t) / (10 + t)). Weights and average are both validated, and the best
@@ -161,15 +162,37 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wording:
+    """The nouns of a task in messages, summaries and names of columns.
+
+    Attributes:
+        sample: A sample, of which `data.batch_size` are in a batch.
+        samples: Its plural.
+        unit: Plural of the elements in which the speed is measured, and over which metrics are means.
+        classes: An output of the network, in the singular and in the plural.
+        size: Field of `data` with the size of a sample.
+        changed: The clause for data that are not those with which a run began.
+    """
+
+    sample: str = "image"
+    samples: str = "images"
+    unit: str = "images"
+    classes: tuple[str, str] = ("class", "classes")
+    size: str = "image_size"
+    changed: str = "images were added, removed, renamed or moved"
+
+
+@dataclass(frozen=True, kw_only=True)
 class BaseConfig:
     """All settings of a run, without those of one task.
 
     A task's subclass narrows the types of `model` and `data`. The engine relies on `model.name`,
-    `model.weights`, `data.source`, `data.image_size`, `data.batch_size`, `data.workers`,
-    `data.without_paths()`, and on `resolved()` of both, which makes their paths absolute.
+    `model.weights`, `data.source`, `data.batch_size`, `data.workers`, `data.without_paths()`, the field that
+    `WORDING.size` names, and on `resolved()` of both, which makes their paths absolute.
     """
 
-    TASK = ""  # "classification" or "detection": the entry `task` of config.json
+    WORDING = Wording()
+    TASK = ""  # such as "classification": the entry `task` of config.json
 
     recipe: str
     model: Any
@@ -199,6 +222,26 @@ class BaseConfig:
         """Return a copy with another model; the options of the present one are dropped."""
         raise NotImplementedError
 
+    def example_input(self) -> tuple[str, Tensor] | None:
+        """Return an uninitialised input of the network, to check that the network takes data of this size.
+
+        Returns:
+            A description such as "images of 3 x 32 x 32", and the tensor; None where any size is taken.
+        """
+        return None
+
+    def describe_batch(self) -> str:
+        """Return the size of a batch, to explain that it needs too much memory."""
+        size = self.data.image_size
+        return f"data.batch_size={self.data.batch_size} images of {size}x{size}"
+
+    def pretrained_part(self, network: nn.Module) -> nn.Module | None:
+        """Return the module of a network into which `model.weights` is loaded.
+
+        None means that the weights can be compared with it only when the data are known.
+        """
+        return network
+
     def load_initial_weights(self, network: nn.Module) -> str:
         """Load `model.weights` into a network, and return a sentence that describes them.
 
@@ -226,6 +269,10 @@ class RunConfig(BaseConfig):
         network = create_model(self.model.name, **options)
         set_batch_norm_momentum(network, self.model.bn_momentum)
         return network
+
+    def example_input(self) -> tuple[str, Tensor]:
+        channels, size = self.data.in_chans, self.data.image_size
+        return f"images of {channels} x {size} x {size}", torch.empty(1, channels, size, size)
 
     def with_model(self, name: str) -> Self:
         """Return a copy with another model and none of the model options."""
@@ -285,7 +332,7 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
 
 
 def stored_task(folder: Path) -> str | None:
-    """Return the task of the run in a folder, "classification" or "detection"; None if it cannot be read."""
+    """Return the task of the run in a folder, such as "detection"; None if it cannot be read."""
     try:
         return _task(parse_json((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):

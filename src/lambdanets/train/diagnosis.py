@@ -50,11 +50,11 @@ def explain_error(
 
 def batch_norm_error(config: BaseConfig) -> ValueError:
     """Return the error for a batch norm that got one value per channel in training."""
-    data = config.data
+    data, wording = config.data, config.WORDING
     return ValueError(
         "batch norms in training need more than one value per channel, but data.batch_size="
-        f"{data.batch_size} and data.image_size={data.image_size} give maps of one image and one position; "
-        "take a larger data.batch_size or data.image_size"
+        f"{data.batch_size} and data.{wording.size}={getattr(data, wording.size)} give maps of one "
+        f"{wording.sample} and one position; take a larger data.batch_size or data.{wording.size}"
     )
 
 
@@ -69,8 +69,7 @@ def out_of_memory_advice(config: BaseConfig, world_size: int, device: str) -> st
         world_size: Number of processes.
         device: Type of their devices, such as "cuda".
     """
-    data, engine = config.data, config.engine
-    where = f"data.batch_size={data.batch_size} images of {data.image_size}x{data.image_size} on each device"
+    data, engine, samples = config.data, config.engine, config.WORDING.samples
     step = engine.global_batch or data.batch_size * world_size * engine.accumulate
     smaller = [size for size in range(1, data.batch_size // 2 + 1) if step % (size * world_size) == 0]
     suggestions = []
@@ -79,7 +78,7 @@ def out_of_memory_advice(config: BaseConfig, world_size: int, device: str) -> st
         if engine.global_batch is not None:
             setting = f"engine.global_batch={step}"
         suggestions.append(
-            f"data.batch_size={smaller[-1]} with {setting}, which keeps the step of {step} images"
+            f"data.batch_size={smaller[-1]} with {setting}, which keeps the step of {step} {samples}"
         )
     if engine.precision in ("32", "64"):
         suggestions.append("engine.precision=bf16-mixed")
@@ -90,7 +89,8 @@ def out_of_memory_advice(config: BaseConfig, world_size: int, device: str) -> st
     resumed = "none of this may change"
     if not engine.checkpointing:
         resumed = "engine.checkpointing may change, but not the batch, the precision or the strategy"
-    order = "; ".join(suggestions) or "smaller images or a smaller model"
+    order = "; ".join(suggestions) or f"smaller {samples} or a smaller model"
+    where = f"{config.describe_batch()} on each device"
     return f"{where}; try, in this order: {order}. In a run that is resumed {resumed}"
 
 

@@ -40,8 +40,8 @@ from lambdanets.train.progress import LiveProgress, print_once
 from lambdanets.train.reporting import EpochPublisher, EpochRecorder, EventLog, RunResult, finish, result
 from lambdanets.train.resume import (
     ResumePoint,
+    check_data,
     check_free,
-    check_images,
     check_optimizer,
     check_weights,
     find_resume_point,
@@ -58,7 +58,7 @@ class Loaders(pl.LightningDataModule):
     """Creates the data loaders of the trainer, starting at the current position of the run.
 
     Args:
-        splits: The training and validation images.
+        splits: The training and validation data.
         module: The Lightning module, whose state holds the position.
     """
 
@@ -75,7 +75,7 @@ class Loaders(pl.LightningDataModule):
             if state.batches_per_epoch not in (0, batches):
                 raise RunError(
                     f"the run had {state.batches_per_epoch} batches in an epoch and has {batches} now; "
-                    "resume it with the same images and the same number of devices"
+                    f"resume it with the same {config.WORDING.samples} and the same number of devices"
                 )
         state.batches_per_epoch = batches
         return loader
@@ -178,7 +178,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class AlreadyComplete:
-    """A run that was resumed and has no training left; its images are not opened."""
+    """A run that was resumed and has no training left; its data are not opened."""
 
     config: BaseConfig
     start: ResumePoint
@@ -194,7 +194,7 @@ def _fit(ready: Prepared, files: RunFiles, *, resume: bool, lock_folder: Callabl
         with raised_on_all_ranks():
             create_optimizer(module.network, config.optimizer)
             trainer = build_trainer(module, files, saving, start)
-            check_shards(splits, trainer.world_size)
+            check_shards(splits, trainer.world_size, config)
         if not resume:
             run_on_all_ranks(lock_folder)
         if rank_zero_only.rank == 0:
@@ -247,7 +247,7 @@ def prepare_run(
     digest = weights_digest(config.model.weights, start)
     splits = task.open(config)
     if resume:
-        check_images(files, splits, start)
+        check_data(files, splits, start, config.WORDING)
     module = build_learner(task, config, splits.classes, continues=start is not None)
     if start:
         check_weights(start, module, config.model.name)
@@ -356,13 +356,13 @@ def check_devices(engine: EngineConfig, trainer: pl.Trainer) -> None:
         raise RunError("engine.sync_batchnorm needs GPUs: PyTorch cannot synchronise batch norms on CPUs")
 
 
-def check_shards(splits: Any, world_size: int) -> None:
-    """Raise DataError if a rank would have no validation image: Lightning does not accept an empty loader."""
-    held = len(splits.val)
+def check_shards(splits: Any, world_size: int, config: BaseConfig) -> None:
+    """Raise DataError if a rank would have no validation sample: Lightning accepts no empty loader."""
+    held, wording = len(splits.val), config.WORDING
     if held < world_size:
         raise DataError(
-            f"{held} validation image{'s' * (held != 1)} for {world_size} processes, each of which needs "
-            "one: hold out more images, or use fewer devices."
+            f"{held} validation {wording.sample if held == 1 else wording.samples} for {world_size} "
+            f"processes, each of which needs one: hold out more {wording.samples}, or use fewer devices."
         )
 
 
@@ -370,21 +370,22 @@ def accumulation_steps(config: BaseConfig, world_size: int) -> int:
     """Return the batches of an optimiser step.
 
     Raises:
-        RunError: `engine.global_batch` is no multiple of the images that all devices take at once.
+        RunError: `engine.global_batch` is no multiple of the samples that all devices take at once.
     """
-    global_batch, images_per_pass = config.engine.global_batch, config.data.batch_size * world_size
+    global_batch, samples_per_pass = config.engine.global_batch, config.data.batch_size * world_size
     if global_batch is None:
         return config.engine.accumulate
-    if global_batch % images_per_pass:
+    if global_batch % samples_per_pass:
         divisors = [
             size for size in range(1, config.data.batch_size) if global_batch % (size * world_size) == 0
         ]
         hint = f"; data.batch_size={divisors[-1]} would divide it" if divisors else ""
         raise RunError(
-            f"engine.global_batch={global_batch} is no multiple of {images_per_pass} images, which is "
-            f"data.batch_size={config.data.batch_size} on {world_size} device{'s' * (world_size > 1)}{hint}"
+            f"engine.global_batch={global_batch} is no multiple of {samples_per_pass} "
+            f"{config.WORDING.samples}, which is data.batch_size={config.data.batch_size} on {world_size} "
+            f"device{'s' * (world_size > 1)}{hint}"
         )
-    return global_batch // images_per_pass
+    return global_batch // samples_per_pass
 
 
 def make_trainer(**settings: Any) -> pl.Trainer:

@@ -46,7 +46,7 @@ class Learner(pl.LightningModule):
         state: Progress of the run, shared with the callbacks.
 
     Attributes:
-        train_metrics: Names of the metrics of a training step, which are means over images; the first is
+        train_metrics: Names of the metrics of a training step, which are means over `unit`; the first is
             "loss".
         columns: Columns of `metrics.csv` that the task adds to those of every run.
         monitor: Column by which the best epoch is chosen; the larger, the better.
@@ -65,7 +65,7 @@ class Learner(pl.LightningModule):
         self.state = state
         self.last_checkpoint: Path | None = None
         self.files: RunFiles | None = None
-        # Sums of `train_metrics` and the number of images, of this epoch on this device: [metrics + 1].
+        # Sums of `train_metrics` and the number of elements, of this epoch on this device: [metrics + 1].
         self.sums: Tensor | None = None
         # (step, loss) of the batches whose loss was not yet read from the device.
         self.unchecked_losses: list[tuple[int, Tensor]] = []
@@ -96,6 +96,11 @@ class Learner(pl.LightningModule):
         states = self.trainer.strategy.lightning_module_state_dict()
         return {name.removeprefix(prefix): value for name, value in states.items() if name.startswith(prefix)}
 
+    @property
+    def unit(self) -> str:
+        """Plural of the elements in which the speed is measured, such as "images"."""
+        return self.config.WORDING.unit
+
     # Implemented by the tasks
 
     def train_loader(self, splits: Any, *, rank: int, world_size: int) -> DataLoader:
@@ -103,17 +108,21 @@ class Learner(pl.LightningModule):
         raise NotImplementedError
 
     def val_loader(self, splits: Any, *, rank: int, world_size: int) -> DataLoader:
-        """Return this rank's loader of its shard of the validation images."""
+        """Return this rank's loader of its shard of the validation data."""
         raise NotImplementedError
 
     def step(self, batch: Any) -> tuple[Tensor, list[Tensor], int]:
         """Run a training batch through the network.
 
         Returns:
-            The loss, a scalar to differentiate; the sums of `train_metrics` over the images, a scalar tensor
-            each; and the number of images.
+            The loss, a scalar to differentiate; the sums of `train_metrics` over the images, or whatever
+            else `unit` names, a scalar tensor each; and the number of these.
         """
         raise NotImplementedError
+
+    def batch_items(self, batch: Any) -> int:
+        """Return the number of images in a training batch, or whatever else `unit` names."""
+        return len(batch[1])
 
     def network_inputs(self, batch: Any) -> tuple[Any, ...]:
         """Return the arguments of the network's forward pass for a training batch."""
@@ -143,7 +152,7 @@ class Learner(pl.LightningModule):
         raise NotImplementedError
 
     def format_data(self, splits: Any) -> str:
-        """Format the numbers of images for the summary."""
+        """Format the sizes of both splits for the summary."""
         raise NotImplementedError
 
     def data_advice(self) -> list[str]:
@@ -152,12 +161,12 @@ class Learner(pl.LightningModule):
 
     def weights_metadata(self) -> dict[str, str]:
         """Return the metadata of `weights.safetensors`, which make it usable without the run folder."""
-        config = self.config
+        config, size = self.config, self.config.WORDING.size
         return {
             "recipe": config.recipe,
             "model": config.model.name,
             "options": json.dumps(encode(config.model.options)),
-            "image_size": str(config.data.image_size),
+            size: str(getattr(config.data, size)),
             "num_classes": str(len(self.classes)),
             "classes": json_text(self.classes),
         }
@@ -207,9 +216,9 @@ class Learner(pl.LightningModule):
         self.current_lr = self.learning_rate()
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.current_lr * group.get("lr_scale", 1.0)
-        loss, sums, images = self.step(batch)
+        loss, sums, items = self.step(batch)
         self._record_loss(loss.detach())
-        self._add_sums(sums, images)
+        self._add_sums(sums, items)
         self.state.batches_done += 1
         return loss
 
@@ -241,11 +250,11 @@ class Learner(pl.LightningModule):
         total = steps * self.config.engine.epochs
         factor = lr_factor(self.global_step, self.config.schedule, total_steps=total, steps_per_epoch=steps)
         optimizer = self.config.optimizer
-        return optimizer.lr * factor * self.step_images / (optimizer.lr_batch or self.step_images)
+        return optimizer.lr * factor * self.step_samples / (optimizer.lr_batch or self.step_samples)
 
     @property
-    def step_images(self) -> int:
-        """Images of an optimiser step, over all devices."""
+    def step_samples(self) -> int:
+        """Samples of an optimiser step, over all devices."""
         return self.config.data.batch_size * self.trainer.world_size * self.accumulate
 
     @property
@@ -253,11 +262,11 @@ class Learner(pl.LightningModule):
         """Optimiser steps of an epoch; the last one may accumulate fewer batches."""
         return -(-self.state.batches_per_epoch // self.accumulate)
 
-    def _add_sums(self, sums: list[Tensor], images: int) -> None:
+    def _add_sums(self, sums: list[Tensor], items: int) -> None:
         if self.sums is None:
             raise RuntimeError("training_step runs inside Trainer.fit")
         self.sums[:-1] += torch.stack([value.detach().to(self.sums) for value in sums])
-        self.sums[-1] += images
+        self.sums[-1] += items
 
     def _record_loss(self, loss: Tensor) -> None:
         self.unchecked_losses.append((self.global_step, loss))
@@ -442,19 +451,19 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 def check_same_on_all_ranks(config: BaseConfig, fingerprint: str, weights_digest: str = "") -> None:
-    """Check that all ranks have the same configuration, images, initial weights and versions.
+    """Check that all ranks have the same configuration, data, initial weights and versions.
 
     Raises:
         RunError: A rank differs from rank 0; raised on all ranks.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
-    # The paths of images and weights may differ between machines; their content may not.
+    # The paths of data and weights may differ between machines; their content may not.
     data = config.data.without_paths() if fingerprint else config.data
     model = replace(config.model, weights=None) if weights_digest else config.model
     mine = {
         "configuration": to_json(replace(config, data=data, model=model)),
-        "images": fingerprint,
+        config.WORDING.samples: fingerprint,
         "weights to start from": weights_digest,
         "versions": f"lambdanets {lambdanets.__version__}, torch {torch.__version__}",
     }

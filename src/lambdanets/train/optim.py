@@ -20,7 +20,7 @@ class OptimizerConfig:
         name: A name of `timm.optim.list_optimizers()`; "sgd" has Nesterov momentum, "momentum" plain
             momentum.
         lr: Peak learning rate.
-        lr_batch: Images per step that `lr` is meant for: the learning rate is scaled by the images of a step
+        lr_batch: Samples per step that `lr` is meant for: the learning rate is scaled by those of a step
             here, over all devices and accumulated batches, divided by this number. None does not scale.
         weight_decay: Weight decay of tensors with two or more axes, without position tables.
         momentum: Momentum of SGD and its relatives.

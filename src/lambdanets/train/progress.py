@@ -17,12 +17,12 @@ from lambdanets.utils.progress import progress_bar_column
 from lambdanets.utils.text import printable_lines
 
 REFRESH = 0.25  # seconds between two updates of the bar: reading the running sums stalls an accelerator
-WORTH_SHOWING, WORTH_ADVICE = 0.05, 0.10  # fractions of the training time spent waiting for images
+WORTH_SHOWING, WORTH_ADVICE = 0.05, 0.10  # fractions of the training time spent waiting for data
 WORTH_SECONDS = 5.0  # of waiting per epoch, below which no advice is given
 
 
 class LiveProgress(Callback):
-    """Progress bar of the epoch with loss, accuracy, images/s and the remaining time of the whole run."""
+    """Progress bar of the epoch with loss, accuracy, speed and the remaining time of the whole run."""
 
     def __init__(self, module: Learner, console: Console | None = None) -> None:
         self.module = module
@@ -56,13 +56,13 @@ class LiveProgress(Callback):
         state = self.module.state
         seconds = state.train_seconds or 1.0
         epochs = self.module.config.engine.epochs
-        speed = (batch_idx + 1) * len(batch[1]) * trainer.world_size / seconds
+        speed = (batch_idx + 1) * self.module.batch_items(batch) * trainer.world_size / seconds
         self._progress.update(
             self._task,
             description=f"epoch {trainer.current_epoch + 1:>{len(str(epochs))}}/{epochs}",
             completed=batch_idx + 1,
-            detail=f"{self.module.format_training(self.module.running_means())}  {format_speed(speed)}  "
-            f"{format_duration(self._remaining_seconds())} left"
+            detail=f"{self.module.format_training(self.module.running_means())}  "
+            f"{format_speed(speed, self.module.unit)}  {format_duration(self._remaining_seconds())} left"
             f"{format_data_wait(state.wait_seconds / seconds)}",
         )
 
@@ -135,41 +135,43 @@ class LiveProgress(Callback):
 def epoch_line(learner: Learner, row: dict[str, float]) -> str:
     """Format a finished epoch as a line for a terminal of 80 columns."""
     epochs = learner.config.engine.epochs
+    unit = learner.unit
     number = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}"
-    return f"{number}  {learner.format_epoch(row)}  {format_speed(row['images_per_second'])}"
+    return f"{number}  {learner.format_epoch(row)}  {format_speed(row[f'{unit}_per_second'], unit)}"
 
 
-def format_speed(images_per_second: float) -> str:
-    """Format images per second, with a decimal below 10."""
-    return f"{images_per_second:,.{0 if images_per_second >= 10 else 1}f} images/s"
+def format_speed(speed: float, unit: str) -> str:
+    """Format a number of units per second, such as images, with a decimal below 10."""
+    return f"{speed:,.{0 if speed >= 10 else 1}f} {unit}/s"
 
 
 def format_data_wait(fraction: float) -> str:
-    """Format the fraction of the training time spent waiting for images; "" if it is small."""
+    """Format the fraction of the training time spent waiting for data; "" if it is small."""
     return f"  data {100 * fraction:.0f} %" if fraction >= WORTH_SHOWING else ""
 
 
 def is_data_bound(row: dict[str, float]) -> bool:
-    """Return whether waiting for images took enough of an epoch to print advice."""
+    """Return whether waiting for data took enough of an epoch to print advice."""
     fraction = row.get("data_wait", 0.0)
     return fraction > WORTH_ADVICE and fraction * row["seconds"] > WORTH_SECONDS
 
 
 def slow_data_advice(fraction: float, learner: Learner, *, workers: int, cores: int) -> str:
-    """Return advice for a run that waits for images: suggestions in the order to try them.
+    """Return advice for a run that waits for data: suggestions in the order to try them.
 
     Args:
         fraction: Fraction of the training time spent waiting.
         learner: The Lightning module.
-        workers: Data-loading processes of this rank; 0 if there are none, as with images in memory.
+        workers: Data-loading processes of this rank; 0 if there are none, as with data in memory.
         cores: CPU cores per rank.
     """
+    samples = learner.config.WORDING.samples
     if workers == 0 and learner.config.data.workers:
-        suggestions = ["fewer changes in data.augment (the images are in memory already)"]
+        suggestions = [f"fewer changes in data.augment (the {samples} are in memory already)"]
     else:
         more = f"more data.workers ({workers} now, with {cores} cores for each process)"
         suggestions = [*([more] if workers < cores else []), *learner.data_advice()]
-    return f"training waited for images {100 * fraction:.0f} % of its time; try {', '.join(suggestions)}"
+    return f"training waited for {samples} {100 * fraction:.0f} % of its time; try {', '.join(suggestions)}"
 
 
 def available_cores() -> int:

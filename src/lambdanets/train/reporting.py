@@ -22,7 +22,7 @@ from lambdanets.utils.text import first_line
 
 # The first and the last columns of metrics.csv; those of the task are between them.
 FIRST_COLUMNS = ("epoch", "step", "lr")
-LAST_COLUMNS = ("images_per_second", "images_per_cpu_second", "data_wait", "seconds")
+LAST_COLUMNS = ("{unit}_per_second", "{unit}_per_cpu_second", "data_wait", "seconds")  # unit: images, ...
 CURVES_EVERY = 20.0  # seconds between two drawings of the curves; one takes about a second
 LOG_EVERY = 50  # steps between two points of the training loss in TensorBoard
 
@@ -36,7 +36,8 @@ def to_csv(learner: Learner) -> str:
     """
     text, history = io.StringIO(), learner.state.history
     trained = [f"train_{name}" for name in learner.train_metrics]
-    known = (*FIRST_COLUMNS, *trained, *learner.columns, *LAST_COLUMNS)
+    last = [name.format(unit=learner.unit) for name in LAST_COLUMNS]
+    known = (*FIRST_COLUMNS, *trained, *learner.columns, *last)
     averaged = any(name.startswith("raw_") for row in history for name in row)
     columns = [name for name in known if averaged or not name.startswith("raw_")]
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -123,15 +124,15 @@ class EpochRecorder(Callback):
         module, state = self.module, self.module.state
         module.gather_sums()
         self._add_epoch_time()
-        images = state.sums["images"]
+        items, unit = state.sums["images"], module.unit
         row = {
             "epoch": state.position[0],
             "step": trainer.global_step,
             "lr": module.current_lr,
-            **{f"train_{name}": state.sums[name] / images for name in module.train_metrics},
+            **{f"train_{name}": state.sums[name] / items for name in module.train_metrics},
             **module.val_metrics,
-            "images_per_second": images / state.train_seconds,
-            "images_per_cpu_second": images / max(state.cpu_seconds, 1e-9),
+            f"{unit}_per_second": items / state.train_seconds,
+            f"{unit}_per_cpu_second": items / max(state.cpu_seconds, 1e-9),
             "data_wait": state.wait_seconds / state.train_seconds,
             "seconds": state.epoch_seconds,
         }
@@ -182,7 +183,7 @@ class RunResult:
         model, parameters: Name of the network and number of its parameters.
         history: Rows of `metrics.csv`, one for each finished epoch.
         best_epoch, best: The best epoch by its validation, and its row.
-        images_per_second: Training speed over the whole run and all devices.
+        images_per_second: Training speed over the whole run and all devices, in the unit of the task.
         seconds: Wall time of all epochs, over all sessions.
         already_complete: The run was complete before, and nothing was done.
         summary: The text of `summary.txt`.
@@ -205,14 +206,15 @@ def finish(learner: Learner, files: RunFiles, splits: Any, *, write: bool = True
     config, state = learner.config, learner.state
     parameters = sum(p.numel() for p in learner.network.parameters())
     last, names = state.history[-1], splits.classes
-    classes = f"{len(names)} class{'es' * (len(names) > 1)}"
+    classes = f"{len(names)} {config.WORDING.classes[len(names) > 1]}"
     epoch = f"epoch {state.best_epoch} of {config.engine.epochs}"
+    rate = format_speed(speed(state, learner.unit), learner.unit)
     lines = {
         "model": f"{config.model.name}, {parameters:,} parameters",
         "data": f"{config.data.source}: {learner.format_data(splits)}, {classes}",
         "best": f"{learner.format_validation(state.best)}, {epoch}",
         "last": f"{learner.format_validation(last)}, training loss {last['train_loss']:.3f}",
-        "speed": f"{format_speed(speed(state))} in training, {format_duration(state.seconds)} in all",
+        "speed": f"{rate} in training, {format_duration(state.seconds)} in all",
         "folder": str(files.directory),
     }
     summary = "".join(f"{name:<8}{text}\n" for name, text in lines.items())
@@ -242,13 +244,13 @@ def result(
         history=tuple(state.history),
         best_epoch=state.best_epoch,
         best=state.best,
-        images_per_second=speed(state),
+        images_per_second=speed(state, config.WORDING.unit),
         seconds=state.seconds,
         already_complete=already_complete,
         summary=summary,
     )
 
 
-def speed(state: RunState) -> float:
-    """Return the training speed in images per second: the harmonic mean of the epochs' speeds."""
-    return len(state.history) / sum(1 / row["images_per_second"] for row in state.history)
+def speed(state: RunState, unit: str) -> float:
+    """Return the training speed, such as images per second: the harmonic mean of the epochs' speeds."""
+    return len(state.history) / sum(1 / row[f"{unit}_per_second"] for row in state.history)

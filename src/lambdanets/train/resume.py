@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lambdanets.models.weight_files import find_weights
 from lambdanets.train.checkpoint import RunState, newest_intact, remove_temporary_files
-from lambdanets.train.config import BaseConfig, Config, load_classes, load_config
+from lambdanets.train.config import BaseConfig, Config, Wording, load_classes, load_config
 from lambdanets.train.errors import RunError
 from lambdanets.train.progress import print_once
 from lambdanets.train.run import RunFiles
@@ -201,27 +201,27 @@ def _of_shape(value: Any, shape: Sequence[int]) -> bool:
     return all(have in (1, need) for have, need in zip(value.shape, shape, strict=True))
 
 
-def check_images(files: RunFiles, splits: Any, start: ResumePoint | None) -> None:
-    """Raise RunError if a resumed run would see other images, or another split, than before."""
+def check_data(files: RunFiles, splits: Any, start: ResumePoint | None, wording: Wording) -> None:
+    """Raise RunError if a resumed run would see other data, or another split, than before."""
     if files.classes.is_file():
         stored, classes = load_classes(files.classes), splits.classes
         if stored != classes:
             other = join_some(sorted(set(classes) ^ set(stored))) or "their order"
             raise RunError(
-                f"the run in {files.directory} has {len(stored)} classes, the images have {len(classes)}; "
-                f"they differ in {other}"
+                f"the run in {files.directory} has {len(stored)} {wording.classes[1]}, the "
+                f"{wording.samples} have {len(classes)}; they differ in {other}"
             )
     if start is None or start.state.fingerprint == splits.fingerprint:
         return
-    images, _, labels = start.state.fingerprint.partition("+")
+    samples, _, labels = start.state.fingerprint.partition("+")
     if labels != splits.fingerprint.partition("+")[2]:
         began = "other pseudo-labels" if labels else "no pseudo-labels"
         raise RunError(
             f"the run in {files.directory} began with {began}; go on with the same data.pseudo_labels, or "
             "start a new run"
         )
-    if images:
+    if samples:
         raise RunError(
-            f"images were added, removed, renamed or moved since the run in {files.directory} began, and may "
+            f"{wording.changed} since the run in {files.directory} began, and may "
             "have changed sides between training and validation; bring them back, or start a new run"
         )

@@ -67,6 +67,11 @@ class RunFiles:
         return self.directory / "sheet.png"
 
     @property
+    def samples(self) -> Path:
+        """Texts that a language model wrote, one for each validation."""
+        return self.directory / "samples.txt"
+
+    @property
     def precision_recall(self) -> Path:
         return self.directory / "precision_recall.png"
 

@@ -24,12 +24,14 @@ class Panel:
         curves: Label of each curve -> column of `metrics.csv`; of two curves, the training's first.
         scale: Factor on the values, such as 100 for percent.
         best: Column whose largest value is marked, a fraction shown in percent; "" marks none.
+        lowest: Column whose smallest value is marked; "" marks none.
     """
 
     name: str
     curves: Mapping[str, str]
     scale: float = 1.0
     best: str = ""
+    lowest: str = ""
 
 
 def draw_curves(
@@ -80,14 +82,22 @@ def _curves(history: Sequence[Mapping[str, float]], panels: Sequence[Panel], tit
         measured = [row for row in history if panel.best in row]
         if measured:
             best = max(measured, key=lambda row: row[panel.best])
-            _mark_best(axes, best["epoch"], panel.scale * best[panel.best])
+            value = panel.scale * best[panel.best]
+            _mark_best(axes, best["epoch"], value, f"{value:.2f} %")
             axes.set_ylim(top=panel.scale)
+        measured = [row for row in history if panel.lowest in row]
+        if measured:
+            best = min(measured, key=lambda row: row[panel.lowest])
+            value = panel.scale * best[panel.lowest]
+            _mark_best(axes, best["epoch"], value, f"{value:.4g}")
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=11, color=INK)
     return figure
 
 
-def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str = "") -> None:
+def draw_confusion(
+    matrix: Tensor, classes: Sequence[str], path: Path, note: str = "", samples: str = "images"
+) -> None:
     """Draw a confusion matrix.
 
     Args:
@@ -95,12 +105,13 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path, note: str
         classes: Class names.
         path: The PNG file.
         note: Text after the title.
+        samples: Noun of the samples in the title.
     """
     with plain_text(*classes):
-        save_figure(_confusion(matrix, list(map(legible, classes)), note), path)
+        save_figure(_confusion(matrix, list(map(legible, classes)), note, samples), path)
 
 
-def _confusion(matrix: Tensor, classes: Sequence[str], note: str) -> Any:
+def _confusion(matrix: Tensor, classes: Sequence[str], note: str, samples: str) -> Any:
     """Return the Matplotlib figure of `draw_confusion`."""
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
     from matplotlib.figure import Figure
@@ -132,7 +143,7 @@ def _confusion(matrix: Tensor, classes: Sequence[str], note: str) -> Any:
     bar.ax.tick_params(length=0, labelsize=8, colors=INK)
     bar.set_label("% of the true class", fontsize=9, color=INK)
     top1 = 100 * float(matrix.diagonal().sum() / matrix.sum().clamp(min=1))
-    title = f"{top1:.2f} % of {int(matrix.sum()):,} validation images correct"
+    title = f"{top1:.2f} % of {int(matrix.sum()):,} validation {samples} correct"
     axes.set_title(title + (f", {note}" if note else ""), fontsize=11, loc="left", color=INK)
     return figure
 
@@ -148,10 +159,10 @@ def plain_axes(axes: Any, name: str) -> None:
     axes.xaxis.label.set_color(INK)
 
 
-def _mark_best(axes: Any, epoch: float, value: float) -> None:
-    """Mark a value, in percent, with a circle and in the title."""
+def _mark_best(axes: Any, epoch: float, value: float, number: str) -> None:
+    """Mark a value with a circle, and print it as `number` in the title."""
     axes.plot([epoch], [value], "o", markersize=8, markerfacecolor="none", markeredgecolor=VAL, clip_on=False)
-    text = f"best {value:.2f} %, epoch {epoch:.0f}"
+    text = f"best {number}, epoch {epoch:.0f}"
     axes.set_title(text, loc="right", color=VAL, fontsize=9, fontweight="bold")  # above the curves
 
 

@@ -7,39 +7,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from ..batches import EvalBatches, Position, TrainBatches
+from ..batches import EvalBatches, GroupedBatches, Position, TrainBatches
 from ..loader import batched_loader
-from ..randomness import derived_seed, permutation
 from .coco_set import CocoSet
 from .config import CocoConfig
 
 RATIOS = 2.0 ** np.arange(-1, 1.01, 0.5)  # values of width / height that separate the groups
-
-
-class RatioBatches(TrainBatches):
-    """Batches of images of similar aspect ratio: at each step, all processes have images of one group.
-
-    An epoch has the same images and number of batches as without groups, and is a function of (seed, epoch).
-    The remainders of the groups form mixed batches.
-
-    Args:
-        groups: index of the group of each sample, of shape [n].
-        batch_size: images in a batch of one process.
-        common: the other arguments of `TrainBatches`.
-    """
-
-    def __init__(self, groups: np.ndarray, batch_size: int, **common: Any):
-        super().__init__(len(groups), batch_size, **common)
-        self.groups = groups
-
-    def _order(self, epoch: int) -> np.ndarray:
-        step = self.batch_size * self.world_size
-        order = super()._order(epoch)[: len(self) * step]
-        members = [order[self.groups[order] == group] for group in np.unique(self.groups)]
-        whole = [each[: len(each) // step * step] for each in members]
-        rest = [each[len(each) // step * step :] for each in members]
-        batches = np.concatenate([*whole, *rest]).reshape(-1, step)
-        return batches[permutation(derived_seed(self.seed, "ratio"), epoch, len(batches))].ravel()
 
 
 def coco_train_loader(
@@ -69,7 +42,7 @@ def coco_train_loader(
     common: Any = {"seed": seed, "position": position, "rank": rank, "world_size": world_size}
     if config.group_by_ratio:
         groups = np.digitize(data_set.sizes[:, 1] / data_set.sizes[:, 0], RATIOS)
-        batches = RatioBatches(groups, config.batch_size, **common)
+        batches = GroupedBatches(groups, config.batch_size, **common)
     else:
         batches = TrainBatches(len(data_set), config.batch_size, **common)
     return batched_loader(data_set, batches, workers=config.workers, seed=seed)

@@ -14,6 +14,7 @@ class CocoSource(IndexedSource):
 
     form = "coco:PATH"
     help = "for detectors: a folder or a json in COCO's format (pip install 'lambdanets[detection]')"
+    labelled_images = False
 
     def open(self, config: DataConfig, *, seed: int, classes: Sequence[str] | None = None) -> ImageSplits:
         raise DataError(

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..audio.source import AudioSource
 from ..coco.source import CocoSource
 from ..config import DataConfig
 from ..errors import DataError
 from ..streams.hfids import HfidsSource
 from ..streams.wds import WdsSource
+from ..text.source import TextSource
 from .digits import DigitsSource
 from .folder import FolderSource, digests, relative
 from .protocol import ImageSplits, IndexedSource, Source
@@ -29,6 +31,8 @@ SOURCES: dict[str, type[Source]] = {
     "folder:": FolderSource,
     "tar:": TarSource,
     "coco:": CocoSource,
+    "text:": TextSource,
+    "audio:": AudioSource,
     "torch/": TorchSource,
     "hfds/": HfdsSource,
     "hfids/": HfidsSource,
@@ -71,7 +75,7 @@ def get_source(text: str) -> Source:
 
 def source_forms() -> str:
     """Return the forms of all sources for classifiers, such as 'folder:PATH', joined for an error message."""
-    *forms, last = (repr(source.form) for source in SOURCES.values() if source is not CocoSource)
+    *forms, last = (repr(source.form) for source in SOURCES.values() if source.labelled_images)
     return f"{', '.join(forms)} or {last}"
 
 

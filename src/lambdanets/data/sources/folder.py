@@ -17,7 +17,7 @@ from lambdanets.utils.text import join_some
 
 from ..config import DataConfig, HoldOut
 from ..errors import DataError, SourceWarning
-from ..files import find_images, identity, is_folder, is_stray, warn_left_out
+from ..files import FileKind, find_images, identity, is_folder, is_stray, warn_left_out
 from ..image_source import FileImages, FolderImages
 from ..images import IMAGE_SUFFIXES
 from .protocol import ImageSplits, IndexedSource, absolute
@@ -32,6 +32,7 @@ CLASS_FOLDERS = (
     "put those of each class in a folder of its own (valprep.sh of soumith/imagenetloader.torch does it for "
     "ImageNet's val/)"
 )
+IMAGES = FileKind("image", IMAGE_SUFFIXES)
 Sample = tuple[str, int]  # path and class index
 
 
@@ -99,8 +100,9 @@ def read_folder(
     seed: int,
     classes: Sequence[str] | None = None,
     hold_out: HoldOut = "exact",
+    kind: FileKind = IMAGES,
 ) -> Folder:
-    """Find the images of a folder and their split.
+    """Find the images of a folder, or its files of another kind, and their split.
 
     Symbolic links are followed. A file that has several names in a class is taken once. Files of other kinds
     and hidden ones are left out, with a warning.
@@ -113,32 +115,34 @@ def read_folder(
         seed: seed of the split. The side of an image depends on the seed and on names alone.
         classes: class names in the order of the class indices; None takes the sorted folder names.
         hold_out: method of splitting, as in `DataConfig`.
+        kind: kind of the files.
 
     Raises:
         DataError: there is no such folder, it has no classes, the sides have different classes, links form a
             cycle, or a file belongs to two classes or to both sides.
     """
     path = existing_folder(root)
-    train, val = _sides(path)
+    train, val = _sides(path, kind)
     if train is None and val is not None and classes is None:
         raise DataError(
             f"{path} holds {val.name}/ but no train/ with class folders: there is nothing to train on."
         )
     if val is not None:
-        names = tuple(classes) if classes else _classes(train or val)
+        names = tuple(classes) if classes else _classes(train or val, kind)
         if train is not None and classes is None:
-            _check_classes(train, val)
-        train_samples, linked = _samples(train, names) if train is not None else ([], False)
-        val_samples, val_linked = _samples(val, names, validated=True)
+            _check_classes(train, val, kind)
+        train_samples, linked = _samples(train, names, kind) if train is not None else ([], False)
+        val_samples, val_linked = _samples(val, names, kind, validated=True)
         if classes is None and (linked or val_linked):
-            _check_disjoint(train_samples, val_samples)
+            _check_disjoint(train_samples, val_samples, kind)
         if classes is None:
             held = {target for _, target in val_samples}
-            warn_without_validation(val, [name for number, name in enumerate(names) if number not in held])
+            lacking = [name for number, name in enumerate(names) if number not in held]
+            warn_without_validation(val, lacking, kind)
         return Folder(train_samples, val_samples, names)
     top = train or path
-    names = tuple(classes) if classes else _classes(top)
-    samples, _ = _samples(top, names)
+    names = tuple(classes) if classes else _classes(top, kind)
+    samples, _ = _samples(top, names, kind)
     held_out = held_out_mask(
         [relative(name, top) for name, _ in samples],
         np.array([target for _, target in samples], np.int64),
@@ -147,6 +151,7 @@ def read_folder(
         val_fraction=val_fraction,
         seed=seed,
         hold_out=hold_out,
+        kind=kind,
     )
     sides: tuple[list[Sample], list[Sample]] = ([], [])
     for sample, out in zip(samples, held_out.tolist(), strict=True):
@@ -163,6 +168,7 @@ def held_out_mask(
     val_fraction: float,
     seed: int,
     hold_out: HoldOut,
+    kind: FileKind = IMAGES,
 ) -> np.ndarray:
     """Decide which images are held out, class by class.
 
@@ -174,6 +180,7 @@ def held_out_mask(
         val_fraction: fraction that is held out; 1.0 holds out everything.
         seed: seed of the split.
         hold_out: method, as in `DataConfig`.
+        kind: kind of the files, for errors.
 
     Returns:
         Whether each image is held out, bool of shape [n].
@@ -187,9 +194,9 @@ def held_out_mask(
         members = np.flatnonzero(targets == target)
         if len(members) < 2:
             raise DataError(
-                f"class {classes[target]!r} in {where} holds one image; at least two are needed to train on "
-                "one and validate on another. Add images, or make train/ and val/ folders, where val/ may "
-                "lack the class."
+                f"class {classes[target]!r} in {where} holds one {kind.noun}; at least two are needed to "
+                f"train on one and validate on another. Add {kind.noun}s, or make train/ and val/ folders, "
+                "where val/ may lack the class."
             )
         chosen = choose([names[int(index)] for index in members], val_fraction, seed)
         held_out[members[sorted(chosen)]] = True
@@ -270,7 +277,7 @@ def _subfolders(path: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(path) if is_folder(entry) and not is_stray(entry.name))
 
 
-def _sides(path: Path) -> tuple[Path | None, Path | None]:
+def _sides(path: Path, kind: FileKind) -> tuple[Path | None, Path | None]:
     """Return the folders train/ and val/, in upper or lower case; None for one without class folders."""
     held = {name.lower(): path / name for name in reversed(_subfolders(path))}
     train, val = (
@@ -279,20 +286,22 @@ def _sides(path: Path) -> tuple[Path | None, Path | None]:
     if train is not None and not _subfolders(train):
         train = None
     if val is not None and not _subfolders(val):
-        if (train is not None or len(held) == 1) and (images := _images(val)):
+        if (train is not None or len(held) == 1) and (number := _count(val, kind)):
             # The test images of a competition have no labels: only train/ has class folders.
             instead = f"; or train on folder:{train}, of which data.val_fraction is held out" if train else ""
-            raise DataError(f"{val} holds {images} images but no class folders: {CLASS_FOLDERS}{instead}.")
+            raise DataError(
+                f"{val} holds {number} {kind.noun}s but no class folders: {CLASS_FOLDERS}{instead}."
+            )
         if train is None:
             val = None
     return train, val
 
 
-def _images(path: Path) -> int:
-    return sum(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in os.scandir(path))
+def _count(path: Path, kind: FileKind) -> int:
+    return sum(entry.name.lower().endswith(kind.suffixes) for entry in os.scandir(path))
 
 
-def _classes(path: Path) -> tuple[str, ...]:
+def _classes(path: Path, kind: FileKind) -> tuple[str, ...]:
     names = _subfolders(path)
     check_text(path, names)
     if not names:
@@ -302,7 +311,9 @@ def _classes(path: Path) -> tuple[str, ...]:
             )
         files = sum(entry.is_file() for entry in os.scandir(path))
         held = f"{files} files but no folders" if files else "nothing"
-        raise DataError(f"{path} holds {held}; put the images of each class in a folder of its own in it.")
+        raise DataError(
+            f"{path} holds {held}; put the {kind.noun}s of each class in a folder of its own in it."
+        )
     return tuple(names)
 
 
@@ -319,33 +330,36 @@ def _archive_advice(path: Path, archives: Sequence[str]) -> str:
     return f"tar:{path} reads them as they are"
 
 
-def _check_classes(train: Path, val: Path) -> None:
+def _check_classes(train: Path, val: Path, kind: FileKind) -> None:
     """Refuse a class without training images."""
-    if unknown := set(_classes(val)) - set(_classes(train)):
+    if unknown := set(_classes(val, kind)) - set(_classes(train, kind)):
         noun = "class" if len(unknown) == 1 else "classes"
         raise DataError(
-            f"{train} lacks the {noun} {join_some(sorted(unknown))} of {val}; put images of it there, or "
-            f"remove it from {val.name}/."
+            f"{train} lacks the {noun} {join_some(sorted(unknown))} of {val}; put {kind.noun}s of it "
+            f"there, or remove it from {val.name}/."
         )
 
 
-def warn_without_validation(val: str | Path, names: Iterable[str]) -> None:
+def warn_without_validation(val: str | Path, names: Iterable[str], kind: FileKind = IMAGES) -> None:
     """Warn about the classes that have no validation images."""
     if lacking := sorted(names):
         noun = "class" if len(lacking) == 1 else "classes"
         warnings.warn(
-            f"{val} holds no images of the {noun} {join_some(lacking)}, for which nothing is measured.",
+            f"{val} holds no {kind.noun}s of the {noun} {join_some(lacking)}, for which nothing is measured.",
             SourceWarning,
             stacklevel=2,
         )
 
 
-def _samples(path: Path, classes: Sequence[str], *, validated: bool = False) -> tuple[list[Sample], bool]:
+def _samples(
+    path: Path, classes: Sequence[str], kind: FileKind, *, validated: bool = False
+) -> tuple[list[Sample], bool]:
     """Return the images of a side in the order of the class folders, and whether links lead to some.
 
     Args:
         path: holds a folder for each class.
         classes: names, in the order of the class indices; a class may lack its folder.
+        kind: kind of the files.
         validated: this is the validation side, in which some class folders may be empty.
     """
     present = set(_subfolders(path))
@@ -362,12 +376,12 @@ def _samples(path: Path, classes: Sequence[str], *, validated: bool = False) -> 
     for entry in os.scandir(path):
         if is_stray(entry.name):
             stray += [entry.name] * is_folder(entry)
-        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+        elif entry.name.lower().endswith(kind.suffixes):
             others["in no class folder"] += 1
     linked, empty = path.is_symlink(), {}
     for name, number in sorted(index.items()):
         _check_class(path / name)
-        found = find_images(str(path / name), IMAGE_SUFFIXES)
+        found = find_images(str(path / name), kind.suffixes)
         if not found.images:
             empty[name] = found.others
         samples += [(image, number) for image in found.images]
@@ -376,12 +390,12 @@ def _samples(path: Path, classes: Sequence[str], *, validated: bool = False) -> 
         linked |= found.linked
     if empty and not (validated and samples):
         name, held = next(iter(empty.items()))
-        raise DataError(f"class folder {path / name} holds no images; {_other_content(held)}.")
+        raise DataError(f"class folder {path / name} holds no {kind.noun}s; {_other_content(held, kind)}.")
     warn_left_out(str(path), others, stray)
-    return (_without_duplicates(samples, classes) if linked else samples), linked
+    return (_without_duplicates(samples, classes, kind) if linked else samples), linked
 
 
-def _check_disjoint(train: list[Sample], val: list[Sample]) -> None:
+def _check_disjoint(train: list[Sample], val: list[Sample], kind: FileKind) -> None:
     """Refuse validation images that are also training images, by a link."""
     seen = {}
     for name, _ in train:
@@ -390,12 +404,12 @@ def _check_disjoint(train: list[Sample], val: list[Sample]) -> None:
     for name, _ in val:
         if (file := identity(name)) in seen:
             raise DataError(
-                f"{name} and {seen[file]} are one file, by a link: a validation image must not be a training "
-                "image; remove one of them."
+                f"{name} and {seen[file]} are one file, by a link: a validation {kind.noun} must not be a "
+                f"training {kind.noun}; remove one of them."
             )
 
 
-def _without_duplicates(samples: list[Sample], classes: Sequence[str]) -> list[Sample]:
+def _without_duplicates(samples: list[Sample], classes: Sequence[str], kind: FileKind) -> list[Sample]:
     """Keep each file once, under the first of its names; refuse a file in two classes."""
     seen: dict[tuple[int, int], Sample] = {}
     kept = []
@@ -412,8 +426,8 @@ def _without_duplicates(samples: list[Sample], classes: Sequence[str]) -> list[S
                 )
     if len(kept) < len(samples):
         warnings.warn(
-            f"{len(samples) - len(kept)} of {len(samples)} names of images are links to others of the same "
-            "class and are left out.",
+            f"{len(samples) - len(kept)} of {len(samples)} names of {kind.noun}s are links to others of the "
+            "same class and are left out.",
             SourceWarning,
             stacklevel=2,
         )
@@ -431,8 +445,8 @@ def _check_class(path: Path) -> None:
         )
 
 
-def _other_content(suffixes: Counter[str]) -> str:
-    known = "known are " + " ".join(IMAGE_SUFFIXES)
+def _other_content(suffixes: Counter[str], kind: FileKind) -> str:
+    known = "known are " + " ".join(kind.suffixes)
     if not suffixes:
         return f"it is empty ({known})"
     return f"it holds files of other kinds ({join_some(suffixes)}); {known}"

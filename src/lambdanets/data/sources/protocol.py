@@ -58,6 +58,8 @@ class Source(ABC):
         named_splits: whether `data.train_split` and `data.val_split` name its splits.
         named_columns: whether `data.image_column` and `data.label_column` name its columns.
         sharded: whether its images are in archives, so that `data.order` may be "shards".
+        labelled_images: whether it has images with a class each, for a `DataConfig`; other sources are
+            listed, and have a configuration of their own.
         unlabelled: whether `open_unlabelled` finds images without labels in it.
         statistics: mean and standard deviation of its images in grey, from 0 to 1; None takes those of
             ImageNet.
@@ -71,6 +73,7 @@ class Source(ABC):
     named_splits: ClassVar[bool] = False
     named_columns: ClassVar[bool] = False
     sharded: ClassVar[bool] = False
+    labelled_images: ClassVar[bool] = True
     unlabelled: ClassVar[bool] = False
     statistics: ClassVar[Statistics | None] = None
 

@@ -6,6 +6,7 @@ A sequence can be continued: the state after it is that before the next one.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from . import Call, TensorStruct, accumulator_dtype, convert, invoke
 
 _SIZES = ("batch", "heads", "queries", "context", "dim_k", "dim_v", "dim_u")
+_PACK_SIZES = struct.Struct(f"={len(_SIZES)}q").pack_into
 # Each state of `LambdanetsCausalContent` has two tensors.
 _STATES = ("initial", "final", "d_initial", "d_final")
 _TENSORS = (
@@ -57,7 +59,7 @@ def output(
     dtype = accumulator_dtype(q.dtype)
     result = y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
     (b, _, dim_k, u), dim_v = k.shape, v.shape[2]
-    final = q.new_empty(b, dim_k, u, dtype=dtype), q.new_empty(b, dim_k, dim_v, u, dtype=dtype)
+    final = torch.empty(b, dim_k, u, dtype=dtype), torch.empty(b, dim_k, dim_v, u, dtype=dtype)
     options = {"decay": decay, "initial_log_norm": log_norm, "initial_summary": summary}
     results: dict[str, Tensor | None] = {"y": result}
     results["final_log_norm"], results["final_summary"] = final
@@ -117,14 +119,15 @@ def _run(
     results: dict[str, Tensor | None],
 ) -> None:
     """Call a function of the library; inputs and options are converted to the dtype of its arithmetic."""
-    q, k, v = inputs["q"], inputs["k"], inputs["v"]
+    q, v = inputs["q"], inputs["v"]
     if not q.numel():
         return
     dtype = accumulator_dtype(q.dtype)
     call = _CausalContentCall()
-    sizes = (*q.shape[:3], k.shape[1], q.shape[3], v.shape[2], v.shape[3])
-    for field, size in zip(_SIZES, sizes, strict=True):
-        setattr(call, field, size)
-    converted = {name: convert(x, dtype) for name, x in (inputs | options).items()}
-    if not invoke(f"causal_content_{name}", call, dtype, {"mask": mask, **converted, **results}):
+    b, heads, n, dim_k = q.shape
+    _, m, dim_v, dim_u = v.shape
+    sizes = (b, heads, n, m, dim_k, dim_v, dim_u)
+    _PACK_SIZES(call, _CausalContentCall.batch.offset, *sizes)
+    tensors = {name: convert(x, dtype) for name, x in (inputs | options).items()}
+    if not invoke(f"causal_content_{name}", call, dtype, tensors | {"mask": mask} | results):
         raise MemoryError(f"the causal content part found no memory for its temporaries {sizes}")

@@ -1,0 +1,48 @@
+"""Evaluation of a run on its validation recordings or on others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from lambdanets.audio.config import AudioConfig
+from lambdanets.data import AudioDataConfig, audio_eval_loader, open_audio_split
+from lambdanets.evaluate.scoring import Scores, score
+from lambdanets.train.run import Run
+
+
+def evaluate(
+    run: Run[AudioConfig],
+    data: AudioDataConfig | None = None,
+    *,
+    weights: Literal["best", "last"] = "best",
+) -> Scores:
+    """Evaluate a run, in the precision it was trained in.
+
+    Args:
+        run: A run opened by `load_run`.
+        data: Other recordings of the same classes; None takes the run's own validation recordings.
+        weights: Weights of the best epoch, or of the last.
+
+    Returns:
+        Scores by class; their `figures()` are those of all recordings.
+
+    Raises:
+        DataError: The recordings cannot be used, or have other classes than the run.
+        RunError: The run has no such weights yet.
+
+    Example:
+        >>> evaluate(load_run("runs/words")).figures()["top1"]
+    """
+    # Each recording is read once: a check or a cache would read it before.
+    config = replace(data or run.config.data, check=False, cache=False)
+    if (data or run.config.data).on_bad_recording == "skip":
+        config = replace(config, check=True)
+    val_set = open_audio_split(config, "val", seed=run.config.seed, classes=run.classes)
+    return score(
+        run.model(weights),
+        audio_eval_loader(val_set, config),
+        num_classes=len(run.classes),
+        engine=run.config.engine,
+        name=run.config.model.name,
+    )

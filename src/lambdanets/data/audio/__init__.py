@@ -1,0 +1,1 @@
+"""Labelled recordings: reading, features, augmentation and batches of different lengths."""
