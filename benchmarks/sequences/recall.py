@@ -47,7 +47,7 @@ class Arm:
         family: Name of its line in the figure.
         operator: Name in `SEQUENCE_OPERATORS`.
         options: Of the layer.
-        convolved: Whether a `ConvolvedLayer` is around the layer.
+        convolved: Whether a `ConvolvedLayer` is around the layer; lambda layers have an option instead.
     """
 
     family: str
@@ -57,31 +57,25 @@ class Arm:
 
 
 def _arms() -> dict[str, Arm]:
+    """Return the arms in the order in which they are run."""
+    counterparts = {
+        "attention": "softmax attention",
+        "linear_attention": "linear attention",
+        "gru": "GRU",
+    }
     arms = {}
     for convolved in (True, False):
-        for key_heads in (1, HEADS):
-            family = "lambda, " + ("shared keys" if key_heads == 1 else "keys per head")
-            for dim_k in (16, 32, 64):
-                options: dict[str, Any] = {"scope": 4, "dim_k": dim_k, "key_heads": key_heads}
-                name = f"lambda_k{dim_k}" + ("" if key_heads == 1 else "_heads")
-                if convolved:
-                    arms[f"{name}_conv"] = Arm(f"{family}{WITH}", "lambda", {**options, "short_conv": TAPS})
-                else:
-                    arms[name] = Arm(family, "lambda", options)
-        counterparts = {
-            "attention": "softmax attention",
-            "linear_attention": "linear attention",
-            "gru": "GRU",
-        }
+        suffix, words = ("_conv", ", short convolution") if convolved else ("", "")
         for operator, title in counterparts.items():
-            if convolved:
-                arms[f"{operator}_conv"] = Arm(f"{title}{WITH}", operator, convolved=True)
-            else:
-                arms[operator] = Arm(title, operator)
+            arms[operator + suffix] = Arm(title + words, operator, convolved=convolved)
+        for dim_k, key_heads in product((16, 64, 32), (1, HEADS)):
+            keys, title = ("", "shared keys") if key_heads == 1 else ("_heads", "keys per head")
+            options: dict[str, Any] = {"scope": 4, "dim_k": dim_k, "key_heads": key_heads}
+            options |= {"short_conv": TAPS} if convolved else {}
+            arms[f"lambda_k{dim_k}{keys}{suffix}"] = Arm(f"lambda, {title}{words}", "lambda", options)
     return arms
 
 
-WITH = ", short convolution"
 ARMS = _arms()
 
 
