@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -19,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lambdanets.bench.records import NONE, Machine, provenance, read_rows, write_rows
+from lambdanets.bench.records import NONE, Machine, Provenance, provenance, read_rows, write_rows
+from lambdanets.bench.report import INK, OURS, QUIET, SOFT, Table, page, save, threads
 from lambdanets.models import LambdaLM
 from lambdanets.nn import Convolution1d
 
@@ -37,6 +39,16 @@ DIM, DEPTH, HEADS, MLP_DIM, TAPS = 64, 2, 4, 64, 4
 STEPS, TOKENS, LR, WARM_UP = 1500, 1024, 5e-3, 100
 SEEDS = (0, 1, 2)
 EVALUATION_SEED, QUERIES = 1_000_000, 8192
+
+CONVOLVED = ", short convolution"  # end of the name of a family
+STYLES = {
+    "softmax attention": ("#33628f", "D"),
+    "linear attention": ("#6a9bc9", "v"),
+    "GRU": ("#a07d43", "s"),
+    "lambda, shared keys": ("#e0917f", "o"),
+    "lambda, keys per head": (OURS, "^"),
+}
+"""Colour and marker of each family."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ def _arms() -> dict[str, Arm]:
     }
     arms = {}
     for convolved in (True, False):
-        suffix, words = ("_conv", ", short convolution") if convolved else ("", "")
+        suffix, words = ("_conv", CONVOLVED) if convolved else ("", "")
         for operator, title in counterparts.items():
             arms[operator + suffix] = Arm(title + words, operator, convolved=convolved)
         for dim_k, key_heads in product((16, 64, 32), (1, HEADS)):
@@ -299,9 +311,132 @@ def state_size(model: LambdaLM) -> tuple[int, int]:
     return sum(x.numel() for x in tensors if x.is_floating_point()), sum(state.nbytes for state in states)
 
 
+def mean(rows: Sequence[RecallRow], column: str) -> float:
+    """Return the mean of a column, accuracies in %."""
+    scale = 100 if "accuracy" in column else 1
+    return scale * sum(getattr(row, column) for row in rows) / len(rows)
+
+
+def by_arm(rows: Sequence[RecallRow]) -> dict[str, list[RecallRow]]:
+    """Return the rows of each arm that has any, in the order of `ARMS`."""
+    grouped = {name: [row for row in rows if row.arm == name] for name in ARMS}
+    return {name: own for name, own in grouped.items() if own}
+
+
+def summary(rows: Sequence[RecallRow]) -> Table:
+    """Return the means over seeds, the smallest states first."""
+    body = []
+    for name, own in sorted(by_arm(rows).items(), key=lambda item: item[1][0].state_elements):
+        accuracies = sorted(100 * row.accuracy_32 for row in own)
+        body.append(
+            (
+                f"`{name}`",
+                f"{own[0].state_elements:,}",
+                f"{own[0].parameters:,}",
+                str(len(own)),
+                *(f"{mean(own, f'accuracy_{pairs}'):.1f}" for pairs in PAIRS),
+                f"{accuracies[0]:.1f} to {accuracies[-1]:.1f}",
+                f"{mean(own, 'loss_32'):.3f}",
+                f"{mean(own, 'half_accuracy_32'):.1f}",
+                f"{mean(own, 'cpu_seconds'):.0f}",
+            )
+        )
+    headings = (
+        *("arm", "state", "parameters", "seeds"),
+        *(f"{pairs} pairs" for pairs in PAIRS),
+        *("32 pairs, range", "32 pairs, nats", "32 pairs, half of the steps", "CPU s"),
+    )
+    notes = (
+        "Accuracy in %, of guessing among the values of a sequence 100 / pairs. State: floating-point "
+        "elements of one layer and sequence, for attention at the end of a sequence with 32 pairs.",
+    )
+    return Table(title="Queries answered right", headings=headings, rows=tuple(body), notes=notes)
+
+
+def draw_figure(rows: Sequence[RecallRow], source: str) -> list[Path]:
+    """Draw accuracy against the size of the state, without and with a short convolution."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.8), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, convolved in zip(panels, (False, True), strict=True):
+        own = [row for row in rows if row.arm.endswith("_conv") == convolved]
+        _draw_panel(axes, by_arm(own))
+        axes.set_title("with a short convolution" if convolved else "without", fontsize=10, color=INK)
+    panels[0].set_ylabel(f"queries to {PAIRS[-1]} pairs answered right, %", fontsize=9, color=INK)
+    figure.suptitle(
+        "Associative recall against the size of the state", x=0.01, ha="left", fontsize=12, color=INK
+    )
+    figure.supxlabel(source, x=0.01, ha="left", fontsize=6.5, color=SOFT)
+    return [save(figure, HERE / f"recall.{kind}") for kind in ("png", "svg")]
+
+
+def _draw_panel(axes: Any, arms: dict[str, list[RecallRow]]) -> None:
+    lines: dict[str, list[list[RecallRow]]] = {}
+    for own in arms.values():
+        lines.setdefault(own[0].family.removesuffix(CONVOLVED), []).append(own)
+    for family, points in lines.items():
+        colour, marker = STYLES[family]
+        points.sort(key=lambda own: own[0].state_elements)
+        x = [own[0].state_elements for own in points]
+        y = [mean(own, "accuracy_32") for own in points]
+        if family == "softmax attention":
+            axes.axhline(y[0], color=colour, linestyle="--", linewidth=1.2, zorder=1)
+        axes.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.6, label=family, zorder=3)
+        for own in points:
+            seeds = [100 * row.accuracy_32 for row in own]
+            axes.scatter([own[0].state_elements] * len(own), seeds, s=10, color=colour, alpha=0.45, zorder=2)
+            if own[0].operator == "lambda":
+                text = own[0].arm.removeprefix("lambda_k").split("_")[0]
+                at = (own[0].state_elements, mean(own, "accuracy_32"))
+                axes.annotate(
+                    f"k {text}",
+                    at,
+                    (0, 7),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=7.5,
+                    color=colour,
+                )
+    axes.axhline(100 / PAIRS[-1], color=SOFT, linestyle=":", linewidth=1, zorder=1)
+    axes.annotate(
+        "guessing among the values", (1, 100 / PAIRS[-1]), (-4, 3), xycoords=("axes fraction", "data"),
+        textcoords="offset points", ha="right", fontsize=7.5, color=SOFT,
+    )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([2**i for i in range(6, 15, 2)], [f"{2**i:,}" for i in range(6, 15, 2)])
+    axes.set_ylim(-3, 106)
+    axes.set_xlabel("elements of the state of a layer", fontsize=9, color=INK)
+    axes.grid(color=QUIET, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=8.5, colors=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(QUIET)
+    if lines:
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def report(rows: Sequence[tuple[RecallRow, Provenance]]) -> None:
+    """Write the table and the figure."""
+    cells = [row for row, _ in rows]
+    where = rows[0][1]
+    days = " to ".join(dict.fromkeys(each.date for each in (where, rows[-1][1])))
+    source = (
+        f"{where.processor}, {threads(where.threads)}; lambdanets {where.lambdanets}, torch {where.torch}, "
+        f"python {where.python}; {where.system}; {days}"
+    )
+    figures = [path.name for path in draw_figure(cells, source) if path.suffix == ".png"]
+    text = page("python -m benchmarks.sequences.recall", [source], [summary(cells)], figures)
+    (HERE / "recall.md").write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sequences.recall", description=__doc__)
-    parser.add_argument("--report", action="store_true", help="draw from recall.csv, run nothing")
+    parser.add_argument(
+        "--report", action="store_true", help="write the table and figure of recall.csv, run nothing"
+    )
     arguments = parser.parse_args()
     rows = read_rows(ROWS, RecallRow, "recall") if ROWS.exists() else []
     done = {row.cell for row, _ in rows}
@@ -318,6 +453,8 @@ def main() -> None:
             f"{row.loss_32:.3f} nats, {row.cpu_seconds:.0f} s",
             flush=True,
         )
+    if rows:
+        report(rows)
 
 
 if __name__ == "__main__":
