@@ -364,11 +364,12 @@ def draw_figure(rows: Sequence[RecallRow], source: str) -> list[Path]:
     for axes, convolved in zip(panels, (False, True), strict=True):
         own = [row for row in rows if row.arm.endswith("_conv") == convolved]
         _draw_panel(axes, by_arm(own))
-        axes.set_title("with a short convolution" if convolved else "without", fontsize=10, color=INK)
+        axes.set_title(f"{'with' if convolved else 'without'} a short convolution", fontsize=10, color=INK)
     panels[0].set_ylabel(f"queries to {PAIRS[-1]} pairs answered right, %", fontsize=9, color=INK)
-    figure.suptitle(
-        "Associative recall against the size of the state", x=0.01, ha="left", fontsize=12, color=INK
+    figure.legend(
+        *panels[1].get_legend_handles_labels(), loc="outside upper right", ncols=5, frameon=False, fontsize=8
     )
+    figure.suptitle("Multi-query associative recall", x=0.01, ha="left", fontsize=12, color=INK)
     figure.supxlabel(source, x=0.01, ha="left", fontsize=6.5, color=SOFT)
     return [save(figure, HERE / f"recall.{kind}") for kind in ("png", "svg")]
 
@@ -390,16 +391,12 @@ def _draw_panel(axes: Any, arms: dict[str, list[RecallRow]]) -> None:
             axes.scatter([own[0].state_elements] * len(own), seeds, s=10, color=colour, alpha=0.45, zorder=2)
             if own[0].operator == "lambda":
                 text = own[0].arm.removeprefix("lambda_k").split("_")[0]
-                at = (own[0].state_elements, mean(own, "accuracy_32"))
+                at = own[0].state_elements, mean(own, "accuracy_32")
+                below = "shared" in family
                 axes.annotate(
-                    f"k {text}",
-                    at,
-                    (0, 7),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=7.5,
-                    color=colour,
-                )
+                    f"k {text}", at, (0, -14 if below else 8), textcoords="offset points", ha="center",
+                    fontsize=7.5, color=colour,
+                )  # fmt: skip
     axes.axhline(100 / PAIRS[-1], color=SOFT, linestyle=":", linewidth=1, zorder=1)
     axes.annotate(
         "guessing among the values", (1, 100 / PAIRS[-1]), (-4, 3), xycoords=("axes fraction", "data"),
@@ -414,8 +411,6 @@ def _draw_panel(axes: Any, arms: dict[str, list[RecallRow]]) -> None:
     axes.tick_params(length=0, labelsize=8.5, colors=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(QUIET)
-    if lines:
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
 def report(rows: Sequence[tuple[RecallRow, Provenance]]) -> None:
