@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.sequences import recall
 from benchmarks.sequences.recall import BLANK, IGNORED, RecallRow, learning_rate, recall_batch, run_cell
 from lambdanets.bench.records import NONE, Machine, provenance, read_rows, write_rows
 
@@ -67,11 +68,16 @@ def test_the_learning_rate_rises_and_falls_to_zero():
     assert factors[-1] < 1e-5
 
 
-def test_a_cell_is_written_and_read(tmp_path):
+def test_a_cell_is_written_read_and_drawn(tmp_path, monkeypatch):
     row = run_cell("lambda_k16_heads_conv", seed=0, steps=2)
     assert row.state_elements == 4 * 16 * (16 + 1) + 3 * 16 + 3 * (64 + 16 + 64)
     assert 0 <= row.accuracy_32 < 0.1 < row.loss_32
     where = provenance(torch.float32, "cpu", 1, Machine(gflops=NONE, gflops_cpu=NONE, copy_gbs=NONE))
     write_rows(tmp_path / "rows.csv", RecallRow, [(row, where)])
-    [(again, _)] = read_rows(tmp_path / "rows.csv", RecallRow, "recall")
+    [(again, _)] = rows = read_rows(tmp_path / "rows.csv", RecallRow, "recall")
     assert (again.cell, again.accuracy_32) == (row.cell, pytest.approx(row.accuracy_32))
+    monkeypatch.setattr(recall, "HERE", tmp_path)
+    recall.report(rows)
+    text = (tmp_path / "recall.md").read_text()
+    assert f"| `lambda_k16_heads_conv` | 1,568 | {row.parameters:,} | 1 |" in text
+    assert (tmp_path / "recall.png").exists()
