@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from lambdanets.ops import planner
 from lambdanets.ops.kernels.native import library
 
 _needs_library = pytest.mark.skipif(library.unavailable() is not None, reason=str(library.unavailable()))
@@ -20,8 +21,13 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     """Run a test with gradients, without gradients and with the library, and with neither."""
     if request.param == "operators":
         monkeypatch.setenv(library.SWITCH, "0")
-    library.refresh()
+
+    def forget() -> None:
+        library.refresh()
+        planner._select_kernel.cache_clear()  # it may have selected the native kernel
+
+    forget()
     with torch.set_grad_enabled(request.param == "autograd"):
         yield request.param
     monkeypatch.undo()
-    library.refresh()
+    forget()

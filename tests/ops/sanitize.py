@@ -20,6 +20,8 @@ TESTS = (
     "test_native.py",
     "test_shared_content.py",
     "test_projection.py",
+    "test_step.py",
+    "../nn/test_native_step.py",
     "test_causal_state.py::test_equals_the_loops",
     "test_causal_state.py::test_any_division_into_calls_gives_the_whole",
     "test_causal_state.py::test_every_instruction_set_gives_the_same",

@@ -12,8 +12,9 @@ from lambdanets.cli.console import stdout
 from lambdanets.ops import GlobalContext, LocalContext, lambda_layer
 from lambdanets.ops.context import RelativeContext
 from lambdanets.ops.kernels import native
-from lambdanets.ops.kernels.native import compiler, library
+from lambdanets.ops.kernels.native import compiler, library, step
 from lambdanets.ops.projection import project
+from lambdanets.ops.recurrent import Recurrence, recurrent_step
 
 # Relative errors of a result, by dtype.
 LARGEST_ERRORS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -21,7 +22,7 @@ LARGEST_ERRORS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 @dataclass(frozen=True)
 class Check:
-    """A comparison of a part of the library with its definition, output and gradients.
+    """A comparison of a part of the library with its definition, output and gradients if it has any.
 
     Args:
         name: Name for the user.
@@ -44,10 +45,12 @@ class Check:
         leaves = {name: x.to(self.dtype).requires_grad_() for name, x in inputs.items()}
         doubles = {name: x.detach().double().requires_grad_() for name, x in leaves.items()}
         y, exact = self.function(**leaves), self.definition(**doubles)
-        upstream = torch.randn(y.shape, generator=generator).to(self.dtype)
-        found = [y, *torch.autograd.grad(y, list(leaves.values()), upstream)]
-        correct = [exact, *torch.autograd.grad(exact, list(doubles.values()), upstream.double())]
-        names = ["y", *(f"d{name}" for name in leaves)]
+        names, found, correct = ["y"], [y], [exact]
+        if y.requires_grad:
+            upstream = torch.randn(y.shape, generator=generator).to(self.dtype)
+            names += [f"d{name}" for name in leaves]
+            found += torch.autograd.grad(y, list(leaves.values()), upstream)
+            correct += torch.autograd.grad(exact, list(doubles.values()), upstream.double())
         return {
             name: float(((x - right).norm() / right.norm()).detach())
             for name, x, right in zip(names, found, correct, strict=True)
@@ -79,6 +82,26 @@ def _convolution(x: Tensor, wq: Tensor, wv: Tensor) -> Tensor:
     return conv2d(x, torch.cat([wq, wv]))
 
 
+def _native_step(q: Tensor, k: Tensor, v: Tensor, e: Tensor, summary: Tensor, values: Tensor) -> Tensor:
+    """Return the output of a causal step by the library and the content lambda after it, concatenated."""
+    state = torch.zeros_like(k), summary, values
+    with torch.no_grad():
+        y, after = step.output(q, k, v, e, state, decay=None, dilation=1, normalize="softmax")
+    return _joined(y, after[1])
+
+
+def _step(q: Tensor, k: Tensor, v: Tensor, e: Tensor, summary: Tensor, values: Tensor) -> Tensor:
+    """Return `_native_step` by PyTorch, whose operators serve tensors with gradients."""
+    y, after = recurrent_step(q, k, v, e, Recurrence(torch.zeros_like(k), summary, values))
+    return _joined(y, after.summary)
+
+
+def _joined(y: Tensor, summary: Tensor | None) -> Tensor:
+    """Return output and content lambda of a step as one tensor."""
+    assert summary is not None
+    return torch.cat([y.flatten(1), summary.flatten(1)], dim=1)
+
+
 CHECKS = [
     _layer_check("global, float32", GlobalContext((14, 14))),
     _layer_check("local window, float32", LocalContext((14, 14), (7, 7))),
@@ -89,6 +112,19 @@ CHECKS = [
         _projections,
         _convolution,
         {"x": (2, 48, 14, 14), "wq": (64, 48, 1, 1), "wv": (32, 48, 1, 1)},
+    ),
+    Check(
+        "step, float32",
+        _native_step,
+        _step,
+        {
+            "q": (2, 4, 16),
+            "k": (2, 1, 16, 1),
+            "v": (2, 32, 1),
+            "e": (64, 16, 1),
+            "summary": (2, 1, 16, 32, 1),
+            "values": (2, 63, 32, 1),
+        },
     ),
 ]
 
