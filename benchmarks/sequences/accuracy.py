@@ -31,8 +31,10 @@ from lambdanets.train import override
 from lambdanets.train.run import RunFiles
 from lambdanets.utils.allocator import keep_freed_memory
 
+# The first columns of a row, the function that trains, and the configuration.
+Cell = tuple[dict[str, Any], Callable[..., Any], Any]
+
 HERE = Path(__file__).parent
-COMMON = ("engine.threads=1", "data.workers=0")
 TEXT_MODELS: dict[str, tuple[str, ...]] = {
     "lambda": ("lambda_lm_mini",),
     "attention": ("attention_lm_mini",),
@@ -54,31 +56,22 @@ SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 PUBLISHED = 1.88  # validation loss in nats of nanoGPT's README for this setting, with softmax attention
 
 
-def text_cells(source: Path, folder: Path, seeds: list[int]) -> Iterable[tuple[dict[str, Any], Any]]:
-    """Yield (columns, function that trains in a folder) for each cell, seed by seed."""
+def text_cells(source: Path, folder: Path, seeds: list[int]) -> Iterable[Cell]:
+    """Yield the cells of the language models, seed by seed."""
     for seed, (arm, (model, *options)) in itertools.product(seeds, TEXT_MODELS.items()):
         config = get_recipe("text").with_model(model)
-        config = override(config, f"data.source=text:{source}", f"seed={seed}", *COMMON, *options)
-        yield (
-            {"arm": arm, "held_out": "", "seed": seed},
-            lambda run, c=config: lambdanets.text.train(c, run_dir=run),
-        )
+        config = override(config, f"data.source=text:{source}", f"seed={seed}", "engine.threads=1", *options)
+        yield {"arm": arm, "held_out": "", "seed": seed}, lambdanets.text.train, config
 
 
-def speech_cells(source: Path, folder: Path, seeds: list[int]) -> Iterable[tuple[dict[str, Any], Any]]:
-    """Yield (columns, function that trains in a folder) for each cell, seed by seed and speaker by speaker."""
+def speech_cells(source: Path, folder: Path, seeds: list[int]) -> Iterable[Cell]:
+    """Yield the cells of spoken digits, seed by seed and speaker by speaker."""
     for seed, speaker, (arm, options) in itertools.product(seeds, SPEAKERS, SPEECH_MODELS.items()):
-        data = split_by_speaker(source, folder / speaker, speaker)
+        data = f"data.source=audio:{split_by_speaker(source, folder / speaker, speaker)}"
+        layers = (f"model.options.{option}" for option in options)
         config = get_recipe("audio").with_model("lambda_audio_small")
-        config = override(
-            config,
-            f"data.source=audio:{data}",
-            f"seed={seed}",
-            *COMMON,
-            *(f"model.options.{option}" for option in options),
-        )
-        columns = {"arm": arm, "held_out": speaker, "seed": seed}
-        yield columns, lambda run, c=config: lambdanets.audio.train(c, run_dir=run)
+        config = override(config, data, f"seed={seed}", "engine.threads=1", "data.workers=0", *layers)
+        yield {"arm": arm, "held_out": speaker, "seed": seed}, lambdanets.audio.train, config
 
 
 def split_by_speaker(source: Path, folder: Path, held_out: str) -> Path:
@@ -92,7 +85,7 @@ def split_by_speaker(source: Path, folder: Path, held_out: str) -> Path:
     return folder
 
 
-EXPERIMENTS: dict[str, Callable[..., Iterable[tuple[dict[str, Any], Any]]]] = {
+EXPERIMENTS: dict[str, Callable[..., Iterable[Cell]]] = {
     "language": text_cells,
     "digits": speech_cells,
 }
@@ -105,7 +98,7 @@ def measure(name: str, source: Path, commit: str, seeds: list[int]) -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as temporary:
         cells = EXPERIMENTS[name](source, Path(temporary) / "data", seeds)
-        for number, (columns, train) in enumerate(cells):
+        for number, (columns, train, config) in enumerate(cells):
             if tuple(map(str, columns.values())) in done:
                 continue
             run = Path(temporary) / f"run{number}"
@@ -115,7 +108,7 @@ def measure(name: str, source: Path, commit: str, seeds: list[int]) -> None:
                 contextlib.redirect_stdout(null),
                 contextlib.redirect_stderr(null),
             ):
-                train(run)
+                train(config, run_dir=run)
             row = columns | outcome(run, time.process_time() - begin) | {"commit": commit}
             with path.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, list(row))
@@ -161,10 +154,8 @@ def read(name: str) -> list[dict[str, str]]:
 
 def table(name: str, column: str, factor: float, digits: int) -> list[str]:
     """Return a table of means and standard deviations over cells, in the form of the pages."""
-    rows, lines = (
-        read(name),
-        [f"| arm | parameters | {column} | runs | CPU seconds |", "|---|---:|---:|---:|---:|"],
-    )
+    rows = read(name)
+    lines = [f"| arm | parameters | {column} | runs | CPU seconds |", "|---|---:|---:|---:|---:|"]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
         values = [factor * float(row[column]) for row in own]
@@ -191,9 +182,8 @@ def draw() -> None:
             seconds = [float(row["cpu_seconds"]) for row in own]
             axis.plot(seconds, [float(row["val_loss"]) for row in own], "o", label=arm)
         axis.axhline(PUBLISHED, color="gray", ls="--", lw=1)
-        axis.annotate(
-            "nanoGPT's README", (axis.get_xlim()[0], PUBLISHED), va="bottom", color="gray", fontsize=8
-        )
+        left = axis.get_xlim()[0]
+        axis.annotate("nanoGPT's README", (left, PUBLISHED), va="bottom", color="gray", fontsize=8)
         axis.set_xlabel("CPU seconds of a run, validations included")
         axis.set_ylabel("validation loss (nats per character)")
         axis.legend(fontsize=8)
