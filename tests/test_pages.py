@@ -24,7 +24,7 @@ README_LINES = 180
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/layer.md", "docs/models.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/layer.md", "docs/models.md", "docs/sequences.md"])
 def test_the_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Inductor needs a C++ compiler and half a minute; the graph is the same without it.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
