@@ -14,8 +14,8 @@ weights), `causal_content_output.h`, `causal_content_steps.h`, `causal_content_g
 projections of a layer are a program too, called by `projection.py`: `projection.h`, `projection_output.h`,
 `projection_gradients.h`.
 
-One step of a causal layer is a program of its own, called by `step.py`: `step.h` (the operator and its state),
-`layer_step.h` (projections, norms, short convolution and gate around it).
+One step of a causal layer is a program of its own, called by `step.py`: `step.h` (the operator and its
+state), `layer_step.h` (projections, norms, short convolution and gate around it).
 """
 
 from __future__ import annotations
