@@ -31,7 +31,7 @@ WRONG = {
     "trian digits": ["there is no verb 'trian'", "did you mean train?"],
     "frobnicate": [
         "there is no verb",
-        "train, eval, predict, pseudo-label",
+        "train, eval, predict, generate, pseudo-label",
         "export, shard, list, show, plan",
     ],
     "train": ["name a recipe", "digits", "--resume"],

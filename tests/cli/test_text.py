@@ -159,11 +159,11 @@ def test_verbs_for_other_runs_refuse_a_language_model(
     inside: Command, writer: Path, book: Path, trained: Path, tmp_path: Path
 ) -> None:
     for words, sentence in (
-        (("export", writer, "--format", "onnx"), "export is for runs of a classifier or a detector, and"),
+        (("export", writer, "--format", "onnx"), "export is for runs of a classifier, a detector or"),
         (("eval", writer, "--size", 8), "--size is for runs of a classifier or a detector, and"),
         (("eval", writer, "--crop", 0.9), "--crop is for runs of a classifier, and"),
         (("predict", writer), "name files of text, or folders of them."),
-        (("predict", writer, "--samples", 3), "--samples is for runs of a classifier or a detector, and"),
+        (("predict", writer, "--samples", 3), "--samples is for runs of a classifier, a detector or"),
         (
             ("pseudo-label", writer, "--data", "digits", "--out", tmp_path / "a.csv"),
             "of a run of text, not of",
@@ -180,7 +180,7 @@ def test_verbs_for_other_runs_refuse_a_language_model(
         (("train", "text", "--data", f"text:{tmp_path / 'none'}"), "there is no file or folder"),
         (
             ("train", "text", "--model", "lambda_resnet50"),
-            "there is no language model named 'lambda_resnet50'",
+            "unknown language model 'lambda_resnet50'",
         ),
         (("train", "text", "--set", "model.options.dim=0"), "dim must be at least 1"),
     ):
@@ -195,3 +195,13 @@ def test_list_and_show_have_the_recipe_and_the_source(inside: Command) -> None:
     assert re.search(r"text +lambda_lm_mini +text:book\.txt", shown)
     assert re.search(r"text:PATH +for language models", shown)
     assert "data.context=64" in inside("show", "text").stdout
+
+
+def test_list_and_show_have_language_models(inside: Command) -> None:
+    shown = inside("list", "*_lm_mini").stdout
+    assert re.search(r"lambda_lm_mini +0\.8\d +4 +128 +lambda", shown)
+    (sizes,) = re.findall(r"State of a text: .*", inside("show", "lambda_lm_mini").stdout)
+    # The state of lambda layers does not grow with the text.
+    assert len(set(re.findall(r"([\d,]+) bytes after", sizes))) == 1
+    done = inside("show", "lambda_lm_mini", "--size", 8)
+    assert (done.returncode, done.stdout) == (2, "")

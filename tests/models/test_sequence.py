@@ -126,6 +126,26 @@ def test_equal_seeds_give_equal_texts_and_the_global_generator_is_untouched(name
     assert not torch.equal(texts[0], texts[2])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_and_half_precision(name: str) -> None:
+    model, text = small(name, dtype=torch.float32), tokens(2, 12)
+    exact = model(text).detach()
+    scale = exact.std().item()
+    with torch.autocast("cpu", torch.bfloat16):
+        first, state = model(text[:, :5], return_state=True)
+        assert first.dtype == torch.bfloat16
+        first.sum().backward()
+        second, state = model(text[:, 5:11], state, return_state=True)
+        last, state = model.step(text[:, 11], state)
+    outputs = torch.cat([first, second, last[:, None]], 1)
+    torch.testing.assert_close(outputs.float(), exact, rtol=0.1, atol=0.1 * scale)
+    assert all(x.dtype in (torch.float32, torch.int64) for x in state.tensors().values())
+    half = model.bfloat16()
+    logits, state = half(text, return_state=True)
+    torch.testing.assert_close(logits.float(), exact, rtol=0.2, atol=0.2 * scale)
+    assert half.step(text[:, 0], state)[0].dtype == torch.bfloat16
+
+
 class Step(nn.Module):
     """A step with the tensors of the state as arguments and results."""
 

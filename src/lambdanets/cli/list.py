@@ -3,6 +3,7 @@
 from fnmatch import fnmatch
 from typing import Annotated
 
+import torch
 from rich.table import Table
 from tyro import conf
 
@@ -10,7 +11,7 @@ from lambdanets.cli.console import draw, grid, stdout, table
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
 from lambdanets.data.sources import SOURCES
-from lambdanets.models import list_models, model_info
+from lambdanets.models import LANGUAGE_MODELS, create_language_model, list_models, model_info
 from lambdanets.recipes import get_recipe, list_recipes
 from lambdanets.utils.text import did_you_mean
 
@@ -23,13 +24,16 @@ def run(pattern: Annotated[str, conf.Positional, shown("PATTERN")] = "*") -> int
     """
     tables = {
         "models": _models(pattern),
+        "language models": _language_models(pattern),
         "recipes": _recipes(pattern),
         "data sources (--data)": _sources(pattern),
     }
     tables = {title: made for title, made in tables.items() if made.row_count}
     if not tables:
         forms = (each.form for each in SOURCES.values())
-        near = did_you_mean(pattern.replace("*", ""), [*list_models(), *list_recipes(), *forms])
+        near = did_you_mean(
+            pattern.replace("*", ""), [*list_models(), *LANGUAGE_MODELS, *list_recipes(), *forms]
+        )
         raise UsageError(f"no model, recipe or data source is named {pattern!r}{near}")
     console = stdout()
     for title, made in tables.items():
@@ -44,6 +48,17 @@ def _models(pattern: str) -> Table:
         colour = {1: "grey", 3: "RGB"}.get(channels, f"of {channels} channels")
         millions = f"{each.parameters / 1e6:.2f}"
         made.add_row(each.name, millions, f"{grid(tuple(sizes))} {colour}", each.description)
+    return made
+
+
+def _language_models(pattern: str) -> Table:
+    made = table(name="left", parameters_M="right", blocks="right", channels="right", layer="left")
+    for name in LANGUAGE_MODELS:
+        if fnmatch(name, pattern):
+            with torch.device("meta"):
+                model = create_language_model(name, vocabulary=256)
+            millions = f"{model.num_parameters / 1e6:.2f}"
+            made.add_row(name, millions, str(len(model.blocks)), str(model.dim), model.operator)
     return made
 
 

@@ -12,8 +12,9 @@ from lambdanets.cli import fastest
 from lambdanets.cli.console import draw, grid, milliseconds, stdout, table
 from lambdanets.cli.errors import UsageError, as_usage_error, check_name, usage
 from lambdanets.cli.options import Device, DtypeName, read_sizes, shown
+from lambdanets.cli.show_language_model import show_language_model
 from lambdanets.cli.show_recipe import show_recipe
-from lambdanets.models import create_model
+from lambdanets.models import LANGUAGE_MODELS, create_model
 from lambdanets.models.audio import AudioResNet
 from lambdanets.models.summary import Summary, summarise
 from lambdanets.ops import Plan
@@ -60,6 +61,11 @@ def run(
             raise UsageError("--size, --num-classes and --train are for models; a recipe sets its own.")
         with usage():
             show_recipe(name, devices=devices, images_per_second=images_per_second)
+        return 0
+    if name in LANGUAGE_MODELS:
+        if size is not None or num_classes is not None or train or devices is not None or images_per_second:
+            raise UsageError(f"{name} is a language model: show takes no further options for it.")
+        show_language_model(name)
         return 0
     if devices is not None or images_per_second is not None:
         raise UsageError("--devices and --images-per-second are for recipes; see lambdanets list.")

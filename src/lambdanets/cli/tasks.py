@@ -138,10 +138,11 @@ def run_verb(verb: str, run: str | Path, *args: Any, **options: Any) -> int:
 
 
 def _kinds(verb: str, option: str | None = None) -> str:
-    """Return the kinds of runs that take a verb, or one of its options, joined by "or"."""
+    """Return the kinds of runs that take a verb, or one of its options, as a list in words."""
     functions = {task.kind: task.function(verb) for task in TASKS.values()}
-    return " or ".join(
+    *kinds, last = (
         kind
         for kind, function in functions.items()
         if function is not None and (option is None or option in signature(function).parameters)
     )
+    return f"{', '.join(kinds)} or {last}" if kinds else last

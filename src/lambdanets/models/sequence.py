@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lambdanets.nn import LambdaLayer1d
+from lambdanets.nn.pointwise import Linear, RMSNorm
 from lambdanets.nn.states import Rows, SequenceState
 from lambdanets.ops.checks import unknown_name
 
@@ -74,8 +75,8 @@ class GatedMLP(nn.Module):
 
     def __init__(self, dim: int, hidden: int, **factory: Any) -> None:
         super().__init__()
-        self.up = nn.Linear(dim, 2 * hidden, bias=False, **factory)
-        self.down = nn.Linear(hidden, dim, bias=False, **factory)
+        self.up = Linear(dim, 2 * hidden, bias=False, **factory)
+        self.down = Linear(hidden, dim, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., dim]` to `[..., dim]`."""
@@ -101,10 +102,10 @@ class SequenceBlock(nn.Module):
         self, operator: nn.Module, dim: int, dim_out: int, mlp_dim: int, dropout: float, **factory: Any
     ) -> None:
         super().__init__()
-        self.norm_operator = nn.RMSNorm(dim, eps=1e-5, **factory)
+        self.norm_operator = RMSNorm(dim, eps=1e-5, **factory)
         self.operator: Any = operator
-        self.projection = nn.Linear(dim_out, dim, bias=False, **factory)
-        self.norm_mlp = nn.RMSNorm(dim, eps=1e-5, **factory)
+        self.projection = Linear(dim_out, dim, bias=False, **factory)
+        self.norm_mlp = RMSNorm(dim, eps=1e-5, **factory)
         self.mlp = GatedMLP(dim, mlp_dim, **factory)
         self.dropout = nn.Dropout(dropout)
 
@@ -205,7 +206,7 @@ class LambdaLM(nn.Module):
             dim_out = layer.dim_out
             assert isinstance(dim_out, int)
             self.blocks.append(SequenceBlock(layer, dim, dim_out, mlp_dim, dropout, **factory))
-        self.norm = nn.RMSNorm(dim, eps=1e-5, **factory)
+        self.norm = RMSNorm(dim, eps=1e-5, **factory)
         self.reset_parameters()
 
     @torch.no_grad()

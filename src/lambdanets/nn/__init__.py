@@ -6,6 +6,7 @@ initialises its parameters in `reset_parameters`.
 
 `lambda_layer` has the lambda layer, `lambda_layer_1d` that of sequences, with its state in `states` and
 padded and packed rows in `rows`; `fuse_batch_norm`, `memory_format` and `positions` are their helpers.
+`sequence_layer` has the base class of the other layers on sequences, `[b, dim, n]` to `[b, dim_out, n]`.
 `attention_base` has the base class of the attention layers, `separable` the attention function of
 `global_attention`. `blocks` has the residual blocks around any of them.
 """

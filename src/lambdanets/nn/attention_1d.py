@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from .pointwise import Linear
 from .sequence_layer import SequenceLayer
 from .states import SequenceState
 
@@ -231,7 +232,7 @@ class Attention1d(SequenceLayer):
         if base <= 0:
             raise ValueError(f"base must be above 0, got {base}")
         self.window, self.base = window, base
-        self.projection = nn.Linear(dim, 3 * self.dim_out, bias=False, device=device, dtype=dtype)
+        self.projection = Linear(dim, 3 * self.dim_out, bias=False, device=device, dtype=dtype)
         self._rotations: tuple[int, Tensor] | None = None
         self.reset_parameters()
 

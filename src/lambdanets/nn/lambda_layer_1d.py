@@ -501,20 +501,25 @@ class LambdaLayer1d(LambdaLayer):
     ) -> tuple[list[Tensor], Tensor]:
         """Apply the short convolution to projections, `[b, c, n]`; also return its last inputs."""
         assert self.short_conv is not None
-        taps, n = len(self.short_conv), parts[0].shape[2]
-        rows = torch.cat([part.mT for part in parts], dim=2)  # [b, n, c]
-        past = rows.new_zeros(len(rows), taps - 1, rows.shape[2]) if past is None else past.to(rows.dtype)
-        rows = torch.cat([past, rows], dim=1)
-        weights = self.short_conv.to(rows.dtype)
-        y = sum(rows[:, tap : tap + n] * weights[tap] for tap in range(taps))
-        assert isinstance(y, Tensor)
-        if lengths is None:
-            last = rows[:, n:].clone()
-        else:
-            index = lengths[:, None] + torch.arange(taps - 1, device=rows.device)
-            last = rows[torch.arange(len(rows), device=rows.device)[:, None], index]
-        convolved = y.split([part.shape[1] for part in parts], dim=2)
-        return [part.mT for part in convolved], last
+        before, n = len(self.short_conv) - 1, parts[0].shape[2]
+        sizes = [part.shape[1] for part in parts]
+        if past is None:
+            past = parts[0].new_zeros(len(parts[0]), before, sum(sizes))
+        weights = self.short_conv.to(parts[0].dtype).split(sizes, dim=1)
+        convolved, last = [], []
+        for part, weight, inputs in zip(
+            parts, weights, past.to(parts[0].dtype).split(sizes, dim=2), strict=True
+        ):
+            rows = torch.cat([inputs, part.mT], dim=1)  # [b, taps - 1 + n, c]
+            # As images of height 1 the rows are channels-last, which oneDNN convolves without copies.
+            images = F.conv2d(rows.mT[:, :, None], weight.mT[:, None, None], groups=part.shape[1])
+            convolved.append(images[:, :, 0])
+            if lengths is None:
+                last.append(rows[:, n:])
+            else:
+                index = lengths[:, None] + torch.arange(before, device=rows.device)
+                last.append(rows[torch.arange(len(rows), device=rows.device)[:, None], index])
+        return convolved, torch.cat(last, dim=2)
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         """Return the output `[b, dim_out, n]` after the output norm and the gate."""

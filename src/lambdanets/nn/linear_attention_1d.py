@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lambdanets.ops.matmul import no_autocast
 
+from .pointwise import Linear
 from .sequence_layer import SequenceLayer
 from .states import SequenceState
 
@@ -80,7 +81,7 @@ class LinearAttention1d(SequenceLayer):
         super().__init__(
             dim, dim_out, num_heads=num_heads, causal=causal, gate=gate, device=device, dtype=dtype
         )
-        self.projection = nn.Linear(dim, 3 * self.dim_out, bias=False, device=device, dtype=dtype)
+        self.projection = Linear(dim, 3 * self.dim_out, bias=False, device=device, dtype=dtype)
         self.reset_parameters()
 
     def _state_shapes(self, batch: int, state: SequenceState | None) -> dict[str, tuple[int, ...]]:

