@@ -10,6 +10,10 @@ from lambdanets.ops.projection import is_native, project
 from lambdanets.ops.rms_norm import rms_norm
 
 
+# Positions from which a call of the library takes less time than PyTorch's operator, as in no decoding step.
+MIN_POSITIONS = 128
+
+
 class RMSNorm(nn.RMSNorm):
     """RMS norm over the last axis, with a weight."""
 
@@ -17,7 +21,10 @@ class RMSNorm(nn.RMSNorm):
         """Normalise `x` `[..., c]` over its last axis."""
         assert self.eps is not None
         # Under autocast the dtypes differ, and PyTorch would warn.
-        return rms_norm(x, self.weight.to(x.dtype), self.eps)
+        weight = self.weight.to(x.dtype)
+        if x.shape[:-1].numel() < MIN_POSITIONS:
+            return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+        return rms_norm(x, weight, self.eps)
 
 
 class ChannelRMSNorm(RMSNorm):
@@ -37,7 +44,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` `[..., in]` to `[..., out]`."""
-        if self.bias is None and x.ndim > 1 and x.is_contiguous():
+        if self.bias is None and x.shape[:-1].numel() >= MIN_POSITIONS and x.is_contiguous():
             positions = x.flatten(0, -2)[None].mT  # [1, in, n]
             weight = self.weight[:, :, None]
             if is_native(positions, [weight]):
