@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from lambdanets.ops.projection import is_native, project
 from lambdanets.ops.rms_norm import rms_norm
 
-
 # Positions from which a call of the library takes less time than PyTorch's operator, as in no decoding step.
 MIN_POSITIONS = 128
 

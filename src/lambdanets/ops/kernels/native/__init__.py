@@ -15,12 +15,8 @@ projections of a layer are a program too, called by `projection.py`: `projection
 `projection_gradients.h`.
 
 One step of a causal layer is a program of its own, called by `step.py`: `step.h` (the operator and its
-<<<<<<< HEAD
 state), `layer_step.h` (projections, norms, short convolution and gate around it). `rms_norm.h`, called by
 `rms_norm.py`, normalises the channels of each position.
-=======
-state), `layer_step.h` (projections, norms, short convolution and gate around it).
->>>>>>> step
 """
 
 from __future__ import annotations
