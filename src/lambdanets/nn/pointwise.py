@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from lambdanets.ops.projection import is_native, project
 from lambdanets.ops.rms_norm import rms_norm
@@ -21,9 +22,9 @@ class RMSNorm(nn.RMSNorm):
         assert self.eps is not None
         # Under autocast the dtypes differ, and PyTorch would warn.
         weight = self.weight.to(x.dtype)
-        if x.shape[:-1].numel() < MIN_POSITIONS:
-            return F.rms_norm(x, self.normalized_shape, weight, self.eps)
-        return rms_norm(x, weight, self.eps)
+        if _may_call_library(x):
+            return rms_norm(x, weight, self.eps)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
 
 
 class ChannelRMSNorm(RMSNorm):
@@ -43,10 +44,19 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` `[..., in]` to `[..., out]`."""
-        if self.bias is None and x.shape[:-1].numel() >= MIN_POSITIONS and x.is_contiguous():
+        if self.bias is None and _may_call_library(x) and x.is_contiguous():
             positions = x.flatten(0, -2)[None].mT  # [1, in, n]
             weight = self.weight[:, :, None]
             if is_native(positions, [weight]):
                 (y,) = project(positions, [weight])
                 return y.mT[0].unflatten(0, x.shape[:-1])
         return super().forward(x)
+
+
+def _may_call_library(x: Tensor) -> bool:
+    """Return whether x `[..., c]` has so many positions that the library pays, and no graph is recorded."""
+    return (
+        not isinstance(x, Proxy)
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and x.shape[:-1].numel() >= MIN_POSITIONS
+    )
