@@ -2,13 +2,15 @@
 
 `length` times one layer, training step and inference, and measures the peak memory of a training step.
 `decoding` times steps of language models of four blocks at growing positions, and counts the bytes of their
-states. `stream` runs a million positions through a model in chunks and records the memory of the process.
+states. `stream` runs a million positions through a model in chunks and records the memory of the process;
+`drift` takes a million single steps of a layer in float32 beside float64 and records the difference.
 The contenders take turns; with one thread times are CPU seconds of this process, as other programs may run
 on the machine, with several wall time. `--draw` draws the figures from the rows.
 `python -m benchmarks.sequences.speed length COMMIT --threads 1`
 """
 
 import argparse
+import copy
 import csv
 import gc
 import platform
@@ -246,7 +248,48 @@ def measure_stream(commit: str) -> Iterable[dict[str, Any]]:
             }
 
 
-EXPERIMENTS = {"length": measure_lengths, "decoding": measure_decoding, "stream": measure_stream}
+@torch.inference_mode()
+def measure_drift(commit: str) -> Iterable[dict[str, Any]]:
+    """Yield the errors of output and state of a layer in float32 after powers of ten of single steps."""
+    torch.manual_seed(0)
+    layer = LambdaLayer1d(32, dim_k=DIM_K, num_heads=HEADS, scope=SCOPE, causal=True, norm="rms")
+    layers = {torch.float32: layer, torch.float64: copy.deepcopy(layer).double()}
+    states = {dtype: each.initial_state(1) for dtype, each in layers.items()}
+    outputs: dict[torch.dtype, Tensor] = {}
+    x, begin = torch.randn(4096, 1, 32), clock()
+    for position in range(1, 1_000_001):
+        for dtype, each in layers.items():
+            outputs[dtype], states[dtype] = each.step(x[position % len(x)].to(dtype), states[dtype])
+        if position in (10**2, 10**3, 10**4, 10**5, 10**6):
+            low, high = states[torch.float32], states[torch.float64]
+            pairs = {
+                "output": (outputs[torch.float32], outputs[torch.float64]),
+                "summary": (low.summary, high.summary),
+            }
+            errors = {
+                f"{name}_error": f"{float((a - b).norm() / b.norm()):.2e}"
+                for name, (a, b) in pairs.items()
+                if a is not None and b is not None
+            }
+            assert low.log_norm is not None
+            assert high.log_norm is not None
+            errors["log_norm_error"] = f"{float((low.log_norm - high.log_norm).abs().max()):.2e}"
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            yield {
+                "position": position,
+                "seconds": f"{clock() - begin:.4g}",
+                **errors,
+                "peak_mib": f"{peak:.5g}",
+                **provenance(commit),
+            }
+
+
+EXPERIMENTS = {
+    "length": measure_lengths,
+    "decoding": measure_decoding,
+    "stream": measure_stream,
+    "drift": measure_drift,
+}
 
 
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
