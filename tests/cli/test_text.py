@@ -208,7 +208,7 @@ def test_the_page_decodes_an_exported_step(inside: Command, writer: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     first, second = done.stdout.splitlines()
-    assert first == f"{tmp_path}/book.onnx: tokens batch, state of 4 tensors"
+    assert re.fullmatch(rf"{tmp_path}/book\.onnx: tokens batch, state of \d tensors", first)
     assert re.fullmatch(
         r"largest difference from the network: \S+ in outputs up to \S+ \(states after random texts\)", second
     )
@@ -226,7 +226,7 @@ def test_an_exported_program_of_torch_is_in_the_run(inside: Command, writer: Pat
     shutil.copytree(writer, run)
     done = inside("export", run, "--format", "torch", "--weights", "last", "--batch-size", 3)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{run}/network.pt2: tokens 3, state of 4 tensors\n")
+    assert done.stdout.startswith(f"{run}/network.pt2: tokens 3, state of ")
     again = inside("export", run, "--format", "torch")
     assert again.returncode == 1
     assert again.stderr == f"lambdanets: {run}/network.pt2 exists already; remove it or name another file\n"
