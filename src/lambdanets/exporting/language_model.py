@@ -177,7 +177,8 @@ def _random_sequence(network: Any, batch: int, generator: torch.Generator) -> Te
     """Return tokens `[b, n]` of a language model, or the input `[b, dim, n]` of a layer."""
     if isinstance(network, LambdaLM):
         return torch.randint(network.vocabulary, (batch, LENGTH + 1), generator=generator)
-    return torch.randn(batch, network.dim, LENGTH + 1, generator=generator)
+    dtype = next(network.parameters()).dtype
+    return torch.randn(batch, network.dim, LENGTH + 1, generator=generator, dtype=dtype)
 
 
 def _describe(state: Mapping[str, Tensor], batch: int | str) -> dict[str, dict[str, object]]:
