@@ -60,7 +60,7 @@ def main() -> int:
         if path != str(library):
             raise SystemExit(f"the sanitized library is not loaded: {loaded.stdout}{loaded.stderr}")
         isas = list(native.ISAS)[: native.ISAS[best]]
-        *tests, script = (Path(__file__).with_name(file) for file in (*TESTS, "differential.py"))
+        *tests, script = (Path(__file__).parent / file for file in (*TESTS, "differential.py"))
         runs = [["-m", "pytest", "-q", *tests]]  # they select each instruction set themselves
         words = [
             "--kernels",

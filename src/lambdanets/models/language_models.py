@@ -15,7 +15,7 @@ from .sequence import LambdaLM
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     # nanoGPT's setting for a laptop: 4 blocks, 4 heads, 128 channels, with 65 tokens 0.80 million parameters.
     # The width of the MLP makes up for the parameters of the layer.
-    "lambda_lm_mini": {"operator": "lambda", "options": {"gate": True, "short_conv": 4}, "mlp_dim": 384},
+    "lambda_lm_mini": {"operator": "lambda", "options": {"gate": True}, "mlp_dim": 384},
     "attention_lm_mini": {"operator": "attention", "mlp_dim": 344},
     "linear_attention_lm_mini": {"operator": "linear_attention", "mlp_dim": 344},
     "conv3_lm_mini": {"operator": "conv", "options": {"taps": 3}, "mlp_dim": 344},

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lambdanets.nn import LambdaLayer
 from lambdanets.ops import Plan, Problem, plan
+from lambdanets.ops.context import default_centre
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +171,13 @@ def _problem(
     layer: LambdaLayer, x: Tensor, *, batch: int, train: bool, dtype: torch.dtype, device: str
 ) -> Problem:
     position = layer.positions is not None
+    scope = tuple(layer.positions.shape[:-2]) if layer.positions is not None else None
     return Problem(
         grid=tuple(x.shape[2:]),
         context_grid=tuple(x.shape[2:]),
-        scope=tuple(layer.positions.shape[:-2]) if layer.positions is not None else None,
+        scope=scope,
         dilation=layer.dilation if position else None,
+        centre=default_centre(scope, layer.causal) if scope else None,
         num_heads=layer.num_heads,
         dim_k=layer.dim_k,
         dim_v=layer.dim_v,

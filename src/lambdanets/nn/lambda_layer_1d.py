@@ -19,23 +19,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lambdanets.ops.checks import unknown_name
 from lambdanets.ops.context import Grid
 from lambdanets.ops.recurrent import (
-    Layer,
     Recurrence,
     layer_step,
     recurrent_lambda_layer,
     recurrent_step,
 )
 
-from .fuse_batch_norm import can_concatenate, is_unmodified, project_concatenated
+from .fuse_batch_norm import can_concatenate, project_concatenated
 from .lambda_layer import LambdaLayer, checked_source
 from .memory_format import match_gradient_format, merge_heads
-from .pointwise import ChannelRMSNorm
+from .native_step import OUT_NORM_EPS, as_native
 from .rows import PaddedRows, check_boundaries, group_sequences, restore_order
 from .states import LambdaState, check_state, join_states
 
 INITIALISATIONS = ("normal", "decay")
 """Initialisations of the position table."""
-NORM_EPS = 1e-5  # of the output norm
 LONGEST_DECAY = 1024
 """Positions after which the slowest column of a new layer with `decay=True` has forgotten all but 1/e."""
 
@@ -331,7 +329,7 @@ class LambdaLayer1d(LambdaLayer):
         if isinstance(self.norm_queries, _BatchNorm) and self.norm_queries.training:
             raise ValueError("step with norm='batch' needs the layer in evaluation: call eval() first")
         before = Recurrence(state.log_norm, state.summary, state.values)
-        native = self._as_native(x_t)
+        native = as_native(self, x_t)
         if native is not None and (found := layer_step(x_t, native, before, state.inputs)) is not None:
             y, after, inputs = found
             return y, LambdaState(length=state.length + 1, inputs=inputs, **after._asdict())
@@ -369,44 +367,6 @@ class LambdaLayer1d(LambdaLayer):
         if self.to_gate is not None:
             y = y * F.silu(_project_position(x_t, [self.to_gate])[0])
         return y, self._next_state(state.length + 1, after, inputs)
-
-    def _as_native(self, x_t: Tensor) -> Layer | None:
-        """Return the layer as the native library takes it, None if its modules have to be called."""
-        # Read from the dictionaries: an attribute of a module takes ten times as long.
-        modules, parameters = self._modules, self._parameters
-        to_keys, to_gate = modules.get("to_keys"), modules.get("to_gate")
-        norms = modules["norm_queries"], modules["norm_values"]
-        projections = [p for p in (modules["to_queries"], modules["to_values"], to_keys, to_gate) if p]
-        if not (can_concatenate(x_t, projections) and all(map(_is_native_norm, norms))):
-            return None
-        try:
-            weights = [
-                None if module is None else module._parameters["weight"]
-                for module in (modules["to_queries"], modules["to_values"], to_keys, to_gate)
-            ]
-            scales = [norm._parameters.get("weight") for norm in norms]
-            log_decay = parameters["log_decay"]
-            if any(p._parameters["bias"] is not None for p in projections):
-                return None
-            return Layer(
-                self.num_heads,
-                self.key_heads,
-                (self.dim_k, self.dim_v, self.dim_u),
-                self.dilation[0],
-                "softmax" if self.normalize == "softmax_both" else self.normalize,
-                self.normalize == "softmax_both",
-                (*(getattr(norm, "eps", 0.0) for norm in norms), NORM_EPS),
-                parameters["positions"],
-                None if log_decay is None else log_decay.exp(),
-                *weights,
-                *scales,
-                parameters["out_norm"],
-                parameters["position_bias"],
-                parameters["short_conv"],
-            )
-        except KeyError:
-            # A parameter that is computed, as by torch.nn.utils.parametrize.
-            return None
 
     def _require_causal(self, name: str) -> None:
         """Raise ValueError unless the layer has a causal order, which alone has a state."""
@@ -571,7 +531,7 @@ class LambdaLayer1d(LambdaLayer):
         """Divide each head of an output `[..., dim_out]` by its root mean square, and scale it."""
         assert self.out_norm is not None
         heads = y.unflatten(-1, (self.num_heads, self.dim_v))
-        return F.rms_norm(heads, (self.dim_v,), eps=NORM_EPS).flatten(-2) * self.out_norm.to(y.dtype)
+        return F.rms_norm(heads, (self.dim_v,), eps=OUT_NORM_EPS).flatten(-2) * self.out_norm.to(y.dtype)
 
     def __prepare_scriptable__(self) -> LambdaLayer:
         """Return the module that torch.jit.script compiles: the layer with tensors as its only arguments."""
@@ -607,11 +567,6 @@ class _ScriptableLayer1d(LambdaLayer):
     """The layer for torch.jit.script, whose functions take no states."""
 
     rank = 1
-
-
-def _is_native_norm(norm: nn.Module) -> bool:
-    """Return whether the native library computes a norm: an RMS norm, or none, without hooks."""
-    return type(norm) in (ChannelRMSNorm, nn.Identity) and is_unmodified(norm)
 
 
 def _project_position(x_t: Tensor, projections: Sequence[nn.Conv1d]) -> list[Tensor]:

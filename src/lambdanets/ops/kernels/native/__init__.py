@@ -13,6 +13,9 @@ queries share, and `exponential.h`. Called by `causal_content.py` for a causal o
 weights), `causal_content_output.h`, `causal_content_steps.h`, `causal_content_gradients.h`. The 1x1
 projections of a layer are a program too, called by `projection.py`: `projection.h`, `projection_output.h`,
 `projection_gradients.h`.
+
+One step of a causal layer is a program of its own, called by `step.py`: `step.h` (the operator and its state),
+`layer_step.h` (projections, norms, short convolution and gate around it).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _EPSILONS = ("query_epsilon", "value_epsilon", "output_epsilon")
 _PACK = struct.Struct(f"={len(_INTEGERS)}q{len(_EPSILONS)}d").pack_into
 _NO_LAYER = (0,) * (len(_INTEGERS) - _INTEGERS.index("channels") + len(_EPSILONS))
 
-State = tuple[Tensor | None, Tensor | None, Tensor | None]
+State = tuple[Tensor | None, ...]
 """`log_norm`, `summary` and `values` of a `Recurrence`."""
 
 
@@ -129,7 +129,7 @@ def layer_output(
     b, channels = x.shape
     heads, sets, depths, dilation, normalize, query_softmax, epsilons, e, decay, *weights = layer
     tensors = _dense((x, *weights, inputs))
-    next_inputs = None if inputs is None else torch.empty_like(tensors[-1])
+    next_inputs = _new_like(tensors[-1])
     options = (
         *(channels, 0 if layer.short_conv is None else layer.short_conv.shape[0], query_softmax),
         *_addresses((*tensors, next_inputs)),
@@ -163,9 +163,9 @@ def _run(
     """
     tensors = _dense((*inputs, *state))
     e = inputs[3]
-    after = [None if x is None else torch.empty_like(x) for x in tensors[5:]]
+    after = tuple(map(_new_like, tensors[5:]))
     if not sizes[0]:
-        return tuple(after)
+        return after
     call = _StepCall()
     _PACK(
         call,
@@ -177,7 +177,12 @@ def _run(
     )
     if not invoke_complete("step_output", call, y.dtype, y.device.type):
         raise MemoryError(f"a step found no memory for its temporaries {tuple(sizes)}")
-    return tuple(after)
+    return after
+
+
+def _new_like(x: Tensor | None) -> Tensor | None:
+    """Return an uninitialised tensor like a contiguous one; None stays None."""
+    return None if x is None else torch.empty_like(x)
 
 
 def _dense(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:

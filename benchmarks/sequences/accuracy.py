@@ -1,0 +1,230 @@
+"""Accuracy of layers on text and on speech, each at one size of the network, by the package's own recipes.
+
+`language` trains language models on one text by the recipe `text` for 2,000 steps. `digits` trains
+classifiers of spoken digits by the recipe `audio`, with each speaker held out in turn. A row is written for
+each finished cell, and cells with a row are not repeated. `--report` draws the figures and prints the tables.
+`python -m benchmarks.sequences.accuracy language text.txt COMMIT`
+`python -m benchmarks.sequences.accuracy digits recordings COMMIT`, where recordings has the files
+`DIGIT_SPEAKER_NUMBER.wav` of the Free Spoken Digit Dataset.
+"""
+
+import argparse
+import contextlib
+import csv
+import itertools
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lambdanets.audio
+import lambdanets.text
+from lambdanets.recipes import get_recipe
+from lambdanets.train import override
+from lambdanets.train.run import RunFiles
+from lambdanets.utils.allocator import keep_freed_memory
+
+# The first columns of a row, the function that trains, and the configuration.
+Cell = tuple[dict[str, Any], Callable[..., Any], Any]
+
+HERE = Path(__file__).parent
+TEXT_MODELS: dict[str, tuple[str, ...]] = {
+    "lambda": ("lambda_lm_mini",),
+    "attention": ("attention_lm_mini",),
+    "lambda, short convolution": ("lambda_lm_mini", "model.options.short_conv=4"),
+    "attention, gate": ("attention_lm_mini", "model.options.gate=True", "model.options.mlp_dim=304"),
+    "gru": ("gru_lm_mini",),
+}
+SPEECH_MODELS: dict[str, tuple[str, ...]] = {
+    "lambda": ("widths=[24,40,56]",),
+    "conv, 9 taps": ("operator=conv", "taps=9", "widths=[16,24,40]"),
+    "conv, 3 taps": ("operator=conv", "taps=3", "widths=[24,32,56]"),
+    "lambda, positions": ("content=False", "widths=[16,56,56]"),
+    "lambda, content": ("position=False", "widths=[24,40,56]"),
+    "depthwise, 23 taps": ("operator=conv", "taps=23", "depthwise=True", "widths=[32,48,72]"),
+    "attention": ("operator=attention", "widths=[24,32,56]"),
+    "gru": ("operator=gru", "widths=[16,24,56]"),
+}
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+PUBLISHED = 1.88  # validation loss in nats of nanoGPT's README for this setting, with softmax attention
+
+
+def text_cells(source: Path, folder: Path, seeds: list[int]) -> Iterable[Cell]:
+    """Yield the cells of the language models, seed by seed."""
+    for seed, (arm, (model, *options)) in itertools.product(seeds, TEXT_MODELS.items()):
+        config = get_recipe("text").with_model(model)
+        config = override(config, f"data.source=text:{source}", f"seed={seed}", "engine.threads=1", *options)
+        yield {"arm": arm, "held_out": "", "seed": seed}, lambdanets.text.train, config
+
+
+def speech_cells(source: Path, folder: Path, seeds: list[int]) -> Iterable[Cell]:
+    """Yield the cells of spoken digits, seed by seed and speaker by speaker."""
+    for seed, speaker, (arm, options) in itertools.product(seeds, SPEAKERS, SPEECH_MODELS.items()):
+        data = f"data.source=audio:{split_by_speaker(source, folder / speaker, speaker)}"
+        layers = (f"model.options.{option}" for option in options)
+        config = get_recipe("audio").with_model("lambda_audio_small")
+        config = override(config, data, f"seed={seed}", "engine.threads=1", "data.workers=0", *layers)
+        yield {"arm": arm, "held_out": speaker, "seed": seed}, lambdanets.audio.train, config
+
+
+def split_by_speaker(source: Path, folder: Path, held_out: str) -> Path:
+    """Return a folder of links: recordings of one speaker in val/, of the others in train/."""
+    for file in sorted(source.glob("*.wav")):
+        digit, speaker, _ = file.stem.split("_")
+        link = folder / ("val" if speaker == held_out else "train") / digit / file.name
+        if not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.resolve())
+    return folder
+
+
+EXPERIMENTS: dict[str, Callable[..., Iterable[Cell]]] = {
+    "language": text_cells,
+    "digits": speech_cells,
+}
+
+
+def measure(name: str, source: Path, commit: str, seeds: list[int]) -> None:
+    """Train the cells without a row in order, and append a row for each."""
+    path = HERE / f"{name}.csv"
+    done = {(row["arm"], row["held_out"], row["seed"]) for row in read(name)}
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as temporary:
+        cells = EXPERIMENTS[name](source, Path(temporary) / "data", seeds)
+        for number, (columns, train, config) in enumerate(cells):
+            if tuple(map(str, columns.values())) in done:
+                continue
+            run = Path(temporary) / f"run{number}"
+            begin = time.process_time()
+            with (
+                open(os.devnull, "w") as null,
+                contextlib.redirect_stdout(null),
+                contextlib.redirect_stderr(null),
+            ):
+                train(config, run_dir=run)
+            row = columns | outcome(run, time.process_time() - begin) | {"commit": commit}
+            with path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(row))
+                if not file.tell():
+                    writer.writeheader()
+                writer.writerow(row)
+            print(*row.values(), flush=True)
+
+
+def outcome(run: Path, seconds: float) -> dict[str, Any]:
+    """Return the columns of a finished run: validation after the last epoch and after the best one."""
+    files = RunFiles(run)
+    with files.metrics.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    weights = torch.load(files.last, weights_only=False, map_location="cpu")["state_dict"]
+    names = [name for name in weights if name.startswith("network.") and "running_" not in name]
+    parameters = sum(weights[name].numel() for name in names if "num_batches" not in name)
+    losses = [float(row["val_loss"]) for row in rows]
+    right = [float(row["val_top1"]) for row in rows] if "val_top1" in rows[0] else []
+    return {
+        "parameters": parameters,
+        "steps": rows[-1]["step"],
+        "train_loss": rows[-1]["train_loss"],
+        "val_loss": losses[-1],
+        "best_val_loss": min(losses),
+        "val_top1": right[-1] if right else "",
+        "cpu_seconds": f"{seconds:.1f}",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": date.today(),
+    }
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """Return the rows of an experiment, none if it was not begun."""
+    path = HERE / f"{name}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def table(name: str, column: str, factor: float, digits: int) -> list[str]:
+    """Return a table of means and standard deviations over cells, in the form of the pages."""
+    rows = read(name)
+    lines = [f"| arm | parameters | {column} | runs | CPU seconds |", "|---|---:|---:|---:|---:|"]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = [row for row in rows if row["arm"] == arm]
+        values = [factor * float(row[column]) for row in own]
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        seconds = statistics.median(float(row["cpu_seconds"]) for row in own)
+        lines.append(
+            f"| {arm} | {int(own[0]['parameters']):,} | {statistics.mean(values):.{digits}f}{spread} "
+            f"| {len(own)} | {seconds:.0f} |"
+        )
+    return lines
+
+
+def draw() -> None:
+    """Draw language.png and digits.png from the rows that there are."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    if rows := read("language"):
+        figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+        for arm in dict.fromkeys(row["arm"] for row in rows):
+            own = [row for row in rows if row["arm"] == arm]
+            seconds = [float(row["cpu_seconds"]) for row in own]
+            axis.plot(seconds, [float(row["val_loss"]) for row in own], "o", label=arm)
+        axis.axhline(PUBLISHED, color="gray", ls="--", lw=1)
+        left = axis.get_xlim()[0]
+        axis.annotate("nanoGPT's README", (left, PUBLISHED), va="bottom", color="gray", fontsize=8)
+        axis.set_xlabel("CPU seconds of a run, validations included")
+        axis.set_ylabel("validation loss (nats per character)")
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+        figure.savefig(HERE / "language.png", dpi=120)
+    if rows := read("digits"):
+        figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+        arms = list(dict.fromkeys(row["arm"] for row in rows))
+        for number, arm in enumerate(arms):
+            own = [row for row in rows if row["arm"] == arm]
+            by_speaker = [
+                100 * statistics.mean(float(row["val_top1"]) for row in own if row["held_out"] == speaker)
+                for speaker in SPEAKERS
+                if any(row["held_out"] == speaker for row in own)
+            ]
+            axis.plot(by_speaker, [number] * len(by_speaker), "o", color="#1d4ed8", alpha=0.5, ms=5)
+            axis.plot([statistics.mean(by_speaker)], [number], "|", color="#c2410c", ms=18, mew=2.5)
+        axis.set_yticks(range(len(arms)), arms)
+        axis.invert_yaxis()
+        axis.set_xlabel("accuracy on a speaker who is not in the training set (%); bar: mean over speakers")
+        axis.grid(alpha=0.3, axis="x")
+        figure.savefig(HERE / "digits.png", dpi=120)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("experiment", nargs="?", choices=list(EXPERIMENTS))
+    parser.add_argument("source", nargs="?", type=Path, help="the text, or the folder of recordings")
+    parser.add_argument("commit", nargs="?", help="commit of the measured code")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--report", action="store_true", help="draw the figures and print the tables")
+    options = parser.parse_args()
+    if options.experiment:
+        if options.commit is None:
+            parser.error("name the source and the commit")
+        measure(options.experiment, options.source, options.commit, options.seeds)
+    if options.report:
+        draw()
+        print("\n".join([*table("language", "val_loss", 1, 3), "", *table("digits", "val_top1", 100, 1)]))
+
+
+if __name__ == "__main__":
+    main()
