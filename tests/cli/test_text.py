@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]
 
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINES = "".join(f"The {number}th fox jumps over the lazy dog.\n" for number in range(40))
 SETTINGS = (
     "model.options.dim=16", "model.options.depth=1", "model.options.num_heads=2", "data.context=16",
@@ -159,7 +162,10 @@ def test_verbs_for_other_runs_refuse_a_language_model(
     inside: Command, writer: Path, book: Path, trained: Path, tmp_path: Path
 ) -> None:
     for words, sentence in (
-        (("export", writer, "--format", "onnx"), "export is for runs of a classifier, a detector or"),
+        (
+            ("export", writer, "--format", "onnx", "--size", 8),
+            "--size is for runs of a classifier or a detector, and",
+        ),
         (("eval", writer, "--size", 8), "--size is for runs of a classifier or a detector, and"),
         (("eval", writer, "--crop", 0.9), "--crop is for runs of a classifier, and"),
         (("predict", writer), "name files of text, or folders of them."),
@@ -188,6 +194,42 @@ def test_verbs_for_other_runs_refuse_a_language_model(
         assert done.returncode in (1, 2), words
         assert sentence in done.stderr, words
         assert done.stderr.count("\n") == 1, words
+
+
+def decode_program() -> str:
+    """The program for onnxruntime on the page about sequences."""
+    page = (Path(__file__).parents[2] / "docs" / "sequences.md").read_text()
+    section = page.partition("\n## A step as a program\n")[2].partition("\n## ")[0]
+    return next(block for block in BLOCK.findall(section) if "onnxruntime" in block)
+
+
+def test_the_page_decodes_an_exported_step(inside: Command, writer: Path, tmp_path: Path) -> None:
+    done = inside("export", writer, "--out", tmp_path / "book.onnx")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    first, second = done.stdout.splitlines()
+    assert re.fullmatch(rf"{tmp_path}/book\.onnx: tokens batch, state of \d tensors", first)
+    assert re.fullmatch(
+        r"largest difference from the network: \S+ in outputs up to \S+ \(states after random texts\)", second
+    )
+    program = decode_program() + "import sys\nassert not {'torch', 'lambdanets'} & set(sys.modules)\n"
+    command = [sys.executable, "-c", program]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    assert shown.returncode == 0, shown.stderr
+    words = ("--prompt", "The ", "--tokens", 100, "--temperature", 0)
+    assert shown.stdout == inside("generate", writer, *words).stdout
+    assert len(shown.stdout) == 4 + 100 + 1
+
+
+def test_an_exported_program_of_torch_is_in_the_run(inside: Command, writer: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(writer, run)
+    done = inside("export", run, "--format", "torch", "--weights", "last", "--batch-size", 3)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{run}/network.pt2: tokens 3, state of ")
+    again = inside("export", run, "--format", "torch")
+    assert again.returncode == 1
+    assert again.stderr == f"lambdanets: {run}/network.pt2 exists already; remove it or name another file\n"
 
 
 def test_list_and_show_have_the_recipe_and_the_source(inside: Command) -> None:

@@ -31,7 +31,9 @@ def run(
     """Write a run or a model as one file that runs without this package, and compare it with the network.
 
     The file holds the names of the classes and how images are prepared. A classifier's file takes any number
-    of images, a detector's file one. It is written only if its outputs agree with the network's.
+    of images, a detector's file one. A language model's file is one step: it takes tokens and a state, and
+    returns the logits of the next tokens and the next state. The file is written only if its outputs agree
+    with the network's.
 
     Args:
         what: The folder of a run, or a model: a name of timm's registry or ours, or hf-hub:NAME.
@@ -41,7 +43,7 @@ def run(
         checkpoint: Weights for a model.
         size: Height and width of the images.
         dynamic_size: Take images of any height and width, where the network can; a fixed size is faster.
-        batch_size: A fixed number of images in a batch, of a classifier.
+        batch_size: A fixed number of images, recordings or texts in a batch.
         opset: Version of ONNX's operators.
     """
     return run_verb(

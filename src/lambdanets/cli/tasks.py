@@ -98,6 +98,7 @@ TASKS: dict[str, Task] = {
             "eval": "lambdanets.cli.text:evaluate_text",
             "predict": "lambdanets.cli.text:measure_texts",
             "generate": "lambdanets.cli.text:write_continuation",
+            "export": "lambdanets.cli.text:export_run",
         },
         next_step=lambda run, config: f"generate {run} --tokens 500",
     ),

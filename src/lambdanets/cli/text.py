@@ -1,4 +1,4 @@
-"""`lambdanets eval`, `predict` and `generate` for runs that trained a language model."""
+"""`lambdanets eval`, `predict`, `generate` and `export` for runs that trained a language model."""
 
 import sys
 from contextlib import suppress
@@ -158,3 +158,28 @@ def write_continuation(
 def _shown(text: str) -> str:
     """Return a text with invisible characters as escapes, except tabs and line feeds."""
     return "".join(letter if letter in "\n\t" else printable(letter) for letter in text)
+
+
+def export_run(
+    run: str,
+    *,
+    format: Literal["torch", "onnx"],
+    out: Path | None,
+    weights: Literal["best", "last"],
+    batch_size: int | None,
+    opset: int | None,
+) -> int:
+    """Export the step of a language model; the arguments are those of `lambdanets export`."""
+    from lambdanets.exporting import FORMATS
+    from lambdanets.text import export, load_run
+
+    file = out or Path(run) / f"network{FORMATS[format].SUFFIX}"
+    exported = export(load_run(run), file, format=format, weights=weights, batch_size=batch_size, opset=opset)
+    (batch,), *state = exported.inputs.values()
+    difference = f"{exported.difference:.2g} in outputs up to {exported.largest:.2g}"
+    console = stdout()
+    console.print(f"{exported.file}: tokens {batch}, state of {len(state)} tensors", soft_wrap=True)
+    console.print(
+        f"largest difference from the network: {difference} (states after random texts)", soft_wrap=True
+    )
+    return 0

@@ -1,7 +1,8 @@
 """Models as single files that run without this package: programs of torch.export (.pt2) or ONNX (.onnx).
 
-`export_network` writes any network with example inputs; `export_classifier` and `export_detector` prepare the
-network, the examples and the metadata of a run. Each file is loaded again and compared with the network
+`export_network` writes any network with example inputs, `export_step` the step of a recurrent one;
+`export_classifier`, `export_detector` and `export_language_model` prepare the network, the examples and the
+metadata of a run. Each file is loaded again and compared with the network
 before it appears under its name. A file format is a module that implements `Format`, listed in `FORMATS`.
 """
 
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
     from lambdanets.exporting.classifier import export_classifier as export_classifier
     from lambdanets.exporting.detector import ExportedDetector as ExportedDetector
     from lambdanets.exporting.detector import export_detector as export_detector
+    from lambdanets.exporting.language_model import export_language_model as export_language_model
+    from lambdanets.exporting.language_model import export_step as export_step
 
-# Imported on first use: torchvision's detectors and timm take long.
+# Imported on first use: torchvision's detectors, timm and Lightning take long.
 _LAZY = {
     "ExportedDetector": "detector",
     "export_classifier": "classifier",
     "export_detector": "detector",
+    "export_language_model": "language_model",
+    "export_step": "language_model",
 }
 
 

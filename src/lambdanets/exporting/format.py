@@ -19,7 +19,7 @@ class Signature:
     """Inputs, outputs and metadata of an exported network.
 
     Attributes:
-        inputs: The name of each input, in order, with its dynamic axes: axis -> name.
+        inputs: The name of each tensor of the inputs, in order, with its dynamic axes: axis -> name.
         outputs: The name of each output, in order.
         metadata: Information for users of the file, by name, each entry in JSON.
     """

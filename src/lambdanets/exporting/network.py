@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class Exported:
 def export_network(
     network: nn.Module,
     file: str | Path,
-    examples: Sequence[tuple[Tensor, ...]],
+    examples: Sequence[tuple[Any, ...]],
     *,
     format: str,
     inputs: Mapping[str, Mapping[int, str]],
@@ -67,9 +68,11 @@ def export_network(
     Args:
         network: In evaluation mode, on the CPU.
         file: Path to write; its folder is created if missing.
-        examples: Inputs, one tuple of tensors per example; they should differ in the sizes of dynamic axes.
+        examples: Inputs, one tuple per example, of tensors or of dicts of tensors; they should differ in the
+            sizes of dynamic axes.
         format: "torch" (torch.export; .pt2) or "onnx" (.onnx).
-        inputs: The name of each input, with its dynamic axes: axis -> name.
+        inputs: The name of each tensor, in the order in which nested inputs are flattened, with its dynamic
+            axes: axis -> name.
         outputs: The name of each output, in the order in which nested outputs are flattened.
         metadata: Information for users of the file, by name; stored as extra files (torch) or metadata
             (ONNX).
@@ -110,9 +113,9 @@ def export_network(
         file=file,
         inputs={
             name: tuple(axes.get(axis, size) for axis, size in enumerate(x.shape))
-            for (name, axes), x in zip(inputs.items(), examples[0], strict=True)
+            for (name, axes), x in zip(inputs.items(), pytree.tree_leaves(examples[0]), strict=True)
         },
-        compared=tuple(tuple(tuple(x.shape) for x in example) for example in examples),
+        compared=tuple(tuple(tuple(x.shape) for x in pytree.tree_leaves(example)) for example in examples),
         difference=max(difference for difference, _ in differences),
         largest=max(largest for _, largest in differences),
     )
@@ -130,17 +133,18 @@ def _checked_format(name: str, file: Path, opset: int | None) -> Format:
     return file_format
 
 
-def _run(function: Callable[..., object], example: tuple[Tensor, ...], label: str) -> list[Tensor]:
+def _run(function: Callable[..., object], example: tuple[Any, ...], label: str) -> list[Tensor]:
     """Return the flattened outputs of the network or of the loaded file."""
-    shapes = " and ".join(str(tuple(x.shape)) for x in example)
+    shapes = " and ".join(str(tuple(x.shape)) for x in pytree.tree_leaves(example))
     with _as_export_error(f"{label} cannot take inputs of shape {shapes}"), torch.no_grad():
         return pytree.tree_leaves(function(*example))
 
 
-def _trace(network: nn.Module, example: tuple[Tensor, ...], signature: Signature) -> ExportedProgram:
+def _trace(network: nn.Module, example: tuple[Any, ...], signature: Signature) -> ExportedProgram:
     """Return the network as a graph of PyTorch's own operators."""
-    dynamic = tuple(dict.fromkeys(axes, Dim.DYNAMIC) for axes in signature.inputs.values())
-    names = [name for axes in signature.inputs.values() for name in axes.values()]
+    axes = [dict.fromkeys(axes, Dim.DYNAMIC) for axes in signature.inputs.values()]
+    dynamic = pytree.tree_unflatten(axes, pytree.tree_structure(example))
+    names = dict.fromkeys(name for axes in signature.inputs.values() for name in axes.values())
     sizes = f" with any {', '.join(names)}" if names else ""
     with _as_export_error(f"the network cannot be traced{sizes}"), torch.no_grad():
         return torch.export.export(network, example, dynamic_shapes=dynamic)

@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from lambdanets.exporting.format import ExportError, Signature
 
@@ -60,8 +62,9 @@ def load(file: Path, signature: Signature) -> Callable[..., object]:
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
-    def run(*inputs: Tensor) -> object:
-        feed = {name: x.numpy() for name, x in zip(signature.inputs, inputs, strict=True)}
+    def run(*inputs: Any) -> object:
+        tensors: list[Tensor] = pytree.tree_leaves(inputs)
+        feed = {name: x.numpy() for name, x in zip(signature.inputs, tensors, strict=True)}
         return [torch.from_numpy(y) for y in session.run(list(signature.outputs), feed)]
 
     return run

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 
 from lambdanets.exporting.format import ExportError, Signature
@@ -33,7 +33,7 @@ def load(file: Path, signature: Signature) -> Callable[..., object]:
     """Return the file as a function of tensors."""
     module = torch.export.load(file).module()
 
-    def run(*inputs: Tensor) -> object:
+    def run(*inputs: Any) -> object:
         with torch.no_grad():
             return module(*inputs)
 

@@ -325,7 +325,7 @@ class LambdaLayer1d(LambdaLayer):
             raise ValueError(f"x_t must be of shape (b {self.dim}), got {tuple(x_t.shape)}")
         if state is None:
             raise ValueError(f"step needs a state: begin with initial_state({len(x_t)})")
-        self._check_state(state, len(x_t))
+        self._check_state(state, x_t.shape[0])
         if isinstance(self.norm_queries, _BatchNorm) and self.norm_queries.training:
             raise ValueError("step with norm='batch' needs the layer in evaluation: call eval() first")
         before = Recurrence(state.log_norm, state.summary, state.values)

@@ -205,7 +205,7 @@ class SequenceLayer(nn.Module):
             raise ValueError(f"x_t must be of shape (b {self.dim}), got {tuple(x_t.shape)}")
         if state is None:
             raise ValueError(f"step needs a state: begin with initial_state({len(x_t)})")
-        self._check_state(state, len(x_t))
+        self._check_state(state, x_t.shape[0])
         y, after = self._step(x_t, state)
         return self._gated(y, x_t), after
 

@@ -11,6 +11,7 @@ from lambdanets.text.config import SamplingConfig as SamplingConfig
 from lambdanets.text.config import TextConfig as TextConfig
 
 if TYPE_CHECKING:
+    from lambdanets.exporting.language_model import export_language_model
     from lambdanets.text.generation import generate as generate
     from lambdanets.text.measurement import TextScores as TextScores
     from lambdanets.text.measurement import evaluate as evaluate
@@ -18,17 +19,22 @@ if TYPE_CHECKING:
     from lambdanets.text.training import load_run as load_run
     from lambdanets.text.training import train as train
 
+    export = export_language_model
+
 _LAZY = {
-    "TextScores": "lambdanets.text.measurement",
-    "evaluate": "lambdanets.text.measurement",
-    "generate": "lambdanets.text.generation",
-    "load_run": "lambdanets.text.training",
-    "measure": "lambdanets.text.measurement",
-    "train": "lambdanets.text.training",
+    "TextScores": ("lambdanets.text.measurement", "TextScores"),
+    "evaluate": ("lambdanets.text.measurement", "evaluate"),
+    "generate": ("lambdanets.text.generation", "generate"),
+    "load_run": ("lambdanets.text.training", "load_run"),
+    "measure": ("lambdanets.text.measurement", "measure"),
+    "train": ("lambdanets.text.training", "train"),
+    # A public name of the room above.
+    "export": ("lambdanets.exporting.language_model", "export_language_model"),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        module, attribute = _LAZY[name]
+        return getattr(import_module(module), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
