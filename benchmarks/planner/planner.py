@@ -74,7 +74,7 @@ def problems() -> Iterator[Problem]:
     yield from (Problem(grid=(1024,), causal=True), Problem(grid=(333,), causal=True, batch=4))
     for n, scope in ((512, 7), (1024, 31), (4096, 63), (4096, 255), (16384, 15)):
         yield Problem(grid=(n,), scope=(scope,), dim_v=32)
-    yield Problem(grid=(2048,), scope=(128,), causal=True)
+    yield Problem(grid=(2048,), scope=(128,), centre=(64,), causal=True)
     # Volumes.
     yield from (Problem(grid=(4, 8, 8), batch=2, dim_v=32), Problem(grid=(8, 14, 14), dim_v=16))
     yield from (
@@ -134,7 +134,7 @@ def problems() -> Iterator[Problem]:
         Problem(grid=(64,), causal=True, batch=64),
     )
     yield from (
-        Problem(grid=(2048,), scope=(23,), causal=True, batch=4, dim_v=24),
+        Problem(grid=(2048,), scope=(23,), centre=(11,), causal=True, batch=4, dim_v=24),
         Problem(grid=(40, 40), scope=(1, 31), batch=2, dim_v=32),
         Problem(grid=(40, 40), scope=(31, 1), batch=2, dim_v=32),
         Problem(grid=(28, 28), num_heads=8, dim_k=32, dim_v=64, scope=(5, 5), batch=2),
