@@ -39,9 +39,10 @@ DIM, HEADS, DIM_K, SCOPE = 128, 4, 16, 64
 POSITIONS = 8192  # of a batch, where the length is not greater
 LENGTHS = [2**i for i in range(6, 17)]
 MATH_LENGTHS = 2048  # beyond it, attention with its map in memory is not run
-SLOW_SECONDS = 4.0  # of a first call, after which a contender is not run at greater lengths
-ROUNDS, STEPS = 7, 64
-DECODED = [2**10, 2**12, 2**14, 2**16]
+SLOW_SECONDS = 4.0  # of a first call, after which a contender has one more round, and no greater lengths
+PEAK_LENGTHS = (2**8, 2**10, 2**12, 2**14, 2**16)  # at which the memory is measured too
+ROUNDS, STEPS = 7, 32
+DECODED = {1: (2**10, 2**12, 2**14, 2**16), 32: (2**10, 2**12, 2**14)}  # positions, by batch
 CHUNK = 4096
 PROVENANCE = ("threads", "torch", "python", "date", "commit")
 
@@ -158,11 +159,11 @@ def measure_lengths(commit: str) -> Iterable[dict[str, Any]]:
                     slow.add((name, kind))
         for number in range(ROUNDS):
             for key, call in calls.items():
-                if key not in slow or number < 2:
+                if key not in slow or number < 1:
                     samples[key].append(seconds(call))
         for (name, kind), times in samples.items():
             peak: float | str = ""
-            if kind == "training" and torch.get_num_threads() == 1:
+            if kind == "training" and n in PEAK_LENGTHS and torch.get_num_threads() == 1:
                 peak = peak_mib(TrainingStep(name, n))
             yield {
                 "layer": name,
@@ -197,9 +198,9 @@ def measure_decoding(commit: str) -> Iterable[dict[str, Any]]:
         name: LambdaLM(65, dim=DIM, depth=4, num_heads=HEADS, operator=name, **options).eval()
         for name, options in MODELS.items()
     }
-    for batch in (1, 32):
+    for batch, positions in DECODED.items():
         tokens = torch.randint(65, (STEPS, batch))
-        for position in DECODED:
+        for position in positions:
             times: dict[str, list[float]] = {name: [] for name in models}
             sizes: dict[str, int] = {}
             for number in range(ROUNDS + 1):
@@ -338,7 +339,7 @@ def draw() -> None:
                 axis.plot(lengths, costs, "o-", ms=3, color=colour, label=name)
         axis.set_title(f"{kind} (µs per position)", fontsize=10)
     for name, colour in COLOURS.items():
-        chosen = [row for row in rows if row["layer"] == name and row["pass"] == "training"]
+        chosen = [row for row in rows if row["layer"] == name and row["peak_mib"]]
         if chosen:
             lengths = [int(row["n"]) for row in chosen]
             peaks = [1024 * float(row["peak_mib"]) / (int(row["n"]) * int(row["batch"])) for row in chosen]
