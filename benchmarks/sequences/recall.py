@@ -1,8 +1,8 @@
 """Multi-query associative recall against the size of the state: `python -m benchmarks.sequences.recall`.
 
 A sequence has pairs of a key and a value, then keys again, whose values are the targets (Zoology, Arora et
-al., 2023). A cell is one arm with one seed. recall.csv gets a row for each finished cell; a stopped run goes
-on with the same command, and an interrupted cell begins again.
+al., 2023). A cell is one arm with one seed and a number of steps. recall.csv gets a row for each finished
+cell; a stopped run goes on with the same command, and an interrupted cell begins again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from lambdanets.bench.report import INK, OURS, QUIET, SOFT, Table, page, save, t
 from lambdanets.models import LambdaLM
 from lambdanets.nn import Convolution1d
 
+from .recall_task import IGNORED, recall_batch
+
 HERE = Path(__file__).parent
 ROWS = HERE / "recall.csv"
-BLANK, IGNORED = 0, -100
-"""Token without meaning, and the target at positions that ask nothing."""
-
 VOCABULARY, POWER = 128, 0.01
 PAIRS = (2, 4, 8, 16, 32)
 """Pairs of a sequence: a training batch takes one of these numbers, the evaluation each."""
@@ -49,6 +48,13 @@ STYLES = {
     "lambda, keys per head": (OURS, "^"),
 }
 """Colour and marker of each family."""
+IN_PAIRS_PANEL = {
+    "attention_conv": "attention",
+    "lambda_k32_conv": "lambda, k 32",
+    "lambda_k16_conv": "lambda, k 16",
+    "linear_attention_conv": "linear att.",
+    "gru_conv": "GRU",
+}
 
 
 @dataclass(frozen=True)
@@ -109,13 +115,13 @@ class RecallRow:
     """One finished cell.
 
     Attributes:
-        arm, family, seed: The cell.
+        arm, family, seed, steps: The cell.
         operator, options: Of the layers.
         parameters: Number of parameters.
         state_elements: Floating-point numbers of one layer's state of one sequence; for attention after a
             sequence with the most pairs.
         state_bytes: `nbytes` of this state, with its integers.
-        steps, tokens, lr: Of the training; tokens of a batch.
+        tokens, lr: Of the training; tokens of a batch.
         train_loss: Mean of the last tenth of the steps, nats for each query.
         accuracy_2, accuracy_4, ... accuracy_32: Fraction of queries answered right, by the number
             of pairs.
@@ -150,59 +156,8 @@ class RecallRow:
     cpu_seconds: float
 
     @property
-    def cell(self) -> tuple[str, int]:
-        return self.arm, self.seed
-
-
-def recall_batch(
-    batch: int,
-    *,
-    pairs: int,
-    length: int,
-    vocabulary: int,
-    power: float,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Draw sequences: keys and values in turn, then every key once more, between blanks.
-
-    Keys are tokens from 1 to `vocabulary // 2 - 1`, values those above; neither occurs twice in a sequence.
-    The second occurrence of a key is at an even distance g = 0, 1, ... of two positions from the last pair,
-    drawn without replacement with a probability proportional to (g + 1)^(power - 1).
-
-    Args:
-        batch: Sequences, b.
-        pairs: Pairs of a sequence.
-        length: Positions, n: even, and at least 4 `pairs`.
-        vocabulary: Number of tokens.
-        power: Exponent of the distances: 0.01 in Zoology, where most queries come early; 1 is uniform.
-        generator: Source of the random numbers.
-
-    Returns:
-        Tokens `[b, n]`, and targets `[b, n]`: the value at the second occurrence of a key, else `IGNORED`.
-
-    Raises:
-        ValueError: The sequence is too short, or the vocabulary too small.
-    """
-    keys_known, half = vocabulary // 2 - 1, vocabulary // 2
-    if length % 2 or length < 4 * pairs:
-        raise ValueError(f"length must be even and at least 4 * pairs = {4 * pairs}, got {length}")
-    if pairs > keys_known:
-        raise ValueError(f"vocabulary must be at least {2 * pairs + 2} for {pairs} pairs, got {vocabulary}")
-    keys = 1 + _distinct(torch.ones(keys_known), batch, pairs, generator)
-    values = half + _distinct(torch.ones(vocabulary - half), batch, pairs, generator)
-    gaps = torch.arange(1, (length - 2 * pairs) // 2 + 1, dtype=torch.float64)
-    queries = 2 * pairs + 2 * _distinct(gaps ** (power - 1), batch, pairs, generator)
-    tokens = torch.full((batch, length), BLANK)
-    targets = torch.full((batch, length), IGNORED)
-    tokens[:, : 2 * pairs] = torch.stack([keys, values], dim=2).flatten(1)
-    tokens.scatter_(1, queries, keys)
-    targets.scatter_(1, queries, values)
-    return tokens, targets
-
-
-def _distinct(weights: Tensor, batch: int, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` different indices of the weights in each row, `[batch, count]`."""
-    return torch.multinomial(weights.expand(batch, -1), count, generator=generator)
+    def cell(self) -> tuple[str, int, int]:
+        return self.arm, self.seed, self.steps
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -229,7 +184,7 @@ def build_model(arm: Arm) -> LambdaLM:
     return model
 
 
-def run_cell(name: str, seed: int, steps: int = STEPS) -> RecallRow:
+def run_cell(name: str, seed: int, steps: int) -> RecallRow:
     """Train and evaluate an arm."""
     begun = time.process_time()
     arm = ARMS[name]
@@ -323,10 +278,13 @@ def by_arm(rows: Sequence[RecallRow]) -> dict[str, list[RecallRow]]:
     return {name: own for name, own in grouped.items() if own}
 
 
-def summary(rows: Sequence[RecallRow]) -> Table:
+def summary(rows: Sequence[RecallRow], steps: int) -> Table:
     """Return the means over seeds, the smallest states first."""
     body = []
-    for name, own in sorted(by_arm(rows).items(), key=lambda item: item[1][0].state_elements):
+    for name, own in sorted(
+        by_arm([row for row in rows if row.steps == steps]).items(),
+        key=lambda item: item[1][0].state_elements,
+    ):
         accuracies = sorted(100 * row.accuracy_32 for row in own)
         body.append(
             (
@@ -350,67 +308,89 @@ def summary(rows: Sequence[RecallRow]) -> Table:
         "Accuracy in %, of guessing among the values of a sequence 100 / pairs. State: floating-point "
         "elements of one layer and sequence, for attention at the end of a sequence with 32 pairs.",
     )
-    return Table(title="Queries answered right", headings=headings, rows=tuple(body), notes=notes)
+    title = f"Queries answered right after {steps:,} steps"
+    return Table(title=title, headings=headings, rows=tuple(body), notes=notes)
 
 
 def draw_figure(rows: Sequence[RecallRow], source: str) -> list[Path]:
-    """Draw accuracy against the size of the state, without and with a short convolution."""
+    """Draw accuracy against the size of the state, and against the number of pairs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    arms = by_arm([row for row in rows if row.steps == STEPS])
     figure = Figure(figsize=(11, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, convolved in zip(panels, (False, True), strict=True):
-        own = [row for row in rows if row.arm.endswith("_conv") == convolved]
-        _draw_panel(axes, by_arm(own))
-        axes.set_title(f"{'with' if convolved else 'without'} a short convolution", fontsize=10, color=INK)
-    panels[0].set_ylabel(f"queries to {PAIRS[-1]} pairs answered right, %", fontsize=9, color=INK)
-    figure.legend(
-        *panels[1].get_legend_handles_labels(), loc="outside upper right", ncols=5, frameon=False, fontsize=8
-    )
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1), sharey=True)
+    _draw_states(left, arms)
+    _draw_pairs(right, arms)
+    for axes in (left, right):
+        axes.set_ylim(-3, 108)
+        axes.grid(color=QUIET, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0, labelsize=8.5, colors=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(QUIET)
     figure.suptitle("Multi-query associative recall", x=0.01, ha="left", fontsize=12, color=INK)
     figure.supxlabel(source, x=0.01, ha="left", fontsize=6.5, color=SOFT)
     return [save(figure, HERE / f"recall.{kind}") for kind in ("png", "svg")]
 
 
-def _draw_panel(axes: Any, arms: dict[str, list[RecallRow]]) -> None:
+def _draw_states(axes: Any, arms: dict[str, list[RecallRow]]) -> None:
+    """Draw a point for each arm, filled with a short convolution, and a small one for each seed."""
     lines: dict[str, list[list[RecallRow]]] = {}
     for own in arms.values():
-        lines.setdefault(own[0].family.removesuffix(CONVOLVED), []).append(own)
+        lines.setdefault(own[0].family, []).append(own)
     for family, points in lines.items():
-        colour, marker = STYLES[family]
+        title, convolution, _ = family.partition(CONVOLVED)
+        colour, marker = STYLES[title]
         points.sort(key=lambda own: own[0].state_elements)
         x = [own[0].state_elements for own in points]
         y = [mean(own, "accuracy_32") for own in points]
-        if family == "softmax attention":
+        if not convolution:
+            axes.scatter(x, y, s=26, marker=marker, facecolors="white", edgecolors=colour, zorder=3)
+            continue
+        if title == "softmax attention":
             axes.axhline(y[0], color=colour, linestyle="--", linewidth=1.2, zorder=1)
-        axes.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.6, label=family, zorder=3)
-        for own in points:
+        axes.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.6, label=title, zorder=3)
+        for own, size, height in zip(points, x, y, strict=True):
             seeds = [100 * row.accuracy_32 for row in own]
-            axes.scatter([own[0].state_elements] * len(own), seeds, s=10, color=colour, alpha=0.45, zorder=2)
+            axes.scatter([size] * len(own), seeds, s=10, color=colour, alpha=0.45, zorder=2)
             if own[0].operator == "lambda":
-                text = own[0].arm.removeprefix("lambda_k").split("_")[0]
-                at = own[0].state_elements, mean(own, "accuracy_32")
-                below = "shared" in family
+                depth = own[0].arm.split("_")[1].replace("k", "k ")
+                offset = (6, -13) if "shared" in title else (0, 8)
                 axes.annotate(
-                    f"k {text}", at, (0, -14 if below else 8), textcoords="offset points", ha="center",
-                    fontsize=7.5, color=colour,
+                    depth, (size, height), offset, textcoords="offset points", fontsize=8, color=colour,
+                    ha="left" if "shared" in title else "center",
                 )  # fmt: skip
-    axes.axhline(100 / PAIRS[-1], color=SOFT, linestyle=":", linewidth=1, zorder=1)
-    axes.annotate(
-        "guessing among the values", (1, 100 / PAIRS[-1]), (-4, 3), xycoords=("axes fraction", "data"),
-        textcoords="offset points", ha="right", fontsize=7.5, color=SOFT,
-    )  # fmt: skip
+    axes.plot([], [], "o", color=SOFT, markerfacecolor="white", label="without the short convolution")
+    axes.axhline(
+        100 / PAIRS[-1], color=SOFT, linestyle=":", linewidth=1, zorder=1, label="guessing among the values"
+    )
     axes.set_xscale("log", base=2)
+    axes.set_xlim(48, 24_000)
     axes.set_xticks([2**i for i in range(6, 15, 2)], [f"{2**i:,}" for i in range(6, 15, 2)])
-    axes.set_ylim(-3, 106)
     axes.set_xlabel("elements of the state of a layer", fontsize=9, color=INK)
-    axes.grid(color=QUIET, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=8.5, colors=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(QUIET)
+    axes.set_ylabel("queries answered right, %", fontsize=9, color=INK)
+    axes.set_title(f"{PAIRS[-1]} pairs", fontsize=10, color=INK)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0, 0.45))
+
+
+def _draw_pairs(axes: Any, arms: dict[str, list[RecallRow]]) -> None:
+    for name, text in IN_PAIRS_PANEL.items():
+        own = arms.get(name, [])
+        if own:
+            colour, marker = STYLES[own[0].family.removesuffix(CONVOLVED)]
+            y = [mean(own, f"accuracy_{pairs}") for pairs in PAIRS]
+            axes.plot(PAIRS, y, color=colour, marker=marker, markersize=5, linewidth=1.6)
+            axes.annotate(
+                text, (PAIRS[-1], y[-1]), (8, 0), textcoords="offset points", va="center", fontsize=8.5,
+                color=colour, annotation_clip=False,
+            )  # fmt: skip
+    axes.plot(PAIRS, [100 / pairs for pairs in PAIRS], color=SOFT, linestyle=":", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(PAIRS, [str(pairs) for pairs in PAIRS])
+    axes.set_xlabel("pairs of a sequence", fontsize=9, color=INK)
+    axes.set_title("with the short convolution", fontsize=10, color=INK)
 
 
 def report(rows: Sequence[tuple[RecallRow, Provenance]]) -> None:
@@ -423,7 +403,8 @@ def report(rows: Sequence[tuple[RecallRow, Provenance]]) -> None:
         f"python {where.python}; {where.system}; {days}"
     )
     figures = [path.name for path in draw_figure(cells, source) if path.suffix == ".png"]
-    text = page("python -m benchmarks.sequences.recall", [source], [summary(cells)], figures)
+    tables = [summary(cells, steps) for steps in sorted({row.steps for row in cells})]
+    text = page("python -m benchmarks.sequences.recall", [source], tables, figures)
     (HERE / "recall.md").write_text(text, encoding="utf-8")
 
 
@@ -432,15 +413,18 @@ def main() -> None:
     parser.add_argument(
         "--report", action="store_true", help="write the table and figure of recall.csv, run nothing"
     )
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="SEED")
+    parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
     rows = read_rows(ROWS, RecallRow, "recall") if ROWS.exists() else []
     done = {row.cell for row, _ in rows}
-    for seed, name in () if arguments.report else product(SEEDS, ARMS):
-        if (name, seed) in done:
+    for seed, name in () if arguments.report else product(arguments.seeds, arguments.arms):
+        if (name, seed, arguments.steps) in done:
             continue
         unmeasured = Machine(gflops=NONE, gflops_cpu=NONE, copy_gbs=NONE)
         where = provenance(torch.float32, "cpu", torch.get_num_threads(), unmeasured)
-        row = run_cell(name, seed)
+        row = run_cell(name, seed, arguments.steps)
         rows.append((row, where))
         write_rows(ROWS, RecallRow, rows)
         print(

@@ -1,6 +1,7 @@
 """Time, memory and state of the causal lambda layer beside softmax attention, against the length.
 
 `length` times one layer, training step and inference, and measures the peak memory of a training step.
+`training` times training steps of the language models of `accuracy.py` in their setting.
 `decoding` times steps of language models of four blocks at growing positions, and counts the bytes of their
 states. `stream` runs a million positions through a model in chunks and records the memory of the process;
 `drift` takes a million single steps of a layer in float32 beside float64 and records the difference.
@@ -29,10 +30,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.sequences.accuracy import TEXT_MODELS
 from lambdanets import LambdaLayer1d
 from lambdanets.bench.memory import peak_mib
 from lambdanets.models.sequence import LambdaLM, LanguageModelState
 from lambdanets.nn import Attention1d
+from lambdanets.recipes import get_recipe
+from lambdanets.train import override
+from lambdanets.utils.allocator import keep_freed_memory
 
 HERE = Path(__file__).parent
 DIM, HEADS, DIM_K, SCOPE = 128, 4, 16, 64
@@ -41,7 +46,7 @@ LENGTHS = [2**i for i in range(6, 17)]
 MATH_LENGTHS = 2048  # beyond it, attention with its map in memory is not run
 SLOW_SECONDS = 4.0  # of a first call, after which a contender has one more round, and no greater lengths
 PEAK_LENGTHS = (2**8, 2**10, 2**12, 2**14, 2**16)  # at which the memory is measured too
-ROUNDS, STEPS = 7, 32
+ROUNDS, STEPS, TRAINING_ROUNDS = 7, 32, 31
 DECODED = {1: (2**10, 2**12, 2**14, 2**16), 32: (2**10, 2**12, 2**14)}  # positions, by batch
 CHUNK = 4096
 PROVENANCE = ("threads", "torch", "python", "date", "commit")
@@ -190,6 +195,35 @@ def filled_state(model: LambdaLM, batch: int, position: int) -> LanguageModelSta
     return replace(state, layers=tuple(layers), length=length)
 
 
+def measure_training(commit: str) -> Iterable[dict[str, Any]]:
+    """Yield the time of a training step of each model of `accuracy.py language`, which take turns."""
+    torch.manual_seed(0)
+    tokens = torch.randint(65, (12, 65))
+    calls: dict[str, Callable[[], object]] = {}
+    for name, (model_name, *changes) in TEXT_MODELS.items():
+        config = override(get_recipe("text").with_model(model_name), *changes)
+        model = config.network(65)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        calls[name] = partial(training_step, model, optimizer, tokens)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(TRAINING_ROUNDS + 1):
+        for name, call in calls.items():
+            sample = seconds(call)
+            if number:
+                times[name].append(sample)
+    for name, samples in times.items():
+        ms = 1e3 * statistics.median(samples)
+        yield {"arm": name, "ms": f"{ms:.4g}", "rounds": len(samples), **provenance(commit)}
+
+
+def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: Tensor) -> None:
+    """Train a language model on windows `[b, n + 1]`, each token predicted from those before it."""
+    optimizer.zero_grad()
+    logits = model(tokens[:, :-1])
+    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    optimizer.step()
+
+
 @torch.inference_mode()
 def measure_decoding(commit: str) -> Iterable[dict[str, Any]]:
     """Yield a row for each model, batch and position."""
@@ -287,6 +321,7 @@ def measure_drift(commit: str) -> Iterable[dict[str, Any]]:
 
 EXPERIMENTS = {
     "length": measure_lengths,
+    "training": measure_training,
     "decoding": measure_decoding,
     "stream": measure_stream,
     "drift": measure_drift,
@@ -388,6 +423,7 @@ def main() -> None:
         if options.commit is None:
             parser.error("name the commit")
         torch.set_num_threads(options.threads)
+        keep_freed_memory()  # as `lambdanets train` does
         append(HERE / f"{options.experiment}.csv", EXPERIMENTS[options.experiment](options.commit))
     if options.draw:
         draw()

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks.sequences import recall
-from benchmarks.sequences.recall import BLANK, IGNORED, RecallRow, learning_rate, recall_batch, run_cell
+from benchmarks.sequences.recall import RecallRow, learning_rate, run_cell
+from benchmarks.sequences.recall_task import BLANK, IGNORED, recall_batch
 from lambdanets.bench.records import NONE, Machine, provenance, read_rows, write_rows
 
 
