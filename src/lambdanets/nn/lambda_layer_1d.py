@@ -266,10 +266,9 @@ class LambdaLayer1d(LambdaLayer):
             ValueError: If a shape does not match the layer or the other inputs, the state is of another
                 layer, batch, dtype or device, or the boundaries do not divide the row.
         """
-        recurrent = state is not None or return_state or cu_seqlens is not None
-        recurrent = (
-            recurrent or self.key_heads > 1 or self.log_decay is not None or self.short_conv is not None
-        )
+        recurrent = self._needs_recurrence or state is not None or return_state or cu_seqlens is not None
+        if isinstance(x, Proxy):
+            self._check_traced(state, return_state, cu_seqlens)
         if isinstance(x, Proxy) or not recurrent:
             return self._finish(super().forward(x, context, mask), x)
         self._check_recurrent(x, context, mask, cu_seqlens)
@@ -337,9 +336,8 @@ class LambdaLayer1d(LambdaLayer):
         inputs = None
         if self.short_conv is not None:
             assert state.inputs is not None
-            rows = torch.cat(
-                [state.inputs.to(x_t.dtype), torch.cat(parts, dim=1)[:, None]], dim=1
-            )  # [b, taps, c]
+            own = torch.cat(parts, dim=1)[:, None]  # [b, 1, c]
+            rows = torch.cat([state.inputs.to(own.dtype), own], dim=1)  # [b, taps, c]
             inputs = rows[:, 1:]
             mixed = (rows * self.short_conv.to(rows.dtype)).sum(1)
             parts = mixed.split([part.shape[1] for part in parts], dim=1)
@@ -374,6 +372,15 @@ class LambdaLayer1d(LambdaLayer):
             raise ValueError(
                 f"{name} needs a layer with causal=True: without an order each position sees the whole "
                 "sequence, and there is no state that would be enough"
+            )
+
+    def _check_traced(self, *arguments: Any) -> None:
+        """Raise ValueError if torch.fx cannot trace a call; an argument left out may be a proxy."""
+        given = any(x is not None and x is not False and not isinstance(x, Proxy) for x in arguments)
+        if given or self._needs_recurrence:
+            raise ValueError(
+                "torch.fx serves a LambdaLayer1d without key_heads, decay and short_conv, called without "
+                "state, return_state and cu_seqlens"
             )
 
     def _check_recurrent(
