@@ -316,6 +316,24 @@ def test_a_state_has_a_constant_size_and_converts() -> None:
     assert not state.detach().summary.requires_grad
 
 
+@pytest.mark.parametrize("options", [*OPTIONS.values(), {"normalize": "none"}])
+def test_a_state_keeps_no_memory_of_earlier_positions(options: dict[str, Any]) -> None:
+    with torch.no_grad():
+        _, state = make(**options)(sequences(1, 500), return_state=True)
+    for x in state.tensors().values():
+        assert x.untyped_storage().nbytes() <= 2 * x.nbytes
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_steps_under_autocast_have_the_dtype_of_a_call(name: str) -> None:
+    layer, x = make(**OPTIONS[name]).float(), sequences(2, 5).float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y, state = in_steps(layer, x)
+        assert y.dtype == layer(x).dtype
+    torch.testing.assert_close(y.float(), layer(x), rtol=0.1, atol=0.1)
+    assert state.values is None or state.values.dtype == torch.float32
+
+
 @pytest.mark.parametrize("value", [80.0, -80.0, 0.0])
 def test_keys_far_from_zero_and_constant_keys_stay_finite(value: float, way: str) -> None:
     layer, x = make(decay=True).float(), sequences(2, 50).float()
