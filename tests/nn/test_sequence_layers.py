@@ -446,6 +446,14 @@ def test_arguments_that_are_refused() -> None:
             call()
 
 
+@pytest.mark.parametrize("kind", [Attention1d, Convolution1d, GRU1d, LinearAttention1d])
+def test_a_new_gate_has_the_variance_of_the_input(kind: Callable[..., SequenceLayer]) -> None:
+    torch.manual_seed(0)
+    gate = kind(256, gate=True).to_gate
+    assert gate is not None
+    torch.testing.assert_close(gate.weight.std().item(), 256**-0.5, rtol=0.05, atol=0)
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     {
