@@ -383,6 +383,15 @@ def test_table_dropout_leaves_out_offsets_in_training_alone() -> None:
     assert ((mean - layer.eval()(x)).abs() <= 5 * spread / len(outputs) ** 0.5 + 1e-12).all()
 
 
+def test_table_dropout_leaves_out_offsets_in_steps_too(way: str) -> None:
+    layer = make(table_dropout=0.5, content=False)
+    state, x = layer(sequences(1, 8), return_state=True)[1], sequences(1, 1)[:, :, 0]
+    assert torch.equal(layer.step(x, state)[0], layer.step(x, state)[0])
+    layer.train()
+    torch.manual_seed(0)
+    assert len({layer.step(x, state)[0].sum().item() for _ in range(100)}) == 2**4
+
+
 REFUSED = {
     "another-layer": (lambda s: make(scope=5).initial_state(2), "its values is (2, 4, 2, 1)"),
     "without-content": (lambda s: make(content=False).initial_state(2), "of another layer: its"),
@@ -440,6 +449,9 @@ CALLS = {
     "no-boundaries": (lambda layer, x: layer(x[:1], cu_seqlens=torch.arange(0)), "nothing"),
     "boundaries-for-rows": (lambda layer, x: layer(x, cu_seqlens=torch.tensor([0, 5])), "2 rows"),
     "boundaries-and-mask": (lambda layer, x: packed(layer, x, [0, 5], mask=torch.ones(1, 5) > 0), "exclude"),
+    "packed-with-batch-statistics": (
+        lambda layer, x: packed(make(norm="batch").train(), x, [0, 2, 5]), "call eval() first"
+    ),
     "holes": (lambda layer, x: masked(layer, x, [[1, 0, 1, 1, 1], [1, 1, 1, 1, 1]]), "neighbours"),
     "context": (lambda layer, x: layer(x, x, return_state=True), "no context"),
     "mask-shape": (lambda layer, x: masked(layer, x, [[1, 1, 1, 1]]), "(b, n) = (2, 5)"),

@@ -288,6 +288,11 @@ class LambdaLayer1d(LambdaLayer):
         """Whether an option makes every call a recurrent one."""
         return self.key_heads > 1 or self.log_decay is not None or self.short_conv is not None
 
+    @property
+    def _has_batch_statistics(self) -> bool:
+        """Whether norms take their statistics from the call, as batch norms in training do."""
+        return isinstance(self.norm_queries, _BatchNorm) and self.norm_queries.training
+
     def initial_state(self, batch: int) -> LambdaState:
         """Return the state before the first element of `batch` sequences.
 
@@ -325,7 +330,7 @@ class LambdaLayer1d(LambdaLayer):
         if state is None:
             raise ValueError(f"step needs a state: begin with initial_state({len(x_t)})")
         self._check_state(state, len(x_t))
-        if isinstance(self.norm_queries, _BatchNorm) and self.norm_queries.training:
+        if self._has_batch_statistics:
             raise ValueError("step with norm='batch' needs the layer in evaluation: call eval() first")
         before = Recurrence(state.log_norm, state.summary, state.values)
         native = as_native(self, x_t)
@@ -347,11 +352,12 @@ class LambdaLayer1d(LambdaLayer):
             q = q.softmax(-1)
         v = self.norm_values(parts[1]).unflatten(1, (self.dim_v, self.dim_u)).to(dtype)  # [b, v, u]
         k = parts[2].unflatten(1, (self.key_heads, self.dim_k, self.dim_u)) if self.content else None
+        table = self._table()
         y, after = recurrent_step(
             q,
             k,
             v,
-            None if self.positions is None else self.positions.to(dtype),
+            None if table is None else table.to(dtype),
             before,
             decay=None if self.log_decay is None else self.log_decay.exp(),
             dilation=self.dilation[0],
@@ -391,6 +397,11 @@ class LambdaLayer1d(LambdaLayer):
         if context is not None:
             raise ValueError("a recurrent call takes its keys and values from x: give no context")
         checked_source(x, None, self.dim, self.rank)
+        if cu_seqlens is not None and self._has_batch_statistics:
+            raise ValueError(
+                "cu_seqlens with norm='batch' needs the layer in evaluation: call eval() first, or take "
+                "norm='rms' or None"
+            )
         if not torch.compiler.is_compiling():
             self._check_statistics(x, x, mask)
         if cu_seqlens is not None and mask is not None:
