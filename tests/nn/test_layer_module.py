@@ -285,6 +285,15 @@ def test_a_table_resized_to_one_entry_keeps_offset_zero() -> None:
     assert torch.equal(layer.positions, before[2:3])
 
 
+def test_a_causal_table_resized_keeps_offset_zero_at_its_end() -> None:
+    layer = LambdaLayer1d(8, grid=4, causal=True, norm=None)
+    before = layer.positions.detach().clone()
+    layer.resize_positions(7)
+    torch.testing.assert_close(layer.positions[::2], before)
+    layer.resize_positions(1)
+    assert torch.equal(layer.positions, before[3:])
+
+
 def test_an_unknown_kernel_is_refused_at_construction() -> None:
     with pytest.raises(ValueError, match="did you mean conv"):
         LambdaLayer2d(8, scope=3, kernel="convv")

@@ -324,6 +324,17 @@ def test_states_of_inference_mode_can_be_continued_outside(name: str) -> None:
     assert_close(y, exact[:, :, 7:])
 
 
+@pytest.mark.parametrize(
+    "name", ["linear attention", "convolution", "convolution of one tap", "depthwise convolution", "gru"]
+)
+def test_a_state_keeps_no_memory_of_earlier_positions(name: str) -> None:
+    layer = layer_named(name)
+    with torch.no_grad():
+        _, state = layer(inputs(1, 500), return_state=True)
+    for tensor in state.tensors().values():
+        assert tensor.untyped_storage().nbytes() <= 2 * tensor.nbytes
+
+
 def test_the_memory_of_a_window_does_not_grow() -> None:
     layer = Attention1d(8, num_heads=2, window=5)
     with torch.no_grad():
@@ -433,6 +444,14 @@ def test_arguments_that_are_refused() -> None:
     for message, call in cases.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("kind", [Attention1d, Convolution1d, GRU1d, LinearAttention1d])
+def test_a_new_gate_has_the_variance_of_the_input(kind: Callable[..., SequenceLayer]) -> None:
+    torch.manual_seed(0)
+    gate = kind(256, gate=True).to_gate
+    assert gate is not None
+    torch.testing.assert_close(gate.weight.std().item(), 256**-0.5, rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize(

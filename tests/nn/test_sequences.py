@@ -316,6 +316,24 @@ def test_a_state_has_a_constant_size_and_converts() -> None:
     assert not state.detach().summary.requires_grad
 
 
+@pytest.mark.parametrize("options", [*OPTIONS.values(), {"normalize": "none"}])
+def test_a_state_keeps_no_memory_of_earlier_positions(options: dict[str, Any]) -> None:
+    with torch.no_grad():
+        _, state = make(**options)(sequences(1, 500), return_state=True)
+    for x in state.tensors().values():
+        assert x.untyped_storage().nbytes() <= 2 * x.nbytes
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_steps_under_autocast_have_the_dtype_of_a_call(name: str) -> None:
+    layer, x = make(**OPTIONS[name]).float(), sequences(2, 5).float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y, state = in_steps(layer, x)
+        assert y.dtype == layer(x).dtype
+    torch.testing.assert_close(y.float(), layer(x), rtol=0.1, atol=0.1)
+    assert state.values is None or state.values.dtype == torch.float32
+
+
 @pytest.mark.parametrize("value", [80.0, -80.0, 0.0])
 def test_keys_far_from_zero_and_constant_keys_stay_finite(value: float, way: str) -> None:
     layer, x = make(decay=True).float(), sequences(2, 50).float()
@@ -363,6 +381,15 @@ def test_table_dropout_leaves_out_offsets_in_training_alone() -> None:
     assert len(outputs.unique(dim=0)) == 2**4
     mean, spread = outputs.mean(0), outputs.std(0)
     assert ((mean - layer.eval()(x)).abs() <= 5 * spread / len(outputs) ** 0.5 + 1e-12).all()
+
+
+def test_table_dropout_leaves_out_offsets_in_steps_too(way: str) -> None:
+    layer = make(table_dropout=0.5, content=False)
+    state, x = layer(sequences(1, 8), return_state=True)[1], sequences(1, 1)[:, :, 0]
+    assert torch.equal(layer.step(x, state)[0], layer.step(x, state)[0])
+    layer.train()
+    torch.manual_seed(0)
+    assert len({layer.step(x, state)[0].sum().item() for _ in range(100)}) == 2**4
 
 
 REFUSED = {
@@ -422,6 +449,9 @@ CALLS = {
     "no-boundaries": (lambda layer, x: layer(x[:1], cu_seqlens=torch.arange(0)), "nothing"),
     "boundaries-for-rows": (lambda layer, x: layer(x, cu_seqlens=torch.tensor([0, 5])), "2 rows"),
     "boundaries-and-mask": (lambda layer, x: packed(layer, x, [0, 5], mask=torch.ones(1, 5) > 0), "exclude"),
+    "packed-with-batch-statistics": (
+        lambda layer, x: packed(make(norm="batch").train(), x, [0, 2, 5]), "call eval() first"
+    ),
     "holes": (lambda layer, x: masked(layer, x, [[1, 0, 1, 1, 1], [1, 1, 1, 1, 1]]), "neighbours"),
     "context": (lambda layer, x: layer(x, x, return_state=True), "no context"),
     "mask-shape": (lambda layer, x: masked(layer, x, [[1, 1, 1, 1]]), "(b, n) = (2, 5)"),

@@ -96,6 +96,26 @@ def test_a_trace_takes_a_context_and_a_mask_and_checks_them() -> None:
             graph(x, wrong)
 
 
+@pytest.mark.parametrize("options", [{"decay": True}, {"short_conv": 2}, {"key_heads": 2}])
+def test_a_trace_of_a_layer_that_needs_a_recurrence_is_refused(options: dict[str, Any]) -> None:
+    layer = LambdaLayer1d(8, **DOUBLE, scope=3, causal=True, norm="rms", **options)
+    with pytest.raises(ValueError, match=r"torch\.fx serves a LambdaLayer1d without"):
+        torch.fx.symbolic_trace(layer)
+
+
+def test_a_trace_of_a_call_with_a_state_is_refused() -> None:
+    class Continued(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = LambdaLayer1d(8, **DOUBLE, scope=3, causal=True, norm="rms")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x, return_state=True)[0]
+
+    with pytest.raises(ValueError, match="called without state,"):
+        torch.fx.symbolic_trace(Continued())
+
+
 @pytest.mark.filterwarnings("ignore")  # PyTorch announces that its quantisation moves to torchao
 def test_fx_quantisation_prepares_the_projections() -> None:
     mapping = QConfigMapping().set_global(torch.ao.quantization.default_qconfig)

@@ -104,7 +104,8 @@ class Convolution1d(SequenceLayer):
             columns = lengths[:, None] + torch.arange(self.taps - 1, device=x.device)
             last = padded.take_along_dim(columns[..., None], 1)
         length = lengths if state is None else state.length + lengths
-        inputs = last.mT.contiguous().to(self.weight.dtype)
+        # A copy: a view would keep all inputs in memory.
+        inputs = last.mT.clone(memory_format=torch.contiguous_format).to(self.weight.dtype)
         return y, ConvolutionState(inputs=inputs, length=length)
 
     def _step(self, x: Tensor, state: ConvolutionState) -> tuple[Tensor, ConvolutionState]:

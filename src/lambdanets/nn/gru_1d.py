@@ -64,6 +64,7 @@ class GRU1d(SequenceLayer):
             raise ValueError(f"causal=False needs an even dim_out, got {self.dim_out}")
         hidden = self.dim_out if causal else self.dim_out // 2
         self.gru = nn.GRU(dim, hidden, batch_first=True, bidirectional=not causal, device=device, dtype=dtype)
+        super().reset_parameters()  # of the gate
 
     def reset_parameters(self) -> None:
         """Initialise the GRU as PyTorch does."""

@@ -403,7 +403,7 @@ class LambdaLayer(nn.Module):
             raise ValueError(f"resize_positions needs a global position table; this layer has {kind}")
         shape = table_shape(None, grid, self.rank, causal=self.causal)
         if shape != tuple(self.positions.shape[:-2]):
-            resized = resize_table(self.positions, shape)
+            resized = resize_table(self.positions, shape, causal=self.causal)
             self.positions = nn.Parameter(resized, requires_grad=self.positions.requires_grad)
 
     def extra_repr(self) -> str:

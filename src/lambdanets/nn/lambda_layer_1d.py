@@ -266,10 +266,9 @@ class LambdaLayer1d(LambdaLayer):
             ValueError: If a shape does not match the layer or the other inputs, the state is of another
                 layer, batch, dtype or device, or the boundaries do not divide the row.
         """
-        recurrent = state is not None or return_state or cu_seqlens is not None
-        recurrent = (
-            recurrent or self.key_heads > 1 or self.log_decay is not None or self.short_conv is not None
-        )
+        recurrent = self._needs_recurrence or state is not None or return_state or cu_seqlens is not None
+        if isinstance(x, Proxy):
+            self._check_traced(state, return_state, cu_seqlens)
         if isinstance(x, Proxy) or not recurrent:
             return self._finish(super().forward(x, context, mask), x)
         self._check_recurrent(x, context, mask, cu_seqlens)
@@ -288,6 +287,11 @@ class LambdaLayer1d(LambdaLayer):
     def _needs_recurrence(self) -> bool:
         """Whether an option makes every call a recurrent one."""
         return self.key_heads > 1 or self.log_decay is not None or self.short_conv is not None
+
+    @property
+    def _has_batch_statistics(self) -> bool:
+        """Whether norms take their statistics from the call, as batch norms in training do."""
+        return isinstance(self.norm_queries, _BatchNorm) and self.norm_queries.training
 
     def initial_state(self, batch: int) -> LambdaState:
         """Return the state before the first element of `batch` sequences.
@@ -326,7 +330,7 @@ class LambdaLayer1d(LambdaLayer):
         if state is None:
             raise ValueError(f"step needs a state: begin with initial_state({len(x_t)})")
         self._check_state(state, x_t.shape[0])
-        if isinstance(self.norm_queries, _BatchNorm) and self.norm_queries.training:
+        if self._has_batch_statistics:
             raise ValueError("step with norm='batch' needs the layer in evaluation: call eval() first")
         before = Recurrence(state.log_norm, state.summary, state.values)
         native = as_native(self, x_t)
@@ -337,9 +341,8 @@ class LambdaLayer1d(LambdaLayer):
         inputs = None
         if self.short_conv is not None:
             assert state.inputs is not None
-            rows = torch.cat(
-                [state.inputs.to(x_t.dtype), torch.cat(parts, dim=1)[:, None]], dim=1
-            )  # [b, taps, c]
+            own = torch.cat(parts, dim=1)[:, None]  # [b, 1, c]
+            rows = torch.cat([state.inputs.to(own.dtype), own], dim=1)  # [b, taps, c]
             inputs = rows[:, 1:]
             mixed = (rows * self.short_conv.to(rows.dtype)).sum(1)
             parts = mixed.split([part.shape[1] for part in parts], dim=1)
@@ -349,11 +352,12 @@ class LambdaLayer1d(LambdaLayer):
             q = q.softmax(-1)
         v = self.norm_values(parts[1]).unflatten(1, (self.dim_v, self.dim_u)).to(dtype)  # [b, v, u]
         k = parts[2].unflatten(1, (self.key_heads, self.dim_k, self.dim_u)) if self.content else None
+        table = self._table()
         y, after = recurrent_step(
             q,
             k,
             v,
-            None if self.positions is None else self.positions.to(dtype),
+            None if table is None else table.to(dtype),
             before,
             decay=None if self.log_decay is None else self.log_decay.exp(),
             dilation=self.dilation[0],
@@ -376,6 +380,15 @@ class LambdaLayer1d(LambdaLayer):
                 "sequence, and there is no state that would be enough"
             )
 
+    def _check_traced(self, *arguments: Any) -> None:
+        """Raise ValueError if torch.fx cannot trace a call; an argument left out may be a proxy."""
+        given = any(x is not None and x is not False and not isinstance(x, Proxy) for x in arguments)
+        if given or self._needs_recurrence:
+            raise ValueError(
+                "torch.fx serves a LambdaLayer1d without key_heads, decay and short_conv, called without "
+                "state, return_state and cu_seqlens"
+            )
+
     def _check_recurrent(
         self, x: Tensor, context: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None
     ) -> None:
@@ -384,6 +397,11 @@ class LambdaLayer1d(LambdaLayer):
         if context is not None:
             raise ValueError("a recurrent call takes its keys and values from x: give no context")
         checked_source(x, None, self.dim, self.rank)
+        if cu_seqlens is not None and self._has_batch_statistics:
+            raise ValueError(
+                "cu_seqlens with norm='batch' needs the layer in evaluation: call eval() first, or take "
+                "norm='rms' or None"
+            )
         if not torch.compiler.is_compiling():
             self._check_statistics(x, x, mask)
         if cu_seqlens is not None and mask is not None:

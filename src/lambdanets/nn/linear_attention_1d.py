@@ -157,4 +157,5 @@ def _causal_linear_attention(
     pairs = (q @ k.mT).tril()  # [b, h, c, chunk, chunk]
     y = pairs @ v + q @ before
     y = y / (pairs.sum(-1, keepdim=True) + q @ normaliser[..., None] + _EPS)
-    return y.flatten(2, 3)[:, :, :n], summaries[:, :, -1], normalisers[:, :, -1]
+    # Copies: views would keep the sums of all chunks in memory.
+    return y.flatten(2, 3)[:, :, :n], summaries[:, :, -1].clone(), normalisers[:, :, -1].clone()

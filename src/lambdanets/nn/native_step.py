@@ -22,7 +22,10 @@ def as_native(layer: LambdaLayer1d, x_t: Tensor) -> Layer | None:
     """Return a layer as the native library takes it, None if its modules have to be called.
 
     They have to be if a module has hooks or was replaced, has a bias or a batch norm; see `can_concatenate`.
+    The library has no table dropout either.
     """
+    if layer.table_dropout and layer.training:
+        return None
     # Read from the dictionaries: an attribute of a module takes ten times as long.
     modules: dict[str, Any] = layer._modules
     parameters: dict[str, Any] = layer._parameters

@@ -34,7 +34,7 @@ def table_shape(scope: Grid | None, grid: Grid | None, rank: int, *, causal: boo
     return tuple(size if causal else 2 * size - 1 for size in as_grid(grid, "grid", rank))
 
 
-def resize_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:
+def resize_table(table: Tensor, shape: tuple[int, ...], *, causal: bool = False) -> Tensor:
     """Interpolate a position table to other lengths.
 
     The first, the middle and the last entry of an axis remain the first, the middle and the last one
@@ -44,6 +44,7 @@ def resize_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:
     Args:
         table: Position table `[*offsets, k, u]`.
         shape: The new number of offsets per axis.
+        causal: Whether the last entry is for offset 0, not the middle one.
 
     Returns:
         Table `[*shape, k, u]`.
@@ -52,9 +53,10 @@ def resize_table(table: Tensor, shape: tuple[int, ...]) -> Tensor:
     k, u = table.shape[-2:]
     values = table.to(torch.promote_types(table.dtype, torch.float32))
     for axis, length in enumerate(shape):
-        # A table of one entry is for offset 0, the middle, but interpolation to length 1 takes the first.
+        # A table of one entry is for offset 0, but interpolation to length 1 takes the first entry.
         if length == 1:
-            values = values.narrow(axis, values.shape[axis] // 2, 1)
+            entries = values.shape[axis]
+            values = values.narrow(axis, entries - 1 if causal else entries // 2, 1)
     channels_first = values.flatten(-2).movedim(-1, 0)[None]  # [1, k * u, *offsets]
     resized = F.interpolate(channels_first, size=shape, mode=_MODES[rank], align_corners=True)
     return resized[0].movedim(0, -1).unflatten(-1, (k, u)).to(table.dtype)

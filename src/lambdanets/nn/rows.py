@@ -68,8 +68,8 @@ class Group(NamedTuple):
 
     Attributes:
         members: Numbers of the sequences in the row.
-        index: Position in the row of each of their elements, `[s, length of the longest]`; padding repeats
-            the last position of the row.
+        index: Position in the row of each of their elements, `[s, length of the longest]`; padding has the
+            positions after a sequence, at most the last one of the row.
         lengths: Number of elements of each sequence, `[s]`; None if all are equally long.
     """
 

@@ -321,7 +321,8 @@ def _causal_linear_content(
         norm2 = keys.flatten(1, 2).square().cumsum(1).unflatten(1, (chunks, chunk)) + squares[:, None, None]
         added = torch.einsum("bcmku,bcmvu->bckvu", keys, values)
         sums = torch.cat([products[:, None], added], dim=1).cumsum(1)
-        earlier, final = sums[:, :-1], sums[:, -1]
+        # A copy: a view would keep the sums of all chunks in memory.
+        earlier, final = sums[:, :-1], sums[:, -1].clone()
         queries = _normalize_queries(queries, norm2, normalize)
         pairs = torch.einsum("bcnhku,bcmku->bcnhmu", queries, keys).masked_fill(future[:, None, :, None], 0)
         y = torch.einsum("bcnhku,bckvu->bcnhv", queries, earlier)
