@@ -166,6 +166,20 @@ def test_skipped_recordings_are_listed(tiny: AudioConfig, tmp_path: Path) -> Non
     assert "bad.wav: the file is empty" in (tmp_path / "run" / "skipped.txt").read_text()
 
 
+def test_skipped_recordings_of_the_validation_set_are_left_out_of_its_samples(
+    finished: RunResult, tmp_path: Path
+) -> None:
+    root = write_tones(tmp_path / "data", val=4)
+    (root / "val" / "low" / "bad.wav").write_bytes(b"")
+    run = load_run(finished.directory)
+    data = replace(run.config.data, source=f"audio:{root}", on_bad_recording="skip")
+    run = replace(run, config=replace(run.config, data=data))
+    with pytest.warns(UserWarning, match="They are left out"):
+        assert len(predict_samples(run, 100)) == 12
+    with pytest.warns(UserWarning, match="They are left out"):
+        assert evaluate(run).figures()["images"] == 12
+
+
 def test_raw_samples_train(tiny: AudioConfig, tmp_path: Path) -> None:
     config = override(tiny, "data.features=raw", "engine.epochs=1", "data.seconds=0.2")
     result = train(config, run_dir=tmp_path / "run")

@@ -88,7 +88,7 @@ def test_predict_measures_each_file(inside: Command, writer: Path, tmp_path: Pat
     bad, good, other = json.loads((tmp_path / "found.json").read_text())
     assert good["tokens"] == 19
     assert good["bits_per_byte"] == pytest.approx(good["loss"] * 1.4426950408889634)
-    assert "bad.txt is not UTF-8: byte 10 is 0xff" in bad["error"]
+    assert bad["error"].startswith(f"{folder / 'bad.txt'} is not UTF-8: byte 10 is 0xff")
     assert "'é' is not among the 33 characters" in other["error"] or "are not among" in other["error"]
     assert "good.txt" in done.stdout
     assert done.stderr.count("skipped ") == 2

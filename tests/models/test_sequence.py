@@ -206,6 +206,8 @@ def test_a_long_prompt_is_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None
         ({}, [0.1, 0.2, 0.3, 0.4]),
         ({"temperature": 0.5}, [1 / 30, 4 / 30, 9 / 30, 16 / 30]),
         ({"temperature": 0}, [0, 0, 0, 1]),
+        ({"temperature": 1e-45}, [0, 0, 0, 1]),
+        ({"temperature": 1e-300}, [0, 0, 0, 1]),
         ({"top_k": 2}, [0, 0, 3 / 7, 4 / 7]),
         ({"top_k": 9}, [0.1, 0.2, 0.3, 0.4]),
         ({"top_p": 0.65}, [0, 0, 3 / 7, 4 / 7]),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 from lambdanets.audio.config import AudioConfig
+from lambdanets.audio.prediction import read_once
 from lambdanets.data import AudioDataConfig, audio_eval_loader, open_audio_split
 from lambdanets.evaluate.scoring import Scores, score
 from lambdanets.train.run import Run
@@ -34,10 +34,7 @@ def evaluate(
     Example:
         >>> evaluate(load_run("runs/words")).figures()["top1"]
     """
-    # Each recording is read once: a check or a cache would read it before.
-    config = replace(data or run.config.data, check=False, cache=False)
-    if (data or run.config.data).on_bad_recording == "skip":
-        config = replace(config, check=True)
+    config = read_once(data or run.config.data)
     val_set = open_audio_split(config, "val", seed=run.config.seed, classes=run.classes)
     return score(
         run.model(weights),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lambdanets.audio.config import AudioConfig
-from lambdanets.data import AudioSet, DataError, open_audio_split
+from lambdanets.data import AudioDataConfig, AudioSet, DataError, open_audio_split
 from lambdanets.data.audio.features import Features, middle, pad, part_length
 from lambdanets.data.audio.recordings import RECORDINGS, read_recording, require_packages
 from lambdanets.data.files import find_images, warn_left_out
@@ -107,9 +107,14 @@ def predict_samples(
         DataError: The recordings cannot be used.
     """
     check_positive(count=count, top=top, batch_size=batch_size)
-    config = replace(run.config.data, check=False, cache=False)
+    config = read_once(run.config.data)
     val_set = open_audio_split(config, "val", seed=run.config.seed, classes=run.classes)
     return predict_set(run, val_set, count, top=top, batch_size=batch_size, weights=weights)
+
+
+def read_once(config: AudioDataConfig) -> AudioDataConfig:
+    """Return a configuration that reads recordings when they are used, and before only to skip bad ones."""
+    return replace(config, check=config.on_bad_recording == "skip", cache=False)
 
 
 def predict_set(

@@ -14,8 +14,8 @@ def run(
     run: Annotated[Path, conf.Positional, shown("RUN")],
     *,
     prompt: Annotated[str, shown("TEXT", "a line feed, which is not printed")] = "",
-    tokens: Annotated[int, shown("N")] = 500,
-    temperature: Annotated[float, shown("T")] = 1.0,
+    tokens: Annotated[int, shown("N", "500")] = 500,
+    temperature: Annotated[float, shown("T", "1")] = 1.0,
     top_k: Annotated[int | None, shown("K", "all")] = None,
     top_p: Annotated[float | None, shown("P", "all")] = None,
     seed: Annotated[int | None, shown("N", "a random one")] = None,
@@ -23,7 +23,8 @@ def run(
 ) -> int:
     """Continue a text with a run that trained a language model, and print it as it is written.
 
-    Each token takes the same time and the model's state the same memory, however long the text becomes.
+    With lambda layers each token takes the same time and the state the same memory, however long the text
+    becomes; with attention both grow.
 
     Args:
         run: Folder of a run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -57,8 +58,8 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.tokens <= MAX_SAMPLE:
             raise ValueError(f"sample.tokens is from 0 to {MAX_SAMPLE:,}; got {self.tokens}")
-        if self.temperature < 0:
-            raise ValueError(f"sample.temperature is 0 or more; got {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"sample.temperature is 0 or more, and finite; got {self.temperature}")
 
 
 @dataclass(frozen=True, kw_only=True)

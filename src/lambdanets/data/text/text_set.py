@@ -189,8 +189,9 @@ class _Text:
             if self.vocabulary.of_bytes:
                 yield np.frombuffer(plain_bytes(position, block), np.uint8)
                 continue
+            text = decoder.feed(path, position, block)
             try:
-                yield self.vocabulary.encode(decoder.feed(path, position, block))
+                yield self.vocabulary.encode(text)
             except DataError as error:
                 raise DataError(f"{path} cannot be used: {error}") from None
         if not self.vocabulary.of_bytes:
