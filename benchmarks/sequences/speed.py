@@ -346,6 +346,55 @@ def read(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def length_table() -> list[str]:
+    """Return the table of training and inference times of one layer, over those of the fastest attention."""
+    lines = [
+        "| length | lambda, ms: training / inference | over attention, 1 thread | over attention, 2 threads |",
+        "|---:|---:|---:|---:|",
+    ]
+    times = {
+        (row["threads"], row["pass"], int(row["n"]), row["layer"]): float(row["ms"]) for row in read("length")
+    }
+    for n in LENGTHS:
+        cells = []
+        for threads in ("1", "2"):
+            ratios = []
+            for kind in PASSES:
+                others = [times.get((threads, kind, n, name)) for name in LAYERS if name != "lambda"]
+                ran = [ms for ms in others if ms is not None]
+                ratio = min(ran) / times[threads, kind, n, "lambda"] if ran else None
+                ratios.append("-" if ratio is None else f"{ratio:.1f}")
+            cells.append(" / ".join(ratios))
+        own = [f"{times['1', kind, n, 'lambda']:.2f}" for kind in PASSES]
+        lines.append(f"| {n:,} | {' / '.join(own)} | {cells[0]} | {cells[1]} |")
+    return lines
+
+
+def decoding_table() -> list[str]:
+    """Return the table of tokens per second and bytes of state."""
+    rows = [row for row in read("decoding") if row["threads"] == "1"]
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    lines = [f"| batch, position | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for batch, position in dict.fromkeys((row["batch"], row["position"]) for row in rows):
+        own = {row["model"]: row for row in rows if (row["batch"], row["position"]) == (batch, position)}
+        cells = [
+            f"{float(own[name]['tokens_per_second']):,.0f} ({int(own[name]['state_bytes']) / 1024:,.0f})"
+            for name in names
+        ]
+        lines.append(f"| {batch}, {int(position):,} | {' | '.join(cells)} |")
+    return lines
+
+
+def training_table() -> list[str]:
+    """Return the table of training steps of the language models."""
+    rows = read("training")
+    lines = ["| arm | ms, 1 thread | ms, 2 threads |", "|---|---:|---:|"]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        ms = {row["threads"]: float(row["ms"]) for row in rows if row["arm"] == arm}
+        lines.append(f"| {arm} | {ms['1']:.1f} | {ms['2']:.1f} |")
+    return lines
+
+
 COLOURS = {
     "lambda": "#c2410c",
     "attention": "#1d4ed8",
@@ -417,7 +466,7 @@ def main() -> None:
     parser.add_argument("experiment", nargs="?", choices=list(EXPERIMENTS))
     parser.add_argument("commit", nargs="?", help="commit of the measured code")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--draw", action="store_true", help="draw the figures from the rows")
+    parser.add_argument("--draw", action="store_true", help="draw the figures and print the tables")
     options = parser.parse_args()
     if options.experiment:
         if options.commit is None:
@@ -427,6 +476,7 @@ def main() -> None:
         append(HERE / f"{options.experiment}.csv", EXPERIMENTS[options.experiment](options.commit))
     if options.draw:
         draw()
+        print("\n".join([*length_table(), "", *decoding_table(), "", *training_table()]))
 
 
 if __name__ == "__main__":

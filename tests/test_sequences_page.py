@@ -1,0 +1,24 @@
+"""The tables of docs/sequences.md are those of the committed rows."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.sequences import accuracy, speed
+
+PAGE = (Path(__file__).parents[1] / "docs" / "sequences.md").read_text()
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "length": speed.length_table,
+    "decoding": speed.decoding_table,
+    "training": speed.training_table,
+    "language": lambda: accuracy.table("language", "val_loss", 1, 3),
+    "digits": lambda: accuracy.table("digits", "val_top1", 100, 1),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_that_of_its_rows(name: str) -> None:
+    lines = TABLES[name]()
+    assert len(lines) > 2
+    assert "\n".join(lines) in PAGE
