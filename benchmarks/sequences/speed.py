@@ -347,9 +347,9 @@ def read(name: str) -> list[dict[str, str]]:
 
 
 def length_table() -> list[str]:
-    """Return the table of training and inference times of one layer, over those of the fastest attention."""
+    """Return the table of one layer in training / inference: its times, and its speed over attention."""
     lines = [
-        "| length | lambda, ms: training / inference | over attention, 1 thread | over attention, 2 threads |",
+        "| length | lambda, ms, 1 thread | times as fast as attention, 1 thread | 2 threads |",
         "|---:|---:|---:|---:|",
     ]
     times = {
