@@ -1,6 +1,8 @@
 """The layers on sequences that the lambda layer is compared with, and what all of them promise."""
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from itertools import pairwise
 
@@ -11,7 +13,9 @@ from torch import Tensor
 import sequence_oracles as oracles
 from closeness import assert_close
 from lambdanets.nn import Attention1d, Convolution1d, GRU1d, LinearAttention1d
+from lambdanets.nn.attention_1d import _Buffer
 from lambdanets.nn.sequence_layer import SequenceLayer
+from lambdanets.nn.states import SequenceState
 
 DIM, DIM_OUT = 6, 8
 CAUSAL: dict[str, Callable[..., SequenceLayer]] = {
@@ -306,6 +310,29 @@ def test_two_continuations_of_one_state_do_not_disturb_each_other(name: str) -> 
             _, other = layer(-x[:, :, i : i + 1], other, return_state=True)
             y_first.append(y)
         assert_close(torch.stack(y_first, 2), layer(x)[:, :, 6:])
+
+
+def test_threads_that_continue_one_state_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = layer_named("attention"), inputs(4, 1)[:, None, :, 0]  # [4, 1, dim]
+    with torch.no_grad():
+        _, state = layer(inputs(1, 5), return_state=True)
+        _, state = layer.step(x[0], state)
+        wanted = [layer.step(x_t, state.select([0]))[1].keys for x_t in x]
+    write = _Buffer.write
+
+    def write_slowly(*arguments) -> None:
+        time.sleep(0.05)
+        write(*arguments)
+
+    def continued(x_t: Tensor) -> SequenceState:
+        with torch.no_grad():
+            return layer.step(x_t, state)[1]
+
+    monkeypatch.setattr(_Buffer, "write", write_slowly)
+    with ThreadPoolExecutor(len(x)) as pool:
+        found = [after.keys for after in pool.map(continued, x)]
+    for actual, keys in zip(found, wanted, strict=True):
+        assert torch.equal(actual, keys)
 
 
 @pytest.mark.parametrize("name", CAUSAL)

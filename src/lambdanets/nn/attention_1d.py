@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 from typing import ClassVar
 
 import torch
@@ -20,10 +21,12 @@ _QUERY_CHUNK = 256
 """Queries that share one mask, where a mask is needed: its memory is linear in the number of positions."""
 _ROTATIONS = 256
 """Positions whose rotations are computed at once, so that a step seldom computes any."""
+_CLAIM = Lock()
+"""Of all buffers: one in each could not be copied or pickled."""
 
 
 class _Buffer:
-    """Memory for keys, values and positions, of which the first `used` have been written."""
+    """Memory for keys, values and positions, of which the first `used` belong to a state."""
 
     def __init__(self, like: AttentionState, capacity: int) -> None:
         b, h, _, d = like.keys.shape
@@ -36,13 +39,19 @@ class _Buffer:
             self.positions = columns.repeat(b, 1)
         self.capacity, self.used = capacity, 0
 
-    def write(self, keys: Tensor, values: Tensor, positions: Tensor | None) -> None:
-        end = self.used + keys.shape[2]
-        self.keys[:, :, self.used : end] = keys
-        self.values[:, :, self.used : end] = values
+    def claim(self, begin: int, count: int) -> bool:
+        """Take the places from `begin` on; False if there are too few, or another state has taken them."""
+        with _CLAIM:
+            free = self.used == begin and begin + count <= self.capacity
+            self.used += count if free else 0
+        return free
+
+    def write(self, begin: int, keys: Tensor, values: Tensor, positions: Tensor | None) -> None:
+        end = begin + keys.shape[2]
+        self.keys[:, :, begin:end] = keys
+        self.values[:, :, begin:end] = values
         if positions is not None:
-            self.positions[:, self.used : end] = positions
-        self.used = end
+            self.positions[:, begin:end] = positions
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,16 +117,16 @@ class AttentionState(SequenceState):
         buffer, end = self.__dict__.get("_buffer", (None, 0))
         if (
             buffer is None
-            or buffer.used != end
-            or end + n > buffer.capacity
             or (buffer.keys.is_inference() and not torch.is_inference_mode_enabled())
+            or not buffer.claim(end, n)
         ):
             kept = self if self.start is not None else self._without_unseen(window)
             m = end = kept.keys.shape[2]
             buffer = _Buffer(kept, capacity=2 * (m + n))
-            buffer.write(kept.keys, kept.values, kept.positions)
+            buffer.claim(0, m + n)
+            buffer.write(0, kept.keys, kept.values, kept.positions)
             start = kept.start if positions is None else None
-        buffer.write(keys, values, positions)
+        buffer.write(end, keys, values, positions)
         part = slice(end - m, end + n)
         return _state(
             buffer.keys[:, :, part],

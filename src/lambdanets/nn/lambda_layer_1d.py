@@ -45,8 +45,9 @@ class LambdaLayer1d(LambdaLayer):
     lambda, is applied to the queries. `LambdaLayer` documents the other arguments, norms and masks.
 
     Causal layers are recurrent: `forward` takes and returns a state, `step` computes one position. A state
-    has g k (v + 1) u elements for the content and (r - 1) v u for the positions (g `key_heads`, r `scope`),
-    however long the sequence was. Take `norm="rms"` or None: a batch norm sees later positions in training.
+    has g k (v + 1) u elements for the content and (r - 1) d v u for the positions (g `key_heads`, r `scope`,
+    d `dilation`), however long the sequence was. Take `norm="rms"` or None: a batch norm sees later positions
+    in training.
 
     The options below are off by default, since the layer of the paper has none of them. They are those with
     which other linear layers on sequences became better.
@@ -264,7 +265,8 @@ class LambdaLayer1d(LambdaLayer):
 
         Raises:
             ValueError: If a shape does not match the layer or the other inputs, the state is of another
-                layer, batch, dtype or device, or the boundaries do not divide the row.
+                layer, batch, dtype or device, the boundaries do not divide the row, or a packed row meets a
+                batch norm in training.
         """
         recurrent = self._needs_recurrence or state is not None or return_state or cu_seqlens is not None
         if isinstance(x, Proxy):
