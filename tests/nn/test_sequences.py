@@ -275,6 +275,14 @@ def test_gradients_of_chunks_padding_and_packing_are_those_of_the_whole(name: st
             assert_close(actual, gradient, name=way)
 
 
+def test_the_state_may_be_the_second_argument() -> None:
+    layer, x = make(), sequences(1, 8)
+    _, state = layer(x[:, :, :5], return_state=True)
+    assert torch.equal(layer(x[:, :, 5:], state), layer(x[:, :, 5:], state=state))
+    with pytest.raises(ValueError, match="two states"):
+        layer(x, state, state=state)
+
+
 def test_gradients_stop_at_a_detached_state() -> None:
     layer, x = make(), sequences(1, 8).requires_grad_()
     _, state = layer(x[:, :, :5], return_state=True)

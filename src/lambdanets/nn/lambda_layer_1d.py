@@ -239,7 +239,7 @@ class LambdaLayer1d(LambdaLayer):
     def forward(
         self,
         x: Tensor,
-        context: Tensor | None = None,
+        context: Tensor | LambdaState | None = None,
         mask: Tensor | None = None,
         *,
         state: LambdaState | None = None,
@@ -250,7 +250,8 @@ class LambdaLayer1d(LambdaLayer):
 
         Args:
             x: Input `[b, dim, n]`.
-            context: Source of keys and values, `[b, dim, m]`; not with the arguments below. Default: `x`.
+            context: Source of keys and values, `[b, dim, m]`; not with the arguments below. Default: `x`. A state
+                in its place is taken as `state`, as in `layer(x, state)`.
             mask: Booleans `[b, n]`, True at elements, False at padding, which changes neither outputs of
                 elements nor the state. With a state, or with `key_heads`, `decay` or `short_conv`, the
                 elements of a row must be neighbours: padding is before or after them. Outputs at padding have
@@ -268,6 +269,10 @@ class LambdaLayer1d(LambdaLayer):
                 layer, batch, dtype or device, the boundaries do not divide the row, or a packed row meets a
                 batch norm in training.
         """
+        if isinstance(context, LambdaState):
+            if state is not None:
+                raise ValueError("two states were given: as the second argument and by name")
+            context, state = None, context
         recurrent = self._needs_recurrence or state is not None or return_state or cu_seqlens is not None
         if isinstance(x, Proxy):
             self._check_traced(state, return_state, cu_seqlens)
