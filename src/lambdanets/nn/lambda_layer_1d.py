@@ -250,8 +250,8 @@ class LambdaLayer1d(LambdaLayer):
 
         Args:
             x: Input `[b, dim, n]`.
-            context: Source of keys and values, `[b, dim, m]`; not with the arguments below. Default: `x`. A state
-                in its place is taken as `state`, as in `layer(x, state)`.
+            context: Source of keys and values, `[b, dim, m]`; not with the arguments below. Default: `x`. A
+                state in its place is taken as `state`, as in `layer(x, state)`.
             mask: Booleans `[b, n]`, True at elements, False at padding, which changes neither outputs of
                 elements nor the state. With a state, or with `key_heads`, `decay` or `short_conv`, the
                 elements of a row must be neighbours: padding is before or after them. Outputs at padding have
