@@ -57,6 +57,7 @@ def _may_call_library(x: Tensor) -> bool:
     """Return whether x `[..., c]` has so many positions that the library pays, and no graph is recorded."""
     return (
         not isinstance(x, Proxy)
+        and not (torch.compiler.is_compiling() or torch.compiler.is_exporting())
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         and x.shape[:-1].numel() >= MIN_POSITIONS
     )
