@@ -361,12 +361,11 @@ def length_table() -> list[str]:
             ratios = []
             for kind in PASSES:
                 others = [times.get((threads, kind, n, name)) for name in LAYERS if name != "lambda"]
-                ran = [ms for ms in others if ms is not None]
-                ratio = min(ran) / times[threads, kind, n, "lambda"] if ran else None
-                ratios.append("-" if ratio is None else f"{ratio:.1f}")
+                ran, own = [ms for ms in others if ms is not None], times.get((threads, kind, n, "lambda"))
+                ratios.append(f"{min(ran) / own:.1f}" if ran and own is not None else "-")
             cells.append(" / ".join(ratios))
-        own = [f"{times['1', kind, n, 'lambda']:.2f}" for kind in PASSES]
-        lines.append(f"| {n:,} | {' / '.join(own)} | {cells[0]} | {cells[1]} |")
+        measured = [f"{times['1', kind, n, 'lambda']:.2f}" for kind in PASSES]
+        lines.append(f"| {n:,} | {' / '.join(measured)} | {cells[0]} | {cells[1]} |")
     return lines
 
 
