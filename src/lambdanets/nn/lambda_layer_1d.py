@@ -308,14 +308,7 @@ class LambdaLayer1d(LambdaLayer):
         """
         self._require_causal("initial_state")
         weight = self.to_values.weight
-        shapes = self._state_shapes(batch)
-        fields: dict[str, Tensor] = {}
-        for name, shape in shapes.items():
-            dtype = torch.promote_types(weight.dtype, torch.float32)
-            dtype = dtype if name in LambdaState.accumulators else weight.dtype
-            value = LambdaState.initial_values.get(name, 0.0)
-            fields[name] = torch.full(shape, value, device=weight.device, dtype=dtype)
-        return LambdaState(length=torch.zeros(batch, dtype=torch.int64, device=weight.device), **fields)
+        return LambdaState.initial(batch, self._state_shapes(batch), weight.dtype, weight.device)
 
     def step(self, x_t: Tensor, state: LambdaState) -> tuple[Tensor, LambdaState]:
         """Apply the layer to the next position of each sequence, in constant time and memory.

@@ -174,18 +174,8 @@ class SequenceLayer(nn.Module):
             ValueError: If the layer is not causal.
         """
         self._require_causal("initial_state")
-        kind, weight = self.state_type, next(self.parameters())
-        shapes = {"length": (batch,), **self._state_shapes(batch, None)}
-        tensors = {
-            name: torch.full(
-                shape,
-                kind.initial_values.get(name, 0),
-                dtype=kind.dtype_of(name, weight.dtype),
-                device=weight.device,
-            )
-            for name, shape in shapes.items()
-        }
-        return kind(**tensors)
+        weight = next(self.parameters())
+        return self.state_type.initial(batch, self._state_shapes(batch, None), weight.dtype, weight.device)
 
     def step(self, x_t: Tensor, state: SequenceState) -> tuple[Tensor, Any]:
         """Apply the layer to the next element of each sequence.

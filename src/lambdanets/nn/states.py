@@ -57,6 +57,26 @@ class SequenceState:
             return torch.int64
         return torch.promote_types(dtype, torch.float32) if name in cls.accumulators else dtype
 
+    @classmethod
+    def initial(
+        cls, batch: int, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device
+    ) -> Self:
+        """Return the state of a layer before the first element.
+
+        Args:
+            batch: Number of rows.
+            shapes: Shapes of the tensors that the layer's states have, without `length`.
+            dtype: dtype of the layer.
+            device: Device of the layer.
+        """
+        tensors = {
+            name: torch.full(
+                shape, cls.initial_values.get(name, 0), dtype=cls.dtype_of(name, dtype), device=device
+            )
+            for name, shape in shapes.items()
+        }
+        return cls(length=torch.zeros(batch, dtype=torch.int64, device=device), **tensors)
+
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """Return a state with other tensors, by the names of `tensors()`."""
         return replace(self, **tensors)
