@@ -130,7 +130,7 @@ def train(
         run_dir: The run folder, created if missing; it must not hold a run unless `resume`.
         resume: Continue the run in `run_dir` from its newest intact checkpoint. The result equals that of a
             run without interruption: on the CPU, with the same number of threads, to the last bit.
-        callbacks: Callbacks of Lightning that are called after those of this package. `pl_module` is a
+        callbacks: Callbacks of Lightning; each epoch is saved after they were called. `pl_module` is a
             `Learner`: `pl_module.state.history` has the rows of metrics.csv. Their `state_dict` is saved and
             restored with the run.
 
@@ -350,13 +350,14 @@ def build_trainer(
         limit_train_batches=engine.max_batches,
         limit_val_batches=engine.max_val_batches,
         logger=create_loggers(module.config, files, purge_step),
-        # The order matters: an epoch is measured, then saved, then printed and drawn.
+        # The order matters: an epoch is measured, then saved with the state of the user's callbacks, then
+        # printed and drawn.
         callbacks=[
             EpochRecorder(module),
+            *callbacks,
             saving,
             EpochPublisher(files, module),
             LiveProgress(module),
-            *callbacks,
         ],
         enable_checkpointing=False,
         plugins=[

@@ -172,7 +172,7 @@ class Run(Generic[Config]):
         return network.eval()
 
     def save_for_hub(self, folder: str | Path, which: Literal["best", "last"] = "best") -> Path:
-        """Write the network for the Hugging Face hub, with the run's classes, image settings and a model card.
+        """Write the network for the Hugging Face hub, with its classes, image settings and model card.
 
         Args:
             folder: The folder; created if missing.
