@@ -54,8 +54,8 @@ def step_rows(layer: nn.Module, dim: int, seconds: Callable[..., float]) -> Iter
             for key, (steps, native) in programs.items():
                 with patch.dict(os.environ, {library.SWITCH: str(int(native))}):
                     library.refresh()
-                    if native:
-                        library.require("cpu")
+                    if native and library.unavailable():
+                        raise RuntimeError(f"there is no native library: {library.unavailable()}")
                     steps(1)  # the search for the library is not timed
                     sample = seconds(lambda run=steps: run(STEPS)) / STEPS
                 if number:
