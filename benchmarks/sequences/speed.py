@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.sequences.accuracy import TEXT_MODELS
-from benchmarks.sequences.stepping import step_rows
 from lambdanets import LambdaLayer1d
 from lambdanets.bench.memory import peak_mib
 from lambdanets.models.sequence import LambdaLM, LanguageModelState
@@ -265,6 +264,9 @@ def measure_decoding(commit: str) -> Iterable[dict[str, Any]]:
 
 def measure_step(commit: str) -> Iterable[dict[str, Any]]:
     """Yield the time of a step of one layer and of a language model by each program and batch size."""
+    # It needs onnxruntime.
+    from benchmarks.sequences.stepping import step_rows
+
     for row in step_rows(LAYERS["lambda"](), DIM, seconds):
         yield row | provenance(commit)
 
