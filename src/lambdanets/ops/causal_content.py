@@ -165,8 +165,9 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return empty tensors like the output and the state, for tracing."""
     (b, _, dim_k, u), dim_v, dtype = k.shape, v.shape[2], torch.promote_types(q.dtype, torch.float32)
-    y, log_norm = new_output(q, dim_v, memory_layout), log_norm_dtype(q.device.type)
-    return y, k.new_empty(b, dim_k, u, dtype=log_norm), k.new_empty(b, dim_k, dim_v, u, dtype=dtype)
+    y = new_output(q, dim_v, memory_layout)
+    final_log_norm = k.new_empty(b, dim_k, u, dtype=log_norm_dtype(q.device.type))
+    return y, final_log_norm, k.new_empty(b, dim_k, dim_v, u, dtype=dtype)
 
 
 @torch.library.custom_op("lambdanets::causal_content_gradients", mutates_args=())
