@@ -111,7 +111,7 @@ class RecurrentLambdaLayer(Recurrent, LambdaLayer):
         elif mask is not None:
             y, final = self._padded(x, mask, state)
         else:
-            state = self._checked_state(state, len(x))
+            state = self._checked_state(state, x.shape[0])
             y, final = self._continued(project_concatenated(x, self._parts()), state, None)
             y = merge_heads(y, x)
         return self._finish(y, x), final
@@ -162,7 +162,7 @@ class RecurrentLambdaLayer(Recurrent, LambdaLayer):
     def _padded(self, x: Tensor, mask: Tensor, state: LambdaState | None) -> tuple[Tensor, LambdaState]:
         """Return the output `[b, dim_out, n]` and the state of padded rows."""
         padded = PaddedRows.of(mask, x)
-        state = self._checked_state(state, len(x))
+        state = self._checked_state(state, x.shape[0])
         parts = [padded.move_left(part.mT).mT for part in project_concatenated(x, self._parts())]
         y, final = self._continued(parts, state, padded.lengths)
         y = padded.move_back(y.transpose(1, 2)).transpose(1, 2)  # [b, h, n, v]
@@ -224,7 +224,9 @@ class RecurrentLambdaLayer(Recurrent, LambdaLayer):
         if self.position_bias is not None:
             y = y + torch.einsum("bhnk,k->bhn", q, self.position_bias.to(dtype))[..., None]
         count = q.shape[2] if lengths is None else lengths
-        length = torch.zeros(len(q), dtype=torch.int64, device=q.device) if state is None else state.length
+        length = (
+            torch.zeros(q.shape[0], dtype=torch.int64, device=q.device) if state is None else state.length
+        )
         return y, self._next_state(length + count, after, inputs)
 
     def _next_state(self, length: Tensor, after: Recurrence, inputs: Tensor | None) -> LambdaState:
@@ -246,7 +248,7 @@ class RecurrentLambdaLayer(Recurrent, LambdaLayer):
         before, n = len(self.short_conv) - 1, parts[0].shape[2]
         sizes = [part.shape[1] for part in parts]
         if past is None:
-            past = parts[0].new_zeros(len(parts[0]), before, sum(sizes))
+            past = parts[0].new_zeros(parts[0].shape[0], before, sum(sizes))
         weights = self.short_conv.to(parts[0].dtype).split(sizes, dim=1)
         convolved, last = [], []
         for part, weight, inputs in zip(
@@ -260,7 +262,7 @@ class RecurrentLambdaLayer(Recurrent, LambdaLayer):
                 last.append(rows[:, n:])
             else:
                 index = lengths[:, None] + torch.arange(before, device=rows.device)
-                last.append(rows[torch.arange(len(rows), device=rows.device)[:, None], index])
+                last.append(rows[torch.arange(rows.shape[0], device=rows.device)[:, None], index])
         return convolved, torch.cat(last, dim=2)
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ class PaddedRows(NamedTuple):
         """Return the rows of a mask `[b, n]`, True at elements, for sequences `[b, c, n]`.
 
         Raises:
-            ValueError: The mask does not match the sequences, or has padding between elements.
+            ValueError: The mask does not match the sequences, or has padding between elements. In a compiled
+                graph padding between elements is a RuntimeError, and exported programs do not check it.
         """
         b, n = x.shape[0], x.shape[2]
         if mask.dtype != torch.bool or mask.shape != (b, n):
@@ -46,23 +47,28 @@ class PaddedRows(NamedTuple):
             )
         positions = torch.arange(n, device=x.device)
         lengths, first = mask.sum(1), mask.int().argmax(1)[:, None]
-        if not torch.compiler.is_compiling():
+        # An exported program has no place for an error.
+        if not torch.compiler.is_exporting():
             inside = (positions >= first) & (positions < first + lengths[:, None])
-            if not torch.equal(inside, mask):
-                raise ValueError(
-                    "the elements of each row must be neighbours here, but the mask has padding between "
-                    "them: their distances would depend on how the sequence is divided into calls; remove "
-                    "the padding from the row, or call the layer without a state"
-                )
+            message = (
+                "the elements of each row must be neighbours here, but the mask has padding between them: "
+                "their distances would depend on how the sequence is divided into calls; remove the padding "
+                "from the row, or call the layer without a state"
+            )
+            if torch.compiler.is_compiling():
+                # In a graph, which does not wait for the result: on GPUs a later call reports it.
+                torch._assert_async((inside == mask).all(), message)
+            elif not torch.equal(inside, mask):
+                raise ValueError(message)
         return cls(lengths, (positions + first) % n, (positions - first) % n)
 
     def move_left(self, x: Tensor) -> Tensor:
         """Return sequences `[b, n, ...]` with the elements of each row at its beginning."""
-        return x[torch.arange(len(x), device=x.device)[:, None], self.left]
+        return x[torch.arange(x.shape[0], device=x.device)[:, None], self.left]
 
     def move_back(self, x: Tensor) -> Tensor:
         """Return the result of `move_left` in its former order."""
-        return x[torch.arange(len(x), device=x.device)[:, None], self.back]
+        return x[torch.arange(x.shape[0], device=x.device)[:, None], self.back]
 
 
 class Group(NamedTuple):

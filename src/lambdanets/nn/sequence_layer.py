@@ -114,7 +114,7 @@ class SequenceLayer(Recurrent, nn.Module):
         elif cu_seqlens is not None:
             y, after = self._packed(rows, check_boundaries(cu_seqlens, x), state, return_state)
         else:
-            y, after = self._apply_rows(rows, self._checked_state(state, len(x)), None, return_state)
+            y, after = self._apply_rows(rows, self._checked_state(state, x.shape[0]), None, return_state)
         y = self._gated(y, rows).mT
         if not return_state:
             return y
@@ -130,8 +130,8 @@ class SequenceLayer(Recurrent, nn.Module):
     ) -> tuple[Tensor, SequenceState | None, Tensor]:
         """Return output and state of padded rows `[b, n, dim]`, and the rows with zeros for their padding."""
         padded = PaddedRows.of(mask, x.mT)
-        state = self._checked_state(state, len(x))
-        if bool(mask.all()):
+        state = self._checked_state(state, x.shape[0])
+        if not torch.compiler.is_compiling() and bool(mask.all()):
             return *self._apply_rows(x, state, None, return_state), x
         x = torch.where(mask[..., None], x, 0)
         y, after = self._apply_rows(padded.move_left(x), state, padded.lengths, return_state)

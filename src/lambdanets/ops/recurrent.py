@@ -143,12 +143,12 @@ def _positions(
     unused_keys = v.new_zeros(()).expand(*elements.shape[:2], *e.shape[-2:])
     y = lambda_layer(q, unused_keys, elements, e, context=context, content=False, kernel=kernel)
     if past is None and (lengths is not None or n < needed):
-        elements = torch.cat([v.new_zeros(len(v), needed, *v.shape[2:]), v], dim=1)
+        elements = torch.cat([v.new_zeros(v.shape[0], needed, *v.shape[2:]), v], dim=1)
     if lengths is None:
         # A copy: a view would keep all values in memory.
         return y, elements[:, elements.shape[1] - needed :].clone()
     index = lengths[:, None] + torch.arange(needed, device=v.device)
-    return y, elements[torch.arange(len(v), device=v.device)[:, None], index]
+    return y, elements[torch.arange(v.shape[0], device=v.device)[:, None], index]
 
 
 def recurrent_step(
