@@ -13,8 +13,8 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "length": speed.length_table,
     "decoding": speed.decoding_table,
     "training": speed.training_table,
-    **{name: partial(accuracy.language_table, name) for name in ("language", "language_time")},
-    **{name: partial(accuracy.digits_table, name) for name in accuracy.SPEECH_SETTINGS},
+    "language": partial(accuracy.language_table, "language"),
+    "digits": partial(accuracy.digits_table, "digits"),
 }
 
 

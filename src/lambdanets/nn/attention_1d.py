@@ -284,8 +284,8 @@ class Attention1d(SequenceLayer):
             after = after.last(self.window - 1)
             if n >= self.window:
                 # Views would keep the keys and values of all n positions in memory.
-                copies = {name: x.clone() for name, x in after.tensors().items()}
-                after = _state(**copies, start=after.start)
+                keys, values, positions = after.keys.clone(), after.values.clone(), after.positions.clone()
+                after = _state(keys, values, positions, after.length, start=after.start)
         return y.transpose(1, 2).flatten(2), after
 
     def _step(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:

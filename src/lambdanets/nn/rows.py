@@ -57,7 +57,9 @@ class PaddedRows(NamedTuple):
             )
             if torch.compiler.is_compiling():
                 # In a graph, which does not wait for the result: on GPUs a later call reports it.
-                torch._assert_async((inside == mask).all(), message)
+                torch._assert_async(  # pyright: ignore[reportPrivateImportUsage]
+                    (inside == mask).all(), message
+                )
             elif not torch.equal(inside, mask):
                 raise ValueError(message)
         return cls(lengths, (positions + first) % n, (positions - first) % n)
