@@ -78,7 +78,7 @@ def predict(
                 if path.is_dir():
                     raise DataError("there are no recordings in this folder")
                 samples = read_recording(path, features.rate, max_seconds=config.max_seconds)
-                loaded.append(_heard(str(path), middle(features(samples), part), features))
+                loaded.append(with_features(str(path), middle(features(samples), part), features))
             except (DataError, OSError) as error:
                 loaded.append(AudioPrediction(path=str(path), error=error_reason(error, path)))
         results += _classified(network, loaded, device, run.classes, top)
@@ -136,7 +136,7 @@ def predict_set(
         for index in batch:
             (features, _), targets = val_set.batch([index])
             truth = val_set.classes[int(targets[0])]
-            heard = _heard(val_set.path(index), features[0], val_set.features)
+            heard = with_features(val_set.path(index), features[0], val_set.features)
             loaded.append(replace(heard, truth=truth))
         results += _classified(network, loaded, device, run.classes, top)
     return results
@@ -157,7 +157,8 @@ def find_recordings(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
         yield from sorted(map(Path, found.images)) or [path]
 
 
-def _heard(path: str, features: Tensor, source: Features) -> AudioPrediction:
+def with_features(path: str, features: Tensor, source: Features) -> AudioPrediction:
+    """Return a recording without labels, with its features."""
     seconds = features.shape[1] * source.hop / source.rate
     return AudioPrediction(path=path, features=features, seconds=seconds)
 

@@ -36,6 +36,7 @@ class EvalTarget:
         classes: Class names in the order of the logits.
         data: The images, and how they are prepared for the network.
         engine: Device and precision.
+        device: Device in place of the engine's, with its index; None takes the engine's.
         built_for: Height and width in pixels of the images that the network was built for.
         seed: Seed of the split, if the images are not split already.
     """
@@ -48,6 +49,7 @@ class EvalTarget:
     engine: EngineConfig
     built_for: int
     seed: int = 0
+    device: torch.device | None = None
 
     def at_size(self, size: int) -> EvalTarget:
         """Return a target for another image size; a network that depends on it (a ViT) is changed in place.
@@ -79,14 +81,16 @@ def target_from_run(run: Run, *, weights: Literal["best", "last"] = "best") -> E
     )
 
 
-def target_from_model(name: str, source: str, *, checkpoint: str | Path | None = None) -> EvalTarget:
+def target_from_model(
+    name: str, source: str | None = None, *, checkpoint: str | Path | None = None
+) -> EvalTarget:
     """Return the target of a model by name, with images prepared by the model's own configuration.
 
     As in timm's validation, image size and crop are those for testing, if the model has such.
 
     Args:
         name: Name in the registry, hf-hub:OWNER/NAME, or local-dir:FOLDER.
-        source: The images, as in `DataConfig`.
+        source: The images, as in `DataConfig`; None for a network that gets images one by one.
         checkpoint: Weights for `load_weights`; None takes the published weights.
 
     Raises:
@@ -109,7 +113,7 @@ def target_from_model(name: str, source: str, *, checkpoint: str | Path | None =
             stacklevel=2,
         )
     data = DataConfig(
-        source=source,
+        source=DataConfig.source if source is None else source,
         image_size=built_for,
         in_chans=form["input_size"][0],
         mean=form["mean"],
