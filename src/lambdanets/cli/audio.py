@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lambdanets.cli.console import draw, exit_code_of_samples, print_files, stderr, stdout
-from lambdanets.cli.errors import UsageError, usage
+from lambdanets.cli.console import draw, print_files, stdout
+from lambdanets.cli.errors import usage
 from lambdanets.cli.export import print_exported
 from lambdanets.cli.options import (
     check_outputs,
+    check_suffix,
     chosen_device,
     engine_changes,
     resolved_location,
     write_json,
 )
-from lambdanets.cli.predict import draw_predictions, to_plain
+from lambdanets.cli.predictions import write_predictions
 from lambdanets.cli.scores import ScoreFiles, score_rows
 
 if TYPE_CHECKING:
@@ -96,32 +97,37 @@ def predict_run(
     top: int | None,
     out: Path | None,
     json: Path | None,
+    csv: Path | None,
     weights: Literal["best", "last"],
+    device: str | None,
     batch_size: int | None,
     strict: bool,
 ) -> int:
     """Label recordings with a run; the arguments are those of `lambdanets predict`."""
-    from lambdanets.audio import draw_spectrograms, load_run, predict, predict_samples
+    from lambdanets.audio import AudioPrediction, draw_spectrograms, load_run, predict_samples
+    from lambdanets.audio.prediction import predict_files
+    from lambdanets.audio.sheet import MAX_DRAWN
 
     sheet = out or run / "predictions.png"
-    if sheet.suffix.lower() != ".png":
-        raise UsageError(f"--out is a PNG image, whose name ends in .png; got {str(sheet)!r}.")
+    check_suffix("--out", sheet, ".png")
     check_outputs({"--out": sheet})
+    on = chosen_device(device)
     opened = load_run(run)
+    name = opened.config.model.name
     top, batch_size = 5 if top is None else top, 32 if batch_size is None else batch_size
     if samples is not None:
-        predictions = predict_samples(opened, samples, top=top, batch_size=batch_size, weights=weights)
+        found = predict_samples(opened, samples, top=top, batch_size=batch_size, weights=weights, device=on)
     else:
-        predictions = predict(opened, paths, top=top, batch_size=batch_size, weights=weights)
-    draw_predictions(predictions, opened)
-    if json is not None:
-        write_json(json, to_plain(predictions))
-    drawn = draw_spectrograms(predictions, sheet, f"{opened.config.model.name}  ·  {run}")
-    print_files(*(("sheet", page) for page in drawn), ("predictions", json))
-    unread = [each for each in predictions if each.error is not None]
-    for each in unread:
-        stderr().print(f"skipped {each.path}: {each.error or ''}.")
-    return exit_code_of_samples(len(unread), len(predictions), strict=strict, samples="recordings")
+        found = predict_files(opened, paths, top=top, batch_size=batch_size, weights=weights, device=on)
+
+    def draw_sheet(predictions: Sequence[AudioPrediction], summary: str) -> list[Path]:
+        return draw_spectrograms(predictions, sheet, f"{name}  ·  {run}", summary=summary)
+
+    return write_predictions(
+        found, title=f"{name} from {run}", ranks=min(top, len(opened.classes)), truths=samples is not None,
+        csv=csv, json=json, draw=draw_sheet, most=MAX_DRAWN, strict=strict, sample="recording",
+        part=batch_size,
+    )  # fmt: skip
 
 
 def export_run(

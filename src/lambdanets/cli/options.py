@@ -89,7 +89,10 @@ def check_images(paths: Sequence[Path], samples: int | None) -> None:
 def check_suffix(option: str, file: Path | None, *suffixes: str) -> None:
     """Raise UsageError if the name of a file that an option names has another ending."""
     if file is not None and file.suffix.lower() not in suffixes:
-        raise UsageError(f"{option} is a file whose name ends in {' or '.join(suffixes)}; got {str(file)!r}.")
+        kinds = " or ".join({".png": "PNG image", ".csv": "CSV file"}[each] for each in suffixes)
+        raise UsageError(
+            f"{option} is a {kinds}, whose name ends in {' or '.join(suffixes)}; got {str(file)!r}."
+        )
 
 
 def check_outputs(files: dict[str, Path | None]) -> None:

@@ -199,5 +199,5 @@ def _draw_confusion(matrix: np.ndarray, names: Sequence[str], file: Path, noun: 
 
     if len(names) > MAX_NAMED_CLASSES:
         used = np.flatnonzero(matrix.sum(0) + matrix.sum(1))
-        matrix, names = matrix[used][:, used], [names[index] for index in used]
+        matrix, names = matrix[used][:, used], [names[index] for index in used.tolist()]
     draw_confusion(from_numpy(matrix), names, file, samples=noun)

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 from timm.data.config import resolve_model_data_config
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.models import is_model, is_model_pretrained
 from torch import nn
 
 from lambdanets.data import DataConfig, DataWarning
-from lambdanets.evaluate.test_sets import wnids
 from lambdanets.models import WeightsError, create_model, load_weights
 from lambdanets.models.weight_files import OtherClassesError
 from lambdanets.models.weights import check_finite
@@ -95,7 +95,7 @@ def target_from_model(
 
     Raises:
         RunError: The model does not exist, has no published weights, or they cannot be downloaded; or it does
-            not have 1,000 classes and does not name its classes.
+            not have the classes of ImageNet-1k, -12k or -21k and does not name its classes.
         WeightsError: The checkpoint cannot be found or read, or belongs to another model.
 
     Example:
@@ -198,13 +198,14 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
 
 
 def _classes(name: str, network: Any) -> tuple[str, ...]:
-    """Return the class names of a published model, or the wnids if it has 1,000 classes without names."""
+    """Return the class names of a published model; the wnids if it has those of ImageNet without names."""
     labels = tuple(network.pretrained_cfg.get("label_names") or ())
     if len(labels) == network.num_classes:
         return labels
-    if network.num_classes != len(wnids()):
+    subset = infer_imagenet_subset({"num_classes": network.num_classes})
+    if subset is None:
         raise RunError(
             f"{name} has {network.num_classes:,} classes, whose names are unknown; only models of ImageNet's "
-            "1,000 classes can be measured by name, and runs of any classes"
+            "classes can be used by name, and runs of any classes"
         )
-    return wnids()
+    return tuple(ImageNetInfo(subset).label_names())
