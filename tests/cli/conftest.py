@@ -25,7 +25,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def command() -> Command:
     """Run `lambdanets WORDS...` and return its output, which has no traceback in any case.
 
-    The process is a fork of one that has imported the libraries; `start` starts a new interpreter.
+    The process is a fork of one that has imported the libraries.
     """
 
     def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
