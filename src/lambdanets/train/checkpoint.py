@@ -71,6 +71,11 @@ class RunState:
         """The row of the best epoch; empty before the first."""
         return next((row for row in self.history if row["epoch"] == self.best_epoch), {})
 
+    def is_stopped(self, patience: int | None) -> bool:
+        """Return whether the last `patience` validations were all no better than an earlier one."""
+        validated = [row["epoch"] for row in self.history if any(name.startswith("val_") for name in row)]
+        return patience is not None and sum(epoch > self.best_epoch for epoch in validated) >= patience
+
     def start_epoch(self) -> None:
         """Reset the running sums and times."""
         self.sums = {}

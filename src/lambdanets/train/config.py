@@ -91,7 +91,10 @@ class EngineConfig:
         ema: Decay of an exponential moving average (EMA) of the weights; None keeps no average. After t steps
             the decay is min(ema, (1 + t) / (10 + t)). Weights and average are both validated, and the best
             epoch is chosen and stored by the average.
-        clip_grad: Largest norm of the gradient; None does not clip.
+        clip_grad: Threshold of the gradient clipping; None does not clip.
+        clip_mode: "norm": `clip_grad` is the largest norm of the whole gradient. "agc" is timm's adaptive
+            clipping: the largest norm of the gradient of a row of weights as a part of the norm of the row,
+            such as 0.02; the last weight and bias, those of a classifier's head, are not clipped.
         checkpointing: Recompute activations in the backward pass instead of saving them: less memory, about a
             third more time, the same gradients.
         compile: Compile the network with torch.compile.
@@ -104,6 +107,8 @@ class EngineConfig:
         save_minutes: Save inside an epoch when the last save is this old; None does not.
         save_steps: Save inside an epoch after each this many optimiser steps; None does not.
         validate_every: Validate every this many epochs, and after the last one.
+        patience: End the run after this many validations in a row without a better one; None trains all
+            epochs. The schedule of the learning rate is that of all epochs.
         max_batches, max_val_batches: Limit the batches of every epoch, for trials and tests.
     """
 
@@ -117,6 +122,7 @@ class EngineConfig:
     global_batch: int | None = None
     ema: float | None = None
     clip_grad: float | None = None
+    clip_mode: Literal["norm", "agc"] = "norm"
     checkpointing: bool = False
     compile: bool = False
     channels_last: bool = False
@@ -127,6 +133,7 @@ class EngineConfig:
     save_minutes: float | None = 10.0
     save_steps: int | None = None
     validate_every: int = 1
+    patience: int | None = None
     max_batches: int | None = None
     max_val_batches: int | None = None
 
@@ -139,6 +146,7 @@ class EngineConfig:
             "threads",
             "save_steps",
             "validate_every",
+            "patience",
             "max_batches",
             "max_val_batches",
         ):
@@ -151,6 +159,10 @@ class EngineConfig:
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"engine.ema is a decay between 0 and 1, or None; got {self.ema}")
+        if self.clip_mode not in ("norm", "agc"):
+            raise ValueError(f"engine.clip_mode is norm or agc; got {self.clip_mode!r}")
+        if self.clip_mode == "agc" and self.clip_grad is None:
+            raise ValueError("engine.clip_mode=agc needs its threshold, such as engine.clip_grad=0.02")
         for name in ("clip_grad", "save_minutes", "timeout_minutes"):
             value = getattr(self, name)
             if value is not None and value <= 0:

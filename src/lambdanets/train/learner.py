@@ -14,6 +14,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from timm.models import model_parameters
+from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
@@ -262,6 +264,15 @@ class Learner(pl.LightningModule):
         """Optimiser steps of an epoch; the last one may accumulate fewer batches."""
         return -(-self.state.batches_per_epoch // self.accumulate)
 
+    def early_stop(self) -> str:
+        """Return why the run ends before its last epoch, as a clause; "" if it does not."""
+        state, engine = self.state, self.config.engine
+        done = state.position[0]
+        if done >= engine.epochs or not state.is_stopped(engine.patience):
+            return ""
+        validations = "validation" if engine.patience == 1 else f"{engine.patience} validations"
+        return f"stopped after epoch {done}: {validations} without a better one"
+
     def _add_sums(self, sums: list[Tensor], items: int) -> None:
         if self.sums is None:
             raise RuntimeError("training_step runs inside Trainer.fit")
@@ -396,7 +407,9 @@ class Learner(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         strategy = self.trainer.strategy
-        if gradient_clip_val is not None and isinstance(strategy, FSDPStrategy):
+        if gradient_clip_val is not None and self.config.engine.clip_mode == "agc":
+            adaptive_clip_grad(model_parameters(self.network, exclude_head=True), gradient_clip_val)
+        elif gradient_clip_val is not None and isinstance(strategy, FSDPStrategy):
             # The norm is that of the whole gradient, of which each rank has a shard.
             strategy.model.clip_grad_norm_(gradient_clip_val)  # pyright: ignore
         else:
