@@ -63,17 +63,34 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Cross entropy.
+    """The loss of a classifier.
 
     Args:
-        label_smoothing: Part of the target probability that is spread evenly over all classes.
+        name: "cross_entropy" of the softmax, or "binary": the binary cross entropy of each class against all
+            others, averaged over the classes. Images with several labels always take "binary".
+        label_smoothing: Part of the target probability that is spread evenly over all classes; of images with
+            several labels, each target moves by this part towards 1/2.
+        class_weights: Weight of each class in the training loss: "balanced" (inverse to its number of
+            training images), or a number for each class in the order of their names. With "binary" they
+            weight the positives. None weights all equally.
     """
 
+    name: Literal["cross_entropy", "binary"] = "cross_entropy"
     label_smoothing: float = 0.0
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"loss.label_smoothing is from 0 to below 1; got {self.label_smoothing}")
+        if self.name not in ("cross_entropy", "binary"):
+            raise ValueError(f"loss.name is cross_entropy or binary; got {self.name!r}")
+        weights = self.class_weights
+        numbers = isinstance(weights, tuple) and all(isinstance(each, int | float) for each in weights)
+        if weights not in (None, "balanced") and not (numbers and weights and min(weights) >= 0):
+            raise ValueError(
+                f"loss.class_weights is balanced, a number for each class such as (1.0,5.0), or None; got "
+                f"{weights!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ from lambdanets.train.launch import (
     strategy,
 )
 from lambdanets.train.learner import Learner
+from lambdanets.train.losses import class_weights
 from lambdanets.train.nonfinite import clear_report, reported_step
 from lambdanets.train.optim import create_optimizer
 from lambdanets.train.progress import LiveProgress, print_once
@@ -108,7 +109,9 @@ class Task(Generic[Config]):
 
 
 def _open_images(config: RunConfig) -> Any:
-    return open_splits(config.data, seed=config.seed)
+    splits = open_splits(config.data, seed=config.seed)
+    class_weights(config.loss, splits.train, splits.classes)  # before anything is written
+    return splits
 
 
 CLASSIFICATION = Task(RunConfig, _open_images, Classifier)

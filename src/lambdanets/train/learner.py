@@ -113,6 +113,10 @@ class Learner(pl.LightningModule):
         """Return this rank's loader of its shard of the validation data."""
         raise NotImplementedError
 
+    def prepare_batch(self, batch: Any) -> Any:
+        """Return a training batch as `step` takes it, such as mixed images: a function of the position."""
+        return batch
+
     def step(self, batch: Any) -> tuple[Tensor, list[Tensor], int]:
         """Run a training batch through the network.
 
@@ -148,6 +152,10 @@ class Learner(pl.LightningModule):
     def format_epoch(self, row: Mapping[str, float]) -> str:
         """Format a row of `metrics.csv`, perhaps without validation, for a line of 80 columns."""
         raise NotImplementedError
+
+    def format_best(self) -> str:
+        """Format the validation of the best epoch for the summary."""
+        return self.format_validation(self.state.best)
 
     def format_validation(self, row: Mapping[str, float]) -> str:
         """Format the validation of a row of `metrics.csv` for the summary."""
@@ -213,6 +221,7 @@ class Learner(pl.LightningModule):
         self.waiting_since = time.perf_counter()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = self.prepare_batch(batch)
         self.batch = self.state.batches_done, batch
         seed_generators(step_seed(self.config.seed, self.state.batches_done, self.global_rank), self.device)
         self.current_lr = self.learning_rate()

@@ -213,7 +213,7 @@ def finish(learner: Learner, files: RunFiles, splits: Any, *, write: bool = True
     lines = {
         "model": f"{config.model.name}, {parameters:,} parameters",
         "data": f"{config.data.source}: {learner.format_data(splits)}, {classes}",
-        "best": f"{learner.format_validation(state.best)}, {epoch}",
+        "best": f"{learner.format_best()}, {epoch}",
         "last": f"{learner.format_validation(last)}, training loss {last['train_loss']:.3f}{stopped}",
         "speed": f"{rate} in training, {format_duration(state.seconds)} in all",
         "folder": str(files.directory),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..config import GROUP, HoldOut, _check, _is_fraction, is_group
 
@@ -89,6 +89,8 @@ class AudioDataConfig:
             ends the run when it is read.
         cache: keep the features in memory; "auto" does so if they need less than 1 GiB.
     """
+
+    multi_label: ClassVar[bool] = False  # each recording has one label
 
     source: str
     features: Literal["log-mel", "raw"] = "log-mel"
