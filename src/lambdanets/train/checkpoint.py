@@ -38,7 +38,8 @@ class RunState:
         cpu_seconds: CPU time of all threads of the training process during these training batches.
         history: Rows of `metrics.csv`, one for each finished epoch.
         best_epoch: The best epoch by its validation; 0 before the first.
-        best_confusion: Confusion matrix of a classifier, `[classes, classes]`, truth by prediction.
+        best_confusion: Confusion matrix of a classifier, `[classes, classes]`, truth by prediction; of a
+            classifier of several labels the `label_table` of the classes, `[classes, 5]`.
         fingerprint: Hash that identifies the data of both splits; "" for sources without one.
         weights_digest: SHA-256 of the file of initial weights; "" without one.
     """

@@ -153,7 +153,11 @@ class Classifier(Learner):
             metrics["loss"].update(self.loss(logits, targets), weight=len(targets))
             for name, metric in metrics.items():
                 if name != "loss":
-                    metric.update(logits, targets)
+                    self.update_metric(metric, logits, targets)
+
+    def update_metric(self, metric: Any, logits: Tensor, targets: Tensor) -> None:
+        """Count a batch of the validation."""
+        metric.update(logits, targets)
 
     def on_validation_epoch_end(self) -> None:
         self.val_metrics = {}

@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.summary.writer import event_file_writer
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lambdanets.data import DataError, open_splits
@@ -35,6 +36,7 @@ from lambdanets.train.launch import (
 )
 from lambdanets.train.learner import Learner
 from lambdanets.train.losses import class_weights
+from lambdanets.train.multi_label import MultiLabelClassifier
 from lambdanets.train.nonfinite import clear_report, reported_step
 from lambdanets.train.optim import create_optimizer
 from lambdanets.train.progress import LiveProgress, print_once
@@ -100,12 +102,12 @@ class Task(Generic[Config]):
         config: The configuration class.
         open: Opens the data of a configuration; the result has `train`, `val`, `classes`, `fingerprint`,
             `skipped`.
-        learner: The class of the Lightning module.
+        learner: Creates the Lightning module, such as its class; arguments are those of `Learner`.
     """
 
     config: type[Config]
     open: Callable[[Config], Any]
-    learner: type[Learner]
+    learner: Callable[..., Learner]
 
 
 def _open_images(config: RunConfig) -> Any:
@@ -114,7 +116,12 @@ def _open_images(config: RunConfig) -> Any:
     return splits
 
 
-CLASSIFICATION = Task(RunConfig, _open_images, Classifier)
+def _create_classifier(network: nn.Module, config: RunConfig, **options: Any) -> Classifier:
+    kind = MultiLabelClassifier if config.data.multi_label else Classifier
+    return kind(network, config, **options)
+
+
+CLASSIFICATION = Task(RunConfig, _open_images, _create_classifier)
 
 
 def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool = False) -> RunResult:
