@@ -72,7 +72,7 @@ def test_restricted_targets_are_indices_of_the_allowed() -> None:
     left, places = restrict_classes(logits, torch.tensor([3, 1]), torch.tensor([1, 3]))
     assert left.tolist() == [[1.0, 3.0], [5.0, 7.0]]
     assert places.tolist() == [1, 0]
-    assert [each.tolist() for each in topk_hits(left, places)] == [[True, False], [True, True]]
+    assert [each.tolist() for each in topk_hits(left, places)] == [[1, 1], [True, False], [True, True]]
 
 
 def test_scores_of_the_same_classes_add_up(logits: torch.Tensor, targets: torch.Tensor) -> None:
