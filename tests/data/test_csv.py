@@ -197,7 +197,7 @@ def test_labels_that_cannot_be_learned_or_measured(write: Write) -> None:
     path = write("path,sea,rare", *rows(lambda n: f"{n % 2},{n}"))
     with pytest.raises(DataError, match=r"\(line 4\) has '2' in the column 'rare'; write 0 or 1"):
         open_splits(config_of(path, **columns))
-    with pytest.raises(DataError, match=r"data\.multi_label needs a table"):
+    with pytest.raises(DataError, match=r"come from a table, csv:FILE\.csv"):
         open_splits(DataConfig(multi_label=True))
     with pytest.raises(DataError, match="shards store one label"):
         write_shards(config_of(path, **columns), path.parent / "shards")

@@ -153,7 +153,8 @@ class Lines:
             self.console.render_str(label, style="" if rank else best).append(f" {probability:.1%}", "dim")
             for rank, (label, probability) in enumerate(zip(each.labels, each.probabilities, strict=True))
         ]
-        return [*map(self.console.render_str, first), *guesses]
+        cells = [*map(self.console.render_str, first), *guesses]
+        return cells + [Text()] * (len(self.headings) - len(cells))
 
     def _line(self, cells: Sequence[Text]) -> None:
         line = Text(" ")

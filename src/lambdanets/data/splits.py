@@ -155,6 +155,7 @@ def open_split(
         raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
     check_memory(config.batch_size, config.image_size, config.in_chans)
     source = get_source(config.source)
+    _check_labels(config, source)
     if isinstance(source, StreamedSource):
         stream = source.open(
             config, config.train_split if split == "train" else config.val_split, train=False
@@ -197,10 +198,7 @@ def _check_classes_options(config: DataConfig, source: Source) -> None:
     if not source.grouped and (config.group, config.group_column) != (None, None):
         kinds = " and ".join(each.form for each in SOURCES.values() if each.grouped)
         raise DataError(f"data.group and data.group_column apply only to {kinds}, not to {config.source!r}.")
-    if config.multi_label and not source.multi_label:
-        raise DataError(
-            f"data.multi_label needs a table, csv:FILE.csv; {config.source!r} has one label each."
-        )
+    _check_labels(config, source)
     balanced = config.sampling == "balanced"
     if balanced and isinstance(source, StreamedSource):
         raise DataError(
@@ -220,6 +218,15 @@ def _check_classes_options(config: DataConfig, source: Source) -> None:
     }
     if config.multi_label and (other := [name for name, given in others.items() if given]):
         raise DataError(f"data.multi_label and {other[0]} exclude each other; leave one of them out.")
+
+
+def _check_labels(config: DataConfig, source: Source) -> None:
+    """Raise DataError if images have several labels, which the source cannot have."""
+    if config.multi_label and not source.multi_label:
+        raise DataError(
+            f"images with several labels (data.multi_label) come from a table, csv:FILE.csv; those of "
+            f"{config.source!r} have one each."
+        )
 
 
 def _check_classes(config: DataConfig, classes: Sequence[str]) -> None:

@@ -37,11 +37,7 @@ class MultiLabelClassifier(Classifier):
     monitor = "val_map"
 
     def create_metrics(self, number: int) -> dict[str, Any]:
-        return {
-            "loss": MeanMetric(),
-            "ap": MultilabelAveragePrecision(number, average="none"),
-            "counts": MultilabelStatScores(number, threshold=THRESHOLD, average="none"),
-        }
+        return {"loss": MeanMetric(), **label_metrics(number)}
 
     def loss(
         self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0, weights: Tensor | None = None
@@ -98,6 +94,14 @@ class MultiLabelClassifier(Classifier):
             counts = [int(row[0] + row[2]) for row in table]
             note = f"epoch {self.state.best_epoch}"
             draw_average_precisions(table[:, 4].tolist(), counts, self.classes, temporary, note)
+
+
+def label_metrics(number: int) -> dict[str, Any]:
+    """Return the metrics of probabilities `[b, number]` and labels 0 and 1 that `label_table` needs."""
+    return {
+        "ap": MultilabelAveragePrecision(number, average="none"),
+        "counts": MultilabelStatScores(number, threshold=THRESHOLD, average="none"),
+    }
 
 
 def label_table(counts: Tensor, precisions: Tensor) -> Tensor:

@@ -183,6 +183,7 @@ def _average_precisions(
     axes.grid(axis="x", color=QUIET, linewidth=0.6)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("average precision (%), in brackets the validation images of the class")
+    return figure
 
 
 def draw_calibration(
