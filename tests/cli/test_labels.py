@@ -120,7 +120,7 @@ def test_what_is_refused(inside: Command, run: Path, table: Path, trained: Path,
         ("eval", run, "--data", f"folder:{table.parent}"): "come from a table, csv:FILE.csv",
         ("predict", run, "--samples", 2, "--threshold", 2): "--threshold is a probability from 0 to 1",
         ("predict", trained, "--samples", 2, "--threshold", 0.5): "--threshold is for several labels",
-        ("pseudo-label", "--teacher", run, "--data", f"folder:{table.parent}", "--out", tmp_path / "l"):
+        ("pseudo-label", run, "--data", f"folder:{table.parent}", "--out", tmp_path / "l"):
             "one label for each image",
     }  # fmt: skip
     for words, sentence in refusals.items():
