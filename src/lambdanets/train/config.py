@@ -18,7 +18,9 @@ from lambdanets.train.errors import RunError
 from lambdanets.train.optim import OptimizerConfig, ScheduleConfig
 from lambdanets.train.serialization import check_finite, decode, encode
 from lambdanets.utils.files import parse_json
+from lambdanets.utils.text import did_you_mean
 
+LOGGERS = ("tensorboard", "wandb", "mlflow")
 MAX_THREADS = 4096
 MAX_MINUTES = 365 * 24 * 60  # a year
 
@@ -126,6 +128,8 @@ class EngineConfig:
         validate_every: Validate every this many epochs, and after the last one.
         patience: End the run after this many validations in a row without a better one; None trains all
             epochs. The schedule of the learning rate is that of all epochs.
+        loggers: Where metrics go besides the files of the run: tensorboard, wandb and mlflow, separated by
+            commas, or none.
         max_batches, max_val_batches: Limit the batches of every epoch, for trials and tests.
     """
 
@@ -151,6 +155,7 @@ class EngineConfig:
     save_steps: int | None = None
     validate_every: int = 1
     patience: int | None = None
+    loggers: str = "tensorboard"
     max_batches: int | None = None
     max_val_batches: int | None = None
 
@@ -180,6 +185,10 @@ class EngineConfig:
             raise ValueError(f"engine.clip_mode is norm or agc; got {self.clip_mode!r}")
         if self.clip_mode == "agc" and self.clip_grad is None:
             raise ValueError("engine.clip_mode=agc needs its threshold, such as engine.clip_grad=0.02")
+        for name in self.logger_names():
+            if name not in LOGGERS:
+                known = f"{', '.join(LOGGERS)} or none{did_you_mean(name, LOGGERS)}"
+                raise ValueError(f"engine.loggers names {name!r}, which is none of {known}")
         for name in ("clip_grad", "save_minutes", "timeout_minutes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -188,6 +197,11 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value > most:
                 raise ValueError(f"engine.{name} is at most {most:,}; got {value:,}")
+
+    def logger_names(self) -> list[str]:
+        """Return the names in `loggers`, each once; none for "none"."""
+        names = dict.fromkeys(name.strip() for name in self.loggers.split(","))
+        return [] if self.loggers.strip() in ("", "none") else [*names]
 
 
 @dataclass(frozen=True, kw_only=True)
