@@ -90,7 +90,7 @@ def test_predict(inside: Command, run: Path, table: Path, tmp_path: Path) -> Non
         ranked = [k for k in np.argsort(-row) if row[k] >= 0.4]
         assert entry["labels"] == [NAMES[k] for k in ranked]
         assert entry["probabilities"] == pytest.approx([row[k] for k in ranked], abs=1e-5)
-        assert entry["truth"] == ", ".join(NAMES[k] for k in range(3) if truth[k])
+        assert entry["truth"] == [NAMES[k] for k in range(3) if truth[k]]
         right += set(ranked) == set(np.flatnonzero(truth))
     assert f"{right} of {len(entries)} correct" in done.stdout
     with Image.open(tmp_path / "a.png") as sheet:

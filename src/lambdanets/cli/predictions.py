@@ -98,7 +98,7 @@ def to_plain(each: Prediction) -> dict[str, object]:
     else:
         entry |= {"labels": each.labels, "probabilities": [round(value, 6) for value in each.probabilities]}
     if each.truth is not None:
-        entry["truth"] = each.truth
+        entry["truth"] = each.truth if each.truths is None else each.truths
     return entry
 
 

@@ -161,7 +161,7 @@ def predict_held_out(
                 path=image_set.path(index),
                 labels=labels,
                 probabilities=probabilities,
-                truth=", ".join(truths),
+                truth=", ".join(truths) or "none",
                 truths=truths if data.multi_label else None,
                 image=image_set.images.read(index),
             )
