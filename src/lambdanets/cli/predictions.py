@@ -134,17 +134,19 @@ class Lines:
         """Set the widths by the first rows, and print the headings."""
         headings = [self.console.render_str(text, style="bold") for text in self.headings]
         widths = [max(cell.cell_len for cell in column) for column in zip(headings, *rows, strict=True)]
-        while (
-            self.console.is_terminal
-            and len(widths) > self.fixed + 1
-            and sum(widths) + len(GAP) * len(widths) > self.console.width
-        ):
-            widths.pop()
+        ranks = len(widths) - self.fixed
+        if self.console.is_terminal:
+            room = self.console.width - 1
+            while len(widths) > self.fixed + 1 and _total(widths) > room:
+                widths.pop()
+            widths[0] = max(1, min(widths[0], widths[0] + room - _total(widths)))
         self.widths = widths
-        self.console.print(self.title, style="bold", soft_wrap=True)
+        shown = len(widths) - self.fixed
+        note = "" if shown == ranks else f" ({shown} of {ranks} guesses fit this terminal)"
+        self.console.print(self.title + note, style="bold", soft_wrap=True)
         self.console.print()
         self._line(headings)
-        self.console.print(f" {'─' * (sum(widths) + len(GAP) * (len(widths) - 1))}", soft_wrap=True)
+        self.console.print(f" {'─' * _total(widths)}", soft_wrap=True)
 
     def _cells(self, each: Prediction) -> list[Text]:
         best = {None: "bold", True: "bold green", False: "bold red"}[each.right]
@@ -164,6 +166,11 @@ class Lines:
             if number < len(shown):
                 line.append(" " * max(0, width - cell.cell_len) + GAP)
         self.console.print(line, soft_wrap=True)
+
+
+def _total(widths: Sequence[int]) -> int:
+    """Return the width of a line."""
+    return sum(widths) + len(GAP) * (len(widths) - 1)
 
 
 def _columns(ranks: int, truths: bool) -> list[str]:

@@ -26,7 +26,7 @@ FIGURES = {  # name -> label in the terminal, format
     "balanced_accuracy": ("balanced accuracy (mean recall)", "{:.2%}"),
     "macro_precision": ("mean precision", "{:.2%}"),
     "macro_f1": ("mean F1", "{:.2%}"),
-    "calibration_error": ("calibration error", "{:.2%}"),
+    "calibration_error": ("expected calibration error", "{:.2%}"),
     "images": ("images", "{:,.0f}"),
     "images_per_second": ("images/s", "{:,.0f}"),
 }
@@ -86,7 +86,7 @@ def check_score_files(
 
 def _sheet(errors: Path) -> Path:
     """Return the path of the sheet beside a file of errors."""
-    return errors.with_name(f"{errors.stem}-sheet.png")
+    return errors.with_suffix(".png")
 
 
 @dataclass(frozen=True)

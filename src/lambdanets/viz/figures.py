@@ -204,6 +204,8 @@ def draw_calibration(
 def _calibration(counts: Sequence[Sequence[float]], error: float, samples: str) -> Any:
     """Return the Matplotlib figure of `draw_calibration`."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     figure = Figure(figsize=(5.6, 6.4), dpi=150, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -215,10 +217,9 @@ def _calibration(counts: Sequence[Sequence[float]], error: float, samples: str) 
             ends = [middle - 0.46 * width, middle + 0.46 * width]
             upper.plot(ends, [100 * confidence / number] * 2, color=VAL, linewidth=2.5)
             lower.bar(middle, 100 * number / total, 0.92 * width, color=TRAIN)
-    upper.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle=(0, (4, 3)), label="equal")
-    upper.bar(0, 0, color=TRAIN, label="accuracy")
-    upper.plot([], color=VAL, linewidth=2.5, label="mean confidence")
-    figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
+    upper.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    marks = [Patch(color=TRAIN, label="accuracy"), Line2D([], [], color=VAL, lw=2.5, label="mean confidence")]
+    figure.legend(handles=marks, loc="outside lower left", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
     upper.set_xlim(0, 100)
     upper.set_ylim(0, 100)
     accuracy, confidence = (100 * sum(row) / total for row in counts[1:])
