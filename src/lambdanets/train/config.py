@@ -9,56 +9,16 @@ from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.data import DataConfig
-from lambdanets.models import create_model, load_weights
-from lambdanets.models.weight_files import absolute_weights
 from lambdanets.train.errors import RunError
+from lambdanets.train.model_config import ModelConfig as ModelConfig
 from lambdanets.train.optim import OptimizerConfig, ScheduleConfig
 from lambdanets.train.serialization import check_finite, decode, encode
 from lambdanets.utils.files import parse_json
 
 MAX_THREADS = 4096
 MAX_MINUTES = 365 * 24 * 60  # a year
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """A registered model and its options (`num_classes` and `in_chans` come from the data).
-
-    Args:
-        name: Name in timm's registry.
-        options: Further arguments of the model.
-        weights: Initial weights: a file, the folder of a run, or hf-hub:OWNER/NAME (see
-            `lambdanets.models.load_weights`); None draws them at random. A head for another number of classes
-            is not loaded. A resumed run loads its own checkpoint instead.
-        bn_momentum: Weight of a batch in the running statistics of batch norms, in PyTorch's convention (0.1
-            where TensorFlow has 0.9); None keeps the model's own.
-    """
-
-    name: str
-    options: dict[str, Any] = field(default_factory=dict)
-    weights: str | None = None
-    bn_momentum: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.weights == "":
-            raise ValueError("model.weights is a file, a folder or hf-hub:OWNER/NAME, or None; got ''")
-        if self.weights is not None and self.options.get("pretrained"):
-            raise ValueError(
-                "model.weights and model.options.pretrained=true both give initial weights; keep one"
-            )
-        if "checkpoint_path" in self.options:
-            raise ValueError(
-                "model.options.checkpoint_path: the weights that a run starts from go to model.weights"
-            )
-        if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
-            raise ValueError(f"model.bn_momentum is above 0 and at most 1, or None; got {self.bn_momentum}")
-
-    def resolved(self) -> ModelConfig:
-        """Return a copy with an absolute path of `weights`, so that a run can be resumed from any folder."""
-        return replace(self, weights=absolute_weights(self.weights))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,8 +202,13 @@ class BaseConfig:
         """
         return network
 
+    def check_start(self) -> None:
+        """Raise ValueError if a new run lacks weights that its settings need; a resumed run has its own."""
+
     def load_initial_weights(self, network: nn.Module) -> str:
         """Load `model.weights` into a network, and return a sentence that describes them.
+
+        Published weights of timm ("pretrained") are those that `network` has loaded.
 
         Raises:
             WeightsError: The weights cannot be read, or are those of another model.
@@ -263,12 +228,7 @@ class RunConfig(BaseConfig):
 
     def network(self, num_classes: int, *, loads_weights: bool = False) -> nn.Module:
         """Build the classifier: images `[b, c, h, w]` to logits `[b, num_classes]`."""
-        options = {"in_chans": self.data.in_chans, **self.model.options, "num_classes": num_classes}
-        if loads_weights:
-            options["pretrained"] = False
-        network = create_model(self.model.name, **options)
-        set_batch_norm_momentum(network, self.model.bn_momentum)
-        return network
+        return self.model.network(num_classes, loads_weights=loads_weights, in_chans=self.data.in_chans)
 
     def example_input(self) -> tuple[str, Tensor]:
         channels, size = self.data.in_chans, self.data.image_size
@@ -276,26 +236,15 @@ class RunConfig(BaseConfig):
 
     def with_model(self, name: str) -> Self:
         """Return a copy with another model and none of the model options."""
-        return self if name == self.model.name else replace(self, model=ModelConfig(name=name))
+        if name == self.model.name:
+            return self
+        return replace(self, model=replace(self.model, name=name, options={}))
+
+    def check_start(self) -> None:
+        self.model.check_start()
 
     def load_initial_weights(self, network: nn.Module) -> str:
-        """Load `model.weights`; a head for another number of classes keeps its random weights."""
-        weights = self.model.weights or ""
-        replaced = load_weights(network, weights, head="replace")
-        head = ""
-        if replaced:
-            head = (
-                f"; {' and '.join(replaced)} keep random weights: its head is for another number of classes"
-            )
-        return f"starting from {weights}{head}"
-
-
-def set_batch_norm_momentum(network: nn.Module, momentum: float | None) -> None:
-    """Set the momentum of all batch norms of a network; None leaves them as they are."""
-    if momentum is not None:
-        for module in network.modules():
-            if isinstance(module, _BatchNorm):
-                module.momentum = momentum
+        return self.model.load_initial_weights(network)
 
 
 Config = TypeVar("Config", bound=BaseConfig)

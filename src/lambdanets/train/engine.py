@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from lambdanets.data import DataError, open_splits
 from lambdanets.models import to_channels_last
+from lambdanets.models.weight_files import PRETRAINED
 from lambdanets.train.checkpoint import AtomicCheckpointIO, RunState, write_text
 from lambdanets.train.classifier import Classifier
 from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, dump_config, load_classes
@@ -280,7 +281,7 @@ def build_learner(
     """
     torch.manual_seed(config.seed)
     weights = config.model.weights
-    network = config.network(len(classes), loads_weights=continues or weights is not None)
+    network = config.network(len(classes), loads_weights=continues or weights not in (None, PRETRAINED))
     if weights is not None and not continues:
         print_once(config.load_initial_weights(network))
     if config.engine.channels_last:

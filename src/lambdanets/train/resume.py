@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lambdanets.models.weight_files import find_weights
+from lambdanets.models.weight_files import PRETRAINED, find_weights
 from lambdanets.train.checkpoint import RunState, newest_intact, remove_temporary_files
 from lambdanets.train.config import BaseConfig, Config, Wording, load_classes, load_config
 from lambdanets.train.errors import RunError
@@ -55,6 +55,7 @@ def resolve_config(config: Config | None, files: RunFiles, kind: type[Config], *
     if not resume:
         if config is None:
             raise RunError("train needs a config unless it resumes a run")
+        config.check_start()
         if rank_zero_only.rank == 0:
             check_free(files)
         return config
@@ -117,14 +118,14 @@ def find_resume_point(files: RunFiles, config: BaseConfig) -> ResumePoint | None
 def weights_digest(weights: str | None, start: ResumePoint | None) -> str:
     """Return the SHA-256 of the file of initial weights of a run, in hexadecimal; "" without one.
 
-    A resumed run has the stored one.
+    A resumed run has the stored one. Published weights of timm have none.
 
     Raises:
         WeightsError: The file does not exist.
     """
     if start is not None:
         return start.state.weights_digest
-    if weights is None:
+    if weights is None or weights == PRETRAINED:
         return ""
     with find_weights(weights).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
