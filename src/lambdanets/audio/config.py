@@ -20,6 +20,8 @@ class AudioConfig(BaseConfig):
     """All settings of a run of classification of recordings."""
 
     TASK = "audio"
+    STARTS_FROM = (TASK,)
+    INPUT = ("features", "sample_rate", "bands", "window", "hop")
     WORDING = Wording(
         sample="recording",
         samples="recordings",

@@ -10,14 +10,15 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from lambdanets.data import CocoConfig
-from lambdanets.models import load_weights
+from lambdanets.models import WeightsError, load_weights
 from lambdanets.models.weight_files import PRETRAINED, absolute_weights, find_weights, read_weights
-from lambdanets.train.config import BaseConfig
+from lambdanets.train.config import BaseConfig, RunConfig
 from lambdanets.train.model_config import check_published, take_initial_weights
 from lambdanets.utils.text import join_some
 
 if TYPE_CHECKING:
     from lambdanets.detection.mask_rcnn import Detector
+    from lambdanets.train.initial_weights import WeightsRecord
 
 # pycocotools computes the recall of 1, of 10 and of `max_detections` detections, in ascending order.
 MIN_MAX_DETECTIONS = 11
@@ -222,6 +223,7 @@ class DetectionConfig(BaseConfig):
     """The complete description of a run that trains a detector."""
 
     TASK = "detection"
+    STARTS_FROM = (TASK, RunConfig.TASK)
 
     model: DetectorConfig
     data: CocoConfig
@@ -238,6 +240,16 @@ class DetectionConfig(BaseConfig):
     def pretrained_part(self, network: nn.Module) -> nn.Module:
         backbone: Any = network.backbone
         return network if holds_detector(self.model.weights or "") else backbone.body
+
+    def values_from(self, record: WeightsRecord) -> dict[str, Any]:
+        if record.task == self.TASK:
+            masks = {"data.masks": record.data["masks"]} if "masks" in record.data else {}
+            return {f"model.{name}": value for name, value in record.model.items()} | masks
+        channels = record.data.get("in_chans", 3)
+        if channels != 3:
+            raise WeightsError(f"the weights are for images of {channels} channel, and a detector takes 3")
+        form = {f"image_{name}": record.data[name] for name in ("mean", "std") if record.data.get(name)}
+        return super().values_from(record) | {f"model.{name}": value for name, value in form.items()}
 
     def check_start(self) -> None:
         check_published(self.model.name, self.model.options, self.model.weights)

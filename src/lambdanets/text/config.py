@@ -71,6 +71,7 @@ class TextConfig(BaseConfig):
     """All settings of a run that trains a language model."""
 
     TASK = "text"
+    STARTS_FROM = (TASK,)
     WORDING = Wording(
         sample="window",
         samples="windows",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from lambdanets.train.model_config import ModelConfig as ModelConfig
 from lambdanets.train.optim import OptimizerConfig, ScheduleConfig
 from lambdanets.train.serialization import check_finite, decode, encode
 from lambdanets.utils.files import parse_json
+
+if TYPE_CHECKING:
+    from lambdanets.train.initial_weights import WeightsRecord
 
 MAX_THREADS = 4096
 MAX_MINUTES = 365 * 24 * 60  # a year
@@ -153,6 +156,8 @@ class BaseConfig:
 
     WORDING = Wording()
     TASK = ""  # such as "classification": the entry `task` of config.json
+    STARTS_FROM: tuple[str, ...] = ()  # tasks of runs whose weights a new run can start from
+    INPUT: tuple[str, ...] = ()  # fields of `data` that have to be those of the initial weights
 
     recipe: str
     model: Any
@@ -202,6 +207,18 @@ class BaseConfig:
         """
         return network
 
+    def values_from(self, record: WeightsRecord) -> dict[str, Any]:
+        """Return the fields of a new run that come from its initial weights, by their paths.
+
+        Args:
+            record: The record of the weights.
+        """
+        model = {name: record.model[name] for name in ("name", "options") if name in record.model}
+        data = {name: record.data[name] for name in self.INPUT if record.data.get(name) is not None}
+        return {f"model.{name}": value for name, value in model.items()} | {
+            f"data.{name}": value for name, value in data.items()
+        }
+
     def check_start(self) -> None:
         """Raise ValueError if a new run lacks weights that its settings need; a resumed run has its own."""
 
@@ -221,6 +238,8 @@ class RunConfig(BaseConfig):
     """All settings of a run of image classification."""
 
     TASK = "classification"
+    STARTS_FROM = (TASK,)
+    INPUT = ("image_size", "in_chans", "mean", "std", "crop_pct", "interpolation")
 
     model: ModelConfig
     data: DataConfig = field(default_factory=DataConfig)
@@ -267,7 +286,7 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
     """
     try:
         plain = parse_json(path.read_text(encoding="utf-8"))
-        task = _task(plain)
+        task = task_in(plain)
         if task != kind.TASK:
             raise ValueError(f"it is of a run of {task}, not of {kind.TASK}")
         if isinstance(plain, dict):
@@ -280,15 +299,16 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
         raise RunError(f"{path} cannot be used: {error}") from error
 
 
-def stored_task(folder: Path) -> str | None:
+def storedtask_in(folder: Path) -> str | None:
     """Return the task of the run in a folder, such as "detection"; None if it cannot be read."""
     try:
-        return _task(parse_json((folder / "config.json").read_text(encoding="utf-8")))
+        return task_in(parse_json((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
 
 
-def _task(plain: Any) -> str:
+def task_in(plain: Any) -> str:
+    """Return the task in the content of a run's config.json."""
     if isinstance(plain, dict) and "task" in plain:
         return str(plain["task"])
     # Older versions stored no task; only detectors read COCO annotations.

@@ -25,6 +25,7 @@ from lambdanets.train.classifier import Classifier
 from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, dump_config, load_classes
 from lambdanets.train.diagnosis import explain_error
 from lambdanets.train.errors import RunError, raised_on_all_ranks
+from lambdanets.train.frozen import FrozenParts
 from lambdanets.train.launch import (
     SyncBatchNorms,
     cluster,
@@ -43,6 +44,7 @@ from lambdanets.train.resume import (
     ResumePoint,
     check_data,
     check_free,
+    check_length,
     check_optimizer,
     check_weights,
     find_resume_point,
@@ -122,7 +124,8 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
         config: The run; None, when resuming, takes the configuration in the folder.
         run_dir: The run folder, created if missing; it must not hold a run unless `resume`.
         resume: Continue the run in `run_dir` from its newest intact checkpoint. The result equals that of a
-            run without interruption: on the CPU, with the same number of threads, to the last bit.
+            run without interruption: on the CPU, with the same number of threads, to the last bit. With
+            another `engine.epochs` the rest of the run has the learning rates of a run of that length.
 
     Returns:
         The result, and the folder.
@@ -199,6 +202,8 @@ def _fit(ready: Prepared, files: RunFiles, *, resume: bool, lock_folder: Callabl
         if not resume:
             run_on_all_ranks(lock_folder)
         if rank_zero_only.rank == 0:
+            if start and not start.is_complete(config):
+                files.summary.unlink(missing_ok=True)  # of a shorter run
             write_text(files.config, dump_config(config))
             write_text(files.classes, json_text(splits.classes, indent=1) + "\n")
             files.skipped.unlink(missing_ok=True)
@@ -241,6 +246,8 @@ def prepare_run(
     if resume:
         lock_folder()
     start = find_resume_point(files, config) if resume else None
+    if start:
+        check_length(start, config, files)
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     if start and start.is_complete(config) and files.summary.is_file() and files.classes.is_file():
@@ -325,7 +332,13 @@ def build_trainer(
         limit_val_batches=engine.max_val_batches,
         logger=EventLog(files, purge_step),
         # The order matters: an epoch is measured, then saved, then printed and drawn.
-        callbacks=[EpochRecorder(module), saving, EpochPublisher(files, module), LiveProgress(module)],
+        callbacks=[
+            FrozenParts(module),
+            EpochRecorder(module),
+            saving,
+            EpochPublisher(files, module),
+            LiveProgress(module),
+        ],
         enable_checkpointing=False,
         plugins=[
             AtomicCheckpointIO((start.path, start.content) if start else None),

@@ -19,11 +19,12 @@ from lambdanets.train.run import RunFiles
 from lambdanets.train.serialization import flatten
 from lambdanets.utils.text import join_some
 
-# Settings that a resumed run may change: they affect where and how fast it runs, not its result.
+# Settings that a resumed run may change: they affect where and how fast it runs, not its result, except for
+# the number of epochs (see `check_length`).
 MAY_DIFFER = {
     "data.source", "data.images", "data.pseudo_labels", "data.unlabelled",
     "data.workers", "data.check", "data.cache", "data.download",
-    "engine.save_minutes", "engine.save_steps", "engine.threads", "engine.timeout_minutes",
+    "engine.epochs", "engine.save_minutes", "engine.save_steps", "engine.threads", "engine.timeout_minutes",
     "engine.checkpointing",
 }  # fmt: skip
 
@@ -109,10 +110,35 @@ def find_resume_point(files: RunFiles, config: BaseConfig) -> ResumePoint | None
     start = ResumePoint(path, content)
     epoch, batch = start.state.position
     if start.is_complete(config):
-        print_once(f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume")
+        print_once(
+            f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume; a larger --epochs "
+            "trains it longer"
+        )
     else:
         print_once(f"resuming {files.directory} from {path.name}: epoch {epoch + 1}, batch {batch + 1}")
     return start
+
+
+def check_length(start: ResumePoint, config: BaseConfig, files: RunFiles) -> None:
+    """Print that a resumed run has another number of epochs than before.
+
+    Raises:
+        RunError: More epochs are done.
+    """
+    stored, epochs = load_config(files.config, type(config)).engine.epochs, config.engine.epochs
+    if epochs == stored:
+        return
+    epoch, batch = start.state.position
+    done = epoch + (batch > 0)
+    if epochs < done:
+        begun = f"{epoch} epochs and a part of the next" if batch else f"{epoch} epochs"
+        raise RunError(
+            f"the run in {files.directory} has done {begun} already, more than engine.epochs={epochs}"
+        )
+    print_once(
+        f"{epochs} epochs instead of {stored}: the learning rate of the next steps is that of the schedule of "
+        f"{epochs} epochs"
+    )
 
 
 def weights_digest(weights: str | None, start: ResumePoint | None) -> str:
