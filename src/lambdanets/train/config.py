@@ -299,7 +299,7 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
         raise RunError(f"{path} cannot be used: {error}") from error
 
 
-def storedtask_in(folder: Path) -> str | None:
+def stored_task(folder: Path) -> str | None:
     """Return the task of the run in a folder, such as "detection"; None if it cannot be read."""
     try:
         return task_in(parse_json((folder / "config.json").read_text(encoding="utf-8")))

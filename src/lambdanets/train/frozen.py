@@ -1,4 +1,4 @@
-"""The callback that keeps parts of a network as they are: frozen stages, and the body in the head's epochs."""
+"""The callback that keeps parts of a network as they are: frozen stages, the body while the head learns."""
 
 from typing import Any
 

@@ -136,8 +136,8 @@ def check_length(start: ResumePoint, config: BaseConfig, files: RunFiles) -> Non
             f"the run in {files.directory} has done {begun} already, more than engine.epochs={epochs}"
         )
     print_once(
-        f"{epochs} epochs instead of {stored}: the learning rate of the next steps is that of the schedule of "
-        f"{epochs} epochs"
+        f"{epochs} epochs instead of {stored}: the next steps have the learning rates of a run of {epochs} "
+        "epochs"
     )
 
 
