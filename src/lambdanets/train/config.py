@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -156,8 +156,8 @@ class BaseConfig:
 
     WORDING = Wording()
     TASK = ""  # such as "classification": the entry `task` of config.json
-    STARTS_FROM: tuple[str, ...] = ()  # tasks of runs whose weights a new run can start from
-    INPUT: tuple[str, ...] = ()  # fields of `data` that have to be those of the initial weights
+    STARTS_FROM: ClassVar[tuple[str, ...]] = ()  # tasks of runs whose weights a new run can start from
+    INPUT: ClassVar[tuple[str, ...]] = ()  # fields of `data` that have to be those of the initial weights
 
     recipe: str
     model: Any
