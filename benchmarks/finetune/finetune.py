@@ -1,9 +1,9 @@
 """Fine-tuning against training from scratch, on classes that the weights have not seen.
 
-`finetune.py DATA FOLDER COMMIT` needs CIFAR-10 as DATA/train/CLASS/*.jpg and DATA/val/CLASS/*.jpg. It links the
-images of seven classes and of the other three into FOLDER, trains the weights on the seven if FOLDER/seven-run
-has none, and appends a row to finetune.csv for each run on the three; runs with a row are not repeated.
-`--report` prints the table and draws the figure from finetune.csv alone.
+`finetune.py DATA FOLDER COMMIT` needs CIFAR-10 as DATA/train/CLASS/*.jpg and DATA/val/CLASS/*.jpg. It links
+the images of seven classes and of the other three into FOLDER, trains the weights on the seven if
+FOLDER/seven-run has none, and appends a row to finetune.csv for each run on the three; runs with a row are
+not repeated. `--report` prints the table and draws the figure from finetune.csv alone.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ NEW = ("horse", "ship", "truck")
 SEEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog")
 IMAGES = (20, 100, 500)  # training images of each class
 SEEDS = (0, 1, 2)
-STEPS, BATCH = 300, 30
+STEPS, BATCH = 150, 30
 ARMS = {
     "from the weights": (),
     "from scratch": ("model.weights=None", "model.head_epochs=0", "optimizer.layer_decay=None"),
