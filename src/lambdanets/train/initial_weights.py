@@ -127,12 +127,12 @@ def read_record(weights: str, model: str) -> WeightsRecord:
     try:
         if source.startswith(HUB):
             return _timm_record(*load_model_config_from_hf(source.removeprefix(HUB)))
-        if (config := Path(source) / "config.json").is_file():
+        if (config := Path(weights).expanduser() / "config.json").is_file():
             plain = parse_json(config.read_text(encoding="utf-8"))
             if "architecture" in plain:
-                return _timm_record(*load_model_config_from_path(source))
+                return _timm_record(*load_model_config_from_path(config.parent))
             return _run_record(plain)
-        return _file_record(find_weights(source))
+        return _file_record(find_weights(weights))
     except WeightsError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
