@@ -85,7 +85,7 @@ def test_fields_that_are_given_stay(finished: RunResult) -> None:
 def test_a_folder_as_on_the_hub_gives_timm_s_configuration(finished: RunResult, tmp_path: Path) -> None:
     folder = load_run(finished.directory).save_for_hub(tmp_path / "hub")
     config, _ = start_from(get_recipe("finetune"), str(folder))
-    cfg = timm.create_model(f"local-dir:{folder}").pretrained_cfg
+    cfg: Any = timm.create_model(f"local-dir:{folder}").pretrained_cfg
     assert config.model.name == "lambda_resnet_digits"
     assert (config.data.in_chans, config.data.image_size, config.data.image_size) == tuple(cfg["input_size"])
     assert (config.data.mean, config.data.std) == (tuple(cfg["mean"]), tuple(cfg["std"]))
@@ -272,7 +272,7 @@ def test_the_head_learns_as_on_fixed_features(tiny: RunConfig, source: Path, fol
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classifier, "step", keep)
         train(config, run_dir=folder)
-    network = load_run(source).model().double()
+    network: Any = load_run(source).model().double()
     head = network.fc
     rate, decay = config.optimizer.lr, config.optimizer.weight_decay
     groups = [{"params": head.weight, "weight_decay": decay}, {"params": head.bias, "weight_decay": 0.0}]

@@ -71,7 +71,7 @@ def resolve_config(config: Config | None, files: RunFiles, kind: type[Config], *
         listing = ", ".join(f"{name} (was {was[name]!r}, now {now[name]!r})" for name in changed)
         raise RunError(
             f"a resumed run keeps its configuration, and this one changes {listing}; start a new run, from "
-            f"the weights of this one with --set model.weights={files.directory}"
+            f"the weights of this one with --weights {files.directory}"
         )
     return config
 
