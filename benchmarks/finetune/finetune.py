@@ -29,7 +29,7 @@ NEW = ("horse", "ship", "truck")
 SEEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog")
 IMAGES = (20, 100, 500)  # training images of each class
 SEEDS = (0, 1, 2)
-STEPS, BATCH = 150, 30
+STEPS, BATCH = 100, 30
 ARMS = {
     "from the weights": (),
     "from scratch": ("model.weights=None", "model.head_epochs=0", "optimizer.layer_decay=None"),
@@ -55,7 +55,12 @@ def pretrain(source: Path, run: Path) -> None:
 
 def configurations(source: Path, weights: Path) -> Iterator[tuple[dict[str, Any], RunConfig]]:
     """Yield the first columns and the configuration of each run."""
-    for arm, seed, images in itertools.product(ARMS, SEEDS, IMAGES):
+    first, second, third = ARMS
+    cells = [
+        *itertools.product(SEEDS, IMAGES, (first, second)),
+        *itertools.product(SEEDS, IMAGES, (third,)),
+    ]
+    for seed, images, arm in cells:
         epochs = STEPS // (len(NEW) * images // BATCH)
         config, _ = start_from(get_recipe("finetune"), str(weights))
         config = override(

@@ -43,7 +43,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_recipes() -> None:
-    assert list_recipes()[:6] == ["audio", "cifar", "coco", "digits", "finetune"]
+    assert list_recipes()[:6] == ["audio", "cifar", "coco", "digits", "finetune", "folder"]
     for name in list_recipes():
         assert get_recipe(name).recipe == name
 
