@@ -35,9 +35,7 @@ def test_a_recipe_takes_model_and_images_from_a_run(
     weights = shutil.copytree(trained, tmp_path / "weights")
     done = inside("train", "finetune", "--weights", weights, "--data", "digits", "--out", tmp_path / "run")
     assert "not trained" in done.stderr
-    assert (
-        "from the weights: lambda_resnet_digits; 8 pixels; 1 channels; mean 0.305; std 0.376" in done.stdout
-    )
+    assert "from the weights: lambda_resnet_digits; 8 pixels; 1 channel; mean 0.305; std 0.376" in done.stdout
     [(config, folder)] = asked
     assert folder == tmp_path / "run"
     assert (config.recipe, config.model.weights) == ("finetune", str(weights))
@@ -86,7 +84,7 @@ def test_without_a_recipe_a_new_run_has_the_configuration_of_the_old(
         ),
         (
             ("finetune", "--weights", "RUN", "--set", "data.in_chans=3"),
-            "the weights in RUN are for images of 1 channels, and data.in_chans is 3",
+            "the weights in RUN are for images of 1 channel, and data.in_chans is 3",
         ),
         (
             ("finetune", "--weights", "RUN", "--model", "lambda_resnet_cifar"),

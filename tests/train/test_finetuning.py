@@ -18,6 +18,7 @@ from lambdanets.audio import AudioConfig
 from lambdanets.data import AudioDataConfig
 from lambdanets.detection import DetectionConfig
 from lambdanets.models import WeightsError, create_language_model, create_model, save_for_hub
+from lambdanets.models.freezing import freeze_stages
 from lambdanets.models.interop.layers import TimmLambdaLayer
 from lambdanets.recipes import get_recipe, nuclei
 from lambdanets.text import TextConfig
@@ -63,7 +64,7 @@ def test_a_run_gives_the_model_and_the_form_of_the_images(tiny: RunConfig, finis
         # Everything else is the recipe's.
         assert (config.model.head_epochs, config.data.batch_size, config.optimizer.name) == (2, 32, "adamw")
         assert line == (
-            "from the weights: lambda_resnet_digits; 8 pixels; 1 channels; mean 0.305; std 0.376; "
+            "from the weights: lambda_resnet_digits; 8 pixels; 1 channel; mean 0.305; std 0.376; "
             "crop_pct 1.0; interpolation bicubic"
         )
 
@@ -199,7 +200,7 @@ def test_a_detector_takes_mean_and_deviation_of_a_classifier(tmp_path: Path, fin
 def test_other_channels_are_one_sentence(finished: RunResult) -> None:
     recipe = override(get_recipe("finetune"), "data.in_chans=3")
     with pytest.raises(
-        RunError, match=r"are for images of 1 channels, and data\.in_chans is 3: leave data\.in_ch"
+        RunError, match=r"are for images of 1 channel, and data\.in_chans is 3: leave data\.in_ch"
     ):
         start_from(recipe, str(finished.directory), given=["data.in_chans"])
 
@@ -312,6 +313,18 @@ def test_a_run_that_begins_with_its_head_is_resumed_exactly(
     assert not torch.equal(
         changed["layer1.0.conv1.weight"], load_file(source / "weights.safetensors")["layer1.0.conv1.weight"]
     )
+
+
+def test_stages_of_recordings() -> None:
+    network = create_model("lambda_audio", num_classes=3, in_chans=8)
+    freeze_stages(network, 2, "lambda_audio")
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    depth: Any = network.config
+    first = tuple(f"blocks.{number}." for number in range(depth.depths[0]))
+    assert frozen == {name for name, _ in network.named_parameters() if name.startswith(("stem", *first))}
+    stages = 1 + len(depth.depths)
+    with pytest.raises(ValueError, match=rf"is at most {stages}, .* of lambda_audio; got 9"):
+        freeze_stages(network, 9, "lambda_audio")
 
 
 # Learning rates by layer

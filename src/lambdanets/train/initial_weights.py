@@ -22,7 +22,6 @@ from lambdanets.utils.files import parse_json
 from lambdanets.utils.text import first_line
 
 DATA_OPTIONS = ("num_classes", "in_chans", "pretrained")  # options that come from the data of a run
-UNITS = {"data.image_size": "{} pixels", "data.in_chans": "{} channels"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ def start_from(config: Config, weights: str, *, given: Collection[str] = ()) -> 
     if channels is not None and "data.in_chans" in given and channels != config.data.in_chans:
         if weights != PRETRAINED:
             raise RunError(
-                f"the weights in {weights} are for images of {channels} channels, and data.in_chans is "
+                f"the weights in {weights} are for images of {_channels(channels)}, and data.in_chans is "
                 f"{config.data.in_chans}: leave data.in_chans out, and images are converted to the "
                 "channels of the weights"
             )
@@ -106,8 +105,13 @@ def _describe(values: Mapping[str, Any]) -> str:
             words.append(str(value))
         elif path.startswith("data.") or name in ("image_mean", "image_std"):
             text = ", ".join(f"{each:g}" for each in value) if isinstance(value, list | tuple) else value
-            words.append(UNITS.get(path, f"{name} {{}}").format(text))
+            special = {"data.image_size": f"{value} pixels", "data.in_chans": _channels(value)}
+            words.append(special.get(path, f"{name} {text}"))
     return f"from the weights: {'; '.join(words)}" if words else ""
+
+
+def _channels(number: Any) -> str:
+    return f"{number} channel{'s' * (number != 1)}"
 
 
 def read_record(weights: str, model: str) -> WeightsRecord:
