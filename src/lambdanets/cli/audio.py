@@ -55,7 +55,7 @@ def evaluate_run(
     if per_class is not None:
         rows = class_rows(scores, opened.classes)
         _print_classes(rows)
-        write_classes(per_class, rows)
+        write_classes(per_class, rows, samples="recordings")
     if json is not None:
         write_json(json, {"run": str(run), "weights": weights, "data": form.source} | _figures(scores))
     print_files(("classes", per_class), ("figures", json))

@@ -59,11 +59,17 @@ def class_rows(scores: Scores, classes: tuple[str, ...]) -> list[ClassRow]:
     ]
 
 
-def write_classes(path: Path, rows: list[ClassRow]) -> None:
-    """Write a CSV file of classes: class, name, images, top1, top5."""
+def write_classes(path: Path, rows: list[ClassRow], *, samples: str = "images") -> None:
+    """Write a CSV file of classes: class, name, images, top1, top5.
+
+    Args:
+        path: The file.
+        rows: The classes.
+        samples: Name of the third column, in place of "images".
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("class", "name", "images", "top1", "top5"))
+    writer.writerow(("class", "name", samples, "top1", "top5"))
     for row in rows:
         writer.writerow((row.name, row.description, row.images, f"{row.top1:.6g}", f"{row.top5:.6g}"))
     path.parent.mkdir(parents=True, exist_ok=True)
