@@ -57,9 +57,9 @@ def run(
         out: Folder of the run.
         resume: Folder of a run to continue, with its own configuration and without a recipe. A larger
             --epochs trains it longer, also after its end.
-        weights: Trained weights to start from: a run, a file, weights on the Hugging Face hub, or timm's of
-            the model. They also give the model, if --model does not, and the form of the images. Without a
-            recipe a new run has the configuration of RUN.
+        weights: Trained weights to start from: a run, a file, a model on the Hugging Face hub, or
+            timm's of the model. They also give the model, if --model does not, and the form of
+            the images. Without a recipe a new run has the configuration of RUN.
         epochs: Passes over the training data; with data.windows, that many windows of text.
         batch_size: Images, recordings or windows of text in a batch of one device.
         seed: Seed of all random numbers.
