@@ -123,30 +123,46 @@ def read() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def report() -> None:
-    """Print the table of the means over seeds, and draw the figure."""
+Cells = dict[tuple[str, int], list[float]]
+
+
+def scores() -> Cells:
+    """Return the accuracies in percent of all seeds, by arm and images per class."""
+    cells: Cells = {}
+    for row in read():
+        score = 100 * float(row["val_top1"])
+        cells.setdefault((row["arm"], int(row["images_per_class"])), []).append(score)
+    return cells
+
+
+def table() -> str:
+    """Return the means over seeds as a Markdown table, with the arms that have rows."""
+    cells = scores()
+    arms = [arm for arm in ARMS if any(arm == key for key, _ in cells)]
+    lines = [f"| images per class | {' | '.join(arms)} |", "|---:|" + "---|" * len(arms)]
+    for images in IMAGES:
+        texts = []
+        for arm in arms:
+            each = cells.get((arm, images), [])
+            seeds = f"{len(each)} seed{'s' * (len(each) != 1)}"
+            texts.append(f"{statistics.mean(each):.1f} % ({seeds})" if each else "not run")
+        lines.append(f"| {images} | {' | '.join(texts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw() -> None:
+    """Draw the accuracy against the number of images: means as lines, seeds as points."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = read()
+    cells = scores()
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
-    print("| images per class | " + " | ".join(ARMS) + " |\n|---|" + "---|" * len(ARMS))
-    cells: dict[tuple[str, int], list[float]] = {}
-    for row in rows:
-        score = 100 * float(row["val_top1"])
-        cells.setdefault((row["arm"], int(row["images_per_class"])), []).append(score)
-    for images in IMAGES:
-        texts = []
-        for arm in ARMS:
-            scores = cells.get((arm, images), [])
-            spread = f"{statistics.mean(scores):.1f} % ({min(scores):.1f} to {max(scores):.1f})"
-            texts.append(spread if scores else "")
-        print(f"| {images} | {' | '.join(texts)} |")
-    for arm, colour in zip(ARMS, ("#5b4fa8", "#d98324", "#9b93cf"), strict=True):
-        measured = [images for images in IMAGES if (arm, images) in cells]
+    for arm, colour in zip(ARMS, ("#5b4fa8", "#d98324", "#3f8f6b"), strict=True):
+        if not (measured := [images for images in IMAGES if (arm, images) in cells]):
+            continue
         means = [statistics.mean(cells[arm, images]) for images in measured]
         axes.plot(measured, means, color=colour, label=arm)
         for images in measured:
@@ -157,7 +173,7 @@ def report() -> None:
     axes.set(
         xlabel="training images of each class",
         ylabel="accuracy on 3,000 test images, %",
-        title="Three new classes",
+        title="Three classes that the weights have not seen",
     )
     axes.legend(frameon=False, fontsize=9)
     figure.savefig(HERE / "finetune.png", dpi=160)
@@ -171,6 +187,7 @@ if __name__ == "__main__":
     parser.add_argument("--report", action="store_true")
     words = parser.parse_args()
     if words.report:
-        report()
+        print(table(), end="")
+        draw()
     else:
         measure(words.data, words.folder, words.commit)
