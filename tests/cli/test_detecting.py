@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from detectors import pictures
 from elsewhere import run_elsewhere
@@ -114,6 +115,55 @@ def test_predict_draws_photos_of_a_folder(
             assert found["segmentation"]["size"] == [each["height"], each["width"]]
 
 
+def test_predict_measures_objects_and_writes_label_images(
+    inside: Command, detector: Path, objects: Path, tmp_path: Path
+) -> None:
+    """The label image, read as masks, has the areas of the table, unless a better object covers a pixel."""
+    files = {name: tmp_path / f"{name}.csv" for name in ("csv", "counts")}
+    words = ["--csv", files["csv"], "--counts", files["counts"], "--label-images", tmp_path / "labels"]
+    words += ["--pixel-size", 0.5, "--threshold", 0.0, "--out", tmp_path / "drawn", "--json", tmp_path / "j"]
+    done = inside("predict", detector, objects / "val", *words)
+    assert done.returncode == 0, done.stderr
+    for label in ("objects: ", "counts: ", "label images: "):
+        assert label in done.stdout
+    tables = {}
+    for name, file in files.items():
+        with file.open(newline="") as opened:
+            tables[name] = list(csv.DictReader(opened))
+    entries = json.loads((tmp_path / "j").read_text())
+    assert len(tables["csv"]) == sum(len(each["objects"]) for each in entries) > 0
+    counted = {(row["file"], row["class"]): int(row["count"]) for row in tables["counts"]}
+    assert len(counted) == 2 * len(entries) == len(tables["counts"])
+    for entry in entries:
+        own = [row for row in tables["csv"] if row["file"] == entry["path"]]
+        with Image.open(tmp_path / "labels" / f"{Path(entry['path']).stem}.tif") as image:
+            values = np.asarray(image)
+        assert (values.dtype, values.shape) == (np.uint16, (entry["height"], entry["width"]))
+        expected = np.zeros_like(values)
+        for number, (row, each) in reversed([*enumerate(zip(own, entry["objects"], strict=True), 1)]):
+            mask = coco_mask.decode(each["segmentation"])
+            expected[mask > 0] = number
+            assert (row["object"], row["class"]) == (str(number), each["class"])
+            assert float(row["score"]) == pytest.approx(each["score"], abs=1e-4)
+            left, top, width, height = each["bbox"]
+            box = [float(row[name]) for name in ("x0", "y0", "x1", "y1")]
+            assert box == pytest.approx([left, top, left + width, top + height], abs=1e-3)
+            assert int(row["area"]) == mask.sum()
+            assert float(row["area_um2"]) == mask.sum() / 4
+            assert float(row["diameter_um"]) == pytest.approx((mask.sum() / np.pi) ** 0.5, abs=1e-3)
+            if mask.any():
+                rows, columns = np.nonzero(mask)
+                centre = [columns.mean() + 0.5, rows.mean() + 0.5]
+                assert [float(row[name]) for name in ("x", "y")] == pytest.approx(centre, abs=1e-3)
+        np.testing.assert_array_equal(values, expected)
+        for name in ("disc", "bar"):
+            assert counted[entry["path"], name] == sum(row["class"] == name for row in own)
+    again = inside("predict", detector, tmp_path / "labels", "--label-images", tmp_path / "labels")
+    assert again.returncode == 2
+    assert "--label-images" in again.stderr
+    assert "holds images to be processed" in again.stderr
+
+
 def test_predict_and_eval_say_that_large_images_are_tiled(
     inside: Command, detector: Path, objects: Path, tmp_path: Path
 ) -> None:
@@ -206,6 +256,10 @@ def test_predict_shows_samples_beside_the_truth(inside: Command, detector: Path,
         (["predict", "RUN", "--samples", 2, "--top", 3], "--top is for runs of a classifier"),
         (["predict", "RUN", "x.png", "--out", "x.png"], "--out is the folder of the drawings"),
         (["predict", "RUN", "--samples", 2, "--json", "x.json"], "eval --results writes all"),
+        (["predict", "RUN", "--samples", 2, "--csv", "x.csv"], "--csv goes with images"),
+        (["predict", "RUN", "--samples", 2, "--label-images", "x"], "--label-images goes with images"),
+        (["predict", "RUN", "x.png", "--pixel-size", 1], "--pixel-size is above 0 and goes with --csv"),
+        (["predict", "RUN", "x.png", "--csv", "x.csv", "--pixel-size", 0], "--pixel-size is above 0"),
         (["predict", "RUN", "x.png", "--threshold", 2], "--threshold is from 0 to 1; got 2"),
         (["eval", "RUN", "--real", "timm"], "--real is for runs of a classifier"),
         (["eval", "RUN", "--size", 0], "data.image_size"),

@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,10 +31,10 @@ def write(root: Path, name: str, values: np.ndarray) -> None:
     Image.fromarray(values).save(root / "masks" / name)
 
 
-def annotated(out: Path) -> list[list[tuple[int, int, int, int, int]]]:
+def annotated(out: Path) -> list[list[tuple[int, ...]]]:
     """Return the top, left, bottom and right edge and the pixels of each object, by image."""
     content = json.loads(out.read_text())
-    found: dict[int, list[tuple[int, int, int, int, int]]] = {each["id"]: [] for each in content["images"]}
+    found: dict[int, list[tuple[int, ...]]] = {each["id"]: [] for each in content["images"]}
     for entry in content["annotations"]:
         rows, columns = np.nonzero(coco_mask.decode(entry["segmentation"]))
         assert entry["area"] == len(rows)
@@ -58,7 +59,7 @@ def test_parts_become_objects(cells: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     "values", [np.uint8(1), np.uint16(65_535), np.int32(1), np.bool_(True)], ids=lambda each: each.dtype.name
 )
-def test_any_value_of_any_integer_type_is_binary(cells: Path, values: np.generic) -> None:
+def test_any_value_of_any_integer_type_is_binary(cells: Path, values: Any) -> None:
     for path in (cells / "masks").iterdir():
         inside = np.asarray(Image.open(path)) > 0
         path.unlink()

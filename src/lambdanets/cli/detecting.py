@@ -22,6 +22,7 @@ from lambdanets.detection.config import MIN_MAX_DETECTIONS
 
 if TYPE_CHECKING:
     from lambdanets.detection import DetectionConfig, Detections, Scores
+    from lambdanets.detection.measuring import Row
     from lambdanets.detection.tiling import TileOption
     from lambdanets.train import Run
 
@@ -139,11 +140,24 @@ def predict_run(
     max_pixels: int | None,
     out: Path | None,
     json: Path | None,
+    csv: Path | None,
+    counts: Path | None,
+    label_images: Path | None,
+    pixel_size: float | None,
     weights: Literal["best", "last"],
     strict: bool,
 ) -> int:
     """Detect objects with a run and draw them; the arguments are those of `lambdanets predict`."""
     from lambdanets.detection import draw_objects, draw_pairs, load_run, predict, predict_samples
+    from lambdanets.detection.measuring import (
+        COUNT_COLUMNS,
+        count_rows,
+        label_image,
+        object_columns,
+        object_rows,
+        write_label_image,
+        write_rows,
+    )
     from lambdanets.detection.tiling import TrainingSizes
     from lambdanets.train.checkpoint import replacing
 
@@ -151,11 +165,18 @@ def predict_run(
     threshold = 0.5 if threshold is None else threshold
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is from 0 to 1; got {threshold:g}.")
+    if pixel_size is not None and not (0 < pixel_size < math.inf and csv is not None):
+        raise UsageError(f"--pixel-size is above 0 and goes with --csv; got {pixel_size:g}.")
     option = _tile_option(tile or "auto")
     opened = load_run(run)
+    if label_images is not None and not opened.config.data.masks:
+        raise UsageError(f"--label-images needs masks, and {run} was trained with data.masks=false.")
+    tables = {"--json": json, "--csv": csv, "--counts": counts, "--label-images": label_images}
     if samples is not None:
-        if json is not None:
-            raise UsageError("--json goes with images; of the validation set, eval --results writes all.")
+        if given := [name for name, file in tables.items() if file is not None]:
+            raise UsageError(
+                f"{given[0]} goes with images; of the validation set, eval --results writes all."
+            )
         sheet = out or run / "predictions.png"
         pairs = predict_samples(opened, samples, weights=weights, tile=option)
         title = f"{opened.config.model.name}  ·  {run}"
@@ -166,10 +187,12 @@ def predict_run(
     folder = out or run / "predictions"
     if folder.suffix.lower() == ".png":
         raise UsageError(f"--out is the folder of the drawings, one for each image; got {str(folder)!r}.")
-    photos = _photos(paths, folder)
+    photos = _photos(paths, {"--out": folder, "--label-images": label_images})
     folder.mkdir(parents=True, exist_ok=True)
     rows = table(image="left", objects="right", found="wrap", drawing="left")
     entries: list[dict[str, Any]] = []
+    measures: list[Row] = []
+    numbers: list[Row] = []
     unread = 0
     taken: set[str] = set()
     tiled = shrunk = 0
@@ -184,6 +207,12 @@ def predict_run(
             stderr().print(f"skipped {each.path}: {each.error or ''}.")
             continue
         target = folder / _free_name(Path(each.path), taken)
+        if csv is not None:
+            measures += object_rows(each, opened.classes, pixel_size=pixel_size)
+        numbers += count_rows(each, opened.classes)
+        if label_images is not None:
+            labels = label_image(each.objects, each.image.height, each.image.width)
+            write_label_image(labels, label_images / f"{target.stem}.tif")
         tiled += each.tiles > 1
         shrunk += each.tiles == 1 and sizes.too_large(each.image.size, data_config)
         found = each.objects
@@ -193,8 +222,8 @@ def predict_run(
         # Atomic, so that a link to a photo is replaced, not followed.
         with replacing(target) as part:
             drawing.save(part, format="PNG")
-        counts = _counts(each, opened.classes)
-        rows.add_row(each.path, str(len(found["labels"])), counts, str(target))
+        summary = _summary(each, opened.classes)
+        rows.add_row(each.path, str(len(found["labels"])), summary, str(target))
     if rows.row_count:
         draw(stdout(), f"{opened.config.model.name} from {run}, scores from {threshold:g}", rows)
     if tiled:
@@ -207,7 +236,11 @@ def predict_run(
         )
     if json is not None:
         write_json(json, entries)
-    print_files(("predictions", json))
+    if csv is not None:
+        write_rows(measures, object_columns(pixel_size), csv)
+    if counts is not None:
+        write_rows(numbers, COUNT_COLUMNS, counts)
+    print_files(("predictions", json), ("objects", csv), ("counts", counts), ("label images", label_images))
     return exit_code_of_samples(unread, len(entries), strict=strict)
 
 
@@ -233,16 +266,18 @@ def _tiles_note(number: int, total: int, run: "Run[DetectionConfig]", option: "T
     )
 
 
-def _photos(paths: tuple[Path, ...], drawings: Path) -> list[Path]:
-    """Return the image files; refuse those in the folder of the drawings, which would be overwritten."""
+def _photos(paths: tuple[Path, ...], outputs: dict[str, Path | None]) -> list[Path]:
+    """Return the image files; refuse those in a folder of the results, which would be overwritten."""
     from lambdanets.evaluate.prediction import find_image_files
 
-    found, folder = list(find_image_files(paths)), drawings.resolve()
-    if inside := [path for path in found if folder in (path.resolve().parent, path.parent.resolve())]:
-        raise UsageError(
-            f"--out {drawings} holds images to be processed, photos or drawings of an earlier call, such as "
-            f"{inside[0]}, which drawings could replace; name another folder, or images outside of it."
-        )
+    found = list(find_image_files(paths))
+    for option, given in outputs.items():
+        folder = given and given.resolve()
+        if inside := [path for path in found if folder in (path.resolve().parent, path.parent.resolve())]:
+            raise UsageError(
+                f"{option} {given} holds images to be processed, photos or results of an earlier call, such "
+                f"as {inside[0]}, which results could replace; name another folder, or images outside of it."
+            )
     return found
 
 
@@ -256,7 +291,7 @@ def _free_name(path: Path, taken: set[str]) -> str:
     return name
 
 
-def _counts(each: "Detections", classes: tuple[str, ...]) -> str:
+def _summary(each: "Detections", classes: tuple[str, ...]) -> str:
     numbers: dict[str, int] = {}
     for label in each.objects["labels"].tolist():
         numbers[classes[label - 1]] = numbers.get(classes[label - 1], 0) + 1

@@ -27,6 +27,10 @@ def run(
         Path | None, shown("SHEET.png | FOLDER", "predictions.png or predictions/ in the run")
     ] = None,
     json: Annotated[Path | None, shown("FILE.json")] = None,
+    csv: Annotated[Path | None, shown("FILE.csv")] = None,
+    counts: Annotated[Path | None, shown("FILE.csv")] = None,
+    label_images: Annotated[Path | None, shown("FOLDER")] = None,
+    pixel_size: Annotated[float | None, shown("MICROMETRES")] = None,
     weights: Literal["best", "last"] = "best",
     batch_size: Annotated[int | None, shown("N", "32")] = None,
     max_pixels: Annotated[int | None, shown("N", "the run's")] = None,
@@ -50,6 +54,12 @@ def run(
         out: Classifiers: the contact sheet, whose further pages get a number. Detectors: the folder of the
             drawings, or with --samples the sheet.
         json: Write the predictions to a JSON file.
+        csv: Detectors: write a row for each object: file, number, class, score, box, centroid, area and
+            diameter in pixels.
+        counts: Detectors: write the number of objects of each class in each image.
+        label_images: Detectors: folder for a TIFF image of each image, whose values are the numbers of the
+            objects as in --csv, and 0 elsewhere.
+        pixel_size: Detectors: side of a pixel, for areas and diameters in micrometres in --csv.
         weights: Weights of the run's best epoch by validation, or of its last epoch.
         batch_size: Images, recordings or windows of text in a batch; detectors process one at a time.
         max_pixels: Largest width times height of an image that is read.
@@ -63,7 +73,7 @@ def run(
     ):
         if number is not None and number < 1:
             raise UsageError(f"{option} must be at least 1, got {number}.")
-    check_outputs({"--json": json})
+    check_outputs({"--json": json, "--csv": csv, "--counts": counts})
     if not run.exists() and timm.is_model(str(run)):
         raise UsageError(
             f"{run} is a model, and predict takes the folder of a run: train it on images of your classes "
@@ -71,6 +81,7 @@ def run(
         )
     return run_verb(
         "predict", run, paths, samples=samples, top=top, threshold=threshold, tile=tile, out=out, json=json,
+        csv=csv, counts=counts, label_images=label_images, pixel_size=pixel_size,
         weights=weights, batch_size=batch_size, max_pixels=max_pixels, strict=strict,
     )  # fmt: skip
 
