@@ -76,6 +76,27 @@ def test_eval_writes_results_that_others_can_read(inside: Command, detector: Pat
         assert [row["class"] for row in csv.DictReader(file)] == ["disc", "bar"]
 
 
+def test_eval_lists_and_draws_errors(inside: Command, detector: Path, tmp_path: Path) -> None:
+    words = ["--threshold", 0.0, "--errors", tmp_path / "errors.csv", "--json", tmp_path / "figures.json"]
+    done = inside("eval", detector, *words)
+    assert done.returncode == 0, done.stderr
+    assert "scores from 0" in done.stdout
+    assert "F1 (IoU 0.50)" in done.stdout
+    assert "the counts of an image differ by" in done.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())["at_threshold"]
+    with (tmp_path / "errors.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    kinds = [row["kind"] for row in rows]
+    hits = figures["annotated"] - kinds.count("missed")
+    assert hits == figures["found"] - kinds.count("false")
+    assert figures["mask"]["recall_50"] == hits / figures["annotated"]
+    assert rows
+    assert all(Path(row["file"]).is_file() for row in rows)
+    with Image.open(tmp_path / "errors.png") as sheet:
+        assert min(sheet.size) > 300
+    assert inside("eval", detector, "--threshold", 1.0).returncode == 0  # nothing is found
+
+
 def test_eval_on_other_images_takes_all_of_a_single_json(
     inside: Command, detector: Path, tmp_path: Path
 ) -> None:
@@ -267,6 +288,8 @@ def test_predict_shows_samples_beside_the_truth(inside: Command, detector: Path,
         (["eval", "RUN", "--images", "photos"], "--images is the folder of the images of --data"),
         (["predict", "RUN", "--samples", 2, "--threshold", 70], "--threshold is from 0 to 1; got 70"),
         (["predict", "RUN", "--samples", 2, "--tile", "all"], "--tile is auto, off, or the side of a tile"),
+        (["eval", "RUN", "--threshold", 2], "--threshold is from 0 to 1; got 2"),
+        (["eval", "RUN", "--errors", "x.png"], "--errors is a CSV file, beside which a sheet is drawn"),
         (["eval", "RUN", "--tile", 0], "--tile is auto, off, or the side of a tile in pixels, 16 or more"),
         (["pseudo-label", "RUN", "--data", "digits", "--out", "x.csv"], "of a run of detection"),
     ],

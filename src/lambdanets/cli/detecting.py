@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lambdanets.detection.tiling import TileOption
     from lambdanets.train import Run
 
+WORST = 16  # images on the sheet of errors
 FIGURES = {
     "ap": "AP (IoU 0.50 to 0.95)",
     "ap50": "AP50",
@@ -49,20 +50,31 @@ def evaluate_run(
     memory_format: str | None,
     max_detections: int | None,
     tile: str | None,
+    threshold: float | None,
+    errors: Path | None,
     per_class: Path | None,
     json: Path | None,
     results: Path | None,
 ) -> int:
     """Compute COCO's figures of a run; the arguments are those of `lambdanets eval`."""
-    from lambdanets.detection import evaluate, load_run, write_kinds, write_per_class
+    from lambdanets.detection import draw_pairs, evaluate, load_run, write_kinds, write_per_class
+    from lambdanets.detection.error_sheet import LEGEND, error_pairs
+    from lambdanets.detection.error_sheet import NAMES as ERROR_NAMES
+    from lambdanets.detection.matching import ERROR_COLUMNS
+    from lambdanets.detection.measuring import write_rows
 
     if max_detections is not None and max_detections < MIN_MAX_DETECTIONS:
         raise UsageError(f"--max-detections is {MIN_MAX_DETECTIONS} or more; got {max_detections}.")
     if images is not None and data is None:
         raise UsageError("--images is the folder of the images of --data: give --data coco:PATH too.")
     option = _tile_option(tile or "auto")
+    if threshold is not None:
+        _check_threshold(threshold)
+    if errors is not None and errors.suffix.lower() == ".png":
+        raise UsageError(f"--errors is a CSV file, beside which a sheet is drawn; got {str(errors)!r}.")
     run = Path(what)
     opened = load_run(run)
+    threshold = opened.config.validation.threshold if threshold is None else threshold
     changes = {"image_size": size, "batch_size": batch_size, "workers": workers}
     own = opened.config.data
     with usage():
@@ -79,14 +91,35 @@ def evaluate_run(
     if evaluation.tiled:
         stdout().print(_tiles_note(evaluation.tiled, scores.images, opened, option), soft_wrap=True)
     _print_scores(f"{run}, {weights} weights, on {data_config.source}", scores)
+    matches = evaluation.matches()
+    figures, (best, best_f1) = matches.figures(threshold), matches.best_threshold()
+    _print_matches(figures, best, best_f1)
     if per_class is not None:
         _print_classes(scores)
         write_per_class(scores, per_class)
     if json is not None:
         plain = {"run": str(run), "weights": weights, "data": data_config.source} | scores.to_plain()
-        write_json(json, plain)
+        at_threshold = figures | {"best_threshold": best, "best_f1_50": best_f1}
+        write_json(json, plain | {"at_threshold": at_threshold})
+    pages = []
+    if errors is not None:
+        paths = [evaluation.images.path(index) for index in range(len(evaluation.images))]
+        write_rows(matches.error_rows(threshold, paths), ERROR_COLUMNS, errors)
+        pages = draw_pairs(
+            error_pairs(evaluation.images, matches, threshold, WORST),
+            errors.with_suffix(".png"),
+            f"{opened.config.model.name}  ·  {run}  ·  images with the most errors",
+            names=ERROR_NAMES,
+            threshold=threshold,
+            per_page=WORST,
+            legend=LEGEND,
+        )
     files = [] if results is None else write_kinds(evaluation.results, results, masks=data_config.masks)
-    print_files(("classes", per_class), ("figures", json), *(("results", file) for file in files))
+    print_files(
+        *(("classes", per_class), ("figures", json), ("errors", errors)),
+        *(("worst images", page) for page in pages),
+        *(("results", file) for file in files),
+    )
     return 0
 
 
@@ -111,6 +144,23 @@ def _print_scores(title: str, scores: "Scores") -> None:
     for name, text in names.items():
         rows.add_row(text, *(_percent(kind.values[name]) for kind in kinds.values()))
     draw(stdout(), f"{title}: {scores.images:,} images, {int(scores.objects.sum()):,} objects", rows)
+
+
+def _print_matches(figures: dict[str, Any], best: float, best_f1: float) -> None:
+    """Print precision, recall and F1 at a threshold, the counts, and the threshold of the highest F1."""
+    kinds = [kind for kind in ("box", "mask") if kind in figures]
+    rows = table(**{"measure": "left"} | dict.fromkeys(kinds, "right"))
+    for iou in (50, 75):
+        for name, text in (("precision", "precision"), ("recall", "recall"), ("f1", "F1")):
+            values = (_percent(figures[kind][f"{name}_{iou}"]) for kind in kinds)
+            rows.add_row(f"{text} (IoU 0.{iou})", *values)
+    draw(stdout(), f"scores from {figures['threshold']:g}", rows)
+    stdout().print(
+        f"{figures['found']:,} objects were found, {figures['annotated']:,} are annotated, and the counts of "
+        f"an image differ by {figures['count_error']:.1f} on average. The {kinds[-1]} F1 (IoU 0.50) is "
+        f"highest, {best_f1:.1%}, with --threshold {best:.2f}.",
+        soft_wrap=True,
+    )
 
 
 def _print_classes(scores: "Scores") -> None:
@@ -163,8 +213,7 @@ def predict_run(
 
     check_images(paths, samples)
     threshold = 0.5 if threshold is None else threshold
-    if not 0 <= threshold <= 1:
-        raise UsageError(f"--threshold is from 0 to 1; got {threshold:g}.")
+    _check_threshold(threshold)
     if pixel_size is not None and not (0 < pixel_size < math.inf and csv is not None):
         raise UsageError(f"--pixel-size is above 0 and goes with --csv; got {pixel_size:g}.")
     option = _tile_option(tile or "auto")
@@ -242,6 +291,11 @@ def predict_run(
         write_rows(numbers, COUNT_COLUMNS, counts)
     print_files(("predictions", json), ("objects", csv), ("counts", counts), ("label images", label_images))
     return exit_code_of_samples(unread, len(entries), strict=strict)
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold is from 0 to 1; got {threshold:g}.")
 
 
 def _tile_option(given: str) -> "TileOption":

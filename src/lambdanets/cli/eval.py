@@ -58,6 +58,8 @@ def run(
     ] = None,
     max_detections: Annotated[int | None, shown("N", "the run's")] = None,
     tile: Annotated[str | None, shown("auto | SIZE | off", "auto")] = None,
+    threshold: Annotated[float | None, shown("SCORE", "the run's")] = None,
+    errors: Annotated[Path | None, shown("FILE.csv")] = None,
     per_class: Annotated[Path | None, shown("FILE.csv")] = None,
     csv: Annotated[Path | None, shown("FILE.csv")] = None,
     json: Annotated[Path | None, shown("FILE.json")] = None,
@@ -91,6 +93,9 @@ def run(
         memory_format: Memory format of the images, which changes the speed and the rounding.
         max_detections: Detectors: number of detections in an image that count, by score; 100 for COCO.
         tile: Detectors: process large images in overlapping tiles; see predict.
+        threshold: Detectors: least score of an object for precision, recall, F1, counts and --errors.
+        errors: Detectors: write the missed and the false objects to a file. The 16 images with the most
+            are drawn beside it on FILE.png.
         per_class: Write the accuracy of each class to a file, and print the best and the worst classes.
         csv: Append a row to a table in the format of timm's results; with --real, by ReaL labels.
         json: Write all results to a JSON file.
@@ -100,12 +105,12 @@ def run(
 
     if rank_and_world_size()[1] > 1:
         raise UsageError("eval measures in one process: start it without torchrun or srun.")
-    check_outputs({"--per-class": per_class, "--csv": csv, "--json": json})
+    check_outputs({"--per-class": per_class, "--csv": csv, "--json": json, "--errors": errors})
     return run_verb(
         "eval", what, data=data, images=images, as_=as_, real=real, checkpoint=checkpoint, weights=weights,
         accelerate=accelerate, size=size, context=context, crop=crop, batch_size=batch_size, workers=workers,
         precision=precision, memory_format=memory_format, max_detections=max_detections, tile=tile,
-        per_class=per_class, csv=csv, json=json, results=results,
+        threshold=threshold, errors=errors, per_class=per_class, csv=csv, json=json, results=results,
     )  # fmt: skip
 
 
