@@ -200,6 +200,20 @@ def test_predict_and_eval_say_that_large_images_are_tiled(
     assert "they were processed in overlapping tiles of 32 pixels" in done.stdout
 
 
+def test_a_slide_larger_than_the_memory_is_refused_before_it_is_decoded(
+    inside: Command, detector: Path, objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("1", (30_000, 9_000)).save(tmp_path / "slide.tif", compression="group4")
+    small = objects / "val" / "001.png"
+    monkeypatch.setattr("lambdanets.detection.prediction.available_memory", lambda device: 3 * 2**30)
+    words = ["predict", detector, tmp_path / "slide.tif", small, "--out", tmp_path / "drawn"]
+    done = inside(*words, "--max-pixels", 10**9)
+    assert done.returncode == 0, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "skipped" in line]
+    assert "slide.tif: its 30,000 x 9,000 pixels need about 4.0 GiB of memory, and 3.0 GiB are" in line
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["001.png"]
+
+
 def test_export_writes_a_file_for_any_image(inside: Command, detector: Path, tmp_path: Path) -> None:
     done = inside("export", detector, "--format", "onnx", "--dynamic-size", "--out", tmp_path / "d.onnx")
     assert done.returncode == 0, done.stderr
