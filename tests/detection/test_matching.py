@@ -17,7 +17,7 @@ Found = Callable[..., Entry]
 
 
 def greedy(truth: dict[str, list[Entry]], results: list[Entry], threshold: float, iou: float) -> list[int]:
-    """Return hits, false detections and missed objects of masks; each detection takes its best free object."""
+    """Return hits, false and missed objects of masks; each detection in turn takes its best free object."""
     hits = false = missed = 0
     encoded = ground_truth_as_results(
         truth | {"annotations": [a | {"iscrowd": 0} for a in truth["annotations"]]}
