@@ -1,6 +1,7 @@
 """`lambdanets eval` and `lambdanets predict` for runs that detect objects."""
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,15 @@ from lambdanets.cli.console import (
     table,
 )
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import check_images, engine_changes, resolved_location, write_json
+from lambdanets.cli.options import (
+    check_images,
+    chosen_device,
+    engine_changes,
+    resolved_location,
+    write_json,
+)
+from lambdanets.cli.predictions import to_stdout
+from lambdanets.cli.scores import errors_sheet
 from lambdanets.data import CocoConfig
 from lambdanets.detection.config import MIN_MAX_DETECTIONS
 
@@ -51,8 +60,9 @@ def evaluate_run(
     max_detections: int | None,
     tile: str | None,
     threshold: float | None,
-    errors: Path | None,
+    device: str | None,
     per_class: Path | None,
+    errors: Path | None,
     json: Path | None,
     results: Path | None,
 ) -> int:
@@ -70,8 +80,7 @@ def evaluate_run(
     option = _tile_option(tile or "auto")
     if threshold is not None:
         _check_threshold(threshold)
-    if errors is not None and errors.suffix.lower() == ".png":
-        raise UsageError(f"--errors is a CSV file, beside which a sheet is drawn; got {str(errors)!r}.")
+    on = chosen_device(device)
     run = Path(what)
     opened = load_run(run)
     threshold = opened.config.validation.threshold if threshold is None else threshold
@@ -85,7 +94,7 @@ def evaluate_run(
         config = replace(config, engine=replace(config.engine, **engine_changes(precision, memory_format)))
         opened = replace(opened, config=config)
     evaluation = evaluate(
-        opened, data=data_config, weights=weights, max_detections=max_detections, tile=option
+        opened, data=data_config, weights=weights, max_detections=max_detections, tile=option, device=on
     )
     scores = evaluation.scores
     if evaluation.tiled:
@@ -107,7 +116,7 @@ def evaluate_run(
         write_rows(matches.error_rows(threshold, paths), ERROR_COLUMNS, errors)
         pages = draw_pairs(
             error_pairs(evaluation.images, matches, threshold, WORST),
-            errors.with_suffix(".png"),
+            errors_sheet(errors),
             f"{opened.config.model.name}  ·  {run}  ·  images with the most errors",
             names=ERROR_NAMES,
             threshold=threshold,
@@ -117,7 +126,7 @@ def evaluate_run(
     files = [] if results is None else write_kinds(evaluation.results, results, masks=data_config.masks)
     print_files(
         *(("classes", per_class), ("figures", json), ("errors", errors)),
-        *(("worst images", page) for page in pages),
+        *(("sheet of errors", page) for page in pages),
         *(("results", file) for file in files),
     )
     return 0
@@ -195,6 +204,7 @@ def predict_run(
     label_images: Path | None,
     pixel_size: float | None,
     weights: Literal["best", "last"],
+    device: str | None,
     strict: bool,
 ) -> int:
     """Detect objects with a run and draw them; the arguments are those of `lambdanets predict`."""
@@ -216,7 +226,7 @@ def predict_run(
     _check_threshold(threshold)
     if pixel_size is not None and not (0 < pixel_size < math.inf and csv is not None):
         raise UsageError(f"--pixel-size is above 0 and goes with --csv; got {pixel_size:g}.")
-    option = _tile_option(tile or "auto")
+    option, on = _tile_option(tile or "auto"), chosen_device(device)
     opened = load_run(run)
     if label_images is not None and not opened.config.data.masks:
         raise UsageError(f"--label-images needs masks, and {run} was trained with data.masks=false.")
@@ -227,7 +237,7 @@ def predict_run(
                 f"{given[0]} goes with images; of the validation set, eval --results writes all."
             )
         sheet = out or run / "predictions.png"
-        pairs = predict_samples(opened, samples, weights=weights, tile=option)
+        pairs = predict_samples(opened, samples, weights=weights, tile=option, device=on)
         title = f"{opened.config.model.name}  ·  {run}"
         with usage():
             pages = draw_pairs(pairs, sheet, title, names=opened.classes, threshold=threshold)
@@ -247,7 +257,7 @@ def predict_run(
     tiled = shrunk = 0
     sizes, data_config = TrainingSizes.read(opened.files.image_sizes, opened.config.data), opened.config.data
     detections = predict(
-        opened, photos, threshold=threshold, weights=weights, tile=option, max_pixels=max_pixels
+        opened, photos, threshold=threshold, weights=weights, tile=option, max_pixels=max_pixels, device=on
     )
     for each in detections:
         entries.append(_entry(each, opened.classes))
@@ -273,12 +283,14 @@ def predict_run(
             drawing.save(part, format="PNG")
         summary = _summary(each, opened.classes)
         rows.add_row(each.path, str(len(found["labels"])), summary, str(target))
-    if rows.row_count:
-        draw(stdout(), f"{opened.config.model.name} from {run}, scores from {threshold:g}", rows)
+    piped = to_stdout(csv)
+    console = stderr() if piped else stdout()
+    if rows.row_count and not piped:
+        draw(console, f"{opened.config.model.name} from {run}, scores from {threshold:g}", rows)
     if tiled:
-        stdout().print(_tiles_note(tiled, rows.row_count, opened, option), soft_wrap=True)
+        console.print(_tiles_note(tiled, rows.row_count, opened, option), soft_wrap=True)
     if shrunk:
-        stdout().print(
+        console.print(
             f"{shrunk:,} of {rows.row_count:,} images were shrunk far more than those of the training (about "
             f"{sizes.median:,} pixels long): small objects are missed. --tile auto processes them in tiles.",
             soft_wrap=True,
@@ -286,10 +298,11 @@ def predict_run(
     if json is not None:
         write_json(json, entries)
     if csv is not None:
-        write_rows(measures, object_columns(pixel_size), csv)
+        write_rows(measures, object_columns(pixel_size), sys.stdout if piped else csv)
     if counts is not None:
         write_rows(numbers, COUNT_COLUMNS, counts)
-    print_files(("predictions", json), ("objects", csv), ("counts", counts), ("label images", label_images))
+    files = {"predictions": json, "objects": None if piped else csv, "counts": counts}
+    print_files(*files.items(), ("label images", label_images), console=console)
     return exit_code_of_samples(unread, len(entries), strict=strict)
 
 

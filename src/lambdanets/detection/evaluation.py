@@ -56,6 +56,7 @@ def evaluate(
     weights: Literal["best", "last"] = "best",
     max_detections: int | None = None,
     tile: TileOption = "auto",
+    device: torch.device | None = None,
 ) -> Evaluation:
     """Evaluate a run on the validation split of a COCO source, in one process.
 
@@ -66,6 +67,7 @@ def evaluate(
         max_detections: Most detections of an image that are scored, by descending score; a lower limit of the
             detector is raised to it. None takes the run's.
         tile: As for `predict`. With tiles, images are processed one by one instead of in batches.
+        device: Device of the network; by default the best one with tiles, else that of the run's config.
 
     Raises:
         ValueError: `tile` is not one of the options of `predict`.
@@ -91,7 +93,9 @@ def evaluate(
     sizes, tile = TrainingSizes.read(run.files.image_sizes, config.data), check_tile(tile)
     tiled = sum(sizes.tile(size, config.data, tile) is not None for size in images.sizes.tolist())
     if tiled:
-        predictor = Predictor(replace(run, config=config), weights, tile, max_detections=max_detections)
+        predictor = Predictor(
+            replace(run, config=config), weights, tile, max_detections=max_detections, device=device
+        )
         results = merge([_results(predictor, images)])
         limit = config.validation.max_detections
         scores = score(images.ground_truth(), results, masks=config.data.masks, max_detections=limit)
@@ -105,8 +109,8 @@ def evaluate(
     module.val_set = images
     with quiet_lightning():
         trainer = make_trainer(
-            **device_and_precision(config.engine),
-            devices=1,
+            **(device_and_precision(config.engine) | ({"accelerator": device.type} if device else {})),
+            devices=1 if device is None or device.index is None or device.type == "cpu" else [device.index],
             # A single process, even under a launcher of several.
             plugins=[LightningEnvironment()],
             logger=False,

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from PIL import Image
@@ -103,8 +103,13 @@ def count_rows(each: Detections, classes: Sequence[str]) -> list[Row]:
     ]
 
 
-def write_rows(rows: Iterable[Row], columns: Sequence[str], path: str | os.PathLike[str]) -> None:
-    """Write rows as a CSV file with a heading, also if there are no rows.
+def write_rows(rows: Iterable[Row], columns: Sequence[str], to: str | os.PathLike[str] | TextIO) -> None:
+    """Write rows as CSV with a heading, also if there are no rows.
+
+    Args:
+        rows: The rows.
+        columns: Their keys.
+        to: The file, which is written as a whole, or an open text stream.
 
     Raises:
         CheckpointError: The disk is full, or the folder cannot be written.
@@ -113,7 +118,10 @@ def write_rows(rows: Iterable[Row], columns: Sequence[str], path: str | os.PathL
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(Path(path), text.getvalue())
+    if isinstance(to, str | os.PathLike):
+        write_text(Path(to), text.getvalue())
+    else:
+        to.write(text.getvalue())
 
 
 def label_image(objects: Objects, height: int, width: int) -> np.ndarray:
