@@ -62,7 +62,7 @@ def test_errors_of_recordings(inside: Callable, trained: Path, tones: Path, tmp_
     rows = (tmp_path / "e.csv").read_text().splitlines()[1:]
     assert len(rows) == wrong > 0
     assert all(str(tmp_path) in row for row in rows)
-    assert Image.open(tmp_path / "e-sheet.png").format == "PNG"
+    assert Image.open(tmp_path / "e.png").format == "PNG"
 
 
 def test_predict(inside: Callable, trained: Path, tones: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_eval_lists_and_draws_errors(inside: Command, detector: Path, tmp_path: 
     assert figures["mask"]["recall_50"] == hits / figures["annotated"]
     assert rows
     assert all(Path(row["file"]).is_file() for row in rows)
-    with Image.open(tmp_path / "errors-sheet.png") as sheet:
+    with Image.open(tmp_path / "errors.png") as sheet:
         assert min(sheet.size) > 300
     assert inside("eval", detector, "--threshold", 1.0).returncode == 0  # nothing is found
 
@@ -306,7 +306,7 @@ def test_predict_shows_samples_beside_the_truth(inside: Command, detector: Path,
         (["predict", "RUN", "--samples", 2, "--threshold", 70], "--threshold is from 0 to 1; got 70"),
         (["predict", "RUN", "--samples", 2, "--tile", "all"], "--tile is auto, off, or the side of a tile"),
         (["eval", "RUN", "--threshold", 2], "--threshold is from 0 to 1; got 2"),
-        (["eval", "RUN", "--device", "tpu"], "--device takes cpu, cuda, mps or xpu, not 'tpu'"),
+        (["eval", "RUN", "--device", "tpu"], "--device takes cpu, cuda or mps, not 'tpu'"),
         (["eval", "RUN", "--tile", 0], "--tile is auto, off, or the side of a tile in pixels, 16 or more"),
         (["pseudo-label", "RUN", "--data", "digits", "--out", "x.csv"], "of a run of detection"),
     ],

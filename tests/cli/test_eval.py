@@ -244,10 +244,10 @@ def test_files_of_single_images_and_figures_of_classes(
     assert figures["classes"][3]["f1"] == pytest.approx(2 * threes / (90 + threes))
     assert [each["images"] for each in figures["calibration"]] == [0] * 14 + [90]
     assert value(done.stdout, "mean F1") == f"{figures['macro_f1']:.2%}"
-    for picture in (tmp_path / "c.png", tmp_path / "new" / "errors-sheet.png"):
+    for picture in (tmp_path / "c.png", tmp_path / "new" / "errors.png"):
         with Image.open(picture) as drawn:
             assert min(drawn.size) > 500
-    assert "errors-sheet.png" in done.stdout
+    assert "errors.png" in done.stdout
 
 
 def test_errors_of_test_sets(inside: Command, sets: Path, tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ WRONG = {
         2,
         "--errors names files, and the samples of wds/photos",
     ),
-    "eval RUN --device abacus": (2, "--device takes cpu, cuda, mps or xpu, not 'abacus'"),
+    "eval RUN --device abacus": (2, "--device takes cpu, cuda or mps, not 'abacus'"),
     "eval RUN --device meta": (2, "there is no meta device here"),
     "eval RUN --device xpu:3": (2, "there is no xpu device here"),
     "eval lambda_resnet5 --data folder:NUMBERED": (1, "lambda_resnet5 is no run: there is no such folder"),

@@ -11,6 +11,8 @@ from lambdanets.cli.console import draw, print_files, stdout
 from lambdanets.cli.errors import usage
 from lambdanets.cli.export import print_exported
 from lambdanets.cli.options import (
+    EVAL_DEVICES,
+    PREDICT_DEVICES,
     check_outputs,
     check_suffix,
     chosen_device,
@@ -46,7 +48,7 @@ def evaluate_run(
     from lambdanets.evaluate.results import detailed_figures
     from lambdanets.evaluate.samples import Recorder
 
-    on = chosen_device(device)
+    on = chosen_device(device, EVAL_DEVICES)
     opened = load_run(run)
     config = opened.config
     changes = {"batch_size": batch_size, "workers": workers}
@@ -111,7 +113,7 @@ def predict_run(
     sheet = out or run / "predictions.png"
     check_suffix("--out", sheet, ".png")
     check_outputs({"--out": sheet})
-    on = chosen_device(device)
+    on = chosen_device(device, PREDICT_DEVICES)
     opened = load_run(run)
     name = opened.config.model.name
     top, batch_size = 5 if top is None else top, 32 if batch_size is None else batch_size

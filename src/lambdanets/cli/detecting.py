@@ -18,6 +18,8 @@ from lambdanets.cli.console import (
 )
 from lambdanets.cli.errors import UsageError, usage
 from lambdanets.cli.options import (
+    EVAL_DEVICES,
+    PREDICT_DEVICES,
     check_images,
     chosen_device,
     engine_changes,
@@ -57,10 +59,10 @@ def evaluate_run(
     workers: int | None,
     precision: str | None,
     memory_format: str | None,
+    device: str | None,
     max_detections: int | None,
     tile: str | None,
     threshold: float | None,
-    device: str | None,
     per_class: Path | None,
     errors: Path | None,
     json: Path | None,
@@ -77,10 +79,9 @@ def evaluate_run(
         raise UsageError(f"--max-detections is {MIN_MAX_DETECTIONS} or more; got {max_detections}.")
     if images is not None and data is None:
         raise UsageError("--images is the folder of the images of --data: give --data coco:PATH too.")
-    option = _tile_option(tile or "auto")
+    option, on = _tile_option(tile or "auto"), chosen_device(device, EVAL_DEVICES)
     if threshold is not None:
         _check_threshold(threshold)
-    on = chosen_device(device)
     run = Path(what)
     opened = load_run(run)
     threshold = opened.config.validation.threshold if threshold is None else threshold
@@ -194,6 +195,7 @@ def predict_run(
     paths: tuple[Path, ...],
     *,
     samples: int | None,
+    device: str | None,
     threshold: float | None,
     tile: str | None,
     max_pixels: int | None,
@@ -204,7 +206,6 @@ def predict_run(
     label_images: Path | None,
     pixel_size: float | None,
     weights: Literal["best", "last"],
-    device: str | None,
     strict: bool,
 ) -> int:
     """Detect objects with a run and draw them; the arguments are those of `lambdanets predict`."""
@@ -226,7 +227,7 @@ def predict_run(
     _check_threshold(threshold)
     if pixel_size is not None and not (0 < pixel_size < math.inf and csv is not None):
         raise UsageError(f"--pixel-size is above 0 and goes with --csv; got {pixel_size:g}.")
-    option, on = _tile_option(tile or "auto"), chosen_device(device)
+    option, on = _tile_option(tile or "auto"), chosen_device(device, PREDICT_DEVICES)
     opened = load_run(run)
     if label_images is not None and not opened.config.data.masks:
         raise UsageError(f"--label-images needs masks, and {run} was trained with data.masks=false.")

@@ -11,6 +11,7 @@ from tyro import conf
 from lambdanets.cli.console import draw, print_files, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, usage
 from lambdanets.cli.options import (
+    EVAL_DEVICES,
     check_outputs,
     chosen_device,
     engine_changes,
@@ -62,7 +63,7 @@ def run(
     max_detections: Annotated[int | None, shown("N", "the run's")] = None,
     tile: Annotated[str | None, shown("auto | SIZE | off", "auto")] = None,
     threshold: Annotated[float | None, shown("SCORE", "the run's")] = None,
-    device: Annotated[str | None, shown("cpu | cuda | cuda:1 | mps | xpu", "the run's, or the best")] = None,
+    device: Annotated[str | None, shown("cpu | cuda | cuda:1 | mps", "the run's, or the best")] = None,
     per_class: Annotated[Path | None, shown("FILE.csv")] = None,
     errors: Annotated[Path | None, shown("FILE.csv")] = None,
     predictions: Annotated[Path | None, shown("FILE.csv")] = None,
@@ -106,8 +107,8 @@ def run(
             precision), and print the best and the worst classes.
         errors: Classifiers: write the wrongly classified images or recordings to a file, the largest loss
             first: file, truth, guess, their probabilities and the loss. The first 24 are drawn beside it on
-            FILE-sheet.png. Detectors: write the missed and the false objects, with their boxes; the 16 images
-            with the most are drawn.
+            FILE.png. Detectors: write the missed and the false objects, with their boxes; the 16 images with
+            the most are drawn.
         predictions: Classifiers: write the same for all images or recordings.
         confusion: Classifiers: draw the confusion matrix, or write its counts.
         calibration: Classifiers: draw how often predictions of each confidence are correct.
@@ -166,7 +167,7 @@ def evaluate_classifier(
 
     if csv is not None:
         check_table(csv)
-    on = chosen_device(device)
+    on = chosen_device(device, EVAL_DEVICES)
     target, elsewhere = _target(what, data, checkpoint, weights)
     test_set = TEST_SETS[as_] if as_ is not None else guess_test_set(target) if elsewhere else None
     if real is not None and test_set not in (None, TEST_SETS["imagenet"]):

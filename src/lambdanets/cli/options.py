@@ -49,7 +49,8 @@ DtypeName = Literal["float32", "float64", "bfloat16", "float16"]
 # A flag that is true unless --no-NAME is given; its help describes --no-NAME.
 Without = Annotated[bool, conf.arg(help_behavior_hint="")]
 Device = Annotated[str, conf.arg(metavar="cpu | cuda")]
-ACCELERATORS = ("cpu", "cuda", "mps", "xpu")
+EVAL_DEVICES = ("cpu", "cuda", "mps")  # of Lightning, which eval runs in
+PREDICT_DEVICES = (*EVAL_DEVICES, "xpu")
 
 
 def shown(metavar: str, default: str | None = None) -> Any:
@@ -146,15 +147,15 @@ def check_device(device: str, kinds: Sequence[str] = ("cpu", "cuda")) -> None:
         raise UsageError(f"there is no device {device} here; the last one is {named.type}:{last_index}.")
 
 
-def chosen_device(device: str | None) -> torch.device | None:
-    """Return the device that --device names for a computation with a network; None if it was not given.
+def chosen_device(device: str | None, kinds: Sequence[str]) -> torch.device | None:
+    """Return the device, of one of some kinds, that --device names; None if the option was not given.
 
     Raises:
         UsageError: There is no such device.
     """
     if device is None:
         return None
-    check_device(device, ACCELERATORS)
+    check_device(device, kinds)
     return torch.device(device)
 
 

@@ -8,7 +8,14 @@ from typing import Annotated, Literal
 from tyro import conf
 
 from lambdanets.cli.errors import UsageError
-from lambdanets.cli.options import check_images, check_outputs, check_suffix, chosen_device, shown
+from lambdanets.cli.options import (
+    PREDICT_DEVICES,
+    check_images,
+    check_outputs,
+    check_suffix,
+    chosen_device,
+    shown,
+)
 from lambdanets.cli.predictions import to_stdout, write_predictions
 from lambdanets.cli.tasks import run_verb
 from lambdanets.evaluate.prediction import Prediction, predict_files, predict_held_out
@@ -118,7 +125,7 @@ def predict_labels(
     sheet = out or (what if is_run else Path()) / "predictions.png"
     check_suffix("--out", sheet, ".png")
     check_outputs({"--out": sheet})
-    on = chosen_device(device)
+    on = chosen_device(device, PREDICT_DEVICES)
     if is_run:
         target = target_from_run(load_run(what), weights=weights)
         title, heading = f"{target.name}  ·  {what}", f"{target.name} from {what}"

@@ -86,7 +86,7 @@ def check_score_files(
 
 def errors_sheet(errors: Path) -> Path:
     """Return the path of the sheet beside a file of errors."""
-    return errors.with_name(f"{errors.stem}-sheet.png")
+    return errors.with_suffix(".png")
 
 
 @dataclass(frozen=True)

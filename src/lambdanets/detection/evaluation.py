@@ -20,7 +20,7 @@ from lambdanets.detection.training import DetectionModule
 from lambdanets.models import to_channels_last
 from lambdanets.train import Run
 from lambdanets.train.checkpoint import RunState
-from lambdanets.train.engine import device_and_precision, make_trainer, quiet_lightning
+from lambdanets.train.engine import make_trainer, one_device, quiet_lightning
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def evaluate(
         max_detections: Most detections of an image that are scored, by descending score; a lower limit of the
             detector is raised to it. None takes the run's.
         tile: As for `predict`. With tiles, images are processed one by one instead of in batches.
-        device: Device of the network; by default the best one with tiles, else that of the run's config.
+        device: Device in place of the run's.
 
     Raises:
         ValueError: `tile` is not one of the options of `predict`.
@@ -109,8 +109,7 @@ def evaluate(
     module.val_set = images
     with quiet_lightning():
         trainer = make_trainer(
-            **(device_and_precision(config.engine) | ({"accelerator": device.type} if device else {})),
-            devices=1 if device is None or device.index is None or device.type == "cpu" else [device.index],
+            **one_device(config.engine, device),
             # A single process, even under a launcher of several.
             plugins=[LightningEnvironment()],
             logger=False,

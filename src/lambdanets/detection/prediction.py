@@ -87,7 +87,7 @@ def predict(
         tile: "auto"; the side of the tiles in pixels of the images, for all larger images; or "off", to
             process every image as a whole.
         max_pixels: Larger images are not read; None takes the limit of the run's training.
-        device: Device of the network; by default the best one.
+        device: Device of the computation; None takes the best.
 
     Raises:
         ValueError: `threshold` is not from 0 to 1, or `tile` is not one of the options above.
@@ -140,7 +140,7 @@ class Predictor:
         weights: The best weights by validation, or those of the last epoch.
         tile: As for `predict`.
         max_detections: Least value of the network's limit of detections per image or tile; None keeps it.
-        device: Device of the network; by default the best one.
+        device: Device of the computation; None takes the best.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ def predict_samples(
         count: Number of images; a smaller set is used whole.
         weights: The best weights by validation, or those of the last epoch.
         tile: As for `predict`.
-        device: Device of the network; by default the best one.
+        device: Device of the computation; None takes the best.
 
     Raises:
         ValueError: `count` is not positive, or `tile` is not one of the options of `predict`.

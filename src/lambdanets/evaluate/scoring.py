@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from lambdanets.train.config import EngineConfig
-from lambdanets.train.engine import device_and_precision, make_trainer, quiet_lightning
+from lambdanets.train.engine import make_trainer, one_device, quiet_lightning
 from lambdanets.train.errors import RunError
 from lambdanets.utils.progress import MANY, progress_bar
 from lambdanets.utils.text import first_line
@@ -212,10 +212,8 @@ def score(
             network, num_classes, engine, name, allowed, on_logits, on_samples,
             lambda done: report(done, total),
         )  # fmt: skip
-        chosen = {} if device is None else {"accelerator": device.type}
         trainer = make_trainer(
-            **device_and_precision(engine) | chosen,
-            devices=1 if device is None or device.index is None else [device.index],
+            **one_device(engine, device),
             plugins=[LightningEnvironment()],  # a single process, even under a launcher
             logger=False,
             enable_checkpointing=False,

@@ -421,6 +421,15 @@ def device_and_precision(engine: EngineConfig) -> dict[str, Any]:
     }
 
 
+def one_device(engine: EngineConfig, device: torch.device | None) -> dict[str, Any]:
+    """Return precision and one device as arguments of Lightning's trainer; None takes that of the engine."""
+    settings = device_and_precision(engine) | {"devices": 1}
+    if device is not None:
+        settings["accelerator"] = device.type
+        settings["devices"] = 1 if device.index is None or device.type == "cpu" else [device.index]
+    return settings
+
+
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Silence Lightning's messages and advice, and errors of TensorBoard's thread.
