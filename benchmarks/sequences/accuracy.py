@@ -1,8 +1,10 @@
 """Accuracy of layers on text and on speech, each at one size of the network, by the package's own recipes.
 
-`language` trains language models on one text by the recipe `text` for 2,000 steps. `digits` trains
-classifiers of spoken digits by the recipe `audio`, with each speaker held out in turn. A row is written for
-each finished cell, and cells with a row are not repeated. `--report` draws the figures and prints the tables.
+`language` trains language models on one text by the recipe `text` for 2,000 steps, `language_time` for the
+steps that take as long as those of another arm. `digits` trains classifiers of spoken digits by the recipe
+`audio`, with each speaker held out in turn; `digits_large` has larger networks, `digits_raw` takes samples. A
+row is written for each finished cell, and cells with a row are not repeated. `--report` draws the figures and
+prints the tables.
 `python -m benchmarks.sequences.accuracy language text.txt COMMIT`
 `python -m benchmarks.sequences.accuracy digits recordings COMMIT`, where recordings has the files
 `DIGIT_SPEAKER_NUMBER.wav` of the Free Spoken Digit Dataset.
@@ -19,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +45,25 @@ TEXT_MODELS: dict[str, tuple[str, ...]] = {
     "attention, gate": ("attention_lm_mini", "model.options.gate=True", "model.options.mlp_dim=304"),
     "gru": ("gru_lm_mini",),
 }
-SPEECH_MODELS: dict[str, tuple[str, ...]] = {
-    "lambda": ("widths=[24,40,56]",),
-    "conv, 9 taps": ("operator=conv", "taps=9", "widths=[16,24,40]"),
-    "conv, 3 taps": ("operator=conv", "taps=3", "widths=[24,32,56]"),
-    "lambda, positions": ("content=False", "widths=[16,56,56]"),
-    "lambda, content": ("position=False", "widths=[24,40,56]"),
-    "depthwise, 23 taps": ("operator=conv", "taps=23", "depthwise=True", "widths=[32,48,72]"),
-    "attention": ("operator=attention", "widths=[24,32,56]"),
-    "gru": ("operator=gru", "widths=[16,24,56]"),
+# Steps of an epoch, 250 in `language`, with which an arm takes the time of the other one by training.csv.
+EPOCH_STEPS = {"gru": ("lambda", 134), "lambda": ("gru", 465)}
+# Options of the layers, and channels of the stages in each of SPEECH_SETTINGS: networks of one size.
+SPEECH_ARMS: dict[str, tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]] = {
+    "lambda": ((), ((24, 40, 56), (40, 56, 64), (24, 40, 56))),
+    "conv, 9 taps": (("operator=conv", "taps=9"), ((16, 24, 40), (24, 24, 48), (24, 24, 32))),
+    "conv, 3 taps": (("operator=conv", "taps=3"), ((24, 32, 56), (40, 48, 56), (24, 32, 56))),
+    "lambda, positions": (("content=False",), ((16, 56, 56), (40, 56, 72), (24, 40, 64))),
+    "lambda, content": (("position=False",), ((24, 40, 56), (40, 56, 64), (24, 48, 48))),
+    "depthwise, 23 taps": (
+        ("operator=conv", "taps=23", "depthwise=True"), ((32, 48, 72), (64, 64, 64), (32, 40, 56))
+    ),
+    "attention": (("operator=attention",), ((24, 32, 56), (40, 48, 56), (24, 32, 56))),
+    "gru": (("operator=gru",), ((16, 24, 56), (24, 32, 64), (16, 32, 56))),
+}  # fmt: skip
+SPEECH_SETTINGS = {
+    "digits": ("lambda_audio_small", "log-mel"),
+    "digits_large": ("lambda_audio", "log-mel"),
+    "digits_raw": ("lambda_audio_small", "raw"),
 }
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 PUBLISHED = 1.88  # validation loss in nats of nanoGPT's README for this setting, with softmax attention
@@ -64,13 +77,29 @@ def text_cells(source: Path, folder: Path, seeds: list[int]) -> Iterable[Cell]:
         yield {"arm": arm, "held_out": "", "seed": seed}, lambdanets.text.train, config
 
 
-def speech_cells(source: Path, folder: Path, seeds: list[int]) -> Iterable[Cell]:
-    """Yield the cells of spoken digits, seed by seed and speaker by speaker."""
-    for seed, speaker, (arm, options) in itertools.product(seeds, SPEAKERS, SPEECH_MODELS.items()):
+def timed_cells(source: Path, folder: Path, seeds: list[int]) -> Iterable[Cell]:
+    """Yield the cells of language models that train as long as another arm does, seed by seed."""
+    for seed, (arm, (other, steps)) in itertools.product(seeds, EPOCH_STEPS.items()):
+        model, *options = TEXT_MODELS[arm]
+        config = get_recipe("text").with_model(model)
+        options += [f"data.source=text:{source}", f"seed={seed}", "engine.threads=1"]
+        options.append(f"data.windows={12 * steps}")
+        yield (
+            {"arm": f"{arm}, time of {other}", "held_out": "", "seed": seed},
+            lambdanets.text.train,
+            override(config, *options),
+        )
+
+
+def speech_cells(source: Path, folder: Path, seeds: list[int], setting: str) -> Iterable[Cell]:
+    """Yield the cells of spoken digits in one of `SPEECH_SETTINGS`, seed by seed and speaker by speaker."""
+    model, features = SPEECH_SETTINGS[setting]
+    number = list(SPEECH_SETTINGS).index(setting)
+    for seed, speaker, (arm, (layer, widths)) in itertools.product(seeds, SPEAKERS, SPEECH_ARMS.items()):
         data = f"data.source=audio:{split_by_speaker(source, folder / speaker, speaker)}"
-        layers = (f"model.options.{option}" for option in options)
-        config = get_recipe("audio").with_model("lambda_audio_small")
-        config = override(config, data, f"seed={seed}", "engine.threads=1", "data.workers=0", *layers)
+        options = [f"model.options.{option}" for option in (*layer, f"widths={list(widths[number])}")]
+        options += [data, f"data.features={features}", f"seed={seed}", "engine.threads=1", "data.workers=0"]
+        config = override(get_recipe("audio").with_model(model), *options)
         yield {"arm": arm, "held_out": speaker, "seed": seed}, lambdanets.audio.train, config
 
 
@@ -85,9 +114,10 @@ def split_by_speaker(source: Path, folder: Path, held_out: str) -> Path:
     return folder
 
 
-EXPERIMENTS: dict[str, Callable[..., Iterable[Cell]]] = {
+EXPERIMENTS: dict[str, Callable[[Path, Path, list[int]], Iterable[Cell]]] = {
     "language": text_cells,
-    "digits": speech_cells,
+    "language_time": timed_cells,
+    **{name: partial(speech_cells, setting=name) for name in SPEECH_SETTINGS},
 }
 
 

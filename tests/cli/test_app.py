@@ -32,7 +32,7 @@ WRONG = {
     "frobnicate": [
         "there is no verb",
         "train, eval, predict, generate, pseudo-label",
-        "export, shard, list, show, plan",
+        "export, push, shard, list, show, plan",
     ],
     "train": ["name a recipe", "digits", "--resume"],
     "train digist": ["there is no recipe 'digist'", "did you mean digits?"],

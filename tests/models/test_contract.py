@@ -1,5 +1,6 @@
 """timm's interface of a backbone on all models: large models on the meta device, small models computed."""
 
+import warnings
 from functools import cache
 
 import pytest
@@ -302,3 +303,13 @@ def test_torchvisions_feature_extractor_finds_the_nodes_of_the_networks(name: st
     model(x)
     for node in nodes:
         torch.testing.assert_close(traced[node], kept[node])
+
+
+def test_torchscript_computes_the_same_as_a_network() -> None:
+    model = wake(create_model("lambda_resnet_digits", drop_rate=0.1)).eval()
+    x = images(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch.jit.script
+        script = torch.jit.script(model)
+    assert list(script.state_dict()) == list(model.state_dict())
+    torch.testing.assert_close(script(x), model(x))

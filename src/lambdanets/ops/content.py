@@ -58,6 +58,10 @@ def apply_lambda(
         left, right = _factors(rows, content_lambda.to(dtype), q.shape[1], memory_layout)
         if position is None:
             y = torch.bmm(left, right)
+        elif torch.compiler.is_exporting():
+            # The decomposition of baddbmm has the strides of its first argument, those here are contiguous:
+            # ExecuTorch would see a view of y that it cannot take.
+            y = torch.bmm(left, right) + as_rows(position.to(dtype), memory_layout)
         else:
             y = torch.baddbmm(as_rows(position.to(dtype), memory_layout), left, right)
     return from_rows(y, q.shape[1], memory_layout).to(q.dtype)
