@@ -1,4 +1,4 @@
-"""A slide of thirty images against the images one by one: `python slide.py RUN /data/nuclei COMMIT`.
+"""A slide of thirty images against the images one by one: `python slide.py RUN /data/nuclei COMMIT [last]`.
 
 The first thirty validation images of 256x256 pixels become a slide of 5 rows and 6 columns. The detector of a
 run processes the images one by one, the slide in tiles, and the slide shrunk as a whole. Writes slide.csv:
@@ -51,6 +51,7 @@ def partners(first: list[Any], second: list[Any]) -> list[tuple[int, int]]:
 
 def main() -> None:
     run, root, commit = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    weights = "last" if sys.argv[4:] == ["last"] else "best"
     content = json.loads((root / "annotations" / "instances_val.json").read_text())
     images = [each for each in content["images"] if (each["width"], each["height"]) == (SIDE, SIDE)]
     images = images[: ROWS * COLUMNS]
@@ -74,7 +75,7 @@ def main() -> None:
             ("slide shrunk as a whole", [Path(folder) / "slide.png"], "off"),
         ):
             started = time.process_time()
-            found = list(predict(opened, paths, threshold=THRESHOLD, tile=tile))
+            found = list(predict(opened, paths, threshold=THRESHOLD, weights=weights, tile=tile))
             seconds = time.process_time() - started
             masks = [
                 encoded if len(paths) == 1 else placed(encoded, number)
