@@ -40,9 +40,10 @@ def test_eval(inside: Callable, trained: Path, tones: Path, tmp_path: Path) -> N
     figures = json.loads((tmp_path / "f.json").read_text())
     assert figures["recordings"] == 12
     assert f"{figures['top1']:.2%}" in done.stdout
-    assert (tmp_path / "c.csv").read_text().splitlines()[
-        0
-    ] == "class,name,images,top1,top5,precision,recall,f1"
+    heading = (tmp_path / "c.csv").read_text().splitlines()[0]
+    assert heading == "class,name,recordings,top1,top5,precision,recall,f1"
+    assert figures["classes"][0]["recordings"] == 4
+    assert sum(each["recordings"] for each in figures["calibration"]) == 12
     done = inside("eval", trained, "--data", f"audio:{tones}/train")
     assert done.returncode == 0, done.stderr
     assert "36" in done.stdout

@@ -91,7 +91,10 @@ def test_predict_measures_each_file(inside: Command, writer: Path, tmp_path: Pat
     assert bad["error"].startswith(f"{folder / 'bad.txt'} is not UTF-8: byte 10 is 0xff")
     assert "'é' is not among the 33 characters" in other["error"] or "are not among" in other["error"]
     assert "good.txt" in done.stdout
-    assert done.stderr.count("skipped ") == 2
+    assert [line.partition(" is not UTF-8")[0] for line in done.stderr.splitlines()] == [
+        f"skipped: {folder / 'bad.txt'}",
+        f"skipped: {other['error']}",
+    ]
     assert inside("predict", writer, *words, "--strict").returncode == 1
     assert inside("predict", writer, tmp_path / "other.md").returncode == 1
 
@@ -114,6 +117,16 @@ def test_generate_starts_without_a_prompt(inside: Command, writer: Path) -> None
     ]
     assert shown[0] == shown[1] == shown[2].removeprefix("\n")
     assert len(shown[0]) == 21
+
+
+def test_line_ends_of_a_prompt_are_those_of_the_text(inside: Command, writer: Path) -> None:
+    shown = [
+        inside("generate", writer, "--prompt", f"{start}The fox{end}The", "--tokens", 20, "--seed", 1)
+        for start, end in (("", "\n"), ("", "\r\n"), ("", "\r"), ("\ufeff", "\r\n"))
+    ]
+    assert [done.returncode for done in shown] == [0] * 4
+    assert {done.stdout for done in shown} == {shown[0].stdout}
+    assert shown[0].stdout.startswith("The fox\nThe")
 
 
 def test_generate_prints_each_token_as_it_is_written(start: Start, writer: Path) -> None:
@@ -140,9 +153,13 @@ def test_a_closed_pipe_is_no_failure(start: Start, writer: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--prompt", "Café"), "'C', 'é' are not among the 33 characters of the model's vocabulary."),
-        (("--temperature", "-1"), "--temperature must be at least 0, got -1."),
-        (("--temperature", "nan"), "--temperature must be at least 0, got nan."),
+        (
+            ("--prompt", "Café"),
+            "the prompt cannot be used: 'C', 'é' are not among the 33 characters of the model's vocabulary; "
+            "leave them out, or train a model on text with them.",
+        ),
+        (("--temperature", "-1"), "--temperature must be at least 0 and finite, got -1."),
+        (("--temperature", "nan"), "--temperature must be at least 0 and finite, got nan."),
         (("--tokens", "0"), "--tokens must be at least 1, got 0."),
         (("--top-k", "0"), "--top-k must be at least 1, got 0."),
         (("--top-p", "0"), "--top-p must be above 0 and at most 1, got 0."),

@@ -303,8 +303,12 @@ def test_what_is_refused() -> None:
         "tokens of the prompt must be from 0 to 10, got 3 to 11": lambda: model.generate(
             torch.tensor([3, 11]), 3
         ),
-        "temperature must be at least 0, got -1": lambda: model.generate(tokens(3), 3, temperature=-1),
-        "temperature must be at least 0, got nan": lambda: model.generate(tokens(3), 3, temperature=math.nan),
+        "temperature must be at least 0 and finite, got -1": lambda: model.generate(
+            tokens(3), 3, temperature=-1
+        ),
+        "temperature must be at least 0 and finite, got nan": lambda: model.generate(
+            tokens(3), 3, temperature=math.nan
+        ),
         "top_k must be at least 1": lambda: model.generate(tokens(3), 3, top_k=0),
         "top_p must be above 0": lambda: model.generate(tokens(3), 3, top_p=0.0),
         "max_new_tokens must be at least 0": lambda: model.generate(tokens(3), -1),

@@ -71,10 +71,7 @@ def evaluate_run(
     title = f"{config.model.name}  ·  {run} on {form.source}"
     written = files.write(scores, samples, opened.classes, title=title, draw=draw_errors, noun="recordings")
     if json is not None:
-        figures = {
-            name.replace("images", "recordings"): value
-            for name, value in detailed_figures(scores, opened.classes).items()
-        }
+        figures = detailed_figures(scores, opened.classes, samples="recordings")
         write_json(json, {"run": str(run), "weights": weights, "data": form.source} | figures)
     print_files(*written, ("figures", json))
     return 0

@@ -143,7 +143,7 @@ class ScoreFiles:
         if self.per_class is not None:
             rows = class_rows(scores, classes)
             print_classes(rows, noun)
-            write_classes(self.per_class, rows)
+            write_classes(self.per_class, rows, samples=noun)
             written.append(("classes", self.per_class))
         if samples is not None:
             written += self._write_samples(samples, classes, title, draw, noun)

@@ -63,11 +63,17 @@ def class_rows(scores: Scores, classes: tuple[str, ...]) -> list[ClassRow]:
     ]
 
 
-def write_classes(path: Path, rows: list[ClassRow]) -> None:
-    """Write a CSV file of classes: class, name, images, top1, top5, precision, recall, f1."""
+def write_classes(path: Path, rows: list[ClassRow], *, samples: str = "images") -> None:
+    """Write a CSV file of classes: class, name, images, top1, top5, precision, recall, f1.
+
+    Args:
+        path: The file.
+        rows: The classes.
+        samples: Name of the third column, in place of "images".
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("class", "name", "images", "top1", "top5", "precision", "recall", "f1"))
+    writer.writerow(("class", "name", samples, "top1", "top5", "precision", "recall", "f1"))
     for row in rows:
         figures = (row.top1, row.top5, row.precision, row.top1, row.f1)
         writer.writerow((row.name, row.description, row.images, *(f"{value:.6g}" for value in figures)))
@@ -75,16 +81,26 @@ def write_classes(path: Path, rows: list[ClassRow]) -> None:
     write_text(path, text.getvalue())
 
 
-def detailed_figures(scores: Scores, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Return the figures of all samples, of each class and of each interval of the confidence for JSON."""
+def detailed_figures(scores: Scores, classes: tuple[str, ...], *, samples: str = "images") -> dict[str, Any]:
+    """Return the figures of all samples, of each class and of each interval of the confidence for JSON.
+
+    Args:
+        scores: The scores.
+        classes: Class names, in the order of the logits.
+        samples: Noun of the samples in the names of the figures.
+    """
+
+    def renamed(figures: dict[str, Any]) -> dict[str, Any]:
+        return {name.replace("images", samples): value for name, value in figures.items()}
+
     edges = [index / BINS for index in range(BINS + 1)]
-    return scores.figures() | {
-        "classes": [asdict(row) for row in class_rows(scores, classes)],
+    return renamed(scores.figures()) | {
+        "classes": [renamed(asdict(row)) for row in class_rows(scores, classes)],
         "calibration": [
             {
                 "above": low,
                 "up_to": high,
-                "images": int(images),
+                samples: int(images),
                 "accuracy": correct / images if images else None,
                 "confidence": confidence / images if images else None,
             }

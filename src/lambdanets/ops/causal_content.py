@@ -282,7 +282,7 @@ class _CausalContent(torch.autograd.Function):
     """`causal_content_output` in eager calls."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         _save_output(ctx, arguments, None)
         return _compute(*arguments)
 

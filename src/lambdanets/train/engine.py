@@ -456,7 +456,7 @@ def device_and_precision(engine: EngineConfig) -> dict[str, Any]:
 
 
 def one_device(engine: EngineConfig, device: torch.device | None) -> dict[str, Any]:
-    """Return precision and one device as arguments of Lightning's trainer; None takes that of the engine."""
+    """Return precision and one device as arguments of Lightning's trainer; None takes the engine's type."""
     settings = device_and_precision(engine) | {"devices": 1}
     if device is not None:
         settings["accelerator"] = device.type
