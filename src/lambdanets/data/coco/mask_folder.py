@@ -175,8 +175,8 @@ def masks_to_coco(
         ValueError: `classes`, `ignore` or `threshold` have invalid values.
 
     Warns:
-        DataWarning: a value that is not split has several connected components, which need different values,
-            or `split`, if each is an object.
+        DataWarning: `split` is None, and a value that is not split has several connected components, which
+            need different values, or `split`, if each is an object.
 
     Example:
         >>> masks_to_coco("/data/nuclei", "/data/nuclei/annotations/all.json", classes=("nucleus",))
@@ -212,6 +212,7 @@ def masks_to_coco(
             report(number, len(images_with_masks))
     if bad:
         raise DataError(f"the masks of {root} cannot be converted:{listing(bad)}")
+    undecided = split is None
     if split is None:
         split = threshold is None and len({each.value for _, each in objects}) == 1
     disconnected = [each for _, each in objects if each.parts]
@@ -221,7 +222,7 @@ def masks_to_coco(
         for entry in (each.parts if split and each.parts else [each.whole])
     ]
     annotations = [{"id": number} | entry for number, entry in enumerate(entries, start=1)]
-    if disconnected and not split:
+    if disconnected and undecided and not split:
         warnings.warn(
             f"{len(disconnected)} of {len(annotations)} objects have parts that do not touch:"
             + listing([f"{each.path}: {each.value} has {len(each.parts)} parts." for each in disconnected])
