@@ -182,60 +182,108 @@ def read(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def table(name: str, column: str, factor: float, digits: int) -> list[str]:
-    """Return a table of means and standard deviations over cells, in the form of the pages."""
-    rows = read(name)
-    lines = [f"| arm | parameters | {column} | runs | CPU seconds |", "|---|---:|---:|---:|---:|"]
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        own = [row for row in rows if row["arm"] == arm]
-        values = [factor * float(row[column]) for row in own]
-        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-        seconds = statistics.median(float(row["cpu_seconds"]) for row in own)
+def language_table(name: str) -> list[str]:
+    """Return the losses of an experiment on language: mean and standard deviation over seeds."""
+    lines = [
+        "| arm | parameters | steps | loss, nats | runs | CPU seconds |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for arm, rows in by_arm(name).items():
+        loss = spread([float(row["val_loss"]) for row in rows], 3)
         lines.append(
-            f"| {arm} | {int(own[0]['parameters']):,} | {statistics.mean(values):.{digits}f}{spread} "
-            f"| {len(own)} | {seconds:.0f} |"
+            f"| {arm} | {int(rows[0]['parameters']):,} | {int(rows[0]['steps']):,} | {loss} | {len(rows)} "
+            f"| {median(rows, 'cpu_seconds'):.0f} |"
         )
     return lines
 
 
+def digits_table(name: str) -> list[str]:
+    """Return the accuracies of an experiment on digits, in % and over speakers, the mean of seeds for each.
+
+    The last column is the difference from the lambda arm on the same speaker and seed.
+    """
+    lines = [
+        "| arm | parameters | accuracy, % | minus lambda, points | runs | CPU seconds |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    arms = by_arm(name)
+    lambdas = {(row["held_out"], row["seed"]): accuracy(row) for row in arms.get("lambda", [])}
+    for arm, rows in arms.items():
+        means = spread(over_speakers(rows, accuracy), 1)
+        paired = [row for row in rows if (row["held_out"], row["seed"]) in lambdas]
+        differences = over_speakers(paired, lambda row: accuracy(row) - lambdas[row["held_out"], row["seed"]])
+        difference = "" if arm == "lambda" or not differences else spread(differences, 1, sign="+")
+        lines.append(
+            f"| {arm} | {int(rows[0]['parameters']):,} | {means} | {difference} | {len(rows)} "
+            f"| {median(rows, 'cpu_seconds'):.0f} |"
+        )
+    return lines
+
+
+def by_arm(name: str) -> dict[str, list[dict[str, str]]]:
+    """Return the rows of an experiment by their arms."""
+    arms: dict[str, list[dict[str, str]]] = {}
+    for row in read(name):
+        arms.setdefault(row["arm"], []).append(row)
+    return arms
+
+
+def accuracy(row: dict[str, str]) -> float:
+    """Return the accuracy of a row in %."""
+    return 100 * float(row["val_top1"])
+
+
+def over_speakers(rows: list[dict[str, str]], value: Callable[[dict[str, str]], float]) -> list[float]:
+    """Return the mean of a value over the seeds of each speaker that has any."""
+    speakers = [[value(row) for row in rows if row["held_out"] == speaker] for speaker in SPEAKERS]
+    return [statistics.mean(values) for values in speakers if values]
+
+
+def spread(values: list[float], digits: int, *, sign: str = "") -> str:
+    """Return mean and standard deviation of values as text."""
+    text = f"{statistics.mean(values):{sign}.{digits}f}"
+    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+def median(rows: list[dict[str, str]], column: str) -> float:
+    """Return the median of a column."""
+    return statistics.median(float(row[column]) for row in rows)
+
+
 def draw() -> None:
-    """Draw language.png and digits.png from the rows that there are."""
+    """Draw language.png, and a figure for each of `SPEECH_SETTINGS`, from the rows that there are."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    if rows := read("language"):
-        figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
-        for arm in dict.fromkeys(row["arm"] for row in rows):
-            own = [row for row in rows if row["arm"] == arm]
-            seconds = [float(row["cpu_seconds"]) for row in own]
-            axis.plot(seconds, [float(row["val_loss"]) for row in own], "o", label=arm)
-        axis.axhline(PUBLISHED, color="gray", ls="--", lw=1)
-        left = axis.get_xlim()[0]
-        axis.annotate("nanoGPT's README", (left, PUBLISHED), va="bottom", color="gray", fontsize=8)
-        axis.set_xlabel("CPU seconds of a run, validations included")
-        axis.set_ylabel("validation loss (nats per character)")
-        axis.legend(fontsize=8)
-        axis.grid(alpha=0.3)
-        figure.savefig(HERE / "language.png", dpi=120)
-    if rows := read("digits"):
+    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    for name, marker in (("language", "o"), ("language_time", "x")):
+        for arm, rows in by_arm(name).items():
+            seconds = [float(row["cpu_seconds"]) for row in rows]
+            axis.plot(seconds, [float(row["val_loss"]) for row in rows], marker, label=arm)
+    axis.axhline(PUBLISHED, color="gray", ls="--", lw=1)
+    left = axis.get_xlim()[0]
+    axis.annotate("nanoGPT's README", (left, PUBLISHED), va="bottom", color="gray", fontsize=8)
+    axis.set_xlabel("CPU seconds of a run, validations included")
+    axis.set_ylabel("validation loss (nats per character)")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    figure.savefig(HERE / "language.png", dpi=120)
+    for name in SPEECH_SETTINGS:
+        arms = by_arm(name)
+        if not arms:
+            continue
         figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-        arms = list(dict.fromkeys(row["arm"] for row in rows))
-        for number, arm in enumerate(arms):
-            own = [row for row in rows if row["arm"] == arm]
-            by_speaker = [
-                100 * statistics.mean(float(row["val_top1"]) for row in own if row["held_out"] == speaker)
-                for speaker in SPEAKERS
-                if any(row["held_out"] == speaker for row in own)
-            ]
-            axis.plot(by_speaker, [number] * len(by_speaker), "o", color="#1d4ed8", alpha=0.5, ms=5)
-            axis.plot([statistics.mean(by_speaker)], [number], "|", color="#c2410c", ms=18, mew=2.5)
+        for number, rows in enumerate(arms.values()):
+            means = over_speakers(rows, accuracy)
+            axis.plot(means, [number] * len(means), "o", color="#1d4ed8", alpha=0.5, ms=5)
+            axis.plot([statistics.mean(means)], [number], "|", color="#c2410c", ms=18, mew=2.5)
         axis.set_yticks(range(len(arms)), arms)
         axis.invert_yaxis()
         axis.set_xlabel("accuracy on a speaker who is not in the training set (%); bar: mean over speakers")
         axis.grid(alpha=0.3, axis="x")
-        figure.savefig(HERE / "digits.png", dpi=120)
+        figure.savefig(HERE / f"{name}.png", dpi=120)
 
 
 def main() -> None:
@@ -253,7 +301,11 @@ def main() -> None:
         measure(options.experiment, options.source, options.commit, options.seeds)
     if options.report:
         draw()
-        print("\n".join([*table("language", "val_loss", 1, 3), "", *table("digits", "val_top1", 100, 1)]))
+        tables = [
+            *map(language_table, ("language", "language_time")),
+            *map(digits_table, SPEECH_SETTINGS),
+        ]
+        print("\n\n".join("\n".join(lines) for lines in tables))
 
 
 if __name__ == "__main__":

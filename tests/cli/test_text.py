@@ -1,18 +1,22 @@
 """Language models through the command line: training, measuring, and texts as they are written."""
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from preloaded import Preloaded
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Preloaded]
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINES = "".join(f"The {number}th fox jumps over the lazy dog.\n" for number in range(40))
@@ -131,8 +135,10 @@ def test_line_ends_of_a_prompt_are_those_of_the_text(inside: Command, writer: Pa
 
 def test_generate_prints_each_token_as_it_is_written(start: Start, writer: Path) -> None:
     process = start("generate", writer, "--prompt", "The ", "--tokens", 1_000_000)
-    assert process.stdout is not None
-    assert process.stdout.read(4 + 20).startswith("The ")
+    until = time.monotonic() + 60
+    while len(process.printed()) < 4 + 20 and time.monotonic() < until:
+        time.sleep(0.005)
+    assert process.printed().startswith("The ")
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=60)
@@ -141,13 +147,13 @@ def test_generate_prints_each_token_as_it_is_written(start: Start, writer: Path)
 
 
 def test_a_closed_pipe_is_no_failure(start: Start, writer: Path) -> None:
-    process = start("generate", writer, "--tokens", 1_000_000)
-    assert process.stdout is not None
-    assert len(process.stdout.read(10)) == 10
-    process.stdout.close()
-    assert process.wait(timeout=60) == 0
-    assert process.stderr is not None
-    assert process.stderr.read() == ""
+    reading, writing = os.pipe()
+    process = start("generate", writer, "--tokens", 1_000_000, stdout=writing)
+    os.close(writing)
+    assert os.read(reading, 1), process.communicate(timeout=60)
+    os.close(reading)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
 
 
 @pytest.mark.parametrize(

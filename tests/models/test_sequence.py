@@ -139,7 +139,8 @@ def test_autocast_and_half_precision(name: str) -> None:
         last, state = model.step(text[:, 11], state)
     outputs = torch.cat([first, second, last[:, None]], 1)
     torch.testing.assert_close(outputs.float(), exact, rtol=0.1, atol=0.1 * scale)
-    assert all(x.dtype in (torch.float32, torch.int64) for x in state.tensors().values())
+    initial = model.initial_state(2).tensors()
+    assert {name: x.dtype for name, x in state.tensors().items()} == {n: x.dtype for n, x in initial.items()}
     half = model.bfloat16()
     logits, state = half(text, return_state=True)
     torch.testing.assert_close(logits.float(), exact, rtol=0.2, atol=0.2 * scale)
