@@ -151,6 +151,15 @@ def test_drawn_masks_are_those_of_their_rows() -> None:
         assert cells == [f"{100 * float(row[f'mask_ap{figure}']):.1f}" for row, figure in pairs]
 
 
+def test_a_slide_is_that_of_its_rows() -> None:
+    rows = committed("detection/slide.csv")
+    shown = rows_with(ROOT / "docs/detection.md", "| passes of the network |")
+    for row, (_, *cells) in zip(rows, shown, strict=True):
+        shares = (f"{100 * float(row[name]):.1f} %" for name in ("precision", "recall", "f1", "of_single"))
+        assert cells == [row["passes"], row["found"], *shares]
+    assert {row["annotated"] for row in rows} == {"734"}
+
+
 def test_costs_are_those_of_the_backbones() -> None:
     rows = {(row["model"], row["mode"]): row for row in committed("detection/backbones/models.csv")}
     shown = rows_with(ROOT / "docs/detection.md", "| training step, s |")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from detectors import pictures
 from elsewhere import run_elsewhere
@@ -75,6 +76,27 @@ def test_eval_writes_results_that_others_can_read(inside: Command, detector: Pat
         assert [row["class"] for row in csv.DictReader(file)] == ["disc", "bar"]
 
 
+def test_eval_lists_and_draws_errors(inside: Command, detector: Path, tmp_path: Path) -> None:
+    words = ["--threshold", 0.0, "--errors", tmp_path / "errors.csv", "--json", tmp_path / "figures.json"]
+    done = inside("eval", detector, *words)
+    assert done.returncode == 0, done.stderr
+    assert "scores from 0" in done.stdout
+    assert "F1 (IoU 0.50)" in done.stdout
+    assert "the counts of an image differ by" in done.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())["at_threshold"]
+    with (tmp_path / "errors.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    kinds = [row["kind"] for row in rows]
+    hits = figures["annotated"] - kinds.count("missed")
+    assert hits == figures["found"] - kinds.count("false")
+    assert figures["mask"]["recall_50"] == hits / figures["annotated"]
+    assert rows
+    assert all(Path(row["file"]).is_file() for row in rows)
+    with Image.open(tmp_path / "errors.png") as sheet:
+        assert min(sheet.size) > 300
+    assert inside("eval", detector, "--threshold", 1.0).returncode == 0  # nothing is found
+
+
 def test_eval_on_other_images_takes_all_of_a_single_json(
     inside: Command, detector: Path, tmp_path: Path
 ) -> None:
@@ -114,6 +136,58 @@ def test_predict_draws_photos_of_a_folder(
             assert found["segmentation"]["size"] == [each["height"], each["width"]]
 
 
+def test_predict_measures_objects_and_writes_label_images(
+    inside: Command, detector: Path, objects: Path, tmp_path: Path
+) -> None:
+    """The label image, read as masks, has the areas of the table, unless a better object covers a pixel."""
+    files = {name: tmp_path / f"{name}.csv" for name in ("csv", "counts")}
+    words = ["--csv", files["csv"], "--counts", files["counts"], "--label-images", tmp_path / "labels"]
+    words += ["--pixel-size", 0.5, "--threshold", 0.0, "--out", tmp_path / "drawn", "--json", tmp_path / "j"]
+    done = inside("predict", detector, objects / "val", *words)
+    assert done.returncode == 0, done.stderr
+    for label in ("objects: ", "counts: ", "label images: "):
+        assert label in done.stdout
+    tables = {}
+    for name, file in files.items():
+        with file.open(newline="") as opened:
+            tables[name] = list(csv.DictReader(opened))
+    entries = json.loads((tmp_path / "j").read_text())
+    assert len(tables["csv"]) == sum(len(each["objects"]) for each in entries) > 0
+    counted = {(row["file"], row["class"]): int(row["count"]) for row in tables["counts"]}
+    assert len(counted) == 2 * len(entries) == len(tables["counts"])
+    for entry in entries:
+        own = [row for row in tables["csv"] if row["file"] == entry["path"]]
+        with Image.open(tmp_path / "labels" / f"{Path(entry['path']).stem}.tif") as image:
+            values = np.asarray(image)
+        assert (values.dtype, values.shape) == (np.uint16, (entry["height"], entry["width"]))
+        expected = np.zeros_like(values)
+        for number, (row, each) in reversed([*enumerate(zip(own, entry["objects"], strict=True), 1)]):
+            mask = coco_mask.decode(each["segmentation"])
+            expected[mask > 0] = number
+            assert (row["object"], row["class"]) == (str(number), each["class"])
+            assert float(row["score"]) == pytest.approx(each["score"], abs=1e-4)
+            left, top, width, height = each["bbox"]
+            box = [float(row[name]) for name in ("x0", "y0", "x1", "y1")]
+            assert box == pytest.approx([left, top, left + width, top + height], abs=1e-3)
+            assert int(row["area"]) == mask.sum()
+            assert float(row["area_um2"]) == mask.sum() / 4
+            assert float(row["diameter_um"]) == pytest.approx((mask.sum() / np.pi) ** 0.5, abs=1e-3)
+            if mask.any():
+                rows, columns = np.nonzero(mask)
+                centre = [columns.mean() + 0.5, rows.mean() + 0.5]
+                assert [float(row[name]) for name in ("x", "y")] == pytest.approx(centre, abs=1e-3)
+        np.testing.assert_array_equal(values, expected)
+        for name in ("disc", "bar"):
+            assert counted[entry["path"], name] == sum(row["class"] == name for row in own)
+    piped = inside("predict", detector, objects / "val", "--csv", "-", *words[4:], "--device", "cpu")
+    assert piped.stdout == files["csv"].read_text()
+    assert "label images: " in piped.stderr
+    again = inside("predict", detector, tmp_path / "labels", "--label-images", tmp_path / "labels")
+    assert again.returncode == 2
+    assert "--label-images" in again.stderr
+    assert "holds images to be processed" in again.stderr
+
+
 def test_predict_and_eval_say_that_large_images_are_tiled(
     inside: Command, detector: Path, objects: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +201,20 @@ def test_predict_and_eval_say_that_large_images_are_tiled(
     done = inside("eval", detector, "--tile", 32)
     assert done.returncode == 0, done.stderr
     assert "they were processed in overlapping tiles of 32 pixels" in done.stdout
+
+
+def test_a_slide_larger_than_the_memory_is_refused_before_it_is_decoded(
+    inside: Command, detector: Path, objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("1", (30_000, 9_000)).save(tmp_path / "slide.tif", compression="group4")
+    small = objects / "val" / "001.png"
+    monkeypatch.setattr("lambdanets.detection.prediction.available_memory", lambda device: 3 * 2**30)
+    words = ["predict", detector, tmp_path / "slide.tif", small, "--out", tmp_path / "drawn"]
+    done = inside(*words, "--max-pixels", 10**9)
+    assert done.returncode == 0, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "skipped" in line]
+    assert "slide.tif: its 30,000 x 9,000 pixels need about 4.0 GiB of memory, and 3.0 GiB are" in line
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["001.png"]
 
 
 def test_export_writes_a_file_for_any_image(inside: Command, detector: Path, tmp_path: Path) -> None:
@@ -206,6 +294,10 @@ def test_predict_shows_samples_beside_the_truth(inside: Command, detector: Path,
         (["predict", "RUN", "--samples", 2, "--top", 3], "--top is for runs of a classifier"),
         (["predict", "RUN", "x.png", "--out", "x.png"], "--out is the folder of the drawings"),
         (["predict", "RUN", "--samples", 2, "--json", "x.json"], "eval --results writes all"),
+        (["predict", "RUN", "--samples", 2, "--csv", "x.csv"], "--csv goes with images"),
+        (["predict", "RUN", "--samples", 2, "--label-images", "x"], "--label-images goes with images"),
+        (["predict", "RUN", "x.png", "--pixel-size", 1], "--pixel-size is above 0 and goes with --csv"),
+        (["predict", "RUN", "x.png", "--csv", "x.csv", "--pixel-size", 0], "--pixel-size is above 0"),
         (["predict", "RUN", "x.png", "--threshold", 2], "--threshold is from 0 to 1; got 2"),
         (["eval", "RUN", "--real", "timm"], "--real is for runs of a classifier"),
         (["eval", "RUN", "--size", 0], "data.image_size"),
@@ -213,6 +305,8 @@ def test_predict_shows_samples_beside_the_truth(inside: Command, detector: Path,
         (["eval", "RUN", "--images", "photos"], "--images is the folder of the images of --data"),
         (["predict", "RUN", "--samples", 2, "--threshold", 70], "--threshold is from 0 to 1; got 70"),
         (["predict", "RUN", "--samples", 2, "--tile", "all"], "--tile is auto, off, or the side of a tile"),
+        (["eval", "RUN", "--threshold", 2], "--threshold is from 0 to 1; got 2"),
+        (["eval", "RUN", "--device", "tpu"], "--device takes cpu, cuda or mps, not 'tpu'"),
         (["eval", "RUN", "--tile", 0], "--tile is auto, off, or the side of a tile in pixels, 16 or more"),
         (["pseudo-label", "RUN", "--data", "digits", "--out", "x.csv"], "of a run of detection"),
     ],

@@ -6,17 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from lambdanets.data import CocoConfig
+from lambdanets.data.coco.components import bounding_boxes, label_parts
 from lambdanets.data.coco.masks import Masks, rasterise
 from lambdanets.detection.masks import Objects, encode_mask
 from lambdanets.detection.tiling import Tile, TrainingSizes, detect_in_tiles, tiles
 from lambdanets.train import RunError
 
 SIDE = 96
-CORNERS = np.ones((3, 3), int)
 
 
 def connected(*, masks: bool = True) -> Callable[[Tensor, Tile], Objects]:
@@ -25,9 +24,9 @@ def connected(*, masks: bool = True) -> Callable[[Tensor, Tile], Objects]:
     def detect(image: Tensor, tile: Tile) -> Objects:
         height, width = image.shape[-2:]
         part = tile.crop(image)[0]
-        numbers, _ = ndimage.label(part.numpy(), CORNERS)  # pyright: ignore[reportGeneralTypeIssues]
+        numbers, count = label_parts(part.numpy() > 0)
         boxes, labels, encoded = [], [], []
-        for number, (rows, columns) in enumerate(ndimage.find_objects(numbers), start=1):
+        for number, (rows, columns) in enumerate(bounding_boxes(numbers, count), start=1):
             inside = numbers[rows, columns] == number
             top, left = tile.top + rows.start, tile.left + columns.start
             boxes.append([left, top, tile.left + columns.stop, tile.top + rows.stop])

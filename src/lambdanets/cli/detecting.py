@@ -1,6 +1,7 @@
 """`lambdanets eval` and `lambdanets predict` for runs that detect objects."""
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +26,18 @@ from lambdanets.cli.options import (
     resolved_location,
     write_json,
 )
+from lambdanets.cli.predictions import to_stdout
+from lambdanets.cli.scores import errors_sheet
 from lambdanets.data import CocoConfig
 from lambdanets.detection.config import MIN_MAX_DETECTIONS
 
 if TYPE_CHECKING:
     from lambdanets.detection import DetectionConfig, Detections, Scores
+    from lambdanets.detection.measuring import Row
     from lambdanets.detection.tiling import TileOption
     from lambdanets.train import Run
 
+WORST = 16  # images on the sheet of errors
 FIGURES = {
     "ap": "AP (IoU 0.50 to 0.95)",
     "ap50": "AP50",
@@ -57,20 +62,29 @@ def evaluate_run(
     device: str | None,
     max_detections: int | None,
     tile: str | None,
+    threshold: float | None,
     per_class: Path | None,
+    errors: Path | None,
     json: Path | None,
     results: Path | None,
 ) -> int:
     """Compute COCO's figures of a run; the arguments are those of `lambdanets eval`."""
-    from lambdanets.detection import evaluate, load_run, write_kinds, write_per_class
+    from lambdanets.detection import draw_pairs, evaluate, load_run, write_kinds, write_per_class
+    from lambdanets.detection.error_sheet import LEGEND, error_pairs
+    from lambdanets.detection.error_sheet import NAMES as ERROR_NAMES
+    from lambdanets.detection.matching import ERROR_COLUMNS
+    from lambdanets.detection.measuring import write_rows
 
     if max_detections is not None and max_detections < MIN_MAX_DETECTIONS:
         raise UsageError(f"--max-detections is {MIN_MAX_DETECTIONS} or more; got {max_detections}.")
     if images is not None and data is None:
         raise UsageError("--images is the folder of the images of --data: give --data coco:PATH too.")
     option, on = _tile_option(tile or "auto"), chosen_device(device, EVAL_DEVICES)
+    if threshold is not None:
+        _check_threshold(threshold)
     run = Path(what)
     opened = load_run(run)
+    threshold = opened.config.validation.threshold if threshold is None else threshold
     changes = {"image_size": size, "batch_size": batch_size, "workers": workers}
     own = opened.config.data
     with usage():
@@ -87,14 +101,35 @@ def evaluate_run(
     if evaluation.tiled:
         stdout().print(_tiles_note(evaluation.tiled, scores.images, opened, option), soft_wrap=True)
     _print_scores(f"{run}, {weights} weights, on {data_config.source}", scores)
+    matches = evaluation.matches()
+    figures, (best, best_f1) = matches.figures(threshold), matches.best_threshold()
+    _print_matches(figures, best, best_f1)
     if per_class is not None:
         _print_classes(scores)
         write_per_class(scores, per_class)
     if json is not None:
         plain = {"run": str(run), "weights": weights, "data": data_config.source} | scores.to_plain()
-        write_json(json, plain)
+        at_threshold = figures | {"best_threshold": best, "best_f1_50": best_f1}
+        write_json(json, plain | {"at_threshold": at_threshold})
+    pages = []
+    if errors is not None:
+        paths = [evaluation.images.path(index) for index in range(len(evaluation.images))]
+        write_rows(matches.error_rows(threshold, paths), ERROR_COLUMNS, errors)
+        pages = draw_pairs(
+            error_pairs(evaluation.images, matches, threshold, WORST),
+            errors_sheet(errors),
+            f"{opened.config.model.name}  ·  {run}  ·  images with the most errors",
+            names=ERROR_NAMES,
+            threshold=threshold,
+            per_page=WORST,
+            legend=LEGEND,
+        )
     files = [] if results is None else write_kinds(evaluation.results, results, masks=data_config.masks)
-    print_files(("classes", per_class), ("figures", json), *(("results", file) for file in files))
+    print_files(
+        *(("classes", per_class), ("figures", json), ("errors", errors)),
+        *(("sheet of errors", page) for page in pages),
+        *(("results", file) for file in files),
+    )
     return 0
 
 
@@ -119,6 +154,23 @@ def _print_scores(title: str, scores: "Scores") -> None:
     for name, text in names.items():
         rows.add_row(text, *(_percent(kind.values[name]) for kind in kinds.values()))
     draw(stdout(), f"{title}: {scores.images:,} images, {int(scores.objects.sum()):,} objects", rows)
+
+
+def _print_matches(figures: dict[str, Any], best: float, best_f1: float) -> None:
+    """Print precision, recall and F1 at a threshold, the counts, and the threshold of the highest F1."""
+    kinds = [kind for kind in ("box", "mask") if kind in figures]
+    rows = table(**{"measure": "left"} | dict.fromkeys(kinds, "right"))
+    for iou in (50, 75):
+        for name, text in (("precision", "precision"), ("recall", "recall"), ("f1", "F1")):
+            values = (_percent(figures[kind][f"{name}_{iou}"]) for kind in kinds)
+            rows.add_row(f"{text} (IoU 0.{iou})", *values)
+    draw(stdout(), f"scores from {figures['threshold']:g}", rows)
+    stdout().print(
+        f"{figures['found']:,} objects were found, {figures['annotated']:,} are annotated, and the counts of "
+        f"an image differ by {figures['count_error']:.1f} on average. The {kinds[-1]} F1 (IoU 0.50) is "
+        f"highest, {best_f1:.1%}, with --threshold {best:.2f}.",
+        soft_wrap=True,
+    )
 
 
 def _print_classes(scores: "Scores") -> None:
@@ -149,23 +201,42 @@ def predict_run(
     max_pixels: int | None,
     out: Path | None,
     json: Path | None,
+    csv: Path | None,
+    counts: Path | None,
+    label_images: Path | None,
+    pixel_size: float | None,
     weights: Literal["best", "last"],
     strict: bool,
 ) -> int:
     """Detect objects with a run and draw them; the arguments are those of `lambdanets predict`."""
     from lambdanets.detection import draw_objects, draw_pairs, load_run, predict, predict_samples
+    from lambdanets.detection.measuring import (
+        COUNT_COLUMNS,
+        count_rows,
+        label_image,
+        object_columns,
+        object_rows,
+        write_label_image,
+        write_rows,
+    )
     from lambdanets.detection.tiling import TrainingSizes
     from lambdanets.train.checkpoint import replacing
 
     check_images(paths, samples)
     threshold = 0.5 if threshold is None else threshold
-    if not 0 <= threshold <= 1:
-        raise UsageError(f"--threshold is from 0 to 1; got {threshold:g}.")
+    _check_threshold(threshold)
+    if pixel_size is not None and not (0 < pixel_size < math.inf and csv is not None):
+        raise UsageError(f"--pixel-size is above 0 and goes with --csv; got {pixel_size:g}.")
     option, on = _tile_option(tile or "auto"), chosen_device(device, PREDICT_DEVICES)
     opened = load_run(run)
+    if label_images is not None and not opened.config.data.masks:
+        raise UsageError(f"--label-images needs masks, and {run} was trained with data.masks=false.")
+    tables = {"--json": json, "--csv": csv, "--counts": counts, "--label-images": label_images}
     if samples is not None:
-        if json is not None:
-            raise UsageError("--json goes with images; of the validation set, eval --results writes all.")
+        if given := [name for name, file in tables.items() if file is not None]:
+            raise UsageError(
+                f"{given[0]} goes with images; of the validation set, eval --results writes all."
+            )
         sheet = out or run / "predictions.png"
         pairs = predict_samples(opened, samples, weights=weights, tile=option, device=on)
         title = f"{opened.config.model.name}  ·  {run}"
@@ -176,10 +247,12 @@ def predict_run(
     folder = out or run / "predictions"
     if folder.suffix.lower() == ".png":
         raise UsageError(f"--out is the folder of the drawings, one for each image; got {str(folder)!r}.")
-    photos = _photos(paths, folder)
+    photos = _photos(paths, {"--out": folder, "--label-images": label_images})
     folder.mkdir(parents=True, exist_ok=True)
     rows = table(image="left", objects="right", found="wrap", drawing="left")
     entries: list[dict[str, Any]] = []
+    measures: list[Row] = []
+    numbers: list[Row] = []
     unread = 0
     taken: set[str] = set()
     tiled = shrunk = 0
@@ -194,6 +267,12 @@ def predict_run(
             stderr().print(f"skipped {each.path}: {each.error or ''}.")
             continue
         target = folder / _free_name(Path(each.path), taken)
+        if csv is not None:
+            measures += object_rows(each, opened.classes, pixel_size=pixel_size)
+        numbers += count_rows(each, opened.classes)
+        if label_images is not None:
+            labels = label_image(each.objects, each.image.height, each.image.width)
+            write_label_image(labels, label_images / f"{target.stem}.tif")
         tiled += each.tiles > 1
         shrunk += each.tiles == 1 and sizes.too_large(each.image.size, data_config)
         found = each.objects
@@ -203,22 +282,34 @@ def predict_run(
         # Atomic, so that a link to a photo is replaced, not followed.
         with replacing(target) as part:
             drawing.save(part, format="PNG")
-        counts = _counts(each, opened.classes)
-        rows.add_row(each.path, str(len(found["labels"])), counts, str(target))
-    if rows.row_count:
-        draw(stdout(), f"{opened.config.model.name} from {run}, scores from {threshold:g}", rows)
+        summary = _summary(each, opened.classes)
+        rows.add_row(each.path, str(len(found["labels"])), summary, str(target))
+    piped = to_stdout(csv)
+    console = stderr() if piped else stdout()
+    if rows.row_count and not piped:
+        draw(console, f"{opened.config.model.name} from {run}, scores from {threshold:g}", rows)
     if tiled:
-        stdout().print(_tiles_note(tiled, rows.row_count, opened, option), soft_wrap=True)
+        console.print(_tiles_note(tiled, rows.row_count, opened, option), soft_wrap=True)
     if shrunk:
-        stdout().print(
+        console.print(
             f"{shrunk:,} of {rows.row_count:,} images were shrunk far more than those of the training (about "
             f"{sizes.median:,} pixels long): small objects are missed. --tile auto processes them in tiles.",
             soft_wrap=True,
         )
     if json is not None:
         write_json(json, entries)
-    print_files(("predictions", json))
+    if csv is not None:
+        write_rows(measures, object_columns(pixel_size), sys.stdout if piped else csv)
+    if counts is not None:
+        write_rows(numbers, COUNT_COLUMNS, counts)
+    files = {"predictions": json, "objects": None if piped else csv, "counts": counts}
+    print_files(*files.items(), ("label images", label_images), console=console)
     return exit_code_of_samples(unread, len(entries), strict=strict)
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold is from 0 to 1; got {threshold:g}.")
 
 
 def _tile_option(given: str) -> "TileOption":
@@ -243,16 +334,18 @@ def _tiles_note(number: int, total: int, run: "Run[DetectionConfig]", option: "T
     )
 
 
-def _photos(paths: tuple[Path, ...], drawings: Path) -> list[Path]:
-    """Return the image files; refuse those in the folder of the drawings, which would be overwritten."""
+def _photos(paths: tuple[Path, ...], outputs: dict[str, Path | None]) -> list[Path]:
+    """Return the image files; refuse those in a folder of the results, which would be overwritten."""
     from lambdanets.evaluate.prediction import find_image_files
 
-    found, folder = list(find_image_files(paths)), drawings.resolve()
-    if inside := [path for path in found if folder in (path.resolve().parent, path.parent.resolve())]:
-        raise UsageError(
-            f"--out {drawings} holds images to be processed, photos or drawings of an earlier call, such as "
-            f"{inside[0]}, which drawings could replace; name another folder, or images outside of it."
-        )
+    found = list(find_image_files(paths))
+    for option, given in outputs.items():
+        folder = given and given.resolve()
+        if inside := [path for path in found if folder in (path.resolve().parent, path.parent.resolve())]:
+            raise UsageError(
+                f"{option} {given} holds images to be processed, photos or results of an earlier call, such "
+                f"as {inside[0]}, which results could replace; name another folder, or images outside of it."
+            )
     return found
 
 
@@ -266,7 +359,7 @@ def _free_name(path: Path, taken: set[str]) -> str:
     return name
 
 
-def _counts(each: "Detections", classes: tuple[str, ...]) -> str:
+def _summary(each: "Detections", classes: tuple[str, ...]) -> str:
     numbers: dict[str, int] = {}
     for label in each.objects["labels"].tolist():
         numbers[classes[label - 1]] = numbers.get(classes[label - 1], 0) + 1

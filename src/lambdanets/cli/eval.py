@@ -62,6 +62,7 @@ def run(
     ] = None,
     max_detections: Annotated[int | None, shown("N", "the run's")] = None,
     tile: Annotated[str | None, shown("auto | SIZE | off", "auto")] = None,
+    threshold: Annotated[float | None, shown("SCORE", "the run's")] = None,
     device: Annotated[str | None, shown("cpu | cuda | cuda:1 | mps", "the run's, or the best")] = None,
     tta: Annotated[Literal["flip"] | None, shown("flip")] = None,
     per_class: Annotated[Path | None, shown("FILE.csv")] = None,
@@ -101,13 +102,15 @@ def run(
         memory_format: Memory format of the images, which changes the speed and the rounding.
         max_detections: Detectors: number of detections in an image that count, by score; 100 for COCO.
         tile: Detectors: process large images in overlapping tiles; see predict.
+        threshold: Detectors: least score of an object for precision, recall, F1, counts and --errors.
         device: Device of the computation.
         tta: Classifiers of images: average the probabilities over each image and its mirror image.
         per_class: Write accuracy, precision, recall and F1 of each class to a file (of a detector the average
             precision), and print the best and the worst classes.
         errors: Classifiers: write the wrongly classified images or recordings to a file, the largest loss
             first: file, truth, guess, their probabilities and the loss. The first 24 are drawn beside it on
-            FILE.png.
+            FILE.png. Detectors: write the missed and the false objects, with their boxes; the 16 images with
+            the most are drawn.
         predictions: Classifiers: write the same for all images or recordings.
         confusion: Classifiers: draw the confusion matrix, or write its counts.
         calibration: Classifiers: draw how often predictions of each confidence are correct.
@@ -125,7 +128,8 @@ def run(
         "eval", what, data=data, images=images, as_=as_, real=real, checkpoint=checkpoint, weights=weights,
         accelerate=accelerate, size=size, context=context, crop=crop, batch_size=batch_size, workers=workers,
         precision=precision, memory_format=memory_format, max_detections=max_detections, tile=tile,
-        device=device, tta=tta, per_class=per_class, errors=errors, predictions=predictions,
+        threshold=threshold, device=device, tta=tta, per_class=per_class, errors=errors,
+        predictions=predictions,
         confusion=confusion, calibration=calibration, csv=csv, json=json, results=results,
     )  # fmt: skip
 

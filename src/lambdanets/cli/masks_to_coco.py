@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro import conf
 
@@ -19,6 +19,7 @@ def run(
     classes: Annotated[tuple[str, ...], shown("NAME ...", "object")] = ("object",),
     ignore: Annotated[str | None, shown("VALUE | none")] = None,
     threshold: Annotated[int | None, shown("VALUE")] = None,
+    split: Literal["auto", "on", "off"] = "auto",
 ) -> int:
     """Write the masks of a folder as a COCO json for the training of a detector.
 
@@ -33,12 +34,29 @@ def run(
         ignore: A value of the masks that is background as 0 is, such as 255, the border of objects in Pascal
             VOC; none where every value is an object.
         threshold: For masks with smoothed edges: pixels of this value or more are one object.
+        split: Make an object of each connected part of a value: auto if the masks are binary, all with the
+            same single value, such as 0 and 255.
     """
     if ignore not in (None, "none") and not str(ignore).isdecimal():
         raise UsageError(f"--ignore is a value of the masks, such as 255, or none; got {ignore!r}.")
     values = None if ignore is None else () if ignore == "none" else (int(ignore),)
-    written = masks_to_coco(folder, out, classes=classes, ignore=values, threshold=threshold)
+    written = masks_to_coco(
+        folder,
+        out,
+        classes=classes,
+        ignore=values,
+        threshold=threshold,
+        split={"auto": None, "on": True, "off": False}[split],
+    )
     stdout().print(f"{written.images:,} images with {written.objects:,} objects")
+    if written.split:
+        reason = "the masks hold one value besides 0: " if split == "auto" else ""
+        number = f"{written.split:,} mask{'s' * (written.split != 1)}"
+        stdout().print(
+            f"{reason}each connected part of {number} became an object, so that cells that touch are one; "
+            "--split off makes one object of a mask",
+            soft_wrap=True,
+        )
     found = out.resolve().parent in (folder.resolve(), folder.resolve() / "annotations")
     options = ["--data", f"coco:{out}", *([] if found else ["--set", f"data.images={folder}"])]
     stdout().print(f"train on them with {shlex.join(options)}", soft_wrap=True)

@@ -42,6 +42,9 @@ def run(
     ] = None,
     json: Annotated[Path | None, shown("FILE.json")] = None,
     csv: Annotated[Path | None, shown("FILE.csv | -")] = None,
+    counts: Annotated[Path | None, shown("FILE.csv")] = None,
+    label_images: Annotated[Path | None, shown("FOLDER")] = None,
+    pixel_size: Annotated[float | None, shown("MICROMETRES")] = None,
     checkpoint: Annotated[str | None, shown("FILE | FOLDER | hf-hub:NAME", "published ones")] = None,
     weights: Literal["best", "last"] = "best",
     device: Annotated[str | None, shown("cpu | cuda | cuda:1 | mps | xpu", "the best")] = None,
@@ -71,7 +74,12 @@ def run(
             drawings, or with --samples the sheet.
         json: Write the predictions to a JSON file.
         csv: Classifiers: write a row per file: file, label, probability, the next labels with theirs, error.
-            `-` writes to the standard output, in place of the table.
+            Detectors: write a row per object: file, number, class, score, box, centroid, area and diameter in
+            pixels. `-` writes to the standard output, in place of the table.
+        counts: Detectors: write the number of objects of each class in each image.
+        label_images: Detectors: folder for a TIFF image of each image, whose values are the numbers of the
+            objects as in --csv, and 0 elsewhere.
+        pixel_size: Detectors: side of a pixel, for areas and diameters in micrometres in --csv.
         checkpoint: Weights for a model.
         weights: Weights of the run's best epoch by validation, or of its last epoch.
         device: Device of the computation.
@@ -87,11 +95,12 @@ def run(
     ):
         if number is not None and number < 1:
             raise UsageError(f"{option} must be at least 1, got {number}.")
-    check_outputs({"--json": json, "--csv": None if to_stdout(csv) else csv})
+    check_outputs({"--json": json, "--csv": None if to_stdout(csv) else csv, "--counts": counts})
     return run_verb(
         "predict", what, paths, samples=samples, top=top, threshold=threshold, tta=tta, tile=tile, out=out,
-        json=json, csv=csv, checkpoint=checkpoint, device=device, weights=weights, batch_size=batch_size,
-        max_pixels=max_pixels, strict=strict,
+        json=json, csv=csv, counts=counts, label_images=label_images, pixel_size=pixel_size,
+        checkpoint=checkpoint, device=device, weights=weights, batch_size=batch_size, max_pixels=max_pixels,
+        strict=strict,
     )  # fmt: skip
 
 

@@ -81,10 +81,10 @@ def check_score_files(
     files = {"--errors": errors, "--predictions": predictions}
     check_outputs(files | {"--confusion": confusion, "--calibration": calibration})
     if errors is not None:
-        check_outputs({"--errors": _sheet(errors)})
+        check_outputs({"--errors": errors_sheet(errors)})
 
 
-def _sheet(errors: Path) -> Path:
+def errors_sheet(errors: Path) -> Path:
     """Return the path of the sheet beside a file of errors."""
     return errors.with_suffix(".png")
 
@@ -173,7 +173,7 @@ class ScoreFiles:
             summary = f"{len(wrong):,} of {len(samples):,} {noun} are wrong"
             if len(wrong) > WORST:
                 summary += f"  ·  the {WORST} with the largest loss"
-            pages = draw(samples, wrong[:WORST], names, _sheet(self.errors), title, summary)
+            pages = draw(samples, wrong[:WORST], names, errors_sheet(self.errors), title, summary)
             written += [("sheet of errors", page) for page in pages]
             if not pages:
                 stdout().print("there are no errors to draw")

@@ -122,6 +122,16 @@ def _check_size(found: tuple[int, int], size: tuple[int, int] | None) -> None:
         )
 
 
+def stored_size(source: str | PathLike[str] | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return the (width, height) of an image as it is stored, from its header alone.
+
+    Raises:
+        DataError: as from `read_image`, for faults that the header shows.
+    """
+    with _naming(source), _opened(source) as file, header(file, max_pixels) as image:
+        return image.size
+
+
 def check_image(source: str | PathLike[str] | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> None:
     """Check that `read_image` can read a file.
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lambdanets.detection.evaluation import evaluate as evaluate
     from lambdanets.detection.mask_rcnn import Detector as Detector
     from lambdanets.detection.mask_rcnn import create_detector as create_detector
+    from lambdanets.detection.matching import Matches as Matches
+    from lambdanets.detection.matching import match as match
     from lambdanets.detection.prediction import Detections as Detections
     from lambdanets.detection.prediction import predict as predict
     from lambdanets.detection.prediction import predict_samples as predict_samples
@@ -47,6 +49,7 @@ _LAZY = {
     "Detector": "lambdanets.detection.mask_rcnn",
     "Evaluation": "lambdanets.detection.evaluation",
     "KindScores": "lambdanets.detection.scores",
+    "Matches": "lambdanets.detection.matching",
     "Pair": "lambdanets.detection.comparison_sheet",
     "Scores": "lambdanets.detection.scores",
     "create_detector": "lambdanets.detection.mask_rcnn",
@@ -56,6 +59,7 @@ _LAZY = {
     "evaluate": "lambdanets.detection.evaluation",
     "ground_truth_as_results": "lambdanets.detection.results",
     "load_run": "lambdanets.detection.training",
+    "match": "lambdanets.detection.matching",
     "merge": "lambdanets.detection.results",
     "of_boxes": "lambdanets.detection.results",
     "of_masks": "lambdanets.detection.results",

@@ -50,12 +50,14 @@ class Pair:
         image: The stored image.
         truth: Its target, from `CocoSet.original` or `CocoSet.stored`; crowds are not drawn.
         found: The detected objects, as `to_results` accepts them.
+        notes: Ends of the lines below both pictures, behind the numbers of objects.
     """
 
     name: str
     image: Image.Image
     truth: dict[str, Any]
     found: dict[str, Any]
+    notes: tuple[str, str] = ("", "")
 
 
 def make_pair(
@@ -101,6 +103,7 @@ def draw_pairs(
     names: Sequence[str],
     threshold: float = 0.5,
     per_page: int = 8,
+    legend: str = "left: annotated  ·  right: detected with a score of {:g} or more",
 ) -> list[Path]:
     """Draw images on one or more PNG pages, annotated objects on the left and detected ones on the right.
 
@@ -113,6 +116,7 @@ def draw_pairs(
         names: Names of the classes, in the order of the labels.
         threshold: Least score of the detected objects that are drawn.
         per_page: Most images on one page.
+        legend: The second line at the top of every page, with {:g} for the threshold.
 
     Returns:
         The written files; none if there are no rows.
@@ -121,11 +125,11 @@ def draw_pairs(
         ValueError: The path does not end in .png.
     """
     first = page_path(path)
-    return write_pages(_pages(rows, title, names, threshold, per_page), first)
+    return write_pages(_pages(rows, title, names, threshold, per_page, legend.format(threshold)), first)
 
 
 def _pages(
-    rows: Iterable[Pair], title: str, names: Sequence[str], threshold: float, per_page: int
+    rows: Iterable[Pair], title: str, names: Sequence[str], threshold: float, per_page: int, legend: str
 ) -> Iterator[Image.Image]:
     fonts = page_fonts()
     cards = (_draw_pair(row, names, threshold) for row in rows)
@@ -133,8 +137,7 @@ def _pages(
     while part := list(islice(cards, per_page)):
         images = f"image {done + 1}" if len(part) == 1 else f"images {done + 1} to {done + len(part)}"
         done += len(part)
-        caption = f"{images}  ·  left: annotated  ·  right: detected with a score of {threshold:g} or more"
-        yield _page(part, title, caption, fonts)
+        yield _page(part, title, f"{images}  ·  {legend}", fonts)
 
 
 def _draw_pair(row: Pair, names: Sequence[str], threshold: float) -> _Card:
@@ -152,7 +155,10 @@ def _draw_pair(row: Pair, names: Sequence[str], threshold: float) -> _Card:
         for source, chosen in ((row.truth, annotated), (row.found, found))
     ]
     objects = int(annotated.sum())
-    captions = f"{objects} object{'s' * (objects != 1)}", f"{int(found.sum())} detected"
+    captions = (
+        f"{objects} object{'s' * (objects != 1)}{row.notes[0]}",
+        f"{int(found.sum())} detected{row.notes[1]}",
+    )
     return _Card(row.name, (pictures[0], pictures[1]), captions)
 
 

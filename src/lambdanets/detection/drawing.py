@@ -77,7 +77,7 @@ def draw_objects(
     largest_first = np.argsort(-areas, kind="stable").tolist()
     if masks is not None:
         for index in largest_first:
-            _draw_mask(picture, _mask_pixels(masks, index, picture.size), colours[index], line)
+            _draw_mask(picture, *_mask_part(masks, index, picture.size), colours[index], line)
     draw = ImageDraw.Draw(picture)
     for index in largest_first:
         draw.rectangle(
@@ -106,8 +106,17 @@ def _resized(image: Image.Image, longest: int | None) -> Image.Image:
     return image.resize(size, resample) if size != image.size else image.copy()
 
 
-def _draw_mask(picture: Image.Image, inside: np.ndarray, colour: str, line: int) -> None:
-    """Blend a colour into a mask [height, width] and draw its outline, `line` pixels wide, opaque."""
+def _draw_mask(picture: Image.Image, top: int, left: int, inside: np.ndarray, colour: str, line: int) -> None:
+    """Blend a colour into a mask and draw its outline, `line` pixels wide, opaque.
+
+    Args:
+        picture: The drawing.
+        top: First row of the mask's part in the drawing.
+        left: First column.
+        inside: Pixels of this part, bool [h, w]; the mask is zero elsewhere.
+        colour: Colour of the object.
+        line: Width of the outline.
+    """
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     if not rows.size:
         return
@@ -117,11 +126,12 @@ def _draw_mask(picture: Image.Image, inside: np.ndarray, colour: str, line: int)
     for axis in (0, 1):
         core = np.logical_and.reduce([np.roll(core, shift, axis) for shift in range(-line, line + 1)])
     opacity = np.where(core[line:-line, line:-line], round(255 * MASK_OPACITY), 255) * inside
-    picture.paste(colour, (int(columns[0]), int(rows[0])), Image.fromarray(opacity.astype(np.uint8)))
+    corner = left + int(columns[0]), top + int(rows[0])
+    picture.paste(colour, corner, Image.fromarray(opacity.astype(np.uint8)))
 
 
-def _mask_pixels(masks: Tensor | Masks, index: int, size: tuple[int, int]) -> np.ndarray:
-    """Return a mask in the size (width, height) of the drawing, bool [height, width]."""
+def _mask_part(masks: Tensor | Masks, index: int, size: tuple[int, int]) -> tuple[int, int, np.ndarray]:
+    """Return the first row and column of a part of the drawing of (width, height), and the mask in it."""
     if isinstance(masks, Masks):
         # Of a mask larger than the drawing, only the pixels shown are decoded.
         rows, columns = (
@@ -129,16 +139,18 @@ def _mask_pixels(masks: Tensor | Masks, index: int, size: tuple[int, int]) -> np
             for shown, side in zip(size[::-1], (masks.height, masks.width), strict=True)
         )
         top, left, part = rasterise_at(masks.segmentations[index], masks.height, masks.width, rows, columns)
+        if size == (len(columns), len(rows)):
+            return top, left, part > 0
         pixels = np.zeros((len(rows), len(columns)), bool)
         pixels[top : top + part.shape[0], left : left + part.shape[1]] = part
     else:
         mask = masks[index]
         pixels = (mask.detach().reshape(mask.shape[-2:]) > MASK_THRESHOLD).cpu().numpy()
     if size == pixels.shape[::-1]:
-        return pixels
+        return 0, 0, pixels
     tiny = max(pixels.shape) <= MAX_UNSMOOTHED_LENGTH
     resample = Image.Resampling.NEAREST if tiny else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(pixels.astype(np.uint8) * 255).resize(size, resample)) > 127
+    return 0, 0, np.asarray(Image.fromarray(pixels.astype(np.uint8) * 255).resize(size, resample)) > 127
 
 
 def _pixel_box(box: np.ndarray, size: tuple[int, int]) -> Box:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lambdanets.data import CocoConfig, CocoSet, coco_eval_loader, open_coco_split
 from lambdanets.detection.config import DetectionConfig
+from lambdanets.detection.matching import Matches, match
 from lambdanets.detection.prediction import Predictor
 from lambdanets.detection.results import Entry, merge, to_results
 from lambdanets.detection.scores import Scores, score
@@ -29,12 +30,23 @@ class Evaluation:
     Attributes:
         scores: COCO's figures.
         results: The detections, in COCO's results format.
+        images: The images, with their annotated objects.
         tiled: Number of images that were split into tiles.
     """
 
     scores: Scores
     results: list[Entry]
+    images: CocoSet
     tiled: int = 0
+
+    def matches(self) -> Matches:
+        """Match the detections to the annotated objects, for figures at a threshold of the score."""
+        return match(
+            self.images.ground_truth(),
+            self.results,
+            masks=self.scores.mask is not None,
+            max_detections=self.scores.max_detections,
+        )
 
 
 def evaluate(
@@ -87,7 +99,7 @@ def evaluate(
         results = merge([_results(predictor, images)])
         limit = config.validation.max_detections
         scores = score(images.ground_truth(), results, masks=config.data.masks, max_detections=limit)
-        return Evaluation(scores, results, tiled)
+        return Evaluation(scores, results, images, tiled)
     network: Any = run.model(weights)
     if max_detections is not None:
         network.roi_heads.detections_per_img = max(network.roi_heads.detections_per_img, max_detections)
@@ -109,7 +121,7 @@ def evaluate(
         trainer.validate(module, coco_eval_loader(images, config.data), verbose=False)
     if module.scores is None:
         raise RuntimeError("only rank 0 has the scores")
-    return Evaluation(module.scores, module.results)
+    return Evaluation(module.scores, module.results, images)
 
 
 def _results(predictor: Predictor, images: CocoSet) -> list[Entry]:

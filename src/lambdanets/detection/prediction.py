@@ -16,13 +16,18 @@ from torchvision import tv_tensors
 
 from lambdanets.data import DataError, open_coco_split, read_image
 from lambdanets.data.coco.transforms import eval_transform_coco
+from lambdanets.data.images import stored_size
 from lambdanets.detection.comparison_sheet import Pair, evenly_spaced, make_pair
 from lambdanets.detection.config import DetectionConfig
 from lambdanets.detection.mask_rcnn import Detector
 from lambdanets.detection.masks import Objects, decode_masks, encode_regions
 from lambdanets.detection.tiling import Tile, TileOption, TrainingSizes, check_tile, detect_in_tiles
 from lambdanets.evaluate.prediction import error_reason, find_image_files, prepare_network
+from lambdanets.ops.hardware import available_memory
 from lambdanets.train import Run
+
+# Memory of an image: decoded, converted to RGB, as an array, in its drawing, and in its label image.
+BYTES_PER_PIXEL = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,7 @@ def predict(
 
     Images are rotated upright by their EXIF tag, converted to RGB, and resized as in the run's validation;
     objects are in pixels of the stored image. Images are processed lazily, one by one. A file that cannot be
-    read does not stop the others: its entry has the reason in `error`.
+    read, or does not fit into the memory, does not stop the others: its entry has the reason in `error`.
 
     An image that would be shrunk far more than any training image is split into overlapping tiles of the
     training images' median size, and objects are joined across tiles. Objects larger than a tile may then be
@@ -107,12 +112,24 @@ def _predict_files(
             yield Detections(path=str(path), error="there are no images in this folder")
             continue
         try:
+            _check_memory(path, max_pixels)
             picture = read_image(path, max_pixels=max_pixels)
         except (DataError, OSError) as error:
             yield Detections(path=str(path), error=error_reason(error, path))
             continue
         objects, tiles = predictor(torch.from_numpy(np.array(picture)).permute(2, 0, 1), threshold=threshold)
         yield Detections(path=str(path), image=picture, objects=objects, tiles=tiles)
+
+
+def _check_memory(path: Path, max_pixels: int) -> None:
+    """Raise DataError, before an image is decoded, if it does not fit into the memory."""
+    width, height = stored_size(path, max_pixels=max_pixels)
+    needed, limit = width * height * BYTES_PER_PIXEL, available_memory("cpu")
+    if limit is not None and needed > limit:
+        raise DataError(
+            f"its {width:,} x {height:,} pixels need about {needed / 2**30:.1f} GiB of memory, and "
+            f"{limit / 2**30:.1f} GiB are available; cut it into parts"
+        )
 
 
 class Predictor:

@@ -28,6 +28,7 @@ SIZES = ("small", "medium", "large")
 IOUS = (0.5, 0.75)
 # Figure, label and colour of each precision-recall curve.
 CURVES = (("ap50", "IoU 0.50", TRAIN), ("ap75", "IoU 0.75", INK), ("ap", "mean of 0.50 to 0.95", VAL))
+CocoKind = Literal["bbox", "segm"]
 KIND_LABELS = {"box": "boxes", "mask": "masks"}
 
 
@@ -187,12 +188,21 @@ def _check(ground_truth: dict[str, list[Entry]], results: Sequence[Entry], *, ma
 
 
 def _score(
-    ground_truth: dict[str, list[Entry]],
-    results: list[Entry],
-    kind: Literal["bbox", "segm"],
-    max_detections: int,
+    ground_truth: dict[str, list[Entry]], results: list[Entry], kind: CocoKind, max_detections: int
 ) -> KindScores:
-    """Run pycocotools on copies, which it changes, and without its printed output."""
+    evaluation = cocoeval(ground_truth, results, kind)
+    evaluation.params.maxDets = [*RECALL_DETECTIONS, max_detections]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return _summary(evaluation, [each["id"] for each in ground_truth["categories"]])
+
+
+def cocoeval(ground_truth: dict[str, list[Entry]], results: list[Entry], kind: CocoKind) -> Any:
+    """Return pycocotools' COCOeval of copies, which it changes, and without its printed output.
+
+    Annotations have the ids 1, 2, ... in their order, and so have the results.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -206,11 +216,7 @@ def _score(
         # pycocotools infers the kind from the first entry.
         if results:
             detections = truth.loadRes(results)
-        evaluation = COCOeval(truth, detections, kind)
-        evaluation.params.maxDets = [*RECALL_DETECTIONS, max_detections]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return _summary(evaluation, [each["id"] for each in ground_truth["categories"]])
+        return COCOeval(truth, detections, kind)
 
 
 def _summary(evaluation: Any, category_ids: Sequence[int]) -> KindScores:

@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..errors import DataError, DataWarning, listing
 from ..files import is_stray
 from ..images import IMAGE_SUFFIXES, check_size, read_image, read_values
 from ..sources.folder import existing_folder
+from .components import bounding_boxes, even_pixels, label_parts
 from .masks import coco_tool, encode_uncompressed, run_lengths
 
 LAYOUTS = (
@@ -44,10 +45,12 @@ class Converted:
     Args:
         images: number of images.
         objects: number of annotations.
+        split: number of values of mask files that became several objects, one for each connected part.
     """
 
     images: int
     objects: int
+    split: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,45 @@ class _ValueRules:
 class _Object:
     """An object, cropped from its mask."""
 
-    name: str  # for messages: the file, and the value of the object in it
+    path: Path
+    value: int  # of its pixels in the file
     category: int
     top: int  # first row of the crop in the image
     left: int  # first column
     mask: np.ndarray  # bool [h, w]
-    parts: int  # connected components; 1 if they are not counted
+
+    def parts(self) -> list[_Object]:
+        """Return the connected parts, in which pixels touch by edges or corners; itself if there is one."""
+        numbers, count = label_parts(self.mask)
+        if count == 1:
+            return [self]
+        return [
+            replace(self, top=self.top + box[0].start, left=self.left + box[1].start, mask=numbers[box] == n)
+            for n, box in enumerate(bounding_boxes(numbers, count), start=1)
+        ]
+
+    def annotation(self, height: int, width: int) -> dict[str, Any]:
+        """Return its entry in the json, without the ids of the object and of its image."""
+        tool = coco_tool()
+        uncompressed = encode_uncompressed(self.mask, self.top, self.left, height, width)
+        runs = run_lengths(uncompressed, height, width)
+        return {
+            "category_id": self.category,
+            "iscrowd": 0,
+            "area": int(tool.area(runs)),
+            "bbox": tool.toBbox(runs).tolist(),
+            "segmentation": {"size": [*map(int, runs["size"])], "counts": runs["counts"].decode()},
+        }
+
+
+@dataclass(frozen=True)
+class _Annotated:
+    """An object as entries of the json: as a whole, and where it has several parts also as these."""
+
+    path: Path
+    value: int
+    whole: dict[str, Any]
+    parts: list[dict[str, Any]]  # empty if it is connected, or if its parts are not counted
 
 
 def masks_to_coco(
@@ -102,6 +138,7 @@ def masks_to_coco(
     classes: Sequence[str] = ("object",),
     ignore: Sequence[int] | None = None,
     threshold: int | None = None,
+    split: bool | None = None,
 ) -> Converted:
     """Write the masks of a folder as a COCO json, with compressed run lengths.
 
@@ -122,9 +159,12 @@ def masks_to_coco(
             smoothed edges); with an empty sequence, every value is an object.
         threshold: lowest value inside an object, for masks with shades, such as smoothed and JPEG-compressed
             ones: each mask is one object. None takes each value for an object, and refuses shades.
+        split: make an object of each connected part of a value, in which pixels touch by edges or corners.
+            None does so if the masks are binary: each is one file for an image, there is no threshold, and
+            all hold the same single value.
 
     Returns:
-        The numbers of images and objects.
+        The numbers of images, objects and values that were split.
 
     Raises:
         DataError: the folder has neither layout, `out` is there already, or there are images without masks,
@@ -135,8 +175,8 @@ def masks_to_coco(
         ValueError: `classes`, `ignore` or `threshold` have invalid values.
 
     Warns:
-        DataWarning: a value of a numbered mask has several connected components, which need different values
-            if each is an object.
+        DataWarning: `split` is None, and a value that is not split has several connected components, which
+            need different values, or `split`, if each is an object.
 
     Example:
         >>> masks_to_coco("/data/nuclei", "/data/nuclei/annotations/all.json", classes=("nucleus",))
@@ -151,50 +191,42 @@ def masks_to_coco(
     rules = _ValueRules(None if ignore is None else tuple(ignore), threshold)
     if target.exists():
         raise DataError(f"{target} is there already.")
-    tool = coco_tool()
+    coco_tool()  # reports that pycocotools is missing before the masks are read
     if (root / "images").is_dir() and (root / "masks").is_dir():
         images_with_masks, bad = _one_file_each(root, classes, rules)
     else:
         images_with_masks, bad = _one_folder_each(root, classes, rules)
     images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    disconnected: list[str] = []
+    objects: list[tuple[int, _Annotated]] = []
     with progress_bar("Reading masks", len(images_with_masks), least=MANY) as report:
         for number, image in enumerate(images_with_masks, start=1):
             try:
-                size, objects = _read_objects(image, rules)
-                disconnected += [f"{each.name} has {each.parts} parts." for each in objects if each.parts > 1]
-                width, height = size
-                for each in objects:
-                    runs = run_lengths(
-                        encode_uncompressed(each.mask, each.top, each.left, height, width), height, width
-                    )
-                    annotations.append(
-                        {
-                            "id": len(annotations) + 1,
-                            "image_id": number,
-                            "category_id": each.category,
-                            "iscrowd": 0,
-                            "area": int(tool.area(runs)),
-                            "bbox": tool.toBbox(runs).tolist(),
-                            "segmentation": {
-                                "size": [*map(int, runs["size"])],
-                                "counts": runs["counts"].decode(),
-                            },
-                        }
-                    )
+                (width, height), own = _read_objects(image, rules)
             except DataError as error:
                 bad.append(str(error))
                 continue
             name = image.path.relative_to(root).as_posix()
-            images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
+            images.append({"id": number, "file_name": name, "width": width, "height": height})
+            count_parts = image.numbered or bool(split)
+            objects += ((number, _annotated(each, height, width, count_parts=count_parts)) for each in own)
             report(number, len(images_with_masks))
     if bad:
         raise DataError(f"the masks of {root} cannot be converted:{listing(bad)}")
-    if disconnected:
+    undecided = split is None
+    if split is None:
+        split = threshold is None and len({each.value for _, each in objects}) == 1
+    disconnected = [each for _, each in objects if each.parts]
+    entries = [
+        {"image_id": number} | entry
+        for number, each in objects
+        for entry in (each.parts if split and each.parts else [each.whole])
+    ]
+    annotations = [{"id": number} | entry for number, entry in enumerate(entries, start=1)]
+    if disconnected and undecided and not split:
         warnings.warn(
             f"{len(disconnected)} of {len(annotations)} objects have parts that do not touch:"
-            f"{listing(disconnected)}\nIf each part is an object, give each a value of its own.",
+            + listing([f"{each.path}: {each.value} has {len(each.parts)} parts." for each in disconnected])
+            + "\nIf each part is an object, give each a value of its own, or split them all with --split on.",
             DataWarning,
             stacklevel=2,
         )
@@ -202,7 +234,13 @@ def masks_to_coco(
     content = {"images": images, "annotations": annotations, "categories": categories}
     with replacing(target) as unfinished:
         unfinished.write_text(json.dumps(content), encoding="utf-8")
-    return Converted(len(images), len(annotations))
+    return Converted(len(images), len(annotations), len(disconnected) if split else 0)
+
+
+def _annotated(each: _Object, height: int, width: int, *, count_parts: bool) -> _Annotated:
+    parts = each.parts() if count_parts else [each]
+    entries = [part.annotation(height, width) for part in parts] if len(parts) > 1 else []
+    return _Annotated(each.path, each.value, each.annotation(height, width), entries)
 
 
 def _files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
@@ -297,8 +335,6 @@ def _one_folder_each(
 
 def _read_objects(image: _MaskedImage, rules: _ValueRules) -> tuple[tuple[int, int], list[_Object]]:
     """Return the (width, height) of an image in pixels, and its objects."""
-    from scipy import ndimage
-
     size: tuple[int, int] | None = None
     objects: list[_Object] = []
     for path, category in image.masks:
@@ -325,21 +361,12 @@ def _read_objects(image: _MaskedImage, rules: _ValueRules) -> tuple[tuple[int, i
             raise DataError(f"{path} holds {held}{shades}.")
         if image.numbered and (fault := _shades(present, numbered, rules) or _border(present, rules)):
             raise DataError(f"{path} {fault}.")
-        extents = ndimage.find_objects(numbered)
+        extents = bounding_boxes(numbered, len(present))
         for number, (value, extent) in enumerate(zip(present, extents, strict=True), start=1):
             mask = numbered[extent] == number
-            parts = _parts(mask) if image.numbered else 1
-            name = f"{path}: {value}"
-            objects.append(_Object(name, category, extent[0].start, extent[1].start, mask, parts))
+            top, left = extent[0].start, extent[1].start
+            objects.append(_Object(path, int(value), category, top, left, mask))
     return size or read_image(image.path).size, objects
-
-
-def _parts(mask: np.ndarray) -> int:
-    """Return the number of connected components, in which pixels touch by edges or corners."""
-    from scipy import ndimage
-
-    found: Any = ndimage.label(mask, np.ones((3, 3), int))
-    return found[1]
 
 
 def _renumbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -373,18 +400,15 @@ def _shades(present: np.ndarray, numbered: np.ndarray, rules: _ValueRules) -> st
     Such values are nowhere wider than two pixels. Most have several connected components, or the mask as a
     whole has far fewer components than values.
     """
-    from scipy import ndimage
-
     if rules.ignore is not None or len(present) < 4:
         return None
-    even = ndimage.minimum_filter(numbered, 3) == ndimage.maximum_filter(numbered, 3)
-    solid = np.bincount(numbered[even], minlength=len(present) + 1)[1:] > 0
+    solid = np.bincount(numbered[even_pixels(numbered)], minlength=len(present) + 1)[1:] > 0
     thin = np.flatnonzero(~solid) + 1
     if 2 * len(thin) <= len(present):
         return None
-    extents = ndimage.find_objects(numbered)
-    disconnected = sum(_parts(numbered[extents[value - 1]] == value) > 1 for value in thin.tolist())
-    few_components = len(thin) >= FEWEST_SHADES and 4 * _parts(numbered > 0) <= len(present)
+    extents = bounding_boxes(numbered, len(present))
+    disconnected = sum(label_parts(numbered[extents[value - 1]] == value)[1] > 1 for value in thin.tolist())
+    few_components = len(thin) >= FEWEST_SHADES and 4 * label_parts(numbered > 0)[1] <= len(present)
     if not few_components and (2 * disconnected <= len(thin) or not solid.any()):
         return None
     return f"holds {len(present)} values, {len(thin)} of them only along edges: {SHADES}"
