@@ -17,6 +17,7 @@ RIGHT, WRONG, OTHER = "#1a7f4b", "#c8372d", "#2f6fde"
 COLUMNS, MAX_DRAWN = 5, 50
 MAX_POINTS = 2000  # samples of a recording that are drawn as a curve
 MAX_LETTERS = 26
+LETTERS_PER_INCH = 11  # of the title
 
 
 def draw_spectrograms(
@@ -59,7 +60,8 @@ def _figure(shown: Sequence[AudioPrediction], title: str, columns: int, summary:
     drawn = shown[:MAX_DRAWN]
     columns = min(columns, len(drawn))
     rows = -(-len(drawn) // columns)
-    figure = Figure(figsize=(max(2.3 * columns, 4.6), 1.9 * rows + 0.5), dpi=150, layout="constrained")
+    width = max(2.3 * columns, 4.6)
+    figure = Figure(figsize=(width, 1.9 * rows + 0.6), dpi=150, layout="constrained")
     grid = np.atleast_1d(figure.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
     longest = max(each.seconds for each in drawn)
     for axes, each in zip(grid, drawn, strict=False):
@@ -67,19 +69,22 @@ def _figure(shown: Sequence[AudioPrediction], title: str, columns: int, summary:
     for axes in grid[len(drawn) :]:
         axes.set_visible(False)
     known = [each for each in shown if each.right is not None]
-    parts = [title] if title else []
+    parts: list[str] = []
     if summary is not None:
         parts.append(summary)
     elif known:
         parts.append(f"{sum(bool(each.right) for each in known)} of {len(known)} correct")
     if len(shown) > len(drawn):
         parts.append(f"the first {len(drawn)} of {len(shown)} drawn")
-    figure.suptitle("  ·  ".join(parts), x=0.01, ha="left", fontsize=10, color=INK)
+    lines = [_short(title, int(width * LETTERS_PER_INCH), ends=True), "  ·  ".join(parts)]
+    figure.suptitle("\n".join(filter(None, lines)), x=0.01, ha="left", fontsize=10, color=INK)
     return figure
 
 
 def _draw(axes: Any, each: AudioPrediction, longest: float) -> None:
     """Draw one recording on the time axis that all share."""
+    from matplotlib.ticker import MaxNLocator
+
     assert each.features is not None
     features = each.features.cpu().numpy()
     if len(features) > 1:
@@ -92,6 +97,7 @@ def _draw(axes: Any, each: AudioPrediction, longest: float) -> None:
         samples = features[0, ::step]
         axes.plot(np.linspace(0, each.seconds, len(samples)), samples, color=INK, linewidth=0.5)
     axes.set_xlim(0, longest)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter("{x:g} s")
     axes.set_yticks([])
     axes.tick_params(length=0, colors=INK, labelsize=7)
@@ -107,10 +113,10 @@ def _draw(axes: Any, each: AudioPrediction, longest: float) -> None:
     axes.set_xlabel(_short(Path(each.path).name, ends=True), fontsize=6.5, color=INK, labelpad=1)
 
 
-def _short(text: str, *, ends: bool = False) -> str:
+def _short(text: str, most: int = MAX_LETTERS, *, ends: bool = False) -> str:
     """Return a name that can be drawn, of limited length; `ends` shortens it in the middle."""
     text = legible(text)
-    if len(text) <= MAX_LETTERS:
+    if len(text) <= most:
         return text
-    half = MAX_LETTERS // 2
-    return f"{text[:half]}…{text[-half:]}" if ends else f"{text[: MAX_LETTERS - 1]}…"
+    half = most // 2
+    return f"{text[:half]}…{text[-half:]}" if ends else f"{text[: most - 1]}…"

@@ -28,17 +28,34 @@ MAX_MINUTES = 365 * 24 * 60  # a year
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Cross entropy.
+    """The loss of a classifier.
 
     Args:
-        label_smoothing: Part of the target probability that is spread evenly over all classes.
+        name: "cross_entropy" of the softmax, or "binary": the binary cross entropy of each class against all
+            others, averaged over the classes. Images with several labels always take "binary".
+        label_smoothing: Part of the target probability that is spread evenly over all classes; of images with
+            several labels, each target moves by this part towards 1/2.
+        class_weights: Weight of each class in the training loss: "balanced" (inverse to its number of
+            training images), or a number for each class in the order of their names. With "binary" they
+            weight the positives. None weights all equally.
     """
 
+    name: Literal["cross_entropy", "binary"] = "cross_entropy"
     label_smoothing: float = 0.0
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"loss.label_smoothing is from 0 to below 1; got {self.label_smoothing}")
+        if self.name not in ("cross_entropy", "binary"):
+            raise ValueError(f"loss.name is cross_entropy or binary; got {self.name!r}")
+        weights = self.class_weights
+        numbers = isinstance(weights, tuple) and all(isinstance(each, int | float) for each in weights)
+        if weights not in (None, "balanced") and not (numbers and weights and min(weights) >= 0):
+            raise ValueError(
+                f"loss.class_weights is balanced, a number for each class such as (1.0,5.0), or None; got "
+                f"{weights!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +73,10 @@ class EngineConfig:
         ema: Decay of an exponential moving average (EMA) of the weights; None keeps no average. After t steps
             the decay is min(ema, (1 + t) / (10 + t)). Weights and average are both validated, and the best
             epoch is chosen and stored by the average.
-        clip_grad: Largest norm of the gradient; None does not clip.
+        clip_grad: Threshold of the gradient clipping; None does not clip.
+        clip_mode: "norm": `clip_grad` is the largest norm of the whole gradient. "agc" is timm's adaptive
+            clipping: the largest norm of the gradient of a row of weights as a part of the norm of the row,
+            such as 0.02; the last weight and bias, those of a classifier's head, are not clipped.
         checkpointing: Recompute activations in the backward pass instead of saving them: less memory, about a
             third more time, the same gradients.
         compile: Compile the network with torch.compile.
@@ -69,6 +89,8 @@ class EngineConfig:
         save_minutes: Save inside an epoch when the last save is this old; None does not.
         save_steps: Save inside an epoch after each this many optimiser steps; None does not.
         validate_every: Validate every this many epochs, and after the last one.
+        patience: End the run after this many validations in a row without a better one; None trains all
+            epochs. The schedule of the learning rate is that of all epochs.
         loggers: Where metrics go besides the files of the run: tensorboard, wandb and mlflow, separated by
             commas, or none.
         max_batches, max_val_batches: Limit the batches of every epoch, for trials and tests.
@@ -84,6 +106,7 @@ class EngineConfig:
     global_batch: int | None = None
     ema: float | None = None
     clip_grad: float | None = None
+    clip_mode: Literal["norm", "agc"] = "norm"
     checkpointing: bool = False
     compile: bool = False
     channels_last: bool = False
@@ -94,6 +117,7 @@ class EngineConfig:
     save_minutes: float | None = 10.0
     save_steps: int | None = None
     validate_every: int = 1
+    patience: int | None = None
     loggers: str = "tensorboard"
     max_batches: int | None = None
     max_val_batches: int | None = None
@@ -107,6 +131,7 @@ class EngineConfig:
             "threads",
             "save_steps",
             "validate_every",
+            "patience",
             "max_batches",
             "max_val_batches",
         ):
@@ -119,6 +144,10 @@ class EngineConfig:
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"engine.ema is a decay between 0 and 1, or None; got {self.ema}")
+        if self.clip_mode not in ("norm", "agc"):
+            raise ValueError(f"engine.clip_mode is norm or agc; got {self.clip_mode!r}")
+        if self.clip_mode == "agc" and self.clip_grad is None:
+            raise ValueError("engine.clip_mode=agc needs its threshold, such as engine.clip_grad=0.02")
         for name in self.logger_names():
             if name not in LOGGERS:
                 known = f"{', '.join(LOGGERS)} or none{did_you_mean(name, LOGGERS)}"

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.summary.writer import event_file_writer
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lambdanets.data import DataError, open_splits
@@ -38,6 +39,8 @@ from lambdanets.train.launch import (
 )
 from lambdanets.train.learner import Learner
 from lambdanets.train.loggers import create_loggers
+from lambdanets.train.losses import class_weights
+from lambdanets.train.multi_label import MultiLabelClassifier
 from lambdanets.train.nonfinite import clear_report, reported_step
 from lambdanets.train.optim import create_optimizer
 from lambdanets.train.progress import LiveProgress, log_once
@@ -104,19 +107,26 @@ class Task(Generic[Config]):
         config: The configuration class.
         open: Opens the data of a configuration; the result has `train`, `val`, `classes`, `fingerprint`,
             `skipped`.
-        learner: The class of the Lightning module.
+        learner: Creates the Lightning module, such as its class; arguments are those of `Learner`.
     """
 
     config: type[Config]
     open: Callable[[Config], Any]
-    learner: type[Learner]
+    learner: Callable[..., Learner]
 
 
 def _open_images(config: RunConfig) -> Any:
-    return open_splits(config.data, seed=config.seed)
+    splits = open_splits(config.data, seed=config.seed)
+    class_weights(config.loss, splits.train, splits.classes)  # before anything is written
+    return splits
 
 
-CLASSIFICATION = Task(RunConfig, _open_images, Classifier)
+def _create_classifier(network: nn.Module, config: RunConfig, **options: Any) -> Classifier:
+    kind = MultiLabelClassifier if config.data.multi_label else Classifier
+    return kind(network, config, **options)
+
+
+CLASSIFICATION = Task(RunConfig, _open_images, _create_classifier)
 
 
 def train(

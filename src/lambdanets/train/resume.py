@@ -42,7 +42,8 @@ class ResumePoint:
 
     def is_complete(self, config: BaseConfig) -> bool:
         """Return whether no training is left."""
-        return self.state.position[0] >= config.engine.epochs
+        state = self.state
+        return state.position[0] >= config.engine.epochs or state.is_stopped(config.engine.patience)
 
 
 def resolve_config(config: Config | None, files: RunFiles, kind: type[Config], *, resume: bool) -> Config:
