@@ -1,6 +1,7 @@
 """Recordings: every kind of file, resampling, features, augmentation, splits and batches."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 
@@ -411,3 +412,28 @@ def test_evaluation_has_each_recording_once_over_all_processes(tmp_path: Path) -
         for target in batch.tolist()
     ]
     assert sorted(targets) == sorted(val.targets.tolist())
+
+
+def test_a_table_and_groups_of_speakers(tmp_path: Path) -> None:
+    lines = ["path,label"]
+    for word in ("yes", "no"):
+        for number in range(12):
+            name = f"{word}_{('ann', 'bob', 'cat', 'dan')[number % 4]}_{number}.wav"
+            soundfile.write(tmp_path / name, np.full(900, 0.1 * (number % 3)), 8000)
+            lines.append(f"{name},{word}")
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    config = AudioDataConfig(
+        source=f"audio:{tmp_path / 'list.csv'}", batch_size=4, group="_([a-z]+)_", val_fraction=0.25
+    )
+    splits = open_audio(config)
+    assert splits.classes == ("no", "yes")
+    speakers = [{Path(path).name.split("_")[1] for path in side.paths} for side in (splits.train, splits.val)]
+    assert [len(names) for names in speakers] == [3, 1]
+    assert speakers[0].isdisjoint(speakers[1])
+    balanced = replace(config, sampling="balanced", group_by_length=False)
+    loader = audio_train_loader(splits.train, balanced, seed=0, position=lambda: (0, 0))
+    assert np.bincount(np.concatenate([targets.numpy() for _, targets in loader])).tolist() in (
+        [8, 8],
+        [9, 7],
+        [7, 9],
+    )

@@ -249,7 +249,7 @@ def test_other_labels_are_other_images(both: DataConfig) -> None:
         ({"pseudo_ratio": 20.0}, "a batch of 4 images at data.pseudo_ratio=20 has no labelled one"),
         ({"pseudo_ratio": 0.1}, "has no pseudo-labelled one"),
         ({"unlabelled": "folder:{root}/own/val"}, "labels 4 images that .* does not hold, such as '005.png'"),
-        ({"unlabelled": "torch/cifar10"}, "come from folder:PATH or tar:PATH, got 'torch/cifar10'"),
+        ({"unlabelled": "torch/cifar10"}, "folder:PATH, csv:FILE.csv or tar:PATH, got 'torch/cifar10'"),
         ({"pseudo_labels": None, "unlabelled": "folder:x"}, "need data.pseudo_labels"),
         ({"source": "wds/x:{root}"}, "are mixed with labelled images in a ratio"),
     ],

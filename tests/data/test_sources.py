@@ -89,8 +89,8 @@ def test_a_damaged_image_of_a_named_source(write_folder: WriteFolder, truncate: 
         ("folder:", "lacks a path: write folder:PATH"),
         (
             "imagenet",
-            "data.source must be 'digits', 'folder:PATH', 'tar:PATH', 'torch/NAME:PATH', 'hfds/NAME', "
-            "'hfids/NAME' or 'wds/NAME:PATH'; got 'imagenet'",
+            "data.source must be 'digits', 'folder:PATH', 'csv:FILE.csv', 'tar:PATH', 'torch/NAME:PATH', "
+            "'hfds/NAME', 'hfids/NAME' or 'wds/NAME:PATH'; got 'imagenet'",
         ),
         ("folder", "lacks a path: write folder:PATH"),
         ("torch", "lacks a name: write torch/NAME:PATH"),

@@ -18,10 +18,14 @@ from safetensors.torch import load_file
 from lambdanets.data import DataError, DataWarning
 from lambdanets.data.coco.masks import Masks
 from lambdanets.detection import DetectionConfig, evaluate, load_run, predict, predict_samples, train
-from lambdanets.detection.training import DetectionModule
+from lambdanets.detection.mask_rcnn import create_detector
+from lambdanets.detection.training import DETECTION, DetectionModule
+from lambdanets.models import WeightsError
 from lambdanets.recipes import coco, miniature
 from lambdanets.train import NonFiniteLossError, RunError, RunResult, override
 from lambdanets.train.checkpoint import RunState, load_checkpoint
+from lambdanets.train.engine import build_learner
+from lambdanets.train.initial_weights import start_from
 from launching import by_slurm, finish
 from object_sets import write_objects
 from runs import assert_same_end
@@ -279,3 +283,30 @@ def changed(config: DetectionConfig) -> Iterator[tuple[str, object]]:
 
     usual = flatten(coco())
     yield from ((name, value) for name, value in flatten(config).items() if usual[name] != value)
+
+
+def test_a_detector_starts_from_a_detector(finished: RunResult, tmp_path: Path) -> None:
+    """Pyramid, proposals and heads too; only layers for another number of classes begin at random."""
+    weights = load_file(finished.directory / "weights.safetensors")
+    (tmp_path / "file.safetensors").write_bytes((finished.directory / "weights.safetensors").read_bytes())
+    config, _ = start_from(override(coco(), "data.masks=True"), str(finished.directory))
+    learner = build_learner(DETECTION, config, ["disc", "bar"])
+    for name, value in learner.network.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    network = config.network(3)
+    assert config.pretrained_part(network) is network
+    said = config.load_initial_weights(network)
+    assert "roi_heads.box_predictor.cls_score.weight" in said
+    assert "keep random weights: other classes" in said
+    for name, value in network.state_dict().items():
+        same = value.shape == weights[name].shape and torch.equal(value, weights[name])
+        assert same != ("_predictor." in name and "conv5" not in name), name
+    # The library function loads a detector's file as well.
+    model = override(config, f"model.weights={tmp_path / 'file.safetensors'}").model
+    assert torch.equal(
+        create_detector(model, num_classes=2, masks=True).state_dict()["rpn.head.cls_logits.weight"],
+        weights["rpn.head.cls_logits.weight"],
+    )
+    boxes = override(config, "data.masks=False")
+    with pytest.raises(WeightsError, match=r"not those of a detector on lambda_resnet101: \d+ are unknown"):
+        boxes.load_initial_weights(boxes.network(2))

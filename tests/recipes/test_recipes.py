@@ -23,7 +23,7 @@ from lambdanets.recipes import get_recipe, list_recipes, miniature, registry
 from lambdanets.text import TextConfig, generate
 from lambdanets.text import load_run as load_language_model
 from lambdanets.text import train as train_language_model
-from lambdanets.train import from_json, load_run, to_json
+from lambdanets.train import from_json, load_run, override, start_from, to_json
 from lambdanets.train.engine import accumulation_steps, train
 from lambdanets.train.optim import create_optimizer
 from object_sets import write_objects
@@ -43,7 +43,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_recipes() -> None:
-    assert list_recipes()[:6] == ["audio", "cifar", "coco", "digits", "folder", "imagenet-90"]
+    assert list_recipes()[:6] == ["audio", "cifar", "coco", "digits", "finetune", "folder"]
     for name in list_recipes():
         assert get_recipe(name).recipe == name
 
@@ -80,7 +80,7 @@ def test_a_recipe_is_added_by_one_file(
 def test_an_unknown_recipe_is_an_error_with_similar_names() -> None:
     with pytest.raises(ValueError, match="there is no recipe 'digit'; did you mean digits"):
         get_recipe("digit")
-    with pytest.raises(ValueError, match="known: audio, cifar, coco, digits, folder, imagenet-90"):
+    with pytest.raises(ValueError, match="known: audio, cifar, coco, digits, finetune, folder"):
         get_recipe("xyz")
 
 
@@ -104,6 +104,11 @@ def test_a_miniature_runs(name: str, photos: Path, tmp_path: Path) -> None:
     if isinstance(config, TextConfig):
         writes(config, tmp_path)
         return
+    if config.model.head_epochs:
+        # It needs trained weights.
+        first = override(miniature(get_recipe("folder")), f"data.source=folder:{photos}")
+        train(first, run_dir=tmp_path / "first")
+        config, _ = start_from(config, str(tmp_path / "first"))
     if name != "digits":
         config = replace(config, data=replace(config.data, source=f"folder:{photos}"))
     result = train(config, run_dir=tmp_path / "run")

@@ -11,7 +11,7 @@ import torch
 
 from lambdanets.data import DataError
 from lambdanets.models import WeightsError, create_model
-from lambdanets.train import RunConfig, RunResult, evaluate, load_run, override
+from lambdanets.train import ModelConfig, RunConfig, RunResult, evaluate, load_run, override
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.engine import train
 from runs import assert_same_end
@@ -125,7 +125,7 @@ def test_weights_of_timm_s_own_option_still_work(tiny: RunConfig, tmp_path: Path
     # A checkpoint follows: nothing is read, nothing fetched.
     build_learner(CLASSIFICATION, config, [*"0123456789"], continues=True)
     with pytest.raises(ValueError, match="both give initial weights"):
-        replace(config.model, weights="w.pt")
+        ModelConfig(name="lambda_resnet_digits", options={"pretrained": True}, weights="w.pt")
     with pytest.raises(ValueError, match=r"model\.weights is a file, a folder or hf-hub:OWNER/NAME"):
         replace(tiny.model, weights="")
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from lambdanets.data import AudioDataConfig
-from lambdanets.models import create_model, load_weights
-from lambdanets.train.config import BaseConfig, LossConfig, ModelConfig, Wording, set_batch_norm_momentum
+from lambdanets.train.config import BaseConfig, LossConfig, ModelConfig, Wording
 
 RAW_STEM = (8, 5, 2)  # strides of the stem for samples: 80 samples, 10 ms at 8 kHz
 EXAMPLE_LENGTH = 128
@@ -21,6 +20,8 @@ class AudioConfig(BaseConfig):
     """All settings of a run of classification of recordings."""
 
     TASK = "audio"
+    STARTS_FROM = (TASK,)
+    INPUT = ("features", "sample_rate", "bands", "window", "hop")
     WORDING = Wording(
         sample="recording",
         samples="recordings",
@@ -35,14 +36,10 @@ class AudioConfig(BaseConfig):
 
     def network(self, num_classes: int, *, loads_weights: bool = False) -> nn.Module:
         """Build the classifier: features `[b, c, n]` and a mask `[b, n]` to logits `[b, num_classes]`."""
-        options = {"in_chans": self.data.channels, **self.model.options, "num_classes": num_classes}
+        defaults: dict[str, Any] = {"in_chans": self.data.channels}
         if self.data.features == "raw":
-            options.setdefault("stem_strides", RAW_STEM)
-        if loads_weights:
-            options["pretrained"] = False
-        network = create_model(self.model.name, **options)
-        set_batch_norm_momentum(network, self.model.bn_momentum)
-        return network
+            defaults["stem_strides"] = RAW_STEM
+        return self.model.network(num_classes, loads_weights=loads_weights, **defaults)
 
     def example_input(self) -> tuple[str, Tensor]:
         channels = self.data.channels
@@ -56,11 +53,12 @@ class AudioConfig(BaseConfig):
 
     def with_model(self, name: str) -> Self:
         """Return a copy with another model and none of the model options."""
-        return self if name == self.model.name else replace(self, model=ModelConfig(name=name))
+        if name == self.model.name:
+            return self
+        return replace(self, model=replace(self.model, name=name, options={}))
+
+    def check_start(self) -> None:
+        self.model.check_start()
 
     def load_initial_weights(self, network: nn.Module) -> str:
-        """Load `model.weights`; a head for another number of classes keeps its random weights."""
-        weights = self.model.weights or ""
-        replaced = load_weights(network, weights, head="replace")
-        kept = f"; {' and '.join(replaced)} keep random weights" if replaced else ""
-        return f"starting from {weights}{kept}"
+        return self.model.load_initial_weights(network)

@@ -19,6 +19,7 @@ from lambdanets.train import Run
 from lambdanets.train import load_run as load_any_run
 from lambdanets.train.classifier import Classifier
 from lambdanets.train.engine import Task, train_task
+from lambdanets.train.losses import class_weights
 from lambdanets.train.reporting import RunResult
 from lambdanets.train.run import RunFiles
 
@@ -34,6 +35,7 @@ class AudioClassifier(Classifier):
     val_set: AudioSet | None = None
 
     def train_loader(self, splits: AudioSplits, *, rank: int, world_size: int) -> DataLoader:
+        self.class_weights = class_weights(self.config.loss, splits.train, self.classes)
         return audio_train_loader(
             splits.train,
             self.config.data,
@@ -80,7 +82,9 @@ class AudioClassifier(Classifier):
 
 
 def _open_splits(config: AudioConfig) -> AudioSplits:
-    return open_audio(config.data, seed=config.seed)
+    splits = open_audio(config.data, seed=config.seed)
+    class_weights(config.loss, splits.train, splits.classes)  # before anything is written
+    return splits
 
 
 AUDIO = Task(AudioConfig, _open_splits, AudioClassifier)

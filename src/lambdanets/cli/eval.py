@@ -63,6 +63,7 @@ def run(
     max_detections: Annotated[int | None, shown("N", "the run's")] = None,
     tile: Annotated[str | None, shown("auto | SIZE | off", "auto")] = None,
     device: Annotated[str | None, shown("cpu | cuda | cuda:1 | mps", "the run's, or the best")] = None,
+    tta: Annotated[Literal["flip"] | None, shown("flip")] = None,
     per_class: Annotated[Path | None, shown("FILE.csv")] = None,
     errors: Annotated[Path | None, shown("FILE.csv")] = None,
     predictions: Annotated[Path | None, shown("FILE.csv")] = None,
@@ -101,6 +102,7 @@ def run(
         max_detections: Detectors: number of detections in an image that count, by score; 100 for COCO.
         tile: Detectors: process large images in overlapping tiles; see predict.
         device: Device of the computation.
+        tta: Classifiers of images: average the probabilities over each image and its mirror image.
         per_class: Write accuracy, precision, recall and F1 of each class to a file (of a detector the average
             precision), and print the best and the worst classes.
         errors: Classifiers: write the wrongly classified images or recordings to a file, the largest loss
@@ -123,8 +125,8 @@ def run(
         "eval", what, data=data, images=images, as_=as_, real=real, checkpoint=checkpoint, weights=weights,
         accelerate=accelerate, size=size, context=context, crop=crop, batch_size=batch_size, workers=workers,
         precision=precision, memory_format=memory_format, max_detections=max_detections, tile=tile,
-        device=device, per_class=per_class, errors=errors, predictions=predictions, confusion=confusion,
-        calibration=calibration, csv=csv, json=json, results=results,
+        device=device, tta=tta, per_class=per_class, errors=errors, predictions=predictions,
+        confusion=confusion, calibration=calibration, csv=csv, json=json, results=results,
     )  # fmt: skip
 
 
@@ -144,6 +146,7 @@ def evaluate_classifier(
     precision: str | None,
     memory_format: str | None,
     device: str | None,
+    tta: Literal["flip"] | None,
     per_class: Path | None,
     errors: Path | None,
     predictions: Path | None,
@@ -178,13 +181,26 @@ def evaluate_classifier(
         if size is not None:
             target = target.at_size(size)
     files = ScoreFiles(per_class, errors, predictions, confusion, calibration)
-    files.check(target.data.source, len(target.classes))
+    if not target.data.multi_label:
+        files.check(target.data.source, len(target.classes))
     engine = replace(target.engine, **engine_changes(precision, memory_format))
     target = replace(target, engine=engine, device=on)
     if accelerate:
         from lambdanets import models
 
         target = replace(target, network=models.accelerate(target.network))
+    if tta is not None:
+        from lambdanets.evaluate.views import FlipAveraged
+
+        averaged = FlipAveraged(target.network, multi_label=target.data.multi_label)
+        target = replace(target, network=averaged, weights=f"{target.weights}, averaged over mirror images")
+    if target.data.multi_label:
+        from lambdanets.cli.labels import evaluate_labels
+
+        return evaluate_labels(
+            what, target, per_class, json, as_=as_, real=real, csv=csv, errors=errors,
+            predictions=predictions, confusion=confusion, calibration=calibration,
+        )  # fmt: skip
     evaluation = measure(target, test_set=test_set, real=real, samples=files.per_sample)
     _print(f"{what}, {target.weights}", evaluation)
     title = f"{target.name}  ·  {what} on {evaluation.data.source}"

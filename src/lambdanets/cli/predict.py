@@ -21,8 +21,11 @@ from lambdanets.cli.tasks import run_verb
 from lambdanets.evaluate.prediction import Prediction, predict_files, predict_held_out
 from lambdanets.evaluate.target import is_run_folder, target_from_model, target_from_run
 from lambdanets.evaluate.test_sets import describe_classes
+from lambdanets.evaluate.views import FlipAveraged
 from lambdanets.train import load_run
 from lambdanets.viz.contact_sheet import MAX_PAGES, PER_PAGE
+
+MAX_LABELS = 10  # of an image with several labels, unless --top says otherwise
 
 
 def run(
@@ -32,6 +35,7 @@ def run(
     samples: Annotated[int | None, shown("N")] = None,
     top: Annotated[int | None, shown("N", "5")] = None,
     threshold: Annotated[float | None, shown("SCORE", "0.5")] = None,
+    tta: Annotated[Literal["flip"] | None, shown("flip")] = None,
     tile: Annotated[str | None, shown("auto | SIZE | off", "auto")] = None,
     out: Annotated[
         Path | None, shown("SHEET.png | FOLDER", "predictions.png or predictions/ in the run")
@@ -58,7 +62,9 @@ def run(
         samples: Instead of files, use this many images or recordings of the run's validation set, and show
             their labels.
         top: Classifiers: number of classes to show for each image.
-        threshold: Detectors: least score of an object.
+        threshold: Detectors: least score of an object. Classifiers of several labels: least probability of a
+            label.
+        tta: Classifiers of images: average the probabilities over each image and its mirror image.
         tile: Detectors: process large images in overlapping tiles: auto for images that would be shrunk far
             more than those of the training, a size in pixels for all larger images, off for none.
         out: Classifiers: the contact sheet, whose further pages get a number. Detectors: the folder of the
@@ -83,8 +89,8 @@ def run(
             raise UsageError(f"{option} must be at least 1, got {number}.")
     check_outputs({"--json": json, "--csv": None if to_stdout(csv) else csv})
     return run_verb(
-        "predict", what, paths, samples=samples, top=top, threshold=threshold, tile=tile, out=out, json=json,
-        csv=csv, checkpoint=checkpoint, device=device, weights=weights, batch_size=batch_size,
+        "predict", what, paths, samples=samples, top=top, threshold=threshold, tta=tta, tile=tile, out=out,
+        json=json, csv=csv, checkpoint=checkpoint, device=device, weights=weights, batch_size=batch_size,
         max_pixels=max_pixels, strict=strict,
     )  # fmt: skip
 
@@ -95,6 +101,8 @@ def predict_labels(
     *,
     samples: int | None,
     top: int | None,
+    threshold: float | None,
+    tta: Literal["flip"] | None,
     out: Path | None,
     json: Path | None,
     csv: Path | None,
@@ -126,11 +134,22 @@ def predict_labels(
         target = replace(target, classes=describe_classes(target.classes))
         title, heading = f"{what}  ·  {target.weights}", f"{what}, {target.weights}"
     target = replace(target, device=on)
-    top, batch_size = 5 if top is None else top, 32 if batch_size is None else batch_size
+    several = target.data.multi_label
+    if threshold is not None and not several:
+        raise UsageError(
+            f"--threshold is for several labels, and {what} gives one: --top shows more classes."
+        )
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold is a probability from 0 to 1, got {threshold}.")
+    if tta is not None:
+        target = replace(target, network=FlipAveraged(target.network, multi_label=several))
+    top = (MAX_LABELS if several else 5) if top is None else top
+    batch_size = 32 if batch_size is None else batch_size
+    options = {"top": top, "threshold": 0.5 if threshold is None else threshold, "batch_size": batch_size}
     if samples is not None:
-        found = predict_held_out(target, samples, top=top, batch_size=batch_size)
+        found = predict_held_out(target, samples, **options)
     else:
-        found = predict_files(target, paths, top=top, batch_size=batch_size, max_pixels=max_pixels)
+        found = predict_files(target, paths, **options, max_pixels=max_pixels)
 
     def draw(predictions: Sequence[Prediction], summary: str) -> list[Path]:
         from lambdanets.viz.contact_sheet import draw_sheets

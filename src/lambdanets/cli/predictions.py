@@ -98,7 +98,7 @@ def to_plain(each: Prediction) -> dict[str, object]:
     else:
         entry |= {"labels": each.labels, "probabilities": [round(value, 6) for value in each.probabilities]}
     if each.truth is not None:
-        entry["truth"] = each.truth
+        entry["truth"] = each.truth if each.truths is None else each.truths
     return entry
 
 
@@ -155,7 +155,8 @@ class Lines:
             self.console.render_str(label, style="" if rank else best).append(f" {probability:.1%}", "dim")
             for rank, (label, probability) in enumerate(zip(each.labels, each.probabilities, strict=True))
         ]
-        return [*map(self.console.render_str, first), *guesses]
+        cells = [*map(self.console.render_str, first), *guesses]
+        return cells + [Text()] * (len(self.headings) - len(cells))
 
     def _line(self, cells: Sequence[Text]) -> None:
         line = Text(" ")

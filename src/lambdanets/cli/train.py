@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
@@ -13,10 +14,12 @@ from tyro import conf
 from lambdanets.cli.errors import UsageError, as_usage_error, check_name, usage
 from lambdanets.cli.options import shown
 from lambdanets.cli.tasks import TASKS, task_of
+from lambdanets.models.weight_files import PRETRAINED
 from lambdanets.models.weights import weights_for
 from lambdanets.recipes import get_recipe, list_recipes
 from lambdanets.train import load_config, override
 from lambdanets.train.config import BaseConfig
+from lambdanets.train.initial_weights import start_from
 from lambdanets.train.optim import create_optimizer
 from lambdanets.utils.text import printable_lines
 
@@ -30,6 +33,7 @@ def run(
     data: Annotated[str | None, shown("SOURCE", "the recipe's")] = None,
     out: Annotated[Path | None, shown("FOLDER", "runs/DATE-RECIPE")] = None,
     resume: Annotated[Path | None, shown("RUN")] = None,
+    weights: Annotated[str | None, shown("RUN | FILE | hf-hub:OWNER/NAME | pretrained")] = None,
     epochs: Annotated[int | None, shown("N", "the recipe's")] = None,
     batch_size: Annotated[int | None, shown("N", "the recipe's")] = None,
     seed: Annotated[int | None, shown("N", "the recipe's")] = None,
@@ -51,7 +55,11 @@ def run(
             lists the kinds); for a detector coco:FOLDER or coco:ANNOTATIONS.json; for recordings
             audio:FOLDER; for a language model text:FILE or text:FOLDER.
         out: Folder of the run.
-        resume: Folder of a run to continue, with its own configuration and without a recipe.
+        resume: Folder of a run to continue, with its own configuration and without a recipe. A larger
+            --epochs trains it longer, also after its end.
+        weights: Trained weights to start from: a run, a file, a model on the Hugging Face hub, or
+            timm's of the model. They also give the model, if --model does not, and the form of
+            the images. Without a recipe a new run has the configuration of RUN.
         epochs: Passes over the training data; with data.windows, that many windows of text.
         batch_size: Images, recordings or windows of text in a batch of one device.
         seed: Seed of all random numbers.
@@ -61,7 +69,9 @@ def run(
     """
     if resume is not None and out is not None:
         raise UsageError("--out and --resume exclude each other: a resumed run stays in its folder.")
-    if recipe is None and resume is None:
+    if resume is not None and weights is not None:
+        raise UsageError("--weights and --resume exclude each other: a resumed run has its own weights.")
+    if recipe is None and resume is None and weights is None:
         raise UsageError(f"name a recipe ({', '.join(list_recipes())}) or a run to --resume.")
     if recipe is not None:
         check_name("recipe", recipe, list_recipes())
@@ -74,16 +84,20 @@ def run(
         "seed": seed,
     }
     changes = [f"{path}={value}" for path, value in shortcuts.items() if value is not None] + [*set]
-    config = None
-    if recipe is not None or changes or model is not None:
-        base = _stored(resume, recipe) if resume is not None else get_recipe(recipe or "")
+    config, taken = None, ""
+    if resume is None or recipe is not None or changes or model is not None:
+        base = _base(recipe, resume, weights)
         with usage():
             config = override(base if model is None else base.with_model(model), *changes)
+            if resume is None:
+                config, taken = _with_weights(config, weights, changes, keeps_model=model is not None)
             _check_parts(config, starts=resume is None)
-    directory = resume or out or _new_directory(recipe or "")
+    directory = resume or out or _new_directory("" if config is None else config.recipe)
 
     from lightning.pytorch.utilities import rank_zero_only
 
+    if taken and rank_zero_only.rank == 0:
+        print(printable_lines(taken))
     train = (task_of(resume) if config is None else TASKS[config.TASK]).train_function()
     try:
         result = train(config, run_dir=directory, resume=resume is not None)
@@ -98,6 +112,34 @@ def run(
     if rank_zero_only.rank == 0:
         print(printable_lines(f"\n{result.summary.rstrip()}\n\nSee its results: {next_step(directory)}"))
     return 0
+
+
+def _base(recipe: str | None, resume: Path | None, weights: str | None) -> BaseConfig:
+    """Return the configuration that the options change: a run's or that of a recipe."""
+    if resume is not None:
+        return _stored(resume, recipe)
+    if recipe is not None:
+        return get_recipe(recipe)
+    run = Path(weights or "")
+    if not (run / "config.json").is_file() or not (run / "classes.json").is_file():
+        raise UsageError(
+            f"name a recipe ({', '.join(list_recipes())}): {weights} is no run, so it has no configuration "
+            "for a new one."
+        )
+    return _stored(run, None)
+
+
+def _with_weights(
+    config: BaseConfig, weights: str | None, changes: Sequence[str], *, keeps_model: bool
+) -> tuple[BaseConfig, str]:
+    """Return the configuration with the settings of its initial weights, and a line that lists these."""
+    given = [path.strip() for path, _, _ in (change.partition("=") for change in changes)]
+    if weights is not None and "model.weights" in given:
+        raise UsageError("--weights and --set model.weights are the same; keep one.")
+    weights = weights or config.model.weights
+    if weights is None:
+        return config, ""
+    return start_from(config, weights, given=[*given, *["model.name"] * keeps_model])
 
 
 def next_step(run: Path) -> str:
@@ -118,6 +160,8 @@ def _check_parts(config: BaseConfig, *, starts: bool) -> None:
     A wrong name, option, size or file of weights is then reported before the data are read.
     """
     name = config.model.name
+    if starts:
+        config.check_start()
     with torch.device("meta"):
         with as_usage_error(f"model.options do not fit {name!r}"):
             network: Any = config.network(2, loads_weights=True)
@@ -127,7 +171,7 @@ def _check_parts(config: BaseConfig, *, starts: bool) -> None:
                 network.eval()(tensor)
         create_optimizer(network, config.optimizer)
     part = config.pretrained_part(network)
-    if starts and config.model.weights is not None and part is not None:
+    if starts and config.model.weights not in (None, PRETRAINED) and part is not None:
         weights_for(part, config.model.weights, head="replace")
 
 

@@ -11,7 +11,7 @@ from typing import TextIO
 VERBS: dict[str, str] = {
     "train": "train a recipe on its own data or on your images, recordings or text, or continue a run",
     "eval": "measure a run or a model on validation data or on ImageNet's test sets",
-    "predict": "label images or recordings with a run or a model, draw objects of a detector, or measure texts",
+    "predict": "label images or recordings, draw the objects that a detector finds, or measure texts",
     "generate": "continue a text with a run that trained a language model",
     "pseudo-label": "label images with a run, to train another model on them",
     "masks-to-coco": "convert a folder of mask images to a COCO json, to train a detector on",

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
+from .balance import balanced_order, occurrences
 from .config import DataConfig
 from .errors import DataError
 from .mixed import PSEUDO, MixedSet, batch_sizes
 from .randomness import derived_seed, permutation, shard_permutation
 
+REPEATED = 2**32  # added to the epoch of a sample for each earlier occurrence in the same epoch
 Position = Callable[[], tuple[int, int]]  # returns (epoch, batches already done in it)
 # Indices of samples [b], and their epoch: one for all, or one for each [b].
 Batch = tuple[np.ndarray, int | np.ndarray]
@@ -53,6 +55,8 @@ class TrainBatches(Sampler):
         world_size: number of processes.
         shards: index of the shard of each sample, of shape [n]: samples of 16 shards at a time are shuffled.
             None shuffles all samples.
+        balanced: class index of each sample, of shape [n]: an epoch has equally many of each class, see
+            `balanced_order`. Each occurrence of a sample is augmented in its own way. None takes each once.
     """
 
     def __init__(
@@ -65,7 +69,9 @@ class TrainBatches(Sampler):
         rank: int,
         world_size: int,
         shards: np.ndarray | None = None,
+        balanced: np.ndarray | None = None,
     ):
+        self.balanced = balanced
         self.size, self.seed, self.position = size, seed, position
         self.rank, self.world_size, self.shards = rank, world_size, shards
         self.batch_size, self.num_batches = whole_batches(size, batch_size, world_size)
@@ -79,11 +85,15 @@ class TrainBatches(Sampler):
 
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
         order = self._order(epoch)
+        epochs = None if self.balanced is None else epoch + occurrences(order) * REPEATED
         for batch in range(done, len(self)):
             start = (batch * self.world_size + self.rank) * self.batch_size
-            yield order[start : start + self.batch_size], epoch
+            rows = slice(start, start + self.batch_size)
+            yield order[rows], epoch if epochs is None else epochs[rows]
 
     def _order(self, epoch: int) -> np.ndarray:
+        if self.balanced is not None:
+            return balanced_order(self.seed, epoch, self.balanced)
         if self.shards is None:
             return permutation(self.seed, epoch, self.size)
         return shard_permutation(self.seed, epoch, self.shards)

@@ -12,6 +12,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = ((0.449,), (0.226,))  # ImageNet's channels averaged
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 MAX_PIXELS = 2**28  # most pixels of an image, which needs 768 MiB as RGB
+GROUP = "folder, a regular expression with one part in parentheses such as '^([^_]+)_', or None"
 HoldOut = Literal["exact", "stable"]
 _RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|t\w+))*")
 
@@ -20,6 +21,14 @@ def _check(valid: bool, name: str, expected: str, got: object) -> None:
     """Raise ValueError with the field's name, the expected values and the value got, unless it is valid."""
     if not valid:
         raise ValueError(f"{name} must be {expected}, got {got!r}.")
+
+
+def is_group(value: str | None) -> bool:
+    """Return whether a value of `data.group` is valid: None, "folder" or an expression with one group."""
+    try:
+        return value in (None, "folder") or re.compile(value).groups == 1
+    except (re.error, TypeError):
+        return False
 
 
 def _is_fraction(value: object) -> bool:
@@ -34,7 +43,7 @@ def _is_range(value: tuple[float, ...]) -> bool:
 class AugmentConfig:
     """The augmentation of training images; all of it is off by default.
 
-    The steps run in this order: crop, flip, RandAugment, colour jitter, normalisation, erasing.
+    The steps run in this order: crop, flip, RandAugment, colour jitter, normalisation, erasing, mixing.
 
     Args:
         crop: "none" (as in evaluation), "pad" (pad by `pad` black pixels, then crop a random square, for
@@ -46,6 +55,13 @@ class AugmentConfig:
         rand_augment: timm's configuration string of RandAugment, for example "rand-m9-n2-mstd0.5".
         color_jitter: strength of the changes of brightness, contrast and saturation.
         random_erasing: probability that a random rectangle is set to the mean colour.
+        mixup: blend each image of a batch with another, and their labels in the same ratio, which is drawn
+            from Beta(mixup, mixup) for each batch, such as 0.2; 0 is off. The training accuracy is then that
+            of the class with the larger part.
+        cutmix: the same with a rectangle of the other image, of an area drawn from Beta(cutmix, cutmix), such
+            as 1.0; 0 is off. With both, each batch takes one of them at random.
+        mix_prob: probability that a batch is mixed.
+        mix_off_epochs: last epochs of a run, which are not mixed.
     """
 
     crop: Literal["none", "pad", "random_resized"] = "none"
@@ -56,6 +72,10 @@ class AugmentConfig:
     rand_augment: str | None = None
     color_jitter: float | None = None
     random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    mix_off_epochs: int = 0
 
     def __post_init__(self) -> None:
         for name in ("scale", "ratio"):
@@ -66,7 +86,12 @@ class AugmentConfig:
         crops = ("none", "pad", "random_resized")
         _check(self.crop in crops, "augment.crop", f"one of {', '.join(crops)}", self.crop)
         _check(isinstance(self.pad, int) and self.pad >= 0, "augment.pad", "pixels, 0 or more", self.pad)
-        for name in ("flip", "random_erasing"):
+        for name in ("mixup", "cutmix"):
+            value = getattr(self, name)
+            _check(0 <= value < math.inf, f"augment.{name}", "0 (off) or more", value)
+        off = self.mix_off_epochs
+        _check(isinstance(off, int) and off >= 0, "augment.mix_off_epochs", "epochs, 0 or more", off)
+        for name in ("flip", "random_erasing", "mix_prob"):
             value = getattr(self, name)
             _check(_is_fraction(value), f"augment.{name}", "a probability from 0 to 1", value)
         jitter = self.color_jitter
@@ -76,6 +101,11 @@ class AugmentConfig:
         valid = spec is None or _RAND_AUGMENT.fullmatch(spec) is not None
         _check(valid, "augment.rand_augment", "like 'rand-m9-n2-mstd0.5' (see timm), or None", spec)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed."""
+        return bool(self.mixup or self.cutmix)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -83,13 +113,14 @@ class DataConfig:
 
     Args:
         source: "digits" (scikit-learn's 1797 scanned digits), "folder:PATH" (train/ and val/ with one folder
-            per class, or one folder of class folders, which is split), "tar:PATH" (tar archives with random
-            access: a folder of them, a pattern, or one; with class folders or WebDataset's .cls files inside,
-            and with train or val in their names, in the folders around them or inside them, else they are
-            split), "torch/NAME:PATH" (a data set of torchvision, such as "torch/cifar10"), "hfds/NAME" (a
-            data set of the Hugging Face hub), "hfids/NAME" (the same or a folder, streamed from its parquet
-            files), or "wds/NAME:PATH" (tar files of WebDataset, streamed from a folder, a URL or a command,
-            "pipe:").
+            per class, or one folder of class folders, which is split), "csv:FILE.csv" (a table of files and
+            labels, with the columns path and label, and perhaps split and group), "tar:PATH" (tar archives
+            with random access: a folder of them, a pattern, or one; with class folders or WebDataset's .cls
+            files inside, and with train or val in their names, in the folders around them or inside them,
+            else they are split), "torch/NAME:PATH" (a data set of torchvision, such as "torch/cifar10"),
+            "hfds/NAME" (a data set of the Hugging Face hub), "hfids/NAME" (the same or a folder, streamed
+            from its parquet files), or "wds/NAME:PATH" (tar files of WebDataset, streamed from a folder, a
+            URL or a command, "pipe:").
         image_size: height and width of a model's input, in pixels.
         in_chans: 3 for RGB, 1 for grey.
         mean: of each channel, on a scale from 0 to 1; None takes that of the digits, or of ImageNet.
@@ -103,6 +134,15 @@ class DataConfig:
             exactly `val_fraction` of each class, rounded, and at least one image; when files are added or
             removed, a few others may change sides. "stable" assigns each file to a side by its own name, for
             good, and holds out `val_fraction` on average only.
+        group: keep all images of a group, such as a patient or a plate, on one side. "folder" takes the
+            folder of a file below its class, anything else is a regular expression with one part in
+            parentheses, which is looked for in the path below the class, such as "^([^_]+)_". Of csv: the
+            path is the one in the table, and None takes the column `group`, if there is one.
+        group_column: column of csv: with the groups, in place of `group`.
+        multi_label: images of csv: may have several labels each: separated by semicolons in the column of
+            labels, or one column of 0 and 1 for each class, which `label_column` names, separated by commas.
+        sampling: images of an epoch: "uniform" takes each once, "balanced" takes equally many of each class,
+            in an epoch of the same length. Not for streamed sources.
         train_per_class: number of training images of each class (all, where it has fewer), chosen by their
             names alone: the same for every seed. None takes all. Not for streamed sources.
         pseudo_labels: CSV file of labels given by a network (`lambdanets pseudo-label` writes it): train on
@@ -128,8 +168,9 @@ class DataConfig:
             splits the training images of torch/ and hfds/ by `val_fraction`. For wds/, splits that
             _info.json beside the tar files lists, or tar files by name, such as
             "train-{000000..000009}.tar".
-        image_column, label_column: columns of a Hugging Face data set (hfds/, hfids/). None takes "image" and
-            "label"; for hfids/ otherwise the only column of images, and the only one of named classes.
+        image_column, label_column: columns of csv: or of a Hugging Face data set (hfds/, hfids/). None takes
+            the usual names: "image" and "label", of csv: also "path", "file" or "filename" and "class"; for
+            hfids/ otherwise the only column of images, and the only one of named classes.
         num_classes: needed only for a streamed source (wds/, hfids/) that does not name its classes.
         download: download the data set of a torch/ source if it is not in its folder.
     """
@@ -144,6 +185,10 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     val_fraction: float = 0.1
     hold_out: HoldOut = "exact"
+    group: str | None = None
+    group_column: str | None = None
+    multi_label: bool = False
+    sampling: Literal["uniform", "balanced"] = "uniform"
     train_per_class: int | None = None
     pseudo_labels: str | None = None
     unlabelled: str | None = None
@@ -186,11 +231,15 @@ class DataConfig:
             "hold_out": ("exact", "stable"),
             "on_bad_image": ("refuse", "skip"),
             "cache": (True, False, "auto"),
+            "sampling": ("uniform", "balanced"),
             "order": ("global", "shards"),
         }
         for name, allowed in choices.items():
             expected = f"one of {', '.join(map(str, allowed))}"
             _check(getattr(self, name) in allowed, f"data.{name}", expected, getattr(self, name))
+        _check(is_group(self.group), "data.group", GROUP, self.group)
+        valid = self.group is None or self.group_column is None
+        _check(valid, "data.group", "None where data.group_column names the groups", self.group)
         for name in ("mean", "std"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(value))

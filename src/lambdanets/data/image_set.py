@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .balance import class_counts
 from .errors import DataError, DataWarning
 from .image_source import ImageSource
 from .randomness import keys
@@ -50,7 +51,7 @@ class ImageSet(Dataset):
 
     @property
     def targets(self) -> np.ndarray:
-        """Class index of each sample, int64 of shape [n]."""
+        """Class index of each sample, int64 of shape [n]; with several labels 0 and 1, [n, classes]."""
         return self.images.targets
 
     @property
@@ -75,7 +76,7 @@ class ImageSet(Dataset):
         """Return the file, or another name, of a sample."""
         return self.images.path(index)
 
-    def item(self, index: int, epoch: int = 0, seed: int = 0) -> tuple[Tensor, int]:
+    def item(self, index: int, epoch: int = 0, seed: int = 0) -> tuple[Tensor, int | Tensor]:
         """Return one sample.
 
         Args:
@@ -84,12 +85,13 @@ class ImageSet(Dataset):
             seed: seed of the run.
 
         Returns:
-            A float32 image of shape [channels, image_size, image_size], and its class index.
+            A float32 image of shape [channels, image_size, image_size], and its class index; with several
+            labels float32 of shape [classes].
         """
         images, targets = self.batch([index], epoch, seed)
-        return images[0], int(targets[0])
+        return images[0], int(targets[0]) if targets.ndim == 1 else targets[0]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         return self.item(index)
 
     def batch(
@@ -103,7 +105,8 @@ class ImageSet(Dataset):
             seed: seed of the run.
 
         Returns:
-            float32 images of shape [b, channels, image_size, image_size], int64 targets of shape [b].
+            float32 images of shape [b, channels, image_size, image_size], int64 targets of shape [b]; with
+            several labels float32 targets of shape [b, classes].
 
         Raises:
             DataError: an image cannot be read; under `skip_bad`, no image of the set can be read.
@@ -115,7 +118,8 @@ class ImageSet(Dataset):
             pairs = [self._read(int(row)) for row in rows]
             prepared, used = [image for image, _ in pairs], np.array([index for _, index in pairs])
         images = self.pipeline.finish(prepared, keys(seed, epoch, rows))
-        return images, torch.from_numpy(self.targets[used])
+        targets = torch.from_numpy(self.targets[used])
+        return images, targets if targets.ndim == 1 else targets.float()
 
     def _read(self, index: int) -> tuple[np.ndarray, int]:
         """Return a prepared image and its index; under `skip_bad`, those of the next readable image."""
@@ -146,14 +150,14 @@ class ImageSet(Dataset):
             The names of the classes that have lost all their samples.
         """
         rest = np.setdiff1d(np.arange(len(self)), list(bad))
-        emptied = sorted(set(self.targets.tolist()) - set(self.targets[rest].tolist()))
+        before, after = (class_counts(each, len(self.classes)) for each in (self.targets, self.targets[rest]))
         if isinstance(self.cached, np.ndarray):
             self.cached = self.cached[rest]
         elif self.cached is not None:
             self.cached = [self.cached[index] for index in rest]
         self.images = self.images.subset(rest)
         self.skipped = (*self.skipped, *(bad[index] for index in sorted(bad)))
-        return [self.classes[target] for target in emptied]
+        return [self.classes[target] for target in np.flatnonzero((before > 0) & (after == 0))]
 
     def prepared(self, index: int) -> np.ndarray:
         """Decode one image and apply the transforms that are the same in every epoch.

@@ -22,7 +22,7 @@ class ImageSource(Protocol):
     """Images with a class each, any of which can be read at any time.
 
     Attributes:
-        targets: class indices, int64 of shape [n].
+        targets: class indices, int64 of shape [n]; of images with several labels 0 and 1, [n, classes].
         checkable: whether `check` decodes an image, so that all can be checked before training starts; images
             of other sources are decoded only when they are read.
         shards: index of the archive that holds each image, of shape [n]; None if there are no archives.
@@ -116,7 +116,7 @@ class FileImages(ImageSource):
 
     Args:
         paths: paths of the files.
-        targets: class indices, one for each path.
+        targets: class indices, one for each path; or 0 and 1 for each class, [n, classes].
         in_chans: 3 for RGB, 1 for grey.
         max_pixels: larger images are refused.
     """
@@ -124,7 +124,11 @@ class FileImages(ImageSource):
     checkable = True
 
     def __init__(
-        self, paths: Sequence[str], targets: Sequence[int], in_chans: int, max_pixels: int = MAX_PIXELS
+        self,
+        paths: Sequence[str],
+        targets: Sequence[int] | np.ndarray,
+        in_chans: int,
+        max_pixels: int = MAX_PIXELS,
     ):
         # Forked workers share one array of bytes without copying it. A list of strings would be copied, as
         # reading an element changes its reference count.
@@ -161,7 +165,7 @@ class FileImages(ImageSource):
 
     def subset(self, indices: np.ndarray) -> FileImages:
         paths = [self.path(index) for index in indices]
-        return FileImages(paths, self.targets[indices].tolist(), self.in_chans, self.max_pixels)
+        return FileImages(paths, self.targets[indices], self.in_chans, self.max_pixels)
 
 
 class FolderImages(FileImages):

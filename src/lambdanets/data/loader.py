@@ -105,7 +105,8 @@ def train_loader(
     if isinstance(image_set, MixedSet):
         return _loader(image_set, config, MixedBatches(image_set, config, **common), seed)
     shards = image_set.shards if config.order == "shards" else None
-    batches = TrainBatches(len(image_set), config.batch_size, **common, shards=shards)
+    balanced = image_set.targets if config.sampling == "balanced" else None
+    batches = TrainBatches(len(image_set), config.batch_size, **common, shards=shards, balanced=balanced)
     return _loader(image_set, config, batches, seed)
 
 

@@ -13,6 +13,7 @@ import torch
 # Random streams: the draws of one key from different streams are independent of one another.
 ORDER, PAD_TOP, PAD_LEFT, FLIP, RANDOM_CROP, COLOR, ERASE, SHARD, START = range(1, 10)
 SPEED, SHIFT, PITCH, CUT, TIME_MASK, BAND_MASK = range(10, 16)  # of recordings
+MIX = 16  # of batches: mixup and cutmix
 WINDOW = 16  # shards whose samples are shuffled together
 NUMPY_GENERATOR = np.random.mtrand._rand  # the generator behind np.random's functions, which timm draws from
 FEISTEL_ROUNDS = 6
@@ -161,6 +162,11 @@ def reseed(key: np.uint64, stream: int) -> None:
     random.seed(number)
     NUMPY_GENERATOR.seed(number % 2**32)
     torch.default_generator.manual_seed(number % 2**63)  # `torch.manual_seed` would seed all devices
+
+
+def generator(key: np.uint64, stream: int) -> np.random.RandomState:
+    """Return a generator of its own for a key, with the draws that `numpy.random` has after its seed."""
+    return np.random.RandomState(int(_draw(np.array([key]), stream)[0]) % 2**32)
 
 
 @contextmanager

@@ -94,6 +94,8 @@ def write_shards(
         raise DataError(
             f"{folder} exists already and is not an empty folder; shards are written into a new one."
         )
+    if config.multi_label:
+        raise DataError("shards store one label for each image; images with several stay in their table.")
     source = open_source(config, seed=seed)
     sides = {"train": source.train, "val": source.val}
     total = sum(len(side) for side in sides.values())

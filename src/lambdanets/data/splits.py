@@ -13,6 +13,7 @@ import numpy as np
 from lambdanets.utils.progress import MANY, Progress, progress_bar
 from lambdanets.utils.text import join_some
 
+from .balance import class_counts, warn_dominant_class
 from .check import MEMORY_LIMIT, cache_bytes, cache_images, check_memory, check_set
 from .config import DataConfig
 from .errors import DataError, SourceWarning, listing
@@ -72,6 +73,7 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
         raise DataError(ORDER_NEEDS_SHARDS)
     _check_names(config, source)
     check_memory(config.batch_size, config.image_size, config.in_chans)
+    _check_classes_options(config, source)
     if isinstance(source, StreamedSource):
         return _open_streams(config, source)
     if config.pseudo_labels is not None:
@@ -91,6 +93,8 @@ def open_splits(config: DataConfig, *, seed: int = 0, progress: Progress | None 
         if not len(side):
             raise DataError(f"no images are left for {name}: val_fraction is {config.val_fraction}.")
     _check_or_cache(sides | dict(zip(["pseudo-labels"], pseudo, strict=False)), config, progress)
+    if not config.multi_label:
+        warn_dominant_class(val.targets, opened.classes, "images")
     fingerprint = _fingerprint(source, [train, val])
     if not pseudo:
         return Splits(train, val, opened.classes, fingerprint)
@@ -151,6 +155,7 @@ def open_split(
         raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
     check_memory(config.batch_size, config.image_size, config.in_chans)
     source = get_source(config.source)
+    _check_labels(config, source)
     if isinstance(source, StreamedSource):
         stream = source.open(
             config, config.train_split if split == "train" else config.val_split, train=False
@@ -188,6 +193,42 @@ def _check_names(config: DataConfig, source: Source) -> None:
     )
 
 
+def _check_classes_options(config: DataConfig, source: Source) -> None:
+    """Raise DataError for options of groups, labels and sampling that the source, or another, excludes."""
+    if not source.grouped and (config.group, config.group_column) != (None, None):
+        kinds = " and ".join(each.form for each in SOURCES.values() if each.grouped)
+        raise DataError(f"data.group and data.group_column apply only to {kinds}, not to {config.source!r}.")
+    _check_labels(config, source)
+    balanced = config.sampling == "balanced"
+    if balanced and isinstance(source, StreamedSource):
+        raise DataError(
+            f"data.sampling=balanced needs to know all labels, and {config.source!r} is streamed: unpack it "
+            "into folders, or leave data.sampling=uniform."
+        )
+    others = {
+        "data.multi_label": config.multi_label,
+        "data.pseudo_labels": config.pseudo_labels is not None,
+        "data.order=shards": config.order == "shards",
+    }
+    if balanced and (other := [name for name, given in others.items() if given]):
+        raise DataError(f"data.sampling=balanced and {other[0]} exclude each other; leave one of them out.")
+    others = {
+        "data.pseudo_labels": others["data.pseudo_labels"],
+        "data.train_per_class": config.train_per_class,
+    }
+    if config.multi_label and (other := [name for name, given in others.items() if given]):
+        raise DataError(f"data.multi_label and {other[0]} exclude each other; leave one of them out.")
+
+
+def _check_labels(config: DataConfig, source: Source) -> None:
+    """Raise DataError if images have several labels, which the source cannot have."""
+    if config.multi_label and not source.multi_label:
+        raise DataError(
+            f"images with several labels (data.multi_label) come from a table, csv:FILE.csv; those of "
+            f"{config.source!r} have one each."
+        )
+
+
 def _check_classes(config: DataConfig, classes: Sequence[str]) -> None:
     """Raise DataError unless there are two classes or more."""
     if len(classes) < 2:
@@ -216,8 +257,18 @@ def _fingerprint(source: Source, sides: Sequence[ImageSet]) -> str:
     root = source.file_root()
     if root is None:
         return ""
-    files = [[(side.path(index), int(side.targets[index])) for index in range(len(side))] for side in sides]
-    return folder_fingerprint(root, files, sides[0].classes)
+    classes: Sequence[str] = sides[0].classes
+    labels = [side.targets for side in sides]
+    if labels[0].ndim == 2:
+        # Each set of labels counts as a class.
+        texts = [[";".join(classes[n] for n in np.flatnonzero(row)) for row in each] for each in labels]
+        classes = sorted({text for each in texts for text in each})
+        labels = [np.array([classes.index(text) for text in each], np.int64) for each in texts]
+    files = [
+        [(side.path(index), int(targets[index])) for index in range(len(side))]
+        for side, targets in zip(sides, labels, strict=True)
+    ]
+    return folder_fingerprint(root, files, classes)
 
 
 def _check_or_cache(sides: dict[str, ImageSet], config: DataConfig, progress: Progress | None) -> None:
@@ -267,7 +318,7 @@ def describe(splits: Splits) -> dict[str, int | str]:
         if isinstance(side, StreamSet):
             summary[name] = f"{len(side)} images, streamed"
             continue
-        counts = np.bincount(side.targets, minlength=len(splits.classes))
+        counts = class_counts(side.targets, len(splits.classes))
         least, most = int(counts.argmin()), int(counts.argmax())
         summary[name] = len(side)
         summary[f"{name} images per class"] = (

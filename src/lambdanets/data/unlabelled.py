@@ -16,7 +16,7 @@ def open_unlabelled(source: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS
     """Find all images of a source, without their classes.
 
     Args:
-        source: "folder:PATH", with images in any folders, or "tar:PATH".
+        source: "folder:PATH", with images in any folders, "csv:FILE.csv" or "tar:PATH".
         in_chans: 3 for RGB, 1 for grey.
         max_pixels: larger images are refused when they are read.
 
@@ -29,8 +29,8 @@ def open_unlabelled(source: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS
     """
     found = find_source(source)
     if found is None or not found.unlabelled or not found.root:
-        forms = [kind.form for kind in SOURCES.values() if kind.unlabelled]
-        raise DataError(f"images without labels come from {' or '.join(forms)}, got {source!r}.")
+        *forms, last = (kind.form for kind in SOURCES.values() if kind.unlabelled)
+        raise DataError(f"images without labels come from {', '.join(forms)} or {last}, got {source!r}.")
     return found.open_unlabelled(in_chans, max_pixels)
 
 

@@ -13,6 +13,8 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from lambdanets.detection.config import DetectorConfig
 from lambdanets.models import create_model, load_weights
+from lambdanets.models.freezing import freeze_stages, frozen_modules
+from lambdanets.models.weight_files import PRETRAINED
 from lambdanets.utils.text import first_line, join_some
 
 
@@ -38,11 +40,9 @@ class Backbone(nn.Module):
 
     def __init__(self, config: DetectorConfig, *, loads_weights: bool = False) -> None:
         super().__init__()
-        options = {**config.options, "num_classes": 0}
-        if loads_weights:
-            options["pretrained"] = False
-        self.body: Any = create_model(config.name, **options)
-        if config.weights is not None and not loads_weights:
+        published = config.weights == PRETRAINED and not loads_weights
+        self.body: Any = create_model(config.name, **config.options, num_classes=0, pretrained=published)
+        if config.weights is not None and not published and not loads_weights:
             self.load_classifier(config.weights)
         self.indices, channels = _prune(self.body, config)
         self._frozen = _freeze(self.body, config)
@@ -119,27 +119,14 @@ def _prune(body: Any, config: DetectorConfig) -> tuple[list[int], list[int]]:
 def _freeze(body: Any, config: DetectorConfig) -> list[str]:
     """Freeze stages and norms; return the names of all modules without trainable parameters."""
     if config.frozen_stages:
-        stages = list(group_parameters(body, body.group_matcher(coarse=True)).values())
-        if config.frozen_stages > len(stages):
-            raise ValueError(
-                f"model.frozen_stages is at most {len(stages)}, the stem and the other stages of "
-                f"{config.name}; got {config.frozen_stages}"
-            )
-        for names in stages[: config.frozen_stages]:
-            for name in names:
-                body.get_parameter(name).requires_grad_(False)
+        freeze_stages(body, config.frozen_stages, config.name)
     if config.norms == "frozen":
         norms = [module for module in body.modules() if isinstance(module, _BatchNorm)]
         if not norms:
             raise ValueError(f"model.norms='frozen' has no effect: {config.name} has no batch norms")
         for norm in norms:
             norm.requires_grad_(False)
-    frozen = []
-    for name, module in body.named_modules():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            frozen.append(name)
-    return frozen
+    return frozen_modules(body)
 
 
 def _check_any_size(body: Any, indices: list[int], channels: list[int], config: DetectorConfig) -> None:

@@ -10,11 +10,15 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from lambdanets.data import CocoConfig
-from lambdanets.models.weight_files import absolute_weights
-from lambdanets.train.config import BaseConfig
+from lambdanets.models import WeightsError, load_weights
+from lambdanets.models.weight_files import PRETRAINED, absolute_weights, find_weights, read_weights
+from lambdanets.train.config import BaseConfig, RunConfig
+from lambdanets.train.model_config import check_published, take_initial_weights
+from lambdanets.utils.text import join_some
 
 if TYPE_CHECKING:
     from lambdanets.detection.mask_rcnn import Detector
+    from lambdanets.train.initial_weights import WeightsRecord
 
 # pycocotools computes the recall of 1, of 10 and of `max_detections` detections, in ascending order.
 MIN_MAX_DETECTIONS = 11
@@ -57,10 +61,12 @@ class DetectorConfig:
 
     Args:
         name: The backbone: a name of timm's registry, ours or another.
-        options: Further arguments of the backbone, such as `scope`, `drop_path_rate` or `pretrained`.
-        weights: Initial weights of the backbone: a file, the folder of a run, or hf-hub:OWNER/NAME with the
-            weights of a classifier of this name and these options, whose head is left out (see
-            `lambdanets.models.load_weights`). A resumed run has its own weights.
+        options: Further arguments of the backbone, such as `scope` or `drop_path_rate`.
+        weights: Initial weights: a file, the folder of a run, or hf-hub:OWNER/NAME (see
+            `lambdanets.models.load_weights`). Those of a classifier of this name and these options become
+            the backbone's, without their head; those of a detector of this configuration are loaded as a
+            whole, except for heads of another number of classes. "pretrained" takes the weights of the
+            backbone that timm publishes. A resumed run has its own weights.
         bn_momentum: Weight of a batch in the running statistics of all batch norms (PyTorch's convention: 0.1
             where TensorFlow has 0.9); None keeps the default of each.
         frozen_stages: Number of stages of the backbone that are not trained, the stem being the first.
@@ -157,24 +163,15 @@ class DetectorConfig:
                 raise ValueError(f"model.{name} is {words}; got {getattr(self, name)}")
 
     def _check_initial_weights(self) -> None:
-        if self.weights == "":
-            raise ValueError("model.weights is a file, a folder or hf-hub:OWNER/NAME, or None; got ''")
-        if self.weights is not None and self.options.get("pretrained"):
-            raise ValueError(
-                "model.weights and model.options.pretrained=true both give initial weights; keep one"
-            )
-        if "checkpoint_path" in self.options:
-            raise ValueError(
-                "model.options.checkpoint_path: the weights that a run starts from go to model.weights"
-            )
+        take_initial_weights(self)
         if self.frozen_stages < 0:
             raise ValueError(f"model.frozen_stages is 0 or more; got {self.frozen_stages}")
-        if self.weights is None and not self.options.get("pretrained"):
+        if self.weights is None:
             for name, trainable in (("frozen_stages", 0), ("norms", "batch")):
                 if getattr(self, name) != trainable:
                     raise ValueError(
                         f"model.{name}={getattr(self, name)} would freeze untrained weights: give "
-                        f"model.weights or model.options.pretrained=true, or model.{name}={trainable}"
+                        f"model.weights, or model.{name}={trainable}"
                     )
 
     def _check_pyramid(self) -> None:
@@ -226,6 +223,7 @@ class DetectionConfig(BaseConfig):
     """The complete description of a run that trains a detector."""
 
     TASK = "detection"
+    STARTS_FROM = (TASK, RunConfig.TASK)
 
     model: DetectorConfig
     data: CocoConfig
@@ -241,13 +239,33 @@ class DetectionConfig(BaseConfig):
 
     def pretrained_part(self, network: nn.Module) -> nn.Module:
         backbone: Any = network.backbone
-        return backbone.body
+        return network if holds_detector(self.model.weights or "") else backbone.body
+
+    def values_from(self, record: WeightsRecord) -> dict[str, Any]:
+        if record.task == self.TASK:
+            masks = {"data.masks": record.data["masks"]} if "masks" in record.data else {}
+            return {f"model.{name}": value for name, value in record.model.items()} | masks
+        channels = record.data.get("in_chans", 3)
+        if channels != 3:
+            raise WeightsError(f"the weights are for images of {channels} channel, and a detector takes 3")
+        form = {f"image_{name}": record.data[name] for name in ("mean", "std") if record.data.get(name)}
+        return super().values_from(record) | {f"model.{name}": value for name, value in form.items()}
+
+    def check_start(self) -> None:
+        check_published(self.model.name, self.model.options, self.model.weights)
 
     def load_initial_weights(self, network: nn.Module) -> str:
-        """Load `model.weights`, those of a classifier, into the backbone."""
+        """Load `model.weights`: those of a detector as a whole, those of a classifier into the backbone."""
         backbone: Any = network.backbone
         weights = self.model.weights or ""
-        backbone.load_classifier(weights)
+        if weights == PRETRAINED:  # `network` has loaded them
+            weights = f"the published weights of {self.model.name}"
+        elif holds_detector(weights):
+            replaced = load_weights(network, weights, head="replace")
+            kept = f"; {join_some(replaced, form=str)} keep random weights: other classes" if replaced else ""
+            return f"the detector starts from {weights}{kept}"
+        else:
+            backbone.load_classifier(weights)
         return f"the backbone starts from {weights}, pyramid and heads at random"
 
     def with_model(self, name: str) -> Self:
@@ -255,3 +273,12 @@ class DetectionConfig(BaseConfig):
         if name == self.model.name:
             return self
         return replace(self, model=replace(self.model, name=name, options={}))
+
+
+def holds_detector(weights: str) -> bool:
+    """Return whether a source of weights has those of a detector rather than of a classifier.
+
+    Raises:
+        WeightsError: They cannot be found or read.
+    """
+    return any(name.startswith("backbone.body.") for name in read_weights(find_weights(weights)))

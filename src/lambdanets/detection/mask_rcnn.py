@@ -21,18 +21,26 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
 from lambdanets.detection.backbone import Backbone
-from lambdanets.detection.config import DetectorConfig
+from lambdanets.detection.config import DetectorConfig, holds_detector
 from lambdanets.detection.masks import Regions, paste_regions
+from lambdanets.models import load_weights
+from lambdanets.models.weight_files import PRETRAINED
 from lambdanets.ops.hardware import available_memory
 
 # Pixels of the mask head's output.
 MASK_SIDE = 28
+# The layers whose size depends on the number of classes.
+CLASSIFIERS = ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred")
+MASK_CLASSIFIER = ("roi_heads.mask_predictor.mask_fcn_logits",)
 
 
 def create_detector(
     config: DetectorConfig, *, num_classes: int, masks: bool, loads_weights: bool = False
 ) -> Detector:
-    """Return an untrained detector: its backbone with the configured initial weights, its heads at random.
+    """Return a detector with the configured initial weights.
+
+    Those of a classifier are the backbone's, and the heads are random; those of a detector are loaded as a
+    whole, except for heads of another number of classes.
 
     Args:
         config: Backbone, heads and options.
@@ -59,9 +67,13 @@ def create_detector(
             f"and the scores and masks of one image, and there are {available / 2**30:,.1f}: train it on "
             "fewer categories"
         )
-    return Detector(
-        config, Backbone(config, loads_weights=loads_weights), num_classes=num_classes, masks=masks
-    )
+    weights = None if loads_weights or config.weights == PRETRAINED else config.weights
+    whole = weights is not None and holds_detector(weights)
+    backbone = Backbone(config, loads_weights=loads_weights or whole)
+    detector = Detector(config, backbone, num_classes=num_classes, masks=masks)
+    if weights is not None and whole:
+        load_weights(detector, weights, head="replace")
+    return detector
 
 
 def _bytes_per_class(config: DetectorConfig, *, masks: bool) -> int:
@@ -102,6 +114,11 @@ class Detector(GeneralizedRCNN):
         )
         rpn, heads = _region_proposals(config), _roi_heads(config, num_classes, masks=masks)
         super().__init__(backbone, rpn, heads, transform)
+        # As in timm's models: `load_weights` may replace these layers.
+        self.pretrained_cfg = {
+            "architecture": f"a detector on {config.name}",
+            "classifier": (*CLASSIFIERS, *MASK_CLASSIFIER * masks),
+        }
         for part in (self.backbone, self.rpn.head, self.roi_heads.box_predictor):
             part.register_forward_hook(_in_float32)
         if masks:

@@ -64,6 +64,7 @@ def predict_files(
     paths: Iterable[str | os.PathLike[str]],
     *,
     top: int = 5,
+    threshold: float = 0.5,
     batch_size: int = 32,
     max_pixels: int | None = None,
 ) -> Iterator[Prediction]:
@@ -75,6 +76,7 @@ def predict_files(
         target: The network, with the preparation of its images; `target.data.source` is not read.
         paths: Files and folders; folders are searched recursively, in the order of names.
         top: Number of classes per image; all if there are fewer.
+        threshold: Least probability of a label, for images with several labels.
         batch_size: Images per batch.
         max_pixels: Largest image to read, in pixels; None takes the limit of `target.data`.
 
@@ -100,7 +102,7 @@ def predict_files(
         for batch in batched(find_image_files(paths), batch_size):
             loaded = list(pool.map(load, batch))
             images = [each for each in loaded if isinstance(each, Tensor)]
-            answers = iter(_classify(model, images, device, target.classes, top))
+            answers = iter(_classify(model, images, device, target, top, threshold))
             for path, each in zip(batch, loaded, strict=True):
                 if isinstance(each, str):
                     yield Prediction(path=str(path), error=each)
@@ -139,7 +141,7 @@ def predict_samples(
 
 
 def predict_held_out(
-    target: EvalTarget, count: int, *, top: int = 5, batch_size: int = 32
+    target: EvalTarget, count: int, *, top: int = 5, threshold: float = 0.5, batch_size: int = 32
 ) -> Iterator[Prediction]:
     """Classify samples of the validation images of a run's target, as `predict_samples` does, one by one."""
     check_positive(count=count, top=top, batch_size=batch_size)
@@ -152,15 +154,22 @@ def predict_held_out(
     model, device = prepare_network(target.network, target.engine, target.device)
     for batch in batched(chosen, batch_size):
         items = [image_set.item(index, 0, target.seed) for index in batch]
-        answers = _classify(model, [image for image, _ in items], device, target.classes, top)
+        answers = _classify(model, [image for image, _ in items], device, target, top, threshold)
         for index, (_, truth), (labels, probabilities) in zip(batch, items, answers, strict=True):
+            truths = tuple(classes[index] for index in true_classes(truth))
             yield Prediction(
                 path=image_set.path(index),
                 labels=labels,
                 probabilities=probabilities,
-                truth=classes[int(truth)],
+                truth=", ".join(truths) or "none",
+                truths=truths if data.multi_label else None,
                 image=image_set.images.read(index),
             )
+
+
+def true_classes(target: int | Tensor) -> list[int]:
+    """Return the indices of the true classes of an image, from its class or from 0 and 1 for each class."""
+    return [target] if isinstance(target, int) else target.nonzero()[:, 0].tolist()
 
 
 def check_positive(**values: int) -> None:
@@ -215,13 +224,29 @@ def error_reason(error: Exception, path: Path) -> str:
 
 @torch.inference_mode()
 def _classify(
-    model: nn.Module, images: Sequence[Tensor], device: torch.device, classes: Sequence[str], top: int
+    model: nn.Module,
+    images: Sequence[Tensor],
+    device: torch.device,
+    target: EvalTarget,
+    top: int,
+    threshold: float,
 ) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
+    """Return the classes of each image with their probabilities, the most probable first.
+
+    These are `top` classes; of images with several labels those with a probability of `threshold` or more.
+    """
     if not images:
         return []
     scores = model(torch.stack(tuple(images)).to(device)).float()
-    probabilities, indices = scores.softmax(-1).cpu().topk(min(top, scores.shape[-1]))
+    several = target.data.multi_label
+    every = scores.sigmoid() if several else scores.softmax(-1)
+    probabilities, indices = every.cpu().topk(min(top, scores.shape[-1]))
     return [
-        (tuple(str(classes[index]) for index in row), tuple(values))
-        for row, values in zip(indices.tolist(), probabilities.tolist(), strict=True)
+        (tuple(str(target.classes[index]) for index in row[:number]), tuple(values[:number]))
+        for row, values, number in zip(
+            indices.tolist(),
+            probabilities.tolist(),
+            (probabilities >= threshold).sum(1).tolist() if several else [top] * len(indices),
+            strict=True,
+        )
     ]

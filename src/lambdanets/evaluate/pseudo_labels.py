@@ -123,6 +123,8 @@ def label(
     for name, value, least in numbers:
         if value is not None and value < least:
             raise ValueError(f"{name} is {least} or more; got {value}")
+    if teacher.config.data.multi_label:
+        raise DataError("pseudo-labels are one label for each image, and the teacher gives several.")
     config, path, source = teacher.config.data, Path(out), resolved_source(source)
     if path.exists() and not path.is_file():
         raise RunError(f"{path} is no regular file that labels could be written to")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,6 +21,7 @@ from lambdanets.train.errors import RunError
 from lambdanets.utils.progress import MANY, progress_bar
 from lambdanets.utils.text import first_line
 
+ScorerT = TypeVar("ScorerT", bound="Scorer")
 TOP = 5  # classes that count as a hit for `top5`
 BINS = 15  # equal intervals of the confidence, as in the paper on the calibration error
 FEW_CLASSES = 20  # most classes for which the probabilities of all classes are recorded
@@ -202,16 +203,47 @@ def score(
         RunError: The network cannot take images of this size, or the device cannot be used.
         DataError: An image cannot be read.
     """
+
+    def create(report: Callable[[int], None]) -> Scorer:
+        return Scorer(network, num_classes, engine, name, allowed, on_logits, on_samples, report)
+
+    scorer, seconds = validate(create, loader, engine, device)
+    images, top1, top5, guessed = (counts.numpy() for counts in scorer.counts)
+    return Scores(
+        images=images,
+        top1=top1,
+        top5=top5,
+        guessed=guessed,
+        calibration=scorer.calibration.numpy(),
+        loss_sum=scorer.loss_sum,
+        seconds=seconds,
+    )
+
+
+def validate(
+    create: Callable[[Callable[[int], None]], ScorerT],
+    loader: DataLoader,
+    engine: EngineConfig,
+    device: torch.device | None,
+) -> tuple[ScorerT, float]:
+    """Run a scorer over a loader, in this process alone.
+
+    Args:
+        create: Creates the scorer from a function that takes the number of images done.
+        loader: Loader of the batches.
+        engine: Device and precision.
+        device: Device in place of the engine's.
+
+    Returns:
+        The scorer, and the wall time in seconds.
+    """
     if engine.threads:
         torch.set_num_threads(engine.threads)
     dataset: Any = loader.dataset
     total = len(dataset)
     # One process: with several, each would count its shard only.
     with quiet_lightning(), progress_bar("Measuring", total, least=MANY) as report:
-        scorer = Scorer(
-            network, num_classes, engine, name, allowed, on_logits, on_samples,
-            lambda done: report(done, total),
-        )  # fmt: skip
+        scorer = create(lambda done: report(done, total))
         trainer = make_trainer(
             **one_device(engine, device),
             plugins=[LightningEnvironment()],  # a single process, even under a launcher
@@ -223,17 +255,7 @@ def score(
         )
         started = time.perf_counter()
         trainer.validate(scorer, loader, verbose=False)
-    seconds = time.perf_counter() - started
-    images, top1, top5, guessed = (counts.numpy() for counts in scorer.counts)
-    return Scores(
-        images=images,
-        top1=top1,
-        top5=top5,
-        guessed=guessed,
-        calibration=scorer.calibration.numpy(),
-        loss_sum=scorer.loss_sum,
-        seconds=seconds,
-    )
+    return scorer, time.perf_counter() - started
 
 
 class Scorer(pl.LightningModule):

@@ -34,6 +34,7 @@ class _Metadata:
     std: tuple[float, ...]
     crop_pct: float
     interpolation: str
+    activation: Literal["softmax", "sigmoid"] = "softmax"
 
 
 def export_classifier(
@@ -51,7 +52,8 @@ def export_classifier(
 
     The file takes `images` [b, c, height, width], resized, cropped and normalised according to its metadata
     (`input_size`, `crop_pct`, `interpolation`, `mean`, `std`; `classes` names the outputs), and returns
-    `logits` [b, classes]. The metadata are JSON: `extra_files` of torch.export.load and `metadata_props` of
+    `logits` [b, classes], whose `activation` gives the probabilities: "softmax", or "sigmoid" for several
+    labels. The metadata are JSON: `extra_files` of torch.export.load and `metadata_props` of
     ONNX. The file is loaded again and compared with the network before it appears under its name.
 
     Args:
@@ -144,6 +146,7 @@ def _run_parts(
         std=data.std or (),
         crop_pct=data.crop_pct,
         interpolation=data.interpolation,
+        activation="sigmoid" if data.multi_label else "softmax",
     )
     return run.model(weights), metadata, data.image_size
 

@@ -8,6 +8,7 @@ operators get the mask, so padding changes neither outputs nor gradients nor run
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -240,6 +241,22 @@ class AudioResNet(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of the position tables, which have no weight decay."""
         return {name for name, _ in self.named_parameters() if name.endswith(".positions")}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int, int]]:
+        """Return a function from a parameter's name to its depth, for layer-wise learning rates and freezing.
+
+        Args:
+            coarse: One depth for all blocks of the same width, instead of one for each block.
+        """
+        stages = [stage for stage, depth in enumerate(self.config.depths) for _ in range(depth)]
+
+        def depth_of(name: str) -> tuple[int, int]:
+            part, number, *_ = name.split(".")
+            if part != "blocks":
+                return (0, 0) if part.startswith("stem") else (2, 0)
+            return 1, stages[int(number)] if coarse else int(number)
+
+        return depth_of
 
     def get_classifier(self) -> nn.Module:
         """Return the head."""

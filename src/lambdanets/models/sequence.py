@@ -225,6 +225,10 @@ class LambdaLM(nn.Module):
             for linear, scale in ((up, 1), (down, branches), (projection, branches)):
                 nn.init.normal_(linear.weight, std=(linear.in_features * scale) ** -0.5)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return the patterns that group parameters by depth, for layer-wise learning rates."""
+        return {"embedding": r"^embedding\b", "blocks": r"^blocks\.(\d+)"}
+
     @property
     def num_parameters(self) -> int:
         """Number of parameters; the embedding, which is also the head, counts once."""

@@ -22,7 +22,10 @@ from .tensor_files import (
     write_safetensors,
 )
 
-HUB, LOCAL = "hf-hub:", "local-dir:"
+HUB, SHORT_HUB, LOCAL = "hf-hub:", "hub:", "local-dir:"
+PRETRAINED = "pretrained"
+"""Value of `model.weights` for the weights of the model that timm publishes."""
+WEIGHTS_FORMS = "the folder of a run, a file, hf-hub:OWNER/NAME, or pretrained (timm's weights of the model)"
 NAMES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
 """Names of files of weights: in a run, of timm's models on the hub, and of older models there."""
 TIMM_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -37,10 +40,12 @@ CHECKPOINT_PREFIXES = ("average.", "network.")
 def absolute_weights(weights: str | None) -> str | None:
     """Return a value of `model.weights` with an absolute path, valid in any working directory.
 
-    Names of the Hugging Face hub and None are returned as they are.
+    Names of the Hugging Face hub, "pretrained" and None are returned as they are.
     """
-    if weights is None or weights.startswith(HUB):
+    if weights is None or weights == PRETRAINED or weights.startswith(HUB):
         return weights
+    if weights.startswith(SHORT_HUB):
+        return HUB + weights.removeprefix(SHORT_HUB)
     return str(Path(weights).expanduser().absolute())
 
 
@@ -66,15 +71,15 @@ def find_weights(source: str | Path) -> Path:
     """Return the file of a source of weights; a file on the hub is downloaded unless it is in the cache.
 
     Args:
-        source: A file, a folder (of a run, or as on the hub), or hf-hub:OWNER/NAME with an optional
-            @REVISION.
+        source: A file, a folder (of a run, or as on the hub), or hf-hub:OWNER/NAME (also hub:OWNER/NAME) with
+            an optional @REVISION.
 
     Raises:
         WeightsError: If there is none.
     """
     text = str(source)
-    if text.startswith(HUB):
-        return _from_hub(text.removeprefix(HUB))
+    if text.startswith((HUB, SHORT_HUB)):
+        return _from_hub(text.removeprefix("hf-").removeprefix(SHORT_HUB))
     path = Path(text).expanduser()
     if path.is_file():
         return path

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lambdanets.nn import LambdaLayer
 from lambdanets.nn.positions import crop_table, resize_table
 
+from .freezing import classifier_names
 from .interop.convert import contains_d_li14, convert_weights
 from .interop.layers import LucidrainsLambdaLayer, TimmLambdaLayer
 from .registry import list_models
@@ -139,17 +140,10 @@ def _common_prefix(names: Iterable[str]) -> str:
     return "".join(f"{parts[0]}." for parts in same)
 
 
-def _classifiers(model: nn.Module) -> list[str]:
-    """Return the names of the model's classifier modules; empty if it does not record them."""
-    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
-    names = cfg.get("classifier") or ()
-    return [names] if isinstance(names, str) else list(names)
-
-
 def _without_head(weights: dict[str, Tensor], target: dict[str, Tensor], model: nn.Module) -> tuple[str, ...]:
     """Remove a head of another number of classes from `weights`; return the names that the model keeps."""
     kept = []
-    for classifier in _classifiers(model):
+    for classifier in classifier_names(model):
         names = [f"{classifier}.weight", f"{classifier}.bias"]
         classes, needed = (
             [tensors[name].shape[:1] for name in names if name in tensors] for tensors in (weights, target)
@@ -248,7 +242,7 @@ def _check(
     for name in target:
         if name in needed and weights[name].shape != target[name].shape:
             have, need = tuple(weights[name].shape), tuple(target[name].shape)
-            if name.rpartition(".")[0] in _classifiers(model) and have[1:] == need[1:]:
+            if name.rpartition(".")[0] in classifier_names(model) and have[1:] == need[1:]:
                 raise OtherClassesError(source, have[0], need[0])
             raise WeightsError(
                 f"the weights in {source} are not those of {architecture} with its options: {name} has the "
@@ -297,7 +291,7 @@ def similar_model_hint(weights: dict[str, Tensor]) -> str:
     for name in [*ours, *of_timm]:
         with torch.device("meta"):
             model: Any = timm.create_model(name)
-        head = tuple(f"{classifier}." for classifier in _classifiers(model))
+        head = tuple(f"{classifier}." for classifier in classifier_names(model))
         # Shapes that are not compared: they depend on the size and the channels of the images.
         free = {table for table, _, _ in _tables(model)} | {f"{model.pretrained_cfg['first_conv']}.weight"}
         if _shapes(model.state_dict(), head, free) == _shapes(weights, head, free):

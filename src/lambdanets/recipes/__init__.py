@@ -13,6 +13,7 @@ from lambdanets.recipes.describe import Description as Description
 from lambdanets.recipes.describe import costs as costs
 from lambdanets.recipes.describe import describe as describe
 from lambdanets.recipes.digits import digits as digits
+from lambdanets.recipes.finetune import finetune as finetune
 from lambdanets.recipes.folder import folder as folder
 from lambdanets.recipes.imagenet import imagenet_90 as imagenet_90
 from lambdanets.recipes.imagenet import imagenet_350 as imagenet_350

@@ -64,8 +64,7 @@ def costs(
         images_per_second: Training images per second of one device.
         devices: Numbers of devices.
     """
-    options = {**config.model.options, "pretrained": False}
-    network = create_model(config.model.name, device="meta", **options)
+    network = create_model(config.model.name, device="meta", **config.model.options)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return tuple(
         estimate_cost(config, parameters=parameters, images_per_second=images_per_second, devices=number)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lambdanets.data import TextDataConfig
 from lambdanets.models import create_language_model, load_weights
-from lambdanets.models.weight_files import absolute_weights
+from lambdanets.models.weight_files import PRETRAINED, absolute_weights
 from lambdanets.train.config import BaseConfig, Wording
 
 MAX_SAMPLE = 1_000_000  # tokens
@@ -35,6 +35,10 @@ class LanguageModelConfig:
     def __post_init__(self) -> None:
         if self.weights == "":
             raise ValueError("model.weights is a file or the folder of a run, or None; got ''")
+        if self.weights == PRETRAINED:
+            raise ValueError(
+                "model.weights: no weights of language models are published; name a file or a run's folder"
+            )
         if "vocabulary" in self.options:
             raise ValueError("model.options.vocabulary comes from the text; leave it out")
 
@@ -67,6 +71,7 @@ class TextConfig(BaseConfig):
     """All settings of a run that trains a language model."""
 
     TASK = "text"
+    STARTS_FROM = (TASK,)
     WORDING = Wording(
         sample="window",
         samples="windows",
@@ -100,7 +105,9 @@ class TextConfig(BaseConfig):
 
     def with_model(self, name: str) -> Self:
         """Return a copy with another model and none of the model options."""
-        return self if name == self.model.name else replace(self, model=LanguageModelConfig(name=name))
+        if name == self.model.name:
+            return self
+        return replace(self, model=replace(self.model, name=name, options={}))
 
     def load_initial_weights(self, network: nn.Module) -> str:
         load_weights(network, self.model.weights or "")

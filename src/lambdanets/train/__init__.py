@@ -18,6 +18,7 @@ from lambdanets.train.errors import NoMemoryError as NoMemoryError
 from lambdanets.train.errors import NonFiniteLossError as NonFiniteLossError
 from lambdanets.train.errors import RunError as RunError
 from lambdanets.train.errors import TrainingInterrupted as TrainingInterrupted
+from lambdanets.train.initial_weights import start_from as start_from
 from lambdanets.train.optim import OptimizerConfig as OptimizerConfig
 from lambdanets.train.optim import ScheduleConfig as ScheduleConfig
 from lambdanets.train.run import Run as Run

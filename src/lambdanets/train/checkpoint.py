@@ -38,7 +38,8 @@ class RunState:
         cpu_seconds: CPU time of all threads of the training process during these training batches.
         history: Rows of `metrics.csv`, one for each finished epoch.
         best_epoch: The best epoch by its validation; 0 before the first.
-        best_confusion: Confusion matrix of a classifier, `[classes, classes]`, truth by prediction.
+        best_confusion: Confusion matrix of a classifier, `[classes, classes]`, truth by prediction; of a
+            classifier of several labels the `label_table` of the classes, `[classes, 5]`.
         fingerprint: Hash that identifies the data of both splits; "" for sources without one.
         weights_digest: SHA-256 of the file of initial weights; "" without one.
     """
@@ -70,6 +71,11 @@ class RunState:
     def best(self) -> dict[str, float]:
         """The row of the best epoch; empty before the first."""
         return next((row for row in self.history if row["epoch"] == self.best_epoch), {})
+
+    def is_stopped(self, patience: int | None) -> bool:
+        """Return whether the last `patience` validations were all no better than an earlier one."""
+        validated = [row["epoch"] for row in self.history if any(name.startswith("val_") for name in row)]
+        return patience is not None and sum(epoch > self.best_epoch for epoch in validated) >= patience
 
     def start_epoch(self) -> None:
         """Reset the running sums and times."""

@@ -6,21 +6,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from lambdanets.data import MixedSet, Splits, eval_loader, train_loader
+from lambdanets.data import AugmentConfig, MixedSet, Splits, eval_loader, train_loader
+from lambdanets.data.mixing import mix
+from lambdanets.data.randomness import derived_seed, keys
 from lambdanets.train.checkpoint import RunState, replacing
 from lambdanets.train.config import RunConfig
 from lambdanets.train.errors import RunError
 from lambdanets.train.learner import Learner
+from lambdanets.train.losses import class_weights, classification_loss
 from lambdanets.train.run import RunFiles
 from lambdanets.viz.figures import Panel, draw_confusion, draw_curves
 
+UNEVEN = 4  # ratio of the numbers of two classes above which the summary has the balanced accuracy
 CONFUSION_LIMIT = 1000  # most classes for which a confusion matrix, [classes, classes], is counted
 CURVES = (
     Panel("loss", {"training": "train_loss", "validation": "val_loss"}),
@@ -47,7 +51,18 @@ class Classifier(Learner):
     ) -> None:
         super().__init__(network, config, classes=classes, state=state)
         self.memory_format = torch.channels_last if config.engine.channels_last else torch.contiguous_format
-        number = len(classes)
+        augment = config.data.augment
+        self.mixing = augment if isinstance(augment, AugmentConfig) and augment.mixes else None
+        self.class_weights: Tensor | None = None
+        metrics = self.create_metrics(len(classes))
+        self.metrics = MetricCollection(metrics, compute_groups=False)
+        if self.average is not None:
+            raw = {name: copy.deepcopy(metric) for name, metric in metrics.items() if name != "confusion"}
+            self.raw_metrics = MetricCollection(raw, compute_groups=False)
+        self.confusion: Tensor | None = None
+
+    def create_metrics(self, number: int) -> dict[str, Any]:
+        """Return the metrics of a validation by name, for a number of classes."""
         metrics: dict[str, Any] = {
             "loss": MeanMetric(),
             "top1": MulticlassAccuracy(number, average="micro"),
@@ -55,13 +70,10 @@ class Classifier(Learner):
         }
         if number <= CONFUSION_LIMIT:
             metrics["confusion"] = MulticlassConfusionMatrix(number)
-        self.metrics = MetricCollection(metrics, compute_groups=False)
-        if self.average is not None:
-            raw = {name: copy.deepcopy(metric) for name, metric in metrics.items() if name != "confusion"}
-            self.raw_metrics = MetricCollection(raw, compute_groups=False)
-        self.confusion: Tensor | None = None
+        return metrics
 
     def train_loader(self, splits: Splits, *, rank: int, world_size: int) -> DataLoader:
+        self.class_weights = class_weights(self.config.loss, splits.train, self.classes)
         return train_loader(
             splits.train,
             self.config.data,
@@ -89,12 +101,33 @@ class Classifier(Learner):
             size = "x".join(map(str, images.shape[1:]))
             raise RunError(f"{self.config.model.name} cannot take images of {size}: {error}") from error
 
-    def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor], int]:
+    def prepare_batch(self, batch: tuple[Any, Tensor]) -> tuple[Any, Tensor]:
+        epoch = self.state.position[0]
+        mixing, epochs = self.mixing, self.config.engine.epochs
+        if mixing is None or epoch >= epochs - mixing.mix_off_epochs:
+            return batch
+        seed = derived_seed(self.config.seed, "mix")
+        [key] = keys(seed, self.state.batches_done, np.array([self.global_rank]))
+        return mix(*batch, len(self.classes), mixing, key)
+
+    def step(self, batch: tuple[Any, Tensor]) -> tuple[Tensor, list[Tensor], int]:
         images, targets = batch
         logits = self(images)
-        loss = cross_entropy(logits, targets, label_smoothing=self.config.loss.label_smoothing)
-        right = (logits.detach().argmax(1) == targets).sum()
-        return loss, [loss * len(targets), right], len(targets)
+        loss = self.loss(
+            logits, targets, smoothing=self.config.loss.label_smoothing, weights=self.class_weights
+        )
+        return loss, [loss * len(targets), self.count_right(logits.detach(), targets)], len(targets)
+
+    def loss(
+        self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0, weights: Tensor | None = None
+    ) -> Tensor:
+        """Return the mean loss; that of the validation is neither smoothed nor weighted."""
+        binary = self.config.loss.name == "binary"
+        return classification_loss(logits, targets, binary=binary, smoothing=smoothing, weights=weights)
+
+    def count_right(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the number of right predictions; of a mixed image, the class of the larger part is right."""
+        return (logits.argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1))).sum()
 
     def network_inputs(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor]:
         return (batch[0],)
@@ -117,19 +150,26 @@ class Classifier(Learner):
         images, targets = batch
         for metrics, network, _ in self._validated():
             logits = self._run(network, images).float()
-            metrics["loss"].update(cross_entropy(logits, targets), weight=len(targets))
-            for name in ("top1", "top5", "confusion"):
-                if name in metrics:
-                    metrics[name].update(logits, targets)
+            metrics["loss"].update(self.loss(logits, targets), weight=len(targets))
+            for name, metric in metrics.items():
+                if name != "loss":
+                    self.update_metric(metric, logits, targets)
+
+    def update_metric(self, metric: Any, logits: Tensor, targets: Tensor) -> None:
+        """Count a batch of the validation."""
+        metric.update(logits, targets)
 
     def on_validation_epoch_end(self) -> None:
         self.val_metrics = {}
         for metrics, _, prefix in self._validated():
-            values = metrics.compute()
-            confusion = values.pop("confusion").cpu() if "confusion" in values else None
+            values, confusion = self.summarise(metrics.compute())
             if prefix == "val_":
                 self.confusion = confusion
             self.val_metrics |= {f"{prefix}{name}": float(value) for name, value in values.items()}
+
+    def summarise(self, values: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return the figures of a validation, and the confusion matrix if there is one."""
+        return values, values.pop("confusion").cpu() if "confusion" in values else None
 
     def ranking_key(self, row: Mapping[str, float]) -> tuple[float, ...]:
         return row["val_top1"], -row["val_loss"]
@@ -140,16 +180,31 @@ class Classifier(Learner):
     # Progress, summary and figures
 
     def format_training(self, means: Mapping[str, float]) -> str:
-        return f"loss {means['loss']:.3f}  accuracy {100 * means['top1']:.1f} %"
+        mixed = self._mixed(self.state.position[0])
+        return f"loss {means['loss']:.3f}  accuracy {100 * means['top1']:.1f} %{mixed}"
+
+    def _mixed(self, epoch: int) -> str:
+        """Return the note behind the training accuracy of an epoch, from 0: whether its images are mixed."""
+        mixes = self.mixing and epoch < self.config.engine.epochs - self.mixing.mix_off_epochs
+        return " (mixed)" if mixes else ""
 
     def format_epoch(self, row: Mapping[str, float]) -> str:
-        line = f"train {row['train_loss']:.3f} {100 * row['train_top1']:5.1f} %"
+        mixed = self._mixed(int(row["epoch"]) - 1)
+        line = f"train {row['train_loss']:.3f} {100 * row['train_top1']:5.1f} %{mixed}"
         if "val_top1" in row:
             line += f"  val {row['val_loss']:.3f} {100 * row['val_top1']:5.2f} %"
         return line
 
     def format_validation(self, row: Mapping[str, float]) -> str:
         return f"{100 * row['val_top1']:.2f} % validation accuracy"
+
+    def format_best(self) -> str:
+        text, matrix = super().format_best(), self.state.best_confusion
+        images = torch.zeros(1) if matrix is None else matrix.sum(1)
+        if matrix is None or images.max() <= UNEVEN * images[images > 0].min():
+            return text
+        recall = (matrix.diagonal() / images)[images > 0]
+        return f"{text}, {100 * float(recall.mean()):.2f} % balanced"
 
     def format_data(self, splits: Splits) -> str:
         train = f"{len(splits.train):,} training"

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.data import DataConfig
-from lambdanets.models import create_model, load_weights
-from lambdanets.models.weight_files import absolute_weights
 from lambdanets.train.errors import RunError
+from lambdanets.train.model_config import ModelConfig as ModelConfig
 from lambdanets.train.optim import OptimizerConfig, ScheduleConfig
 from lambdanets.train.serialization import check_finite, decode, encode
 from lambdanets.utils.files import parse_json
 from lambdanets.utils.text import did_you_mean
+
+if TYPE_CHECKING:
+    from lambdanets.train.initial_weights import WeightsRecord
 
 LOGGERS = ("tensorboard", "wandb", "mlflow")
 MAX_THREADS = 4096
@@ -26,56 +27,35 @@ MAX_MINUTES = 365 * 24 * 60  # a year
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """A registered model and its options (`num_classes` and `in_chans` come from the data).
-
-    Args:
-        name: Name in timm's registry.
-        options: Further arguments of the model.
-        weights: Initial weights: a file, the folder of a run, or hf-hub:OWNER/NAME (see
-            `lambdanets.models.load_weights`); None draws them at random. A head for another number of classes
-            is not loaded. A resumed run loads its own checkpoint instead.
-        bn_momentum: Weight of a batch in the running statistics of batch norms, in PyTorch's convention (0.1
-            where TensorFlow has 0.9); None keeps the model's own.
-    """
-
-    name: str
-    options: dict[str, Any] = field(default_factory=dict)
-    weights: str | None = None
-    bn_momentum: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.weights == "":
-            raise ValueError("model.weights is a file, a folder or hf-hub:OWNER/NAME, or None; got ''")
-        if self.weights is not None and self.options.get("pretrained"):
-            raise ValueError(
-                "model.weights and model.options.pretrained=true both give initial weights; keep one"
-            )
-        if "checkpoint_path" in self.options:
-            raise ValueError(
-                "model.options.checkpoint_path: the weights that a run starts from go to model.weights"
-            )
-        if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
-            raise ValueError(f"model.bn_momentum is above 0 and at most 1, or None; got {self.bn_momentum}")
-
-    def resolved(self) -> ModelConfig:
-        """Return a copy with an absolute path of `weights`, so that a run can be resumed from any folder."""
-        return replace(self, weights=absolute_weights(self.weights))
-
-
-@dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Cross entropy.
+    """The loss of a classifier.
 
     Args:
-        label_smoothing: Part of the target probability that is spread evenly over all classes.
+        name: "cross_entropy" of the softmax, or "binary": the binary cross entropy of each class against all
+            others, averaged over the classes. Images with several labels always take "binary".
+        label_smoothing: Part of the target probability that is spread evenly over all classes; of images with
+            several labels, each target moves by this part towards 1/2.
+        class_weights: Weight of each class in the training loss: "balanced" (inverse to its number of
+            training images), or a number for each class in the order of their names. With "binary" they
+            weight the positives. None weights all equally.
     """
 
+    name: Literal["cross_entropy", "binary"] = "cross_entropy"
     label_smoothing: float = 0.0
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"loss.label_smoothing is from 0 to below 1; got {self.label_smoothing}")
+        if self.name not in ("cross_entropy", "binary"):
+            raise ValueError(f"loss.name is cross_entropy or binary; got {self.name!r}")
+        weights = self.class_weights
+        numbers = isinstance(weights, tuple) and all(isinstance(each, int | float) for each in weights)
+        if weights not in (None, "balanced") and not (numbers and weights and min(weights) >= 0):
+            raise ValueError(
+                f"loss.class_weights is balanced, a number for each class such as (1.0,5.0), or None; got "
+                f"{weights!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +73,10 @@ class EngineConfig:
         ema: Decay of an exponential moving average (EMA) of the weights; None keeps no average. After t steps
             the decay is min(ema, (1 + t) / (10 + t)). Weights and average are both validated, and the best
             epoch is chosen and stored by the average.
-        clip_grad: Largest norm of the gradient; None does not clip.
+        clip_grad: Threshold of the gradient clipping; None does not clip.
+        clip_mode: "norm": `clip_grad` is the largest norm of the whole gradient. "agc" is timm's adaptive
+            clipping: the largest norm of the gradient of a row of weights as a part of the norm of the row,
+            such as 0.02; the last weight and bias, those of a classifier's head, are not clipped.
         checkpointing: Recompute activations in the backward pass instead of saving them: less memory, about a
             third more time, the same gradients.
         compile: Compile the network with torch.compile.
@@ -106,6 +89,8 @@ class EngineConfig:
         save_minutes: Save inside an epoch when the last save is this old; None does not.
         save_steps: Save inside an epoch after each this many optimiser steps; None does not.
         validate_every: Validate every this many epochs, and after the last one.
+        patience: End the run after this many validations in a row without a better one; None trains all
+            epochs. The schedule of the learning rate is that of all epochs.
         loggers: Where metrics go besides the files of the run: tensorboard, wandb and mlflow, separated by
             commas, or none.
         max_batches, max_val_batches: Limit the batches of every epoch, for trials and tests.
@@ -121,6 +106,7 @@ class EngineConfig:
     global_batch: int | None = None
     ema: float | None = None
     clip_grad: float | None = None
+    clip_mode: Literal["norm", "agc"] = "norm"
     checkpointing: bool = False
     compile: bool = False
     channels_last: bool = False
@@ -131,6 +117,7 @@ class EngineConfig:
     save_minutes: float | None = 10.0
     save_steps: int | None = None
     validate_every: int = 1
+    patience: int | None = None
     loggers: str = "tensorboard"
     max_batches: int | None = None
     max_val_batches: int | None = None
@@ -144,6 +131,7 @@ class EngineConfig:
             "threads",
             "save_steps",
             "validate_every",
+            "patience",
             "max_batches",
             "max_val_batches",
         ):
@@ -156,6 +144,10 @@ class EngineConfig:
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"engine.ema is a decay between 0 and 1, or None; got {self.ema}")
+        if self.clip_mode not in ("norm", "agc"):
+            raise ValueError(f"engine.clip_mode is norm or agc; got {self.clip_mode!r}")
+        if self.clip_mode == "agc" and self.clip_grad is None:
+            raise ValueError("engine.clip_mode=agc needs its threshold, such as engine.clip_grad=0.02")
         for name in self.logger_names():
             if name not in LOGGERS:
                 known = f"{', '.join(LOGGERS)} or none{did_you_mean(name, LOGGERS)}"
@@ -207,6 +199,8 @@ class BaseConfig:
 
     WORDING = Wording()
     TASK = ""  # such as "classification": the entry `task` of config.json
+    STARTS_FROM: ClassVar[tuple[str, ...]] = ()  # tasks of runs whose weights a new run can start from
+    INPUT: ClassVar[tuple[str, ...]] = ()  # fields of `data` that have to be those of the initial weights
 
     recipe: str
     model: Any
@@ -256,8 +250,25 @@ class BaseConfig:
         """
         return network
 
+    def values_from(self, record: WeightsRecord) -> dict[str, Any]:
+        """Return the fields of a new run that come from its initial weights, by their paths.
+
+        Args:
+            record: The record of the weights.
+        """
+        model = {name: record.model[name] for name in ("name", "options") if name in record.model}
+        data = {name: record.data[name] for name in self.INPUT if record.data.get(name) is not None}
+        return {f"model.{name}": value for name, value in model.items()} | {
+            f"data.{name}": value for name, value in data.items()
+        }
+
+    def check_start(self) -> None:
+        """Raise ValueError if a new run lacks weights that its settings need; a resumed run has its own."""
+
     def load_initial_weights(self, network: nn.Module) -> str:
         """Load `model.weights` into a network, and return a sentence that describes them.
+
+        Published weights of timm ("pretrained") are those that `network` has loaded.
 
         Raises:
             WeightsError: The weights cannot be read, or are those of another model.
@@ -270,6 +281,8 @@ class RunConfig(BaseConfig):
     """All settings of a run of image classification."""
 
     TASK = "classification"
+    STARTS_FROM = (TASK,)
+    INPUT = ("image_size", "in_chans", "mean", "std", "crop_pct", "interpolation")
 
     model: ModelConfig
     data: DataConfig = field(default_factory=DataConfig)
@@ -277,12 +290,7 @@ class RunConfig(BaseConfig):
 
     def network(self, num_classes: int, *, loads_weights: bool = False) -> nn.Module:
         """Build the classifier: images `[b, c, h, w]` to logits `[b, num_classes]`."""
-        options = {"in_chans": self.data.in_chans, **self.model.options, "num_classes": num_classes}
-        if loads_weights:
-            options["pretrained"] = False
-        network = create_model(self.model.name, **options)
-        set_batch_norm_momentum(network, self.model.bn_momentum)
-        return network
+        return self.model.network(num_classes, loads_weights=loads_weights, in_chans=self.data.in_chans)
 
     def example_input(self) -> tuple[str, Tensor]:
         channels, size = self.data.in_chans, self.data.image_size
@@ -290,26 +298,15 @@ class RunConfig(BaseConfig):
 
     def with_model(self, name: str) -> Self:
         """Return a copy with another model and none of the model options."""
-        return self if name == self.model.name else replace(self, model=ModelConfig(name=name))
+        if name == self.model.name:
+            return self
+        return replace(self, model=replace(self.model, name=name, options={}))
+
+    def check_start(self) -> None:
+        self.model.check_start()
 
     def load_initial_weights(self, network: nn.Module) -> str:
-        """Load `model.weights`; a head for another number of classes keeps its random weights."""
-        weights = self.model.weights or ""
-        replaced = load_weights(network, weights, head="replace")
-        head = ""
-        if replaced:
-            head = (
-                f"; {' and '.join(replaced)} keep random weights: its head is for another number of classes"
-            )
-        return f"starting from {weights}{head}"
-
-
-def set_batch_norm_momentum(network: nn.Module, momentum: float | None) -> None:
-    """Set the momentum of all batch norms of a network; None leaves them as they are."""
-    if momentum is not None:
-        for module in network.modules():
-            if isinstance(module, _BatchNorm):
-                module.momentum = momentum
+        return self.model.load_initial_weights(network)
 
 
 Config = TypeVar("Config", bound=BaseConfig)
@@ -332,7 +329,7 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
     """
     try:
         plain = parse_json(path.read_text(encoding="utf-8"))
-        task = _task(plain)
+        task = task_in(plain)
         if task != kind.TASK:
             raise ValueError(f"it is of a run of {task}, not of {kind.TASK}")
         if isinstance(plain, dict):
@@ -348,12 +345,13 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
 def stored_task(folder: Path) -> str | None:
     """Return the task of the run in a folder, such as "detection"; None if it cannot be read."""
     try:
-        return _task(parse_json((folder / "config.json").read_text(encoding="utf-8")))
+        return task_in(parse_json((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
 
 
-def _task(plain: Any) -> str:
+def task_in(plain: Any) -> str:
+    """Return the task in the content of a run's config.json."""
     if isinstance(plain, dict) and "task" in plain:
         return str(plain["task"])
     # Older versions stored no task; only detectors read COCO annotations.

@@ -16,15 +16,18 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.summary.writer import event_file_writer
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lambdanets.data import DataError, open_splits
 from lambdanets.models import to_channels_last
+from lambdanets.models.weight_files import PRETRAINED
 from lambdanets.train.checkpoint import AtomicCheckpointIO, RunState, write_text
 from lambdanets.train.classifier import Classifier
 from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig, dump_config, load_classes
 from lambdanets.train.diagnosis import explain_error
 from lambdanets.train.errors import RunError, raised_on_all_ranks
+from lambdanets.train.frozen import FrozenParts
 from lambdanets.train.launch import (
     SyncBatchNorms,
     cluster,
@@ -36,6 +39,8 @@ from lambdanets.train.launch import (
 )
 from lambdanets.train.learner import Learner
 from lambdanets.train.loggers import create_loggers
+from lambdanets.train.losses import class_weights
+from lambdanets.train.multi_label import MultiLabelClassifier
 from lambdanets.train.nonfinite import clear_report, reported_step
 from lambdanets.train.optim import create_optimizer
 from lambdanets.train.progress import LiveProgress, log_once
@@ -44,6 +49,7 @@ from lambdanets.train.resume import (
     ResumePoint,
     check_data,
     check_free,
+    check_length,
     check_optimizer,
     check_weights,
     find_resume_point,
@@ -101,19 +107,26 @@ class Task(Generic[Config]):
         config: The configuration class.
         open: Opens the data of a configuration; the result has `train`, `val`, `classes`, `fingerprint`,
             `skipped`.
-        learner: The class of the Lightning module.
+        learner: Creates the Lightning module, such as its class; arguments are those of `Learner`.
     """
 
     config: type[Config]
     open: Callable[[Config], Any]
-    learner: type[Learner]
+    learner: Callable[..., Learner]
 
 
 def _open_images(config: RunConfig) -> Any:
-    return open_splits(config.data, seed=config.seed)
+    splits = open_splits(config.data, seed=config.seed)
+    class_weights(config.loss, splits.train, splits.classes)  # before anything is written
+    return splits
 
 
-CLASSIFICATION = Task(RunConfig, _open_images, Classifier)
+def _create_classifier(network: nn.Module, config: RunConfig, **options: Any) -> Classifier:
+    kind = MultiLabelClassifier if config.data.multi_label else Classifier
+    return kind(network, config, **options)
+
+
+CLASSIFICATION = Task(RunConfig, _open_images, _create_classifier)
 
 
 def train(
@@ -129,7 +142,8 @@ def train(
         config: The run; None, when resuming, takes the configuration in the folder.
         run_dir: The run folder, created if missing; it must not hold a run unless `resume`.
         resume: Continue the run in `run_dir` from its newest intact checkpoint. The result equals that of a
-            run without interruption: on the CPU, with the same number of threads, to the last bit.
+            run without interruption: on the CPU, with the same number of threads, to the last bit. With
+            another `engine.epochs` the rest of the run has the learning rates of a run of that length.
         callbacks: Callbacks of Lightning; each epoch is saved after they were called. `pl_module` is a
             `Learner`: `pl_module.state.history` has the rows of metrics.csv. Their `state_dict` is saved and
             restored with the run.
@@ -221,6 +235,8 @@ def _fit(
         if not resume:
             run_on_all_ranks(lock_folder)
         if rank_zero_only.rank == 0:
+            if start and not start.is_complete(config):
+                files.summary.unlink(missing_ok=True)  # of a shorter run
             write_text(files.config, dump_config(config))
             write_text(files.classes, json_text(splits.classes, indent=1) + "\n")
             files.skipped.unlink(missing_ok=True)
@@ -263,6 +279,8 @@ def prepare_run(
     if resume:
         lock_folder()
     start = find_resume_point(files, config) if resume else None
+    if start:
+        check_length(start, config, files)
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     if start and start.is_complete(config) and files.summary.is_file() and files.classes.is_file():
@@ -303,7 +321,7 @@ def build_learner(
     """
     torch.manual_seed(config.seed)
     weights = config.model.weights
-    network = config.network(len(classes), loads_weights=continues or weights is not None)
+    network = config.network(len(classes), loads_weights=continues or weights not in (None, PRETRAINED))
     if weights is not None and not continues:
         log_once(config.load_initial_weights(network))
     if config.engine.channels_last:
@@ -353,6 +371,7 @@ def build_trainer(
         # The order matters: an epoch is measured, then saved with the state of the user's callbacks, then
         # printed and drawn.
         callbacks=[
+            FrozenParts(module),
             EpochRecorder(module),
             *callbacks,
             saving,

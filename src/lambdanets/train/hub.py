@@ -73,6 +73,8 @@ def model_card(run: Run[Any], repository: str, which: Literal["best", "last"] = 
         "input": size, "resizing": data.interpolation, "part of the side that is kept": data.crop_pct,
         "mean": data.mean, "standard deviation": data.std,
     }  # fmt: skip
+    if data.multi_label:
+        facts["probability of a label"] = "the sigmoid of its logit"
     figures = {name.removeprefix("val_"): row[name] for name in row if name.startswith("val_")}
     return CARD.format(
         title=repository.rpartition("/")[2],
@@ -82,7 +84,7 @@ def model_card(run: Run[Any], repository: str, which: Literal["best", "last"] = 
         classes=f"{len(run.classes)} classes",
         facts="\n".join(f"| {name} | `{value}` |" for name, value in facts.items()),
         recipe=config.recipe,
-        epochs=config.engine.epochs,
+        epochs=int(run.history()[-1]["epoch"]),
         seed=config.seed,
         number=int(row["epoch"]),
         chosen=", by which this epoch was chosen" if which == "best" else "",

@@ -74,6 +74,10 @@ def sharding_error(engine: EngineConfig, device: str) -> str:
     """Return why weights cannot be sharded over devices of a type, such as "cuda"; "" if they can."""
     if engine.ema is not None:
         return "engine.ema needs whole weights on every device; with FSDP leave it out"
+    if engine.clip_mode == "agc":
+        return (
+            "engine.clip_mode=agc needs whole weights on every device; with FSDP take engine.clip_mode=norm"
+        )
     if device == "cpu":
         return "engine.strategy=fsdp needs GPUs: PyTorch does not divide a network among CPUs"
     return ""

@@ -14,6 +14,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from timm.models import model_parameters
+from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
@@ -111,6 +113,10 @@ class Learner(pl.LightningModule):
         """Return this rank's loader of its shard of the validation data."""
         raise NotImplementedError
 
+    def prepare_batch(self, batch: Any) -> Any:
+        """Return a training batch as `step` takes it, such as mixed images: a function of the position."""
+        return batch
+
     def step(self, batch: Any) -> tuple[Tensor, list[Tensor], int]:
         """Run a training batch through the network.
 
@@ -146,6 +152,10 @@ class Learner(pl.LightningModule):
     def format_epoch(self, row: Mapping[str, float]) -> str:
         """Format a row of `metrics.csv`, perhaps without validation, for a line of 80 columns."""
         raise NotImplementedError
+
+    def format_best(self) -> str:
+        """Format the validation of the best epoch for the summary."""
+        return self.format_validation(self.state.best)
 
     def format_validation(self, row: Mapping[str, float]) -> str:
         """Format the validation of a row of `metrics.csv` for the summary."""
@@ -211,6 +221,7 @@ class Learner(pl.LightningModule):
         self.waiting_since = time.perf_counter()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = self.prepare_batch(batch)
         self.batch = self.state.batches_done, batch
         seed_generators(step_seed(self.config.seed, self.state.batches_done, self.global_rank), self.device)
         self.current_lr = self.learning_rate()
@@ -261,6 +272,15 @@ class Learner(pl.LightningModule):
     def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch; the last one may accumulate fewer batches."""
         return -(-self.state.batches_per_epoch // self.accumulate)
+
+    def early_stop(self) -> str:
+        """Return why the run ends before its last epoch, as a clause; "" if it does not."""
+        state, engine = self.state, self.config.engine
+        done = state.position[0]
+        if done >= engine.epochs or not state.is_stopped(engine.patience):
+            return ""
+        validations = "validation" if engine.patience == 1 else f"{engine.patience} validations"
+        return f"stopped after epoch {done}: {validations} without a better one"
 
     def _add_sums(self, sums: list[Tensor], items: int) -> None:
         if self.sums is None:
@@ -396,7 +416,9 @@ class Learner(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         strategy = self.trainer.strategy
-        if gradient_clip_val is not None and isinstance(strategy, FSDPStrategy):
+        if gradient_clip_val is not None and self.config.engine.clip_mode == "agc":
+            adaptive_clip_grad(model_parameters(self.network, exclude_head=True), gradient_clip_val)
+        elif gradient_clip_val is not None and isinstance(strategy, FSDPStrategy):
             # The norm is that of the whole gradient, of which each rank has a shard.
             strategy.model.clip_grad_norm_(gradient_clip_val)  # pyright: ignore
         else:

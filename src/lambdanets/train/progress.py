@@ -86,10 +86,12 @@ class LiveProgress(Callback):
         state, epochs = self.module.state, self.module.config.engine.epochs
         if trainer.is_global_zero:
             row = state.history[-1]
-            left = (
-                f"  {format_duration(self._remaining_seconds())} left" if state.position[0] < epochs else ""
-            )
+            stopped = self.module.early_stop()
+            more = state.position[0] < epochs and not stopped
+            left = f"  {format_duration(self._remaining_seconds())} left" if more else ""
             log_once(epoch_line(self.module, row) + left + format_data_wait(row["data_wait"]))
+            if stopped:
+                log_once(stopped)
             # Decided by the history: a resumed run does not print the advice again.
             if is_data_bound(row) and not any(map(is_data_bound, state.history[:-1])):
                 local = max(trainer.world_size // trainer.num_nodes, 1)

@@ -170,11 +170,12 @@ def finish(learner: Learner, files: RunFiles, splits: Any, *, write: bool = True
     classes = f"{len(names)} {config.WORDING.classes[len(names) > 1]}"
     epoch = f"epoch {state.best_epoch} of {config.engine.epochs}"
     rate = format_speed(speed(state, learner.unit), learner.unit)
+    stopped = f"; {reason}" if (reason := learner.early_stop()) else ""
     lines = {
         "model": f"{config.model.name}, {parameters:,} parameters",
         "data": f"{config.data.source}: {learner.format_data(splits)}, {classes}",
-        "best": f"{learner.format_validation(state.best)}, {epoch}",
-        "last": f"{learner.format_validation(last)}, training loss {last['train_loss']:.3f}",
+        "best": f"{learner.format_best()}, {epoch}",
+        "last": f"{learner.format_validation(last)}, training loss {last['train_loss']:.3f}{stopped}",
         "speed": f"{rate} in training, {format_duration(state.seconds)} in all",
         "folder": str(files.directory),
     }

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lambdanets.models.weight_files import find_weights
+from lambdanets.models.weight_files import PRETRAINED, find_weights
 from lambdanets.train.checkpoint import RunState, newest_intact, remove_temporary_files
 from lambdanets.train.config import BaseConfig, Config, Wording, load_classes, load_config
 from lambdanets.train.errors import RunError
@@ -19,11 +19,12 @@ from lambdanets.train.run import RunFiles
 from lambdanets.train.serialization import flatten
 from lambdanets.utils.text import join_some
 
-# Settings that a resumed run may change: they affect where and how fast it runs, not its result.
+# Settings that a resumed run may change: they affect where and how fast it runs, not its result, except for
+# the number of epochs (see `check_length`).
 MAY_DIFFER = {
     "data.source", "data.images", "data.pseudo_labels", "data.unlabelled",
     "data.workers", "data.check", "data.cache", "data.download",
-    "engine.save_minutes", "engine.save_steps", "engine.threads", "engine.timeout_minutes",
+    "engine.epochs", "engine.save_minutes", "engine.save_steps", "engine.threads", "engine.timeout_minutes",
     "engine.checkpointing", "engine.loggers",
 }  # fmt: skip
 
@@ -41,7 +42,8 @@ class ResumePoint:
 
     def is_complete(self, config: BaseConfig) -> bool:
         """Return whether no training is left."""
-        return self.state.position[0] >= config.engine.epochs
+        state = self.state
+        return state.position[0] >= config.engine.epochs or state.is_stopped(config.engine.patience)
 
 
 def resolve_config(config: Config | None, files: RunFiles, kind: type[Config], *, resume: bool) -> Config:
@@ -55,6 +57,7 @@ def resolve_config(config: Config | None, files: RunFiles, kind: type[Config], *
     if not resume:
         if config is None:
             raise RunError("train needs a config unless it resumes a run")
+        config.check_start()
         if rank_zero_only.rank == 0:
             check_free(files)
         return config
@@ -69,7 +72,7 @@ def resolve_config(config: Config | None, files: RunFiles, kind: type[Config], *
         listing = ", ".join(f"{name} (was {was[name]!r}, now {now[name]!r})" for name in changed)
         raise RunError(
             f"a resumed run keeps its configuration, and this one changes {listing}; start a new run, from "
-            f"the weights of this one with --set model.weights={files.directory}"
+            f"the weights of this one with --weights {files.directory}"
         )
     return config
 
@@ -108,23 +111,48 @@ def find_resume_point(files: RunFiles, config: BaseConfig) -> ResumePoint | None
     start = ResumePoint(path, content)
     epoch, batch = start.state.position
     if start.is_complete(config):
-        log_once(f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume")
+        log_once(
+            f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume; a larger --epochs "
+            "trains it longer"
+        )
     else:
         log_once(f"resuming {files.directory} from {path.name}: epoch {epoch + 1}, batch {batch + 1}")
     return start
 
 
+def check_length(start: ResumePoint, config: BaseConfig, files: RunFiles) -> None:
+    """Print that a resumed run has another number of epochs than before.
+
+    Raises:
+        RunError: More epochs are done.
+    """
+    stored, epochs = load_config(files.config, type(config)).engine.epochs, config.engine.epochs
+    if epochs == stored:
+        return
+    epoch, batch = start.state.position
+    done = epoch + (batch > 0)
+    if epochs < done:
+        begun = f"{epoch} epochs and a part of the next" if batch else f"{epoch} epochs"
+        raise RunError(
+            f"the run in {files.directory} has done {begun} already, more than engine.epochs={epochs}"
+        )
+    log_once(
+        f"{epochs} epochs instead of {stored}: the next steps have the learning rates of a run of {epochs} "
+        "epochs"
+    )
+
+
 def weights_digest(weights: str | None, start: ResumePoint | None) -> str:
     """Return the SHA-256 of the file of initial weights of a run, in hexadecimal; "" without one.
 
-    A resumed run has the stored one.
+    A resumed run has the stored one. Published weights of timm have none.
 
     Raises:
         WeightsError: The file does not exist.
     """
     if start is not None:
         return start.state.weights_digest
-    if weights is None:
+    if weights is None or weights == PRETRAINED:
         return ""
     with find_weights(weights).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

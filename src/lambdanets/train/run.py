@@ -65,6 +65,16 @@ class RunFiles:
         return self.directory / "confusion.png"
 
     @property
+    def class_table(self) -> Path:
+        """Precision and recall of each class, of a classifier of several labels."""
+        return self.directory / "classes.csv"
+
+    @property
+    def class_figure(self) -> Path:
+        """Average precision of each class, of a classifier of several labels."""
+        return self.directory / "classes.png"
+
+    @property
     def sheet(self) -> Path:
         """Contact sheet of a detector: ground truth beside predictions."""
         return self.directory / "sheet.png"

@@ -148,6 +148,8 @@ class CheckpointCallback(Callback):
                 metadata = {"epoch": str(state.best_epoch), module.monitor: str(row[module.monitor])}
                 save_weights(weights, self.files.weights, module.weights_metadata() | metadata)
         self._save_last(trainer)
+        if module.early_stop():
+            trainer.should_stop = True
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not at the end of the epoch: other callbacks still have to print and draw it.

@@ -57,18 +57,30 @@ def override(config: C, *assignments: str) -> C:
 
     Args:
         config: A dataclass, possibly nested.
-        *assignments: `path=value`. The value is parsed by the type of the field: `1e-3`, `true`, `None`,
-            `0.1,1.0` and `folder:/photos` need no quotes. Inside a dict any key may be set.
+        *assignments: `path=value`, in any order. The value is parsed by the type of the field: `1e-3`,
+            `true`, `None`, `0.1,1.0` and `folder:/photos` need no quotes. Inside a dict any key may be set.
 
     Raises:
         ValueError: There is no such field (the nearest is suggested), or the value is not of the field's
             type.
     """
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals or not path.strip():
-            raise ValueError(f"an override is written path=value, as in optimizer.lr=0.8; got {assignment!r}")
-        config = _assign(config, path.strip().split("."), text.strip(), path.strip())
+    pending = list(assignments)
+    while pending:
+        errors: dict[str, ValueError] = {}
+        for assignment in pending:
+            path, equals, text = (part.strip() for part in assignment.partition("="))
+            if not equals or not path:
+                raise ValueError(
+                    f"an override is written path=value, as in optimizer.lr=0.8; got {assignment!r}"
+                )
+            try:
+                config = _assign(config, path.split("."), text, path)
+            except ValueError as error:
+                errors[assignment] = error
+        # A field may be valid only with another one that follows it.
+        if len(errors) == len(pending):
+            raise errors[pending[0]]
+        pending = list(errors)
     return config
 
 

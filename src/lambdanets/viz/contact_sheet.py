@@ -48,7 +48,8 @@ class Prediction:
         path: The file, or the name of the sample.
         labels: Class names, the most probable first; empty if the image could not be read.
         probabilities: Their probabilities, in the same order.
-        truth: The true class, if known.
+        truth: The true class, if known; of several labels all of them.
+        truths: The true classes of an image with several labels.
         error: A sentence on what is wrong with the image, None if it was read.
         image: The image, if there is no file to read it from.
     """
@@ -57,12 +58,15 @@ class Prediction:
     labels: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     truth: str | None = None
+    truths: tuple[str, ...] | None = None
     error: str | None = None
     image: Image.Image | None = field(default=None, repr=False, compare=False)
 
     @property
     def right(self) -> bool | None:
-        """Whether the most probable class is the true one; None if either is unknown."""
+        """Whether the most probable class, or all of several, are the true ones; None if unknown."""
+        if self.truths is not None:
+            return set(self.labels) == set(self.truths)
         return None if self.truth is None or not self.labels else self.labels[0] == self.truth
 
 
@@ -98,7 +102,7 @@ def draw_sheets(
         ValueError: The path does not end in .png.
     """
     first = page_path(path)
-    readable = [each for each in predictions if each.labels]
+    readable = [each for each in predictions if each.error is None]
     parts = [readable[start : start + per_page] for start in range(0, len(readable), per_page)][:max_pages]
     return write_pages(_pages(readable, parts, title, columns, per_page, summary), first)
 
@@ -135,7 +139,7 @@ def _caption(
 def _page(page: Sequence[Prediction], title: str, caption: str, fonts: Fonts, columns: int) -> Image.Image:
     """Draw one page."""
     columns = min(columns, len(page))
-    bars = max(len(each.labels) for each in page)
+    bars = max(1, *(len(each.labels) for each in page))
     lines = 2 if any(each.truth is not None for each in page) else 1
     card = (PICTURE + 2 * PAD, PAD + PICTURE + 8 + lines * ROW + 6 + bars * ROW + PAD)
     rows = -(-len(page) // columns)
@@ -173,7 +177,9 @@ def _card(
         )
         y += ROW
     y += 6
-    longest = max(text_length(legible(label), fonts.strong) for label in each.labels)
+    if not each.labels:
+        draw_text_line(draw, (left, y), "no label", fonts.text, OTHER)
+    longest = max((text_length(legible(label), fonts.strong) for label in each.labels), default=0)
     middle = min(longest / SCALE + 8, LABELS)
     for rank, (label, probability) in enumerate(zip(each.labels, each.probabilities, strict=True)):
         colour = OTHER if rank else {None: ACCENT, True: RIGHT, False: WRONG}[each.right]

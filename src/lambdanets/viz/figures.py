@@ -148,6 +148,44 @@ def _confusion(matrix: Tensor, classes: Sequence[str], note: str, samples: str) 
     return figure
 
 
+def draw_average_precisions(
+    values: Sequence[float], counts: Sequence[int], classes: Sequence[str], path: Path, note: str = ""
+) -> None:
+    """Draw the average precision of each class as a bar, the highest first, with its number of positives.
+
+    Args:
+        values: Average precisions, fractions.
+        counts: Positives of each class; a class without any is left out.
+        classes: Class names.
+        path: The PNG file.
+        note: Text after the title.
+    """
+    with plain_text(*classes):
+        save_figure(_average_precisions(values, counts, list(map(legible, classes)), note), path)
+
+
+def _average_precisions(
+    values: Sequence[float], counts: Sequence[int], classes: Sequence[str], note: str
+) -> Any:
+    """Return the Matplotlib figure of `draw_average_precisions`."""
+    from matplotlib.figure import Figure
+
+    rows = sorted((row for row in zip(values, counts, classes, strict=True) if row[1]), reverse=True)
+    mean = 100 * sum(row[0] for row in rows) / max(len(rows), 1)
+    figure = Figure(figsize=(7, min(1.4 + 0.28 * len(rows), 40)), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(rows)), [100 * row[0] for row in rows], 0.7, color=TRAIN)
+    axes.set_yticks(range(len(rows)), [f"{row[2][:30]}  ({row[1]:,})" for row in rows])
+    axes.axvline(mean, color=VAL, linewidth=1.5)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    plain_axes(axes, f"mean average precision {mean:.2f} %{f', {note}' if note else ''}")
+    axes.grid(axis="x", color=QUIET, linewidth=0.6)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("average precision (%), in brackets the validation images of the class")
+    return figure
+
+
 def draw_calibration(
     counts: Sequence[Sequence[float]], path: Path, *, error: float, samples: str = "images"
 ) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from ..config import HoldOut, _check, _is_fraction
+from ..config import GROUP, HoldOut, _check, _is_fraction, is_group
 
 FORM = "audio:PATH"
 MAX_RATE = 768_000  # samples per second, the highest rate of audio hardware
@@ -66,7 +66,8 @@ class AudioDataConfig:
 
     Args:
         source: "audio:PATH": train/ and val/ (or validation/, valid/, test/) with one folder per class, or
-            one folder of class folders, which is split; .wav, .flac and .ogg files.
+            one folder of class folders, which is split; or "audio:FILE.csv", a table of files with the
+            columns path and label, and perhaps split and group. Files are .wav, .flac or .ogg.
         features: "log-mel" (the logarithm of a mel spectrogram) or "raw" (samples).
         sample_rate: samples per second of the model's input; None takes the rate of most files.
         bands: mel bands.
@@ -79,6 +80,8 @@ class AudioDataConfig:
         val_fraction: fraction that is held out of a folder that is not split; 1.0 holds out everything, to
             evaluate.
         hold_out: method of splitting, as in `DataConfig`.
+        group: keep all recordings of a group, such as a speaker, on one side, as in `DataConfig`.
+        sampling: recordings of an epoch, "uniform" or "balanced" as in `DataConfig`.
         group_by_length: make training batches of recordings of similar length, which need less padding.
         on_bad_recording: "refuse" to start when a file cannot be used, or "skip" it with a warning.
         max_seconds: longest recording that is read; a longer one is refused before it is decoded.
@@ -86,6 +89,8 @@ class AudioDataConfig:
             ends the run when it is read.
         cache: keep the features in memory; "auto" does so if they need less than 1 GiB.
     """
+
+    multi_label: ClassVar[bool] = False  # each recording has one label
 
     source: str
     features: Literal["log-mel", "raw"] = "log-mel"
@@ -99,6 +104,8 @@ class AudioDataConfig:
     augment: AudioAugmentConfig = field(default_factory=AudioAugmentConfig)
     val_fraction: float = 0.1
     hold_out: HoldOut = "exact"
+    group: str | None = None
+    sampling: Literal["uniform", "balanced"] = "uniform"
     group_by_length: bool = True
     on_bad_recording: Literal["refuse", "skip"] = "refuse"
     max_seconds: float = 3600.0
@@ -120,9 +127,11 @@ class AudioDataConfig:
         _check(self.window >= self.hop, "data.window", f"at least data.hop, {self.hop}", self.window)
         valid = _is_fraction(self.val_fraction) and self.val_fraction > 0
         _check(valid, "data.val_fraction", "above 0 and at most 1", self.val_fraction)
+        _check(is_group(self.group), "data.group", GROUP, self.group)
         choices = {
             "features": ("log-mel", "raw"),
             "hold_out": ("exact", "stable"),
+            "sampling": ("uniform", "balanced"),
             "on_bad_recording": ("refuse", "skip"),
             "cache": (True, False, "auto"),
         }

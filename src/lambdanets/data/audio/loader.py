@@ -40,7 +40,10 @@ def audio_train_loader(
         A loader of ((features of shape [b, c, n], mask of shape [b, n]), targets of shape [b]), whose length
         is that of a whole epoch.
     """
-    common: Any = {"seed": seed, "position": position, "rank": rank, "world_size": world_size}
+    balanced = data_set.targets if config.sampling == "balanced" else None
+    common: Any = {
+        "seed": seed, "position": position, "rank": rank, "world_size": world_size, "balanced": balanced
+    }  # fmt: skip
     groups = min(GROUPS, len(data_set) // (GROUP_BATCHES * config.batch_size * world_size))
     if config.group_by_length and groups > 1:
         durations = data_set.durations()

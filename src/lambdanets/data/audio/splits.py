@@ -6,18 +6,20 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from lambdanets.utils.progress import MANY, Progress, progress_bar
 from lambdanets.utils.text import join_some
 
+from ..balance import warn_dominant_class
 from ..check import MEMORY_LIMIT, SIZE_SAMPLES, run_in_threads
 from ..errors import DataError, SourceWarning, listing
-from ..sources.folder import Sample, folder_fingerprint, read_folder, warn_without_validation
+from ..sources.csv import read_table
+from ..sources.folder import Folder, Sample, folder_fingerprint, read_folder, warn_without_validation
 from .audio_set import AudioSet
 from .config import AudioDataConfig
 from .recordings import RECORDINGS, require_packages, sample_rate
@@ -65,13 +67,7 @@ def open_audio(config: AudioDataConfig, *, seed: int = 0, progress: Progress | N
     """
     require_packages()
     config = config.resolved()
-    found = read_folder(
-        config.root,
-        val_fraction=config.val_fraction,
-        seed=seed,
-        hold_out=config.hold_out,
-        kind=RECORDINGS,
-    )
+    found = _read(config, seed=seed)
     if len(found.classes) < 2:
         held = join_some(found.classes)
         raise DataError(f"{config.source!r} holds one class ({held}); at least two are needed to train on.")
@@ -84,8 +80,10 @@ def open_audio(config: AudioDataConfig, *, seed: int = 0, progress: Progress | N
             raise DataError(f"no recordings are left for {name}: val_fraction is {config.val_fraction}.")
     _check_or_cache(sides, config, progress)
     train, val = sides.values()
+    warn_dominant_class(val.targets, found.classes, "recordings")
     files = [list(zip(side.paths, side.targets.tolist(), strict=True)) for side in (train, val)]
-    fingerprint = folder_fingerprint(Path(config.root), files, found.classes)
+    root = Path(config.root)
+    fingerprint = folder_fingerprint(root.parent if is_table(config) else root, files, found.classes)
     return AudioSplits(train, val, found.classes, fingerprint)
 
 
@@ -114,14 +112,7 @@ def open_audio_split(
         raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
     require_packages()
     config = config.resolved()
-    found = read_folder(
-        config.root,
-        val_fraction=config.val_fraction,
-        seed=seed,
-        classes=classes,
-        hold_out=config.hold_out,
-        kind=RECORDINGS,
-    )
+    found = _read(config, seed=seed, classes=classes)
     side = _make_set(found.train if split == "train" else found.val, found.classes, config)
     if not len(side):
         raise DataError(f"the {split} side of {config.source!r} holds no recordings.")
@@ -139,7 +130,7 @@ def most_frequent_rate(config: AudioDataConfig) -> int:
     with warnings.catch_warnings():
         # The source is opened again, and warns then.
         warnings.simplefilter("ignore", SourceWarning)
-        found = read_folder(config.root, val_fraction=1.0, seed=0, kind=RECORDINGS)
+        found = _read(replace(config, val_fraction=1.0), seed=0)
     paths = [path for path, _ in (*found.train, *found.val)]
     rates: Counter[int] = Counter()
     reason = ""
@@ -151,6 +142,18 @@ def most_frequent_rate(config: AudioDataConfig) -> int:
     if not rates:
         raise DataError(f"not one recording of {config.source!r} can be read; the first: {reason}")
     return max(rates, key=lambda rate: (rates[rate], rate))
+
+
+def is_table(config: AudioDataConfig) -> bool:
+    """Return whether the source is a table of files, audio:FILE.csv."""
+    return config.root.lower().endswith(".csv")
+
+
+def _read(config: AudioDataConfig, *, seed: int, classes: Sequence[str] | None = None) -> Folder:
+    """Find the recordings of a folder or of a table, and their split."""
+    how: Any = {"seed": seed, "classes": classes, "val_fraction": config.val_fraction, "kind": RECORDINGS}
+    read = read_table if is_table(config) else read_folder
+    return read(config.root, **how, hold_out=config.hold_out, group=config.group)
 
 
 def _make_set(

@@ -16,11 +16,13 @@ from ..audio.source import AudioSource
 from ..coco.source import CocoSource
 from ..config import DataConfig
 from ..errors import DataError
+from ..groups import digests
 from ..streams.hfids import HfidsSource
 from ..streams.wds import WdsSource
 from ..text.source import TextSource
+from .csv import CsvSource
 from .digits import DigitsSource
-from .folder import FolderSource, digests, relative
+from .folder import FolderSource, relative
 from .protocol import ImageSplits, IndexedSource, Source
 from .tar import TarSource
 from .timm import HfdsSource, TorchSource
@@ -29,6 +31,7 @@ from .timm import HfdsSource, TorchSource
 SOURCES: dict[str, type[Source]] = {
     "digits": DigitsSource,
     "folder:": FolderSource,
+    "csv:": CsvSource,
     "tar:": TarSource,
     "coco:": CocoSource,
     "audio:": AudioSource,

@@ -10,14 +10,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lambdanets.utils.text import join_some
 
+from ..balance import lacking_classes
 from ..config import DataConfig, HoldOut
 from ..errors import DataError, SourceWarning
 from ..files import FileKind, find_images, identity, is_folder, is_stray, warn_left_out
+from ..groups import check_apart, digests, fractions, held_out_groups, name_groups
 from ..image_source import FileImages, FolderImages
 from ..images import IMAGE_SUFFIXES
 from .protocol import ImageSplits, IndexedSource, absolute
@@ -51,6 +54,7 @@ class FolderSource(IndexedSource):
     form = "folder:PATH"
     help = "your photos: train/ and val/ with a folder per class, or class folders, to be split"
     unlabelled = True
+    grouped = True
 
     def resolved(self) -> str:
         return f"folder:{absolute(self.root)}"
@@ -68,6 +72,7 @@ class FolderSource(IndexedSource):
             seed=seed,
             classes=classes,
             hold_out=config.hold_out,
+            group=config.group,
         )
         train, val = (
             FileImages(
@@ -100,6 +105,7 @@ def read_folder(
     seed: int,
     classes: Sequence[str] | None = None,
     hold_out: HoldOut = "exact",
+    group: str | None = None,
     kind: FileKind = IMAGES,
 ) -> Folder:
     """Find the images of a folder, or its files of another kind, and their split.
@@ -115,11 +121,12 @@ def read_folder(
         seed: seed of the split. The side of an image depends on the seed and on names alone.
         classes: class names in the order of the class indices; None takes the sorted folder names.
         hold_out: method of splitting, as in `DataConfig`.
+        group: as in `DataConfig`: all files of a group are on one side.
         kind: kind of the files.
 
     Raises:
         DataError: there is no such folder, it has no classes, the sides have different classes, links form a
-            cycle, or a file belongs to two classes or to both sides.
+            cycle, or a file belongs to two classes, or a file or a group to both sides.
     """
     path = existing_folder(root)
     train, val = _sides(path, kind)
@@ -131,28 +138,35 @@ def read_folder(
         names = tuple(classes) if classes else _classes(train or val, kind)
         if train is not None and classes is None:
             _check_classes(train, val, kind)
-        train_samples, linked = _samples(train, names, kind) if train is not None else ([], False)
-        val_samples, val_linked = _samples(val, names, kind, validated=True)
+        nested = group is not None
+        train_samples, linked = _samples(train, names, kind, nested=nested) if train else ([], False)
+        val_samples, val_linked = _samples(val, names, kind, validated=True, nested=nested)
         if classes is None and (linked or val_linked):
             _check_disjoint(train_samples, val_samples, kind)
         if classes is None:
             held = {target for _, target in val_samples}
             lacking = [name for number, name in enumerate(names) if number not in held]
             warn_without_validation(val, lacking, kind)
+        if classes is None and group is not None and train is not None:
+            check_apart(
+                name_groups(_below(train_samples, train), group, train),
+                name_groups(_below(val_samples, val), group, val),
+                path,
+            )
         return Folder(train_samples, val_samples, names)
     top = train or path
     names = tuple(classes) if classes else _classes(top, kind)
-    samples, _ = _samples(top, names, kind)
-    held_out = held_out_mask(
-        [relative(name, top) for name, _ in samples],
-        np.array([target for _, target in samples], np.int64),
-        names,
-        top,
-        val_fraction=val_fraction,
-        seed=seed,
-        hold_out=hold_out,
-        kind=kind,
-    )
+    samples, _ = _samples(top, names, kind, nested=group is not None)
+    targets = np.array([target for _, target in samples], np.int64)
+    how: Any = {"val_fraction": val_fraction, "seed": seed, "hold_out": hold_out}
+    if group is None or val_fraction == 1:
+        held_out = held_out_mask(
+            [relative(name, top) for name, _ in samples], targets, names, top, **how, kind=kind
+        )
+    else:
+        held_out = held_out_groups(name_groups(_below(samples, top), group, top), targets, top, **how)
+        lacking = lacking_classes(targets, held_out, names)
+        warn_without_validation(f"the held-out part of {top}", lacking, kind)
     sides: tuple[list[Sample], list[Sample]] = ([], [])
     for sample, out in zip(samples, held_out.tolist(), strict=True):
         sides[out].append(sample)
@@ -203,6 +217,11 @@ def held_out_mask(
     return held_out
 
 
+def _below(samples: Sequence[Sample], top: Path) -> list[str]:
+    """Return the paths of samples below the folders of their classes, which are in `top`."""
+    return [relative(name, top).partition("/")[2] for name, _ in samples]
+
+
 def split_rows(
     targets: np.ndarray, names: Sequence[str], val_fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -221,7 +240,7 @@ def stable_hold_out(names: Sequence[str], val_fraction: float, seed: int) -> set
     A name stays on its side when others are added or removed; `val_fraction` is held out on average. At least
     one name is held out, and never all.
     """
-    values = [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests(names, seed)]  # in [0, 1)
+    values = fractions(names, seed)
     ranked = sorted(range(len(names)), key=values.__getitem__)
     number = sum(value < val_fraction for value in values)
     return set(ranked[: min(max(number, 1), len(names) - 1)])
@@ -234,11 +253,6 @@ def stratified_hold_out(names: Sequence[str], val_fraction: float, seed: int) ->
     """
     number = min(max(round(val_fraction * len(names)), 1), len(names) - 1)
     return set(sorted(range(len(names)), key=digests(names, seed).__getitem__)[:number])
-
-
-def digests(names: Sequence[str], seed: int) -> list[bytes]:
-    """Return a hash of seed and name for each name: a pseudo-random key to rank names by."""
-    return [blake2b(f"{seed}/{name}".encode(errors="surrogateescape")).digest() for name in names]
 
 
 def folder_fingerprint(root: Path, sides: Sequence[Sequence[Sample]], classes: Sequence[str]) -> str:
@@ -352,7 +366,7 @@ def warn_without_validation(val: str | Path, names: Iterable[str], kind: FileKin
 
 
 def _samples(
-    path: Path, classes: Sequence[str], kind: FileKind, *, validated: bool = False
+    path: Path, classes: Sequence[str], kind: FileKind, *, validated: bool = False, nested: bool = False
 ) -> tuple[list[Sample], bool]:
     """Return the images of a side in the order of the class folders, and whether links lead to some.
 
@@ -361,6 +375,7 @@ def _samples(
         classes: names, in the order of the class indices; a class may lack its folder.
         kind: kind of the files.
         validated: this is the validation side, in which some class folders may be empty.
+        nested: class folders may hold folders only, such as those of groups.
     """
     present = set(_subfolders(path))
     if unknown := sorted(present - set(classes)):
@@ -380,7 +395,8 @@ def _samples(
             others["in no class folder"] += 1
     linked, empty = path.is_symlink(), {}
     for name, number in sorted(index.items()):
-        _check_class(path / name)
+        if not nested:
+            _check_class(path / name)
         found = find_images(str(path / name), kind.suffixes)
         if not found.images:
             empty[name] = found.others

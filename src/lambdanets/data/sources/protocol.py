@@ -57,6 +57,8 @@ class Source(ABC):
             package's own requirements suffice.
         named_splits: whether `data.train_split` and `data.val_split` name its splits.
         named_columns: whether `data.image_column` and `data.label_column` name its columns.
+        grouped: whether `data.group` names groups of its images, which are then split as a whole.
+        multi_label: whether its images may have several labels each, with `data.multi_label`.
         sharded: whether its images are in archives, so that `data.order` may be "shards".
         labelled_images: whether it has images with a class each, for a `DataConfig`; other sources are
             listed, and have a configuration of their own.
@@ -72,6 +74,8 @@ class Source(ABC):
     package: ClassVar[tuple[str, str] | None] = None
     named_splits: ClassVar[bool] = False
     named_columns: ClassVar[bool] = False
+    grouped: ClassVar[bool] = False
+    multi_label: ClassVar[bool] = False
     sharded: ClassVar[bool] = False
     labelled_images: ClassVar[bool] = True
     unlabelled: ClassVar[bool] = False
