@@ -232,7 +232,9 @@ def _alternative(flag: str, known: Sequence[str]) -> str:
         leaves = {path.rpartition(".")[2]: path for path in flatten(get_recipe("digits"))}
         if path := FIELD_ALIASES.get(name) or leaves.get(name):
             return f"; it is a field of the configuration: --set {path}=VALUE"
-    return CHOSEN_DEVICE if name in ("device", "devices", "gpu", "gpus", "cuda") else ""
+    if name not in ("device", "devices", "gpu", "gpus", "cuda"):
+        return ""
+    return "; the device is chosen by --device cuda" if "--device" in known else CHOSEN_DEVICE
 
 
 def _options(verb: Callable[..., int]) -> Iterator[str]:
