@@ -111,10 +111,9 @@ def find_resume_point(files: RunFiles, config: BaseConfig) -> ResumePoint | None
     start = ResumePoint(path, content)
     epoch, batch = start.state.position
     if start.is_complete(config):
-        log_once(
-            f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume; a larger --epochs "
-            "trains it longer"
-        )
+        stopped = start.state.is_stopped(config.engine.patience)
+        longer = "" if stopped else "; a larger --epochs trains it longer"
+        log_once(f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume{longer}")
     else:
         log_once(f"resuming {files.directory} from {path.name}: epoch {epoch + 1}, batch {batch + 1}")
     return start
@@ -124,11 +123,16 @@ def check_length(start: ResumePoint, config: BaseConfig, files: RunFiles) -> Non
     """Print that a resumed run has another number of epochs than before.
 
     Raises:
-        RunError: More epochs are done.
+        RunError: More epochs are done, or the run was ended by `engine.patience`.
     """
     stored, epochs = load_config(files.config, type(config)).engine.epochs, config.engine.epochs
     if epochs == stored:
         return
+    if start.state.is_stopped(config.engine.patience):
+        raise RunError(
+            f"the run in {files.directory} was ended by engine.patience={config.engine.patience}, which more "
+            f"epochs do not change; start a new run from its weights with --weights {files.directory}"
+        )
     epoch, batch = start.state.position
     done = epoch + (batch > 0)
     if epochs < done:
