@@ -82,7 +82,7 @@ class DataConfig:
     """The source of the images, and their form as the input of a model.
 
     Args:
-        source: "digits" (scikit-learn's 1797 scanned digits), "folder:PATH" (train/ and val/ with one folder
+        source: "digits" (1,797 scanned digits), "folder:PATH" (train/ and val/ with one folder
             per class, or one folder of class folders, which is split), "tar:PATH" (tar archives with random
             access: a folder of them, a pattern, or one; with class folders or WebDataset's .cls files inside,
             and with train or val in their names, in the folders around them or inside them, else they are
