@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from lambdanets.cli import train
+from lambdanets.recipes import get_recipe
+from lambdanets.train.serialization import flatten
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -43,6 +46,28 @@ def test_options_and_settings_reach_the_run(trained: Path) -> None:
     assert (config["seed"], config["data"]["batch_size"], config["engine"]["epochs"]) == (3, 32, 2)
     assert (config["data"]["val_fraction"], config["engine"]["max_batches"]) == (0.05, 12)
     assert config["schedule"]["warmup_epochs"] == 0
+
+
+@pytest.mark.parametrize("recipe", ["digits", "nuclei", "audio", "text"])
+def test_help_lists_every_field_of_a_recipe_with_its_value(inside: Command, recipe: str) -> None:
+    shown = inside("train", recipe, "--help")
+    assert shown.returncode == 0
+    assert "--batch-size N" in shown.stdout
+    for path, value in flatten(get_recipe(recipe)).items():
+        if path == "recipe":
+            continue
+        assignments = (
+            [f"{path}.{key}={item}" for key, item in value.items()] if isinstance(value, dict) else []
+        )
+        for assignment in assignments or [f"{path}.NAME=VALUE" if value == {} else f"{path}={value}"]:
+            assert re.search(rf"^  {re.escape(shlex.quote(assignment))} ", shown.stdout, re.MULTILINE)
+    assert re.search(r"engine.ema=\S+ +\(float or None\) Decay of an exponential moving av", shown.stdout)
+
+
+def test_help_without_a_recipe_says_how_to_list_the_fields(inside: Command) -> None:
+    shown = inside("train", "--help").stdout
+    assert "`lambdanets train RECIPE --help`" in shown
+    assert "engine.ema" not in shown
 
 
 def test_a_finished_run_prints_its_summary_and_the_next_command(trained: Path) -> None:

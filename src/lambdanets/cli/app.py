@@ -137,10 +137,17 @@ def _run(words: list[str]) -> int:
         module, prog = f"{module}_{name}", f"{prog} {name}"
     if verb in RUNNING_NETWORKS:
         keep_freed_memory()
-    called = importlib.import_module(f"lambdanets.cli.{module}").run
+    imported = importlib.import_module(f"lambdanets.cli.{module}")
+    called, help_more = imported.run, getattr(imported, "help_more", None)
     from lambdanets.cli.options import parse
 
-    return parse(called, prog=prog, words=options)()
+    try:
+        call = parse(called, prog=prog, words=options)
+    except SystemExit:
+        if help_more is not None:
+            help_more(options)
+        raise
+    return call()
 
 
 def _warning(

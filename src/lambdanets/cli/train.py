@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
@@ -58,6 +59,7 @@ def run(
         devices: Number of devices of a node.
         num_nodes: Number of nodes.
         set: Any other field of the configuration, such as optimizer.lr=0.8; may be repeated.
+            `lambdanets train RECIPE --help` lists all of them.
     """
     if resume is not None and out is not None:
         raise UsageError("--out and --resume exclude each other: a resumed run stays in its folder.")
@@ -98,6 +100,14 @@ def run(
     if rank_zero_only.rank == 0:
         print(printable_lines(f"\n{result.summary.rstrip()}\n\nSee its results: {next_step(directory)}"))
     return 0
+
+
+def help_more(words: Sequence[str]) -> None:
+    """Print the fields of the recipe that is named beside --help."""
+    from lambdanets.cli.fields import print_fields
+
+    if names := [word for word in words if word in list_recipes()]:
+        print_fields(get_recipe(names[0]))
 
 
 def next_step(run: Path) -> str:

@@ -28,8 +28,8 @@ class ModelConfig:
     """A registered model and its options (`num_classes` and `in_chans` come from the data).
 
     Args:
-        name: Name in timm's registry.
-        options: Further arguments of the model.
+        name: Name of a model in timm's registry, of this package or of timm.
+        options: Further arguments of the model, set one by one as `model.options.NAME=VALUE`.
         weights: Initial weights: a file, the folder of a run, or hf-hub:OWNER/NAME (see
             `lambdanets.models.load_weights`); None draws them at random. A head for another number of classes
             is not loaded. A resumed run loads its own checkpoint instead.
@@ -82,9 +82,13 @@ class EngineConfig:
 
     Args:
         epochs: Passes over the training data.
-        precision: Precision in Lightning's notation.
-        devices, num_nodes, accelerator, strategy: Passed to Lightning; where torchrun or SLURM launched the
-            processes, their numbers replace `devices` and `num_nodes`.
+        precision: Precision of training, in Lightning's notation.
+        devices: Devices per node, passed to Lightning; where torchrun or SLURM launched the processes, their
+            number replaces it.
+        num_nodes: Nodes, passed to Lightning; where torchrun or SLURM launched the processes, their number
+            replaces it.
+        accelerator: Accelerator, passed to Lightning: "cpu", "gpu" or "auto".
+        strategy: Strategy, passed to Lightning, such as "ddp" or "fsdp".
         accumulate: Batches per optimiser step.
         global_batch: Samples of an optimiser step over all devices, reached by gradient accumulation; None
             means `data.batch_size` times the number of devices times `accumulate`.
@@ -98,13 +102,13 @@ class EngineConfig:
         channels_last: Store images and weights in channels-last memory format.
         deterministic: Refuse operators that are not deterministic (on the CPU all are).
         sync_batchnorm: Compute batch statistics over all devices; needs GPUs.
-        timeout_minutes: Longest time that ranks wait for one that does not respond, before all stop with an
-            error.
+        timeout_minutes: Minutes that ranks wait for one that does not respond, before all stop with an error.
         threads: CPU threads of PyTorch; None leaves its default.
-        save_minutes: Save inside an epoch when the last save is this old; None does not.
-        save_steps: Save inside an epoch after each this many optimiser steps; None does not.
-        validate_every: Validate every this many epochs, and after the last one.
-        max_batches, max_val_batches: Limit the batches of every epoch, for trials and tests.
+        save_minutes: Save inside an epoch when the last save is this many minutes old; None does not.
+        save_steps: Save inside an epoch after every so many optimiser steps; None does not.
+        validate_every: Epochs between validations; the last epoch always has one.
+        max_batches: Most training batches of an epoch, for trials; None takes all.
+        max_val_batches: Most validation batches, for trials; None takes all.
     """
 
     epochs: int = 10
@@ -189,6 +193,11 @@ class BaseConfig:
     A task's subclass narrows the types of `model` and `data`. The engine relies on `model.name`,
     `model.weights`, `data.source`, `data.batch_size`, `data.workers`, `data.without_paths()`, the field that
     `WORDING.size` names, and on `resolved()` of both, which makes their paths absolute.
+
+    Args:
+        recipe: Name of the recipe.
+        model, data, optimizer, schedule, engine: Groups of settings.
+        seed: Seed of all random numbers.
     """
 
     WORDING = Wording()
