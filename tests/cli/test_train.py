@@ -13,6 +13,7 @@ import pytest
 
 from lambdanets.cli import train
 from lambdanets.recipes import get_recipe
+from lambdanets.train import load_run
 from lambdanets.train.serialization import flatten
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -95,6 +96,19 @@ def test_a_finished_run_has_nothing_to_resume(inside: Command, trained: Path) ->
     assert "complete" in done.stdout
     assert (trained / "weights.safetensors").read_bytes() == weights
     assert epochs(trained) == [1, 2]
+
+
+def test_the_configuration_of_a_run_starts_another(inside: Command, trained: Path, tmp_path: Path) -> None:
+    """With the same results; other options change it."""
+    same, other = tmp_path / "same", tmp_path / "other"
+    for folder, changes in ((same, ()), (other, ("--epochs", "1", "--set", "optimizer.lr=0.01"))):
+        done = inside("train", "--config", trained / "config.json", "--out", folder, *changes)
+        assert done.returncode == 0, done.stderr
+    assert (same / "config.json").read_text() == (trained / "config.json").read_text()
+    assert (same / "weights.safetensors").read_bytes() == (trained / "weights.safetensors").read_bytes()
+    before, after = (flatten(load_run(folder).config) for folder in (trained, other))
+    assert {path for path in before if before[path] != after[path]} == {"engine.epochs", "optimizer.lr"}
+    assert epochs(other) == [1]
 
 
 def test_no_run_is_written_over(inside: Command, trained: Path) -> None:

@@ -14,10 +14,11 @@ from tyro import conf
 from lambdanets.cli.errors import UsageError, as_usage_error, check_name, usage
 from lambdanets.cli.options import shown
 from lambdanets.cli.tasks import TASKS, task_of
+from lambdanets.data.sources import find_source
 from lambdanets.models.weights import weights_for
 from lambdanets.recipes import get_recipe, list_recipes
 from lambdanets.train import load_config, override
-from lambdanets.train.config import BaseConfig
+from lambdanets.train.config import BaseConfig, RunConfig, config_task
 from lambdanets.train.optim import create_optimizer
 from lambdanets.utils.text import printable_lines
 
@@ -31,6 +32,7 @@ def run(
     data: Annotated[str | None, shown("SOURCE", "the recipe's")] = None,
     out: Annotated[Path | None, shown("FOLDER", "runs/DATE-RECIPE")] = None,
     resume: Annotated[Path | None, shown("RUN")] = None,
+    config: Annotated[Path | None, shown("FILE")] = None,
     epochs: Annotated[int | None, shown("N", "the recipe's")] = None,
     batch_size: Annotated[int | None, shown("N", "the recipe's")] = None,
     seed: Annotated[int | None, shown("N", "the recipe's")] = None,
@@ -53,6 +55,7 @@ def run(
             audio:FOLDER; for a language model text:FILE or text:FOLDER.
         out: Folder of the run.
         resume: Folder of a run to continue, with its own configuration and without a recipe.
+        config: Train a new run with the configuration in a file, a run's config.json, instead of a recipe.
         epochs: Passes over the training data; with data.windows, that many windows of text.
         batch_size: Images, recordings or windows of text in a batch of one device.
         seed: Seed of all random numbers.
@@ -63,8 +66,12 @@ def run(
     """
     if resume is not None and out is not None:
         raise UsageError("--out and --resume exclude each other: a resumed run stays in its folder.")
-    if recipe is None and resume is None:
-        raise UsageError(f"name a recipe ({', '.join(list_recipes())}) or a run to --resume.")
+    if config is not None and (recipe is not None or resume is not None):
+        other = "--resume" if recipe is None else f"the recipe {recipe}"
+        raise UsageError(f"--config and {other} exclude each other: each is a whole configuration.")
+    if recipe is None and resume is None and config is None:
+        recipes = ", ".join(list_recipes())
+        raise UsageError(f"name a recipe ({recipes}), a run to --resume, or a run's config.json as --config.")
     if recipe is not None:
         check_name("recipe", recipe, list_recipes())
     shortcuts = {
@@ -76,19 +83,21 @@ def run(
         "seed": seed,
     }
     changes = [f"{path}={value}" for path, value in shortcuts.items() if value is not None] + [*set]
-    config = None
-    if recipe is not None or changes or model is not None:
-        base = _stored(resume, recipe) if resume is not None else get_recipe(recipe or "")
+    settings = None
+    if resume is None or recipe is not None or changes or model is not None:
+        base = _base(recipe, resume, config)
         with usage():
-            config = override(base if model is None else base.with_model(model), *changes)
-            _check_parts(config, starts=resume is None)
-    directory = resume or out or _new_directory(recipe or "")
+            settings = override(base if model is None else base.with_model(model), *changes)
+            _check_parts(settings, starts=resume is None)
+        if recipe is not None and resume is None and settings.data.source == base.data.source:
+            _check_own_data(settings)
+    directory = resume or out or _new_directory(settings.recipe if settings else "")
 
     from lightning.pytorch.utilities import rank_zero_only
 
-    train = (task_of(resume) if config is None else TASKS[config.TASK]).train_function()
+    train = (task_of(resume) if settings is None else TASKS[settings.TASK]).train_function()
     try:
-        result = train(config, run_dir=directory, resume=resume is not None)
+        result = train(settings, run_dir=directory, resume=resume is not None)
     except KeyboardInterrupt:
         # Ctrl-C before the first step; afterwards training itself prints the command to continue.
         if (directory / "config.json").exists():
@@ -113,6 +122,28 @@ def help_more(words: Sequence[str]) -> None:
 def next_step(run: Path) -> str:
     """Return the command that shows results of a run."""
     return f"lambdanets {task_of(run).next_step(quote(str(run)), _stored(run, None))}"
+
+
+def _base(recipe: str | None, resume: Path | None, file: Path | None) -> BaseConfig:
+    """Return the configuration that the options change: that of a run, a file or a recipe."""
+    if resume is not None:
+        return _stored(resume, recipe)
+    if file is None:
+        return get_recipe(recipe or "")
+    if file.is_dir():
+        raise UsageError(f"--config is a file, such as {file / 'config.json'}, and {file} is a folder.")
+    task = TASKS.get(config_task(file) or "", TASKS[RunConfig.TASK])
+    return load_config(file, task.config_class())
+
+
+def _check_own_data(config: BaseConfig) -> None:
+    """Raise UsageError if a recipe needs the user's data and none are where its example expects them."""
+    source = find_source(config.data.source)
+    if source is not None and source.layout and not Path(source.root).expanduser().exists():
+        raise UsageError(
+            f"the recipe {config.recipe} needs your data: "
+            f"lambdanets train {config.recipe} --data {source.form}, where PATH is {source.layout}."
+        )
 
 
 def _stored(run: Path, recipe: str | None) -> BaseConfig:

@@ -342,8 +342,13 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
 
 def stored_task(folder: Path) -> str | None:
     """Return the task of the run in a folder, such as "detection"; None if it cannot be read."""
+    return config_task(folder / "config.json")
+
+
+def config_task(file: Path) -> str | None:
+    """Return the task of a configuration in a file; None if it cannot be read."""
     try:
-        return _task(parse_json((folder / "config.json").read_text(encoding="utf-8")))
+        return _task(parse_json(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
 
