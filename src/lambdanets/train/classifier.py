@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -156,6 +157,20 @@ class Classifier(Learner):
         if isinstance(splits.train, MixedSet):
             train = f"{len(splits.train.labelled):,} labelled, {len(splits.train.pseudo):,} pseudo-labelled"
         return f"{train} and {len(splits.val):,} validation images"
+
+    def format_class_sizes(self, splits: Any) -> str:
+        side = splits.train.labelled if isinstance(splits.train, MixedSet) else splits.train
+        targets = getattr(side, "targets", None)
+        if targets is None:  # a stream
+            return ""
+        counts = np.bincount(targets, minlength=len(self.classes))
+        least, most = int(counts.argmin()), int(counts.argmax())
+        if counts[least] == counts[most]:
+            return f" of {counts[least]:,} training {self.config.WORDING.samples}"
+        return (
+            f" of {counts[least]:,} ({self.classes[least]}) to {counts[most]:,} ({self.classes[most]}) "
+            f"training {self.config.WORDING.samples}"
+        )
 
     def data_advice(self) -> list[str]:
         data = self.config.data

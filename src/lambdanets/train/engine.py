@@ -35,6 +35,7 @@ from lambdanets.train.launch import (
 )
 from lambdanets.train.learner import Learner
 from lambdanets.train.nonfinite import clear_report, reported_step
+from lambdanets.train.opening import Opening
 from lambdanets.train.optim import create_optimizer
 from lambdanets.train.progress import LiveProgress, print_once
 from lambdanets.train.reporting import EpochPublisher, EpochRecorder, EventLog, RunResult, finish, result
@@ -324,7 +325,10 @@ def build_trainer(
         limit_val_batches=engine.max_val_batches,
         logger=EventLog(files, purge_step),
         # The order matters: an epoch is measured, then saved, then printed and drawn.
-        callbacks=[EpochRecorder(module), saving, EpochPublisher(files, module), LiveProgress(module)],
+        callbacks=[
+            *(EpochRecorder(module), saving, EpochPublisher(files, module)),
+            *(Opening(module, files.directory), LiveProgress(module)),
+        ],
         enable_checkpointing=False,
         plugins=[
             AtomicCheckpointIO((start.path, start.content) if start else None),
