@@ -410,6 +410,23 @@ def test_help_imports_nothing_of_the_package() -> None:
     assert all(f"\n  {verb} " in done.stdout for verb in VERBS)
 
 
+def test_the_help_of_these_verbs_needs_no_torch() -> None:
+    script = (
+        "import sys; from lambdanets_command import main\n"
+        "for verb in ('train', 'generate', 'export'):\n"
+        "    sys.argv[1:] = [verb, '--help']\n"
+        "    assert main() == 0\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'timm', 'torchvision', 'numpy', 'lightning')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--batch-size N" in done.stdout
+    assert "--temperature" in done.stdout
+    assert "--opset" in done.stdout
+
+
 @pytest.mark.parametrize("words", ["", " trian"])
 def test_closed_streams_are_no_traceback(tmp_path: Path, words: str) -> None:
     shell = f"{sys.executable} -c '{CALL}'{words} >&- 2>{tmp_path}/stderr"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lambdanets.cli import train
+from lambdanets.cli.run_settings import next_step
 from lambdanets.recipes import get_recipe
 from lambdanets.train import load_run
 from lambdanets.train.serialization import flatten
@@ -86,7 +86,7 @@ def test_the_next_command_for_a_streamed_source_is_eval(trained: Path, tmp_path:
     ):
         config["data"]["source"] = source
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert train.next_step(tmp_path) == f"lambdanets {words}"
+        assert next_step(tmp_path) == f"lambdanets {words}"
 
 
 def test_a_finished_run_has_nothing_to_resume(inside: Command, trained: Path) -> None:

@@ -12,8 +12,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-import torch
-
 from lambdanets.cli.errors import EXIT_OF_SIGNAL, FAILURE, USAGE, UsageError, check_name, explain
 from lambdanets.cli.verbs import MOVED, SUBVERBS, VERBS, help_for, prepare_streams, silence
 from lambdanets.utils.allocator import keep_freed_memory
@@ -119,6 +117,8 @@ def _run(words: list[str]) -> int:
         print(text)
         return 0
     if words[0] in ("--version", "-V"):
+        import torch
+
         import lambdanets
 
         print(f"lambdanets {lambdanets.__version__}, torch {torch.__version__}")

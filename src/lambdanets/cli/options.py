@@ -11,7 +11,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import torch
 import tyro
 from tyro import conf
 
@@ -121,6 +120,8 @@ def write_json(file: Path, plain: Any) -> None:
 
 def check_device(device: str) -> None:
     """Raise UsageError if a name is not a device, or the device is not available."""
+    import torch
+
     try:
         kind = torch.device(device).type
     except RuntimeError:

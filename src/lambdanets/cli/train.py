@@ -6,20 +6,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 from tyro import conf
 
-from lambdanets.cli.errors import UsageError, as_usage_error, check_name, usage
+from lambdanets.cli.errors import UsageError, check_name
 from lambdanets.cli.options import shown
-from lambdanets.cli.tasks import TASKS, task_of
-from lambdanets.data.sources import find_source
-from lambdanets.models.weights import weights_for
-from lambdanets.recipes import get_recipe, list_recipes
-from lambdanets.train import load_config, override
-from lambdanets.train.config import BaseConfig, RunConfig, config_task
-from lambdanets.train.optim import create_optimizer
 from lambdanets.utils.text import printable_lines
 
 STARTED = "LAMBDANETS_STARTED"  # time in the name of the run folder, for the processes that Lightning starts
@@ -64,6 +56,10 @@ def run(
         set: Any other field of the configuration, such as optimizer.lr=0.8; may be repeated.
             `lambdanets train RECIPE --help` lists all of them.
     """
+    # --help must not wait for PyTorch.
+    from lambdanets.cli.run_settings import make_settings, next_step, train_function
+    from lambdanets.recipes import list_recipes
+
     if resume is not None and out is not None:
         raise UsageError("--out and --resume exclude each other: a resumed run stays in its folder.")
     if config is not None and (recipe is not None or resume is not None):
@@ -85,17 +81,12 @@ def run(
     changes = [f"{path}={value}" for path, value in shortcuts.items() if value is not None] + [*set]
     settings = None
     if resume is None or recipe is not None or changes or model is not None:
-        base = _base(recipe, resume, config)
-        with usage():
-            settings = override(base if model is None else base.with_model(model), *changes)
-            _check_parts(settings, starts=resume is None)
-        if recipe is not None and resume is None and settings.data.source == base.data.source:
-            _check_own_data(settings)
+        settings = make_settings(recipe, resume, config, model=model, changes=changes)
     directory = resume or out or _new_directory(settings.recipe if settings else "")
 
     from lightning.pytorch.utilities import rank_zero_only
 
-    train = (task_of(resume) if settings is None else TASKS[settings.TASK]).train_function()
+    train = train_function(settings, resume)
     try:
         result = train(settings, run_dir=directory, resume=resume is not None)
     except KeyboardInterrupt:
@@ -113,63 +104,12 @@ def run(
 
 def help_more(words: Sequence[str]) -> None:
     """Print the fields of the recipe that is named beside --help."""
-    from lambdanets.cli.fields import print_fields
+    if named := [word for word in words if not word.startswith("-")]:
+        from lambdanets.cli.fields import print_fields
+        from lambdanets.recipes import get_recipe, list_recipes
 
-    if names := [word for word in words if word in list_recipes()]:
-        print_fields(get_recipe(names[0]))
-
-
-def next_step(run: Path) -> str:
-    """Return the command that shows results of a run."""
-    return f"lambdanets {task_of(run).next_step(quote(str(run)), _stored(run, None))}"
-
-
-def _base(recipe: str | None, resume: Path | None, file: Path | None) -> BaseConfig:
-    """Return the configuration that the options change: that of a run, a file or a recipe."""
-    if resume is not None:
-        return _stored(resume, recipe)
-    if file is None:
-        return get_recipe(recipe or "")
-    if file.is_dir():
-        raise UsageError(f"--config is a file, such as {file / 'config.json'}, and {file} is a folder.")
-    task = TASKS.get(config_task(file) or "", TASKS[RunConfig.TASK])
-    return load_config(file, task.config_class())
-
-
-def _check_own_data(config: BaseConfig) -> None:
-    """Raise UsageError if a recipe needs the user's data and none are where its example expects them."""
-    source = find_source(config.data.source)
-    if source is not None and source.layout and not Path(source.root).expanduser().exists():
-        raise UsageError(
-            f"the recipe {config.recipe} needs your data: "
-            f"lambdanets train {config.recipe} --data {source.form}, where PATH is {source.layout}."
-        )
-
-
-def _stored(run: Path, recipe: str | None) -> BaseConfig:
-    config = load_config(run / "config.json", task_of(run).config_class())
-    if recipe is not None and recipe != config.recipe:
-        raise UsageError(f"{run} is a run of the recipe {config.recipe!r}, not of {recipe!r}.")
-    return config
-
-
-def _check_parts(config: BaseConfig, *, starts: bool) -> None:
-    """Build and run network and optimiser on the meta device, and check the initial weights of a new run.
-
-    A wrong name, option, size or file of weights is then reported before the data are read.
-    """
-    name = config.model.name
-    with torch.device("meta"):
-        with as_usage_error(f"model.options do not fit {name!r}"):
-            network: Any = config.network(2, loads_weights=True)
-        if (example := config.example_input()) is not None:
-            inputs, tensor = example
-            with as_usage_error(f"{name!r} cannot take {inputs}"), torch.no_grad():
-                network.eval()(tensor)
-        create_optimizer(network, config.optimizer)
-    part = config.pretrained_part(network)
-    if starts and config.model.weights is not None and part is not None:
-        weights_for(part, config.model.weights, head="replace")
+        if named[0] in list_recipes():
+            print_fields(get_recipe(named[0]))
 
 
 def _new_directory(recipe: str) -> Path:
