@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 LOWEST := .venv-lowest
+INTEGRATIONS := .venv-integrations
 DEMO := runs/demo
 # Threads that wait asleep: on a busy machine spinning ones slow each other down many times over.
 export OMP_WAIT_POLICY ?= passive
@@ -13,7 +14,7 @@ JOBS ?= 2
 # Minutes of random problems of `make sanitize`.
 MINUTES ?= 1
 
-.PHONY: demo test test-hosts test-lowest sanitize lint format clean install native
+.PHONY: demo test test-integrations test-hosts test-lowest sanitize lint format clean install native
 .DEFAULT_GOAL := test
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -53,6 +54,19 @@ test-lowest: $(LOWEST)/.installed
 	@$(LOWEST)/bin/lambdanets native || true
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
+# The pages' programs with libraries that the project does not install, and its loggers: in an environment of their own.
+$(INTEGRATIONS)/.installed: pyproject.toml constraints.txt
+	@echo "Installing into $(INTEGRATIONS) (some minutes) ..."
+	@rm -rf $(INTEGRATIONS)
+	@$(PYTHON) -m venv $(INTEGRATIONS)
+	@$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[export]' --group test --group integrations
+	@touch $@
+
+test-integrations: $(INTEGRATIONS)/.installed
+	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/test_pages.py tests/train/test_loggers.py
+
 # Two hosts, as network namespaces: needs root and ip (iproute2).
 test-hosts: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/train/two_hosts.py
@@ -72,4 +86,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv $(LOWEST) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(LOWEST) $(INTEGRATIONS) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

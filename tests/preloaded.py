@@ -38,21 +38,28 @@ class Preloaded:
     """`python WORDS...`, with the methods of `subprocess.Popen` that tests use; output goes to files.
 
     Args:
-        words: `-m MODULE` or the path of a script, followed by its arguments.
+        words: `-m MODULE`, `-c PROGRAM` or the path of a script, followed by its arguments.
         env: The environment of the process.
         cwd: Its folder.
         new_session: Whether it leads a session and a process group of its own.
+        stdout: The file descriptor of its output; a file that `printed` and `communicate` read if None.
     """
 
     def __init__(
-        self, *words: object, env: Mapping[str, str], cwd: Path | None = None, new_session: bool = False
+        self,
+        *words: object,
+        env: Mapping[str, str],
+        cwd: Path | None = None,
+        new_session: bool = False,
+        stdout: int | None = None,
     ) -> None:
         self.returncode: int | None = None
         self._output = [tempfile.TemporaryFile(mode="w+") for _ in range(2)]  # noqa: SIM115
         self._ending, writer = os.pipe()
         request = {"words": [str(word) for word in words], "env": dict(env), "new_session": new_session}
         request["cwd"] = str(cwd or Path.cwd())
-        files = [*(file.fileno() for file in self._output), writer]
+        out, errors = (file.fileno() for file in self._output)
+        files = [out if stdout is None else stdout, errors, writer]
         socket.send_fds(_server(), [json.dumps(request).encode() + b"\n"], files)
         os.close(writer)
         (self.pid,) = NUMBER.unpack(os.read(self._ending, NUMBER.size))
@@ -66,6 +73,15 @@ class Preloaded:
         if self._wait(timeout) is None:
             raise subprocess.TimeoutExpired("preloaded", timeout or 0)
         return self._read(self._output[0]), self._read(self._output[1])
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.communicate(timeout)
+        assert self.returncode is not None
+        return self.returncode
+
+    def printed(self) -> str:
+        """Return the output so far."""
+        return self._read(self._output[0])
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -82,8 +98,20 @@ class Preloaded:
 
     @staticmethod
     def _read(file: IO[str]) -> str:
-        file.seek(0)
-        return file.read()
+        # Not `seek`: the process writes where this file's offset is.
+        return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
+
+
+def run_preloaded(
+    *words: object, env: Mapping[str, str], cwd: Path | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run `python WORDS...` as `subprocess.run` does with `capture_output=True, text=True`."""
+    process = Preloaded(*words, env=env, cwd=cwd)
+    try:
+        out, errors = process.communicate(timeout)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(words, process.wait(), out, errors)
 
 
 @cache
@@ -149,6 +177,8 @@ def _become(request: dict, files: list[int]) -> None:
         os.dup2(source, target)
     for file in (nothing, *files):
         os.close(file)
+    # The server's own stream believes that it is of the same kind of file as the server's output.
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if request["new_session"]:
         os.setsid()
     os.environ.clear()
@@ -157,14 +187,20 @@ def _become(request: dict, files: list[int]) -> None:
 
 
 def _run(words: list[str]) -> int:
-    """Run a module or a script as the interpreter does; return its exit code."""
+    """Run a module, a program or a script as the interpreter does; return its exit code."""
     sys.argv = words
+    path = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:1] = ["" if words[0] in ("-c", "-m") else str(Path(words[0]).parent), *path]
     try:
-        if words[0] == "-m":
+        if words[0] == "-c":
+            exec(compile(words.pop(1), "<string>", "exec"), {"__name__": "__main__"})
+        elif words[0] == "-m":
             runpy.run_module(words.pop(1), run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(words[0], run_name="__main__")
     except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         traceback.print_exc()

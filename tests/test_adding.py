@@ -5,9 +5,9 @@ Recipes, verbs and data sources have such tests of their own, in `recipes`, `cli
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+from preloaded import run_preloaded
 
 PACKAGE = Path(__file__).parents[1] / "src/lambdanets"
 
@@ -82,9 +82,7 @@ def test_a_kernel_an_operator_and_a_variant_are_added_as_documented(tmp_path: Pa
         insert(copy / "models/zoo.py", "    # Table 18, with the image sizes of", config)
 
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", USE], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = run_preloaded("-c", USE, env=environment)
     assert done.returncode == 0, done.stderr
     assert "resnet_mine" in done.stdout
     assert "resnet_blur" in done.stdout

@@ -15,6 +15,7 @@ import pytest
 
 from lambdanets.ops.kernels.native import compiler
 from native_source import write_source
+from preloaded import run_preloaded
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\]\(([^)#\s]+)|src=\"([^\"]+)\"")
@@ -138,14 +139,8 @@ def test_a_platform_wheel_has_the_native_kernel(project: Path, tmp_path: Path) -
     libraries = list(unpacked.rglob("*.so"))
     assert [each.parent for each in libraries] == [unpacked / "lambdanets/ops/kernels/native"]
 
-    shown = subprocess.run(
-        [sys.executable, "-c", LOADED],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(unpacked), "PATH": "", "XDG_CACHE_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    environment = os.environ | {"PYTHONPATH": str(unpacked), "PATH": "", "XDG_CACHE_HOME": str(tmp_path)}
+    shown = run_preloaded("-c", LOADED, cwd=tmp_path, env=environment)
     assert shown.stdout == f"{libraries[0]} True None\n", shown.stderr
 
 

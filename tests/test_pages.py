@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import re
+import tempfile
 import typing
 import warnings
 from pathlib import Path
@@ -39,6 +40,29 @@ def test_the_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> No
         warnings.simplefilter("ignore", FutureWarning)  # of torch.jit.script
         for number, block in enumerate(blocks, 1):
             exec(compile(block, f"{page}, block {number}", "exec"), names)
+
+
+INTEGRATIONS = "docs/integrations.md"
+OPTIONAL = ("segmentation_models_pytorch", "executorch")  # packages that the project does not install
+
+
+@pytest.mark.parametrize("package", [None, *OPTIONAL])
+def test_the_blocks_with_other_libraries_run(
+    package: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if package is not None:
+        pytest.importorskip(package, reason=f"needs {package}: make test-integrations")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    blocks = BLOCK.findall((ROOT / INTEGRATIONS).read_text())
+    chosen = [
+        block
+        for block in blocks
+        if (package in block if package else not any(name in block for name in OPTIONAL))
+    ]
+    assert chosen
+    for number, block in enumerate(chosen, 1):
+        torch.manual_seed(0)
+        exec(compile(block, f"{INTEGRATIONS}, block {number}", "exec"), {"__name__": "page"})
 
 
 def anchors(page: Path) -> set[str]:

@@ -3,8 +3,9 @@
 `length` times one layer, training step and inference, and measures the peak memory of a training step.
 `training` times training steps of the language models of `accuracy.py` in their setting.
 `decoding` times steps of language models of four blocks at growing positions, and counts the bytes of their
-states. `stream` runs a million positions through a model in chunks and records the memory of the process;
-`drift` takes a million single steps of a layer in float32 beside float64 and records the difference.
+states. `step` times one step of a layer and of `lambda_lm_mini` by each program of `stepping.py`.
+`stream` runs a million positions through a model in chunks and records the memory of the process; `drift`
+takes a million single steps of a layer in float32 beside float64 and records the difference.
 The contenders take turns; with one thread times are CPU seconds of this process, as other programs may run
 on the machine, with several wall time. `--draw` draws the figures from the rows.
 `python -m benchmarks.sequences.speed length COMMIT --threads 1`
@@ -261,6 +262,15 @@ def measure_decoding(commit: str) -> Iterable[dict[str, Any]]:
                 }
 
 
+def measure_step(commit: str) -> Iterable[dict[str, Any]]:
+    """Yield the time of a step of one layer and of a language model by each program and batch size."""
+    # It needs onnxruntime.
+    from benchmarks.sequences.stepping import step_rows
+
+    for row in step_rows(LAYERS["lambda"](), DIM, seconds):
+        yield row | provenance(commit)
+
+
 @torch.inference_mode()
 def measure_stream(commit: str) -> Iterable[dict[str, Any]]:
     """Yield rows of a model that reads a million positions in chunks, one at each power of two."""
@@ -323,6 +333,7 @@ EXPERIMENTS = {
     "length": measure_lengths,
     "training": measure_training,
     "decoding": measure_decoding,
+    "step": measure_step,
     "stream": measure_stream,
     "drift": measure_drift,
 }

@@ -1,7 +1,6 @@
 """Networks on a CPU in several forms: the script, the page's section and the advice of `show`."""
 
-import subprocess
-import sys
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from benchmarks.models import cpu
 from lambdanets.bench.records import read_rows
 from lambdanets.cli import fastest, main
+from preloaded import run_preloaded
 
 SCRIPT = Path(cpu.__file__)
 
@@ -23,7 +23,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> list[cpu.Measured]:
         *("--models", "lambda_resnet_mini", "--size", "32", "--batches", "1", "2", "--rounds", "3"),
         *("--seconds", "1", "--threads", "1", "--forms", *forms, "--out", str(file)),
     ]
-    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True)
+    done = run_preloaded(SCRIPT, *words, env=os.environ)
     assert done.returncode == 0, done.stderr
     return read_rows(file, cpu.Row, "cpu")
 

@@ -21,6 +21,7 @@ import torch
 from lambdanets.utils import allocator
 from object_sets import write_objects
 from photo_sets import draw
+from preloaded import run_preloaded
 from study_cells import run_cells_here
 
 FOLDER = Path(__file__).parents[2] / "benchmarks/gpu"
@@ -32,15 +33,8 @@ Inside = Callable[..., int]
 
 def run_script(folder: Path, name: str, *words: object) -> subprocess.CompletedProcess[str]:
     """Run a script in a process and a folder of its own; it never shows a traceback."""
-    done = subprocess.run(
-        [sys.executable, FOLDER / f"{name}.py", *map(str, words)],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "LAMBDANETS_COMMIT": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "LAMBDANETS_COMMIT": ""}
+    done = run_preloaded(FOLDER / f"{name}.py", *words, cwd=folder, env=environment)
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return done
 

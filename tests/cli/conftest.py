@@ -1,10 +1,12 @@
 """The command as a user runs it, in another process or in this one, and a run that tests share."""
 
+import io
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def command() -> Command:
     """Run `lambdanets WORDS...` and return its output, which has no traceback in any case.
 
-    The process is a fork of one that has imported the libraries; `start` starts a new interpreter.
+    The process is a fork of one that has imported the libraries.
     """
 
     def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -35,6 +37,23 @@ def command() -> Command:
         assert "Traceback" not in out + errors, errors
         assert process.returncode is not None
         return subprocess.CompletedProcess(words, process.returncode, out, errors)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_here() -> Command:
+    """Do the same inside this process, which has one fork server for all measurements of memory."""
+
+    def run(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+        out, errors = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors):
+            patch.chdir(cwd)
+            patch.setenv("COLUMNS", ENVIRONMENT["COLUMNS"])
+            code = main(list(map(str, words)))
+        for stream in (out, errors):
+            stream.seek(0)
+        return subprocess.CompletedProcess(words, code, out.read(), errors.read())
 
     return run
 
@@ -53,19 +72,17 @@ def inside(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start() -> Iterator[Callable[..., Preloaded]]:
     """Start `lambdanets WORDS...` in the background; it is killed at the end of the test."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Preloaded] = []
 
-    def begin(*words: object) -> subprocess.Popen[str]:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen([SCRIPT, *map(str, words)], env=ENVIRONMENT, text=True, **pipes))
+    def begin(*words: object, stdout: int | None = None) -> Preloaded:
+        started.append(Preloaded(SCRIPT, *words, env=ENVIRONMENT, stdout=stdout))
         return started[-1]
 
     yield begin
     for process in started:
         process.kill()
-        process.communicate()
 
 
 @pytest.fixture(scope="session")

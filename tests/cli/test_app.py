@@ -32,7 +32,7 @@ WRONG = {
     "frobnicate": [
         "there is no verb",
         "train, eval, predict, generate, pseudo-label",
-        "export, shard, list, show, plan",
+        "export, push, shard, list, show, plan",
     ],
     "train": ["name a recipe", "digits", "--resume", "config.json as --config"],
     "train digist": ["there is no recipe 'digist'", "did you mean digits?"],
@@ -340,14 +340,14 @@ def test_the_script_and_the_module_are_one_command(command: Command) -> None:
 
 
 STREAMS = """
-import json, os, sys, tempfile
+import io, json, os, sys, tempfile
 from lambdanets.cli import main
 for words in (["--help"], ["list"], ["plan", "--grid", "4"]):
     assert main(words) == 0
 sys.stdout.flush()
 found = {"modules": list(sys.modules)}
 for case in sys.argv[1:]:
-    kind, *words = case.split()
+    buffering, kind, *words = case.split()
     with tempfile.TemporaryFile("w+") as errors:
         child = os.fork()
         if child == 0:
@@ -358,6 +358,8 @@ for case in sys.argv[1:]:
                 writing = os.open("/dev/full", os.O_WRONLY)
             os.dup2(writing, 1)
             os.dup2(errors.fileno(), 2)
+            if buffering == "unbuffered":  # as PYTHONUNBUFFERED has it
+                sys.stdout = io.TextIOWrapper(open(1, "wb", 0), write_through=True)
             code = main(words)
             # The end of the interpreter, without the seconds of freeing all modules.
             try:
@@ -370,16 +372,16 @@ for case in sys.argv[1:]:
         found[case] = code, errors.read()
 json.dump(found, sys.stderr)
 """
-READER_GONE = ("reader-gone list", "reader-gone plan --help")
-DISK_FULL = ("disk-full list lambda*",)
+BUFFERINGS = ("buffered", "unbuffered")
+READER_GONE = [f"{way} reader-gone {words}" for way in BUFFERINGS for words in ("list", "plan --help")]
+DISK_FULL = [f"{way} disk-full list lambda*" for way in BUFFERINGS]
 
 
-@pytest.fixture(scope="module", params=["", "1"], ids=["buffered", "unbuffered"])
-def unwritable(request: pytest.FixtureRequest) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def unwritable() -> dict[str, Any]:
     """Run commands in a new interpreter, then others in forks of it that cannot write their output."""
     done = subprocess.run(
         [sys.executable, "-c", STREAMS, *READER_GONE, *(DISK_FULL if Path("/dev/full").exists() else ())],
-        env=os.environ | {"PYTHONUNBUFFERED": request.param},
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,6 +1,7 @@
 """Recordings through the command line: train, eval, predict, export, and what is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,10 +40,30 @@ def test_eval(inside: Callable, trained: Path, tones: Path, tmp_path: Path) -> N
     figures = json.loads((tmp_path / "f.json").read_text())
     assert figures["recordings"] == 12
     assert f"{figures['top1']:.2%}" in done.stdout
-    assert (tmp_path / "c.csv").read_text().splitlines()[0] == "class,name,images,top1,top5"
+    heading = (tmp_path / "c.csv").read_text().splitlines()[0]
+    assert heading == "class,name,recordings,top1,top5,precision,recall,f1"
+    assert figures["classes"][0]["recordings"] == 4
+    assert sum(each["recordings"] for each in figures["calibration"]) == 12
     done = inside("eval", trained, "--data", f"audio:{tones}/train")
     assert done.returncode == 0, done.stderr
     assert "36" in done.stdout
+
+
+def test_errors_of_recordings(inside: Callable, trained: Path, tones: Path, tmp_path: Path) -> None:
+    """Some files of a class are in the folder of another one."""
+    shutil.copytree(tones / "val", tmp_path / "moved")
+    first, second, *_ = sorted((tmp_path / "moved").iterdir())
+    for file in list(first.iterdir())[:2]:
+        file.rename(second / f"moved-{file.name}")
+    files = ("--errors", tmp_path / "e.csv", "--confusion", tmp_path / "m.csv", "--device", "cpu")
+    done = inside("eval", trained, "--data", f"audio:{tmp_path / 'moved'}", *files)
+    assert done.returncode == 0, done.stderr
+    matrix = [line.split(",")[1:] for line in (tmp_path / "m.csv").read_text().splitlines()[1:]]
+    wrong = sum(int(n) for i, row in enumerate(matrix) for j, n in enumerate(row) if i != j)
+    rows = (tmp_path / "e.csv").read_text().splitlines()[1:]
+    assert len(rows) == wrong > 0
+    assert all(str(tmp_path) in row for row in rows)
+    assert Image.open(tmp_path / "e.png").format == "PNG"
 
 
 def test_predict(inside: Callable, trained: Path, tones: Path, tmp_path: Path) -> None:

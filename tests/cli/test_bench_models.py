@@ -2,7 +2,6 @@
 
 import csv
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lambdanets.bench import Machine, network_bench
+from preloaded import Preloaded
 
 TINY = ("--rounds", 1, "--threads", 1, "--batch", 2)
 DIGITS = ("--models", "lambda_resnet_digits,resnet_digits_conv@8x16")
@@ -21,10 +21,10 @@ def rows_of(folder: Path, name: str = "models") -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def finished(command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(run_here, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a bench of two tiny networks, in the place where it goes unasked."""
     home = tmp_path_factory.mktemp("home")
-    done = command("bench", "models", *DIGITS, *TINY, cwd=home)
+    done = run_here("bench", "models", *DIGITS, *TINY, cwd=home)
     assert done.returncode == 0, done.stderr
     folder = home / "runs" / "bench-models"
     (folder / "printed.txt").write_text(done.stdout)
@@ -130,7 +130,7 @@ def test_processor_time_of_rows_from_a_gpu(inside, finished: Path, tmp_path: Pat
 
 @pytest.mark.usefixtures("known_machine")
 def test_a_killed_bench_keeps_the_measured_rows(
-    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, inside
+    start: Callable[..., Preloaded], tmp_path: Path, inside
 ) -> None:
     """Killed while the second pass runs: the rows of the first are there, and are kept."""
     words = ("bench", "models", *DIGITS, "--threads", 1, "--batch", 2, "--no-memory", "--out", tmp_path)

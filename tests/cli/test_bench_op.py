@@ -12,10 +12,10 @@ TINY = ("--grid", "12x11", "--batch", 2, "--dim", 16, "--rounds", 2, "--threads"
 
 
 @pytest.fixture(scope="module")
-def finished(command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(run_here, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a bench of one tiny case, in the place where it goes unasked."""
     home = tmp_path_factory.mktemp("home")
-    done = command("bench", "op", *TINY, cwd=home)
+    done = run_here("bench", "op", *TINY, cwd=home)
     assert done.returncode == 0, done.stderr
     assert native.describe() in done.stderr
     folder = home / "runs" / "bench-op"

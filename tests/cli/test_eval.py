@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
 from lambdanets.models import save_for_hub
@@ -207,6 +209,71 @@ def test_best_and_last_weights_of_a_run(inside: Command, two_minds: Path, tmp_pa
     assert top1["last"] != pytest.approx(top1["best"], abs=1e-3)
 
 
+def read(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as text:
+        return list(csv.DictReader(text))
+
+
+def test_files_of_single_images_and_figures_of_classes(
+    inside: Command, two_minds: Path, tmp_path: Path
+) -> None:
+    """The network predicts 3 for every image, always with the same probability."""
+    names = {name: tmp_path / "new" / f"{name}.csv" for name in ("errors", "predictions", "confusion")}
+    words = [word for name, file in names.items() for word in (f"--{name}", file)]
+    words += ["--calibration", tmp_path / "c.png", "--json", tmp_path / "f.json", "--device", "cpu"]
+    done = inside("eval", two_minds, *words)
+    assert done.returncode == 0, done.stderr
+    rows, wrong = read(names["predictions"]), read(names["errors"])
+    threes, probability = sum(row["truth"] == "3" for row in rows), 1 / (1 + 9 * math.exp(-10))
+    assert len(rows) == 90
+    assert {row["guess"] for row in rows} == {"3"}
+    for name in ("probability", "p(3)"):
+        assert all(float(row[name]) == pytest.approx(probability, rel=1e-5) for row in rows)
+    assert [row["file"] for row in wrong] == [row["file"] for row in rows if row["truth"] != "3"]
+    assert {row["loss"] for row in wrong} == {"10.0004"}
+    with names["confusion"].open(newline="") as text:
+        heading, *lines = csv.reader(text)
+    assert heading == ["truth", *map(str, range(10))]
+    assert sum(int(line[4]) for line in lines) == 90
+    assert lines[3][4] == str(threes)
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["balanced_accuracy"] == pytest.approx(1 / 10)
+    assert figures["macro_precision"] == pytest.approx(threes / 90 / 10)
+    assert figures["macro_f1"] == pytest.approx(2 * threes / (90 + threes) / 10)
+    assert figures["calibration_error"] == pytest.approx(probability - threes / 90, rel=1e-5)
+    assert figures["classes"][3]["f1"] == pytest.approx(2 * threes / (90 + threes))
+    assert [each["images"] for each in figures["calibration"]] == [0] * 14 + [90]
+    assert value(done.stdout, "mean F1") == f"{figures['macro_f1']:.2%}"
+    for picture in (tmp_path / "c.png", tmp_path / "new" / "errors.png"):
+        with Image.open(picture) as drawn:
+            assert min(drawn.size) > 500
+    assert "errors.png" in done.stdout
+
+
+def test_errors_of_test_sets(inside: Command, sets: Path, tmp_path: Path) -> None:
+    file, matrix = tmp_path / "e.csv", tmp_path / "m.csv"
+    done = inside(*model(sets, "c", "--errors", file))
+    assert done.returncode == 0, done.stderr
+    rows = read(file)
+    assert len(rows) == 13
+    assert {Path(row["file"]).parts[-3] for row in rows} == {"2", "4"}
+    assert all(row["truth"] == Path(row["file"]).parent.name != row["guess"] for row in rows)
+    losses = [float(row["loss"]) for row in rows]
+    assert losses == sorted(losses, reverse=True)
+    assert "p(n01440764)" not in rows[0]  # of 1,000 classes
+    # Predictions are limited to the classes in the folder, and then correct.
+    done = inside(*model(sets, "a", "--as", "a", "--errors", file, "--confusion", matrix))
+    assert done.returncode == 0, done.stderr
+    assert "there are no errors to draw" in done.stdout
+    assert read(file) == []
+    assert [list(row.values()) for row in read(matrix)] == [
+        [wnid, *("3" if other == wnid else "0" for other in PLACES)] for wnid in PLACES
+    ]
+    done = inside(*model(sets, "v2", "--confusion", tmp_path / "m.png"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "m.png").exists()
+
+
 def test_layers_of_timm_in_a_run_on_our_kernels(
     inside: Command, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +389,20 @@ WRONG = {
     "eval test_vit --checkpoint WEIGHTS --data folder:NUMBERED": (1, "are not those of test_vit"),
     "eval test_resnet --checkpoint GONE --data folder:NUMBERED": (1, "there are no weights"),
     "eval lambda_resnet50 --data folder:NUMBERED": (1, "no trained weights of lambda_resnet50 are published"),
+    "eval RUN --errors PER_CLASS.png": (2, "--errors is a CSV file, whose name ends in .csv"),
+    "eval RUN --confusion matrix.txt": (
+        2,
+        "--confusion is a PNG image or CSV file, whose name ends in .png or",
+    ),
+    "eval RUN --calibration matrix.csv": (2, "--calibration is a PNG image"),
+    "eval RUN --errors PER_CLASS/x.csv": (2, "per_class.csv is not a writable folder"),
+    "eval RUN --data wds/photos:PETS --errors e.csv": (
+        2,
+        "--errors names files, and the samples of wds/photos",
+    ),
+    "eval RUN --device abacus": (2, "--device takes cpu, cuda or mps, not 'abacus'"),
+    "eval RUN --device meta": (2, "there is no meta device here"),
+    "eval RUN --device xpu:3": (2, "there is no xpu device here"),
     "eval lambda_resnet5 --data folder:NUMBERED": (1, "lambda_resnet5 is no run: there is no such folder"),
 }
 
@@ -349,7 +430,7 @@ def test_what_is_wrong_is_one_sentence(
         "PETS": tmp_path / "pets",
         "PER_CLASS": tmp_path / "per_class.csv",
     }
-    words = [re.sub("[A-Z_]{2,}$", lambda m: str(places[m[0]]), word) for word in line.split()]
+    words = [re.sub("[A-Z_]{2,}(?=$|/)", lambda m: str(places[m[0]]), word) for word in line.split()]
     done = inside(*words)
     assert (done.returncode, sentence in done.stderr) == (code, True), done.stderr
     assert done.stderr.count("\n") == 1

@@ -1,7 +1,7 @@
 """`lambdanets native`, and the sentence of other verbs on the native kernel."""
 
+import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ import pytest
 from lambdanets.cli import native as native_verb
 from lambdanets.ops.kernels import native
 from lambdanets.ops.kernels.native import compiler, library
+from preloaded import run_preloaded
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -52,8 +53,7 @@ def test_without_a_library_there_is_one_sentence(
 def test_the_module_is_the_same_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    command = [sys.executable, "-m", "lambdanets", "native"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run_preloaded("-m", "lambdanets", "native", env=os.environ)
     assert (done.returncode, done.stdout) == (1, "")
     assert "no-such-compiler that CXX names" in done.stderr
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from photo_sets import write_scans
+from preloaded import Preloaded
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 TRAIN = ["--batch-size", 16, "--set", "data.train_per_class=4", "--set", "engine.threads=1"]
@@ -21,7 +22,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_teacher_labels_student(
-    scans: Path, tmp_path: Path, inside: Command, start: Callable[..., subprocess.Popen[str]]
+    scans: Path, tmp_path: Path, inside: Command, start: Callable[..., Preloaded]
 ) -> None:
     teacher, labels = tmp_path / "teacher", tmp_path / "labels.csv"
     done = inside(

@@ -1,18 +1,22 @@
 """Language models through the command line: training, measuring, and texts as they are written."""
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from preloaded import Preloaded
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Preloaded]
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINES = "".join(f"The {number}th fox jumps over the lazy dog.\n" for number in range(40))
@@ -91,7 +95,10 @@ def test_predict_measures_each_file(inside: Command, writer: Path, tmp_path: Pat
     assert bad["error"].startswith(f"{folder / 'bad.txt'} is not UTF-8: byte 10 is 0xff")
     assert "'é' is not among the 33 characters" in other["error"] or "are not among" in other["error"]
     assert "good.txt" in done.stdout
-    assert done.stderr.count("skipped ") == 2
+    assert [line.partition(" is not UTF-8")[0] for line in done.stderr.splitlines()] == [
+        f"skipped: {folder / 'bad.txt'}",
+        f"skipped: {other['error']}",
+    ]
     assert inside("predict", writer, *words, "--strict").returncode == 1
     assert inside("predict", writer, tmp_path / "other.md").returncode == 1
 
@@ -116,10 +123,22 @@ def test_generate_starts_without_a_prompt(inside: Command, writer: Path) -> None
     assert len(shown[0]) == 21
 
 
+def test_line_ends_of_a_prompt_are_those_of_the_text(inside: Command, writer: Path) -> None:
+    shown = [
+        inside("generate", writer, "--prompt", f"{start}The fox{end}The", "--tokens", 20, "--seed", 1)
+        for start, end in (("", "\n"), ("", "\r\n"), ("", "\r"), ("\ufeff", "\r\n"))
+    ]
+    assert [done.returncode for done in shown] == [0] * 4
+    assert {done.stdout for done in shown} == {shown[0].stdout}
+    assert shown[0].stdout.startswith("The fox\nThe")
+
+
 def test_generate_prints_each_token_as_it_is_written(start: Start, writer: Path) -> None:
     process = start("generate", writer, "--prompt", "The ", "--tokens", 1_000_000)
-    assert process.stdout is not None
-    assert process.stdout.read(4 + 20).startswith("The ")
+    until = time.monotonic() + 60
+    while len(process.printed()) < 4 + 20 and time.monotonic() < until:
+        time.sleep(0.005)
+    assert process.printed().startswith("The ")
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=60)
@@ -128,21 +147,25 @@ def test_generate_prints_each_token_as_it_is_written(start: Start, writer: Path)
 
 
 def test_a_closed_pipe_is_no_failure(start: Start, writer: Path) -> None:
-    process = start("generate", writer, "--tokens", 1_000_000)
-    assert process.stdout is not None
-    assert len(process.stdout.read(10)) == 10
-    process.stdout.close()
-    assert process.wait(timeout=60) == 0
-    assert process.stderr is not None
-    assert process.stderr.read() == ""
+    reading, writing = os.pipe()
+    process = start("generate", writer, "--tokens", 1_000_000, stdout=writing)
+    os.close(writing)
+    assert os.read(reading, 1), process.communicate(timeout=60)
+    os.close(reading)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--prompt", "Café"), "'C', 'é' are not among the 33 characters of the model's vocabulary."),
-        (("--temperature", "-1"), "--temperature must be at least 0, got -1."),
-        (("--temperature", "nan"), "--temperature must be at least 0, got nan."),
+        (
+            ("--prompt", "Café"),
+            "the prompt cannot be used: 'C', 'é' are not among the 33 characters of the model's vocabulary; "
+            "leave them out, or train a model on text with them.",
+        ),
+        (("--temperature", "-1"), "--temperature must be at least 0 and finite, got -1."),
+        (("--temperature", "nan"), "--temperature must be at least 0 and finite, got nan."),
         (("--tokens", "0"), "--tokens must be at least 1, got 0."),
         (("--top-k", "0"), "--top-k must be at least 1, got 0."),
         (("--top-p", "0"), "--top-p must be above 0 and at most 1, got 0."),

@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lambdanets.cli.run_settings import next_step
 from lambdanets.recipes import get_recipe
 from lambdanets.train import load_run
 from lambdanets.train.serialization import flatten
+from preloaded import Preloaded
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -134,14 +136,15 @@ def test_a_resumed_run_stays_what_it_is(inside: Command, trained: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_stops_and_resume_finishes(
-    start: Callable[..., subprocess.Popen[str]], command: Command, tmp_path: Path
+    start: Callable[..., Preloaded], command: Command, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     settings = ["engine.max_batches=8", "engine.threads=1", "data.val_fraction=0.05"]
     changes = [word for setting in settings for word in ("--set", setting)]
     process = start("train", "digits", "--epochs", 4, "--batch-size", 16, *changes, "--out", folder)
-    assert process.stdout is not None
-    assert any(line.startswith("epoch") for line in iter(process.stdout.readline, ""))
+    until = time.monotonic() + 120
+    while "\nepoch" not in process.printed() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors

@@ -1,8 +1,6 @@
 """Configurations say what is wrong with a value, and write out their normalisation."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +91,3 @@ def test_the_digits_mean_and_std_are_those_of_the_digits() -> None:
     config = DataConfig(in_chans=1).resolved()
     assert config.mean == pytest.approx((pixels.mean() / 16,), abs=1e-3)
     assert config.std == pytest.approx((pixels.std() / 16,), abs=1e-3)
-
-
-def test_importing_the_room_leaves_optional_packages_alone() -> None:
-    code = (
-        "import sys, lambdanets.data; "
-        "print([m for m in ('rich', 'lightning', 'matplotlib') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -135,12 +135,19 @@ def test_texts_that_are_too_short_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     for text, sentence in (
         ("", r"a\.txt is empty"),
-        ("short", "has 4 characters to train on, and a window of data.context=8"),
-        ("0123456789", "has 1 characters to validate on, and predicting one from another needs 2"),
+        ("short", "has 4 characters to train on, and windows of data.context=8 need at least 9: use"),
+        ("0123456789", "has 1 character to validate on, and at least 2 are needed: use more text or a"),
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=sentence):
             open_text(config_of(path))
+    with pytest.raises(DataError, match=r"need at least 9: use more text, a smaller data\.val_fraction or a"):
+        open_text(config_of(path, val_fraction=1.0))
+    for side in ("train", "val"):
+        (tmp_path / "split" / side).mkdir(parents=True)
+        (tmp_path / "split" / side / "a.txt").write_text("0123456789" if side == "train" else "0")
+    with pytest.raises(DataError, match=r"at least 2 are needed: use more text\.$"):
+        open_text(config_of(tmp_path / "split"))
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match=r"has no \.txt or \.md file; a single file may have any name"):
         open_text(config_of(tmp_path / "none"))

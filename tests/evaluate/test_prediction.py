@@ -67,7 +67,7 @@ def test_the_probabilities_are_those_of_the_network(run: Run, photos: Path) -> N
 def test_a_channels_last_run_predicts_in_its_format(run: Run, photos: Path) -> None:
     engine = replace(run.config.engine, channels_last=True)
     other = replace(run, config=replace(run.config, engine=engine))
-    network, device = prepare_network(other, "best")
+    network, device = prepare_network(other.model(), engine)
     formats = [
         module.weight.is_contiguous(memory_format=torch.channels_last)
         for module in network.modules()

@@ -34,9 +34,12 @@ def target() -> EvalTarget:
 
 @pytest.fixture
 def evaluation(target: EvalTarget) -> Evaluation:
-    counts = {"images": [8, 0, 3], "top1": [3, 0, 1], "top5": [6, 0, 3]}
+    counts = {"images": [8, 0, 3], "top1": [3, 0, 1], "top5": [6, 0, 3], "guessed": [4, 2, 5]}
     arrays = {name: np.array(values) for name, values in counts.items()}
-    scores = Scores(**arrays, loss_sum=22.0, seconds=5.5)
+    calibration = np.zeros((3, 15))
+    calibration[:, 4] = 5, 1, 1.5
+    calibration[:, 13] = 6, 3, 5.4
+    scores = Scores(**arrays, calibration=calibration, loss_sum=22.0, seconds=5.5)
     return Evaluation(scores=scores, data=target.data, choices=3)
 
 
@@ -45,6 +48,10 @@ def test_figures(evaluation: Evaluation) -> None:
         "loss": 2.0,
         "top1": 4 / 11,
         "top5": 9 / 11,
+        "balanced_accuracy": pytest.approx((3 / 8 + 1 / 3) / 2),
+        "macro_precision": pytest.approx((3 / 4 + 1 / 5) / 2),
+        "macro_f1": pytest.approx((2 * 3 / 12 + 2 * 1 / 8) / 2),
+        "calibration_error": pytest.approx((0.5 + 2.4) / 11),
         "images": 11,
         "images_per_second": 2.0,
     }
@@ -103,14 +110,18 @@ def test_classes_without_images_have_no_row(
     rows = class_rows(evaluation.scores, target.classes)
     assert rows == [
         ClassRow(
-            name="n01440764", description="tench, Tinca tinca", images=8, top1=pytest.approx(3 / 8), top5=0.75
+            name="n01440764", description="tench, Tinca tinca", images=8, top1=3 / 8, top5=0.75,
+            precision=0.75, f1=0.5,
         ),
-        ClassRow(name="dog", description="dog", images=3, top1=pytest.approx(1 / 3), top5=1.0),
-    ]
+        ClassRow(
+            name="dog", description="dog", images=3, top1=pytest.approx(1 / 3), top5=1.0,
+            precision=0.2, f1=0.25,
+        ),
+    ]  # fmt: skip
     write_classes(tmp_path / "new" / "classes.csv", rows)
     with (tmp_path / "new" / "classes.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [
-            ["class", "name", "images", "top1", "top5"],
-            ["n01440764", "tench, Tinca tinca", "8", "0.375", "0.75"],
-            ["dog", "dog", "3", "0.333333", "1"],
+            ["class", "name", "images", "top1", "top5", "precision", "recall", "f1"],
+            ["n01440764", "tench, Tinca tinca", "8", "0.375", "0.75", "0.75", "0.375", "0.5"],
+            ["dog", "dog", "3", "0.333333", "1", "0.2", "0.333333", "0.25"],
         ]

@@ -117,7 +117,7 @@ def test_the_metadata_are_all_that_a_caller_needs(tmp_path: Path) -> None:
         "context": 40,
         "state": {
             "length": {"shape": ["batch"], "dtype": "int64", "initial": 0},
-            "layers.0.log_norm": {"shape": ["batch", 2, 16, 1], "dtype": "float32", "initial": "-Infinity"},
+            "layers.0.log_norm": {"shape": ["batch", 2, 16, 1], "dtype": "float64", "initial": "-Infinity"},
             "layers.0.summary": {"shape": ["batch", 2, 16, 4, 1], **zeros},
             "layers.0.values": {"shape": ["batch", 5, 4, 1], **zeros},
             "layers.0.inputs": {"shape": ["batch", 2, 100], **zeros},

@@ -1,7 +1,6 @@
 """The ablations of the lambda layer as options of a model, and the operators it is compared with."""
 
 import copy
-from functools import cache
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from lambdanets.nn import (
     LinearAttention2d,
     LocalAttention2d,
 )
+from on_meta import on_meta
 
 ATTENTION = {
     "attention": GlobalAttention2d,
@@ -22,11 +22,6 @@ ATTENTION = {
     "local_attention": LocalAttention2d,
     "linear_attention": LinearAttention2d,
 }
-
-
-@cache
-def on_meta(name: str) -> ResNet:
-    return create_model(name, device="meta")
 
 
 def parameters(model: torch.nn.Module) -> int:

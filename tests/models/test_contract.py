@@ -1,6 +1,6 @@
 """timm's interface of a backbone on all models: large models on the meta device, small models computed."""
 
-from functools import cache
+import warnings
 
 import pytest
 import timm
@@ -9,20 +9,16 @@ from timm.models import group_parameters
 from timm.optim import param_groups_weight_decay
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from lambdanets.models import ResNet, create_model
+from lambdanets.models import create_model
 from lambdanets.models.zoo import CONFIGS
 from lambdanets.nn import LambdaLayer2d
+from on_meta import on_meta
 
 EVERY = list(CONFIGS)  # the MobileNets, which are based on timm's, have their own test file
 # Deep models differ from these, and from the deepest, only in the number of blocks.
 SHALLOW = [name for name in EVERY if not any(depth in name for depth in ("200", "270", "350", "420"))]
 RUN = [*SHALLOW, "lambda_resnet420", "lambda_resnet420_c4"]
 SMALL = [name for name in EVERY if "digits" in name or "cifar" in name or "mini" in name]
-
-
-@cache
-def on_meta(name: str) -> ResNet:
-    return create_model(name, device="meta")
 
 
 def images(model, batch: int = 2, side: int | None = None, **kwargs) -> torch.Tensor:
@@ -70,7 +66,8 @@ def test_the_default_config_names_layers_that_exist(name):
 def test_features_only(name):
     model = create_model(name, device="meta", features_only=True)
     x = torch.empty(2, model.pretrained_cfg["input_size"][0], 64, 64, device="meta")
-    maps = model(x)
+    with torch.no_grad():
+        maps = model(x)
     assert len(maps) == len(model.feature_info.channels())
     for tensor, channels, reduction in zip(
         maps, model.feature_info.channels(), model.feature_info.reduction(), strict=True
@@ -302,3 +299,13 @@ def test_torchvisions_feature_extractor_finds_the_nodes_of_the_networks(name: st
     model(x)
     for node in nodes:
         torch.testing.assert_close(traced[node], kept[node])
+
+
+def test_torchscript_computes_the_same_as_a_network() -> None:
+    model = wake(create_model("lambda_resnet_digits", drop_rate=0.1)).eval()
+    x = images(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch.jit.script
+        script = torch.jit.script(model)
+    assert list(script.state_dict()) == list(model.state_dict())
+    torch.testing.assert_close(script(x), model(x))

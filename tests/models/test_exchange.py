@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch import nn
 from foreign import awake, saved
 from lambdanets import accelerate
 from lambdanets.models import ResNet, WeightsError, create_model, load_weights, save_for_hub
+from preloaded import run_preloaded
 
 MODELS = {
     "lambda_resnet_digits": {},
@@ -89,14 +88,7 @@ import lambdanets
 create()
 print("created")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_preloaded("-c", code, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.stdout.splitlines() == ["Unknown model (lambda_resnet_digits)", "created"], done.stderr
 
 

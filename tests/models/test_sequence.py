@@ -139,7 +139,8 @@ def test_autocast_and_half_precision(name: str) -> None:
         last, state = model.step(text[:, 11], state)
     outputs = torch.cat([first, second, last[:, None]], 1)
     torch.testing.assert_close(outputs.float(), exact, rtol=0.1, atol=0.1 * scale)
-    assert all(x.dtype in (torch.float32, torch.int64) for x in state.tensors().values())
+    initial = model.initial_state(2).tensors()
+    assert {name: x.dtype for name, x in state.tensors().items()} == {n: x.dtype for n, x in initial.items()}
     half = model.bfloat16()
     logits, state = half(text, return_state=True)
     torch.testing.assert_close(logits.float(), exact, rtol=0.2, atol=0.2 * scale)
@@ -303,8 +304,12 @@ def test_what_is_refused() -> None:
         "tokens of the prompt must be from 0 to 10, got 3 to 11": lambda: model.generate(
             torch.tensor([3, 11]), 3
         ),
-        "temperature must be at least 0, got -1": lambda: model.generate(tokens(3), 3, temperature=-1),
-        "temperature must be at least 0, got nan": lambda: model.generate(tokens(3), 3, temperature=math.nan),
+        "temperature must be at least 0 and finite, got -1": lambda: model.generate(
+            tokens(3), 3, temperature=-1
+        ),
+        "temperature must be at least 0 and finite, got nan": lambda: model.generate(
+            tokens(3), 3, temperature=math.nan
+        ),
         "top_k must be at least 1": lambda: model.generate(tokens(3), 3, top_k=0),
         "top_p must be above 0": lambda: model.generate(tokens(3), 3, top_p=0.0),
         "max_new_tokens must be at least 0": lambda: model.generate(tokens(3), -1),

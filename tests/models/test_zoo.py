@@ -1,7 +1,6 @@
 """The published variants: sizes, names, and the patterns of the paper's tables."""
 
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import timm
@@ -11,11 +10,7 @@ from lambdanets.models import ResNet, ResNetConfig, create_model, list_models, m
 from lambdanets.models.resnet import count_parameters
 from lambdanets.models.zoo import CONFIGS
 from lambdanets.nn import LambdaLayer2d
-
-
-@cache
-def on_meta(name: str) -> ResNet:
-    return create_model(name, device="meta")
+from on_meta import on_meta
 
 
 def parameters(model: ResNet) -> int:

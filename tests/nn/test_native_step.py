@@ -116,6 +116,22 @@ def test_float32_is_as_close_as_the_modules(batch: int) -> None:
     assert (found - exact).norm() <= 2 * (plain - exact).norm() + 1e-7 * exact.norm()
 
 
+@torch.inference_mode()
+def test_a_hundred_thousand_steps_in_float32_do_not_drift(calls: list[str]) -> None:
+    steps = 100_000
+    layer = make(torch.float32, dim=4, dim_out=8, dim_k=4, num_heads=2, scope=2)
+    x = torch.randn(1, 4, steps)
+    exact = copy.deepcopy(layer).double()
+    wanted, wanted_state = exact(x.double(), return_state=True)
+    state = layer.initial_state(1)
+    for x_t in x[0].T.contiguous().split(1):
+        y, state = layer.step(x_t, state)
+    assert len(calls) == steps
+    assert (state.log_norm - wanted_state.log_norm).abs().max() < 1e-6
+    assert (state.summary - wanted_state.summary).norm() < 3e-5 * wanted_state.summary.norm()
+    assert (y - wanted[:, :, -1]).norm() < 2e-6 * wanted[:, :, -1].norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @torch.no_grad()
 def test_results_do_not_depend_on_threads(dtype: torch.dtype, threads: None, calls: list[str]) -> None:

@@ -351,6 +351,52 @@ def test_states_of_inference_mode_can_be_continued_outside(name: str) -> None:
     assert_close(y, exact[:, :, 7:])
 
 
+@pytest.mark.parametrize("name", CAUSAL)
+def test_layers_train_from_states_of_inference_mode(name: str) -> None:
+    layer, x = layer_named(name), inputs(2, 12)
+    exact = layer(x).detach()
+    with torch.inference_mode():
+        _, state = layer(x[:, :, :6], return_state=True)
+    y_t, after = layer.step(x[:, :, 6], state)
+    y, _ = layer(x[:, :, 7:], after, return_state=True)
+    (y_t.sum() + y.sum()).backward()
+    assert_close(torch.cat([y_t[:, :, None], y], dim=2), exact[:, :, 6:])
+
+
+EXPORTED = [name for name in CENTRED if "gru" not in name]  # packed sequences cannot be exported
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_exported_layer_takes_masks(name: str) -> None:
+    class Masked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer_named(name)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.layer(x, mask=mask)
+
+    network, batch, length = Masked(), torch.export.Dim("batch"), torch.export.Dim("length", min=4)
+    lengths = torch.tensor([4, 0, 7])
+    shapes = {"x": {0: batch, 2: length}, "mask": {0: batch, 1: length}}
+    example = inputs(3, 7), torch.arange(7) < lengths[:, None]
+    program = torch.export.export(network, example, dynamic_shapes=shapes)
+    x, mask = inputs(2, 9), torch.arange(9) >= torch.tensor([[5], [0]])
+    assert_close(program.module()(x, mask), network(x, mask))
+
+
+@pytest.mark.parametrize("name", ["attention", "convolution", "linear attention, not causal"])
+def test_a_compiled_layer_refuses_padding_between_elements(name: str) -> None:
+    layer, x = layer_named(name), inputs(2, 5)
+    compiled = torch.compile(
+        lambda x, mask: layer(x, mask=mask), backend="aot_eager", fullgraph=True, dynamic=False
+    )
+    mask = torch.tensor([[True] * 5, [True, True, True, False, False]])
+    assert_close(compiled(x, mask), layer(x, mask=mask))
+    with pytest.raises(RuntimeError, match="the mask has padding between them"):
+        compiled(x, torch.tensor([[True] * 5, [True, False, True, True, True]]))
+
+
 @pytest.mark.parametrize(
     "name", ["linear attention", "convolution", "convolution of one tap", "depthwise convolution", "gru"]
 )
@@ -360,6 +406,16 @@ def test_a_state_keeps_no_memory_of_earlier_positions(name: str) -> None:
         _, state = layer(inputs(1, 500), return_state=True)
     for tensor in state.tensors().values():
         assert tensor.untyped_storage().nbytes() <= 2 * tensor.nbytes
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_a_window_keeps_no_memory_of_a_long_call(continued: bool) -> None:
+    layer = Attention1d(8, num_heads=2, window=5)
+    with torch.no_grad():
+        state = layer.initial_state(2) if continued else None
+        _, state = layer(torch.randn(2, 8, 500), state, return_state=True)
+    for tensor in state.tensors().values():
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def test_the_memory_of_a_window_does_not_grow() -> None:

@@ -53,7 +53,8 @@ def draw(
     tensors = {name: inputs[name] for name in "qkv"}
     needs = tuple(name for name in "qkv" if name in case.needs)
     if r.random() < 0.7:
-        log_norm, summary = (torch.randn(shape, dtype=dtype) for shape in shapes.values())
+        log_norm = torch.randn(shapes["log_norm"], dtype=torch.float64)
+        summary = torch.randn(shapes["summary"], dtype=dtype)
         if normalize == "none":
             log_norm = torch.zeros_like(log_norm)
         log_norm, summary = lay_out(log_norm), lay_out(summary)

@@ -1,8 +1,6 @@
 """The causal content part with a softmax: the native recurrence, and the chunks that serve elsewhere."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from lambdanets.ops.causal_content import causal_content_gradients, causal_conte
 from lambdanets.ops.kernels import native
 from lambdanets.ops.kernels.native import library
 from oracles import lambda_layer_einsum
+from preloaded import run_preloaded
 
 needs_library = pytest.mark.skipif(library.unavailable() is not None, reason=str(library.unavailable()))
 WAYS = [pytest.param("native", marks=needs_library), "chunks"]
@@ -440,14 +439,7 @@ def test_a_traced_layer_runs_in_a_process_without_the_library(tmp_path: Path, ca
     traced.save(tmp_path / "layer.pt")
     torch.save({"x": x.detach()}, tmp_path / "x.pt")
     files = [str(tmp_path / name) for name in ("layer.pt", "x.pt", "y.pt")]
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, *files],
-        env=os.environ | {"LAMBDANETS_NATIVE": "0"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_preloaded("-c", ELSEWHERE, *files, env=os.environ | {"LAMBDANETS_NATIVE": "0"})
     assert (done.returncode, done.stdout) == (0, "LAMBDANETS_NATIVE=0 turns it off\n"), done.stderr
     y = layer(x)
     y.square().sum().backward()

@@ -1,7 +1,6 @@
 """The memory that the planner counts on: simulated systems, and a process under a real limit."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from lambdanets.ops import hardware
+from preloaded import run_preloaded
 
 GIB = 2**30
 SMALL_STATM = "100 50 20 1 0 60 0\n"
@@ -67,7 +67,8 @@ print(kept, (hardware._kept_memory() - before) // 2**20, (during - before) // 2*
 
 
 def test_the_kept_memory_of_a_process() -> None:
-    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    done = run_preloaded("-c", KEPT, env=os.environ)
+    assert done.returncode == 0, done.stderr
     kept, after, during = done.stdout.split()
     if kept == "False":
         pytest.skip("this C library returns freed memory")
@@ -149,5 +150,5 @@ try:
 except MemoryError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = run_preloaded("-c", script, env=os.environ)
     assert "would fit" in done.stdout, done.stdout + done.stderr

@@ -11,9 +11,11 @@ from closeness import assert_close_by_name
 from lambdanets.ops import KERNELS, Problem, lambda_layer
 from lambdanets.ops import content as content_module
 from oracles import lambda_layer_einsum
-from running import RUNNING
+from running import INTERPRETED, RUNNING
 
-FAST = [name for name in KERNELS if name != "reference"]
+# The interpreter runs the tests for Triton's kernel alone.
+ALL = ["triton"] if INTERPRETED else list(KERNELS)
+FAST = [name for name in ALL if name != "reference"]
 LOW = [torch.float32, torch.bfloat16, torch.float16]
 SAMPLED = [
     BY_NAME[name]
@@ -39,6 +41,13 @@ SAMPLED = [
         "masked",
         "masked-padded",
     )
+]
+# Each case in each dtype. In the interpreter, which is slow: each case in one dtype, each dtype in a third.
+LOW_CASES = [
+    pytest.param(case, dtype, id=f"{case}-{dtype}")
+    for i, case in enumerate(SAMPLED)
+    for j, dtype in enumerate(LOW)
+    if not INTERPRETED or (i + j) % len(LOW) == 0
 ]
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
@@ -96,9 +105,8 @@ def test_gradients_of_the_definition_equal_those_of_the_plain_einsum(case: Case)
 
 
 @devices
-@pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize("name", list(KERNELS))
-@pytest.mark.parametrize("case", SAMPLED, ids=str)
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("case", "dtype"), LOW_CASES)
 def test_low_precision_is_at_most_twice_as_wrong_as_the_plain_einsum(
     case: Case, name: str, dtype: torch.dtype, device: str
 ) -> None:
@@ -141,7 +149,7 @@ def spread(keys: Tensor, order: str) -> Tensor:
 
 
 @pytest.mark.parametrize("order", ["rising", "falling", "random"])
-@pytest.mark.parametrize("name", list(KERNELS))
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(
     "case_name", ["causal-131-padded", "causal-65", "global-padded", "masked-padded", "local-2d"]
 )
@@ -163,20 +171,19 @@ def test_keys_of_any_size_are_served(case_name: str, name: str, order: str) -> N
     assert low.isfinite().all()
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize("case", [c for c in CASES if (c.causal or c.masked) and c.n < 20], ids=str)
-def test_block_sizes_do_not_change_results(
-    case: Case, name: str, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_block_sizes_do_not_change_results(case: Case, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Causal and masked contents are computed in blocks; small blocks cut small problems too."""
-    monkeypatch.setattr(content_module, "CHUNK", size)
-    monkeypatch.setattr(content_module, "MASKED_BLOCK", size * case.batch * case.m * case.dim_k * case.dim_u)
     inputs = case.inputs()
     if unsupported_reasons(name, case, inputs):
         return
-    exact = backward(by_kernel("reference", case), case, inputs)
-    assert_close_by_name(backward(by_kernel(name, case), case, inputs), exact)
+    for size in (1, 2, 3, 5):
+        block = size * case.batch * case.m * case.dim_k * case.dim_u
+        monkeypatch.setattr(content_module, "CHUNK", size)
+        monkeypatch.setattr(content_module, "MASKED_BLOCK", block)
+        exact = backward(by_kernel("reference", case), case, inputs)
+        assert_close_by_name(backward(by_kernel(name, case), case, inputs), exact)
 
 
 def strided(x: Tensor) -> Tensor:
@@ -185,7 +192,7 @@ def strided(x: Tensor) -> Tensor:
     return wide.permute(*reversed(range(x.ndim)))
 
 
-@pytest.mark.parametrize("name", list(KERNELS))
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("case", SAMPLED, ids=str)
 def test_inputs_need_not_be_contiguous(case: Case, name: str) -> None:
     inputs = case.inputs()
@@ -200,7 +207,7 @@ def test_inputs_need_not_be_contiguous(case: Case, name: str) -> None:
     assert_close_by_name(found, exact)
 
 
-@pytest.mark.parametrize("name", list(KERNELS))
+@pytest.mark.parametrize("name", ALL)
 def test_inputs_are_left_as_they_were(name: str) -> None:
     for case in SAMPLED:
         inputs, mask, context = case.inputs(), case.mask(), case.context()

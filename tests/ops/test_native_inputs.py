@@ -6,8 +6,6 @@ threads in each pass, a signal during a call.
 
 import mmap
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -18,6 +16,7 @@ from cases import Case
 from lambdanets.ops import Problem, lambda_layer
 from lambdanets.ops.kernels import native
 from lambdanets.ops.kernels.native import causal_content
+from preloaded import run_preloaded
 
 MISSING = native.library.unavailable()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"the native kernel: {MISSING}")
@@ -161,14 +160,7 @@ print("right", flush=True)
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_an_interrupt_during_a_call_ends_it_and_the_next_is_right(direction: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, direction, "(96, 96)"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_preloaded("-c", INTERRUPTED, direction, "(96, 96)", env=os.environ)
     assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
 
 

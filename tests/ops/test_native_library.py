@@ -18,6 +18,7 @@ import sanitize
 
 from lambdanets.ops.kernels.native import compiler
 from native_source import DISPATCH, KERNEL, write_source
+from preloaded import run_preloaded
 
 PACKAGE = Path(__file__).parents[2] / "src/lambdanets"
 # Without torch, as the build hook does it.
@@ -46,15 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def printed(home: Path, cache: Path, program: str, **variables: str) -> Any:
     """What a program prints as JSON, with the copy of the package and a user's cache."""
     environment = os.environ | {"PYTHONPATH": str(home), "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment | variables,
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = run_preloaded("-c", program, env=environment | variables, cwd=home)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

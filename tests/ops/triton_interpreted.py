@@ -170,7 +170,8 @@ def far_apart(x: Tensor) -> Tensor:
 def test_any_order_in_memory(
     case: Case, order: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_overflow_checks(monkeypatch, True)
+    # Only far strides can overflow.
+    set_overflow_checks(monkeypatch, order is far_apart)
     assert_close_by_name(by_tiles(case, small(problem_of(case)), order), by_definition(case))
 
 
@@ -213,7 +214,7 @@ def test_an_expanded_upstream_gradient() -> None:
 
 
 def test_gradients_to_second_order() -> None:
-    case = Case(name="small", grid=(2, 3), scope=(2, 3), batch=1, num_heads=2, dim_k=2, dim_v=2)
+    case = Case(name="small", grid=(3,), scope=(2,), batch=1, num_heads=2, dim_k=2, dim_v=2)
     x = [case.inputs()[name].requires_grad_() for name in "qkve"]
 
     def call(*tensors: Tensor) -> Tensor:

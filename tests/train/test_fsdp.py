@@ -8,7 +8,7 @@ import torch
 from lambdanets.train import RunConfig, RunError, load_run, override
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.engine import train
-from launching import by_slurm, finish, start, terminate
+from launching import by_slurm, finish, terminate
 
 WORDS = [
     "digits", "--batch-size", "16", "--epochs", "3", "--devices", "2", "--set", "engine.accelerator=cpu",
@@ -28,9 +28,9 @@ def test_two_processes_train_what_those_of_ddp_do(tmp_path: Path) -> None:
     whole, parts = tmp_path / "ddp", tmp_path / "fsdp"
     ends = finish(*by_slurm(*WORDS, "--set", "engine.strategy=ddp", "--out", whole))
     assert [code for code, _, _ in ends] == [0, 0], ends
-    sharded = start(*SHARDED, *WORDS, "--set", "engine.strategy=fsdp", "--out", parts)
-    ((code, _, said),) = terminate([sharded], parts / "checkpoints" / "last.ckpt")
-    assert code == 143, said
+    sharded = by_slurm(*WORDS, "--set", "engine.strategy=fsdp", "--out", parts, program=SHARDED)
+    ends = terminate(sharded, parts / "checkpoints" / "last.ckpt")
+    assert [code for code, _, _ in ends] == [143, 143], ends
     assert load_checkpoint(parts / "checkpoints" / "last.ckpt")["global_step"] < 36
     ends = finish(*by_slurm("--resume", parts, program=SHARDED))
     assert [code for code, _, _ in ends] == [0, 0], ends

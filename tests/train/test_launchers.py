@@ -94,7 +94,7 @@ def test_fewer_images_than_processes_are_told_once(tmp_path: Path) -> None:
 
 
 def test_what_all_processes_find_wrong_with_the_images_is_told_once(tmp_path: Path) -> None:
-    """A class without images, under torchrun and under SLURM."""
+    """A class without images, under SLURM and as the agent of torchrun starts the processes."""
     photos(tmp_path / "photos", 2)
     (tmp_path / "photos" / "train" / "mouse").mkdir()
     words = ["folder", "--data", f"folder:{tmp_path / 'photos'}", *SMALL, "--out", tmp_path / "run"]
@@ -103,9 +103,9 @@ def test_what_all_processes_find_wrong_with_the_images_is_told_once(tmp_path: Pa
     (line,) = said_by(ends)
     mouse = tmp_path / "photos" / "train" / "mouse"
     assert line.startswith(f"lambdanets: class folder {mouse} holds no images; it is empty")
-    ((code, _, said),) = finish(start(*TORCHRUN, "--master-port", free_port(), *TRAIN, *words))
-    assert code == 1
-    assert [part for part in said.splitlines() if part.startswith("lambdanets: ")] == [line]
+    ends = finish(*by_hand(*words, folders=[tmp_path, tmp_path]))
+    assert [code for code, _, _ in ends] == [1, 1], ends
+    assert said_by(ends) == [line]
     assert not (tmp_path / "run").exists()
 
 

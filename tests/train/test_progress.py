@@ -19,7 +19,7 @@ from lambdanets.train.progress import (
     epoch_line,
     format_data_wait,
     format_duration,
-    print_once,
+    log_once,
     slow_data_advice,
 )
 
@@ -127,6 +127,6 @@ def test_a_reader_that_went_away_stops_nothing(monkeypatch: pytest.MonkeyPatch) 
     with os.fdopen(writer, "w") as stdout:
         monkeypatch.setattr("sys.stdout", stdout)
         for sentence in ("epoch 1", "epoch 2"):
-            print_once(sentence)
+            log_once(sentence)
         print("and at the end")
         monkeypatch.undo()

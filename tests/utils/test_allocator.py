@@ -12,6 +12,7 @@ import pytest
 
 from lambdanets.cli import app
 from lambdanets.utils import allocator
+from preloaded import run_preloaded
 
 LINUX = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
 # Page faults of 20 tensors of 64 MiB, one after the other, each freed before the next.
@@ -36,8 +37,14 @@ PAGES = 20 * 2**26 // 4096  # of these tensors
 def measure(what: str, **environment: str) -> tuple[str, int]:
     """Return what `keep_freed_memory` returned in a new process, and the page faults of the tensors."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC")}
-    words = [sys.executable, "-c", FAULTS, what]
-    in_force, faults = subprocess.check_output(words, env=env | environment, text=True).split()
+    words = ["-c", FAULTS, what]
+    if environment:  # the C library reads it when a program starts
+        command = [sys.executable, *words]
+        done = subprocess.run(command, env=env | environment, capture_output=True, text=True, check=False)
+    else:
+        done = run_preloaded(*words, env=env)
+    assert done.returncode == 0, done.stderr
+    in_force, faults = done.stdout.split()
     return in_force, int(faults)
 
 

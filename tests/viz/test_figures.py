@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from lambdanets.train.classifier import CURVES
-from lambdanets.viz.figures import draw_confusion, draw_curves
+from lambdanets.viz.figures import TRAIN, draw_calibration, draw_confusion, draw_curves
 
 VAL = (200, 71, 47)  # the colour of the validation curve
 
@@ -45,6 +45,17 @@ def test_a_class_without_images_divides_nothing_by_zero(tmp_path: Path) -> None:
     matrix = torch.zeros(3, 3, dtype=torch.int64)
     draw_confusion(matrix, ["a", "b", "c"], tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").exists()
+
+
+def test_bars_of_the_reliability_diagram_are_as_high_as_the_accuracy(tmp_path: Path) -> None:
+    heights = []
+    for correct in (5, 10):
+        counts = [[0.0, 10.0], [0.0, float(correct)], [0.0, 8.0]]
+        draw_calibration(counts, tmp_path / "new.png", error=0.3)
+        drawn = pixels(tmp_path / "new.png")
+        bars = (np.abs(drawn - ImageColor.getrgb(TRAIN)).sum(-1) < 10)[: len(drawn) * 6 // 10]
+        heights.append(bars.any(1).sum())
+    assert heights[0] == pytest.approx(heights[1] / 2, rel=0.1)
 
 
 NAMES = ("a$\\q$", "$x^2$", "price_$1_$5", "cat\x1b[2J", "caf\udce9", "\uf8f3")

@@ -65,12 +65,24 @@ def predict(
         >>> for each in predict(load_run("runs/words"), ["yes.wav", "more/"]):
         ...     print(each.path, each.labels[0], f"{each.probabilities[0]:.1%}")
     """
+    return list(predict_files(run, paths, top=top, batch_size=batch_size, weights=weights))
+
+
+def predict_files(
+    run: Run[AudioConfig],
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    weights: Literal["best", "last"] = "best",
+    device: torch.device | None = None,
+) -> Iterator[AudioPrediction]:
+    """Classify recordings as `predict` does, on a given or the best device, and yield them one by one."""
     check_positive(top=top, batch_size=batch_size)
     require_packages()
     config = run.config.data
     features, part = Features(config), part_length(config)
-    network, device = prepare_network(run, weights)
-    results: list[AudioPrediction] = []
+    network, device = prepare_network(run.model(weights), run.config.engine, device)
     for batch in batched(find_recordings(paths), batch_size):
         loaded: list[AudioPrediction] = []
         for path in batch:
@@ -78,11 +90,10 @@ def predict(
                 if path.is_dir():
                     raise DataError("there are no recordings in this folder")
                 samples = read_recording(path, features.rate, max_seconds=config.max_seconds)
-                loaded.append(_heard(str(path), middle(features(samples), part), features))
+                loaded.append(with_features(str(path), middle(features(samples), part), features))
             except (DataError, OSError) as error:
                 loaded.append(AudioPrediction(path=str(path), error=error_reason(error, path)))
-        results += _classified(network, loaded, device, run.classes, top)
-    return results
+        yield from _classified(network, loaded, device, run.classes, top)
 
 
 def predict_samples(
@@ -92,6 +103,7 @@ def predict_samples(
     top: int = 5,
     batch_size: int = 32,
     weights: Literal["best", "last"] = "best",
+    device: torch.device | None = None,
 ) -> list[AudioPrediction]:
     """Classify recordings of the run's own validation set, spread evenly over it, with their true classes.
 
@@ -101,6 +113,7 @@ def predict_samples(
         top: Number of classes per recording.
         batch_size: Recordings per batch.
         weights: The best weights by validation, or those of the last epoch.
+        device: Device of the computation; None takes the best.
 
     Raises:
         ValueError: `count`, `top` or `batch_size` is not positive.
@@ -109,7 +122,7 @@ def predict_samples(
     check_positive(count=count, top=top, batch_size=batch_size)
     config = read_once(run.config.data)
     val_set = open_audio_split(config, "val", seed=run.config.seed, classes=run.classes)
-    return predict_set(run, val_set, count, top=top, batch_size=batch_size, weights=weights)
+    return predict_set(run, val_set, count, top=top, batch_size=batch_size, weights=weights, device=device)
 
 
 def read_once(config: AudioDataConfig) -> AudioDataConfig:
@@ -125,18 +138,19 @@ def predict_set(
     top: int = 5,
     batch_size: int = 32,
     weights: Literal["best", "last"] = "best",
+    device: torch.device | None = None,
 ) -> list[AudioPrediction]:
     """Classify recordings of an opened set, as `predict_samples` does."""
     count = min(count, len(val_set))
     chosen = [(index * len(val_set)) // count for index in range(count)]
-    network, device = prepare_network(run, weights)
+    network, device = prepare_network(run.model(weights), run.config.engine, device)
     results: list[AudioPrediction] = []
     for batch in batched(chosen, batch_size):
         loaded = []
         for index in batch:
             (features, _), targets = val_set.batch([index])
             truth = val_set.classes[int(targets[0])]
-            heard = _heard(val_set.path(index), features[0], val_set.features)
+            heard = with_features(val_set.path(index), features[0], val_set.features)
             loaded.append(replace(heard, truth=truth))
         results += _classified(network, loaded, device, run.classes, top)
     return results
@@ -157,7 +171,8 @@ def find_recordings(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
         yield from sorted(map(Path, found.images)) or [path]
 
 
-def _heard(path: str, features: Tensor, source: Features) -> AudioPrediction:
+def with_features(path: str, features: Tensor, source: Features) -> AudioPrediction:
+    """Return a recording without labels, with its features."""
     seconds = features.shape[1] * source.hop / source.rate
     return AudioPrediction(path=path, features=features, seconds=seconds)
 

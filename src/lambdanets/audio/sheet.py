@@ -20,7 +20,12 @@ MAX_LETTERS = 26
 
 
 def draw_spectrograms(
-    predictions: Sequence[AudioPrediction], path: Path, title: str = "", *, columns: int = COLUMNS
+    predictions: Sequence[AudioPrediction],
+    path: Path,
+    title: str = "",
+    *,
+    columns: int = COLUMNS,
+    summary: str | None = None,
 ) -> list[Path]:
     """Draw recordings with their labels: truth and prediction, green if right, red if wrong.
 
@@ -32,6 +37,7 @@ def draw_spectrograms(
         path: The PNG file.
         title: Line above all recordings.
         columns: Recordings side by side.
+        summary: Text after the title; None counts the correct predictions.
 
     Returns:
         The written file; none if no recording could be read.
@@ -42,11 +48,11 @@ def draw_spectrograms(
     names = [each.path for each in shown] + [label for each in shown for label in each.labels]
     path.parent.mkdir(parents=True, exist_ok=True)
     with plain_text(title, *names), replacing(path) as temporary:
-        save_figure(_figure(shown, legible(title), columns), temporary)
+        save_figure(_figure(shown, legible(title), columns, summary), temporary)
     return [path]
 
 
-def _figure(shown: Sequence[AudioPrediction], title: str, columns: int) -> Any:
+def _figure(shown: Sequence[AudioPrediction], title: str, columns: int, summary: str | None) -> Any:
     """Return the Matplotlib figure of `draw_spectrograms`."""
     from matplotlib.figure import Figure
 
@@ -62,7 +68,9 @@ def _figure(shown: Sequence[AudioPrediction], title: str, columns: int) -> Any:
         axes.set_visible(False)
     known = [each for each in shown if each.right is not None]
     parts = [title] if title else []
-    if known:
+    if summary is not None:
+        parts.append(summary)
+    elif known:
         parts.append(f"{sum(bool(each.right) for each in known)} of {len(known)} correct")
     if len(shown) > len(drawn):
         parts.append(f"the first {len(drawn)} of {len(shown)} drawn")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -84,7 +86,13 @@ def _open_splits(config: AudioConfig) -> AudioSplits:
 AUDIO = Task(AudioConfig, _open_splits, AudioClassifier)
 
 
-def train(config: AudioConfig | None = None, *, run_dir: str | Path, resume: bool = False) -> RunResult:
+def train(
+    config: AudioConfig | None = None,
+    *,
+    run_dir: str | Path,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> RunResult:
     """Train a classifier on labelled recordings and write one folder.
 
     Arguments, result and errors are those of `lambdanets.train.train`. In addition to the files of a
@@ -94,7 +102,7 @@ def train(config: AudioConfig | None = None, *, run_dir: str | Path, resume: boo
     Example:
         >>> train(get_recipe("audio"), run_dir="runs/words")
     """
-    return train_task(AUDIO, config, run_dir=run_dir, resume=resume)
+    return train_task(AUDIO, config, run_dir=run_dir, resume=resume, callbacks=callbacks)
 
 
 def load_run(path: str | Path) -> Run[AudioConfig]:

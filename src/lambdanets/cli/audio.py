@@ -1,26 +1,30 @@
 """`lambdanets eval`, `predict` and `export` for runs that classify recordings."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lambdanets.cli.console import (
-    draw,
-    draw_classes,
-    exit_code_of_samples,
-    print_files,
-    stderr,
-    stdout,
-    table,
-)
-from lambdanets.cli.errors import UsageError, usage
+import numpy as np
+
+from lambdanets.cli.console import draw, print_files, stdout
+from lambdanets.cli.errors import usage
 from lambdanets.cli.export import print_exported
-from lambdanets.cli.options import check_outputs, engine_changes, resolved_location, write_json
-from lambdanets.cli.predict import draw_predictions, to_plain
+from lambdanets.cli.options import (
+    EVAL_DEVICES,
+    PREDICT_DEVICES,
+    check_outputs,
+    check_suffix,
+    chosen_device,
+    engine_changes,
+    resolved_location,
+    write_json,
+)
+from lambdanets.cli.predictions import write_predictions
+from lambdanets.cli.scores import ScoreFiles, score_rows
 
 if TYPE_CHECKING:
-    from lambdanets.evaluate.results import ClassRow
-    from lambdanets.evaluate.scoring import Scores
+    from lambdanets.evaluate.samples import Samples
 
 
 def evaluate_run(
@@ -31,13 +35,20 @@ def evaluate_run(
     batch_size: int | None,
     workers: int | None,
     precision: str | None,
+    device: str | None,
     per_class: Path | None,
+    errors: Path | None,
+    predictions: Path | None,
+    confusion: Path | None,
+    calibration: Path | None,
     json: Path | None,
 ) -> int:
     """Measure a classifier of recordings; the arguments are those of `lambdanets eval`."""
     from lambdanets.audio import evaluate, load_run
-    from lambdanets.evaluate.results import class_rows, write_classes
+    from lambdanets.evaluate.results import detailed_figures
+    from lambdanets.evaluate.samples import Recorder
 
+    on = chosen_device(device, EVAL_DEVICES)
     opened = load_run(run)
     config = opened.config
     changes = {"batch_size": batch_size, "workers": workers}
@@ -50,41 +61,31 @@ def evaluate_run(
                 form = replace(other, val_fraction=1.0)
         engine = replace(config.engine, **engine_changes(precision, None))
         opened = replace(opened, config=replace(config, engine=engine))
-    scores = evaluate(opened, form, weights=weights)
-    _print_scores(f"{run}, {weights} weights, on {form.source}", scores)
-    if per_class is not None:
-        rows = class_rows(scores, opened.classes)
-        _print_classes(rows)
-        write_classes(per_class, rows)
+    files = ScoreFiles(per_class, errors, predictions, confusion, calibration)
+    files.check(form.source, len(opened.classes))
+    recorder = Recorder() if files.per_sample else None
+    scores = evaluate(opened, form, weights=weights, recorder=recorder, device=on)
+    rows = score_rows(scores, choices=len(opened.classes), samples="recordings")
+    draw(stdout(), f"{run}, {weights} weights, on {form.source}", rows)
+    samples = None if recorder is None else recorder.samples(np.arange(len(opened.classes)))
+    title = f"{config.model.name}  ·  {run} on {form.source}"
+    written = files.write(scores, samples, opened.classes, title=title, draw=draw_errors, noun="recordings")
     if json is not None:
-        write_json(json, {"run": str(run), "weights": weights, "data": form.source} | _figures(scores))
-    print_files(("classes", per_class), ("figures", json))
+        figures = detailed_figures(scores, opened.classes, samples="recordings")
+        write_json(json, {"run": str(run), "weights": weights, "data": form.source} | figures)
+    print_files(*written, ("figures", json))
     return 0
 
 
-def _figures(scores: "Scores") -> dict[str, float]:
-    """Return the figures of an evaluation, with recordings in place of images."""
-    return {name.replace("images", "recordings"): value for name, value in scores.figures().items()}
+def draw_errors(
+    samples: "Samples", rows: np.ndarray, names: Sequence[str], sheet: Path, title: str, summary: str
+) -> list[Path]:
+    """Draw some wrongly classified recordings; `names` are those of the classes."""
+    from lambdanets.audio import draw_spectrograms
+    from lambdanets.audio.evaluation import as_prediction
 
-
-def _print_scores(title: str, scores: "Scores") -> None:
-    figures = _figures(scores)
-    labels = {"top1": "accuracy", "top5": "top-5 accuracy", "recordings_per_second": "recordings/s"}
-    forms = {"top1": "{:.2%}", "top5": "{:.2%}", "recordings": "{:,.0f}", "recordings_per_second": "{:,.0f}"}
-    if len(scores.images) <= 5:
-        figures.pop("top5")  # always 100 %
-    rows = table(measure="left", value="right")
-    for name, value in figures.items():
-        rows.add_row(labels.get(name, name), forms.get(name, "{:,.4f}").format(value))
-    draw(stdout(), title, rows)
-
-
-def _print_classes(rows: "list[ClassRow]") -> None:
-    draw_classes(
-        sorted(rows, key=lambda row: -row.top1),
-        {"class": "left", "recordings": "right", "accuracy": "right"},
-        lambda row: [row.name, f"{row.images:,}", f"{row.top1:.2%}"],
-    )
+    predictions = [as_prediction(samples, row, names) for row in rows]
+    return draw_spectrograms(predictions, sheet, title, columns=6, summary=summary)
 
 
 def predict_run(
@@ -95,32 +96,37 @@ def predict_run(
     top: int | None,
     out: Path | None,
     json: Path | None,
+    csv: Path | None,
     weights: Literal["best", "last"],
+    device: str | None,
     batch_size: int | None,
     strict: bool,
 ) -> int:
     """Label recordings with a run; the arguments are those of `lambdanets predict`."""
-    from lambdanets.audio import draw_spectrograms, load_run, predict, predict_samples
+    from lambdanets.audio import AudioPrediction, draw_spectrograms, load_run, predict_samples
+    from lambdanets.audio.prediction import predict_files
+    from lambdanets.audio.sheet import MAX_DRAWN
 
     sheet = out or run / "predictions.png"
-    if sheet.suffix.lower() != ".png":
-        raise UsageError(f"--out is a PNG image, whose name ends in .png; got {str(sheet)!r}.")
+    check_suffix("--out", sheet, ".png")
     check_outputs({"--out": sheet})
+    on = chosen_device(device, PREDICT_DEVICES)
     opened = load_run(run)
+    name = opened.config.model.name
     top, batch_size = 5 if top is None else top, 32 if batch_size is None else batch_size
     if samples is not None:
-        predictions = predict_samples(opened, samples, top=top, batch_size=batch_size, weights=weights)
+        found = predict_samples(opened, samples, top=top, batch_size=batch_size, weights=weights, device=on)
     else:
-        predictions = predict(opened, paths, top=top, batch_size=batch_size, weights=weights)
-    draw_predictions(predictions, opened)
-    if json is not None:
-        write_json(json, to_plain(predictions))
-    drawn = draw_spectrograms(predictions, sheet, f"{opened.config.model.name}  ·  {run}")
-    print_files(*(("sheet", page) for page in drawn), ("predictions", json))
-    unread = [each for each in predictions if each.error is not None]
-    for each in unread:
-        stderr().print(f"skipped {each.path}: {each.error or ''}.")
-    return exit_code_of_samples(len(unread), len(predictions), strict=strict, samples="recordings")
+        found = predict_files(opened, paths, top=top, batch_size=batch_size, weights=weights, device=on)
+
+    def draw_sheet(predictions: Sequence[AudioPrediction], summary: str) -> list[Path]:
+        return draw_spectrograms(predictions, sheet, f"{name}  ·  {run}", summary=summary)
+
+    return write_predictions(
+        found, title=f"{name} from {run}", ranks=min(top, len(opened.classes)), truths=samples is not None,
+        csv=csv, json=json, draw=draw_sheet, most=MAX_DRAWN, strict=strict, sample="recording",
+        part=batch_size,
+    )  # fmt: skip
 
 
 def export_run(

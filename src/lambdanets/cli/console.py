@@ -114,11 +114,16 @@ def draw_classes(
         draw(stdout(), title, rows)
 
 
-def print_files(*files: tuple[str, Path | None]) -> None:
-    """Print the paths of written files, each after its label; None is an output that was not requested."""
+def print_files(*files: tuple[str, Path | None], console: Console | None = None) -> None:
+    """Print the paths of written files, each after its label; None is an output that was not requested.
+
+    Args:
+        *files: Labels and files.
+        console: The console; that for results by default.
+    """
     for label, file in files:
         if file is not None:
-            stdout().print(f"{label}: {file}", soft_wrap=True)
+            (console or stdout()).print(f"{label}: {file}", soft_wrap=True)
 
 
 def exit_code_of_samples(unreadable: int, total: int, *, strict: bool, samples: str = "images") -> int:
@@ -130,7 +135,6 @@ def exit_code_of_samples(unreadable: int, total: int, *, strict: bool, samples: 
         strict: A single unreadable sample is a failure; else it takes all of them.
         samples: Noun of the samples.
     """
-    if unreadable != total and not (strict and unreadable):
-        return 0
-    stderr().print(f"lambdanets: {unreadable} of {total} {samples} could not be read.")
-    return FAILURE
+    if unreadable:
+        stderr().print(f"lambdanets: {unreadable} of {total} {samples} could not be read.")
+    return FAILURE if unreadable == total or (strict and unreadable) else 0

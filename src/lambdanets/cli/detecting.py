@@ -16,7 +16,15 @@ from lambdanets.cli.console import (
     table,
 )
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import check_images, engine_changes, resolved_location, write_json
+from lambdanets.cli.options import (
+    EVAL_DEVICES,
+    PREDICT_DEVICES,
+    check_images,
+    chosen_device,
+    engine_changes,
+    resolved_location,
+    write_json,
+)
 from lambdanets.data import CocoConfig
 from lambdanets.detection.config import MIN_MAX_DETECTIONS
 
@@ -46,6 +54,7 @@ def evaluate_run(
     workers: int | None,
     precision: str | None,
     memory_format: str | None,
+    device: str | None,
     max_detections: int | None,
     tile: str | None,
     per_class: Path | None,
@@ -59,7 +68,7 @@ def evaluate_run(
         raise UsageError(f"--max-detections is {MIN_MAX_DETECTIONS} or more; got {max_detections}.")
     if images is not None and data is None:
         raise UsageError("--images is the folder of the images of --data: give --data coco:PATH too.")
-    option = _tile_option(tile or "auto")
+    option, on = _tile_option(tile or "auto"), chosen_device(device, EVAL_DEVICES)
     run = Path(what)
     opened = load_run(run)
     changes = {"image_size": size, "batch_size": batch_size, "workers": workers}
@@ -72,7 +81,7 @@ def evaluate_run(
         config = replace(config, engine=replace(config.engine, **engine_changes(precision, memory_format)))
         opened = replace(opened, config=config)
     evaluation = evaluate(
-        opened, data=data_config, weights=weights, max_detections=max_detections, tile=option
+        opened, data=data_config, weights=weights, max_detections=max_detections, tile=option, device=on
     )
     scores = evaluation.scores
     if evaluation.tiled:
@@ -134,6 +143,7 @@ def predict_run(
     paths: tuple[Path, ...],
     *,
     samples: int | None,
+    device: str | None,
     threshold: float | None,
     tile: str | None,
     max_pixels: int | None,
@@ -151,13 +161,13 @@ def predict_run(
     threshold = 0.5 if threshold is None else threshold
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is from 0 to 1; got {threshold:g}.")
-    option = _tile_option(tile or "auto")
+    option, on = _tile_option(tile or "auto"), chosen_device(device, PREDICT_DEVICES)
     opened = load_run(run)
     if samples is not None:
         if json is not None:
             raise UsageError("--json goes with images; of the validation set, eval --results writes all.")
         sheet = out or run / "predictions.png"
-        pairs = predict_samples(opened, samples, weights=weights, tile=option)
+        pairs = predict_samples(opened, samples, weights=weights, tile=option, device=on)
         title = f"{opened.config.model.name}  ·  {run}"
         with usage():
             pages = draw_pairs(pairs, sheet, title, names=opened.classes, threshold=threshold)
@@ -175,7 +185,7 @@ def predict_run(
     tiled = shrunk = 0
     sizes, data_config = TrainingSizes.read(opened.files.image_sizes, opened.config.data), opened.config.data
     detections = predict(
-        opened, photos, threshold=threshold, weights=weights, tile=option, max_pixels=max_pixels
+        opened, photos, threshold=threshold, weights=weights, tile=option, max_pixels=max_pixels, device=on
     )
     for each in detections:
         entries.append(_entry(each, opened.classes))

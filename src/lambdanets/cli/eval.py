@@ -1,29 +1,33 @@
 """`lambdanets eval`: measures a run or a model on validation images or ImageNet's test sets."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 from tyro import conf
 
-from lambdanets.cli.console import draw, draw_classes, print_files, stderr, stdout, table
+from lambdanets.cli.console import draw, print_files, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, usage
-from lambdanets.cli.options import check_outputs, engine_changes, resolved_location, shown, write_json
+from lambdanets.cli.options import (
+    EVAL_DEVICES,
+    check_outputs,
+    chosen_device,
+    engine_changes,
+    resolved_location,
+    shown,
+    write_json,
+)
+from lambdanets.cli.scores import FIGURES, WORST, ScoreFiles, check_score_files, score_rows
 from lambdanets.cli.tasks import run_verb
 from lambdanets.data import DataConfig
 from lambdanets.train import load_run
 
 if TYPE_CHECKING:
     from lambdanets.evaluate.measurement import Evaluation
-    from lambdanets.evaluate.results import ClassRow
+    from lambdanets.evaluate.samples import Samples
     from lambdanets.evaluate.target import EvalTarget
-
-LABELS = {
-    "top1": ("accuracy", "{:.2%}"),
-    "top5": ("top-5 accuracy", "{:.2%}"),
-    "images": ("images", "{:,.0f}"),
-    "images_per_second": ("images/s", "{:,.0f}"),
-}
 
 
 def run(
@@ -58,7 +62,12 @@ def run(
     ] = None,
     max_detections: Annotated[int | None, shown("N", "the run's")] = None,
     tile: Annotated[str | None, shown("auto | SIZE | off", "auto")] = None,
+    device: Annotated[str | None, shown("cpu | cuda | cuda:1 | mps", "the run's, or the best")] = None,
     per_class: Annotated[Path | None, shown("FILE.csv")] = None,
+    errors: Annotated[Path | None, shown("FILE.csv")] = None,
+    predictions: Annotated[Path | None, shown("FILE.csv")] = None,
+    confusion: Annotated[Path | None, shown("FILE.png | FILE.csv")] = None,
+    calibration: Annotated[Path | None, shown("FILE.png")] = None,
     csv: Annotated[Path | None, shown("FILE.csv")] = None,
     json: Annotated[Path | None, shown("FILE.json")] = None,
     results: Annotated[Path | None, shown("FOLDER")] = None,
@@ -91,7 +100,15 @@ def run(
         memory_format: Memory format of the images, which changes the speed and the rounding.
         max_detections: Detectors: number of detections in an image that count, by score; 100 for COCO.
         tile: Detectors: process large images in overlapping tiles; see predict.
-        per_class: Write the accuracy of each class to a file, and print the best and the worst classes.
+        device: Device of the computation.
+        per_class: Write accuracy, precision, recall and F1 of each class to a file (of a detector the average
+            precision), and print the best and the worst classes.
+        errors: Classifiers: write the wrongly classified images or recordings to a file, the largest loss
+            first: file, truth, guess, their probabilities and the loss. The first 24 are drawn beside it on
+            FILE.png.
+        predictions: Classifiers: write the same for all images or recordings.
+        confusion: Classifiers: draw the confusion matrix, or write its counts.
+        calibration: Classifiers: draw how often predictions of each confidence are correct.
         csv: Append a row to a table in the format of timm's results; with --real, by ReaL labels.
         json: Write all results to a JSON file.
         results: Detectors: folder for all detections in COCO's results format (boxes.json and masks.json).
@@ -101,11 +118,13 @@ def run(
     if rank_and_world_size()[1] > 1:
         raise UsageError("eval measures in one process: start it without torchrun or srun.")
     check_outputs({"--per-class": per_class, "--csv": csv, "--json": json})
+    check_score_files(errors, predictions, confusion, calibration)
     return run_verb(
         "eval", what, data=data, images=images, as_=as_, real=real, checkpoint=checkpoint, weights=weights,
         accelerate=accelerate, size=size, context=context, crop=crop, batch_size=batch_size, workers=workers,
         precision=precision, memory_format=memory_format, max_detections=max_detections, tile=tile,
-        per_class=per_class, csv=csv, json=json, results=results,
+        device=device, per_class=per_class, errors=errors, predictions=predictions, confusion=confusion,
+        calibration=calibration, csv=csv, json=json, results=results,
     )  # fmt: skip
 
 
@@ -124,7 +143,12 @@ def evaluate_classifier(
     workers: int | None,
     precision: str | None,
     memory_format: str | None,
+    device: str | None,
     per_class: Path | None,
+    errors: Path | None,
+    predictions: Path | None,
+    confusion: Path | None,
+    calibration: Path | None,
     csv: Path | None,
     json: Path | None,
 ) -> int:
@@ -135,11 +159,12 @@ def evaluate_classifier(
         raise UsageError(f"--real has labels for ImageNet's own validation set, not for --as {as_}.")
 
     from lambdanets.evaluate.measurement import guess_test_set, measure
-    from lambdanets.evaluate.results import check_table
+    from lambdanets.evaluate.results import append_row, check_table, timm_row, to_plain
     from lambdanets.evaluate.test_sets import TEST_SETS
 
     if csv is not None:
         check_table(csv)
+    on = chosen_device(device, EVAL_DEVICES)
     target, elsewhere = _target(what, data, checkpoint, weights)
     test_set = TEST_SETS[as_] if as_ is not None else guess_test_set(target) if elsewhere else None
     if real is not None and test_set not in (None, TEST_SETS["imagenet"]):
@@ -152,15 +177,36 @@ def evaluate_classifier(
         target = replace(target, data=form)
         if size is not None:
             target = target.at_size(size)
-    target = replace(target, engine=replace(target.engine, **engine_changes(precision, memory_format)))
+    files = ScoreFiles(per_class, errors, predictions, confusion, calibration)
+    files.check(target.data.source, len(target.classes))
+    engine = replace(target.engine, **engine_changes(precision, memory_format))
+    target = replace(target, engine=engine, device=on)
     if accelerate:
         from lambdanets import models
 
         target = replace(target, network=models.accelerate(target.network))
-    evaluation = measure(target, test_set=test_set, real=real)
+    evaluation = measure(target, test_set=test_set, real=real, samples=files.per_sample)
     _print(f"{what}, {target.weights}", evaluation)
-    _write(what, target, evaluation, per_class, csv, json)
+    title = f"{target.name}  ·  {what} on {evaluation.data.source}"
+    written = files.write(
+        evaluation.scores, evaluation.samples, target.classes, title=title, draw=draw_errors
+    )
+    if csv is not None:
+        append_row(csv, timm_row(target, evaluation, label=what))
+    if json is not None:
+        write_json(json, to_plain(target, evaluation, label=what))
+    print_files(*written, ("table", csv), ("figures", json))
     return 0
+
+
+def draw_errors(
+    samples: "Samples", rows: np.ndarray, names: Sequence[str], sheet: Path, title: str, summary: str
+) -> list[Path]:
+    """Draw some wrongly classified images on a contact sheet; `names` are those of the classes."""
+    from lambdanets.viz.contact_sheet import draw_sheets
+
+    predictions = [samples.as_prediction(row, names) for row in rows]
+    return draw_sheets(predictions, sheet, title=title, summary=summary, per_page=WORST, columns=6)
 
 
 def _target(
@@ -185,27 +231,6 @@ def _target(
     return target_from_model(what, data, checkpoint=checkpoint), True
 
 
-def _write(
-    what: str,
-    target: "EvalTarget",
-    evaluation: "Evaluation",
-    per_class: Path | None,
-    csv: Path | None,
-    json: Path | None,
-) -> None:
-    from lambdanets.evaluate.results import append_row, class_rows, timm_row, to_plain, write_classes
-
-    if per_class is not None:
-        rows = class_rows(evaluation.scores, target.classes)
-        _print_classes(rows)
-        write_classes(per_class, rows)
-    if csv is not None:
-        append_row(csv, timm_row(target, evaluation, label=what))
-    if json is not None:
-        write_json(json, to_plain(target, evaluation, label=what))
-    print_files(("classes", per_class), ("table", csv), ("figures", json))
-
-
 def _elsewhere(config: DataConfig, source: str) -> DataConfig:
     """Select all images of another source, and the validation split of the run's own."""
     other = replace(config, source=source)
@@ -215,16 +240,10 @@ def _elsewhere(config: DataConfig, source: str) -> DataConfig:
 
 
 def _print(label: str, evaluation: "Evaluation") -> None:
-    figures = evaluation.scores.figures()
-    if evaluation.choices <= 5:
-        figures.pop("top5")  # always 100 %
-    rows = table(measure="left", value="right")
-    for name, value in figures.items():
-        text, form = LABELS.get(name, (name, "{:,.4f}"))
-        rows.add_row(text, form.format(value))
+    rows = score_rows(evaluation.scores, choices=evaluation.choices)
     if evaluation.real is not None:
         for name, value in evaluation.real.items():
-            text, form = LABELS[name]
+            text, form = FIGURES[name]
             how = "with" if name == "images" else "by"
             rows.add_row(f"{text} {how} ReaL labels", form.format(value))
     title = f"{label}, on {evaluation.data.source}"
@@ -248,15 +267,3 @@ def _print_corruptions(evaluation: "Evaluation") -> None:
             "lambdanets: the mean corruption error needs all 15 corruptions at all 5 severities; "
             "the table has those in the folder."
         )
-
-
-def _print_classes(rows: "list[ClassRow]") -> None:
-    described = any(row.description != row.name for row in rows)
-    columns = {"class": "left"} | ({"name": "wrap"} if described else {})
-    draw_classes(
-        sorted(rows, key=lambda row: -row.top1),
-        columns | {"images": "right", "accuracy": "right"},
-        lambda row: [
-            row.name, *([row.description] if described else []), f"{row.images:,}", f"{row.top1:.2%}"
-        ],
-    )  # fmt: skip

@@ -41,7 +41,7 @@ def run(
         if number is not None and number < 1:
             raise UsageError(f"{option} must be at least 1, got {number}.")
     if not 0 <= temperature < float("inf"):
-        raise UsageError(f"--temperature must be at least 0, got {temperature:g}.")
+        raise UsageError(f"--temperature must be at least 0 and finite, got {temperature:g}.")
     if top_p is not None and not 0 < top_p <= 1:
         raise UsageError(f"--top-p must be above 0 and at most 1, got {top_p:g}.")
     if seed is not None and seed < 0:

@@ -84,7 +84,7 @@ def _convolution(x: Tensor, wq: Tensor, wv: Tensor) -> Tensor:
 
 def _native_step(q: Tensor, k: Tensor, v: Tensor, e: Tensor, summary: Tensor, values: Tensor) -> Tensor:
     """Return the output of a causal step by the library and the content lambda after it, concatenated."""
-    state = torch.zeros_like(k), summary, values
+    state = torch.zeros_like(k, dtype=torch.float64), summary, values
     with torch.no_grad():
         y, after = step.output(q, k, v, e, state, decay=None, dilation=1, normalize="softmax")
     return _joined(y, after[1])
@@ -92,7 +92,8 @@ def _native_step(q: Tensor, k: Tensor, v: Tensor, e: Tensor, summary: Tensor, va
 
 def _step(q: Tensor, k: Tensor, v: Tensor, e: Tensor, summary: Tensor, values: Tensor) -> Tensor:
     """Return `_native_step` by PyTorch, whose operators serve tensors with gradients."""
-    y, after = recurrent_step(q, k, v, e, Recurrence(torch.zeros_like(k), summary, values))
+    state = Recurrence(torch.zeros_like(k, dtype=torch.float64), summary, values)
+    y, after = recurrent_step(q, k, v, e, state)
     return _joined(y, after.summary)
 
 

@@ -19,6 +19,8 @@ from lambdanets.utils.files import replacing
 from lambdanets.utils.text import did_you_mean, json_text
 
 if TYPE_CHECKING:
+    import torch
+
     from lambdanets.data import AudioDataConfig, CocoConfig, DataConfig, TextDataConfig
 
 # Value that an option takes -> Python's message for another one.
@@ -48,6 +50,8 @@ DtypeName = Literal["float32", "float64", "bfloat16", "float16"]
 # A flag that is true unless --no-NAME is given; its help describes --no-NAME.
 Without = Annotated[bool, conf.arg(help_behavior_hint="")]
 Device = Annotated[str, conf.arg(metavar="cpu | cuda")]
+EVAL_DEVICES = ("cpu", "cuda", "mps")  # of Lightning, which eval runs in
+PREDICT_DEVICES = (*EVAL_DEVICES, "xpu")
 
 
 def shown(metavar: str, default: str | None = None) -> Any:
@@ -81,6 +85,15 @@ def check_images(paths: Sequence[Path], samples: int | None) -> None:
     if bool(paths) == (samples is not None):
         raise UsageError(
             "name images or folders, or take images of the validation set with --samples 20, but not both."
+        )
+
+
+def check_suffix(option: str, file: Path | None, *suffixes: str) -> None:
+    """Raise UsageError if the name of a file that an option names has another ending."""
+    if file is not None and file.suffix.lower() not in suffixes:
+        kinds = " or ".join({".png": "PNG image", ".csv": "CSV file"}[each] for each in suffixes)
+        raise UsageError(
+            f"{option} is a {kinds}, whose name ends in {' or '.join(suffixes)}; got {str(file)!r}."
         )
 
 
@@ -118,16 +131,37 @@ def write_json(file: Path, plain: Any) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
-def check_device(device: str) -> None:
-    """Raise UsageError if a name is not a device, or the device is not available."""
+def check_device(device: str, kinds: Sequence[str] = ("cpu", "cuda")) -> None:
+    """Raise UsageError if a name is not a device of some kinds, or the device is not available."""
     import torch
 
     try:
-        kind = torch.device(device).type
+        named = torch.device(device)
     except RuntimeError:
-        raise UsageError(f"--device takes cpu or cuda, not {device!r}.") from None
-    if kind != "cpu" and not (kind == "cuda" and torch.cuda.is_available()):
-        raise UsageError(f"there is no {kind} device here.")
+        *others, last = kinds
+        raise UsageError(f"--device takes {', '.join(others)} or {last}, not {device!r}.") from None
+    if named.type == "cpu" and "cpu" in kinds:
+        return
+    module: Any = getattr(torch, named.type, None)
+    if named.type not in kinds or module is None or not module.is_available():
+        raise UsageError(f"there is no {named.type} device here.")
+    if named.index is not None and named.index >= module.device_count():
+        last_index = module.device_count() - 1
+        raise UsageError(f"there is no device {device} here; the last one is {named.type}:{last_index}.")
+
+
+def chosen_device(device: str | None, kinds: Sequence[str]) -> "torch.device | None":
+    """Return the device, of one of some kinds, that --device names; None if the option was not given.
+
+    Raises:
+        UsageError: There is no such device.
+    """
+    if device is None:
+        return None
+    import torch
+
+    check_device(device, kinds)
+    return torch.device(device)
 
 
 def read_sizes(option: str, text: str) -> tuple[int, ...]:

@@ -1,22 +1,32 @@
-"""`lambdanets predict`: labels images, in the terminal, on a contact sheet and as JSON."""
+"""`lambdanets predict`: labels images, in the terminal, on a contact sheet, as CSV and as JSON."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import timm
 from tyro import conf
 
-from lambdanets.cli.console import draw, exit_code_of_samples, print_files, stderr, stdout, table
 from lambdanets.cli.errors import UsageError
-from lambdanets.cli.options import check_images, check_outputs, shown, write_json
+from lambdanets.cli.options import (
+    PREDICT_DEVICES,
+    check_images,
+    check_outputs,
+    check_suffix,
+    chosen_device,
+    shown,
+)
+from lambdanets.cli.predictions import to_stdout, write_predictions
 from lambdanets.cli.tasks import run_verb
-from lambdanets.evaluate.prediction import Prediction, predict, predict_samples
-from lambdanets.train import Run, load_run
+from lambdanets.evaluate.prediction import Prediction, predict_files, predict_held_out
+from lambdanets.evaluate.target import is_run_folder, target_from_model, target_from_run
+from lambdanets.evaluate.test_sets import describe_classes
+from lambdanets.train import load_run
+from lambdanets.viz.contact_sheet import MAX_PAGES, PER_PAGE
 
 
 def run(
-    run: Annotated[Path, conf.Positional, shown("RUN")],
+    what: Annotated[Path, conf.Positional, shown("RUN | MODEL")],
     paths: Annotated[tuple[Path, ...], conf.Positional, shown("FILE | FOLDER")] = (),
     *,
     samples: Annotated[int | None, shown("N")] = None,
@@ -27,19 +37,23 @@ def run(
         Path | None, shown("SHEET.png | FOLDER", "predictions.png or predictions/ in the run")
     ] = None,
     json: Annotated[Path | None, shown("FILE.json")] = None,
+    csv: Annotated[Path | None, shown("FILE.csv | -")] = None,
+    checkpoint: Annotated[str | None, shown("FILE | FOLDER | hf-hub:NAME", "published ones")] = None,
     weights: Literal["best", "last"] = "best",
+    device: Annotated[str | None, shown("cpu | cuda | cuda:1 | mps | xpu", "the best")] = None,
     batch_size: Annotated[int | None, shown("N", "32")] = None,
     max_pixels: Annotated[int | None, shown("N", "the run's")] = None,
     strict: bool = False,
 ) -> int:
-    """Label images with a run and draw them on a contact sheet, or draw the objects that a detector finds.
+    """Label images with a run or a model and draw them on a contact sheet, or draw the objects in them.
 
-    Recordings are labelled and drawn as spectrograms. A language model reports how well it predicts each file
-    of text, in bits. Files that cannot be read are reported and skipped; the command fails if none could be
-    read.
+    A detector finds objects. Recordings are labelled and drawn as spectrograms. A language model reports how
+    well it predicts each file of text, in bits. Files that cannot be read are reported and skipped; the
+    command fails if none could be read. A contact sheet has the first 200 images.
 
     Args:
-        run: Folder of a run.
+        what: Folder of a run, or a classifier for ImageNet: a name in timm's registry (this package's models
+            are in it) or hf-hub:NAME. A model prepares images as it was published, and names its classes.
         paths: Files, and folders, which are searched recursively.
         samples: Instead of files, use this many images or recordings of the run's validation set, and show
             their labels.
@@ -50,7 +64,11 @@ def run(
         out: Classifiers: the contact sheet, whose further pages get a number. Detectors: the folder of the
             drawings, or with --samples the sheet.
         json: Write the predictions to a JSON file.
+        csv: Classifiers: write a row per file: file, label, probability, the next labels with theirs, error.
+            `-` writes to the standard output, in place of the table.
+        checkpoint: Weights for a model.
         weights: Weights of the run's best epoch by validation, or of its last epoch.
+        device: Device of the computation.
         batch_size: Images, recordings or windows of text in a batch; detectors process one at a time.
         max_pixels: Largest width times height of an image that is read.
         strict: Fail if any file could not be read.
@@ -63,97 +81,63 @@ def run(
     ):
         if number is not None and number < 1:
             raise UsageError(f"{option} must be at least 1, got {number}.")
-    check_outputs({"--json": json})
-    if not run.exists() and timm.is_model(str(run)):
-        raise UsageError(
-            f"{run} is a model, and predict takes the folder of a run: train it on images of your classes "
-            f"first, with lambdanets train folder --model {run} --data folder:PATH."
-        )
+    check_outputs({"--json": json, "--csv": None if to_stdout(csv) else csv})
     return run_verb(
-        "predict", run, paths, samples=samples, top=top, threshold=threshold, tile=tile, out=out, json=json,
-        weights=weights, batch_size=batch_size, max_pixels=max_pixels, strict=strict,
+        "predict", what, paths, samples=samples, top=top, threshold=threshold, tile=tile, out=out, json=json,
+        csv=csv, checkpoint=checkpoint, device=device, weights=weights, batch_size=batch_size,
+        max_pixels=max_pixels, strict=strict,
     )  # fmt: skip
 
 
 def predict_labels(
-    run: Path,
+    what: Path,
     paths: tuple[Path, ...],
     *,
     samples: int | None,
     top: int | None,
     out: Path | None,
     json: Path | None,
+    csv: Path | None,
+    checkpoint: str | None,
     weights: Literal["best", "last"],
+    device: str | None,
     batch_size: int | None,
     max_pixels: int | None,
     strict: bool,
 ) -> int:
     """Label images with a classifier; the arguments are those of `lambdanets predict`."""
     check_images(paths, samples)
-    sheet = out or run / "predictions.png"
-    if sheet.suffix.lower() != ".png":
-        raise UsageError(f"--out is a PNG image, whose name ends in .png; got {str(sheet)!r}.")
+    is_run = is_run_folder(str(what))
+    if is_run and checkpoint is not None:
+        raise UsageError(f"--checkpoint goes with the name of a model; {what} is no such name.")
+    if not is_run and samples is not None:
+        raise UsageError(f"{what} is a model and has no validation set: name images or folders.")
+    if not is_run and weights != "best":
+        raise UsageError("--weights chooses among those of a run; a model takes --checkpoint.")
+    sheet = out or (what if is_run else Path()) / "predictions.png"
+    check_suffix("--out", sheet, ".png")
     check_outputs({"--out": sheet})
-    opened = load_run(run)
+    on = chosen_device(device, PREDICT_DEVICES)
+    if is_run:
+        target = target_from_run(load_run(what), weights=weights)
+        title, heading = f"{target.name}  ·  {what}", f"{target.name} from {what}"
+    else:
+        target = target_from_model(str(what), checkpoint=checkpoint)
+        target = replace(target, classes=describe_classes(target.classes))
+        title, heading = f"{what}  ·  {target.weights}", f"{what}, {target.weights}"
+    target = replace(target, device=on)
     top, batch_size = 5 if top is None else top, 32 if batch_size is None else batch_size
     if samples is not None:
-        predictions = predict_samples(opened, samples, top=top, batch_size=batch_size, weights=weights)
+        found = predict_held_out(target, samples, top=top, batch_size=batch_size)
     else:
-        predictions = predict(
-            opened, paths, top=top, batch_size=batch_size, weights=weights, max_pixels=max_pixels
-        )
-    draw_predictions(predictions, opened)
-    if json is not None:
-        write_json(json, to_plain(predictions))
-    unread = [each for each in predictions if each.error is not None]
-    written = _draw(predictions, sheet, opened)
-    print_files(*(("contact sheet", page) for page in written), ("predictions", json))
-    for each in unread:
-        stderr().print(f"skipped {each.path}: {each.error or ''}.")
-    return exit_code_of_samples(len(unread), len(predictions), strict=strict)
+        found = predict_files(target, paths, top=top, batch_size=batch_size, max_pixels=max_pixels)
 
+    def draw(predictions: Sequence[Prediction], summary: str) -> list[Path]:
+        from lambdanets.viz.contact_sheet import draw_sheets
 
-def to_plain(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
-    """Return predictions as they are written to JSON: path, and labels with probabilities or an error."""
-    entries = []
-    for each in predictions:
-        entry: dict[str, object] = {"path": each.path}
-        if each.error is not None:
-            entry["error"] = each.error
-        else:
-            entry |= {
-                "labels": each.labels,
-                "probabilities": [round(value, 6) for value in each.probabilities],
-            }
-        if each.truth is not None:
-            entry["truth"] = each.truth
-        entries.append(entry)
-    return entries
+        return draw_sheets(predictions, sheet, title=title, summary=summary)
 
-
-def draw_predictions(predictions: Sequence[Prediction], run: Run[Any]) -> None:
-    """Print a table of predictions."""
-    readable = [each for each in predictions if each.error is None]
-    if not readable:
-        return
-    ranks = max(len(each.labels) for each in readable)
-    truths = any(each.truth is not None for each in readable)
-    headings = {run.config.WORDING.sample: "left"} | ({"true": "wrap"} if truths else {})
-    headings |= {f"{rank}._guess" if rank == 1 else f"{rank}.": "wrap" for rank in range(1, ranks + 1)}
-    title = f"{run.config.model.name} from {run.directory}"
-    right = sum(bool(each.right) for each in readable)
-    rows, console = table(**headings), stdout()
-    for each in readable:
-        best = {None: "bold", True: "bold green", False: "bold red"}[each.right]
-        guesses = [
-            console.render_str(label, style="" if rank else best).append(f" {probability:.1%}", "dim")
-            for rank, (label, probability) in enumerate(zip(each.labels, each.probabilities, strict=True))
-        ]
-        rows.add_row(each.path, *([each.truth or ""] if truths else []), *guesses)
-    draw(console, f"{title}: {right} of {len(readable)} correct" if truths else title, rows)
-
-
-def _draw(predictions: list[Prediction], sheet: Path, run: Run) -> list[Path]:
-    from lambdanets.viz.contact_sheet import draw_sheets
-
-    return draw_sheets(predictions, sheet, title=f"{run.config.model.name}  ·  {run.directory}")
+    return write_predictions(
+        found, title=heading, ranks=min(top, len(target.classes)), truths=samples is not None, csv=csv,
+        json=json, draw=draw, most=PER_PAGE * MAX_PAGES, strict=strict, part=batch_size,
+    )  # fmt: skip

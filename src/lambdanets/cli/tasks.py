@@ -68,6 +68,7 @@ TASKS: dict[str, Task] = {
             "eval": "lambdanets.cli.eval:evaluate_classifier",
             "predict": "lambdanets.cli.predict:predict_labels",
             "export": "lambdanets.cli.export:write_classifier",
+            "push": "lambdanets.cli.push:push_classifier",
         },
         next_step=_predict_samples,
     ),

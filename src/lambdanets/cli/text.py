@@ -99,7 +99,8 @@ def measure_texts(
     errors: list[str] = []
     for file, found in measure_files(opened, files, weights=weights):
         if isinstance(found, ValueError):
-            errors.append(f"skipped {file}: {found}")
+            # The error names the file.
+            errors.append(f"skipped: {found}")
             entries.append({"path": str(file), "error": str(found)})
             continue
         entries.append({"path": str(file)} | found.to_plain())
@@ -135,8 +136,11 @@ def write_continuation(
     weights: Literal["best", "last"],
 ) -> int:
     """Print a prompt and its continuation; the arguments are those of `lambdanets generate`."""
+    from lambdanets.data.text.files import plain_text
     from lambdanets.text import generate, load_run
 
+    # The text that the model continues is printed.
+    prompt = plain_text(0, prompt)
     pieces = generate(
         load_run(run), prompt, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
         weights=weights,

@@ -16,6 +16,7 @@ VERBS: dict[str, str] = {
     "pseudo-label": "label images with a run, to train another model on them",
     "masks-to-coco": "convert a folder of mask images to a COCO json, to train a detector on",
     "export": "write a run or a model as one file for torch.export or onnxruntime",
+    "push": "upload a run with a model card to the Hugging Face hub",
     "shard": "pack images into tar archives, to train on with --data tar:FOLDER",
     "list": "list models, recipes and data sources",
     "show": "show a model's stages, parameters, multiply-adds and kernels; or a recipe",

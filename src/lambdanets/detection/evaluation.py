@@ -19,7 +19,7 @@ from lambdanets.detection.training import DetectionModule
 from lambdanets.models import to_channels_last
 from lambdanets.train import Run
 from lambdanets.train.checkpoint import RunState
-from lambdanets.train.engine import device_and_precision, make_trainer, quiet_lightning
+from lambdanets.train.engine import make_trainer, one_device, quiet_lightning
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def evaluate(
     weights: Literal["best", "last"] = "best",
     max_detections: int | None = None,
     tile: TileOption = "auto",
+    device: torch.device | None = None,
 ) -> Evaluation:
     """Evaluate a run on the validation split of a COCO source, in one process.
 
@@ -54,6 +55,7 @@ def evaluate(
         max_detections: Most detections of an image that are scored, by descending score; a lower limit of the
             detector is raised to it. None takes the run's.
         tile: As for `predict`. With tiles, images are processed one by one instead of in batches.
+        device: Device in place of the run's.
 
     Raises:
         ValueError: `tile` is not one of the options of `predict`.
@@ -79,7 +81,9 @@ def evaluate(
     sizes, tile = TrainingSizes.read(run.files.image_sizes, config.data), check_tile(tile)
     tiled = sum(sizes.tile(size, config.data, tile) is not None for size in images.sizes.tolist())
     if tiled:
-        predictor = Predictor(replace(run, config=config), weights, tile, max_detections=max_detections)
+        predictor = Predictor(
+            replace(run, config=config), weights, tile, max_detections=max_detections, device=device
+        )
         results = merge([_results(predictor, images)])
         limit = config.validation.max_detections
         scores = score(images.ground_truth(), results, masks=config.data.masks, max_detections=limit)
@@ -93,8 +97,7 @@ def evaluate(
     module.val_set = images
     with quiet_lightning():
         trainer = make_trainer(
-            **device_and_precision(config.engine),
-            devices=1,
+            **one_device(config.engine, device),
             # A single process, even under a launcher of several.
             plugins=[LightningEnvironment()],
             logger=False,

@@ -62,6 +62,7 @@ def predict(
     weights: Literal["best", "last"] = "best",
     tile: TileOption = "auto",
     max_pixels: int | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[Detections]:
     """Detect objects in image files, and in the images inside folders, with a trained run.
 
@@ -81,6 +82,7 @@ def predict(
         tile: "auto"; the side of the tiles in pixels of the images, for all larger images; or "off", to
             process every image as a whole.
         max_pixels: Larger images are not read; None takes the limit of the run's training.
+        device: Device of the computation; None takes the best.
 
     Raises:
         ValueError: `threshold` is not from 0 to 1, or `tile` is not one of the options above.
@@ -93,7 +95,8 @@ def predict(
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is from 0 to 1, got {threshold}")
     limit = run.config.data.max_pixels if max_pixels is None else max_pixels
-    return _predict_files(Predictor(run, weights, tile), find_image_files(paths), threshold, limit)
+    predictor = Predictor(run, weights, tile, device=device)
+    return _predict_files(predictor, find_image_files(paths), threshold, limit)
 
 
 def _predict_files(
@@ -120,6 +123,7 @@ class Predictor:
         weights: The best weights by validation, or those of the last epoch.
         tile: As for `predict`.
         max_detections: Least value of the network's limit of detections per image or tile; None keeps it.
+        device: Device of the computation; None takes the best.
     """
 
     def __init__(
@@ -129,11 +133,12 @@ class Predictor:
         tile: TileOption,
         *,
         max_detections: int | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.tile: TileOption = check_tile(tile)
         self.data = run.config.data
         self.sizes = TrainingSizes.read(run.files.image_sizes, self.data)
-        network, self.device = prepare_network(run, weights)
+        network, self.device = prepare_network(run.model(weights), run.config.engine, device)
         self.network: Detector = network  # pyright: ignore[reportAttributeAccessIssue]
         if max_detections is not None:
             heads = self.network.roi_heads
@@ -169,6 +174,7 @@ def predict_samples(
     *,
     weights: Literal["best", "last"] = "best",
     tile: TileOption = "auto",
+    device: torch.device | None = None,
 ) -> Iterator[Pair]:
     """Detect objects in images of the run's validation set, for a comparison with the annotated ones.
 
@@ -179,6 +185,7 @@ def predict_samples(
         count: Number of images; a smaller set is used whole.
         weights: The best weights by validation, or those of the last epoch.
         tile: As for `predict`.
+        device: Device of the computation; None takes the best.
 
     Raises:
         ValueError: `count` is not positive, or `tile` is not one of the options of `predict`.
@@ -188,6 +195,6 @@ def predict_samples(
         raise ValueError(f"count must be at least 1, got {count}")
     config = run.config
     images = open_coco_split(config.data, "val", seed=config.seed, classes=run.classes)
-    predictor = Predictor(run, weights, tile)
+    predictor = Predictor(run, weights, tile, device=device)
     indices = evenly_spaced(len(images), count)
     return (make_pair(images, index, lambda image, _: predictor(image)[0]) for index in indices)

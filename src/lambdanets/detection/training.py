@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -261,7 +262,13 @@ def _open_splits(config: DetectionConfig) -> CocoSplits:
 DETECTION = Task(DetectionConfig, _open_splits, DetectionModule)
 
 
-def train(config: DetectionConfig | None = None, *, run_dir: str | Path, resume: bool = False) -> RunResult:
+def train(
+    config: DetectionConfig | None = None,
+    *,
+    run_dir: str | Path,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> RunResult:
     """Train a detector on annotated images and write one folder.
 
     Arguments, result and errors are those of `lambdanets.train.train`. In addition to the files of every run,
@@ -271,7 +278,7 @@ def train(config: DetectionConfig | None = None, *, run_dir: str | Path, resume:
     Example:
         >>> train(get_recipe("nuclei"), run_dir="runs/nuclei")
     """
-    return train_task(DETECTION, config, run_dir=run_dir, resume=resume)
+    return train_task(DETECTION, config, run_dir=run_dir, resume=resume, callbacks=callbacks)
 
 
 def load_run(path: str | Path) -> Run[DetectionConfig]:

@@ -19,6 +19,7 @@ from lambdanets.evaluate.corruptions import (
     find_corruptions,
     mean_corruption_error,
 )
+from lambdanets.evaluate.samples import Recorder, Samples
 from lambdanets.evaluate.scoring import Scores, score
 from lambdanets.evaluate.target import EvalTarget, target_from_run
 from lambdanets.evaluate.test_sets import (
@@ -47,6 +48,7 @@ class Evaluation:
         choices: Number of classes that predictions were restricted to.
         real: `top1` and `top5` (fractions) by the ReaL labels and their number of `images`, if asked for.
         corruptions: Errors by corruption, for ImageNet-C.
+        samples: Predictions for single images, if asked for.
     """
 
     scores: Scores
@@ -55,6 +57,7 @@ class Evaluation:
     choices: int
     real: dict[str, float] | None = None
     corruptions: tuple[CorruptionError, ...] = ()
+    samples: Samples | None = None
 
     @property
     def mce(self) -> float | None:
@@ -73,7 +76,7 @@ def evaluate(
         weights: Weights of the best epoch, or of the last.
 
     Returns:
-        `loss`, `top1`, `top5` (fractions), `images`, `images_per_second`.
+        The figures of `Scores.figures`: `loss`, `top1`, `top5` (fractions), `images` and others.
 
     Raises:
         DataError: The images cannot be used, or have other classes than the run.
@@ -87,7 +90,11 @@ def evaluate(
 
 
 def measure(
-    target: EvalTarget, *, test_set: ImageNetSet | None = None, real: str | Path | None = None
+    target: EvalTarget,
+    *,
+    test_set: ImageNetSet | None = None,
+    real: str | Path | None = None,
+    samples: bool = False,
 ) -> Evaluation:
     """Evaluate a network on its images, class by class.
 
@@ -98,6 +105,7 @@ def measure(
         real: Also evaluate by the labels of "Are we done with ImageNet?" (Beyer et al. 2020,
             arXiv:2006.07159): the published real.json, or "timm" for the copy in timm. Images without any
             label do not count there.
+        samples: Record the prediction for each image, about 30 bytes, and up to 80 for few classes.
 
     Raises:
         DataError: The images or the labels cannot be used, or have other classes.
@@ -111,11 +119,13 @@ def measure(
         raise DataError("ReaL labels are those of ImageNet's own validation set, and of no other test set.")
     names = _folder_names(target, test_set, real)
     if test_set is not None and test_set is TEST_SETS["c"]:
-        return _measure_corruptions(target, names, test_set)
+        return _measure_corruptions(target, names, test_set, Recorder() if samples else None)
     images = _open(target, target.data, names)
     allowed = _present_classes(images) if test_set is not None and test_set.restricted else None
     labels = None if real is None else _real_labels(images, real)
-    scores = _score(target, images, allowed=allowed, on_logits=None if labels is None else labels.add_result)
+    recorder = Recorder() if samples else None
+    on_logits = None if labels is None else labels.add_result
+    scores = _score(target, images, allowed=allowed, on_logits=on_logits, recorder=recorder)
     by_real = None
     if labels is not None:
         top1, top5 = (labels.get_accuracy(k) / 100 for k in (1, 5))
@@ -126,6 +136,9 @@ def measure(
         test_set=test_set,
         choices=len(names) if allowed is None else len(allowed),
         real=by_real,
+        samples=None
+        if recorder is None
+        else recorder.samples(np.arange(len(names)) if allowed is None else allowed),
     )
 
 
@@ -166,7 +179,9 @@ def _open(target: EvalTarget, data: DataConfig, names: tuple[str, ...]) -> Image
     return open_split(data, "val", seed=target.seed, classes=names)[0]
 
 
-def _measure_corruptions(target: EvalTarget, names: tuple[str, ...], test_set: ImageNetSet) -> Evaluation:
+def _measure_corruptions(
+    target: EvalTarget, names: tuple[str, ...], test_set: ImageNetSet, recorder: Recorder | None
+) -> Evaluation:
     """Evaluate a target on each corruption and severity of ImageNet-C."""
     root = Path(target.data.source.partition(":")[2]).expanduser()
     if not root.is_dir():
@@ -174,13 +189,14 @@ def _measure_corruptions(target: EvalTarget, names: tuple[str, ...], test_set: I
     parts: dict[tuple[str, int], Scores] = {}
     for level, folder in find_corruptions(root).items():
         data = replace(target.data, source=f"folder:{folder}", val_fraction=1.0)
-        parts[level] = _score(target, _open(target, data, names))
+        parts[level] = _score(target, _open(target, data, names), recorder=recorder)
     return Evaluation(
         scores=reduce(add, parts.values()),
         data=target.data,
         test_set=test_set,
         choices=len(names),
         corruptions=corruption_errors({level: scores.error for level, scores in parts.items()}),
+        samples=None if recorder is None else recorder.samples(np.arange(len(names))),
     )
 
 
@@ -190,8 +206,11 @@ def _score(
     *,
     allowed: np.ndarray | None = None,
     on_logits: Callable[[Tensor], None] | None = None,
+    recorder: Recorder | None = None,
 ) -> Scores:
     """Run a target over images; see `score`."""
+    if recorder is not None:
+        recorder.begin(images)
     return score(
         target.network,
         eval_loader(images, target.data),
@@ -200,6 +219,8 @@ def _score(
         name=target.name,
         allowed=allowed,
         on_logits=on_logits,
+        on_samples=None if recorder is None else recorder.add,
+        device=target.device,
     )
 
 

@@ -1,4 +1,4 @@
-"""Predictions for single images by a trained run."""
+"""Predictions for single images by a trained run or a published model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from lambdanets.data import IMAGE_SUFFIXES, DataError, StreamSet, eval_transform, open_split, read_image
 from lambdanets.data.files import find_images, warn_left_out
+from lambdanets.evaluate.target import EvalTarget, target_from_run
 from lambdanets.models import to_channels_last
+from lambdanets.train.config import EngineConfig
 from lambdanets.train.run import Run
 from lambdanets.viz.contact_sheet import Prediction
 
@@ -53,10 +55,37 @@ def predict(
         >>> for each in predict(load_run("runs/birds"), ["photo.jpg", "holidays/"]):
         ...     print(each.path, each.labels[0], f"{each.probabilities[0]:.1%}")
     """
-    limit = run.config.data.max_pixels if max_pixels is None else max_pixels
+    target = target_from_run(run, weights=weights)
+    return list(predict_files(target, paths, top=top, batch_size=batch_size, max_pixels=max_pixels))
+
+
+def predict_files(
+    target: EvalTarget,
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    max_pixels: int | None = None,
+) -> Iterator[Prediction]:
+    """Classify image files as `predict` does, by the network of a run or by a published model.
+
+    Predictions are yielded as they are made, so that any number of files can be classified.
+
+    Args:
+        target: The network, with the preparation of its images; `target.data.source` is not read.
+        paths: Files and folders; folders are searched recursively, in the order of names.
+        top: Number of classes per image; all if there are fewer.
+        batch_size: Images per batch.
+        max_pixels: Largest image to read, in pixels; None takes the limit of `target.data`.
+
+    Example:
+        >>> for each in predict_files(target_from_model("resnet50"), ["photo.jpg"], top=1):
+        ...     print(each.path, each.labels[0])
+    """
+    limit = target.data.max_pixels if max_pixels is None else max_pixels
     check_positive(top=top, batch_size=batch_size, max_pixels=limit)
-    transform = eval_transform(run.config.data)
-    model, device = prepare_network(run, weights)
+    transform = eval_transform(target.data)
+    model, device = prepare_network(target.network, target.engine, target.device)
 
     def load(path: Path) -> Tensor | str:
         if path.is_dir():
@@ -66,20 +95,18 @@ def predict(
         except (DataError, OSError) as error:
             return error_reason(error, path)
 
-    results: list[Prediction] = []
     # Decoding photos takes longer than a small network; Pillow releases the GIL while it decodes.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for batch in batched(find_image_files(paths), batch_size):
             loaded = list(pool.map(load, batch))
             images = [each for each in loaded if isinstance(each, Tensor)]
-            answers = iter(_classify(model, images, device, run.classes, top))
+            answers = iter(_classify(model, images, device, target.classes, top))
             for path, each in zip(batch, loaded, strict=True):
                 if isinstance(each, str):
-                    results.append(Prediction(path=str(path), error=each))
+                    yield Prediction(path=str(path), error=each)
                 else:
                     labels, probabilities = next(answers)
-                    results.append(Prediction(path=str(path), labels=labels, probabilities=probabilities))
-    return results
+                    yield Prediction(path=str(path), labels=labels, probabilities=probabilities)
 
 
 def predict_samples(
@@ -107,28 +134,33 @@ def predict_samples(
     Raises:
         ValueError: `count`, `top` or `batch_size` is not positive, or the source is a stream.
     """
+    target = target_from_run(run, weights=weights)
+    return list(predict_held_out(target, count, top=top, batch_size=batch_size))
+
+
+def predict_held_out(
+    target: EvalTarget, count: int, *, top: int = 5, batch_size: int = 32
+) -> Iterator[Prediction]:
+    """Classify samples of the validation images of a run's target, as `predict_samples` does, one by one."""
     check_positive(count=count, top=top, batch_size=batch_size)
-    image_set, classes = open_split(run.config.data, "val", seed=run.config.seed, classes=run.classes)
+    data = target.data
+    image_set, classes = open_split(data, "val", seed=target.seed, classes=target.classes)
     if isinstance(image_set, StreamSet):
-        raise ValueError(f"samples cannot be picked from a stream such as {run.config.data.source!r}")
+        raise ValueError(f"samples cannot be picked from a stream such as {data.source!r}")
     count = min(count, len(image_set))
     chosen = [(index * len(image_set)) // count for index in range(count)]
-    model, device = prepare_network(run, weights)
-    results: list[Prediction] = []
+    model, device = prepare_network(target.network, target.engine, target.device)
     for batch in batched(chosen, batch_size):
-        items = [image_set.item(index, 0, run.config.seed) for index in batch]
-        answers = _classify(model, [image for image, _ in items], device, run.classes, top)
-        for index, (_, target), (labels, probabilities) in zip(batch, items, answers, strict=True):
-            results.append(
-                Prediction(
-                    path=image_set.path(index),
-                    labels=labels,
-                    probabilities=probabilities,
-                    truth=classes[int(target)],
-                    image=image_set.images.read(index),
-                )
+        items = [image_set.item(index, 0, target.seed) for index in batch]
+        answers = _classify(model, [image for image, _ in items], device, target.classes, top)
+        for index, (_, truth), (labels, probabilities) in zip(batch, items, answers, strict=True):
+            yield Prediction(
+                path=image_set.path(index),
+                labels=labels,
+                probabilities=probabilities,
+                truth=classes[int(truth)],
+                image=image_set.images.read(index),
             )
-    return results
 
 
 def check_positive(**values: int) -> None:
@@ -138,15 +170,18 @@ def check_positive(**values: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def prepare_network(run: Run, weights: Literal["best", "last"]) -> tuple[nn.Module, torch.device]:
-    """Return a run's network in evaluation mode on the best device, and the device.
+def prepare_network(
+    network: nn.Module, engine: EngineConfig, device: torch.device | None = None
+) -> tuple[nn.Module, torch.device]:
+    """Return a network in evaluation mode on a device, by default the best one, and the device.
 
     On a CPU the network is channels-last if that of the training was.
     """
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = device or torch.device("cpu")
-    network = run.model(weights).to(device).eval()
-    if run.config.engine.channels_last and device.type == "cpu":
+    if device is None:
+        best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = best or torch.device("cpu")
+    network = network.to(device).eval()
+    if engine.channels_last and device.type == "cpu":
         to_channels_last(network)
     return network, device
 

@@ -33,7 +33,7 @@ from lambdanets.train.checkpoint import write_text
 from lambdanets.train.engine import device_and_precision, quiet_lightning
 from lambdanets.train.errors import RunError
 from lambdanets.train.launch import local_rank, rank_and_world_size
-from lambdanets.train.progress import format_duration, print_once
+from lambdanets.train.progress import format_duration, log_once
 from lambdanets.train.run import Run
 from lambdanets.utils.processes import leave_signals_to_parent, locked
 from lambdanets.utils.progress import progress_bar_column
@@ -129,7 +129,7 @@ def label(
     images = open_unlabelled(source, config.in_chans, config.max_pixels)
     names = [images.path(index) for index in range(len(images))]
     if (rows := training_side(names)) is not None:
-        print_once(f"{source} has a training and a validation side: only the training side is labelled")
+        log_once(f"{source} has a training and a validation side: only the training side is labelled")
         images, names = images.subset(np.array(rows)), [names[row] for row in rows]
     indices = list(range(len(names))) if keep_labelled else images_not_trained_on(teacher, source, images)
     if not indices:
@@ -154,7 +154,7 @@ def label(
     with locked(label_file.lock, f"{label_file.path}"):
         done = label_file.start(size)
         if done:
-            print_once(f"{done:,} of {len(own_indices):,} images are labelled already")
+            log_once(f"{done:,} of {len(own_indices):,} images are labelled already")
         if not files[rank].exists():
             reader = _ImageBatches(images, own_indices[done:], eval_transform(config), size)
             loading = DataLoader(
@@ -320,6 +320,6 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
             logged = now
             rate = (done - before) / (now - started)
             left = format_duration((total - done) / rate)
-            print_once(f"labelled {done:,} of {total:,}, {rate:,.0f} images/s, {left} left")
+            log_once(f"labelled {done:,} of {total:,}, {rate:,.0f} images/s, {left} left")
 
     yield log

@@ -13,7 +13,7 @@ import torch
 
 import lambdanets
 from lambdanets.evaluate.measurement import Evaluation
-from lambdanets.evaluate.scoring import Scores
+from lambdanets.evaluate.scoring import BINS, Scores
 from lambdanets.evaluate.target import EvalTarget
 from lambdanets.evaluate.test_sets import describe_classes
 from lambdanets.train.checkpoint import write_text
@@ -34,18 +34,20 @@ COLUMNS: tuple[str, ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """One class of an evaluation; accuracies are fractions."""
+    """One class of an evaluation; its figures are fractions, and `top1` is its recall."""
 
     name: str
     description: str
     images: int
     top1: float
     top5: float
+    precision: float
+    f1: float
 
 
 def class_rows(scores: Scores, classes: tuple[str, ...]) -> list[ClassRow]:
     """Return the classes that had images, in the order of the logits."""
-    words = describe_classes(classes)
+    words, precision, f1 = describe_classes(classes), scores.precision(), scores.f1()
     return [
         ClassRow(
             name=classes[index],
@@ -53,21 +55,60 @@ def class_rows(scores: Scores, classes: tuple[str, ...]) -> list[ClassRow]:
             images=int(images),
             top1=int(scores.top1[index]) / int(images),
             top5=int(scores.top5[index]) / int(images),
+            precision=float(precision[index]),
+            f1=float(f1[index]),
         )
         for index, images in enumerate(scores.images)
         if images
     ]
 
 
-def write_classes(path: Path, rows: list[ClassRow]) -> None:
-    """Write a CSV file of classes: class, name, images, top1, top5."""
+def write_classes(path: Path, rows: list[ClassRow], *, samples: str = "images") -> None:
+    """Write a CSV file of classes: class, name, images, top1, top5, precision, recall, f1.
+
+    Args:
+        path: The file.
+        rows: The classes.
+        samples: Name of the third column, in place of "images".
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("class", "name", "images", "top1", "top5"))
+    writer.writerow(("class", "name", samples, "top1", "top5", "precision", "recall", "f1"))
     for row in rows:
-        writer.writerow((row.name, row.description, row.images, f"{row.top1:.6g}", f"{row.top5:.6g}"))
+        figures = (row.top1, row.top5, row.precision, row.top1, row.f1)
+        writer.writerow((row.name, row.description, row.images, *(f"{value:.6g}" for value in figures)))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text.getvalue())
+
+
+def detailed_figures(scores: Scores, classes: tuple[str, ...], *, samples: str = "images") -> dict[str, Any]:
+    """Return the figures of all samples, of each class and of each interval of the confidence for JSON.
+
+    Args:
+        scores: The scores.
+        classes: Class names, in the order of the logits.
+        samples: Noun of the samples in the names of the figures.
+    """
+
+    def renamed(figures: dict[str, Any]) -> dict[str, Any]:
+        return {name.replace("images", samples): value for name, value in figures.items()}
+
+    edges = [index / BINS for index in range(BINS + 1)]
+    return renamed(scores.figures()) | {
+        "classes": [renamed(asdict(row)) for row in class_rows(scores, classes)],
+        "calibration": [
+            {
+                "above": low,
+                "up_to": high,
+                samples: int(images),
+                "accuracy": correct / images if images else None,
+                "confidence": confidence / images if images else None,
+            }
+            for low, high, images, correct, confidence in zip(
+                edges[:-1], edges[1:], *scores.calibration.tolist(), strict=True
+            )
+        ],
+    }
 
 
 def timm_row(target: EvalTarget, evaluation: Evaluation, *, label: str) -> dict[str, str]:
@@ -144,7 +185,7 @@ def to_plain(target: EvalTarget, evaluation: Evaluation, *, label: str) -> dict[
         "crop_pct": data.crop_pct,
         "interpolation": data.interpolation,
         "precision": target.engine.precision,
-        **evaluation.scores.figures(),
+        **detailed_figures(evaluation.scores, target.classes),
         "real": evaluation.real,
         "mce": evaluation.mce,
         "corruptions": [asdict(each) | {"normalised": each.normalised} for each in evaluation.corruptions],

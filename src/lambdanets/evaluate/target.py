@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 from timm.data.config import resolve_model_data_config
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.models import is_model, is_model_pretrained
 from torch import nn
 
 from lambdanets.data import DataConfig, DataWarning
-from lambdanets.evaluate.test_sets import wnids
 from lambdanets.models import WeightsError, create_model, load_weights
 from lambdanets.models.weight_files import OtherClassesError
 from lambdanets.models.weights import check_finite
@@ -36,6 +36,7 @@ class EvalTarget:
         classes: Class names in the order of the logits.
         data: The images, and how they are prepared for the network.
         engine: Device and precision.
+        device: Device in place of the engine's, with its index; None takes the engine's.
         built_for: Height and width in pixels of the images that the network was built for.
         seed: Seed of the split, if the images are not split already.
     """
@@ -48,6 +49,7 @@ class EvalTarget:
     engine: EngineConfig
     built_for: int
     seed: int = 0
+    device: torch.device | None = None
 
     def at_size(self, size: int) -> EvalTarget:
         """Return a target for another image size; a network that depends on it (a ViT) is changed in place.
@@ -79,19 +81,21 @@ def target_from_run(run: Run, *, weights: Literal["best", "last"] = "best") -> E
     )
 
 
-def target_from_model(name: str, source: str, *, checkpoint: str | Path | None = None) -> EvalTarget:
+def target_from_model(
+    name: str, source: str | None = None, *, checkpoint: str | Path | None = None
+) -> EvalTarget:
     """Return the target of a model by name, with images prepared by the model's own configuration.
 
     As in timm's validation, image size and crop are those for testing, if the model has such.
 
     Args:
         name: Name in the registry, hf-hub:OWNER/NAME, or local-dir:FOLDER.
-        source: The images, as in `DataConfig`.
+        source: The images, as in `DataConfig`; None for a network that gets images one by one.
         checkpoint: Weights for `load_weights`; None takes the published weights.
 
     Raises:
         RunError: The model does not exist, has no published weights, or they cannot be downloaded; or it does
-            not have 1,000 classes and does not name its classes.
+            not have the classes of ImageNet-1k, -12k or -21k and does not name its classes.
         WeightsError: The checkpoint cannot be found or read, or belongs to another model.
 
     Example:
@@ -109,7 +113,7 @@ def target_from_model(name: str, source: str, *, checkpoint: str | Path | None =
             stacklevel=2,
         )
     data = DataConfig(
-        source=source,
+        source=DataConfig.source if source is None else source,
         image_size=built_for,
         in_chans=form["input_size"][0],
         mean=form["mean"],
@@ -194,13 +198,14 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
 
 
 def _classes(name: str, network: Any) -> tuple[str, ...]:
-    """Return the class names of a published model, or the wnids if it has 1,000 classes without names."""
+    """Return the class names of a published model; the wnids if it has those of ImageNet without names."""
     labels = tuple(network.pretrained_cfg.get("label_names") or ())
     if len(labels) == network.num_classes:
         return labels
-    if network.num_classes != len(wnids()):
+    subset = infer_imagenet_subset({"num_classes": network.num_classes})
+    if subset is None:
         raise RunError(
             f"{name} has {network.num_classes:,} classes, whose names are unknown; only models of ImageNet's "
-            "1,000 classes can be measured by name, and runs of any classes"
+            "classes can be used by name, and runs of any classes"
         )
-    return wnids()
+    return tuple(ImageNetInfo(subset).label_names())

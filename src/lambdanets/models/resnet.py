@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -269,6 +269,13 @@ class ResNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits `[b, num_classes]` for images `[b, in_chans, height, width]`."""
         return self.forward_head(self.forward_features(x))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return the module that torch.jit.script compiles: the same modules, one after the other."""
+        modules = OrderedDict(self.named_children())
+        head = modules.pop("fc")
+        drop = nn.Dropout(self.drop_rate).train(self.training)
+        return nn.Sequential(OrderedDict([*modules.items(), ("head_drop", drop), ("fc", head)]))
 
     def _stages(self) -> list[str]:
         return [f"layer{stage + 1}" for stage in range(len(self.config.depths))]

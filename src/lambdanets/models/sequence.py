@@ -346,7 +346,7 @@ class LambdaLM(nn.Module):
                 f"{int(prompt.max())}"
             )
         if not (math.isfinite(temperature) and temperature >= 0):
-            raise ValueError(f"temperature must be at least 0, got {temperature}")
+            raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         if top_p is not None and not 0 < top_p <= 1:

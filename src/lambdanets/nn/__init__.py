@@ -4,9 +4,10 @@ A layer for the blocks of `lambdanets.models` maps images `[b, dim, height, widt
 `[b, dim_out, height, width]` in the same memory format, takes the arguments `device` and `dtype`, and
 initialises its parameters in `reset_parameters`.
 
-`lambda_layer` has the lambda layer, `lambda_layer_1d` that of sequences, with its state in `states` and
-padded and packed rows in `rows`; `fuse_batch_norm`, `memory_format` and `positions` are their helpers.
-`sequence_layer` has the base class of the other layers on sequences, `[b, dim, n]` to `[b, dim_out, n]`.
+`lambda_layer` has the lambda layer, `lambda_layer_1d` that of sequences, whose calls with a state are in
+`recurrent_lambda_layer`. `layer_output`, `fuse_batch_norm`, `memory_format` and `positions` are helpers.
+`sequence_layer` has the base class of the other layers on sequences, `[b, dim, n]` to `[b, dim_out, n]`. All
+layers on sequences share `states`, the checks in `recurrent`, and padded and packed rows in `rows`.
 `attention_base` has the base class of the attention layers, `separable` the attention function of
 `global_attention`. `blocks` has the residual blocks around any of them.
 """

@@ -106,7 +106,7 @@ class AttentionState(SequenceState):
             if positions is None:
                 assert start is not None
                 columns = torch.arange(start + m, start + m + n, device=keys.device)
-                positions = columns.expand(len(keys), n)
+                positions = columns.expand(keys.shape[0], n)
             return _state(
                 torch.cat([self.keys, keys], 2),
                 torch.cat([self.values, values], 2),
@@ -282,6 +282,10 @@ class Attention1d(SequenceLayer):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None])
         if after is not None and self.window is not None and after.start is not None:
             after = after.last(self.window - 1)
+            if n >= self.window:
+                # Views would keep the keys and values of all n positions in memory.
+                keys, values, positions = after.keys.clone(), after.values.clone(), after.positions.clone()
+                after = _state(keys, values, positions, after.length, start=after.start)
         return y.transpose(1, 2).flatten(2), after
 
     def _step(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
@@ -298,7 +302,7 @@ class Attention1d(SequenceLayer):
         if positions is not None:
             return _state(k, v, positions, length, start=None)
         columns = torch.arange(k.shape[2], device=k.device)
-        return _state(k, v, columns.expand(len(k), -1), length, start=0)
+        return _state(k, v, columns.expand(k.shape[0], -1), length, start=0)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the output `[b, h, n, d]` of queries `[b, h, n, d]`, which are the last of m positions."""

@@ -98,7 +98,7 @@ class Convolution1d(SequenceLayer):
         if not return_state:
             return y, None
         if lengths is None:
-            lengths = torch.full((len(x),), x.shape[1], device=x.device)
+            lengths = torch.full((x.shape[0],), x.shape[1], device=x.device)
             last = padded[:, x.shape[1] :]  # [b, taps - 1, dim]
         else:
             columns = lengths[:, None] + torch.arange(self.taps - 1, device=x.device)

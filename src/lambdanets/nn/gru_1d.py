@@ -87,9 +87,9 @@ class GRU1d(SequenceLayer):
         if not return_state:
             return y, None
         if lengths is None:
-            length, hidden = torch.full((len(x),), n, device=x.device), hidden[0]
+            length, hidden = torch.full((x.shape[0],), n, device=x.device), hidden[0]
         else:
-            first = x.new_zeros(len(x), self.dim_out) if state is None else state.hidden
+            first = x.new_zeros(x.shape[0], self.dim_out) if state is None else state.hidden
             length = lengths
             hidden = torch.cat([first[:, None], y], 1).take_along_dim(lengths[:, None, None], 1)[:, 0]
         length = length if state is None else state.length + length

@@ -7,30 +7,19 @@ in one row; the outputs are those of each whole sequence. `step` is the same lay
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.ops.checks import unknown_name
 from lambdanets.ops.context import Grid
-from lambdanets.ops.recurrent import (
-    Recurrence,
-    layer_step,
-    recurrent_lambda_layer,
-    recurrent_step,
-)
 
-from .fuse_batch_norm import can_concatenate, project_concatenated
-from .lambda_layer import LambdaLayer, checked_source
-from .memory_format import match_gradient_format, merge_heads
-from .native_step import OUT_NORM_EPS, as_native
-from .rows import PaddedRows, check_boundaries, group_sequences, restore_order
-from .states import LambdaState, check_state, join_states
+from .lambda_layer import LambdaLayer
+from .recurrent_lambda_layer import RecurrentLambdaLayer
+from .states import LambdaState
 
 INITIALISATIONS = ("normal", "decay")
 """Initialisations of the position table."""
@@ -38,7 +27,7 @@ LONGEST_DECAY = 1024
 """Positions after which the slowest column of a new layer with `decay=True` has forgotten all but 1/e."""
 
 
-class LambdaLayer1d(LambdaLayer):
+class LambdaLayer1d(RecurrentLambdaLayer):
     """Lambda layer on sequences: `[b, dim, n]` to `[b, dim_out, n]`.
 
     At each position, a linear function that summarises the context by content and relative position, the
@@ -76,10 +65,6 @@ class LambdaLayer1d(LambdaLayer):
     """
 
     rank = 1
-    positions: Tensor | None
-    log_decay: Tensor | None
-    short_conv: Tensor | None
-    out_norm: Tensor | None
 
     def __init__(
         self,
@@ -225,11 +210,6 @@ class LambdaLayer1d(LambdaLayer):
                 centre = entries[-1] if self.causal else len(self.positions) // 2
                 self.positions /= 1 + (entries - centre).abs()[:, None, None]
 
-    def _parts(self) -> list[nn.Conv1d]:
-        """Return the projections to queries, values and, with a content part, keys."""
-        parts: list[Any] = [self.to_queries, self.to_values]
-        return parts if self.to_keys is None else [*parts, self.to_keys]
-
     def _table(self) -> Tensor | None:
         if self.positions is None or not (self.training and self.table_dropout):
             return self.positions
@@ -278,107 +258,13 @@ class LambdaLayer1d(LambdaLayer):
             self._check_traced(state, return_state, cu_seqlens)
         if isinstance(x, Proxy) or not recurrent:
             return self._finish(super().forward(x, context, mask), x)
-        self._check_recurrent(x, context, mask, cu_seqlens)
-        if cu_seqlens is not None:
-            y, final = self._packed(x, cu_seqlens, state)
-        elif mask is not None:
-            y, final = self._padded(x, mask, state)
-        else:
-            self._check_state(state, len(x))
-            y, final = self._continued(project_concatenated(x, self._parts()), state, None)
-            y = merge_heads(y, x)
-        y = self._finish(y, x)
+        y, final = self._apply_recurrent(x, context, mask, cu_seqlens, state)
         return (y, final) if return_state else y
 
     @property
     def _needs_recurrence(self) -> bool:
         """Whether an option makes every call a recurrent one."""
         return self.key_heads > 1 or self.log_decay is not None or self.short_conv is not None
-
-    @property
-    def _has_batch_statistics(self) -> bool:
-        """Whether norms take their statistics from the call, as batch norms in training do."""
-        return isinstance(self.norm_queries, _BatchNorm) and self.norm_queries.training
-
-    def initial_state(self, batch: int) -> LambdaState:
-        """Return the state before the first element of `batch` sequences.
-
-        Raises:
-            ValueError: The layer is not causal.
-        """
-        self._require_causal("initial_state")
-        weight = self.to_values.weight
-        return LambdaState.initial(batch, self._state_shapes(batch), weight.dtype, weight.device)
-
-    def step(self, x_t: Tensor, state: LambdaState) -> tuple[Tensor, LambdaState]:
-        """Apply the layer to the next position of each sequence, in constant time and memory.
-
-        Args:
-            x_t: Input `[b, dim]`.
-            state: State after the elements before it.
-
-        Returns:
-            Output `[b, dim_out]`, and the state after the position.
-
-        Raises:
-            ValueError: The layer is not causal, a shape is wrong, or the state is of another layer, batch,
-                dtype or device.
-        """
-        self._require_causal("step")
-        if x_t.ndim != 2 or x_t.shape[1] != self.dim:
-            raise ValueError(f"x_t must be of shape (b {self.dim}), got {tuple(x_t.shape)}")
-        if state is None:
-            raise ValueError(f"step needs a state: begin with initial_state({len(x_t)})")
-        self._check_state(state, x_t.shape[0])
-        if self._has_batch_statistics:
-            raise ValueError("step with norm='batch' needs the layer in evaluation: call eval() first")
-        before = Recurrence(state.log_norm, state.summary, state.values)
-        native = as_native(self, x_t)
-        if native is not None and (found := layer_step(x_t, native, before, state.inputs)) is not None:
-            y, after, inputs = found
-            return y, LambdaState(length=state.length + 1, inputs=inputs, **after._asdict())
-        parts = _project_position(x_t, self._parts())
-        inputs = None
-        if self.short_conv is not None:
-            assert state.inputs is not None
-            own = torch.cat(parts, dim=1)[:, None]  # [b, 1, c]
-            rows = torch.cat([state.inputs.to(own.dtype), own], dim=1)  # [b, taps, c]
-            inputs = rows[:, 1:]
-            mixed = (rows * self.short_conv.to(rows.dtype)).sum(1)
-            parts = mixed.split([part.shape[1] for part in parts], dim=1)
-        dtype = parts[-1].dtype
-        q = self.norm_queries(parts[0]).unflatten(1, (self.num_heads, self.dim_k)).to(dtype)  # [b, h, k]
-        if self.normalize == "softmax_both":
-            q = q.softmax(-1)
-        v = self.norm_values(parts[1]).unflatten(1, (self.dim_v, self.dim_u)).to(dtype)  # [b, v, u]
-        k = parts[2].unflatten(1, (self.key_heads, self.dim_k, self.dim_u)) if self.content else None
-        table = self._table()
-        y, after = recurrent_step(
-            q,
-            k,
-            v,
-            None if table is None else table.to(dtype),
-            before,
-            decay=None if self.log_decay is None else self.log_decay.exp(),
-            dilation=self.dilation[0],
-            normalize="softmax" if self.normalize == "softmax_both" else self.normalize,
-        )
-        if self.position_bias is not None:
-            y = y + torch.matmul(q, self.position_bias.to(dtype))[..., None]
-        y = y.flatten(1)
-        if self.out_norm is not None:
-            y = self._normalize_heads(y)
-        if self.to_gate is not None:
-            y = y * F.silu(_project_position(x_t, [self.to_gate])[0])
-        return y, self._next_state(state.length + 1, after, inputs)
-
-    def _require_causal(self, name: str) -> None:
-        """Raise ValueError unless the layer has a causal order, which alone has a state."""
-        if not self.causal:
-            raise ValueError(
-                f"{name} needs a layer with causal=True: without an order each position sees the whole "
-                "sequence, and there is no state that would be enough"
-            )
 
     def _check_traced(self, *arguments: Any) -> None:
         """Raise ValueError if torch.fx cannot trace a call; an argument left out may be a proxy."""
@@ -388,168 +274,6 @@ class LambdaLayer1d(LambdaLayer):
                 "torch.fx serves a LambdaLayer1d without key_heads, decay and short_conv, called without "
                 "state, return_state and cu_seqlens"
             )
-
-    def _check_recurrent(
-        self, x: Tensor, context: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None
-    ) -> None:
-        """Check the arguments of a call with a state, packed rows, or options that need a recurrence."""
-        self._require_causal("a state or cu_seqlens")
-        if context is not None:
-            raise ValueError("a recurrent call takes its keys and values from x: give no context")
-        checked_source(x, None, self.dim, self.rank)
-        if cu_seqlens is not None and self._has_batch_statistics:
-            raise ValueError(
-                "cu_seqlens with norm='batch' needs the layer in evaluation: call eval() first, or take "
-                "norm='rms' or None"
-            )
-        if not torch.compiler.is_compiling():
-            self._check_statistics(x, x, mask)
-        if cu_seqlens is not None and mask is not None:
-            raise ValueError("cu_seqlens and mask exclude each other: a packed row has no padding")
-
-    def _state_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the tensors that the state of this layer has, without `length`."""
-        table, short_conv = self.positions, self.short_conv
-        shapes: dict[str, tuple[int, ...]] = {}
-        if self.content:
-            shapes["summary"] = (batch, self.key_heads, self.dim_k, self.dim_v, self.dim_u)
-            if self.normalize != "none":
-                shapes["log_norm"] = (batch, self.key_heads, self.dim_k, self.dim_u)
-        if table is not None:
-            shapes["values"] = (batch, (table.shape[0] - 1) * self.dilation[0], self.dim_v, self.dim_u)
-        if short_conv is not None:
-            shapes["inputs"] = (batch, short_conv.shape[0] - 1, short_conv.shape[1])
-        return shapes
-
-    def _check_state(self, state: LambdaState | None, batch: int) -> None:
-        """Raise ValueError if a state is not None and not one of this layer for a batch."""
-        if state is not None:
-            weight = self.to_values.weight
-            check_state(state, LambdaState, batch, self._state_shapes(batch), weight.dtype, weight.device)
-
-    def _padded(self, x: Tensor, mask: Tensor, state: LambdaState | None) -> tuple[Tensor, LambdaState]:
-        """Return the output `[b, dim_out, n]` and the state of padded rows."""
-        padded = PaddedRows.of(mask, x)
-        self._check_state(state, len(x))
-        parts = [padded.move_left(part.mT).mT for part in project_concatenated(x, self._parts())]
-        y, final = self._continued(parts, state, padded.lengths)
-        y = padded.move_back(y.transpose(1, 2)).transpose(1, 2)  # [b, h, n, v]
-        return merge_heads(y, x), final
-
-    def _packed(self, x: Tensor, cu_seqlens: Tensor, state: LambdaState | None) -> tuple[Tensor, LambdaState]:
-        """Return the output `[1, dim_out, n]` of a packed row, and the state with a row for each sequence."""
-        bounds = check_boundaries(cu_seqlens, x)
-        self._check_state(state, len(bounds) - 1)
-        before = self.initial_state(len(bounds) - 1) if state is None else state
-        groups = group_sequences(bounds, x.device)
-        parts = [part[0].mT for part in project_concatenated(x, self._parts())]  # [n, c]
-        outputs, finals = [], [before]
-        for group in groups:
-            given = None if state is None else state.select(group.members)
-            padded = [part[group.index].mT for part in parts]  # [s, c, longest]
-            y, final = self._continued(padded, given, group.lengths)
-            outputs.append(y.transpose(1, 2))  # [s, longest, h, v]
-            finals.append(final)
-        # Rows of sequences without elements are those of the state before them.
-        order = list(range(len(bounds) - 1))
-        position = len(order)
-        for group in groups:
-            for member in group.members:
-                order[member] = position
-                position += 1
-        y = restore_order(outputs, groups)[None].transpose(1, 2)  # [1, h, n, v]
-        return merge_heads(y, x), join_states(finals).select(order)
-
-    def _continued(
-        self, parts: Sequence[Tensor], state: LambdaState | None, lengths: Tensor | None
-    ) -> tuple[Tensor, LambdaState]:
-        """Return the output `[b, h, n, v]` of rows that follow a state, and the state after them.
-
-        Args:
-            parts: Projections to queries, values and, with a content part, keys, `[b, c, n]`.
-            state: The state before the rows, None for none.
-            lengths: Number of elements of each row, `[b]`, which are its first ones; None for all.
-        """
-        inputs = None
-        if self.short_conv is not None:
-            parts, inputs = self._convolve(parts, None if state is None else state.inputs, lengths)
-        queries = match_gradient_format(self.norm_queries(parts[0]))
-        values = match_gradient_format(self.norm_values(parts[1]))
-        dtype = parts[-1].dtype
-        q = queries.unflatten(1, (self.num_heads, self.dim_k)).mT.to(dtype)  # [b, h, n, k]
-        if self.normalize == "softmax_both":
-            q = q.softmax(-1)
-        v = values.unflatten(1, (self.dim_v, self.dim_u)).permute(0, 3, 1, 2).to(dtype)  # [b, n, v, u]
-        k = None
-        if self.content:
-            k = parts[2].unflatten(1, (-1, self.dim_u)).permute(0, 3, 1, 2)  # [b, n, g k, u]
-        table = self._table()
-        before = None if state is None else Recurrence(state.log_norm, state.summary, state.values)
-        y, after = recurrent_lambda_layer(
-            q,
-            k,
-            v,
-            None if table is None else table.to(dtype),
-            before,
-            lengths=lengths,
-            decay=None if self.log_decay is None else self.log_decay.exp(),
-            dilation=self.dilation[0],
-            normalize="softmax" if self.normalize == "softmax_both" else self.normalize,
-            kernel=self.kernel,
-        )
-        if self.position_bias is not None:
-            y = y + torch.einsum("bhnk,k->bhn", q, self.position_bias.to(dtype))[..., None]
-        count = q.shape[2] if lengths is None else lengths
-        length = torch.zeros(len(q), dtype=torch.int64, device=q.device) if state is None else state.length
-        return y, self._next_state(length + count, after, inputs)
-
-    def _next_state(self, length: Tensor, after: Recurrence, inputs: Tensor | None) -> LambdaState:
-        """Return a state in the dtypes of the layer, which autocast may have changed."""
-        dtype = self.to_values.weight.dtype
-        return LambdaState(
-            length=length,
-            log_norm=after.log_norm,
-            summary=after.summary,
-            values=None if after.values is None else after.values.to(dtype),
-            inputs=None if inputs is None else inputs.to(dtype),
-        )
-
-    def _convolve(
-        self, parts: Sequence[Tensor], past: Tensor | None, lengths: Tensor | None
-    ) -> tuple[list[Tensor], Tensor]:
-        """Apply the short convolution to projections, `[b, c, n]`; also return its last inputs."""
-        assert self.short_conv is not None
-        before, n = len(self.short_conv) - 1, parts[0].shape[2]
-        sizes = [part.shape[1] for part in parts]
-        if past is None:
-            past = parts[0].new_zeros(len(parts[0]), before, sum(sizes))
-        weights = self.short_conv.to(parts[0].dtype).split(sizes, dim=1)
-        convolved, last = [], []
-        for part, weight, inputs in zip(
-            parts, weights, past.to(parts[0].dtype).split(sizes, dim=2), strict=True
-        ):
-            rows = torch.cat([inputs, part.mT], dim=1)  # [b, taps - 1 + n, c]
-            # As images of height 1 the rows are channels-last, which oneDNN convolves without copies.
-            images = F.conv2d(rows.mT[:, :, None], weight.mT[:, None, None], groups=part.shape[1])
-            convolved.append(images[:, :, 0])
-            if lengths is None:
-                last.append(rows[:, n:])
-            else:
-                index = lengths[:, None] + torch.arange(before, device=rows.device)
-                last.append(rows[torch.arange(len(rows), device=rows.device)[:, None], index])
-        return convolved, torch.cat(last, dim=2)
-
-    def _finish(self, y: Tensor, x: Tensor) -> Tensor:
-        """Return the output `[b, dim_out, n]` after the output norm and the gate."""
-        if self.out_norm is not None:
-            y = self._normalize_heads(y.mT).mT
-        return y if self.to_gate is None else y * F.silu(project_concatenated(x, [self.to_gate])[0])
-
-    def _normalize_heads(self, y: Tensor) -> Tensor:
-        """Divide each head of an output `[..., dim_out]` by its root mean square, and scale it."""
-        assert self.out_norm is not None
-        heads = y.unflatten(-1, (self.num_heads, self.dim_v))
-        return F.rms_norm(heads, (self.dim_v,), eps=OUT_NORM_EPS).flatten(-2) * self.out_norm.to(y.dtype)
 
     def __prepare_scriptable__(self) -> LambdaLayer:
         """Return the module that torch.jit.script compiles: the layer with tensors as its only arguments."""
@@ -585,14 +309,6 @@ class _ScriptableLayer1d(LambdaLayer):
     """The layer for torch.jit.script, whose functions take no states."""
 
     rank = 1
-
-
-def _project_position(x_t: Tensor, projections: Sequence[nn.Conv1d]) -> list[Tensor]:
-    """Apply 1x1 convolutions to one position of each sequence, `[b, dim]`."""
-    if can_concatenate(x_t, projections):
-        # A convolution takes several times as long.
-        return [F.linear(x_t, p.weight[:, :, 0], p.bias) for p in projections]
-    return [p(x_t[:, :, None])[:, :, 0] for p in projections]
 
 
 def _check_options(

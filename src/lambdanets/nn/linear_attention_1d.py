@@ -113,7 +113,7 @@ class LinearAttention1d(SequenceLayer):
         y = y.to(x.dtype).transpose(1, 2).flatten(2)  # [b, n, h * d]
         if not return_state:
             return y, None
-        length = torch.full((len(x),), n, device=x.device) if lengths is None else lengths
+        length = torch.full((x.shape[0],), n, device=x.device) if lengths is None else lengths
         length = length if state is None else state.length + length
         return y, LinearAttentionState(summary=summary, normaliser=normaliser, length=length)
 

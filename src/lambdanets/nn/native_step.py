@@ -12,13 +12,13 @@ from .fuse_batch_norm import can_concatenate, is_unmodified
 from .pointwise import ChannelRMSNorm
 
 if TYPE_CHECKING:
-    from .lambda_layer_1d import LambdaLayer1d
+    from .recurrent_lambda_layer import RecurrentLambdaLayer
 
 OUT_NORM_EPS = 1e-5
 """Epsilon of the output norm."""
 
 
-def as_native(layer: LambdaLayer1d, x_t: Tensor) -> Layer | None:
+def as_native(layer: RecurrentLambdaLayer, x_t: Tensor) -> Layer | None:
     """Return a layer as the native library takes it, None if its modules have to be called.
 
     They have to be if a module has hooks or was replaced, has a bias or a batch norm; see `can_concatenate`.

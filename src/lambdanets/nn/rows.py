@@ -5,12 +5,14 @@ A packed row has several sequences one after the other, without padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .states import StateT, join_states
 
 # Sequences are padded together while the shortest has more than this part of the length of the longest.
 PADDED_PART = 0.5
@@ -34,7 +36,8 @@ class PaddedRows(NamedTuple):
         """Return the rows of a mask `[b, n]`, True at elements, for sequences `[b, c, n]`.
 
         Raises:
-            ValueError: The mask does not match the sequences, or has padding between elements.
+            ValueError: The mask does not match the sequences, or has padding between elements. In a compiled
+                graph padding between elements is a RuntimeError, and exported programs do not check it.
         """
         b, n = x.shape[0], x.shape[2]
         if mask.dtype != torch.bool or mask.shape != (b, n):
@@ -44,23 +47,30 @@ class PaddedRows(NamedTuple):
             )
         positions = torch.arange(n, device=x.device)
         lengths, first = mask.sum(1), mask.int().argmax(1)[:, None]
-        if not torch.compiler.is_compiling():
+        # An exported program has no place for an error.
+        if not torch.compiler.is_exporting():
             inside = (positions >= first) & (positions < first + lengths[:, None])
-            if not torch.equal(inside, mask):
-                raise ValueError(
-                    "the elements of each row must be neighbours here, but the mask has padding between "
-                    "them: their distances would depend on how the sequence is divided into calls; remove "
-                    "the padding from the row, or call the layer without a state"
+            message = (
+                "the elements of each row must be neighbours here, but the mask has padding between them: "
+                "their distances would depend on how the sequence is divided into calls; remove the padding "
+                "from the row, or call the layer without a state"
+            )
+            if torch.compiler.is_compiling():
+                # In a graph, which does not wait for the result: on GPUs a later call reports it.
+                torch._assert_async(  # pyright: ignore[reportPrivateImportUsage]
+                    (inside == mask).all(), message
                 )
+            elif not torch.equal(inside, mask):
+                raise ValueError(message)
         return cls(lengths, (positions + first) % n, (positions - first) % n)
 
     def move_left(self, x: Tensor) -> Tensor:
         """Return sequences `[b, n, ...]` with the elements of each row at its beginning."""
-        return x[torch.arange(len(x), device=x.device)[:, None], self.left]
+        return x[torch.arange(x.shape[0], device=x.device)[:, None], self.left]
 
     def move_back(self, x: Tensor) -> Tensor:
         """Return the result of `move_left` in its former order."""
-        return x[torch.arange(len(x), device=x.device)[:, None], self.back]
+        return x[torch.arange(x.shape[0], device=x.device)[:, None], self.back]
 
 
 class Group(NamedTuple):
@@ -135,3 +145,45 @@ def restore_order(parts: Sequence[Tensor], groups: Sequence[Group]) -> Tensor:
             rows.append(part[visible])
             positions.append(group.index[visible])
     return torch.cat(rows)[torch.cat(positions).argsort()]
+
+
+def apply_packed(
+    parts: Sequence[Tensor],
+    bounds: Sequence[int],
+    state: StateT | None,
+    initial_state: Callable[[int], StateT],
+    apply: Callable[[list[Tensor], StateT | None, Tensor | None], tuple[Tensor, StateT | None]],
+) -> tuple[Tensor, StateT | None]:
+    """Apply a layer to each sequence of a packed row.
+
+    Args:
+        parts: Tensors `[n, ...]` with the elements of the row.
+        bounds: Boundaries of the sequences; see `check_boundaries`.
+        state: State with a row for each sequence, or None.
+        initial_state: Function of a batch size that returns the initial state.
+        apply: Function of parts `[s, longest, ...]`, of the state before them, and of the number of elements
+            of each row, `[s]` or None for all. It returns the output `[s, longest, ...]` and the state after.
+
+    Returns:
+        Output `[n, ...]`, and the state with a row for each sequence if `apply` returned states.
+    """
+    groups = group_sequences(bounds, parts[0].device)
+    outputs, finals = [], []
+    for group in groups:
+        given = None if state is None else state.select(group.members)
+        y, final = apply([part[group.index] for part in parts], given, group.lengths)
+        outputs.append(y)
+        if final is not None:
+            finals.append(final)
+    y = restore_order(outputs, groups)
+    if not finals:
+        return y, None
+    # The states of sequences without elements are those before them.
+    number = len(bounds) - 1
+    members = [member for group in groups for member in group.members]
+    empty = [i for i in range(number) if bounds[i] == bounds[i + 1]]
+    if empty:
+        before = initial_state(number) if state is None else state
+        finals.append(before.select(empty))
+    order = sorted(range(number), key=(members + empty).__getitem__)
+    return y, join_states(finals).select(order)

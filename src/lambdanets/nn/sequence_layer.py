@@ -6,7 +6,7 @@ this form and back.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from .attention_base import check_sizes
 from .pointwise import Linear
-from .rows import PaddedRows, check_boundaries, group_sequences, restore_order
-from .states import SequenceState, check_state, join_states
+from .recurrent import Recurrent, check_packing
+from .rows import PaddedRows, apply_packed, check_boundaries
+from .states import SequenceState
 
 
-class SequenceLayer(nn.Module):
+class SequenceLayer(Recurrent, nn.Module):
     """Base class: `[b, dim, n]` to `[b, dim_out, n]`, causal with a state, or not causal without one.
 
     A subclass implements `_apply_rows`, `_step`, `_state_shapes` and `reset_parameters`, which begins with
@@ -35,8 +36,6 @@ class SequenceLayer(nn.Module):
     Raises:
         ValueError: If a size is below 1, or `num_heads` does not divide `dim_out`.
     """
-
-    state_type: ClassVar[type[SequenceState]]
 
     def __init__(
         self, dim: int, dim_out: int | None, *, num_heads: int = 1, causal: bool, gate: bool, **factory: Any
@@ -108,16 +107,14 @@ class SequenceLayer(nn.Module):
             raise ValueError(f"x has no positions: it is of shape {tuple(x.shape)}")
         if state is not None or return_state:
             self._require_causal("a state")
-        if mask is not None and cu_seqlens is not None:
-            raise ValueError("cu_seqlens and mask exclude each other: a packed row has no padding")
+        check_packing(mask, cu_seqlens)
         rows = x.mT  # [b, n, dim]
         if mask is not None:
             y, after, rows = self._padded(rows, mask, state, return_state)
         elif cu_seqlens is not None:
             y, after = self._packed(rows, check_boundaries(cu_seqlens, x), state, return_state)
         else:
-            self._check_state(state, len(x))
-            y, after = self._apply_rows(rows, state, None, return_state)
+            y, after = self._apply_rows(rows, self._checked_state(state, x.shape[0]), None, return_state)
         y = self._gated(y, rows).mT
         if not return_state:
             return y
@@ -133,8 +130,8 @@ class SequenceLayer(nn.Module):
     ) -> tuple[Tensor, SequenceState | None, Tensor]:
         """Return output and state of padded rows `[b, n, dim]`, and the rows with zeros for their padding."""
         padded = PaddedRows.of(mask, x.mT)
-        self._check_state(state, len(x))
-        if bool(mask.all()):
+        state = self._checked_state(state, x.shape[0])
+        if not torch.compiler.is_compiling() and bool(mask.all()):
             return *self._apply_rows(x, state, None, return_state), x
         x = torch.where(mask[..., None], x, 0)
         y, after = self._apply_rows(padded.move_left(x), state, padded.lengths, return_state)
@@ -144,38 +141,19 @@ class SequenceLayer(nn.Module):
         self, x: Tensor, bounds: list[int], state: SequenceState | None, return_state: bool
     ) -> tuple[Tensor, SequenceState | None]:
         """Return the output `[1, n, dim_out]` of a packed row, and the state with a row for each sequence."""
-        number = len(bounds) - 1
-        self._check_state(state, number)
-        groups = group_sequences(bounds, x.device)
-        outputs, finals = [], []
-        for group in groups:
-            rows = x[0, group.index]  # [s, longest, dim]
-            if group.lengths is not None:
-                inside = torch.arange(rows.shape[1], device=x.device) < group.lengths[:, None]
+        state = self._checked_state(state, len(bounds) - 1)
+
+        def apply(
+            parts: list[Tensor], given: SequenceState | None, lengths: Tensor | None
+        ) -> tuple[Tensor, SequenceState | None]:
+            rows = parts[0]  # [s, longest, dim]
+            if lengths is not None:
+                inside = torch.arange(rows.shape[1], device=x.device) < lengths[:, None]
                 rows = torch.where(inside[..., None], rows, 0)
-            given = None if state is None else state.select(group.members)
-            y, final = self._apply_rows(rows, given, group.lengths, return_state)
-            outputs.append(y)
-            finals.append(final)
-        y = restore_order(outputs, groups)[None]
-        if not return_state:
-            return y, None
-        # The states of sequences without elements are those before them.
-        members = [member for group in groups for member in group.members]
-        empty = [i for i in range(number) if bounds[i] == bounds[i + 1]]
-        before = self.initial_state(number) if state is None else state
-        order = sorted(range(number), key=(members + empty).__getitem__)
-        return y, join_states([*finals, before.select(empty)]).select(order)
+            return self._apply_rows(rows, given, lengths, return_state)
 
-    def initial_state(self, batch: int) -> SequenceState:
-        """Return the state before the first element of `batch` sequences.
-
-        Raises:
-            ValueError: If the layer is not causal.
-        """
-        self._require_causal("initial_state")
-        weight = next(self.parameters())
-        return self.state_type.initial(batch, self._state_shapes(batch, None), weight.dtype, weight.device)
+        y, after = apply_packed([x[0]], bounds, state, self.initial_state, apply)
+        return y[None], after
 
     def step(self, x_t: Tensor, state: SequenceState) -> tuple[Tensor, Any]:
         """Apply the layer to the next element of each sequence.
@@ -190,34 +168,12 @@ class SequenceLayer(nn.Module):
         Raises:
             ValueError: If the layer is not causal, or an argument does not fit the layer.
         """
-        self._require_causal("step")
-        if x_t.ndim != 2 or x_t.shape[1] != self.dim:
-            raise ValueError(f"x_t must be of shape (b {self.dim}), got {tuple(x_t.shape)}")
-        if state is None:
-            raise ValueError(f"step needs a state: begin with initial_state({len(x_t)})")
-        self._check_state(state, x_t.shape[0])
+        state = self._checked_before_step(x_t, state)
         y, after = self._step(x_t, state)
         return self._gated(y, x_t), after
 
-    def _require_causal(self, what: str) -> None:
-        if not self.causal:
-            raise ValueError(f"{what} needs a causal layer; this {type(self).__name__} has causal=False")
-
-    def _check_state(self, state: SequenceState | None, batch: int) -> None:
-        """Raise ValueError if a state is not None and not one of this layer for a batch."""
-        if state is not None:
-            weight, shapes = next(self.parameters()), self._state_shapes(batch, state)
-            check_state(state, self.state_type, batch, shapes, weight.dtype, weight.device)
-
-    def _state_shapes(self, batch: int, state: SequenceState | None) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the tensors that a state of this layer has, without `length`.
-
-        Args:
-            batch: Number of rows.
-            state: A state, which gives the number of elements if shapes depend on it; None for the initial
-                state.
-        """
-        raise NotImplementedError
+    def _weight(self) -> Tensor:
+        return next(self.parameters())
 
     def _apply_rows(
         self, x: Tensor, state: Any, lengths: Tensor | None, return_state: bool

@@ -14,6 +14,8 @@ from typing import ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
+from lambdanets.ops.hardware import log_norm_dtype
+
 StateT = TypeVar("StateT", bound="SequenceState")
 Rows = int | slice | Sequence[int] | Sequence[bool] | Tensor
 """Rows of a batch: one, a slice, several by number, or a bool for each row."""
@@ -31,6 +33,8 @@ class SequenceState:
     """Value of a field before the first element, where it is not 0."""
     accumulators: ClassVar[frozenset[str]] = frozenset()
     """Fields that are float32 at least, whatever the dtype of the layer is."""
+    log_norms: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are float64, whatever the dtype of the layer is; float32 on devices without float64."""
     integers: ClassVar[frozenset[str]] = frozenset({"length"})
     """Fields that are int64."""
 
@@ -51,10 +55,12 @@ class SequenceState:
         return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
     @classmethod
-    def dtype_of(cls, name: str, dtype: torch.dtype) -> torch.dtype:
-        """Return the dtype of a field in the states of layers of a dtype."""
+    def dtype_of(cls, name: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """Return the dtype of a field in the states of layers of a dtype on a device."""
         if name in cls.integers:
             return torch.int64
+        if name in cls.log_norms:
+            return log_norm_dtype(device.type)
         return torch.promote_types(dtype, torch.float32) if name in cls.accumulators else dtype
 
     @classmethod
@@ -71,7 +77,7 @@ class SequenceState:
         """
         tensors = {
             name: torch.full(
-                shape, cls.initial_values.get(name, 0), dtype=cls.dtype_of(name, dtype), device=device
+                shape, cls.initial_values.get(name, 0), dtype=cls.dtype_of(name, dtype, device), device=device
             )
             for name, shape in shapes.items()
         }
@@ -90,7 +96,7 @@ class SequenceState:
         return self._map(lambda _, x: x.detach())
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Return the state on a device and for layers of a dtype; accumulators stay float32 at least.
+        """Return the state on a device and for layers of a dtype; sums keep the dtypes that they need.
 
         Args:
             device: The device; None keeps it. A dtype alone may be given in its place, as in `Tensor.to`.
@@ -99,8 +105,11 @@ class SequenceState:
         if isinstance(device, torch.dtype):
             device, dtype = None, device
 
+        target = self.length.device if device is None else torch.device(device)
+
         def convert(name: str, x: Tensor) -> Tensor:
-            return x.to(device=device, dtype=None if dtype is None else self.dtype_of(name, dtype))
+            # The dtype first: a device without float64 takes no tensor of it.
+            return x.to(self.dtype_of(name, x.dtype if dtype is None else dtype, target)).to(target)
 
         return self._map(convert)
 
@@ -146,7 +155,9 @@ class LambdaState(SequenceState):
 
     Attributes:
         log_norm: Logarithm of the divisor of the content lambda `[b, g, k, u]`, -infinity before the first
-            element: for a softmax log sum exp(keys). None without a content part or a normalisation.
+            element: for a softmax log sum exp(keys). It is float64, as it grows by about 1/n at position n.
+            On devices without float64 it is float32, and 0.05 wrong after a million single steps. None
+            without a content part or a normalisation.
         summary: The content lambda after the last element `[b, g, k, v, u]`, before its sum over u; None
             without a content part.
         values: The last values `[b, (r - 1) d, v, u]`, zeros before the first element; None without
@@ -155,7 +166,8 @@ class LambdaState(SequenceState):
     """
 
     initial_values: ClassVar[dict[str, float]] = {"log_norm": -torch.inf}
-    accumulators: ClassVar[frozenset[str]] = frozenset({"log_norm", "summary"})
+    accumulators: ClassVar[frozenset[str]] = frozenset({"summary"})
+    log_norms: ClassVar[frozenset[str]] = frozenset({"log_norm"})
 
     log_norm: Tensor | None = None
     summary: Tensor | None = None
@@ -216,7 +228,7 @@ def check_state(
                 f"the state is of another layer: its {name} is {found}, this layer needs {needed}"
             )
     for name, x in tensors.items():
-        expected = kind.dtype_of(name, dtype)
+        expected = kind.dtype_of(name, dtype, device)
         if x.dtype != expected or x.device != device:
             raise ValueError(
                 f"the state's {name} is {x.dtype} on {x.device}, this layer needs {expected} on {device}: "

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .content import causal_content_in_chunks
+from .hardware import log_norm_dtype
 from .kernels.native import causal_content as recurrence
 from .kernels.native import convert
 from .memory_layout import memory_layout_of, new_output
@@ -60,14 +61,15 @@ def causal_content(
         k: Keys [b, n, k, u], not normalised.
         v: Values [b, n, v, u].
         mask: Booleans [b, n], False where an element is hidden: it changes nothing, and nothing decays.
-        log_norm: z before the first element, [b, k, u], in float32 at least; None for no elements so far.
+        log_norm: z before the first element, [b, k, u], in float64; None for no elements so far.
         summary: S before the first element, [b, k, v, u], in float32 at least; None as `log_norm` is.
         decay: Decay per visible element, [k, u], finite and not negative; None for none.
         normalize: The normalisation of the keys: "softmax", "l2" or "none".
 
     Returns:
         y [b, h, n, v] in the dtype of the queries, and the state after the last element, as `log_norm` and
-        `summary`. After no elements log_norm is -infinity (0 for "none") and summary zero.
+        `summary`. After no elements log_norm is -infinity (0 for "none") and summary zero. See
+        `hardware.log_norm_dtype` for devices without float64.
 
     Raises:
         ValueError: There is no element, or only one part of the state is given.
@@ -164,7 +166,8 @@ def _(
     """Return empty tensors like the output and the state, for tracing."""
     (b, _, dim_k, u), dim_v, dtype = k.shape, v.shape[2], torch.promote_types(q.dtype, torch.float32)
     y = new_output(q, dim_v, memory_layout)
-    return y, k.new_empty(b, dim_k, u, dtype=dtype), k.new_empty(b, dim_k, dim_v, u, dtype=dtype)
+    final_log_norm = k.new_empty(b, dim_k, u, dtype=log_norm_dtype(q.device.type))
+    return y, final_log_norm, k.new_empty(b, dim_k, dim_v, u, dtype=dtype)
 
 
 @torch.library.custom_op("lambdanets::causal_content_gradients", mutates_args=())
@@ -282,7 +285,7 @@ class _CausalContent(torch.autograd.Function):
     """`causal_content_output` in eager calls."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         _save_output(ctx, arguments, None)
         return _compute(*arguments)
 

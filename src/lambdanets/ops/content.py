@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .context import Context, MaskedContext, RelativeContext
-from .hardware import compute_dtype
+from .hardware import compute_dtype, log_norm_dtype
 from .matmul import no_autocast
 from .memory_layout import as_rows, from_rows
 
@@ -58,6 +58,10 @@ def apply_lambda(
         left, right = _factors(rows, content_lambda.to(dtype), q.shape[1], memory_layout)
         if position is None:
             y = torch.bmm(left, right)
+        elif torch.compiler.is_exporting():
+            # The decomposition of baddbmm has the strides of its first argument, those here are contiguous:
+            # ExecuTorch would see a view of y that it cannot take.
+            y = torch.bmm(left, right) + as_rows(position.to(dtype), memory_layout)
         else:
             y = torch.baddbmm(as_rows(position.to(dtype), memory_layout), left, right)
     return from_rows(y, q.shape[1], memory_layout).to(q.dtype)
@@ -204,7 +208,8 @@ def causal_content_in_chunks(
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     k, v = k[:, : q.shape[2]].to(dtype), v[:, : q.shape[2]].to(dtype)
-    log_norm, summary, decay = (x if x is None else x.to(dtype) for x in (log_norm, summary, decay))
+    log_norm = None if log_norm is None else log_norm.to(log_norm_dtype(q.device.type))
+    summary, decay = (x if x is None else x.to(dtype) for x in (summary, decay))
     with no_autocast(q.device.type):
         if q.shape[2] == 1:
             return _causal_step(q, k, v, mask, normalize, log_norm, summary, decay)
@@ -225,37 +230,54 @@ def _causal_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the causal content part of one query, and the state after it, by the recurrence itself."""
     key, value = k[:, 0], v[:, 0, None]  # [b, k, u], [b, 1, v, u]
-    visible = None if mask is None else mask[:, :1, None]
     if log_norm is None or summary is None:
-        log_norm = torch.full_like(key, -torch.inf)
+        log_norm = torch.full_like(key, -torch.inf, dtype=log_norm_dtype(q.device.type))
         summary = key.new_zeros(*key.shape[:2], *value.shape[2:])
-    if decay is None:
-        decay = key.new_zeros(())
-    elif visible is not None:
-        decay = decay * visible
-    hidden_key = -torch.inf if normalize == "softmax" else 0.0
-    key = key if visible is None else key.masked_fill(~visible, hidden_key)
+    if mask is not None:
+        visible = mask[:, :1, None]
+        key = key.masked_fill(~visible, -torch.inf if normalize == "softmax" else 0.0)
+        decay = None if decay is None else decay * visible
+    log_norm, summary = next_content_lambda(key, value, log_norm, summary, decay, normalize)
+    y = torch.matmul(q[:, :, 0].to(key.dtype), summary.sum(3))
+    return y[:, :, None].to(q.dtype), log_norm, summary
+
+
+def next_content_lambda(
+    key: Tensor, value: Tensor, log_norm: Tensor, summary: Tensor, decay: Tensor | None, normalize: str
+) -> tuple[Tensor, Tensor]:
+    """Return the state after one element; see `causal_content.causal_content`.
+
+    Weights are computed in the dtype of `log_norm`, in which 1 - 1/n is not rounded at any position n.
+
+    Args:
+        key: Keys [..., k, u].
+        value: Values that broadcast to [..., k, v, u].
+        log_norm: z before the element [..., k, u].
+        summary: S before the element [..., k, v, u].
+        decay: Decay [..., k, u]; None for none.
+        normalize: The normalisation of the keys.
+    """
+    dtype, key = summary.dtype, key.to(log_norm.dtype)
+    past = log_norm if decay is None else log_norm - decay
+    forget = torch.ones_like(past) if decay is None else (-decay.to(past.dtype)).exp()
     if normalize == "softmax":
-        before = log_norm - decay
-        largest = before.detach().maximum(key.detach()).clamp_min(torch.finfo(key.dtype).min)
-        kept, weight = (before - largest).exp(), (key - largest).exp()
+        largest = past.detach().maximum(key.detach()).clamp_min(torch.finfo(key.dtype).min)
+        kept, weight = (past - largest).exp(), (key - largest).exp()
         total = kept + weight
         log_norm = _log(total) + largest
         divisor = torch.where(total > 0, total, 1)
+        kept, weight = kept / divisor, weight / divisor
+    elif normalize == "l2":
+        squares = (2 * past).exp() + key.square()
+        divisor = squares.clamp_min(NORM_EPS**2).sqrt()
+        kept, weight = forget * log_norm.exp().clamp_min(NORM_EPS) / divisor, key / divisor
+        log_norm = 0.5 * _log(squares)
     else:
-        kept, weight = (-decay).exp(), key
-        divisor = torch.ones_like(key)
-        if normalize == "l2":
-            squares = (2 * (log_norm - decay)).exp() + key.square()
-            kept = kept * log_norm.exp().clamp_min(NORM_EPS)
-            log_norm = 0.5 * _log(squares)
-            divisor = squares.clamp_min(NORM_EPS**2).sqrt()
-        else:
-            log_norm = torch.zeros_like(key)
-        kept = kept.expand_as(key)
-    summary = ((kept / divisor)[:, :, None] * summary) + (weight / divisor)[:, :, None] * value
-    y = torch.matmul(q[:, :, 0].to(key.dtype), summary.sum(3))
-    return y[:, :, None].to(q.dtype), log_norm, summary
+        log_norm, kept, weight = torch.zeros_like(past), forget, key
+    kept, weight = kept[..., None, :], weight.to(dtype)[..., None, :]
+    # The rounding error of `kept` would be the same at every element.
+    rounded = kept.to(dtype)
+    return log_norm, rounded * summary + ((kept - rounded).to(dtype) * summary + weight * value)
 
 
 def _count_elements(
@@ -311,14 +333,17 @@ def _causal_linear_content(
     queries = _split_chunks(q.transpose(1, 2).to(k.dtype), n, chunks, chunk)[..., None]  # [b, c, n, h, k, 1]
     future = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).triu(1)  # [n, m]
     # The sums before the first element: of squared keys [b, k, u], and of keys times values [b, k, v, u].
-    squares = k.new_zeros(k.shape[0], *k.shape[2:])
+    past_squares = k.new_zeros(k.shape[0], *k.shape[2:], dtype=log_norm_dtype(k.device.type))
     products = k.new_zeros(*k.shape[::2], *v.shape[2:])
     if log_norm is not None and summary is not None:
-        squares, products = (2 * log_norm).exp(), summary
+        past_squares, products = (2 * log_norm).exp(), summary
         if normalize == "l2":
-            products = summary * log_norm.exp().clamp_min(NORM_EPS)[:, :, None]
+            products = summary * log_norm.exp().clamp_min(NORM_EPS).to(k.dtype)[:, :, None]
+    squares = past_squares.to(k.dtype)
     if decay is None:
-        norm2 = keys.flatten(1, 2).square().cumsum(1).unflatten(1, (chunks, chunk)) + squares[:, None, None]
+        norm2 = keys.flatten(1, 2).square().cumsum(1).unflatten(1, (chunks, chunk))
+        own_squares = norm2[:, -1, -1]
+        norm2 = norm2 + squares[:, None, None]
         added = torch.einsum("bcmku,bcmvu->bckvu", keys, values)
         sums = torch.cat([products[:, None], added], dim=1).cumsum(1)
         # A copy: a view would keep the sums of all chunks in memory.
@@ -342,16 +367,20 @@ def _causal_linear_content(
         added = torch.cat([squares[:, None], norm2[:, :, -1]], dim=1)
         past = torch.einsum("bcjku,bjku->bcku", between.square(), added)
         norm2 = norm2 + carry.square() * past[:, :, None]
+        count = ends[:, -1]
+        weights = (-2 * decay * (count[:, None, None] - before[:, :, None] - position)).exp()
+        own_squares = (weights * keys.square()).sum((1, 2))
+        past_squares = (-2 * decay.to(past_squares.dtype) * count).exp() * past_squares
         queries = _normalize_queries(queries, norm2, normalize)
         pairs = torch.einsum("bcnhku,bcnmku->bcnhmu", queries, inside * keys[:, :, None])
         y = torch.einsum("bcnhku,bckvu->bcnhv", queries * carry[:, :, :, None], earlier)
     y = torch.einsum("bcnhmu,bcmvu->bcnhv", pairs, values) + y
     y = y.flatten(1, 2)[:, :n].transpose(1, 2).to(q.dtype)
-    squares = norm2[:, -1, -1]
+    squares = past_squares + own_squares
     if normalize == "none":
         return y, torch.zeros_like(squares), final
     norm = squares.clamp_min(NORM_EPS**2).sqrt()
-    return y, 0.5 * _log(squares), final / norm[:, :, None]
+    return y, 0.5 * _log(squares), (final / norm[:, :, None]).to(k.dtype)
 
 
 def _normalize_queries(queries: Tensor, norm2: Tensor, normalize: str) -> Tensor:
@@ -365,6 +394,12 @@ def _normalize_queries(queries: Tensor, norm2: Tensor, normalize: str) -> Tensor
     if normalize == "l2":
         return queries / norm2.clamp_min(NORM_EPS**2).sqrt()[:, :, :, None]
     return queries.expand(*queries.shape[:-1], norm2.shape[-1])
+
+
+def _log_add(x: Tensor, y: Tensor) -> Tensor:
+    """Return log(exp(x) + exp(y)), whose gradient is 0 where both are -infinity."""
+    largest = x.detach().maximum(y.detach()).clamp_min(torch.finfo(x.dtype).min)
+    return _log((x - largest).exp() + (y - largest).exp()) + largest
 
 
 def _log(x: Tensor) -> Tensor:
@@ -406,6 +441,11 @@ def _causal_softmax_content(
     pairs = decayed(keys[:, :, None], position[:, :, :, None] - position[:, :, None])
     pairs = pairs.expand(-1, -1, chunk, -1, -1, -1).masked_fill(future, -torch.inf)  # [b, c, n, m, k, u]
 
+    after = ends[:, -1, None, None] - before[:, :, None] - position
+    own = decayed(keys, after).flatten(1, 2)  # [b, m, k, u], log weights after the last element
+    largest = own.detach().amax(1).clamp_min(lowest)
+    final_log_norm = _log((own - largest[:, None]).exp().sum(1)) + largest
+
     # The sums over each chunk, relative to its maximum; a state is one more chunk, the first.
     maximum = pairs.detach().amax(3)  # [b, c, n, k, u], of the elements inside the chunk
     last = maximum[:, :, -1].clamp_min(lowest)
@@ -413,6 +453,8 @@ def _causal_softmax_content(
     added_value = torch.einsum("bcmku,bcmvu->bcukv", weights, values)
     added_weight = weights.sum(2)
     if log_norm is not None and summary is not None:
+        final_log_norm = _log_add(decayed(log_norm, ends[:, -1]), final_log_norm)
+        log_norm = log_norm.to(k.dtype)
         largest = log_norm.detach().clamp_min(lowest)
         weight = (log_norm - largest).exp()[:, None]
         last = torch.cat([largest[:, None], last], dim=1)
@@ -441,5 +483,4 @@ def _causal_softmax_content(
 
     summary = torch.einsum("bmku,bmvu->bkvu", inside[:, -1, -1], values[:, -1])
     summary = summary + torch.einsum("bku,bukv->bkvu", carry[:, -1, -1], past_value[:, -1])
-    log_norm = _log(total[:, -1, -1]) + maximum[:, -1, -1]
-    return y, log_norm, summary / divisor[:, -1, -1, :, None]
+    return y, final_log_norm, summary / divisor[:, -1, -1, :, None]

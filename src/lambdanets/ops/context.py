@@ -226,7 +226,7 @@ class LocalContext(RelativeContext):
 
     scope: tuple[int, ...] = field()
     dilation: Grid = field(default=1, kw_only=True)
-    centre: Grid | None = field(default=None, kw_only=True)  # pyright: ignore[reportIncompatibleMethodOverride]
+    centre: Grid | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

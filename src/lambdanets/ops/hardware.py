@@ -74,6 +74,14 @@ def compute_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
     return torch.float32 if device == "cpu" and dtype in SLOW_CPU_DTYPES else dtype
 
 
+def log_norm_dtype(device: str) -> torch.dtype:
+    """Return the dtype of log norms: float64, or float32 on devices without it.
+
+    At position n of a sequence log norms grow by about 1/n, which float32 rounds.
+    """
+    return torch.float32 if device == "mps" else torch.float64
+
+
 def on_gpu(problem: Problem) -> bool:
     """Return whether the problem's tensors are on a CUDA device."""
     return problem.device == "cuda"

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from .causal_content import causal_content
-from .content import NORM_EPS
+from .content import next_content_lambda
 from .context import LocalContext
 from .functional import lambda_layer
+from .hardware import log_norm_dtype
 from .kernels import native
 from .kernels.native import step as native_step
 from .kernels.native.step import Layer
@@ -26,7 +27,7 @@ class Recurrence(NamedTuple):
     """All that the elements after a position need of those before it, None for a part that is left out.
 
     Attributes:
-        log_norm: Logarithm of the divisor of the content lambda [b, g, k, u], or None.
+        log_norm: Logarithm of the divisor of the content lambda [b, g, k, u] in `log_norm_dtype`, or None.
         summary: Content lambda after the last element [b, g, k, v, u], or None.
         values: The last (r - 1) * dilation values [b, _, v, u], zeros before the first element, or None.
     """
@@ -142,12 +143,12 @@ def _positions(
     unused_keys = v.new_zeros(()).expand(*elements.shape[:2], *e.shape[-2:])
     y = lambda_layer(q, unused_keys, elements, e, context=context, content=False, kernel=kernel)
     if past is None and (lengths is not None or n < needed):
-        elements = torch.cat([v.new_zeros(len(v), needed, *v.shape[2:]), v], dim=1)
+        elements = torch.cat([v.new_zeros(v.shape[0], needed, *v.shape[2:]), v], dim=1)
     if lengths is None:
         # A copy: a view would keep all values in memory.
         return y, elements[:, elements.shape[1] - needed :].clone()
     index = lengths[:, None] + torch.arange(needed, device=v.device)
-    return y, elements[torch.arange(len(v), device=v.device)[:, None], index]
+    return y, elements[torch.arange(v.shape[0], device=v.device)[:, None], index]
 
 
 def recurrent_step(
@@ -194,43 +195,18 @@ def recurrent_step(
         y, values = torch.matmul(taps, window), elements[:, 1:]
     if k is not None:
         assert state.summary is not None
-        log_norm, summary = _next_lambda(k, v, state, decay, normalize)
+        elements = v.to(state.summary.dtype)[:, None, None]  # [b, 1, 1, v, u]
+        divisor = before[0]
+        if divisor is None:
+            divisor = torch.zeros_like(k, dtype=log_norm_dtype(k.device.type))
+        divisor, summary = next_content_lambda(k, elements, divisor, state.summary, decay, normalize)
+        log_norm = None if normalize == "none" else divisor
         lambdas = summary.sum(-1) if summary.shape[-1] > 1 else summary.squeeze(-1)  # [b, g, k, v]
         queries = q.unflatten(1, (k.shape[1], -1)).to(lambdas.dtype)  # [b, g, h / g, k]
         content = torch.matmul(queries, lambdas).flatten(1, 2).to(q.dtype)
         y = content if y is None else y + content
     assert y is not None
     return y, Recurrence(log_norm, summary, values)
-
-
-def _next_lambda(
-    k: Tensor, v: Tensor, state: Recurrence, decay: Tensor | None, normalize: str
-) -> tuple[Tensor | None, Tensor]:
-    """Return the divisor and the content lambda after an element; see `causal_content`."""
-    before, summary = state.log_norm, state.summary
-    assert summary is not None
-    keys, values = k.to(summary.dtype), v.to(summary.dtype)[:, None, None]  # [b, g, k, u], [b, 1, 1, v, u]
-    forget = None if decay is None else torch.exp(-decay)
-    if normalize == "none":
-        kept = summary if forget is None else summary * forget[:, None]
-        return None, kept + keys[..., None, :] * values
-    assert before is not None
-    if normalize == "softmax":
-        before = before if decay is None else before - decay
-        log_norm = torch.logaddexp(before, keys)
-        # A column whose keys are all -infinity so far adds nothing.
-        divisor = log_norm.clamp_min(torch.finfo(log_norm.dtype).min)
-        kept, weight = torch.exp(before - divisor), torch.exp(keys - divisor)
-    else:
-        past = before.exp()
-        remaining, stored = past, past.clamp_min(NORM_EPS)
-        if forget is not None:
-            remaining, stored = remaining * forget, stored * forget
-        squared = remaining.square() + keys.square()
-        norm = squared.clamp_min(NORM_EPS**2).sqrt()
-        log_norm = torch.where(squared > 0, norm, 0).log()
-        kept, weight = stored / norm, keys / norm
-    return log_norm, kept[..., None, :] * summary + weight[..., None, :] * values
 
 
 def is_native_step(shaped: Iterable[tuple[Tensor | None, tuple[int, ...]]], *others: Tensor | None) -> bool:
@@ -280,17 +256,20 @@ def _serves_operator(
         return False
     entries = 1 if e is None else e.shape[0]
     log_norm, summary, values = state
+    columns = (b, sets, dim_k, dim_u)
+    if log_norm is not None and (log_norm.shape != columns or log_norm.dtype != torch.float64):
+        return False
     return is_native_step(
         [
             (q, (b, heads, dim_k)),
-            (k, (b, sets, dim_k, dim_u)),
+            (k, columns),
             (v, (b, dim_v, dim_u)),
             (e, (entries, dim_k, dim_u)),
             (decay, (dim_k, dim_u)),
-            (log_norm, (b, sets, dim_k, dim_u)),
             (summary, (b, sets, dim_k, dim_v, dim_u)),
             (values, (b, (entries - 1) * dilation, dim_v, dim_u)),
-        ]
+        ],
+        log_norm,
     )
 
 

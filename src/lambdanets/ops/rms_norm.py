@@ -48,13 +48,13 @@ class _RmsNorm(torch.autograd.Function):
     """The norm with the library's gradients; PyTorch's for gradients of gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.epsilon = epsilon
         return kernel.output(x, weight, epsilon)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         if torch.is_grad_enabled() or not is_eager(g):
             # For second derivatives, in graphs, and where something observes the operations.

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lambdanets.data import Vocabulary
+from lambdanets.data import DataError, Vocabulary
+from lambdanets.data.text.files import plain_text
 from lambdanets.data.text.vocabulary import Decoder
 from lambdanets.text.config import TextConfig
 from lambdanets.text.weights import open_network
@@ -28,8 +29,8 @@ def generate(
 
     Args:
         run: The run.
-        prompt: The beginning of the text; without one the model continues a line feed, or the first token of
-            a vocabulary that has none.
+        prompt: The beginning of the text, whose line ends are read as those of a training text; without one
+            the model continues a line feed, or the first token of a vocabulary that has none.
         tokens: Number of tokens to write.
         temperature: Divisor of the logits; 0 takes the most probable token.
         top_k: Sample from the k most probable tokens only.
@@ -64,9 +65,13 @@ def continue_text(
         **options: Those of `LambdaLM.generate`.
     """
     start = "\n" if vocabulary.of_bytes or "\n" in vocabulary.names else vocabulary.names[0]
-    encoded = torch.from_numpy(vocabulary.encode(prompt or start).astype("int64"))
+    try:
+        encoded = vocabulary.encode(plain_text(0, prompt) or start)
+    except DataError as error:
+        raise DataError(f"the prompt cannot be used: {error}") from None
     device = next(network.parameters()).device
-    return _decoded(network.generate(encoded.to(device), tokens, **options), vocabulary)
+    prompted = torch.from_numpy(encoded.astype("int64")).to(device)
+    return _decoded(network.generate(prompted, tokens, **options), vocabulary)
 
 
 def _decoded(found: Iterator[torch.Tensor], vocabulary: Vocabulary) -> Iterator[str]:

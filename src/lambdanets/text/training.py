@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -184,7 +185,13 @@ def _open(config: TextConfig) -> TextSplits:
 TEXT = Task(TextConfig, _open, LanguageModule)
 
 
-def train(config: TextConfig | None = None, *, run_dir: str | Path, resume: bool = False) -> RunResult:
+def train(
+    config: TextConfig | None = None,
+    *,
+    run_dir: str | Path,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> RunResult:
     """Train a language model on a text and write one folder.
 
     Arguments, result and errors are those of `lambdanets.train.train`; speeds are in tokens per second. In
@@ -194,7 +201,7 @@ def train(config: TextConfig | None = None, *, run_dir: str | Path, resume: bool
     Example:
         >>> train(override(get_recipe("text"), "data.source=text:book.txt"), run_dir="runs/book")
     """
-    return train_task(TEXT, config, run_dir=run_dir, resume=resume)
+    return train_task(TEXT, config, run_dir=run_dir, resume=resume, callbacks=callbacks)
 
 
 def load_run(path: str | Path) -> Run[TextConfig]:

@@ -198,5 +198,5 @@ class Classifier(Learner):
         if self.state.best_confusion is not None:
             note = f"epoch {self.state.best_epoch}"
             with replacing(files.confusion) as temporary:
-                samples = self.config.WORDING.samples
+                samples = f"validation {self.config.WORDING.samples}"
                 draw_confusion(self.state.best_confusion, self.classes, temporary, note, samples)

@@ -18,7 +18,9 @@ from lambdanets.train.errors import RunError
 from lambdanets.train.optim import OptimizerConfig, ScheduleConfig
 from lambdanets.train.serialization import check_finite, decode, encode
 from lambdanets.utils.files import parse_json
+from lambdanets.utils.text import did_you_mean
 
+LOGGERS = ("tensorboard", "wandb", "mlflow")
 MAX_THREADS = 4096
 MAX_MINUTES = 365 * 24 * 60  # a year
 
@@ -107,6 +109,8 @@ class EngineConfig:
         save_minutes: Save inside an epoch when the last save is this many minutes old; None does not.
         save_steps: Save inside an epoch after every so many optimiser steps; None does not.
         validate_every: Epochs between validations; the last epoch always has one.
+        loggers: Where metrics go besides the run folder: "tensorboard", "wandb" and "mlflow", separated by
+            commas, or "none".
         max_batches: Most training batches of an epoch, for trials; None takes all.
         max_val_batches: Most validation batches, for trials; None takes all.
     """
@@ -131,6 +135,7 @@ class EngineConfig:
     save_minutes: float | None = 10.0
     save_steps: int | None = None
     validate_every: int = 1
+    loggers: str = "tensorboard"
     max_batches: int | None = None
     max_val_batches: int | None = None
 
@@ -155,6 +160,10 @@ class EngineConfig:
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"engine.ema is a decay between 0 and 1, or None; got {self.ema}")
+        for name in self.logger_names():
+            if name not in LOGGERS:
+                known = f"{', '.join(LOGGERS)} or none{did_you_mean(name, LOGGERS)}"
+                raise ValueError(f"engine.loggers names {name!r}, which is none of {known}")
         for name in ("clip_grad", "save_minutes", "timeout_minutes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -163,6 +172,11 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value > most:
                 raise ValueError(f"engine.{name} is at most {most:,}; got {value:,}")
+
+    def logger_names(self) -> list[str]:
+        """Return the names in `loggers`, each once; none for "none"."""
+        names = dict.fromkeys(name.strip() for name in self.loggers.split(","))
+        return [] if self.loggers.strip() in ("", "none") else [*names]
 
 
 @dataclass(frozen=True, kw_only=True)

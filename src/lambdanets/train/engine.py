@@ -12,6 +12,7 @@ from typing import Any, Generic
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.summary.writer import event_file_writer
@@ -34,11 +35,12 @@ from lambdanets.train.launch import (
     strategy,
 )
 from lambdanets.train.learner import Learner
+from lambdanets.train.loggers import create_loggers
 from lambdanets.train.nonfinite import clear_report, reported_step
 from lambdanets.train.opening import Opening
 from lambdanets.train.optim import create_optimizer
-from lambdanets.train.progress import LiveProgress, print_once
-from lambdanets.train.reporting import EpochPublisher, EpochRecorder, EventLog, RunResult, finish, result
+from lambdanets.train.progress import LiveProgress, log_once
+from lambdanets.train.reporting import EpochPublisher, EpochRecorder, RunResult, finish, result
 from lambdanets.train.resume import (
     ResumePoint,
     check_data,
@@ -115,7 +117,13 @@ def _open_images(config: RunConfig) -> Any:
 CLASSIFICATION = Task(RunConfig, _open_images, Classifier)
 
 
-def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool = False) -> RunResult:
+def train(
+    config: RunConfig | None = None,
+    *,
+    run_dir: str | Path,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> RunResult:
     """Train a classifier on labelled images, and write everything to one folder.
 
     Args:
@@ -123,6 +131,9 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
         run_dir: The run folder, created if missing; it must not hold a run unless `resume`.
         resume: Continue the run in `run_dir` from its newest intact checkpoint. The result equals that of a
             run without interruption: on the CPU, with the same number of threads, to the last bit.
+        callbacks: Callbacks of Lightning; each epoch is saved after they were called. `pl_module` is a
+            `Learner`: `pl_module.state.history` has the rows of metrics.csv. Their `state_dict` is saved and
+            restored with the run.
 
     Returns:
         The result, and the folder.
@@ -143,11 +154,16 @@ def train(config: RunConfig | None = None, *, run_dir: str | Path, resume: bool 
     Example:
         >>> train(get_recipe("digits"), run_dir="runs/digits")
     """
-    return train_task(CLASSIFICATION, config, run_dir=run_dir, resume=resume)
+    return train_task(CLASSIFICATION, config, run_dir=run_dir, resume=resume, callbacks=callbacks)
 
 
 def train_task(
-    task: Task[Config], config: Config | None = None, *, run_dir: str | Path, resume: bool = False
+    task: Task[Config],
+    config: Config | None = None,
+    *,
+    run_dir: str | Path,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> RunResult:
     """Train any task; arguments, result and errors are those of `train`."""
     require_posix("training")
@@ -165,7 +181,7 @@ def train_task(
         )
         if isinstance(ready, AlreadyComplete):
             return completed_result(ready.config, files, ready.start)
-        return _fit(ready, files, resume=resume, lock_folder=lock_folder)
+        return _fit(ready, files, resume=resume, lock_folder=lock_folder, callbacks=callbacks)
 
 
 @dataclass(frozen=True)
@@ -185,7 +201,14 @@ class AlreadyComplete:
     start: ResumePoint
 
 
-def _fit(ready: Prepared, files: RunFiles, *, resume: bool, lock_folder: Callable[[], None]) -> RunResult:
+def _fit(
+    ready: Prepared,
+    files: RunFiles,
+    *,
+    resume: bool,
+    lock_folder: Callable[[], None],
+    callbacks: Sequence[Callback],
+) -> RunResult:
     """Write the first files of a run, train it, and write the last ones; errors are explained."""
     start, splits, module = ready.start, ready.splits, ready.module
     config = module.config
@@ -194,7 +217,7 @@ def _fit(ready: Prepared, files: RunFiles, *, resume: bool, lock_folder: Callabl
         # Before anything is written: a run that cannot be built leaves no folder.
         with raised_on_all_ranks():
             create_optimizer(module.network, config.optimizer)
-            trainer = build_trainer(module, files, saving, start)
+            trainer = build_trainer(module, files, saving, start, callbacks)
             check_shards(splits, trainer.world_size, config)
         if not resume:
             run_on_all_ranks(lock_folder)
@@ -283,7 +306,7 @@ def build_learner(
     weights = config.model.weights
     network = config.network(len(classes), loads_weights=continues or weights is not None)
     if weights is not None and not continues:
-        print_once(config.load_initial_weights(network))
+        log_once(config.load_initial_weights(network))
     if config.engine.channels_last:
         to_channels_last(network)
     module = task.learner(network, config, classes=classes, state=RunState())
@@ -311,7 +334,11 @@ def enable_activation_checkpointing(network: Any, name: str) -> None:
 
 
 def build_trainer(
-    module: Learner, files: RunFiles, saving: CheckpointCallback, start: ResumePoint | None
+    module: Learner,
+    files: RunFiles,
+    saving: CheckpointCallback,
+    start: ResumePoint | None,
+    callbacks: Sequence[Callback],
 ) -> pl.Trainer:
     """Create the trainer of a run, with the callbacks of this package and without Lightning's own output."""
     engine = module.config.engine
@@ -323,11 +350,16 @@ def build_trainer(
         gradient_clip_val=engine.clip_grad,
         limit_train_batches=engine.max_batches,
         limit_val_batches=engine.max_val_batches,
-        logger=EventLog(files, purge_step),
-        # The order matters: an epoch is measured, then saved, then printed and drawn.
+        logger=create_loggers(module.config, files, purge_step),
+        # The order matters: an epoch is measured, then saved with the state of the user's callbacks, then
+        # printed and drawn.
         callbacks=[
-            *(EpochRecorder(module), saving, EpochPublisher(files, module)),
-            *(Opening(module, files.directory), LiveProgress(module)),
+            EpochRecorder(module),
+            *callbacks,
+            saving,
+            EpochPublisher(files, module),
+            Opening(module, files.directory),
+            LiveProgress(module),
         ],
         enable_checkpointing=False,
         plugins=[
@@ -423,6 +455,15 @@ def device_and_precision(engine: EngineConfig) -> dict[str, Any]:
         "deterministic": engine.deterministic,
         "benchmark": not engine.deterministic,
     }
+
+
+def one_device(engine: EngineConfig, device: torch.device | None) -> dict[str, Any]:
+    """Return precision and one device as arguments of Lightning's trainer; None takes the engine's type."""
+    settings = device_and_precision(engine) | {"devices": 1}
+    if device is not None:
+        settings["accelerator"] = device.type
+        settings["devices"] = 1 if device.index is None or device.type == "cpu" else [device.index]
+    return settings
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lambdanets.nn import LambdaLayer
 from lambdanets.train.learner import Learner
-from lambdanets.train.progress import print_once
+from lambdanets.train.progress import log_once
 
 WARM_UP = 2  # batches that are slower than the others
 MEASURED_SECONDS = 10.0  # of training from which the time of the run is estimated
@@ -53,7 +53,7 @@ class Opening(Callback):
             "folder": str(self.directory),
             "stop": f"Ctrl-C; continue with: lambdanets train --resume {quote(str(self.directory))}",
         }
-        print_once("".join(f"{name:<8}{text}\n" for name, text in lines.items()))
+        log_once("".join(f"{name:<8}{text}\n" for name, text in lines.items()))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -71,7 +71,7 @@ class Opening(Callback):
         validations = -(-(engine.epochs - trainer.current_epoch) // engine.validate_every)
         networks = 1 if engine.ema is None else 2
         left += validations * networks * FORWARD * sum(map(int, trainer.num_val_batches))
-        print_once(f"time    about {format_estimate(left * seconds / batches)} left, by the first steps")
+        log_once(f"time    about {format_estimate(left * seconds / batches)} left, by the first steps")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._is_measuring = False

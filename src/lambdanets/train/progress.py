@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
 
 from lambdanets.train.learner import Learner
+from lambdanets.utils.log import logger
 from lambdanets.utils.progress import progress_bar_column
-from lambdanets.utils.text import printable_lines
 
 REFRESH = 0.25  # seconds between two updates of the bar: reading the running sums stalls an accelerator
 WORTH_SHOWING, WORTH_ADVICE = 0.05, 0.10  # fractions of the training time spent waiting for data
@@ -89,12 +89,12 @@ class LiveProgress(Callback):
             left = (
                 f"  {format_duration(self._remaining_seconds())} left" if state.position[0] < epochs else ""
             )
-            self._print(epoch_line(self.module, row) + left + format_data_wait(row["data_wait"]))
+            log_once(epoch_line(self.module, row) + left + format_data_wait(row["data_wait"]))
             # Decided by the history: a resumed run does not print the advice again.
             if is_data_bound(row) and not any(map(is_data_bound, state.history[:-1])):
                 local = max(trainer.world_size // trainer.num_nodes, 1)
                 workers = getattr(trainer.train_dataloader, "num_workers", 0)
-                self._print(
+                log_once(
                     slow_data_advice(
                         row["data_wait"], self.module, workers=workers, cores=available_cores() // local
                     )
@@ -111,12 +111,6 @@ class LiveProgress(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         self._stop()
-
-    def _print(self, line: str) -> None:
-        if self._progress is None:
-            print_once(line)
-        else:
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._progress is not None:
@@ -186,13 +180,7 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def print_once(sentence: str) -> None:
-    """Print a line on rank 0; a closed output, as after `| head`, is ignored."""
-    if rank_zero_only.rank != 0:
-        return
-    try:
-        print(printable_lines(sentence), flush=True)
-    except OSError:
-        # The pipe or terminal is closed: the rest of the buffer, and later output, must not fail either.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def log_once(sentence: str) -> None:
+    """Log a message on rank 0."""
+    if rank_zero_only.rank == 0:
+        logger.info(sentence)

@@ -3,22 +3,19 @@
 import csv
 import io
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lambdanets.train.checkpoint import RunState, replacing, write_text
 from lambdanets.train.config import BaseConfig
 from lambdanets.train.learner import Learner
-from lambdanets.train.progress import format_duration, format_speed, print_once
+from lambdanets.train.loggers import register_run
+from lambdanets.train.progress import format_duration, format_speed
 from lambdanets.train.run import RunFiles
-from lambdanets.utils.text import first_line
 
 # The first and the last columns of metrics.csv; those of the task are between them.
 FIRST_COLUMNS = ("epoch", "step", "lr")
@@ -45,48 +42,6 @@ def to_csv(learner: Learner) -> str:
     for row in history:
         writer.writerow({name: f"{row[name]:.6g}" for name in columns if name in row})
     return text.getvalue()
-
-
-class EventLog(TensorBoardLogger):
-    """TensorBoard events; a run continues without them if they cannot be written."""
-
-    def __init__(self, files: RunFiles, purge_step: int) -> None:
-        super().__init__(files.directory, name="", version=files.tensorboard.name, purge_step=purge_step)
-        self._failed = False
-
-    @property
-    def experiment(self) -> Any:
-        # Lightning reads this property before anything is logged.
-        with self._optional():
-            return super().experiment
-
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        if not self._failed:
-            with self._optional():
-                super().log_metrics(metrics, step)
-
-    def save(self) -> None:
-        if not self._failed:
-            with self._optional():
-                super().save()
-
-    def finalize(self, status: str) -> None:
-        if not self._failed:
-            with self._optional():
-                super().finalize(status)
-
-    @contextmanager
-    def _optional(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            # Lightning wraps the error in a ValueError, and the writer repeats the first error of its thread.
-            if not self._failed:
-                reason = first_line(error.__cause__ or error)
-                print_once(
-                    f"TensorBoard's events cannot be written in {self.log_dir} ({reason}); the run goes on"
-                )
-            self._failed = True
 
 
 class EpochRecorder(Callback):
@@ -137,6 +92,8 @@ class EpochRecorder(Callback):
             "seconds": state.epoch_seconds,
         }
         state.history.append(row)
+        # For callbacks of the user, such as Lightning's EarlyStopping; the values are those of all ranks.
+        module.log_dict({name: float(value) for name, value in row.items()}, logger=False)
         module.start_epoch()
 
     def _add_epoch_time(self) -> None:
@@ -156,6 +113,10 @@ class EpochPublisher(Callback):
         self.files = files
         self.module = module
         self._drawn = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            register_run(trainer.loggers, self.module.config, self.files)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         history = self.module.state.history

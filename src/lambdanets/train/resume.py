@@ -14,7 +14,7 @@ from lambdanets.models.weight_files import find_weights
 from lambdanets.train.checkpoint import RunState, newest_intact, remove_temporary_files
 from lambdanets.train.config import BaseConfig, Config, Wording, load_classes, load_config
 from lambdanets.train.errors import RunError
-from lambdanets.train.progress import print_once
+from lambdanets.train.progress import log_once
 from lambdanets.train.run import RunFiles
 from lambdanets.train.serialization import flatten
 from lambdanets.utils.text import join_some
@@ -24,7 +24,7 @@ MAY_DIFFER = {
     "data.source", "data.images", "data.pseudo_labels", "data.unlabelled",
     "data.workers", "data.check", "data.cache", "data.download",
     "engine.save_minutes", "engine.save_steps", "engine.threads", "engine.timeout_minutes",
-    "engine.checkpointing",
+    "engine.checkpointing", "engine.loggers",
 }  # fmt: skip
 
 
@@ -100,17 +100,17 @@ def find_resume_point(files: RunFiles, config: BaseConfig) -> ResumePoint | None
                 f"{files.directory} has no checkpoint to continue from, but it holds {names}, which a run "
                 "from the beginning would overwrite; bring a checkpoint back, or start a new run elsewhere"
             )
-        print_once(f"{files.directory} has no checkpoint yet: starting from the beginning")
+        log_once(f"{files.directory} has no checkpoint yet: starting from the beginning")
         return None
     path, content, faults = found
     for fault in faults:
-        print_once(f"{fault}; it is set aside, and the run continues from {path.name}")
+        log_once(f"{fault}; it is set aside, and the run continues from {path.name}")
     start = ResumePoint(path, content)
     epoch, batch = start.state.position
     if start.is_complete(config):
-        print_once(f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume")
+        log_once(f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume")
     else:
-        print_once(f"resuming {files.directory} from {path.name}: epoch {epoch + 1}, batch {batch + 1}")
+        log_once(f"resuming {files.directory} from {path.name}: epoch {epoch + 1}, batch {batch + 1}")
     return start
 
 

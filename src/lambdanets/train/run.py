@@ -1,19 +1,17 @@
 """A run folder: the paths inside it, and its configuration, classes and weights."""
 
 import csv
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal
 
 from torch import Tensor, nn
 
-from lambdanets.models import save_for_hub
 from lambdanets.models.tensor_files import DamagedFileError, read_safetensors
 from lambdanets.models.weights import check_finite
 from lambdanets.train.config import Config, RunConfig, load_classes, load_config
 from lambdanets.train.errors import CheckpointError, RunError
-from lambdanets.utils.text import printable
+from lambdanets.utils.log import logger
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,11 @@ class RunFiles:
     @property
     def tensorboard(self) -> Path:
         return self.directory / "tensorboard"
+
+    @property
+    def loggers(self) -> Path:
+        """Identities of the run in wandb and MLflow, by name; missing if it logs to neither."""
+        return self.directory / "loggers.json"
 
     @property
     def curves(self) -> Path:
@@ -169,7 +172,7 @@ class Run(Generic[Config]):
         return network.eval()
 
     def save_for_hub(self, folder: str | Path, which: Literal["best", "last"] = "best") -> Path:
-        """Write the network in the format of the Hugging Face hub, with the run's classes and image settings.
+        """Write the network for the Hugging Face hub, with its classes, image settings and model card.
 
         Args:
             folder: The folder; created if missing.
@@ -179,17 +182,31 @@ class Run(Generic[Config]):
             The folder.
 
         Raises:
-            RunError: There are no such weights yet, or they do not fit.
+            RunError: There are no such weights yet, they do not fit, or it is no classifier of images.
         """
-        data = self.config.data.resolved()
-        images = {
-            "input_size": (data.in_chans, data.image_size, data.image_size),
-            "mean": data.mean,
-            "std": data.std,
-            "crop_pct": data.crop_pct,
-            "interpolation": data.interpolation,
-        }
-        return save_for_hub(self.model(which), folder, labels=self.classes, images=images)
+        from lambdanets.train.hub import save_run_for_hub
+
+        return save_run_for_hub(self, folder, which)
+
+    def push_to_hub(
+        self, repository: str, *, which: Literal["best", "last"] = "best", private: bool = False
+    ) -> str:
+        """Upload what `save_for_hub` writes to the Hugging Face hub; the repository is created if needed.
+
+        Args:
+            repository: OWNER/NAME.
+            which: Weights of the best or of the last epoch.
+            private: Create the repository as a private one.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            RunError: As `save_for_hub`, or the upload failed.
+        """
+        from lambdanets.train.hub import push_to_hub
+
+        return push_to_hub(self, repository, which=which, private=private)
 
     def _weights(self, which: str) -> dict[str, Tensor]:
         """Return the weights of the best or last epoch by name, those of the average if the run keeps one."""
@@ -201,7 +218,7 @@ class Run(Generic[Config]):
             except DamagedFileError as error:
                 if not self.files.best.exists():
                     raise RunError(f"{error}, and there is no {self.files.best}") from error
-                print(printable(f"{error}; the weights come from {self.files.best}"), file=sys.stderr)
+                logger.warning(f"{error}; the weights come from {self.files.best}")
         path = self.files.best if which == "best" else self.files.last
         if not path.exists():
             raise RunError(f"{self.directory} has no {which} weights yet: no epoch has ended")

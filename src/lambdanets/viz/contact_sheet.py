@@ -34,6 +34,7 @@ from lambdanets.viz.pages import (
 )
 
 ACCENT, OTHER, RIGHT, WRONG = "#2f6fde", "#b4c3dc", "#1a7f4b", "#c8372d"
+PER_PAGE, MAX_PAGES = 25, 8
 PICTURE = 184  # height and width of an image on a card, in units (see `pages`)
 LABELS = 104  # largest width of class names, in units; bars have the rest of the width
 SMALL_IMAGE = 64  # longer side in pixels up to which images are enlarged without smoothing
@@ -70,9 +71,10 @@ def draw_sheets(
     path: str | os.PathLike[str],
     *,
     title: str = "Predictions",
-    per_page: int = 25,
+    per_page: int = PER_PAGE,
     columns: int = 5,
-    max_pages: int = 8,
+    max_pages: int = MAX_PAGES,
+    summary: str | None = None,
 ) -> list[Path]:
     """Draw predictions on one or more PNG pages.
 
@@ -87,6 +89,7 @@ def draw_sheets(
         per_page: Most images on one page.
         columns: Most images side by side.
         max_pages: Most pages, so that a folder of a million photos does not fill the disk.
+        summary: Line below the title; None counts the images and the correct predictions.
 
     Returns:
         The written files; none if no image could be read.
@@ -97,7 +100,7 @@ def draw_sheets(
     first = page_path(path)
     readable = [each for each in predictions if each.labels]
     parts = [readable[start : start + per_page] for start in range(0, len(readable), per_page)][:max_pages]
-    return write_pages(_pages(readable, parts, title, columns, per_page), first)
+    return write_pages(_pages(readable, parts, title, columns, per_page, summary), first)
 
 
 def _pages(
@@ -106,17 +109,21 @@ def _pages(
     title: str,
     columns: int,
     per_page: int,
+    summary: str | None,
 ) -> Iterator[Image.Image]:
     fonts = page_fonts()
     for number, part in enumerate(parts, start=1):
-        yield _page(part, title, _caption(readable, number, len(parts), per_page), fonts, columns)
+        caption = _caption(readable, number, len(parts), per_page, summary)
+        yield _page(part, title, caption, fonts, columns)
 
 
-def _caption(readable: Sequence[Prediction], number: int, pages: int, per_page: int) -> str:
+def _caption(
+    readable: Sequence[Prediction], number: int, pages: int, per_page: int, summary: str | None
+) -> str:
     """Return the line below the title: numbers of images and of correct predictions, and the page."""
     known = [each for each in readable if each.right is not None]
-    parts = [f"{len(readable)} image{'s' * (len(readable) != 1)}"]
-    if known:
+    parts = [summary or f"{len(readable)} image{'s' * (len(readable) != 1)}"]
+    if known and summary is None:
         parts.append(f"{sum(bool(each.right) for each in known)} of {len(known)} correct")
     if pages > 1:
         parts.append(f"page {number} of {pages}")
@@ -156,7 +163,7 @@ def _card(
     offset = [(PICTURE * SCALE - size) // 2 for size in picture.size]
     sheet.paste(picture, (left * SCALE + offset[0], top * SCALE + offset[1]))
     y = top + PICTURE + 8
-    name = Path(each.path).name if each.image is None else each.path
+    name = Path(each.path).name
     draw_text_line(draw, (left, y), fit_text(name, fonts.strong, PICTURE, keep_end=True), fonts.strong, INK)
     y += ROW
     if each.truth is not None:

@@ -1,4 +1,4 @@
-"""Figures of a run: training curves and the confusion matrix."""
+"""Figures of a run: training curves, the confusion matrix and the reliability diagram."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ def draw_confusion(
         classes: Class names.
         path: The PNG file.
         note: Text after the title.
-        samples: Noun of the samples in the title.
+        samples: The samples in the title, such as "validation images".
     """
     with plain_text(*classes):
         save_figure(_confusion(matrix, list(map(legible, classes)), note, samples), path)
@@ -143,8 +143,55 @@ def _confusion(matrix: Tensor, classes: Sequence[str], note: str, samples: str) 
     bar.ax.tick_params(length=0, labelsize=8, colors=INK)
     bar.set_label("% of the true class", fontsize=9, color=INK)
     top1 = 100 * float(matrix.diagonal().sum() / matrix.sum().clamp(min=1))
-    title = f"{top1:.2f} % of {int(matrix.sum()):,} validation {samples} correct"
+    title = f"{top1:.2f} % of {int(matrix.sum()):,} {samples} correct"
     axes.set_title(title + (f", {note}" if note else ""), fontsize=11, loc="left", color=INK)
+    return figure
+
+
+def draw_calibration(
+    counts: Sequence[Sequence[float]], path: Path, *, error: float, samples: str = "images"
+) -> None:
+    """Draw a reliability diagram: the accuracy against the confidence, and the histogram of the confidence.
+
+    Args:
+        counts: Samples, correct predictions and the sum of the confidences in equal intervals of the
+            confidence, `[3, bins]`.
+        path: The PNG file.
+        error: The expected calibration error, a fraction.
+        samples: Noun of the samples.
+    """
+    save_figure(_calibration(counts, error, samples), path)
+
+
+def _calibration(counts: Sequence[Sequence[float]], error: float, samples: str) -> Any:
+    """Return the Matplotlib figure of `draw_calibration`."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    figure = Figure(figsize=(5.6, 6.4), dpi=150, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    width, total = 100 / len(counts[0]), sum(counts[0])
+    for index, (number, correct, confidence) in enumerate(zip(*counts, strict=True)):
+        if number:
+            middle = (index + 0.5) * width
+            upper.bar(middle, 100 * correct / number, 0.92 * width, color=TRAIN)
+            ends = [middle - 0.46 * width, middle + 0.46 * width]
+            upper.plot(ends, [100 * confidence / number] * 2, color=VAL, linewidth=2.5)
+            lower.bar(middle, 100 * number / total, 0.92 * width, color=TRAIN)
+    upper.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    marks = [Patch(color=TRAIN, label="accuracy"), Line2D([], [], color=VAL, lw=2.5, label="mean confidence")]
+    figure.legend(handles=marks, loc="outside lower left", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
+    upper.set_xlim(0, 100)
+    upper.set_ylim(0, 100)
+    accuracy, confidence = (100 * sum(row) / total for row in counts[1:])
+    side = ", too confident" if confidence > accuracy else ", not confident enough"
+    side = side if abs(confidence - accuracy) > 0.5 else ""
+    plain_axes(upper, f"expected calibration error {100 * error:.1f} %{side}")
+    plain_axes(lower, f"mean confidence {confidence:.1f} %, accuracy {accuracy:.1f} %")
+    upper.set_ylabel("accuracy (%)", color=INK)
+    lower.set_ylabel(f"% of {int(total):,} {samples}", color=INK)
+    lower.set_xlabel("confidence (%): the probability of the predicted class", color=INK)
     return figure
 
 

@@ -3,7 +3,6 @@
 import csv
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from benchmarks.study import CellRecord
 from benchmarks.study.__main__ import run
 from benchmarks.study.records import to_cells
 from lambdanets.cli import main
+from preloaded import Preloaded
 
 ROOT = Path(__file__).parents[3]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -67,18 +67,15 @@ def inside(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start `python -m benchmarks.study WORDS...`; a process that still runs at the end is killed."""
-    started: list[subprocess.Popen[str]] = []
+def start() -> Iterator[Callable[..., Preloaded]]:
+    """Start `python WORDS...` in the background; it is killed at the end of the test."""
+    started: list[Preloaded] = []
 
-    def begin(*words: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "benchmarks.study", *map(str, words)]
+    def begin(*words: object) -> Preloaded:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "140"}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes))
+        started.append(Preloaded(*words, cwd=ROOT, env=environment))
         return started[-1]
 
     yield begin
     for process in started:
         process.kill()
-        process.communicate()

@@ -14,10 +14,11 @@ import torch
 from benchmarks.study import Cell, Estimate, Progress, Study, StudyFiles, read, settle
 from benchmarks.study.records import to_cells
 from lambdanets.utils.processes import locked
+from preloaded import Preloaded
 from study_cells import run_cells_here
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Preloaded]
 
 COMMITTED = Path(__file__).parents[3] / "benchmarks/study/cells.csv"
 SETTINGS = ("--trunk", "digits", "--epochs", 2, "--set", "engine.max_batches=3")
@@ -31,7 +32,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def wait_until_begun(process: subprocess.Popen[str], run: Path) -> None:
+def wait_until_begun(process: Preloaded, run: Path) -> None:
     """Wait for the configuration of a run, or for the end of the study."""
     until = time.monotonic() + 150
     while not (run / "config.json").exists() and process.poll() is None:
@@ -44,7 +45,7 @@ def test_a_killed_study_continues_without_repeating_a_cell(
     start: Start, inside: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "study"
-    first = start(*STUDY, "--out", out, "--jobs", 1)
+    first = start("-m", "benchmarks.study", *STUDY, "--out", out, "--jobs", 1)
     # The first cell has its row, and the second is in the middle.
     wait_until_begun(first, out / "runs" / "lambda-seed0")
     first.send_signal(signal.SIGKILL)
@@ -106,7 +107,8 @@ def test_ctrl_c_stops_all_cells(start: Start, tmp_path: Path) -> None:
     out = tmp_path / "study"
     cells = [out / "runs" / name for name in ("conv-seed0", "lambda-seed0")]
     words = ("--trunk", "digits", "--epochs", 1000, "--contenders", "conv,lambda", "--seeds", "0")
-    study = start(*words, "--out", out, "--jobs", 2)
+    program = "import sys; sys.path.append('tests'); import study_cells; sys.exit(study_cells.main())"
+    study = start("-c", program, *words, "--out", out, "--jobs", 2)
     for cell in cells:
         wait_until_begun(study, cell)
     study.send_signal(signal.SIGINT)

@@ -28,7 +28,7 @@ def find_sides(root: str) -> tuple[list[Path], list[Path]]:
     if top.is_file():
         return [top], []
     if not top.exists():
-        raise DataError(f"there is no file or folder {root}: --data takes text:FILE or text:FOLDER.")
+        raise DataError(f"there is no file or folder {root}.")
     if not top.is_dir():
         raise DataError(f"{root} is neither a file nor a folder.")
     train = top / "train"
@@ -78,6 +78,12 @@ def plain_bytes(position: int, block: bytes) -> bytes:
     return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
+def plain_text(position: int, text: str) -> str:
+    """Return a text with line feeds as line ends, and at position 0 without a byte order mark."""
+    text = text.removeprefix("\ufeff") if position == 0 else text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 class BlockDecoder:
     """Decodes the blocks of files, which may end inside a character, as UTF-8."""
 
@@ -96,10 +102,7 @@ class BlockDecoder:
             self.end()
             self._path = path
         self._end = position + len(block)
-        text = self._decode(block, final=False)
-        if position == 0:
-            text = text.removeprefix("\ufeff")
-        return text.replace("\r\n", "\n").replace("\r", "\n")
+        return plain_text(position, self._decode(block, final=False))
 
     def end(self) -> None:
         """Check that the newest file does not end inside a character.
@@ -117,5 +120,5 @@ class BlockDecoder:
             position = self._end - len(error.object) + error.start
             raise DataError(
                 f"{self._path} is not UTF-8: byte {position:,} is 0x{error.object[error.start]:02x} "
-                f"({error.reason}); save it as UTF-8, or train on its bytes with data.tokens=bytes."
+                f"({error.reason}); save it as UTF-8, or train a model of bytes with data.tokens=bytes."
             ) from None

@@ -97,16 +97,19 @@ def open_text(config: TextDataConfig, *, vocabulary: Vocabulary | None = None) -
     """
     text = _Text(config, vocabulary)
     train, val = text.sides()
+    divided = not text.files[1]
     if len(train) <= config.context:
+        fraction = ", a smaller data.val_fraction" if divided else ""
         raise DataError(
-            f"{config.root} has {len(train):,} {text.unit} to train on, and a window of "
-            f"data.context={config.context} needs one more than that: use more text or a smaller "
-            "data.context."
+            f"{config.root} has {text.count(train)} to train on, and windows of "
+            f"data.context={config.context} need at least {config.context + 1:,}: use more text{fraction} or "
+            "a smaller data.context."
         )
     if len(val) < 2:
+        fraction = " or a larger data.val_fraction" if divided else ""
         raise DataError(
-            f"{config.root} has {len(val):,} {text.unit} to validate on, and predicting one from another "
-            "needs 2: use more text or a larger data.val_fraction."
+            f"{config.root} has {text.count(val)} to validate on, and at least 2 are needed: use more "
+            f"text{fraction}."
         )
     sets = (TextSet(tokens, text.vocabulary, config.context) for tokens in (train, val))
     return TextSplits(*sets, classes=text.vocabulary.names, fingerprint=text.digest)
@@ -122,7 +125,7 @@ def open_text_split(config: TextDataConfig, vocabulary: Vocabulary) -> TextSet:
     _, val = text.sides()
     if len(val) < 2:
         raise DataError(
-            f"{config.root} has {len(val):,} {text.unit} to measure, and predicting one from another needs 2."
+            f"{config.root} has {text.count(val)} to measure, and at least 2 are needed: use more text."
         )
     return TextSet(val, vocabulary, config.context)
 
@@ -135,13 +138,17 @@ class _Text:
         self.files = find_sides(config.root)
         self.size = sum(path.stat().st_size for side in self.files for path in side)
         if not self.size:
-            raise DataError(f"{config.root} is empty: it has no text.")
+            raise DataError(f"{config.root} is empty: name a file or folder with text.")
         self.digest, characters = self._scan(decodes=vocabulary is None and config.tokens != "bytes")
         if vocabulary is None:
             few = config.tokens == "characters" or len(characters) <= MAX_CHARACTERS
             vocabulary = Vocabulary(sorted(characters) if characters and few else BYTES)
         self.vocabulary = vocabulary
-        self.unit = "bytes" if vocabulary.of_bytes else "characters"
+
+    def count(self, tokens: np.ndarray) -> str:
+        """Return the number of tokens with their unit."""
+        unit = "byte" if self.vocabulary.of_bytes else "character"
+        return f"{len(tokens):,} {unit}{'' if len(tokens) == 1 else 's'}"
 
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens to train on and those to validate on."""

@@ -67,9 +67,10 @@ class Vocabulary:
         tokens = self._by_code_point[points]
         if (tokens < 0).any():
             unknown = list(dict.fromkeys(chr(point) for point in points[tokens < 0].tolist()))
-            be = "is" if len(unknown) == 1 else "are"
+            be, them = ("is", "it") if len(unknown) == 1 else ("are", "them")
             raise DataError(
-                f"{join_some(unknown)} {be} not among the {len(self)} characters of the model's vocabulary."
+                f"{join_some(unknown)} {be} not among the {len(self)} characters of the model's vocabulary; "
+                f"leave {them} out, or train a model on text with {them}."
             )
         return tokens.astype(self.dtype)
 

@@ -50,7 +50,8 @@ def output(
         q: Queries [b, h, n, k].
         k: Keys [b, m, k, u].
         v: Values [b, m, v, u].
-        log_norm: Log of the sum of exp(keys) before the first element, [b, k, u]; None for no elements.
+        log_norm: Log of the sum of exp(keys) before the first element, [b, k, u]; None for no elements. The
+            returned one is float64.
         summary: Mean of the values before the first element, weighted by exp(keys), [b, k, v, u].
         decay: Decay per visible element [k, u], or None.
         mask: Booleans [b, m], False where an element is hidden.
@@ -59,7 +60,7 @@ def output(
     dtype = accumulator_dtype(q.dtype)
     result = y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
     (b, _, dim_k, u), dim_v = k.shape, v.shape[2]
-    final = torch.empty(b, dim_k, u, dtype=dtype), torch.empty(b, dim_k, dim_v, u, dtype=dtype)
+    final = torch.empty(b, dim_k, u, dtype=torch.float64), torch.empty(b, dim_k, dim_v, u, dtype=dtype)
     options = {"decay": decay, "initial_log_norm": log_norm, "initial_summary": summary}
     results: dict[str, Tensor | None] = {"y": result}
     results["final_log_norm"], results["final_summary"] = final
@@ -118,7 +119,7 @@ def _run(
     mask: Tensor | None,
     results: dict[str, Tensor | None],
 ) -> None:
-    """Call a function of the library; inputs and options are converted to the dtype of its arithmetic."""
+    """Call a function of the library; inputs and options are converted to the dtypes of its arguments."""
     q, v = inputs["q"], inputs["v"]
     if not q.numel():
         return
@@ -128,6 +129,8 @@ def _run(
     _, m, dim_v, dim_u = v.shape
     sizes = (b, heads, n, m, dim_k, dim_v, dim_u)
     _PACK_SIZES(call, _CausalContentCall.batch.offset, *sizes)
-    tensors = {name: convert(x, dtype) for name, x in (inputs | options).items()}
+    given = inputs | options
+    log_norm = convert(given.pop("initial_log_norm"), torch.float64)
+    tensors = {name: convert(x, dtype) for name, x in given.items()} | {"initial_log_norm": log_norm}
     if not invoke(f"causal_content_{name}", call, dtype, tensors | {"mask": mask} | results):
         raise MemoryError(f"the causal content part found no memory for its temporaries {sizes}")

@@ -27,7 +27,7 @@ _PACK = struct.Struct(f"={len(_INTEGERS)}q{len(_EPSILONS)}d").pack_into
 _NO_LAYER = (0,) * (len(_INTEGERS) - _INTEGERS.index("channels") + len(_EPSILONS))
 
 State = tuple[Tensor | None, ...]
-"""`log_norm`, `summary` and `values` of a `Recurrence`."""
+"""`log_norm` in float64, `summary` and `values` of a `Recurrence`."""
 
 
 class _StepCall(Call):

@@ -141,6 +141,11 @@ struct CausalContent {
             for (Index k = 0; k < call.dim_k; ++k) body(u, k, u * depth + k);
     }
 
+    static double* log_norm_at(const LambdanetsState& state, Index example, Index k, Index u) {
+        const Index* stride = state.log_norm.stride;
+        return static_cast<double*>(state.log_norm.data) + example * stride[0] + k * stride[1] + u * stride[2];
+    }
+
     // The mean [k, v] of a state, from an element (k, v) on.
     static Matrix<T> mean(const LambdanetsState& state, Index example, Index k, Index first, Index u) {
         return {at(state.summary, example, k, first, u), state.summary.stride[1], state.summary.stride[2]};
@@ -210,27 +215,32 @@ struct CausalContent {
         }
         if (!call.initial.log_norm.data) return;
         for_columns([&](Index u, Index k, Index column) {
-            const T log_norm = *at(call.initial.log_norm, example, k, u);
-            if (log_norm == -INFINITE<T>) return;
-            state[column] = log_norm;
-            state[columns + column] = 1;
+            const double log_norm = *log_norm_at(call.initial, example, k, u);
+            if (log_norm == -INFINITE<double>) return;
+            const T largest = T(log_norm);
+            const double sum = exponential<double>(broadcast(log_norm - double(largest)))[0];
+            state[column] = largest;
+            state[columns + column] = T(sum);
+            state[2 * columns + column] = T(sum - double(T(sum)));
         });
     }
 
     // Writes the state of the weights after the last query.
     void end_weights(Index example, const Scratch& scratch) const {
         if (!call.final.log_norm.data) return;
-        T* state = scratch.state;
-        for (Index j = 0; j < columns; j += LANES<T>) {
-            const Vector<T> sum = load(state + columns + j), rest = load(state + 2 * columns + j);
-            const Vector<T> log_sum = logarithm<T>(sum) + rest / sum;
-            Vector<T> largest = load(state + j);
-            if (call.decay.data) largest -= load(state + 3 * columns + j) * load(scratch.decay + j);
-            store(state + j, sum == Vector<T>{} ? broadcast(-INFINITE<T>) : largest + log_sum);
-        }
-        for_columns([&](Index u, Index k, Index column) {
-            *at(call.final.log_norm, example, k, u) = state[column];
-        });
+        const T* state = scratch.state;
+        for (Index u = 0; u < call.dim_u; ++u)
+            for (Index first = 0; first < call.dim_k; first += LANES<double>) {
+                const T* from = state + u * depth + first;
+                const Vector<double> sum = load_double(from + columns);
+                Vector<double> z = load_double(from);
+                if (call.decay.data)
+                    z -= load_double(from + 3 * columns) * load_double(scratch.decay + u * depth + first);
+                z += logarithm<double>(sum) + load_double(from + 2 * columns) / sum;
+                z = sum == Vector<double>{} ? Vector<double>{} - INFINITE<double> : z;
+                for (Index k = first; k < minimum(first + LANES<double>, call.dim_k); ++k)
+                    *log_norm_at(call.final, example, k, u) = z[k - first];
+            }
     }
 
     // Computes the weights of a chunk, and the state after it.

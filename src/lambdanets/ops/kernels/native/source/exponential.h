@@ -1,6 +1,7 @@
-// The exponential function of vectors for arguments of at most 0, and the logarithm for those of at least 1.
+// The exponential function and the logarithm of vectors.
 //
-// Functions of the C library would tie the compiled library to a recent version of it.
+// The functions of the C library are not used: the compiled kernel would need a C library at least as recent
+// as that of the machine that compiled it.
 #pragma once
 
 #include "vector.h"
@@ -15,7 +16,7 @@ template <>
 struct Exponential<float> {
     static constexpr int DEGREE = 7, MANTISSA = 23, BIAS = 127;
     static constexpr float ROUND = 0x1.8p23f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
-    static constexpr float LOWEST = -87.3f;  // below it the result is subnormal, and 0 here
+    static constexpr float LOWEST = -87.3f;  // just above the logarithm of the smallest normal number
 };
 
 template <>
@@ -38,7 +39,8 @@ constexpr T inverse_factorial(int i) {
     return T(1 / factorial);
 }
 
-// exp(x) to about a unit in the last place; NaN stays NaN.
+// exp(x) within a unit in the last place for x up to 88.3 in float and 709.4 in double; larger arguments have
+// no meaningful result. Below LOWEST it is 0, and of NaN it is NaN.
 template <typename T>
 inline Vector<T> exponential(Vector<T> x) {
     using Constants = Exponential<T>;
@@ -55,8 +57,11 @@ inline Vector<T> exponential(Vector<T> x) {
     return x < Constants::LOWEST ? Vector<T>{} : sum * (Vector<T>)power;
 }
 
-// log(x) to about a unit in the last place, also close to 1: log(m) = 2 (s + s^3 / 3 + s^5 / 5 ...) with
-// s = (m - 1) / (m + 1). NaN stays NaN.
+// log(x) within three units in the last place, also close to 1, for positive numbers that are not subnormal.
+// Of infinity and NaN it is NaN; 0 and negative numbers have no meaningful result.
+//
+// x = 2^n m with m between sqrt(1/2) and sqrt(2), and log(m) = 2 (s + s^3 / 3 + s^5 / 5 ...) with
+// s = (m - 1) / (m + 1).
 template <typename T>
 inline Vector<T> logarithm(Vector<T> x) {
     using Constants = Exponential<T>;
@@ -68,11 +73,12 @@ inline Vector<T> logarithm(Vector<T> x) {
     m = large ? m * T(0.5) : m;
     exponent -= large;
     const Vector<T> n = __builtin_convertvector(exponent, Vector<T>), s = (m - one) / (m + one);
-    // s is at most 0.172: the first term left out is below the rounding error.
+    // |s| is at most 0.172: the first term left out is below the rounding error.
     constexpr int TERMS = sizeof(T) == 8 ? 12 : 6;
     Vector<T> sum{};
 #pragma GCC unroll 16
     for (int i = TERMS - 1; i >= 0; --i) sum = sum * (s * s) + T(1.0 / (2 * i + 1));
+    // x - x is NaN where x is infinite or NaN, else 0.
     return n * Constants::LN2_HIGH + (2 * s * sum + n * Constants::LN2_LOW) + (x - x);
 }
 

@@ -40,7 +40,8 @@ typedef struct {
 // The state of the causal content part after some elements, for each column (k, u) of the keys. A part that
 // is not given stands for no elements, or is not written.
 typedef struct {
-    LambdanetsTensor log_norm;  // [b, k, u], log of the sum of exp(keys), -infinity for no elements
+    // [b, k, u], log of the sum of exp(keys), -infinity for no elements; of float64, but its gradient is not.
+    LambdanetsTensor log_norm;
     LambdanetsTensor summary;   // [b, k, v, u], mean of the values, weighted by exp(keys)
 } LambdanetsState;
 
@@ -113,8 +114,8 @@ typedef struct {
 enum LambdanetsNormalization { LAMBDANETS_SOFTMAX = 0, LAMBDANETS_L2 = 1, LAMBDANETS_NONE = 2 };
 
 // The arguments of one step of the causal operator, and of a layer around it if x is given: queries, keys and
-// values are then projections of x. All tensors are contiguous, in the dtype of x or q; a null pointer stands
-// for a part that is left out.
+// values are then projections of x. All tensors are contiguous, in the dtype of x or q, log norms in float64;
+// a null pointer stands for a part that is left out.
 typedef struct {
     int64_t isa, itemsize, threads;  // as above, without bfloat16
     LambdanetsParallelFor parallel_for;

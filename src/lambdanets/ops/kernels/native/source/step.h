@@ -2,7 +2,8 @@
 //
 // With the queries q, keys k and values v of the element, for each column (k, u) of the keys,
 //   z' = log(exp(z - decay) + exp(k)),  S' = exp(z - decay - z') S + exp(k - z') v
-// is the state of the content (see `weigh` for other normalisations), and
+// is the state of the content (see `weigh` for other normalisations; z and the weights are computed in float64),
+// and
 //   y = sum over columns of q S' + sum over j of (q . E_j) v_j
 // the output, where v_j are the values in the window. The filter q . E_j comes first: it has h numbers for each
 // entry of the table, where a position lambda would have k v.
@@ -48,16 +49,18 @@ class Step {
 
     // The memory of a worker.
     struct Scratch {
-        T* taps;            // [heads, u, entries], the filters
-        T *kept, *weights;  // [sets, k, u], of the elements before and of this one
-        T* rows;            // see `as_rows`
-        T* outputs;         // [heads, row]
+        T* taps;  // [heads, u, entries], the filters
+        // [k, u], of the elements before, the rounding error of that, and of this element.
+        T *kept, *rest, *weights;
+        T* rows;     // see `as_rows`
+        T* outputs;  // [heads, row]
 
         Scratch(Arena& arena, const Step& step) {
             const LambdanetsStep& call = step.call;
             taps = arena.take<T>(call.heads * step.taps_row);
-            kept = arena.take<T>(call.sets * step.columns + LANES<T>);
-            weights = arena.take<T>(call.sets * step.columns + LANES<T>);
+            kept = arena.take<T>(step.columns + LANES<T>);
+            rest = arena.take<T>(step.columns + LANES<T>);
+            weights = arena.take<T>(step.columns + LANES<T>);
             const Index count = maximum(call.dim_k, call.entries);
             rows = arena.take<T>(step.in_place ? 0 : count * call.dim_u * step.row);
             outputs = arena.take<T>(call.heads * step.row);
@@ -101,6 +104,8 @@ class Step {
     const bool in_place;   // whether products read values and content lambdas in the tensors
 
    private:
+    using Wide = Vector<double>;
+
     // Returns `count` matrices [v, u] as rows, [u, count, row], in place or as a copy.
     Rows<const T> as_rows(const T* x, Index count, Index distance, const Scratch& scratch) const {
         if (in_place) return Rows<T>(const_cast<T*>(x), distance);
@@ -147,14 +152,11 @@ class Step {
         const Index heads = call.heads / call.sets;
         for (Index set = 0; set < call.sets; ++set) {
             const Index first = (example * call.sets + set) * columns;
-            T *kept = scratch.kept + set * columns, *weights = scratch.weights + set * columns;
-            weigh(first, k + set * columns, kept, weights);
+            weigh(first, k + set * columns, scratch);
             const T* summary = array(call.summary) + first * call.dim_v;
             T* next = array(call.next_summary) + first * call.dim_v;
             for (Index i = 0; i < call.dim_k; ++i)
-                update(
-                    summary + i * depth, v, kept + i * call.dim_u, weights + i * call.dim_u, next + i * depth
-                );
+                update(summary + i * depth, v, i * call.dim_u, scratch, next + i * depth);
             const Index head = set * heads;
             add_product(
                 q + head * call.dim_k, call.dim_k, 0, as_rows(next, call.dim_k, depth, scratch), call.dim_k,
@@ -163,76 +165,76 @@ class Step {
         }
     }
 
-    // Writes the content lambda [v, u] of a channel of the keys after the element.
-    void update(const T* before, const T* v, const T* kept, const T* weights, T* after) const {
+    // Writes the content lambda [v, u] of a channel of the keys after the element; `column` is its first one.
+    void update(const T* before, const T* v, Index column, const Scratch& scratch, T* after) const {
+        const T *kept = scratch.kept + column, *rest = scratch.rest + column;
+        const T* weights = scratch.weights + column;
         if (call.dim_u == 1) {
-            const Vector<T> keep = broadcast(*kept), weight = broadcast(*weights);
+            const Vector<T> keep = broadcast(*kept), error = broadcast(*rest), weight = broadcast(*weights);
             for (Index i = 0; i < depth; i += LANES<T>) {
                 const Index count = depth - i;
-                const Vector<T> x = keep * load_first(before + i, count) + weight * load_first(v + i, count);
-                store_first(after + i, x, count);
+                const Vector<T> x = load_first(before + i, count), own = weight * load_first(v + i, count);
+                store_first(after + i, keep * x + (error * x + own), count);
             }
             return;
         }
         for (Index i = 0; i < depth; i += call.dim_u)
-            for (Index u = 0; u < call.dim_u; ++u)
-                after[i + u] = kept[u] * before[i + u] + weights[u] * v[i + u];
+            for (Index u = 0; u < call.dim_u; ++u) {
+                const T x = before[i + u];
+                after[i + u] = kept[u] * x + (rest[u] * x + weights[u] * v[i + u]);
+            }
     }
 
     // Computes the weights of the content lambda before an element and of the element's values, for a set of
     // keys, and the next divisor; `first` is the index of its first column in the state.
-    void weigh(Index first, const T* keys, T* kept, T* weights) const {
-        for (Index j = 0; j < columns; j += LANES<T>) {
+    void weigh(Index first, const T* keys, const Scratch& scratch) const {
+        for (Index j = 0; j < columns; j += LANES<double>) {
             const Index count = columns - j;
-            const Vector<T> key = load_first(keys + j, count);
-            const Vector<T> decay = call.decay ? load_first(array(call.decay) + j, count) : Vector<T>{};
-            Vector<T> keep{}, weight = key;
+            const Wide key = load_double(keys + j, count);
+            const Wide decay = call.decay ? load_double(array(call.decay) + j, count) : Wide{};
+            Wide keep{}, weight = key;
             if (call.normalize == LAMBDANETS_NONE) {
-                keep = exponential<T>(-decay);
+                keep = exponential<double>(-decay);
             } else {
-                Vector<T> z = load_first(array(call.log_norm) + first + j, count);
+                Wide z = load_double(static_cast<const double*>(call.log_norm) + first + j, count);
                 call.normalize == LAMBDANETS_SOFTMAX ? weigh_softmax(key, decay, z, keep, weight)
                                                      : weigh_l2(key, decay, z, keep, weight);
-                store_first(array(call.next_log_norm) + first + j, z, count);
+                store_first<double>(static_cast<double*>(call.next_log_norm) + first + j, z, count);
             }
-            // The vectors at the end of a set reach into the next one, which is written after it.
-            store(kept + j, keep);
-            store(weights + j, weight);
+            store_double(scratch.kept + j, keep);
+            // A weight close to 1 in one number of float32 would be off by its error at every element.
+            store_double(scratch.rest + j, keep - load_double(scratch.kept + j));
+            store_double(scratch.weights + j, weight);
         }
     }
 
-    static void weigh_softmax(
-        Vector<T> key, Vector<T> decay, Vector<T>& z, Vector<T>& keep, Vector<T>& weight
-    ) {
-        const Vector<T> one = Vector<T>{} + T(1);
+    static void weigh_softmax(Wide key, Wide decay, Wide& z, Wide& keep, Wide& weight) {
+        const Wide one = Wide{} + 1.0;
         z -= decay;
         const auto rises = key > z;
-        const Vector<T> largest = rises ? key : z;
+        const Wide largest = rises ? key : z;
         // A column whose keys are all -infinity so far stays as it is.
-        const Vector<T> distance = largest == -INFINITE<T> ? largest : rises ? z - key : key - z;
-        const Vector<T> smaller = exponential<T>(distance), total = one + smaller;
-        // Quotients, not exp(z - decay - z'): their sum is 1, whatever the error of z' is. key - key is NaN if
-        // the new maximum is infinite, as its weight must be.
+        const Wide distance = largest == -INFINITE<double> ? largest : rises ? z - key : key - z;
+        const Wide smaller = exponential<double>(distance), total = one + smaller;
+        // key - key is NaN if the new maximum is infinite, as its weight must be.
         keep = (rises ? smaller : one) / total;
         weight = (rises ? one + (key - key) : smaller) / total;
-        z = largest + logarithm<T>(total);
+        z = largest + logarithm<double>(total);
     }
 
     // z is the logarithm of the L2 norm of the keys, and the content lambda is divided by at least LEAST.
-    static void weigh_l2(
-        Vector<T> key, Vector<T> decay, Vector<T>& z, Vector<T>& keep, Vector<T>& weight
-    ) {
-        constexpr T LEAST = T(1e-12);  // NORM_EPS of ops/content.py
-        const Vector<T> one = Vector<T>{} + T(1), least = Vector<T>{} + LEAST;
-        const Vector<T> before = exponential<T>(z), forget = exponential<T>(-decay);
-        const Vector<T> squared = before * forget * (before * forget) + key * key;
-        Vector<T> norm = squared < LEAST * LEAST ? least * least : squared;
-        for (Index i = 0; i < LANES<T>; ++i) norm[i] = std::sqrt(norm[i]);
+    static void weigh_l2(Wide key, Wide decay, Wide& z, Wide& keep, Wide& weight) {
+        constexpr double LEAST = 1e-12;  // NORM_EPS of ops/content.py
+        const Wide one = Wide{} + 1.0, least = Wide{} + LEAST;
+        const Wide before = exponential<double>(z), forget = exponential<double>(-decay);
+        const Wide squared = before * forget * (before * forget) + key * key;
+        Wide norm = squared < LEAST * LEAST ? least * least : squared;
+        for (Index i = 0; i < LANES<double>; ++i) norm[i] = std::sqrt(norm[i]);
         keep = (before < LEAST ? least : before) * forget / norm;
         weight = key / norm;
         const auto below = norm < one;
-        const Vector<T> log = logarithm<T>(below ? one / norm : norm);
-        z = squared == Vector<T>{} ? Vector<T>{} - INFINITE<T> : below ? -log : log;
+        const Wide log = logarithm<double>(below ? one / norm : norm);
+        z = squared == Wide{} ? Wide{} - INFINITE<double> : below ? -log : log;
     }
 
     Rows<T> table_;  // packed

@@ -101,6 +101,23 @@ inline Bfloat16 convert<Bfloat16>(float x) {
     return {uint16_t(bits >> 16)};
 }
 
+// Elements as a vector of float64: at most a vector of them, and zeros.
+template <typename T>
+inline Vector<double> load_double(const T* from, Index count = LANES<double>) {
+    typedef T Part __attribute__((vector_size(LANES<double> * sizeof(T))));
+    Part part{};
+    __builtin_memcpy(&part, from, (count < LANES<double> ? count : LANES<double>) * sizeof(T));
+    return __builtin_convertvector(part, Vector<double>);
+}
+
+// Rounds a vector of float64 to the dtype in memory.
+template <typename T>
+inline void store_double(T* to, Vector<double> x) {
+    typedef T Part __attribute__((vector_size(LANES<double> * sizeof(T))));
+    const Part part = __builtin_convertvector(x, Part);
+    __builtin_memcpy(to, &part, sizeof(part));
+}
+
 // Keeps a loaded vector in a register. Otherwise GCC loads an unaligned operand again in every multiply-add.
 template <typename V>
 inline void keep(V& x) {
