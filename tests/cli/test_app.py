@@ -55,6 +55,8 @@ WRONG = {
         "'vit_tiny_patch16_224' cannot take images of 1 x 32 x 32",
         "(224)",
     ],
+    "--print-completion": ["--print-completion takes a shell: bash, zsh, fish"],
+    "--print-completion tcsh": ["there is no shell 'tcsh'"],
     "train digits --out a --resume b": ["--out and --resume"],
     "train digits --config x.json": ["--config and the recipe digits exclude each other"],
     "train --config x.json --resume run": ["--config and --resume exclude each other"],

@@ -123,6 +123,13 @@ def _run(words: list[str]) -> int:
 
         print(f"lambdanets {lambdanets.__version__}, torch {torch.__version__}")
         return 0
+    if words[0] == "--print-completion":
+        from lambdanets.cli.completion import SHELLS, completion_script
+
+        if len(words) != 2:
+            raise UsageError(f"--print-completion takes a shell: {', '.join(SHELLS)}.")
+        print(completion_script(words[1]), end="")
+        return 0
     verb, *options = words
     check_name("verb", verb, VERBS)
     module, prog = verb.replace("-", "_"), f"lambdanets {verb}"

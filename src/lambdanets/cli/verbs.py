@@ -138,7 +138,8 @@ def _help() -> str:
         f"verbs\n{_columns(VERBS)}\n\n"
         "A recipe is a named, complete training configuration. A run is one training, with its folder.\n\n"
         f"{EXAMPLES}\n"
-        f"lambdanets --traceback VERB ... prints the traceback of an error."
+        "lambdanets --traceback VERB ... prints the traceback of an error.\n"
+        "lambdanets --print-completion bash | zsh | fish prints a script that completes commands."
     )
 
 
