@@ -281,7 +281,7 @@ def draw() -> None:
             axis.plot([statistics.mean(means)], [number], "|", color="#c2410c", ms=18, mew=2.5)
         axis.set_yticks(range(len(arms)), arms)
         axis.invert_yaxis()
-        axis.set_xlabel("accuracy on a speaker who is not in the training set (%); bar: mean over speakers")
+        axis.set_xlabel("accuracy on a speaker outside the training set (%); bar: mean of speakers")
         axis.grid(alpha=0.3, axis="x")
         figure.savefig(HERE / f"{name}.png", dpi=120)
 
