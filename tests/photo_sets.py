@@ -8,8 +8,9 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
 from torch import Tensor
+
+from lambdanets.data.sources.digits import read_digits
 
 NAME = "test_resnet"  # timm's smallest network of 1,000 classes
 SIZE, CROP = 64, 0.875
@@ -26,11 +27,11 @@ PLACES = {  # of some wnids among the 1,000 sorted ones, as published
 
 def write_scans(root: Path) -> Path:
     """Write the first 300 digits as files, a fifth of them for validation."""
-    pixels, targets = load_digits(return_X_y=True)
+    pixels, targets = read_digits()
     for index in range(300):
         folder = root / ("train" if index % 5 else "val") / str(targets[index])
         folder.mkdir(parents=True, exist_ok=True)
-        image = np.round(pixels[index].reshape(8, 8) * (255 / 16)).astype(np.uint8)
+        image = np.round(pixels[index] * (255 / 16)).astype(np.uint8)
         Image.fromarray(image).save(folder / f"{index:03d}.png")
     return root
 

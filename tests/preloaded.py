@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO
 
 LIBRARIES = (
-    "torch", "torch._dynamo", "torchvision", "timm", "torchmetrics", "matplotlib.pyplot", "sklearn.datasets",
+    "torch", "torch._dynamo", "torchvision", "timm", "torchmetrics", "matplotlib.pyplot",
     "tensorboard", "torch.utils.tensorboard", "tyro", "rich.console", "torch.distributed.run",
 )  # fmt: skip
 NUMBER = struct.Struct("i")

@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import pydoc
 import re
 import types
 from pathlib import Path
@@ -77,6 +78,19 @@ def test_the_documentation_of_a_layer_has_every_argument_with_type_default_and_e
     for section in ("Shape:", "Raises:", "Example:", "ValueError", "[b, dim, *grid]", "[b, dim_out, *grid]"):
         assert section in text
     assert "Example:" in (layer.__doc__ or "")
+
+
+@pytest.mark.parametrize("name", [*(layer.__name__ for layer in LAYERS), "lambda_layer"])
+def test_help_shows_every_argument_by_name_with_its_meaning(name: str) -> None:
+    """As `help(lambdanets.LambdaLayer2d)` in a terminal prints it."""
+    value = getattr(lambdanets, name)
+    text = pydoc.plain(pydoc.render_doc(value))
+    parameters = inspect.signature(value).parameters
+    assert len(parameters) > 5
+    kinds = {each.kind for each in parameters.values()}
+    assert kinds.isdisjoint({inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
+    for argument in parameters:
+        assert re.search(rf"^[ |]+{argument}( \(.+?\))?: \S", text, re.MULTILINE), argument
 
 
 def test_the_common_class_of_the_layers_cannot_be_instantiated() -> None:

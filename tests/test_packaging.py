@@ -70,7 +70,7 @@ def test_the_sdist_contains_all_that_tests_read_and_pages_show(dist: Path) -> No
     needed = {
         name for name in files_of("src", "tests", "docs", "benchmarks") if Path(name).suffix not in PICTURES
     }
-    needed |= {"Makefile", "constraints.txt", "pyproject.toml", "hatch_build.py", "CITATION.cff"}
+    needed |= {"Makefile", "constraints.txt", "pyproject.toml", "hatch_build.py", "CITATION.cff", "NOTICE"}
     assert needed <= held
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         linked = ((page.parent / (a or b)).resolve() for a, b in LINK.findall(page.read_text()))
@@ -104,7 +104,7 @@ def project(tmp_path: Path) -> Path:
     """A copy of what a wheel is built of, whose native kernel is a stand-in."""
     folder = tmp_path / "project"
     folder.mkdir()
-    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "source"))
     write_source(folder / "src/lambdanets/ops/kernels/native/source")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lambdanets.detection import DetectionConfig
+from docs import field_tables
+from lambdanets.cli.fields import field_groups
 from lambdanets.models import create_model
 from lambdanets.train import RunConfig
 
@@ -102,23 +103,37 @@ def fields(config: type, prefix: str = "") -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("config", [RunConfig, DetectionConfig])
-def test_the_page_lists_every_setting_with_its_default(config: type) -> None:
-    _, common, classification, detection = re.split(
-        r"^### (?=Of every run|Classification|Detection)",
-        (ROOT / "docs/training.md").read_text(),
-        flags=re.MULTILINE,
-    )
-    own = classification if config is RunConfig else detection
+def test_the_tables_are_those_of_the_docstrings() -> None:
+    text = (ROOT / "docs/training.md").read_text()
+    assert text == field_tables.page(), "run: python docs/field_tables.py"
+
+
+@pytest.mark.parametrize("title", field_tables.TASKS)
+def test_the_page_lists_every_setting_with_its_default(title: str) -> None:
+    sections = re.split("^### ", (ROOT / "docs/training.md").read_text(), flags=re.MULTILINE)
     shown = {}
-    for line in re.findall(r"^\| `[a-z_.]+` \|.*\|$", common + own, re.MULTILINE):
-        path, _, default, sentence = (cell.strip() for cell in line.strip("|").split(" | "))
-        assert path not in shown
-        assert sentence
-        shown[path.strip("`")] = ... if default == "required" else ast.literal_eval(default.strip("`"))
-    expected = fields(config)
+    for section in sections:
+        if not section.startswith(("Of every run: ", f"{title}: ")):
+            continue
+        for line in re.findall(r"^\| `[a-z_.]+` \|.*\|$", section, re.MULTILINE):
+            path, _, default, sentence = (cell.strip() for cell in line.strip("|").split(" | "))
+            assert path not in shown
+            assert sentence
+            shown[path.strip("`")] = ... if default == "required" else ast.literal_eval(default.strip("`"))
+    expected = fields(field_tables.TASKS[title])
     del expected["recipe"]  # the recipe's own name
     assert shown == expected
+
+
+def test_a_field_without_a_sentence_is_an_error() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Silent(RunConfig):
+        """A configuration with a field more."""
+
+        loudness: int = 0
+
+    with pytest.raises(ValueError, match="the docstring of Silent has no sentence on 'loudness'"):
+        field_groups(Silent)
 
 
 def test_the_page_has_the_parameters_of_the_models() -> None:

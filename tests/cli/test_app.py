@@ -34,7 +34,7 @@ WRONG = {
         "train, eval, predict, generate, pseudo-label",
         "export, push, shard, list, show, plan",
     ],
-    "train": ["name a recipe", "digits", "--resume"],
+    "train": ["name a recipe", "digits", "--resume", "config.json as --config"],
     "train digist": ["there is no recipe 'digist'", "did you mean digits?"],
     "train digits --modle x": ["there is no option '--modle'", "did you mean --model"],
     "train digits --model lambda_resne50": ["'lambda_resne50'", "did you mean", "lambda_resnet50"],
@@ -55,7 +55,18 @@ WRONG = {
         "'vit_tiny_patch16_224' cannot take images of 1 x 32 x 32",
         "(224)",
     ],
+    "--print-completion": ["--print-completion takes a shell: bash, zsh, fish"],
+    "--print-completion tcsh": ["there is no shell 'tcsh'"],
     "train digits --out a --resume b": ["--out and --resume"],
+    "train digits --config x.json": ["--config and the recipe digits exclude each other"],
+    "train --config x.json --resume run": ["--config and --resume exclude each other"],
+    "train --config .": ["--config is a file, such as config.json, and . is a folder"],
+    "train folder": ["the recipe folder needs your data: lambdanets train folder --data folder:PATH", "val/"],
+    "train audio": ["needs your data: lambdanets train audio --data audio:PATH", "recordings per class"],
+    "train text": ["needs your data: lambdanets train text --data text:PATH", "a file of text, or a folder"],
+    "train nuclei": ["needs your data: lambdanets train nuclei --data coco:PATH", "masks-to-coco"],
+    "train coco": ["needs your data: lambdanets train coco --data coco:PATH", "instances_val.json"],
+    "train imagenet-350-50@128": ["needs your data: lambdanets train imagenet-350-50@128 --data folder:PATH"],
     "train digits --lr 1": ["no option '--lr'", "--set optimizer.lr=VALUE"],
     "train digits --device cuda": ["--set engine.accelerator=VALUE"],
     "train digits --num-workers=3": ["--set data.workers=VALUE"],
@@ -104,6 +115,8 @@ FAILING = {
     "predict no/such/run photo.jpg": ["no/such/run is no run"],
     "train --resume no/such/run": ["no/such/run"],
     "train --resume no/such/run --epochs 3": ["no/such/run"],
+    "train --config no/such/file": ["no/such/file: No such file"],
+    "train --config {json}": ["other.json cannot be used", "it is of a run of sewing"],
     "train digits --data folder:no/such/photos --out x": ["no/such/photos"],
     "train digits --data no/such/photos --out x": ["'no/such/photos'", "folder:PATH"],
     "train digits --data digist --out x": ["'digist'"],
@@ -134,7 +147,8 @@ def test_a_command_that_fails_is_one_sentence_and_exit_code_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, sentence = failed(capsys, words)
+    (tmp_path / "other.json").write_text('{"task": "sewing"}')
+    code, sentence = failed(capsys, words.format(json="other.json"))
     assert code == 1, sentence
     assert sentence.startswith("lambdanets: ")
     assert all(part in sentence for part in FAILING[words]), sentence
@@ -399,6 +413,23 @@ def test_help_imports_nothing_of_the_package() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert all(f"\n  {verb} " in done.stdout for verb in VERBS)
+
+
+def test_the_help_of_these_verbs_needs_no_torch() -> None:
+    script = (
+        "import sys; from lambdanets_command import main\n"
+        "for verb in ('train', 'generate', 'export'):\n"
+        "    sys.argv[1:] = [verb, '--help']\n"
+        "    assert main() == 0\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'timm', 'numpy', 'lightning')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--batch-size N" in done.stdout
+    assert "--temperature" in done.stdout
+    assert "--opset" in done.stdout
 
 
 @pytest.mark.parametrize("words", ["", " trian"])

@@ -11,9 +11,9 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
 
 from elsewhere import run_elsewhere
+from lambdanets.data.sources.digits import read_digits
 from lambdanets.exporting import onnx_format
 from lambdanets.train import load_run
 from photo_sets import NAME
@@ -23,7 +23,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 def digits(count: int) -> np.ndarray:
     """Scanned digits as the network of the recipe takes them."""
-    images = load_digits().images[:count, None] / 16
+    images = read_digits()[0][:count, None] / 16
     return ((images - 0.305) / 0.376).astype(np.float32)
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import timm
 from PIL import Image
-from sklearn.datasets import load_digits
 from timm.data.imagenet_info import ImageNetInfo
 
 from lambdanets.cli.predictions import write_predictions
+from lambdanets.data.sources.digits import read_digits
 from lambdanets.viz.contact_sheet import Prediction
 from photo_sets import NAME, draw, logits_of, teach
 
@@ -29,9 +29,9 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders of digits in many file formats."""
     folder = tmp_path_factory.mktemp("photos")
-    digits = load_digits()
+    pixels, labels = read_digits()
     for index in range(40):
-        ink = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
+        ink = np.round(pixels[index] * (255 / 16)).astype(np.uint8)
         image, options = Image.fromarray(ink), {}
         suffix = "png"
         match index % 5:
@@ -43,7 +43,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 suffix, options = "jpg", {"quality": 95}
             case 4:
                 image = image.convert("P")
-        path = folder / str(digits.target[index]) / f"{index}.{suffix}"
+        path = folder / str(labels[index]) / f"{index}.{suffix}"
         path.parent.mkdir(exist_ok=True)
         image.save(path, **options)
     return folder

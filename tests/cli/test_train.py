@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from lambdanets.cli import train
+from lambdanets.cli.run_settings import next_step
+from lambdanets.recipes import get_recipe
+from lambdanets.train import load_run
+from lambdanets.train.serialization import flatten
 from preloaded import Preloaded
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -47,6 +51,28 @@ def test_options_and_settings_reach_the_run(trained: Path) -> None:
     assert config["schedule"]["warmup_epochs"] == 0
 
 
+@pytest.mark.parametrize("recipe", ["digits", "nuclei", "audio", "text"])
+def test_help_lists_every_field_of_a_recipe_with_its_value(inside: Command, recipe: str) -> None:
+    shown = inside("train", recipe, "--help")
+    assert shown.returncode == 0
+    assert "--batch-size N" in shown.stdout
+    for path, value in flatten(get_recipe(recipe)).items():
+        if path == "recipe":
+            continue
+        assignments = (
+            [f"{path}.{key}={item}" for key, item in value.items()] if isinstance(value, dict) else []
+        )
+        for assignment in assignments or [f"{path}.NAME=VALUE" if value == {} else f"{path}={value}"]:
+            assert re.search(rf"^  {re.escape(shlex.quote(assignment))} ", shown.stdout, re.MULTILINE)
+    assert re.search(r"engine.ema=\S+ +\(float or None\) Decay of an exponential moving av", shown.stdout)
+
+
+def test_help_without_a_recipe_says_how_to_list_the_fields(inside: Command) -> None:
+    shown = inside("train", "--help").stdout
+    assert "`lambdanets train RECIPE --help`" in shown
+    assert "engine.ema" not in shown
+
+
 def test_a_finished_run_prints_its_summary_and_the_next_command(trained: Path) -> None:
     printed = (trained / "printed.txt").read_text()
     assert (trained / "summary.txt").read_text().strip() in printed
@@ -62,7 +88,7 @@ def test_the_next_command_for_a_streamed_source_is_eval(trained: Path, tmp_path:
     ):
         config["data"]["source"] = source
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert train.next_step(tmp_path) == f"lambdanets {words}"
+        assert next_step(tmp_path) == f"lambdanets {words}"
 
 
 def test_a_finished_run_has_nothing_to_resume(inside: Command, trained: Path) -> None:
@@ -72,6 +98,19 @@ def test_a_finished_run_has_nothing_to_resume(inside: Command, trained: Path) ->
     assert "complete" in done.stdout
     assert (trained / "weights.safetensors").read_bytes() == weights
     assert epochs(trained) == [1, 2]
+
+
+def test_the_configuration_of_a_run_starts_another(inside: Command, trained: Path, tmp_path: Path) -> None:
+    """With the same results; other options change it."""
+    same, other = tmp_path / "same", tmp_path / "other"
+    for folder, changes in ((same, ()), (other, ("--epochs", "1", "--set", "optimizer.lr=0.01"))):
+        done = inside("train", "--config", trained / "config.json", "--out", folder, *changes)
+        assert done.returncode == 0, done.stderr
+    assert (same / "config.json").read_text() == (trained / "config.json").read_text()
+    assert (same / "weights.safetensors").read_bytes() == (trained / "weights.safetensors").read_bytes()
+    before, after = (flatten(load_run(folder).config) for folder in (trained, other))
+    assert {path for path in before if before[path] != after[path]} == {"engine.epochs", "optimizer.lr"}
+    assert epochs(other) == [1]
 
 
 def test_no_run_is_written_over(inside: Command, trained: Path) -> None:

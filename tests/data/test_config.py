@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lambdanets.data import AugmentConfig, DataConfig
+from lambdanets.data.sources.digits import read_digits
 
 
 @pytest.mark.parametrize(
@@ -86,9 +87,7 @@ def test_resolved_writes_folders_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_digits_mean_and_std_are_those_of_the_digits() -> None:
-    from sklearn.datasets import load_digits
-
-    pixels, _ = load_digits(return_X_y=True)
+    pixels, _ = read_digits()
     config = DataConfig(in_chans=1).resolved()
     assert config.mean == pytest.approx((pixels.mean() / 16,), abs=1e-3)
     assert config.std == pytest.approx((pixels.std() / 16,), abs=1e-3)

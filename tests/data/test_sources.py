@@ -119,7 +119,6 @@ def test_a_set_that_is_not_there_and_may_not_be_downloaded(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("source", "module", "package"),
     [
-        ("digits", "sklearn", "'lambdanets[train]'"),
         ("hfds/cats", "datasets", "datasets"),
         ("hfids/cats", "datasets", "datasets"),
         ("wds/cats:pipe:cat x", "webdataset", "webdataset"),

@@ -1,5 +1,6 @@
 """Sources opened as a run opens them: split, checked, kept in memory, described."""
 
+import hashlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from lambdanets.data import (
     open_split,
     open_splits,
 )
+from lambdanets.data.sources.digits import read_digits
 
 WriteFolder = Callable[..., Path]
 Truncate = Callable[[Path], None]
@@ -30,10 +32,24 @@ def of(root: Path, **options: object) -> DataConfig:
     return DataConfig(**({"source": f"folder:{root}", "image_size": 12, "workers": 0} | options))
 
 
-def test_digits_are_scikit_learns() -> None:
-    from sklearn.datasets import load_digits
+def test_the_digits_are_those_of_uci() -> None:
+    """The sum is that of scikit-learn's copy of the test part; see the next test."""
+    pixels, labels = read_digits()
+    assert (pixels.shape, pixels.dtype, labels.shape, labels.dtype) == ((1797, 8, 8), "u1", (1797,), "i8")
+    digest = hashlib.sha256(pixels.tobytes() + labels.astype(np.uint8).tobytes()).hexdigest()
+    assert digest == "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
-    pixels, targets = load_digits(return_X_y=True)
+
+def test_the_digits_are_scikit_learns() -> None:
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
+    expected = datasets.load_digits()
+    pixels, labels = read_digits()
+    np.testing.assert_array_equal(pixels, expected.images)
+    np.testing.assert_array_equal(labels, expected.target)
+
+
+def test_the_digits_are_split_and_normalised() -> None:
+    pixels, targets = read_digits()
     splits = open_splits(DIGITS)
     assert splits.classes == tuple("0123456789")
     assert len(splits.train) + len(splits.val) == 1797
@@ -44,7 +60,7 @@ def test_digits_are_scikit_learns() -> None:
             place = int(side.path(index).removeprefix("digits#"))
             places.append(place)
             assert target == targets[place]
-            np.testing.assert_allclose(image.ravel() * 0.376 + 0.305, pixels[place] / 16, atol=0.002)
+            np.testing.assert_allclose(image.ravel() * 0.376 + 0.305, pixels[place].ravel() / 16, atol=0.002)
     assert sorted(places) == list(range(1797))
 
 

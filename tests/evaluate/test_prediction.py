@@ -8,16 +8,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
 
 from lambdanets.data import DataWarning
+from lambdanets.data.sources.digits import read_digits
 from lambdanets.evaluate.prediction import predict, predict_samples, prepare_network
 from lambdanets.models import create_model
 from lambdanets.recipes import get_recipe
 from lambdanets.train import Run, load_run, to_json
 
 CLASSES = tuple("0123456789")
-INK = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
+INK = np.round(read_digits()[0] * (255 / 16)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +158,10 @@ def test_one_picture_in_many_forms_is_one_picture(run: Run, tmp_path: Path) -> N
 
 def test_samples_are_held_out_images_with_their_true_class(run: Run) -> None:
     answers = predict_samples(run, 24)
-    digits = load_digits()
+    _, labels = read_digits()
     indices = [int(answer.path.removeprefix("digits#")) for answer in answers]
     assert len(set(indices)) == 24
-    assert [answer.truth for answer in answers] == [str(digits.target[index]) for index in indices]
+    assert [answer.truth for answer in answers] == [str(labels[index]) for index in indices]
     for answer, row in zip(answers, expected(run, *INK[indices]), strict=True):
         assert answer.probabilities == pytest.approx(row.topk(5).values.tolist(), abs=1e-6)
         assert answer.right == (answer.labels[0] == answer.truth)

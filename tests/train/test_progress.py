@@ -92,7 +92,8 @@ def test_slow_images_are_told_once_a_run_with_what_to_do(
     monkeypatch.setattr(ImageSet, "batch", slow)
     monkeypatch.setattr("lambdanets.train.progress.WORTH_SECONDS", 0.1)
     train(override(tiny, "engine.max_batches=2", "engine.max_val_batches=1"), run_dir=tmp_path / "run")
-    lines = capsys.readouterr().out.splitlines()
+    _, lines = capsys.readouterr().out.split("\n\n")
+    lines = lines.splitlines()
     assert [line[:9] for line in lines] == ["epoch 1/3", "training ", "epoch 2/3", "epoch 3/3"]
     assert all(re.search(r"images/s.*  data \d\d %$", line) for line in lines if line.startswith("epoch"))
     assert re.match(r"training waited for images \d\d % of its time; try ", lines[1])

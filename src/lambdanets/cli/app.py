@@ -12,8 +12,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-import torch
-
 from lambdanets.cli.errors import EXIT_OF_SIGNAL, FAILURE, USAGE, UsageError, check_name, explain
 from lambdanets.cli.verbs import MOVED, SUBVERBS, VERBS, help_for, prepare_streams, silence
 from lambdanets.utils.allocator import keep_freed_memory
@@ -119,9 +117,18 @@ def _run(words: list[str]) -> int:
         print(text)
         return 0
     if words[0] in ("--version", "-V"):
+        import torch
+
         import lambdanets
 
         print(f"lambdanets {lambdanets.__version__}, torch {torch.__version__}")
+        return 0
+    if words[0] == "--print-completion":
+        from lambdanets.cli.completion import SHELLS, completion_script
+
+        if len(words) != 2:
+            raise UsageError(f"--print-completion takes a shell: {', '.join(SHELLS)}.")
+        print(completion_script(words[1]), end="")
         return 0
     verb, *options = words
     check_name("verb", verb, VERBS)
@@ -137,10 +144,17 @@ def _run(words: list[str]) -> int:
         module, prog = f"{module}_{name}", f"{prog} {name}"
     if verb in RUNNING_NETWORKS:
         keep_freed_memory()
-    called = importlib.import_module(f"lambdanets.cli.{module}").run
+    imported = importlib.import_module(f"lambdanets.cli.{module}")
+    called, help_more = imported.run, getattr(imported, "help_more", None)
     from lambdanets.cli.options import parse
 
-    return parse(called, prog=prog, words=options)()
+    try:
+        call = parse(called, prog=prog, words=options)
+    except SystemExit:
+        if help_more is not None:
+            help_more(options)
+        raise
+    return call()
 
 
 def _warning(

@@ -5,8 +5,6 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import torch
-
 from lambdanets.utils.processes import STOP_SIGNALS, lost_worker
 from lambdanets.utils.text import did_you_mean, first_line
 
@@ -88,7 +86,12 @@ def explain(error: Exception) -> str | None:
         )
     if type(error) is MemoryError and str(error):  # of the planner or a layer; NumPy's has a subclass
         return str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    # By name: this module must not import torch.
+    if (
+        type(error).__name__ == "OutOfMemoryError"
+        or isinstance(error, MemoryError)
+        or "can't allocate memory" in str(error)
+    ):
         asked = re.search(r"tried to allocate (\d+) bytes", str(error))
         size = f": {int(asked[1]) / 2**30:,.1f} GiB were needed" if asked else ""
         return f"out of memory{size}; try a smaller --batch-size, smaller images or a smaller model."

@@ -11,7 +11,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import torch
 import tyro
 from tyro import conf
 
@@ -20,6 +19,8 @@ from lambdanets.utils.files import replacing
 from lambdanets.utils.text import did_you_mean, json_text
 
 if TYPE_CHECKING:
+    import torch
+
     from lambdanets.data import AudioDataConfig, CocoConfig, DataConfig, TextDataConfig
 
 # Value that an option takes -> Python's message for another one.
@@ -132,6 +133,8 @@ def write_json(file: Path, plain: Any) -> None:
 
 def check_device(device: str, kinds: Sequence[str] = ("cpu", "cuda")) -> None:
     """Raise UsageError if a name is not a device of some kinds, or the device is not available."""
+    import torch
+
     try:
         named = torch.device(device)
     except RuntimeError:
@@ -147,7 +150,7 @@ def check_device(device: str, kinds: Sequence[str] = ("cpu", "cuda")) -> None:
         raise UsageError(f"there is no device {device} here; the last one is {named.type}:{last_index}.")
 
 
-def chosen_device(device: str | None, kinds: Sequence[str]) -> torch.device | None:
+def chosen_device(device: str | None, kinds: Sequence[str]) -> "torch.device | None":
     """Return the device, of one of some kinds, that --device names; None if the option was not given.
 
     Raises:
@@ -155,6 +158,8 @@ def chosen_device(device: str | None, kinds: Sequence[str]) -> torch.device | No
     """
     if device is None:
         return None
+    import torch
+
     check_device(device, kinds)
     return torch.device(device)
 

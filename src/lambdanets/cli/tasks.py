@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import option_flag
-from lambdanets.data.sources import find_source
-from lambdanets.data.sources.protocol import StreamedSource
-from lambdanets.train import load_run
-from lambdanets.train.config import BaseConfig, RunConfig, stored_task
+
+# Functions import modules that need PyTorch: --help must not wait for them.
+if TYPE_CHECKING:
+    from lambdanets.train.config import BaseConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class Task:
     package: str
     config: str
     verbs: Mapping[str, str]
-    next_step: Callable[[str, BaseConfig], str]
+    next_step: "Callable[[str, BaseConfig], str]"
 
-    def config_class(self) -> type[BaseConfig]:
+    def config_class(self) -> "type[BaseConfig]":
         """Return the configuration class."""
         return getattr(import_module(self.package), self.config)
 
@@ -50,7 +50,10 @@ class Task:
         return getattr(import_module(module), name)
 
 
-def _predict_samples(run: str, config: BaseConfig) -> str:
+def _predict_samples(run: str, config: "BaseConfig") -> str:
+    from lambdanets.data.sources import find_source
+    from lambdanets.data.sources.protocol import StreamedSource
+
     # Samples cannot be selected from a stream.
     streamed = isinstance(find_source(config.data.source), StreamedSource)
     return f"eval {run}" if streamed else f"predict {run} --samples 20"
@@ -108,6 +111,8 @@ TASKS: dict[str, Task] = {
 
 def task_of(run: Path | None) -> Task:
     """Return the task of the run in a folder; without a readable run, classification, which reports that."""
+    from lambdanets.train.config import RunConfig, stored_task
+
     stored = None if run is None else stored_task(run)
     return TASKS.get(stored or RunConfig.TASK, TASKS[RunConfig.TASK])
 
@@ -127,6 +132,9 @@ def run_verb(verb: str, run: str | Path, *args: Any, **options: Any) -> int:
     """
     function = task_of(Path(run)).function(verb)
     if function is None:
+        from lambdanets.train import load_run
+        from lambdanets.train.config import stored_task
+
         if stored_task(Path(run)) is None:
             load_run(run)  # raises the error that explains why
         raise UsageError(f"{verb} is for runs of {_kinds(verb)}, and {run} is not one.")

@@ -6,21 +6,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 from tyro import conf
 
-from lambdanets.cli.errors import UsageError, as_usage_error, check_name, usage
+from lambdanets.cli.errors import UsageError, check_name
 from lambdanets.cli.options import shown
-from lambdanets.cli.tasks import TASKS, task_of
-from lambdanets.models.weight_files import PRETRAINED
-from lambdanets.models.weights import weights_for
-from lambdanets.recipes import get_recipe, list_recipes
-from lambdanets.train import load_config, override
-from lambdanets.train.config import BaseConfig
-from lambdanets.train.initial_weights import start_from
-from lambdanets.train.optim import create_optimizer
 from lambdanets.utils.text import printable_lines
 
 STARTED = "LAMBDANETS_STARTED"  # time in the name of the run folder, for the processes that Lightning starts
@@ -34,6 +25,7 @@ def run(
     out: Annotated[Path | None, shown("FOLDER", "runs/DATE-RECIPE")] = None,
     resume: Annotated[Path | None, shown("RUN")] = None,
     weights: Annotated[str | None, shown("RUN | FILE | hf-hub:OWNER/NAME | pretrained")] = None,
+    config: Annotated[Path | None, shown("FILE")] = None,
     epochs: Annotated[int | None, shown("N", "the recipe's")] = None,
     batch_size: Annotated[int | None, shown("N", "the recipe's")] = None,
     seed: Annotated[int | None, shown("N", "the recipe's")] = None,
@@ -60,19 +52,29 @@ def run(
         weights: Trained weights to start from: a run, a file, a model on the Hugging Face hub, or
             timm's of the model. They also give the model, if --model does not, and the form of
             the images. Without a recipe a new run has the configuration of RUN.
+        config: Train a new run with the configuration in a file, a run's config.json, instead of a recipe.
         epochs: Passes over the training data; with data.windows, that many windows of text.
         batch_size: Images, recordings or windows of text in a batch of one device.
         seed: Seed of all random numbers.
         devices: Number of devices of a node.
         num_nodes: Number of nodes.
         set: Any other field of the configuration, such as optimizer.lr=0.8; may be repeated.
+            `lambdanets train RECIPE --help` lists all of them.
     """
+    # --help must not wait for PyTorch.
+    from lambdanets.cli.run_settings import make_settings, next_step, train_function
+    from lambdanets.recipes import list_recipes
+
     if resume is not None and out is not None:
         raise UsageError("--out and --resume exclude each other: a resumed run stays in its folder.")
     if resume is not None and weights is not None:
         raise UsageError("--weights and --resume exclude each other: a resumed run has its own weights.")
-    if recipe is None and resume is None and weights is None:
-        raise UsageError(f"name a recipe ({', '.join(list_recipes())}) or a run to --resume.")
+    if config is not None and (recipe is not None or resume is not None):
+        other = "--resume" if recipe is None else f"the recipe {recipe}"
+        raise UsageError(f"--config and {other} exclude each other: each is a whole configuration.")
+    if recipe is None and resume is None and config is None and weights is None:
+        recipes = ", ".join(list_recipes())
+        raise UsageError(f"name a recipe ({recipes}), a run to --resume, or a run's config.json as --config.")
     if recipe is not None:
         check_name("recipe", recipe, list_recipes())
     shortcuts = {
@@ -84,23 +86,18 @@ def run(
         "seed": seed,
     }
     changes = [f"{path}={value}" for path, value in shortcuts.items() if value is not None] + [*set]
-    config, taken = None, ""
+    settings, taken = None, ""
     if resume is None or recipe is not None or changes or model is not None:
-        base = _base(recipe, resume, weights)
-        with usage():
-            config = override(base if model is None else base.with_model(model), *changes)
-            if resume is None:
-                config, taken = _with_weights(config, weights, changes, keeps_model=model is not None)
-            _check_parts(config, starts=resume is None)
-    directory = resume or out or _new_directory("" if config is None else config.recipe)
+        settings, taken = make_settings(recipe, resume, config, weights=weights, model=model, changes=changes)
+    directory = resume or out or _new_directory(settings.recipe if settings else "")
 
     from lightning.pytorch.utilities import rank_zero_only
 
     if taken and rank_zero_only.rank == 0:
         print(printable_lines(taken))
-    train = (task_of(resume) if config is None else TASKS[config.TASK]).train_function()
+    train = train_function(settings, resume)
     try:
-        result = train(config, run_dir=directory, resume=resume is not None)
+        result = train(settings, run_dir=directory, resume=resume is not None)
     except KeyboardInterrupt:
         # Ctrl-C before the first step; afterwards training itself prints the command to continue.
         if (directory / "config.json").exists():
@@ -114,65 +111,14 @@ def run(
     return 0
 
 
-def _base(recipe: str | None, resume: Path | None, weights: str | None) -> BaseConfig:
-    """Return the configuration that the options change: a run's or that of a recipe."""
-    if resume is not None:
-        return _stored(resume, recipe)
-    if recipe is not None:
-        return get_recipe(recipe)
-    run = Path(weights or "")
-    if not (run / "config.json").is_file() or not (run / "classes.json").is_file():
-        raise UsageError(
-            f"name a recipe ({', '.join(list_recipes())}): {weights} is no run, so it has no configuration "
-            "for a new one."
-        )
-    return _stored(run, None)
+def help_more(words: Sequence[str]) -> None:
+    """Print the fields of the recipe that is named beside --help."""
+    if named := [word for word in words if not word.startswith("-")]:
+        from lambdanets.cli.fields import print_fields
+        from lambdanets.recipes import get_recipe, list_recipes
 
-
-def _with_weights(
-    config: BaseConfig, weights: str | None, changes: Sequence[str], *, keeps_model: bool
-) -> tuple[BaseConfig, str]:
-    """Return the configuration with the settings of its initial weights, and a line that lists these."""
-    given = [path.strip() for path, _, _ in (change.partition("=") for change in changes)]
-    if weights is not None and "model.weights" in given:
-        raise UsageError("--weights and --set model.weights are the same; keep one.")
-    weights = weights or config.model.weights
-    if weights is None:
-        return config, ""
-    return start_from(config, weights, given=[*given, *["model.name"] * keeps_model])
-
-
-def next_step(run: Path) -> str:
-    """Return the command that shows results of a run."""
-    return f"lambdanets {task_of(run).next_step(quote(str(run)), _stored(run, None))}"
-
-
-def _stored(run: Path, recipe: str | None) -> BaseConfig:
-    config = load_config(run / "config.json", task_of(run).config_class())
-    if recipe is not None and recipe != config.recipe:
-        raise UsageError(f"{run} is a run of the recipe {config.recipe!r}, not of {recipe!r}.")
-    return config
-
-
-def _check_parts(config: BaseConfig, *, starts: bool) -> None:
-    """Build and run network and optimiser on the meta device, and check the initial weights of a new run.
-
-    A wrong name, option, size or file of weights is then reported before the data are read.
-    """
-    name = config.model.name
-    if starts:
-        config.check_start()
-    with torch.device("meta"):
-        with as_usage_error(f"model.options do not fit {name!r}"):
-            network: Any = config.network(2, loads_weights=True)
-        if (example := config.example_input()) is not None:
-            inputs, tensor = example
-            with as_usage_error(f"{name!r} cannot take {inputs}"), torch.no_grad():
-                network.eval()(tensor)
-        create_optimizer(network, config.optimizer)
-    part = config.pretrained_part(network)
-    if starts and config.model.weights not in (None, PRETRAINED) and part is not None:
-        weights_for(part, config.model.weights, head="replace")
+        if named[0] in list_recipes():
+            print_fields(get_recipe(named[0]))
 
 
 def _new_directory(recipe: str) -> Path:

@@ -112,6 +112,18 @@ def help_for(words: Sequence[str]) -> str | None:
     return _subverb_help(verb) if verb in SUBVERBS and (not options or options[0] in HELP) else None
 
 
+def is_verb_help(words: Sequence[str]) -> bool:
+    """Return whether a command line asks for the options of a verb alone.
+
+    Args:
+        words: The words after `lambdanets`.
+    """
+    *verb, last = words or [""]
+    return last in HELP and (
+        (len(verb) == 1 and verb[0] in VERBS) or (len(verb) == 2 and verb[1] in SUBVERBS.get(verb[0], {}))
+    )
+
+
 def _subverb_help(verb: str) -> str:
     return (
         f"usage: lambdanets {verb} WHAT [options]      lambdanets {verb} WHAT --help lists its options\n\n"
@@ -126,7 +138,8 @@ def _help() -> str:
         f"verbs\n{_columns(VERBS)}\n\n"
         "A recipe is a named, complete training configuration. A run is one training, with its folder.\n\n"
         f"{EXAMPLES}\n"
-        f"lambdanets --traceback VERB ... prints the traceback of an error."
+        "lambdanets --traceback VERB ... prints the traceback of an error.\n"
+        "lambdanets --print-completion bash | zsh | fish prints a script that completes commands."
     )
 
 

@@ -52,8 +52,8 @@ class AugmentConfig:
         scale: smallest and largest part of the area that "random_resized" keeps.
         ratio: smallest and largest width / height of a crop of "random_resized".
         flip: probability of a left-right flip.
-        rand_augment: timm's configuration string of RandAugment, for example "rand-m9-n2-mstd0.5".
-        color_jitter: strength of the changes of brightness, contrast and saturation.
+        rand_augment: configuration string of timm's RandAugment, such as "rand-m9-n2-mstd0.5".
+        color_jitter: strength of random changes of brightness, contrast and saturation.
         random_erasing: probability that a random rectangle is set to the mean colour.
         mixup: blend each image of a batch with another, and their labels in the same ratio, which is drawn
             from Beta(mixup, mixup) for each batch, such as 0.2; 0 is off. The training accuracy is then that
@@ -111,20 +111,21 @@ class AugmentConfig:
 class DataConfig:
     """The source of the images, and their form as the input of a model.
 
+    A folder has train/ and val/ with one folder per class, or is one folder of class folders, which is split.
+    "csv:FILE.csv" is a table of files, with the columns path and label, and perhaps split and group.
+    "tar:PATH" names tar archives with random access: a folder of them, a pattern, or one, with class folders
+    or WebDataset's .cls files inside, and with train or val in their names, in the folders around them or
+    inside them, else they are split. "torch/NAME:PATH" is a data set of torchvision, such as "torch/cifar10",
+    and "hfds/NAME" one of the Hugging Face hub; "hfids/NAME" streams the same, or a folder, from parquet
+    files. "wds/NAME:PATH" streams the tar files of WebDataset from a folder, a URL or a command ("pipe:").
+
     Args:
-        source: "digits" (scikit-learn's 1797 scanned digits), "folder:PATH" (train/ and val/ with one folder
-            per class, or one folder of class folders, which is split), "csv:FILE.csv" (a table of files and
-            labels, with the columns path and label, and perhaps split and group), "tar:PATH" (tar archives
-            with random access: a folder of them, a pattern, or one; with class folders or WebDataset's .cls
-            files inside, and with train or val in their names, in the folders around them or inside them,
-            else they are split), "torch/NAME:PATH" (a data set of torchvision, such as "torch/cifar10"),
-            "hfds/NAME" (a data set of the Hugging Face hub), "hfids/NAME" (the same or a folder, streamed
-            from its parquet files), or "wds/NAME:PATH" (tar files of WebDataset, streamed from a folder, a
-            URL or a command, "pipe:").
+        source: the images: "digits", "folder:PATH", "csv:FILE.csv", "tar:PATH", "torch/NAME:PATH",
+            "hfds/NAME", "hfids/NAME" or "wds/NAME:PATH".
         image_size: height and width of a model's input, in pixels.
         in_chans: 3 for RGB, 1 for grey.
-        mean: of each channel, on a scale from 0 to 1; None takes that of the digits, or of ImageNet.
-        std: of each channel, on the same scale.
+        mean: mean of each channel, on a scale from 0 to 1; None takes that of the digits, or of ImageNet.
+        std: standard deviation of each channel, on the same scale; None as for `mean`.
         batch_size: images in a step of one process.
         workers: processes that read images; 0 reads in the training process.
         augment: augmentation of the training images.
@@ -152,7 +153,7 @@ class DataConfig:
         pseudo_ratio: number of pseudo-labelled images for each labelled one in a batch, such as 3. An epoch
             is still one pass over the labelled images.
         crop_pct: fraction of the resized image's side that evaluation keeps, in the middle.
-        interpolation: nearest, bilinear, bicubic or lanczos.
+        interpolation: interpolation of resizing: nearest, bilinear, bicubic or lanczos.
         on_bad_image: "refuse" to start when an image cannot be decoded or an archive was cut off, or "skip"
             damaged parts with a warning.
         max_pixels: highest width times height of an image; a larger one is refused before it is decoded, as
@@ -164,14 +165,16 @@ class DataConfig:
         order: order of the training images in an epoch. "global" shuffles all of them; "shards" visits the
             archives of tar:PATH in random order and shuffles the images of 16 archives at a time, for storage
             with slow random access.
-        train_split, val_split: names of the splits of torch/, hfds/, hfids/ and wds/. An empty `val_split`
-            splits the training images of torch/ and hfds/ by `val_fraction`. For wds/, splits that
-            _info.json beside the tar files lists, or tar files by name, such as
+        train_split: name of the training split of a torch/, hfds/, hfids/ or wds/ source. Of wds/ it is a
+            split that _info.json beside the tar files lists, or tar files by name, such as
             "train-{000000..000009}.tar".
-        image_column, label_column: columns of csv: or of a Hugging Face data set (hfds/, hfids/). None takes
-            the usual names: "image" and "label", of csv: also "path", "file" or "filename" and "class"; for
-            hfids/ otherwise the only column of images, and the only one of named classes.
-        num_classes: needed only for a streamed source (wds/, hfids/) that does not name its classes.
+        val_split: name of the validation split, in the same form; an empty name divides the training images
+            of torch/ and hfds/ by `val_fraction`.
+        image_column: column of the images in a csv: or Hugging Face data set (hfds/, hfids/); None takes
+            "image", of csv: also "path", "file" or "filename", of hfids/ the only column of images.
+        label_column: column of the labels; None takes "label", of csv: also "class", of hfids/ the only
+            column of named classes.
+        num_classes: number of classes, for a streamed source (wds/, hfids/) that does not name its classes.
         download: download the data set of a torch/ source if it is not in its folder.
     """
 

@@ -60,8 +60,9 @@ class DetectorConfig:
     scratch (He et al., "Rethinking ImageNet Pre-training"); torchvision's network has none.
 
     Args:
-        name: The backbone: a name of timm's registry, ours or another.
-        options: Further arguments of the backbone, such as `scope` or `drop_path_rate`.
+        name: Name of the backbone in timm's registry, of this package or of timm.
+        options: Further arguments of the backbone, such as scope or drop_path_rate, set one by one as
+            `model.options.NAME=VALUE`.
         weights: Initial weights: a file, the folder of a run, or hf-hub:OWNER/NAME (see
             `lambdanets.models.load_weights`). Those of a classifier of this name and these options become
             the backbone's, without their head; those of a detector of this configuration are loaded as a
@@ -69,36 +70,40 @@ class DetectorConfig:
             backbone that timm publishes. A resumed run has its own weights.
         bn_momentum: Weight of a batch in the running statistics of all batch norms (PyTorch's convention: 0.1
             where TensorFlow has 0.9); None keeps the default of each.
-        frozen_stages: Number of stages of the backbone that are not trained, the stem being the first.
+        frozen_stages: Number of stages of the backbone that are not trained, the stem being the first; needs
+            initial weights.
         norms: "batch" trains the backbone's batch norms; "frozen" keeps their statistics and weights, for
-            batches of few images.
-        head_norm: "batch" puts batch norms into the feature pyramid, the box head and the mask head.
-        reductions: The backbone's feature maps that are used: side of the image over that of the map. The
-            pyramid adds one more map of half the last one's side, for the RPN alone.
+            batches of few images, and needs initial weights.
+        head_norm: "batch" puts batch norms into the feature pyramid, the box head and the mask head, which
+            training from scratch needs; None puts none there.
+        reductions: Strides of the backbone's feature maps that feed the pyramid. It adds one more map of half
+            the last one's side, for the region proposal network (RPN) alone.
         fpn_channels: Channels of the feature pyramid and of the RPN.
         anchor_sizes: Side of the anchors of each map in pixels, one for each reduction and one for the added
             map.
-        aspect_ratios: Height over width of the anchors of every map.
+        aspect_ratios: Ratios of height to width of the anchors of every map.
         box_dim: Width of the two fully connected layers of the box head.
         mask_dim: Channels of the mask head.
         mask_convs: Number of 3x3 convolutions of the mask head.
-        rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test: Best proposals of each map before non-maximum
-            suppression.
-        rpn_post_nms_top_n_train, rpn_post_nms_top_n_test: Proposals of an image after suppression.
+        rpn_pre_nms_top_n_train: Best proposals of each map before non-maximum suppression, in training.
+        rpn_pre_nms_top_n_test: Best proposals of each map before non-maximum suppression, in evaluation.
+        rpn_post_nms_top_n_train: Proposals of an image after suppression, in training.
+        rpn_post_nms_top_n_test: Proposals of an image after suppression, in evaluation.
         rpn_nms_thresh: Overlap (IoU) above which the worse of two proposals is dropped.
-        rpn_fg_iou_thresh, rpn_bg_iou_thresh: Least overlap of an anchor that counts as an object, and overlap
-            below which it counts as background.
+        rpn_fg_iou_thresh: Least overlap (IoU) of an anchor that counts as an object.
+        rpn_bg_iou_thresh: Overlap below which an anchor counts as background.
         rpn_batch_size_per_image: Anchors of an image on which the RPN's loss is computed.
-        rpn_positive_fraction: Largest fraction of these anchors that are objects.
+        rpn_positive_fraction: Largest fraction of the anchors in the loss that are objects.
         box_score_thresh: Least score of a detection.
         box_nms_thresh: Overlap above which the worse of two detections of a class is dropped.
         box_detections_per_img: Most detections of an image.
-        box_fg_iou_thresh, box_bg_iou_thresh: Least overlap of a proposal that counts as an object, and
-            overlap below which it counts as background.
+        box_fg_iou_thresh: Least overlap (IoU) of a proposal that counts as an object.
+        box_bg_iou_thresh: Overlap below which a proposal counts as background.
         box_batch_size_per_image: Proposals of an image on which the losses of the heads are computed.
-        box_positive_fraction: Largest fraction of these proposals that are objects; the mask head is trained
-            on them.
-        image_mean, image_std: Mean and standard deviation of the images' channels, in [0, 1].
+        box_positive_fraction: Largest fraction of the proposals in the losses that are objects; the mask head
+            is trained on these.
+        image_mean: Mean of the images' channels, on a scale from 0 to 1.
+        image_std: Standard deviation of the images' channels, on the same scale.
     """
 
     name: str

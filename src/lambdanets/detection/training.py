@@ -228,6 +228,9 @@ class DetectionModule(Learner):
     def format_data(self, splits: CocoSplits) -> str:
         return f"{len(splits.train):,} training and {len(splits.val):,} validation images"
 
+    def format_class_sizes(self, splits: CocoSplits) -> str:
+        return f", {splits.train.objects:,} objects to train on"
+
     def data_advice(self) -> list[str]:
         return [f"images stored at about {self.config.data.image_size} pixels where they are larger"]
 

@@ -1,4 +1,4 @@
-"""Handwritten digits, which are part of scikit-learn: the first recipe to run on a new machine."""
+"""Handwritten digits, which are part of the package: the first recipe to run on a new machine."""
 
 from lambdanets.data import AugmentConfig, DataConfig
 from lambdanets.recipes.registry import recipe
@@ -11,7 +11,7 @@ def digits() -> RunConfig:
 
     Follows: no table of the paper; the first thing to run on a new machine.
     Expect: 99.4 to 99.7 % of the 359 held-out digits (seeds 0 to 2: 99.44, 99.72, 99.44 %), best epoch.
-    Needs: one CPU core for a minute (50, 38 and 39 seconds); the images are inside scikit-learn.
+    Needs: one CPU core for a minute (50, 38 and 39 seconds); the images are inside the package.
     Command: lambdanets train digits
     """
     return RunConfig(

@@ -52,7 +52,7 @@ class SamplingConfig:
     """The text that the model writes at every validation, into `samples.txt` of the run folder.
 
     Args:
-        tokens: Its length; 0 writes none.
+        tokens: Length of the text; 0 writes none.
         temperature: Divisor of the logits; 0 takes the most probable token.
     """
 

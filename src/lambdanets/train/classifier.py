@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from lambdanets.data import AugmentConfig, MixedSet, Splits, eval_loader, train_loader
+from lambdanets.data.balance import class_counts
 from lambdanets.data.mixing import mix
 from lambdanets.data.randomness import derived_seed, keys
 from lambdanets.train.checkpoint import RunState, replacing
@@ -211,6 +212,20 @@ class Classifier(Learner):
         if isinstance(splits.train, MixedSet):
             train = f"{len(splits.train.labelled):,} labelled, {len(splits.train.pseudo):,} pseudo-labelled"
         return f"{train} and {len(splits.val):,} validation images"
+
+    def format_class_sizes(self, splits: Any) -> str:
+        side = splits.train.labelled if isinstance(splits.train, MixedSet) else splits.train
+        targets = getattr(side, "targets", None)
+        if targets is None:  # a stream
+            return ""
+        counts = class_counts(targets, len(self.classes))
+        least, most = int(counts.argmin()), int(counts.argmax())
+        if counts[least] == counts[most]:
+            return f" of {counts[least]:,} training {self.config.WORDING.samples}"
+        return (
+            f" of {counts[least]:,} ({self.classes[least]}) to {counts[most]:,} ({self.classes[most]}) "
+            f"training {self.config.WORDING.samples}"
+        )
 
     def data_advice(self) -> list[str]:
         data = self.config.data

@@ -64,9 +64,13 @@ class EngineConfig:
 
     Args:
         epochs: Passes over the training data.
-        precision: Precision in Lightning's notation.
-        devices, num_nodes, accelerator, strategy: Passed to Lightning; where torchrun or SLURM launched the
-            processes, their numbers replace `devices` and `num_nodes`.
+        precision: Precision of training, in Lightning's notation.
+        devices: Devices per node, passed to Lightning; where torchrun or SLURM launched the processes, their
+            number replaces it.
+        num_nodes: Nodes, passed to Lightning; where torchrun or SLURM launched the processes, their number
+            replaces it.
+        accelerator: Accelerator, passed to Lightning: "cpu", "gpu" or "auto".
+        strategy: Strategy, passed to Lightning, such as "ddp" or "fsdp".
         accumulate: Batches per optimiser step.
         global_batch: Samples of an optimiser step over all devices, reached by gradient accumulation; None
             means `data.batch_size` times the number of devices times `accumulate`.
@@ -83,17 +87,17 @@ class EngineConfig:
         channels_last: Store images and weights in channels-last memory format.
         deterministic: Refuse operators that are not deterministic (on the CPU all are).
         sync_batchnorm: Compute batch statistics over all devices; needs GPUs.
-        timeout_minutes: Longest time that ranks wait for one that does not respond, before all stop with an
-            error.
+        timeout_minutes: Minutes that ranks wait for one that does not respond, before all stop with an error.
         threads: CPU threads of PyTorch; None leaves its default.
-        save_minutes: Save inside an epoch when the last save is this old; None does not.
-        save_steps: Save inside an epoch after each this many optimiser steps; None does not.
-        validate_every: Validate every this many epochs, and after the last one.
+        save_minutes: Save inside an epoch when the last save is this many minutes old; None does not.
+        save_steps: Save inside an epoch after every so many optimiser steps; None does not.
+        validate_every: Epochs between validations; the last epoch always has one.
         patience: End the run after this many validations in a row without a better one; None trains all
             epochs. The schedule of the learning rate is that of all epochs.
-        loggers: Where metrics go besides the files of the run: tensorboard, wandb and mlflow, separated by
-            commas, or none.
-        max_batches, max_val_batches: Limit the batches of every epoch, for trials and tests.
+        loggers: Where metrics go besides the run folder: "tensorboard", "wandb" and "mlflow", separated by
+            commas, or "none".
+        max_batches: Most training batches of an epoch, for trials; None takes all.
+        max_val_batches: Most validation batches, for trials; None takes all.
     """
 
     epochs: int = 10
@@ -195,6 +199,11 @@ class BaseConfig:
     A task's subclass narrows the types of `model` and `data`. The engine relies on `model.name`,
     `model.weights`, `data.source`, `data.batch_size`, `data.workers`, `data.without_paths()`, the field that
     `WORDING.size` names, and on `resolved()` of both, which makes their paths absolute.
+
+    Args:
+        recipe: Name of the recipe.
+        model, data, optimizer, schedule, engine: Groups of settings.
+        seed: Seed of all random numbers.
     """
 
     WORDING = Wording()
@@ -344,8 +353,13 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
 
 def stored_task(folder: Path) -> str | None:
     """Return the task of the run in a folder, such as "detection"; None if it cannot be read."""
+    return config_task(folder / "config.json")
+
+
+def config_task(file: Path) -> str | None:
+    """Return the task of a configuration in a file; None if it cannot be read."""
     try:
-        return task_in(parse_json((folder / "config.json").read_text(encoding="utf-8")))
+        return task_in(parse_json(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
 

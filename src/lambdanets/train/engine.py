@@ -42,6 +42,7 @@ from lambdanets.train.loggers import create_loggers
 from lambdanets.train.losses import class_weights
 from lambdanets.train.multi_label import MultiLabelClassifier
 from lambdanets.train.nonfinite import clear_report, reported_step
+from lambdanets.train.opening import Opening
 from lambdanets.train.optim import create_optimizer
 from lambdanets.train.progress import LiveProgress, log_once
 from lambdanets.train.reporting import EpochPublisher, EpochRecorder, RunResult, finish, result
@@ -376,6 +377,7 @@ def build_trainer(
             *callbacks,
             saving,
             EpochPublisher(files, module),
+            Opening(module, files.directory),
             LiveProgress(module),
         ],
         enable_checkpointing=False,

@@ -165,6 +165,15 @@ class Learner(pl.LightningModule):
         """Format the sizes of both splits for the summary."""
         raise NotImplementedError
 
+    def format_classes(self) -> str:
+        """Format the number of classes."""
+        number = len(self.classes)
+        return f"{number:,} {self.config.WORDING.classes[number > 1]}"
+
+    def format_class_sizes(self, splits: Any) -> str:
+        """Format the sizes of the training classes, to follow the number of classes."""
+        return ""
+
     def data_advice(self) -> list[str]:
         """Return suggestions against slow data loading besides more workers, in the order to try them."""
         raise NotImplementedError

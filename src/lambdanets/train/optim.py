@@ -17,15 +17,15 @@ class OptimizerConfig:
     """An optimiser of timm.
 
     Args:
-        name: A name of `timm.optim.list_optimizers()`; "sgd" has Nesterov momentum, "momentum" plain
-            momentum.
+        name: Name of a timm optimiser; "sgd" has Nesterov momentum, "momentum" plain momentum.
         lr: Peak learning rate.
         lr_batch: Samples per step that `lr` is meant for: the learning rate is scaled by those of a step
             here, over all devices and accumulated batches, divided by this number. None does not scale.
-        weight_decay: Weight decay of tensors with two or more axes, without position tables.
+        weight_decay: Weight decay of tensors with two or more axes; never of biases, norms and position
+            tables.
         momentum: Momentum of SGD and its relatives.
         layer_decay: Factor of the learning rate from one layer to the one below, for fine-tuning.
-        options: Further arguments of the optimiser, such as betas.
+        options: Further arguments of the optimiser, such as betas, set as `optimizer.options.NAME=VALUE`.
     """
 
     name: str = "sgd"

@@ -166,14 +166,13 @@ def finish(learner: Learner, files: RunFiles, splits: Any, *, write: bool = True
     """Write the last files of a run, the summary after all others, and return the result."""
     config, state = learner.config, learner.state
     parameters = sum(p.numel() for p in learner.network.parameters())
-    last, names = state.history[-1], splits.classes
-    classes = f"{len(names)} {config.WORDING.classes[len(names) > 1]}"
+    last = state.history[-1]
     epoch = f"epoch {state.best_epoch} of {config.engine.epochs}"
     rate = format_speed(speed(state, learner.unit), learner.unit)
     stopped = f"; {reason}" if (reason := learner.early_stop()) else ""
     lines = {
         "model": f"{config.model.name}, {parameters:,} parameters",
-        "data": f"{config.data.source}: {learner.format_data(splits)}, {classes}",
+        "data": f"{config.data.source}: {learner.format_data(splits)}, {learner.format_classes()}",
         "best": f"{learner.format_best()}, {epoch}",
         "last": f"{learner.format_validation(last)}, training loss {last['train_loss']:.3f}{stopped}",
         "speed": f"{rate} in training, {format_duration(state.seconds)} in all",

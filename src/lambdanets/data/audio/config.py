@@ -70,8 +70,9 @@ class AudioDataConfig:
             columns path and label, and perhaps split and group. Files are .wav, .flac or .ogg.
         features: "log-mel" (the logarithm of a mel spectrogram) or "raw" (samples).
         sample_rate: samples per second of the model's input; None takes the rate of most files.
-        bands: mel bands.
-        window, hop: length of a window of the spectrogram and the distance between two, in seconds.
+        bands: number of mel bands.
+        window: length of a window of the spectrogram, in seconds.
+        hop: distance between two windows, in seconds.
         seconds: longest part of a recording that is used: a random part in training, the middle in
             evaluation. None uses whole recordings.
         batch_size: recordings in a step of one process.
@@ -79,7 +80,8 @@ class AudioDataConfig:
         augment: augmentation of the training recordings.
         val_fraction: fraction that is held out of a folder that is not split; 1.0 holds out everything, to
             evaluate.
-        hold_out: method of splitting, as in `DataConfig`.
+        hold_out: method of splitting: "exact" holds out `val_fraction` of each class, "stable" assigns each
+            file by the hash of its name, so that it keeps its side when others are added.
         group: keep all recordings of a group, such as a speaker, on one side, as in `DataConfig`.
         sampling: recordings of an epoch, "uniform" or "balanced" as in `DataConfig`.
         group_by_length: make training batches of recordings of similar length, which need less padding.

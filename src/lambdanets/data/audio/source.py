@@ -14,6 +14,10 @@ class AudioSource(IndexedSource):
     """Recordings in class folders."""
 
     form = FORM
+    layout = (
+        "a folder with train/ and val/ that each hold one folder of recordings per class, or a folder with "
+        "one folder per class, which is split"
+    )
     labelled_images = False
     help = "recordings: .wav, .flac or .ogg files in folders as for folder: (pip install 'lambdanets[audio]')"
 

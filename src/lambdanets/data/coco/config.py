@@ -19,10 +19,11 @@ class CocoConfig:
         source: "coco:FOLDER" (annotations/instances_train2017.json and instances_val2017.json, or the same
             without the year; or train/_annotations.coco.json and valid/_annotations.coco.json), or
             "coco:ANNOTATIONS.json", one file, whose images are split by `val_fraction`.
-        images: the folder from which images are named; None searches the folder of the split, images/, the
+        images: folder that the file names start from; None searches the folder of the split, images/, the
             folder of the source, which contains annotations/, and the folder of the json.
-        train_split, val_split: names of the splits of a folder, for files of other names; None takes
-            train2017 or train, and val2017, val or valid. For a single file they must be None.
+        train_split: name of the training split of a folder, for files of other names; None takes train2017 or
+            train. Of a single file it must be None.
+        val_split: name of the validation split, in the same way; None takes val2017, val or valid.
         val_fraction: fraction of the images of one file that is held out; 1.0 holds out everything, to
             evaluate. A photo that is listed twice is on one side.
         masks: train on masks and boxes; False trains on boxes alone.
@@ -42,10 +43,11 @@ class CocoConfig:
         group_by_ratio: make batches of images of similar aspect ratio; without effect if `crop` is set.
         drop_empty: do not train on images without objects; else they serve as examples of background.
         on_bad_annotation: "refuse" to start when an annotation is broken, or "skip" it with a warning.
-        on_bad_image: the same for an image that is missing, cannot be decoded or differs in size from its
-            entry. Under "refuse" only headers are read before the start, so that a damaged end is found when
-            the image is read; under "skip" all images are decoded before the start.
-        max_pixels: highest width times height of an image, as in `DataConfig`.
+        on_bad_image: "refuse" to start when an image is missing, cannot be decoded or differs in size from
+            its entry, or "skip" it with a warning. Under "refuse" only headers are read before the start, so
+            that a damaged end is found when the image is read; under "skip" all images are decoded before the
+            start.
+        max_pixels: highest width times height of an image; a larger one is refused before it is decoded.
     """
 
     source: str

@@ -14,6 +14,10 @@ class CocoSource(IndexedSource):
 
     form = "coco:PATH"
     help = "for detectors: a folder or a json in COCO's format (pip install 'lambdanets[detection]')"
+    layout = (
+        "a json in COCO's format, which is split, or a folder with annotations/instances_train.json and "
+        "instances_val.json; lambdanets masks-to-coco writes one from images of masks"
+    )
     labelled_images = False
 
     def open(self, config: DataConfig, *, seed: int, classes: Sequence[str] | None = None) -> ImageSplits:

@@ -63,6 +63,7 @@ class CsvSource(IndexedSource):
     """Image files that a CSV file lists, with a label each, or several with `data.multi_label`."""
 
     form = "csv:FILE.csv"
+    layout = "a table with the columns path and label, of files relative to its folder"
     help = "a table of image files: columns path and label, or several labels, and perhaps split and group"
     named_columns = True
     unlabelled = True

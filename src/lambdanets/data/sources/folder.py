@@ -52,6 +52,10 @@ class FolderSource(IndexedSource):
     """Image files in class folders."""
 
     form = "folder:PATH"
+    layout = (
+        "a folder with train/ and val/ that each hold one folder of images per class, or a folder with one "
+        "folder per class, which is split"
+    )
     help = "your photos: train/ and val/ with a folder per class, or class folders, to be split"
     unlabelled = True
     grouped = True

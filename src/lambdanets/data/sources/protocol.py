@@ -53,6 +53,7 @@ class Source(ABC):
     Attributes:
         form: how the value is written, such as "folder:PATH".
         help: one line for `lambdanets list`.
+        layout: what PATH is, to explain which data a recipe needs; "" for a source that needs none.
         package: the module that the source needs, and the arguments of `pip install` for it; None where the
             package's own requirements suffice.
         named_splits: whether `data.train_split` and `data.val_split` name its splits.
@@ -71,6 +72,7 @@ class Source(ABC):
 
     form: ClassVar[str]
     help: ClassVar[str]
+    layout: ClassVar[str] = ""
     package: ClassVar[tuple[str, str] | None] = None
     named_splits: ClassVar[bool] = False
     named_columns: ClassVar[bool] = False

@@ -14,6 +14,7 @@ class TextSource(IndexedSource):
 
     form = "text:PATH"
     help = "for language models: a file of text, or a folder of .txt and .md files"
+    layout = "a file of text, or a folder of .txt and .md files"
     labelled_images = False
 
     def open(self, config: DataConfig, *, seed: int, classes: Sequence[str] | None = None) -> ImageSplits:
