@@ -14,6 +14,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "decoding": speed.decoding_table,
     "training": speed.training_table,
     "language": partial(accuracy.language_table, "language"),
+    "language_time": partial(accuracy.language_table, "language_time"),
     "digits": partial(accuracy.digits_table, "digits"),
 }
 
