@@ -70,7 +70,15 @@ def test_the_sdist_contains_all_that_tests_read_and_pages_show(dist: Path) -> No
     needed = {
         name for name in files_of("src", "tests", "docs", "benchmarks") if Path(name).suffix not in PICTURES
     }
-    needed |= {"Makefile", "constraints.txt", "pyproject.toml", "hatch_build.py", "CITATION.cff", "NOTICE"}
+    needed |= {
+        "Makefile",
+        "constraints.txt",
+        "requirements.lock",
+        "pyproject.toml",
+        "hatch_build.py",
+        "CITATION.cff",
+        "NOTICE",
+    }
     assert needed <= held
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         linked = ((page.parent / (a or b)).resolve() for a, b in LINK.findall(page.read_text()))
