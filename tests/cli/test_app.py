@@ -104,7 +104,6 @@ WRONG = {
     "predict run x.jpg --top 0": ["--top must be at least 1, got 0"],
     "predict run x.jpg --batch-size 0": ["--batch-size must be at least 1, got 0"],
     "predict run --samples 0": ["--samples must be at least 1, got 0"],
-    "predict run x.jpg --threshold 0": ["--threshold is for runs of a detector"],
     "predict run x.jpg --json .": ["--json is a file, and . is a folder"],
     "eval run --per-class .": ["--per-class is a file, and . is a folder"],
     "eval run --json /dev/null/x.json": ["--json /dev/null/x.json cannot be written"],

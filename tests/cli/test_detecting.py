@@ -323,13 +323,15 @@ def test_what_does_not_fit_a_detector_is_one_sentence(
 
 def test_what_does_not_fit_a_classifier_is_one_sentence(inside: Command, trained: Path) -> None:
     for words, option in (
-        (["predict", trained, "--samples", 2, "--threshold", 0.5], "--threshold"),
         (["predict", trained, "--samples", 2, "--tile", "off"], "--tile"),
         (["eval", trained, "--results", "x"], "--results"),
     ):
         done = inside(*words)
         assert done.returncode == 2
         assert f"{option} is for runs of a detector" in done.stderr
+    done = inside("predict", trained, "--samples", 2, "--threshold", 0.5)
+    assert done.returncode == 2
+    assert "--threshold is for several labels" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def test_onnx_of_a_run_takes_any_images(command: Command, trained: Path, tmp_pat
         "std": [0.376],
         "crop_pct": 1.0,
         "interpolation": load_run(trained).config.data.interpolation,
+        "activation": "softmax",
     }
     tall = np.random.default_rng(0).normal(size=(5, 1, 11, 7)).astype(np.float32)
     truth = logits(trained, tall)

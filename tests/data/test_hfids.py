@@ -252,7 +252,7 @@ def test_columns_are_chosen_by_name(write_hfids: Callable[..., Path]) -> None:
         open_splits(stored)
     assert open_splits(replace(stored, image_column="img")).classes == ("pet", "fish", "none")
     with pytest.raises(
-        DataError, match=r"^data\.image_column and data\.label_column apply only to hfds/ and hfi"
+        DataError, match=r"^data\.image_column and data\.label_column apply only to csv:, hfds/, hfi"
     ):
         open_splits(DataConfig(label_column="fine"))
 

@@ -138,7 +138,9 @@ def test_training_is_quiet_and_speaks_one_line_per_epoch(tiny: RunConfig, folder
         warnings.simplefilter("error")
         train(override(tiny, "engine.epochs=2"), run_dir=folder)
     said = capfd.readouterr()
-    lines = said.out.splitlines()
+    opening, _, after = said.out.partition("\n\n")
+    assert opening.startswith("recipe ")
+    lines = after.splitlines()
     assert [line[:9] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     assert " val " in lines[0]
     assert "left" in lines[0]

@@ -129,6 +129,8 @@ def _check_parts(config: BaseConfig, *, starts: bool) -> None:
             with as_usage_error(f"{name!r} cannot take {inputs}"), torch.no_grad():
                 network.eval()(tensor)
         create_optimizer(network, config.optimizer)
-    part = config.pretrained_part(network)
-    if starts and config.model.weights not in (None, PRETRAINED) and part is not None:
-        weights_for(part, config.model.weights, head="replace")
+    weights = config.model.weights
+    if starts and weights not in (None, PRETRAINED):
+        part = config.pretrained_part(network)
+        if part is not None:
+            weights_for(part, weights, head="replace")

@@ -179,7 +179,7 @@ def open_split(
 def _check_names(config: DataConfig, source: Source) -> None:
     """Raise DataError where the configuration names splits or columns that the source cannot have."""
     if not source.named_columns and (config.image_column or config.label_column):
-        kinds = " and ".join(kind for kind, each in SOURCES.items() if each.named_columns)
+        kinds = ", ".join(kind for kind, each in SOURCES.items() if each.named_columns)
         raise DataError(f"data.image_column and data.label_column apply only to {kinds}.")
     streamed = isinstance(source, StreamedSource)
     if not source.named_splits or (
