@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lambdanets.cli import train
+from lambdanets.cli import run_settings
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -25,7 +25,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, Path]]:
         calls.append((config, run_dir))
         raise Stop("not trained")
 
-    monkeypatch.setattr(train.TASKS["classification"].__class__, "train_function", lambda self: stand_in)
+    monkeypatch.setattr(
+        run_settings.TASKS["classification"].__class__, "train_function", lambda self: stand_in
+    )
     return calls
 
 

@@ -121,6 +121,7 @@ def test_messages_go_to_a_handler_of_the_program(
     monkeypatch.setattr(handler, "emit", records.append)
     monkeypatch.setattr(logging.getLogger("lambdanets"), "handlers", [handler])
     train(override(tiny, "engine.epochs=1"), run_dir=folder)
-    assert [record.levelname for record in records] == ["INFO"]
-    assert records[0].getMessage().startswith("epoch 1/1")
+    assert {record.levelname for record in records} == {"INFO"}
+    assert records[0].getMessage().startswith("recipe ")
+    assert records[-1].getMessage().startswith("epoch 1/1")
     assert capsys.readouterr().out == ""

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -61,7 +62,7 @@ def test_the_model_line_counts_parameters_and_layers() -> None:
     text = describe_model(learner(network, "model.weights=runs/other"))
     assert text == f"net, {total} (0.00 M of them trained), 1 lambda layer, from runs/other"
     pretrained = describe_model(learner(nn.Identity(), "model.options.pretrained=true"))
-    assert pretrained == "net, 0.00 M parameters, from pretrained weights"
+    assert pretrained == "net, 0.00 M parameters, from the published weights"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_the_model_line_counts_parameters_and_layers() -> None:
     [([0, 0, 1, 1], " of 2 training images"), ([1, 1, 1, 0], " of 1 (cats) to 3 (dogs) training images")],
 )
 def test_the_smallest_and_the_largest_class(targets: list[int], text: str) -> None:
-    splits = SimpleNamespace(train=SimpleNamespace(targets=targets))
+    splits = SimpleNamespace(train=SimpleNamespace(targets=np.array(targets)))
     assert learner(nn.Identity()).format_class_sizes(splits) == text
     assert learner(nn.Identity()).format_class_sizes(SimpleNamespace(train=SimpleNamespace())) == ""
 

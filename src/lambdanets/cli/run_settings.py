@@ -16,6 +16,7 @@ from lambdanets.recipes import get_recipe, list_recipes
 from lambdanets.train import load_config, override
 from lambdanets.train.config import BaseConfig, RunConfig, config_task
 from lambdanets.train.initial_weights import start_from
+from lambdanets.train.launch import rank_and_world_size
 from lambdanets.train.optim import create_optimizer
 
 
@@ -48,7 +49,9 @@ def make_settings(
         if resume is None:
             settings, taken = _with_weights(settings, weights, changes, keeps_model=model is not None)
         _check_parts(settings, starts=resume is None)
-    if recipe is not None and resume is None and settings.data.source == base.data.source:
+    own = recipe is not None and resume is None and settings.data.source == base.data.source
+    # Of several processes one alone may lack the data: training itself reports that to all.
+    if own and rank_and_world_size()[1] == 1:
         _check_own_data(settings)
     return settings, taken
 

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from lambdanets.models.weight_files import PRETRAINED
 from lambdanets.nn import LambdaLayer
 from lambdanets.train.learner import Learner
 from lambdanets.train.progress import log_once
@@ -86,9 +87,9 @@ def describe_model(module: Learner) -> str:
     frozen = f" ({trained / 1e6:,.2f} M of them trained)" if trained < total else ""
     layers = sum(isinstance(each, LambdaLayer) for each in network.modules())
     found = f", {layers} lambda layer{'s' * (layers > 1)}" if layers else ""
-    start = config.model.weights or (
-        "pretrained weights" if config.model.options.get("pretrained") else "random weights"
-    )
+    start = config.model.weights or "random weights"
+    if start == PRETRAINED:
+        start = "the published weights"
     return f"{config.model.name}, {total / 1e6:,.2f} M parameters{frozen}{found}, from {start}"
 
 
