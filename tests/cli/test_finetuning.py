@@ -70,6 +70,10 @@ def test_without_a_recipe_a_new_run_has_the_configuration_of_the_old(
         (("--weights", "RUN", "--resume", "RUN"), "--weights and --resume exclude each other"),
         (("digits", "--weights", "RUN", "--set", "model.weights=x"), "are the same; keep one"),
         (
+            ("digits", "--epochs", "2", "--set", "engine.epochs=1"),
+            "--epochs and --set engine.epochs are the same; keep one",
+        ),
+        (
             ("--weights", "RUN/weights.safetensors"),
             "weights.safetensors is no run, so it has no configuration",
         ),

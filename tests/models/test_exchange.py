@@ -125,6 +125,13 @@ def test_options_and_a_new_head_are_in_the_folder(tmp_path: Path) -> None:
     assert_equal(timm.create_model(f"local-dir:{folder}", pretrained=True), model)
 
 
+def test_several_labels_are_a_problem_type_of_transformers(tmp_path: Path) -> None:
+    folder = save_for_hub(create_model("lambda_resnet_digits"), tmp_path, multi_label=True)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"  # its pipeline then takes sigmoids
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_classes == 10
+
+
 def test_an_accelerated_model_is_written_as_timm_s(tmp_path: Path) -> None:
     model = accelerate(awake(timm.create_model("lambda_resnet26t", num_classes=3)).eval())
     other = timm.create_model(f"local-dir:{save_for_hub(model, tmp_path)}", pretrained=True)

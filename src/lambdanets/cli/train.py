@@ -78,14 +78,19 @@ def run(
     if recipe is not None:
         check_name("recipe", recipe, list_recipes())
     shortcuts = {
-        "data.source": data,
-        "data.batch_size": batch_size,
-        "engine.epochs": epochs,
-        "engine.devices": devices,
-        "engine.num_nodes": num_nodes,
-        "seed": seed,
+        "data.source": ("--data", data),
+        "data.batch_size": ("--batch-size", batch_size),
+        "engine.epochs": ("--epochs", epochs),
+        "engine.devices": ("--devices", devices),
+        "engine.num_nodes": ("--num-nodes", num_nodes),
+        "seed": ("--seed", seed),
     }
-    changes = [f"{path}={value}" for path, value in shortcuts.items() if value is not None] + [*set]
+    shortcuts = {path: pair for path, pair in shortcuts.items() if pair[1] is not None}
+    for change in set:
+        path = change.partition("=")[0].strip()
+        if path in shortcuts:
+            raise UsageError(f"{shortcuts[path][0]} and --set {path} are the same; keep one.")
+    changes = [f"{path}={value}" for path, (_, value) in shortcuts.items()] + [*set]
     settings, taken = None, ""
     if resume is None or recipe is not None or changes or model is not None:
         settings, taken = make_settings(recipe, resume, config, weights=weights, model=model, changes=changes)

@@ -255,6 +255,7 @@ def save_for_hub(
     *,
     labels: Sequence[str] = (),
     images: Mapping[str, Any] | None = None,
+    multi_label: bool = False,
 ) -> Path:
     """Write a model as a folder for the Hugging Face hub, in the format of timm's models there.
 
@@ -271,6 +272,8 @@ def save_for_hub(
         labels: Names of the classes, in the order of the logits.
         images: Preprocessing of the training images, with timm's keys: `input_size` (channels, height,
             width), `mean`, `std`, `crop_pct`, `interpolation`. Missing keys have the model's defaults.
+        multi_label: Whether an image may have several labels: the pipeline then takes the sigmoid of each
+            logit, otherwise their softmax.
 
     Returns:
         The folder.
@@ -306,5 +309,7 @@ def save_for_hub(
         content = json.loads(config_path.read_text(encoding="utf-8"))
         # transformers passes the number of classes to timm itself; passing it twice is an error.
         content.get("model_args", {}).pop("num_classes", None)
+        if multi_label:
+            content["problem_type"] = "multi_label_classification"
         config_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return folder

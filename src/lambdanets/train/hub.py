@@ -126,7 +126,9 @@ def save_run_for_hub(
         "interpolation": data.interpolation,
     }
     card = model_card(run, repository, which)
-    written = save_for_hub(run.model(which), folder, labels=run.classes, images=images)
+    written = save_for_hub(
+        run.model(which), folder, labels=run.classes, images=images, multi_label=data.multi_label
+    )
     write_text(written / "README.md", card)
     return written
 
