@@ -129,6 +129,7 @@ def _check_parts(config: BaseConfig, *, starts: bool) -> None:
             with as_usage_error(f"{name!r} cannot take {inputs}"), torch.no_grad():
                 network.eval()(tensor)
         create_optimizer(network, config.optimizer)
-    part = config.pretrained_part(network)
-    if starts and config.model.weights not in (None, PRETRAINED) and part is not None:
+    if not starts or config.model.weights in (None, PRETRAINED):
+        return
+    if (part := config.pretrained_part(network)) is not None:
         weights_for(part, config.model.weights, head="replace")
