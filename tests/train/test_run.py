@@ -112,6 +112,13 @@ def test_a_run_without_a_finished_epoch_has_no_weights(copy: Path) -> None:
         run.model()
 
 
+def test_a_run_without_a_validated_epoch_points_to_its_newest_weights(copy: Path) -> None:
+    (copy / "checkpoints" / "best.ckpt").unlink(missing_ok=True)
+    (copy / "weights.safetensors").unlink()
+    with pytest.raises(RunError, match="no epoch was validated; --weights last"):
+        load_run(copy).model()
+
+
 def test_weights_for_another_number_of_classes(copy: Path) -> None:
     (copy / "classes.json").write_text(json.dumps(["a", "b", "c"]))
     with pytest.raises(RunError, match=r"are for 10 classes, classes\.json names 3"):

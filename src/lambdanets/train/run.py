@@ -231,6 +231,11 @@ class Run(Generic[Config]):
                 logger.warning(f"{error}; the weights come from {self.files.best}")
         path = self.files.best if which == "best" else self.files.last
         if not path.exists():
+            if which == "best" and self.files.last.exists():
+                raise RunError(
+                    f"{self.directory} has no best weights yet: no epoch was validated; --weights last takes "
+                    "the newest"
+                )
             raise RunError(f"{self.directory} has no {which} weights yet: no epoch has ended")
         try:
             states = load_checkpoint(path)["state_dict"]
