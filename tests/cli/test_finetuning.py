@@ -119,3 +119,4 @@ def test_a_finished_run_is_trained_longer(inside: Command, trained: Path, tmp_pa
     done = inside("train", "--resume", folder, "--epochs", 1)
     assert done.returncode == 1
     assert f"the run in {folder} has done 3 epochs already, more than engine.epochs=1" in done.stderr
+    assert "nothing to resume" not in done.stdout

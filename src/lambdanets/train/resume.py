@@ -40,6 +40,12 @@ class ResumePoint:
     def state(self) -> RunState:
         return RunState.from_dict(self.content["run_state"])
 
+    @property
+    def begun_epochs(self) -> int:
+        """Number of epochs that are done or have begun."""
+        epoch, batch = self.state.position
+        return epoch + (batch > 0)
+
     def is_complete(self, config: BaseConfig) -> bool:
         """Return whether no training is left."""
         state = self.state
@@ -110,12 +116,13 @@ def find_resume_point(files: RunFiles, config: BaseConfig) -> ResumePoint | None
         log_once(f"{fault}; it is set aside, and the run continues from {path.name}")
     start = ResumePoint(path, content)
     epoch, batch = start.state.position
-    if start.is_complete(config):
+    if not start.is_complete(config):
+        log_once(f"resuming {files.directory} from {path.name}: epoch {epoch + 1}, batch {batch + 1}")
+    elif start.begun_epochs <= config.engine.epochs:
+        # `check_length` refuses fewer epochs than have begun.
         stopped = start.state.is_stopped(config.engine.patience)
         longer = "" if stopped else "; a larger --epochs trains it longer"
         log_once(f"the run in {files.directory} is complete: {epoch} epochs, nothing to resume{longer}")
-    else:
-        log_once(f"resuming {files.directory} from {path.name}: epoch {epoch + 1}, batch {batch + 1}")
     return start
 
 
@@ -134,8 +141,7 @@ def check_length(start: ResumePoint, config: BaseConfig, files: RunFiles) -> Non
             f"epochs do not change; start a new run from its weights with --weights {files.directory}"
         )
     epoch, batch = start.state.position
-    done = epoch + (batch > 0)
-    if epochs < done:
+    if epochs < start.begun_epochs:
         begun = f"{epoch} epochs and a part of the next" if batch else f"{epoch} epochs"
         raise RunError(
             f"the run in {files.directory} has done {begun} already, more than engine.epochs={epochs}"
