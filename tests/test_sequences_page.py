@@ -15,7 +15,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "training": speed.training_table,
     "language": partial(accuracy.language_table, "language"),
     "language_time": partial(accuracy.language_table, "language_time"),
-    "digits": partial(accuracy.digits_table, "digits"),
+    **{name: partial(accuracy.digits_table, name) for name in ("digits", "digits_large")},
 }
 
 
