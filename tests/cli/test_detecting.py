@@ -368,7 +368,7 @@ def test_a_broken_annotation_is_named(inside: Command, tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert "annotation 1 of 001.png: its box [1, 1, 0, 5] has no area" in refused.stderr
     with pytest.warns(DataWarning, match="annotation 1 of 001.png"):
-        skipped = inside(*words, "--epochs", 1)
+        skipped = inside(*words, "--set", "engine.epochs=1")
     assert skipped.returncode == 0, skipped.stderr
     [line] = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
     assert line.endswith("annotation 1 of 001.png: its box [1, 1, 0, 5] has no area.")
@@ -388,7 +388,7 @@ def test_masks_become_a_json_to_train_on(inside: Command, tmp_path: Path) -> Non
     assert "4 images with 8 objects" in done.stdout
     assert "data.images" not in done.stdout
     source = ["--data", f"coco:{root / 'all.json'}", "--set", "data.val_fraction=0.5"]
-    trained = inside("train", "coco", *source, "--out", tmp_path / "run", *small(), "--epochs", 1)
+    trained = inside("train", "coco", *source, "--out", tmp_path / "run", *small(), "--set", "engine.epochs=1")
     assert trained.returncode == 0, trained.stderr
     assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["cell"]
 
