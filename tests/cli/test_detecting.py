@@ -388,7 +388,9 @@ def test_masks_become_a_json_to_train_on(inside: Command, tmp_path: Path) -> Non
     assert "4 images with 8 objects" in done.stdout
     assert "data.images" not in done.stdout
     source = ["--data", f"coco:{root / 'all.json'}", "--set", "data.val_fraction=0.5"]
-    trained = inside("train", "coco", *source, "--out", tmp_path / "run", *small(), "--set", "engine.epochs=1")
+    trained = inside(
+        "train", "coco", *source, "--out", tmp_path / "run", *small(), "--set", "engine.epochs=1"
+    )
     assert trained.returncode == 0, trained.stderr
     assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["cell"]
 
