@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +50,6 @@ class AudioConfig(BaseConfig):
         """Return the size of a batch, to explain that it needs too much memory."""
         limit = "" if self.data.seconds is None else f" of up to {self.data.seconds:g} s"
         return f"data.batch_size={self.data.batch_size} recordings{limit}"
-
-    def with_model(self, name: str) -> Self:
-        """Return a copy with another model and none of the model options."""
-        if name == self.model.name:
-            return self
-        return replace(self, model=replace(self.model, name=name, options={}))
 
     def check_start(self) -> None:
         self.model.check_start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
@@ -272,12 +272,6 @@ class DetectionConfig(BaseConfig):
         else:
             backbone.load_classifier(weights)
         return f"the backbone starts from {weights}, pyramid and heads at random"
-
-    def with_model(self, name: str) -> Self:
-        """Return a copy with another backbone and no options."""
-        if name == self.model.name:
-            return self
-        return replace(self, model=replace(self.model, name=name, options={}))
 
 
 def holds_detector(weights: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,12 +102,6 @@ class TextConfig(BaseConfig):
 
     def pretrained_part(self, network: nn.Module) -> None:
         """Return None: the size of the weights depends on the vocabulary of the text."""
-
-    def with_model(self, name: str) -> Self:
-        """Return a copy with another model and none of the model options."""
-        if name == self.model.name:
-            return self
-        return replace(self, model=replace(self.model, name=name, options={}))
 
     def load_initial_weights(self, network: nn.Module) -> str:
         load_weights(network, self.model.weights or "")

@@ -236,8 +236,10 @@ class BaseConfig:
         raise NotImplementedError
 
     def with_model(self, name: str) -> Self:
-        """Return a copy with another model; the options of the present one are dropped."""
-        raise NotImplementedError
+        """Return a copy with another model and none of the model options."""
+        if name == self.model.name:
+            return self
+        return replace(self, model=replace(self.model, name=name, options={}))
 
     def example_input(self) -> tuple[str, Tensor] | None:
         """Return an uninitialised input of the network, to check that the network takes data of this size.
@@ -304,12 +306,6 @@ class RunConfig(BaseConfig):
     def example_input(self) -> tuple[str, Tensor]:
         channels, size = self.data.in_chans, self.data.image_size
         return f"images of {channels} x {size} x {size}", torch.empty(1, channels, size, size)
-
-    def with_model(self, name: str) -> Self:
-        """Return a copy with another model and none of the model options."""
-        if name == self.model.name:
-            return self
-        return replace(self, model=replace(self.model, name=name, options={}))
 
     def check_start(self) -> None:
         self.model.check_start()

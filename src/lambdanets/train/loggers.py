@@ -123,7 +123,7 @@ def register_run(loggers: Sequence[Logger], config: BaseConfig, files: RunFiles)
         try:
             logger.log_hyperparams(flatten(config))
             identities[name] = str(logger.run_id if isinstance(logger, MLFlowLogger) else logger.version)
-        except Exception as error:
+        except Exception as error:  # as above
             raise RunError(f"engine.loggers: {name} cannot start: {first_line(error)}") from error
     if identities:
         write_text(files.loggers, json.dumps(_identities(files) | identities, indent=1) + "\n")
