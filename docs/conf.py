@@ -1,0 +1,58 @@
+"""The settings of the docs site, which `make docs` builds with Sphinx, Furo and MyST-NB.
+
+The source folder is the root of the repository: links between pages are the same here and on GitHub.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PATHS = [str(ROOT), str(ROOT / "src")]
+sys.path[:0] = PATHS
+os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)  # of the processes that execute tutorials
+
+# The sidebar: pages of docs/, or of the root. The pages below benchmarks/README.md follow from the folders.
+CONTENTS = {
+    "Guides": [
+        *("layer", "models", "training", "sequences", "detection", "imagenet"),
+        *("export", "integrations", "faq"),
+    ],
+    "Results": ["results", "roofline", "/benchmarks/README"],
+    "Project": ["architecture", "decisions", "features", "/CONTRIBUTING", "/CHANGELOG"],
+}
+
+project = "lambdanets"
+author = "The lambdanets developers"
+root_doc = "README"
+include_patterns = ["*.md", "docs/**.md", "benchmarks/**.md"]
+exclude_patterns = [".*", "build", "dist", "runs", "src", "tests", "**/__pycache__"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "docs.site.pages",
+]
+highlight_language = "none"
+myst_heading_anchors = 4
+myst_enable_extensions = ["html_image"]
+templates_path = ["site"]
+
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(ROOT / "build" / "tutorials")
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+html_theme = "furo"
+html_title = "lambdanets"
+html_copy_source = False
+html_show_copyright = False
+html_static_path = ["site/static"]
+html_css_files = ["site.css"]
+
+contents = {
+    caption: [page if page.startswith("/") else f"/docs/{page}" for page in pages]
+    for caption, pages in CONTENTS.items()
+}

@@ -1,0 +1,115 @@
+"""A Sphinx extension: the pages of the repository as pages of the site."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.addnodes import download_reference, pending_xref
+from sphinx.application import Sphinx
+from sphinx.util.osutil import relative_uri
+
+LANGUAGES = {
+    ".py": "python",
+    ".sh": "bash",
+    ".toml": "toml",
+    ".json": "json",
+    ".cff": "yaml",
+    ".cpp": "cpp",
+    ".h": "cpp",
+}
+DATA = {".csv", ".png", ".jpg", ".svg"}  # links to these download the file
+
+
+def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Give a page its part of the table of contents, and images that stand alone."""
+    # Sphinx copies the images of `<img>`, if no other element is around them.
+    text = re.sub(r'<p align="center">\s*(<img [^>]*>)\s*</p>', r"\1", source[0])
+    if docname == app.config.root_doc:
+        parts = [(caption, pages) for caption, pages in app.config.contents.items()]
+    else:
+        parts = [("", children(Path(app.srcdir), docname))]
+    source[0] = text + "".join(_toctree(caption, pages) for caption, pages in parts if pages)
+
+
+def children(root: Path, docname: str) -> list[str]:
+    """Return the pages below the folder of a `benchmarks/**/README.md` that no other README.md is nearer to."""
+    page = root / f"{docname}.md"
+    if page.name != "README.md" or not docname.startswith("benchmarks/"):
+        return []
+    found = []
+    for path in sorted(page.parent.rglob("*.md")):
+        folder = path.parent.parent if path.name == "README.md" else path.parent
+        while not (folder / "README.md").exists():
+            folder = folder.parent
+        if folder == page.parent and path != page:
+            found.append(f"/{path.relative_to(root).with_suffix('').as_posix()}")
+    return found
+
+
+def _toctree(caption: str, pages: list[str]) -> str:
+    lines = [
+        "```{toctree}",
+        ":hidden:",
+        f":caption: {caption}" if caption else ":maxdepth: 1",
+        "",
+        *pages,
+        "```",
+    ]
+    return "\n\n" + "\n".join(lines) + "\n"
+
+
+def link_sources(app: Sphinx, document: nodes.document) -> None:
+    """Turn links to files and folders of the repository into links to pages that show them."""
+    root = Path(app.srcdir)
+    here = root / Path(app.env.doc2path(app.env.docname)).parent
+    shown: set[str] = app.env.__dict__.setdefault("shown_sources", set())
+    for node in [*document.findall(download_reference), *document.findall(pending_xref)]:
+        path = (here / node["reftarget"]).resolve()
+        if node.get("reftype") != "myst" or not path.is_relative_to(root):
+            continue
+        if path.is_dir() and (path / "README.md").exists():
+            name = (path / "README").relative_to(root).as_posix()
+            node.replace_self(
+                pending_xref(
+                    "",
+                    *node.children,
+                    refdomain="doc",
+                    refdoc=app.env.docname,
+                    reftype="myst",
+                    refexplicit=True,
+                    reftarget=name,
+                    reftargetid=None,
+                )
+            )
+        elif path.is_dir() or (
+            path.is_file() and isinstance(node, download_reference) and path.suffix not in DATA
+        ):
+            name = path.relative_to(root).as_posix()
+            shown.add(name)
+            uri = relative_uri(f"{app.env.docname}.html", f"source/{name}.html")
+            node.replace_self(nodes.reference("", "", *node.children, refuri=uri, internal=True))
+
+
+def show_sources(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Make a page of each file that a page links to, and of each folder the names in it."""
+    for name in sorted(app.env.__dict__.get("shown_sources", ())):
+        path = Path(app.srcdir) / name
+        if path.is_dir():
+            text = "\n".join(sorted(each.name for each in path.iterdir() if each.name != "__pycache__"))
+        else:
+            text = path.read_text(encoding="utf-8")
+        code = app.builder.highlighter.highlight_block(text, LANGUAGES.get(path.suffix, "none"))
+        yield f"source/{name}", {"title": name, "body": f"<h1>{name}</h1>{code}"}, "page.html"
+    yield "index", {}, "index.html"
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the extension."""
+    app.add_config_value("contents", {}, "env")
+    app.connect("source-read", read_page)
+    # Before Sphinx collects the files to download.
+    app.connect("doctree-read", link_sources, priority=100)
+    app.connect("html-collect-pages", show_sources)
+    return {"env_version": 1, "parallel_read_safe": False}
