@@ -14,9 +14,14 @@ os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)  # of the processes that execu
 
 # The sidebar: pages of docs/, or of the root. The pages below benchmarks/README.md follow from the folders.
 CONTENTS = {
+    "Tutorials": ["tutorials/kernels"],
     "Guides": [
         *("layer", "models", "training", "sequences", "detection", "imagenet"),
         *("export", "integrations", "faq"),
+    ],
+    "Reference": [
+        *("api/lambdanets", "api/nn", "api/models", "api/ops", "api/train", "api/data", "api/detection"),
+        *("api/text", "api/audio", "api/exporting", "api/recipes", "api/bench"),
     ],
     "Results": ["results", "roofline", "/benchmarks/README"],
     "Project": ["architecture", "decisions", "features", "/CONTRIBUTING", "/CHANGELOG"],
@@ -38,6 +43,15 @@ highlight_language = "none"
 myst_heading_anchors = 4
 myst_enable_extensions = ["html_image"]
 templates_path = ["site"]
+
+default_role = "py:obj"
+autoclass_content = "both"
+autodoc_inherit_docstrings = False
+autodoc_member_order = "bysource"
+napoleon_use_ivar = True
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 88
 
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "build" / "tutorials")

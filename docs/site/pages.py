@@ -1,5 +1,7 @@
 """A Sphinx extension: the pages of the repository as pages of the site."""
 
+import importlib
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,8 @@ LANGUAGES = {
 }
 DATA = {".csv", ".png", ".jpg", ".svg"}  # links to these download the file
 
+NAMES = re.compile(r"^```\{names\} (?P<module>[\w.]+)\n(?P<names>.*?)^```$", re.MULTILINE | re.DOTALL)
+
 
 def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
     """Give a page its part of the table of contents, and images that stand alone."""
@@ -30,6 +34,7 @@ def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
         parts = [(caption, pages) for caption, pages in app.config.contents.items()]
     else:
         parts = [("", children(Path(app.srcdir), docname))]
+    text = NAMES.sub(lambda found: reference(found["module"], found["names"].splitlines()), text)
     source[0] = text + "".join(_toctree(caption, pages) for caption, pages in parts if pages)
 
 
@@ -46,6 +51,37 @@ def children(root: Path, docname: str) -> list[str]:
         if folder == page.parent and path != page:
             found.append(f"/{path.relative_to(root).with_suffix('').as_posix()}")
     return found
+
+
+def reference(module: str, entries: list[str]) -> str:
+    """Return what autodoc shows of public names: a table, then each in full.
+
+    Args:
+        module: The package that exports the names.
+        entries: A name each; for a constant `NAME: sentence`.
+    """
+    names = [entry.partition(": ")[0] for entry in entries]
+    lines = [f".. currentmodule:: {module}", "", ".. autosummary::", ""]
+    lines += [f"   {name}" for name, entry in zip(names, entries, strict=True) if name == entry]
+    for name, entry in zip(names, entries, strict=True):
+        value = getattr(importlib.import_module(module), name)
+        if name != entry:
+            lines += ["", f".. py:data:: {name}", "", f"   {entry.partition(': ')[2]}"]
+        elif inspect.isclass(value):
+            kind = "autoexception" if issubclass(value, BaseException) else "autoclass"
+            lines += ["", f".. {kind}:: {name}", "   :members:"]
+        else:
+            lines += ["", f".. autofunction:: {name}"]
+    return "\n".join(["```{eval-rst}", *lines, "```"])
+
+
+def mark_fields(app: Sphinx, kind: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Write the parts of a recipe's docstring as a list of fields."""
+    if "lambdanets.recipes" in getattr(value, "__module__", ""):
+        lines[:] = [re.sub(r"^(Follows|Expect|Measured|Needs|Command): ", r":\1: ", line) for line in lines]
+        marked = [number for number, line in enumerate(lines) if line.startswith(":")]
+        if marked:
+            lines.insert(marked[0], "")
 
 
 def _toctree(caption: str, pages: list[str]) -> str:
@@ -111,5 +147,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", read_page)
     # Before Sphinx collects the files to download.
     app.connect("doctree-read", link_sources, priority=100)
+    app.connect("autodoc-process-docstring", mark_fields, priority=100)
     app.connect("html-collect-pages", show_sources)
     return {"env_version": 1, "parallel_read_safe": False}
