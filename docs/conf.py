@@ -39,6 +39,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "docs.site.pages",
 ]
+smartquotes = False
 highlight_language = "none"
 myst_heading_anchors = 4
 myst_enable_extensions = ["html_image"]
@@ -48,6 +49,7 @@ default_role = "py:obj"
 autoclass_content = "both"
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
+napoleon_custom_sections = ["Shape"]
 napoleon_use_ivar = True
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"

@@ -39,7 +39,7 @@ def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def children(root: Path, docname: str) -> list[str]:
-    """Return the pages below the folder of a `benchmarks/**/README.md` that no other README.md is nearer to."""
+    """Return the pages below a `benchmarks/**/README.md`, without those that have a nearer README.md."""
     page = root / f"{docname}.md"
     if page.name != "README.md" or not docname.startswith("benchmarks/"):
         return []
@@ -61,7 +61,7 @@ def reference(module: str, entries: list[str]) -> str:
         entries: A name each; for a constant `NAME: sentence`.
     """
     names = [entry.partition(": ")[0] for entry in entries]
-    lines = [f".. currentmodule:: {module}", "", ".. autosummary::", ""]
+    lines = [f".. currentmodule:: {module}", "", ".. autosummary::", "   :signatures: none", ""]
     lines += [f"   {name}" for name, entry in zip(names, entries, strict=True) if name == entry]
     for name, entry in zip(names, entries, strict=True):
         value = getattr(importlib.import_module(module), name)
