@@ -78,13 +78,14 @@ $(DOCS)/.installed: $(INSTALLED)
 	@packages() { $$1 -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
 		echo "import site; site.addsitedir('$$(packages $(BIN)/python)')" > $$(packages $(DOCS)/bin/python)/main.pth
 	@{ $(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip \
-		&& $(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group docs; } \
+		&& $(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group docs \
+		&& $(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .; } \
 		|| { echo "make docs needs Sphinx, Furo and MyST-NB (group docs of pyproject.toml), which pip could not install: see above."; exit 1; }
 	@touch $@
 
 # The site, in build/docs. The first build executes the tutorials; their outputs are cached in build/tutorials.
 docs: native $(DOCS)/.installed
-	@OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(DOCS)/bin:$(CURDIR)/$(BIN):$$PATH" $(DOCS)/bin/python -m sphinx \
+	@OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" $(DOCS)/bin/python -m sphinx \
 		--fail-on-warning --keep-going --fresh-env --quiet -c docs -d build/doctrees . build/docs
 	@echo "Open build/docs/index.html"
 

@@ -10,11 +10,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PATHS = [str(ROOT), str(ROOT / "src")]
 sys.path[:0] = PATHS
-os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)  # of the processes that execute tutorials
+# Of the processes that execute tutorials. Jupyter's widgets, which tqdm asks for, are not installed.
+os.environ |= {"PYTHONPATH": os.pathsep.join(PATHS), "PYTHONWARNINGS": "ignore:IProgress not found"}
 
 # The sidebar: pages of docs/, or of the root. The pages below benchmarks/README.md follow from the folders.
 CONTENTS = {
-    "Tutorials": ["tutorials/kernels"],
+    "Tutorials": [f"tutorials/{name}" for name in ("photos", "layer", "sequences", "detection", "kernels", "paper")],
     "Guides": [
         *("layer", "models", "training", "sequences", "detection", "imagenet"),
         *("export", "integrations", "faq"),
