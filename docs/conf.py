@@ -13,21 +13,6 @@ sys.path[:0] = PATHS
 # Of the processes that execute tutorials. Jupyter's widgets, which tqdm asks for, are not installed.
 os.environ |= {"PYTHONPATH": os.pathsep.join(PATHS), "PYTHONWARNINGS": "ignore:IProgress not found"}
 
-# The sidebar: pages of docs/, or of the root. The pages below benchmarks/README.md follow from the folders.
-CONTENTS = {
-    "Tutorials": [f"tutorials/{name}" for name in ("photos", "layer", "sequences", "detection", "kernels", "paper")],
-    "Guides": [
-        *("layer", "models", "training", "sequences", "detection", "imagenet"),
-        *("export", "integrations", "faq"),
-    ],
-    "Reference": [
-        *("api/lambdanets", "api/nn", "api/models", "api/ops", "api/train", "api/data", "api/detection"),
-        *("api/text", "api/audio", "api/exporting", "api/recipes", "api/bench"),
-    ],
-    "Results": ["results", "roofline", "/benchmarks/README"],
-    "Project": ["architecture", "decisions", "features", "/CONTRIBUTING", "/CHANGELOG"],
-}
-
 project = "lambdanets"
 author = "The lambdanets developers"
 root_doc = "README"
@@ -68,8 +53,3 @@ html_copy_source = False
 html_show_copyright = False
 html_static_path = ["site/static"]
 html_css_files = ["site.css"]
-
-contents = {
-    caption: [page if page.startswith("/") else f"/docs/{page}" for page in pages]
-    for caption, pages in CONTENTS.items()
-}

@@ -12,6 +12,8 @@ from sphinx.addnodes import download_reference, pending_xref
 from sphinx.application import Sphinx
 from sphinx.util.osutil import relative_uri
 
+from docs.site.contents import NAMES, children, sidebar
+
 LANGUAGES = {
     ".py": "python",
     ".sh": "bash",
@@ -23,34 +25,17 @@ LANGUAGES = {
 }
 DATA = {".csv", ".png", ".jpg", ".svg"}  # links to these download the file
 
-NAMES = re.compile(r"^```\{names\} (?P<module>[\w.]+)\n(?P<names>.*?)^```$", re.MULTILINE | re.DOTALL)
-
 
 def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
     """Give a page its part of the table of contents, and images that stand alone."""
     # Sphinx copies the images of `<img>`, if no other element is around them.
     text = re.sub(r'<p align="center">\s*(<img [^>]*>)\s*</p>', r"\1", source[0])
     if docname == app.config.root_doc:
-        parts = [(caption, pages) for caption, pages in app.config.contents.items()]
+        parts = list(sidebar().items())
     else:
         parts = [("", children(Path(app.srcdir), docname))]
     text = NAMES.sub(lambda found: reference(found["module"], found["names"].splitlines()), text)
     source[0] = text + "".join(_toctree(caption, pages) for caption, pages in parts if pages)
-
-
-def children(root: Path, docname: str) -> list[str]:
-    """Return the pages below a `benchmarks/**/README.md`, without those that have a nearer README.md."""
-    page = root / f"{docname}.md"
-    if page.name != "README.md" or not docname.startswith("benchmarks/"):
-        return []
-    found = []
-    for path in sorted(page.parent.rglob("*.md")):
-        folder = path.parent.parent if path.name == "README.md" else path.parent
-        while not (folder / "README.md").exists():
-            folder = folder.parent
-        if folder == page.parent and path != page:
-            found.append(f"/{path.relative_to(root).with_suffix('').as_posix()}")
-    return found
 
 
 def reference(module: str, entries: list[str]) -> str:
@@ -143,7 +128,6 @@ def show_sources(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
-    app.add_config_value("contents", {}, "env")
     app.connect("source-read", read_page)
     # Before Sphinx collects the files to download.
     app.connect("doctree-read", link_sources, priority=100)
