@@ -67,20 +67,22 @@ def field_groups(kind: type[BaseConfig]) -> list[Group]:
 
 def print_fields(config: BaseConfig) -> None:
     """Print every field of a configuration as `--set` takes it, with its type and meaning."""
-    console, values = stdout(), flatten(config)
-    console.print(
-        f"\nfields of --set, with the values of the recipe {config.recipe}", style="bold", soft_wrap=True
-    )
+    console, values = stdout(wraps=True), flatten(config)
+    console.print(f"\nfields of --set, with the values of the recipe {config.recipe}", style="bold")
     for group in field_groups(type(config)):
         console.print()
         if group.path:
-            console.print(Text.assemble((group.path, "bold"), f"  {group.title}"), soft_wrap=True)
+            console.print(Text.assemble((group.path, "bold"), f"  {group.title}"))
         rows = Table.grid(padding=(0, 2))
-        rows.add_column(max_width=None if not console.is_terminal else console.width // 2, overflow="fold")
+        rows.add_column(max_width=console.width // 2, overflow="fold")
         for field in group.fields:
             shown = "\n".join(f"  {quote(each)}" for each in _assignments(field.path, values[field.path]))
             rows.add_row(shown, Text.assemble((f"({field.kind}) ", "dim"), field.help))
-        console.print(rows)
+        with console.capture() as printed:
+            console.print(rows)
+        # A grid fills its lines with spaces.
+        lines = printed.get().splitlines()
+        console.file.write("".join(f"{line.rstrip()}\n" for line in lines))
 
 
 def _assignments(path: str, value: Any) -> list[str]:
