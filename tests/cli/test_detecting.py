@@ -53,6 +53,7 @@ def test_train_says_what_it_reached_and_what_to_do_next(detector: Path) -> None:
     assert "epoch 1/2  train" in shown
     assert "mask AP" in shown
     assert "4 training and 3 validation images, 2 classes" in shown
+    assert "note    3 validation images are few" in shown
     assert re.search(r"^data +coco:.*2 classes, \d+ objects to train on$", shown, re.MULTILINE)
     assert f"lambdanets predict {detector} --samples 20" in shown
 
