@@ -45,7 +45,6 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "build" / "tutorials")
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
-nb_merge_streams = True
 
 html_theme = "furo"
 html_title = "lambdanets"

@@ -1,5 +1,6 @@
 """A Sphinx extension: the pages of the repository as pages of the site."""
 
+import functools
 import importlib
 import inspect
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from jupyter_cache.executors import utils as executors
 from sphinx.addnodes import download_reference, pending_xref
 from sphinx.application import Sphinx
 from sphinx.util.osutil import relative_uri
@@ -128,6 +130,8 @@ def show_sources(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
+    # The output of a command arrives in pieces of 100 bytes; MyST-NB's own option joins them with line ends.
+    executors.executenb = functools.partial(executors.executenb, coalesce_streams=True)
     app.connect("source-read", read_page)
     # Before Sphinx collects the files to download.
     app.connect("doctree-read", link_sources, priority=100)
