@@ -77,7 +77,7 @@ def _toctree(caption: str, pages: list[str]) -> str:
         ":hidden:",
         f":caption: {caption}" if caption else ":maxdepth: 1",
         "",
-        *pages,
+        *(f"/{page}" for page in pages),
         "```",
     ]
     return "\n\n" + "\n".join(lines) + "\n"
