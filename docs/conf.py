@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "docs.site.pages",
 ]
+pygments_dark_style = "monokai"
 smartquotes = False
 highlight_language = "none"
 myst_heading_anchors = 4

@@ -12,6 +12,7 @@ from docutils import nodes
 from jupyter_cache.executors import utils as executors
 from sphinx.addnodes import download_reference, pending_xref
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 from sphinx.util.osutil import relative_uri
 
 from docs.site.contents import NAMES, children, sidebar
@@ -25,6 +26,7 @@ LANGUAGES = {
     ".cpp": "cpp",
     ".h": "cpp",
 }
+ELSEWHERE = re.compile(r'<(?:script|link|img|iframe)\b[^>]*?(?:src|href)="(?:https?:)?//[^"]*"')
 DATA = {".csv", ".png", ".jpg", ".svg"}  # links to these download the file
 
 
@@ -128,6 +130,14 @@ def show_sources(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     yield "index", {}, "index.html"
 
 
+def check_offline(app: Sphinx, error: Exception | None) -> None:
+    """Raise an error if a page loads anything from elsewhere."""
+    for path in sorted(Path(app.outdir).rglob("*.html")) if error is None else ():
+        loaded = ELSEWHERE.search(path.read_text(encoding="utf-8"))
+        if loaded:
+            raise ExtensionError(f"{path} loads a file from elsewhere: {loaded[0]}")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     # The output of a command arrives in pieces of 100 bytes; MyST-NB's own option joins them with line ends.
@@ -137,4 +147,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-read", link_sources, priority=100)
     app.connect("autodoc-process-docstring", mark_fields, priority=100)
     app.connect("html-collect-pages", show_sources)
+    app.connect("build-finished", check_offline)
     return {"env_version": 1, "parallel_read_safe": False}
