@@ -11,10 +11,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from timm.data.config import resolve_data_config
 from timm.models import get_pretrained_cfg
-from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+from timm.models._hub import load_model_config_from_path
 
 from lambdanets.models import WeightsError
-from lambdanets.models.weight_files import HUB, PRETRAINED, absolute_weights, find_weights
+from lambdanets.models.weight_files import HUB, PRETRAINED, SHORT_HUB, find_weights, hub_file
 from lambdanets.train.config import Config, task_in
 from lambdanets.train.errors import RunError
 from lambdanets.train.serialization import decode, encode
@@ -127,11 +127,10 @@ def read_record(weights: str, model: str) -> WeightsRecord:
     if weights == PRETRAINED:
         cfg = get_pretrained_cfg(model)
         return WeightsRecord(data=_image_form(cfg.to_dict()) if cfg else {})
-    source = absolute_weights(weights) or ""
+    on_hub = weights.startswith((HUB, SHORT_HUB))
     try:
-        if source.startswith(HUB):
-            return _timm_record(*load_model_config_from_hf(source.removeprefix(HUB)))
-        if (config := Path(weights).expanduser() / "config.json").is_file():
+        config = hub_file(weights, ["config.json"]) if on_hub else Path(weights).expanduser() / "config.json"
+        if config.is_file():
             plain = parse_json(config.read_text(encoding="utf-8"))
             if "architecture" in plain:
                 return _timm_record(*load_model_config_from_path(config.parent))

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 import math
 import time
 from collections import deque
@@ -27,8 +26,7 @@ from lambdanets.train.errors import NonFiniteLossError, RunError, raised_on_all_
 from lambdanets.train.nonfinite import BadStep, locate_nonfinite
 from lambdanets.train.optim import create_optimizer, lr_factor
 from lambdanets.train.run import AVERAGE, NETWORK, RunFiles
-from lambdanets.train.serialization import encode, to_json
-from lambdanets.utils.text import json_text
+from lambdanets.train.serialization import to_json
 
 CHECK_EVERY = 50  # batches between two checks of the loss where reading it stalls an accelerator
 RECENT = 100  # losses that a report on a bad step lists
@@ -180,15 +178,7 @@ class Learner(pl.LightningModule):
 
     def weights_metadata(self) -> dict[str, str]:
         """Return the metadata of `weights.safetensors`, which make it usable without the run folder."""
-        config, size = self.config, self.config.WORDING.size
-        return {
-            "recipe": config.recipe,
-            "model": config.model.name,
-            "options": json.dumps(encode(config.model.options)),
-            size: str(getattr(config.data, size)),
-            "num_classes": str(len(self.classes)),
-            "classes": json_text(self.classes),
-        }
+        return self.config.weights_metadata(self.classes)
 
     def draw_curves(self, path: Path, title: str = "") -> None:
         """Draw the curves of all epochs so far."""

@@ -182,7 +182,9 @@ class Run(Generic[Config]):
         return network.eval()
 
     def save_for_hub(self, folder: str | Path, which: Literal["best", "last"] = "best") -> Path:
-        """Write the network for the Hugging Face hub, with its classes, image settings and model card.
+        """Write the network for the Hugging Face hub, with its classes, the form of its inputs and a card.
+
+        A classifier of images is written in timm's format, a network of another task as a run.
 
         Args:
             folder: The folder; created if missing.
@@ -192,7 +194,7 @@ class Run(Generic[Config]):
             The folder.
 
         Raises:
-            RunError: There are no such weights yet, they do not fit, or it is no classifier of images.
+            RunError: There are no such weights yet, or they do not fit.
         """
         from lambdanets.train.hub import save_run_for_hub
 
