@@ -336,9 +336,10 @@ def _tiles_note(number: int, total: int, run: "Run[DetectionConfig]", option: "T
 
 def _photos(paths: tuple[Path, ...], outputs: dict[str, Path | None]) -> list[Path]:
     """Return the image files; refuse those in a folder of the results, which would be overwritten."""
-    from lambdanets.evaluate.prediction import find_image_files
+    from lambdanets.data.files import find_files
+    from lambdanets.data.images import IMAGE_SUFFIXES
 
-    found = list(find_image_files(paths))
+    found = list(find_files(paths, IMAGE_SUFFIXES))
     for option, given in outputs.items():
         folder = given and given.resolve()
         if inside := [path for path in found if folder in (path.resolve().parent, path.parent.resolve())]:

@@ -20,7 +20,7 @@ from lambdanets.detection.training import DetectionModule
 from lambdanets.models import to_channels_last
 from lambdanets.train import Run
 from lambdanets.train.checkpoint import RunState
-from lambdanets.train.engine import make_trainer, one_device, quiet_lightning
+from lambdanets.train.trainer import make_trainer, one_device, quiet_lightning
 
 
 @dataclass(frozen=True)

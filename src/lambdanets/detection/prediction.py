@@ -14,15 +14,16 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from lambdanets.data import DataError, open_coco_split, read_image
+from lambdanets.data import IMAGE_SUFFIXES, DataError, open_coco_split, read_image
 from lambdanets.data.coco.transforms import eval_transform_coco
+from lambdanets.data.files import find_files
 from lambdanets.data.images import stored_size
 from lambdanets.detection.comparison_sheet import Pair, evenly_spaced, make_pair
 from lambdanets.detection.config import DetectionConfig
 from lambdanets.detection.mask_rcnn import Detector
 from lambdanets.detection.masks import Objects, decode_masks, encode_regions
 from lambdanets.detection.tiling import Tile, TileOption, TrainingSizes, check_tile, detect_in_tiles
-from lambdanets.evaluate.prediction import error_reason, find_image_files, prepare_network
+from lambdanets.evaluate.prediction import error_reason, prepare_network
 from lambdanets.ops.hardware import available_memory
 from lambdanets.train import Run
 
@@ -101,7 +102,7 @@ def predict(
         raise ValueError(f"threshold is from 0 to 1, got {threshold}")
     limit = run.config.data.max_pixels if max_pixels is None else max_pixels
     predictor = Predictor(run, weights, tile, device=device)
-    return _predict_files(predictor, find_image_files(paths), threshold, limit)
+    return _predict_files(predictor, find_files(paths, IMAGE_SUFFIXES), threshold, limit)
 
 
 def _predict_files(

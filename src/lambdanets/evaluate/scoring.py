@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from lambdanets.train.config import EngineConfig
-from lambdanets.train.engine import make_trainer, one_device, quiet_lightning
 from lambdanets.train.errors import RunError
+from lambdanets.train.trainer import make_trainer, one_device, quiet_lightning
 from lambdanets.utils.progress import MANY, progress_bar
 from lambdanets.utils.text import first_line
 
