@@ -35,15 +35,19 @@ tags:
 
 ## Training
 
-Recipe `{recipe}`, {epochs} epochs, seed {seed}{data}. The figures are those of
-epoch {number} on the validation data{chosen}. They say nothing about data of another origin.
-
-{metrics}
+Recipe `{recipe}`, {epochs} epochs, seed {seed}{data}. {figures}
 
 ## {heading}
 
 {names}
 """
+FIGURES = """\
+The figures are those of
+epoch {number} on the validation data{chosen}. They say nothing about data of another origin.
+
+| validation | |
+|---|---:|
+{rows}"""
 TIMM_USE = """\
 ```python
 import lambdanets  # registers the model in timm
@@ -91,7 +95,6 @@ def model_card(run: Run[Any], repository: str, which: Literal["best", "last"] = 
     else:
         library, use = "lambdanets", RUN_USE.format(**names, use=hub.use.format(folder=title))
         facts = {name: getattr(data, name) for name in hub.facts}
-    figures = {name.removeprefix("val_"): row[name] for name in row if name.startswith("val_")}
     kind = config.WORDING.classes
     return CARD.format(
         library=library,
@@ -108,11 +111,7 @@ def model_card(run: Run[Any], repository: str, which: Literal["best", "last"] = 
         epochs=int(run.history()[-1]["epoch"]),
         seed=config.seed,
         data=_data(run),
-        number=int(row["epoch"]),
-        chosen=", by which this epoch was chosen" if which == "best" else "",
-        metrics="\n".join(
-            ["| validation | |", "|---|---:|", *(f"| {name} | {figures[name]:.4f} |" for name in figures)]
-        ),
+        figures=_figures(row, chosen=which == "best"),
         heading=kind[1].capitalize(),
         names=join_some(run.classes, 100, form=_as_code),
     )
@@ -208,6 +207,18 @@ def push_to_hub(
         except Exception as error:  # the classes of its HTTP library differ between versions
             raise RunError(f"{repository} cannot be uploaded: {first_line(error)}") from error
     return str(commit)
+
+
+def _figures(row: dict[str, float], *, chosen: bool) -> str:
+    """Return the validation figures of an epoch as a table, with a sentence on them."""
+    names = [name for name in row if name.startswith("val_")]
+    if not names:
+        return f"Epoch {int(row['epoch'])}, whose weights these are, was not validated."
+    return FIGURES.format(
+        number=int(row["epoch"]),
+        chosen=", by which this epoch was chosen" if chosen else "",
+        rows="\n".join(f"| {name.removeprefix('val_')} | {row[name]:.4f} |" for name in names),
+    )
 
 
 def _as_code(name: str) -> str:
