@@ -196,7 +196,7 @@ def evaluate_classifier(
     if tta is not None:
         from lambdanets.evaluate.views import FlipAveraged
 
-        averaged = FlipAveraged(target.network, multi_label=target.data.multi_label)
+        averaged = FlipAveraged(target.network, multi_label=target.data.multi_label or target.binary)
         target = replace(target, network=averaged, weights=f"{target.weights}, averaged over mirror images")
     if target.data.multi_label:
         from lambdanets.cli.labels import evaluate_labels

@@ -155,7 +155,7 @@ def predict_labels(
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is a probability from 0 to 1, got {threshold}.")
     if tta is not None:
-        target = replace(target, network=FlipAveraged(target.network, multi_label=several))
+        target = replace(target, network=FlipAveraged(target.network, multi_label=several or target.binary))
     top = (MAX_LABELS if several else 5) if top is None else top
     batch_size = 32 if batch_size is None else batch_size
     options = {"top": top, "threshold": 0.5 if threshold is None else threshold, "batch_size": batch_size}

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro import conf
 
-from lambdanets.cli.console import stdout
+from lambdanets.cli.console import stderr, stdout
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
 from lambdanets.cli.tasks import run_verb
@@ -52,6 +52,11 @@ def push_classifier(
     from lambdanets.train import load_run
 
     opened = load_run(run)
+    if (channels := opened.config.data.in_chans) != 3:
+        stderr().print(
+            f"lambdanets: the model takes images of {channels} channel{'s' * (channels != 1)}: timm and "
+            "lambdanets open it; the pipeline of transformers, which converts images to RGB, does not."
+        )
     if folder is not None:
         stdout().print(f"written: {opened.save_for_hub(folder, weights)}", soft_wrap=True)
     else:

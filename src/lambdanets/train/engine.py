@@ -28,6 +28,7 @@ from lambdanets.train.config import BaseConfig, Config, EngineConfig, RunConfig,
 from lambdanets.train.diagnosis import explain_error
 from lambdanets.train.errors import RunError, raised_on_all_ranks
 from lambdanets.train.frozen import FrozenParts
+from lambdanets.train.initial_weights import describe_other_split
 from lambdanets.train.launch import (
     SyncBatchNorms,
     cluster,
@@ -290,6 +291,8 @@ def prepare_run(
     splits = task.open(config)
     if resume:
         check_data(files, splits, start, config.WORDING)
+    if not start and (warning := describe_other_split(config, splits.fingerprint)):
+        log_once(warning)
     module = build_learner(task, config, splits.classes, continues=start is not None)
     if start:
         check_weights(start, module, config.model.name)
