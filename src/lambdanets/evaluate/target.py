@@ -135,7 +135,7 @@ def target_from_model(
     )
     target = EvalTarget(
         name=name,
-        weights="published weights" if checkpoint is None else f"weights of {checkpoint}",
+        weights=_describe_weights(name, checkpoint),
         network=network,
         classes=_classes(name, network),
         data=data,
@@ -169,6 +169,12 @@ def create_trained_model(name: str, *, checkpoint: str | Path | None = None) -> 
             raise WeightsError(f"{error.sentence}{advice}") from error
     check_finite(network.state_dict(), network, name)
     return network.eval()
+
+
+def _describe_weights(name: str, checkpoint: str | Path | None) -> str:
+    if checkpoint is not None:
+        return f"weights of {checkpoint}"
+    return "weights of the folder" if is_model_folder(name) else "published weights"
 
 
 def set_image_size(network: nn.Module, name: str, size: int, built_for: int) -> None:
