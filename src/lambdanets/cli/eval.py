@@ -105,8 +105,8 @@ def run(
         threshold: Detectors: least score of an object for precision, recall, F1, counts and --errors.
         device: Device of the computation.
         tta: Classifiers of images: average the probabilities over each image and its mirror image.
-        per_class: Write accuracy, precision, recall and F1 of each class to a file (of a detector the average
-            precision), and print the best and the worst classes.
+        per_class: Write accuracy, precision, recall and F1 of each class to a file (of a detector also the
+            average precision), and print the best and the worst classes.
         errors: Classifiers: write the wrongly classified images or recordings to a file, the largest loss
             first: file, truth, guess, their probabilities and the loss. The first 24 are drawn beside it on
             FILE.png. Detectors: write the missed and the false objects, with their boxes; the 16 images with

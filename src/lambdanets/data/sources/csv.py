@@ -348,14 +348,12 @@ def _sides(
                 one, other = ([groups[int(row)] for row in np.flatnonzero(sides == side)] for side in (0, 1))
                 check_apart(one, other, rows.path)
         return sides
-    if not groups and targets.ndim == 1:
-        return held_out_mask(rows.names, targets, classes, rows.path, **how, kind=kind).astype(int)
+    if targets.ndim == 1:
+        return held_out_mask(
+            rows.names, targets, classes, rows.path, **how, groups=groups or None, kind=kind
+        ).astype(int)
     # Images with several labels are divided as groups of one, so that each class is near the fraction.
-    held_out = held_out_groups(groups or rows.names, targets, rows.path, **how)
-    if targets.ndim == 1 and val_fraction < 1:
-        lacking = lacking_classes(targets, held_out, classes)
-        warn_without_validation(f"the held-out part of {rows.path}", lacking, kind)
-    return held_out.astype(int)
+    return held_out_groups(groups or rows.names, targets, rows.path, **how).astype(int)
 
 
 def _check_sides(rows: Listing, targets: np.ndarray, classes: Sequence[str], sides: np.ndarray) -> None:
