@@ -10,6 +10,7 @@ from tyro import conf
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import (
     PREDICT_DEVICES,
+    check_distinct,
     check_images,
     check_outputs,
     check_suffix,
@@ -92,7 +93,9 @@ def run(
     ):
         if number is not None and number < 1:
             raise UsageError(f"{option} must be at least 1, got {number}.")
-    check_outputs({"--json": json, "--csv": None if to_stdout(csv) else csv, "--counts": counts})
+    files = {"--json": json, "--csv": None if to_stdout(csv) else csv, "--counts": counts}
+    check_outputs(files)
+    check_distinct({**files, "--out": out, "--label-images": label_images})
     return run_verb(
         "predict", what, paths, samples=samples, top=top, threshold=threshold, tta=tta, tile=tile, out=out,
         json=json, csv=csv, counts=counts, label_images=label_images, pixel_size=pixel_size,

@@ -52,13 +52,13 @@ def push_classifier(
     from lambdanets.train import load_run
 
     opened = load_run(run)
+    if folder is not None:
+        stdout().print(f"written: {opened.save_for_hub(folder, weights)}", soft_wrap=True)
+    else:
+        stdout().print(opened.push_to_hub(repository or "", which=weights, private=private), soft_wrap=True)
     if (channels := opened.config.data.in_chans) != 3:
         stderr().print(
             f"lambdanets: the model takes images of {channels} channel{'s' * (channels != 1)}: timm and "
             "lambdanets open it; the pipeline of transformers, which converts images to RGB, does not."
         )
-    if folder is not None:
-        stdout().print(f"written: {opened.save_for_hub(folder, weights)}", soft_wrap=True)
-    else:
-        stdout().print(opened.push_to_hub(repository or "", which=weights, private=private), soft_wrap=True)
     return 0
