@@ -76,7 +76,10 @@ def write_classifier(
     else:
         if weights != "best":
             raise UsageError("--weights chooses among those of a run; a model takes --checkpoint.")
-        source, default = create_trained_model(what, checkpoint=checkpoint), Path(what.rpartition("/")[2])
+        source, default = (
+            create_trained_model(what, checkpoint=checkpoint),
+            Path(what.rstrip("/").rpartition("/")[2]),
+        )
     file = out or default.with_name(default.name + FORMATS[format].SUFFIX)
     classifier = export_classifier(
         source, file, format=format, weights=weights, size=size,

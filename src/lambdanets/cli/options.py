@@ -113,6 +113,14 @@ def check_outputs(files: dict[str, Path | None]) -> None:
             raise UsageError(f"{option} {file} cannot be written: {folder} is not a writable folder.")
 
 
+def check_distinct(files: dict[str, Path | None]) -> None:
+    """Raise UsageError if two options name the same file."""
+    first: dict[Path, str] = {}
+    for option, file in files.items():
+        if file is not None and (other := first.setdefault(file.absolute(), option)) != option:
+            raise UsageError(f"{other} and {option} name the same file {file}; give each its own.")
+
+
 def write_json(file: Path, plain: Any) -> None:
     """Write a JSON file, whole or not at all; its folder is created.
 
@@ -273,7 +281,9 @@ def _sentence(box: str) -> str:
     first = parts[0] if "╭" in box else parts[min(1, len(parts) - 1)]
     if first[0].startswith("Missing from") and len(first) > 1:
         return f"{first[1].split()[0]} is missing"
+    # None is the default of an option, and no word for it.
     text = " ".join(first).rstrip(".")
+    text = re.sub(r"(?<=\()'None', |, 'None'(?=[,)])", "", text)
     if option := re.match(r"Error parsing (--[\w-]+):", text):
         for what, pattern in NUMBERS.items():
             if found := re.search(pattern + " ('.*?'|\".*?\")", text):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro import conf
 
-from lambdanets.cli.console import stdout
+from lambdanets.cli.console import stderr, stdout
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
 from lambdanets.cli.tasks import run_verb, task_of
@@ -58,4 +58,9 @@ def push_run(
         stdout().print(f"written: {opened.save_for_hub(folder, weights)}", soft_wrap=True)
     else:
         stdout().print(opened.push_to_hub(repository or "", which=weights, private=private), soft_wrap=True)
+    if (channels := opened.config.data.in_chans) != 3:
+        stderr().print(
+            f"lambdanets: the model takes images of {channels} channel{'s' * (channels != 1)}: timm and "
+            "lambdanets open it; the pipeline of transformers, which converts images to RGB, does not."
+        )
     return 0

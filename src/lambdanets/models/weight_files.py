@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lambdanets.utils.files import parse_json, replacing
 from lambdanets.utils.text import first_line, join_some
 
+from .hub_access import NoConnectionError, hub_access
 from .tensor_files import (
     DamagedFileError,
     UnsafeFileError,
@@ -247,14 +248,17 @@ def hub_file(source: str, names: Sequence[str]) -> Path:
     name = source.removeprefix("hf-").removeprefix(SHORT_HUB)
     repository, _, revision = name.partition("@")
     reason: Exception | None = None
-    offline = False  # set by the first failed connection, since a timeout takes long
     try:
-        for file in names:
-            options = {"revision": revision or None, "local_files_only": offline}
-            try:
-                return Path(hf_hub_download(repository, file, **options))
-            except EntryNotFoundError as error:
-                offline, reason = isinstance(error, LocalEntryNotFoundError), reason or error
+        with hub_access():
+            for file in names:
+                try:
+                    return Path(hf_hub_download(repository, file, revision=revision or None))
+                except EntryNotFoundError as error:
+                    reason = reason or error
+            if isinstance(reason, LocalEntryNotFoundError):
+                raise reason
+    except NoConnectionError as error:
+        raise WeightsError(f"{HUB}{name} cannot be downloaded: {error}") from error
     except (OSError, ValueError, RuntimeError) as error:
         reason = error
     raise WeightsError(f"{HUB}{name} gives no {' and no '.join(names)}: {first_line(reason)}") from reason

@@ -21,6 +21,7 @@ from lambdanets.train.classifier import Classifier
 from lambdanets.train.config import BaseConfig, Config, RunConfig, dump_config, load_classes
 from lambdanets.train.diagnosis import explain_error
 from lambdanets.train.errors import RunError, raised_on_all_ranks
+from lambdanets.train.initial_weights import describe_other_split
 from lambdanets.train.launch import run_on_all_ranks
 from lambdanets.train.learner import Learner
 from lambdanets.train.losses import class_weights
@@ -274,6 +275,8 @@ def prepare_run(
     splits = task.open(config)
     if resume:
         check_data(files, splits, start, config.WORDING)
+    if not start and (warning := describe_other_split(config, splits.fingerprint)):
+        log_once(warning)
     module = build_learner(task, config, splits.classes, continues=start is not None)
     if start:
         check_weights(start, module, config.model.name)
