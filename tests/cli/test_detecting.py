@@ -381,7 +381,8 @@ def test_what_does_not_fit_a_classifier_is_one_sentence(inside: Command, trained
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--set", "model.frozen_stages=2"], "would freeze untrained weights"),
+        (["--set", "model.frozen_stages=2"], "needs trained weights to start from"),
+        (["--weights", "missing.pt", "--set", "model.norms=frozen"], "missing.pt"),
         (["--model", "vit_tiny_patch16_224"], "vit_tiny_patch16_224"),
         (["--model", "lambda_resnet51"], "lambda_resnet51"),
         (["--set", "model.options.widths=3"], "model.options do not fit"),
