@@ -29,6 +29,17 @@ def shipped_run(name: str) -> Path | None:
     return FOLDER / name if name in shipped_models() else None
 
 
+def find_run(word: str | Path) -> Path:
+    """Return the folder of a run, which a trained network in the package has too.
+
+    Args:
+        word: The folder, or the name of a trained network in the package; a file or folder of that name in
+            the working directory has precedence.
+    """
+    path = Path(word).expanduser()
+    return path if path.exists() else shipped_run(str(word)) or path
+
+
 def shipped_cfg(name: str) -> dict[str, Any]:
     """Return the part of timm's `pretrained_cfg` on the trained weights of a classifier.
 

@@ -14,6 +14,7 @@ from timm.models import get_pretrained_cfg
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 
 from lambdanets.models import WeightsError
+from lambdanets.models.shipped import find_run
 from lambdanets.models.weight_files import HUB, PRETRAINED, absolute_weights, find_weights
 from lambdanets.train.config import Config, task_in
 from lambdanets.train.errors import RunError
@@ -131,7 +132,7 @@ def read_record(weights: str, model: str) -> WeightsRecord:
     try:
         if source.startswith(HUB):
             return _timm_record(*load_model_config_from_hf(source.removeprefix(HUB)))
-        if (config := Path(weights).expanduser() / "config.json").is_file():
+        if (config := find_run(weights) / "config.json").is_file():
             plain = parse_json(config.read_text(encoding="utf-8"))
             if "architecture" in plain:
                 return _timm_record(*load_model_config_from_path(config.parent))
