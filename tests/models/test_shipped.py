@@ -31,7 +31,8 @@ def test_int8_is_at_most_half_a_scale_off(shape: tuple[int, ...]) -> None:
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3
     tensor[1] *= 1e-3  # each row has its own scale
     stored = quantise({"w": tensor})
-    assert stored["w"].dtype == torch.int8 and stored["w"].shape == tensor.shape
+    assert stored["w"].dtype == torch.int8
+    assert stored["w"].shape == tensor.shape
     limit = tensor.flatten(1).abs().amax(1) / 127 / 2
     error = (dequantise(stored)["w"] - tensor).flatten(1).abs().amax(1)
     assert (error <= limit * 1.001).all()
@@ -47,7 +48,8 @@ def test_rows_of_zeros_stay_zero_and_small_tensors_are_not_rounded() -> None:
     stored = quantise(weights)
     assert stored.keys() == weights.keys() | {"zero" + SCALE}
     for name, tensor in dequantise(stored).items():
-        assert torch.equal(tensor, weights[name]) and tensor.dtype == weights[name].dtype
+        assert torch.equal(tensor, weights[name])
+        assert tensor.dtype == weights[name].dtype
 
 
 def test_float_weights_with_names_like_scales_are_left_alone() -> None:

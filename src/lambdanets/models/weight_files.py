@@ -41,8 +41,8 @@ CHECKPOINT_PREFIXES = ("average.", "network.")
 def absolute_weights(weights: str | None) -> str | None:
     """Return a value of `model.weights` with an absolute path, valid in any working directory.
 
-    Names of the Hugging Face hub and of trained networks in the package, "pretrained" and None are returned as
-    they are.
+    Names of the Hugging Face hub and of trained networks in the package, "pretrained" and None are returned
+    as they are.
     """
     if weights is None or weights == PRETRAINED or weights.startswith(HUB):
         return weights
