@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -73,7 +74,7 @@ def test_all_of_them_leave_the_wheel_small() -> None:
 @pytest.mark.parametrize("name", IMAGE_CLASSIFIERS)
 def test_create_model_loads_what_the_run_folder_has(name: str) -> None:
     run = load_run(folder_of(name))
-    network = lambdanets.create_model(name, pretrained=True).eval()
+    network: Any = lambdanets.create_model(name, pretrained=True).eval()
     expected = run.model().state_dict()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in network.state_dict().items())
     cfg = network.pretrained_cfg
@@ -82,7 +83,7 @@ def test_create_model_loads_what_the_run_folder_has(name: str) -> None:
 
 
 def test_another_number_of_classes_keeps_all_but_the_head() -> None:
-    network = timm.create_model("lambda_resnet_digits", pretrained=True, num_classes=3)
+    network: Any = timm.create_model("lambda_resnet_digits", pretrained=True, num_classes=3)
     expected = load_run(folder_of("lambda_resnet_digits")).model().state_dict()
     assert network.fc.weight.shape == (3, expected["fc.weight"].shape[1])
     assert torch.equal(network.state_dict()["conv1.weight"], expected["conv1.weight"])

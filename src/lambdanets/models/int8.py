@@ -19,7 +19,7 @@ def quantise(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         Tensors by name: of a quantised tensor `NAME` int8, and `NAME.scale` float32 `[c]`, where c is the
-        size of its first axis. An element is at most half a scale off, which is 1/254 of the largest in its row.
+        size of its first axis. An element is at most half a scale off: 1/254 of the largest in its row.
 
     Example:
         >>> {name: str(tensor.dtype) for name, tensor in quantise({"fc.weight": torch.randn(4, 64)}).items()}
