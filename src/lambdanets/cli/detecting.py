@@ -22,6 +22,7 @@ from lambdanets.cli.options import (
     PREDICT_DEVICES,
     check_images,
     chosen_device,
+    default_output,
     engine_changes,
     resolved_location,
     write_json,
@@ -250,14 +251,14 @@ def predict_run(
             raise UsageError(
                 f"{given[0]} goes with images; of the validation set, eval --results writes all."
             )
-        sheet = out or run / "predictions.png"
+        sheet = out or default_output(run, "predictions.png")
         pairs = predict_samples(opened, samples, weights=weights, tile=option, device=on)
         title = f"{opened.config.model.name}  ·  {run}"
         with usage():
             pages = draw_pairs(pairs, sheet, title, names=opened.classes, threshold=threshold)
         print_files(*(("sheet", page) for page in pages))
         return 0
-    folder = out or run / "predictions"
+    folder = out or default_output(run, "predictions")
     if folder.suffix.lower() == ".png":
         raise UsageError(f"--out is the folder of the drawings, one for each image; got {str(folder)!r}.")
     photos = _photos(paths, {"--out": folder, "--label-images": label_images})

@@ -121,6 +121,15 @@ def check_distinct(files: dict[str, Path | None]) -> None:
             raise UsageError(f"{other} and {option} name the same file {file}; give each its own.")
 
 
+def default_output(run: str | Path, name: str) -> Path:
+    """Return the default file of results: in the folder of a run, or in the working directory as RUN-NAME.
+
+    The latter holds for trained networks in the package, to whose folders nothing is written.
+    """
+    folder = Path(run)
+    return folder / name if (folder / "config.json").is_file() else Path(f"{folder.name}-{name}")
+
+
 def write_json(file: Path, plain: Any) -> None:
     """Write a JSON file, whole or not at all; its folder is created.
 

@@ -15,6 +15,7 @@ from lambdanets.utils.files import parse_json, replacing
 from lambdanets.utils.text import first_line, join_some
 
 from .hub_access import NoConnectionError, hub_access
+from .shipped import find_run, shipped_run
 from .tensor_files import (
     DamagedFileError,
     UnsafeFileError,
@@ -43,9 +44,12 @@ CHECKPOINT_PREFIXES = ("average.", "network.")
 def absolute_weights(weights: str | None) -> str | None:
     """Return a value of `model.weights` with an absolute path, valid in any working directory.
 
-    Names of the Hugging Face hub, "pretrained" and None are returned as they are.
+    Names of the Hugging Face hub and of trained networks in the package, "pretrained" and None are returned
+    as they are.
     """
     if weights is None or weights == PRETRAINED or weights.startswith(HUB):
+        return weights
+    if find_run(weights) == shipped_run(weights):
         return weights
     if weights.startswith(SHORT_HUB):
         return HUB + weights.removeprefix(SHORT_HUB)
@@ -83,7 +87,7 @@ def find_weights(source: str | Path) -> Path:
     text = str(source)
     if text.startswith((HUB, SHORT_HUB)):
         return hub_file(text, HUB_NAMES)
-    path = Path(text).expanduser()
+    path = find_run(text)
     if path.is_file():
         return path
     if not path.is_dir():

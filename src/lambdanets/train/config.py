@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lambdanets.data import DataConfig
+from lambdanets.models.shipped import find_run
 from lambdanets.train.errors import RunError
 from lambdanets.train.model_config import ModelConfig as ModelConfig
 from lambdanets.train.optim import OptimizerConfig, ScheduleConfig
@@ -389,7 +390,7 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
 
 def stored_task(folder: Path) -> str | None:
     """Return the task of the run in a folder, such as "detection"; None if it cannot be read."""
-    return config_task(folder / "config.json")
+    return config_task(find_run(folder) / "config.json")
 
 
 def config_task(file: Path) -> str | None:

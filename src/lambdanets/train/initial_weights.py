@@ -15,6 +15,7 @@ from timm.models import get_pretrained_cfg
 from timm.models._hub import load_model_config_from_path
 
 from lambdanets.models import WeightsError
+from lambdanets.models.shipped import find_run
 from lambdanets.models.weight_files import HUB, PRETRAINED, SHORT_HUB, find_weights, hub_file
 from lambdanets.train.checkpoint import CheckpointError, load_checkpoint
 from lambdanets.train.config import BaseConfig, Config, task_in
@@ -133,7 +134,7 @@ def read_record(weights: str, model: str) -> WeightsRecord:
         return WeightsRecord(data=_image_form(cfg.to_dict()) if cfg else {})
     on_hub = weights.startswith((HUB, SHORT_HUB))
     try:
-        config = hub_file(weights, ["config.json"]) if on_hub else Path(weights).expanduser() / "config.json"
+        config = hub_file(weights, ["config.json"]) if on_hub else find_run(weights) / "config.json"
         if config.is_file():
             plain = parse_json(config.read_text(encoding="utf-8"))
             if "architecture" in plain:

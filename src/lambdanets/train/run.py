@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal
 
 from torch import Tensor, nn
 
+from lambdanets.models.shipped import find_run
 from lambdanets.models.tensor_files import DamagedFileError, read_safetensors
 from lambdanets.models.weights import check_finite
 from lambdanets.train.config import Config, RunConfig, load_classes, load_config
@@ -285,7 +286,8 @@ def load_run(path: str | Path, kind: type[Config] = RunConfig) -> Run[Config]:
     """Open a run folder.
 
     Args:
-        path: The folder that `train` wrote; it may have been moved.
+        path: The folder that `train` wrote; it may have been moved. Or the name of a trained network in the
+            package.
         kind: The configuration class of the run's task.
 
     Raises:
@@ -294,7 +296,7 @@ def load_run(path: str | Path, kind: type[Config] = RunConfig) -> Run[Config]:
     Example:
         >>> load_run("runs/digits").model()
     """
-    directory = Path(path)
+    directory = find_run(path)
     files = RunFiles(directory)
     if not directory.is_dir():
         raise RunError(f"{directory} is no run: there is no such folder")
