@@ -17,10 +17,8 @@ from timm.models._hub import load_model_config_from_path
 from lambdanets.models import WeightsError
 from lambdanets.models.shipped import find_run
 from lambdanets.models.weight_files import HUB, PRETRAINED, SHORT_HUB, find_weights, hub_file
-from lambdanets.train.checkpoint import CheckpointError, load_checkpoint
 from lambdanets.train.config import BaseConfig, Config, task_in
 from lambdanets.train.errors import RunError
-from lambdanets.train.run import RunFiles
 from lambdanets.train.serialization import decode, encode
 from lambdanets.utils.files import parse_json
 from lambdanets.utils.text import first_line
@@ -154,6 +152,10 @@ def describe_other_split(config: BaseConfig, fingerprint: str) -> str:
         config: The new run.
         fingerprint: Fingerprint of its data, "" if they have none.
     """
+    # These import Lightning, for which `lambdanets list` must not wait.
+    from lambdanets.train.checkpoint import CheckpointError, load_checkpoint
+    from lambdanets.train.run import RunFiles
+
     folder = Path(config.model.weights or "")
     folder = folder if folder.is_dir() else folder.parent
     try:
