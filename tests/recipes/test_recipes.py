@@ -88,7 +88,7 @@ def test_an_unknown_recipe_is_an_error_with_similar_names() -> None:
 def test_a_recipe_names_a_model_that_exists(name: str) -> None:
     config = get_recipe(name)
     with torch.device("meta"):
-        config.network(10)
+        config.network(10, loads_weights=True)
     assert from_json(type(config), to_json(config)) == config
 
 
@@ -104,8 +104,8 @@ def test_a_miniature_runs(name: str, photos: Path, tmp_path: Path) -> None:
     if isinstance(config, TextConfig):
         writes(config, tmp_path)
         return
-    if config.model.head_epochs:
-        # It needs trained weights.
+    if config.model.weights:
+        # Those of lambda_resnet_mini are not published.
         first = override(miniature(get_recipe("folder")), f"data.source=folder:{photos}")
         train(first, run_dir=tmp_path / "first")
         config, _ = start_from(config, str(tmp_path / "first"))
