@@ -14,7 +14,7 @@ def finetune() -> RunConfig:
         lower layers (optimizer.layer_decay=0.7) are options.
     Measured: on three classes of CIFAR-10 with the weights of the other seven after 14 epochs, 84.2 % from 20
         photos of each class and 90.0 % from 100, where training from scratch in as many steps (100 of 30)
-        gives 66.5 and 71.7 %; with head epochs and layer decay it was 86.2 and 89.3 % (`benchmarks/finetune`).
+        gives 66.5 and 71.7 %; with head epochs and layer decay 86.1 and 89.3 % (`benchmarks/finetune`).
     Needs: weights, of a run, a file, the Hugging Face hub, or timm (--weights pretrained with --model NAME);
         a few dozen photos per class.
     Command: lambdanets train finetune --weights runs/birds --data folder:/data/owls
