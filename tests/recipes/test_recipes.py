@@ -105,8 +105,7 @@ def test_a_miniature_runs(name: str, photos: Path, tmp_path: Path) -> None:
     if isinstance(config, TextConfig):
         writes(config, tmp_path)
         return
-    if config.model.head_epochs:
-        # It needs trained weights.
+    if registry.RECIPES[name].needs_weights:
         first = override(miniature(get_recipe("folder")), f"data.source=folder:{photos}")
         train(first, run_dir=tmp_path / "first")
         config, _ = start_from(config, str(tmp_path / "first"))

@@ -63,7 +63,7 @@ def test_a_run_gives_the_model_and_the_form_of_the_images(tiny: RunConfig, finis
             value = getattr(config.data, name)
             assert (list(value) if isinstance(value, tuple) else value) == stored["data"][name], name
         # Everything else is the recipe's.
-        assert (config.model.head_epochs, config.data.batch_size, config.optimizer.name) == (2, 32, "adamw")
+        assert (config.engine.epochs, config.data.batch_size, config.optimizer.name) == (20, 32, "adamw")
         assert line == (
             "from the weights: lambda_resnet_digits; 8 pixels; 1 channel; mean 0.305; std 0.376; "
             "crop_pct 1.0; interpolation bicubic"
@@ -71,7 +71,8 @@ def test_a_run_gives_the_model_and_the_form_of_the_images(tiny: RunConfig, finis
 
 
 def test_fields_that_are_given_stay(finished: RunResult) -> None:
-    recipe = override(get_recipe("finetune"), "data.image_size=16", "model.options.drop_path_rate=0.0")
+    settings = ("data.image_size=16", "model.options.drop_path_rate=0.0", "model.head_epochs=2")
+    recipe = override(get_recipe("finetune"), *settings)
     given = ["data.image_size", "model.options.drop_path_rate"]
     config, line = start_from(recipe, str(finished.directory), given=given)
     assert (config.data.image_size, config.data.in_chans) == (16, 1)
