@@ -125,7 +125,7 @@ def test_generate_starts_without_a_prompt(inside: Command, writer: Path) -> None
 
 def test_push_writes_a_folder_that_generates(inside: Command, writer: Path, tmp_path: Path) -> None:
     done = inside("push", writer, "--folder", tmp_path / "hub")
-    assert done.stdout == f"written: {tmp_path / 'hub'}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"written: {tmp_path / 'hub'}\n", "")
     assert {file.name for file in (tmp_path / "hub").iterdir()} == {
         "README.md", "classes.json", "config.json", "weights.safetensors",
     }  # fmt: skip
