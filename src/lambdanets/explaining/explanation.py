@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -259,6 +259,7 @@ def explain(
     *,
     example: int = 0,
     scene: Scene | None = None,
+    forward: Callable[..., Any] | None = None,
 ) -> Explanation:
     """Show what the lambda layers of a model look at: their exact maps for one input.
 
@@ -277,6 +278,7 @@ def explain(
         layers: Names of layers, or patterns such as "layer4.*"; None takes all.
         example: Index of the explained example in the batch.
         scene: What the input shows, for the page and the sheet. Default: of images the input itself.
+        forward: Function that runs the model on x, such as another of its methods. Default: the model.
 
     Returns:
         The explanation, which keeps tensors on the device of the model.
@@ -294,7 +296,8 @@ def explain(
     """
     found = find_layers(model, layers)
     with torch.no_grad(), recording(found, example) as recorded:
-        output = model(*x) if isinstance(x, tuple) else model(x)
+        call = model if forward is None else forward
+        output = call(*x) if isinstance(x, tuple) else call(x)
     if not recorded:
         raise ValueError(f"the model did not call {', '.join(found)} for this input")
     if scene is None:
