@@ -30,7 +30,7 @@ def run(
     text: Annotated[str | None, shown("TEXT")] = None,
     layers: Annotated[str | None, shown("NAMES", "all")] = None,
     query: Annotated[tuple[str, ...], shown("Y,X")] = (),
-    heads: Annotated[str | None, shown("1,2,...", "the strongest of each layer")] = None,
+    heads: Annotated[str | None, shown("0,1,...", "the strongest of each layer")] = None,
     approximate: Annotated[METHODS | None, shown("METHOD")] = None,
     threshold: Annotated[float | None, shown("SCORE", "0.5")] = None,
     checkpoint: Annotated[str | None, shown("FILE | FOLDER | hf-hub:NAME", "published ones")] = None,
@@ -55,7 +55,7 @@ def run(
         layers: Names of layers, or patterns such as layer4.*, separated by commas.
         query: Positions of the sheet, and the first one of the page, as fractions of the input from 0 to 1:
             Y,X in an image, one number in a recording or a text.
-        heads: Numbers of the heads on the sheet, from 1, separated by commas.
+        heads: Numbers of the heads on the sheet, from 0, separated by commas.
         approximate: Classifiers of images: add an attribution of the most probable class across all layers to
             the page, labelled approximate: gradients, integrated-gradients or occlusion. Needs captum.
         threshold: Detectors: least score of an object.
@@ -120,9 +120,9 @@ def _numbers(text: str | None) -> list[int] | None:
     if text is None:
         return None
     words = text.split(",")
-    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
-        raise UsageError(f"--heads takes numbers from 1 such as 1,3; got {text!r}.")
-    return [int(word) - 1 for word in words]
+    if not all(word.strip().isdecimal() for word in words):
+        raise UsageError(f"--heads takes numbers from 0 such as 0,2; got {text!r}.")
+    return [int(word) for word in words]
 
 
 def _one_file(file: Path | None, noun: str) -> Path:
@@ -358,8 +358,8 @@ def _write(found: "Explanation", options: _Options) -> int:
     console = stdout()
     draw(console, _heading(found.scene), rows)
     console.print(
-        "error: of the sum of the weights times the values from the layer's output, relative; content: share of "
-        "the output's squared length; reach: positions within which 90 % of the table's magnitude is",
+        "error: relative, of the sum of the weights times the values from the layer's output; content: its "
+        "share of the output's squared length; reach: radius in positions with 90 % of the table's magnitude",
         soft_wrap=True,
     )
     if found.error > 1e-3:

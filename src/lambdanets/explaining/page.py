@@ -1,7 +1,7 @@
 """The explanation as one HTML page, which computes the map of any query in the browser.
 
 The page needs queries, normalised keys and the table alone, (h + 1) n k numbers for each layer, in float16
-(float32 where exponentials follow). It loads nothing else, so that it works from a disk, an e-mail or an archive.
+(float32 where exponentials follow). It loads nothing, so that it works from a disk, an e-mail or an archive.
 """
 
 from __future__ import annotations

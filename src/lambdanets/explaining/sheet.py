@@ -26,7 +26,7 @@ PLUS, MINUS = "#d65400", "#1b62ad"  # of the page, for every kind of colour visi
 PANEL = 1.5  # height and width of a panel in inches
 STILL_DPI = 80
 LETTERS_PER_INCH = 16  # of the title
-MAX_TOKENS = 24  # characters of a text around the query that a title shows
+MAX_TOKENS = 9  # characters of a text around the query that a title shows
 
 
 def write_sheet(
@@ -91,13 +91,13 @@ def _figure(explanation: Explanation, queries: Sequence[Any], heads: Sequence[in
                 axes.set_title(title, fontsize=8, color=INK, loc="left")
             if index < 3:
                 axes.set_xlabel(f"±{scales[part][head]:.2g}", fontsize=6.5, color=INK, labelpad=2)
-        label = f"{legible(maps.name)}\nhead {head + 1} of {maps.num_heads}"
+        label = f"{legible(maps.name)}\nhead {head} of {maps.num_heads}"
         axes_row[0].set_ylabel(label, fontsize=7, color=INK)
     here = "line" if rank == 1 else "frame"
     lines = [
         "  ·  ".join(filter(None, (legible(scene.title), legible(scene.model)))),
-        f"Weights of all positions in the output at the {here}: orange adds, blue subtracts. Scales end at ±, "
-        f"{CLIPPED:.0%} are beyond. Reconstruction error {explanation.error:.1e}.",
+        f"Weights of all positions in the output at the {here}: orange adds, blue subtracts. Scales end at "
+        f"±, {CLIPPED:.0%} are beyond. Reconstruction error {explanation.error:.1e}.",
     ]
     wrapped = [part for line in lines for part in wrap(line, int(width * LETTERS_PER_INCH))]
     figure.suptitle("\n".join(wrapped), x=0.01, ha="left", fontsize=8, color=INK)
@@ -165,7 +165,7 @@ def _draw(
         picture = picture[min(len(picture) - 1, int(place[0] * len(picture)))]
     if picture is not None:
         axes.imshow(
-            np.asarray(picture.convert("L")), cmap="gray", vmin=-60, vmax=300, extent=extent, aspect="auto"
+            np.asarray(picture.convert("L")), cmap="gray", vmin=-120, vmax=310, extent=extent, aspect="auto"
         )
     colours = np.zeros((*values.shape, 4))
     colours[values >= 0, :3] = [int(PLUS[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -184,7 +184,7 @@ def _where(scene: Scene, maps: LayerMaps, place: Sequence[float]) -> str:
     """Return the words of a column's title that name the query."""
     if scene.tokens is not None:
         index = min(len(scene.tokens) - 1, math.floor(place[0] * len(scene.tokens)))
-        before = "".join(scene.tokens[max(0, index - MAX_TOKENS) : index + 1]).replace("\n", "↵")
+        before = "".join(scene.tokens[max(0, index + 1 - MAX_TOKENS) : index + 1]).replace("\n", "↵")
         return f", after “{legible(before)}”"
     if scene.seconds is not None:
         return f", query at {place[0] * scene.seconds:.2f} s"

@@ -44,6 +44,7 @@ function buildStage() {
       span.dataset.index = index;
       return span;
     });
+    buildChart();
     return;
   }
   const [height, width] = kind === "line" ? [3, 10] : layer().grid.slice(-2);
@@ -63,10 +64,12 @@ function buildStage() {
     });
   }
   parts.cell = make("div", { className: "cell" }, stage);
-  if (kind === "line") {
-    parts.chart = make("canvas", { id: "chart" });
-    stage.after(parts.chart);
-  }
+  if (kind === "line") buildChart();
+}
+
+function buildChart() {
+  parts.chart = make("canvas", { id: "chart" });
+  stage.after(parts.chart);
 }
 
 function drawStage(values, scale) {
@@ -78,6 +81,7 @@ function drawStage(values, scale) {
       span.classList.toggle("query", !fixed() && index === chosen);
       span.classList.toggle("later", !fixed() && layer().raw.causal && index > chosen);
     });
+    drawChart(values, scale, chosen);
     return;
   }
   paint(parts.map, values, grid, scale);

@@ -43,8 +43,8 @@ function buildLayer() {
   const approximate = fixed(), raw = layer().raw;
   state.head = Math.min(state.head, layer().heads - 1);
   state.column = Math.min(state.column, layer().columns - 1);
-  options(at("head"), Array.from({ length: layer().heads }, (_, head) => `${head + 1} of ${layer().heads}`), state.head);
-  options(at("column"), Array.from({ length: layer().columns }, (_, u) => `${u + 1} of ${layer().columns}`), state.column);
+  options(at("head"), Array.from({ length: layer().heads }, (_, head) => `${head} (of ${layer().heads})`), state.head);
+  options(at("column"), Array.from({ length: layer().columns }, (_, u) => `${u} (of ${layer().columns})`), state.column);
   at("columnField").hidden = layer().columns === 1;
   for (const id of ["head", "part", "column", "own", "weighted"]) at(id).disabled = Boolean(approximate);
   if (kind === "volume") {
@@ -54,10 +54,10 @@ function buildLayer() {
   }
   at("heads").replaceChildren(
     ...Array.from({ length: layer().heads }, (_, head) => {
-      const button = make("button", { type: "button", title: `Head ${head + 1}` });
+      const button = make("button", { type: "button", title: `Head ${head}` });
       const canvas = make("canvas", {}, button);
       canvas.style.aspectRatio = rank === 1 ? "5 / 2" : `${layer().context.at(-1)} / ${layer().context.at(-2)}`;
-      button.append(String(head + 1));
+      button.append(String(head));
       button.onclick = () => choose("head", head);
       return button;
     }),
@@ -65,7 +65,7 @@ function buildLayer() {
   at("shares").replaceChildren(
     ...Array.from({ length: layer().heads }, (_, head) => {
       const row = make("div", { className: "share" });
-      make("span", { textContent: head + 1 }, row);
+      make("span", { textContent: head }, row);
       make("i", {}, make("div", {}, row));
       make("span", {}, row);
       return row;
@@ -144,13 +144,13 @@ function choose(name, value) {
 }
 
 function fractionsAt(event) {
-  if (kind === "text") {
+  if (kind === "text" && event.currentTarget === stage) {
     const index = event.target.closest?.("[data-index]")?.dataset.index;
     return index === undefined ? null : [(Number(index) + 0.5) / data.tokens.length];
   }
   const box = event.currentTarget.getBoundingClientRect();
   const [x, y] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-  if (kind === "line") return [x];
+  if (rank === 1) return [x];
   return kind === "image" ? [y, x] : [(state.slice + 0.5) / layer().context[0], y, x];
 }
 
