@@ -1,4 +1,4 @@
-"""`lambdanets explain` for classifiers; those of other tasks are in test_detecting, test_audio and test_text."""
+"""`lambdanets explain` for classifiers; other tasks are in test_detecting, test_audio and test_text."""
 
 import json
 import subprocess
@@ -50,8 +50,8 @@ def test_a_model_is_explained_by_its_name(inside: Command, photo: Path, tmp_path
     torch.manual_seed(0)
     torch.save(create_model("lambda_resnet26t").state_dict(), tmp_path / "weights.pt")
     done = inside(
-        "explain", "lambda_resnet26t", photo, "--checkpoint", tmp_path / "weights.pt", "--size", 64, "--layers",
-        "stages.3.*", "--out", tmp_path / "photo.json",
+        "explain", "lambda_resnet26t", photo, "--checkpoint", tmp_path / "weights.pt", "--size", 64,
+        "--layers", "stages.3.*", "--out", tmp_path / "photo.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     layers = json.loads((tmp_path / "photo.json").read_text())["layers"]

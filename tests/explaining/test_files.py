@@ -47,7 +47,7 @@ def test_the_arrays_are_all_that_the_maps_need(explanation: Explanation, tmp_pat
         query, head = (2, 3), 1
         row, column = np.mgrid[0:6, 0:8]
         offsets = (row - query[0] + arrays["1/centre"][0], column - query[1] + arrays["1/centre"][1])
-        inside = np.all([(0 <= i) & (i < 11) for i in offsets], axis=0)
+        inside = np.all([(i >= 0) & (i < 11) for i in offsets], axis=0)
         e = np.where(inside[..., None], table[tuple(np.clip(i, 0, 10) for i in offsets)][..., 0], 0)
         weights = (keys[0, :, :, 0].reshape(6, 8, -1) + e) @ q[head, query[0] * 8 + query[1]]
         assert tuple(arrays["0/grid"]) == (6, 8)
