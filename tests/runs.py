@@ -1,6 +1,8 @@
 """What tests of runs share: that two ended alike, and a signal at a given batch."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +53,19 @@ def interrupt(
         return original(self, *args)
 
     monkeypatch.setattr(Classifier, hook, wrapped)
+
+
+@contextmanager
+def raised_in_batch(monkeypatch: pytest.MonkeyPatch, module: type, batch: int) -> Iterator[None]:
+    """Expect an exception that the training step of a module raises in a batch, as if the run was killed."""
+    original = module.step  # pyright: ignore[reportAttributeAccessIssue]
+
+    def step(self: Any, given: Any) -> Any:
+        if self.state.batches_done == batch:
+            raise KeyError("killed")
+        return original(self, given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "step", step)
+        with pytest.raises(KeyError, match="killed"):
+            yield

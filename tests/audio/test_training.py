@@ -21,13 +21,14 @@ from lambdanets.audio import (
     predict_samples,
     train,
 )
+from lambdanets.audio.training import AudioClassifier
 from lambdanets.data import DataError, open_audio_split
 from lambdanets.exporting import ExportError
 from lambdanets.exporting.audio import export_audio
 from lambdanets.train import RunError, RunResult, TrainingInterrupted, override
 from lambdanets.train.config import dump_config
 from launching import finish, start
-from runs import assert_same_end, interrupt
+from runs import assert_same_end, interrupt, raised_in_batch
 from sound_sets import RATE, soundfile, tone, write_tones
 
 
@@ -197,6 +198,27 @@ def test_weights_of_a_run_start_another(finished: RunResult, tiny: AudioConfig, 
     network = config.network(2, loads_weights=True)
     assert "fc.weight and fc.bias keep random weights" in config.load_initial_weights(network)
     train(config, run_dir=tmp_path / "run")
+
+
+def test_the_head_is_trained_first(
+    finished: RunResult, tiny: AudioConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = ("model.head_epochs=1", "model.frozen_stages=1", "engine.epochs=2", "engine.save_steps=1")
+    config = override(tiny, f"model.weights={finished.directory}", *parts)
+    with raised_in_batch(monkeypatch, AudioClassifier, 2):
+        train(config, run_dir=tmp_path / "run")
+    before, first = (
+        load_run(folder).model(which).state_dict()
+        for folder, which in ((finished.directory, "best"), (tmp_path / "run", "last"))
+    )
+    changed = {name for name, value in before.items() if not torch.equal(value, first[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+    train(run_dir=tmp_path / "run", resume=True)
+    train(config, run_dir=tmp_path / "straight")
+    assert_same_end(tmp_path / "run", tmp_path / "straight")
+    last = load_run(tmp_path / "run").model("last").state_dict()
+    moved = {name.split(".")[0] for name in last if not torch.equal(last[name], before[name])}
+    assert moved == {"blocks", "fc"} | ({"norm"} & {name.split(".")[0] for name in last})
 
 
 @pytest.mark.parametrize(("format", "suffix"), [("torch", ".pt2"), ("onnx", ".onnx")])

@@ -53,6 +53,7 @@ def test_train_says_what_it_reached_and_what_to_do_next(detector: Path) -> None:
     assert "epoch 1/2  train" in shown
     assert "mask AP" in shown
     assert "4 training and 3 validation images, 2 classes" in shown
+    assert "note    3 validation images are few" in shown
     assert re.search(r"^data +coco:.*2 classes, \d+ objects to train on$", shown, re.MULTILINE)
     assert f"lambdanets predict {detector} --samples 20" in shown
 
@@ -74,7 +75,10 @@ def test_eval_writes_results_that_others_can_read(inside: Command, detector: Pat
         entry["category_id"] in (3, 8) and entry["segmentation"]["size"] == [64, 64] for entry in masks
     )
     with files[2].open(newline="") as file:
-        assert [row["class"] for row in csv.DictReader(file)] == ["disc", "bar"]
+        classes = list(csv.DictReader(file))
+    assert [row["class"] for row in classes] == ["disc", "bar"]
+    assert all({"found", "precision_50", "recall_50", "f1_50"} < set(row) for row in classes)
+    assert sum(int(row["found"]) for row in classes) == figures["at_threshold"]["found"]
 
 
 def test_eval_lists_and_draws_errors(inside: Command, detector: Path, tmp_path: Path) -> None:
@@ -297,8 +301,14 @@ def test_predict_shows_samples_beside_the_truth(inside: Command, detector: Path,
         (["predict", "RUN", "--samples", 2, "--json", "x.json"], "eval --results writes all"),
         (["predict", "RUN", "--samples", 2, "--csv", "x.csv"], "--csv goes with images"),
         (["predict", "RUN", "--samples", 2, "--label-images", "x"], "--label-images goes with images"),
-        (["predict", "RUN", "x.png", "--pixel-size", 1], "--pixel-size is above 0 and goes with --csv"),
-        (["predict", "RUN", "x.png", "--csv", "x.csv", "--pixel-size", 0], "--pixel-size is above 0"),
+        (
+            ["predict", "RUN", "x.png", "--pixel-size", 1],
+            "--pixel-size adds micrometres",
+        ),
+        (
+            ["predict", "RUN", "x.png", "--csv", "x.csv", "--pixel-size", 0],
+            "--pixel-size is a number of micrometres above 0",
+        ),
         (["predict", "RUN", "x.png", "--threshold", 2], "--threshold is from 0 to 1; got 2"),
         (["eval", "RUN", "--real", "timm"], "--real is for runs of a classifier"),
         (["eval", "RUN", "--size", 0], "data.image_size"),
@@ -337,7 +347,8 @@ def test_what_does_not_fit_a_classifier_is_one_sentence(inside: Command, trained
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--set", "model.frozen_stages=2"], "would freeze untrained weights"),
+        (["--set", "model.frozen_stages=2"], "needs trained weights to start from"),
+        (["--weights", "missing.pt", "--set", "model.norms=frozen"], "missing.pt"),
         (["--model", "vit_tiny_patch16_224"], "vit_tiny_patch16_224"),
         (["--model", "lambda_resnet51"], "lambda_resnet51"),
         (["--set", "model.options.widths=3"], "model.options do not fit"),

@@ -81,7 +81,7 @@ def test_without_a_recipe_a_new_run_has_the_configuration_of_the_old(
         (("audio", "--weights", "RUN"), "is a run of classification, whose weights are not for audio"),
         (
             ("finetune",),
-            "model.head_epochs=2 needs trained weights to start from: add --weights with the folder",
+            "the recipe finetune needs trained weights: add --weights with the folder",
         ),
         (("finetune", "--weights", "pretrained"), "no trained weights of lambda_resnet_mini are published"),
         (

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lambdanets.cli import native as native_verb
+from lambdanets.cli import native_checks
 from lambdanets.ops.kernels import native
 from lambdanets.ops.kernels.native import compiler, library
 from preloaded import run_preloaded
@@ -80,14 +81,14 @@ def test_the_library_is_checked(
     first, second, *lines, last = done.stdout.splitlines()
     assert first == f"{native.describe()} Library: {library.path()}"
     assert (second, last) == ("Relative errors against the definition:", "It agrees with the definition.")
-    assert [line.split(":")[0].strip() for line in lines] == [check.name for check in native_verb.CHECKS]
+    assert [line.split(":")[0].strip() for line in lines] == [check.name for check in native_checks.CHECKS]
     named = [name.rsplit(" ", 1)[0] for name in lines[0].split(": ")[1].split(", ")]
     assert named == ["y", "dq", "dk", "dv", "de"]
 
 
-def doubled(name: str) -> native_verb.Check:
+def doubled(name: str) -> native_checks.Check:
     """A check whose function returns twice the result of its definition."""
-    return native_verb.Check(name, lambda x: 2 * x, lambda x: x, {"x": (3,)})
+    return native_checks.Check(name, lambda x: 2 * x, lambda x: x, {"x": (3,)})
 
 
 @built
@@ -96,7 +97,7 @@ def test_a_built_library_with_wrong_results_is_removed(
 ) -> None:
     file = tmp_path / "library.so"
     file.touch()
-    monkeypatch.setattr(native_verb, "CHECKS", [doubled("wrong")])
+    monkeypatch.setattr(native_checks, "CHECKS", [doubled("wrong")])
     monkeypatch.setattr(native_verb, "_build", lambda: None)
     monkeypatch.setattr(library, "path", lambda: file)
     monkeypatch.setattr(library, "is_packaged", lambda: False)
@@ -106,9 +107,9 @@ def test_a_built_library_with_wrong_results_is_removed(
 
 @built
 def test_wrong_results_are_a_failure(inside: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    undefined = native_verb.Check("undefined", lambda x: x / 0, lambda x: x, {"x": (3,)})
-    right = native_verb.Check("right", lambda x: x, lambda x: x, {"x": (3,)})
-    monkeypatch.setattr(native_verb, "CHECKS", [doubled("wrong"), right, undefined])
+    undefined = native_checks.Check("undefined", lambda x: x / 0, lambda x: x, {"x": (3,)})
+    right = native_checks.Check("right", lambda x: x, lambda x: x, {"x": (3,)})
+    monkeypatch.setattr(native_checks, "CHECKS", [doubled("wrong"), right, undefined])
     done = inside("native", "--check")
     assert done.returncode == 1
     message = (
@@ -118,9 +119,9 @@ def test_wrong_results_are_a_failure(inside: Command, monkeypatch: pytest.Monkey
 
 
 @built
-@pytest.mark.parametrize("check", native_verb.CHECKS, ids=lambda check: check.name)
+@pytest.mark.parametrize("check", native_checks.CHECKS, ids=lambda check: check.name)
 def test_a_check_runs_the_library_alone_and_finds_wrong_results(
-    check: native_verb.Check, monkeypatch: pytest.MonkeyPatch
+    check: native_checks.Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert all(error <= check.largest_error for error in check.errors().values())
     errors = replace(check, function=lambda **inputs: 1.05 * check.function(**inputs)).errors()

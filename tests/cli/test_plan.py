@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from lambdanets import ops
 from lambdanets.cli import main
-from lambdanets.cli import plan as plan_verb
 from lambdanets.ops import KERNELS, Plan, Problem, plan
 
 
@@ -34,7 +34,7 @@ def test_words_become_a_problem(monkeypatch: pytest.MonkeyPatch, words: str, pro
         assert not measured
         return plan(each)
 
-    monkeypatch.setattr(plan_verb, "plan", remember)
+    monkeypatch.setattr(ops, "plan", remember)
     assert main(["plan", *words.split()]) == 0
     assert asked == [problem]
 

@@ -52,7 +52,10 @@ def test_options_and_settings_reach_the_run(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["digits", "nuclei", "audio", "text"])
-def test_help_lists_every_field_of_a_recipe_with_its_value(inside: Command, recipe: str) -> None:
+def test_help_lists_every_field_of_a_recipe_with_its_value(
+    inside: Command, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     shown = inside("train", recipe, "--help")
     assert shown.returncode == 0
     assert "--batch-size N" in shown.stdout
@@ -63,8 +66,12 @@ def test_help_lists_every_field_of_a_recipe_with_its_value(inside: Command, reci
             [f"{path}.{key}={item}" for key, item in value.items()] if isinstance(value, dict) else []
         )
         for assignment in assignments or [f"{path}.NAME=VALUE" if value == {} else f"{path}={value}"]:
-            assert re.search(rf"^  {re.escape(shlex.quote(assignment))} ", shown.stdout, re.MULTILINE)
-    assert re.search(r"engine.ema=\S+ +\(float or None\) Decay of an exponential moving av", shown.stdout)
+            assert re.search(rf"^  {re.escape(shlex.quote(assignment))}( |$)", shown.stdout, re.MULTILINE)
+    fields = shown.stdout[shown.stdout.index("fields of --set") :]
+    assert re.search(r"engine.ema=\S+ +\(float or None\) Decay of an exponential moving", fields)
+    lines = fields.splitlines()
+    assert not [line for line in lines if line != line.rstrip()]
+    assert max(len(line) for line in lines if line.count(" ") > 2) <= 80
 
 
 def test_help_without_a_recipe_says_how_to_list_the_fields(inside: Command) -> None:

@@ -1,23 +1,36 @@
 """Splits by group: no group stands on both sides, and each class is near the held-out fraction."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lambdanets.data import DataConfig, DataError, open_split, open_splits
+from lambdanets.data import (
+    CocoConfig,
+    DataConfig,
+    DataError,
+    open_coco,
+    open_coco_split,
+    open_split,
+    open_splits,
+)
 from lambdanets.data.errors import SourceWarning
 from lambdanets.data.groups import held_out_groups, name_groups
 from lambdanets.data.image_set import ImageSet
 
+WriteTar = Callable[..., Path]
 HOW = ("exact", "stable")
+CATEGORIES = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
 
 
 def names_of(side: object) -> set[str]:
     assert isinstance(side, ImageSet)
-    return {Path(side.path(index)).name for index in range(len(side))}
+    return {Path(side.path(index).replace("#", "/")).name for index in range(len(side))}
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -106,7 +119,7 @@ def test_groups_have_names() -> None:
         DataError, match=r"gives 1 of 3 files of x no group: they do not match it, such as sub/"
     ):
         name_groups(names, "^([^_/]+)_", "x")
-    with pytest.raises(DataError, match="lie directly in the folder of their class"):
+    with pytest.raises(DataError, match="lie directly in the folder of their class or"):
         name_groups(names, "folder", "x")
     for bad in ("(", "plate", "(a)(b)"):
         with pytest.raises(ValueError, match=r"data\.group must be folder, a regular expression"):
@@ -153,8 +166,90 @@ def test_groups_on_both_sides_are_refused(plates: Path) -> None:
         DataError, match=r"split already, and 3 groups .* such as 'p0' with 3 training and 3 val"
     ):
         open_splits(config)
-    with pytest.raises(DataError, match=r"apply only to folder:PATH and csv:FILE\.csv, not to 'digits'"):
-        open_splits(DataConfig(group="(x)"))
+
+
+@pytest.mark.parametrize("group", ["folder", "([^/_]+)_"])
+def test_archives_and_shards_are_split_as_their_folders(
+    plates: Path, write_tar: WriteTar, group: str
+) -> None:
+    files = sorted(plates.glob("*/*/*.png"))
+    options: Any = {"image_size": 8, "group": group, "val_fraction": 0.2}
+    expected = names_of(open_splits(DataConfig(source=f"folder:{plates}", **options), seed=1).val)
+    inside = {f"photos/{file.relative_to(plates)}": file for file in files}
+    shards = {f"{file.parent.name}/{file.name}": file for file in files}
+    shards |= {f"{name[:-4]}.cls": file.parts[-3].encode() for name, file in shards.items()}
+    for source in (write_tar("all.tar", inside), write_tar("shard.tar", shards)):
+        splits = open_splits(DataConfig(source=f"tar:{source}", **options), seed=1)
+        assert names_of(splits.val) == expected
+    sides = {f"{'val' if 'p1' in name else 'train'}/{name[7:]}": file for name, file in inside.items()}
+    apart = DataConfig(source=f"tar:{write_tar('sides.tar', sides)}", **options)
+    assert len(open_splits(apart).val) == 6
+    name, file = next((name, file) for name, file in sides.items() if "/p0/" in name)
+    both = DataConfig(
+        source=f"tar:{write_tar('both.tar', {**sides, name.replace('train', 'val'): file})}", **options
+    )
+    with pytest.raises(DataError, match=r"split already, and 1 group .* such as 'p0' with 6 training and 1"):
+        open_splits(both)
+
+
+@pytest.mark.parametrize("group", ["folder", "([^/_]+)_"])
+def test_annotated_images_are_split_by_group(
+    tmp_path: Path, coco_entry: Callable[..., dict[str, Any]], group: str
+) -> None:
+    images = [
+        {"id": number, "file_name": f"p{number // 4}/p{number // 4}_{number}.png", "width": 20, "height": 20}
+        for number in range(24)
+    ]
+    entries = [coco_entry(number + 1, number, 2, 2, 9, 9, category=number % 2) for number in range(24)]
+    content = {"images": images, "annotations": entries, "categories": CATEGORIES}
+    for image in images:
+        (tmp_path / image["file_name"]).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / image["file_name"])
+    path = tmp_path / "all.json"
+    path.write_text(json.dumps(content))
+    config = CocoConfig(source=f"coco:{path}", val_fraction=0.3, group=group, batch_size=2)
+    splits = open_coco(config, seed=3)
+    train, val = (
+        [Path(side.path(index)).parent.name for index in range(len(side))]
+        for side in (splits.train, splits.val)
+    )
+    assert set(train).isdisjoint(val)
+    assert (len(train), len(val)) == (16, 8)
+    assert open_coco(config, seed=3).fingerprint == splits.fingerprint
+    assert len(open_coco_split(config, "val", seed=3)) == 8
+    assert len(open_coco_split(replace(config, val_fraction=1.0, group="(x)"))) == 24
+    with pytest.raises(DataError, match=r"gives 24 of 24 files of .* no group: they do not match it"):
+        open_coco(replace(config, group="(x)"))
+    with pytest.raises(ValueError, match=r"data\.group must be folder, a regular expression"):
+        replace(config, group="x")
+    for side, chosen in (("train", images[:14]), ("val", images[14:])):
+        (tmp_path / side).mkdir()
+        ids = {image["id"] for image in chosen}
+        own = [entry for entry in entries if entry["image_id"] in ids]
+        text = json.dumps({**content, "images": chosen, "annotations": own})
+        (tmp_path / side / "_annotations.coco.json").write_text(text)
+    sides = replace(config, source=f"coco:{tmp_path}", images=str(tmp_path), val_fraction=0.1)
+    with pytest.raises(DataError, match=r"1 group .* 'p3' with 2 training and 2 validation samples"):
+        open_coco(sides)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"source": "digits"},
+            r"csv:FILE\.csv and tar:PATH, not to 'digits': its images have no paths",
+        ),
+        ({"source": "wds/x:y"}, "not to 'wds/x:y': its training and validation parts are fixed"),
+        (
+            {"source": "folder:x", "group": None, "group_column": "plate"},
+            "'folder:x' is no table: data.group",
+        ),
+    ],
+)
+def test_sources_without_groups(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        open_splits(DataConfig(**{"group": "(x)", **changes}))
 
 
 def test_a_class_of_one_group_is_trained_and_reported(plates: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from detectors import tiny_config
 from lambdanets.detection import DetectorConfig
+from lambdanets.detection.mask_rcnn import create_detector
 from lambdanets.train.serialization import from_json, override, to_json
 
 
@@ -16,9 +17,8 @@ from lambdanets.train.serialization import from_json, override, to_json
         ({"weights": "a", "options": {"pretrained": True}}, "both give initial weights; keep one"),
         ({"options": {"num_classes": 3}}, "model.options.num_classes is set by the detector"),
         ({"options": {"features_only": True}}, "model.options.features_only is set by the detector"),
-        ({"frozen_stages": 2}, "model.frozen_stages=2 would freeze untrained weights"),
         ({"frozen_stages": -1, "weights": "a"}, "model.frozen_stages is 0 or more; got -1"),
-        ({"norms": "frozen"}, "model.norms=frozen would freeze untrained weights"),
+        ({"head_epochs": -1}, "model.head_epochs is 0 or more; got -1"),
         ({"norms": "group"}, "model.norms is 'batch' or 'frozen'; got 'group'"),
         ({"head_norm": "group"}, "model.head_norm is 'batch' or None; got 'group'"),
         ({"bn_momentum": 0.0}, "model.bn_momentum is above 0 and at most 1"),
@@ -45,6 +45,13 @@ from lambdanets.train.serialization import from_json, override, to_json
 def test_refusals(changes: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         DetectorConfig(**{"name": "lambda_resnet_mini", **changes})
+
+
+@pytest.mark.parametrize("changes", [{"frozen_stages": 2}, {"head_epochs": 1}, {"norms": "frozen"}])
+def test_only_trained_weights_are_kept_as_they_are(changes: dict) -> None:
+    [(name, value)] = changes.items()
+    with pytest.raises(ValueError, match=f"model.{name}={value} needs trained weights to start from: add --"):
+        create_detector(tiny_config(**changes), num_classes=2, masks=True)
 
 
 def test_what_is_trained_may_be_fixed() -> None:

@@ -100,6 +100,15 @@ def test_counts_are_compared_by_class_and_image(by_hand: Matches) -> None:
     assert by_hand.best_threshold() == (0.05, 2 * 2 / (4 + 4))
 
 
+def test_figures_of_each_class(by_hand: Matches) -> None:
+    nan = pytest.approx(float("nan"), nan_ok=True)
+    names = ("found", "precision_50", "recall_50", "f1_50")
+    rows = [tuple(row[name] for name in names) for row in by_hand.class_figures(0.5)]
+    # Of three cats one is found, and one that is none; the dog found is a cat; there are no fish.
+    assert rows == [(2, 1 / 2, 1 / 3, 2 / 5), (1, 0, 0, 0), (0, nan, nan, nan)]
+    assert [row["found"] for row in by_hand.class_figures(0.0)] == [3, 1, 0]
+
+
 def test_errors_have_their_nearest_objects(by_hand: Matches) -> None:
     rows = list(by_hand.error_rows(0.5, ["a", "b", "c"]))
     assert all(tuple(row) == ERROR_COLUMNS for row in rows)

@@ -28,7 +28,7 @@ from lambdanets.train.engine import build_learner
 from lambdanets.train.initial_weights import start_from
 from launching import by_slurm, finish
 from object_sets import write_objects
-from runs import assert_same_end
+from runs import assert_same_end, raised_in_batch
 
 
 @pytest.fixture(scope="module")
@@ -115,19 +115,35 @@ def test_evaluation_gives_what_training_measured(finished: RunResult) -> None:
 def test_killed_anywhere_it_goes_on_as_if_nothing_had_happened(
     tiny: DetectionConfig, finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    folder, original = tmp_path / "run", DetectionModule.step
+    with raised_in_batch(monkeypatch, DetectionModule, batch):
+        train(tiny, run_dir=tmp_path / "run")
+    train(run_dir=tmp_path / "run", resume=True)
+    assert_same_end(tmp_path / "run", finished.directory)
 
-    def stopped(self: DetectionModule, given: object) -> object:
-        if self.state.batches_done == batch:
-            raise KeyError("killed")
-        return original(self, given)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(DetectionModule, "step", stopped)
-    with pytest.raises(KeyError, match="killed"):
-        train(tiny, run_dir=folder)
-    monkeypatch.setattr(DetectionModule, "step", original)
-    train(run_dir=folder, resume=True)
-    assert_same_end(folder, finished.directory)
+def test_the_backbone_waits_for_the_heads(
+    tiny: DetectionConfig, finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first epoch body and statistics stay, pyramid and heads are trained; then all but the stem."""
+    parts = ["model.head_epochs=1", "model.frozen_stages=1", "engine.ema=None"]
+    config = override(tiny, f"model.weights={finished.directory}", *parts)
+    # The stop is in the second batch of the first epoch, so its checkpoint is of the frozen body.
+    with raised_in_batch(monkeypatch, DetectionModule, 1):
+        train(config, run_dir=tmp_path / "run")
+    before, first = (
+        load_run(folder).model(which).state_dict()
+        for folder, which in ((finished.directory, "best"), (tmp_path / "run", "last"))
+    )
+    changed = {name for name, value in before.items() if not torch.equal(value, first[name])}
+    assert {name.split(".")[0] for name in changed} == {"backbone", "rpn", "roi_heads"}
+    assert {name.split(".")[1] for name in changed if name.startswith("backbone.")} == {"fpn"}
+    train(run_dir=tmp_path / "run", resume=True)
+    train(config, run_dir=tmp_path / "straight")
+    assert_same_end(tmp_path / "run", tmp_path / "straight")
+    last = load_run(tmp_path / "run").model("last").state_dict()
+    moved = {name.split(".")[2] for name in last if not torch.equal(last[name], before[name])}
+    assert not moved & {"conv1", "bn1"}
+    assert moved >= {"layer1", "layer4"}
 
 
 def test_batches_of_no_objects_at_all_are_trained_on(tiny: DetectionConfig, tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 """`export` of whole networks and runs; tests/cli and test_network.py run the files in fresh interpreters."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from lambdanets import create_model
+from lambdanets.data.transforms import eval_transform
 from lambdanets.exporting import ExportError
 from lambdanets.nn import LambdaLayer2d
 from lambdanets.recipes import digits, miniature
@@ -60,18 +64,32 @@ def test_mobilenet_of_one_batch_size(tmp_path: Path) -> None:
     check(made.file, network, torch.randn(2, 3, 64, 64))
 
 
-def test_a_run_in_bfloat16_gives_float32(tmp_path: Path) -> None:
+def test_a_run_in_bfloat16_gives_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = override(
         miniature(digits()), "engine.precision=bf16-mixed", "engine.epochs=1", "engine.max_batches=2"
     )
+    config = override(config, "data.crop_pct=0.8")
     run = load_run(train(config, run_dir=tmp_path / "run").directory)
-    made = export(run, tmp_path / "n.onnx", format="onnx", weights="last", size=10)
+    made = export(run, tmp_path / "photos.onnx", format="onnx", weights="last", size=10)
     session = onnxruntime.InferenceSession(made.file, providers=["CPUExecutionProvider"])
     assert [each.type for each in (*session.get_inputs(), *session.get_outputs())] == ["tensor(float)"] * 2
     check(made.file, run.model("last"), torch.randn(4, 1, 10, 10))
     facts = session.get_modelmeta().custom_metadata_map
     assert json.loads(facts["input_size"]) == [1, 10, 10]
     assert tuple(json.loads(facts["classes"])) == run.classes
+
+    # The program on the page prepares a photo as `predict` does.
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8))
+    photo.getexif()[0x0112] = 6  # a quarter turn
+    photo.save(tmp_path / "photo.jpg", exif=photo.getexif())
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(next(block for block in blocks if '"photo.jpg"' in block), names)
+    with Image.open("photo.jpg") as photo:
+        expected = eval_transform(override(run.config, "data.image_size=10").data)(photo)
+    assert np.abs(names["images"][0] - expected.numpy()).max() < 1e-5
 
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from lambdanets.text.training import LanguageModule
 from lambdanets.train import RunError, RunResult, override
 from lambdanets.train.checkpoint import load_checkpoint
 from launching import TRAIN, finish, start
-from runs import assert_same_end
+from runs import assert_same_end, raised_in_batch
 
 
 def test_the_folder_of_a_run(finished: RunResult, book: Path) -> None:
@@ -82,17 +82,8 @@ def test_bits_per_byte_count_the_bytes_of_utf_8(tiny: TextConfig, tmp_path: Path
 def test_killed_anywhere_it_goes_on_as_if_nothing_had_happened(
     tiny: TextConfig, finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    original = LanguageModule.step
-
-    def stopped(self: LanguageModule, given: tuple[torch.Tensor, torch.Tensor]) -> object:
-        if self.state.batches_done == batch:
-            raise KeyError("killed")
-        return original(self, given)
-
-    monkeypatch.setattr(LanguageModule, "step", stopped)
-    with pytest.raises(KeyError):
+    with raised_in_batch(monkeypatch, LanguageModule, batch):
         train(tiny, run_dir=tmp_path / "run")
-    monkeypatch.setattr(LanguageModule, "step", original)
     train(run_dir=tmp_path / "run", resume=True)
     assert_same_end(finished.directory, tmp_path / "run")
     samples = [(folder / "samples.txt").read_text() for folder in (finished.directory, tmp_path / "run")]
@@ -140,6 +131,31 @@ def test_a_run_continues_another_one_on_another_text(
     (tmp_path / "few.txt").write_text("the lazy fox\n" * 30)
     with pytest.raises(WeightsError):
         train(override(config, f"model.weights={tmp_path / 'gone'}"), run_dir=tmp_path / "other")
+
+
+def test_the_first_blocks_of_a_trained_model_are_kept(
+    tiny: TextConfig, finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = ["model.frozen_stages=2", "engine.ema=None", "engine.epochs=1"]
+    config = override(tiny, f"model.weights={finished.directory}", *parts)
+    with raised_in_batch(monkeypatch, LanguageModule, 2):
+        train(config, run_dir=tmp_path / "run")
+    train(run_dir=tmp_path / "run", resume=True)
+    train(config, run_dir=tmp_path / "straight")
+    assert_same_end(tmp_path / "run", tmp_path / "straight")
+    before = load_run(finished.directory).model().state_dict()
+    after = load_run(tmp_path / "run").model("last").state_dict()
+    for name, value in before.items():
+        assert torch.equal(value, after[name]) == name.startswith(("embedding", "blocks.0.")), name
+    depth = len({name.split(".")[1] for name in before if name.startswith("blocks.")})
+    for change, sentence in (
+        ("model.weights=None", "model.frozen_stages=2 needs trained weights to start from: add --weights"),
+        (f"model.frozen_stages={depth + 2}", f"at most {depth + 1}, the stem and the other stages of"),
+        ("model.frozen_stages=-1", "model.frozen_stages is 0 or more; got -1"),
+        ("model.head_epochs=1", "head_epochs"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            train(override(config, change), run_dir=tmp_path / "other")
 
 
 def test_two_processes_have_different_windows(tiny: TextConfig, tmp_path: Path) -> None:

@@ -15,7 +15,14 @@ from lambdanets.data import DataConfig
 from lambdanets.train import ModelConfig, RunConfig, override, train
 from lambdanets.train.checkpoint import RunState
 from lambdanets.train.classifier import Classifier
-from lambdanets.train.opening import Opening, describe_devices, describe_model, format_estimate
+from lambdanets.train.config import Wording
+from lambdanets.train.opening import (
+    Opening,
+    describe_devices,
+    describe_model,
+    format_estimate,
+    note_on_validation,
+)
 
 
 def opening(text: str) -> dict[str, str]:
@@ -73,6 +80,14 @@ def test_the_smallest_and_the_largest_class(targets: list[int], text: str) -> No
     splits = SimpleNamespace(train=SimpleNamespace(targets=np.array(targets)))
     assert learner(nn.Identity()).format_class_sizes(splits) == text
     assert learner(nn.Identity()).format_class_sizes(SimpleNamespace(train=SimpleNamespace())) == ""
+
+
+def test_few_validation_samples_are_noted() -> None:
+    assert note_on_validation(20, Wording()) == {}
+    assert note_on_validation(2, Wording(samples="recordings"))["note"].startswith(
+        "2 validation recordings are few, and the figures depend on chance: hold out more (data.val_fraction)"
+    )
+    assert note_on_validation(1, Wording())["note"].startswith("1 validation image is few")
 
 
 def test_several_processes_on_several_nodes() -> None:

@@ -4,21 +4,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from tyro import conf
 
-from lambdanets import bench
-from lambdanets.bench.network_report import provenance_range
-from lambdanets.bench.report import Clock
-from lambdanets.cli.bench_op import NO_CPU_TIME, draw_if_possible, keep_previous, print_report, print_written
+from lambdanets.cli.bench_op import (
+    NO_CPU_TIME,
+    Clock,
+    draw_if_possible,
+    keep_previous,
+    print_report,
+    print_written,
+)
 from lambdanets.cli.console import stderr
 from lambdanets.cli.errors import UsageError, usage
 from lambdanets.cli.options import Device, Without, check_device, shown
 from lambdanets.utils.allocator import keep_freed_memory
 from lambdanets.utils.progress import progress_bar_column
+
+if TYPE_CHECKING:
+    from lambdanets import bench
 
 BATCH = 8
 MAX_INTERLEAVED = 8
@@ -84,6 +90,7 @@ def run(*, measuring: Annotated[ModelOptions, conf.OmitArgPrefixes]) -> int:
     Args:
         measuring: The networks, and the settings of the measurement.
     """
+    from lambdanets import bench
 
     def select() -> list[bench.NetworkSpec]:
         words = [word for word in (measuring.models or "").split(",") if word.strip()]
@@ -100,8 +107,8 @@ def run(*, measuring: Annotated[ModelOptions, conf.OmitArgPrefixes]) -> int:
 def run_network_bench(
     name: str,
     options: NetworkOptions,
-    select: Callable[[], Sequence[bench.NetworkSpec]],
-    report: bench.NetworkReport,
+    select: "Callable[[], Sequence[bench.NetworkSpec]]",
+    report: "bench.NetworkReport",
     *,
     must_exist: bool = False,
     max_interleaved: int = MAX_INTERLEAVED,
@@ -116,6 +123,11 @@ def run_network_bench(
         must_exist: Whether a network that cannot be built is a mistake of the user, rather than a row.
         max_interleaved: Largest number of networks that take turns.
     """
+    import torch
+
+    from lambdanets import bench
+    from lambdanets.bench.network_report import provenance_range
+
     out = options.out or Path(f"runs/bench-{name}")
     path = out / f"{name}.csv"
     with usage():

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from tyro import conf
 
-from lambdanets import bench
-from lambdanets.bench import Case, LayerRecord, Provenance, Settings, Table
-from lambdanets.bench.report import Clock
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, check_name, usage
 from lambdanets.cli.options import Device, DtypeName, Without, check_device, read_sizes, shown
-from lambdanets.ops.kernels import native
+
+if TYPE_CHECKING:
+    from lambdanets.bench import Case, LayerRecord, Provenance, Settings, Table
+
+Clock = Literal["wall", "process"]
 
 CSV, REPORT = "op.csv", "op.md"
 DEFAULT = "layers"
@@ -72,6 +72,10 @@ def run(
         out: The folder for rows, report and figures.
         from_: Draw tables and figures from the rows of this file, without measuring.
     """
+    import torch
+
+    from lambdanets import bench
+
     custom = {"scope": scope, "batch": batch, "dim": dim, "heads": heads, "dim_k": dim_k, "dim_u": dim_u}
     with usage():
         if clock == "process" and device != "cpu":
@@ -83,7 +87,7 @@ def run(
             chosen = _custom_case(grid, custom) if grid is not None else _by_name(cases, custom, large=large)
             if grid is not None and cases is not None:
                 raise UsageError("--cases and --grid are two ways to choose cases; give one.")
-            settings = Settings(
+            settings = bench.Settings(
                 passes=("train", "eval") if pass_ == "both" else (pass_,),
                 dtype=getattr(torch, dtype),
                 device=device,
@@ -104,7 +108,9 @@ def run(
     return 0
 
 
-def _by_name(names: str | None, custom: dict[str, object], *, large: bool) -> list[Case]:
+def _by_name(names: str | None, custom: dict[str, object], *, large: bool) -> "list[Case]":
+    from lambdanets import bench
+
     given = [name for name, value in custom.items() if value is not None]
     if given:
         raise UsageError(f"--{given[0].replace('_', '-')} describes a custom case, which needs a --grid too.")
@@ -116,7 +122,9 @@ def _by_name(names: str | None, custom: dict[str, object], *, large: bool) -> li
     return bench.select(words, large=large)
 
 
-def _custom_case(grid: str, sizes: dict[str, object]) -> list[Case]:
+def _custom_case(grid: str, sizes: dict[str, object]) -> "list[Case]":
+    from lambdanets.bench import Case
+
     axes = read_sizes("--grid", grid)
     scope = sizes.pop("scope")
     local = None if scope is None else read_sizes("--scope", str(scope))
@@ -127,7 +135,12 @@ def _custom_case(grid: str, sizes: dict[str, object]) -> list[Case]:
     return [Case(name=grid.lower(), grid=axes, scope=local, **given)]  # type: ignore[arg-type]
 
 
-def _measure(cases: list[Case], settings: Settings, out: Path) -> tuple[list[LayerRecord], Provenance]:
+def _measure(cases: "list[Case]", settings: "Settings", out: Path) -> "tuple[list[LayerRecord], Provenance]":
+    import torch
+
+    from lambdanets import bench
+    from lambdanets.ops.kernels import native
+
     torch.set_num_threads(settings.threads)
     machine = bench.measure_machine(settings.dtype, settings.device)
     where = bench.provenance(settings.dtype, settings.device, settings.threads, machine)
@@ -146,7 +159,7 @@ def _measure(cases: list[Case], settings: Settings, out: Path) -> tuple[list[Lay
     return records, where
 
 
-def print_report(tables: Iterable[Table], paragraphs: Iterable[str]) -> None:
+def print_report(tables: "Iterable[Table]", paragraphs: Iterable[str]) -> None:
     """Print tables and the paragraphs that explain them."""
     console = stdout()
     for made in tables:
@@ -165,7 +178,9 @@ def print_report(tables: Iterable[Table], paragraphs: Iterable[str]) -> None:
         console.print(line, style="dim")
 
 
-def _write(records: list[LayerRecord], where: Provenance, clock: Clock, out: Path) -> None:
+def _write(records: "list[LayerRecord]", where: "Provenance", clock: Clock, out: Path) -> None:
+    from lambdanets import bench
+
     figures = draw_if_possible(lambda: bench.draw_layers(records, where, out, clock))
     report = bench.layer_markdown(records, where, clock, [figure.name for figure in figures])
     (out / REPORT).write_text(report, encoding="utf-8")

@@ -33,10 +33,14 @@ class _Console(Console):
         raise BrokenPipeError  # rich would exit with 1; `main` chooses the exit code
 
 
-def stdout() -> Console:
-    """Return the console for results; in a pipe it does not wrap lines."""
+def stdout(*, wraps: bool = False) -> Console:
+    """Return the console for results; in a pipe it does not wrap lines, unless it is for reading.
+
+    Args:
+        wraps: Wrap lines in a pipe too, at 80 columns or at those of the variable COLUMNS.
+    """
     console = _Console()
-    return console if console.is_terminal else _Console(width=UNLIMITED)
+    return console if console.is_terminal or wraps else _Console(width=UNLIMITED)
 
 
 def stderr() -> Console:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,8 +105,9 @@ def evaluate_run(
     figures, (best, best_f1) = matches.figures(threshold), matches.best_threshold()
     _print_matches(figures, best, best_f1)
     if per_class is not None:
-        _print_classes(scores)
-        write_per_class(scores, per_class)
+        of_classes = matches.class_figures(threshold)
+        _print_classes(scores, of_classes)
+        write_per_class(scores, per_class, of_classes)
     if json is not None:
         plain = {"run": str(run), "weights": weights, "data": data_config.source} | scores.to_plain()
         at_threshold = figures | {"best_threshold": best, "best_f1_50": best_f1}
@@ -173,16 +174,23 @@ def _print_matches(figures: dict[str, Any], best: float, best_f1: float) -> None
     )
 
 
-def _print_classes(scores: "Scores") -> None:
+def _print_classes(scores: "Scores", of_classes: Sequence[dict[str, float]]) -> None:
+    """Print the average precision of each class, and its figures at the threshold."""
     key = "mask_ap" if scores.mask else "box_ap"
-    ranked = sorted(
-        (row for row in scores.per_class() if not math.isnan(row[key])), key=lambda row: -row[key]
-    )
-    columns = [name for name in (ranked[0] if ranked else {}) if name not in ("class", "objects")]
+    rows: list[dict[str, Any]] = [
+        row | more for row, more in zip(scores.per_class(), of_classes, strict=True)
+    ]
+    ranked = sorted((row for row in rows if not math.isnan(row[key])), key=lambda row: -row[key])
+    counts = ("objects", "found")
+    columns = [name for name in rows[0] if name not in ("class", *counts)]
     draw_classes(
         ranked,
-        {"class": "wrap", "objects": "right"} | dict.fromkeys(columns, "right"),
-        lambda row: [row["class"], f"{row['objects']:,}", *(_percent(row[name]) for name in columns)],
+        {"class": "wrap"} | dict.fromkeys((*counts, *columns), "right"),
+        lambda row: [
+            row["class"],
+            *(f"{row[name]:,}" for name in counts),
+            *(_percent(row[name]) for name in columns),
+        ],
     )
 
 
@@ -225,8 +233,10 @@ def predict_run(
     check_images(paths, samples)
     threshold = 0.5 if threshold is None else threshold
     _check_threshold(threshold)
-    if pixel_size is not None and not (0 < pixel_size < math.inf and csv is not None):
-        raise UsageError(f"--pixel-size is above 0 and goes with --csv; got {pixel_size:g}.")
+    if pixel_size is not None and not 0 < pixel_size < math.inf:
+        raise UsageError(f"--pixel-size is a number of micrometres above 0; got {pixel_size:g}.")
+    if pixel_size is not None and csv is None:
+        raise UsageError("--pixel-size adds micrometres to the table of --csv: give --csv FILE.csv too.")
     option, on = _tile_option(tile or "auto"), chosen_device(device, PREDICT_DEVICES)
     opened = load_run(run)
     if label_images is not None and not opened.config.data.masks:

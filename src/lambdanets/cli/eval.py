@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from tyro import conf
 
 from lambdanets.cli.console import draw, print_files, stderr, stdout, table
@@ -21,10 +20,11 @@ from lambdanets.cli.options import (
 )
 from lambdanets.cli.scores import FIGURES, WORST, ScoreFiles, check_score_files, score_rows
 from lambdanets.cli.tasks import run_verb
-from lambdanets.data import DataConfig
-from lambdanets.train import load_run
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from lambdanets.data import DataConfig
     from lambdanets.evaluate.measurement import Evaluation
     from lambdanets.evaluate.samples import Samples
     from lambdanets.evaluate.target import EvalTarget
@@ -105,8 +105,8 @@ def run(
         threshold: Detectors: least score of an object for precision, recall, F1, counts and --errors.
         device: Device of the computation.
         tta: Classifiers of images: average the probabilities over each image and its mirror image.
-        per_class: Write accuracy, precision, recall and F1 of each class to a file (of a detector the average
-            precision), and print the best and the worst classes.
+        per_class: Write accuracy, precision, recall and F1 of each class to a file (of a detector also the
+            average precision), and print the best and the worst classes.
         errors: Classifiers: write the wrongly classified images or recordings to a file, the largest loss
             first: file, truth, guess, their probabilities and the loss. The first 24 are drawn beside it on
             FILE.png. Detectors: write the missed and the false objects, with their boxes; the 16 images with
@@ -220,7 +220,7 @@ def evaluate_classifier(
 
 
 def draw_errors(
-    samples: "Samples", rows: np.ndarray, names: Sequence[str], sheet: Path, title: str, summary: str
+    samples: "Samples", rows: "np.ndarray", names: Sequence[str], sheet: Path, title: str, summary: str
 ) -> list[Path]:
     """Draw some wrongly classified images on a contact sheet; `names` are those of the classes."""
     from lambdanets.viz.contact_sheet import draw_sheets
@@ -234,6 +234,7 @@ def _target(
 ) -> "tuple[EvalTarget, bool]":
     """Return the target, and whether its images are other than the run's own."""
     from lambdanets.evaluate.target import is_run_folder, target_from_model, target_from_run
+    from lambdanets.train import load_run
 
     if is_run_folder(what):
         if checkpoint is not None:
@@ -251,7 +252,7 @@ def _target(
     return target_from_model(what, data, checkpoint=checkpoint), True
 
 
-def _elsewhere(config: DataConfig, source: str) -> DataConfig:
+def _elsewhere(config: "DataConfig", source: str) -> "DataConfig":
     """Select all images of another source, and the validation split of the run's own."""
     other = replace(config, source=source)
     if resolved_location(other) == resolved_location(config):

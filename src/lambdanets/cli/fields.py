@@ -1,18 +1,21 @@
 """The fields of a configuration, with the sentences of its docstrings: for `train --help` and the pages."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from shlex import quote
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 from lambdanets.cli.console import stdout
 from lambdanets.train.config import BaseConfig
 from lambdanets.train.serialization import flatten
+
+MIN_WIDTH = 20  # columns of the sentences in a narrow terminal
 
 
 @dataclass(frozen=True)
@@ -67,20 +70,31 @@ def field_groups(kind: type[BaseConfig]) -> list[Group]:
 
 def print_fields(config: BaseConfig) -> None:
     """Print every field of a configuration as `--set` takes it, with its type and meaning."""
-    console, values = stdout(), flatten(config)
-    console.print(
-        f"\nfields of --set, with the values of the recipe {config.recipe}", style="bold", soft_wrap=True
-    )
+    console, values = stdout(wraps=True), flatten(config)
+    console.print(f"\nfields of --set, with the values of the recipe {config.recipe}", style="bold")
     for group in field_groups(type(config)):
         console.print()
         if group.path:
-            console.print(Text.assemble((group.path, "bold"), f"  {group.title}"), soft_wrap=True)
-        rows = Table.grid(padding=(0, 2))
-        rows.add_column(max_width=None if not console.is_terminal else console.width // 2, overflow="fold")
-        for field in group.fields:
-            shown = "\n".join(f"  {quote(each)}" for each in _assignments(field.path, values[field.path]))
-            rows.add_row(shown, Text.assemble((f"({field.kind}) ", "dim"), field.help))
-        console.print(rows)
+            _print_wrapped(console, [], Text.assemble((group.path, "bold"), f"  {group.title}"), indent=0)
+        shown = [
+            [f"  {quote(each)}" for each in _assignments(field.path, values[field.path])]
+            for field in group.fields
+        ]
+        indent = min(max(len(each) for lines in shown for each in lines) + 2, console.width // 2)
+        for lines, field in zip(shown, group.fields, strict=True):
+            text = Text.assemble((f"({field.kind}) ", "dim"), field.help)
+            _print_wrapped(console, lines, text, indent=indent)
+
+
+def _print_wrapped(console: Console, labels: Sequence[str], text: Text, *, indent: int) -> None:
+    """Print a wrapped text, the last of its labels before its first line if it fits into the indentation."""
+    lines = [*map(Text, labels)]
+    label = lines.pop().plain if labels and len(labels[-1]) < indent else ""
+    for line in text.wrap(console, max(console.width - indent, MIN_WIDTH)):
+        line.rstrip()
+        lines.append(Text.assemble(label.ljust(indent), line))
+        label = ""
+    console.print(Text("\n").join(lines), soft_wrap=True)
 
 
 def _assignments(path: str, value: Any) -> list[str]:

@@ -3,16 +3,12 @@
 from fnmatch import fnmatch
 from typing import Annotated
 
-import torch
 from rich.table import Table
 from tyro import conf
 
 from lambdanets.cli.console import draw, grid, stdout, table
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
-from lambdanets.data.sources import SOURCES
-from lambdanets.models import LANGUAGE_MODELS, create_language_model, list_models, model_info
-from lambdanets.recipes import get_recipe, list_recipes
 from lambdanets.utils.text import did_you_mean
 
 
@@ -30,6 +26,10 @@ def run(pattern: Annotated[str, conf.Positional, shown("PATTERN")] = "*") -> int
     }
     tables = {title: made for title, made in tables.items() if made.row_count}
     if not tables:
+        from lambdanets.data.sources import SOURCES
+        from lambdanets.models import LANGUAGE_MODELS, list_models
+        from lambdanets.recipes import list_recipes
+
         forms = (each.form for each in SOURCES.values())
         near = did_you_mean(
             pattern.replace("*", ""), [*list_models(), *LANGUAGE_MODELS, *list_recipes(), *forms]
@@ -42,6 +42,8 @@ def run(pattern: Annotated[str, conf.Positional, shown("PATTERN")] = "*") -> int
 
 
 def _models(pattern: str) -> Table:
+    from lambdanets.models import list_models, model_info
+
     made = table(name="left", parameters_M="right", image="right", description="wrap")
     for each in map(model_info, list_models(pattern)):
         channels, *sizes = each.image
@@ -52,6 +54,10 @@ def _models(pattern: str) -> Table:
 
 
 def _language_models(pattern: str) -> Table:
+    import torch
+
+    from lambdanets.models import LANGUAGE_MODELS, create_language_model
+
     made = table(name="left", parameters_M="right", blocks="right", channels="right", layer="left")
     for name in LANGUAGE_MODELS:
         if fnmatch(name, pattern):
@@ -63,6 +69,8 @@ def _language_models(pattern: str) -> Table:
 
 
 def _recipes(pattern: str) -> Table:
+    from lambdanets.recipes import get_recipe, list_recipes
+
     made = table(name="left", model="left", data="left", epochs="right", batch="right")
     for name in list_recipes():
         if fnmatch(name, pattern):
@@ -73,6 +81,8 @@ def _recipes(pattern: str) -> Table:
 
 
 def _sources(pattern: str) -> Table:
+    from lambdanets.data.sources import SOURCES
+
     made = table(name="left", description="wrap")
     for source in SOURCES.values():
         if fnmatch(source.form, pattern):

@@ -9,7 +9,6 @@ from tyro import conf
 from lambdanets.cli.console import stdout
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
-from lambdanets.data import masks_to_coco
 
 
 def run(
@@ -40,6 +39,8 @@ def run(
     if ignore not in (None, "none") and not str(ignore).isdecimal():
         raise UsageError(f"--ignore is a value of the masks, such as 255, or none; got {ignore!r}.")
     values = None if ignore is None else () if ignore == "none" else (int(ignore),)
+    from lambdanets.data import masks_to_coco
+
     written = masks_to_coco(
         folder,
         out,

@@ -1,17 +1,17 @@
 """`lambdanets plan`: the kernel selected for a lambda layer, and the cost of each or why it is excluded."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from rich.table import Table
 
 from lambdanets.cli.console import draw, milliseconds, stderr, stdout, table
 from lambdanets.cli.errors import usage
 from lambdanets.cli.options import Device, DtypeName, Without, check_device, read_sizes, shown
-from lambdanets.ops import Plan, Problem, plan
-from lambdanets.ops.kernels import native
-from lambdanets.ops.planner import PlanRow, content_flops
+
+if TYPE_CHECKING:
+    from lambdanets.ops import Plan
+    from lambdanets.ops.planner import PlanRow
 
 Sizes = Annotated[str, shown("N | NxN | NxNxN")]
 OptionalSizes = Annotated[str | None, shown("N | NxN | NxNxN")]
@@ -60,6 +60,10 @@ def run(
         device: Device type; this machine need not have it.
         measure: Run the kernels on random tensors and select by their times, as kernel="measured" does.
     """
+    import torch
+
+    from lambdanets.ops import Problem, plan
+
     with usage():
         sizes = read_sizes("--grid", grid)
         problem = Problem(
@@ -95,7 +99,10 @@ def _optional(option: str, text: str | None, rank: int = 1) -> tuple[int, ...] |
     return sizes * rank if len(sizes) == 1 else sizes
 
 
-def _draw(made: Plan) -> None:
+def _draw(made: "Plan") -> None:
+    from lambdanets.ops.kernels import native
+    from lambdanets.ops.planner import content_flops
+
     console = stdout()
     console.print(str(made.problem), style="bold", highlight=False)
     passes = [("forward", made.rows)] + ([("backward", made.backward_rows)] if made.problem.train else [])
@@ -112,7 +119,7 @@ def _draw(made: Plan) -> None:
         stderr().print(made.refusal)
 
 
-def _table(lines: Sequence[PlanRow]) -> Table:
+def _table(lines: "Sequence[PlanRow]") -> Table:
     measured = any(row.measured is not None for row in lines)
     rows = table(
         kernel="left",

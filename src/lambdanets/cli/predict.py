@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro import conf
 
@@ -18,12 +18,9 @@ from lambdanets.cli.options import (
 )
 from lambdanets.cli.predictions import to_stdout, write_predictions
 from lambdanets.cli.tasks import run_verb
-from lambdanets.evaluate.prediction import Prediction, predict_files, predict_held_out
-from lambdanets.evaluate.target import is_run_folder, target_from_model, target_from_run
-from lambdanets.evaluate.test_sets import describe_classes
-from lambdanets.evaluate.views import FlipAveraged
-from lambdanets.train import load_run
-from lambdanets.viz.contact_sheet import MAX_PAGES, PER_PAGE
+
+if TYPE_CHECKING:
+    from lambdanets.evaluate.prediction import Prediction
 
 MAX_LABELS = 10  # of an image with several labels, unless --top says otherwise
 
@@ -123,6 +120,13 @@ def predict_labels(
     strict: bool,
 ) -> int:
     """Label images with a classifier; the arguments are those of `lambdanets predict`."""
+    from lambdanets.evaluate.prediction import predict_files, predict_held_out
+    from lambdanets.evaluate.target import is_run_folder, target_from_model, target_from_run
+    from lambdanets.evaluate.test_sets import describe_classes
+    from lambdanets.evaluate.views import FlipAveraged
+    from lambdanets.train import load_run
+    from lambdanets.viz.contact_sheet import MAX_PAGES, PER_PAGE, draw_sheets
+
     check_images(paths, samples)
     is_run = is_run_folder(str(what))
     if is_run and checkpoint is not None:
@@ -160,9 +164,7 @@ def predict_labels(
     else:
         found = predict_files(target, paths, **options, max_pixels=max_pixels)
 
-    def draw(predictions: Sequence[Prediction], summary: str) -> list[Path]:
-        from lambdanets.viz.contact_sheet import draw_sheets
-
+    def draw(predictions: "Sequence[Prediction]", summary: str) -> list[Path]:
         return draw_sheets(predictions, sheet, title=title, summary=summary)
 
     return write_predictions(

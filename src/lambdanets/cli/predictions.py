@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -14,7 +14,9 @@ from rich.text import Text
 from lambdanets.cli.console import exit_code_of_samples, print_files, stderr, stdout
 from lambdanets.utils.files import replacing
 from lambdanets.utils.text import json_text
-from lambdanets.viz.contact_sheet import Prediction
+
+if TYPE_CHECKING:
+    from lambdanets.viz.contact_sheet import Prediction
 
 STDOUT = ("-", "/dev/stdout")
 GAP = "   "  # between two columns
@@ -28,7 +30,7 @@ def to_stdout(file: Path | None) -> bool:
 
 
 def write_predictions(
-    found: Iterable[Prediction],
+    found: "Iterable[Prediction]",
     *,
     title: str,
     ranks: int,
@@ -90,7 +92,7 @@ def write_predictions(
     return exit_code_of_samples(len(unread), read + len(unread), strict=strict, samples=f"{sample}s")
 
 
-def to_plain(each: Prediction) -> dict[str, object]:
+def to_plain(each: "Prediction") -> dict[str, object]:
     """Return a prediction as it is written to JSON: path, and labels with probabilities or an error."""
     entry: dict[str, object] = {"path": each.path}
     if each.error is not None:
@@ -122,7 +124,7 @@ class Lines:
         self.fixed = len(headings)
         self.widths: list[int] = []
 
-    def print(self, predictions: Sequence[Prediction]) -> None:
+    def print(self, predictions: "Sequence[Prediction]") -> None:
         """Print a line for each prediction, all without errors, and the headings before the first one."""
         rows = [self._cells(each) for each in predictions]
         if not self.widths and rows:
@@ -148,7 +150,7 @@ class Lines:
         self._line(headings)
         self.console.print(f" {'─' * _total(widths)}", soft_wrap=True)
 
-    def _cells(self, each: Prediction) -> list[Text]:
+    def _cells(self, each: "Prediction") -> list[Text]:
         best = {None: "bold", True: "bold green", False: "bold red"}[each.right]
         first = [each.path, *([each.truth or ""] if self.fixed > 1 else [])]
         guesses = [
@@ -178,7 +180,7 @@ def _columns(ranks: int, truths: bool) -> list[str]:
     return ["file", *(["truth"] if truths else []), "label", "probability", *further, "error"]
 
 
-def _row(each: Prediction, ranks: int, truths: bool) -> list[str]:
+def _row(each: "Prediction", ranks: int, truths: bool) -> list[str]:
     pairs = zip(each.labels, each.probabilities, strict=True)
     cells = [cell for label, value in pairs for cell in (label, f"{value:.6g}")]
     cells += [""] * (2 * ranks - len(cells))

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from tyro import conf
 
 from lambdanets.cli.console import draw, stderr, stdout, table
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
-from lambdanets.train import load_run
 from lambdanets.utils.text import join_some
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SHOWN = 30  # classes in the table; the JSON file beside the labels has all of them
 
@@ -46,6 +47,10 @@ def run(
         batch_size: Images in a batch.
         workers: Processes that read images.
     """
+    import numpy as np
+
+    from lambdanets.train import load_run
+
     opened = load_run(teacher)
 
     from lambdanets.evaluate.pseudo_labels import label
@@ -94,8 +99,8 @@ def run(
     return 0
 
 
-def _right(truths: np.ndarray | None, targets: np.ndarray, members: np.ndarray) -> str:
+def _right(truths: "np.ndarray | None", targets: "np.ndarray", members: "np.ndarray") -> str:
     """Return the share of a class's labels that agree with the folders' names."""
     if truths is None or not members.any():
         return ""
-    return f"{np.mean(truths[members] == targets[members]):.1%}"
+    return f"{(truths[members] == targets[members]).mean():.1%}"

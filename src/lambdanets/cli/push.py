@@ -9,7 +9,6 @@ from lambdanets.cli.console import stdout
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
 from lambdanets.cli.tasks import run_verb
-from lambdanets.train import load_run
 
 
 def run(
@@ -50,6 +49,8 @@ def push_classifier(
     weights: Literal["best", "last"],
 ) -> int:
     """Upload a classifier; the arguments are those of `lambdanets push`."""
+    from lambdanets.train import load_run
+
     opened = load_run(run)
     if folder is not None:
         stdout().print(f"written: {opened.save_for_hub(folder, weights)}", soft_wrap=True)

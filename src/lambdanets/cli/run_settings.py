@@ -10,9 +10,9 @@ import torch
 from lambdanets.cli.errors import UsageError, as_usage_error, usage
 from lambdanets.cli.tasks import TASKS, task_of
 from lambdanets.data.sources import find_source
-from lambdanets.models.weight_files import PRETRAINED
+from lambdanets.models.weight_files import PRETRAINED, WEIGHTS_FORMS
 from lambdanets.models.weights import weights_for
-from lambdanets.recipes import get_recipe, list_recipes
+from lambdanets.recipes import find_recipe, get_recipe, list_recipes
 from lambdanets.train import load_config, override
 from lambdanets.train.config import BaseConfig, RunConfig, config_task
 from lambdanets.train.initial_weights import start_from
@@ -48,6 +48,10 @@ def make_settings(
         settings = override(base if model is None else base.with_model(model), *changes)
         if resume is None:
             settings, taken = _with_weights(settings, weights, changes, keeps_model=model is not None)
+            if settings.model.weights is None and recipe is not None and find_recipe(recipe).needs_weights:
+                raise UsageError(
+                    f"the recipe {recipe} needs trained weights: add --weights with {WEIGHTS_FORMS}."
+                )
         _check_parts(settings, starts=resume is None)
     own = recipe is not None and resume is None and settings.data.source == base.data.source
     # Of several processes one alone may lack the data: training itself reports that to all.

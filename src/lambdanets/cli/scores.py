@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.table import Table
 
 from lambdanets.cli.console import draw_classes, stdout, table
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import check_outputs, check_suffix
-from lambdanets.data.sources import find_source
-from lambdanets.data.sources.protocol import StreamedSource
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from lambdanets.evaluate.results import ClassRow
     from lambdanets.evaluate.samples import Samples
     from lambdanets.evaluate.scoring import Scores
@@ -33,7 +32,7 @@ FIGURES = {  # name -> label in the terminal, format
 WORST = 24  # wrong predictions that are drawn
 MAX_CONFUSION = 5000  # most classes of a confusion matrix: 200 MB
 # Draws some rows of the samples: samples, rows, class names, file, title, line below it.
-DrawErrors = Callable[["Samples", np.ndarray, Sequence[str], Path, str, str], list[Path]]
+DrawErrors = Callable[["Samples", "np.ndarray", Sequence[str], Path, str, str], list[Path]]
 
 
 def score_rows(scores: "Scores", *, choices: int, samples: str = "images") -> Table:
@@ -106,6 +105,9 @@ class ScoreFiles:
 
     def check(self, source: str, num_classes: int) -> None:
         """Raise UsageError if the files cannot be made for a source of data and a number of classes."""
+        from lambdanets.data.sources import find_source
+        from lambdanets.data.sources.protocol import StreamedSource
+
         option = "--errors" if self.errors else "--predictions" if self.predictions else None
         if option is not None and isinstance(find_source(source), StreamedSource):
             raise UsageError(f"{option} names files, and the samples of {source} are streamed without names.")
@@ -191,8 +193,9 @@ class ScoreFiles:
         return written
 
 
-def _draw_confusion(matrix: np.ndarray, names: Sequence[str], file: Path, noun: str) -> None:
+def _draw_confusion(matrix: "np.ndarray", names: Sequence[str], file: Path, noun: str) -> None:
     """Draw a confusion matrix; of many classes, without those that neither occur nor are predicted."""
+    import numpy as np
     from torch import from_numpy
 
     from lambdanets.viz.figures import MAX_NAMED_CLASSES, draw_confusion

@@ -8,7 +8,6 @@ from tyro import conf
 from lambdanets.cli.console import stdout
 from lambdanets.cli.errors import usage
 from lambdanets.cli.options import shown
-from lambdanets.data import DataConfig, write_shards
 
 
 def run(
@@ -36,6 +35,8 @@ def run(
         train_split: Name of the training split of a torch/ or hfds/ source.
         val_split: Name of its validation split; "" splits the training images.
     """
+    from lambdanets.data import DataConfig, write_shards
+
     with usage():
         if images < 1:
             raise ValueError(f"--images must be 1 or more, got {images}.")

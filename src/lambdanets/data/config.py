@@ -137,8 +137,9 @@ class DataConfig:
             good, and holds out `val_fraction` on average only.
         group: keep all images of a group, such as a patient or a plate, on one side. "folder" takes the
             folder of a file below its class, anything else is a regular expression with one part in
-            parentheses, which is looked for in the path below the class, such as "^([^_]+)_". Of csv: the
-            path is the one in the table, and None takes the column `group`, if there is one.
+            parentheses, which is looked for in the path below the class, such as "^([^_]+)_". The path of
+            csv: is the one in the table, and of shards with .cls files the one in the archive. None takes the
+            column `group` of csv:, if there is one.
         group_column: column of csv: with the groups, in place of `group`.
         multi_label: images of csv: may have several labels each: separated by semicolons in the column of
             labels, or one column of 0 and 1 for each class, which `label_column` names, separated by commas.

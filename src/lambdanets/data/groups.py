@@ -32,7 +32,7 @@ def name_groups(names: Sequence[str], group: str, where: str | Path) -> list[str
     """Return the group of each file.
 
     Args:
-        names: paths of the files, with slashes, below the folders of their classes.
+        names: paths of the files, with slashes, below the folders of their classes, if these exist.
         group: "folder" (the folder that holds the file), or a regular expression whose part in parentheses,
             found anywhere in the path, is the group.
         where: the source, for errors.
@@ -42,7 +42,7 @@ def name_groups(names: Sequence[str], group: str, where: str | Path) -> list[str
     """
     if group == FOLDER:
         groups = [name.rpartition("/")[0] for name in names]
-        fault = "lie directly in the folder of their class"
+        fault = "lie directly in the folder of their class or source"
     else:
         pattern = re.compile(group)
         groups = [found[1] or "" if (found := pattern.search(name)) else "" for name in names]

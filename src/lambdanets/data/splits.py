@@ -21,6 +21,7 @@ from .image_set import ORDER_NEEDS_SHARDS, ImageSet
 from .mixed import MixedSet, batch_sizes
 from .pseudo import labels_digest, open_pseudo
 from .sources import SOURCES, get_source, open_source
+from .sources.csv import CsvSource
 from .sources.folder import folder_fingerprint, warn_without_validation
 from .sources.protocol import Source, StreamedSource
 from .streams.stream_set import StreamSet, digest
@@ -196,8 +197,18 @@ def _check_names(config: DataConfig, source: Source) -> None:
 def _check_classes_options(config: DataConfig, source: Source) -> None:
     """Raise DataError for options of groups, labels and sampling that the source, or another, excludes."""
     if not source.grouped and (config.group, config.group_column) != (None, None):
-        kinds = " and ".join(each.form for each in SOURCES.values() if each.grouped)
-        raise DataError(f"data.group and data.group_column apply only to {kinds}, not to {config.source!r}.")
+        *kinds, last = (each.form for each in SOURCES.values() if each.grouped)
+        reason = "its training and validation parts are fixed"
+        reason = reason if isinstance(source, StreamedSource) else "its images have no paths"
+        raise DataError(
+            f"data.group and data.group_column apply to {', '.join(kinds)} and {last}, not to "
+            f"{config.source!r}: {reason}."
+        )
+    if config.group_column is not None and not isinstance(source, CsvSource):
+        raise DataError(
+            f"data.group_column names a column of {CsvSource.form}, and {config.source!r} is no table: "
+            "data.group takes the groups from the paths."
+        )
     _check_labels(config, source)
     balanced = config.sampling == "balanced"
     if balanced and isinstance(source, StreamedSource):

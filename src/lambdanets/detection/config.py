@@ -13,7 +13,7 @@ from lambdanets.data import CocoConfig
 from lambdanets.models import WeightsError, load_weights
 from lambdanets.models.weight_files import PRETRAINED, absolute_weights, find_weights, read_weights
 from lambdanets.train.config import BaseConfig, RunConfig
-from lambdanets.train.model_config import check_published, take_initial_weights
+from lambdanets.train.model_config import check_frozen, check_published, check_trained, take_initial_weights
 from lambdanets.utils.text import join_some
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class DetectorConfig:
             where TensorFlow has 0.9); None keeps the default of each.
         frozen_stages: Number of stages of the backbone that are not trained, the stem being the first; needs
             initial weights.
+        head_epochs: Number of first epochs in which the backbone is in evaluation mode and not trained, only
+            the feature pyramid and the heads; needs initial weights.
         norms: "batch" trains the backbone's batch norms; "frozen" keeps their statistics and weights, for
             batches of few images, and needs initial weights.
         head_norm: "batch" puts batch norms into the feature pyramid, the box head and the mask head, which
@@ -111,6 +113,7 @@ class DetectorConfig:
     weights: str | None = None
     bn_momentum: float | None = None
     frozen_stages: int = 0
+    head_epochs: int = 0
     norms: Literal["batch", "frozen"] = "batch"
     head_norm: Literal["batch"] | None = "batch"
     reductions: tuple[int, ...] = (4, 8, 16, 32)
@@ -146,7 +149,8 @@ class DetectorConfig:
             if getattr(self, name) not in allowed:
                 words = " or ".join(map(repr, allowed))
                 raise ValueError(f"model.{name} is {words}; got {getattr(self, name)!r}")
-        self._check_initial_weights()
+        take_initial_weights(self)
+        check_frozen(self)
         if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
             raise ValueError(f"model.bn_momentum is above 0 and at most 1, or None; got {self.bn_momentum}")
         for name in POSITIVE_FIELDS:
@@ -167,18 +171,6 @@ class DetectorConfig:
                 words = "three numbers" if name == "image_mean" else "three numbers greater than 0"
                 raise ValueError(f"model.{name} is {words}; got {getattr(self, name)}")
 
-    def _check_initial_weights(self) -> None:
-        take_initial_weights(self)
-        if self.frozen_stages < 0:
-            raise ValueError(f"model.frozen_stages is 0 or more; got {self.frozen_stages}")
-        if self.weights is None:
-            for name, trainable in (("frozen_stages", 0), ("norms", "batch")):
-                if getattr(self, name) != trainable:
-                    raise ValueError(
-                        f"model.{name}={getattr(self, name)} would freeze untrained weights: give "
-                        f"model.weights, or model.{name}={trainable}"
-                    )
-
     def _check_pyramid(self) -> None:
         steps = self.reductions
         if not steps or steps[0] < 1 or steps[0] & (steps[0] - 1):
@@ -197,6 +189,11 @@ class DetectorConfig:
     def resolved(self) -> DetectorConfig:
         """Return a copy with an absolute path of `weights`, valid in any working directory."""
         return replace(self, weights=absolute_weights(self.weights))
+
+    def check_start(self) -> None:
+        """Raise ValueError if a new detector lacks trained weights that its settings need."""
+        check_trained(self)
+        check_published(self.name, self.options, self.weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +254,7 @@ class DetectionConfig(BaseConfig):
         return super().values_from(record) | {f"model.{name}": value for name, value in form.items()}
 
     def check_start(self) -> None:
-        check_published(self.model.name, self.model.options, self.model.weights)
+        self.model.check_start()
 
     def load_initial_weights(self, network: nn.Module) -> str:
         """Load `model.weights`: those of a detector as a whole, those of a classifier into the backbone."""

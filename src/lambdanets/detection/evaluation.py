@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lambdanets.data import CocoConfig, CocoSet, coco_eval_loader, open_coco_split
 from lambdanets.detection.config import DetectionConfig
+from lambdanets.detection.duplicates import entries_without_duplicates
 from lambdanets.detection.matching import Matches, match
 from lambdanets.detection.prediction import Predictor
 from lambdanets.detection.results import Entry, merge, to_results
@@ -40,10 +41,13 @@ class Evaluation:
     tiled: int = 0
 
     def matches(self) -> Matches:
-        """Match the detections to the annotated objects, for figures at a threshold of the score."""
+        """Match the detections to the annotated objects, for figures at a threshold of the score.
+
+        The detections are those that `predict` counts, without objects found twice; COCO's figures have all.
+        """
         return match(
             self.images.ground_truth(),
-            self.results,
+            entries_without_duplicates(self.results),
             masks=self.scores.mask is not None,
             max_detections=self.scores.max_detections,
         )

@@ -50,8 +50,9 @@ def create_detector(
             are not read.
 
     Raises:
-        ValueError: The network cannot be a backbone or does not fit the configuration, or the heads of so
-            many classes and their outputs for one image need more memory than available.
+        ValueError: The network cannot be a backbone or does not fit the configuration, parts of it would be
+            frozen without initial weights, or the heads of so many classes and their outputs for one image
+            need more memory than available.
         WeightsError: The weights cannot be found or read, or belong to another network.
 
     Example:
@@ -67,6 +68,8 @@ def create_detector(
             f"and the scores and masks of one image, and there are {available / 2**30:,.1f}: train it on "
             "fewer categories"
         )
+    if not loads_weights:
+        config.check_start()
     weights = None if loads_weights or config.weights == PRETRAINED else config.weights
     whole = weights is not None and holds_detector(weights)
     backbone = Backbone(config, loads_weights=loads_weights or whole)
@@ -107,6 +110,7 @@ class Detector(GeneralizedRCNN):
     rpn: Any
     roi_heads: Any
     transform: Any
+    body_modules = ("backbone.body",)
 
     def __init__(self, config: DetectorConfig, backbone: Backbone, *, num_classes: int, masks: bool) -> None:
         transform = _BatchTransform(

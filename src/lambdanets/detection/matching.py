@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,34 @@ class Matches:
                     f"f1_{round(100 * iou)}": 2 * hits / max(1, total),
                 }
         return plain
+
+    def class_figures(self, threshold: float) -> list[dict[str, float]]:
+        """Return `found`, `precision_50`, `recall_50` and `f1_50` of each class, by masks if there are any.
+
+        The classes are in the order of the ground truth. A precision without detections and a recall without
+        annotated objects are NaN, and so is an F1 without both.
+
+        Args:
+            threshold: Least score of a detection.
+        """
+        matches = self.kinds[self.main_kind]
+        chosen = (self.scores >= threshold) & ~matches.ignored[0]
+        found_as, objects_of = (
+            np.array([entry["category_id"] for entry in entries], np.int64)
+            for entries in (self.results, self.ground_truth["annotations"])
+        )
+        rows = []
+        for category in self.ground_truth["categories"]:
+            own = chosen & (found_as == category["id"])
+            found, hits = int(own.sum()), int((own & matches.correct[0]).sum())
+            objects = int((self.objects & (objects_of == category["id"])).sum())
+            rows.append(
+                {"found": found}
+                | {"precision_50": hits / found if found else math.nan}
+                | {"recall_50": hits / objects if objects else math.nan}
+                | {"f1_50": 2 * hits / (found + objects) if found + objects else math.nan}
+            )
+        return rows
 
     def best_threshold(self) -> tuple[float, float]:
         """Return the threshold with the highest F1 at IoU 0.5, of masks where there are any, and this F1."""

@@ -19,6 +19,7 @@ from lambdanets.data.coco.transforms import eval_transform_coco
 from lambdanets.data.images import stored_size
 from lambdanets.detection.comparison_sheet import Pair, evenly_spaced, make_pair
 from lambdanets.detection.config import DetectionConfig
+from lambdanets.detection.duplicates import without_duplicates
 from lambdanets.detection.mask_rcnn import Detector
 from lambdanets.detection.masks import Objects, decode_masks, encode_regions
 from lambdanets.detection.tiling import Tile, TileOption, TrainingSizes, check_tile, detect_in_tiles
@@ -75,6 +76,9 @@ def predict(
     objects are in pixels of the stored image. Images are processed lazily, one by one. A file that cannot be
     read, or does not fit into the memory, does not stop the others: its entry has the reason in `error`.
 
+    Of two objects of a class whose masks share more than half of the smaller one, only the better is returned
+    (`lambdanets.detection.duplicates`): neighbouring tiles, and the network itself, find objects twice.
+
     An image that would be shrunk far more than any training image is split into overlapping tiles of the
     training images' median size, and objects are joined across tiles. Objects larger than a tile may then be
     found in parts or missed.
@@ -118,7 +122,7 @@ def _predict_files(
             yield Detections(path=str(path), error=error_reason(error, path))
             continue
         objects, tiles = predictor(torch.from_numpy(np.array(picture)).permute(2, 0, 1), threshold=threshold)
-        yield Detections(path=str(path), image=picture, objects=objects, tiles=tiles)
+        yield Detections(path=str(path), image=picture, objects=without_duplicates(objects), tiles=tiles)
 
 
 def _check_memory(path: Path, max_pixels: int) -> None:
@@ -214,4 +218,7 @@ def predict_samples(
     images = open_coco_split(config.data, "val", seed=config.seed, classes=run.classes)
     predictor = Predictor(run, weights, tile, device=device)
     indices = evenly_spaced(len(images), count)
-    return (make_pair(images, index, lambda image, _: predictor(image)[0]) for index in indices)
+    return (
+        make_pair(images, index, lambda image, _: without_duplicates(predictor(image)[0]))
+        for index in indices
+    )

@@ -289,12 +289,21 @@ def _draw_curves(axes: Any, scores: KindScores) -> None:
     axes.legend(frameon=False, loc="best", labelcolor="linecolor", fontsize=9)
 
 
-def write_per_class(scores: Scores, path: str | os.PathLike[str]) -> None:
+def write_per_class(
+    scores: Scores, path: str | os.PathLike[str], more: Sequence[dict[str, float]] | None = None
+) -> None:
     """Write a CSV file with a row for each class: class, objects, box_ap, box_ap50, mask_ap, mask_ap50.
 
     Values are fractions; those of a class without objects are empty.
+
+    Args:
+        scores: From `score`.
+        path: The file.
+        more: Further columns, from `Matches.class_figures`.
     """
     rows = scores.per_class()
+    if more is not None:
+        rows = [row | further for row, further in zip(rows, more, strict=True)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(rows[0])

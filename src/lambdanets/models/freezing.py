@@ -15,11 +15,27 @@ def classifier_names(network: nn.Module) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
+def body_and_head(network: nn.Module) -> tuple[list[str], list[str]]:
+    """Return the modules that wait while the head is trained, and the modules inside them that do not.
+
+    Of a detector, `body_modules` names the first. Of a classifier they are the whole network, "", and its
+    classifiers.
+
+    Returns:
+        Two lists of names, the first of which is empty if the network does not record its head.
+    """
+    if hasattr(network, "body_modules"):
+        return list(network.body_modules), []  # pyright: ignore[reportArgumentType]
+    heads = classifier_names(network)
+    return [""] if heads else [], heads
+
+
 def freeze_stages(network: Any, number: int, name: str) -> None:
     """Exclude the parameters of the first stages from training, the stem being the first stage.
 
     Args:
-        network: A network of this package or of timm; its classifier is no stage.
+        network: A network of this package or of timm; its classifier is no stage. Of a network without a
+            classifier, such as a language model, the last stage is always trained.
         number: Number of stages to freeze.
         name: Name of the network, for errors.
 
@@ -31,6 +47,7 @@ def freeze_stages(network: Any, number: int, name: str) -> None:
     heads = tuple(f"{each}." for each in classifier_names(network))
     groups = group_parameters(network, network.group_matcher(coarse=True)).values()
     stages = [stage for names in groups if (stage := [each for each in names if not each.startswith(heads)])]
+    stages = stages if heads else stages[:-1]
     if number > len(stages):
         raise ValueError(
             f"model.frozen_stages is at most {len(stages)}, the stem and the other stages of {name}; "

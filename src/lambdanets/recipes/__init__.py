@@ -18,6 +18,7 @@ from lambdanets.recipes.folder import folder as folder
 from lambdanets.recipes.imagenet import imagenet_90 as imagenet_90
 from lambdanets.recipes.imagenet import imagenet_350 as imagenet_350
 from lambdanets.recipes.nuclei import nuclei as nuclei
+from lambdanets.recipes.registry import find_recipe as find_recipe
 from lambdanets.recipes.registry import get_recipe as get_recipe
 from lambdanets.recipes.registry import import_recipes
 from lambdanets.recipes.registry import list_recipes as list_recipes

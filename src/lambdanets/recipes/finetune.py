@@ -5,7 +5,7 @@ from lambdanets.recipes.registry import recipe
 from lambdanets.train import EngineConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 
 
-@recipe("finetune")
+@recipe("finetune", needs_weights=True)
 def finetune() -> RunConfig:
     """Fine-tuning of trained weights on a few hundred of your own photos, one folder per class.
 

@@ -24,12 +24,14 @@ class Recipe:
         sections: Sections that replace those of the docstring.
         device_rate: Published training images per second of one device, or None.
         rate_source: Source of that rate.
+        needs_weights: Whether a run starts from trained weights only.
     """
 
     configure: Configure
     sections: Mapping[str, str] = field(default_factory=dict)
     device_rate: float | None = None
     rate_source: str = ""
+    needs_weights: bool = False
 
 
 RECIPES: dict[str, Recipe] = {}
@@ -63,6 +65,7 @@ def recipe(
     sections: Mapping[str, str] | None = None,
     device_rate: float | None = None,
     rate_source: str = "",
+    needs_weights: bool = False,
 ) -> Callable[[C], C]:
     """Register a function that returns a configuration as the recipe of a name.
 
@@ -71,6 +74,7 @@ def recipe(
         sections: Sections of the description that replace those of the function's docstring.
         device_rate: Published training images per second of one device.
         rate_source: Source of that rate.
+        needs_weights: Whether a run starts from trained weights only.
 
     Example:
         >>> @recipe("mine")
@@ -80,7 +84,11 @@ def recipe(
 
     def register(configure: C) -> C:
         RECIPES[name] = Recipe(
-            configure=configure, sections=sections or {}, device_rate=device_rate, rate_source=rate_source
+            configure=configure,
+            sections=sections or {},
+            device_rate=device_rate,
+            rate_source=rate_source,
+            needs_weights=needs_weights,
         )
         return configure
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from lambdanets.data import TextDataConfig
 from lambdanets.models import create_language_model, load_weights
+from lambdanets.models.freezing import freeze_stages
 from lambdanets.models.weight_files import PRETRAINED, absolute_weights
 from lambdanets.train.config import BaseConfig, Wording
+from lambdanets.train.model_config import check_frozen, check_trained
 
 MAX_SAMPLE = 1_000_000  # tokens
 
@@ -26,13 +28,17 @@ class LanguageModelConfig:
         options: Further arguments of the model, such as dim, depth, dropout or operator.
         weights: Initial weights: the folder of a run that trained a model of this name and these options, or
             its weights.safetensors. The run then has that run's vocabulary. None draws them at random.
+        frozen_stages: Number of stages that are not trained: the embedding, which is also the head, and the
+            blocks behind it. It needs initial weights, whose vocabulary the run has.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
+    frozen_stages: int = 0
 
     def __post_init__(self) -> None:
+        check_frozen(self)
         if self.weights == "":
             raise ValueError("model.weights is a file or the folder of a run, or None; got ''")
         if self.weights == PRETRAINED:
@@ -92,7 +98,10 @@ class TextConfig(BaseConfig):
             num_classes: Size of the vocabulary.
             loads_weights: Without effect.
         """
-        return create_language_model(self.model.name, vocabulary=num_classes, **self.model.options)
+        network = create_language_model(self.model.name, vocabulary=num_classes, **self.model.options)
+        if self.model.frozen_stages:
+            freeze_stages(network, self.model.frozen_stages, self.model.name)
+        return network
 
     def example_input(self) -> tuple[str, Tensor]:
         return f"windows of {self.data.context} tokens", torch.zeros(1, self.data.context, dtype=torch.int64)
@@ -102,6 +111,9 @@ class TextConfig(BaseConfig):
 
     def pretrained_part(self, network: nn.Module) -> None:
         """Return None: the size of the weights depends on the vocabulary of the text."""
+
+    def check_start(self) -> None:
+        check_trained(self.model, "the folder of a run or its weights.safetensors")
 
     def load_initial_weights(self, network: nn.Module) -> str:
         load_weights(network, self.model.weights or "")

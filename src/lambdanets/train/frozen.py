@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
-from lambdanets.models.freezing import classifier_names, frozen_modules
+from lambdanets.models.freezing import body_and_head, frozen_modules
 from lambdanets.train.errors import RunError, raised_on_all_ranks
 from lambdanets.train.learner import Learner
 
@@ -15,9 +15,9 @@ class FrozenParts(Callback):
     """Puts modules that are not trained into evaluation mode, and drops gradients of the body.
 
     In evaluation mode batch norms use their statistics and do not update them. In the first
-    `model.head_epochs` epochs everything but the head is in evaluation mode and gets no gradient, so the
-    optimiser neither changes it nor collects momenta for it. Gradients are computed all the same, as
-    distributed training expects.
+    `model.head_epochs` epochs the body (everything but the head; of a detector the backbone without its
+    feature pyramid) is in evaluation mode and gets no gradient, so the optimiser neither changes it nor
+    collects momenta for it. Gradients are computed all the same, as distributed training expects.
 
     Args:
         module: The Lightning module, whose network has its parameters frozen already.
@@ -27,7 +27,7 @@ class FrozenParts(Callback):
         self.network = module.network
         self.head_epochs: int = getattr(module.config.model, "head_epochs", 0)
         self.frozen = frozen_modules(self.network)
-        self.heads = classifier_names(self.network)
+        self.body, self.heads = body_and_head(self.network)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
@@ -46,18 +46,21 @@ class FrozenParts(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
         if self._trains_head_alone(trainer):
-            trained = {p for name in self.heads for p in self.network.get_submodule(name).parameters()}
-            for parameter in self.network.parameters():
-                if parameter not in trained:
-                    parameter.grad = None
+            body, trained = (
+                {p for name in names for p in self.network.get_submodule(name).parameters()}
+                for names in (self.body, self.heads)
+            )
+            for parameter in body - trained:
+                parameter.grad = None
 
     def _trains_head_alone(self, trainer: pl.Trainer) -> bool:
         return trainer.current_epoch < self.head_epochs
 
     def _set_modes(self, trainer: pl.Trainer) -> None:
-        self.network.train(not self._trains_head_alone(trainer))
+        self.network.train()
         if self._trains_head_alone(trainer):
-            for name in self.heads:
-                self.network.get_submodule(name).train()
+            for names, mode in ((self.body, False), (self.heads, True)):
+                for name in names:
+                    self.network.get_submodule(name).train(mode)
         for name in self.frozen:
             self.network.get_submodule(name).eval()

@@ -11,9 +11,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.models import WeightsError, accelerate, create_model, load_weights
-from lambdanets.models.freezing import classifier_names, freeze_stages
+from lambdanets.models.freezing import body_and_head, classifier_names, freeze_stages
 from lambdanets.models.weight_files import PRETRAINED, WEIGHTS_FORMS, absolute_weights
 from lambdanets.utils.text import first_line
+
+UNFROZEN = {"frozen_stages": 0, "head_epochs": 0, "norms": "batch"}
+"""Fields of `model` that keep weights as they are, and the values with which all are trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +50,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         take_initial_weights(self)
-        for name in ("frozen_stages", "head_epochs"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name} is 0 or more; got {getattr(self, name)}")
+        check_frozen(self)
         if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
             raise ValueError(f"model.bn_momentum is above 0 and at most 1, or None; got {self.bn_momentum}")
 
@@ -59,12 +60,7 @@ class ModelConfig:
 
     def check_start(self) -> None:
         """Raise ValueError if a new run of this model lacks trained weights that its settings need."""
-        for name in ("frozen_stages", "head_epochs"):
-            if getattr(self, name) and self.weights is None:
-                raise ValueError(
-                    f"model.{name}={getattr(self, name)} needs trained weights to start from: add --weights "
-                    f"with {WEIGHTS_FORMS}"
-                )
+        check_trained(self)
         check_published(self.name, self.options, self.weights)
 
     def network(self, num_classes: int, *, loads_weights: bool, **defaults: Any) -> nn.Module:
@@ -96,7 +92,7 @@ class ModelConfig:
                     module.momentum = self.bn_momentum
         if self.frozen_stages:
             freeze_stages(network, self.frozen_stages, self.name)
-        if self.head_epochs and not classifier_names(network):
+        if self.head_epochs and not body_and_head(network)[0]:
             raise ValueError(f"model.head_epochs: {self.name} does not name its head")
         return network
 
@@ -147,6 +143,28 @@ def take_initial_weights(model: Any) -> None:
         raise ValueError(
             "model.options.checkpoint_path: the weights that a run starts from go to model.weights"
         )
+
+
+def check_frozen(model: Any) -> None:
+    """Raise ValueError if a number of frozen stages or of epochs of the head is negative."""
+    for name in ("frozen_stages", "head_epochs"):
+        if getattr(model, name, 0) < 0:
+            raise ValueError(f"model.{name} is 0 or more; got {getattr(model, name)}")
+
+
+def check_trained(model: Any, forms: str = WEIGHTS_FORMS) -> None:
+    """Raise ValueError if a new run would keep random weights as they are.
+
+    Args:
+        model: The configuration of a model.
+        forms: Sources of weights of such a model, for the error.
+    """
+    for name, unfrozen in UNFROZEN.items():
+        value = getattr(model, name, unfrozen)
+        if value != unfrozen and model.weights is None:
+            raise ValueError(
+                f"model.{name}={value} needs trained weights to start from: add --weights with {forms}"
+            )
 
 
 def check_published(name: str, options: Mapping[str, Any], weights: str | None) -> None:

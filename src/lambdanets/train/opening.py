@@ -11,12 +11,14 @@ from lightning.pytorch.callbacks import Callback
 
 from lambdanets.models.weight_files import PRETRAINED
 from lambdanets.nn import LambdaLayer
+from lambdanets.train.config import Wording
 from lambdanets.train.learner import Learner
 from lambdanets.train.progress import log_once
 
 WARM_UP = 2  # batches that are slower than the others
 MEASURED_SECONDS = 10.0  # of training from which the time of the run is estimated
 FORWARD = 1 / 3  # time of a forward pass, as a part of the time of a training step
+FEW = 20  # fewer validation samples than this give figures that depend on chance
 
 
 class Opening(Callback):
@@ -49,6 +51,7 @@ class Opening(Callback):
             "recipe": config.recipe,
             "model": self._model,
             "data": f"{config.data.source}: {module.format_data(splits)}, {module.format_classes()}{counts}",
+            **note_on_validation(len(splits.val), config.WORDING),
             "device": describe_devices(trainer, engine.precision),
             "steps": f"{engine.epochs} {epochs} of {steps:,} steps of {samples:,} {config.WORDING.samples}",
             "folder": str(self.directory),
@@ -91,6 +94,14 @@ def describe_model(module: Learner) -> str:
     if start == PRETRAINED:
         start = "the published weights"
     return f"{config.model.name}, {total / 1e6:,.2f} M parameters{frozen}{found}, from {start}"
+
+
+def note_on_validation(held: int, wording: Wording) -> dict[str, str]:
+    """Return the line of the opening, by its name, that a run with few validation samples has."""
+    if held >= FEW:
+        return {}
+    subject = f"1 validation {wording.sample} is" if held == 1 else f"{held} validation {wording.samples} are"
+    return {"note": f"{subject} few, and the figures depend on chance: hold out more (data.val_fraction)"}
 
 
 def describe_devices(trainer: pl.Trainer, precision: str) -> str:

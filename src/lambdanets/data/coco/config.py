@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..config import MAX_PIXELS, _check, _is_fraction, _is_range
+from ..config import GROUP, MAX_PIXELS, _check, _is_fraction, _is_range, is_group
 
 COCO_SOURCES = "coco:FOLDER with annotations/instances_train2017.json and the like, or coco:ANNOTATIONS.json"
 
@@ -26,6 +26,10 @@ class CocoConfig:
         val_split: name of the validation split, in the same way; None takes val2017, val or valid.
         val_fraction: fraction of the images of one file that is held out; 1.0 holds out everything, to
             evaluate. A photo that is listed twice is on one side.
+        group: keep all images of a group, such as a plate or a patient, on one side. "folder" takes the
+            folder in the `file_name` of an image, anything else is a regular expression with one part in
+            parentheses, which is looked for in it, such as "^([^_]+)_". A source that has both sides is
+            refused if a group is on both.
         masks: train on masks and boxes; False trains on boxes alone.
         image_size: side of the square that training crops, in pixels, and the longer side of an image at
             scale 1.
@@ -55,6 +59,7 @@ class CocoConfig:
     train_split: str | None = None
     val_split: str | None = None
     val_fraction: float = 0.1
+    group: str | None = None
     masks: bool = True
     image_size: int = 1024
     scale: tuple[float, float] = (1.0, 1.0)
@@ -87,6 +92,7 @@ class CocoConfig:
         _check(_is_fraction(self.flip), "data.flip", "a probability from 0 to 1", self.flip)
         valid = _is_fraction(self.val_fraction) and self.val_fraction > 0
         _check(valid, "data.val_fraction", "above 0 and at most 1", self.val_fraction)
+        _check(is_group(self.group), "data.group", GROUP, self.group)
         _check(self.min_area >= 1, "data.min_area", "1 or more", self.min_area)
         for name in ("on_bad_annotation", "on_bad_image"):
             value = getattr(self, name)

@@ -9,13 +9,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from lambdanets.utils.progress import MANY, Progress, progress_bar
 from lambdanets.utils.text import join_some
 
 from ..check import check_memory
 from ..errors import MAX_LISTED, DataError, DataWarning, listing
+from ..groups import check_apart, held_out_groups, name_groups
 from ..image_source import real_path
 from ..sources.folder import existing_folder, stratified_hold_out
 from .annotation_file import CocoFile, read_coco
@@ -206,15 +209,20 @@ def _checked(
     _report_faults(config, found)
     if root.is_file():
         [(file, checked)] = found
-        return [(file, _side_of_file(file, checked, side, config.val_fraction, seed)) for side in sides]
+        return [(file, _side_of_file(file, checked, side, config, seed)) for side in sides]
+    if config.group is not None and len(found) == 2:
+        names = [[image["file_name"] for image in checked.images] for _, checked in found]
+        check_apart(*(name_groups(each, config.group, base) for each in names), base)
     return found
 
 
-def _side_of_file(file: CocoFile, checked: Checked, side: Side, val_fraction: float, seed: int) -> Checked:
+def _side_of_file(file: CocoFile, checked: Checked, side: Side, config: CocoConfig, seed: int) -> Checked:
     """Return one side of a single file: the side of an image depends on the seed and on names alone.
 
-    A photo that is listed several times is on one side.
+    A photo that is listed several times is on one side, and so is a group, whose side depends on the
+    categories in its images, too.
     """
+    val_fraction = config.val_fraction
     names: dict[str, str] = {}  # first file_name of each photo, by its real path
     photos = [real_path(os.path.normpath(image["path"])) for image in checked.images]
     for photo, image in zip(photos, checked.images, strict=True):
@@ -226,7 +234,12 @@ def _side_of_file(file: CocoFile, checked: Checked, side: Side, val_fraction: fl
         )
     order = list(names)
     chosen = range(len(order))
-    if val_fraction < 1:
+    if val_fraction < 1 and config.group is not None:
+        groups = name_groups(list(names.values()), config.group, file.path)
+        targets = _categories(file, checked, photos, order)
+        how: Any = {"val_fraction": val_fraction, "seed": seed, "hold_out": "exact"}
+        chosen = np.flatnonzero(held_out_groups(groups, targets, file.path, **how))
+    elif val_fraction < 1:
         chosen = stratified_hold_out(list(names.values()), val_fraction, seed)
     held_out = {order[index] for index in chosen}
     images = [
@@ -235,6 +248,17 @@ def _side_of_file(file: CocoFile, checked: Checked, side: Side, val_fraction: fl
         if (photo in held_out) == (side == "val")
     ]
     return replace(checked, images=images)
+
+
+def _categories(file: CocoFile, checked: Checked, photos: Sequence[str], order: Sequence[str]) -> np.ndarray:
+    """Return whether a photo has objects of each category, as 0 and 1, of shape [photos, categories]."""
+    rows = {photo: row for row, photo in enumerate(order)}
+    columns = {number: column for column, number in enumerate(file.categories)}
+    found = np.zeros((len(rows), len(columns)), np.int64)
+    for photo, image in zip(photos, checked.images, strict=True):
+        for entry in checked.annotations[image["id"]]:
+            found[rows[photo], columns[entry["category_id"]]] = 1
+    return found
 
 
 def _report_faults(config: CocoConfig, found: Sequence[tuple[CocoFile, Checked]]) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,7 @@ def read_listing(
     image_column: str | None = None,
     label_column: str | None = None,
     group_column: str | None = None,
-    multi_label: bool = False,
+    multi_label: bool | None = None,
     labelled: bool = True,
 ) -> Listing:
     """Read a CSV file of images; the rows of the split `test` are left out with a warning.
@@ -143,7 +144,8 @@ def read_listing(
         label_column: column of the labels, or several columns of 0 and 1, separated by commas; None takes
             label or class.
         group_column: column of the groups; None takes group, if there is such a column.
-        multi_label: the labels of an image are separated by semicolons.
+        multi_label: the labels of an image are separated by semicolons; None where several labels are not
+            possible, as of recordings.
         labelled: read labels; else only the paths.
 
     Raises:
@@ -163,7 +165,12 @@ def read_listing(
         found.columns = tuple(name.strip() for name in label_column.split(","))
         label = [_column(path, heading, name, (), "", "") for name in found.columns]
     elif labelled:
-        label = [_column(path, heading, label_column, LABEL_COLUMNS, "the labels", "label_column")]
+        content = "the labels"
+        if multi_label is not None and (bits := _columns_of_bits(table, heading)):
+            several = "" if multi_label else "--set data.multi_label=true "
+            words = quote(f"data.label_column={','.join(bits)}")
+            content += f", or several columns of 0 and 1 ({several}--set {words}),"
+        label = [_column(path, heading, label_column, LABEL_COLUMNS, content, "label_column")]
     split = heading.index("split") if "split" in heading and labelled else None
     if group_column is None and "group" in heading:
         group_column = "group"
@@ -176,7 +183,9 @@ def read_listing(
             continue
         found.lines.append(line)
         found.names.append(cell[image])
-        found.labels.append(_labels(found, [cell[each] for each in label], line, multi_label=multi_label))
+        found.labels.append(
+            _labels(found, [cell[each] for each in label], line, multi_label=bool(multi_label))
+        )
         if split is not None:
             found.sides.append(_side(path, line, cell[split]))
         if group is not None:
@@ -207,6 +216,17 @@ def _column(
         f"{path} has no column {wanted}: name that of {content} with data.{option}; its columns are "
         f"{join_some(heading) or 'none'}."
     )
+
+
+def _columns_of_bits(table: Sequence[tuple[int, list[str]]], heading: Sequence[str]) -> list[str]:
+    """Return the names of the columns with 0 and 1 alone, if there are several."""
+    columns = zip(*(cells for _, cells in table[1:] if len(cells) == len(heading)), strict=True)
+    bits = [
+        name
+        for name, cells in zip(heading, columns, strict=False)
+        if {cell.strip() for cell in cells} <= set(BITS)
+    ]
+    return bits if len(bits) > 1 else []
 
 
 def _labels(found: Listing, cells: Sequence[str], line: int, *, multi_label: bool) -> tuple[str, ...]:
@@ -328,14 +348,12 @@ def _sides(
                 one, other = ([groups[int(row)] for row in np.flatnonzero(sides == side)] for side in (0, 1))
                 check_apart(one, other, rows.path)
         return sides
-    if not groups and targets.ndim == 1:
-        return held_out_mask(rows.names, targets, classes, rows.path, **how, kind=kind).astype(int)
+    if targets.ndim == 1:
+        return held_out_mask(
+            rows.names, targets, classes, rows.path, **how, groups=groups or None, kind=kind
+        ).astype(int)
     # Images with several labels are divided as groups of one, so that each class is near the fraction.
-    held_out = held_out_groups(groups or rows.names, targets, rows.path, **how)
-    if targets.ndim == 1 and val_fraction < 1:
-        lacking = lacking_classes(targets, held_out, classes)
-        warn_without_validation(f"the held-out part of {rows.path}", lacking, kind)
-    return held_out.astype(int)
+    return held_out_groups(groups or rows.names, targets, rows.path, **how).astype(int)
 
 
 def _check_sides(rows: Listing, targets: np.ndarray, classes: Sequence[str], sides: np.ndarray) -> None:

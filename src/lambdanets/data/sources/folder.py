@@ -162,15 +162,18 @@ def read_folder(
     names = tuple(classes) if classes else _classes(top, kind)
     samples, _ = _samples(top, names, kind, nested=group is not None)
     targets = np.array([target for _, target in samples], np.int64)
-    how: Any = {"val_fraction": val_fraction, "seed": seed, "hold_out": hold_out}
-    if group is None or val_fraction == 1:
-        held_out = held_out_mask(
-            [relative(name, top) for name, _ in samples], targets, names, top, **how, kind=kind
-        )
-    else:
-        held_out = held_out_groups(name_groups(_below(samples, top), group, top), targets, top, **how)
-        lacking = lacking_classes(targets, held_out, names)
-        warn_without_validation(f"the held-out part of {top}", lacking, kind)
+    groups = None if group is None or val_fraction == 1 else name_groups(_below(samples, top), group, top)
+    held_out = held_out_mask(
+        [relative(name, top) for name, _ in samples],
+        targets,
+        names,
+        top,
+        val_fraction=val_fraction,
+        seed=seed,
+        hold_out=hold_out,
+        groups=groups,
+        kind=kind,
+    )
     sides: tuple[list[Sample], list[Sample]] = ([], [])
     for sample, out in zip(samples, held_out.tolist(), strict=True):
         sides[out].append(sample)
@@ -186,9 +189,10 @@ def held_out_mask(
     val_fraction: float,
     seed: int,
     hold_out: HoldOut,
+    groups: Sequence[str] | None = None,
     kind: FileKind = IMAGES,
 ) -> np.ndarray:
-    """Decide which images are held out, class by class.
+    """Decide which images are held out, class by class or group by group.
 
     Args:
         names: names of the images, which decide the split together with the seed.
@@ -198,14 +202,22 @@ def held_out_mask(
         val_fraction: fraction that is held out; 1.0 holds out everything.
         seed: seed of the split.
         hold_out: method, as in `DataConfig`.
+        groups: group of each image, all of which are on one side; None splits the images of each class.
         kind: kind of the files, for errors.
 
     Returns:
         Whether each image is held out, bool of shape [n].
 
     Raises:
-        DataError: a class has one image only.
+        DataError: a class has one image only, or no group can be held out.
     """
+    if groups is not None:
+        how: Any = {"val_fraction": val_fraction, "seed": seed, "hold_out": hold_out}
+        held_out = held_out_groups(groups, targets, where, **how)
+        if val_fraction < 1:
+            lacking = lacking_classes(targets, held_out, classes)
+            warn_without_validation(f"the held-out part of {where}", lacking, kind)
+        return held_out
     choose = stratified_hold_out if hold_out == "exact" else stable_hold_out
     held_out = np.full(len(targets), val_fraction == 1)
     for target in np.unique(targets) if val_fraction < 1 else ():

@@ -17,6 +17,7 @@ from lambdanets.utils.text import join_some
 from ..config import DataConfig
 from ..errors import DataError
 from ..files import open_regular
+from ..groups import check_apart, name_groups
 from .folder import (
     CLASS_FOLDERS,
     TRAIN_NAMES,
@@ -63,6 +64,7 @@ class TarSource(IndexedSource):
     help = "the same in tar archives, read without unpacking: shards of WebDataset or class folders"
     sharded = True
     unlabelled = True
+    grouped = True
 
     def resolved(self) -> str:
         return f"tar:{absolute(self.root)}"
@@ -81,9 +83,14 @@ class TarSource(IndexedSource):
         found = find_archives(path)
         members = read_members(found.root, found.names, skip=config.on_bad_image == "skip")
         archive_sides = np.repeat(list(found.sides), [len(names) for names in found.sides.values()])
-        sides, labels = _sides_and_labels(found.root, members, archive_sides[members.shard], classes)
+        sides, labels, depths = _sides_and_labels(found.root, members, archive_sides[members.shard], classes)
         declared = declared_classes(found.root, os.path.dirname(found.names[0]))
         names, targets = _class_indices(path, labels, sides, classes, declared)
+
+        def groups(chosen: np.ndarray) -> list[str]:
+            below = [os.fsdecode(members.names[index]).split("/")[depths[index] :] for index in chosen]
+            return name_groups(["/".join(parts) for parts in below], config.group or "", path)
+
         if (sides == UNDECIDED).any():
             undecided = np.flatnonzero(sides == UNDECIDED)
             held_out = held_out_mask(
@@ -94,8 +101,11 @@ class TarSource(IndexedSource):
                 val_fraction=config.val_fraction,
                 seed=seed,
                 hold_out=config.hold_out,
+                groups=None if config.group is None or config.val_fraction == 1 else groups(undecided),
             )
             sides[undecided] = np.where(held_out, VAL, TRAIN)
+        elif config.group is not None and classes is None:
+            check_apart(groups(np.flatnonzero(sides == TRAIN)), groups(np.flatnonzero(sides == VAL)), path)
         train, val = (np.flatnonzero(sides == side) for side in (TRAIN, VAL))
         images = TarImages(found.root, members, targets, config.in_chans, config.max_pixels)
         return ImageSplits(images.subset(train), images.subset(val), names)
@@ -103,13 +113,18 @@ class TarSource(IndexedSource):
 
 def _sides_and_labels(
     root: str, members: Members, sides: np.ndarray, classes: Sequence[str] | None
-) -> tuple[np.ndarray, ClassWords]:
-    """Return the side [n] and the class word of every image, from .cls files or from folders."""
+) -> tuple[np.ndarray, ClassWords, np.ndarray]:
+    """Return side, class word and depth of every image, from .cls files or from folders.
+
+    The sides and depths have the shape [n]. The depth is the number of folders in the name of an image down
+    to that of its class, which is included; 0 with .cls files.
+    """
     words, inverse = np.unique(members.labels, return_inverse=True)
     has_label = words != b""  # `words.all()` is an error for bytes in NumPy 1
     if has_label.all():
         decoded = [word.decode("utf-8", "replace") for word in words]
-        return sides, ClassWords(decoded, inverse, all(NUMBER.fullmatch(word) for word in decoded))
+        words = ClassWords(decoded, inverse, all(NUMBER.fullmatch(word) for word in decoded))
+        return sides, words, np.zeros(len(sides), np.intp)
     if has_label.any():
         raise DataError(f"some archives in {root} have .cls files and others do not; make them alike.")
     # Folders are distinguished by side, as archives of train and of val may be packed from different levels.
@@ -123,7 +138,7 @@ def _sides_and_labels(
     paths = [os.fsdecode(folder).split("/") for folder in folders]
     _check_flat(root, members, np.array([path[1:] == [""] for path in paths])[inverse])
     side_of = np.array([int(path[0]) for path in paths])
-    label_of = [""] * len(paths)
+    label_of, depth_of = [""] * len(paths), np.zeros(len(paths), np.intp)
     for side in np.unique(side_of):
         own = np.flatnonzero(side_of == side)
         inside = _without_outer_folders([paths[number][1:] for number in own], side == UNDECIDED, classes)
@@ -133,8 +148,9 @@ def _sides_and_labels(
                 side_of[number] = split.get(path[0], NEITHER) if len(path) > 1 else NEITHER
                 path = path[1:] or path
             label_of[number] = path[0]
+            depth_of[number] = len(paths[number]) - len(path)
     labels, of_folder = np.unique(np.array(label_of, np.str_), return_inverse=True)
-    return side_of[inverse], ClassWords(labels.tolist(), of_folder[inverse], False)
+    return side_of[inverse], ClassWords(labels.tolist(), of_folder[inverse], False), depth_of[inverse]
 
 
 def _check_flat(root: str, members: Members, flat: np.ndarray) -> None:
