@@ -36,7 +36,7 @@ def approximate(model: nn.Module, image: Tensor, target: int, name: str, method:
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    from captum import attr
+    from captum import attr  # pyright: ignore[reportMissingImports]
 
     found: Any
     inputs = image.clone().requires_grad_(method != "occlusion")

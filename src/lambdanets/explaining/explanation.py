@@ -91,8 +91,8 @@ class Explanation:
         approximations: Attributions across layers, which the HTML page lists as approximate.
 
     Example:
-        >>> model = lambdanets.create_model("lambda_resnet_mini").eval()
-        >>> explanation = lambdanets.explain(model, torch.randn(1, 3, 64, 64))
+        >>> model = create_model("lambda_resnet_mini").eval()
+        >>> explanation = explain(model, torch.randn(1, 3, 64, 64))
         >>> explanation.error < 1e-4
         True
         >>> explanation.maps(explanation.layers[-1], query=(0, 1)).shape[0]  # heads
@@ -290,9 +290,9 @@ def explain(
 
     Example:
         >>> model = timm.create_model("lambda_resnet26t", num_classes=10).eval()
-        >>> explanation = lambdanets.explain(model, torch.randn(1, 3, 64, 64), layers=["stages.3.*"])
+        >>> explanation = explain(model, torch.randn(1, 3, 64, 64), layers=["stages.3.*"])
         >>> explanation.maps(0, query=(1, 0), head=0, part="position").shape
-        torch.Size([2, 2])
+        torch.Size([4, 4])
     """
     found = find_layers(model, layers)
     with torch.no_grad(), recording(found, example) as recorded:

@@ -54,7 +54,7 @@ def write_page(explanation: Explanation, path: Path, queries: Sequence[Any]) -> 
 
 def page_text(explanation: Explanation, queries: Sequence[Any]) -> str:
     """Return the HTML of the page."""
-    template = files(__package__) / "template"
+    template = files("lambdanets.explaining") / "template"
     data = json.dumps(_payload(explanation, queries), separators=(",", ":"))
     parts = {
         "TITLE": escape(explanation.scene.title),

@@ -188,4 +188,6 @@ def _where(scene: Scene, maps: LayerMaps, place: Sequence[float]) -> str:
         return f", after “{legible(before)}”"
     if scene.seconds is not None:
         return f", query at {place[0] * scene.seconds:.2f} s"
-    return ", query in the frame" if len(maps.grid) > 1 else f", query {int(place[0] * maps.grid[0])}"
+    if len(maps.grid) > 1:
+        return ", query in the frame"
+    return f", query {min(math.prod(maps.grid) - 1, math.floor(place[0] * math.prod(maps.grid)))}"
