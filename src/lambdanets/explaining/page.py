@@ -23,6 +23,7 @@ from lambdanets.ops.position_table import trim_table
 from lambdanets.utils.files import replacing
 
 from .layer_maps import CLIPPED
+from .scenes import tone
 
 if TYPE_CHECKING:
     from .explanation import Explanation, Scene
@@ -73,13 +74,14 @@ def _payload(explanation: Explanation, queries: Sequence[Any]) -> dict[str, Any]
     """Return the data of the page: what the input shows, and the arrays of the layers."""
     scene = explanation.scene
     pictures = scene.picture if isinstance(scene.picture, list | tuple) else [scene.picture]
-    encoded = [_data_uri(each) for each in pictures if each is not None]
-    size = None if not encoded else pictures[0].size
+    pictures = [each for each in pictures if each is not None]
+    size = pictures[0].size if pictures else None
     return {
         "title": scene.title,
         "model": scene.model,
-        "pictures": encoded,
+        "pictures": [_data_uri(each) for each in pictures],
         "size": size,
+        "tone": tone(pictures) if pictures else None,
         "tokens": None if scene.tokens is None else list(scene.tokens),
         "seconds": scene.seconds,
         "labels": [[label, value] for label, value in scene.labels],

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from .explanation import Scene
 
+DARK, LIGHT = 0.25, 0.9  # grey levels between which a picture is shown below a map
+STEEPEST = 4.0
+
 
 def scene_of_input(x: Any, example: int) -> Scene:
     """Return the scene of a model's input: a picture of an image or a volume, or none.
@@ -50,3 +53,19 @@ def as_picture(image: Tensor, mean: Sequence[float] | None = None, std: Sequence
         values = (values - low) / (high - low).clamp(min=1e-12)
     levels = (values.clamp(0, 1) * 255).round().byte()
     return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+
+
+def tone(pictures: Sequence[Any]) -> tuple[float, float]:
+    """Return factor and offset of the grey levels (0 to 1) with which pictures are shown below a map.
+
+    Dark and pale pictures get the same range, in which both colours of the map can be seen.
+
+    Args:
+        pictures: Pillow images.
+    """
+    import numpy as np
+
+    levels = np.concatenate([np.asarray(each.convert("L")).ravel() for each in pictures]) / 255
+    low, high = np.quantile(levels, (0.01, 0.99))
+    factor = min(STEEPEST, (LIGHT - DARK) / max(high - low, 1e-6))
+    return float(factor), float(DARK - factor * low)

@@ -16,6 +16,7 @@ from lambdanets.utils.fonts import legible, plain_text
 from lambdanets.viz.figures import INK, QUIET, save_figure
 
 from .layer_maps import CLIPPED, PARTS, LayerMaps
+from .scenes import tone
 
 if TYPE_CHECKING:
     from .explanation import Explanation, Scene
@@ -164,9 +165,9 @@ def _draw(
     if isinstance(picture, list | tuple):
         picture = picture[min(len(picture) - 1, int(place[0] * len(picture)))]
     if picture is not None:
-        axes.imshow(
-            np.asarray(picture.convert("L")), cmap="gray", vmin=-120, vmax=310, extent=extent, aspect="auto"
-        )
+        levels = np.asarray(picture.convert("L")) / 255
+        factor, offset = tone([picture])
+        axes.imshow(factor * levels + offset, cmap="gray", vmin=0, vmax=1, extent=extent, aspect="auto")
     colours = np.zeros((*values.shape, 4))
     colours[values >= 0, :3] = [int(PLUS[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     colours[values < 0, :3] = [int(MINUS[i : i + 2], 16) / 255 for i in (1, 3, 5)]

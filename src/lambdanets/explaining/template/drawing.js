@@ -53,6 +53,9 @@ function buildStage() {
   if (kind !== "line") stage.style.maxWidth = `min(100%, calc(72vh * ${w / h}))`;
   if (data.pictures.length) {
     parts.picture = make("img", { alt: "", draggable: false, src: data.pictures[0] }, stage);
+    // Grey levels v become factor * v + offset.
+    const [factor, offset] = data.tone, contrast = 1 - 2 * offset;
+    parts.picture.style.filter = `grayscale(1) brightness(${factor / contrast}) contrast(${contrast})`;
     if (Math.max(...data.size) <= 128 && kind !== "line") parts.picture.classList.add("small");
   }
   parts.map = make("canvas", { className: "map", id: "map" }, stage);

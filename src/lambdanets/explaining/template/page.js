@@ -199,7 +199,9 @@ function build() {
     const item = make("li", { textContent: label }, at("labels"));
     make("b", { textContent: `${(100 * probability).toFixed(1)} %` }, item);
   }
-  const names = layers.map((each) => `${each.raw.name} (${each.grid.join(" × ")})`);
+  const words = layers.map((each) => each.raw.name.split("."));
+  const shared = layers.length === 1 ? 0 : words[0].findIndex((word, i) => words.some((each) => each[i] !== word || each.length === i + 1));
+  const names = layers.map((each, i) => `${words[i].slice(Math.max(0, shared)).join(".")} (${each.grid.join(" × ")})`);
   const others = data.approximations.map((each) => `approximate, all layers: ${each.method} of ${each.target}`);
   options(at("layer"), [...names, ...others], state.layer);
   const thing = { text: "text", line: "recording", image: "picture", volume: "slice" }[kind];
