@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lambdanets.nn.operands import Operands
+from lambdanets.ops.hardware import log_norm_dtype
 from lambdanets.ops.position_table import offset_indices
 from lambdanets.ops.reference import positions
 
@@ -185,14 +186,14 @@ class LayerMaps:
         if self.normalize == "none":
             return torch.zeros_like(self.keys)
         # The sum over the past of exp(terms), by a cumulative sum that needs the precision of float64.
-        factor = 1 if self.normalize == "softmax" else 2
-        terms = self.keys.double() if factor == 1 else 2 * self.keys.double().abs().log()
+        factor, exact = 1 if self.normalize == "softmax" else 2, log_norm_dtype(self.keys.device.type)
+        terms = self.keys.to(exact) if factor == 1 else 2 * self.keys.to(exact).abs().log()
         if hidden is not None:
             terms = terms.masked_fill(hidden[:, None, None], -torch.inf)
-        forgotten = torch.zeros((), dtype=torch.float64, device=terms.device)
+        forgotten = terms.new_zeros(())
         if self.decay is not None:
             steps = torch.arange(len(self.v), device=terms.device)
-            forgotten = factor * steps[:, None, None] * self.decay.double()
+            forgotten = factor * steps[:, None, None] * self.decay.to(exact)
         summed = torch.logcumsumexp(terms + forgotten, dim=1) - forgotten
         # A query that sees no element, or only keys of zero, divides zeros by 1.
         return (summed / factor).masked_fill(summed == -torch.inf, 0).to(self.keys.dtype)
@@ -280,7 +281,7 @@ class LayerMaps:
         ]
         offsets = torch.meshgrid(*axes, indexing="ij")
         distance = torch.stack([axis.double() for axis in offsets]).square().sum(0).sqrt().flatten()
-        values = table.double().flatten().cpu()
+        values = table.cpu().double().flatten()
         order = distance.argsort()
         within = values[order].cumsum(0)
         first = int((within >= REACH * within[-1]).int().argmax())

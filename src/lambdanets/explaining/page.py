@@ -149,7 +149,7 @@ def _half(x: Tensor) -> dict[str, Any]:
     """Return an array in float16 with a factor that moves its values to the precise range of the dtype."""
     largest = float(x.abs().max()) if x.numel() else 0.0
     scale = largest / LARGEST_HALF if largest > 0 else 1.0
-    values = (x.detach().double() / scale).to(torch.float16)
+    values = (x.detach().cpu().double() / scale).to(torch.float16)
     return {"shape": list(x.shape), "scale": scale, "f16": _base64(values)}
 
 
