@@ -251,10 +251,12 @@ def test_scales_switches_and_objects(open_page: Any, pages: Any) -> None:
     page.select_option("#object", "1")
     opened.settle()
     assert opened.query == (49 * 6 // 60) * 8 + 69 * 8 // 80
-    # Layers have other grids: the place in the picture stays.
+    # The last layer has no position part. Layers have other grids: the place in the picture stays.
     page.select_option("#layer", "3")
     opened.settle()
     assert f"of 3 {TIMES} 4" in page.inner_text("#readout")
+    assert page.is_disabled("input[value=position]")
+    assert not page.is_disabled("input[value=content]")
     page.select_option("#layer", "4")
     opened.settle()
     assert "approximation" in page.inner_text("#clipping")

@@ -242,10 +242,11 @@ class LayerMaps:
         return y, Shares(content, position)
 
     def scales(self) -> dict[str, list[float]]:
-        """Return the end of the colour scale of each part and head: 2 % of the values |A| are beyond it.
+        """Return the end of the colour scale of each part and head: at most 2 % of the values are beyond it.
 
-        It is taken from 64 queries that are spread evenly, and from pairs that see each other, so that it is
-        the same for all queries.
+        It is the same for all queries: 64 of them, spread evenly, give it. Zeros are left out, since most
+        pairs have no entry in a small table. The scale of the sum is at least that of each part, as otherwise
+        many small weights by content would hide few large ones by position.
         """
         n = self.q.shape[1]
         chosen = torch.linspace(0, n - 1, min(n, SCALE_QUERIES)).round().long().to(self.q.device)
@@ -257,6 +258,7 @@ class LayerMaps:
                 for row, values in zip(rows, weights, strict=True):
                     row.append(values[values > 0])
             found[part] = [_beyond(torch.cat(row)) for row in rows]
+        found["sum"] = [max(ends) for ends in zip(*found.values(), strict=True)]
         return found
 
     def columns(self) -> Tensor:
@@ -305,8 +307,8 @@ def _normalized(keys: Tensor, hidden: Tensor | None, normalize: str) -> Tensor:
 
 
 def _beyond(values: Tensor) -> float:
-    """Return the value beyond which 2 % of some values are; 1 if there are none."""
+    """Return the value beyond which 2 % of some values are; a very small one if there are none."""
     if not len(values):
-        return 1.0
+        return 1e-30
     rank = max(1, math.ceil((1 - CLIPPED) * len(values)))
     return float(values.kthvalue(rank).values)

@@ -98,7 +98,7 @@ def _figure(explanation: Explanation, queries: Sequence[Any], heads: Sequence[in
     lines = [
         "  ·  ".join(filter(None, (legible(scene.title), legible(scene.model)))),
         f"Weights of all positions in the output at the {here}: orange adds, blue subtracts. Scales end at "
-        f"±, {CLIPPED:.0%} are beyond. Reconstruction error {explanation.error:.1e}.",
+        f"±, at most {CLIPPED:.0%} are beyond. Reconstruction error {explanation.error:.1e}.",
     ]
     wrapped = [part for line in lines for part in wrap(line, int(width * LETTERS_PER_INCH))]
     figure.suptitle("\n".join(wrapped), x=0.01, ha="left", fontsize=8, color=INK)

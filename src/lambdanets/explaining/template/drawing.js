@@ -151,7 +151,7 @@ function drawText(values, scale) {
   at("high").textContent = number(scale);
   const [plus, minus] = [colours.plus.join(" "), colours.minus.join(" ")];
   at("bar").style.background = `linear-gradient(to right, rgb(${minus} / ${state.opacity}), rgb(${minus} / 0) 50%, rgb(${plus} / 0) 50%, rgb(${plus} / ${state.opacity})), var(--stage)`;
-  const clipped = `${100 * data.clipped} % of the weights are beyond the ends, and are drawn like them.`;
+  const clipped = `at most ${100 * data.clipped} % of the weights are beyond the ends, and are drawn like them.`;
   at("clipping").textContent = fixed()
     ? "The ends are the largest value. This is an approximation, not the exact map of a layer."
     : state.own || state.weighted

@@ -45,8 +45,15 @@ function buildLayer() {
   state.column = Math.min(state.column, layer().columns - 1);
   options(at("head"), Array.from({ length: layer().heads }, (_, head) => `${head} (of ${layer().heads})`), state.head);
   options(at("column"), Array.from({ length: layer().columns }, (_, u) => `${u} (of ${layer().columns})`), state.column);
+  at("perHead").hidden = Boolean(approximate);
   at("columnField").hidden = layer().columns === 1;
-  for (const id of ["head", "part", "column", "own", "weighted"]) at(id).disabled = Boolean(approximate);
+  for (const id of ["head", "column", "own", "weighted"]) at(id).disabled = Boolean(approximate);
+  const present = { sum: true, content: raw.keys, position: raw.table };
+  if (!present[state.part]) state.part = "sum";
+  for (const input of document.getElementsByName("part")) {
+    input.disabled = Boolean(approximate) || !present[input.value];
+    input.checked = input.value === state.part;
+  }
   if (kind === "volume") {
     at("slice").max = layer().context[0] - 1;
     state.slice = Math.floor(state.fractions[0] * layer().context[0]);
@@ -71,8 +78,8 @@ function buildLayer() {
       return row;
     }),
   );
-  buildReach(raw.reach);
-  buildContent(raw);
+  buildReach(approximate ? null : raw.reach);
+  buildContent(approximate ? null : raw);
   buildAbout(raw);
   redraw();
 }
@@ -97,7 +104,7 @@ function buildReach(reach) {
 }
 
 function buildContent(raw) {
-  const columns = raw.columns ?? raw.keys;
+  const columns = raw && (raw.columns ?? raw.keys);
   at("contentBox").hidden = !columns;
   if (!columns) return;
   const values = raw.columns ? layer().array("columns") : layer().array("keys");
@@ -212,7 +219,6 @@ function build() {
       "A click keeps it; arrow keys move it.";
   at("sliceField").hidden = kind !== "volume";
   at("colourField").hidden = !data.pictures.length;
-  at("opacityField").hidden = false;
   at("objectField").hidden = !data.marks.length;
   options(at("object"), data.marks.map(([label, , score], index) => `${index + 1}: ${label} ${Math.round(100 * score)} %`), 0);
   buildStage();
@@ -230,7 +236,7 @@ function build() {
   };
   at("head").onchange = (event) => choose("head", Number(event.target.value));
   at("column").onchange = (event) => choose("column", Number(event.target.value));
-  at("part").onchange = (event) => choose("part", event.target.value);
+  for (const input of document.getElementsByName("part")) input.onchange = () => choose("part", input.value);
   at("opacity").oninput = (event) => choose("opacity", event.target.value / 100);
   at("slice").oninput = (event) => choose("slice", Number(event.target.value));
   at("own").onchange = (event) => choose("own", event.target.checked);
