@@ -244,7 +244,7 @@ def check_engine(config: RunConfig) -> None:
     Raises:
         RunError: It cannot.
     """
-    from lambdanets.train.engine import make_trainer, quiet_lightning, trainer_placement
+    from lambdanets.train.trainer import make_trainer, quiet_lightning, trainer_placement
 
     with quiet_lightning():
         make_trainer(**trainer_placement(config.engine), logger=False, enable_checkpointing=False)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hub_cache import NAME, place_on_hub
 from lambdanets.audio import (
     AudioConfig,
     draw_spectrograms,
@@ -27,6 +28,7 @@ from lambdanets.exporting import ExportError
 from lambdanets.exporting.audio import export_audio
 from lambdanets.train import RunError, RunResult, TrainingInterrupted, override
 from lambdanets.train.config import dump_config
+from lambdanets.train.initial_weights import start_from
 from launching import finish, start
 from runs import assert_same_end, interrupt, raised_in_batch
 from sound_sets import RATE, soundfile, tone, write_tones
@@ -207,10 +209,8 @@ def test_the_head_is_trained_first(
     config = override(tiny, f"model.weights={finished.directory}", *parts)
     with raised_in_batch(monkeypatch, AudioClassifier, 2):
         train(config, run_dir=tmp_path / "run")
-    before, first = (
-        load_run(folder).model(which).state_dict()
-        for folder, which in ((finished.directory, "best"), (tmp_path / "run", "last"))
-    )
+    before = load_run(finished.directory).model().state_dict()
+    first = load_run(tmp_path / "run").model("last").state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, first[name])}
     assert changed == {"fc.weight", "fc.bias"}
     train(run_dir=tmp_path / "run", resume=True)
@@ -219,6 +219,24 @@ def test_the_head_is_trained_first(
     last = load_run(tmp_path / "run").model("last").state_dict()
     moved = {name.split(".")[0] for name in last if not torch.equal(last[name], before[name])}
     assert moved == {"blocks", "fc"} | ({"norm"} & {name.split(".")[0] for name in last})
+
+
+def test_a_run_on_the_hub(
+    finished: RunResult, tiny: AudioConfig, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load_run(finished.directory)
+    folder = run.save_for_hub(place_on_hub(monkeypatch, tmp_path / "hub"), "last")
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: audio-classification" in card
+    assert "| sample_rate | `" in card
+    assert str(tones) not in card + (folder / "config.json").read_text()
+    copy = load_run(folder)
+    torch.testing.assert_close(copy.model().state_dict(), run.model("last").state_dict(), rtol=0, atol=0)
+    config, line = start_from(override(tiny, "data.sample_rate=4000"), NAME)
+    assert (config.model.name, config.data.sample_rate) == (tiny.model.name, run.config.data.sample_rate)
+    assert f"sample_rate {run.config.data.sample_rate}" in line
+    network = config.network(len(run.classes))
+    assert config.load_initial_weights(network) == f"starting from {NAME}"
 
 
 @pytest.mark.parametrize(("format", "suffix"), [("torch", ".pt2"), ("onnx", ".onnx")])

@@ -219,7 +219,41 @@ def test_a_slide_larger_than_the_memory_is_refused_before_it_is_decoded(
     assert done.returncode == 0, done.stderr
     [line] = [line for line in done.stderr.splitlines() if "skipped" in line]
     assert "slide.tif: its 30,000 x 9,000 pixels need about 4.0 GiB of memory, and 3.0 GiB are" in line
+    assert "tiles: " in line  # why it cannot be read in parts
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["001.png"]
+
+
+def test_a_tiled_slide_larger_than_the_memory_is_read_in_parts(
+    inside: Command, detector: Path, objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="the extra slides is not installed")
+    photos = [np.asarray(read_image(objects / "val" / f"00{number}.png")) for number in (1, 2, 3)]
+    slide = np.concatenate([np.concatenate(photos), np.concatenate(photos[::-1])], axis=1)
+    tifffile.imwrite(tmp_path / "slide.tif", slide, photometric="rgb", tile=(32, 48), compression="zlib")
+    monkeypatch.setattr("lambdanets.detection.measuring.BLOCK", 64)
+    monkeypatch.setattr("lambdanets.detection.prediction.LONGEST_DRAWING", 100)
+    words = ["predict", detector, tmp_path / "slide.tif", "--tile", 64, "--threshold", 0.0]
+    for name, more in (("whole", []), ("parts", ["--max-pixels", 1000])):
+        folder = tmp_path / name
+        files = ["--csv", folder / "a.csv", "--counts", folder / "c.csv", "--json", folder / "j.json"]
+        done = inside(*words, *more, *files, "--label-images", folder / "labels", "--out", folder / "drawn")
+        assert done.returncode == 0, done.stderr
+        assert ("1 of 1 images are too large to be decoded as a whole" in done.stdout) == bool(more)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for name in ("a.csv", "c.csv", "j.json"):
+        assert (whole / name).read_text() == (parts / name).read_text()
+    labels = []
+    for folder in (whole, parts):
+        with Image.open(folder / "labels" / "slide.tif") as image:
+            labels.append(np.asarray(image))
+    assert labels[0].shape == slide.shape[:2]
+    assert labels[0].any()
+    np.testing.assert_array_equal(*labels)
+    with Image.open(parts / "drawn" / "slide.png") as drawing:
+        assert max(drawing.size) <= 100
+    done = inside(*words, "--max-pixels", 1000, "--tile", "off", "--out", tmp_path / "drawn")
+    assert done.returncode == 1
+    assert "are more than the limit of 1,000" in done.stderr
 
 
 def test_export_writes_a_file_for_any_image(inside: Command, detector: Path, tmp_path: Path) -> None:

@@ -344,6 +344,37 @@ def test_published_weights_and_models_of_the_hub(inside: Command, sets: Path, hu
         done = inside("eval", name, "--data", f"folder:{sets / 'v2'}")
         assert done.returncode != 0
         assert f"{name} cannot be created: " in done.stderr
+        assert ("give your own weights with --checkpoint FILE" in done.stderr) == (name == "resnet18")
+
+
+def test_a_folder_of_push_opens_as_a_model(inside: Command, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "hub ü"
+    pushed = inside("push", trained, "--folder", folder)
+    assert pushed.stdout == f"written: {folder}\n"
+    assert (
+        "takes images of 1 channel: timm and lambdanets open it; the pipeline of transform" in pushed.stderr
+    )
+    done = inside("eval", folder, "--data", "digits", "--workers", 0)
+    assert f"{folder}, weights of the folder, on digits" in done.stdout
+    assert value(done.stdout, "images") == "1,797"
+    shown = inside("predict", folder, draw(tmp_path / "a.png", 1), "--out", tmp_path / "sheet.png")
+    assert shown.returncode == 0, shown.stderr
+    assert f"{folder}, weights of the folder" in shown.stdout
+
+
+def test_the_loss_is_that_of_the_training(inside: Command, tmp_path: Path) -> None:
+    settings = ("loss.name=binary", "engine.max_batches=2", "engine.loggers=none", "engine.threads=1")
+    words = [word for each in settings for word in ("--set", each)]
+    run = tmp_path / "run"
+    assert inside("train", "digits", "--epochs", 1, *words, "--out", run).returncode == 0
+    with (run / "metrics.csv").open() as file:
+        [row] = csv.DictReader(file)
+    done = inside("eval", run, "--json", tmp_path / "all.json", "--predictions", tmp_path / "each.csv")
+    assert done.returncode == 0, done.stderr
+    assert value(done.stdout, "loss") == f"{float(row['val_loss']):.4f}"
+    with (tmp_path / "each.csv").open() as file:
+        losses = [float(each["loss"]) for each in csv.DictReader(file)]
+    assert sum(losses) / len(losses) == pytest.approx(float(row["val_loss"]), rel=1e-4)
 
 
 def test_a_model_that_names_its_classes(inside: Command, hub: Path, tmp_path: Path) -> None:

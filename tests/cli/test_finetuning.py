@@ -120,3 +120,28 @@ def test_a_finished_run_is_trained_longer(inside: Command, trained: Path, tmp_pa
     assert done.returncode == 1
     assert f"the run in {folder} has done 3 epochs already, more than engine.epochs=1" in done.stderr
     assert "nothing to resume" not in done.stdout
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_another_split_of_the_same_data_is_reported(
+    inside: Command, trained: Path, tmp_path: Path, same: bool
+) -> None:
+    stored = json.loads((trained / "config.json").read_text())
+    settings = (
+        (f"data.val_fraction={stored['data']['val_fraction']}", f"seed={stored['seed']}") if same else ()
+    )
+    limits = ("engine.max_batches=1", "engine.max_val_batches=1", "engine.loggers=none", "engine.threads=1")
+    words = [word for each in (*settings, *limits) for word in ("--set", each)]
+    done = inside(
+        "train", "finetune", "--weights", trained, "--data", "digits", "--epochs", 1, *words,
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    warning = (
+        f"warning: the run in {trained} split the same data in another way (data.val_fraction was 0.05, now "
+        "0.1; seed was 3, now 0): its weights may have been trained on validation images of this run"
+    )
+    assert (warning in done.stdout, "--set data.val_fraction=0.05 --set seed=3 takes" in done.stdout) == (
+        not same,
+        not same,
+    )

@@ -123,6 +123,17 @@ def test_generate_starts_without_a_prompt(inside: Command, writer: Path) -> None
     assert len(shown[0]) == 21
 
 
+def test_push_writes_a_folder_that_generates(inside: Command, writer: Path, tmp_path: Path) -> None:
+    done = inside("push", writer, "--folder", tmp_path / "hub")
+    assert done.stdout == f"written: {tmp_path / 'hub'}\n"
+    assert {file.name for file in (tmp_path / "hub").iterdir()} == {
+        "README.md", "classes.json", "config.json", "weights.safetensors",
+    }  # fmt: skip
+    words = ("--prompt", "The", "--tokens", 5, "--seed", 1)
+    texts = {inside("generate", folder, *words).stdout for folder in (writer, tmp_path / "hub")}
+    assert len(texts) == 1
+
+
 def test_line_ends_of_a_prompt_are_those_of_the_text(inside: Command, writer: Path) -> None:
     shown = [
         inside("generate", writer, "--prompt", f"{start}The fox{end}The", "--tokens", 20, "--seed", 1)

@@ -77,6 +77,16 @@ def test_columns_have_names(write: Write) -> None:
     assert len(pairs(splits.train) | pairs(splits.val)) == 12
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_columns_of_0_and_1_are_named_in_the_error(write: Write, several: bool) -> None:
+    path = write("path,age,red,blue", *(f"{n:02d}.png,{n},{n % 2},{n // 2 % 2}" for n in range(12)))
+    with pytest.raises(DataError) as error:
+        open_splits(config_of(path, multi_label=several))
+    settings = "--set data.label_column=red,blue"
+    settings = settings if several else f"--set data.multi_label=true {settings}"
+    assert f"or several columns of 0 and 1 ({settings}), with data.label_column" in str(error.value)
+
+
 def test_a_column_of_splits(write: Write) -> None:
     sides = ("train", "train", "train", "valid", "validation", "val", "test")
     path = write("path,label,split", *rows(lambda n: f"{label(n)},{sides[n % 7]}"))

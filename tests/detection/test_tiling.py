@@ -1,6 +1,7 @@
 """Objects found in overlapping tiles are those of the whole image: each once, and in one piece."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from lambdanets.data import CocoConfig
 from lambdanets.data.coco.components import bounding_boxes, label_parts
 from lambdanets.data.coco.masks import Masks, rasterise
 from lambdanets.detection.masks import Objects, encode_mask
-from lambdanets.detection.tiling import Tile, TrainingSizes, detect_in_tiles, tiles
+from lambdanets.detection.tiling import Tile, TrainingSizes, WholeImage, detect_in_tiles, tiles
 from lambdanets.train import RunError
 
 SIDE = 96
@@ -23,7 +24,7 @@ def connected(*, masks: bool = True) -> Callable[[Tensor, Tile], Objects]:
 
     def detect(image: Tensor, tile: Tile) -> Objects:
         height, width = image.shape[-2:]
-        part = tile.crop(image)[0]
+        part = WholeImage(image).region(*tile.edges)[0]
         numbers, count = label_parts(part.numpy() > 0)
         boxes, labels, encoded = [], [], []
         for number, (rows, columns) in enumerate(bounding_boxes(numbers, count), start=1):
@@ -40,6 +41,10 @@ def connected(*, masks: bool = True) -> Callable[[Tensor, Tile], Objects]:
         return found | ({"masks": Masks(encoded, height, width)} if masks else {})
 
     return detect
+
+
+def in_tiles(detect: Callable[[Tensor, Tile], Objects], image: Tensor) -> tuple[Objects, int]:
+    return detect_in_tiles(partial(detect, image), WholeImage(image).size, SIDE)
 
 
 def scattered(seed: int, largest: int) -> Tensor:
@@ -65,8 +70,8 @@ def listed(found: Objects) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize("seed", range(4))
 def test_objects_are_those_of_the_whole_image(seed: int, largest: int, masks: bool) -> None:
     image, detect = scattered(seed, largest), connected(masks=masks)
-    found, number = detect_in_tiles(detect, image, SIDE)
-    assert number == len(tiles(*image.shape[1:], SIDE)) > 1
+    found, number = in_tiles(detect, image)
+    assert number == len(tiles(*WholeImage(image).size, SIDE)) > 1
     assert listed(found) == listed(detect(image, Tile(0, 0, *image.shape[1:])))
     assert found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
 
@@ -76,7 +81,8 @@ def test_copies_of_a_tile_hold_as_many_copies_of_its_objects() -> None:
     for number in range(16):
         top, left = 4 + number // 4 * 24, 4 + number % 4 * 24
         one[:, top : top + 10, left : left + 5 + number] = 1
-    found, _ = detect_in_tiles(connected(), one.repeat(1, 5, 7), SIDE)
+    image = one.repeat(1, 5, 7)
+    found, _ = in_tiles(connected(), image)
     assert len(found["boxes"]) == 35 * 16
     masks = found["masks"]
     drawn = rasterise(masks.segmentations, masks.height, masks.width)
@@ -84,7 +90,8 @@ def test_copies_of_a_tile_hold_as_many_copies_of_its_objects() -> None:
 
 
 def test_an_image_without_objects() -> None:
-    found, number = detect_in_tiles(connected(), torch.zeros(3, 300, 300, dtype=torch.uint8), SIDE)
+    image = torch.zeros(3, 300, 300, dtype=torch.uint8)
+    found, number = in_tiles(connected(), image)
     assert number == 16
     assert [len(found[name]) for name in ("boxes", "labels", "scores", "masks")] == [0] * 4
 
@@ -100,7 +107,7 @@ def test_a_part_of_another_class_gives_way_to_the_whole_object() -> None:
     image = torch.zeros(3, SIDE, 2 * SIDE, dtype=torch.uint8)
     edge = tiles(SIDE, 2 * SIDE, SIDE)[0].right
     image[:, 40:50, edge - 5 : edge + 20] = 1  # 5 pixels of it are in the first tile
-    found, _ = detect_in_tiles(detect, image, SIDE)
+    found, _ = in_tiles(detect, image)
     assert found["labels"].tolist() == [1]
 
 

@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 
+from hub_cache import NAME, place_on_hub
 from lambdanets.data import DataError, DataWarning
 from lambdanets.data.coco.masks import Masks
 from lambdanets.detection import DetectionConfig, evaluate, load_run, predict, predict_samples, train
@@ -130,10 +132,8 @@ def test_the_backbone_waits_for_the_heads(
     # The stop is in the second batch of the first epoch, so its checkpoint is of the frozen body.
     with raised_in_batch(monkeypatch, DetectionModule, 1):
         train(config, run_dir=tmp_path / "run")
-    before, first = (
-        load_run(folder).model(which).state_dict()
-        for folder, which in ((finished.directory, "best"), (tmp_path / "run", "last"))
-    )
+    before = load_run(finished.directory).model().state_dict()
+    first = load_run(tmp_path / "run").model("last").state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, first[name])}
     assert {name.split(".")[0] for name in changed} == {"backbone", "rpn", "roi_heads"}
     assert {name.split(".")[1] for name in changed if name.startswith("backbone.")} == {"fpn"}
@@ -326,3 +326,26 @@ def test_a_detector_starts_from_a_detector(finished: RunResult, tmp_path: Path) 
     boxes = override(config, "data.masks=False")
     with pytest.raises(WeightsError, match=r"not those of a detector on lambda_resnet101: \d+ are unknown"):
         boxes.load_initial_weights(boxes.network(2))
+
+
+def test_a_detector_on_the_hub(
+    finished: RunResult, objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load_run(finished.directory)
+    folder = run.save_for_hub(place_on_hub(monkeypatch, tmp_path / "hub"))
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: object-detection" in card
+    assert f"| mask_ap | {finished.best['val_mask_ap']:.4f} |" in card
+    assert "validation images, 2 classes. The figures" in card
+    assert str(objects) not in card + (folder / "config.json").read_text()
+    # The downloaded folder is a run.
+    copy = load_run(folder)
+    assert copy.classes == run.classes
+    for one, other in zip(*(predict(each, [objects / "val"]) for each in (run, copy)), strict=True):
+        assert torch.equal(one.found["boxes"], other.found["boxes"])
+    # The name gives its weights.
+    config, _ = start_from(coco(), NAME)
+    assert isinstance(config, DetectionConfig)
+    assert config.model == replace(run.config.model, weights=NAME)
+    learner = build_learner(DETECTION, config, copy.classes)
+    torch.testing.assert_close(learner.network.state_dict(), run.model().state_dict(), rtol=0, atol=0)

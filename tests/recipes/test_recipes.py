@@ -24,8 +24,9 @@ from lambdanets.text import TextConfig, generate
 from lambdanets.text import load_run as load_language_model
 from lambdanets.text import train as train_language_model
 from lambdanets.train import from_json, load_run, override, start_from, to_json
-from lambdanets.train.engine import accumulation_steps, train
+from lambdanets.train.engine import train
 from lambdanets.train.optim import create_optimizer
+from lambdanets.train.trainer import accumulation_steps
 from object_sets import write_objects
 
 
@@ -104,8 +105,7 @@ def test_a_miniature_runs(name: str, photos: Path, tmp_path: Path) -> None:
     if isinstance(config, TextConfig):
         writes(config, tmp_path)
         return
-    if config.model.head_epochs:
-        # It needs trained weights.
+    if registry.RECIPES[name].needs_weights:
         first = override(miniature(get_recipe("folder")), f"data.source=folder:{photos}")
         train(first, run_dir=tmp_path / "first")
         config, _ = start_from(config, str(tmp_path / "first"))

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
+from hub_cache import NAME, place_on_hub
 from lambdanets.data import DataError, TextDataConfig, Vocabulary
 from lambdanets.models import WeightsError
 from lambdanets.text import TextConfig, evaluate, generate, load_run, train
@@ -19,6 +20,7 @@ from lambdanets.text.samples import add_sample
 from lambdanets.text.training import LanguageModule
 from lambdanets.train import RunError, RunResult, override
 from lambdanets.train.checkpoint import load_checkpoint
+from lambdanets.train.initial_weights import start_from
 from launching import TRAIN, finish, start
 from runs import assert_same_end, raised_in_batch
 
@@ -156,6 +158,24 @@ def test_the_first_blocks_of_a_trained_model_are_kept(
     ):
         with pytest.raises(ValueError, match=sentence):
             train(override(config, change), run_dir=tmp_path / "other")
+
+
+def test_a_language_model_on_the_hub(
+    tiny: TextConfig, finished: RunResult, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load_run(finished.directory)
+    folder = run.save_for_hub(place_on_hub(monkeypatch, tmp_path / "hub"))
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: text-generation" in card
+    assert f"| bits_per_byte | {finished.best['val_bits_per_byte']:.4f} |" in card
+    assert r"`` '\n' ``" in card
+    assert str(book) not in card + (folder / "config.json").read_text()
+    one, other = ("".join(generate(each, "The", tokens=20, seed=1)) for each in (run, load_run(folder)))
+    assert one == other
+    config, _ = start_from(override(tiny, "engine.epochs=1", "model.options.dim=8"), NAME)
+    assert config.model.options == run.config.model.options
+    train(config, run_dir=tmp_path / "run")
+    assert load_run(tmp_path / "run").classes == run.classes
 
 
 def test_two_processes_have_different_windows(tiny: TextConfig, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lambdanets.cli import main
-from lambdanets.train import engine
+from lambdanets.train import trainer
 
 original = FullyShardedDataParallel.__init__
 
@@ -20,7 +20,7 @@ def named(self: FullyShardedDataParallel, *args: Any, **options: Any) -> None:
 
 
 FullyShardedDataParallel.__init__ = named
-engine.check_devices = lambda *args: None
+trainer.check_devices = lambda *args: None
 
 if __name__ == "__main__":
     sys.exit(main())

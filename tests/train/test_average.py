@@ -12,10 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.evaluate.measurement import evaluate
 from lambdanets.train import RunConfig, RunError, TrainingInterrupted, load_run, override
+from lambdanets.train.average import pair_ema_tensors, update_ema
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.classifier import Classifier
-from lambdanets.train.engine import accumulation_steps, train
-from lambdanets.train.learner import pair_ema_tensors, update_ema
+from lambdanets.train.engine import train
+from lambdanets.train.trainer import accumulation_steps
 from runs import assert_same_end, interrupt
 
 

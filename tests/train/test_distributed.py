@@ -17,7 +17,7 @@ from lambdanets.train import RunConfig, override, to_json
 from lambdanets.train.checkpoint import load_checkpoint
 from lambdanets.train.diagnosis import explain_error, lost_peer_reason
 from lambdanets.train.engine import train
-from lambdanets.train.learner import check_same_on_all_ranks
+from lambdanets.train.launch import check_same_on_all_ranks
 from lambdanets.train.run import RunFiles
 from launching import RANK_TIMEOUT, TRAIN, by_slurm, finish, start
 from runs import assert_same_end

@@ -98,10 +98,14 @@ def test_wandb_and_mlflow_get_the_run(tiny: RunConfig, folder: Path, monkeypatch
         "MLFLOW_ALLOW_FILE_STORE": "true",
     }.items():
         monkeypatch.setenv(variable, value)
-    result = train(override(tiny, "engine.loggers=wandb,mlflow", "engine.epochs=1"), run_dir=folder)
+    config = override(tiny, "engine.loggers=wandb,mlflow", "engine.epochs=1")
+    train(config, run_dir=folder)
+    result = train(override(config, "engine.epochs=2"), run_dir=folder, resume=True)
     identities = json.loads((folder / "loggers.json").read_text())
-    stored = mlflow.MlflowClient(f"file:{folder.parent}/mlruns").get_run(identities["mlflow"])
-    assert stored.data.metrics["val_top1"] == pytest.approx(result.best["val_top1"])
+    client = mlflow.MlflowClient(f"file:{folder.parent}/mlruns")
+    stored = client.get_run(identities["mlflow"])
+    logged = [each.value for each in client.get_metric_history(identities["mlflow"], "val_top1")]
+    assert logged == pytest.approx([row["val_top1"] for row in result.history])
     assert stored.data.params["recipe"] == tiny.recipe
     assert list((folder / "wandb").glob(f"offline-run-*-{identities['wandb']}"))
 

@@ -17,13 +17,12 @@ from lambdanets.train.classifier import Classifier
 from lambdanets.train.diagnosis import explain_error, out_of_memory_advice
 from lambdanets.train.engine import (
     CLASSIFICATION,
-    accumulation_steps,
     build_learner,
-    check_devices,
     enable_activation_checkpointing,
     train,
 )
 from lambdanets.train.run import RunFiles
+from lambdanets.train.trainer import accumulation_steps, check_devices
 from runs import assert_same_end
 
 

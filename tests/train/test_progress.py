@@ -51,11 +51,11 @@ def test_an_epoch_is_one_line() -> None:
 def test_a_terminal_sees_the_run_live(
     tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lambdanets.train import engine
+    from lambdanets.train import engine, trainer
 
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120)
-    monkeypatch.setattr(engine, "LiveProgress", lambda module: LiveProgress(module, console))
+    monkeypatch.setattr(trainer, "LiveProgress", lambda module: LiveProgress(module, console))
     monkeypatch.setattr("lambdanets.train.progress.REFRESH", 0.0)
     update, shown = Progress.update, []
 

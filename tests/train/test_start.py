@@ -151,7 +151,7 @@ def test_a_run_becomes_a_folder_for_the_hub(finished: RunResult, tmp_path: Path)
 
 
 def test_processes_with_other_weights_are_told(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lambdanets.train.learner import check_same_on_all_ranks
+    from lambdanets.train.launch import check_same_on_all_ranks
 
     mine: list[dict[str, str]] = []
 

@@ -21,16 +21,16 @@ OPTIONS = ("engine.sync_batchnorm=true", "engine.devices=2", "engine.strategy=dd
 def test_cpus_are_refused_before_anything_starts(
     tiny: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lambdanets.train import engine
+    from lambdanets.train import trainer
 
     trainers: list[Any] = []
-    make = engine.make_trainer
+    make = trainer.make_trainer
 
     def recorded(**settings: Any) -> Any:
         trainers.append(make(**settings))
         return trainers[-1]
 
-    monkeypatch.setattr(engine, "make_trainer", recorded)
+    monkeypatch.setattr(trainer, "make_trainer", recorded)
     with pytest.raises(RunError, match=r"engine\.sync_batchnorm needs GPUs"):
         train(override(tiny, *OPTIONS), run_dir=folder)
     assert not folder.exists()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lambdanets.data import AudioDataConfig
-from lambdanets.train.config import BaseConfig, LossConfig, ModelConfig, Wording
+from lambdanets.train.config import BaseConfig, HubForm, LossConfig, ModelConfig, Wording
 
 RAW_STEM = (8, 5, 2)  # strides of the stem for samples: 80 samples, 10 ms at 8 kHz
 EXAMPLE_LENGTH = 128
@@ -20,6 +20,13 @@ class AudioConfig(BaseConfig):
     """All settings of a run of classification of recordings."""
 
     TASK = "audio"
+    HUB = HubForm(
+        pipeline="audio-classification",
+        kind="a classifier of recordings",
+        use="predict {folder} recordings",
+        source="audio:FOLDER",
+        facts=("features", "sample_rate", "bands", "window", "hop", "seconds"),
+    )
     STARTS_FROM = (TASK,)
     INPUT = ("features", "sample_rate", "bands", "window", "hop")
     WORDING = Wording(

@@ -55,6 +55,7 @@ def evaluate(
         name=run.config.model.name,
         on_samples=None if recorder is None else recorder.add,
         device=device,
+        binary=run.config.loss.name == "binary",
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,7 +14,7 @@ from lambdanets.audio.config import AudioConfig
 from lambdanets.data import AudioDataConfig, AudioSet, DataError, open_audio_split
 from lambdanets.data.audio.features import Features, middle, pad, part_length
 from lambdanets.data.audio.recordings import RECORDINGS, read_recording, require_packages
-from lambdanets.data.files import find_images, warn_left_out
+from lambdanets.data.files import find_files
 from lambdanets.evaluate.prediction import batched, check_positive, error_reason, prepare_network
 from lambdanets.train.run import Run
 from lambdanets.viz.contact_sheet import Prediction
@@ -83,7 +82,7 @@ def predict_files(
     config = run.config.data
     features, part = Features(config), part_length(config)
     network, device = prepare_network(run.model(weights), run.config.engine, device)
-    for batch in batched(find_recordings(paths), batch_size):
+    for batch in batched(find_files(paths, RECORDINGS.suffixes), batch_size):
         loaded: list[AudioPrediction] = []
         for path in batch:
             try:
@@ -154,21 +153,6 @@ def predict_set(
             loaded.append(replace(heard, truth=truth))
         results += _classified(network, loaded, device, run.classes, top)
     return results
-
-
-def find_recordings(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """Yield recordings: each path that is a file, of any suffix, and the recordings inside each folder.
-
-    A folder without recordings is yielded itself, so that it can be reported. A warning counts the files of a
-    folder that are left out.
-    """
-    for path in map(Path, paths):
-        if not path.is_dir():
-            yield path
-            continue
-        found = find_images(str(path), RECORDINGS.suffixes)
-        warn_left_out(str(path), found.others, found.stray)
-        yield from sorted(map(Path, found.images)) or [path]
 
 
 def with_features(path: str, features: Tensor, source: Features) -> AudioPrediction:

@@ -67,11 +67,6 @@ class AudioClassifier(Classifier):
         cache = [] if data.cache is True else ["data.cache=true where the features fit into memory"]
         return [*cache, f"recordings stored at {data.sample_rate} samples per second"]
 
-    def weights_metadata(self) -> dict[str, str]:
-        data = self.config.data
-        names = ("features", "sample_rate", "bands", "window", "hop")
-        return super(Classifier, self).weights_metadata() | {name: str(getattr(data, name)) for name in names}
-
     def draw_best(self, files: RunFiles) -> None:
         """Draw the confusion matrix of the best epoch, and validation recordings with its predictions."""
         super().draw_best(files)

@@ -16,6 +16,7 @@ from lambdanets.cli.options import (
     check_outputs,
     check_suffix,
     chosen_device,
+    default_output,
     engine_changes,
     resolved_location,
     write_json,
@@ -107,7 +108,7 @@ def predict_run(
     from lambdanets.audio.prediction import predict_files
     from lambdanets.audio.sheet import MAX_DRAWN
 
-    sheet = out or run / "predictions.png"
+    sheet = out or default_output(run, "predictions.png")
     check_suffix("--out", sheet, ".png")
     check_outputs({"--out": sheet})
     on = chosen_device(device, PREDICT_DEVICES)
@@ -143,7 +144,7 @@ def export_run(
     from lambdanets.exporting import FORMATS
     from lambdanets.exporting.audio import export_audio
 
-    file = out or Path(run) / f"network{FORMATS[format].SUFFIX}"
+    file = out or default_output(run, f"network{FORMATS[format].SUFFIX}")
     exported = export_audio(
         load_run(run), file, format=format, weights=weights, batch_size=batch_size, opset=opset
     )

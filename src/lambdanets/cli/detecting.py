@@ -22,6 +22,7 @@ from lambdanets.cli.options import (
     PREDICT_DEVICES,
     check_images,
     chosen_device,
+    default_output,
     engine_changes,
     resolved_location,
     write_json,
@@ -32,6 +33,8 @@ from lambdanets.data import CocoConfig
 from lambdanets.detection.config import MIN_MAX_DETECTIONS
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from lambdanets.detection import DetectionConfig, Detections, Scores
     from lambdanets.detection.measuring import Row
     from lambdanets.detection.tiling import TileOption
@@ -217,7 +220,7 @@ def predict_run(
     strict: bool,
 ) -> int:
     """Detect objects with a run and draw them; the arguments are those of `lambdanets predict`."""
-    from lambdanets.detection import draw_objects, draw_pairs, load_run, predict, predict_samples
+    from lambdanets.detection import draw_pairs, load_run, predict, predict_samples
     from lambdanets.detection.measuring import (
         COUNT_COLUMNS,
         count_rows,
@@ -225,6 +228,7 @@ def predict_run(
         object_columns,
         object_rows,
         write_label_image,
+        write_label_image_in_parts,
         write_rows,
     )
     from lambdanets.detection.tiling import TrainingSizes
@@ -247,14 +251,14 @@ def predict_run(
             raise UsageError(
                 f"{given[0]} goes with images; of the validation set, eval --results writes all."
             )
-        sheet = out or run / "predictions.png"
+        sheet = out or default_output(run, "predictions.png")
         pairs = predict_samples(opened, samples, weights=weights, tile=option, device=on)
         title = f"{opened.config.model.name}  ·  {run}"
         with usage():
             pages = draw_pairs(pairs, sheet, title, names=opened.classes, threshold=threshold)
         print_files(*(("sheet", page) for page in pages))
         return 0
-    folder = out or run / "predictions"
+    folder = out or default_output(run, "predictions")
     if folder.suffix.lower() == ".png":
         raise UsageError(f"--out is the folder of the drawings, one for each image; got {str(folder)!r}.")
     photos = _photos(paths, {"--out": folder, "--label-images": label_images})
@@ -265,7 +269,7 @@ def predict_run(
     numbers: list[Row] = []
     unread = 0
     taken: set[str] = set()
-    tiled = shrunk = 0
+    tiled = shrunk = parted = 0
     sizes, data_config = TrainingSizes.read(opened.files.image_sizes, opened.config.data), opened.config.data
     detections = predict(
         opened, photos, threshold=threshold, weights=weights, tile=option, max_pixels=max_pixels, device=on
@@ -277,29 +281,36 @@ def predict_run(
             stderr().print(f"skipped {each.path}: {each.error or ''}.")
             continue
         target = folder / _free_name(Path(each.path), taken)
+        parted += (in_parts := max(each.size) > max(each.image.size))
         if csv is not None:
             measures += object_rows(each, opened.classes, pixel_size=pixel_size)
         numbers += count_rows(each, opened.classes)
         if label_images is not None:
-            labels = label_image(each.objects, each.image.height, each.image.width)
-            write_label_image(labels, label_images / f"{target.stem}.tif")
+            file = label_images / f"{target.stem}.tif"
+            if in_parts:
+                write_label_image_in_parts(each.objects, *each.size, file)
+            else:
+                write_label_image(label_image(each.objects, *each.size), file)
         tiled += each.tiles > 1
-        shrunk += each.tiles == 1 and sizes.too_large(each.image.size, data_config)
-        found = each.objects
-        drawing = draw_objects(
-            each.image, found["boxes"], found["labels"], opened.classes, found["scores"], found.get("masks")
-        )
+        shrunk += each.tiles == 1 and sizes.too_large(each.size, data_config)
+        drawing = _drawing(each.image, each, opened.classes)
         # Atomic, so that a link to a photo is replaced, not followed.
         with replacing(target) as part:
             drawing.save(part, format="PNG")
         summary = _summary(each, opened.classes)
-        rows.add_row(each.path, str(len(found["labels"])), summary, str(target))
+        rows.add_row(each.path, str(len(each.objects["labels"])), summary, str(target))
     piped = to_stdout(csv)
     console = stderr() if piped else stdout()
     if rows.row_count and not piped:
         draw(console, f"{opened.config.model.name} from {run}, scores from {threshold:g}", rows)
     if tiled:
         console.print(_tiles_note(tiled, rows.row_count, opened, option), soft_wrap=True)
+    if parted:
+        console.print(
+            f"{parted:,} of {rows.row_count:,} images are too large to be decoded as a whole: they were read "
+            "in parts, and their drawings are smaller.",
+            soft_wrap=True,
+        )
     if shrunk:
         console.print(
             f"{shrunk:,} of {rows.row_count:,} images were shrunk far more than those of the training (about "
@@ -346,9 +357,10 @@ def _tiles_note(number: int, total: int, run: "Run[DetectionConfig]", option: "T
 
 def _photos(paths: tuple[Path, ...], outputs: dict[str, Path | None]) -> list[Path]:
     """Return the image files; refuse those in a folder of the results, which would be overwritten."""
-    from lambdanets.evaluate.prediction import find_image_files
+    from lambdanets.data.files import find_files
+    from lambdanets.data.images import IMAGE_SUFFIXES
 
-    found = list(find_image_files(paths))
+    found = list(find_files(paths, IMAGE_SUFFIXES))
     for option, given in outputs.items():
         folder = given and given.resolve()
         if inside := [path for path in found if folder in (path.resolve().parent, path.parent.resolve())]:
@@ -369,6 +381,22 @@ def _free_name(path: Path, taken: set[str]) -> str:
     return name
 
 
+def _drawing(image: "Image.Image", each: "Detections", classes: tuple[str, ...]) -> "Image.Image":
+    """Draw the objects onto their image, or onto a smaller version of it."""
+    from lambdanets.detection import draw_objects
+
+    found, shrunk = each.objects, max(image.size) / max(each.size)
+    return draw_objects(
+        image,
+        found["boxes"] * shrunk,
+        found["labels"],
+        classes,
+        found["scores"],
+        found.get("masks"),
+        longest=max(image.size) if shrunk < 1 else None,
+    )
+
+
 def _summary(each: "Detections", classes: tuple[str, ...]) -> str:
     numbers: dict[str, int] = {}
     for label in each.objects["labels"].tolist():
@@ -386,4 +414,5 @@ def _entry(each: "Detections", classes: tuple[str, ...]) -> dict[str, Any]:
     for found in to_results([each.objects], [0], range(len(classes))):
         kept = {name: value for name, value in found.items() if name not in ("image_id", "category_id")}
         objects.append({"class": classes[found["category_id"]]} | kept)
-    return {"path": each.path, "width": each.image.width, "height": each.image.height, "objects": objects}
+    height, width = each.size
+    return {"path": each.path, "width": width, "height": height, "objects": objects}

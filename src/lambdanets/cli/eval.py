@@ -11,6 +11,7 @@ from lambdanets.cli.console import draw, print_files, stderr, stdout, table
 from lambdanets.cli.errors import UsageError, usage
 from lambdanets.cli.options import (
     EVAL_DEVICES,
+    check_distinct,
     check_outputs,
     chosen_device,
     engine_changes,
@@ -122,7 +123,10 @@ def run(
 
     if rank_and_world_size()[1] > 1:
         raise UsageError("eval measures in one process: start it without torchrun or srun.")
-    check_outputs({"--per-class": per_class, "--csv": csv, "--json": json})
+    tables = {"--per-class": per_class, "--csv": csv, "--json": json}
+    check_outputs(tables)
+    scores = {"--errors": errors, "--predictions": predictions, "--confusion": confusion}
+    check_distinct({**tables, **scores, "--calibration": calibration})
     check_score_files(errors, predictions, confusion, calibration)
     return run_verb(
         "eval", what, data=data, images=images, as_=as_, real=real, checkpoint=checkpoint, weights=weights,
@@ -196,7 +200,7 @@ def evaluate_classifier(
     if tta is not None:
         from lambdanets.evaluate.views import FlipAveraged
 
-        averaged = FlipAveraged(target.network, multi_label=target.data.multi_label)
+        averaged = FlipAveraged(target.network, multi_label=target.data.multi_label or target.binary)
         target = replace(target, network=averaged, weights=f"{target.weights}, averaged over mirror images")
     if target.data.multi_label:
         from lambdanets.cli.labels import evaluate_labels

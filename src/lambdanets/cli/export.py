@@ -7,7 +7,7 @@ from tyro import conf
 
 from lambdanets.cli.console import stderr, stdout
 from lambdanets.cli.errors import UsageError
-from lambdanets.cli.options import shown
+from lambdanets.cli.options import default_output, shown
 from lambdanets.cli.tasks import run_verb
 
 if TYPE_CHECKING:
@@ -76,7 +76,10 @@ def write_classifier(
     else:
         if weights != "best":
             raise UsageError("--weights chooses among those of a run; a model takes --checkpoint.")
-        source, default = create_trained_model(what, checkpoint=checkpoint), Path(what.rpartition("/")[2])
+        source, default = (
+            create_trained_model(what, checkpoint=checkpoint),
+            Path(what.rstrip("/").rpartition("/")[2]),
+        )
     file = out or default.with_name(default.name + FORMATS[format].SUFFIX)
     classifier = export_classifier(
         source, file, format=format, weights=weights, size=size,
@@ -102,8 +105,8 @@ def write_detector(
     from lambdanets.exporting import FORMATS, export_detector
 
     detector = export_detector(
-        detection.load_run(what), out or Path(what) / f"network{FORMATS[format].SUFFIX}", format=format,
-        weights=weights, size=size, dynamic_size=dynamic_size, opset=opset,
+        detection.load_run(what), out or default_output(what, f"network{FORMATS[format].SUFFIX}"),
+        format=format, weights=weights, size=size, dynamic_size=dynamic_size, opset=opset,
     )  # fmt: skip
     difference = f"{detector.difference:.2g} in {detector.objects} objects"
     print_exported(detector, difference, f"{detector.images} images")

@@ -113,6 +113,23 @@ def check_outputs(files: dict[str, Path | None]) -> None:
             raise UsageError(f"{option} {file} cannot be written: {folder} is not a writable folder.")
 
 
+def check_distinct(files: dict[str, Path | None]) -> None:
+    """Raise UsageError if two options name the same file."""
+    first: dict[Path, str] = {}
+    for option, file in files.items():
+        if file is not None and (other := first.setdefault(file.absolute(), option)) != option:
+            raise UsageError(f"{other} and {option} name the same file {file}; give each its own.")
+
+
+def default_output(run: str | Path, name: str) -> Path:
+    """Return the default file of results: in the folder of a run, or in the working directory as RUN-NAME.
+
+    The latter holds for trained networks in the package, to whose folders nothing is written.
+    """
+    folder = Path(run)
+    return folder / name if (folder / "config.json").is_file() else Path(f"{folder.name}-{name}")
+
+
 def write_json(file: Path, plain: Any) -> None:
     """Write a JSON file, whole or not at all; its folder is created.
 
@@ -273,7 +290,9 @@ def _sentence(box: str) -> str:
     first = parts[0] if "╭" in box else parts[min(1, len(parts) - 1)]
     if first[0].startswith("Missing from") and len(first) > 1:
         return f"{first[1].split()[0]} is missing"
+    # None is the default of an option, and no word for it.
     text = " ".join(first).rstrip(".")
+    text = re.sub(r"(?<=\()'None', |, 'None'(?=[,)])", "", text)
     if option := re.match(r"Error parsing (--[\w-]+):", text):
         for what, pattern in NUMBERS.items():
             if found := re.search(pattern + " ('.*?'|\".*?\")", text):

@@ -10,6 +10,7 @@ from tyro import conf
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import (
     PREDICT_DEVICES,
+    check_distinct,
     check_images,
     check_outputs,
     check_suffix,
@@ -92,7 +93,9 @@ def run(
     ):
         if number is not None and number < 1:
             raise UsageError(f"{option} must be at least 1, got {number}.")
-    check_outputs({"--json": json, "--csv": None if to_stdout(csv) else csv, "--counts": counts})
+    files = {"--json": json, "--csv": None if to_stdout(csv) else csv, "--counts": counts}
+    check_outputs(files)
+    check_distinct({**files, "--out": out, "--label-images": label_images})
     return run_verb(
         "predict", what, paths, samples=samples, top=top, threshold=threshold, tta=tta, tile=tile, out=out,
         json=json, csv=csv, counts=counts, label_images=label_images, pixel_size=pixel_size,
@@ -155,7 +158,7 @@ def predict_labels(
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is a probability from 0 to 1, got {threshold}.")
     if tta is not None:
-        target = replace(target, network=FlipAveraged(target.network, multi_label=several))
+        target = replace(target, network=FlipAveraged(target.network, multi_label=several or target.binary))
     top = (MAX_LABELS if several else 5) if top is None else top
     batch_size = 32 if batch_size is None else batch_size
     options = {"top": top, "threshold": 0.5 if threshold is None else threshold, "batch_size": batch_size}

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from tyro import conf
 
-from lambdanets.cli.console import stdout
+from lambdanets.cli.console import stderr, stdout
 from lambdanets.cli.errors import UsageError
 from lambdanets.cli.options import shown
-from lambdanets.cli.tasks import run_verb
+from lambdanets.cli.tasks import run_verb, task_of
 
 
 def run(
@@ -19,10 +19,12 @@ def run(
     private: bool = False,
     weights: Literal["best", "last"] = "best",
 ) -> int:
-    """Upload a classifier of images with a model card to the Hugging Face hub, or write the folder alone.
+    """Upload a run with a model card to the Hugging Face hub, or write the folder alone.
 
-    It needs a token of the hub: `hf auth login`, or the variable HF_TOKEN. The model then opens in timm as
-    hf-hub:OWNER/NAME after `import lambdanets`, and as the weights of another run with --weights.
+    It needs a token of the hub: `hf auth login`, or the variable HF_TOKEN. hf-hub:OWNER/NAME then gives the
+    weights of another run with --weights. A classifier of images also opens in timm under this name, after
+    `import lambdanets`; networks of other tasks are uploaded as runs, without paths, and the other commands
+    take the downloaded folder.
 
     Args:
         run: Folder of a run.
@@ -40,7 +42,7 @@ def run(
     return run_verb("push", run, repository=repository, folder=folder, private=private, weights=weights)
 
 
-def push_classifier(
+def push_run(
     run: Path,
     *,
     repository: str | None,
@@ -48,12 +50,17 @@ def push_classifier(
     private: bool,
     weights: Literal["best", "last"],
 ) -> int:
-    """Upload a classifier; the arguments are those of `lambdanets push`."""
+    """Upload a run of any task; the arguments are those of `lambdanets push`."""
     from lambdanets.train import load_run
 
-    opened = load_run(run)
+    opened = load_run(run, task_of(run).config_class())
     if folder is not None:
         stdout().print(f"written: {opened.save_for_hub(folder, weights)}", soft_wrap=True)
     else:
         stdout().print(opened.push_to_hub(repository or "", which=weights, private=private), soft_wrap=True)
+    if (channels := opened.config.data.in_chans) != 3:
+        stderr().print(
+            f"lambdanets: the model takes images of {channels} channel{'s' * (channels != 1)}: timm and "
+            "lambdanets open it; the pipeline of transformers, which converts images to RGB, does not."
+        )
     return 0

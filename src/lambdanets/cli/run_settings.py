@@ -10,6 +10,7 @@ import torch
 from lambdanets.cli.errors import UsageError, as_usage_error, usage
 from lambdanets.cli.tasks import TASKS, task_of
 from lambdanets.data.sources import find_source
+from lambdanets.models.shipped import find_run
 from lambdanets.models.weight_files import PRETRAINED, WEIGHTS_FORMS
 from lambdanets.models.weights import weights_for
 from lambdanets.recipes import find_recipe, get_recipe, list_recipes
@@ -77,7 +78,7 @@ def _base(recipe: str | None, resume: Path | None, file: Path | None, weights: s
     if recipe is not None:
         return get_recipe(recipe)
     if file is None:
-        run = Path(weights or "")
+        run = find_run(weights or "")
         if not (run / "config.json").is_file() or not (run / "classes.json").is_file():
             raise UsageError(
                 f"name a recipe ({', '.join(list_recipes())}): {weights} is no run, so it has no "

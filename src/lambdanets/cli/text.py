@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lambdanets.cli.console import draw, print_files, stderr, stdout, table
 from lambdanets.cli.errors import FAILURE, UsageError, usage
-from lambdanets.cli.options import resolved_location, write_json
+from lambdanets.cli.options import default_output, resolved_location, write_json
 from lambdanets.utils.text import printable
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def export_run(
     from lambdanets.exporting import FORMATS
     from lambdanets.text import export, load_run
 
-    file = out or Path(run) / f"network{FORMATS[format].SUFFIX}"
+    file = out or default_output(run, f"network{FORMATS[format].SUFFIX}")
     exported = export(load_run(run), file, format=format, weights=weights, batch_size=batch_size, opset=opset)
     (batch,), *state = exported.inputs.values()
     difference = f"{exported.difference:.2g} in outputs up to {exported.largest:.2g}"

@@ -67,6 +67,8 @@ def run(
 
     if resume is not None and out is not None:
         raise UsageError("--out and --resume exclude each other: a resumed run stays in its folder.")
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out is the folder of the run, and {out} is a file.")
     if resume is not None and weights is not None:
         raise UsageError("--weights and --resume exclude each other: a resumed run has its own weights.")
     if config is not None and (recipe is not None or resume is not None):

@@ -6,8 +6,9 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 from lambdanets.utils.text import join_some
@@ -74,6 +75,21 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 def suffix_of(name: str) -> str:
     """Return the suffix of a file name in lower case, for counting."""
     return os.path.splitext(name)[1].lower() or "no suffix"
+
+
+def find_files(paths: Iterable[str | os.PathLike[str]], suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """Yield each path that is a file, of any suffix, and the files of some suffixes inside each folder.
+
+    A folder without such files is yielded itself, so that it can be reported. A warning counts the files of a
+    folder that are left out.
+    """
+    for path in map(Path, paths):
+        if not path.is_dir():
+            yield path
+            continue
+        found = find_images(str(path), suffixes)
+        warn_left_out(str(path), found.others, found.stray)
+        yield from sorted(map(Path, found.images)) or [path]
 
 
 def find_images(top: str, suffixes: tuple[str, ...]) -> Found:

@@ -235,8 +235,8 @@ def _check_labels(config: DataConfig, source: Source) -> None:
     """Raise DataError if images have several labels, which the source cannot have."""
     if config.multi_label and not source.multi_label:
         raise DataError(
-            f"images with several labels (data.multi_label) come from a table, csv:FILE.csv; those of "
-            f"{config.source!r} have one each."
+            f"images with several labels (data.multi_label) come from a table, csv:FILE.csv, with rows such "
+            f"as 1.jpg,sea;sky; those of {config.source!r} have one each."
         )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from lambdanets.data import CocoConfig
 from lambdanets.models import WeightsError, load_weights
 from lambdanets.models.weight_files import PRETRAINED, absolute_weights, find_weights, read_weights
-from lambdanets.train.config import BaseConfig, RunConfig
+from lambdanets.train.config import BaseConfig, HubForm, RunConfig
 from lambdanets.train.model_config import check_frozen, check_published, check_trained, take_initial_weights
 from lambdanets.utils.text import join_some
 
@@ -225,6 +225,13 @@ class DetectionConfig(BaseConfig):
     """The complete description of a run that trains a detector."""
 
     TASK = "detection"
+    HUB = HubForm(
+        pipeline="object-detection",
+        kind="a detector (Mask R-CNN)",
+        use="predict {folder} photos",
+        source="coco:FOLDER",
+        facts=("image_size", "masks"),
+    )
     STARTS_FROM = (TASK, RunConfig.TASK)
 
     model: DetectorConfig

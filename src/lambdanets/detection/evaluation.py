@@ -16,12 +16,12 @@ from lambdanets.detection.matching import Matches, match
 from lambdanets.detection.prediction import Predictor
 from lambdanets.detection.results import Entry, merge, to_results
 from lambdanets.detection.scores import Scores, score
-from lambdanets.detection.tiling import TileOption, TrainingSizes, check_tile
+from lambdanets.detection.tiling import TileOption, TrainingSizes, WholeImage, check_tile
 from lambdanets.detection.training import DetectionModule
 from lambdanets.models import to_channels_last
 from lambdanets.train import Run
 from lambdanets.train.checkpoint import RunState
-from lambdanets.train.engine import make_trainer, one_device, quiet_lightning
+from lambdanets.train.trainer import make_trainer, one_device, quiet_lightning
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,6 @@ def _results(predictor: Predictor, images: CocoSet) -> list[Entry]:
     unmasked = images.without_masks()
     for index in range(len(unmasked)):
         image, target = unmasked.stored(index)
-        objects, _ = predictor(image.as_subclass(Tensor))
+        objects, _ = predictor(WholeImage(image.as_subclass(Tensor)))
         entries += to_results([objects], [target["image_id"]], images.category_ids)
     return entries

@@ -26,6 +26,8 @@ OBJECT_COLUMNS = (
     *("file", "object", "class", "score", "x0", "y0", "x1", "y1", "x", "y", "area", "diameter"),
     *("area_um2", "diameter_um"),
 )
+# Side of the tiles of a label image that is written in parts, in pixels; a multiple of 16.
+BLOCK = 1024
 COUNT_COLUMNS = ("file", "class", "count")
 
 
@@ -124,7 +126,7 @@ def write_rows(rows: Iterable[Row], columns: Sequence[str], to: str | os.PathLik
         to.write(text.getvalue())
 
 
-def label_image(objects: Objects, height: int, width: int) -> np.ndarray:
+def label_image(objects: Objects, height: int, width: int, rows: range | None = None) -> np.ndarray:
     """Return an image whose pixels are the numbers of the objects, from 1; 0 is background.
 
     A pixel of several masks belongs to the object with the highest score.
@@ -133,18 +135,30 @@ def label_image(objects: Objects, height: int, width: int) -> np.ndarray:
         objects: By descending score, with `masks` as `Masks`.
         height: Height of the image.
         width: Width of the image.
+        rows: Return these rows only.
 
     Returns:
         uint16 [height, width], or int32 if there are more objects than uint16 has values.
     """
-    count = len(objects["scores"])
-    labels = np.zeros((height, width), np.uint16 if count < 2**16 else np.int32)
-    masks = objects["masks"]
+    indices = range(len(objects["scores"]))
+    if rows is None:
+        rows = range(height)
+    else:
+        # A mask may be larger than its box by a pixel.
+        top, bottom = objects["boxes"][:, 1].numpy() - 1, objects["boxes"][:, 3].numpy() + 1
+        indices = np.flatnonzero((top < rows.stop) & (bottom > rows.start)).tolist()
+    labels = np.zeros((len(rows), width), _label_type(objects))
+    own_rows, columns = np.arange(rows.start, rows.stop), np.arange(width)
     # The best object is drawn last.
-    reversed_masks = Masks(masks.segmentations[::-1], masks.height, masks.width)
-    for number, (top, left, part) in zip(range(count, 0, -1), _parts(reversed_masks), strict=True):
-        labels[top : top + part.shape[0], left : left + part.shape[1]][part > 0] = number
+    for index in reversed(indices):
+        segmentation = objects["masks"].segmentations[index]
+        top, left, part = rasterise_at(segmentation, height, width, own_rows, columns)
+        labels[top : top + part.shape[0], left : left + part.shape[1]][part > 0] = index + 1
     return labels
+
+
+def _label_type(objects: Objects) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if len(objects["scores"]) < 2**16 else np.int32)
 
 
 def write_label_image(labels: np.ndarray, path: str | os.PathLike[str]) -> None:
@@ -155,3 +169,27 @@ def write_label_image(labels: np.ndarray, path: str | os.PathLike[str]) -> None:
     """
     with replacing(Path(path)) as temporary:
         Image.fromarray(labels).save(temporary, format="TIFF", compression="tiff_adobe_deflate")
+
+
+def write_label_image_in_parts(
+    objects: Objects, height: int, width: int, path: str | os.PathLike[str]
+) -> None:
+    """Write the label image of an image larger than the memory, as a tiled and compressed TIFF.
+
+    Raises:
+        CheckpointError: The disk is full, or the folder cannot be written.
+    """
+    import tifffile  # pyright: ignore[reportMissingImports]
+
+    dtype = _label_type(objects)
+
+    def blocks() -> Iterator[np.ndarray]:
+        for first in range(0, height, BLOCK):
+            band = label_image(objects, height, width, range(first, min(first + BLOCK, height)))
+            yield from (band[:, left : left + BLOCK] for left in range(0, width, BLOCK))
+
+    with replacing(Path(path)) as temporary:
+        tifffile.imwrite(
+            temporary, blocks(), shape=(height, width), dtype=dtype, tile=(BLOCK, BLOCK), compression="zlib",
+            photometric="minisblack", bigtiff=height * width * dtype.itemsize > 2**31,
+        )  # fmt: skip

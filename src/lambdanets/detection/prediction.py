@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,21 +15,35 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from lambdanets.data import DataError, open_coco_split, read_image
+from lambdanets.data import IMAGE_SUFFIXES, DataError, open_coco_split, read_image
 from lambdanets.data.coco.transforms import eval_transform_coco
+from lambdanets.data.files import find_files
 from lambdanets.data.images import stored_size
+from lambdanets.data.slides import Slide
 from lambdanets.detection.comparison_sheet import Pair, evenly_spaced, make_pair
 from lambdanets.detection.config import DetectionConfig
 from lambdanets.detection.duplicates import without_duplicates
 from lambdanets.detection.mask_rcnn import Detector
 from lambdanets.detection.masks import Objects, decode_masks, encode_regions
-from lambdanets.detection.tiling import Tile, TileOption, TrainingSizes, check_tile, detect_in_tiles
-from lambdanets.evaluate.prediction import error_reason, find_image_files, prepare_network
+from lambdanets.detection.tiling import (
+    Picture,
+    Tile,
+    TileOption,
+    TrainingSizes,
+    WholeImage,
+    check_tile,
+    detect_in_tiles,
+)
+from lambdanets.evaluate.prediction import error_reason, prepare_network
 from lambdanets.ops.hardware import available_memory
 from lambdanets.train import Run
 
 # Memory of an image: decoded, converted to RGB, as an array, in its drawing, and in its label image.
 BYTES_PER_PIXEL = 16
+# Longer side of the drawing of an image that is read in parts, in pixels.
+LONGEST_DRAWING = 4096
+# pycocotools counts the pixels of an image with 32 bits.
+MAX_MASK_PIXELS = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +52,10 @@ class Detections:
 
     Attributes:
         path: The file.
-        image: The image, rotated upright; None if it could not be read.
-        objects: `boxes` [n, 4], left, top, right and bottom in pixels of `image`; `labels` [n], from 1;
+        image: The image, rotated upright, or a smaller version of an image that was read in parts; None if it
+            could not be read.
+        size: (height, width) of the image.
+        objects: `boxes` [n, 4], left, top, right and bottom in pixels of the image; `labels` [n], from 1;
             `scores` [n] in descending order; and, if the run has masks, `masks`, as
             `lambdanets.data.coco.masks.Masks` of run lengths. Empty if the image could not be read.
         tiles: Number of tiles into which the image was split; 1 for the whole image.
@@ -47,6 +64,7 @@ class Detections:
 
     path: str
     image: Image.Image | None = field(default=None, repr=False, compare=False)
+    size: tuple[int, int] = (0, 0)
     objects: Objects = field(default_factory=dict, repr=False, compare=False)
     tiles: int = 1
     error: str | None = None
@@ -75,6 +93,8 @@ def predict(
     Images are rotated upright by their EXIF tag, converted to RGB, and resized as in the run's validation;
     objects are in pixels of the stored image. Images are processed lazily, one by one. A file that cannot be
     read, or does not fit into the memory, does not stop the others: its entry has the reason in `error`.
+    A TIFF that is stored in tiles or strips and is too large for the memory, or for `max_pixels`, is read in
+    parts, if it is to be split into tiles and the extra `slides` is installed.
 
     Of two objects of a class whose masks share more than half of the smaller one, only the better is returned
     (`lambdanets.detection.duplicates`): neighbouring tiles, and the network itself, find objects twice.
@@ -90,7 +110,7 @@ def predict(
         weights: The best weights by validation, or those of the last epoch.
         tile: "auto"; the side of the tiles in pixels of the images, for all larger images; or "off", to
             process every image as a whole.
-        max_pixels: Larger images are not read; None takes the limit of the run's training.
+        max_pixels: Larger images are not decoded as a whole; None takes the limit of the run's training.
         device: Device of the computation; None takes the best.
 
     Raises:
@@ -105,7 +125,7 @@ def predict(
         raise ValueError(f"threshold is from 0 to 1, got {threshold}")
     limit = run.config.data.max_pixels if max_pixels is None else max_pixels
     predictor = Predictor(run, weights, tile, device=device)
-    return _predict_files(predictor, find_image_files(paths), threshold, limit)
+    return _predict_files(predictor, find_files(paths, IMAGE_SUFFIXES), threshold, limit)
 
 
 def _predict_files(
@@ -116,13 +136,50 @@ def _predict_files(
             yield Detections(path=str(path), error="there are no images in this folder")
             continue
         try:
-            _check_memory(path, max_pixels)
-            picture = read_image(path, max_pixels=max_pixels)
+            slide = _open_slide(path, max_pixels, predictor)
+            if slide is None:
+                image = read_image(path, max_pixels=max_pixels)
+                whole = WholeImage(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+                objects, tiles = predictor(whole, threshold=threshold)
+            else:
+                with slide:
+                    objects, tiles = predictor(slide, threshold=threshold)
+                    image = slide.shrunk(LONGEST_DRAWING)
         except (DataError, OSError) as error:
             yield Detections(path=str(path), error=error_reason(error, path))
             continue
-        objects, tiles = predictor(torch.from_numpy(np.array(picture)).permute(2, 0, 1), threshold=threshold)
-        yield Detections(path=str(path), image=picture, objects=without_duplicates(objects), tiles=tiles)
+        size = (image.height, image.width) if slide is None else slide.size
+        objects = without_duplicates(objects)
+        yield Detections(path=str(path), image=image, size=size, objects=objects, tiles=tiles)
+
+
+def _open_slide(path: Path, max_pixels: int, predictor: Predictor) -> Slide | None:
+    """Open an image to be read in parts if it is too large to be decoded as a whole; else return None.
+
+    Raises:
+        DataError: The file is no image, or is too large and cannot be read in parts.
+    """
+    try:
+        _check_memory(path, max_pixels)
+    except DataError as error:
+        width, height = stored_size(path, max_pixels=sys.maxsize)
+        if predictor.side((height, width)) is None or not _is_tiff(path):
+            raise
+        if width * height > MAX_MASK_PIXELS:
+            raise DataError(
+                f"its {width:,} x {height:,} pixels are more than the {MAX_MASK_PIXELS:,} that run lengths "
+                "of masks can count; cut it into parts"
+            ) from error
+        try:
+            return Slide(path)
+        except DataError as fault:
+            raise DataError(f"{error_reason(error, path)}; {fault}") from error
+    return None
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) in (b"II", b"MM")
 
 
 def _check_memory(path: Path, max_pixels: int) -> None:
@@ -137,7 +194,7 @@ def _check_memory(path: Path, max_pixels: int) -> None:
 
 
 class Predictor:
-    """Detects objects in images, uint8 [3, height, width], in their pixels, whole or in tiles.
+    """Detects objects in images, in their pixels, whole or in tiles.
 
     Args:
         run: From `load_run`.
@@ -167,26 +224,28 @@ class Predictor:
         self.resize = eval_transform_coco(self.data)
         self.bfloat16 = run.config.engine.precision == "bf16-mixed"
 
-    def __call__(self, image: Tensor, *, threshold: float = 0.0) -> tuple[Objects, int]:
+    def side(self, size: Sequence[int]) -> int | None:
+        """Return the side of the tiles of an image of (height, width), or None if it is processed whole."""
+        return self.sizes.tile(size, self.data, self.tile)
+
+    def __call__(self, image: Picture, *, threshold: float = 0.0) -> tuple[Objects, int]:
         """Return the objects of an image, and the number of tiles into which it was split."""
-        side = self.sizes.tile(image.shape[-2:], self.data, self.tile)
+        side = self.side(image.size)
         if side is None:
-            return self._detect(image, threshold), 1
-        return detect_in_tiles(lambda whole, tile: self._detect(whole, threshold, tile), image, side)
+            return self._detect(image, threshold, Tile(0, 0, *image.size)), 1
+        return detect_in_tiles(lambda tile: self._detect(image, threshold, tile), image.size, side)
 
     @torch.no_grad()
-    def _detect(self, image: Tensor, threshold: float, tile: Tile | None = None) -> Objects:
-        """Return the objects of an image or of one of its tiles, in pixels of the image."""
-        part = image if tile is None else tile.crop(image)
+    def _detect(self, image: Picture, threshold: float, tile: Tile) -> Objects:
+        """Return the objects of a tile of an image, in pixels of the image."""
+        part = image.region(*tile.edges)
         resized = self.resize(tv_tensors.Image(part)).as_subclass(Tensor).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             [regions] = self.network.regions([resized])
             confident = regions["scores"] >= threshold
             selected = {name: value[confident] for name, value in regions.items()}
             sizes = resized.shape[-2:], part.shape[-2:]
-            if tile is None:
-                return encode_regions(selected, *sizes)
-            return encode_regions(selected, *sizes, offset=(tile.top, tile.left), image_size=image.shape[-2:])
+            return encode_regions(selected, *sizes, offset=(tile.top, tile.left), image_size=image.size)
 
 
 def predict_samples(
@@ -219,6 +278,6 @@ def predict_samples(
     predictor = Predictor(run, weights, tile, device=device)
     indices = evenly_spaced(len(images), count)
     return (
-        make_pair(images, index, lambda image, _: without_duplicates(predictor(image)[0]))
+        make_pair(images, index, lambda image, _: without_duplicates(predictor(WholeImage(image))[0]))
         for index in indices
     )

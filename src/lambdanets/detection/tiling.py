@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -109,6 +109,35 @@ def check_tile(option: int | str) -> TileOption:
     return side
 
 
+class Picture(Protocol):
+    """An image that is read in parts: `WholeImage`, or a `lambdanets.data.slides.Slide`."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        ...
+
+    def region(self, top: int, left: int, bottom: int, right: int) -> Tensor:
+        """Return the part between two rows and two columns, uint8 [3, bottom - top, right - left]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class WholeImage:
+    """An image in memory, uint8 [3, height, width]."""
+
+    pixels: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.pixels.shape[-2], self.pixels.shape[-1]
+
+    def region(self, top: int, left: int, bottom: int, right: int) -> Tensor:
+        """Return the part between two rows and two columns, uint8 [3, bottom - top, right - left]."""
+        return self.pixels[..., top:bottom, left:right]
+
+
 @dataclass(frozen=True)
 class Tile:
     """A rectangle of an image, in pixels; `bottom` and `right` are exclusive."""
@@ -118,9 +147,10 @@ class Tile:
     bottom: int
     right: int
 
-    def crop(self, image: Tensor) -> Tensor:
-        """Return the part of an image [..., height, width]."""
-        return image[..., self.top : self.bottom, self.left : self.right]
+    @property
+    def edges(self) -> tuple[int, int, int, int]:
+        """Top, left, bottom and right."""
+        return self.top, self.left, self.bottom, self.right
 
     def intersection(self, other: Tile) -> Tile | None:
         """Return the rectangle that two tiles share, or None."""
@@ -145,7 +175,7 @@ def _spans(length: int, side: int) -> list[tuple[int, int]]:
 
 
 def detect_in_tiles(
-    detect: Callable[[Tensor, Tile], Objects], image: Tensor, side: int
+    detect: Callable[[Tile], Objects], size: tuple[int, int], side: int
 ) -> tuple[Objects, int]:
     """Detect the objects of an image in overlapping tiles.
 
@@ -155,17 +185,17 @@ def detect_in_tiles(
     parts are joined if they agree where two tiles overlap, and kept as separate objects otherwise.
 
     Args:
-        detect: From the image and one of its tiles to the objects in this tile, in pixels of the image:
-            `boxes`, `labels`, `scores` and, where there are masks, `masks` as `Masks`.
-        image: uint8 [3, height, width].
+        detect: From a tile to the objects in this tile, in pixels of the image: `boxes`, `labels`, `scores`
+            and, where there are masks, `masks` as `Masks`.
+        size: (height, width) of the image.
         side: Side of the tiles, in pixels.
 
     Returns:
         The objects of the whole image by descending score, and the number of tiles.
     """
-    height, width = image.shape[-2:]
+    height, width = size
     parts = tiles(height, width, side)
-    found = [detect(image, tile) for tile in parts]
+    found = [detect(tile) for tile in parts]
     margin = EDGE_MARGIN * side
     cut = [
         _cut_by_edge(each["boxes"], t, height, width, margin) for each, t in zip(found, parts, strict=True)

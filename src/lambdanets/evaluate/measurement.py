@@ -221,6 +221,7 @@ def _score(
         on_logits=on_logits,
         on_samples=None if recorder is None else recorder.add,
         device=target.device,
+        binary=target.binary,
     )
 
 

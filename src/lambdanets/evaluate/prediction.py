@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lambdanets.data import IMAGE_SUFFIXES, DataError, StreamSet, eval_transform, open_split, read_image
-from lambdanets.data.files import find_images, warn_left_out
+from lambdanets.data.files import find_files
 from lambdanets.evaluate.target import EvalTarget, target_from_run
 from lambdanets.models import to_channels_last
 from lambdanets.train.config import EngineConfig
@@ -99,7 +99,7 @@ def predict_files(
 
     # Decoding photos takes longer than a small network; Pillow releases the GIL while it decodes.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for batch in batched(find_image_files(paths), batch_size):
+        for batch in batched(find_files(paths, IMAGE_SUFFIXES), batch_size):
             loaded = list(pool.map(load, batch))
             images = [each for each in loaded if isinstance(each, Tensor)]
             answers = iter(_classify(model, images, device, target, top, threshold))
@@ -193,21 +193,6 @@ def prepare_network(
     if engine.channels_last and device.type == "cpu":
         to_channels_last(network)
     return network, device
-
-
-def find_image_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """Yield image files: each path that is a file, of any suffix, and the images inside each folder.
-
-    A folder without images is yielded itself, so that it can be reported. A warning counts the files of a
-    folder that are left out.
-    """
-    for path in map(Path, paths):
-        if not path.is_dir():
-            yield path
-            continue
-        found = find_images(str(path), IMAGE_SUFFIXES)
-        warn_left_out(str(path), found.others, found.stray)
-        yield from sorted(map(Path, found.images)) or [path]
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -30,11 +30,11 @@ from lambdanets.data.unlabelled import training_side
 from lambdanets.evaluate.label_file import LabelFile, read_label_files
 from lambdanets.models import to_channels_last
 from lambdanets.train.checkpoint import write_text
-from lambdanets.train.engine import device_and_precision, quiet_lightning
 from lambdanets.train.errors import RunError
 from lambdanets.train.launch import local_rank, rank_and_world_size
 from lambdanets.train.progress import format_duration, log_once
 from lambdanets.train.run import Run
+from lambdanets.train.trainer import device_and_precision, quiet_lightning
 from lambdanets.utils.processes import leave_signals_to_parent, locked
 from lambdanets.utils.progress import progress_bar_column
 from lambdanets.utils.text import json_text

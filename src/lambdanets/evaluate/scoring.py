@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 from torch.utils.data import DataLoader
 
 from lambdanets.train.config import EngineConfig
-from lambdanets.train.engine import make_trainer, one_device, quiet_lightning
 from lambdanets.train.errors import RunError
+from lambdanets.train.trainer import make_trainer, one_device, quiet_lightning
 from lambdanets.utils.progress import MANY, progress_bar
 from lambdanets.utils.text import first_line
 
@@ -39,7 +39,7 @@ class Scores:
         calibration: Images, correct predictions and the sum of the confidences (the largest probability of an
             image) in each interval of the confidence, float64 `[3, BINS]`; bin i has those above i / BINS and
             up to (i + 1) / BINS.
-        loss_sum: Cross entropy, summed over the images.
+        loss_sum: Loss, summed over the images: the cross entropy, binary where a network was trained by it.
         seconds: Wall time of the pass over the images, in seconds.
     """
 
@@ -119,7 +119,7 @@ class SampleResults:
         guesses: Most probable classes, int64 `[n]`.
         confidences: Their probabilities, float32 `[n]`.
         truth_probabilities: Probabilities of the true classes, float32 `[n]`.
-        losses: Cross entropies, float32 `[n]`.
+        losses: Losses, float32 `[n]`.
         probabilities: Probabilities of all classes that the predictions were chosen from, float32 `[n, k]`;
             None if these are more than `FEW_CLASSES`.
     """
@@ -158,6 +158,19 @@ def restrict_classes(logits: Tensor, targets: Tensor, allowed: Tensor) -> tuple[
     return logits[:, allowed], torch.searchsorted(allowed, targets)
 
 
+def binary_loss(logits: Tensor, targets: Tensor, *, reduction: Literal["sum", "none"]) -> Tensor:
+    """Return the binary cross entropy of each image `[b]`, averaged over the classes, or the sum of these.
+
+    Args:
+        logits: Logits `[b, classes]`.
+        targets: True classes `[b]`.
+        reduction: "none" or "sum".
+    """
+    parts = one_hot(targets, logits.shape[1]).to(logits)
+    losses = binary_cross_entropy_with_logits(logits, parts, reduction="none").mean(1)
+    return losses.sum() if reduction == "sum" else losses
+
+
 def topk_hits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the predicted class of each image, and whether the true one is it and is among the top five.
 
@@ -184,6 +197,7 @@ def score(
     on_logits: Callable[[Tensor], None] | None = None,
     on_samples: Callable[[SampleResults], None] | None = None,
     device: torch.device | None = None,
+    binary: bool = False,
 ) -> Scores:
     """Run a network over the images of a loader, once and in this process alone, and count.
 
@@ -198,6 +212,7 @@ def score(
         on_logits: Called with the float32 logits of every batch, in order.
         on_samples: Called with the predictions for the samples of every batch, in order.
         device: Device in place of the engine's.
+        binary: The loss is the binary cross entropy of each class, averaged over the classes.
 
     Raises:
         RunError: The network cannot take images of this size, or the device cannot be used.
@@ -205,7 +220,9 @@ def score(
     """
 
     def create(report: Callable[[int], None]) -> Scorer:
-        return Scorer(network, num_classes, engine, name, allowed, on_logits, on_samples, report)
+        return Scorer(
+            network, num_classes, engine, name, allowed, on_logits, on_samples, report, binary=binary
+        )
 
     scorer, seconds = validate(create, loader, engine, device)
     images, top1, top5, guessed = (counts.numpy() for counts in scorer.counts)
@@ -271,8 +288,11 @@ class Scorer(pl.LightningModule):
         on_logits: Callable[[Tensor], None] | None,
         on_samples: Callable[[SampleResults], None] | None,
         report: Callable[[int], None],
+        *,
+        binary: bool = False,
     ) -> None:
         super().__init__()
+        self.loss = binary_loss if binary else cross_entropy
         self.network, self.num_classes, self.name = network, num_classes, name
         self.on_logits, self.on_samples, self.report = on_logits, on_samples, report
         self.memory_format = torch.channels_last if engine.channels_last else torch.contiguous_format
@@ -293,7 +313,7 @@ class Scorer(pl.LightningModule):
         chosen = (
             (logits, targets) if self.allowed is None else restrict_classes(logits, targets, self.allowed)
         )
-        self.loss_sum += cross_entropy(*chosen, reduction="sum").item()
+        self.loss_sum += self.loss(*chosen, reduction="sum").item()
         guesses, *hits = topk_hits(*chosen)
         counted = [targets, *(targets[hit] for hit in hits), self._classes(guesses)]
         for row, members in zip(self.counts, counted, strict=True):
@@ -309,7 +329,7 @@ class Scorer(pl.LightningModule):
                     guesses=self._classes(guesses).cpu().numpy(),
                     confidences=confidences.numpy(),
                     truth_probabilities=probabilities.gather(1, places)[:, 0].cpu().numpy(),
-                    losses=cross_entropy(*chosen, reduction="none").cpu().numpy(),
+                    losses=self.loss(*chosen, reduction="none").cpu().numpy(),
                     probabilities=probabilities.cpu().numpy()
                     if probabilities.shape[1] <= FEW_CLASSES
                     else None,

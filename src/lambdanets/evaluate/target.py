@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +16,16 @@ from torch import nn
 
 from lambdanets.data import DataConfig, DataWarning
 from lambdanets.models import WeightsError, create_model, load_weights
+from lambdanets.models.hub_access import NoConnectionError, hub_access
 from lambdanets.models.weight_files import OtherClassesError
 from lambdanets.models.weights import check_finite
 from lambdanets.train.config import EngineConfig
 from lambdanets.train.errors import RunError
 from lambdanets.train.run import Run
+from lambdanets.utils.files import parse_json
 from lambdanets.utils.text import first_line
 
+MULTI_LABEL = "multi_label_classification"  # of transformers
 MODEL_PREFIXES = ("hf-hub:", "local-dir:")  # of models outside the registry
 
 
@@ -36,6 +40,7 @@ class EvalTarget:
         classes: Class names in the order of the logits.
         data: The images, and how they are prepared for the network.
         engine: Device and precision.
+        binary: The loss is the binary cross entropy of each class, as in the training.
         device: Device in place of the engine's, with its index; None takes the engine's.
         built_for: Height and width in pixels of the images that the network was built for.
         seed: Seed of the split, if the images are not split already.
@@ -49,6 +54,7 @@ class EvalTarget:
     engine: EngineConfig
     built_for: int
     seed: int = 0
+    binary: bool = False
     device: torch.device | None = None
 
     def at_size(self, size: int) -> EvalTarget:
@@ -78,6 +84,7 @@ def target_from_run(run: Run, *, weights: Literal["best", "last"] = "best") -> E
         engine=config.engine,
         built_for=config.data.image_size,
         seed=config.seed,
+        binary=config.loss.name == "binary",
     )
 
 
@@ -89,7 +96,7 @@ def target_from_model(
     As in timm's validation, image size and crop are those for testing, if the model has such.
 
     Args:
-        name: Name in the registry, hf-hub:OWNER/NAME, or local-dir:FOLDER.
+        name: Name in the registry, hf-hub:OWNER/NAME, or the folder of a model (also local-dir:FOLDER).
         source: The images, as in `DataConfig`; None for a network that gets images one by one.
         checkpoint: Weights for `load_weights`; None takes the published weights.
 
@@ -121,13 +128,14 @@ def target_from_model(
         crop_pct=form["crop_pct"],
         interpolation=form["interpolation"],
         val_fraction=1.0,
+        multi_label=_has_labels(name),
         # Each image is read once anyway: a bad one is found then.
         check=False,
         cache=False,
     )
     target = EvalTarget(
         name=name,
-        weights="published weights" if checkpoint is None else f"weights of {checkpoint}",
+        weights=_describe_weights(name, checkpoint),
         network=network,
         classes=_classes(name, network),
         data=data,
@@ -142,7 +150,7 @@ def create_trained_model(name: str, *, checkpoint: str | Path | None = None) -> 
     """Create a model by name, with its weights, in evaluation mode.
 
     Args:
-        name: Name in the registry, hf-hub:OWNER/NAME, or local-dir:FOLDER.
+        name: Name in the registry, hf-hub:OWNER/NAME, or the folder of a model (also local-dir:FOLDER).
         checkpoint: Weights for `load_weights`; None takes the published weights.
 
     Raises:
@@ -161,6 +169,12 @@ def create_trained_model(name: str, *, checkpoint: str | Path | None = None) -> 
             raise WeightsError(f"{error.sentence}{advice}") from error
     check_finite(network.state_dict(), network, name)
     return network.eval()
+
+
+def _describe_weights(name: str, checkpoint: str | Path | None) -> str:
+    if checkpoint is not None:
+        return f"weights of {checkpoint}"
+    return "weights of the folder" if is_model_folder(name) else "published weights"
 
 
 def set_image_size(network: nn.Module, name: str, size: int, built_for: int) -> None:
@@ -184,17 +198,52 @@ def is_model_name(name: str) -> bool:
 
 def is_run_folder(word: str) -> bool:
     """Return whether a word of the command line is read as a run: a folder with config.json, or no model."""
+    if is_model_folder(word):
+        return False
     return (Path(word) / "config.json").is_file() or not is_model_name(word)
+
+
+def is_model_folder(word: str) -> bool:
+    """Return whether a word is a folder with a model in the form of the hub, as `push --folder` writes it."""
+    return "architecture" in _read_config(Path(word) / "config.json")
 
 
 def _create(name: str, *, pretrained: bool) -> nn.Module:
     """Create a model by name; raise RunError if it does not exist or cannot be downloaded."""
+    if is_model_folder(name):
+        name = f"local-dir:{name}"
     if pretrained and not name.startswith(MODEL_PREFIXES) and not is_model_pretrained(name):
         raise RunError(f"no trained weights of {name} are published; give your own with --checkpoint FILE")
+    downloads = name.startswith("hf-hub:") or (pretrained and not name.startswith("local-dir:"))
     try:
-        return create_model(name, pretrained=pretrained)
+        with hub_access() if downloads else nullcontext():
+            return create_model(name, pretrained=pretrained)
+    except NoConnectionError as error:
+        own = "" if name.startswith("hf-hub:") else "; give your own weights with --checkpoint FILE"
+        raise RunError(f"{name} cannot be created: {error}{own}") from error
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise RunError(f"{name} cannot be created: {first_line(error)}") from error
+
+
+def _has_labels(name: str) -> bool:
+    """Return whether a model of the hub, or in a folder of its form, gives several labels to an image."""
+    folder = Path(name.removeprefix("local-dir:"))
+    file: Any = folder / "config.json"
+    if name.startswith("hf-hub:"):
+        from huggingface_hub import try_to_load_from_cache
+
+        repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+        file = try_to_load_from_cache(repository, "config.json", revision=revision or None)
+    return isinstance(file, str | Path) and _read_config(Path(file)).get("problem_type") == MULTI_LABEL
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """Return the content of a config.json; {} if there is none."""
+    try:
+        plain = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return plain if isinstance(plain, dict) else {}
 
 
 def _classes(name: str, network: Any) -> tuple[str, ...]:

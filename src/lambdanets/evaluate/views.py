@@ -11,7 +11,8 @@ class FlipAveraged(nn.Module):
 
     Args:
         network: Images `[b, c, h, w]` to logits `[b, classes]`.
-        multi_label: The probabilities are sigmoids of the logits; else their softmax.
+        multi_label: The probabilities are sigmoids of the logits, as for several labels and the binary loss;
+            else their softmax.
     """
 
     def __init__(self, network: nn.Module, *, multi_label: bool = False) -> None:

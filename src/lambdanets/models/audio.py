@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
+from .int8 import dequantise
 from .operators import SEQUENCE_OPERATORS
 from .registry import check_options, register_entrypoints
+from .shipped import shipped_cfg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,7 +324,14 @@ def _entrypoint(name: str) -> Any:
         check_options(name, options, _OPTIONS)
         architecture = {key: options.pop(key) for key in _ARCHITECTURE_OPTIONS & options.keys()}
         config = replace(CONFIGS[name], **architecture)
-        return build_model_with_cfg(AudioResNet, name, pretrained, config=config, **options)
+        return build_model_with_cfg(
+            AudioResNet,
+            name,
+            pretrained,
+            config=config,
+            pretrained_filter_fn=lambda weights, _: dequantise(weights),
+            **options,
+        )
 
     create.__doc__ = f"Create {name}; its options are the fields of `AudioResNetConfig`."
     return create
@@ -339,7 +348,7 @@ _CFG = {
     "license": "apache-2.0",
     "paper_ids": "arXiv:2104.08086",
 }
-default_cfgs = generate_default_cfgs({name: dict(_CFG) for name in CONFIGS})
+default_cfgs = generate_default_cfgs({name: {**_CFG, **shipped_cfg(name)} for name in CONFIGS})
 register_entrypoints(
     {name: _entrypoint(name) for name in CONFIGS},
     __name__,

@@ -23,8 +23,10 @@ from torch import nn
 from lambdanets.utils.text import did_you_mean
 
 from .config import ResNetConfig
+from .int8 import dequantise
 from .operators import OPERATORS
 from .resnet import ResNet, count_parameters
+from .shipped import WEIGHTS, shipped_run
 from .weight_files import check_source, read_content
 
 _descriptions: dict[str, str] = {}
@@ -96,7 +98,8 @@ def create_model(name: str, **options: Any) -> nn.Module:
     else:
         check_source(name, weights=bool(options.get("pretrained")))
     overlay = (options.get("pretrained") and options.get("pretrained_cfg_overlay")) or {}
-    for file in (options.get("checkpoint_path"), overlay.get("file")):
+    shipped = shipped_run(name) if options.get("pretrained") else None
+    for file in (options.get("checkpoint_path"), overlay.get("file"), shipped and shipped / WEIGHTS):
         if file and Path(file).suffix not in (".npz", ".npy"):
             read_content(Path(file))  # raises if the file is damaged; timm verifies no checksum
     return timm.create_model(name, **options)
@@ -195,6 +198,7 @@ def _entrypoint(name: str, config: ResNetConfig) -> Callable[..., nn.Module]:
             pretrained,
             config=chosen,
             feature_cfg={"out_indices": tuple(range(chosen.num_feature_maps))},
+            pretrained_filter_fn=lambda weights, _: dequantise(weights),
             **options,
         )
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from lambdanets.utils.text import first_line
 
+from .int8 import dequantise
+
 CHECKSUM = "checksum"
 """Entry of the safetensors metadata that `write_safetensors` adds and `read_safetensors` verifies."""
 ZIP_SIGNATURE = b"PK\x03\x04"
@@ -93,7 +95,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         path: The file.
 
     Returns:
-        Tensors by name.
+        Tensors by name; those that are stored as int8 with scales are float32.
 
     Raises:
         DamagedFileError: If it is not a safetensors file, or its tensors differ from the written ones.
@@ -111,7 +113,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
     if stored is not None and stored != checksum(tensors):
         raise DamagedFileError(f"{path} is damaged: the checksum of its tensors differs from the stored one")
-    return tensors
+    return dequantise(tensors)
 
 
 def read_archive(path: Path) -> Any:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from lambdanets.utils.files import parse_json, replacing
 from lambdanets.utils.text import first_line, join_some
 
+from .hub_access import NoConnectionError, hub_access
+from .shipped import find_run, shipped_run
 from .tensor_files import (
     DamagedFileError,
     UnsafeFileError,
@@ -28,6 +30,8 @@ PRETRAINED = "pretrained"
 WEIGHTS_FORMS = "the folder of a run, a file, hf-hub:OWNER/NAME, or pretrained (timm's weights of the model)"
 NAMES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
 """Names of files of weights: in a run, of timm's models on the hub, and of older models there."""
+HUB_NAMES = (*NAMES[1:], NAMES[0])
+"""Names of files of weights on the hub, of which that of a run is the rarest."""
 TIMM_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 TIMM_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".bin")
 """Names and suffixes of the files that timm looks for in a folder, in its order."""
@@ -40,9 +44,12 @@ CHECKPOINT_PREFIXES = ("average.", "network.")
 def absolute_weights(weights: str | None) -> str | None:
     """Return a value of `model.weights` with an absolute path, valid in any working directory.
 
-    Names of the Hugging Face hub, "pretrained" and None are returned as they are.
+    Names of the Hugging Face hub and of trained networks in the package, "pretrained" and None are returned
+    as they are.
     """
     if weights is None or weights == PRETRAINED or weights.startswith(HUB):
+        return weights
+    if find_run(weights) == shipped_run(weights):
         return weights
     if weights.startswith(SHORT_HUB):
         return HUB + weights.removeprefix(SHORT_HUB)
@@ -79,8 +86,8 @@ def find_weights(source: str | Path) -> Path:
     """
     text = str(source)
     if text.startswith((HUB, SHORT_HUB)):
-        return _from_hub(text.removeprefix("hf-").removeprefix(SHORT_HUB))
-    path = Path(text).expanduser()
+        return hub_file(text, HUB_NAMES)
+    path = find_run(text)
     if path.is_file():
         return path
     if not path.is_dir():
@@ -229,24 +236,36 @@ def _check_config(path: Path) -> None:
             raise WeightsError(f"{path} cannot be used: {part} is a {type(config[part]).__name__}")
 
 
-def _from_hub(name: str) -> Path:
-    """Return the file of weights of OWNER/NAME[@REVISION] in the cache, after its download if needed."""
+def hub_file(source: str, names: Sequence[str]) -> Path:
+    """Return a file of the Hugging Face hub in the cache, after its download if needed.
+
+    Args:
+        source: hf-hub:OWNER/NAME or hub:OWNER/NAME, with an optional @REVISION.
+        names: Names of files, the first of which that exists is returned.
+
+    Raises:
+        WeightsError: There is none, or it cannot be downloaded.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    name = source.removeprefix("hf-").removeprefix(SHORT_HUB)
     repository, _, revision = name.partition("@")
     reason: Exception | None = None
-    offline = False  # set by the first failed connection, since a timeout takes long
     try:
-        for file in NAMES[1:]:
-            options = {"revision": revision or None, "local_files_only": offline}
-            try:
-                return Path(hf_hub_download(repository, file, **options))
-            except EntryNotFoundError as error:
-                offline, reason = isinstance(error, LocalEntryNotFoundError), reason or error
+        with hub_access():
+            for file in names:
+                try:
+                    return Path(hf_hub_download(repository, file, revision=revision or None))
+                except EntryNotFoundError as error:
+                    reason = reason or error
+            if isinstance(reason, LocalEntryNotFoundError):
+                raise reason
+    except NoConnectionError as error:
+        raise WeightsError(f"{HUB}{name} cannot be downloaded: {error}") from error
     except (OSError, ValueError, RuntimeError) as error:
         reason = error
-    raise WeightsError(f"{HUB}{name} gives no {' and no '.join(NAMES[1:])}: {first_line(reason)}") from reason
+    raise WeightsError(f"{HUB}{name} gives no {' and no '.join(names)}: {first_line(reason)}") from reason
 
 
 def save_for_hub(

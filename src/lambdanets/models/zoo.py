@@ -24,6 +24,7 @@ from timm.models import generate_default_cfgs
 
 from .config import Blocks, ResNetConfig
 from .registry import register
+from .shipped import shipped_cfg
 
 
 def _hybrid(depths: tuple[int, int, int, int], c4: Blocks, *, image_size: int) -> ResNetConfig:
@@ -205,6 +206,7 @@ def _default_cfg(name: str, config: ResNetConfig) -> dict[str, Any]:
         "license": "apache-2.0",
         "paper_ids": "arXiv:2102.08602",
         **data,
+        **shipped_cfg(name),
     }
     side = cfg["input_size"][-1] // config.reduction
     return {**cfg, "pool_size": (side, side)}

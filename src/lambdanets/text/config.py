@@ -13,7 +13,7 @@ from lambdanets.data import TextDataConfig
 from lambdanets.models import create_language_model, load_weights
 from lambdanets.models.freezing import freeze_stages
 from lambdanets.models.weight_files import PRETRAINED, absolute_weights
-from lambdanets.train.config import BaseConfig, Wording
+from lambdanets.train.config import BaseConfig, HubForm, Wording
 from lambdanets.train.model_config import check_frozen, check_trained
 
 MAX_SAMPLE = 1_000_000  # tokens
@@ -26,8 +26,9 @@ class LanguageModelConfig:
     Args:
         name: Name of the model, as `lambdanets.models.create_language_model` takes it.
         options: Further arguments of the model, such as dim, depth, dropout or operator.
-        weights: Initial weights: the folder of a run that trained a model of this name and these options, or
-            its weights.safetensors. The run then has that run's vocabulary. None draws them at random.
+        weights: Initial weights: the folder of a run that trained a model of this name and these options, its
+            weights.safetensors, or hf-hub:OWNER/NAME. The new run then has its vocabulary. None draws them at
+            random.
         frozen_stages: Number of stages that are not trained: the embedding, which is also the head, and the
             blocks behind it. It needs initial weights, whose vocabulary the run has.
     """
@@ -77,6 +78,13 @@ class TextConfig(BaseConfig):
     """All settings of a run that trains a language model."""
 
     TASK = "text"
+    HUB = HubForm(
+        pipeline="text-generation",
+        kind="a language model",
+        use='generate {folder} --prompt "Once" --tokens 500',
+        source="text:FILE",
+        facts=("tokens", "context"),
+    )
     STARTS_FROM = (TASK,)
     WORDING = Wording(
         sample="window",
@@ -113,7 +121,7 @@ class TextConfig(BaseConfig):
         """Return None: the size of the weights depends on the vocabulary of the text."""
 
     def check_start(self) -> None:
-        check_trained(self.model, "the folder of a run or its weights.safetensors")
+        check_trained(self.model, "the folder of a run, its weights.safetensors, or hf-hub:OWNER/NAME")
 
     def load_initial_weights(self, network: nn.Module) -> str:
         load_weights(network, self.model.weights or "")

@@ -1,7 +1,6 @@
 """The Lightning module of image classification: loss, metrics, progress lines and figures."""
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -235,16 +234,6 @@ class Classifier(Learner):
             f"images stored at {data.image_size} pixels where they are larger",
             "tar: shards instead of single files",
         ]
-
-    def weights_metadata(self) -> dict[str, str]:
-        data = self.config.data.resolved()
-        return super().weights_metadata() | {
-            "in_chans": str(data.in_chans),
-            "mean": json.dumps(data.mean),
-            "std": json.dumps(data.std),
-            "crop_pct": str(data.crop_pct),
-            "interpolation": data.interpolation,
-        }
 
     def draw_curves(self, path: Path, title: str = "") -> None:
         draw_curves(self.state.history, path, CURVES, title)

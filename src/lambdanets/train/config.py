@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lambdanets.data import DataConfig
+from lambdanets.models.shipped import find_run
 from lambdanets.train.errors import RunError
 from lambdanets.train.model_config import ModelConfig as ModelConfig
 from lambdanets.train.optim import OptimizerConfig, ScheduleConfig
 from lambdanets.train.serialization import check_finite, decode, encode
 from lambdanets.utils.files import parse_json
-from lambdanets.utils.text import did_you_mean
+from lambdanets.utils.text import did_you_mean, json_text
 
 if TYPE_CHECKING:
     from lambdanets.train.initial_weights import WeightsRecord
@@ -193,6 +195,25 @@ class Wording:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubForm:
+    """The description of a task's runs in their model cards on the Hugging Face hub.
+
+    Attributes:
+        pipeline: The hub's name of the task.
+        kind: A network of the task, such as "a detector".
+        use: Words after `lambdanets` that use the network; "{folder}" is the downloaded folder.
+        source: Form of `data.source`.
+        facts: Fields of `data` that describe the inputs.
+    """
+
+    pipeline: str
+    kind: str
+    use: str
+    source: str
+    facts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class BaseConfig:
     """All settings of a run, without those of one task.
 
@@ -207,6 +228,7 @@ class BaseConfig:
     """
 
     WORDING = Wording()
+    HUB: ClassVar[HubForm]
     TASK = ""  # such as "classification": the entry `task` of config.json
     STARTS_FROM: ClassVar[tuple[str, ...]] = ()  # tasks of runs whose weights a new run can start from
     INPUT: ClassVar[tuple[str, ...]] = ()  # fields of `data` that have to be those of the initial weights
@@ -261,6 +283,19 @@ class BaseConfig:
         """
         return network
 
+    def weights_metadata(self, classes: Sequence[str]) -> dict[str, str]:
+        """Return the metadata of `weights.safetensors`, which make it usable without the run folder."""
+        data, size = self.data.resolved(), self.WORDING.size
+        values = {name: getattr(data, name) for name in (size, *self.INPUT)}
+        return {
+            "recipe": self.recipe,
+            "model": self.model.name,
+            "options": json.dumps(encode(self.model.options)),
+            "num_classes": str(len(classes)),
+            "classes": json_text(classes),
+            **{name: json.dumps(v) if isinstance(v, tuple) else str(v) for name, v in values.items()},
+        }
+
     def values_from(self, record: WeightsRecord) -> dict[str, Any]:
         """Return the fields of a new run that come from its initial weights, by their paths.
 
@@ -292,6 +327,12 @@ class RunConfig(BaseConfig):
     """All settings of a run of image classification."""
 
     TASK = "classification"
+    HUB = HubForm(
+        pipeline="image-classification",
+        kind="an image classifier",
+        use="predict {folder} photos",
+        source="folder:PATH",
+    )
     STARTS_FROM = (TASK,)
     INPUT = ("image_size", "in_chans", "mean", "std", "crop_pct", "interpolation")
 
@@ -349,7 +390,7 @@ def load_config(path: Path, kind: type[Config] = RunConfig) -> Config:
 
 def stored_task(folder: Path) -> str | None:
     """Return the task of the run in a folder, such as "detection"; None if it cannot be read."""
-    return config_task(folder / "config.json")
+    return config_task(find_run(folder) / "config.json")
 
 
 def config_task(file: Path) -> str | None:

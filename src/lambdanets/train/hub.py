@@ -1,41 +1,33 @@
 """A run on the Hugging Face hub: its folder there, with a model card, and the upload."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import safe_open
 
 from lambdanets.models import save_for_hub
-from lambdanets.train.checkpoint import write_text
-from lambdanets.train.config import RunConfig
+from lambdanets.train.checkpoint import save_weights, write_text
+from lambdanets.train.config import RunConfig, dump_config
 from lambdanets.train.errors import RunError
-from lambdanets.train.run import Run
-from lambdanets.utils.text import first_line, join_some
+from lambdanets.train.run import Run, RunFiles
+from lambdanets.utils.text import first_line, join_some, json_text
 
 CARD = """\
 ---
-library_name: timm
-pipeline_tag: image-classification
+library_name: {library}
+pipeline_tag: {pipeline}
 tags:
-- image-classification
-- timm
-- lambdanets
+{tags}
 ---
 # {title}
 
-`{model}`, an image classifier with {parameters:,} parameters and {classes}, trained with lambdanets.
+`{model}`, {kind} with {parameters:,} parameters and {classes}, trained with lambdanets.
 
 ## Use
 
-```python
-import lambdanets  # registers the model in timm
-import timm
-
-model = timm.create_model("hf-hub:{repository}", pretrained=True).eval()
-```
-
-`timm.data.create_transform(**timm.data.resolve_data_config(model=model))` prepares an image:
+{use}
 
 | | |
 |---|---|
@@ -43,15 +35,36 @@ model = timm.create_model("hf-hub:{repository}", pretrained=True).eval()
 
 ## Training
 
-Recipe `{recipe}`, {epochs} epochs, seed {seed}. The figures are those of epoch {number} on the validation
-images{chosen}. They say nothing about images of another origin.
+Recipe `{recipe}`, {epochs} epochs, seed {seed}{data}. {figures}
 
-{metrics}
-
-## Classes
+## {heading}
 
 {names}
 """
+FIGURES = """\
+The figures are those of
+epoch {number} on the validation data{chosen}. They say nothing about data of another origin.
+
+| validation | |
+|---|---:|
+{rows}"""
+TIMM_USE = """\
+```python
+import lambdanets  # registers the model in timm
+import timm
+
+model = timm.create_model("hf-hub:{repository}", pretrained=True).eval()
+```
+
+`timm.data.create_transform(**timm.data.resolve_data_config(model=model))` prepares an image:"""
+RUN_USE = """\
+```
+hf download {repository} --local-dir {folder}
+lambdanets {use}
+lambdanets train {recipe} --weights hf-hub:{repository} --data {source}    # a new run from these weights
+```
+
+The downloaded folder is that of a run, without its data. The inputs have this form:"""
 
 
 def model_card(run: Run[Any], repository: str, which: Literal["best", "last"] = "best") -> str:
@@ -65,33 +78,42 @@ def model_card(run: Run[Any], repository: str, which: Literal["best", "last"] = 
     Raises:
         RunError: No epoch has ended yet.
     """
-    config, data = run.config, run.config.data.resolved()
+    config, data, hub = run.config, run.config.data.resolved(), run.config.HUB
     row = _row(run, which)
     network = config.network(len(run.classes), loads_weights=True)
-    size = "x".join(map(str, (data.in_chans, data.image_size, data.image_size)))
-    facts = {
-        "input": size, "resizing": data.interpolation, "part of the side that is kept": data.crop_pct,
-        "mean": data.mean, "standard deviation": data.std,
-    }  # fmt: skip
-    if data.multi_label:
-        facts["probability of a label"] = "the sigmoid of its logit"
-    figures = {name.removeprefix("val_"): row[name] for name in row if name.startswith("val_")}
+    title = repository.rpartition("/")[2]
+    names = {"repository": repository, "folder": title, "recipe": config.recipe, "source": hub.source}
+    if isinstance(config, RunConfig):
+        library, use = "timm", TIMM_USE.format(**names)
+        size = "x".join(map(str, (data.in_chans, data.image_size, data.image_size)))
+        facts = {
+            "input": size, "resizing": data.interpolation, "part of the side that is kept": data.crop_pct,
+            "mean": data.mean, "standard deviation": data.std,
+        }  # fmt: skip
+        if data.multi_label:
+            facts["probability of a label"] = "the sigmoid of its logit"
+    else:
+        library, use = "lambdanets", RUN_USE.format(**names, use=hub.use.format(folder=title))
+        facts = {name: getattr(data, name) for name in hub.facts}
+    kind = config.WORDING.classes
     return CARD.format(
-        title=repository.rpartition("/")[2],
-        repository=repository,
+        library=library,
+        pipeline=hub.pipeline,
+        tags="\n".join(f"- {tag}" for tag in dict.fromkeys((hub.pipeline, library, "lambdanets"))),
+        title=title,
+        kind=hub.kind,
         model=config.model.name,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        classes=f"{len(run.classes)} classes",
+        classes=f"{len(run.classes)} {kind[len(run.classes) > 1]}",
+        use=use,
         facts="\n".join(f"| {name} | `{value}` |" for name, value in facts.items()),
         recipe=config.recipe,
         epochs=int(run.history()[-1]["epoch"]),
         seed=config.seed,
-        number=int(row["epoch"]),
-        chosen=", by which this epoch was chosen" if which == "best" else "",
-        metrics="\n".join(
-            ["| validation | |", "|---|---:|", *(f"| {name} | {figures[name]:.4f} |" for name in figures)]
-        ),
-        names=join_some(run.classes, 100, form=lambda name: f"`{name}`"),
+        data=_data(run),
+        figures=_figures(row, chosen=which == "best"),
+        heading=kind[1].capitalize(),
+        names=join_some(run.classes, 100, form=_as_code),
     )
 
 
@@ -101,10 +123,13 @@ def save_run_for_hub(
     which: Literal["best", "last"] = "best",
     repository: str = "OWNER/NAME",
 ) -> Path:
-    """Write a classifier in the format of the hub: weights, timm's config.json, and a model card, README.md.
+    """Write a run in the format of the hub, with a model card, README.md.
+
+    A classifier of images has the format of timm's models there: weights and timm's config.json. Networks of
+    other tasks have that of a run: weights, configuration without paths, and classes or vocabulary.
 
     Args:
-        run: A run of image classification.
+        run: The run.
         folder: The folder; created if missing.
         which: Weights of the best or of the last epoch.
         repository: Name of the repository in the model card.
@@ -113,24 +138,40 @@ def save_run_for_hub(
         The folder.
 
     Raises:
-        RunError: There are no such weights yet, or the run is of another task.
+        RunError: There are no such weights yet.
     """
-    if not isinstance(run.config, RunConfig):
-        raise RunError(f"the hub's format is for image classifiers, and {run.directory} is none")
-    data = run.config.data.resolved()
-    images = {
-        "input_size": (data.in_chans, data.image_size, data.image_size),
-        "mean": data.mean,
-        "std": data.std,
-        "crop_pct": data.crop_pct,
-        "interpolation": data.interpolation,
-    }
-    card = model_card(run, repository, which)
-    written = save_for_hub(
-        run.model(which), folder, labels=run.classes, images=images, multi_label=data.multi_label
-    )
+    written, card = Path(folder), model_card(run, repository, which)
+    if isinstance(run.config, RunConfig):
+        data = run.config.data.resolved()
+        images = {
+            "input_size": (data.in_chans, data.image_size, data.image_size),
+            "mean": data.mean,
+            "std": data.std,
+            "crop_pct": data.crop_pct,
+            "interpolation": data.interpolation,
+        }
+        save_for_hub(
+            run.model(which), written, labels=run.classes, images=images, multi_label=data.multi_label
+        )
+    else:
+        _save_as_run(run, RunFiles(written), which)
     write_text(written / "README.md", card)
     return written
+
+
+def _save_as_run(run: Run[Any], files: RunFiles, which: Literal["best", "last"]) -> None:
+    """Write the files of a run that another machine needs to use its network."""
+    weights, config = run.model(which).state_dict(), run.config
+    files.directory.mkdir(parents=True, exist_ok=True)
+    metadata = config.weights_metadata(run.classes) | {"epoch": str(int(_row(run, which)["epoch"]))}
+    save_weights(weights, files.weights, metadata)
+    without_paths = replace(
+        config, model=replace(config.model, weights=None), data=config.data.without_paths()
+    )
+    write_text(files.config, dump_config(without_paths))
+    write_text(files.classes, json_text(run.classes, indent=1) + "\n")
+    if run.files.image_sizes.exists():
+        write_text(files.image_sizes, run.files.image_sizes.read_text(encoding="utf-8"))
 
 
 def push_to_hub(
@@ -140,10 +181,10 @@ def push_to_hub(
     which: Literal["best", "last"] = "best",
     private: bool = False,
 ) -> str:
-    """Upload a classifier with its model card to the Hugging Face hub; the repository is created if needed.
+    """Upload a run with its model card to the Hugging Face hub; the repository is created if needed.
 
     Args:
-        run: A run of image classification.
+        run: The run.
         repository: OWNER/NAME.
         which: Weights of the best or of the last epoch.
         private: Create the repository as a private one.
@@ -166,6 +207,34 @@ def push_to_hub(
         except Exception as error:  # the classes of its HTTP library differ between versions
             raise RunError(f"{repository} cannot be uploaded: {first_line(error)}") from error
     return str(commit)
+
+
+def _figures(row: dict[str, float], *, chosen: bool) -> str:
+    """Return the validation figures of an epoch as a table, with a sentence on them."""
+    names = [name for name in row if name.startswith("val_")]
+    if not names:
+        return f"Epoch {int(row['epoch'])}, whose weights these are, was not validated."
+    return FIGURES.format(
+        number=int(row["epoch"]),
+        chosen=", by which this epoch was chosen" if chosen else "",
+        rows="\n".join(f"| {name.removeprefix('val_')} | {row[name]:.4f} |" for name in names),
+    )
+
+
+def _as_code(name: str) -> str:
+    """Return the name of a class or token as code in Markdown; blank and unprintable ones as Python's."""
+    return f"`{name}`" if name.isprintable() and name.strip() and "`" not in name else f"`` {name!r} ``"
+
+
+def _data(run: Run[Any]) -> str:
+    """Return the data of a run from its summary, to follow the settings; "" before its end."""
+    if not run.files.summary.exists():
+        return ""
+    lines = run.files.summary.read_text(encoding="utf-8").splitlines()
+    text = next((line for line in lines if line.startswith("data ")), "")
+    # Without the source, which may be a path of this machine.
+    found = text.removeprefix("data").strip().removeprefix(f"{run.config.data.source}: ")
+    return f", on {found}" if found else ""
 
 
 def _row(run: Run[Any], which: str) -> dict[str, float]:

@@ -6,21 +6,24 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from timm.data.config import resolve_data_config
 from timm.models import get_pretrained_cfg
-from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+from timm.models._hub import load_model_config_from_path
 
 from lambdanets.models import WeightsError
-from lambdanets.models.weight_files import HUB, PRETRAINED, absolute_weights, find_weights
-from lambdanets.train.config import Config, task_in
+from lambdanets.models.shipped import find_run
+from lambdanets.models.weight_files import HUB, PRETRAINED, SHORT_HUB, find_weights, hub_file
+from lambdanets.train.config import BaseConfig, Config, task_in
 from lambdanets.train.errors import RunError
 from lambdanets.train.serialization import decode, encode
 from lambdanets.utils.files import parse_json
 from lambdanets.utils.text import first_line
 
+SPLIT_FIELDS = ("val_fraction", "hold_out", "group", "group_column", "seed")
 DATA_OPTIONS = ("num_classes", "in_chans", "pretrained")  # options that come from the data of a run
 
 
@@ -127,11 +130,10 @@ def read_record(weights: str, model: str) -> WeightsRecord:
     if weights == PRETRAINED:
         cfg = get_pretrained_cfg(model)
         return WeightsRecord(data=_image_form(cfg.to_dict()) if cfg else {})
-    source = absolute_weights(weights) or ""
+    on_hub = weights.startswith((HUB, SHORT_HUB))
     try:
-        if source.startswith(HUB):
-            return _timm_record(*load_model_config_from_hf(source.removeprefix(HUB)))
-        if (config := Path(weights).expanduser() / "config.json").is_file():
+        config = hub_file(weights, ["config.json"]) if on_hub else find_run(weights) / "config.json"
+        if config.is_file():
             plain = parse_json(config.read_text(encoding="utf-8"))
             if "architecture" in plain:
                 return _timm_record(*load_model_config_from_path(config.parent))
@@ -141,6 +143,44 @@ def read_record(weights: str, model: str) -> WeightsRecord:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"the configuration of {weights} cannot be read: {first_line(error)}") from error
+
+
+def describe_other_split(config: BaseConfig, fingerprint: str) -> str:
+    """Return a warning if the run of the initial weights divided the same data in another way, else "".
+
+    Args:
+        config: The new run.
+        fingerprint: Fingerprint of its data, "" if they have none.
+    """
+    # These import Lightning, for which `lambdanets list` must not wait.
+    from lambdanets.train.checkpoint import CheckpointError, load_checkpoint
+    from lambdanets.train.run import RunFiles
+
+    folder = Path(config.model.weights or "")
+    folder = folder if folder.is_dir() else folder.parent
+    try:
+        plain = parse_json((folder / "config.json").read_text(encoding="utf-8"))
+        was, now = ({**each["data"], "seed": each["seed"]} for each in (plain, encode(config)))
+        other = [name for name in SPLIT_FIELDS if name in was and name in now and was[name] != now[name]]
+        if was["source"] != now["source"] or not other:
+            return ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    try:
+        before = load_checkpoint(RunFiles(folder).last)["run_state"]["fingerprint"]
+    except (CheckpointError, KeyError):
+        before = ""
+    if before and before == fingerprint:
+        return ""  # data that are split already
+    paths = {name: name if name == "seed" else f"data.{name}" for name in other}
+    changes = "; ".join(f"{path} was {was[name]}, now {now[name]}" for name, path in paths.items())
+    settings = " ".join(f"--set {quote(f'{path}={was[name]}')}" for name, path in paths.items())
+    samples = config.WORDING.samples
+    return (
+        f"warning: the run in {folder} split the same data in another way ({changes}): its weights may have "
+        f"been trained on validation {samples} of this run, whose figures are then too high; "
+        f"{settings} takes the same split"
+    )
 
 
 def _run_record(plain: dict[str, Any]) -> WeightsRecord:

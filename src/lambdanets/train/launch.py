@@ -10,9 +10,11 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -28,8 +30,10 @@ from lightning.pytorch.strategies import (
 from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 
-from lambdanets.train.config import EngineConfig
+import lambdanets
+from lambdanets.train.config import BaseConfig, EngineConfig
 from lambdanets.train.errors import RunError, raised_on_all_ranks
+from lambdanets.train.serialization import to_json
 from lambdanets.utils.text import first_line
 
 
@@ -216,3 +220,32 @@ def _wait(store: Any, key: str, rank: int, size: int) -> bytes:
         raise RunError(
             f"process {rank} of {size} ended, or did not arrive within {minutes} minutes; see its log"
         ) from error
+
+
+def check_same_on_all_ranks(config: BaseConfig, fingerprint: str, weights_digest: str = "") -> None:
+    """Check that all ranks have the same configuration, data, initial weights and versions.
+
+    Raises:
+        RunError: A rank differs from rank 0; raised on all ranks.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    # The paths of data and weights may differ between machines; their content may not.
+    data = config.data.without_paths() if fingerprint else config.data
+    model = replace(config.model, weights=None) if weights_digest else config.model
+    mine = {
+        "configuration": to_json(replace(config, data=data, model=model)),
+        config.WORDING.samples: fingerprint,
+        "weights to start from": weights_digest,
+        "versions": f"lambdanets {lambdanets.__version__}, torch {torch.__version__}",
+    }
+    ranks: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(ranks, mine)
+    first = ranks[0]
+    for rank, other in enumerate(ranks):
+        differing = [name for name in first if other[name] != first[name]]
+        if differing:
+            with raised_on_all_ranks():
+                raise RunError(
+                    f"process {rank} of the run has other {' and '.join(differing)} than process 0"
+                )

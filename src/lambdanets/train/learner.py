@@ -2,12 +2,10 @@
 
 import copy
 import hashlib
-import json
 import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +18,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-import lambdanets
+from lambdanets.train.average import Pairs, pair_ema_tensors, update_ema
 from lambdanets.train.checkpoint import RunState
-from lambdanets.train.config import BaseConfig
-from lambdanets.train.errors import NonFiniteLossError, RunError, raised_on_all_ranks
+from lambdanets.train.errors import NonFiniteLossError
+from lambdanets.train.launch import check_same_on_all_ranks
 from lambdanets.train.nonfinite import BadStep, locate_nonfinite
 from lambdanets.train.optim import create_optimizer, lr_factor
 from lambdanets.train.run import AVERAGE, NETWORK, RunFiles
-from lambdanets.train.serialization import encode, to_json
-from lambdanets.utils.text import json_text
 
 CHECK_EVERY = 50  # batches between two checks of the loss where reading it stalls an accelerator
 RECENT = 100  # losses that a report on a bad step lists
@@ -180,15 +176,7 @@ class Learner(pl.LightningModule):
 
     def weights_metadata(self) -> dict[str, str]:
         """Return the metadata of `weights.safetensors`, which make it usable without the run folder."""
-        config, size = self.config, self.config.WORDING.size
-        return {
-            "recipe": config.recipe,
-            "model": config.model.name,
-            "options": json.dumps(encode(config.model.options)),
-            size: str(getattr(config.data, size)),
-            "num_classes": str(len(self.classes)),
-            "classes": json_text(self.classes),
-        }
+        return self.config.weights_metadata(self.classes)
 
     def draw_curves(self, path: Path, title: str = "") -> None:
         """Draw the curves of all epochs so far."""
@@ -441,35 +429,6 @@ class Learner(pl.LightningModule):
         self.state.__dict__.update(RunState.from_dict(checkpoint["run_state"]).__dict__)
 
 
-Pairs = tuple[list[Tensor], list[Tensor]]  # tensors of the average, and those of the network
-
-
-def pair_ema_tensors(average: nn.Module, network: nn.Module) -> list[Pairs]:
-    """Pair the tensors of a moving average with those of the network.
-
-    The pairs stay valid while neither module moves to another device or replaces a tensor; `load_state_dict`
-    copies in place.
-
-    Returns:
-        Two pairs of lists: the floating-point tensors, which are averaged, and all others, which are copied.
-    """
-    both = average.state_dict(keep_vars=True), network.state_dict(keep_vars=True)
-    named = zip(*(states.values() for states in both), strict=True)
-    # A tensor that several layers share has several names and is updated once.
-    pairs = list({id(mean): (mean, new) for mean, new in named}.values())
-    kinds = ([p for p in pairs if p[0].is_floating_point() is floating] for floating in (True, False))
-    return [([mean for mean, _ in kind], [new for _, new in kind]) for kind in kinds]
-
-
-@torch.no_grad()
-def update_ema(pairs: list[Pairs], decay: float) -> None:
-    """Update an average of weights and statistics in place: decay * average + (1 - decay) * new."""
-    (means, news), (counts, new_counts) = pairs
-    torch._foreach_lerp_(means, news, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-    if counts:
-        torch._foreach_copy_(counts, new_counts)  # pyright: ignore[reportPrivateImportUsage]
-
-
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed PyTorch's generators of the CPU and of one device.
 
@@ -479,35 +438,6 @@ def seed_generators(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
-
-
-def check_same_on_all_ranks(config: BaseConfig, fingerprint: str, weights_digest: str = "") -> None:
-    """Check that all ranks have the same configuration, data, initial weights and versions.
-
-    Raises:
-        RunError: A rank differs from rank 0; raised on all ranks.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    # The paths of data and weights may differ between machines; their content may not.
-    data = config.data.without_paths() if fingerprint else config.data
-    model = replace(config.model, weights=None) if weights_digest else config.model
-    mine = {
-        "configuration": to_json(replace(config, data=data, model=model)),
-        config.WORDING.samples: fingerprint,
-        "weights to start from": weights_digest,
-        "versions": f"lambdanets {lambdanets.__version__}, torch {torch.__version__}",
-    }
-    ranks: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(ranks, mine)
-    first = ranks[0]
-    for rank, other in enumerate(ranks):
-        differing = [name for name in first if other[name] != first[name]]
-        if differing:
-            with raised_on_all_ranks():
-                raise RunError(
-                    f"process {rank} of the run has other {' and '.join(differing)} than process 0"
-                )
 
 
 def step_seed(seed: int, batch: int, rank: int) -> int:

@@ -115,18 +115,20 @@ def register_run(loggers: Sequence[Logger], config: BaseConfig, files: RunFiles)
     Raises:
         RunError: A logger cannot start, for example because no user is logged in.
     """
-    identities = {}
+    identities, known = {}, _identities(files)
     for logger in loggers:
         if isinstance(logger, EventLog):
             continue
         name = "wandb" if isinstance(logger, WandbLogger) else "mlflow"
         try:
-            logger.log_hyperparams(flatten(config))
+            # MLflow refuses other values of parameters, such as the epochs of a run that is trained longer.
+            if name == "wandb" or name not in known:
+                logger.log_hyperparams(flatten(config))
             identities[name] = str(logger.run_id if isinstance(logger, MLFlowLogger) else logger.version)
         except Exception as error:  # as above
             raise RunError(f"engine.loggers: {name} cannot start: {first_line(error)}") from error
     if identities:
-        write_text(files.loggers, json.dumps(_identities(files) | identities, indent=1) + "\n")
+        write_text(files.loggers, json.dumps(known | identities, indent=1) + "\n")
 
 
 def _identities(files: RunFiles) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lambdanets.models import WeightsError, accelerate, create_model, load_weights
 from lambdanets.models.freezing import body_and_head, classifier_names, freeze_stages
+from lambdanets.models.hub_access import NoConnectionError, hub_access
 from lambdanets.models.weight_files import PRETRAINED, WEIGHTS_FORMS, absolute_weights
 from lambdanets.utils.text import first_line
 
@@ -74,7 +76,13 @@ class ModelConfig:
         options = {**defaults, **self.options, "num_classes": num_classes}
         published = self.weights == PRETRAINED and not loads_weights
         try:
-            network = create_model(self.name, **options, pretrained=published)
+            with hub_access() if published else nullcontext():
+                network = create_model(self.name, **options, pretrained=published)
+        except NoConnectionError as error:
+            raise WeightsError(
+                f"the published weights of {self.name} cannot be loaded: {error}; give your own with "
+                "--weights FILE"
+            ) from error
         except (OSError, RuntimeError) as error:
             if not published:
                 raise

@@ -45,6 +45,7 @@ class Opening(Callback):
         steps = -(-module.state.batches_per_epoch // module.accumulate)
         samples = config.data.batch_size * trainer.world_size * module.accumulate
         epochs = "epoch" if engine.epochs == 1 else "epochs"
+        batches = f"{steps:,} step{'s' * (steps != 1)}"
         counts = module.format_class_sizes(splits)
         self._first_batch = module.state.batches_done
         lines = {
@@ -53,7 +54,7 @@ class Opening(Callback):
             "data": f"{config.data.source}: {module.format_data(splits)}, {module.format_classes()}{counts}",
             **note_on_validation(len(splits.val), config.WORDING),
             "device": describe_devices(trainer, engine.precision),
-            "steps": f"{engine.epochs} {epochs} of {steps:,} steps of {samples:,} {config.WORDING.samples}",
+            "steps": f"{engine.epochs} {epochs} of {batches} of {samples:,} {config.WORDING.samples}",
             "folder": str(self.directory),
             "stop": f"Ctrl-C; continue with: lambdanets train --resume {quote(str(self.directory))}",
         }

@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal
 
 from torch import Tensor, nn
 
+from lambdanets.models.shipped import find_run
 from lambdanets.models.tensor_files import DamagedFileError, read_safetensors
 from lambdanets.models.weights import check_finite
 from lambdanets.train.config import Config, RunConfig, load_classes, load_config
@@ -182,7 +183,9 @@ class Run(Generic[Config]):
         return network.eval()
 
     def save_for_hub(self, folder: str | Path, which: Literal["best", "last"] = "best") -> Path:
-        """Write the network for the Hugging Face hub, with its classes, image settings and model card.
+        """Write the network for the Hugging Face hub, with its classes, the form of its inputs and a card.
+
+        A classifier of images is written in timm's format, a network of another task as a run.
 
         Args:
             folder: The folder; created if missing.
@@ -192,7 +195,7 @@ class Run(Generic[Config]):
             The folder.
 
         Raises:
-            RunError: There are no such weights yet, they do not fit, or it is no classifier of images.
+            RunError: There are no such weights yet, or they do not fit.
         """
         from lambdanets.train.hub import save_run_for_hub
 
@@ -283,7 +286,8 @@ def load_run(path: str | Path, kind: type[Config] = RunConfig) -> Run[Config]:
     """Open a run folder.
 
     Args:
-        path: The folder that `train` wrote; it may have been moved.
+        path: The folder that `train` wrote; it may have been moved. Or the name of a trained network in the
+            package.
         kind: The configuration class of the run's task.
 
     Raises:
@@ -292,7 +296,7 @@ def load_run(path: str | Path, kind: type[Config] = RunConfig) -> Run[Config]:
     Example:
         >>> load_run("runs/digits").model()
     """
-    directory = Path(path)
+    directory = find_run(path)
     files = RunFiles(directory)
     if not directory.is_dir():
         raise RunError(f"{directory} is no run: there is no such folder")

@@ -244,10 +244,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise _mismatch(kind, value, where)
-    hints = typing.get_type_hints(kind)
+    hints, known = typing.get_type_hints(kind), [field.name for field in dataclasses.fields(kind)]
     for name in value:
-        if name not in hints:
-            raise ValueError(f"{where} has an unknown field {name!r}{nearest(name, hints)}")
+        if name not in known:
+            raise ValueError(f"{where} has an unknown field {name!r}{nearest(name, known)}")
     inner = {name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()}
     required = dataclasses.MISSING
     for field in dataclasses.fields(kind):

@@ -211,8 +211,11 @@ def _checked(
         [(file, checked)] = found
         return [(file, _side_of_file(file, checked, side, config, seed)) for side in sides]
     if config.group is not None and len(found) == 2:
-        names = [[image["file_name"] for image in checked.images] for _, checked in found]
-        check_apart(*(name_groups(each, config.group, base) for each in names), base)
+        train, val = (
+            name_groups([image["file_name"] for image in checked.images], config.group, base)
+            for _, checked in found
+        )
+        check_apart(train, val, base)
     return found
 
 

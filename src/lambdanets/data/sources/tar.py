@@ -88,7 +88,8 @@ class TarSource(IndexedSource):
         names, targets = _class_indices(path, labels, sides, classes, declared)
 
         def groups(chosen: np.ndarray) -> list[str]:
-            below = [os.fsdecode(members.names[index]).split("/")[depths[index] :] for index in chosen]
+            inside = zip(members.names[chosen], depths[chosen], strict=True)
+            below = [os.fsdecode(name).split("/")[depth:] for name, depth in inside]
             return name_groups(["/".join(parts) for parts in below], config.group or "", path)
 
         if (sides == UNDECIDED).any():
