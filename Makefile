@@ -70,21 +70,19 @@ test-integrations: $(INTEGRATIONS)/.installed
 	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/test_pages.py tests/train/test_loggers.py \
 		tests/cli/test_explain.py
 
-# The pages of `lambdanets explain` in headless Chromium, driven by playwright: in an environment of its own.
-$(BROWSER)/.installed: pyproject.toml constraints.txt
-	@echo "Installing into $(BROWSER) (some minutes) ..."
+# The pages of `lambdanets explain` in headless Chromium. The program that drives it, playwright, is in a folder of its
+# own, which is added to the environment for this target.
+$(BROWSER)/.installed: pyproject.toml $(INSTALLED)
+	@echo "Installing playwright into $(BROWSER) ..."
 	@rm -rf $(BROWSER)
-	@$(PYTHON) -m venv $(BROWSER)
-	@$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	@$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[train]' --group test --group browser
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(BROWSER) --group browser
 	@touch $@
 
 test-browser:
 	@command -v chromium > /dev/null || \
 		{ echo "make test-browser needs Chromium: apt-get install chromium"; exit 1; }
 	@$(MAKE) --no-print-directory $(BROWSER)/.installed
-	OMP_NUM_THREADS=1 $(BROWSER)/bin/python -m pytest tests/explaining/in_browser.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(BROWSER) $(BIN)/python -m pytest tests/explaining/in_browser.py
 
 # Two hosts, as network namespaces: needs root and ip (iproute2).
 test-hosts: $(INSTALLED)
