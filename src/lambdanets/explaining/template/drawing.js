@@ -2,7 +2,8 @@
 let colours = {};
 function readColours() {
   const style = getComputedStyle(document.documentElement);
-  for (const name of ["plus", "minus"]) colours[name] = style.getPropertyValue(`--${name}`).trim().split(" ").map(Number);
+  for (const name of ["plus", "minus"])
+    colours[name] = style.getPropertyValue(`--${name}`).trim().split(" ").map(Number);
 }
 
 // Colour and opacity of a weight: transparent at zero, opaque at the ends of the scale.
@@ -48,13 +49,15 @@ function buildStage() {
     return;
   }
   const [height, width] = kind === "line" ? [3, 10] : layer().grid.slice(-2);
-  const [w, h] = kind === "line" && !data.size ? [10, 1] : data.size && kind !== "line" ? data.size : [width, height];
+  const [w, h] =
+    kind === "line" && !data.size ? [10, 1] : data.size && kind !== "line" ? data.size : [width, height];
   stage.style.aspectRatio = `${w} / ${h}`;
   if (kind !== "line") stage.style.maxWidth = `min(100%, calc(72vh * ${w / h}))`;
   if (data.pictures.length) {
     parts.picture = make("img", { alt: "", draggable: false, src: data.pictures[0] }, stage);
     // Grey levels v become factor * v + offset.
-    const [factor, offset] = data.tone, contrast = 1 - 2 * offset;
+    const [factor, offset] = data.tone,
+      contrast = 1 - 2 * offset;
     parts.picture.style.filter = `grayscale(1) brightness(${factor / contrast}) contrast(${contrast})`;
     if (Math.max(...data.size) <= 128 && kind !== "line") parts.picture.classList.add("small");
   }
@@ -62,8 +65,10 @@ function buildStage() {
   for (const [, [left, top, right, bottom]] of data.marks) {
     const box = make("div", { className: "box" }, stage);
     Object.assign(box.style, {
-      left: `${(100 * left) / data.size[0]}%`, top: `${(100 * top) / data.size[1]}%`,
-      width: `${(100 * (right - left)) / data.size[0]}%`, height: `${(100 * (bottom - top)) / data.size[1]}%`,
+      left: `${(100 * left) / data.size[0]}%`,
+      top: `${(100 * top) / data.size[1]}%`,
+      width: `${(100 * (right - left)) / data.size[0]}%`,
+      height: `${(100 * (bottom - top)) / data.size[1]}%`,
     });
   }
   parts.cell = make("div", { className: "cell" }, stage);
@@ -76,7 +81,8 @@ function buildChart() {
 }
 
 function drawStage(values, scale) {
-  const grid = fixed() ? fixed().values.shape : layer().context, chosen = query();
+  const grid = fixed() ? fixed().values.shape : layer().context,
+    chosen = query();
   if (kind === "text") {
     parts.tokens.forEach((span, index) => {
       const [red, green, blue, alpha] = colourOf(values[index] ?? 0, scale);
@@ -88,12 +94,15 @@ function drawStage(values, scale) {
     return;
   }
   paint(parts.map, values, grid, scale);
-  const place = coordinates(chosen, layer().grid), cells = layer().grid;
+  const place = coordinates(chosen, layer().grid),
+    cells = layer().grid;
   const [row, column] = kind === "line" ? [0, place[0]] : place.slice(-2);
   const [rows, columns] = kind === "line" ? [1, cells[0]] : cells.slice(-2);
   Object.assign(parts.cell.style, {
-    left: `${(100 * column) / columns}%`, top: `${(100 * row) / rows}%`,
-    width: `${100 / columns}%`, height: `${100 / rows}%`,
+    left: `${(100 * column) / columns}%`,
+    top: `${(100 * row) / rows}%`,
+    width: `${100 / columns}%`,
+    height: `${100 / rows}%`,
   });
   parts.cell.hidden = Boolean(fixed()) || (kind === "volume" && place[0] !== sliceOf(layer().grid[0]));
   if (kind === "volume" && data.pictures.length) {
@@ -108,17 +117,26 @@ function sliceOf(count) {
 }
 
 function drawChart(values, scale, chosen) {
-  const canvas = parts.chart, ratio = window.devicePixelRatio || 1;
-  const [width, height] = [canvas.clientWidth, canvas.clientHeight], foot = 20;
+  const canvas = parts.chart,
+    ratio = window.devicePixelRatio || 1;
+  const [width, height] = [canvas.clientWidth, canvas.clientHeight],
+    foot = 20;
   canvas.width = width * ratio;
   canvas.height = height * ratio;
-  const draw = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
+  const draw = canvas.getContext("2d"),
+    style = getComputedStyle(document.documentElement);
   draw.scale(ratio, ratio);
-  const middle = (height - foot) / 2, bar = width / values.length;
+  const middle = (height - foot) / 2,
+    bar = width / values.length;
   values.forEach((value, index) => {
     const size = Math.max(-1, Math.min(1, value / scale)) * (middle - 4);
     draw.fillStyle = `rgb(${(value < 0 ? colours.minus : colours.plus).join(" ")})`;
-    draw.fillRect(index * bar, middle - Math.max(size, 0), Math.max(bar - (bar > 4 ? 1 : 0), 0.5), Math.abs(size));
+    draw.fillRect(
+      index * bar,
+      middle - Math.max(size, 0),
+      Math.max(bar - (bar > 4 ? 1 : 0), 0.5),
+      Math.abs(size),
+    );
   });
   draw.fillStyle = style.getPropertyValue("--quiet");
   draw.fillRect(0, middle, width, 1);
@@ -131,7 +149,9 @@ function drawChart(values, scale, chosen) {
   draw.font = "12px system-ui, sans-serif";
   for (let tick = 0; tick <= 4; tick++) {
     draw.textAlign = tick === 0 ? "left" : tick === 4 ? "right" : "center";
-    const label = data.seconds ? `${((data.seconds * tick) / 4).toFixed(2)} s` : Math.round(((values.length - 1) * tick) / 4);
+    const label = data.seconds
+      ? `${((data.seconds * tick) / 4).toFixed(2)} s`
+      : Math.round(((values.length - 1) * tick) / 4);
     draw.fillText(label, (width * tick) / 4, height - 5);
   }
 }
@@ -150,7 +170,11 @@ function drawText(values, scale) {
   at("low").textContent = number(-scale);
   at("high").textContent = number(scale);
   const [plus, minus] = [colours.plus.join(" "), colours.minus.join(" ")];
-  at("bar").style.background = `linear-gradient(to right, rgb(${minus} / ${state.opacity}), rgb(${minus} / 0) 50%, rgb(${plus} / 0) 50%, rgb(${plus} / ${state.opacity})), var(--stage)`;
+  const halves = [
+    `rgb(${minus} / ${state.opacity}), rgb(${minus} / 0) 50%`,
+    `rgb(${plus} / 0) 50%, rgb(${plus} / ${state.opacity})`,
+  ];
+  at("bar").style.background = `linear-gradient(to right, ${halves.join(", ")}), var(--stage)`;
   const clipped = `at most ${100 * data.clipped} % of the weights are beyond the ends, and are drawn like them.`;
   at("clipping").textContent = fixed()
     ? "The ends are the largest value. This is an approximation, not the exact map of a layer."
@@ -166,12 +190,16 @@ function drawText(values, scale) {
   const lines = [];
   if (!fixed()) {
     const sizes = layer().grid.join(" × ");
-    lines.push(`Query: ${placeName(query(), layer().grid)}, of ${sizes}${state.pinned ? " (kept; Escape lets go)" : ""}.`);
+    lines.push(
+      `Query: ${placeName(query(), layer().grid)}, of ${sizes}${state.pinned ? " (kept; Escape lets go)" : ""}.`,
+    );
   }
   if (values[most] > 0) lines.push(`Most positive: ${number(values[most])} at ${placeName(most, grid)}.`);
   if (values[least] < 0) lines.push(`Most negative: ${number(values[least])} at ${placeName(least, grid)}.`);
   if (state.pinned && state.pointer && !fixed()) {
-    const place = grid.map((size, axis) => Math.min(size - 1, Math.max(0, Math.floor(state.pointer[axis] * size))));
+    const place = grid.map((size, axis) =>
+      Math.min(size - 1, Math.max(0, Math.floor(state.pointer[axis] * size))),
+    );
     const index = indexOf(place, grid);
     lines.push(`Under the pointer: ${number(values[index])} at ${placeName(index, grid)}.`);
   }

@@ -1,6 +1,7 @@
 "use strict";
-// Computes A[h, n, m] = sum over k of q[h, n, k] (kbar[m, k] + E[n, m, k]) for the query n that is chosen, and draws it.
-// Shapes: q [h, n, k]; keys [g, m, k, u]; logNorm [g, n, k, u]; table [*offsets, k, u]; lengths [m, u]; share [h, n].
+// Computes A[h, n, m] = sum over k of q[h, n, k] (kbar[m, k] + E[n, m, k]) for one query n.
+// Shapes: q [h, n, k]; keys [g, m, k, u]; logNorm [g, n, k, u]; table [*offsets, k, u]; lengths [m, u];
+// share [h, n].
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const product = (sizes) => sizes.reduce((a, b) => a * b, 1);
@@ -12,7 +13,9 @@ function decode(array) {
     return Float32Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true));
   }
   return Float32Array.from({ length: bytes.length / 2 }, (_, i) => {
-    const bits = view.getUint16(2 * i, true), exponent = (bits >> 10) & 31, fraction = bits & 1023;
+    const bits = view.getUint16(2 * i, true),
+      exponent = (bits >> 10) & 31,
+      fraction = bits & 1023;
     const size = exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : fraction * 2 ** -24;
     return (bits >> 15 ? -size : size) * array.scale;
   });
@@ -45,7 +48,9 @@ class Layer {
 
   // The query at fractions of the input.
   query(fractions) {
-    const place = this.grid.map((size, axis) => Math.min(size - 1, Math.max(0, Math.floor(fractions[axis] * size))));
+    const place = this.grid.map((size, axis) =>
+      Math.min(size - 1, Math.max(0, Math.floor(fractions[axis] * size))),
+    );
     return indexOf(place, this.grid);
   }
 
@@ -64,8 +69,10 @@ class Layer {
   }
 
   addContent(out, q, query, head, column) {
-    const keys = this.array("keys"), sets = this.raw.keys.shape[0];
-    const set = Math.floor((head * sets) / this.heads), { depth, columns } = this;
+    const keys = this.array("keys"),
+      sets = this.raw.keys.shape[0];
+    const set = Math.floor((head * sets) / this.heads),
+      { depth, columns } = this;
     const norm = this.raw.logNorm ? this.array("logNorm") : null;
     const decay = this.raw.decay ? this.array("decay") : null;
     const last = this.raw.causal ? query + 1 : out.length;
@@ -85,7 +92,8 @@ class Layer {
   }
 
   addPosition(out, q, query, column) {
-    const table = this.array("table"), { depth, columns } = this;
+    const table = this.array("table"),
+      { depth, columns } = this;
     const shape = this.raw.table.shape.slice(0, -2);
     const filter = new Float64Array(product(shape)).map((_, entry) => {
       let sum = 0;
@@ -94,8 +102,11 @@ class Layer {
     });
     // As three axes, so that one loop serves all grids.
     const pad = (sizes, value) => [...Array(3 - sizes.length).fill(value), ...sizes];
-    const size = pad(this.context, 1), from = pad(coordinates(query, this.grid), 0);
-    const length = pad(shape, 1), centre = pad(this.raw.centre, 0), step = pad(this.raw.step, 1);
+    const size = pad(this.context, 1),
+      from = pad(coordinates(query, this.grid), 0);
+    const length = pad(shape, 1),
+      centre = pad(this.raw.centre, 0),
+      step = pad(this.raw.step, 1);
     const entries = (axis) =>
       Array.from({ length: size[axis] }, (_, to) => {
         const entry = (to - from[axis]) / step[axis] + centre[axis];
@@ -107,7 +118,8 @@ class Layer {
     for (const plane of planes) {
       for (const row of rows) {
         for (const cell of cells) {
-          if (plane >= 0 && row >= 0 && cell >= 0) out[m] += filter[(plane * length[1] + row) * length[2] + cell];
+          if (plane >= 0 && row >= 0 && cell >= 0)
+            out[m] += filter[(plane * length[1] + row) * length[2] + cell];
           m++;
         }
       }
