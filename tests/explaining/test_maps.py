@@ -301,8 +301,10 @@ def test_unknown_layers_heads_queries_parts_and_files_are_refused(tmp_path: Any)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_call_that_continues_from_a_state_is_refused() -> None:
+def test_calls_with_a_state_or_packed_sequences_are_refused() -> None:
     layer, _ = make("causal")
     x = torch.randn(1, DIM, 9)
     with pytest.raises(ValueError, match="give the whole sequence"):
         explain(layer, (x, layer.initial_state(1)))
+    with pytest.raises(ValueError, match="give the sequences one by one"):
+        explain(layer, x, forward=lambda x: layer(x, cu_seqlens=torch.tensor([0, 4, 9])))
