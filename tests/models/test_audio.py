@@ -159,7 +159,7 @@ def test_they_are_registered() -> None:
     info = model_info("lambda_audio")
     assert info.image == (40, 1, 100)
     assert "scope 23" in info.description
-    assert create_model("lambda_audio").num_classes == 35
+    assert create_model("lambda_audio").num_classes == 10  # those of its trained weights
     assert timm.create_model("lambda_audio_small", num_classes=3, scope=9).config.scope == 9
 
 
@@ -172,12 +172,16 @@ def test_they_are_registered() -> None:
         ({"widths": ()}, "widths must be numbers of 1 or more"),
         ({"stem_strides": (0,)}, "stem_strides must be numbers of 1 or more"),
         ({"content": False, "position": False}, "leave nothing to compute"),
-        ({"pretrained": True}, "no trained weights of lambda_audio"),
     ],
 )
 def test_mistakes(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_model("lambda_audio", **options)
+
+
+def test_no_trained_weights_of_the_small_one() -> None:
+    with pytest.raises(ValueError, match="no trained weights of lambda_audio_small"):
+        create_model("lambda_audio_small", pretrained=True)
 
 
 def test_inputs_that_do_not_fit() -> None:

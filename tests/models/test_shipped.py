@@ -43,7 +43,7 @@ def test_rows_of_zeros_stay_zero_and_small_tensors_are_not_rounded() -> None:
     weights = {
         "zero": torch.zeros(2, 64),
         "bias": torch.randn(512),
-        "narrow": torch.randn(512, 16),
+        "narrow": torch.randn(512, 31),
         "count": torch.ones(2, 64, dtype=torch.long),
     }
     stored = quantise(weights)
@@ -61,7 +61,7 @@ def test_float_weights_with_names_like_scales_are_left_alone() -> None:
 @pytest.mark.parametrize("name", shipped_models())
 def test_each_is_small_and_has_a_card(name: str) -> None:
     folder = folder_of(name)
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 5_000_000
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 5 * 2**20
     card = (folder / "README.md").read_text()
     assert [line for line in card.splitlines() if line.startswith("## ")] == list(CARD)
     assert "/" not in load_run(folder, task_of(folder).config_class()).config.data.source

@@ -111,7 +111,7 @@ def test_a_model_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         network = config.network(5)
         config.load_initial_weights(network)
         assert torch.equal(network.state_dict()["conv1.weight"], model.state_dict()["conv1.weight"])
-    with pytest.raises(WeightsError, match="^hf-hub:owner/none cannot be downloaded: "):
+    with pytest.raises(WeightsError, match=r"^hf-hub:owner/none cannot be downloaded: "):
         start_from(get_recipe("finetune"), "hf-hub:owner/none")
 
 

@@ -21,6 +21,7 @@ def run(pattern: Annotated[str, conf.Positional, shown("PATTERN")] = "*") -> int
     tables = {
         "models": _models(pattern),
         "language models": _language_models(pattern),
+        "trained networks (names for predict, --weights, ...)": _trained(pattern),
         "recipes": _recipes(pattern),
         "data sources (--data)": _sources(pattern),
     }
@@ -65,6 +66,16 @@ def _language_models(pattern: str) -> Table:
                 model = create_language_model(name, vocabulary=256)
             millions = f"{model.num_parameters / 1e6:.2f}"
             made.add_row(name, millions, str(len(model.blocks)), str(model.dim), model.operator)
+    return made
+
+
+def _trained(pattern: str) -> Table:
+    from lambdanets.models.shipped import card_title, shipped_models
+
+    made = table(name="left", description="wrap")
+    for name in shipped_models():
+        if fnmatch(name, pattern):
+            made.add_row(name, card_title(name))
     return made
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 SCALE = ".scale"
 """Suffix of the name of a tensor's scales."""
 LARGEST = 127
-MIN_ELEMENTS = 64  # per scale; smaller tensors, such as those of norms, are stored as they are
+MIN_ELEMENTS = 32  # per scale; smaller tensors, such as those of norms, are stored as they are
 
 
 def quantise(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -29,6 +29,16 @@ def shipped_run(name: str) -> Path | None:
     return FOLDER / name if name in shipped_models() else None
 
 
+def card_title(name: str) -> str:
+    """Return what a trained network in the package recognises, the first line of its model card.
+
+    Args:
+        name: Name of the network.
+    """
+    heading = (FOLDER / name / "README.md").read_text(encoding="utf-8").partition("\n")[0]
+    return heading.partition(": ")[2]
+
+
 def find_run(word: str | Path) -> Path:
     """Return the folder of a run, which a trained network in the package has too.
 
