@@ -45,6 +45,16 @@ def test_a_run_is_explained_in_every_format(
         assert f"{plain['layers'][0]['name']}/q" in arrays
 
 
+def test_a_trained_network_of_the_package_is_explained_by_its_name(
+    inside: Command, photo: Path, tmp_path: Path
+) -> None:
+    done = inside("explain", "lambda_resnet_digits", photo, "--out", tmp_path / "photo.json")
+    assert done.returncode == 0, done.stderr
+    plain = json.loads((tmp_path / "photo.json").read_text())
+    assert {each["label"] for each in plain["labels"]} <= set("0123456789")
+    assert plain["error"] <= 1e-5
+
+
 def test_a_model_is_explained_by_its_name(inside: Command, photo: Path, tmp_path: Path) -> None:
     """timm's own network, in timm's own layers."""
     torch.manual_seed(0)

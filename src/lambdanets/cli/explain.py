@@ -45,8 +45,8 @@ def run(
     weights, exactly: the printed error compares the sum with the layer's output. The page needs no network.
 
     Args:
-        what: Folder of a run of any task, or a classifier for ImageNet: a name in timm's registry (this
-            package's models are in it) or hf-hub:NAME.
+        what: Folder of a run of any task, a trained network of this package, such as nuclei, or a
+            classifier for ImageNet: a name in timm's registry or hf-hub:NAME.
         file: An image, a recording or a file of text, as the network reads it. Of a text the last window is
             explained.
         out: The file. html: a page on which the pointer chooses the position; png: a sheet for papers; npz:
