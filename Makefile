@@ -1,11 +1,13 @@
-# make demo | test | test-lowest | test-browser | sanitize | lint | format | clean. Needs Python 3.11 or newer and make; everything else goes
-# into .venv, except for the native kernel: a C++ compiler, where there is one, compiles it into the user's cache.
+# make demo | test | docs | test-browser | test-integrations | test-hosts | test-lowest | sanitize | lint | format | clean.
+# Needs Python 3.11 or newer and make; everything else goes into .venv, except for the native kernel: a C++ compiler, where
+# there is one, compiles it into the cache of the user.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 LOWEST := .venv-lowest
 INTEGRATIONS := .venv-integrations
 BROWSER := .venv-browser
+DOCS := .venv-docs
 DEMO := runs/demo
 # Threads that wait asleep: on a busy machine spinning ones slow each other down many times over.
 export OMP_WAIT_POLICY ?= passive
@@ -15,7 +17,7 @@ JOBS ?= 2
 # Minutes of random problems of `make sanitize`.
 MINUTES ?= 1
 
-.PHONY: demo test test-browser test-integrations test-hosts test-lowest sanitize lint format clean install native
+.PHONY: demo test docs test-browser test-integrations test-hosts test-lowest sanitize lint format clean install native
 .DEFAULT_GOAL := test
 
 $(INSTALLED): pyproject.toml requirements.lock
@@ -84,6 +86,25 @@ test-browser:
 	@$(MAKE) --no-print-directory $(BROWSER)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=$(BROWSER) $(BIN)/python -m pytest tests/explaining/in_browser.py
 
+# Sphinx in an environment of its own, which sees the packages of .venv too.
+$(DOCS)/.installed: $(INSTALLED)
+	@echo "Installing Sphinx, Furo and MyST-NB into $(DOCS) ..."
+	@rm -rf $(DOCS)
+	@$(BIN)/python -m venv $(DOCS)
+	@packages() { $$1 -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
+		echo "import site; site.addsitedir('$$(packages $(BIN)/python)')" > $$(packages $(DOCS)/bin/python)/main.pth
+	@{ $(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip \
+		&& $(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group docs \
+		&& $(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .; } \
+		|| { echo "make docs needs Sphinx, Furo and MyST-NB (group docs of pyproject.toml), which pip could not install: see above."; exit 1; }
+	@touch $@
+
+# The site, in build/docs. The first build executes the tutorials; their outputs are cached in build/tutorials.
+docs: native $(DOCS)/.installed
+	@OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" $(DOCS)/bin/python -m sphinx \
+		--fail-on-warning --keep-going --fresh-env --quiet -c docs -d build/doctrees . build/docs
+	@echo "Open build/docs/index.html"
+
 # Two hosts, as network namespaces: needs root and ip (iproute2).
 test-hosts: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/train/two_hosts.py
@@ -103,4 +124,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv $(LOWEST) $(INTEGRATIONS) $(BROWSER) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(LOWEST) $(INTEGRATIONS) $(BROWSER) $(DOCS) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -20,7 +20,7 @@ from lambdanets.train import RunConfig
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *("README.md", "CONTRIBUTING.md", "benchmarks/README.md"),
-    *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+    *(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md")),
 ]
 README_LINES = 180
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)

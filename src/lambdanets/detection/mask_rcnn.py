@@ -144,7 +144,7 @@ class Detector(GeneralizedRCNN):
             threshold: Least score of the returned objects.
 
         Returns:
-            The dicts of a call, with boolean `masks` [n, 1, *size]. Boolean masks of a hundred objects take
+            The dicts of a call, with boolean `masks` `[n, 1, *size]`. Boolean masks of a hundred objects take
             a hundred times the memory of a photo; `regions` and `masks.encode_regions` return run lengths.
 
         Raises:

@@ -109,7 +109,7 @@ def list_models(filter: str = "") -> list[str]:
     """List the models of this package.
 
     Args:
-        filter: Shell-style pattern, such as "lambda*" or "*_c4". Default: all models.
+        filter: Shell-style pattern, such as `"lambda*"` or `"*_c4"`. Default: all models.
 
     Returns:
         The names in natural order.

@@ -41,7 +41,7 @@ def lambda_layer(
         q: Queries [b, h, n, k]; the h queries of a position share its lambda.
         k: Keys [b, m, k, u], not yet normalised.
         v: Values [b, m, v, u].
-        e: Position embeddings, which never enter the softmax: a table [*offsets, k, u] with one entry per
+        e: Position embeddings, which never enter the softmax: a table `[*offsets, k, u]` with one entry per
             relative offset position(m) - position(n), as the context describes it; or dense [n, m, k, u],
             with a `GlobalContext` or `MaskedContext`; or None for no position part. If both shapes are equal
             (a grid h x 1 with a context grid 1 x w), it is read as a table.

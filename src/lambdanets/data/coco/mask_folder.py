@@ -144,10 +144,10 @@ def masks_to_coco(
 
     Two layouts are read. *One mask file for each image*: images/NAME.jpg with masks/NAME.png, an image of one
     channel that is 0 in the background and has another value for each object. *One mask file for each
-    object*: a folder for each image, with the image in images/ and masks/*.png, each 0 outside and one other
-    value inside; an image whose masks/ is empty has no objects. With several classes, masks/ holds a folder
-    named after each class, with the same content; then an image may lack a file in some of them. Masks may be
-    PNG, TIFF, BMP or GIF, with integers of 8, 16 or 32 bits.
+    object*: a folder for each image, with the image in images/ and `masks/*.png`, each 0 outside and one
+    other value inside; an image whose masks/ is empty has no objects. With several classes, masks/ holds a
+    folder named after each class, with the same content; then an image may lack a file in some of them. Masks
+    may be PNG, TIFF, BMP or GIF, with integers of 8, 16 or 32 bits.
 
     Args:
         folder: folder in one of these layouts. Paths in the json are relative to it: set
