@@ -104,6 +104,12 @@ def test_create_model_loads_what_the_run_folder_has(name: str) -> None:
     assert tuple(cfg["mean"]) == run.config.data.mean
 
 
+def test_a_new_network_has_no_names_of_classes() -> None:
+    network: Any = lambdanets.create_model("lambda_resnet_digits")
+    assert not network.pretrained_cfg.get("label_names")
+    assert not timm.get_pretrained_cfg("lambda_resnet_digits").label_names
+
+
 def test_another_number_of_classes_keeps_all_but_the_head() -> None:
     network: Any = timm.create_model("lambda_resnet_digits", pretrained=True, num_classes=3)
     expected = load_run(folder_of("lambda_resnet_digits")).model().state_dict()
