@@ -16,6 +16,7 @@ from torch import Tensor
 
 import lambdanets
 from lambdanets.cli.app import main
+from lambdanets.cli.options import default_output
 from lambdanets.cli.tasks import task_of
 from lambdanets.detection import DetectionConfig, predict
 from lambdanets.evaluate.measurement import evaluate
@@ -163,3 +164,8 @@ def test_the_figures_of_the_cards(name: str, source: str, figure: str, least: fl
     kind, _, path = source.partition(":")
     assert main(["eval", name, "--data", f"{kind}:{DATA}/{path}", "--json", str(tmp_path / "f.json")]) == 0
     assert json.loads((tmp_path / "f.json").read_text())[figure] > least
+
+
+@pytest.mark.parametrize("run", ["nuclei", shipped.FOLDER / "nuclei"])
+def test_nothing_is_written_into_the_package(run: str | Path) -> None:
+    assert default_output(run, "predictions") == Path("nuclei-predictions")
