@@ -1,11 +1,12 @@
-# make demo | test | docs | test-lowest | sanitize | lint | format | clean. Needs Python 3.11 or newer and make;
-# everything else goes into .venv, except for the native kernel: a C++ compiler, where there is one, compiles it into
-# the cache of the user.
+# make demo | test | docs | test-browser | test-integrations | test-hosts | test-lowest | sanitize | lint | format | clean.
+# Needs Python 3.11 or newer and make; everything else goes into .venv, except for the native kernel: a C++ compiler, where
+# there is one, compiles it into the cache of the user.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 LOWEST := .venv-lowest
 INTEGRATIONS := .venv-integrations
+BROWSER := .venv-browser
 DOCS := .venv-docs
 DEMO := runs/demo
 # Threads that wait asleep: on a busy machine spinning ones slow each other down many times over.
@@ -16,7 +17,7 @@ JOBS ?= 2
 # Minutes of random problems of `make sanitize`.
 MINUTES ?= 1
 
-.PHONY: demo test docs test-integrations test-hosts test-lowest sanitize lint format clean install native
+.PHONY: demo test docs test-browser test-integrations test-hosts test-lowest sanitize lint format clean install native
 .DEFAULT_GOAL := test
 
 $(INSTALLED): pyproject.toml requirements.lock
@@ -64,11 +65,26 @@ $(INTEGRATIONS)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(INTEGRATIONS)
 	@$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	@$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[export]' --group test --group integrations
+		--editable '.[export,explain]' --group test --group integrations
 	@touch $@
 
 test-integrations: $(INTEGRATIONS)/.installed
-	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/test_pages.py tests/train/test_loggers.py
+	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/test_pages.py tests/train/test_loggers.py \
+		tests/cli/test_explain.py
+
+# The pages of `lambdanets explain` in headless Chromium. The program that drives it, playwright, is in a folder of its
+# own, which is added to the environment for this target.
+$(BROWSER)/.installed: pyproject.toml $(INSTALLED)
+	@echo "Installing playwright into $(BROWSER) ..."
+	@rm -rf $(BROWSER)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(BROWSER) --group browser
+	@touch $@
+
+test-browser:
+	@command -v chromium > /dev/null || \
+		{ echo "make test-browser needs Chromium: apt-get install chromium"; exit 1; }
+	@$(MAKE) --no-print-directory $(BROWSER)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=$(BROWSER) $(BIN)/python -m pytest tests/explaining/in_browser.py
 
 # Sphinx in an environment of its own, which sees the packages of .venv too.
 $(DOCS)/.installed: $(INSTALLED)
@@ -108,4 +124,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv $(LOWEST) $(INTEGRATIONS) $(DOCS) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(LOWEST) $(INTEGRATIONS) $(BROWSER) $(DOCS) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

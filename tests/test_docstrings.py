@@ -21,7 +21,16 @@ PUBLIC = {
     if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
 }
 LAYERS = [lambdanets.LambdaLayer1d, lambdanets.LambdaLayer2d, lambdanets.LambdaLayer3d]
-EXAMPLES = {"lambda_layer", "accelerate", "create_model", "list_models", "load_weights", "save_for_hub"}
+EXAMPLES = {
+    "lambda_layer",
+    "accelerate",
+    "explain",
+    "Explanation",
+    "create_model",
+    "list_models",
+    "load_weights",
+    "save_for_hub",
+}
 EXAMPLES |= {"create_language_model", "Convolution1d", "GRU1d", "LambdaLM"}
 EXAMPLES |= {layer.__name__ for layer in LAYERS} | {name for name in PUBLIC if "Attention" in name}
 

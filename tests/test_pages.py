@@ -26,8 +26,11 @@ README_LINES = 180
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/layer.md", "docs/models.md", "docs/sequences.md"])
-def test_the_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/explain.md", "docs/layer.md", "docs/models.md", "docs/sequences.md"]
+)
+def test_the_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     # Inductor needs a C++ compiler and half a minute; the graph is the same without it.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     # Programs for an exported file are run by tests/cli/test_text.py.

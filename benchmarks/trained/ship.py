@@ -24,7 +24,9 @@ def ship(run: Path, name: str, source: str) -> Path:
     config: dict[str, Any] = json.loads((run / "config.json").read_text())
     config["data"] |= {"source": source} | ({"images": None} if "images" in config["data"] else {})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "classes.json").write_text((run / "classes.json").read_text())
+    for file in ("classes.json", "image_sizes.json"):
+        if (run / file).exists():
+            (folder / file).write_text((run / file).read_text())
     opened = load_run(run, task_of(run).config_class())
     write_safetensors(folder / WEIGHTS, quantise(opened.model("last").state_dict()))
     return folder

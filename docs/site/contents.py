@@ -10,11 +10,11 @@ CONTENTS = {
     ],
     "Guides": [
         *("layer", "models", "training", "sequences", "detection", "imagenet"),
-        *("export", "integrations", "faq"),
+        *("explain", "export", "integrations", "faq"),
     ],
     "Reference": [
         *("api/lambdanets", "api/nn", "api/models", "api/ops", "api/train", "api/data", "api/detection"),
-        *("api/text", "api/audio", "api/exporting", "api/recipes", "api/bench"),
+        *("api/text", "api/audio", "api/explaining", "api/exporting", "api/recipes", "api/bench"),
     ],
     "Results": ["results", "roofline", "/benchmarks/README"],
     "Project": ["architecture", "decisions", "features", "/CONTRIBUTING", "/CHANGELOG"],

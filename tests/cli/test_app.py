@@ -31,7 +31,7 @@ WRONG = {
     "trian digits": ["there is no verb 'trian'", "did you mean train?"],
     "frobnicate": [
         "there is no verb",
-        "train, eval, predict, generate, pseudo-label",
+        "train, eval, predict, explain, generate, pseudo-label",
         "export, push, shard, list, show, plan",
     ],
     "train": ["name a recipe", "digits", "--resume", "config.json as --config"],

@@ -151,3 +151,14 @@ def test_list_and_show(inside: Callable) -> None:
     done = inside("show", "lambda_audio")
     assert done.returncode == 2
     assert "show is for models of images, and lambda_audio takes sequences" in done.stderr
+
+
+def test_explain(inside: Callable, trained: Path, tones: Path, tmp_path: Path) -> None:
+    recording = tones / "val" / "low" / "0.wav"
+    for name in ("maps.json", "maps.html", "maps.png"):
+        done = inside("explain", trained, recording, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    plain = json.loads((tmp_path / "maps.json").read_text())
+    assert plain["error"] <= 1e-5
+    assert len(plain["labels"]) == 3
+    assert '"seconds":0.' in (tmp_path / "maps.html").read_text()

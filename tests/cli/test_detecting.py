@@ -447,3 +447,19 @@ def test_list_and_show_know_the_recipe(inside: Command) -> None:
     assert "Table 6" in shown.stdout
     assert "data.image_size=1024" not in shown.stdout  # the default
     assert "optimizer.lr=0.32" in shown.stdout
+
+
+def test_explain_marks_the_objects_that_it_finds(
+    inside: Command, detector: Path, objects: Path, tmp_path: Path
+) -> None:
+    photo, *_ = sorted(objects.rglob("*.jpg")) or sorted(objects.rglob("*.png"))
+    for name in ("maps.json", "maps.html"):
+        done = inside("explain", detector, photo, "--threshold", 0, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    plain = json.loads((tmp_path / "maps.json").read_text())
+    assert plain["error"] <= 1e-5
+    assert len(plain["objects"]) > 0
+    assert all(each["name"].startswith("backbone.") for each in plain["layers"])
+    done = inside("explain", detector, photo, "--threshold", 2, "--out", tmp_path / "other.html")
+    assert done.returncode == 2
+    assert "--threshold is from 0 to 1" in done.stderr

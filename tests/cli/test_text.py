@@ -125,7 +125,7 @@ def test_generate_starts_without_a_prompt(inside: Command, writer: Path) -> None
 
 def test_push_writes_a_folder_that_generates(inside: Command, writer: Path, tmp_path: Path) -> None:
     done = inside("push", writer, "--folder", tmp_path / "hub")
-    assert done.stdout == f"written: {tmp_path / 'hub'}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"written: {tmp_path / 'hub'}\n", "")
     assert {file.name for file in (tmp_path / "hub").iterdir()} == {
         "README.md", "classes.json", "config.json", "weights.safetensors",
     }  # fmt: skip
@@ -281,3 +281,23 @@ def test_list_and_show_have_language_models(inside: Command) -> None:
     assert len(set(re.findall(r"([\d,]+) bytes after", sizes))) == 1
     done = inside("show", "lambda_lm_mini", "--size", 8)
     assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_explain(inside: Command, writer: Path, book: Path, tmp_path: Path) -> None:
+    for words in ((book,), ("--text", "The lazy fox")):
+        done = inside("explain", writer, *words, "--out", tmp_path / "maps.html")
+        assert done.returncode == 0, done.stderr
+    assert '"tokens":["T","h","e"," ","l"' in (tmp_path / "maps.html").read_text()
+    done = inside("explain", writer, book, "--out", tmp_path / "maps.json")
+    plain = json.loads((tmp_path / "maps.json").read_text())
+    assert plain["error"] <= 1e-5
+    assert [each["grid"] for each in plain["layers"]] == [[16]], "the last window of the text"
+    for words, message in (
+        ((), "or give the text with --text"),
+        ((book, "--text", "a"), "but not both"),
+        (("--text", ""), "the text is empty"),
+        (("--text", "#"), "'#' is not among"),
+    ):
+        done = inside("explain", writer, *words, "--out", tmp_path / "other.html")
+        assert done.returncode in (1, 2)
+        assert message in done.stderr

@@ -17,6 +17,7 @@ FORMS = {
     "grey": ((HEIGHT, WIDTH), np.uint8, {"tile": (32, 64), "compression": "zlib", "predictor": True}),
     "grey of 16 bits": ((HEIGHT, WIDTH), np.uint16, {"tile": (64, 64), "compression": "zlib"}),
     "strips": ((HEIGHT, WIDTH, 3), np.uint8, {"photometric": "rgb", "rowsperstrip": 7}),
+    "one strip": ((HEIGHT, WIDTH, 3), np.uint8, {"photometric": "rgb", "rowsperstrip": 2**32 - 1}),
 }
 
 

@@ -29,7 +29,7 @@ from lambdanets.train.classifier import Classifier
 from lambdanets.train.config import dump_config
 from lambdanets.train.engine import train
 from lambdanets.train.errors import TrainingInterrupted
-from lambdanets.train.initial_weights import start_from
+from lambdanets.train.initial_weights import describe_other_split, start_from
 from lambdanets.train.optim import create_optimizer
 from runs import assert_same_end, interrupt
 
@@ -442,3 +442,13 @@ def test_a_run_is_not_shorter_than_what_is_done(tiny: RunConfig, finished: RunRe
     with pytest.raises(RunError, match=r"has done 3 epochs already, more than engine\.epochs=2"):
         train(override(tiny, "engine.epochs=2"), run_dir=finished.directory, resume=True)
     assert json.loads((finished.directory / "config.json").read_text())["engine"]["epochs"] == 3
+
+
+@pytest.mark.parametrize("weights", [None, "pretrained", "hf-hub:me/digits"])
+def test_a_run_in_the_working_directory_is_not_that_of_the_weights(
+    finished: RunResult, monkeypatch: pytest.MonkeyPatch, weights: str | None
+) -> None:
+    monkeypatch.chdir(finished.directory)
+    config = load_run(finished.directory).config
+    other = replace(config, seed=config.seed + 1, model=replace(config.model, weights=weights))
+    assert describe_other_split(other, "") == ""

@@ -69,3 +69,10 @@ def test_a_run_without_results_is_refused(finished: RunResult, tmp_path: Path) -
     with pytest.raises(RunError, match="no epoch has ended"):
         load_run(tmp_path).save_for_hub(tmp_path / "hub")
     assert not (tmp_path / "hub").exists()
+
+
+def test_the_folder_of_the_run_is_not_overwritten(finished: RunResult) -> None:
+    before = (finished.directory / "config.json").read_text()
+    with pytest.raises(RunError, match="is the folder of the run"):
+        load_run(finished.directory).save_for_hub(finished.directory)
+    assert (finished.directory / "config.json").read_text() == before

@@ -23,6 +23,7 @@ RUNNING_NETWORKS = (
     "train",
     "eval",
     "predict",
+    "explain",
     "generate",
     "pseudo-label",
 )  # verbs that run a network on many batches

@@ -66,7 +66,7 @@ def _tables(verb: str) -> tuple[list[str], dict[str, list[str]]]:
                 values[option] = choices
     models = [*list_models(), *LANGUAGE_MODELS]
     words += {"train": list_recipes(), "show": [*list_recipes(), *models], "list": models}.get(verb, [])
-    if verb in ("eval", "predict", "export"):
+    if verb in ("eval", "predict", "explain", "export"):
         words += models
     if verb == "train":
         values["--model"] = models

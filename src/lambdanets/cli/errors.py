@@ -14,6 +14,7 @@ EXIT_OF_SIGNAL: dict[int, int] = {number: 128 + number for number in STOP_SIGNAL
 EXTRAS = {  # extra of the package -> modules that it installs; all others are in "train"
     "detection": ("pycocotools",),
     "audio": ("soundfile", "torchaudio"),
+    "explain": ("captum",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "bench": ("lambda_networks",),
 }

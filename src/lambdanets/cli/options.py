@@ -126,8 +126,11 @@ def default_output(run: str | Path, name: str) -> Path:
 
     The latter holds for trained networks in the package, to whose folders nothing is written.
     """
+    from lambdanets.models.shipped import FOLDER
+
     folder = Path(run)
-    return folder / name if (folder / "config.json").is_file() else Path(f"{folder.name}-{name}")
+    is_own = (folder / "config.json").is_file() and folder.resolve().parent != FOLDER.resolve()
+    return folder / name if is_own else Path(f"{folder.name}-{name}")
 
 
 def write_json(file: Path, plain: Any) -> None:

@@ -51,14 +51,14 @@ def push_run(
     weights: Literal["best", "last"],
 ) -> int:
     """Upload a run of any task; the arguments are those of `lambdanets push`."""
-    from lambdanets.train import load_run
+    from lambdanets.train import RunConfig, load_run
 
     opened = load_run(run, task_of(run).config_class())
     if folder is not None:
         stdout().print(f"written: {opened.save_for_hub(folder, weights)}", soft_wrap=True)
     else:
         stdout().print(opened.push_to_hub(repository or "", which=weights, private=private), soft_wrap=True)
-    if (channels := opened.config.data.in_chans) != 3:
+    if isinstance(opened.config, RunConfig) and (channels := opened.config.data.in_chans) != 3:
         stderr().print(
             f"lambdanets: the model takes images of {channels} channel{'s' * (channels != 1)}: timm and "
             "lambdanets open it; the pipeline of transformers, which converts images to RGB, does not."

@@ -67,6 +67,7 @@ TASKS: dict[str, Task] = {
         verbs={
             "eval": "lambdanets.cli.eval:evaluate_classifier",
             "predict": "lambdanets.cli.predict:predict_labels",
+            "explain": "lambdanets.cli.explain:explain_image",
             "export": "lambdanets.cli.export:write_classifier",
             "push": "lambdanets.cli.push:push_run",
         },
@@ -79,6 +80,7 @@ TASKS: dict[str, Task] = {
         verbs={
             "eval": "lambdanets.cli.detecting:evaluate_run",
             "predict": "lambdanets.cli.detecting:predict_run",
+            "explain": "lambdanets.cli.explain:explain_detection",
             "export": "lambdanets.cli.export:write_detector",
             "push": "lambdanets.cli.push:push_run",
         },
@@ -91,6 +93,7 @@ TASKS: dict[str, Task] = {
         verbs={
             "eval": "lambdanets.cli.audio:evaluate_run",
             "predict": "lambdanets.cli.audio:predict_run",
+            "explain": "lambdanets.cli.explain:explain_recording",
             "export": "lambdanets.cli.audio:export_run",
             "push": "lambdanets.cli.push:push_run",
         },
@@ -103,6 +106,7 @@ TASKS: dict[str, Task] = {
         verbs={
             "eval": "lambdanets.cli.text:evaluate_text",
             "predict": "lambdanets.cli.text:measure_texts",
+            "explain": "lambdanets.cli.explain:explain_text",
             "generate": "lambdanets.cli.text:write_continuation",
             "export": "lambdanets.cli.text:export_run",
             "push": "lambdanets.cli.push:push_run",

@@ -12,6 +12,7 @@ VERBS: dict[str, str] = {
     "train": "train a recipe on its own data or on your images, recordings or text, or continue a run",
     "eval": "measure a run or a model on validation data or on ImageNet's test sets",
     "predict": "label images or recordings, draw the objects that a detector finds, or measure texts",
+    "explain": "show what the lambda layers look at in an image, a recording or a text, as a page or a sheet",
     "generate": "continue a text with a run that trained a language model",
     "pseudo-label": "label images with a run, to train another model on them",
     "masks-to-coco": "convert a folder of mask images to a COCO json, to train a detector on",
@@ -50,6 +51,7 @@ examples
   lambdanets eval runs/2026-11-22-143000-digits
   lambdanets eval lambda_resnet26t --data folder:/data/imagenet --size 288 --csv results.csv
   lambdanets predict runs/2026-11-22-143000-digits photo.jpg holidays/
+  lambdanets explain runs/2026-11-22-143000-digits photo.jpg --out photo.html
   lambdanets generate runs/2026-11-22-143000-text --prompt 'Once upon' --tokens 500 --temperature 0.8
   lambdanets pseudo-label runs/teacher --data folder:/data/photos --out labels.csv --threshold 0.8
   lambdanets export runs/2026-11-22-143000-digits --format onnx --out digits.onnx

@@ -125,7 +125,10 @@ class Slide:
 
 def _block(page: Any) -> tuple[int, int]:
     """Return (height, width) of the parts in which a page is stored."""
-    return (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+    if page.is_tiled:
+        return page.tilelength, page.tilewidth
+    # A file of one strip may give it more rows than the image has.
+    return min(page.rowsperstrip, page.imagelength), page.imagewidth
 
 
 def _fault(page: Any) -> str | None:

@@ -26,7 +26,7 @@ from .config import ResNetConfig
 from .int8 import dequantise
 from .operators import OPERATORS
 from .resnet import ResNet, count_parameters
-from .shipped import WEIGHTS, shipped_run
+from .shipped import WEIGHTS, shipped_classes, shipped_run
 from .weight_files import check_source, read_content
 
 _descriptions: dict[str, str] = {}
@@ -102,7 +102,11 @@ def create_model(name: str, **options: Any) -> nn.Module:
     for file in (options.get("checkpoint_path"), overlay.get("file"), shipped and shipped / WEIGHTS):
         if file and Path(file).suffix not in (".npz", ".npy"):
             read_content(Path(file))  # raises if the file is damaged; timm verifies no checksum
-    return timm.create_model(name, **options)
+    network: Any = timm.create_model(name, **options)
+    if shipped and getattr(network, "num_classes", 0) == len(names := shipped_classes(name)):
+        # Not in timm's registry: there they would be the names of any network of this number of classes.
+        network.pretrained_cfg["label_names"] = names
+    return network
 
 
 def list_models(filter: str = "") -> list[str]:

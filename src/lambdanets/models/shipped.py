@@ -50,6 +50,11 @@ def find_run(word: str | Path) -> Path:
     return path if path.exists() else shipped_run(str(word)) or path
 
 
+def shipped_classes(name: str) -> tuple[str, ...]:
+    """Return the class names of a trained network in the package, in the order of the logits."""
+    return tuple(json.loads((FOLDER / name / "classes.json").read_text(encoding="utf-8")))
+
+
 def shipped_cfg(name: str) -> dict[str, Any]:
     """Return the part of timm's `pretrained_cfg` on the trained weights of a classifier.
 
@@ -63,8 +68,8 @@ def shipped_cfg(name: str) -> dict[str, Any]:
     if folder is None:
         return {}
     data = json.loads((folder / "config.json").read_text(encoding="utf-8"))["data"]
-    classes = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
-    cfg = {"file": str(folder / WEIGHTS), "num_classes": len(classes), "label_names": tuple(classes)}
+    classes = shipped_classes(name)
+    cfg: dict[str, Any] = {"file": str(folder / WEIGHTS), "num_classes": len(classes)}
     if "image_size" in data:
         cfg["input_size"] = (data["in_chans"], data["image_size"], data["image_size"])
     return cfg | {key: data[key] for key in ("mean", "std", "crop_pct", "interpolation") if key in data}

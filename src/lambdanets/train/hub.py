@@ -138,8 +138,10 @@ def save_run_for_hub(
         The folder.
 
     Raises:
-        RunError: There are no such weights yet.
+        RunError: There are no such weights yet, or the folder is that of the run, whose files would change.
     """
+    if Path(folder).resolve() == run.directory.resolve():
+        raise RunError(f"{folder} is the folder of the run, whose files would be replaced: give another one")
     written, card = Path(folder), model_card(run, repository, which)
     if isinstance(run.config, RunConfig):
         data = run.config.data.resolved()

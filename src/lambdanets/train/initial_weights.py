@@ -156,7 +156,10 @@ def describe_other_split(config: BaseConfig, fingerprint: str) -> str:
     from lambdanets.train.checkpoint import CheckpointError, load_checkpoint
     from lambdanets.train.run import RunFiles
 
-    folder = Path(config.model.weights or "")
+    weights = config.model.weights
+    if weights is None or weights == PRETRAINED or weights.startswith((HUB, SHORT_HUB)):
+        return ""
+    folder = Path(weights)
     folder = folder if folder.is_dir() else folder.parent
     try:
         plain = parse_json((folder / "config.json").read_text(encoding="utf-8"))

@@ -102,7 +102,7 @@ def note_on_validation(held: int, wording: Wording) -> dict[str, str]:
     if held >= FEW:
         return {}
     subject = f"1 validation {wording.sample} is" if held == 1 else f"{held} validation {wording.samples} are"
-    return {"note": f"{subject} few, and the figures depend on chance: hold out more (data.val_fraction)"}
+    return {"note": f"{subject} few: the figures will depend on chance"}
 
 
 def describe_devices(trainer: pl.Trainer, precision: str) -> str:

@@ -66,7 +66,7 @@ def accelerate(module: nn.Module) -> nn.Module:
     replaced: dict[nn.Module | None, nn.Module] = {}
     unsupported: list[str] = []
     for name, layer in module.named_modules():
-        replacement = _replacement(layer)
+        replacement = find_replacement(layer)
         if replacement is None:
             continue
         reason = replacement.unsupported_reason(layer)
@@ -91,8 +91,8 @@ def accelerate(module: nn.Module) -> nn.Module:
     return replaced.get(module, module)
 
 
-def _replacement(layer: nn.Module) -> type[AcceleratedLayer] | None:
-    """Return the class that computes the same as `layer`, if there is one."""
+def find_replacement(layer: nn.Module) -> type[AcceleratedLayer] | None:
+    """Return the class that computes the same as the lambda layer of another package, None for others."""
     for owner in type(layer).__mro__:
         if "forward" in vars(owner):
             name = (owner.__module__, owner.__qualname__)

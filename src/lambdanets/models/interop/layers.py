@@ -17,6 +17,7 @@ from lambdanets.nn.fuse_batch_norm import (
     project_fused,
 )
 from lambdanets.nn.memory_format import dense_like, match_gradient_format, merge_heads
+from lambdanets.nn.operands import Operands
 from lambdanets.ops import LocalContext, lambda_layer
 
 
@@ -178,6 +179,25 @@ class AcceleratedLayer(nn.Module):
     def stride_output(self, y: Tensor) -> Tensor:
         """Return the output `y` of the operator, pooled where the original layer has a stride."""
         return y
+
+    def operands(self, x: Tensor) -> Operands:
+        """Return the operands of the call with images `x` `[b, dim, height, width]`."""
+        queries, keys, values = self.projections(x)
+        e, bias = self.positions()
+        u, dtype = self.dim_u, keys.dtype
+        return Operands(
+            q=queries.flatten(2).unflatten(1, (self.num_heads, -1)).mT.to(dtype),
+            k=keys.flatten(2).unflatten(1, (u, -1)).permute(0, 3, 2, 1),
+            v=values.flatten(2).unflatten(1, (u, -1)).permute(0, 3, 2, 1).to(dtype),
+            e=e.to(dtype),
+            position_bias=None if bias is None else bias.to(dtype),
+            context=LocalContext(tuple(x.shape[2:]), tuple(e.shape[:2])),
+            mask=None,
+            normalize="softmax",
+            decay=None,
+            undefined=None,
+            finish=lambda y: self.stride_output(merge_heads(y, x)),
+        )
 
     def _forward(self, x: Tensor) -> Tensor:
         x = _checked(x)
