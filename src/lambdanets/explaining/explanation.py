@@ -111,7 +111,7 @@ class Explanation:
 
     @property
     def error(self) -> float:
-        """Largest relative error of the reconstruction over all layers: max |sum A v - y| / max |y|.
+        """Largest relative error of the reconstruction over all layers: `max |sum A v - y| / max |y|`.
 
         It is measured for every query, against the output that the layer gave in the model.
         """
@@ -146,7 +146,7 @@ class Explanation:
             query: Row-major index or coordinates of the query on the layer's grid.
             head: Index of the head; None returns all heads.
             part: "content", "position" or "sum".
-            weighted: Multiply by the length of the values |v|, that is by how much an element has to give.
+            weighted: Multiply by the length of the values `|v|`, that is by how much an element has to give.
 
         Returns:
             Signed weights `[h, *context_grid]`, or `[*context_grid]` of one head; with an intra-depth u > 1
