@@ -266,7 +266,8 @@ def explain(
     The output of a lambda layer at a query is a sum of the values, whose weights A are linear in the queries:
     `A[h,n,m] = sum_k q[h,n,k] (kbar[m,k] + E[n,m,k])`, `y[h,n] = sum_m A[h,n,m] v[m]`. Nothing nonlinear
     follows inside the layer, except an output norm in some layers on sequences, so the map is the layer, not
-    an estimate: `explanation.error` compares the two, after the norm. A says what one layer adds, not why the network decides as it does.
+    an estimate: `explanation.error` compares the two, after the norm. A says what one layer adds, not why the
+    network decides as it does.
 
     Every lambda layer is found by its type: of this package on one, two or three axes; of timm,
     lucidrains/lambda-networks and d-li14/lambda.pytorch. One forward pass records queries, keys and values,
