@@ -308,3 +308,18 @@ def test_calls_with_a_state_or_packed_sequences_are_refused() -> None:
         explain(layer, (x, layer.initial_state(1)))
     with pytest.raises(ValueError, match="give the sequences one by one"):
         explain(layer, x, forward=lambda x: layer(x, cu_seqlens=torch.tensor([0, 4, 9])))
+
+
+def test_values_that_no_map_has_are_refused() -> None:
+    layer = LambdaLayer2d(8, scope=3).eval()
+    x = torch.randn(2, 8, 4, 4)
+    with pytest.raises(ValueError, match="there is no example -3 in a batch of 2"):
+        lambdanets.explain(layer, x, example=-3)
+    for value in (float("nan"), float("inf")):
+        x[1, 0, 0, 0] = value
+        with pytest.raises(ValueError, match="NaN or infinite values"):
+            lambdanets.explain(layer, x, example=1)
+        assert lambdanets.explain(layer, x).error < 1e-5
+    with pytest.raises(ValueError, match="meta device"):
+        lambdanets.explain(layer.to("meta"), x.to("meta"))
+    assert not layer._forward_hooks

@@ -265,8 +265,9 @@ def explain(
 
     The output of a lambda layer at a query is a sum of the values, whose weights A are linear in the queries:
     `A[h,n,m] = sum_k q[h,n,k] (kbar[m,k] + E[n,m,k])`, `y[h,n] = sum_m A[h,n,m] v[m]`. Nothing nonlinear
-    follows inside the layer, so the map is the layer, not an estimate: `explanation.error` compares the
-    two. A says what one layer adds, not why the network decides as it does.
+    follows inside the layer, except an output norm in some layers on sequences, so the map is the layer, not
+    an estimate: `explanation.error` compares the two, after the norm. A says what one layer adds, not why the
+    network decides as it does.
 
     Every lambda layer is found by its type: of this package on one, two or three axes; of timm,
     lucidrains/lambda-networks and d-li14/lambda.pytorch. One forward pass records queries, keys and values,
@@ -285,7 +286,7 @@ def explain(
 
     Raises:
         ValueError: If the model has no lambda layer, one is in training mode, a name is unknown, a layer is
-            not called or continues from a state, or the input is too large.
+            not called or continues from a state, its output is not finite, or the input is too large.
         MemoryError: If the recorded tensors need more memory than is available.
 
     Example:

@@ -120,12 +120,14 @@ def _hook(
         label = name if calls == 1 else f"{name} (call {calls})"
         y = output[0] if isinstance(output, tuple) else output
         operands = operands_of(*args, **options)
-        if example >= len(operands.q):
+        if operands.q.is_meta:
+            raise ValueError("a model on the meta device has no values to show: move it to another device")
+        if not -len(operands.q) <= example < len(operands.q):
             raise ValueError(f"there is no example {example} in a batch of {len(operands.q)}")
         _check_size(label, operands)
         maps = LayerMaps(label, operands, example)
         own, shares = maps.output()
-        found.append(Recorded(maps, shares, _error(own, y, operands, example)))
+        found.append(Recorded(maps, shares, _error(label, own, y, operands, example)))
 
     return record
 
@@ -151,14 +153,18 @@ def _check_size(name: str, operands: Operands) -> None:
         )
 
 
-def _error(own: Tensor, y: Tensor, operands: Operands, example: int) -> float:
+def _error(name: str, own: Tensor, y: Tensor, operands: Operands, example: int) -> float:
     """Return the largest difference of the maps' output from the layer's, as a fraction of its largest value.
 
     Args:
+        name: Name of the layer.
         own: The sum of the maps times the values, `[h, n, v]`.
         y: The layer's output `[b, dim_out, *grid]`.
         operands: The call's operands.
         example: Index of the example.
+
+    Raises:
+        ValueError: If the layer's output is not finite.
     """
     # `finish` serves the whole batch: the rows of other examples are not read.
     batch = own.to(operands.q.dtype)[None].expand(len(operands.q), *own.shape)
@@ -170,4 +176,9 @@ def _error(own: Tensor, y: Tensor, operands: Operands, example: int) -> float:
         expected, found = expected[:, defined], found[:, defined]
     if not expected.numel():
         return 0.0
+    if not bool(expected.isfinite().all()):
+        raise ValueError(
+            f"the output of {name} has NaN or infinite values, for which there is no map: check the input "
+            "and the weights, and use float32 instead of float16"
+        )
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
