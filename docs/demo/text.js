@@ -1,6 +1,6 @@
 // A prompt -> text, one character at a time, by the exported step and its state.
 const CHARACTERS = 400;
-const TYPES = { float32: Float32Array, int64: BigInt64Array, bool: Uint8Array };
+const TYPES = { float32: Float32Array, float64: Float64Array, int64: BigInt64Array };
 let writing = false;
 
 function initialState(known) {
