@@ -58,7 +58,8 @@ async function classifyPicture(levels) {
   const canvas = at("seen");
   canvas.width = canvas.height = size;
   const image = new ImageData(size, size);
-  levels.forEach((level, i) => image.data.set([255 * level, 255 * level, 255 * level, 255], 4 * i));
+  // Between dark and light grey, on which both colours of the map can be seen.
+  levels.forEach((level, i) => image.data.set([...Array(3).fill(64 + 165 * level), 255], 4 * i));
   canvas.getContext("2d").putImageData(image, 0, 0);
   if (!at("layer").children.length) buildMenus();
   showMap();
@@ -129,7 +130,7 @@ drawing.addEventListener("pointerdown", (event) => {
 drawing.addEventListener("pointermove", (event) => {
   if (!from) return;
   const to = placeOf(event);
-  Object.assign(pen, { lineWidth: 34, lineCap: "round", strokeStyle: "#fff" });
+  Object.assign(pen, { lineWidth: 44, lineCap: "round", strokeStyle: "#fff" });
   pen.beginPath();
   pen.moveTo(...from);
   pen.lineTo(...to);
