@@ -24,6 +24,8 @@ function network(name) {
 }
 
 async function load(name) {
+  const status = at({ picture: "pictureResult", sound: "soundResult", text: "speed" }[name]);
+  status.textContent = "Loading the network …";
   let known;
   try {
     known = (await facts)[name];
@@ -32,6 +34,7 @@ async function load(name) {
       throw new Error("checksum");
     return { ...known, session: await ort.InferenceSession.create(bytes) };
   } catch (error) {
+    status.textContent = "";
     fail(
       typeof WebAssembly === "undefined"
         ? "This browser has no WebAssembly, which the networks need."

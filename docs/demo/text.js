@@ -76,7 +76,7 @@ facts.then(({ text }) => {
   const bytes = Object.values(text.state).reduce(
     (sum, { shape, dtype }) => sum + product(shape.slice(1)) * TYPES[dtype].BYTES_PER_ELEMENT, 0);
   at("stateSize").textContent = Math.round(bytes / 1000);
-}, () => network("text").catch(() => {}));
+}, () => fail("The file facts.json is missing or damaged: build the page again."));
 
 Object.assign(window.demo, {
   async write(prompt, length) {

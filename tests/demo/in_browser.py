@@ -254,3 +254,13 @@ def test_a_damaged_network_is_one_sentence(browser: Any, tmp_path: Path, damage:
     assert "lambda_lm_mini.onnx is missing or damaged" in page.inner_text("#failure")
     page.close()
     server.shutdown()
+
+
+def test_a_browser_without_wasm_is_one_sentence(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    page.add_init_script("delete globalThis.WebAssembly")
+    page.goto(address)
+    page.click("#write")
+    page.wait_for_selector("#failure:visible")
+    assert "no WebAssembly" in page.inner_text("#failure")
+    page.close()
