@@ -149,6 +149,8 @@ def build(runtime: Path, out: Path) -> None:
 def _picture(out: Path) -> dict[str, Any]:
     run = train.load_run(PICTURE)
     data = run.config.data
+    assert data.mean is not None
+    assert data.std is not None
     wrapper = WithOperands(run.model())
     example = torch.randn(1, data.in_chans, data.image_size, data.image_size)
     with torch.no_grad():
