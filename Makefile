@@ -1,4 +1,4 @@
-# make demo | test | docs | test-browser | test-integrations | test-hosts | test-lowest | sanitize | lint | format | clean.
+# make demo | demo-page | test | docs | test-browser | test-integrations | test-hosts | test-lowest | sanitize | lint | format | clean.
 # Needs Python 3.11 or newer and make; everything else goes into .venv, except for the native kernel: a C++ compiler, where
 # there is one, compiles it into the cache of the user.
 PYTHON ?= python3
@@ -9,6 +9,8 @@ INTEGRATIONS := .venv-integrations
 BROWSER := .venv-browser
 DOCS := .venv-docs
 DEMO := runs/demo
+# The package from npm that runs networks in the browser.
+RUNTIME := onnxruntime-web-1.23.0
 # Threads that wait asleep: on a busy machine spinning ones slow each other down many times over.
 export OMP_WAIT_POLICY ?= passive
 # Workers of the test run; each uses one thread.
@@ -17,7 +19,7 @@ JOBS ?= 2
 # Minutes of random problems of `make sanitize`.
 MINUTES ?= 1
 
-.PHONY: demo test docs test-browser test-integrations test-hosts test-lowest sanitize lint format clean install native
+.PHONY: demo demo-page test docs test-browser test-integrations test-hosts test-lowest sanitize lint format clean install native
 .DEFAULT_GOAL := test
 
 $(INSTALLED): pyproject.toml requirements.lock
@@ -85,6 +87,22 @@ test-browser:
 		{ echo "make test-browser needs Chromium: apt-get install chromium"; exit 1; }
 	@$(MAKE) --no-print-directory $(BROWSER)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=$(BROWSER) $(BIN)/python -m pytest tests/explaining/in_browser.py
+	@if command -v npm > /dev/null; then \
+		$(MAKE) --no-print-directory demo-page && \
+		OMP_NUM_THREADS=1 PYTHONPATH=$(BROWSER) $(BIN)/python -m pytest tests/demo/in_browser.py; \
+	else echo "The demo page is not tested: it needs npm (apt-get install npm)"; fi
+
+build/$(RUNTIME)/package.json:
+	@command -v npm > /dev/null || { echo "make demo-page needs npm: apt-get install npm"; exit 1; }
+	@mkdir -p build/$(RUNTIME)
+	@cd build && npm pack --silent $(subst web-,web@,$(RUNTIME)) > /dev/null \
+		|| { echo "make demo-page needs $(RUNTIME), which npm could not download: see above."; exit 1; }
+	@tar -xzmf build/$(RUNTIME).tgz -C build/$(RUNTIME) --strip-components 1
+
+# A static page that runs trained networks in the browser, in build/demo.
+demo-page: $(INSTALLED) build/$(RUNTIME)/package.json
+	@OMP_NUM_THREADS=1 $(BIN)/python docs/demo/build.py build/$(RUNTIME) build/demo
+	@echo "Serve it: $(PYTHON) -m http.server --directory build/demo"
 
 # Sphinx in an environment of its own, which sees the packages of .venv too.
 $(DOCS)/.installed: $(INSTALLED)

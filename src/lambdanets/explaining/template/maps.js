@@ -2,7 +2,6 @@
 // Computes A[h, n, m] = sum over k of q[h, n, k] (kbar[m, k] + E[n, m, k]) for one query n.
 // Shapes: q [h, n, k]; keys [g, m, k, u]; logNorm [g, n, k, u]; table [*offsets, k, u]; lengths [m, u];
 // share [h, n].
-const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const product = (sizes) => sizes.reduce((a, b) => a * b, 1);
 

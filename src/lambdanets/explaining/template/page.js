@@ -1,4 +1,5 @@
 // The state of the page, what depends on the layer alone, and the reactions to pointer and keyboard.
+const data = JSON.parse(document.getElementById("data").textContent);
 const layers = data.layers.map((raw) => new Layer(raw));
 const rank = layers[0].grid.length;
 const kind = data.tokens ? "text" : ["", "line", "image", "volume"][rank];
