@@ -2,7 +2,7 @@
 
 The folder src/lambdanets/trained/NAME gets the run's configuration, in which SOURCE names the data, its
 classes, and the weights of its last epoch as int8: no validation image has chosen them. README.md, the model
-card, is written by hand.
+card, is written by hand. NAME.csv, beside this program, has the run's metrics.
 """
 
 import argparse
@@ -27,6 +27,7 @@ def ship(run: Path, name: str, source: str) -> Path:
     for file in ("classes.json", "image_sizes.json"):
         if (run / file).exists():
             (folder / file).write_text((run / file).read_text())
+    (Path(__file__).parent / f"{name}.csv").write_text((run / "metrics.csv").read_text())
     opened = load_run(run, task_of(run).config_class())
     write_safetensors(folder / WEIGHTS, quantise(opened.model("last").state_dict()))
     return folder
