@@ -26,7 +26,8 @@ def shipped_run(name: str) -> Path | None:
     Args:
         name: Name of the network, such as "lambda_resnet_cifar" or "nuclei".
     """
-    return FOLDER / name if name in shipped_models() else None
+    folder = FOLDER / name
+    return folder if folder.parent == FOLDER and (folder / "config.json").is_file() else None
 
 
 def card_title(name: str) -> str:
