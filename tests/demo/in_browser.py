@@ -19,16 +19,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from chromium import browser as browser
+from chromium import sync_api
 from lambdanets import audio, explain, text, train
 from lambdanets.data.audio.features import Features
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser")
-CHROMIUM = shutil.which("chromium")
 PAGE = Path(__file__).parents[2] / "build" / "demo"
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--use-fake-device-for-media-stream",
-]  # fmt: skip
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -48,15 +44,6 @@ def address() -> Iterator[str]:
     server = serve(PAGE)
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    assert CHROMIUM is not None, "there is no chromium here: apt-get install chromium"
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 It shows the numbers that Python computes, by pointer, keyboard and touch, and uses no network.
 """
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from chromium import browser as browser
 from lambdanets import Explanation, LambdaLayer1d, LambdaLayer2d, LambdaLayer3d, explain
 from lambdanets.explaining import Approximation, Mark, Scene
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser")
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-]  # fmt: skip
 TOLERANCE = 2e-3  # of the end of the colour scale: the page has 11 bits of each number
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -85,15 +79,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Explanati
     folder = tmp_path_factory.mktemp("pages")
     made = {kind: make() for kind, make in KINDS.items()}
     return {kind: (each, each.save(folder / f"{kind}.html")) for kind, each in made.items()}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    assert CHROMIUM is not None, "there is no chromium here: apt-get install chromium"
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
 
 
 class Opened:
